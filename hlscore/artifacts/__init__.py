@@ -1,0 +1,1 @@
+"""The files: `scores.parquet`, `plan.json`, and how they are written."""

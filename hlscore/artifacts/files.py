@@ -1,0 +1,94 @@
+"""Writing results so that nothing half-written ever has a final name."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from hlscore.errors import ArtifactError, UsageError
+
+SCORES_FILE = "scores.parquet"
+PLAN_FILE = "plan.json"
+
+_STAGE_PREFIX = ".hlscore-unfinished-"
+
+
+def default_folder(model: str) -> Path:
+    """Folder for the results of a model when `--out` is not given.
+
+    Args:
+        model: Hub id, directory or built-in name.
+
+    Returns:
+        `hlscore-out/<model>`, relative to the working directory.
+    """
+    local = Path(model).expanduser()
+    name = local.resolve().name if local.is_dir() else model
+    return Path("hlscore-out") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
+
+
+def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
+    """Refuse a folder that cannot take the results, before any work is done.
+
+    Args:
+        folder: Where results will go; need not exist.
+        names: Files that will be written.
+        force: Whether existing results may be replaced.
+
+    Raises:
+        UsageError: The folder already holds results and `force` is off.
+        ArtifactError: The folder cannot be written to.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
+    for name in names:
+        if (folder / name).exists() and not force:
+            raise UsageError(
+                f"'{folder / name}' already exists.",
+                hint="Pass --force to replace it, or another path with --out.",
+            )
+    parent = folder
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    try:
+        with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX, dir=parent):
+            pass
+    except OSError as error:
+        raise ArtifactError(
+            f"'{folder}' cannot be written to: {error.strerror}.", hint="Choose another --out."
+        ) from error
+
+
+def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
+    """Write files beside their final place, then move all of them there.
+
+    Args:
+        folder: Made when missing.
+        writers: For each file name, a function that writes to a given path.
+
+    Returns:
+        The final path of each file.
+
+    Raises:
+        ArtifactError: The disk refuses, for example because it is full.
+    """
+    stage: Path | None = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=_STAGE_PREFIX, dir=folder))
+        for name, write in writers.items():
+            write(stage / name)
+        for name in writers:
+            (stage / name).replace(folder / name)
+    except OSError as error:
+        raise ArtifactError(
+            f"Results cannot be written to '{folder}': {error.strerror or error}.",
+            hint="Choose another --out.",
+        ) from error
+    finally:
+        if stage is not None:
+            shutil.rmtree(stage, ignore_errors=True)
+    return {name: folder / name for name in writers}

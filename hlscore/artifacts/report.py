@@ -1,0 +1,168 @@
+"""`scores.parquet`: one row per module, with the run's origin in the file's metadata."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from hlscore.errors import ArtifactError, first_line
+from hlscore.records import ModelIdentity, ModuleRow, ProbeSummary, RunInfo, ScoreReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA_VERSION = 1
+METADATA_KEY = b"hlscore"
+
+_INTEGERS = ("rank", "layer", "matrices", "matrices_reached", "rank_for_90")
+_WIDE_INTEGERS = ("out_features", "in_features", "n_params")
+_TEXTS = ("module", "parameter", "kind", "block", "status", "reason")
+_LISTS: dict[str, pa.DataType] = {
+    "curve_ranks": pa.list_(pa.int32()),
+    "tail_curve": pa.list_(pa.float64()),
+    "hls_curve": pa.list_(pa.float64()),
+    "hls_replicates": pa.list_(pa.float32()),
+    "tail_replicates": pa.list_(pa.float32()),
+    "grad_norm_replicates": pa.list_(pa.float32()),
+}
+
+
+class _Metadata(BaseModel):
+    """What the file says about its origin."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int
+    model: ModelIdentity
+    probes: ProbeSummary
+    run: RunInfo
+
+
+def column_type(name: str) -> pa.DataType:
+    """Arrow type of a column of the report."""
+    if name in _LISTS:
+        return _LISTS[name]
+    if name in _INTEGERS:
+        return pa.int32()
+    if name in _WIDE_INTEGERS:
+        return pa.int64()
+    return pa.string() if name in _TEXTS else pa.float64()
+
+
+def report_schema() -> pa.Schema:
+    """Columns of `scores.parquet` in order, with their types."""
+    return pa.schema([(item.name, column_type(item.name)) for item in fields(ModuleRow)])
+
+
+def to_table(report: ScoreReport) -> pa.Table:
+    """Turn a report into an Arrow table with metadata.
+
+    Args:
+        report: Rows and origin.
+
+    Returns:
+        The table as it is written.
+    """
+    schema = report_schema()
+    columns = {
+        name: pa.array([getattr(row, name) for row in report.rows], type=schema.field(name).type)
+        for name in schema.names
+    }
+    origin = {
+        "schema_version": SCHEMA_VERSION,
+        "model": asdict(report.model),
+        "probes": asdict(report.probes),
+        "run": asdict(report.run),
+    }
+    metadata = {METADATA_KEY: json.dumps(origin, sort_keys=True).encode()}
+    return pa.table(columns, schema=schema.with_metadata(metadata))
+
+
+def to_pandas(report: ScoreReport) -> pd.DataFrame:
+    """Turn a report into a pandas frame with the columns of the file."""
+    frame: pd.DataFrame = to_table(report).to_pandas()
+    return frame
+
+
+def write_report(report: ScoreReport, path: Path) -> None:
+    """Write a report to a Parquet file."""
+    pq.write_table(to_table(report), path, compression="zstd")
+
+
+def read_report(path: Path) -> ScoreReport:
+    """Read a report, without pandas or torch.
+
+    Args:
+        path: A `scores.parquet`.
+
+    Returns:
+        Rows and origin.
+
+    Raises:
+        ArtifactError: There is no such file, or it is no report that this version reads.
+    """
+    if not path.is_file():
+        raise ArtifactError(
+            f"There is no file '{path}'.", hint="`hlscore rank MODEL` writes scores.parquet."
+        )
+    try:
+        # Not the file as a data set: `k=v` folders in the path would become columns.
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(f"'{path}' is not a Parquet file: {first_line(error)}") from error
+    origin = _read_metadata(path, table.schema)
+    if not table.schema.equals(report_schema(), check_metadata=False):
+        raise ArtifactError(
+            f"The columns of '{path}' are not those of an hlscore report: "
+            f"{_first_difference(table.schema)}.",
+            hint="Write it again with `hlscore rank`.",
+        )
+    rows = tuple(_row(values) for values in table.to_pylist())
+    return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
+
+
+def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    if raw is None:
+        raise ArtifactError(
+            f"'{path}' was not written by hlscore: it has no 'hlscore' metadata.",
+            hint="`hlscore rank MODEL` writes scores.parquet.",
+        )
+    try:
+        content = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"The metadata of '{path}' is damaged: {first_line(error)}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"'{path}' has report schema {version}; this hlscore reads {SCHEMA_VERSION}.",
+            hint="Use the hlscore that wrote it, or run `hlscore rank` again.",
+        )
+    try:
+        return _Metadata.model_validate(content)
+    except ValidationError as error:
+        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        raise ArtifactError(
+            f"The metadata of '{path}' is damaged at '{place}': {error.errors()[0]['msg']}."
+        ) from error
+
+
+def _first_difference(found: pa.Schema) -> str:
+    for field in report_schema():
+        index = found.get_field_index(field.name)
+        if index < 0:
+            return f"column '{field.name}' is missing"
+        if not found.field(index).type.equals(field.type):
+            return f"column '{field.name}' is {found.field(index).type}, not {field.type}"
+    return "there are further columns, or their order differs"
+
+
+def _row(values: dict[str, Any]) -> ModuleRow:
+    lists = {name: tuple(values[name] or ()) for name in _LISTS}
+    return ModuleRow(**{**values, **lists})

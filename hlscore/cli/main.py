@@ -1,0 +1,98 @@
+"""The application and its one error boundary."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+import typer
+
+from hlscore._version import __version__
+from hlscore.cli.modules_command import modules
+from hlscore.cli.plan_command import plan
+from hlscore.cli.rank_command import rank
+from hlscore.cli.schema_command import schema
+from hlscore.cli.scores_command import scores
+from hlscore.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, HlscoreError
+
+DEBUG_VARIABLE = "HLSCORE_DEBUG"
+
+app = typer.Typer(
+    name="hlscore",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(rank)
+app.command()(plan)
+app.command()(modules)
+app.command()(scores)
+app.command()(schema)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"hlscore {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", help="Print the version.", callback=_print_version, is_eager=True
+    ),
+) -> None:
+    """Find the weight matrices that LoRA will serve badly, and plan to train those in full.
+
+    Start with `hlscore rank builtin:tiny --budget 0.1`.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0 success, 1 check failed, 2 usage, 3 could not run."""
+    sys.exit(_run())
+
+
+def _run() -> int:
+    # A terminal decides about colour and progress; transformers' own advice is not ours.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app(standalone_mode=True)
+    except HlscoreError as error:
+        _print_error(error.message, error.hint)
+        return error.exit_code
+    except SystemExit as stop:
+        return _exit_code(stop)
+    except KeyboardInterrupt:
+        _print_error("Interrupted: nothing was written.", "")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has left; keep Python from complaining about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _print_error(
+            f"Unexpected {type(error).__name__}: {error}",
+            f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it.",
+        )
+        return EXIT_COULD_NOT_RUN
+    return EXIT_OK
+
+
+def _exit_code(stop: SystemExit) -> int:
+    return stop.code if isinstance(stop.code, int) else EXIT_OK
+
+
+def _print_error(message: str, hint: str) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, soft_wrap=True)
+    console.print(Text.assemble(("error: ", "bold red"), message))
+    if hint:
+        console.print(Text.assemble(("  try: ", "bold cyan"), hint))

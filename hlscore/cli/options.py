@@ -1,0 +1,158 @@
+"""Options that several commands share, with their help in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from hlscore.errors import UsageError
+
+MODEL_PANEL = "Model"
+DATA_PANEL = "Probe data"
+MODULES_PANEL = "Modules"
+CAPTURE_PANEL = "Capture"
+PLAN_PANEL = "Plan"
+OUTPUT_PANEL = "Output"
+
+Model = Annotated[
+    str, typer.Argument(help="Hub id, local directory, or builtin:tiny.", show_default=False)
+]
+Revision = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        help="Branch, tag or commit of a hub model.",
+        rich_help_panel=MODEL_PANEL,
+        show_default=False,
+    ),
+]
+DtypeOption = Annotated[
+    Literal["auto", "bfloat16", "float16", "float32"],
+    typer.Option("--dtype", help="Dtype of the weights.", rich_help_panel=MODEL_PANEL),
+]
+Device = Annotated[
+    str,
+    typer.Option("--device", help="auto, cpu, mps, cuda or cuda:N.", rich_help_panel=MODEL_PANEL),
+]
+AllowPickle = Annotated[
+    bool,
+    typer.Option(
+        "--allow-pickle",
+        help="Accept .bin weights, which can run code when opened.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Run Python code that comes with the model.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+Include = Annotated[
+    list[str],
+    typer.Option(
+        "--include",
+        help="Rank only modules whose full name matches this glob (repeatable).",
+        rich_help_panel=MODULES_PANEL,
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Exclude = Annotated[
+    list[str],
+    typer.Option(
+        "--exclude",
+        help="Leave out modules whose full name matches this glob (repeatable).",
+        rich_help_panel=MODULES_PANEL,
+        default_factory=list,
+        show_default=False,
+    ),
+]
+Embeddings = Annotated[
+    bool,
+    typer.Option(
+        "--embeddings", help="Rank the input embedding too.", rich_help_panel=MODULES_PANEL
+    ),
+]
+Head = Annotated[
+    bool, typer.Option("--head", help="Rank the output head too.", rich_help_panel=MODULES_PANEL)
+]
+BudgetOption = Annotated[
+    str,
+    typer.Option(
+        "--budget",
+        "-b",
+        help="0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their parameters.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
+ScoreOption = Annotated[
+    str,
+    typer.Option(
+        "--score",
+        help="Score that decides; `hlscore scores` lists them.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
+Alpha = Annotated[
+    int | None,
+    typer.Option(
+        "--alpha",
+        help="LoRA alpha of the plan.",
+        show_default="twice the rank",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        "-o",
+        help="Folder for the results.",
+        show_default="hlscore-out/<model>",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Replace existing results.", rich_help_panel=OUTPUT_PANEL),
+]
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json", help="Print the result as JSON for scripts.", rich_help_panel=OUTPUT_PANEL
+    ),
+]
+Top = Annotated[
+    int,
+    typer.Option(
+        "--top", min=1, help="Modules to show in the table.", rich_help_panel=OUTPUT_PANEL
+    ),
+]
+
+
+def parse_columns(pairs: list[str]) -> dict[str, str]:
+    """Read `ROLE=COLUMN` pairs.
+
+    Args:
+        pairs: As given on the command line.
+
+    Returns:
+        Column by role.
+
+    Raises:
+        UsageError: A pair has no `=`, or an empty side.
+    """
+    columns = {}
+    for pair in pairs:
+        role, found, column = pair.partition("=")
+        if not (role and found and column):
+            raise UsageError(
+                f"--column '{pair}' is not ROLE=COLUMN.", hint="For example prompt=question."
+            )
+        columns[role] = column
+    return columns

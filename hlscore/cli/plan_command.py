@@ -1,0 +1,82 @@
+"""`hlscore plan`: another plan from the same scores, without the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hlscore.cli import options as o
+
+
+def plan(
+    scores: Annotated[Path, typer.Argument(help="A scores.parquet written by `hlscore rank`.")],
+    budget: o.BudgetOption = "0.1",
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            help="Score that decides; `hlscore scores` lists them.",
+            show_default="the one the report was ranked by",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    lora_rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            "-r",
+            help="LoRA rank; one of those that the report's curves hold.",
+            show_default="the report's",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    alpha: o.Alpha = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Plan file to write.",
+            show_default="plan.json beside the scores",
+            rich_help_panel=o.OUTPUT_PANEL,
+        ),
+    ] = None,
+    force: o.Force = False,
+    top: o.Top = 15,
+    as_json: o.Json = False,
+) -> None:
+    """Plan again from a report, with another budget, score or rank.
+
+    **Examples**
+
+    `hlscore plan hlscore-out/builtin-tiny/scores.parquet --budget 0.2 -o plan-20.json`
+
+    `hlscore plan scores.parquet --budget 0.1p --score grad_norm --force`
+    """
+    from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
+    from hlscore.artifacts.plan import make_plan, write_plan
+    from hlscore.artifacts.report import read_report
+    from hlscore.planning.allocation import allocate
+    from hlscore.planning.budget import parse_budget
+    from hlscore.settings import PlanSettings
+    from hlscore.views.result import print_plan_json, print_replanned
+
+    parse_budget(budget)
+    report = read_report(scores)
+    settings = PlanSettings(
+        budget=budget,
+        score=score or report.run.score,
+        rank=lora_rank or report.run.rank,
+        alpha=alpha,
+    )
+    target = out or scores.parent / PLAN_FILE
+    check_folder(target.parent, (target.name,), force=force)
+    allocation = allocate(report, settings)
+    made = make_plan(report, allocation)
+    paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
+    if as_json:
+        print_plan_json(made, paths[target.name])
+    else:
+        print_replanned(report, allocation, paths[target.name], top=top)

@@ -1,0 +1,1 @@
+"""From probe batches to gradient statistics."""

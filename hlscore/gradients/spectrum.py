@@ -1,0 +1,287 @@
+"""Spectra of mean gradients and cross-fitted tails: pure functions of tensors.
+
+Notation: `A` and `B` are the mean gradients of two independent halves of the probes, `G` that
+of all of them. `s_1 >= s_2 >= ...` are singular values, `H_r` the energy of the best rank-r
+approximation (Eckart-Young), `T_r = ||G||_F^2 - H_r`. The cross-fitted tail is
+`S_r = 1/2 [<A - A_r, B> + <B - B_r, A>]` with `A_r` the best rank-r approximation of `A`.
+Matrices come as [E, m, n] with m <= n; energies are summed over the E matrices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+OVERSAMPLING = 16
+POWER_ITERATIONS = 2
+FULL_UP_TO = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spectrum:
+    """Energies and leading left singular vectors of E matrices.
+
+    Attributes:
+        energies: Squared singular values, largest first, float64 [E, l]; all of them when
+            `exact`, else the leading ones as the subspace iteration found them.
+        basis: Left singular vectors, float64 or float32 [E, m, l].
+        total: `||X||_F^2` of each matrix, float64 [E].
+        residuals: `||X v - s u||` of each vector, float64 [E, l]; zero when `exact`.
+        exact: Whether the spectrum is complete.
+    """
+
+    energies: torch.Tensor
+    basis: torch.Tensor
+    total: torch.Tensor
+    residuals: torch.Tensor
+    exact: bool
+
+    def head(self, rank: int) -> torch.Tensor:
+        """Energy of the best rank-`rank` part, summed over matrices."""
+        return self.energies[:, :rank].sum()
+
+    def tail(self, rank: int) -> float:
+        """Energy outside the best rank-`rank` part, summed over matrices.
+
+        Exact spectra sum the small values, so that a small tail keeps its digits.
+        """
+        if self.exact:
+            return float(self.energies[:, rank:].flip(-1).sum())
+        return float((self.total.sum() - self.head(rank)).clamp(min=0))
+
+    def head_error(self, rank: int) -> float:
+        """Estimated relative error of `head(rank)`, from the residuals of the vectors.
+
+        A singular value lies within `residual` of each computed one, so the head is off by at
+        most `sum (2 s residual + residual^2)`, provided the vectors belong to the leading
+        values. Zero for exact spectra.
+        """
+        head = self.head(rank)
+        if self.exact or head == 0:
+            return 0.0
+        values, residuals = self.energies[:, :rank].sqrt(), self.residuals[:, :rank]
+        bound = (2 * values * residuals + residuals**2).sum()
+        return float((bound / head).clamp(max=1))
+
+
+def chooses_full(short_side: int, vectors: int, method: str) -> bool:
+    """Whether a matrix is decomposed completely.
+
+    Args:
+        short_side: Smaller of its two sizes.
+        vectors: Leading vectors that are wanted.
+        method: `auto`, `full` or `randomized`.
+
+    Returns:
+        True for the full decomposition; always where the iteration would find nearly all.
+    """
+    if method == "full" or vectors + OVERSAMPLING >= short_side:
+        return True
+    return method == "auto" and short_side <= FULL_UP_TO
+
+
+def full_spectrum(gram: torch.Tensor) -> Spectrum:
+    """Decompose `X X^T` completely.
+
+    Args:
+        gram: Symmetric, float64 [E, m, m].
+
+    Returns:
+        All energies and vectors.
+    """
+    values, vectors = torch.linalg.eigh(gram)
+    energies = values.flip(-1).clamp(min=0)
+    return Spectrum(
+        energies=energies,
+        basis=vectors.flip(-1),
+        total=gram.diagonal(dim1=-2, dim2=-1).sum(-1),
+        residuals=torch.zeros_like(energies),
+        exact=True,
+    )
+
+
+def randomized_spectrum(matrices: torch.Tensor, vectors: int, *, seed: int) -> Spectrum:
+    """Find the leading singular triples by randomized subspace iteration.
+
+    Halko, Martinsson, Tropp (arXiv 0909.4061), algorithm 4.4 with 2 power iterations and 16
+    extra vectors. Energies are never above the true ones.
+
+    Args:
+        matrices: float32 [E, m, n].
+        vectors: Leading triples wanted.
+        seed: Seed of the start.
+
+    Returns:
+        `vectors` + 16 triples with their residuals.
+    """
+    count, _, width = matrices.shape
+    generator = torch.Generator().manual_seed(seed)
+    start = torch.randn(width, vectors + OVERSAMPLING, generator=generator)
+    start = start.to(matrices.device).expand(count, -1, -1)
+    basis = torch.linalg.qr(matrices @ start).Q
+    for _ in range(POWER_ITERATIONS):
+        basis = torch.linalg.qr(matrices.mT @ basis).Q
+        basis = torch.linalg.qr(matrices @ basis).Q
+    projected = basis.mT @ matrices
+    gram = projected.double() @ projected.double().mT
+    values, rotation = torch.linalg.eigh(gram)
+    energies, rotation = values.flip(-1).clamp(min=0), rotation.flip(-1)
+    left = basis.double() @ rotation
+    singular = energies.sqrt()
+    right = (projected.mT.double() @ rotation) / singular.clamp(min=1e-300).unsqueeze(-2)
+    gap = (matrices @ right.float()).double() - left * singular.unsqueeze(-2)
+    return Spectrum(
+        energies=energies,
+        basis=left,
+        total=matrices.double().square().sum((-2, -1)),
+        residuals=torch.linalg.vector_norm(gap, dim=-2),
+        exact=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HalfSpectra:
+    """Spectra of both halves and of the mean, with what the cross-fitted tail needs.
+
+    Attributes:
+        mean: Spectrum of `G`.
+        first: Spectrum of `A`.
+        second: Spectrum of `B`.
+        overlap: `<A, B>` of each matrix, float64 [E].
+        first_overlaps: `u_i^T B A^T u_i` for the vectors of `A`, float64 [E, l].
+        second_overlaps: `u_i^T A B^T u_i` for the vectors of `B`, float64 [E, l].
+    """
+
+    mean: Spectrum
+    first: Spectrum
+    second: Spectrum
+    overlap: torch.Tensor
+    first_overlaps: torch.Tensor
+    second_overlaps: torch.Tensor
+
+    def cross_fitted_tail(self, rank: int) -> float:
+        """`S_r`: loss decrease per unit learning rate, in nats, that rank r cannot reach."""
+        if self.mean.exact and rank >= self.mean.energies.shape[-1]:
+            return 0.0
+        inside = self.first_overlaps[:, :rank].sum(-1) + self.second_overlaps[:, :rank].sum(-1)
+        return float((self.overlap - inside / 2).sum())
+
+
+def full_half_spectra(
+    first: torch.Tensor, second: torch.Tensor, *, first_share: float
+) -> HalfSpectra:
+    """Decompose both halves and their mean completely, in float64.
+
+    Args:
+        first: Mean gradient `A` of the first half, [E, m, n].
+        second: Mean gradient `B` of the second half, [E, m, n].
+        first_share: Share of the counted tokens in the first half.
+
+    Returns:
+        Exact spectra. `G` itself is never formed: its Gram matrix follows from those of the
+        halves.
+    """
+    a, b = first.double(), second.double()
+    gram_a, gram_b, cross = a @ a.mT, b @ b.mT, a @ b.mT
+    w = first_share
+    mixed = cross + cross.mT
+    gram_mean = w * w * gram_a + (1 - w) * (1 - w) * gram_b + w * (1 - w) * mixed
+    spectrum_a, spectrum_b = full_spectrum(gram_a), full_spectrum(gram_b)
+    return HalfSpectra(
+        mean=full_spectrum(gram_mean),
+        first=spectrum_a,
+        second=spectrum_b,
+        overlap=cross.diagonal(dim1=-2, dim2=-1).sum(-1),
+        first_overlaps=_quadratic_forms(spectrum_a.basis, cross),
+        second_overlaps=_quadratic_forms(spectrum_b.basis, cross),
+    )
+
+
+def randomized_half_spectra(
+    first: torch.Tensor, second: torch.Tensor, *, first_share: float, vectors: int, seed: int
+) -> HalfSpectra:
+    """Find the leading part of both halves and of their mean.
+
+    Args:
+        first: Mean gradient `A`, float32 [E, m, n].
+        second: Mean gradient `B`, float32 [E, m, n].
+        first_share: Share of the counted tokens in the first half.
+        vectors: Leading triples wanted.
+        seed: Seed of the iterations.
+
+    Returns:
+        Leading spectra with their residuals.
+    """
+    mean = torch.lerp(second, first, first_share)
+    spectrum_a = randomized_spectrum(first, vectors, seed=seed)
+    spectrum_b = randomized_spectrum(second, vectors, seed=seed)
+    return HalfSpectra(
+        mean=randomized_spectrum(mean, vectors, seed=seed),
+        first=spectrum_a,
+        second=spectrum_b,
+        overlap=(first.double() * second.double()).sum((-2, -1)),
+        first_overlaps=_projected_overlaps(spectrum_a.basis, first, second),
+        second_overlaps=_projected_overlaps(spectrum_b.basis, first, second),
+    )
+
+
+def _quadratic_forms(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    return (vectors * (matrix @ vectors)).sum(-2)
+
+
+def _projected_overlaps(
+    vectors: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+) -> torch.Tensor:
+    basis = vectors.float().mT
+    return ((basis @ first).double() * (basis @ second).double()).sum(-1)
+
+
+def effective_rank(spectrum: Spectrum) -> float | None:
+    """`exp(entropy(s / sum s))`, mean over matrices that are not zero (Roy and Vetterli 2007).
+
+    Args:
+        spectrum: An exact spectrum; nuclear norms cannot be had from a leading part.
+
+    Returns:
+        The effective rank, or `None` where the spectrum is not exact or all zero.
+    """
+    reached = spectrum.total > 0
+    if not spectrum.exact or not bool(reached.any()):
+        return None
+    values = spectrum.energies[reached].sqrt()
+    shares = values / values.sum(-1, keepdim=True)
+    entropy = -torch.special.xlogy(shares, shares).sum(-1)
+    return float(entropy.exp().mean())
+
+
+def rank_for_share(spectrum: Spectrum, share: float) -> int | None:
+    """Smallest rank whose head holds a share of the energy.
+
+    Args:
+        spectrum: Complete or leading spectrum.
+        share: Between 0 and 1.
+
+    Returns:
+        The rank, or `None` when it lies beyond the vectors that were found, or nothing is there.
+    """
+    total = float(spectrum.total.sum())
+    if total <= 0:
+        return None
+    heads = spectrum.energies.sum(0).cumsum(0)
+    enough = heads >= share * total * (1 - 1e-12)
+    return int(enough.to(torch.int8).argmax()) + 1 if bool(enough.any()) else None
+
+
+def curve_ranks(rank: int) -> tuple[int, ...]:
+    """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
+
+    Args:
+        rank: LoRA rank of the run.
+
+    Returns:
+        1, 2, 4, ... up to at least 64 and twice the rank.
+    """
+    largest = max(64, 2 * rank)
+    powers = {2**i for i in range(largest.bit_length()) if 2**i <= largest}
+    return tuple(sorted(powers | {rank}))

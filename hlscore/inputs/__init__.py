@@ -1,0 +1,1 @@
+"""Where data enters: models, candidate modules, probe examples."""

@@ -1,0 +1,102 @@
+"""Padded batches of probe examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hlscore.inputs.probes import ProbeExample
+from hlscore.settings import PaddingSide
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One padded batch.
+
+    Attributes:
+        input_ids: Token ids, int64 [examples, length].
+        attention_mask: 1 on tokens, 0 on padding, int64 [examples, length].
+        position_ids: Place of each token in its example, int64 [examples, length].
+        labels: Token ids where loss is counted, -100 elsewhere, int64 [examples, length].
+        tokens: Tokens without padding.
+    """
+
+    input_ids: torch.Tensor
+    attention_mask: torch.Tensor
+    position_ids: torch.Tensor
+    labels: torch.Tensor
+    tokens: int
+
+
+def batches(
+    group: Sequence[ProbeExample],
+    *,
+    batch_size: int,
+    pad_token_id: int,
+    padding_side: PaddingSide,
+    device: torch.device,
+) -> Iterator[Batch]:
+    """Cut a group of examples into padded batches, examples of like length together.
+
+    Args:
+        group: Examples.
+        batch_size: Examples per batch, at most.
+        pad_token_id: Id put on padded places.
+        padding_side: Where padding goes.
+        device: Where the tensors are made.
+
+    Yields:
+        One batch after the other.
+    """
+    ordered = sorted(group, key=lambda item: (len(item.input_ids), item.input_ids))
+    for start in range(0, len(ordered), batch_size):
+        yield collate(
+            ordered[start : start + batch_size],
+            pad_token_id=pad_token_id,
+            padding_side=padding_side,
+            device=device,
+        )
+
+
+def collate(
+    examples: Sequence[ProbeExample],
+    *,
+    pad_token_id: int,
+    padding_side: PaddingSide,
+    device: torch.device,
+) -> Batch:
+    """Pad examples to one length.
+
+    Args:
+        examples: At least one example.
+        pad_token_id: Id put on padded places.
+        padding_side: Where padding goes.
+        device: Where the tensors are made.
+
+    Returns:
+        The batch.
+    """
+    length = max(len(item.input_ids) for item in examples)
+    shape = (len(examples), length)
+    input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
+    labels = torch.full(shape, IGNORED, dtype=torch.int64)
+    mask = torch.zeros(shape, dtype=torch.int64)
+    for row, item in enumerate(examples):
+        size = len(item.input_ids)
+        places = slice(0, size) if padding_side == "right" else slice(length - size, length)
+        ids = torch.tensor(item.input_ids, dtype=torch.int64)
+        input_ids[row, places] = ids
+        labels[row, places] = torch.where(torch.tensor(item.counted), ids, IGNORED)
+        mask[row, places] = 1
+    position_ids = (mask.cumsum(dim=-1) - 1).clamp(min=0)
+    return Batch(
+        input_ids=input_ids.to(device),
+        attention_mask=mask.to(device),
+        position_ids=position_ids.to(device),
+        labels=labels.to(device),
+        tokens=int(mask.sum()),
+    )

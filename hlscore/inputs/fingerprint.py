@@ -1,0 +1,61 @@
+"""Fingerprint of a model's candidate weights, the same whatever dtype it is loaded in."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from transformers import PreTrainedModel
+
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.records import Candidate, Fingerprint
+from hlscore.settings import CandidateSettings
+
+SAMPLES_PER_WEIGHT = 16
+
+
+def fingerprint(model: PreTrainedModel) -> Fingerprint:
+    """Hash the names, shapes and some weights of every candidate of a model.
+
+    All candidates count, whatever `--include` and `--exclude` say. Sampled weights are rounded
+    to bfloat16 first: a checkpoint gives one fingerprint in bfloat16 and in float32.
+
+    Args:
+        model: The model with its weights loaded.
+
+    Returns:
+        Two hashes: one of the structure, one of the weights.
+    """
+    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    weights = hashlib.sha256()
+    for item in candidates:
+        values = sampled_weights(model.get_parameter(item.parameter))
+        weights.update(values.view(torch.int16).numpy().tobytes())
+    return Fingerprint(
+        structure=structure_hash(candidates), weights=f"sha256:{weights.hexdigest()}"
+    )
+
+
+def structure_hash(candidates: tuple[Candidate, ...]) -> str:
+    """Hash the names and shapes of the candidates; needs no weights."""
+    shapes = [
+        [item.module, item.matrices, item.out_features, item.in_features, item.storage]
+        for item in candidates
+    ]
+    return f"sha256:{hashlib.sha256(json.dumps(shapes).encode()).hexdigest()}"
+
+
+def sampled_weights(weight: torch.Tensor) -> torch.Tensor:
+    """Take evenly spaced weights from a tensor.
+
+    Args:
+        weight: Any floating-point tensor.
+
+    Returns:
+        Up to 16 values in storage order, bfloat16, on the CPU.
+    """
+    flat = weight.detach().reshape(-1)
+    count = min(SAMPLES_PER_WEIGHT, flat.numel())
+    places = torch.arange(count, device=flat.device) * flat.numel() // count
+    return flat[places].to(torch.bfloat16).cpu()

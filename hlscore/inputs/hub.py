@@ -1,0 +1,172 @@
+"""Find a model's files: the package, a local directory, or the Hugging Face hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from hlscore.errors import HlscoreError, ModelError, first_line
+from hlscore.settings import ModelSettings
+
+BUILTIN_PREFIX = "builtin:"
+BUILTIN_MODELS = ("tiny",)
+
+_CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
+_SAFETENSORS_PATTERNS = ("*.safetensors",)
+_PICKLE_PATTERNS = ("*.bin",)
+_CODE_PATTERNS = ("*.py",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """A model on the local disk.
+
+    Attributes:
+        directory: Folder with `config.json`.
+        revision: Commit hash when it came from the hub, else `None`.
+    """
+
+    directory: Path
+    revision: str | None
+
+
+def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
+    """Find a model's files, downloading what is needed from the hub.
+
+    Args:
+        settings: Which model.
+        weights: Whether the weights are needed too, or only configuration and tokenizer.
+
+    Returns:
+        The folder and the commit.
+
+    Raises:
+        ModelError: There is no such model, or it cannot be reached or used.
+    """
+    name = settings.model
+    if name.startswith(BUILTIN_PREFIX):
+        files = ModelFiles(directory=_builtin_directory(name), revision=None)
+    elif Path(name).expanduser().is_dir():
+        files = ModelFiles(directory=Path(name).expanduser(), revision=None)
+    elif _looks_like_path(name):
+        raise ModelError(
+            f"There is no model directory at '{name}'.",
+            hint="Give a directory with config.json, a hub id such as Qwen/Qwen3-0.6B, or "
+            "builtin:tiny.",
+        )
+    else:
+        files = _download(settings, weights=weights)
+    _check_files(files.directory, settings, weights=weights)
+    return files
+
+
+def _builtin_directory(name: str) -> Path:
+    short = name.removeprefix(BUILTIN_PREFIX)
+    if short not in BUILTIN_MODELS:
+        known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
+        raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
+    return Path(str(resources.files("hlscore.inputs") / "builtin" / short))
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+
+
+def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    patterns = list(_CONFIG_PATTERNS)
+    if weights:
+        patterns += _SAFETENSORS_PATTERNS
+    if settings.trust_remote_code:
+        patterns += _CODE_PATTERNS
+    try:
+        folder = snapshot_download(
+            settings.model, revision=settings.revision, allow_patterns=patterns
+        )
+        if weights and settings.allow_pickle and not _weights(Path(folder), ".safetensors"):
+            folder = snapshot_download(
+                settings.model,
+                revision=settings.revision,
+                allow_patterns=[*patterns, *_PICKLE_PATTERNS],
+            )
+    except HFValidationError as error:
+        raise ModelError(
+            f"'{settings.model}' is neither a directory nor a valid hub id.",
+            hint="A hub id looks like Qwen/Qwen3-0.6B.",
+        ) from error
+    except Exception as error:
+        raise hub_error(settings.model, settings.revision, "model", error) from error
+    return ModelFiles(directory=Path(folder), revision=Path(folder).name)
+
+
+def hub_error(name: str, revision: str | None, what: str, error: Exception) -> HlscoreError:
+    """Turn a failure of the hub client into one clear error.
+
+    Args:
+        name: Hub id.
+        revision: Revision asked for.
+        what: `model` or `data set`.
+        error: What the client raised.
+
+    Returns:
+        The error to raise. Unknown failures keep the client's own words.
+    """
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return ModelError(
+            f"The {what} '{name}' is gated.",
+            hint="Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return ModelError(
+            f"The {what} '{name}' has no revision '{revision}'.",
+            hint="Give a branch, tag or full commit hash that its hub page lists.",
+        )
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return ModelError(
+            f"There is no {what} '{name}', neither as a local path nor on the hub.",
+            hint="Check the spelling; for a private repository log in with `hf auth login`.",
+        )
+    if isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
+        return ModelError(
+            f"The {what} '{name}' is not in the local cache and the hub cannot be reached.",
+            hint="Check the network and HF_HUB_OFFLINE, or give a local directory.",
+        )
+    if isinstance(error, hub.HfHubHTTPError):
+        return ModelError(f"The hub answered with an error for '{name}': {first_line(error)}")
+    return ModelError(
+        f"Downloading the {what} '{name}' failed: {first_line(error)}",
+        hint="What was downloaded so far is kept: run the same command again to continue.",
+    )
+
+
+def _weights(directory: Path, suffix: str) -> list[Path]:
+    return sorted(directory.glob(f"*{suffix}"))
+
+
+def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:
+    if not (directory / "config.json").is_file():
+        raise ModelError(
+            f"'{settings.model}' has no config.json.",
+            hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
+        )
+    if not weights:
+        return
+    if _weights(directory, ".safetensors"):
+        return
+    pickles = _weights(directory, ".bin")
+    if not pickles:
+        raise ModelError(
+            f"'{settings.model}' has no weights: no .safetensors file beside config.json.",
+            hint="`hlscore modules` works from the configuration alone; `rank` needs weights.",
+        )
+    if not settings.allow_pickle:
+        raise ModelError(
+            f"'{settings.model}' only has pickle weights ({pickles[0].name}), which can run code "
+            "when opened.",
+            hint="Convert it to safetensors, or pass --allow-pickle if you trust its source.",
+        )

@@ -1,0 +1,243 @@
+"""Candidate modules: found by type and place in the module tree, never by a list of names.
+
+A candidate is a linear map inside a block of the language decoder: a linear layer, a `Conv1D`,
+a router whose matrix sits on a module of its own, or a fused 3-D tensor of experts. Every other
+weight of two or more dimensions is recorded too, with the reason why it is left out.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hlscore.errors import ModelError, UsageError
+from hlscore.records import Candidate, Storage
+from hlscore.settings import CandidateSettings
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+
+HEAD = "output head"
+EMBEDDING = "input embedding"
+
+
+def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
+    """List every weight matrix of a model, as a candidate or with the reason why it is not.
+
+    Works on the meta device: only names, types and shapes are read.
+
+    Args:
+        model: A causal language model, or a vision-language model with a text decoder.
+        settings: Globs and extra modules asked for.
+
+    Returns:
+        One record per weight of two or more dimensions, in module order.
+
+    Raises:
+        ModelError: The model is an encoder-decoder, or has no candidate at all.
+        UsageError: A glob matches no candidate.
+    """
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{type(model).__name__} is an encoder-decoder model.",
+            hint="hlscore ranks decoder-only (causal) language models.",
+        )
+    found = tuple(_walk(model, settings))
+    if not any(not item.skipped for item in found):
+        raise ModelError(
+            f"{type(model).__name__} has no candidate modules: no linear map lies in a list of "
+            "decoder blocks.",
+            hint="`hlscore modules MODEL --all` lists what was found and why it was left out.",
+        )
+    return _apply_globs(found, settings)
+
+
+def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+    """Keep the modules that can be ranked."""
+    return tuple(item for item in modules if not item.skipped)
+
+
+def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
+    """Find the language decoder and its name; the whole model when it has no inner decoder."""
+    decoder = model.get_decoder()
+    for name, module in model.named_modules():
+        if module is decoder:
+            return name, module
+    return "", model
+
+
+def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
+    """Map the name of each decoder block to its index.
+
+    The blocks are the members of the outermost `ModuleList`s of the language decoder; where
+    there are several lists, those as long as the configured number of layers.
+    """
+    prefix, decoder = text_decoder(model)
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in decoder.named_modules(prefix=prefix):
+        inside = any(name.startswith(f"{outer}.") for outer in lists)
+        if isinstance(module, nn.ModuleList) and not inside and _holds_matrices(module):
+            lists[name] = module
+    depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    full_length = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
+    return {
+        f"{name}.{index}": index
+        for name, blocks in (full_length or lists).items()
+        for index in range(len(blocks))
+    }
+
+
+def _holds_matrices(module: nn.Module) -> bool:
+    return any(parameter.dim() >= 2 for parameter in module.parameters())
+
+
+def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
+    blocks = decoder_blocks(model)
+    decoder_name, _ = text_decoder(model)
+    roles = _embedding_roles(model)
+    seen: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2 and not _is_quantized_linear(module):
+                continue
+            item = _describe(module_name, module, leaf, parameter, blocks)
+            reason = seen.get(id(parameter), "")
+            if reason:
+                reason = f"tied to {reason}"
+            elif id(module) in roles:
+                reason = _role_reason(roles[id(module)], settings)
+            else:
+                reason = _place_reason(item, decoder_name) or _type_reason(module, leaf, parameter)
+            seen.setdefault(id(parameter), item.module)
+            yield replace(item, reason=reason)
+
+
+def _embedding_roles(model: PreTrainedModel) -> dict[int, str]:
+    roles: dict[int, str] = {}
+    for module, role in (
+        (model.get_input_embeddings(), EMBEDDING),
+        (model.get_output_embeddings(), HEAD),
+    ):
+        if module is not None:
+            roles[id(module)] = role
+    return roles
+
+
+def _role_reason(role: str, settings: CandidateSettings) -> str:
+    if role == EMBEDDING:
+        return "" if settings.embeddings else "input embedding: ranked with --embeddings"
+    return "" if settings.head else "output head: ranked with --head"
+
+
+def _place_reason(item: Candidate, decoder_name: str) -> str:
+    if item.layer is not None:
+        return ""
+    if decoder_name and not item.module.startswith(f"{decoder_name}."):
+        return "outside the language decoder"
+    return "outside the decoder blocks"
+
+
+def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
+    """Say why a weight inside a decoder block is no linear map; empty when it is one."""
+    if _is_quantized_linear(module):
+        return "quantized weight: it can hold no gradient"
+    if isinstance(module, _CONVOLUTIONS):
+        return "convolution, not a linear map"
+    if isinstance(module, nn.Embedding):
+        return "embedding table inside a block"
+    linear = isinstance(module, (nn.Linear, Conv1D))
+    experts = parameter.dim() == 3 and min(parameter.shape) > 1
+    router = parameter.dim() == 2 and leaf == "weight" and not list(module.children())
+    return "" if linear or experts or router else "state, bias or table, not a linear map"
+
+
+def _is_quantized_linear(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return (
+        isinstance(weight, torch.Tensor)
+        and hasattr(module, "in_features")
+        and not weight.is_floating_point()
+    )
+
+
+def _describe(
+    module_name: str,
+    module: nn.Module,
+    leaf: str,
+    parameter: nn.Parameter,
+    blocks: dict[str, int],
+) -> Candidate:
+    own_name = leaf == "weight"
+    parameter_name = f"{module_name}.{leaf}" if module_name else leaf
+    name = module_name if own_name and module_name else parameter_name
+    block_name = next((b for b in blocks if name.startswith(f"{b}.")), None)
+    inner = name[len(block_name) + 1 :] if block_name else name
+    block, _, kind = inner.rpartition(".")
+    storage = _storage(module)
+    matrices, out_features, in_features = _shape(module, parameter, storage)
+    bias = getattr(module, "bias", None) if own_name else None
+    bias_params = bias.numel() if isinstance(bias, torch.Tensor) else 0
+    return Candidate(
+        module=name,
+        parameter=parameter_name,
+        layer=blocks[block_name] if block_name else None,
+        kind=kind,
+        block=block,
+        matrices=matrices,
+        out_features=out_features,
+        in_features=in_features,
+        storage=storage,
+        n_params=matrices * out_features * in_features + bias_params,
+    )
+
+
+def _storage(module: nn.Module) -> Storage:
+    """Tell how a weight is laid out; fused experts carry `is_transposed` in transformers 5."""
+    transposed = isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+    return "in_out" if transposed else "out_in"
+
+
+def _shape(module: nn.Module, parameter: nn.Parameter, storage: Storage) -> tuple[int, int, int]:
+    if _is_quantized_linear(module):
+        return 1, int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    *lead, rows, columns = parameter.shape
+    matrices = 1
+    for size in lead:
+        matrices *= size
+    return (matrices, columns, rows) if storage == "in_out" else (matrices, rows, columns)
+
+
+def _apply_globs(
+    found: tuple[Candidate, ...], settings: CandidateSettings
+) -> tuple[Candidate, ...]:
+    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+        for glob in globs:
+            if not any(_matches(item, (glob,)) for item in found if not item.skipped):
+                example = next(item.module for item in found if not item.skipped)
+                raise UsageError(
+                    f"{option} '{glob}' matches none of the candidate modules.",
+                    hint=f"Globs are matched against full names such as {example}.",
+                )
+    chosen = tuple(_filtered(item, settings) for item in found)
+    if not any(not item.skipped for item in chosen):
+        raise UsageError("--include and --exclude together leave no candidate module.")
+    return chosen
+
+
+def _filtered(item: Candidate, settings: CandidateSettings) -> Candidate:
+    if item.skipped:
+        return item
+    if settings.include and not _matches(item, settings.include):
+        return replace(item, reason="not matched by --include")
+    if settings.exclude and _matches(item, settings.exclude):
+        return replace(item, reason="matched by --exclude")
+    return item
+
+
+def _matches(item: Candidate, globs: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)

@@ -1,0 +1,1 @@
+"""Probe losses: pure functions of logits and labels."""

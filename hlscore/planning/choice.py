@@ -1,0 +1,86 @@
+"""Which modules a budget buys: the best sum of scores that fits."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlscore.errors import BudgetError
+from hlscore.planning.budget import Budget
+
+Chosen = NDArray[np.bool_]
+
+RELATIVE_GAP = 1e-6
+
+
+def choose(scores: NDArray[np.float64], params: NDArray[np.int64], budget: Budget) -> Chosen:
+    """Choose the modules to train in full.
+
+    Modules whose score is zero, negative or unknown are never chosen: there is no measured
+    gain to buy. Under a budget of modules the best scores win; under a budget of parameters
+    the set of largest total score that fits is a 0/1 knapsack, solved by HiGHS to a relative
+    gap of 1e-6.
+
+    Args:
+        scores: Score of each candidate, NaN where unknown, float64 [n], the best first.
+        params: Parameters of each candidate, int64 [n].
+        budget: The budget.
+
+    Returns:
+        Whether each candidate is chosen, bool [n].
+
+    Raises:
+        BudgetError: The budget allows no module at all.
+    """
+    limit = budget.limit([int(size) for size in params])
+    worth = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
+    if budget.unit == "modules":
+        order = np.argsort(-worth, kind="stable")[:limit]
+        chosen = np.zeros(len(scores), dtype=np.bool_)
+        chosen[order] = True
+        return chosen & (worth > 0)
+    return _knapsack(worth, params, limit) & (worth > 0)
+
+
+def selection_probability(
+    replicates: NDArray[np.float64], params: NDArray[np.int64], budget: Budget
+) -> NDArray[np.float64]:
+    """Share of bootstrap resamples in which each module is chosen.
+
+    Args:
+        replicates: Scores of each candidate in each resample, float64 [n, resamples].
+        params: Parameters of each candidate, int64 [n].
+        budget: The budget.
+
+    Returns:
+        float64 [n], between 0 and 1.
+    """
+    counts = np.zeros(len(params))
+    for scores in replicates.T:
+        counts += choose(scores, params, budget)
+    shares: NDArray[np.float64] = counts / replicates.shape[1]
+    return shares
+
+
+def _knapsack(worth: NDArray[np.float64], params: NDArray[np.int64], limit: int) -> Chosen:
+    if not worth.any():
+        return np.zeros(len(worth), dtype=np.bool_)
+    # Imported here: it takes longer to load than every other part of a plan.
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    scale = float(params.max())
+    solution = milp(
+        -worth / worth.max(),
+        integrality=np.ones(len(worth)),
+        bounds=Bounds(0, 1),
+        constraints=LinearConstraint(params / scale, ub=limit / scale),
+        options={"mip_rel_gap": RELATIVE_GAP},
+    )
+    if solution.x is None:
+        raise BudgetError(f"The solver found no plan: {solution.message}")
+    chosen: Chosen = solution.x > 0.5
+    if int(params[chosen].sum()) > limit:  # the solver's tolerance let a hair too much in
+        order = np.flatnonzero(chosen)
+        worst = order[np.argmin(worth[order] / params[order])]
+        chosen[worst] = False
+    return chosen

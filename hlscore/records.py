@@ -1,0 +1,308 @@
+"""Frozen records that travel between the rooms. No torch: read-only commands use them too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+Status = Literal["scored", "unreached", "skipped"]
+Storage = Literal["out_in", "in_out"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A weight that LoRA or full fine-tuning could train, or one that was left out and why.
+
+    Attributes:
+        module: Fully qualified name: a module for plain linear maps, a parameter for fused
+            expert tensors.
+        parameter: Fully qualified name of the weight parameter.
+        layer: Index of the decoder block; `None` outside the blocks.
+        kind: Last part of the name, such as `q_proj`.
+        block: Path between the decoder block and `kind`, such as `self_attn`.
+        matrices: Number of matrices in the weight: 1, or the number of experts.
+        out_features: Output width of each matrix.
+        in_features: Input width of each matrix.
+        storage: Whether the weight is stored `[..., out, in]` or `[..., in, out]`.
+        n_params: Parameters trained when the module is trained in full (weight and bias).
+        reason: Why it is left out; empty for a candidate.
+    """
+
+    module: str
+    parameter: str
+    layer: int | None
+    kind: str
+    block: str
+    matrices: int
+    out_features: int
+    in_features: int
+    storage: Storage
+    n_params: int
+    reason: str = ""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the weight is left out of the ranking."""
+        return bool(self.reason)
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank that the matrices can have."""
+        return min(self.out_features, self.in_features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Identity of a model's candidate weights.
+
+    Attributes:
+        structure: SHA-256 over the names and shapes of all candidates.
+        weights: SHA-256 over sampled weights, rounded to bfloat16 so that the dtype in which
+            the model was loaded does not matter.
+    """
+
+    structure: str
+    weights: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which model the numbers belong to.
+
+    Attributes:
+        model: Name as given.
+        revision: Commit hash of a hub model, else `None`.
+        architecture: Class name of the model.
+        model_type: `model_type` of its configuration.
+        n_params: All parameters, tied ones counted once.
+        fingerprint: Identity of the candidate weights.
+    """
+
+    model: str
+    revision: str | None
+    architecture: str
+    model_type: str
+    n_params: int
+    fingerprint: Fingerprint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSummary:
+    """Which probe examples the gradients come from.
+
+    Attributes:
+        source: Name of the data as given, or `builtin:probes`.
+        format: Data format found, such as `prompt_completion`.
+        hash: SHA-256 over the token ids and loss masks, independent of their order.
+        examples: Examples used.
+        groups: Bootstrap groups over both halves.
+        counted_tokens: Tokens that carry loss.
+        total_tokens: All tokens, padding excluded.
+        truncated: Examples cut at the maximum length.
+        dropped: Examples left out because no token of theirs carries loss.
+        mean_loss: Mean loss over the counted tokens, in nats; `None` before the run.
+        notes: Remarks for the reader.
+    """
+
+    source: str
+    format: str
+    hash: str
+    examples: int
+    groups: int
+    counted_tokens: int
+    total_tokens: int
+    truncated: int
+    dropped: int
+    mean_loss: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GradientStatistics:
+    """What the probe run tells about one candidate weight.
+
+    Energies are squared Frobenius norms of the mean gradient over all counted tokens, in
+    (nats per unit weight) squared; for fused experts they are summed over the matrices.
+
+    Attributes:
+        grad_energy: `||G||_F^2`.
+        top_energy: `s_1^2`, summed over the matrices.
+        tail_curve: Tail energy `T_r` at each rank of the run's curve.
+        hls_curve: Cross-fitted tail `S_r` at each rank of the run's curve.
+        head_error: Estimated relative error of the head energy at the run's rank; 0 when the
+            spectrum is exact.
+        rank_for_90: Smallest rank that holds 90 % of the energy; `None` beyond the curve.
+        effective_rank: `exp(entropy(s / sum s))`, mean over matrices that were reached; `None`
+            where the spectrum is not exact.
+        weight_norm: `||W||_F`.
+        taylor: `||W * G||_F`, elementwise product.
+        taylor_mean: Mean of `|W * G|`.
+        matrices_reached: Matrices with a gradient other than zero.
+        hls_replicates: Bootstrap replicates of `hls` at the run's rank.
+        tail_replicates: Bootstrap replicates of the tail energy at the run's rank.
+        grad_norm_replicates: Bootstrap replicates of the gradient energy.
+    """
+
+    grad_energy: float
+    top_energy: float
+    tail_curve: tuple[float, ...]
+    hls_curve: tuple[float, ...]
+    head_error: float
+    rank_for_90: int | None
+    effective_rank: float | None
+    weight_norm: float
+    taylor: float
+    taylor_mean: float
+    matrices_reached: int
+    hls_replicates: tuple[float, ...] = ()
+    tail_replicates: tuple[float, ...] = ()
+    grad_norm_replicates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleRow:
+    """One row of the report. Fields and their order are the columns of `scores.parquet`.
+
+    Attributes:
+        rank: Position by the run's score, 1 is the first; `None` for skipped rows.
+        module: Fully qualified name.
+        parameter: Fully qualified name of the weight parameter.
+        layer: Index of the decoder block.
+        kind: Last part of the name.
+        block: Path between the decoder block and `kind`.
+        matrices: Number of matrices in the weight.
+        matrices_reached: Matrices with a gradient other than zero.
+        out_features: Output width.
+        in_features: Input width.
+        n_params: Parameters of weight and bias.
+        hls: Cross-fitted tail `S_r`, nats per unit learning rate.
+        hls_stderr: Bootstrap standard error of `hls`.
+        hls_ci_low: Lower end of its 95 % interval.
+        hls_ci_high: Upper end of its 95 % interval.
+        selection_probability: Share of bootstrap resamples in which the module makes the budget.
+        tail: Tail energy of the mean gradient (equals `tail_energy`).
+        grad_norm: Energy of the mean gradient (equals `grad_energy`).
+        taylor: `||W * G||_F`.
+        taylor_mean: Mean of `|W * G|`.
+        rgn: `||G||_F / ||W||_F`.
+        random: Seeded stratified control in (0, 1].
+        grad_energy: `||G||_F^2`.
+        head_energy: Energy of the best rank-r part of the gradient.
+        tail_energy: `grad_energy - head_energy`.
+        residual_ratio: `tail_energy / grad_energy`.
+        head_error: Estimated relative error of `head_energy`.
+        stable_rank: `||G||_F^2 / s_1^2`.
+        effective_rank: `exp(entropy(s / sum s))`, where the spectrum is exact.
+        rank_for_90: Smallest rank that holds 90 % of the energy.
+        weight_norm: `||W||_F`.
+        curve_ranks: Ranks of the two curves.
+        tail_curve: Tail energy at those ranks.
+        hls_curve: Cross-fitted tail at those ranks.
+        hls_replicates: Bootstrap replicates of `hls`.
+        tail_replicates: Bootstrap replicates of `tail`.
+        grad_norm_replicates: Bootstrap replicates of `grad_norm`.
+        status: `scored`, `unreached` (no probe token got there) or `skipped`.
+        reason: What the status means here.
+    """
+
+    rank: int | None
+    module: str
+    parameter: str
+    layer: int | None
+    kind: str
+    block: str
+    matrices: int
+    matrices_reached: int | None
+    out_features: int
+    in_features: int
+    n_params: int
+    hls: float | None = None
+    hls_stderr: float | None = None
+    hls_ci_low: float | None = None
+    hls_ci_high: float | None = None
+    selection_probability: float | None = None
+    tail: float | None = None
+    grad_norm: float | None = None
+    taylor: float | None = None
+    taylor_mean: float | None = None
+    rgn: float | None = None
+    random: float | None = None
+    grad_energy: float | None = None
+    head_energy: float | None = None
+    tail_energy: float | None = None
+    residual_ratio: float | None = None
+    head_error: float | None = None
+    stable_rank: float | None = None
+    effective_rank: float | None = None
+    rank_for_90: int | None = None
+    weight_norm: float | None = None
+    curve_ranks: tuple[int, ...] = ()
+    tail_curve: tuple[float, ...] = ()
+    hls_curve: tuple[float, ...] = ()
+    hls_replicates: tuple[float, ...] = ()
+    tail_replicates: tuple[float, ...] = ()
+    grad_norm_replicates: tuple[float, ...] = ()
+    status: Status = "scored"
+    reason: str = ""
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a plan may train this module."""
+        return self.status != "skipped"
+
+    @property
+    def max_rank(self) -> int:
+        """Largest rank that the matrices can have."""
+        return min(self.out_features, self.in_features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """Where and how a report was made.
+
+    Attributes:
+        hlscore_version: Version of hlscore.
+        settings: Full settings of the run, as plain data.
+        seed: Seed of the run.
+        score: Score that ordered the rows.
+        rank: LoRA rank compared against.
+        estimator: How gradients were captured.
+        device: Device the model was on.
+        dtype: Dtype of the weights.
+        versions: Versions of the libraries that computed the numbers.
+        wall_seconds: Time of the probe run and the decompositions.
+    """
+
+    hlscore_version: str
+    settings: Mapping[str, object]
+    seed: int
+    score: str
+    rank: int
+    estimator: str
+    device: str
+    dtype: str
+    versions: Mapping[str, str] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreReport:
+    """The content of `scores.parquet`.
+
+    Attributes:
+        rows: One row per module, the best first; skipped modules last.
+        model: Which model.
+        probes: Which probe examples.
+        run: Where and how.
+    """
+
+    rows: tuple[ModuleRow, ...]
+    model: ModelIdentity
+    probes: ProbeSummary
+    run: RunInfo
+
+    @property
+    def candidates(self) -> tuple[ModuleRow, ...]:
+        """Rows that a plan may train."""
+        return tuple(row for row in self.rows if row.is_candidate)

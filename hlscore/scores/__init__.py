@@ -1,0 +1,1 @@
+"""Scores: one pure function each, by name."""

@@ -1,0 +1,196 @@
+"""The scores by name, each with formula, unit and source.
+
+No score is proven: they rank modules by what a first step of training could gain, and no
+published study shows that one of them predicts what a whole training run gains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from hlscore.errors import UsageError
+from hlscore.records import ModuleRow
+
+ScoreFunction = Callable[[ModuleRow, int], float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A way to rank modules; higher means worse served by LoRA.
+
+    Attributes:
+        name: Name on the command line and column in the report.
+        formula: Formula in plain text.
+        unit: Unit of the value.
+        source: Where it comes from.
+        compute: Value of a row at a LoRA rank; `None` where it cannot be had.
+        replicates: Bootstrap replicates of a row, empty where there are none.
+        follows_rank: Whether the value depends on the LoRA rank.
+    """
+
+    name: str
+    formula: str
+    unit: str
+    source: str
+    compute: ScoreFunction
+    replicates: Callable[[ModuleRow], tuple[float, ...]]
+    follows_rank: bool = False
+
+
+def on_curve(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | None:
+    """Read a tail curve at a rank; zero where the rank spans the whole matrix.
+
+    Args:
+        curve: Values at `row.curve_ranks`.
+        row: The row that the curve belongs to.
+        rank: LoRA rank.
+
+    Returns:
+        The value, or `None` when the curve does not hold that rank.
+    """
+    if not curve:
+        return None
+    if rank >= row.max_rank:
+        return 0.0
+    return curve[row.curve_ranks.index(rank)] if rank in row.curve_ranks else None
+
+
+def hls(row: ModuleRow, rank: int) -> float | None:
+    """Cross-fitted tail `S_r = 1/2 [<A - A_r, B> + <B - B_r, A>]` of the two half gradients."""
+    return on_curve(row.hls_curve, row, rank)
+
+
+def tail(row: ModuleRow, rank: int) -> float | None:
+    """Tail energy `T_r = ||G||_F^2 - sum_{i<=r} s_i^2` of the mean gradient."""
+    return on_curve(row.tail_curve, row, rank)
+
+
+def grad_norm(row: ModuleRow, rank: int) -> float | None:
+    """Energy `||G||_F^2` of the mean gradient."""
+    return row.grad_energy
+
+
+def taylor(row: ModuleRow, rank: int) -> float | None:
+    """First-order weight sensitivity `||W * G||_F`, elementwise product."""
+    return row.taylor
+
+
+def rgn(row: ModuleRow, rank: int) -> float | None:
+    """Relative gradient norm `||G||_F / ||W||_F`; undefined for a weight of zeros."""
+    if row.grad_energy is None or not row.weight_norm:
+        return None
+    return math.sqrt(row.grad_energy) / row.weight_norm
+
+
+def random(row: ModuleRow, rank: int) -> float | None:
+    """Seeded control, stratified by kind and size."""
+    return row.random
+
+
+def _relative(row: ModuleRow) -> tuple[float, ...]:
+    norm = row.weight_norm or float("inf")
+    return tuple(max(value, 0.0) ** 0.5 / norm for value in row.grad_norm_replicates)
+
+
+def _none(row: ModuleRow) -> tuple[float, ...]:
+    return ()
+
+
+SCORES: dict[str, Score] = {
+    score.name: score
+    for score in (
+        Score(
+            name="hls",
+            formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients of two halves",
+            unit="nats per unit learning rate",
+            source="hlscore: cross-fitted Eckart-Young tail",
+            compute=hls,
+            replicates=lambda row: row.hls_replicates,
+            follows_rank=True,
+        ),
+        Score(
+            name="tail",
+            formula="||G||_F^2 - sum of the r largest s_i^2",
+            unit="nats per unit learning rate",
+            source="Eckart and Young 1936",
+            compute=tail,
+            replicates=lambda row: row.tail_replicates,
+            follows_rank=True,
+        ),
+        Score(
+            name="grad_norm",
+            formula="||G||_F^2",
+            unit="nats per unit learning rate",
+            source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
+            compute=grad_norm,
+            replicates=lambda row: row.grad_norm_replicates,
+        ),
+        Score(
+            name="taylor",
+            formula="||W * G||_F, elementwise product",
+            unit="nats",
+            source="GoRA, arXiv 2502.12171",
+            compute=taylor,
+            replicates=_none,
+        ),
+        Score(
+            name="rgn",
+            formula="||G||_F / ||W||_F",
+            unit="nats per squared weight",
+            source="surgical fine-tuning, arXiv 2210.11466",
+            compute=rgn,
+            replicates=_relative,
+        ),
+        Score(
+            name="random",
+            formula="seeded draw, stratified by kind and size",
+            unit="none",
+            source="control",
+            compute=random,
+            replicates=_none,
+        ),
+    )
+}
+
+
+def find_score(name: str) -> Score:
+    """Look a score up by name.
+
+    Args:
+        name: Name as given on the command line.
+
+    Returns:
+        The score.
+
+    Raises:
+        UsageError: There is no such score.
+    """
+    if name not in SCORES:
+        raise UsageError(f"There is no score '{name}'.", hint=f"Use one of: {', '.join(SCORES)}.")
+    return SCORES[name]
+
+
+def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
+    """Value of a score for a row; `None` for skipped and unreached rows without one.
+
+    Args:
+        row: A row of the report.
+        score: The score.
+        rank: LoRA rank compared against.
+
+    Returns:
+        The value.
+
+    Raises:
+        UsageError: The row's curves do not hold that rank.
+    """
+    value = score.compute(row, rank)
+    if value is None and score.follows_rank and row.curve_ranks and rank not in row.curve_ranks:
+        ranks = ", ".join(str(item) for item in row.curve_ranks)
+        raise UsageError(
+            f"The report holds no score for rank {rank}.",
+            hint=f"Use one of {ranks}, or run `hlscore rank` again with --rank {rank}.",
+        )
+    return value

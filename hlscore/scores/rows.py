@@ -1,0 +1,155 @@
+"""From gradient statistics to scored and ranked report rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from hlscore.records import Candidate, GradientStatistics, ModuleRow
+from hlscore.scores.registry import SCORES, Score, score_of
+from hlscore.scores.stratified import stratified_scores
+
+CONFIDENCE = 0.95
+
+
+def build_rows(
+    modules: Sequence[Candidate],
+    statistics: Mapping[str, GradientStatistics],
+    *,
+    ranks: tuple[int, ...],
+    rank: int,
+    seed: int,
+) -> tuple[ModuleRow, ...]:
+    """Make the rows of a report, not yet ordered.
+
+    Args:
+        modules: Every module found, skipped ones too.
+        statistics: Statistics of each candidate, by module name.
+        ranks: Ranks of the tail curves.
+        rank: LoRA rank compared against.
+        seed: Seed of the `random` score.
+
+    Returns:
+        One row per module, in module order.
+    """
+    control = stratified_scores([item for item in modules if not item.skipped], seed=seed)
+    return tuple(
+        _skipped_row(item)
+        if item.skipped
+        else _scored_row(item, statistics[item.module], ranks, rank, control[item.module])
+        for item in modules
+    )
+
+
+def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
+    """Order rows by a score, the highest first, and number them; skipped rows go last.
+
+    Args:
+        rows: Rows of a report.
+        score: The score that decides.
+        rank: LoRA rank compared against.
+
+    Returns:
+        The same rows with their new places; ties go by name.
+    """
+    candidates = [row for row in rows if row.is_candidate]
+    values = {row.module: score_of(row, score, rank) for row in candidates}
+
+    def place(row: ModuleRow) -> tuple[float, str]:
+        value = values[row.module]
+        return (float("inf") if value is None else -value, row.module)
+
+    ordered = [
+        replace(row, rank=number)
+        for number, row in enumerate(sorted(candidates, key=place), start=1)
+    ]
+    skipped = [replace(row, rank=None) for row in rows if not row.is_candidate]
+    return (*ordered, *skipped)
+
+
+def _scored_row(
+    item: Candidate,
+    found: GradientStatistics,
+    ranks: tuple[int, ...],
+    rank: int,
+    control: float,
+) -> ModuleRow:
+    tail = 0.0 if rank >= item.max_rank else found.tail_curve[ranks.index(rank)]
+    energy = found.grad_energy
+    reached = found.matrices_reached > 0
+    low, high = _interval(found.hls_replicates)
+    row = ModuleRow(
+        **_identity(item),
+        rank=None,
+        matrices_reached=found.matrices_reached,
+        hls_stderr=_stderr(found.hls_replicates),
+        hls_ci_low=low,
+        hls_ci_high=high,
+        taylor_mean=found.taylor_mean,
+        random=control,
+        taylor=found.taylor,
+        grad_energy=energy,
+        head_energy=energy - tail,
+        tail_energy=tail,
+        residual_ratio=tail / energy if reached else None,
+        head_error=found.head_error,
+        stable_rank=energy / found.top_energy if reached else None,
+        effective_rank=found.effective_rank,
+        rank_for_90=found.rank_for_90,
+        weight_norm=found.weight_norm,
+        curve_ranks=ranks,
+        tail_curve=found.tail_curve,
+        hls_curve=found.hls_curve,
+        hls_replicates=found.hls_replicates,
+        tail_replicates=found.tail_replicates,
+        grad_norm_replicates=found.grad_norm_replicates,
+        status="scored" if reached else "unreached",
+        reason=_reason(item, found, rank),
+    )
+    scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
+    return replace(row, **scores)  # type: ignore[arg-type]
+
+
+def _skipped_row(item: Candidate) -> ModuleRow:
+    return ModuleRow(
+        **_identity(item),
+        rank=None,
+        matrices_reached=None,
+        status="skipped",
+        reason=item.reason,
+    )
+
+
+def _identity(item: Candidate) -> dict[str, Any]:
+    names = (
+        "module", "parameter", "layer", "kind", "block", "matrices", "out_features",
+        "in_features", "n_params",
+    )  # fmt: skip
+    return {name: getattr(item, name) for name in names}
+
+
+def _reason(item: Candidate, found: GradientStatistics, rank: int) -> str:
+    if found.matrices_reached == 0:
+        return "no probe token reached it"
+    remarks = []
+    if found.matrices_reached < item.matrices:
+        missed = item.matrices - found.matrices_reached
+        remarks.append(f"no probe token reached {missed} of {item.matrices} experts")
+    if rank >= item.max_rank:
+        remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
+    return "; ".join(remarks)
+
+
+def _stderr(replicates: tuple[float, ...]) -> float | None:
+    return float(np.std(replicates, ddof=1)) if len(replicates) > 1 else None
+
+
+def _interval(replicates: tuple[float, ...]) -> tuple[float | None, float | None]:
+    if len(replicates) < 2:
+        return None, None
+    outside = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(replicates, (outside, 1 - outside))
+    return float(low), float(high)

@@ -1,0 +1,70 @@
+"""What `rank --dry-run` prints."""
+
+from __future__ import annotations
+
+import json
+
+from rich.console import Console
+from rich.text import Text
+
+from hlscore.flow import Forecast
+from hlscore.inputs.modules import candidates_of
+from hlscore.settings import RankSettings
+from hlscore.views.wording import count, memory, short
+
+
+def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
+    """Print what a run would do.
+
+    Args:
+        found: The forecast.
+        settings: Settings of the run.
+        device: Device that would be used.
+        as_json: Print one JSON object instead of text.
+    """
+    chosen = candidates_of(found.modules)
+    probes = found.probes.summary
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": settings.model.model,
+                    "candidate_modules": len(chosen),
+                    "skipped_modules": len(found.modules) - len(chosen),
+                    "candidate_params": sum(item.n_params for item in chosen),
+                    "examples": probes.examples,
+                    "total_tokens": probes.total_tokens,
+                    "counted_tokens": probes.counted_tokens,
+                    "estimator": found.estimator,
+                    "device": device,
+                    "weight_bytes": found.weight_bytes,
+                    "gradient_bytes": found.gradient_bytes,
+                    "budget_unit": found.budget_unit,
+                    "budget_limit": found.budget_limit,
+                }
+            )
+        )
+        return
+    params = sum(item.n_params for item in chosen)
+    lines = (
+        ("model", f"{settings.model.model} on {device}"),
+        ("modules", f"{count(len(chosen), 'candidate')}, {short(params)} parameters"),
+        (
+            "probes",
+            f"{count(probes.examples, 'example')} from {probes.source}, "
+            f"{probes.total_tokens:,} tokens, {probes.counted_tokens:,} of them counted",
+        ),
+        ("estimator", f"{found.estimator}: a float32 gradient sum per module and half"),
+        (
+            "memory",
+            f"{memory(found.weight_bytes)} weights + {memory(found.gradient_bytes)} gradients "
+            f"+ activations of {count(settings.capture.batch_size, 'example')}",
+        ),
+        ("budget", f"at most {count(found.budget_limit, found.budget_unit)} in full"),
+    )
+    console = Console()
+    for label, text in lines:
+        console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
+    for note in probes.notes:
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    console.print(Text("Nothing was run or written.", style="dim"))

@@ -1,0 +1,82 @@
+"""Progress on standard error: bars with time left on a terminal, silence elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from hlscore.views.wording import short
+
+
+class _RateColumn(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """Show the speed once it is known."""
+        speed = task.finished_speed or task.speed
+        unit = task.fields["unit"]
+        return Text("" if speed is None else f"{short(speed)} {unit}/s", style="cyan")
+
+
+class TerminalProgress:
+    """Shows the steps of the flow as bars.
+
+    Args:
+        bars: Where the bars are drawn.
+    """
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._task: int | None = None
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """Begin a step of `total` units."""
+        self._task = self._bars.add_task(what, total=total, unit=unit)
+
+    def advance(self, amount: int) -> None:
+        """Report units done."""
+        if self._task is not None:
+            self._bars.advance(self._bars.tasks[self._task].id, amount)
+
+
+@contextmanager
+def terminal_progress() -> Iterator[TerminalProgress]:
+    """Bars that vanish when the work is done; nothing at all outside a terminal.
+
+    Yields:
+        A display for the flow.
+    """
+    console = Console(stderr=True)
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        _RateColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bars:
+        yield TerminalProgress(bars)
+
+
+@contextmanager
+def status(what: str) -> Iterator[None]:
+    """A spinner while something of unknown length goes on; nothing outside a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield

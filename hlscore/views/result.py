@@ -1,0 +1,203 @@
+"""What `rank` and `plan` print: results first, then the next commands to run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hlscore.artifacts.plan import Plan
+from hlscore.planning.allocation import Allocation, Decision
+from hlscore.records import ScoreReport
+from hlscore.views.heatmap import CHOSEN, SHADES, heat_map
+from hlscore.views.wording import count, measure, percent, shape, short
+
+
+def print_result(
+    report: ScoreReport,
+    allocation: Allocation,
+    *,
+    scores: Path,
+    plan: Path,
+    top: int,
+    console: Console | None = None,
+) -> None:
+    """Print what a run found, where it is, and what to do next.
+
+    Args:
+        report: Scores.
+        allocation: Decisions.
+        scores: Where `scores.parquet` is.
+        plan: Where `plan.json` is.
+        top: Modules to show in the table.
+        console: Where to print; standard output by default.
+    """
+    console = console or Console()
+    console.print(_headline(report), soft_wrap=True)
+    _print_choice(console, allocation, top)
+    for note in (*report.probes.notes, *allocation.notes):
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    console.print()
+    console.print(Text.assemble(("scores  ", "bold"), str(scores)), soft_wrap=True)
+    console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
+    _print_next(
+        console,
+        (
+            f"hlscore plan {scores} --budget 0.2 -o {plan.with_name('plan-20.json')}",
+            "twice the budget, without the model",
+        ),
+        (
+            f"hlscore plan {scores} --budget 0.1p -o {plan.with_name('plan-p.json')}",
+            "10 % of the parameters instead of the modules",
+        ),
+    )
+
+
+def print_replanned(
+    report: ScoreReport,
+    allocation: Allocation,
+    plan: Path,
+    *,
+    top: int,
+    console: Console | None = None,
+) -> None:
+    """Print a plan made from stored scores.
+
+    Args:
+        report: Scores.
+        allocation: Decisions.
+        plan: Where the plan file is.
+        top: Modules to show in the table.
+        console: Where to print; standard output by default.
+    """
+    console = console or Console()
+    console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
+    _print_choice(console, allocation, top)
+    for note in allocation.notes:
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    console.print()
+    console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
+
+
+def print_rank_json(plan: Plan, *, scores: Path, plan_path: Path) -> None:
+    """Print the paths and the plan as one JSON object."""
+    print(json.dumps({"scores": str(scores), "plan_file": str(plan_path)} | _result(plan)))
+
+
+def print_plan_json(plan: Plan, path: Path) -> None:
+    """Print the path and the plan as one JSON object."""
+    print(json.dumps({"plan_file": str(path)} | _result(plan)))
+
+
+def _result(plan: Plan) -> dict[str, object]:
+    return {"plan": plan.model_dump(mode="json")}
+
+
+def _headline(report: ScoreReport) -> Text:
+    model, probes, run = report.model, report.probes, report.run
+    loss = "" if probes.mean_loss is None else f", mean loss {probes.mean_loss:.3f} nats"
+    return Text.assemble(
+        (model.model, "bold"),
+        f" · {model.architecture} · {short(model.n_params)} parameters · "
+        f"{run.device} {run.dtype}\n",
+        f"{count(probes.examples, 'probe example')} from {probes.source}, "
+        f"{probes.counted_tokens:,} counted tokens{loss} · {run.wall_seconds:.1f} s",
+    )
+
+
+def _print_choice(console: Console, allocation: Allocation, top: int) -> None:
+    console.print()
+    console.print(_table(allocation, top))
+    lines = heat_map(allocation.decisions, width=console.width)
+    if lines:
+        console.print()
+        for line in lines:
+            console.print(line)
+        legend = f"{SHADES[0]} no signal  {' '.join(SHADES[1:])} rising {allocation.settings.score}"
+        console.print(Text(f"{legend}  {CHOSEN} trained in full", style="dim"))
+    console.print()
+    for text in summary(allocation):
+        console.print(text, soft_wrap=True)
+
+
+def _table(allocation: Allocation, top: int) -> Table:
+    settings = allocation.settings
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("#", justify="right")
+    table.add_column("module", overflow="fold")
+    table.add_column(settings.score, justify="right", no_wrap=True)
+    table.add_column("± se", justify="right", no_wrap=True)
+    table.add_column("chosen in", justify="right", no_wrap=True)
+    table.add_column("out x in", justify="right", no_wrap=True)
+    table.add_column("train", no_wrap=True)
+    for item in allocation.decisions[:top]:
+        table.add_row(*_cells(item, allocation), style=None if item.mode == "full" else "dim")
+    left = len(allocation.decisions) - top
+    if left > 0:
+        table.add_row("", f"... {count(left, 'more module')}", style="dim")
+    return table
+
+
+def _cells(item: Decision, allocation: Allocation) -> tuple[str, ...]:
+    row = item.row
+    stderr = row.hls_stderr if allocation.settings.score == "hls" else None
+    chosen = row.selection_probability
+    return (
+        str(row.rank),
+        row.module,
+        measure(item.score),
+        measure(stderr),
+        "-" if chosen is None else f"{100 * chosen:.0f} %",
+        shape(row.matrices, row.out_features, row.in_features),
+        "full" if item.mode == "full" else f"LoRA {allocation.settings.rank}",
+    )
+
+
+def summary(allocation: Allocation) -> list[Text]:
+    """Say in sentences what a plan trains and how stable it is.
+
+    Args:
+        allocation: Decisions with totals.
+
+    Returns:
+        One text per sentence.
+    """
+    totals, rank = allocation.totals, allocation.settings.rank
+    module_share = percent(totals.full_modules / totals.candidate_modules)
+    parameter_share = percent(totals.full_params / totals.candidate_params)
+    lines = [
+        Text.assemble(
+            ("full    ", "bold"),
+            f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
+            f"({module_share}), {short(totals.full_params)} of "
+            f"{short(totals.candidate_params)} candidate parameters ({parameter_share})",
+        ),
+        Text.assemble(
+            ("trained ", "bold"),
+            f"{short(totals.trained_params)} parameters in all: "
+            f"{totals.trained_params / totals.plain_lora_params:.2f} x plain LoRA of rank {rank} "
+            f"({short(totals.plain_lora_params)}), "
+            f"{percent(totals.trained_params / totals.model_params)} of full fine-tuning "
+            f"({short(totals.model_params)})",
+        ),
+    ]
+    if allocation.mean_reselection is not None and allocation.borderline is not None:
+        lines.append(
+            Text.assemble(
+                ("stable  ", "bold"),
+                f"with other probes of this kind a chosen module would be chosen again "
+                f"{percent(allocation.mean_reselection)} of the time; "
+                f"{count(allocation.borderline, 'module')} borderline",
+            )
+        )
+    return lines
+
+
+def _print_next(console: Console, *commands: tuple[str, str]) -> None:
+    console.print()
+    console.print(Text("next", style="bold"))
+    for command, why in commands:
+        console.print(Text.assemble("  ", (command, "cyan"), f"  # {why}"), soft_wrap=True)

@@ -1,0 +1,31 @@
+"""What `scores` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hlscore.scores.registry import Score
+
+
+def print_scores(scores: Sequence[Score]) -> None:
+    """Print the scores with formula, unit and source."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("score", "formula", "unit", "source"):
+        table.add_column(column, overflow="fold")
+    for score in scores:
+        table.add_row(score.name, score.formula, score.unit, score.source)
+    console = Console()
+    console.print(table)
+    console.print()
+    console.print(Text("That any of them predicts what training gains is unproven.", style="dim"))
+
+
+def print_scores_json(scores: Sequence[Score]) -> None:
+    """Print the scores as one JSON list."""
+    keys = ("name", "formula", "unit", "source")
+    print(json.dumps([{key: getattr(score, key) for key in keys} for score in scores]))

@@ -1,0 +1,43 @@
+"""Numbers and counts as people read them."""
+
+from __future__ import annotations
+
+_STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+_BYTE_STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
+
+
+def count(number: int, noun: str) -> str:
+    """A number with its noun: `1 module`, `2,000 modules`."""
+    return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def short(number: float) -> str:
+    """A large number in three digits: `984 k`, `8.03 B`."""
+    for step, letter in _STEPS:
+        if number >= step:
+            return f"{number / step:.3g} {letter}"
+    return f"{number:.0f}"
+
+
+def memory(size_bytes: float) -> str:
+    """A number of bytes in binary units: `1.55 GiB`."""
+    for step, unit in _BYTE_STEPS:
+        if size_bytes >= step:
+            return f"{size_bytes / step:.3g} {unit}"
+    return f"{size_bytes:.0f} bytes"
+
+
+def percent(share: float) -> str:
+    """A share with up to one decimal: `9.5 %`."""
+    return f"{100 * share:.3g} %"
+
+
+def measure(value: float | None) -> str:
+    """A score in three digits, a dash where there is none."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def shape(matrices: int, out_features: int, in_features: int) -> str:
+    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
+    size = f"{out_features} x {in_features}"
+    return size if matrices == 1 else f"{matrices} x {size}"
