@@ -57,6 +57,7 @@ class GradientCapture:
         Raises:
             CaptureError: A weight can hold no gradient.
         """
+        self._check_parameters()
         try:
             self._set_flags()
             for name, parameter in self._parameters.items():
@@ -80,6 +81,14 @@ class GradientCapture:
         """Put everything back, the last change first."""
         self._undo.close()
 
+    def _check_parameters(self) -> None:
+        for name, parameter in self._parameters.items():
+            if parameter.is_inference() or not parameter.is_floating_point():
+                raise CaptureError(
+                    f"The weight of '{name}' can hold no gradient.",
+                    hint="Load the model outside torch.inference_mode() and unquantized.",
+                )
+
     def _set_flags(self) -> None:
         for module in self._model.modules():
             self._undo.callback(setattr, module, "training", module.training)
@@ -90,14 +99,8 @@ class GradientCapture:
             )
             parameter.grad = None
             parameter.requires_grad_(False)
-        for name, parameter in self._parameters.items():
-            try:
-                parameter.requires_grad_(True)
-            except RuntimeError as error:
-                raise CaptureError(
-                    f"The weight of '{name}' can hold no gradient: {error}",
-                    hint="Load the model outside torch.inference_mode() and unquantized.",
-                ) from error
+        for parameter in self._parameters.values():
+            parameter.requires_grad_(True)
 
     def _hand_over(self, name: str, parameter: torch.Tensor) -> None:
         gradient = parameter.grad

@@ -1,0 +1,61 @@
+"""Shared fixtures: every probed model must come back untouched, whatever the test did to it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from hlscore.gradients import capture
+
+# The models are so small that more threads only wait for each other.
+torch.set_num_threads(1)
+
+
+def footprint(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything about a model that a probe run could leave behind."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        state[f"{name}:attributes"] = sorted(set(module.__dict__))
+        state[f"{name}:training"] = module.training
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+            state[f"{name}:{hooks}"] = len(getattr(module, hooks))
+    for name, parameter in model.named_parameters():
+        hooks_after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+        state[name] = (
+            parameter.requires_grad,
+            parameter.dtype,
+            parameter.data_ptr(),
+            None if parameter.grad is None else parameter.grad.data_ptr(),
+            len(hooks_after),
+            len(parameter._backward_hooks or {}),
+            None if parameter.is_inference() else parameter._version,
+        )
+    return state
+
+
+@pytest.fixture(autouse=True)
+def untouched_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Compare every model that was captured in a test with what it was before."""
+    seen: list[tuple[PreTrainedModel, dict[str, Any]]] = []
+    enter = capture.GradientCapture.__enter__
+
+    def watched(self: capture.GradientCapture) -> capture.GradientCapture:
+        seen.append((self._model, footprint(self._model)))
+        return enter(self)
+
+    monkeypatch.setattr(capture.GradientCapture, "__enter__", watched)
+    yield
+    for model, before in seen:
+        after = footprint(model)
+        changed = [key for key, value in before.items() if after.get(key) != value]
+        assert not changed, f"left changed on the model: {changed[:3]}"
+        assert after.keys() == before.keys()

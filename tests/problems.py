@@ -1,0 +1,86 @@
+"""Probe sets and runs for tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from hlscore.flow import score_model
+from hlscore.flow import Silent
+from hlscore.inputs.examples import ExampleSet
+from hlscore.inputs.model import identify
+from hlscore.inputs.probes import ProbeExample, ProbeSet, encode
+from hlscore.records import ModuleRow, ScoreReport
+from hlscore.settings import (
+    CaptureSettings,
+    DataSettings,
+    ModelSettings,
+    PlanSettings,
+    RankSettings,
+)
+from tokens import byte_tokenizer
+
+RANK = 3
+
+
+def completions(count: int = 10, *, seed: int = 0, length: int = 18) -> ExampleSet:
+    """Random text with a prompt and a completion each, of differing length."""
+    draw = random.Random(seed)
+
+    def words(most: int) -> str:
+        return "".join(draw.choice("abcdefgh 0123456789+=") for _ in range(draw.randint(3, most)))
+
+    rows = tuple({"prompt": words(length), "completion": words(length)} for _ in range(count))
+    return ExampleSet(source="test", format="prompt_completion", rows=rows)
+
+
+def settings(**capture: object) -> RankSettings:
+    """Settings of a small run."""
+    options: dict[str, object] = {"groups": 3, "bootstrap": 0, "batch_size": 4} | capture
+    return RankSettings(
+        model=ModelSettings(model="test"),
+        data=DataSettings(),
+        capture=CaptureSettings(**options),  # type: ignore[arg-type]
+        plan=PlanSettings(budget="0.5", rank=RANK),
+    )
+
+
+def probe_set(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) -> ProbeSet:
+    """The probe set that a run with these settings uses."""
+    return encode(
+        examples,
+        byte_tokenizer(),
+        model,
+        max_length=None,
+        groups=run.capture.groups,
+        seed=run.seed,
+    )
+
+
+def halves(probes: ProbeSet) -> list[list[ProbeExample]]:
+    """The examples of each half."""
+    return [[example for group in half for example in group] for half in probes.halves]
+
+
+def run_report(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) -> ScoreReport:
+    """Score a model."""
+    identity = identify(model, "test", None)
+    report, _ = score_model(model, byte_tokenizer(), identity, examples, run, Silent())
+    return report
+
+
+def by_module(rows: Sequence[ModuleRow]) -> Mapping[str, ModuleRow]:
+    """Candidate rows by name."""
+    return {row.module: row for row in rows if row.is_candidate}
+
+
+def close(
+    found: float | None, expected: float | None, tolerance: float = 1e-4, *, floor: float = 1e-30
+) -> bool:
+    """Whether two numbers agree relative to the expected one, or within an absolute floor."""
+    if found is None or expected is None:
+        return found == expected
+    return abs(found - expected) <= max(tolerance * abs(expected), floor)

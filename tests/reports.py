@@ -1,0 +1,119 @@
+"""Score reports made up for tests of everything behind the scores."""
+
+from __future__ import annotations
+
+import random
+
+from hlscore.records import (
+    Fingerprint,
+    ModelIdentity,
+    ModuleRow,
+    ProbeSummary,
+    RunInfo,
+    ScoreReport,
+)
+
+KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+RANKS = (2, 4, 8, 16)
+
+
+def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
+    """A plausible row; its scores fall with `index`."""
+    draw = random.Random(seed * 1000 + index)
+    kind = KINDS[index % len(KINDS)]
+    block = "self_attn" if kind[0] in "qkvo" else "mlp"
+    energy = 10.0 / (index + 1)
+    tails = tuple(energy * share for share in (0.5, 0.3, 0.2, 0.1))
+    return ModuleRow(
+        rank=None,
+        module=f"model.layers.{index // len(KINDS)}.{block}.{kind}",
+        parameter=f"model.layers.{index // len(KINDS)}.{block}.{kind}.weight",
+        layer=index // len(KINDS),
+        kind=kind,
+        block=block,
+        matrices=1,
+        matrices_reached=1,
+        out_features=64,
+        in_features=48 + 16 * (index % 3),
+        n_params=64 * (48 + 16 * (index % 3)),
+        hls=0.9 * tails[1],
+        hls_stderr=0.1 * energy,
+        hls_ci_low=0.7 * tails[1],
+        hls_ci_high=1.1 * tails[1],
+        tail=tails[1],
+        grad_norm=energy,
+        taylor=energy / 2,
+        taylor_mean=energy / 100,
+        rgn=energy / 3,
+        random=draw.random(),
+        grad_energy=energy,
+        head_energy=energy - tails[1],
+        tail_energy=tails[1],
+        residual_ratio=tails[1] / energy,
+        head_error=0.0,
+        stable_rank=3.0,
+        effective_rank=20.5,
+        rank_for_90=12,
+        weight_norm=5.0,
+        curve_ranks=RANKS,
+        tail_curve=tails,
+        hls_curve=tuple(0.9 * value for value in tails),
+        hls_replicates=tuple(draw.gauss(0.9 * tails[1], energy / 10) for _ in range(resamples)),
+        tail_replicates=tuple(draw.gauss(tails[1], energy / 10) for _ in range(resamples)),
+        grad_norm_replicates=tuple(draw.gauss(energy, energy / 10) for _ in range(resamples)),
+    )
+
+
+def report(count: int, *, resamples: int = 20) -> ScoreReport:
+    """A report with `count` candidates and one skipped row."""
+    skipped = ModuleRow(
+        rank=None,
+        module="lm_head",
+        parameter="lm_head.weight",
+        layer=None,
+        kind="lm_head",
+        block="",
+        matrices=1,
+        matrices_reached=None,
+        out_features=300,
+        in_features=64,
+        n_params=300 * 64,
+        status="skipped",
+        reason="output head: ranked with --head",
+    )
+    rows = tuple(row(index, resamples=resamples) for index in range(count))
+    return ScoreReport(
+        rows=(*rows, skipped),
+        model=ModelIdentity(
+            model="org/model",
+            revision="0123abc",
+            architecture="LlamaForCausalLM",
+            model_type="llama",
+            n_params=10_000_000,
+            fingerprint=Fingerprint(structure="sha256:0", weights="sha256:1"),
+        ),
+        probes=ProbeSummary(
+            source="builtin:probes",
+            format="prompt_completion",
+            hash="sha256:2",
+            examples=64,
+            groups=16,
+            counted_tokens=5000,
+            total_tokens=9000,
+            truncated=0,
+            dropped=0,
+            mean_loss=1.25,
+        ),
+        run=RunInfo(
+            hlscore_version="0.1.0",
+            settings={"seed": 0},
+            seed=0,
+            score="hls",
+            rank=4,
+            estimator="exact",
+            device="cpu",
+            dtype="float32",
+            versions={"torch": "2.13.0"},
+            wall_seconds=1.5,
+        ),
+    )

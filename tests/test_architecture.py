@@ -1,0 +1,82 @@
+"""The direction of the flow: each room imports only what lies before it."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import hlscore
+
+ROOT = Path(hlscore.__file__).parent
+GROUND = {"errors", "records", "settings", "_version"}
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "records": set(),
+    "settings": {"errors"},
+    "_version": set(),
+    "inputs": GROUND | {"inputs"},
+    "objectives": set(),
+    "gradients": GROUND | {"inputs", "objectives", "gradients"},
+    "scores": GROUND | {"scores"},
+    "planning": GROUND | {"scores", "planning"},
+    "artifacts": GROUND | {"scores", "planning", "artifacts"},
+    "flow": GROUND | {"inputs", "gradients", "scores", "planning"},
+    "api": GROUND | {"inputs", "planning", "artifacts", "flow"},
+    "views": GROUND | {"inputs", "scores", "planning", "artifacts", "flow", "views"},
+    "cli": GROUND | {"inputs", "scores", "planning", "artifacts", "flow", "views", "cli"},
+    "__init__": {"_version", "api"},
+    "__main__": {"cli"},
+}
+HEAVY = {"torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors"}
+FREE_OF_TORCH = {"errors", "records", "settings", "scores", "planning", "artifacts", "cli"}
+FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}
+
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def imports(tree: ast.AST, *, top_level: bool) -> set[str]:
+    nodes = ast.iter_child_nodes(tree) if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_rooms_keep_the_direction(path: Path) -> None:
+    names = imports(ast.parse(path.read_text()), top_level=False)
+    rooms = {name.split(".")[1] for name in names if name.startswith("hlscore.")}
+    assert rooms <= ALLOWED[room(path)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_read_only_rooms_import_nothing_heavy(path: Path) -> None:
+    if room(path) not in FREE_OF_TORCH:
+        return
+    names = imports(ast.parse(path.read_text()), top_level=True)
+    assert not {name.split(".")[0] for name in names} & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_files_and_functions_stay_small(path: Path) -> None:
+    text = path.read_text()
+    assert text.count("\n") <= 400
+    assert path.stem not in FORBIDDEN_NAMES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            body = node.body[-1].end_lineno - node.body[0].lineno  # type: ignore[operator]
+            assert body <= 75, f"{node.name} is {body} lines"
+
+
+def test_every_room_is_known() -> None:
+    assert {room(path) for path in FILES} == set(ALLOWED)

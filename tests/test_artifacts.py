@@ -1,0 +1,184 @@
+"""The files: types, round trips, schema, atomic writing."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from importlib import resources
+from pathlib import Path
+
+import duckdb
+import jsonschema
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+from reports import report
+
+from hlscore.artifacts.files import check_folder, default_folder, write_files
+from hlscore.artifacts.plan import Plan, make_plan, plan_schema, plan_text
+from hlscore.artifacts.report import METADATA_KEY, read_report, report_schema, write_report
+from hlscore.errors import ArtifactError, UsageError
+from hlscore.planning.allocation import allocate
+from hlscore.settings import PlanSettings
+
+DOCUMENTED = {
+    "rank": "int32", "module": "string", "parameter": "string", "layer": "int32",
+    "kind": "string", "block": "string", "matrices": "int32", "matrices_reached": "int32",
+    "out_features": "int64", "in_features": "int64", "n_params": "int64", "hls": "double",
+    "hls_stderr": "double", "hls_ci_low": "double", "hls_ci_high": "double",
+    "selection_probability": "double", "tail": "double", "grad_norm": "double",
+    "taylor": "double", "taylor_mean": "double", "rgn": "double", "random": "double",
+    "grad_energy": "double", "head_energy": "double", "tail_energy": "double",
+    "residual_ratio": "double", "head_error": "double", "stable_rank": "double",
+    "effective_rank": "double", "rank_for_90": "int32", "weight_norm": "double",
+    "curve_ranks": "list<int32>", "tail_curve": "list<double>", "hls_curve": "list<double>",
+    "hls_replicates": "list<float>", "tail_replicates": "list<float>",
+    "grad_norm_replicates": "list<float>", "status": "string", "reason": "string",
+}  # fmt: skip
+
+
+def _plain(kind: pa.DataType) -> str:
+    return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
+
+
+@pytest.fixture
+def scores(tmp_path: Path) -> Path:
+    path = tmp_path / "scores.parquet"
+    write_report(report(9), path)
+    return path
+
+
+def test_columns_have_the_documented_types(scores: Path) -> None:
+    schema = pq.read_schema(scores)
+    assert {field.name: _plain(field.type) for field in schema} == DOCUMENTED
+    assert schema.equals(report_schema(), check_metadata=False)
+
+
+def test_pandas_reads_it(scores: Path) -> None:
+    frame = pd.read_parquet(scores)
+    assert list(frame.columns) == list(DOCUMENTED)
+    assert frame["hls"].dtype == "float64"
+    assert frame["n_params"].dtype == "int64"
+    assert list(frame["tail_curve"][0]) == list(report(9).rows[0].tail_curve)
+
+
+def test_duckdb_reads_it(scores: Path) -> None:
+    found = duckdb.sql(f"describe select * from '{scores}'").fetchall()
+    kinds = {name: kind for name, kind, *_ in found}
+    assert kinds["module"] == "VARCHAR"
+    assert kinds["layer"] == "INTEGER"
+    assert kinds["n_params"] == "BIGINT"
+    assert kinds["hls"] == "DOUBLE"
+    assert kinds["tail_curve"] == "DOUBLE[]"
+    assert kinds["hls_replicates"] == "FLOAT[]"
+    total = duckdb.sql(f"select count(*) from '{scores}' where status = 'scored'").fetchall()
+    assert total == [(9,)]
+
+
+def test_polars_reads_it(scores: Path) -> None:
+    schema = pl.read_parquet(scores).schema
+    assert list(schema) == list(DOCUMENTED)
+    assert schema["module"] == pl.String
+    assert schema["layer"] == pl.Int32
+    assert schema["n_params"] == pl.Int64
+    assert schema["hls"] == pl.Float64
+    assert schema["hls_curve"] == pl.List(pl.Float64)
+
+
+def test_report_survives_the_round_trip(scores: Path) -> None:
+    found, expected = read_report(scores), report(9)
+    for mine, theirs in zip(found.rows, expected.rows, strict=True):
+        assert mine.hls_replicates == pytest.approx(theirs.hls_replicates, rel=1e-6)
+        lists = {"hls_replicates": (), "tail_replicates": (), "grad_norm_replicates": ()}
+        assert replace(mine, **lists) == replace(theirs, **lists)  # type: ignore[arg-type]
+    assert (found.model, found.probes, found.run) == (
+        expected.model,
+        expected.probes,
+        expected.run,
+    )
+
+
+def test_folders_named_like_partitions_change_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "seed=3"
+    folder.mkdir()
+    write_report(report(3), folder / "scores.parquet")
+    assert len(read_report(folder / "scores.parquet").candidates) == 3
+
+
+def test_metadata_names_the_origin(scores: Path) -> None:
+    origin = json.loads(pq.read_schema(scores).metadata[METADATA_KEY])
+    assert origin["schema_version"] == 1
+    assert origin["model"]["fingerprint"] == {"structure": "sha256:0", "weights": "sha256:1"}
+    assert origin["run"]["versions"] == {"torch": "2.13.0"}
+    assert origin["probes"]["hash"] == "sha256:2"
+
+
+def test_published_schema_is_the_plan_format() -> None:
+    text = (resources.files("hlscore.artifacts") / "plan.schema.json").read_text()
+    assert json.loads(text) == plan_schema(), "rewrite it: make schema"
+
+
+def test_plans_validate_against_the_published_schema() -> None:
+    base = report(12)
+    plan = make_plan(base, allocate(base, PlanSettings(budget="0.25p", rank=4)))
+    document = json.loads(plan_text(plan))
+    schema = plan_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(document, schema)
+    assert Plan.model_validate_json(plan_text(plan)) == plan
+    document["modules"][0]["mode"] = "half"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, schema)
+    with pytest.raises(ValidationError):
+        Plan.model_validate(document)
+
+
+def test_plan_text_is_stable_and_ordered() -> None:
+    base = report(12)
+    allocation = allocate(base, PlanSettings(budget="0.25", rank=4))
+    text = plan_text(make_plan(base, allocation))
+    assert text == plan_text(make_plan(base, allocation))
+    document = json.loads(text)
+    assert list(document) == list(Plan.model_fields)
+    assert [m["position"] for m in document["modules"]] == list(range(1, 13))
+    full = [m for m in document["modules"] if m["mode"] == "full"]
+    assert [m["rank"] for m in full] == [None] * 3
+    assert document["budget"]["realized_module_share"] == 0.25
+    assert document["totals"]["trained_params"] == sum(
+        m["trained_params"] for m in document["modules"]
+    )
+    assert document["learning_rates"]["lora"]["value"] == pytest.approx(
+        10 * document["learning_rates"]["full"]["value"]
+    )
+
+
+def test_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("old")
+
+    def broken(path: Path) -> None:
+        path.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ArtifactError, match="No space left"):
+        write_files(tmp_path, {"a": lambda path: path.write_text("new") and None, "b": broken})
+    assert (tmp_path / "a").read_text() == "old"
+    assert [item.name for item in tmp_path.iterdir()] == ["a"]
+
+
+def test_existing_results_are_refused_without_force(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(UsageError, match="already exists"):
+        check_folder(tmp_path, ("scores.parquet", "plan.json"), force=False)
+    check_folder(tmp_path, ("scores.parquet", "plan.json"), force=True)
+    check_folder(tmp_path / "new" / "folder", ("plan.json",), force=False)
+    assert [item.name for item in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_default_folder_is_named_after_the_model(tmp_path: Path) -> None:
+    assert str(default_folder("builtin:tiny")) == "hlscore-out/builtin-tiny"
+    assert str(default_folder("Qwen/Qwen3-0.6B")) == "hlscore-out/Qwen-Qwen3-0.6B"
+    (tmp_path / "my model").mkdir()
+    assert str(default_folder(str(tmp_path / "my model"))) == "hlscore-out/my-model"

@@ -1,0 +1,135 @@
+"""Candidates against what each architecture is known to hold."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from families import FAMILIES, Family
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
+
+from hlscore.errors import ModelError, UsageError
+from hlscore.inputs.fingerprint import fingerprint
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.settings import CandidateSettings
+
+ALL = CandidateSettings()
+
+
+def expected_maps(family: Family) -> dict[str, tuple[str, tuple[int, int, int], bool, int]]:
+    """Full name -> parameter, shape, transposed, layer; written by hand in `families`."""
+    return {
+        f"{family.block_prefix(layer)}{name}": (
+            f"{family.block_prefix(layer)}{spec.parameter(name)}",
+            spec.shape,
+            spec.transposed,
+            layer,
+        )
+        for layer, block in enumerate(family.blocks)
+        for name, spec in block.maps.items()
+    }
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_candidates_are_the_linear_maps_of_the_blocks(name: str) -> None:
+    family = FAMILIES[name]
+    found = find_modules(family.build(), ALL)
+    maps = {
+        item.module: (
+            item.parameter,
+            (item.matrices, item.out_features, item.in_features),
+            item.storage == "in_out",
+            item.layer,
+        )
+        for item in candidates_of(found)
+    }
+    assert maps == expected_maps(family)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_every_other_matrix_is_a_row_with_a_reason(name: str) -> None:
+    family, model = FAMILIES[name], FAMILIES[name].build()
+    found = find_modules(model, ALL)
+    matrices = {n for n, p in model.named_parameters(remove_duplicate=False) if p.dim() > 1}
+    assert {item.parameter for item in found} == matrices
+    assert all(item.reason for item in found if item.skipped)
+    for layer, block in enumerate(family.blocks):
+        for parameter in block.others:
+            full = f"{family.block_prefix(layer)}{parameter}"
+            assert next(item for item in found if item.parameter == full).skipped
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_meta_device_gives_the_same_modules(name: str) -> None:
+    family = FAMILIES[name]
+    with torch.device("meta"):
+        shape = family.auto_class.from_config(family.config())
+    shape.tie_weights()
+    assert find_modules(shape, ALL) == find_modules(family.build(), ALL)
+
+
+def test_parameter_counts_hold_the_bias() -> None:
+    model = FAMILIES["gpt2"].build()
+    for item in candidates_of(find_modules(model, ALL)):
+        module = model.get_submodule(item.module)
+        assert item.n_params == sum(p.numel() for p in module.parameters())
+
+
+def test_tied_head_is_one_module() -> None:
+    settings = CandidateSettings(head=True, embeddings=True)
+    found = find_modules(FAMILIES["gpt2"].build(), settings)
+    assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
+    head = next(item for item in found if item.module == "lm_head")
+    assert head.reason == "tied to transformer.wte"
+
+
+def test_untied_head_and_embeddings_come_by_request() -> None:
+    model = FAMILIES["llama"].build()
+    assert not any(i.layer is None for i in candidates_of(find_modules(model, ALL)))
+    head = candidates_of(find_modules(model, CandidateSettings(head=True)))
+    assert [i.module for i in head if i.layer is None] == ["lm_head"]
+
+
+def test_globs_choose_by_full_name() -> None:
+    model = FAMILIES["llama"].build()
+    chosen = CandidateSettings(include=("*.mlp.*",), exclude=("model.layers.1.*",))
+    names = [item.module for item in candidates_of(find_modules(model, chosen))]
+    assert names == [f"model.layers.0.mlp.{kind}_proj" for kind in ("gate", "up", "down")]
+    with pytest.raises(UsageError, match="--include 'mlp' matches none"):
+        find_modules(model, CandidateSettings(include=("mlp",)))
+    with pytest.raises(UsageError, match="leave no candidate"):
+        find_modules(model, CandidateSettings(include=("*.mlp.*",), exclude=("*",)))
+
+
+def test_encoder_decoder_is_refused() -> None:
+    config = T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=20)
+    with pytest.raises(ModelError, match="encoder-decoder"):
+        find_modules(T5ForConditionalGeneration(config), ALL)
+
+
+def test_model_without_blocks_has_no_candidates() -> None:
+    model = FAMILIES["llama"].build()
+    model.model.layers = nn.ModuleList()
+    with pytest.raises(ModelError, match="no candidate modules"):
+        find_modules(model, ALL)
+
+
+def test_layer_ten_is_not_layer_one() -> None:
+    config = FAMILIES["llama"].config()
+    config.num_hidden_layers = 12
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    layers = {item.module: item.layer for item in candidates_of(find_modules(model, ALL))}
+    assert layers["model.layers.1.mlp.up_proj"] == 1
+    assert layers["model.layers.11.mlp.up_proj"] == 11
+
+
+def test_fingerprint_ignores_dtype_and_sees_weights_and_shapes() -> None:
+    model = FAMILIES["mixtral"].build(dtype=torch.bfloat16)
+    first = fingerprint(model)
+    assert fingerprint(model.float()) == first
+    with torch.no_grad():
+        model.get_parameter("model.layers.1.mlp.experts.down_proj").add_(1)
+    changed = fingerprint(model)
+    assert changed.structure == first.structure
+    assert changed.weights != first.weights
+    assert fingerprint(FAMILIES["llama"].build()).structure != first.structure

@@ -1,0 +1,154 @@
+"""The estimator against dense float64 gradients and full SVDs, for every family."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+import torch
+from families import FAMILIES
+from problems import RANK, by_module, close, completions, halves, probe_set, run_report, settings
+
+from hlscore.inputs.examples import ExampleSet
+
+TOLERANCE = 1e-4
+FLOAT32 = 2.0**-23
+EXAMPLES = completions(12)
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_scores_agree_with_dense_float64_oracle(name: str) -> None:
+    model, run = FAMILIES[name].build(), settings(batch_size=5)
+    report = run_report(model, EXAMPLES, run)
+    rows = by_module(report.rows)
+    probes = probe_set(model, EXAMPLES, run)
+    oracle, loss = reference.dense_gradients(
+        FAMILIES[name].build(dtype=torch.float64),
+        halves(probes),
+        [row.parameter for row in rows.values()],
+    )
+    assert report.probes.mean_loss == pytest.approx(loss, rel=1e-5)
+    wrong = []
+    for row in rows.values():
+        dense = oracle[row.parameter]
+        weight = model.get_parameter(row.parameter).detach().double().numpy()
+        product = weight.reshape(dense.mean.shape) * dense.mean
+        expected = {
+            "grad_energy": reference.energy(dense.mean),
+            "tail_energy": reference.tail(dense.mean, RANK),
+            "hls": reference.cross_fitted_tail(dense.first, dense.second, RANK),
+            "weight_norm": math.sqrt((weight**2).sum()),
+            "taylor": math.sqrt((product**2).sum()),
+            "taylor_mean": float(np.abs(product).mean()),
+        }
+        if row.max_rank <= RANK:
+            expected |= {"tail_energy": 0.0, "hls": 0.0}
+        wrong += [
+            (row.module, column, getattr(row, column), value)
+            for column, value in expected.items()
+            if not close(getattr(row, column), value, TOLERANCE, floor=_floor(column, dense))
+        ]
+    assert not wrong
+
+
+def _floor(column: str, dense: reference.DenseGradients) -> float:
+    """Where a tail nearly cancels, one float32 rounding of what it is a difference of."""
+    if column == "hls":
+        return FLOAT32 * math.sqrt(reference.energy(dense.first) * reference.energy(dense.second))
+    return 1e-12 * reference.energy(dense.mean)
+
+
+def test_derived_columns_follow_from_the_spectrum() -> None:
+    model, run = FAMILIES["qwen3_moe"].build(), settings()
+    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    oracle, _ = reference.dense_gradients(
+        FAMILIES["qwen3_moe"].build(dtype=torch.float64),
+        halves(probe_set(model, EXAMPLES, run)),
+        [row.parameter for row in rows.values()],
+    )
+    for row in rows.values():
+        mean = oracle[row.parameter].mean
+        values = np.array([np.linalg.svd(m, compute_uv=False) for m in mean])
+        total, squares = (values**2).sum(), (values**2).sum(0)
+        shares = values / values.sum(-1, keepdims=True)
+        entropy = -(shares * np.log(np.maximum(shares, 1e-300))).sum(-1)
+        assert close(row.stable_rank, total / squares[0])
+        assert close(row.effective_rank, np.exp(entropy).mean(), 1e-3)
+        assert row.rank_for_90 == int((squares.cumsum() >= 0.9 * total).argmax()) + 1
+        assert close(row.rgn, math.sqrt(total) / row.weight_norm)  # type: ignore[operator]
+        assert close(row.head_energy, total - reference.tail(mean, RANK))
+        assert close(row.residual_ratio, reference.tail(mean, RANK) / total)
+        for rank, value in zip(row.curve_ranks, row.tail_curve, strict=True):
+            assert abs(value - reference.tail(mean, rank)) <= 1e-4 * total
+        assert row.head_error == 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2", "llava"])
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 32])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_batch_size_and_padding_do_not_matter(name: str, batch_size: int, side: str) -> None:
+    model = FAMILIES[name].build()
+    expected = by_module(run_report(model, EXAMPLES, settings(batch_size=2)).rows)
+    found = by_module(
+        run_report(model, EXAMPLES, settings(batch_size=batch_size, padding_side=side)).rows
+    )
+    for module, row in found.items():
+        for column in ("hls", "tail_energy", "grad_energy", "taylor"):
+            floor = FLOAT32 * (row.grad_energy or 0) if column == "hls" else 0.0
+            assert close(getattr(row, column), getattr(expected[module], column), floor=floor), (
+                module,
+                column,
+            )
+
+
+def test_order_of_examples_does_not_matter() -> None:
+    model = FAMILIES["llama"].build()
+    turned = ExampleSet(source="test", format=EXAMPLES.format, rows=EXAMPLES.rows[::-1])
+    first = run_report(model, EXAMPLES, settings())
+    second = run_report(model, turned, settings())
+    assert first.probes.hash == second.probes.hash
+    assert first.rows == second.rows
+
+
+def test_checkpointing_does_not_matter() -> None:
+    for name in ("llama", "mixtral", "qwen3_next"):
+        model = FAMILIES[name].build()
+        expected = by_module(run_report(model, EXAMPLES, settings(checkpointing=True)).rows)
+        found = by_module(run_report(model, EXAMPLES, settings(checkpointing=False)).rows)
+        for module, row in found.items():
+            assert close(row.hls, expected[module].hls or 0.0), (name, module)
+
+
+def test_seed_moves_examples_between_halves() -> None:
+    model = FAMILIES["llama"].build()
+    first = by_module(run_report(model, EXAMPLES, settings()).rows)
+    second = by_module(run_report(model, EXAMPLES, replace(settings(), seed=1)).rows)
+    assert all(close(row.grad_energy, second[name].grad_energy or 0) for name, row in first.items())
+    assert any(row.hls != second[name].hls for name, row in first.items())
+
+
+def test_bfloat16_is_close_to_float32() -> None:
+    expected = by_module(run_report(FAMILIES["llama"].build(), EXAMPLES, settings()).rows)
+    half = FAMILIES["llama"].build(dtype=torch.bfloat16)
+    found = by_module(run_report(half, EXAMPLES, settings()).rows)
+    for module, row in found.items():
+        assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
+
+
+def test_float16_gradients_survive_their_small_range() -> None:
+    expected = by_module(run_report(FAMILIES["gpt2"].build(), EXAMPLES, settings()).rows)
+    half = FAMILIES["gpt2"].build(dtype=torch.float16)
+    found = by_module(run_report(half, EXAMPLES, settings()).rows)
+    for module, row in found.items():
+        assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
+
+
+def test_unreached_experts_are_counted() -> None:
+    rows = by_module(run_report(FAMILIES["qwen3_moe_unreached"].build(), EXAMPLES, settings()).rows)
+    experts = [row for row in rows.values() if row.matrices > 1]
+    missed = [row for row in experts if row.matrices_reached == row.matrices - 1]
+    assert missed
+    assert all("no probe token reached 1 of 5 experts" in row.reason for row in missed)

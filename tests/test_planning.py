@@ -1,0 +1,145 @@
+"""Budgets and choices against trying everything."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlscore.errors import BudgetError, UsageError
+from hlscore.planning.allocation import allocate
+from hlscore.planning.budget import parse_budget
+from hlscore.planning.choice import choose, selection_probability
+from hlscore.planning.costs import lora_params
+from hlscore.records import ScoreReport
+from hlscore.scores.registry import SCORES
+from hlscore.settings import PlanSettings
+from reports import report, row
+
+
+@pytest.mark.parametrize(
+    ("text", "share", "unit"),
+    [("0.1", 0.1, "modules"), ("1", 1.0, "modules"), (".25p", 0.25, "parameters"),
+     ("1e-1 p", 0.1, "parameters")],
+)  # fmt: skip
+def test_budgets_are_shares(text: str, share: float, unit: str) -> None:
+    budget = parse_budget(text)
+    assert (budget.share, budget.unit) == (share, unit)
+
+
+@pytest.mark.parametrize("text", ["", "abc", "0", "-0.1", "1.01", "nan", "inf", "10%", "0.1q", "p"])
+def test_other_texts_are_refused(text: str) -> None:
+    with pytest.raises(BudgetError, match="budget"):
+        parse_budget(text)
+
+
+def test_shares_that_floats_miss_by_a_hair_are_whole() -> None:
+    for share, whole, expected in (("0.1", 30, 3), ("0.29", 100, 29), ("0.7", 10, 7)):
+        assert parse_budget(share).limit([1] * whole) == expected
+
+
+def test_too_small_budget_names_one_that_works() -> None:
+    with pytest.raises(BudgetError, match="less than one module") as caught:
+        parse_budget("0.01").limit([5] * 42)
+    hinted = caught.value.hint.split()[-1].rstrip(".")
+    assert parse_budget(hinted).limit([5] * 42) == 1
+    with pytest.raises(BudgetError, match="less than the smallest") as caught:
+        parse_budget("0.01p").limit([70, 30, 100])
+    hinted = caught.value.hint.split()[-1].rstrip(".")
+    assert parse_budget(hinted).limit([70, 30, 100]) >= 30
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(-1, 10, allow_nan=False), st.integers(1, 1000)), min_size=2, max_size=9
+    ),
+    st.floats(0.05, 1),
+)
+def test_parameter_budget_finds_the_best_set(
+    modules: list[tuple[float, int]], share: float
+) -> None:
+    scores, params = [m[0] for m in modules], [m[1] for m in modules]
+    budget = replace(parse_budget("0.5p"), share=share)
+    limit = int(share * sum(params) + 1e-9 * sum(params))
+    if limit < min(params):
+        with pytest.raises(BudgetError):
+            choose(np.array(scores), np.array(params), budget)
+        return
+    chosen = choose(np.array(scores), np.array(params), budget)
+    assert np.array(params)[chosen].sum() <= limit
+    best = reference.best_choice(scores, params, limit)
+    assert np.array(scores)[chosen].sum() >= best - 1e-5 * max(abs(best), max(scores, default=0))
+
+
+@given(st.lists(st.floats(-1, 10), min_size=2, max_size=30), st.floats(0.1, 1))
+def test_module_budget_takes_the_highest(scores: list[float], share: float) -> None:
+    budget = replace(parse_budget("0.5"), share=share)
+    limit = int(share * len(scores) + 1e-9 * len(scores))
+    if limit < 1:
+        return
+    chosen = choose(np.array(scores), np.ones(len(scores), dtype=np.int64), budget)
+    expected = [value for value in sorted(scores, reverse=True)[:limit] if value > 0]
+    assert sorted(np.array(scores)[chosen], reverse=True) == expected
+
+
+def test_modules_without_signal_are_never_bought() -> None:
+    scores = np.array([3.0, 0.0, -1.0, np.nan])
+    for text in ("1", "1p"):
+        assert choose(scores, np.full(4, 10), parse_budget(text)).tolist() == [True] + [False] * 3
+
+
+def test_selection_probability_counts_resamples() -> None:
+    replicates = np.array([[3.0, 1.0, 3.0, -2.0], [2.0, 2.0, 2.0, -1.0]])
+    found = selection_probability(replicates, np.array([1, 1]), parse_budget("0.5"))
+    assert found.tolist() == [0.5, 0.25]
+
+
+def test_allocation_adds_up() -> None:
+    made = allocate(report(20), PlanSettings(budget="0.25", rank=4))
+    totals = made.totals
+    full = [item for item in made.decisions if item.mode == "full"]
+    lora = [item for item in made.decisions if item.mode == "lora"]
+    assert (totals.full_modules, totals.lora_modules) == (len(full), len(lora)) == (5, 15)
+    assert totals.full_params == sum(item.row.n_params for item in full)
+    assert totals.lora_params == sum(lora_params(item.row, 4) for item in lora)
+    assert totals.trained_params == totals.full_params + totals.lora_params
+    assert totals.plain_lora_params == sum(lora_params(item.row, 4) for item in made.decisions)
+    values = [item.score for item in made.decisions]
+    assert values == sorted(values, reverse=True)  # type: ignore[type-var]
+    assert [item.row.rank for item in made.decisions] == list(range(1, 21))
+    assert made.mean_reselection is not None
+
+
+@pytest.mark.parametrize("score", list(SCORES))
+def test_every_score_can_decide(score: str) -> None:
+    made = allocate(report(20), PlanSettings(budget="0.25", score=score, rank=4))
+    assert made.totals.full_modules == 5
+    assert all(item.score is not None for item in made.decisions)
+
+
+def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
+    made = allocate(report(20), PlanSettings(budget="0.25", rank=8))
+    assert made.mean_reselection is None
+    assert any("no bootstrap of 'hls' at rank 8" in note for note in made.notes)
+    with pytest.raises(UsageError, match="no score for rank 5"):
+        allocate(report(20), PlanSettings(budget="0.25", rank=5))
+
+
+def test_plan_with_little_signal_says_so() -> None:
+    base = report(4)
+    rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * 4) for r in base.rows[1:]))
+    made = allocate(
+        ScoreReport(rows=rows, model=base.model, probes=base.probes, run=base.run),
+        PlanSettings(budget="1", rank=4),
+    )
+    assert made.totals.full_modules == 1
+    assert any("no measured gain to buy" in note for note in made.notes)
+
+
+def test_lora_of_experts_counts_each_expert() -> None:
+    assert lora_params(replace(row(0), matrices=8, out_features=10, in_features=6), 4) == 8 * 4 * 16

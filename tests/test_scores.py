@@ -1,0 +1,74 @@
+"""Score formulas and the stratified control."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from families import FAMILIES
+from reports import row
+
+from hlscore.errors import UsageError
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.scores.registry import SCORES, find_score, score_of
+from hlscore.scores.rows import order_rows
+from hlscore.scores.stratified import stratified_scores
+from hlscore.settings import CandidateSettings
+
+
+def test_registry_names_formula_unit_and_source() -> None:
+    assert list(SCORES) == ["hls", "tail", "grad_norm", "taylor", "rgn", "random"]
+    assert all(score.formula and score.unit and score.source for score in SCORES.values())
+    with pytest.raises(UsageError, match="no score 'nonsense'"):
+        find_score("nonsense")
+
+
+def test_scores_read_the_row() -> None:
+    item = row(3)
+    assert score_of(item, SCORES["hls"], 8) == item.hls_curve[2]
+    assert score_of(item, SCORES["tail"], 2) == item.tail_curve[0]
+    assert score_of(item, SCORES["grad_norm"], 2) == item.grad_energy
+    assert score_of(item, SCORES["taylor"], 2) == item.taylor
+    assert score_of(item, SCORES["rgn"], 2) == pytest.approx((item.grad_energy or 0) ** 0.5 / 5)
+    assert score_of(item, SCORES["hls"], 48) == 0
+    assert score_of(replace(item, weight_norm=0.0), SCORES["rgn"], 2) is None
+
+
+def test_rows_are_ordered_by_score_then_name_and_unknown_last() -> None:
+    rows = [replace(row(0), taylor=1.0), replace(row(1), taylor=None), replace(row(2), taylor=1.0),
+            replace(row(3), taylor=2.0)]  # fmt: skip
+    ordered = order_rows(rows, SCORES["taylor"], 4)
+    names = [item.module for item in ordered]
+    assert names == [rows[3].module, *sorted([rows[0].module, rows[2].module]), rows[1].module]
+    assert [item.rank for item in ordered] == [1, 2, 3, 4]
+
+
+def test_control_spreads_over_kinds_and_follows_the_seed() -> None:
+    config = FAMILIES["llama"].config()
+    config.num_hidden_layers = 10
+    model = FAMILIES["llama"].auto_class.from_config(config)
+    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    first = stratified_scores(candidates, seed=0)
+    assert first == stratified_scores(candidates, seed=0)
+    assert first != stratified_scores(candidates, seed=1)
+    assert all(0 < value <= 1 for value in first.values())
+    kinds = {item.module: item.kind for item in candidates}
+    for seed in range(20):
+        scores = stratified_scores(candidates, seed=seed)
+        best = sorted(scores, key=lambda name: -scores[name])[:28]
+        assert set(Counter(kinds[name] for name in best).values()) <= {3, 4, 5}
+
+
+def test_control_is_uniform_within_a_kind() -> None:
+    config = FAMILIES["llama"].config()
+    config.num_hidden_layers = 10
+    model = FAMILIES["llama"].auto_class.from_config(config)
+    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    wins: Counter[str] = Counter()
+    for seed in range(300):
+        scores = stratified_scores(candidates, seed=seed)
+        wins.update(sorted(scores, key=lambda name: -scores[name])[:7])
+    layers = Counter(name.split(".")[2] for name in wins.elements())
+    assert len(layers) == 10
+    assert max(layers.values()) < 2 * min(layers.values())
