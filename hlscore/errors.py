@@ -32,6 +32,12 @@ class UsageError(HlscoreError):
     exit_code = EXIT_USAGE
 
 
+class Interrupted(HlscoreError):  # noqa: N818 - nothing went wrong
+    """The user pressed Ctrl-C."""
+
+    exit_code = EXIT_INTERRUPTED
+
+
 class BudgetError(UsageError):
     """The budget is malformed, or too small for a single module."""
 
@@ -53,6 +59,13 @@ class ArtifactError(HlscoreError):
 
 
 def first_line(error: BaseException) -> str:
-    """Give the first line of a library's error message, for quoting in one of ours."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    """Give the first line of a library's error message, for quoting in one of ours.
+
+    A line that only announces the next one is joined with it; a bare word, such as the key of a
+    `KeyError`, gets the name of the error before it.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return text if " " in text else f"{type(error).__name__}: {text}"

@@ -42,24 +42,33 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         UsageError: The folder already holds results and `force` is off.
         ArtifactError: The folder cannot be written to.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
-    for name in names:
-        if (folder / name).exists() and not force:
-            raise UsageError(
-                f"'{folder / name}' already exists.",
-                hint="Pass --force to replace it, or another path with --out.",
-            )
-    parent = folder
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
     try:
+        _check_names(folder, names, force=force)
+        parent = folder
+        while not parent.exists() and parent != parent.parent:
+            parent = parent.parent
         with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX, dir=parent):
             pass
     except OSError as error:
         raise ArtifactError(
             f"'{folder}' cannot be written to: {error.strerror}.", hint="Choose another --out."
         ) from error
+
+
+def _check_names(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
+    for name in names:
+        if (folder / name).is_dir():
+            raise UsageError(
+                f"'{folder / name}' is a directory.",
+                hint="A file goes there: give another path with --out.",
+            )
+        if (folder / name).exists() and not force:
+            raise UsageError(
+                f"'{folder / name}' already exists.",
+                hint="Pass --force to replace it, or another path with --out.",
+            )
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
@@ -76,6 +85,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> 
         ArtifactError: The disk refuses, for example because it is full.
     """
     stage: Path | None = None
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=_STAGE_PREFIX, dir=folder))
@@ -91,4 +101,6 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> 
     finally:
         if stage is not None:
             shutil.rmtree(stage, ignore_errors=True)
+        if made and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
     return {name: folder / name for name in writers}

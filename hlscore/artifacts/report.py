@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hlscore.errors import ArtifactError, first_line
-from hlscore.records import ModelIdentity, ModuleRow, ProbeSummary, RunInfo, ScoreReport
+from hlscore.records import (
+    ModelIdentity,
+    ModuleRow,
+    ProbeSummary,
+    RunInfo,
+    ScoreReport,
+    Status,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +31,7 @@ METADATA_KEY = b"hlscore"
 
 _INTEGERS = ("rank", "layer", "matrices", "matrices_reached", "rank_for_90")
 _WIDE_INTEGERS = ("out_features", "in_features", "n_params")
+_SIZES = ("matrices", "out_features", "in_features", "n_params")
 _TEXTS = ("module", "parameter", "kind", "block", "status", "reason")
 _LISTS: dict[str, pa.DataType] = {
     "curve_ranks": pa.list_(pa.int32()),
@@ -80,7 +90,7 @@ def to_table(report: ScoreReport) -> pa.Table:
         "probes": asdict(report.probes),
         "run": asdict(report.run),
     }
-    metadata = {METADATA_KEY: json.dumps(origin, sort_keys=True).encode()}
+    metadata = {METADATA_KEY: json.dumps(origin).encode()}
     return pa.table(columns, schema=schema.with_metadata(metadata))
 
 
@@ -124,6 +134,11 @@ def read_report(path: Path) -> ScoreReport:
             hint="Write it again with `hlscore rank`.",
         )
     rows = tuple(_row(values) for values in table.to_pylist())
+    for place, fault in _faults(rows):
+        raise ArtifactError(
+            f"Row {place} of '{path}' is damaged: {fault}.",
+            hint="Write it again with `hlscore rank`.",
+        )
     return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
 
 
@@ -161,6 +176,37 @@ def _first_difference(found: pa.Schema) -> str:
         if not found.field(index).type.equals(field.type):
             return f"column '{field.name}' is {found.field(index).type}, not {field.type}"
     return "there are further columns, or their order differs"
+
+
+def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
+    """Values that a right type does not exclude and that would break a plan."""
+    names = set()
+    for place, row in enumerate(rows):
+        for name in (*_TEXTS, *_SIZES):
+            if getattr(row, name) is None:
+                yield place, f"'{name}' is missing"
+        if row.status not in get_args(Status):
+            yield place, f"'status' is '{row.status}'"
+        if min(getattr(row, name) for name in _SIZES) < 1:
+            yield place, "a size is below 1"
+        if row.module in names:
+            yield place, f"'{row.module}' is listed twice"
+        names.add(row.module)
+        curves = (row.tail_curve, row.hls_curve)
+        if any(len(curve) != len(row.curve_ranks) for curve in curves):
+            yield place, "a curve and its ranks differ in length"
+        if not all(math.isfinite(value) for curve in curves for value in curve):
+            yield place, "a curve holds NaN or infinity"
+    yield from _uneven_replicates(rows)
+
+
+def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
+    for name in _LISTS:
+        lengths = [len(getattr(row, name)) if row.is_candidate else None for row in rows]
+        first = next((length for length in lengths if length is not None), None)
+        for place, length in enumerate(lengths):
+            if length is not None and length != first:
+                yield place, f"'{name}' is not as long as that of the other rows"
 
 
 def _row(values: dict[str, Any]) -> ModuleRow:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from hlscore._version import __version__
 from hlscore.cli.modules_command import modules
@@ -14,12 +15,48 @@ from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
-from hlscore.errors import EXIT_COULD_NOT_RUN, EXIT_INTERRUPTED, EXIT_OK, HlscoreError
+from hlscore.errors import EXIT_COULD_NOT_RUN, EXIT_OK, HlscoreError, Interrupted
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 
+
+class _Commands(TyperGroup):
+    """Keeps typer from ending Ctrl-C without a word, and a closed pipe with a failure."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the chosen command.
+
+        Args:
+            ctx: The parsed command line.
+
+        Returns:
+            What the command returns.
+
+        Raises:
+            Interrupted: Ctrl-C.
+            Exit: The reader of standard output has left.
+            SystemExit: A library ends the program.
+        """
+        try:
+            value = super().invoke(ctx)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            raise Interrupted("Interrupted: nothing was written.") from error
+        except SystemExit as stop:
+            # rich ends a closed pipe with a failure of its own.
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise typer.Exit(EXIT_OK) from stop
+            raise
+        except BrokenPipeError as error:
+            # Keep Python from complaining about the pipe at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(EXIT_OK) from error
+        return value
+
+
 app = typer.Typer(
     name="hlscore",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="markdown",
@@ -66,13 +103,6 @@ def _run() -> int:
         return error.exit_code
     except SystemExit as stop:
         return _exit_code(stop)
-    except KeyboardInterrupt:
-        _print_error("Interrupted: nothing was written.", "")
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of a pipe has left; keep Python from complaining about it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
@@ -85,7 +115,10 @@ def _run() -> int:
 
 
 def _exit_code(stop: SystemExit) -> int:
-    return stop.code if isinstance(stop.code, int) else EXIT_OK
+    if stop.code is None or isinstance(stop.code, int):
+        return stop.code or EXIT_OK
+    _print_error(str(stop.code), "")
+    return EXIT_COULD_NOT_RUN
 
 
 def _print_error(message: str, hint: str) -> None:

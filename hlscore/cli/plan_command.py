@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from hlscore.cli import options as o
+from hlscore.errors import UsageError
 
 
 def plan(
@@ -60,18 +61,25 @@ def plan(
     from hlscore.artifacts.report import read_report
     from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget
+    from hlscore.scores.registry import find_score
     from hlscore.settings import PlanSettings
     from hlscore.views.result import print_plan_json, print_replanned
 
     parse_budget(budget)
+    if score is not None:
+        find_score(score)
+    target = out or scores.parent / PLAN_FILE
+    if target.resolve() == scores.resolve():
+        raise UsageError(
+            f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
+        )
     report = read_report(scores)
     settings = PlanSettings(
         budget=budget,
-        score=score or report.run.score,
-        rank=lora_rank or report.run.rank,
+        score=report.run.score if score is None else score,
+        rank=report.run.rank if lora_rank is None else lora_rank,
         alpha=alpha,
     )
-    target = out or scores.parent / PLAN_FILE
     check_folder(target.parent, (target.name,), force=force)
     allocation = allocate(report, settings)
     made = make_plan(report, allocation)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from hlscore.errors import DataError, HlscoreError, first_line
+from hlscore.errors import DataError, HlscoreError, UsageError, first_line
 from hlscore.inputs.hub import hub_error
 from hlscore.settings import DataSettings
 
@@ -64,15 +64,33 @@ def read_examples(settings: DataSettings, *, seed: int) -> ExampleSet:
         HlscoreError: The data cannot be found or read, is empty, or lacks a column.
     """
     if settings.data is None:
+        _refuse_config(settings)
         return example_set(_draw(_builtin_rows(), settings.samples, seed), BUILTIN_PROBES, settings)
     path = Path(settings.data).expanduser()
     if path.exists():
         rows = _local_rows(path, settings, seed)
-    elif path.suffix in _BUILDERS or settings.data.startswith((".", "/", "~")):
-        raise DataError(f"There is no file or directory at '{settings.data}'.")
+    elif _looks_like_path(settings.data):
+        raise DataError(
+            f"There is no file or directory at '{settings.data}'.",
+            hint=f"Give a {' '.join(_BUILDERS)} file, a directory of them, or a hub id.",
+        )
     else:
         rows = _hub_rows(settings, seed)
     return example_set(rows, settings.data, settings)
+
+
+def _looks_like_path(name: str) -> bool:
+    known = Path(name).suffix.lower() in _BUILDERS
+    return known or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def _refuse_config(settings: DataSettings) -> None:
+    if settings.config is not None:
+        raise UsageError(
+            f"--data-config is '{settings.config}', but only data sets of the hub and "
+            "directories have configurations.",
+            hint="Leave --data-config away.",
+        )
 
 
 def example_set(rows: Iterable[Row], source: str, settings: DataSettings) -> ExampleSet:
@@ -91,7 +109,7 @@ def example_set(rows: Iterable[Row], source: str, settings: DataSettings) -> Exa
     """
     rows = tuple(rows)
     if not rows:
-        raise DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
+        raise _no_examples(source)
     found = _find_format(rows[0], source, settings)
     checks = {role: _check_messages if role == "messages" else _check_text for role in _roles()}
     checked = []
@@ -105,6 +123,11 @@ def example_set(rows: Iterable[Row], source: str, settings: DataSettings) -> Exa
             else:
                 checks[role](value, column, index, source)
             example[role] = value
+        if isinstance(example.get("prompt"), str) and isinstance(example["completion"], list):
+            raise DataError(
+                f"Example {index} in '{source}' has a prompt of text and a completion of messages.",
+                hint="Use text for both, or messages for both.",
+            )
         checked.append(example)
     return ExampleSet(source=source, format=found, rows=tuple(checked))
 
@@ -168,27 +191,24 @@ def _builtin_rows() -> list[Row]:
 def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
     import datasets
 
-    if path.is_file() and path.suffix not in _BUILDERS:
-        raise DataError(
-            f"'{path}' is a {path.suffix or 'suffixless'} file.",
-            hint=f"hlscore reads {' '.join(_BUILDERS)} files, and directories of them.",
-        )
-    if path.is_file() and path.stat().st_size == 0:
-        raise DataError(f"'{path}' is empty.")
+    _check_local(path, settings)
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
         try:
             if (path / "state.json").is_file():
-                loaded = datasets.load_from_disk(str(path))
-                table = loaded[settings.split] if isinstance(loaded, dict) else loaded
+                # Like a single file it has no splits of its own: only a slice means something.
+                table = datasets.load_from_disk(str(path))
+                table = table.select(_sliced(settings.split, len(table)))
             elif path.is_file():
                 table = datasets.load_dataset(
-                    _BUILDERS[path.suffix],
+                    _BUILDERS[path.suffix.lower()],
                     data_files={settings.split.partition("[")[0]: str(path)},
                     split=settings.split,
                     cache_dir=cache,
                 )
             else:
-                table = datasets.load_dataset(str(path), split=settings.split, cache_dir=cache)
+                table = datasets.load_dataset(
+                    str(path), name=settings.config, split=settings.split, cache_dir=cache
+                )
         except Exception as error:
             raise _local_error(path, settings, error) from error
         count = len(table)
@@ -196,17 +216,68 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
         return [dict(table[row["i"]]) for row in wanted]
 
 
+def _check_local(path: Path, settings: DataSettings) -> None:
+    readable = f"hlscore reads {' '.join(_BUILDERS)} files, and directories of them."
+    if path.is_dir():
+        files = (item for item in path.rglob("*") if item.is_file())
+        if not any(set(item.suffixes) & set(_BUILDERS) for item in files):
+            raise DataError(f"The directory '{path}' holds no file to read.", hint=readable)
+        return
+    _refuse_config(settings)
+    if path.suffix.lower() not in _BUILDERS:
+        raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
+    if path.stat().st_size == 0:
+        raise _no_examples(str(path))
+
+
+def _no_examples(source: str) -> DataError:
+    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
+
+
+def _sliced(split: str, count: int) -> range:
+    """Rows that a split such as `train[:10]` names in a table without splits."""
+    import datasets
+
+    if "+" in split:
+        raise ValueError("Split name cannot be a sum here.")
+    name, _, _ = split.partition("[")
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: count})
+    return range(part.from_ or 0, count if part.to is None else part.to)
+
+
 def _local_error(path: Path, settings: DataSettings, error: Exception) -> HlscoreError:
     cause = error.__cause__ or error
     text = first_line(error)
-    if isinstance(error, KeyError) or "nknown split" in text:
-        return DataError(
-            f"'{path}' has no split '{settings.split}'.", hint="Name another with --split."
+    if any(words in text for words in ("instruction format", "Split name", "slice spec")):
+        return UsageError(
+            f"--split is '{settings.split}'.", hint="Use a name such as train, or train[:100]."
         )
+    if "nknown split" in text:
+        return DataError(
+            f"'{path}' has no split '{settings.split}': {text}", hint="Name another with --split."
+        )
+    if "corresponds to no data" in text or "BatchSize must be greater" in first_line(cause):
+        return _no_examples(str(path))
+    place = _broken_line(path)
     return DataError(
-        f"'{path}' cannot be read: {first_line(cause if isinstance(cause, Exception) else error)}",
+        f"'{path}' cannot be read{place}: {first_line(cause)}",
         hint="Check that the file is complete and has the format its suffix says.",
     )
+
+
+def _broken_line(path: Path) -> str:
+    """Where a `.jsonl` file stops to be JSON, as ` at line 3`; empty where that is not known."""
+    if path.suffix.lower() != ".jsonl":
+        return ""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                content = json.loads(line) if line.strip() else {}
+            except ValueError:
+                return f" at line {number}"
+            if not isinstance(content, dict):
+                return f" at line {number}"
+    return ""
 
 
 def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:
@@ -229,41 +300,57 @@ def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:
 
 def _hub_data_error(settings: DataSettings, error: Exception) -> HlscoreError:
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name = settings.data or ""
-    text = first_line(error)
-    if isinstance(error, DatasetNotFoundError):
-        gated = "gated" in text
+    name, text = settings.data or "", first_line(error)
+    if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return DataError(
-            f"The data set '{name}' is gated."
-            if gated
-            else f"There is no data set '{name}', neither as a local path nor on the hub.",
-            hint="Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN."
-            if gated
-            else "Check the spelling; for a private one log in with `hf auth login`.",
+            f"The data set '{name}' is gated.",
+            hint="Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
         )
-    if isinstance(error, ValueError) and ("split" in text or "onfig name" in text):
+    if isinstance(error, DatasetNotFoundError | HFValidationError):
+        return DataError(
+            f"There is no data set '{name}', neither as a local path nor on the hub.",
+            hint="Check the spelling; for a private one log in with `hf auth login`.",
+        )
+    if isinstance(error, ValueError) and any(
+        word in text for word in ("split", "onfig name", "BuilderConfig")
+    ):
         return DataError(
             f"The data set '{name}' cannot be read as asked: {text}",
-            hint="Name the part to read with --split and --data-config.",
+            hint="Name the part to read with --split and --data-config; a hub data set is "
+            "streamed, so take --samples instead of a slice.",
         )
-    known = hub_error(name, None, "data set", error)
-    return DataError(known.message, hint=known.hint)
+    if isinstance(error, HfHubHTTPError | LocalEntryNotFoundError):
+        known = hub_error(name, None, "data set", error)
+        return DataError(known.message, hint=known.hint)
+    if isinstance(error, ConnectionError):
+        return DataError(
+            f"The data set '{name}' cannot be reached: {text}",
+            hint="Check the network and HF_HUB_OFFLINE, or give a local copy.",
+        )
+    return DataError(
+        f"The data set '{name}' cannot be read: {text}",
+        hint="Check its hub page: hlscore reads what `datasets` can stream.",
+    )
 
 
 class _quiet_datasets:  # noqa: N801 - used like a function
-    """Keep the progress bars of `datasets` off while hlscore shows its own."""
+    """Keep `datasets` from showing progress and logging errors: hlscore does both itself."""
 
     def __enter__(self) -> None:
-        """Turn the bars off."""
+        """Turn bars and log off."""
         import datasets
 
         self._was_on = not datasets.are_progress_bars_disabled()
+        self._verbosity = datasets.logging.get_verbosity()
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
 
     def __exit__(self, *_: object) -> None:
         """Turn them on again if they were."""
         import datasets
 
+        datasets.logging.set_verbosity(self._verbosity)
         if self._was_on:
             datasets.enable_progress_bars()

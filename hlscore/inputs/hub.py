@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from hlscore.errors import HlscoreError, ModelError, first_line
+from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.settings import ModelSettings
 
 BUILTIN_PREFIX = "builtin:"
@@ -16,6 +16,8 @@ _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 _SAFETENSORS_PATTERNS = ("*.safetensors",)
 _PICKLE_PATTERNS = ("*.bin",)
 _CODE_PATTERNS = ("*.py",)
+# The same weights again, in folders or formats that transformers does not read.
+_IGNORED_PATTERNS = ("*/*.safetensors", "*/*.bin", "consolidated*.safetensors")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +45,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 
     Raises:
         ModelError: There is no such model, or it cannot be reached or used.
+        UsageError: A revision is given for a model that has none.
     """
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
@@ -57,6 +60,11 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         )
     else:
         files = _download(settings, weights=weights)
+    if settings.revision is not None and files.revision is None:
+        raise UsageError(
+            f"--revision is '{settings.revision}', but '{name}' does not come from the hub.",
+            hint="Leave --revision away, or give a hub id.",
+        )
     _check_files(files.directory, settings, weights=weights)
     return files
 
@@ -84,14 +92,22 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         patterns += _CODE_PATTERNS
     try:
         folder = snapshot_download(
-            settings.model, revision=settings.revision, allow_patterns=patterns
+            settings.model,
+            revision=settings.revision,
+            allow_patterns=patterns,
+            ignore_patterns=list(_IGNORED_PATTERNS),
         )
-        if weights and settings.allow_pickle and not _weights(Path(folder), ".safetensors"):
+        if weights and not _weights(Path(folder), ".safetensors"):
+            if not settings.allow_pickle:
+                _refuse_pickles(settings.model, _hub_pickles(settings))
             folder = snapshot_download(
                 settings.model,
                 revision=settings.revision,
                 allow_patterns=[*patterns, *_PICKLE_PATTERNS],
+                ignore_patterns=list(_IGNORED_PATTERNS),
             )
+    except HlscoreError:
+        raise
     except HFValidationError as error:
         raise ModelError(
             f"'{settings.model}' is neither a directory nor a valid hub id.",
@@ -100,6 +116,24 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     except Exception as error:
         raise hub_error(settings.model, settings.revision, "model", error) from error
     return ModelFiles(directory=Path(folder), revision=Path(folder).name)
+
+
+def _hub_pickles(settings: ModelSettings) -> list[str]:
+    from huggingface_hub import HfApi
+
+    try:
+        names = HfApi().list_repo_files(settings.model, revision=settings.revision)
+    except Exception:  # offline: what is in the cache has to do
+        return []
+    return sorted(name for name in names if name.endswith(".bin") and "/" not in name)
+
+
+def _refuse_pickles(model: str, pickles: list[str]) -> None:
+    if pickles:
+        raise ModelError(
+            f"'{model}' only has pickle weights ({pickles[0]}), which can run code when opened.",
+            hint="Convert it to safetensors, or pass --allow-pickle if you trust its source.",
+        )
 
 
 def hub_error(name: str, revision: str | None, what: str, error: Exception) -> HlscoreError:
@@ -134,10 +168,13 @@ def hub_error(name: str, revision: str | None, what: str, error: Exception) -> H
     if isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
         return ModelError(
             f"The {what} '{name}' is not in the local cache and the hub cannot be reached.",
-            hint="Check the network and HF_HUB_OFFLINE, or give a local directory.",
+            hint="Check the network and HF_HUB_OFFLINE, or give a local copy.",
         )
     if isinstance(error, hub.HfHubHTTPError):
-        return ModelError(f"The hub answered with an error for '{name}': {first_line(error)}")
+        return ModelError(
+            f"The hub answered with an error for '{name}': {first_line(error)}",
+            hint="Try again later, or give a local copy.",
+        )
     return ModelError(
         f"Downloading the {what} '{name}' failed: {first_line(error)}",
         hint="What was downloaded so far is kept: run the same command again to continue.",
@@ -165,8 +202,4 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
             hint="`hlscore modules` works from the configuration alone; `rank` needs weights.",
         )
     if not settings.allow_pickle:
-        raise ModelError(
-            f"'{settings.model}' only has pickle weights ({pickles[0].name}), which can run code "
-            "when opened.",
-            hint="Convert it to safetensors, or pass --allow-pickle if you trust its source.",
-        )
+        _refuse_pickles(settings.model, [path.name for path in pickles])

@@ -20,6 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
 )
 from transformers.utils import logging as transformers_logging
 
@@ -28,6 +29,9 @@ from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
+
+_ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
+_TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,10 +151,13 @@ def resolve_device(device: str) -> torch.device:
         else chosen.type == "mps" and not torch.backends.mps.is_available()
     )
     if missing:
+        there = (
+            f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
+            if chosen.type == "cuda"
+            else "torch finds no Apple GPU on this machine"
+        )
         raise UsageError(
-            f"--device is '{device}', but this machine has {torch.cuda.device_count()} CUDA "
-            "devices that torch can use.",
-            hint="Use --device auto or --device cpu.",
+            f"--device is '{device}', but {there}.", hint="Use --device auto or --device cpu."
         )
     return chosen
 
@@ -173,8 +180,10 @@ def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedToke
             files.directory, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:
+        there = any(any(files.directory.glob(pattern)) for pattern in _TOKENIZER_PATTERNS)
+        why = f"no usable tokenizer: {first_line(error)}" if there else "no tokenizer files."
         raise ModelError(
-            f"'{settings.model}' has no usable tokenizer: {first_line(error)}",
+            f"'{settings.model}' has {why}",
             hint="Save it beside the model with tokenizer.save_pretrained(DIRECTORY).",
         ) from error
     return tokenizer
@@ -200,6 +209,11 @@ def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig
 
 def _auto_class(config: PreTrainedConfig, settings: ModelSettings) -> Any:
     remote = getattr(config, "auto_map", None) or {}
+    kind = _other_kind(config)
+    if kind:
+        raise ModelError(
+            f"'{settings.model}' is {kind} model ({config.model_type}).", hint=_ONLY_DECODERS
+        )
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
         settings.trust_remote_code and "AutoModelForCausalLM" in remote
     ):
@@ -208,8 +222,16 @@ def _auto_class(config: PreTrainedConfig, settings: ModelSettings) -> Any:
         return AutoModelForImageTextToText
     raise ModelError(
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
-        hint="hlscore ranks decoder-only (causal) language models.",
+        hint=_ONLY_DECODERS,
     )
+
+
+def _other_kind(config: PreTrainedConfig) -> str:
+    """What a model is, where it has a causal class but its checkpoint is none."""
+    if getattr(config, "is_encoder_decoder", False):
+        return "an encoder-decoder"
+    causal = getattr(config, "is_decoder", getattr(config, "causal", True))
+    return "" if causal or type(config) not in MODEL_FOR_MASKED_LM_MAPPING else "an encoder"
 
 
 def _read_weights(
@@ -227,6 +249,8 @@ def _read_weights(
             dtype=dtype,
             use_safetensors=None if settings.allow_pickle else True,
             trust_remote_code=settings.trust_remote_code,
+            # Mismatches are refused by name below; transformers only counts on its own log.
+            ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
     except Exception as error:
@@ -245,13 +269,21 @@ def _read_weights(
 def _check_complete(name: str, info: dict[str, Any]) -> None:
     """Refuse a model in which weights were filled with random numbers."""
     for key, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
-        keys = sorted(str(item) for item in info.get(key) or ())
+        keys = sorted(_describe_key(item) for item in info.get(key) or ())
         if keys:
+            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
             raise ModelError(
-                f"The weights of '{name}' {what} {len(keys)} tensors, first {keys[0]}.",
+                f"The weights of '{name}' {what} {number} {keys[0]}.",
                 hint="They would be random. Check that config.json and the weights belong "
                 "together.",
             )
+
+
+def _describe_key(item: Any) -> str:
+    if isinstance(item, str):
+        return item
+    key, found, wanted = item
+    return f"{key} ({list(found)} in the file, {list(wanted)} by config.json)"
 
 
 def _check_safetensors(directory: Path, name: str) -> None:

@@ -86,7 +86,9 @@ def encode(
         DataError: Too few examples carry loss, or a token id has no embedding.
     """
     limit = _length_limit(model, max_length)
-    encoded = [_encode_row(examples, row, tokenizer) for row in examples.rows]
+    encoded = [
+        _encode_row(examples, index, row, tokenizer) for index, row in enumerate(examples.rows)
+    ]
     cut = [ProbeExample(item.input_ids[:limit], item.counted[:limit]) for item in encoded]
     kept = [item for item in cut if item.counted_tokens]
     truncated = sum(len(item.input_ids) > limit for item in encoded)
@@ -121,7 +123,7 @@ def split_halves(
     together, so that the halves stay independent.
 
     Args:
-        examples: At least two examples.
+        examples: At least two different examples.
         groups: Groups per half, at most one per example.
         seed: Seed of the hash.
 
@@ -129,13 +131,20 @@ def split_halves(
         Two tuples of groups.
     """
     ordered = sorted(examples, key=lambda item: item.digest(seed))
-    middle = (len(ordered) + 1) // 2
+    middle = _middle(ordered)
     halves = []
     for half in (ordered[:middle], ordered[middle:]):
         count = min(groups, len(half))
         bounds = [len(half) * i // count for i in range(count + 1)]
         halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
     return tuple(halves)
+
+
+def _middle(ordered: Sequence[ProbeExample]) -> int:
+    """Nearest place to the middle that does not part copies of one example."""
+    wanted = (len(ordered) + 1) // 2
+    places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
+    return min(places, key=lambda place: abs(place - wanted), default=wanted)
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -156,7 +165,9 @@ def _length_limit(model: PreTrainedModel, max_length: int | None) -> int:
     return max_length
 
 
-def _encode_row(examples: ExampleSet, row: Row, tokenizer: PreTrainedTokenizerBase) -> ProbeExample:
+def _encode_row(
+    examples: ExampleSet, index: int, row: Row, tokenizer: PreTrainedTokenizerBase
+) -> ProbeExample:
     try:
         if examples.format == "messages":
             return _encode_messages(row["messages"], tokenizer)
@@ -169,7 +180,10 @@ def _encode_row(examples: ExampleSet, row: Row, tokenizer: PreTrainedTokenizerBa
         raise
     except Exception as error:
         raise DataError(
-            f"An example of '{examples.source}' cannot be tokenized: {first_line(error)}"
+            f"Example {index} of '{examples.source}' cannot be tokenized: {first_line(error)}",
+            hint="Repair that example, or check the chat template of the tokenizer."
+            if examples.format != "text"
+            else "Repair or remove that example.",
         ) from error
 
 
@@ -245,16 +259,21 @@ def _example(ids: list[int], prompt_tokens: int) -> ProbeExample:
 
 def _check_kept(kept: list[ProbeExample], examples: ExampleSet, limit: int, truncated: int) -> None:
     if not kept:
-        why = (
-            f"{truncated} of {len(examples.rows)} are longer than {limit} tokens and lost their "
-            "completion; raise --max-length"
-            if truncated
-            else "completions are empty, or the chat template marks no assistant token"
-        )
+        why = {
+            "text": "the texts are empty or a single token long",
+            "prompt_completion": "the completions are empty",
+            "messages": "the chat template marks no token as the assistant's",
+        }[examples.format]
+        if truncated:
+            why = (
+                f"{truncated} of {len(examples.rows)} are longer than {limit} tokens and lost "
+                "their completion; raise --max-length"
+            )
         raise DataError(f"No token of '{examples.source}' carries loss: {why}.")
-    if len(kept) < 2:
+    if len(set(kept)) < 2:
+        copies = "" if len(kept) == 1 else f", {len(kept)} times"
         raise DataError(
-            f"'{examples.source}' has a single usable example.",
+            f"'{examples.source}' has a single usable example{copies}.",
             hint="The score compares two halves of the probes: give at least 2, better 64.",
         )
 

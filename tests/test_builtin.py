@@ -1,0 +1,82 @@
+"""The model and the probes that come with the package."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from hlscore.flow import Silent, score_model
+from hlscore.inputs.batches import batches
+from hlscore.inputs.examples import read_examples
+from hlscore.inputs.model import load_model
+from hlscore.inputs.probes import encode
+from hlscore.objectives.sft import sft_loss
+from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
+
+FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
+RECORDS = sorted((Path(__file__).parent.parent / "benchmarks/results").glob("builtin_model_*.json"))
+
+
+def test_weights_are_small_and_safe() -> None:
+    files = {item.name for item in (FOLDER / "tiny").iterdir()}
+    assert (FOLDER / "tiny/model.safetensors").stat().st_size <= 4_000_000
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".pkl", ".py"))]
+
+
+def test_probes_are_many_distinct_and_answered() -> None:
+    rows = [json.loads(line) for line in (FOLDER / "probes.jsonl").read_text().splitlines()]
+    assert len(rows) >= 256
+    assert len({row["prompt"] for row in rows}) == len(rows)
+    assert all(row["answer"] in row["completion"] for row in rows)
+    assert set(Counter(row["kind"] for row in rows)) == {
+        "arithmetic", "word_problem", "code", "instruction",
+    }  # fmt: skip
+
+
+def test_model_is_trained_as_the_record_says() -> None:
+    loaded = load_model(ModelSettings(model="builtin:tiny", device="cpu"))
+    record = json.loads(RECORDS[-1].read_text())
+    probes = encode(
+        read_examples(DataSettings(samples=0), seed=0),
+        loaded.tokenizer,
+        loaded.model,
+        max_length=None,
+        groups=1,
+        seed=0,
+    )
+    total, tokens = 0.0, 0
+    with torch.no_grad():
+        for half in probes.halves:
+            for batch in batches(half[0], batch_size=32, pad_token_id=probes.pad_token_id,
+                                 padding_side="right", device=torch.device("cpu")):  # fmt: skip
+                logits = loaded.model(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask
+                ).logits
+                loss, count = sft_loss(logits, batch.labels)
+                total, tokens = total + float(loss), tokens + count
+    text = json.dumps(record)
+    assert f"{total / tokens:.2f}" in text
+    assert total / tokens < 0.5
+
+
+def test_gradient_has_signal_on_the_built_in_probes() -> None:
+    settings = RankSettings(
+        model=ModelSettings(model="builtin:tiny", device="cpu"),
+        capture=CaptureSettings(bootstrap=0, batch_size=16),
+    )
+    loaded = load_model(settings.model)
+    report, allocation = score_model(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.identity,
+        read_examples(settings.data, seed=0),
+        settings,
+        Silent(),
+    )
+    assert len(report.candidates) == 42
+    assert allocation.totals.full_modules == 4
+    assert all(row.status == "scored" for row in report.candidates)
