@@ -46,13 +46,10 @@ def print_result(
     _print_next(
         console,
         (
-            f"hlscore plan {scores} --budget 0.2 -o {plan.with_name('plan-20.json')}",
-            "twice the budget, without the model",
+            f"hlscore plan {scores} --budget 0.2 -o plan-20.json",
+            "another budget, without the model",
         ),
-        (
-            f"hlscore plan {scores} --budget 0.1p -o {plan.with_name('plan-p.json')}",
-            "10 % of the parameters instead of the modules",
-        ),
+        (f"hlscore plan {scores} --budget 0.1p -o plan-p.json", "10 % of the parameters instead"),
     )
 
 
@@ -125,7 +122,7 @@ def _print_choice(console: Console, allocation: Allocation, top: int) -> None:
 
 def _table(allocation: Allocation, top: int) -> Table:
     settings = allocation.settings
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("#", justify="right")
     table.add_column("module", overflow="fold")
     table.add_column(settings.score, justify="right", no_wrap=True)
@@ -178,26 +175,37 @@ def summary(allocation: Allocation) -> list[Text]:
         Text.assemble(
             ("trained ", "bold"),
             f"{short(totals.trained_params)} parameters in all: "
-            f"{totals.trained_params / totals.plain_lora_params:.2f} x plain LoRA of rank {rank} "
-            f"({short(totals.plain_lora_params)}), "
-            f"{percent(totals.trained_params / totals.model_params)} of full fine-tuning "
-            f"({short(totals.model_params)})",
+            f"{totals.trained_params / totals.plain_lora_params:.2f} x plain LoRA of rank {rank}, "
+            f"{percent(totals.trained_params / totals.model_params)} of full fine-tuning",
         ),
     ]
     if allocation.mean_reselection is not None and allocation.borderline is not None:
         lines.append(
             Text.assemble(
                 ("stable  ", "bold"),
-                f"with other probes of this kind a chosen module would be chosen again "
-                f"{percent(allocation.mean_reselection)} of the time; "
-                f"{count(allocation.borderline, 'module')} borderline",
+                f"other probes of this kind would choose a chosen module again "
+                f"{100 * allocation.mean_reselection:.0f} % of the time",
             )
         )
+        lines.append(Text.assemble(("doubt   ", "bold"), _doubt(allocation)))
     return lines
+
+
+def _doubt(allocation: Allocation) -> str:
+    borderline = (
+        f"{count(allocation.borderline or 0, 'module')} chosen in more than 10 % and less than "
+        "90 % of the resamples"
+    )
+    if allocation.settings.score != "hls":
+        return borderline
+    lows = [item.row.hls_ci_low for item in allocation.decisions]
+    clear = sum(low is not None and low > 0 for low in lows)
+    return f"{clear:,} of {count(len(lows), 'module')} score above zero with 95 % confidence"
 
 
 def _print_next(console: Console, *commands: tuple[str, str]) -> None:
     console.print()
     console.print(Text("next", style="bold"))
     for command, why in commands:
-        console.print(Text.assemble("  ", (command, "cyan"), f"  # {why}"), soft_wrap=True)
+        console.print(Text.assemble("  ", (f"# {why}", "dim")), soft_wrap=True)
+        console.print(Text.assemble("  ", (command, "cyan")), soft_wrap=True)

@@ -1,0 +1,38 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# More threads than this only wait for each other on models as small as those of the tests.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+
+.PHONY: demo test lint schema picture clean
+
+demo: $(VENV)/ready  ## The main job on the built-in model.
+	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
+
+test: $(VENV)/ready-dev  ## Lint, types, and every test.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+schema: $(VENV)/ready-dev  ## Write the published JSON Schema of a plan again.
+	$(BIN)/python -c "import json; from hlscore.artifacts.plan import plan_schema; \
+	print(json.dumps(plan_schema(), indent=2))" > hlscore/artifacts/plan.schema.json
+
+picture: $(VENV)/ready-dev  ## Draw the picture of the README again.
+	$(BIN)/python benchmarks/picture.py
+
+clean:
+	rm -rf $(VENV) hlscore-out
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/ready: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/ready-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/ready

@@ -1,0 +1,44 @@
+"""Where and with what a benchmark was run: part of every result file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def describe() -> dict[str, object]:
+    """Hardware and versions of this machine."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "numpy", "hlscore")},
+    }
+
+
+def write_result(name: str, content: Mapping[str, object]) -> Path:
+    """Write a dated result file and give its path."""
+    today = datetime.now(tz=UTC).date().isoformat()
+    path = RESULTS / f"{name}_{today}.json"
+    RESULTS.mkdir(exist_ok=True)
+    path.write_text(json.dumps({"date": today, "machine": describe(), **content}, indent=2) + "\n")
+    return path
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

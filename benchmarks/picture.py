@@ -1,0 +1,68 @@
+"""Draw the picture of the README, and put the same output into it as text.
+
+Both are what `hlscore rank builtin:tiny --budget 0.1` prints on the machine at hand, with
+fewer rows. Run it with `python benchmarks/picture.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from rich.console import Console
+from rich.terminal_theme import MONOKAI
+
+from hlscore.flow import Silent, score_model
+from hlscore.inputs.examples import read_examples
+from hlscore.inputs.model import load_model
+from hlscore.settings import ModelSettings, RankSettings
+from hlscore.views.result import print_result
+
+TARGET = Path(__file__).parent / "pictures" / "rank.svg"
+README = Path(__file__).parent.parent / "README.md"
+MARKS = ("<!-- output -->\n", "<!-- end of output -->\n")
+COMMAND = "hlscore rank builtin:tiny --budget 0.1 --top 8"
+
+
+def main() -> None:
+    """Run the main job with its default settings and save the terminal as SVG."""
+    settings = RankSettings(model=ModelSettings(model="builtin:tiny", device="cpu"))
+    loaded = load_model(settings.model)
+    report, allocation = score_model(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.identity,
+        read_examples(settings.data, seed=settings.seed),
+        settings,
+        Silent(),
+    )
+    console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
+    folder = Path("hlscore-out/builtin-tiny")
+    print_result(
+        report,
+        allocation,
+        scores=folder / "scores.parquet",
+        plan=folder / "plan.json",
+        top=8,
+        console=console,
+    )
+    text = console.export_text(clear=False)
+    svg = console.export_svg(title=f"$ {COMMAND}", theme=MONOKAI)
+    TARGET.parent.mkdir(exist_ok=True)
+    # rich points at a web font; a picture should load nothing.
+    TARGET.write_text(re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL))
+    put_into_readme(text)
+    print(TARGET)
+
+
+def put_into_readme(text: str) -> None:
+    """Replace the output between the marks of the README."""
+    before, rest = README.read_text().split(MARKS[0])
+    _, after = rest.split(MARKS[1])
+    lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
+    block = f"```console\n$ {COMMAND}\n{lines}\n```\n"
+    README.write_text(f"{before}{MARKS[0]}{block}{MARKS[1]}{after}")
+
+
+if __name__ == "__main__":
+    main()

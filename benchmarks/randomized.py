@@ -1,0 +1,90 @@
+"""How exact is the randomized decomposition? Compare it with the full one.
+
+Run it with `python benchmarks/randomized.py`. Two noisy halves with one power-law signal stand in
+for the gradients of a large module: the shapes are real ones, the spectra are made up.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from machine import write_result
+from rich.console import Console
+from rich.table import Table
+
+from hlscore.gradients import spectrum
+
+SHAPE = (1024, 3072)
+RANKS = (4, 16, 64)
+# (decay of the singular values, noise per entry): from clear signal to mostly noise.
+CASES = ((0.5, 0.0005), (0.5, 0.005), (0.8, 0.002), (1.2, 0.0001), (1.2, 0.001))
+
+
+def halves(decay: float, noise: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Two gradients with one signal and independent noise."""
+    generator = torch.Generator().manual_seed(0)
+    rows, columns = SHAPE
+    left = torch.linalg.qr(torch.randn(rows, rows, generator=generator)).Q
+    right = torch.linalg.qr(torch.randn(columns, rows, generator=generator)).Q
+    values = torch.arange(1, rows + 1, dtype=torch.float32) ** -decay
+    signal = ((left * values) @ right.T)[None]
+    first, second = (
+        signal + noise * torch.randn(signal.shape, generator=generator) for _ in range(2)
+    )
+    return first, second
+
+
+def compare(decay: float, noise: float) -> list[dict[str, float]]:
+    """Relative errors of one case at each rank, with the time of both ways."""
+    first, second = halves(decay, noise)
+    began = time.perf_counter()
+    exact = spectrum.full_half_spectra(first, second, first_share=0.5)
+    middle = time.perf_counter()
+    found = spectrum.randomized_half_spectra(
+        first, second, first_share=0.5, vectors=max(RANKS), seed=0
+    )
+    ended = time.perf_counter()
+    scale = float((exact.first.total.sum() * exact.second.total.sum()).sqrt())
+    return [
+        {
+            "decay": decay,
+            "noise": noise,
+            "rank": rank,
+            "tail_error": found.mean.tail(rank) / exact.mean.tail(rank) - 1,
+            "hls_error": found.cross_fitted_tail(rank) / exact.cross_fitted_tail(rank) - 1,
+            "hls_share_of_energy": exact.cross_fitted_tail(rank) / scale,
+            "head_error": 1 - float(found.mean.head(rank) / exact.mean.head(rank)),
+            "stated_head_error": found.mean.head_error(rank),
+            "speedup": (middle - began) / (ended - middle),
+        }
+        for rank in RANKS
+    ]
+
+
+def main() -> None:
+    """Run, print a table, write a dated JSON."""
+    results = [row for case in CASES for row in compare(*case)]
+    table = Table("decay", "noise", "rank", "tail error", "hls error", "head error", "stated", "x")
+    for row in results:
+        table.add_row(
+            f"{row['decay']}",
+            f"{row['noise']}",
+            f"{row['rank']}",
+            f"{row['tail_error']:.1e}",
+            f"{row['hls_error']:.1e}",
+            f"{row['head_error']:.1e}",
+            f"{row['stated_head_error']:.1e}",
+            f"{row['speedup']:.1f}",
+        )
+    Console().print(table)
+    settings = {
+        "shape": SHAPE,
+        "oversampling": spectrum.OVERSAMPLING,
+        "power_iterations": spectrum.POWER_ITERATIONS,
+    }
+    print(write_result("randomized", {"settings": settings, "results": results}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,456 @@
+"""Data formats: every way to hand probe examples over, and the tokens and loss masks they become.
+
+The expected ids and masks are written by hand from what TRL's `SFTTrainer` does: the end of
+sequence is appended to text and to completions, a prompt carries no loss, and of a conversation
+only what the assistant says does where the chat template marks it.
+"""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from console import chat, hlscore, save_model, texts, write_rows
+from families import FAMILIES
+from tokens import (
+    CHAT_TEMPLATE_WITH_GENERATION,
+    CHAT_TEMPLATE_WITHOUT_GENERATION,
+    EOS,
+    VOCAB_SIZE,
+    byte_tokenizer,
+)
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError
+from hlscore.inputs.examples import BUILTIN_PROBES, ExampleSet, example_set, read_examples
+from hlscore.inputs.probes import ProbeExample, ProbeSet, encode, split_halves
+from hlscore.settings import DataSettings
+
+BOS_ID, EOS_ID = 257, 258
+USER, ASSISTANT, END = 260, 261, 262
+
+TEXTS = texts(6)
+PAIRS = [{"prompt": f"q{number}: ", "completion": f"a{number}"} for number in range(6)]
+CHATS = [{"messages": chat(f"q{number}", f"a{number}")} for number in range(6)]
+CHAT_PAIRS = [
+    {
+        "prompt": chat(f"q{number}"),
+        "completion": [{"role": "assistant", "content": f"a{number}"}],
+    }
+    for number in range(6)
+]
+
+FORMATS = {
+    "text": TEXTS,
+    "prompt_completion": PAIRS,
+    "messages": CHATS,
+    "prompt_completion of messages": CHAT_PAIRS,
+}
+
+
+def read(data: object, *, seed: int = 0, **settings: Any) -> ExampleSet:
+    return read_examples(DataSettings(data=str(data), **settings), seed=seed)
+
+
+def rows_of(found: ExampleSet) -> list[dict[str, Any]]:
+    return [dict(row) for row in found.rows]
+
+
+# Files
+
+
+def _write_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text(json.dumps(list(rows)))
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    pq.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+def _write_stream(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_stream(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+def _write_arrow_file(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    table = pa.Table.from_pylist(list(rows))
+    with pa.ipc.new_file(path, table.schema) as writer:
+        writer.write_table(table)
+
+
+Writer = Callable[[Path, Sequence[Mapping[str, Any]]], object]
+
+WRITERS: dict[str, Writer] = {
+    "data.jsonl": write_rows,
+    "data.JSONL": write_rows,
+    "data.json": _write_json,
+    "data.parquet": _write_parquet,
+    "stream.arrow": _write_stream,
+    "file.arrow": _write_arrow_file,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("shape", FORMATS)
+def test_file(tmp_path: Path, name: str, shape: str) -> None:
+    """Every kind of file gives the same examples in every format."""
+    WRITERS[name](tmp_path / name, FORMATS[shape])
+    found = read(tmp_path / name)
+    assert found.format == shape.partition(" ")[0]
+    assert found.source == str(tmp_path / name)
+    assert rows_of(found) == FORMATS[shape]
+
+
+@pytest.mark.parametrize("rows", [TEXTS, PAIRS])
+def test_csv(tmp_path: Path, rows: list[dict[str, str]]) -> None:
+    _write_csv(tmp_path / "data.csv", rows)
+    assert rows_of(read(tmp_path / "data.csv")) == rows
+
+
+def test_directory_of_files(tmp_path: Path) -> None:
+    """All files of a directory make one split, in the order of their names."""
+    write_rows(tmp_path / "a.jsonl", TEXTS[:2])
+    write_rows(tmp_path / "b.jsonl", TEXTS[2:])
+    assert rows_of(read(tmp_path)) == TEXTS
+
+
+def test_directory_of_splits(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", TEXTS[:4])
+    write_rows(tmp_path / "test.jsonl", TEXTS[4:])
+    assert rows_of(read(tmp_path)) == TEXTS[:4]
+    assert rows_of(read(tmp_path, split="test")) == TEXTS[4:]
+    assert rows_of(read(tmp_path, split="test[:1]")) == TEXTS[4:5]
+    assert rows_of(read(tmp_path, split="train+test")) == TEXTS
+
+
+def test_directory_of_configurations(tmp_path: Path) -> None:
+    write_rows(tmp_path / "one" / "train.jsonl", TEXTS[:3])
+    write_rows(tmp_path / "two" / "train.jsonl", TEXTS[3:])
+    entries = "".join(f"- config_name: {n}\n  data_files: {n}/*\n" for n in ("one", "two"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    assert rows_of(read(tmp_path, config="two")) == TEXTS[3:]
+
+
+def test_saved_data_set(tmp_path: Path) -> None:
+    datasets.Dataset.from_list(TEXTS).save_to_disk(tmp_path / "saved")
+    assert rows_of(read(tmp_path / "saved")) == TEXTS
+    assert rows_of(read(tmp_path / "saved", split="train[1:3]")) == TEXTS[1:3]
+    assert rows_of(read(tmp_path / "saved", split="train[-2:]")) == TEXTS[-2:]
+    assert rows_of(read(tmp_path / "saved", split="train[:50%]")) == TEXTS[:3]
+
+
+def test_saved_splits(tmp_path: Path) -> None:
+    parts = {"train": TEXTS[:4], "test": TEXTS[4:]}
+    splits = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    assert rows_of(read(tmp_path / "saved")) == TEXTS[:4]
+    assert rows_of(read(tmp_path / "saved", split="test")) == TEXTS[4:]
+
+
+@pytest.mark.parametrize(
+    ("split", "rows"),
+    [
+        ("train[:4]", TEXTS[:4]),
+        ("train[4:]", TEXTS[4:]),
+        ("train[:50%]", TEXTS[:3]),
+        ("train[:100]", TEXTS),
+        ("validation", TEXTS),
+    ],
+)
+def test_slice_of_a_file(tmp_path: Path, split: str, rows: list[dict[str, str]]) -> None:
+    """A single file is whatever split is asked for."""
+    data = write_rows(tmp_path / "data.jsonl", TEXTS)
+    assert rows_of(read(data, split=split)) == rows
+
+
+def test_cut_arrow_file(tmp_path: Path) -> None:
+    _write_stream(tmp_path / "data.arrow", TEXTS)
+    content = (tmp_path / "data.arrow").read_bytes()
+    (tmp_path / "data.arrow").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match="cannot be read"):
+        read(tmp_path / "data.arrow")
+
+
+# Draws
+
+
+def test_draw_is_reproducible(tmp_path: Path) -> None:
+    """One seed draws the same rows, in file order; another seed draws others."""
+    rows = texts(50)
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    drawn = rows_of(read(data, samples=10, seed=3))
+    assert len(drawn) == 10
+    assert drawn == rows_of(read(data, samples=10, seed=3))
+    assert drawn != rows_of(read(data, samples=10, seed=4))
+    assert drawn == [row for row in rows if row in drawn]
+
+
+@pytest.mark.parametrize("samples", [0, 6, 7, 1000])
+def test_all_rows(tmp_path: Path, samples: int) -> None:
+    data = write_rows(tmp_path / "data.jsonl", TEXTS)
+    assert rows_of(read(data, samples=samples)) == TEXTS
+
+
+def test_draw_of_the_built_in_probes() -> None:
+    drawn = [read_examples(DataSettings(samples=9), seed=seed) for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    assert (drawn[0].source, len(drawn[0].rows)) == (BUILTIN_PROBES, 9)
+
+
+# Columns
+
+
+@pytest.mark.parametrize("shape", FORMATS)
+def test_mapped_columns(tmp_path: Path, shape: str) -> None:
+    """Columns under other names are found by the map, and further columns are left out."""
+    rows = FORMATS[shape]
+    renamed = [{f"my {name}": value for name, value in row.items()} | {"id": 1} for row in rows]
+    data = write_rows(tmp_path / "data.jsonl", renamed)
+    found = read(data, columns={name: f"my {name}" for name in rows[0]})
+    assert rows_of(found) == rows
+
+
+def test_the_map_decides_the_format(tmp_path: Path) -> None:
+    """Of several formats in one file the one that was mapped is read."""
+    rows = [{**text, **pair, **turns} for text, pair, turns in zip(TEXTS, PAIRS, CHATS, strict=True)]
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    assert read(data).format == "messages"
+    assert rows_of(read(data, columns={"text": "text"})) == TEXTS
+    assert rows_of(read(data, columns={"prompt": "prompt"})) == PAIRS
+
+
+def test_mapped_columns_on_the_command_line(tmp_path: Path) -> None:
+    rows = [{"q": row["prompt"], "a": row["completion"]} for row in PAIRS]
+    model, data = save_model(tmp_path / "model"), write_rows(tmp_path / "data.jsonl", rows)
+    columns = ("--column", "prompt=q", "--column", "completion=a")
+    outcome = hlscore("rank", model, "--data", data, *columns, "--dry-run", "--json")
+    assert outcome.code == 0, outcome.err
+    forecast = json.loads(outcome.out)
+    assert forecast["counted_tokens"] == sum(len(row["completion"]) + 1 for row in PAIRS)
+
+
+# Tokens and loss masks
+
+
+@pytest.fixture(scope="module")
+def model() -> PreTrainedModel:
+    return FAMILIES["llama"].build()
+
+
+def probes_of(
+    rows: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    **options: Any,
+) -> ProbeSet:
+    examples = example_set(rows, "rows", DataSettings())
+    return encode(
+        examples, tokenizer, model, **{"max_length": None, "groups": 8, "seed": 0} | options
+    )
+
+
+def masks(probes: ProbeSet) -> dict[tuple[int, ...], str]:
+    """The loss mask of each example by its ids: `x` where a token counts, `.` where not."""
+    return {
+        item.input_ids: "".join("x" if counts else "." for counts in item.counted)
+        for half in probes.halves
+        for group in half
+        for item in group
+    }
+
+
+def ids(*parts: str | int) -> tuple[int, ...]:
+    """Token ids of bytes and special tokens."""
+    found: list[int] = []
+    for part in parts:
+        found += [part] if isinstance(part, int) else list(part.encode())
+    return tuple(found)
+
+
+def test_text_ids(model: PreTrainedModel) -> None:
+    """All of a text counts but its first token; the end of sequence is put once."""
+    rows = [{"text": "abc"}, {"text": "é"}, {"text": f"ab{EOS}"}]
+    assert masks(probes_of(rows, byte_tokenizer(), model)) == {
+        ids("abc", EOS_ID): ".xxx",
+        ids("é", EOS_ID): ".xx",
+        ids("ab", EOS_ID): ".xx",
+    }
+
+
+def test_text_ids_with_a_beginning(model: PreTrainedModel) -> None:
+    rows = [{"text": "abc"}, {"text": "d"}]
+    assert masks(probes_of(rows, byte_tokenizer(add_bos=True), model)) == {
+        ids(BOS_ID, "abc", EOS_ID): ".xxxx",
+        ids(BOS_ID, "d", EOS_ID): ".xx",
+    }
+
+
+def test_text_ids_without_an_end(model: PreTrainedModel) -> None:
+    rows = [{"text": "abc"}, {"text": "de"}]
+    found = masks(probes_of(rows, byte_tokenizer(eos=False), model))
+    assert found == {ids("abc"): ".xx", ids("de"): ".x"}
+
+
+def test_completion_ids(model: PreTrainedModel) -> None:
+    """Just the completion and the end of sequence count."""
+    rows = [
+        {"prompt": "ab", "completion": "cd"},
+        {"prompt": "", "completion": "cd"},
+        {"prompt": "ab", "completion": ""},
+        {"prompt": "x", "completion": f"y{EOS}"},
+    ]
+    assert masks(probes_of(rows, byte_tokenizer(), model)) == {
+        ids("abcd", EOS_ID): "..xxx",
+        ids("cd", EOS_ID): ".xx",
+        ids("ab", EOS_ID): "..x",
+        ids("xy", EOS_ID): ".xx",
+    }
+
+
+def test_completion_ids_with_a_beginning(model: PreTrainedModel) -> None:
+    rows = [{"prompt": "ab", "completion": "cd"}, {"prompt": "a", "completion": "b"}]
+    assert masks(probes_of(rows, byte_tokenizer(add_bos=True), model)) == {
+        ids(BOS_ID, "abcd", EOS_ID): "...xxx",
+        ids(BOS_ID, "ab", EOS_ID): "..xx",
+    }
+
+
+def test_completion_tokens_are_counted(model: PreTrainedModel) -> None:
+    """The summary counts every completion with its end of sequence, and nothing else."""
+    summary = probes_of(PAIRS, byte_tokenizer(), model).summary
+    completions = [len(row["completion"]) + 1 for row in PAIRS]
+    assert summary.counted_tokens == sum(completions)
+    assert summary.total_tokens == sum(completions) + sum(len(row["prompt"]) for row in PAIRS)
+    assert (summary.examples, summary.truncated, summary.dropped) == (6, 0, 0)
+
+
+def test_assistant_ids(model: PreTrainedModel) -> None:
+    """Of a conversation, the assistant's turns count."""
+    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
+    rows = [{"messages": chat("q", "ab", "r", "c")}, {"messages": chat("hi", "d")}]
+    assert masks(probes_of(rows, tokenizer, model)) == {
+        ids(USER, "q", END, ASSISTANT, "ab", END, USER, "r", END, ASSISTANT, "c", END): (
+            "....xxx....xx"
+        ),
+        ids(USER, "hi", END, ASSISTANT, "d", END): ".....xx",
+    }
+
+
+def test_conversation_ids_without_marks(model: PreTrainedModel) -> None:
+    """A template that marks nothing makes every token count, with a note."""
+    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
+    rows = [{"messages": chat("q", "ab")}, {"messages": chat("r", "c")}]
+    probes = probes_of(rows, tokenizer, model)
+    assert masks(probes) == {
+        ids(USER, "q", END, ASSISTANT, "ab", END): ".xxxxxx",
+        ids(USER, "r", END, ASSISTANT, "c", END): ".xxxxx",
+    }
+    assert "does not mark assistant tokens" in probes.summary.notes[0]
+
+
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE_WITH_GENERATION, CHAT_TEMPLATE_WITHOUT_GENERATION]
+)
+def test_conversational_completion_ids(model: PreTrainedModel, template: str) -> None:
+    """The prompt goes up to the start of the answer, whatever the template marks."""
+    tokenizer = byte_tokenizer(chat_template=template)
+    rows = [
+        {"prompt": chat("q"), "completion": [{"role": "assistant", "content": "ab"}]},
+        {"prompt": chat("q", "a", "r"), "completion": [{"role": "assistant", "content": "c"}]},
+        {"prompt": chat("s"), "completion": "d"},
+    ]
+    probes = probes_of(rows, tokenizer, model)
+    assert masks(probes) == {
+        ids(USER, "q", END, ASSISTANT, "ab", END): "....xxx",
+        ids(USER, "q", END, ASSISTANT, "a", END, USER, "r", END, ASSISTANT, "c", END): (
+            "..........xx"
+        ),
+        ids(USER, "s", END, ASSISTANT, "d", END): "....xx",
+    }
+    assert probes.summary.notes == ()
+
+
+def test_truncation(model: PreTrainedModel) -> None:
+    """Long examples lose their end, and those that lose all loss are left out."""
+    rows = [
+        {"prompt": "ab", "completion": "cdef"},
+        {"prompt": "abcdef", "completion": "g"},
+        {"prompt": "a", "completion": "b"},
+    ]
+    probes = probes_of(rows, byte_tokenizer(), model, max_length=4)
+    assert masks(probes) == {ids("abcd"): "..xx", ids("ab", EOS_ID): ".xx"}
+    assert (probes.summary.truncated, probes.summary.dropped) == (2, 1)
+    assert len(probes.summary.notes) == 2
+
+
+def test_context_is_the_default_limit(model: PreTrainedModel) -> None:
+    rows = [{"text": letter * 1000} for letter in "ab"]
+    found = masks(probes_of(rows, byte_tokenizer(), model))
+    assert {len(key) for key in found} == {model.config.max_position_embeddings}
+
+
+@pytest.mark.parametrize(
+    ("pad", "eos", "expected"), [(True, True, 256), (False, True, EOS_ID), (False, False, 0)]
+)
+def test_padding_id(model: PreTrainedModel, pad: bool, eos: bool, expected: int) -> None:
+    tokenizer = byte_tokenizer(pad=pad, eos=eos)
+    assert probes_of(TEXTS, tokenizer, model).pad_token_id == expected
+
+
+def test_largest_id_that_has_an_embedding(model: PreTrainedModel) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens([f"<x{number}>" for number in range(300 - VOCAB_SIZE + 1)])
+    fits, beyond = [{"text": f"<x{number}>"} for number in (300 - VOCAB_SIZE - 1, 300 - VOCAB_SIZE)]
+    assert (299, EOS_ID) in masks(probes_of([fits, *TEXTS], tokenizer, model))
+    with pytest.raises(DataError, match="gives id 300"):
+        probes_of([beyond, *TEXTS], tokenizer, model)
+
+
+# Halves
+
+
+def test_halves_do_not_depend_on_the_order(model: PreTrainedModel) -> None:
+    forward = probes_of(TEXTS, byte_tokenizer(), model)
+    backward = probes_of(TEXTS[::-1], byte_tokenizer(), model)
+    assert forward.halves == backward.halves
+    assert forward.summary.hash == backward.summary.hash
+    assert forward.halves != probes_of(TEXTS, byte_tokenizer(), model, seed=1).halves
+
+
+def _example(*numbers: int) -> ProbeExample:
+    return ProbeExample(numbers, (False, *[True] * (len(numbers) - 1)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_copies_stay_in_one_half(seed: int) -> None:
+    """Copies of an example across both halves would make noise look like signal."""
+    examples = [_example(number, 1) for number in (1, 2, 3) for _ in range(number)]
+    halves = split_halves(examples, groups=2, seed=seed)
+    sides = [{item for group in half for item in group} for half in halves]
+    assert sides[0]
+    assert sides[1]
+    assert not sides[0] & sides[1]
+    assert sum(len(group) for half in halves for group in half) == len(examples)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 16])
+def test_halves_are_even(count: int) -> None:
+    examples = [_example(number, 1) for number in range(count)]
+    halves = split_halves(examples, groups=4, seed=0)
+    sizes = [sum(len(group) for group in half) for half in halves]
+    assert sizes == [(count + 1) // 2, count // 2]
+    assert all(len(half) == min(4, size) for half, size in zip(halves, sizes, strict=True))

@@ -1,0 +1,233 @@
+"""Models and data sets from a hub, and everything that can go wrong on the way.
+
+The client libraries read their settings when they are imported, and that import is slow: the
+commands run one after the other in one subprocess, which the hub of the tests outlives.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from console import Outcome, save_model, texts
+from hub_server import API_CALLS, BreakOff, Fault, HubServer, RepoSpec, Request, Status
+
+RUNNER = """
+import json, os, sys
+sys.path.insert(0, sys.argv[1])
+from console import hlscore
+
+for line in sys.stdin:
+    changes, arguments = json.loads(line)
+    os.environ.update(changes)
+    outcome = hlscore(*arguments)
+    print(json.dumps([outcome.code, outcome.out, outcome.err]), flush=True)
+"""
+
+JSONL = "".join(json.dumps(row) + "\n" for row in texts(8)).encode()
+CONFIGURATIONS = b"""---
+configs:
+- config_name: one
+  data_files: one/*
+- config_name: two
+  data_files: two/*
+---
+"""
+BUILTIN = "builtin:tiny"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run of `hlscore rank` and what it should come to.
+
+    Attributes:
+        options: The arguments.
+        code: The expected exit status.
+        says: Parts of the expected error.
+    """
+
+    options: tuple[str, ...]
+    code: int = 0
+    says: tuple[str, ...] = ()
+
+
+CASES = {
+    "model": Case(("org/model",)),
+    "model again": Case(("org/model",)),
+    "tag": Case(("org/model", "--revision", "v1")),
+    "pickle": Case(("org/pickle",), 3, ("only has pickle weights (pytorch_model.bin)",)),
+    "unknown": Case(("org/none",), 3, ("no model 'org/none'", "Check the spelling")),
+    "unknown short": Case(("none-such",), 3, ("There is no model 'none-such'",)),
+    "data set as model": Case(("org/rows",), 3, ("There is no model 'org/rows'",)),
+    "no id": Case(("a b",), 3, ("neither a directory nor a valid hub id",)),
+    "gated": Case(("org/gated",), 3, ("'org/gated' is gated", "hf auth login")),
+    "unknown revision": Case(("org/model", "--revision", "v9"), 3, ("has no revision 'v9'",)),
+    "no config": Case(("org/empty",), 3, ("'org/empty' has no config.json",)),
+    "broken off": Case(
+        ("org/breaks",), 3, ("Downloading the model 'org/breaks' failed", "run the same command")
+    ),
+    "reset": Case(("org/resets",), 3, ("Downloading the model 'org/resets' failed",)),
+    "down": Case(("org/down",), 3, ("the hub cannot be reached",)),
+    "broken off once": Case(("org/breaks-once",)),
+    "rows": Case((BUILTIN, "--data", "org/rows")),
+    "configuration": Case((BUILTIN, "--data", "org/two", "--data-config", "two")),
+    "rows break off once": Case((BUILTIN, "--data", "org/rows-break-once")),
+    "unknown rows": Case((BUILTIN, "--data", "org/none"), 3, ("no data set 'org/none'",)),
+    "no data id": Case((BUILTIN, "--data", "a b"), 3, ("There is no data set 'a b'",)),
+    "gated rows": Case((BUILTIN, "--data", "org/gated-rows"), 3, ("is gated", "hf auth login")),
+    "rows break off": Case((BUILTIN, "--data", "org/rows-break"), 3, ("cannot be reached",)),
+    "rows down": Case((BUILTIN, "--data", "org/rows-down"), 3, ("answered with an error", "503")),
+    "no rows": Case((BUILTIN, "--data", "org/no-rows"), 3, ("doesn't contain any data files",)),
+    "bad rows": Case((BUILTIN, "--data", "org/bad-rows"), 3, ("'org/bad-rows' cannot be read",)),
+    "no configuration": Case((BUILTIN, "--data", "org/two"), 3, ("--data-config",)),
+    "unknown configuration": Case(
+        (BUILTIN, "--data", "org/two", "--data-config", "six"), 3, ("'six' not found", "'one'")
+    ),
+    "unknown split": Case(
+        (BUILTIN, "--data", "org/rows", "--split", "test"), 3, ("Available splits: ['train']",)
+    ),
+    "slice": Case(
+        (BUILTIN, "--data", "org/rows", "--split", "train[:4]"), 3, ("--samples instead",)
+    ),
+}
+
+LATER = {
+    "modules": Case(("org/shape",)),
+    "stopped": Case(("org/late",), 3, ("not in the local cache and the hub cannot be reached",)),
+    "stopped rows": Case((BUILTIN, "--data", "org/late"), 3, ("cannot be reached",)),
+    "stopped, cached": Case(("org/model",)),
+}
+
+
+def _repos(folder: Path) -> dict[str, RepoSpec]:
+    files = {path.name: path.read_bytes() for path in save_model(folder).iterdir()}
+    weights, junk = "model.safetensors", b"junk" * 100
+    many = files | {
+        "pytorch_model.bin": junk,
+        "consolidated.safetensors": junk,
+        "original/model.safetensors": junk,
+        "code.py": b"1 / 0",
+        "README.md": b"Hello.",
+    }
+    pickled = {name: content for name, content in files.items() if name != weights}
+
+    def faulty(fault: Fault) -> RepoSpec:
+        return RepoSpec(files, faults={weights: fault})
+
+    def rows(fault: Fault | None = None) -> RepoSpec:
+        faults = {} if fault is None else {"train.jsonl": fault}
+        return RepoSpec({"train.jsonl": JSONL}, "dataset", faults=faults)
+
+    return {
+        "org/model": RepoSpec(many, revisions=("main", "v1")),
+        "org/shape": RepoSpec(many),
+        "org/pickle": RepoSpec(pickled | {"pytorch_model.bin": junk}),
+        "org/gated": RepoSpec(files, gated=True),
+        "org/empty": RepoSpec({"README.md": b"Hello."}),
+        "org/breaks": faulty(BreakOff()),
+        "org/breaks-once": faulty(BreakOff(times=1)),
+        "org/resets": faulty(BreakOff(reset=True)),
+        "org/down": RepoSpec(files, faults={API_CALLS: Status(503)}),
+        "org/rows": rows(),
+        "org/rows-break": rows(BreakOff()),
+        "org/rows-break-once": rows(BreakOff(times=1)),
+        "org/rows-down": rows(Status(503)),
+        "org/gated-rows": RepoSpec({"train.jsonl": JSONL}, "dataset", gated=True),
+        "org/no-rows": RepoSpec({"README.md": b"Hello."}, "dataset"),
+        "org/bad-rows": RepoSpec({"train.jsonl": b'{"text": "a"}\n{no\n'}, "dataset"),
+        "org/two": RepoSpec(
+            {"one/a.jsonl": JSONL[:100], "two/a.jsonl": JSONL, "README.md": CONFIGURATIONS},
+            "dataset",
+        ),
+    }
+
+
+@dataclass
+class Shell:
+    """The subprocess that runs commands.
+
+    Attributes:
+        process: The subprocess.
+        folder: Where results go, a folder per command.
+    """
+
+    process: "subprocess.Popen[str]"
+    folder: Path
+
+    def run(self, *arguments: str, changes: Mapping[str, str] | None = None) -> Outcome:
+        """Runs one command."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps([dict(changes or {}), arguments]) + "\n")
+        self.process.stdin.flush()
+        return Outcome(*json.loads(self.process.stdout.readline()))
+
+    def rank(self, name: str, *arguments: str) -> Outcome:
+        """Ranks into a folder of its own."""
+        quick = ("--samples", "6", "--bootstrap", "0", "--max-length", "64")
+        return self.run("rank", *arguments, *quick, "--out", str(self.folder / name))
+
+
+@dataclass
+class Visit:
+    """What every case came to.
+
+    Attributes:
+        folder: Where each case wrote its results.
+        commit: The commit of the model.
+        outcomes: The outcome of each case.
+        asked: What each case asked of the hub.
+    """
+
+    folder: Path
+    commit: str
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    asked: dict[str, list[Request]] = field(default_factory=dict)
+
+    def fetched(self, name: str) -> set[str]:
+        """Names of the files that a case downloaded."""
+        paths = [item.path for item in self.asked[name] if item.method == "GET"]
+        return {path.split("/", 5)[5] for path in paths if "/resolve/" in path}
+
+    def plan(self, name: str) -> dict[str, dict[str, object]]:
+        """The plan that a case wrote."""
+        found: dict[str, dict[str, object]] = json.loads(
+            (self.folder / name / "plan.json").read_text()
+        )
+        return found
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
+    """Every case, run once; the hub is stopped before the last ones."""
+    folder = tmp_path_factory.mktemp("hub")
+    repos = _repos(folder / "model")
+    with HubServer(repos) as hub:
+        environment = hub.environment(folder / "home")
+        command = [sys.executable, "-c", RUNNER, str(Path(__file__).parent)]
+        with subprocess.Popen(
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process:
+            shell, found = Shell(process, folder), Visit(folder, repos["org/model"].sha)
+            for name, case in CASES.items():
+                hub.log.clear()
+                found.outcomes[name] = shell.rank(name, *case.options)
+                found.asked[name] = list(hub.log)
+            hub.log.clear()
+            found.outcomes["modules"] = shell.run("modules", "org/shape", "--json")
+            found.asked["modules"] = list(hub.log)
+            hub.__exit__(None, None, None)
+            for name in ("stopped", "stopped rows", "stopped, cached"):
+                found.outcomes[name] = shell.rank(name, *LATER[name].options)
+            process.communicate()
+            yield found
