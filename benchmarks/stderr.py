@@ -1,9 +1,10 @@
 """Are the standard errors right? Compare them with the spread over independent probe sets.
 
-    Run it with `python benchmarks/stderr.py --draws 24 --ranks 4 16`. It draws independent probe sets of the same kind as the built-in one, ranks `builtin:tiny` on each,
-and compares for every module the reported standard error with the standard deviation of `hls`
-over the draws, and how often the 95 % interval holds the mean over the draws. The model was
-trained on text of this kind, some of which may come back as a probe.
+Run it with `python benchmarks/stderr.py --draws 24 --ranks 4 16`. It draws independent probe sets
+of the same kind as the built-in one, ranks `builtin:tiny` on each, and compares for every module
+the reported standard error with the standard deviation of `hls` over the draws, and how often the
+95 % interval holds the mean over the draws. The model was trained on text of this kind, some of
+which may come back as a probe.
 """
 
 from __future__ import annotations

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-import torch
+from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
-from hlscore.flow import score_model
-from hlscore.flow import Silent
+from hlscore.flow import Silent, score_model
 from hlscore.inputs.examples import ExampleSet
 from hlscore.inputs.model import identify
 from hlscore.inputs.probes import ProbeExample, ProbeSet, encode
@@ -21,7 +20,6 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
-from tokens import byte_tokenizer
 
 RANK = 3
 

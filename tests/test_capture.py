@@ -16,7 +16,7 @@ from hlscore.gradients import probe_run
 from hlscore.gradients.capture import GradientCapture
 
 
-class Broken(Exception):
+class BrokenError(Exception):
     """Raised in the middle of a run."""
 
 
@@ -28,12 +28,12 @@ def test_exception_in_the_middle_leaves_nothing(name: str, monkeypatch: pytest.M
     def failing(*args: Any) -> Any:
         calls.append(args)
         if len(calls) == 3:
-            raise Broken
+            raise BrokenError
         return real(*args)
 
     real = probe_run._run_batch
     monkeypatch.setattr(probe_run, "_run_batch", failing)
-    with pytest.raises(Broken):
+    with pytest.raises(BrokenError):
         run_report(model, completions(12), settings())
     assert footprint(model) == before
 
@@ -98,3 +98,18 @@ def test_gradients_flow_inside_no_grad() -> None:
     expected = run_report(model, completions(6), settings())
     with torch.no_grad():
         assert run_report(model, completions(6), settings()).rows == expected.rows
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA"), RuntimeError("DefaultCPUAllocator: not enough memory")],
+)
+def test_out_of_memory_is_one_clear_error(
+    error: RuntimeError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(probe_run, "_run_batch", failing)
+    with pytest.raises(CaptureError, match="ran out of memory with batches of 4"):
+        run_report(FAMILIES["llama"].build(), completions(6), settings())

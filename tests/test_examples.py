@@ -226,7 +226,7 @@ def test_mapped_columns(tmp_path: Path, shape: str) -> None:
 
 def test_the_map_decides_the_format(tmp_path: Path) -> None:
     """Of several formats in one file the one that was mapped is read."""
-    rows = [{**text, **pair, **turns} for text, pair, turns in zip(TEXTS, PAIRS, CHATS, strict=True)]
+    rows = [TEXTS[place] | PAIRS[place] | CHATS[place] for place in range(6)]
     data = write_rows(tmp_path / "data.jsonl", rows)
     assert read(data).format == "messages"
     assert rows_of(read(data, columns={"text": "text"})) == TEXTS

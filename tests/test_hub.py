@@ -7,24 +7,24 @@ commands run one after the other in one subprocess, which the hub of the tests o
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from console import Outcome, save_model, texts
+from console import QUICK, UNFINISHED, Outcome, hlscore, save_model, texts
 from hub_server import API_CALLS, BreakOff, Fault, HubServer, RepoSpec, Request, Status
 
 RUNNER = """
-import json, os, sys
+import json, sys
 sys.path.insert(0, sys.argv[1])
 from console import hlscore
+from huggingface_hub import close_session
 
 for line in sys.stdin:
-    changes, arguments = json.loads(line)
-    os.environ.update(changes)
-    outcome = hlscore(*arguments)
+    close_session()  # a kept connection would outlive the hub
+    outcome = hlscore(*json.loads(line))
     print(json.dumps([outcome.code, outcome.out, outcome.err]), flush=True)
 """
 
@@ -95,8 +95,7 @@ CASES = {
     ),
 }
 
-LATER = {
-    "modules": Case(("org/shape",)),
+STOPPED = {
     "stopped": Case(("org/late",), 3, ("not in the local cache and the hub cannot be reached",)),
     "stopped rows": Case((BUILTIN, "--data", "org/late"), 3, ("cannot be reached",)),
     "stopped, cached": Case(("org/model",)),
@@ -158,11 +157,11 @@ class Shell:
     process: "subprocess.Popen[str]"
     folder: Path
 
-    def run(self, *arguments: str, changes: Mapping[str, str] | None = None) -> Outcome:
+    def run(self, *arguments: str) -> Outcome:
         """Runs one command."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps([dict(changes or {}), arguments]) + "\n")
+        self.process.stdin.write(json.dumps(arguments) + "\n")
         self.process.stdin.flush()
         return Outcome(*json.loads(self.process.stdout.readline()))
 
@@ -193,41 +192,144 @@ class Visit:
         paths = [item.path for item in self.asked[name] if item.method == "GET"]
         return {path.split("/", 5)[5] for path in paths if "/resolve/" in path}
 
-    def plan(self, name: str) -> dict[str, dict[str, object]]:
+    def plan(self, name: str) -> dict[str, Any]:
         """The plan that a case wrote."""
-        found: dict[str, dict[str, object]] = json.loads(
-            (self.folder / name / "plan.json").read_text()
-        )
+        found: dict[str, Any] = json.loads((self.folder / name / "plan.json").read_text())
         return found
 
 
 @pytest.fixture(scope="module")
-def visit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Visit]:
-    """Every case, run once; the hub is stopped before the last ones."""
+def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """Every case, run once; the hub has stopped before the last ones."""
     folder = tmp_path_factory.mktemp("hub")
-    repos = _repos(folder / "model")
+    repos = _repos(folder / "saved")
+    found = Visit(folder, repos["org/model"].sha)
     with HubServer(repos) as hub:
-        environment = hub.environment(folder / "home")
-        command = [sys.executable, "-c", RUNNER, str(Path(__file__).parent)]
-        with subprocess.Popen(
-            command,
+        shell = _start(hub.environment(folder / "home"), folder)
+        for name, case in CASES.items():
+            found.outcomes[name] = shell.rank(name, *case.options)
+            found.asked[name] = _take(hub.log)
+        found.outcomes["modules"] = shell.run("modules", "org/shape", "--json")
+        found.asked["modules"] = _take(hub.log)
+    for name, case in STOPPED.items():
+        found.outcomes[name] = shell.rank(name, *case.options)
+    shell.process.communicate()
+    return found
+
+
+def _start(environment: dict[str, str], folder: Path) -> Shell:
+    with (folder / "log.txt").open("w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER, str(Path(__file__).parent)],
             env=environment,
             cwd=folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=log,
             text=True,
-        ) as process:
-            shell, found = Shell(process, folder), Visit(folder, repos["org/model"].sha)
-            for name, case in CASES.items():
-                hub.log.clear()
-                found.outcomes[name] = shell.rank(name, *case.options)
-                found.asked[name] = list(hub.log)
-            hub.log.clear()
-            found.outcomes["modules"] = shell.run("modules", "org/shape", "--json")
-            found.asked["modules"] = list(hub.log)
-            hub.__exit__(None, None, None)
-            for name in ("stopped", "stopped rows", "stopped, cached"):
-                found.outcomes[name] = shell.rank(name, *LATER[name].options)
-            process.communicate()
-            yield found
+        )
+    return Shell(process, folder)
+
+
+def _take(log: list[Request]) -> list[Request]:
+    taken = list(log)
+    log.clear()
+    return taken
+
+
+@pytest.mark.parametrize("name", [*CASES, *STOPPED])
+def test_case(visit: Visit, name: str) -> None:
+    """Each case ends as it should: with results, or with one error and nothing written."""
+    case, outcome = (CASES | STOPPED)[name], visit.outcomes[name]
+    assert outcome.code == case.code, outcome
+    written = visit.folder / name
+    if case.code:
+        assert not written.exists()
+        assert all(part in outcome.message for part in case.says), outcome.message
+    else:
+        assert {path.name for path in written.iterdir()} == {"scores.parquet", "plan.json"}
+        assert outcome.err == ""
+
+
+def test_nothing_is_left_over(visit: Visit) -> None:
+    assert not list(visit.folder.rglob(UNFINISHED))
+
+
+def test_only_what_is_needed_is_fetched(visit: Visit) -> None:
+    """No pickles, no second copy of the weights, no code."""
+    needed = {"config.json", "model.safetensors", "tokenizer.json"}
+    assert needed <= visit.fetched("model")
+    others = visit.fetched("model") - needed
+    assert all(name.endswith((".json", ".jinja")) for name in others)
+
+
+def test_nothing_is_fetched_twice(visit: Visit) -> None:
+    """A second run, and another name of the same commit, find everything in the cache."""
+    assert visit.fetched("model again") == set()
+    assert visit.fetched("tag") == set()
+
+
+def test_modules_fetches_no_weights(visit: Visit) -> None:
+    outcome = visit.outcomes["modules"]
+    assert outcome.code == 0, outcome.err
+    assert "model.layers.0.self_attn.q_proj" in outcome.out
+    assert "config.json" in visit.fetched("modules")
+    assert not [name for name in visit.fetched("modules") if "safetensors" in name]
+
+
+def test_refused_pickles_are_not_fetched(visit: Visit) -> None:
+    assert not [name for name in visit.fetched("pickle") if name.endswith(".bin")]
+
+
+@pytest.mark.parametrize("name", ["model", "tag", "stopped, cached"])
+def test_commit_is_recorded(visit: Visit, name: str) -> None:
+    """Plans name the commit, whether a tag or nothing was asked for."""
+    model = visit.plan(name)["model"]
+    assert (model["name"], model["revision"]) == ("org/model", visit.commit)
+
+
+@pytest.mark.parametrize("name", ["tag", "stopped, cached"])
+def test_same_commit_same_scores(visit: Visit, name: str) -> None:
+    tables = [
+        pq.ParquetFile(visit.folder / case / "scores.parquet").read() for case in ("model", name)
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_rows_are_the_probes(visit: Visit) -> None:
+    """A streamed data set gives as many examples as were asked for."""
+    for name in ("rows", "configuration", "rows break off once"):
+        probes = visit.plan(name)["provenance"]["probes"]
+        assert (probes["format"], probes["examples"]) == ("text", 6)
+
+
+def test_whole_command(tmp_path: Path) -> None:
+    """The command as users run it."""
+    with HubServer(_repos(tmp_path / "saved")) as hub:
+        done = subprocess.run(
+            [sys.executable, "-m", "hlscore", "rank", "org/model", *QUICK, "--out", "results"],
+            env=hub.environment(tmp_path / "home"),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("org/model")
+    names = sorted(path.name for path in (tmp_path / "results").iterdir())
+    assert names == ["plan.json", "scores.parquet"]
+
+
+@pytest.mark.parametrize("arguments", [("org/none-such",), (BUILTIN, "--data", "org/none-such")])
+def test_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """HF_HUB_OFFLINE is read when the libraries are imported; here it is set afterwards."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    outcome = hlscore("rank", *arguments, *QUICK, "--out", tmp_path / "out")
+    assert outcome.code == 3
+    assert "'org/none-such'" in outcome.message
+    assert "HF_HUB_OFFLINE" in outcome.message
+    assert not (tmp_path / "out").exists()

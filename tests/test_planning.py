@@ -9,6 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reports import report, row
 
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import allocate
@@ -18,7 +19,6 @@ from hlscore.planning.costs import lora_params
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import PlanSettings
-from reports import report, row
 
 
 @pytest.mark.parametrize(
