@@ -1,7 +1,7 @@
 """Models and data sets from a hub, and everything that can go wrong on the way.
 
 The client libraries read their settings when they are imported, and that import is slow: the
-commands run one after the other in one subprocess, which the hub of the tests outlives.
+commands run one after the other in one subprocess, the last of them after the hub has stopped.
 """
 
 import json

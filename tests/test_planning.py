@@ -99,6 +99,20 @@ def test_selection_probability_counts_resamples() -> None:
     assert found.tolist() == [0.5, 0.25]
 
 
+def test_core_of_a_knapsack_gives_the_choice_of_the_whole() -> None:
+    draw = np.random.default_rng(0)
+    params = draw.choice([1 << 18, 1 << 20, 1 << 22, 3 << 21], size=300)
+    scores = np.abs(draw.standard_t(3, size=(300, 4)))
+    budget = parse_budget("0.1p")
+    found = selection_probability(scores, params, budget)
+    whole = np.mean([choose(column, params, budget) @ column for column in scores.T])
+    core = np.mean(
+        [selection_probability(column[:, None], params, budget) @ column for column in scores.T]
+    )
+    assert core == pytest.approx(whole, rel=1e-5)
+    assert (found * params).sum() <= 0.1 * params.sum()
+
+
 def test_allocation_adds_up() -> None:
     made = allocate(report(20), PlanSettings(budget="0.25", rank=4))
     totals = made.totals

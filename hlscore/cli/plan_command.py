@@ -63,6 +63,7 @@ def plan(
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.settings import PlanSettings
+    from hlscore.views.progress import status
     from hlscore.views.result import print_plan_json, print_replanned
 
     parse_budget(budget)
@@ -81,7 +82,8 @@ def plan(
         alpha=alpha,
     )
     check_folder(target.parent, (target.name,), force=force)
-    allocation = allocate(report, settings)
+    with status("planning"):
+        allocation = allocate(report, settings)
     made = make_plan(report, allocation)
     paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
     if as_json:

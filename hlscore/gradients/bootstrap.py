@@ -2,8 +2,8 @@
 
 Groups are drawn with replacement within each half, and every resample gets its own leading
 subspaces, from sketches of the groups. (Keeping the subspaces of the full halves is cheaper but
-overstates the standard error of the cross-fitted tail 2 to 14 times: the log of failed
-experiments in `benchmarks/README.md` has the figures.) The draws are the same for every module,
+overstates the standard error of the cross-fitted tail up to 14 times: see
+`benchmarks/README.md`.) The draws are the same for every module,
 which keeps their dependence and lets a whole choice be repeated per resample.
 """
 
