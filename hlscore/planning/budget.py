@@ -12,7 +12,7 @@ from hlscore.errors import BudgetError
 
 BudgetUnit = Literal["modules", "parameters"]
 
-_SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(p?)")
+_SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(p?)", re.ASCII)
 _HINT = "Use 0.1 for 10 % of the candidate modules, or 0.1p for 10 % of their parameters."
 
 
