@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, check_folder, write_files
 from hlscore.artifacts.plan import Plan, make_plan, write_plan
 from hlscore.artifacts.report import to_pandas, write_report
+from hlscore.errors import DataError
 from hlscore.flow import Progress, Silent, score_model
-from hlscore.inputs.examples import ExampleSet, example_set, read_examples
+from hlscore.inputs.examples import ExampleSet, draw_rows, example_set, read_examples
 from hlscore.inputs.model import identify
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ModuleRow, ScoreReport
@@ -151,7 +152,10 @@ def rank(
             columns=dict(columns or {}),
         ),
         candidates=CandidateSettings(
-            include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
+            include=(include,) if isinstance(include, str) else tuple(include),
+            exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+            embeddings=embeddings,
+            head=head,
         ),
         capture=CaptureSettings(batch_size=batch_size, checkpointing=checkpointing),
         plan=PlanSettings(budget=str(budget), score=score, rank=rank, alpha=alpha),
@@ -172,5 +176,10 @@ def _examples(
     if data is None or isinstance(data, str | Path):
         return read_examples(settings.data, seed=settings.seed)
     rows = list(data)
-    kept = rows[: settings.data.samples] if settings.data.samples else rows
-    return example_set(kept, "examples in memory", settings.data)
+    if isinstance(data, Mapping) or not all(isinstance(row, Mapping) for row in rows):
+        raise DataError(
+            "data is neither a name, a path, nor a list of mappings.",
+            hint='Give rows such as {"prompt": ..., "completion": ...}; of a DatasetDict, a split.',
+        )
+    drawn = draw_rows(rows, settings.data.samples, settings.seed)
+    return example_set(drawn, "examples in memory", settings.data)

@@ -38,6 +38,7 @@ from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import PlanSettings, RankSettings
 
 ESTIMATOR = "exact"
+_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
 
 
 class Progress(Protocol):
@@ -214,7 +215,7 @@ def _gather(
     resamples = draw_resamples(
         tokens[0], tokens[1], count=settings.capture.bootstrap, seed=settings.seed
     )
-    with _memory_errors(settings):
+    with torch.inference_mode(False), _memory_errors(settings):
         gradients = ExactGradients(
             parameters,
             seed=settings.seed,
@@ -254,7 +255,8 @@ def _memory_errors(settings: RankSettings) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
+        if not isinstance(error, torch.OutOfMemoryError) and not on_host:
             raise
         raise CaptureError(
             f"The device ran out of memory with batches of {settings.capture.batch_size}.",

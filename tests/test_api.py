@@ -5,17 +5,19 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import footprint
 from families import FAMILIES
 from tokens import byte_tokenizer
 
 import hlscore
 from hlscore.artifacts.report import to_table
-from hlscore.errors import BudgetError, DataError
+from hlscore.errors import BudgetError, CaptureError, DataError, HlscoreError
 from hlscore.inputs.model import load_model
 from hlscore.settings import ModelSettings
 
@@ -74,3 +76,50 @@ def test_errors_are_the_project_s_own() -> None:
 def test_import_is_light() -> None:
     code = "import sys, hlscore; assert hlscore.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_works_inside_inference_mode() -> None:
+    model, tokenizer = FAMILIES["llama"].build(), byte_tokenizer()
+    expected = hlscore.rank(model, tokenizer, data=ROWS, rank=4).rows
+    with torch.inference_mode():
+        assert hlscore.rank(model, tokenizer, data=ROWS, rank=4).rows == expected
+
+
+def test_rows_in_memory_are_drawn_as_from_a_file(tmp_path: Path) -> None:
+    model, tokenizer = FAMILIES["llama"].build(), byte_tokenizer()
+    datasets.Dataset.from_list(ROWS).to_json(str(tmp_path / "rows.jsonl"))
+    first = hlscore.rank(model, tokenizer, data=ROWS, samples=6, seed=3, rank=4)
+    second = hlscore.rank(model, tokenizer, data=tmp_path / "rows.jsonl", samples=6, seed=3, rank=4)
+    assert first.report.probes.hash == second.report.probes.hash
+
+
+@pytest.mark.parametrize("data", [["text", "more"], [1, 2], {"train": ROWS}])
+def test_other_data_is_refused(data: Any) -> None:
+    with pytest.raises(DataError, match="list of mappings"):
+        hlscore.rank(FAMILIES["llama"].build(), byte_tokenizer(), data=data)
+
+
+def test_one_glob_needs_no_list() -> None:
+    result = hlscore.rank(
+        FAMILIES["llama"].build(), byte_tokenizer(), data=ROWS, include="*.mlp.*", budget=0.5
+    )
+    assert {row.block for row in result.report.candidates} == {"mlp"}
+
+
+def test_optimizer_in_the_backward_pass_is_refused() -> None:
+    model = FAMILIES["llama"].build()
+    weight = model.get_parameter("model.layers.0.mlp.up_proj.weight")
+    before = weight.detach().clone()
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    weight.register_post_accumulate_grad_hook(lambda _: optimizer.step())
+    with pytest.raises(CaptureError, match="hook of its own"):
+        hlscore.rank(model, byte_tokenizer(), data=ROWS)
+    assert torch.equal(weight, before)
+
+
+def test_model_without_values_is_refused() -> None:
+    family = FAMILIES["llama"]
+    with torch.device("meta"):
+        model = family.auto_class.from_config(family.config())
+    with pytest.raises(HlscoreError, match="meta device"):
+        hlscore.rank(model, byte_tokenizer(), data=ROWS)

@@ -924,3 +924,13 @@ def test_plan_from_damaged_columns(
     assert outcome.code == 3
     assert says in outcome.message
     assert not scores.with_name("plan.json").exists()
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/model", "a" * 300, "x\x00y"])
+def test_names_that_are_no_paths(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert hlscore("rank", name).code == 3
+    assert hlscore("rank", "builtin:tiny", "--data", name, *QUICK).message
+    assert not list(tmp_path.iterdir())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from families import FAMILIES
@@ -10,6 +12,7 @@ from problems import by_module, completions, run_report, settings
 from hlscore.gradients.bootstrap import draw_resamples
 from hlscore.planning.budget import parse_budget
 from hlscore.planning.choice import choose
+from hlscore.settings import PlanSettings
 
 
 def test_replicates_stand_around_the_score_and_give_its_columns() -> None:
@@ -67,3 +70,15 @@ def test_draws_are_the_same_for_one_seed() -> None:
     assert second is not None
     assert (first.first == second.first).all()
     assert first.first.sum(1).tolist() == [3.0] * 9
+
+
+def test_energy_varies_also_where_the_rank_spans_the_matrix() -> None:
+    model = FAMILIES["mixtral"].build()
+    run = replace(settings(bootstrap=20, groups=4), plan=PlanSettings(rank=4, budget="0.5"))
+    rows = by_module(run_report(model, completions(24), run).rows)
+    spanned = [row for row in rows.values() if row.max_rank <= 4]
+    assert spanned
+    for row in spanned:
+        assert set(row.hls_replicates) == {0.0}
+        assert np.std(row.grad_norm_replicates) > 0
+        assert np.mean(row.grad_norm_replicates) == pytest.approx(row.grad_norm, rel=1e-3)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -43,6 +44,7 @@ def run(tmp_path: Path) -> Run:
             [sys.executable, "-m", "hlscore", *arguments],
             capture_output=True,
             text=True,
+            errors="replace",
             cwd=tmp_path,
             env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables,
             check=False,
@@ -242,3 +244,43 @@ def test_bug_is_reported_without_a_traceback_unless_asked(
     monkeypatch.setenv("HLSCORE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         _run()
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_output_survives_terminals_without_unicode(run: Run, scores: Path, encoding: str) -> None:
+    found = run("plan", str(scores), "-o", "a.json", PYTHONIOENCODING=encoding)
+    assert found.returncode == 0, found.stderr
+    assert "F trained in full" in found.stdout
+    assert run("rank", "--help", PYTHONIOENCODING=encoding).returncode == 0
+
+
+def test_names_from_files_are_text_not_markup(call: Run, tmp_path: Path) -> None:
+    base = report(8)
+    hostile = replace(base.rows[0], module="[/x][bold]a", kind="[red]q")
+    path = tmp_path / "hostile.parquet"
+    write_report(replace(base, rows=(hostile, *base.rows[1:])), path)
+    found = call("plan", str(path), "--budget", "0.5", "-o", "a.json")
+    assert found.returncode == 0, found.stderr
+    assert "[/x][bold]a" in found.stdout
+    assert "[red]q" in found.stdout
+    hostile = replace(base.rows[0], module="a\x1b]0;title\x07")
+    write_report(replace(base, rows=(hostile, *base.rows[1:])), path)
+    found = call("plan", str(path), "--budget", "0.5", "-o", "b.json")
+    assert found.returncode == 3
+    assert "Row 0" in found.stderr
+    assert "\x1b]0;" not in found.stderr
+
+
+def test_other_rank_shows_no_standard_error_and_its_own_remarks(
+    call: Run, scores: Path, tmp_path: Path
+) -> None:
+    found = call("plan", str(scores), "--rank", "16", "--budget", "0.5", "-o", "a.json")
+    first = next(line for line in found.stdout.splitlines() if "layers.0.self_attn.q_proj" in line)
+    assert first.split()[3:5] == ["-", "-"]
+    small = [replace(r, out_features=8, n_params=8 * r.in_features) for r in report(8).rows]
+    write_report(replace(report(8), rows=tuple(small)), tmp_path / "small.parquet")
+    call(
+        "plan", "small.parquet", "--rank", "8", "--budget", "1p", "--score", "tail", "-o", "b.json"
+    )
+    remarks = {m["remark"] for m in json.loads((tmp_path / "b.json").read_text())["modules"]}
+    assert remarks == {"LoRA of rank 8 spans the whole matrix (min side 8)"}

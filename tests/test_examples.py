@@ -454,3 +454,42 @@ def test_halves_are_even(count: int) -> None:
     sizes = [sum(len(group) for group in half) for half in halves]
     assert sizes == [(count + 1) // 2, count // 2]
     assert all(len(half) == min(4, size) for half, size in zip(halves, sizes, strict=True))
+
+
+def test_data_card_may_not_reach_for_the_network(tmp_path: Path) -> None:
+    _write_json(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": "c d"}])
+    card = (
+        '---\nconfigs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n---\n'
+    )
+    (tmp_path / "README.md").write_text(card)
+    with pytest.raises(DataError, match="names files outside its directory"):
+        read(tmp_path)
+
+
+def test_brackets_in_a_file_name_are_letters(tmp_path: Path) -> None:
+    path = tmp_path / "rows[1].jsonl"
+    path.write_text('{"text": "a b"}\n{"text": "c d"}\n')
+    assert len(read(path).rows) == 2
+
+
+def test_generation_prompt_that_opens_more_than_the_turn_holds(model: PreTrainedModel) -> None:
+    tokenizer = byte_tokenizer(
+        chat_template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
+    )
+    ask = [{"role": "user", "content": "2+2?"}]
+    rows = [{"prompt": ask, "completion": [{"role": "assistant", "content": c}]} for c in "45"]
+    found = encode(
+        example_set(rows, "test", DataSettings()),
+        tokenizer,
+        model,
+        max_length=None,
+        groups=1,
+        seed=0,
+    )
+    examples = [example for half in found.halves for group in half for example in group]
+    counted = {
+        tokenizer.decode([i for i, c in zip(e.input_ids, e.counted, strict=True) if c])
+        for e in examples
+    }
+    assert counted == {"4", "5"}

@@ -133,3 +133,18 @@ def test_fingerprint_ignores_dtype_and_sees_weights_and_shapes() -> None:
     assert changed.structure == first.structure
     assert changed.weights != first.weights
     assert fingerprint(FAMILIES["llama"].build()).structure != first.structure
+
+
+@pytest.mark.parametrize("asked", [{"head": True}, {"embeddings": True}])
+def test_tied_weight_joins_by_either_name(asked: dict[str, bool]) -> None:
+    found = find_modules(FAMILIES["gpt2"].build(), CandidateSettings(**asked))
+    assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
+
+
+def test_quantized_model_says_why_it_has_no_candidates() -> None:
+    model = FAMILIES["llama"].build()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
+    with pytest.raises(ModelError, match="weights are quantized"):
+        find_modules(model, ALL)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from hlscore.errors import ArtifactError, UsageError
+from hlscore.paths import existing_path
 
 SCORES_FILE = "scores.parquet"
 PLAN_FILE = "plan.json"
 
+_LONGEST_NAME = 100
 _STAGE_PREFIX = ".hlscore-unfinished-"
 
 
@@ -25,9 +27,10 @@ def default_folder(model: str) -> Path:
     Returns:
         `hlscore-out/<model>`, relative to the working directory.
     """
-    local = Path(model).expanduser()
-    name = local.resolve().name if local.is_dir() else model
-    return Path("hlscore-out") / (re.sub(r"[^\w.-]+", "-", name).strip("-.") or "model")
+    local = existing_path(model)
+    name = local.resolve().name if local is not None and local.is_dir() else model
+    plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return Path("hlscore-out") / (plain[:_LONGEST_NAME] or "model")
 
 
 def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:

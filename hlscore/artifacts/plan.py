@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from hlscore.planning.allocation import Allocation, Decision, Totals
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
+from hlscore.scores.rows import remark
 
 SCHEMA_VERSION: Literal[1] = 1
 SCHEMA_FILE = "plan.schema.json"
@@ -273,7 +274,7 @@ def _module(item: Decision, allocation: Allocation) -> PlanModule:
         in_features=row.in_features,
         params=row.n_params,
         trained_params=item.trained_params,
-        remark=row.reason,
+        remark=remark(row, row.matrices_reached, allocation.settings.rank),
     )
 
 

@@ -160,12 +160,16 @@ def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
             hint="Use the hlscore that wrote it, or run `hlscore rank` again.",
         )
     try:
-        return _Metadata.model_validate(content)
+        origin = _Metadata.model_validate(content)
     except ValidationError as error:
         place = ".".join(str(part) for part in error.errors()[0]["loc"])
         raise ArtifactError(
             f"The metadata of '{path}' is damaged at '{place}': {error.errors()[0]['msg']}."
         ) from error
+    shown = (origin.model.model, origin.model.architecture, origin.run.score)
+    if not all(text.isprintable() for text in shown):
+        raise ArtifactError(f"The metadata of '{path}' is damaged: a name cannot be printed.")
+    return origin
 
 
 def _first_difference(found: pa.Schema) -> str:
@@ -185,6 +189,9 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
         for name in (*_TEXTS, *_SIZES):
             if getattr(row, name) is None:
                 yield place, f"'{name}' is missing"
+        for name in _TEXTS:
+            if not getattr(row, name).isprintable():  # control characters steer a terminal
+                yield place, f"'{name}' holds characters that cannot be printed"
         if row.status not in get_args(Status):
             yield place, f"'status' is '{row.status}'"
         if min(getattr(row, name) for name in _SIZES) < 1:

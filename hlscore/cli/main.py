@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Any, NoReturn
@@ -96,6 +97,9 @@ def main() -> NoReturn:
 def _run() -> int:
     # A terminal decides about colour and progress; transformers' own advice is not ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal can show every letter
     try:
         app(standalone_mode=True)
     except HlscoreError as error:

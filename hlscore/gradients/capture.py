@@ -88,6 +88,11 @@ class GradientCapture:
                     f"The weight of '{name}' can hold no gradient.",
                     hint="Load the model outside torch.inference_mode() and unquantized.",
                 )
+            if getattr(parameter, "_post_accumulate_grad_hooks", None):
+                raise CaptureError(
+                    f"The weight of '{name}' has a hook of its own that runs after its gradient.",
+                    hint="Remove it first: such hooks may train the model (optimizer in backward).",
+                )
 
     def _set_flags(self) -> None:
         for module in self._model.modules():

@@ -57,7 +57,10 @@ def run_probes(
     sends_positions = (
         settings.padding_side == "left" and "position_ids" in signature(model.forward).parameters
     )
-    with GradientCapture(model, parameters, gradients.add, blocks=blocks), torch.enable_grad():
+    with (
+        torch.enable_grad(),
+        GradientCapture(model, parameters, gradients.add, blocks=blocks),
+    ):
         for half, groups in enumerate(probes.halves):
             for group in groups:
                 for batch in batches(

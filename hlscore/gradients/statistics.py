@@ -134,10 +134,13 @@ def _replicates(
     resamples = reduction.resamples
     if resamples is None or groups is None:
         return (), (), ()
-    if bool((groups == 0).all()) or reduction.rank >= groups.shape[-2]:
+    # Beyond the short side there is no tail to draw, but the energy still varies.
+    spanned = reduction.rank >= groups.shape[-2]
+    rank = min(reduction.rank, groups.shape[-2])
+    drawn = draw_scores(groups.to(spectra.overlap.device), resamples, rank)
+    if spanned:
         zero = (0.0,) * resamples.first.shape[0]
-        return zero, zero, zero
-    drawn = draw_scores(groups.to(spectra.overlap.device), resamples, reduction.rank)
+        return zero, zero, _floats(centred_replicates(drawn.grad_norm, energy))
     return (
         _floats(centred_replicates(drawn.hls, hls)),
         _floats(centred_replicates(drawn.tail, tail)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import random
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 from hlscore.errors import DataError, HlscoreError, UsageError, first_line
 from hlscore.inputs.hub import hub_error
+from hlscore.paths import existing_path
 from hlscore.settings import DataSettings
 
 ExampleFormat = Literal["text", "messages", "prompt_completion"]
@@ -65,9 +67,11 @@ def read_examples(settings: DataSettings, *, seed: int) -> ExampleSet:
     """
     if settings.data is None:
         _refuse_config(settings)
-        return example_set(_draw(_builtin_rows(), settings.samples, seed), BUILTIN_PROBES, settings)
-    path = Path(settings.data).expanduser()
-    if path.exists():
+        return example_set(
+            draw_rows(_builtin_rows(), settings.samples, seed), BUILTIN_PROBES, settings
+        )
+    path = existing_path(settings.data)
+    if path is not None:
         rows = _local_rows(path, settings, seed)
     elif _looks_like_path(settings.data):
         raise DataError(
@@ -177,7 +181,8 @@ def _check_messages(value: object, column: str, index: int, source: str) -> None
         )
 
 
-def _draw(rows: list[Row], samples: int, seed: int) -> list[Row]:
+def draw_rows(rows: list[Row], samples: int, seed: int) -> list[Row]:
+    """Draw rows without replacement, in the order they came in; all when `samples` is 0."""
     if samples == 0 or samples >= len(rows):
         return rows
     return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), samples))]
@@ -201,7 +206,7 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
             elif path.is_file():
                 table = datasets.load_dataset(
                     _BUILDERS[path.suffix.lower()],
-                    data_files={settings.split.partition("[")[0]: str(path)},
+                    data_files={settings.split.partition("[")[0]: glob.escape(str(path))},
                     split=settings.split,
                     cache_dir=cache,
                 )
@@ -209,11 +214,10 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
                 table = datasets.load_dataset(
                     str(path), name=settings.config, split=settings.split, cache_dir=cache
                 )
+            wanted = draw_rows([{"i": i} for i in range(len(table))], settings.samples, seed)
+            return [dict(table[row["i"]]) for row in wanted]
         except Exception as error:
             raise _local_error(path, settings, error) from error
-        count = len(table)
-        wanted = _draw([{"i": i} for i in range(count)], settings.samples, seed)
-        return [dict(table[row["i"]]) for row in wanted]
 
 
 def _check_local(path: Path, settings: DataSettings) -> None:
@@ -222,12 +226,24 @@ def _check_local(path: Path, settings: DataSettings) -> None:
         files = (item for item in path.rglob("*") if item.is_file())
         if not any(set(item.suffixes) & set(_BUILDERS) for item in files):
             raise DataError(f"The directory '{path}' holds no file to read.", hint=readable)
+        _refuse_remote_files(path)
         return
     _refuse_config(settings)
     if path.suffix.lower() not in _BUILDERS:
         raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
     if path.stat().st_size == 0:
         raise _no_examples(str(path))
+
+
+def _refuse_remote_files(path: Path) -> None:
+    """A data card can name files anywhere: a local directory must not reach for the network."""
+    card = path / "README.md"
+    front = card.read_text("utf-8", errors="replace").split("\n---")[0] if card.is_file() else ""
+    if front.startswith("---") and "data_files" in front and "://" in front:
+        raise DataError(
+            f"The data card '{card}' names files outside its directory.",
+            hint="Remove `data_files` from it, or give the hub id of the data set.",
+        )
 
 
 def _no_examples(source: str) -> DataError:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
+from hlscore.paths import existing_path
 from hlscore.settings import ModelSettings
 
 BUILTIN_PREFIX = "builtin:"
@@ -50,8 +51,8 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
         files = ModelFiles(directory=_builtin_directory(name), revision=None)
-    elif Path(name).expanduser().is_dir():
-        files = ModelFiles(directory=Path(name).expanduser(), revision=None)
+    elif (local := existing_path(name)) is not None and local.is_dir():
+        files = ModelFiles(directory=local, revision=None)
     elif _looks_like_path(name):
         raise ModelError(
             f"There is no model directory at '{name}'.",
@@ -78,7 +79,9 @@ def _builtin_directory(name: str) -> Path:
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).exists()
+    return (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or existing_path(name) is not None
+    )
 
 
 def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:

@@ -117,7 +117,13 @@ def planned_dtype(model: PreTrainedModel, settings: ModelSettings) -> torch.dtyp
 
 
 def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
-    """Describe a loaded model for the artifacts."""
+    """Describe a loaded model for the artifacts.
+
+    Raises:
+        ModelError: The model has no weights.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(f"'{name}' is on the meta device: it has no weights.")
     return ModelIdentity(
         model=name,
         revision=revision,

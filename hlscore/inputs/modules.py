@@ -24,6 +24,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTra
 
 HEAD = "output head"
 EMBEDDING = "input embedding"
+QUANTIZED = "quantized weight"
 
 
 def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
@@ -49,9 +50,14 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
         )
     found = tuple(_walk(model, settings))
     if not any(not item.skipped for item in found):
+        quantized = any(item.reason.startswith(QUANTIZED) for item in found)
         raise ModelError(
-            f"{type(model).__name__} has no candidate modules: no linear map lies in a list of "
-            "decoder blocks.",
+            f"{type(model).__name__} has no candidate modules: "
+            + (
+                "its weights are quantized and can hold no gradient."
+                if quantized
+                else "no linear map lies in a list of decoder blocks."
+            ),
             hint="`hlscore modules MODEL --all` lists what was found and why it was left out.",
         )
     return _apply_globs(found, settings)
@@ -109,29 +115,33 @@ def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candi
             reason = seen.get(id(parameter), "")
             if reason:
                 reason = f"tied to {reason}"
-            elif id(module) in roles:
-                reason = _role_reason(roles[id(module)], settings)
+            elif id(parameter) in roles:
+                reason = _role_reason(roles[id(parameter)], settings)
             else:
                 reason = _place_reason(item, decoder_name) or _type_reason(module, leaf, parameter)
             seen.setdefault(id(parameter), item.module)
             yield replace(item, reason=reason)
 
 
-def _embedding_roles(model: PreTrainedModel) -> dict[int, str]:
-    roles: dict[int, str] = {}
+def _embedding_roles(model: PreTrainedModel) -> dict[int, set[str]]:
+    """Roles of a weight; a tied one is input embedding and output head at once."""
+    roles: dict[int, set[str]] = {}
     for module, role in (
         (model.get_input_embeddings(), EMBEDDING),
         (model.get_output_embeddings(), HEAD),
     ):
-        if module is not None:
-            roles[id(module)] = role
+        weight = getattr(module, "weight", None)
+        if weight is not None:
+            roles.setdefault(id(weight), set()).add(role)
     return roles
 
 
-def _role_reason(role: str, settings: CandidateSettings) -> str:
-    if role == EMBEDDING:
-        return "" if settings.embeddings else "input embedding: ranked with --embeddings"
-    return "" if settings.head else "output head: ranked with --head"
+def _role_reason(roles: set[str], settings: CandidateSettings) -> str:
+    if (EMBEDDING in roles and settings.embeddings) or (HEAD in roles and settings.head):
+        return ""
+    if EMBEDDING in roles:
+        return "input embedding: ranked with --embeddings"
+    return "output head: ranked with --head"
 
 
 def _place_reason(item: Candidate, decoder_name: str) -> str:
@@ -145,7 +155,7 @@ def _place_reason(item: Candidate, decoder_name: str) -> str:
 def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
     """Say why a weight inside a decoder block is no linear map; empty when it is one."""
     if _is_quantized_linear(module):
-        return "quantized weight: it can hold no gradient"
+        return f"{QUANTIZED}: it can hold no gradient"
     if isinstance(module, _CONVOLUTIONS):
         return "convolution, not a linear map"
     if isinstance(module, nn.Embedding):

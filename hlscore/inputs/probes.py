@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, takewhile
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -201,7 +201,13 @@ def _encode_conversation(
     turns = completion if isinstance(completion, list) else [_assistant(completion)]
     start = _template_ids(prompt, tokenizer, add_generation_prompt=True)["input_ids"]
     whole = _template_ids([*prompt, *turns], tokenizer)["input_ids"]
-    return _example(whole, len(start))
+    # Some templates open more in a generation prompt (<think>) than a finished turn holds.
+    return _example(whole, _common_prefix(start, whole))
+
+
+def _common_prefix(first: list[int], second: list[int]) -> int:
+    same = (a == b for a, b in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
 
 
 def _assistant(text: str) -> Row:

@@ -180,10 +180,11 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     full = sum(item.mode == "full" for item in decisions)
-    if budget.unit == "modules" and full < budget.limit(params.tolist()):
+    if full == 0 or (budget.unit == "modules" and full < budget.limit(params.tolist())):
+        start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         notes.append(
-            f"Only {full} modules are trained in full: no other has a {score.name} above zero, "
-            "so there is no measured gain to buy. More probe samples may show one."
+            f"{start} trained in full: for the others {score.name} shows no gain above zero to "
+            "buy. More probe samples may show one."
         )
     if not stable:
         notes.append(

@@ -107,7 +107,7 @@ def _scored_row(
         tail_replicates=found.tail_replicates,
         grad_norm_replicates=found.grad_norm_replicates,
         status="scored" if reached else "unreached",
-        reason=_reason(item, found, rank),
+        reason=remark(item, found.matrices_reached, rank),
     )
     scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
     return replace(row, **scores)  # type: ignore[arg-type]
@@ -131,12 +131,22 @@ def _identity(item: Candidate) -> dict[str, Any]:
     return {name: getattr(item, name) for name in names}
 
 
-def _reason(item: Candidate, found: GradientStatistics, rank: int) -> str:
-    if found.matrices_reached == 0:
+def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int) -> str:
+    """What a reader should know of a module at a LoRA rank; mostly nothing.
+
+    Args:
+        item: The module.
+        matrices_reached: How many of its matrices have a gradient.
+        rank: LoRA rank compared against.
+
+    Returns:
+        Remarks, parted by semicolons.
+    """
+    if not matrices_reached:
         return "no probe token reached it"
     remarks = []
-    if found.matrices_reached < item.matrices:
-        missed = item.matrices - found.matrices_reached
+    if matrices_reached < item.matrices:
+        missed = item.matrices - matrices_reached
         remarks.append(f"no probe token reached {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
         remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")

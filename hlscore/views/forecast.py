@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.flow import Forecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
+from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
 
@@ -62,7 +62,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
         ),
         ("budget", f"at most {count(found.budget_limit, found.budget_unit)} in full"),
     )
-    console = Console()
+    console = terminal()
     for label, text in lines:
         console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
     for note in probes.notes:

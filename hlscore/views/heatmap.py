@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.text import Text
 
 from hlscore.planning.allocation import Decision
 
-SHADES = "·░▒▓█"
-CHOSEN = "◆"
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shades:
+    """Characters of a heat map.
+
+    Attributes:
+        levels: From no signal to the largest score.
+        chosen: Marks a module trained in full.
+    """
+
+    levels: str
+    chosen: str
+
+
+UNICODE = Shades(levels="·░▒▓█", chosen="◆")
+ASCII = Shades(levels=".-+*#", chosen="F")
 _STYLES = ("bright_black", "blue", "cyan", "yellow", "red")
 _WIDE = 2
 
 
-def heat_map(decisions: Sequence[Decision], *, width: int) -> list[Text]:
+def heat_map(decisions: Sequence[Decision], *, width: int, shades: Shades = UNICODE) -> list[Text]:
     """Draw the scores of a plan: one line per kind of module, one cell per layer.
 
     The shade follows the square root of the score, from zero (or less) to the largest; a cell
-    with ◆ is trained in full.
+    with the mark (◆) is trained in full.
 
     Args:
         decisions: Modules with score and mode.
         width: Characters that a line may take.
+        shades: Characters to draw with.
 
     Returns:
         Lines of text, the layer ruler last. Empty when no module lies in a numbered layer.
@@ -41,7 +57,7 @@ def heat_map(decisions: Sequence[Decision], *, width: int) -> list[Text]:
     for kind in kinds:
         line = Text(f"{kind:<{margin}}", no_wrap=True, overflow="crop")
         for layer in layers:
-            line.append_text(_cell(cells.get((kind, layer)), largest, cell))
+            line.append_text(_cell(cells.get((kind, layer)), largest, cell, shades))
         lines.append(line)
     lines.append(_ruler(layers, margin, cell))
     return lines
@@ -65,15 +81,15 @@ def _by_place(decisions: Sequence[Decision]) -> list[Decision]:
     return sorted(decisions, key=lambda item: (item.row.block, item.row.kind))
 
 
-def _cell(item: Decision | None, largest: float, width: int) -> Text:
+def _cell(item: Decision | None, largest: float, width: int, shades: Shades) -> Text:
     if item is None:
         return Text(" " * width)
     level = 0
     if item.score is not None and item.score > 0 and largest > 0:
-        level = 1 + round((len(SHADES) - 2) * (item.score / largest) ** 0.5)
-    shade = SHADES[level]
+        level = 1 + round((len(shades.levels) - 2) * (item.score / largest) ** 0.5)
+    shade = shades.levels[level]
     if item.mode == "full":
-        return Text((shade if width > 1 else "") + CHOSEN, style=f"bold {_STYLES[level]}")
+        return Text((shade if width > 1 else "") + shades.chosen, style=f"bold {_STYLES[level]}")
     return Text(shade * width, style=_STYLES[level])
 
 

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hlscore.records import Candidate
+from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, percent, shape, short
 
 
@@ -24,7 +24,7 @@ def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_al
         total: All parameters of the model.
         show_all: One line per module instead of one per kind.
     """
-    console = Console()
+    console = terminal()
     chosen = [item for item in found if not item.skipped]
     skipped = [item for item in found if item.skipped]
     params = sum(item.n_params for item in chosen)

@@ -12,7 +12,8 @@ from rich.text import Text
 from hlscore.artifacts.plan import Plan
 from hlscore.planning.allocation import Allocation, Decision
 from hlscore.records import ScoreReport
-from hlscore.views.heatmap import CHOSEN, SHADES, heat_map
+from hlscore.views.heatmap import ASCII, UNICODE, heat_map
+from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, measure, percent, shape, short
 
 
@@ -35,7 +36,7 @@ def print_result(
         top: Modules to show in the table.
         console: Where to print; standard output by default.
     """
-    console = console or Console()
+    console = console or terminal()
     console.print(_headline(report), soft_wrap=True)
     _print_choice(console, allocation, top)
     for note in (*report.probes.notes, *allocation.notes):
@@ -70,7 +71,7 @@ def print_replanned(
         top: Modules to show in the table.
         console: Where to print; standard output by default.
     """
-    console = console or Console()
+    console = console or terminal()
     console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
     _print_choice(console, allocation, top)
     for note in allocation.notes:
@@ -108,13 +109,15 @@ def _headline(report: ScoreReport) -> Text:
 def _print_choice(console: Console, allocation: Allocation, top: int) -> None:
     console.print()
     console.print(_table(allocation, top))
-    lines = heat_map(allocation.decisions, width=console.width)
+    shades = ASCII if console.options.ascii_only else UNICODE
+    lines = heat_map(allocation.decisions, width=console.width, shades=shades)
     if lines:
         console.print()
         for line in lines:
             console.print(line)
-        legend = f"{SHADES[0]} no signal  {' '.join(SHADES[1:])} rising {allocation.settings.score}"
-        console.print(Text(f"{legend}  {CHOSEN} trained in full", style="dim"))
+        rising = f"{' '.join(shades.levels[1:])} rising {allocation.settings.score}"
+        legend = f"{shades.levels[0]} no signal  {rising}  {shades.chosen} trained in full"
+        console.print(Text(legend, style="dim"))
     console.print()
     for text in summary(allocation):
         console.print(text, soft_wrap=True)
@@ -140,7 +143,9 @@ def _table(allocation: Allocation, top: int) -> Table:
 
 def _cells(item: Decision, allocation: Allocation) -> tuple[str, ...]:
     row = item.row
-    stderr = row.hls_stderr if allocation.settings.score == "hls" else None
+    # The report's standard errors are those of its own score and rank.
+    fits = allocation.settings.score == "hls" and allocation.mean_reselection is not None
+    stderr = row.hls_stderr if fits else None
     chosen = row.selection_probability
     return (
         str(row.rank),

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hlscore.scores.registry import Score
+from hlscore.views.terminal import terminal
 
 
 def print_scores(scores: Sequence[Score]) -> None:
@@ -19,7 +19,7 @@ def print_scores(scores: Sequence[Score]) -> None:
         table.add_column(column, overflow="fold")
     for score in scores:
         table.add_row(score.name, score.formula, score.unit, score.source)
-    console = Console()
+    console = terminal()
     console.print(table)
     console.print()
     console.print(Text("That any of them predicts what training gains is unproven.", style="dim"))

@@ -14,7 +14,7 @@ def count(number: int, noun: str) -> str:
 def short(number: float) -> str:
     """A large number in three digits: `984 k`, `8.03 B`."""
     for step, letter in _STEPS:
-        if number >= step:
+        if number >= 0.9995 * step:
             return f"{number / step:.3g} {letter}"
     return f"{number:.0f}"
 
@@ -22,7 +22,7 @@ def short(number: float) -> str:
 def memory(size_bytes: float) -> str:
     """A number of bytes in binary units: `1.55 GiB`."""
     for step, unit in _BYTE_STEPS:
-        if size_bytes >= step:
+        if size_bytes >= 0.9995 * step:
             return f"{size_bytes / step:.3g} {unit}"
     return f"{size_bytes:.0f} bytes"
 
