@@ -261,7 +261,7 @@ def _memory_errors(settings: RankSettings) -> Iterator[None]:
         raise CaptureError(
             f"The device ran out of memory with batches of {settings.capture.batch_size}.",
             hint="Use a smaller --batch-size or --max-length, --dtype bfloat16, or --include "
-            "fewer modules; `--dry-run` tells what the gradients need.",
+            "fewer modules; large ranks need less with --bootstrap 0. `--dry-run` tells more.",
         ) from error
 
 

@@ -188,7 +188,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         allocation: The decisions.
 
     Returns:
-        The plan. Equal inputs give equal plans: no time, path or host is in it.
+        The plan. Equal inputs give equal plans: no time or host name is in it.
     """
     settings, totals = allocation.settings, allocation.totals
     score = find_score(settings.score)
@@ -208,14 +208,17 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             lora=PlanRate(value=LORA_LEARNING_RATE, source=_RATE_SOURCE),
         ),
         modules=[_module(item, allocation) for item in allocation.decisions],
-        notes=list(allocation.notes),
+        notes=[*report.probes.notes, *allocation.notes],
         provenance=_provenance(report),
     )
 
 
 def plan_text(plan: Plan) -> str:
     """Write a plan as indented JSON in the order of the schema."""
-    return json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n"
+    )
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -65,6 +65,9 @@ def column_type(name: str) -> pa.DataType:
     return pa.string() if name in _TEXTS else pa.float64()
 
 
+_NUMBERS = tuple(f.name for f in fields(ModuleRow) if column_type(f.name) == pa.float64())
+
+
 def report_schema() -> pa.Schema:
     """Columns of `scores.parquet` in order, with their types."""
     return pa.schema([(item.name, column_type(item.name)) for item in fields(ModuleRow)])
@@ -167,6 +170,8 @@ def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
             f"The metadata of '{path}' is damaged at '{place}': {error.errors()[0]['msg']}."
         ) from error
     shown = (origin.model.model, origin.model.architecture, origin.run.score)
+    if origin.model.n_params < 1:
+        raise ArtifactError(f"The metadata of '{path}' is damaged: the model has no parameters.")
     if not all(text.isprintable() for text in shown):
         raise ArtifactError(f"The metadata of '{path}' is damaged: a name cannot be printed.")
     return origin
@@ -204,6 +209,9 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
             yield place, "a curve and its ranks differ in length"
         if not all(math.isfinite(value) for curve in curves for value in curve):
             yield place, "a curve holds NaN or infinity"
+        for name in _NUMBERS:
+            if not math.isfinite(getattr(row, name) or 0):
+                yield place, f"'{name}' is NaN or infinity"
     yield from _uneven_replicates(rows)
 
 

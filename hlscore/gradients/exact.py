@@ -12,8 +12,8 @@ from hlscore.gradients.sketch import draw_omega, sketch
 
 
 def group_sketch_size(rank: int) -> int:
-    """Columns of a group sketch: fewer than 4r lose much of the spread between resamples."""
-    return max(64, 4 * rank)
+    """Columns of a group sketch: 4r up to 128, then 2r, which loses more of the spread."""
+    return max(64, min(4 * rank, 128), 2 * rank)
 
 
 @dataclass(slots=True)

@@ -215,7 +215,13 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
                     str(path), name=settings.config, split=settings.split, cache_dir=cache
                 )
             wanted = draw_rows([{"i": i} for i in range(len(table))], settings.samples, seed)
-            return [dict(table[row["i"]]) for row in wanted]
+            # Columns that nobody asked for are not decoded: images would need another library.
+            roles = {settings.columns.get(role, role) for role in _roles()}
+            asked = table.select_columns([name for name in table.column_names if name in roles])
+            empty = dict.fromkeys(table.column_names)
+            return (
+                [empty | dict(asked[row["i"]]) for row in wanted] if asked.column_names else [empty]
+            )
         except Exception as error:
             raise _local_error(path, settings, error) from error
 
@@ -237,13 +243,14 @@ def _check_local(path: Path, settings: DataSettings) -> None:
 
 def _refuse_remote_files(path: Path) -> None:
     """A data card can name files anywhere: a local directory must not reach for the network."""
-    card = path / "README.md"
-    front = card.read_text("utf-8", errors="replace").split("\n---")[0] if card.is_file() else ""
-    if front.startswith("---") and "data_files" in front and "://" in front:
-        raise DataError(
-            f"The data card '{card}' names files outside its directory.",
-            hint="Remove `data_files` from it, or give the hub id of the data set.",
-        )
+    for card in (path / "README.md", path / ".huggingface.yaml"):
+        text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
+        settings = text.split("\n---")[0] if card.suffix == ".md" else text
+        if "data_files" in settings and "://" in settings:
+            raise DataError(
+                f"The data card '{card}' names files outside its directory.",
+                hint="Remove `data_files` from it, or give the hub id of the data set.",
+            )
 
 
 def _no_examples(source: str) -> DataError:

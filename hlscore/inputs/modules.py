@@ -58,7 +58,7 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
                 if quantized
                 else "no linear map lies in a list of decoder blocks."
             ),
-            hint="`hlscore modules MODEL --all` lists what was found and why it was left out.",
+            hint="hlscore ranks linear maps inside the repeated blocks of a language decoder.",
         )
     return _apply_globs(found, settings)
 

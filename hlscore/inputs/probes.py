@@ -98,7 +98,7 @@ def encode(
     hashes = sorted(item.digest(0) for item in kept)
     return ProbeSet(
         halves=halves,
-        pad_token_id=_pad_token_id(tokenizer),
+        pad_token_id=_pad_token_id(tokenizer, _embedding_rows(model)),
         summary=ProbeSummary(
             source=examples.source,
             format=examples.format,
@@ -120,7 +120,7 @@ def split_halves(
     """Split examples into two halves of groups, whatever order they come in.
 
     Examples are ordered by a seeded hash of their content. Copies of one example stay
-    together, so that the halves stay independent.
+    together, so that halves and groups stay independent.
 
     Args:
         examples: At least two different examples.
@@ -131,20 +131,20 @@ def split_halves(
         Two tuples of groups.
     """
     ordered = sorted(examples, key=lambda item: item.digest(seed))
-    middle = _middle(ordered)
+    middle = _cut_near(ordered, (len(ordered) + 1) // 2)
     halves = []
     for half in (ordered[:middle], ordered[middle:]):
         count = min(groups, len(half))
-        bounds = [len(half) * i // count for i in range(count + 1)]
+        inner = {_cut_near(half, len(half) * i // count) for i in range(1, count)}
+        bounds = [0, *sorted(inner - {0, len(half)}), len(half)]
         halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
     return tuple(halves)
 
 
-def _middle(ordered: Sequence[ProbeExample]) -> int:
-    """Nearest place to the middle that does not part copies of one example."""
-    wanted = (len(ordered) + 1) // 2
+def _cut_near(ordered: Sequence[ProbeExample], wanted: int) -> int:
+    """Nearest place to a wanted one that does not part copies of one example."""
     places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
-    return min(places, key=lambda place: abs(place - wanted), default=wanted)
+    return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
 
 
 def context_length(model: PreTrainedModel) -> int | None:
@@ -287,8 +287,7 @@ def _check_kept(kept: list[ProbeExample], examples: ExampleSet, limit: int, trun
 def _check_vocabulary(
     kept: list[ProbeExample], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
-    embedding = model.get_input_embeddings()
-    rows = int(embedding.weight.shape[0])
+    rows = _embedding_rows(model)
     largest = max(max(item.input_ids) for item in kept)
     if largest >= rows:
         token = tokenizer.convert_ids_to_tokens(largest)
@@ -299,9 +298,14 @@ def _check_vocabulary(
         )
 
 
-def _pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def _embedding_rows(model: PreTrainedModel) -> int:
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def _pad_token_id(tokenizer: PreTrainedTokenizerBase, rows: int) -> int:
+    """Any id will do that has an embedding: padded places count nothing."""
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if isinstance(token_id, int):
+        if isinstance(token_id, int) and token_id < rows:
             return token_id
     return 0
 

@@ -30,12 +30,14 @@ class Decision:
         row: The module, with its place by the plan's score.
         mode: `full` or `lora`.
         score: Value of the plan's score; `None` where it cannot be had.
+        stderr: Its bootstrap standard error; `None` without replicates at this rank.
         trained_params: Parameters that the mode trains.
     """
 
     row: ModuleRow
     mode: Mode
     score: float | None
+    stderr: float | None
     trained_params: int
 
 
@@ -111,15 +113,19 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     values = [score_of(row, score, settings.rank) for row in rows]
     params = np.array([full_params(row) for row in rows], dtype=np.int64)
     chosen = choose(np.array(values, dtype=np.float64), params, budget)
-    probability = _probability(rows, score, params, budget, report, settings)
+    replicates = _replicates(rows, score, report, settings)
+    probability = _probability(replicates, params, budget)
     decisions = tuple(
         Decision(
             row=replace(row, selection_probability=share),
             mode="full" if full else "lora",
             score=value,
+            stderr=float(np.std(drawn, ddof=1)) if len(drawn) > 1 else None,
             trained_params=full_params(row) if full else lora_params(row, settings.rank),
         )
-        for row, value, full, share in zip(rows, values, chosen, probability, strict=True)
+        for row, value, full, share, drawn in zip(
+            rows, values, chosen, probability, replicates, strict=True
+        )
     )
     shares = [share for share in probability if share is not None]
     kept = [share for share, full in zip(probability, chosen, strict=True) if full]
@@ -136,18 +142,20 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     )
 
 
-def _probability(
-    rows: tuple[ModuleRow, ...],
-    score: Score,
-    params: NDArray[np.int64],
-    budget: Budget,
-    report: ScoreReport,
-    settings: PlanSettings,
-) -> list[float | None]:
-    replicates = [score.replicates(row) for row in rows]
+def _replicates(
+    rows: tuple[ModuleRow, ...], score: Score, report: ScoreReport, settings: PlanSettings
+) -> list[tuple[float, ...]]:
+    """Bootstrap replicates of each row; empty where the report has none for score and rank."""
+    found = [score.replicates(row) for row in rows]
     other_rank = score.follows_rank and settings.rank != report.run.rank
-    if other_rank or not all(replicates):
-        return [None] * len(rows)
+    return [()] * len(rows) if other_rank or not all(found) else found
+
+
+def _probability(
+    replicates: list[tuple[float, ...]], params: NDArray[np.int64], budget: Budget
+) -> list[float | None]:
+    if not all(replicates):
+        return [None] * len(replicates)
     table = np.array(replicates, dtype=np.float64)
     return [float(share) for share in selection_probability(table, params, budget)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -44,13 +45,14 @@ def print_result(
     console.print()
     console.print(Text.assemble(("scores  ", "bold"), str(scores)), soft_wrap=True)
     console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
+    quoted = shlex.quote(str(scores))
     _print_next(
         console,
         (
-            f"hlscore plan {scores} --budget 0.2 -o plan-20.json",
+            f"hlscore plan {quoted} --budget 0.2 -o plan-20.json",
             "another budget, without the model",
         ),
-        (f"hlscore plan {scores} --budget 0.1p -o plan-p.json", "10 % of the parameters instead"),
+        (f"hlscore plan {quoted} --budget 0.1p -o plan-p.json", "10 % of the parameters instead"),
     )
 
 
@@ -143,15 +145,12 @@ def _table(allocation: Allocation, top: int) -> Table:
 
 def _cells(item: Decision, allocation: Allocation) -> tuple[str, ...]:
     row = item.row
-    # The report's standard errors are those of its own score and rank.
-    fits = allocation.settings.score == "hls" and allocation.mean_reselection is not None
-    stderr = row.hls_stderr if fits else None
     chosen = row.selection_probability
     return (
         str(row.rank),
         row.module,
         measure(item.score),
-        measure(stderr),
+        measure(item.stderr),
         "-" if chosen is None else f"{100 * chosen:.0f} %",
         shape(row.matrices, row.out_features, row.in_features),
         "full" if item.mode == "full" else f"LoRA {allocation.settings.rank}",

@@ -23,12 +23,13 @@ def memory(size_bytes: float) -> str:
     """A number of bytes in binary units: `1.55 GiB`."""
     for step, unit in _BYTE_STEPS:
         if size_bytes >= 0.9995 * step:
-            return f"{size_bytes / step:.3g} {unit}"
+            size = size_bytes / step
+            return f"{size:.3g} {unit}" if size < 999.5 else f"{size:.0f} {unit}"
     return f"{size_bytes:.0f} bytes"
 
 
 def percent(share: float) -> str:
-    """A share with up to one decimal: `9.5 %`."""
+    """A share in three digits: `9.52 %`."""
     return f"{100 * share:.3g} %"
 
 
