@@ -182,3 +182,18 @@ def test_default_folder_is_named_after_the_model(tmp_path: Path) -> None:
     assert str(default_folder("Qwen/Qwen3-0.6B")) == "hlscore-out/Qwen-Qwen3-0.6B"
     (tmp_path / "my model").mkdir()
     assert str(default_folder(str(tmp_path / "my model"))) == "hlscore-out/my-model"
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    base = report(3)
+    broken = replace(base.rows[0], taylor=float("nan"))
+    write_report(replace(base, rows=(broken, *base.rows[1:])), tmp_path / "nan.parquet")
+    with pytest.raises(ArtifactError, match=r"Row 0 of .*'taylor' is NaN"):
+        read_report(tmp_path / "nan.parquet")
+
+
+def test_notes_on_the_probes_reach_the_plan() -> None:
+    base = report(12)
+    base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
+    plan = make_plan(base, allocate(base, PlanSettings(budget="0.25", rank=4)))
+    assert plan.notes[0] == "3 examples were cut."

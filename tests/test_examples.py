@@ -493,3 +493,50 @@ def test_generation_prompt_that_opens_more_than_the_turn_holds(model: PreTrained
         for e in examples
     }
     assert counted == {"4", "5"}
+
+
+def test_hidden_data_card_may_not_reach_for_the_network(tmp_path: Path) -> None:
+    _write_json(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": "c d"}])
+    card = 'configs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n'
+    (tmp_path / ".huggingface.yaml").write_text(card)
+    with pytest.raises(DataError, match="names files outside its directory"):
+        read(tmp_path)
+
+
+def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
+    features = {"text": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}}
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = pa.table(
+        {
+            "text": ["a b", "c d"],
+            "image": pa.array([{"bytes": b"no image", "path": None}] * 2, image),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    assert [row["text"] for row in read(tmp_path / "rows.parquet").rows] == ["a b", "c d"]
+
+
+def test_groups_do_not_part_copies() -> None:
+    copies = [
+        ProbeExample((i, i + 1), (False, True)) for i in range(6) for _ in range(1 + 5 * (i % 2))
+    ]
+    for seed in range(5):
+        for half in split_halves(copies, groups=8, seed=seed):
+            homes: dict[tuple[int, ...], set[int]] = {}
+            for number, group in enumerate(half):
+                assert group
+                for example in group:
+                    homes.setdefault(example.input_ids, set()).add(number)
+            assert all(len(places) == 1 for places in homes.values())
+
+
+def test_pad_token_without_an_embedding(model: PreTrainedModel) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"pad_token": "<new pad>"})
+    tokenizer.add_tokens([f"<extra {i}>" for i in range(60)])
+    tokenizer.pad_token = "<extra 59>"  # noqa: S105
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert tokenizer.pad_token_id >= rows
+    examples = example_set([{"text": "a b"}, {"text": "c"}], "test", DataSettings())
+    found = encode(examples, tokenizer, model, max_length=None, groups=1, seed=0)
+    assert found.pad_token_id < rows

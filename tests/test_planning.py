@@ -157,3 +157,16 @@ def test_plan_with_little_signal_says_so() -> None:
 
 def test_lora_of_experts_counts_each_expert() -> None:
     assert lora_params(replace(row(0), matrices=8, out_features=10, in_features=6), 4) == 8 * 4 * 16
+
+
+def test_every_score_with_replicates_has_a_standard_error() -> None:
+    base = report(12)
+    for name in ("hls", "tail", "grad_norm", "rgn"):
+        made = allocate(base, PlanSettings(budget="0.25", score=name, rank=4))
+        for item in made.decisions:
+            drawn = SCORES[name].replicates(item.row)
+            assert item.stderr == pytest.approx(np.std(drawn, ddof=1))
+    made = allocate(base, PlanSettings(budget="0.25", score="taylor", rank=4))
+    assert all(item.stderr is None for item in made.decisions)
+    made = allocate(base, PlanSettings(budget="0.25", rank=8))
+    assert all(item.stderr is None for item in made.decisions)
