@@ -11,6 +11,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -38,7 +39,7 @@ class TerminalProgress:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task: int | None = None
+        self._task: TaskID | None = None
 
     def start(self, what: str, total: int, unit: str) -> None:
         """Begin a step of `total` units."""
@@ -47,7 +48,7 @@ class TerminalProgress:
     def advance(self, amount: int) -> None:
         """Report units done."""
         if self._task is not None:
-            self._bars.advance(self._bars.tasks[self._task].id, amount)
+            self._bars.advance(self._task, amount)
 
 
 @contextmanager
@@ -58,7 +59,7 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         A display for the flow.
     """
     console = Console(stderr=True)
-    with Progress(
+    bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
@@ -67,7 +68,11 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         console=console,
         transient=True,
         disable=not console.is_terminal,
-    ) as bars:
+    )
+    if not console.is_terminal:  # even a disabled bar ends in an empty line in some versions
+        yield TerminalProgress(bars)
+        return
+    with bars:
         yield TerminalProgress(bars)
 
 
