@@ -77,7 +77,9 @@ def test_orientation_is_what_the_modules_say(family: Family) -> None:
             assert getattr(owner, "is_transposed", None) is spec.transposed
             continue
         owner = blocks[index].get_submodule(name)
-        assert isinstance(owner, nn.Linear) is (spec.kind == "linear")
+        # Whether a router is a linear layer depends on the version of transformers.
+        if spec.kind != "router":
+            assert isinstance(owner, nn.Linear) is (spec.kind == "linear")
         if isinstance(owner, nn.Linear):
             assert (owner.out_features, owner.in_features) == spec.shape[1:]
         assert isinstance(owner, Conv1D) is (spec.kind == "conv1d")
