@@ -24,7 +24,7 @@ from hlscore.gradients.statistics import Reduction, reduce_gradients
 from hlscore.inputs.examples import ExampleSet
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.probes import ProbeSet, encode
-from hlscore.planning.allocation import Allocation, allocate
+from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
 from hlscore.planning.budget import parse_budget
 from hlscore.records import (
     Candidate,
@@ -35,7 +35,7 @@ from hlscore.records import (
 )
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
-from hlscore.settings import PlanSettings, RankSettings
+from hlscore.settings import RankSettings
 
 ESTIMATOR = "exact"
 _HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
@@ -82,19 +82,6 @@ class Forecast:
     gradient_bytes: int
     budget_unit: str
     budget_limit: int
-
-
-def check_plan_settings(settings: PlanSettings) -> None:
-    """Refuse a bad score name or budget before a model is loaded.
-
-    Args:
-        settings: Budget and score.
-
-    Raises:
-        UsageError: Either cannot be used.
-    """
-    find_score(settings.score)
-    parse_budget(settings.budget)
 
 
 def forecast(

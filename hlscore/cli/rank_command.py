@@ -205,12 +205,10 @@ def _rank(
         default_folder,
         write_files,
     )
-    from hlscore.planning.budget import parse_budget
-    from hlscore.scores.registry import find_score
+    from hlscore.planning.allocation import check_plan_settings
 
     # What can be refused at once is refused before torch is even imported.
-    find_score(settings.plan.score)
-    parse_budget(settings.plan.budget)
+    check_plan_settings(settings.plan)
     folder = out or default_folder(settings.model.model)
     check_folder(folder, (SCORES_FILE, PLAN_FILE), force=force)
 
@@ -247,14 +245,15 @@ def _rank(
 
 
 def _forecast(settings: RankSettings, *, as_json: bool) -> None:
-    from hlscore.views.forecast import print_forecast
+    from hlscore.planning.allocation import check_plan_settings
     from hlscore.views.progress import status
 
+    check_plan_settings(settings.plan)
     with status("loading torch and transformers"):
-        from hlscore.flow import check_plan_settings, forecast
+        from hlscore.flow import forecast
         from hlscore.inputs.examples import read_examples
         from hlscore.inputs.model import load_shape, load_tokenizer, planned_dtype, resolve_device
-    check_plan_settings(settings.plan)
+        from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)

@@ -6,7 +6,7 @@ import glob
 import json
 import random
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
@@ -183,9 +183,13 @@ def _check_messages(value: object, column: str, index: int, source: str) -> None
 
 def draw_rows(rows: list[Row], samples: int, seed: int) -> list[Row]:
     """Draw rows without replacement, in the order they came in; all when `samples` is 0."""
-    if samples == 0 or samples >= len(rows):
-        return rows
-    return [rows[i] for i in sorted(random.Random(seed).sample(range(len(rows)), samples))]
+    return [rows[place] for place in _draw_places(len(rows), samples, seed)]
+
+
+def _draw_places(count: int, samples: int, seed: int) -> Sequence[int]:
+    if samples == 0 or samples >= count:
+        return range(count)
+    return sorted(random.Random(seed).sample(range(count), samples))
 
 
 def _builtin_rows() -> list[Row]:
@@ -214,16 +218,20 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
                 table = datasets.load_dataset(
                     str(path), name=settings.config, split=settings.split, cache_dir=cache
                 )
-            wanted = draw_rows([{"i": i} for i in range(len(table))], settings.samples, seed)
-            # Columns that nobody asked for are not decoded: images would need another library.
-            roles = {settings.columns.get(role, role) for role in _roles()}
-            asked = table.select_columns([name for name in table.column_names if name in roles])
-            empty = dict.fromkeys(table.column_names)
-            return (
-                [empty | dict(asked[row["i"]]) for row in wanted] if asked.column_names else [empty]
-            )
+            return _table_rows(table, settings, seed)
         except Exception as error:
             raise _local_error(path, settings, error) from error
+
+
+def _table_rows(table: Any, settings: DataSettings, seed: int) -> list[Row]:
+    """Read the drawn rows; columns that nobody asked for are named but not decoded."""
+    roles = {settings.columns.get(role, role) for role in _roles()}
+    asked = table.select_columns([name for name in table.column_names if name in roles])
+    empty = dict.fromkeys(table.column_names)
+    if not asked.column_names:  # one row is enough to say which columns there are
+        return [empty]
+    places = _draw_places(len(table), settings.samples, seed)
+    return [empty | dict(asked[place]) for place in places]
 
 
 def _check_local(path: Path, settings: DataSettings) -> None:

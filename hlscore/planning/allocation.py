@@ -92,6 +92,19 @@ class Allocation:
     notes: tuple[str, ...]
 
 
+def check_plan_settings(settings: PlanSettings) -> None:
+    """Refuse a bad score name or budget before a model is loaded.
+
+    Args:
+        settings: Budget and score.
+
+    Raises:
+        UsageError: Either cannot be used.
+    """
+    find_score(settings.score)
+    parse_budget(settings.budget)
+
+
 def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     """Decide for every candidate of a report whether it is trained in full or with LoRA.
 

@@ -36,10 +36,7 @@ def choose(scores: NDArray[np.float64], params: NDArray[np.int64], budget: Budge
     limit = budget.limit([int(size) for size in params])
     worth = _worth(scores)
     if budget.unit == "modules":
-        order = np.argsort(-worth, kind="stable")[:limit]
-        chosen = np.zeros(len(scores), dtype=np.bool_)
-        chosen[order] = True
-        return chosen & (worth > 0)
+        return _highest(worth, limit)
     return _knapsack(worth, params, limit)
 
 
@@ -62,16 +59,23 @@ def selection_probability(
     counts = np.zeros(len(params))
     limit = budget.limit([int(size) for size in params])
     for scores in replicates.T:
+        worth = _worth(scores)
         if budget.unit == "modules":
-            counts += choose(scores, params, budget)
+            counts += _highest(worth, limit)
         else:
-            counts += _core_knapsack(_worth(scores), params, limit)
+            counts += _core_knapsack(worth, params, limit)
     shares: NDArray[np.float64] = counts / replicates.shape[1]
     return shares
 
 
 def _worth(scores: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
+
+
+def _highest(worth: NDArray[np.float64], limit: int) -> Chosen:
+    chosen: Chosen = np.zeros(len(worth), dtype=np.bool_)
+    chosen[np.argsort(-worth, kind="stable")[:limit]] = True
+    return chosen & (worth > 0)
 
 
 def _core_knapsack(worth: NDArray[np.float64], params: NDArray[np.int64], limit: int) -> Chosen:

@@ -40,8 +40,7 @@ def print_result(
     console = console or terminal()
     console.print(_headline(report), soft_wrap=True)
     _print_choice(console, allocation, top)
-    for note in (*report.probes.notes, *allocation.notes):
-        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    _print_notes(console, (*report.probes.notes, *allocation.notes))
     console.print()
     console.print(Text.assemble(("scores  ", "bold"), str(scores)), soft_wrap=True)
     console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
@@ -76,8 +75,7 @@ def print_replanned(
     console = console or terminal()
     console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
     _print_choice(console, allocation, top)
-    for note in allocation.notes:
-        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    _print_notes(console, allocation.notes)
     console.print()
     console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
 
@@ -205,6 +203,11 @@ def _doubt(allocation: Allocation) -> str:
     lows = [item.row.hls_ci_low for item in allocation.decisions]
     clear = sum(low is not None and low > 0 for low in lows)
     return f"{clear:,} of {count(len(lows), 'module')} score above zero with 95 % confidence"
+
+
+def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
+    for note in notes:
+        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
 
 
 def _print_next(console: Console, *commands: tuple[str, str]) -> None:
