@@ -21,9 +21,11 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import (
     DEFAULT_RANK,
     DEFAULT_SAMPLES,
+    Accumulator,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
+    Estimator,
     ModelSettings,
     PlanSettings,
     RankSettings,
@@ -105,6 +107,10 @@ def rank(
     columns: Mapping[str, str] | None = None,
     batch_size: int = 8,
     checkpointing: bool = True,
+    estimator: Estimator = "auto",
+    sketch_size: int | None = None,
+    passes: int = 1,
+    accumulate_on: Accumulator = "device",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RankResult:
@@ -132,6 +138,12 @@ def rank(
         columns: Maps `text`, `messages`, `prompt`, `completion` to columns of the data.
         batch_size: Examples per pass; changes speed, not scores.
         checkpointing: Recompute activations in the backward pass where the model supports it.
+        estimator: `exact` sums float32 gradients, `sketch` random projections of them; `auto` is
+            exact while that fits the memory.
+        sketch_size: Columns of a sketch; `None` means four times the rank, at least 64.
+        passes: Passes over the probes, an odd number; every two after the first are a power
+            iteration, which sharpens sketches.
+        accumulate_on: `device` or `host`: where exact sums are kept.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
 
@@ -157,15 +169,22 @@ def rank(
             embeddings=embeddings,
             head=head,
         ),
-        capture=CaptureSettings(batch_size=batch_size, checkpointing=checkpointing),
+        capture=CaptureSettings(
+            batch_size=batch_size,
+            checkpointing=checkpointing,
+            estimator=estimator,
+            sketch_size=sketch_size,
+            passes=passes,
+            accumulate_on=accumulate_on,
+        ),
         plan=PlanSettings(budget=str(budget), score=score, rank=rank, alpha=alpha),
         seed=seed,
     )
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
     examples = _examples(data, settings)
-    report, allocation = score_model(
-        model, tokenizer, identity, examples, settings, progress or Silent()
-    )
+    found = score_model(model, tokenizer, identity, examples, settings, progress or Silent())
+    assert found is not None  # noqa: S101 - a process alone is the main one
+    report, allocation = found
     plan = make_plan(report, allocation)
     return RankResult(report=report, plan=plan, allocation=allocation)
 

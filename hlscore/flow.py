@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from typing import Protocol
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore._version import __version__
-from hlscore.errors import CaptureError
-from hlscore.gradients.bootstrap import draw_resamples
-from hlscore.gradients.exact import ExactGradients, exact_bytes, group_sketch_size
-from hlscore.gradients.probe_run import run_probes
-from hlscore.gradients.spectrum import curve_ranks
-from hlscore.gradients.statistics import Reduction, reduce_gradients
+from hlscore.gradients.estimator import Choice, choose_estimator
+from hlscore.gradients.run import (
+    CaptureRun,
+    Progress,
+    Silent,
+    Storage,
+    memory_errors,
+    weight_norms,
+)
+from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.examples import ExampleSet
+from hlscore.inputs.model import input_device, planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.probes import ProbeSet, encode
 from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
 from hlscore.planning.budget import parse_budget
+from hlscore.processes import Processes
 from hlscore.records import (
     Candidate,
-    GradientStatistics,
     ModelIdentity,
     RunInfo,
     ScoreReport,
@@ -37,28 +38,9 @@ from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 
-ESTIMATOR = "exact"
-_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
-
-
-class Progress(Protocol):
-    """What the flow tells a progress display."""
-
-    def start(self, what: str, total: int, unit: str) -> None:
-        """Begin a step of `total` units."""
-
-    def advance(self, amount: int) -> None:
-        """Report units done."""
-
-
-class Silent:
-    """A progress display that shows nothing."""
-
-    def start(self, what: str, total: int, unit: str) -> None:
-        """Ignore the step."""
-
-    def advance(self, amount: int) -> None:
-        """Ignore the units."""
+__all__ = [
+    "Forecast", "Progress", "Silent", "Storage", "forecast", "score_model", "score_probes",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,20 +50,29 @@ class Forecast:
     Attributes:
         modules: Every module found, skipped ones too.
         probes: The probe examples.
-        estimator: How gradients would be captured.
+        choice: How gradients would be captured, and why.
         weight_bytes: Memory of the weights.
-        gradient_bytes: Memory of the gradient sums and group sketches.
+        gradient_bytes: Memory of the gradient sums or sketches.
+        activation_bytes: Memory of the activations of the largest batch, an estimate.
+        free_bytes: Memory that is free on the device now.
         budget_unit: `module` or `parameter`.
         budget_limit: How many of them the budget allows in full.
     """
 
     modules: tuple[Candidate, ...]
     probes: ProbeSet
-    estimator: str
+    choice: Choice
     weight_bytes: int
     gradient_bytes: int
+    activation_bytes: int
+    free_bytes: int
     budget_unit: str
     budget_limit: int
+
+    @property
+    def peak_bytes(self) -> int:
+        """Predicted peak on the device of the model."""
+        return self.weight_bytes + self.gradient_bytes + self.activation_bytes
 
 
 def forecast(
@@ -89,7 +80,7 @@ def forecast(
     tokenizer: PreTrainedTokenizerBase,
     examples: ExampleSet,
     settings: RankSettings,
-    dtype: torch.dtype,
+    device: torch.device,
 ) -> Forecast:
     """Say what a run would do.
 
@@ -98,7 +89,7 @@ def forecast(
         tokenizer: Its tokenizer.
         examples: The probe examples.
         settings: Settings of the run.
-        dtype: Dtype that the weights would have.
+        device: Where the model would go.
 
     Returns:
         The forecast.
@@ -106,17 +97,27 @@ def forecast(
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     probes = encode_probes(model, tokenizer, examples, settings)
-    groups = probes.summary.groups if settings.capture.bootstrap else 0
-    shapes = [(item.matrices, item.out_features, item.in_features) for item in chosen]
     budget = parse_budget(settings.plan.budget)
+    weight_bytes = planned_weight_bytes(model, settings.model)
+    choice = choose_estimator(
+        model,
+        chosen,
+        probes,
+        settings,
+        device=device,
+        reserved_bytes=weight_bytes,
+        itemsize=planned_dtype(model, settings.model).itemsize,
+        packed=settings.model.load_in is not None,
+    )
+    kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
     return Forecast(
         modules=modules,
         probes=probes,
-        estimator=ESTIMATOR,
-        weight_bytes=sum(p.numel() for p in model.parameters()) * dtype.itemsize,
-        gradient_bytes=exact_bytes(
-            shapes, groups=groups, sketch_size=group_sketch_size(settings.plan.rank)
-        ),
+        choice=choice,
+        weight_bytes=weight_bytes,
+        gradient_bytes=kept - choice.needs.activations,
+        activation_bytes=choice.needs.activations,
+        free_bytes=choice.free_bytes,
         budget_unit=budget.unit.removesuffix("s"),
         budget_limit=budget.limit([item.n_params for item in chosen]),
     )
@@ -146,7 +147,10 @@ def score_model(
     examples: ExampleSet,
     settings: RankSettings,
     progress: Progress,
-) -> tuple[ScoreReport, Allocation]:
+    *,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    storage: Storage | None = None,
+) -> tuple[ScoreReport, Allocation] | None:
     """Probe a model, score its modules and allocate the budget.
 
     Args:
@@ -156,9 +160,11 @@ def score_model(
         examples: The probe examples.
         settings: Settings of the run.
         progress: Told about both long steps.
+        processes: This process among those that share the probes.
+        storage: Where progress is stored, if anywhere.
 
     Returns:
-        The report and the plan made from it.
+        The report and the plan made from it; `None` in all but the main process.
 
     Raises:
         HlscoreError: Something cannot be used; the message says what.
@@ -168,17 +174,60 @@ def score_model(
     chosen = candidates_of(modules)
     parse_budget(settings.plan.budget).limit([item.n_params for item in chosen])
     probes = encode_probes(model, tokenizer, examples, settings)
+    return score_probes(
+        model, modules, identity, probes, settings, progress, processes=processes, storage=storage
+    )
+
+
+def score_probes(
+    model: PreTrainedModel,
+    modules: tuple[Candidate, ...],
+    identity: ModelIdentity,
+    probes: ProbeSet,
+    settings: RankSettings,
+    progress: Progress,
+    *,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    storage: Storage | None = None,
+) -> tuple[ScoreReport, Allocation] | None:
+    """Do what `score_model` does, from tokenized probes on.
+
+    Args:
+        model: The model with weights; comes back as it was.
+        modules: What `find_modules` found in it.
+        identity: What the artifacts say about the model.
+        probes: The probe set.
+        settings: Settings of the run.
+        progress: Told about both long steps.
+        processes: This process among those that share the probes.
+        storage: Where progress is stored, if anywhere.
+
+    Returns:
+        The report and the plan made from it; `None` in all but the main process.
+    """
     began = time.perf_counter()
-    statistics, mean_loss = _gather(model, chosen, probes, settings, progress)
+    modules = tuple(
+        item if item.skipped else replace(item, reason=out_of_reach(model, item))
+        for item in modules
+    )
+    chosen = candidates_of(modules)
+    run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
+    with torch.inference_mode(False), memory_errors():
+        mean_loss = run.probe(progress)
+        norms = weight_norms(model, chosen) if run.taps else {}
+        if not processes.is_main:
+            return None
+        statistics = run.reduce(progress, norms)
     rank, score = settings.plan.rank, find_score(settings.plan.score)
-    rows = build_rows(modules, statistics, ranks=curve_ranks(rank), rank=rank, seed=settings.seed)
+    rows = build_rows(modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed)
     report = ScoreReport(
         rows=order_rows(rows, score, rank),
         model=identity,
         probes=replace(probes.summary, mean_loss=mean_loss),
-        run=_run_info(model, settings, time.perf_counter() - began),
+        run=_run_info(model, settings, run, time.perf_counter() - began),
     )
     allocation = allocate(report, settings.plan)
+    run.forget_progress()
     return with_selection(report, allocation), allocation
 
 
@@ -189,84 +238,26 @@ def with_selection(report: ScoreReport, allocation: Allocation) -> ScoreReport:
     return replace(report, rows=rows)
 
 
-def _gather(
-    model: PreTrainedModel,
-    chosen: tuple[Candidate, ...],
-    probes: ProbeSet,
-    settings: RankSettings,
-    progress: Progress,
-) -> tuple[dict[str, GradientStatistics], float]:
-    """Capture every gradient, then reduce one module after the other."""
-    parameters = {item.module: model.get_parameter(item.parameter) for item in chosen}
-    tokens = [[sum(e.counted_tokens for e in group) for group in half] for half in probes.halves]
-    resamples = draw_resamples(
-        tokens[0], tokens[1], count=settings.capture.bootstrap, seed=settings.seed
-    )
-    with torch.inference_mode(False), _memory_errors(settings):
-        gradients = ExactGradients(
-            parameters,
-            seed=settings.seed,
-            sketch_size=group_sketch_size(settings.plan.rank) if resamples is not None else 0,
-        )
-        progress.start("probing", probes.summary.total_tokens, "tokens")
-        mean_loss = run_probes(
-            model, probes, parameters, gradients, settings.capture, progress.advance
-        )
-        reduction = Reduction(
-            rank=settings.plan.rank,
-            ranks=curve_ranks(settings.plan.rank),
-            tokens=(sum(tokens[0]), sum(tokens[1])),
-            svd=settings.capture.svd,
-            seed=settings.seed,
-            resamples=resamples,
-        )
-        progress.start("scoring", len(parameters), "modules")
-        statistics = {}
-        for name, parameter in parameters.items():
-            statistics[name] = _reduce(gradients, name, parameter, reduction)
-            progress.advance(1)
-    return statistics, mean_loss
-
-
-def _reduce(
-    gradients: ExactGradients, name: str, parameter: nn.Parameter, reduction: Reduction
-) -> GradientStatistics:
-    first, second = gradients.means(name, reduction.tokens)
-    found = reduce_gradients(first, second, parameter, gradients.group_sketches(name), reduction)
-    gradients.forget(name)
-    return found
-
-
-@contextmanager
-def _memory_errors(settings: RankSettings) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
-        if not isinstance(error, torch.OutOfMemoryError) and not on_host:
-            raise
-        raise CaptureError(
-            f"The device ran out of memory with batches of {settings.capture.batch_size}.",
-            hint="Use a smaller --batch-size or --max-length, --dtype bfloat16, or --include "
-            "fewer modules; large ranks need less with --bootstrap 0. `--dry-run` tells more.",
-        ) from error
-
-
-def _run_info(model: PreTrainedModel, settings: RankSettings, seconds: float) -> RunInfo:
+def _run_info(
+    model: PreTrainedModel, settings: RankSettings, run: CaptureRun, seconds: float
+) -> RunInfo:
+    choice = run.choice
     return RunInfo(
         hlscore_version=__version__,
         settings=asdict(settings),
         seed=settings.seed,
         score=settings.plan.score,
         rank=settings.plan.rank,
-        estimator=ESTIMATOR,
-        device=_device_name(model.device),
+        estimator=choice.estimator,
+        sketch_size=choice.sketch_size if run.taps else None,
+        device=_device_name(input_device(model)),
         dtype=str(model.dtype).removeprefix("torch."),
         versions={
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
         },
         wall_seconds=round(seconds, 3),
+        notes=(choice.reason, *run.notes),
     )
 
 

@@ -25,6 +25,7 @@ class Candidate:
         out_features: Output width of each matrix.
         in_features: Input width of each matrix.
         storage: Whether the weight is stored `[..., out, in]` or `[..., in, out]`.
+        quantized: Whether the weight is packed and can hold no gradient.
         n_params: Parameters trained when the module is trained in full (weight and bias).
         reason: Why it is left out; empty for a candidate.
     """
@@ -39,6 +40,7 @@ class Candidate:
     in_features: int
     storage: Storage
     n_params: int
+    quantized: bool = False
     reason: str = ""
 
     @property
@@ -118,6 +120,19 @@ class ProbeSummary:
     notes: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A number and what it may be off by.
+
+    Attributes:
+        value: The number.
+        error: Standard error that a sketch or a randomized decomposition adds; 0 where exact.
+    """
+
+    value: float
+    error: float = 0.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GradientStatistics:
     """What the probe run tells about one candidate weight.
@@ -129,31 +144,32 @@ class GradientStatistics:
         grad_energy: `||G||_F^2`.
         top_energy: `s_1^2`, summed over the matrices.
         tail_curve: Tail energy `T_r` at each rank of the run's curve.
+        tail_errors: Estimated error of each.
         hls_curve: Cross-fitted tail `S_r` at each rank of the run's curve.
-        head_error: Estimated relative error of the head energy at the run's rank; 0 when the
-            spectrum is exact.
+        hls_errors: Estimated error of each.
         rank_for_90: Smallest rank that holds 90 % of the energy; `None` beyond the curve.
         effective_rank: `exp(entropy(s / sum s))`, mean over matrices that were reached; `None`
             where the spectrum is not exact.
-        weight_norm: `||W||_F`.
-        taylor: `||W * G||_F`, elementwise product.
-        taylor_mean: Mean of `|W * G|`.
+        weight_norm: `||W||_F`; `None` where the weight cannot be had.
+        taylor: `||W * G||_F`, elementwise product; `None` where the gradient is not formed.
+        taylor_mean: Mean of `|W * G|`; `None` where the gradient is not formed.
         matrices_reached: Matrices with a gradient other than zero.
-        hls_replicates: Bootstrap replicates of `hls` at the run's rank.
-        tail_replicates: Bootstrap replicates of the tail energy at the run's rank.
-        grad_norm_replicates: Bootstrap replicates of the gradient energy.
+        hls_replicates: Resampled `hls` at the run's rank.
+        tail_replicates: Resampled tail energy at the run's rank.
+        grad_norm_replicates: Resampled gradient energy.
     """
 
-    grad_energy: float
-    top_energy: float
+    grad_energy: Estimate
+    top_energy: Estimate
     tail_curve: tuple[float, ...]
+    tail_errors: tuple[float, ...]
     hls_curve: tuple[float, ...]
-    head_error: float
-    rank_for_90: int | None
+    hls_errors: tuple[float, ...]
+    rank_for_90: Estimate | None
     effective_rank: float | None
-    weight_norm: float
-    taylor: float
-    taylor_mean: float
+    weight_norm: float | None
+    taylor: float | None
+    taylor_mean: float | None
     matrices_reached: int
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
@@ -177,10 +193,11 @@ class ModuleRow:
         in_features: Input width.
         n_params: Parameters of weight and bias.
         hls: Cross-fitted tail `S_r`, nats per unit learning rate.
-        hls_stderr: Bootstrap standard error of `hls`.
+        hls_stderr: Standard error of `hls` over probe sets and sketches, from its replicates.
         hls_ci_low: Lower end of its 95 % interval.
         hls_ci_high: Upper end of its 95 % interval.
-        selection_probability: Share of bootstrap resamples in which the module makes the budget.
+        hls_error: Estimated error of `hls` that a sketch or randomized decomposition adds.
+        selection_probability: Share of resamples in which the module makes the budget.
         tail: Tail energy of the mean gradient (equals `tail_energy`).
         grad_norm: Energy of the mean gradient (equals `grad_energy`).
         taylor: `||W * G||_F`.
@@ -191,17 +208,25 @@ class ModuleRow:
         head_energy: Energy of the best rank-r part of the gradient.
         tail_energy: `grad_energy - head_energy`.
         residual_ratio: `tail_energy / grad_energy`.
-        head_error: Estimated relative error of `head_energy`.
         stable_rank: `||G||_F^2 / s_1^2`.
         effective_rank: `exp(entropy(s / sum s))`, where the spectrum is exact.
         rank_for_90: Smallest rank that holds 90 % of the energy.
         weight_norm: `||W||_F`.
+        rgn_error: Estimated error of `rgn`, like the following ones of the column before `_error`.
+        grad_energy_error: Of `grad_energy` and `grad_norm`.
+        head_energy_error: Of `head_energy`.
+        tail_energy_error: Of `tail_energy` and `tail`.
+        residual_ratio_error: Of `residual_ratio`.
+        stable_rank_error: Of `stable_rank`.
+        rank_for_90_error: Of `rank_for_90`.
         curve_ranks: Ranks of the two curves.
         tail_curve: Tail energy at those ranks.
+        tail_curve_errors: Estimated error of each.
         hls_curve: Cross-fitted tail at those ranks.
-        hls_replicates: Bootstrap replicates of `hls`.
-        tail_replicates: Bootstrap replicates of `tail`.
-        grad_norm_replicates: Bootstrap replicates of `grad_norm`.
+        hls_curve_errors: Estimated error of each.
+        hls_replicates: Resampled `hls`.
+        tail_replicates: Resampled `tail`.
+        grad_norm_replicates: Resampled `grad_norm`.
         status: `scored`, `unreached` (no probe token got there) or `skipped`.
         reason: What the status means here.
     """
@@ -221,6 +246,7 @@ class ModuleRow:
     hls_stderr: float | None = None
     hls_ci_low: float | None = None
     hls_ci_high: float | None = None
+    hls_error: float | None = None
     selection_probability: float | None = None
     tail: float | None = None
     grad_norm: float | None = None
@@ -232,14 +258,22 @@ class ModuleRow:
     head_energy: float | None = None
     tail_energy: float | None = None
     residual_ratio: float | None = None
-    head_error: float | None = None
     stable_rank: float | None = None
     effective_rank: float | None = None
     rank_for_90: int | None = None
     weight_norm: float | None = None
+    rgn_error: float | None = None
+    grad_energy_error: float | None = None
+    head_energy_error: float | None = None
+    tail_energy_error: float | None = None
+    residual_ratio_error: float | None = None
+    stable_rank_error: float | None = None
+    rank_for_90_error: float | None = None
     curve_ranks: tuple[int, ...] = ()
     tail_curve: tuple[float, ...] = ()
+    tail_curve_errors: tuple[float, ...] = ()
     hls_curve: tuple[float, ...] = ()
+    hls_curve_errors: tuple[float, ...] = ()
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
     grad_norm_replicates: tuple[float, ...] = ()
@@ -267,11 +301,13 @@ class RunInfo:
         seed: Seed of the run.
         score: Score that ordered the rows.
         rank: LoRA rank compared against.
-        estimator: How gradients were captured.
+        estimator: How gradients were captured: `exact` or `sketch`.
+        sketch_size: Columns of a sketch; `None` with exact gradients.
         device: Device the model was on.
         dtype: Dtype of the weights.
         versions: Versions of the libraries that computed the numbers.
         wall_seconds: Time of the probe run and the decompositions.
+        notes: Remarks on the run: why this estimator, and what had to be changed on the way.
     """
 
     hlscore_version: str
@@ -282,8 +318,10 @@ class RunInfo:
     estimator: str
     device: str
     dtype: str
+    sketch_size: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_seconds: float = 0.0
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

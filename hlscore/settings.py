@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -11,10 +12,21 @@ from hlscore.errors import UsageError
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
+Estimator = Literal["auto", "exact", "sketch"]
+Accumulator = Literal["device", "host"]
+LoadIn = Literal["4bit", "8bit"]
+DeviceMap = Literal["auto"]
 
 DEFAULT_RANK = 16
 DEFAULT_SAMPLES = 256
 DEFAULT_MAX_LENGTH = 1024
+
+_MEMORY_UNITS = {
+    f"{letter}{base}": (1024 if base == "IB" else 1000) ** power
+    for power, letter in enumerate("KMGT", start=1)
+    for base in ("B", "IB")
+}
+_MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)", re.IGNORECASE | re.ASCII)
 
 
 def _require(condition: bool, message: str, hint: str = "") -> None:
@@ -35,8 +47,16 @@ class ModelSettings:
         revision: Branch, tag or commit of a hub id.
         dtype: Floating-point type of the loaded weights; `auto` keeps the checkpoint's own.
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+        shard: Spread the weights over the processes that torchrun started.
         allow_pickle: Accept `.bin` checkpoints, which can run code when opened.
         trust_remote_code: Run Python code that comes with the model.
+        load_in: Quantize linear layers to this width while loading; `None` keeps them as they
+            are. The embeddings, the output head and fused experts are not quantized.
+        device_map: `auto` spreads the model over all GPUs, then host memory, then disk; `None`
+            puts it on `device`.
+        max_memory: Memory that weights may take, such as `20GiB`, by device: `cpu`, `mps` or the
+            number of a GPU. Devices that are not named give nine tenths of what is free.
+        offload_folder: Folder for weights that go to disk; `None` makes a temporary one.
     """
 
     model: str
@@ -45,6 +65,11 @@ class ModelSettings:
     device: str = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    load_in: LoadIn | None = None
+    device_map: DeviceMap | None = None
+    max_memory: Mapping[str, str] = field(default_factory=dict)
+    offload_folder: str | None = None
+    shard: bool = False
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -61,6 +86,53 @@ class ModelSettings:
             f"--device is '{self.device}'.",
             "Use auto, cpu, mps, cuda or cuda:N.",
         )
+        if self.load_in is not None:
+            _require_choice("--load-in", self.load_in, get_args(LoadIn))
+        self._check_device_map()
+
+    def _check_device_map(self) -> None:
+        quantized, spread = self.load_in is not None, self.device_map is not None
+        for option, given in (("--load-in", quantized), ("--device-map", spread)):
+            _require(
+                not (self.shard and given),
+                f"--shard does not go with {option}.",
+                "Leave one of them away.",
+            )
+        if self.device_map is not None:
+            _require_choice("--device-map", self.device_map, get_args(DeviceMap))
+            _require(
+                self.device == "auto",
+                f"--device is '{self.device}', but --device-map chooses the devices.",
+                "Leave one of them away.",
+            )
+        needs_map = (("--max-memory", self.max_memory), ("--offload-folder", self.offload_folder))
+        for option, value in needs_map:
+            _require(
+                not value or self.device_map is not None,
+                f"{option} is given, but no device map.",
+                "Add --device-map auto.",
+            )
+        _require(
+            self.offload_folder is None or bool(self.offload_folder.strip()),
+            "--offload-folder is empty.",
+        )
+        for device, size in self.max_memory.items():
+            known = device in ("cpu", "mps") or (device.isascii() and device.isdecimal())
+            _require(
+                known and _MEMORY.fullmatch(size) is not None,
+                f"--max-memory is '{device}={size}'.",
+                "Use DEVICE=SIZE, for example cpu=64GiB or 0=20GiB.",
+            )
+
+    @property
+    def max_memory_bytes(self) -> dict[str, int]:
+        """`max_memory` in bytes."""
+        found = {}
+        for device, size in self.max_memory.items():
+            match = _MEMORY.fullmatch(size)
+            if match is not None:
+                found[device] = int(float(match[1]) * _MEMORY_UNITS[match[2].upper()])
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +199,14 @@ class CaptureSettings:
         batch_size: Examples per forward and backward pass; changes speed, not scores.
         padding_side: Side on which shorter examples of a batch are padded.
         checkpointing: Recompute activations in the backward pass where the model supports it.
-        groups: Probe groups per half, the unit that the bootstrap draws.
-        bootstrap: Bootstrap resamples; 0 turns standard errors off.
+        estimator: `exact` sums float32 gradients, `sketch` random projections of them; `auto` is
+            exact while that fits the memory.
+        sketch_size: Columns of a sketch; `None` means four times the LoRA rank, at least 64.
+        passes: Passes over the probes, an odd number; every two after the first are a power
+            iteration, which finds the leading directions of each gradient themselves.
+        accumulate_on: Where the sums of the exact estimator are kept.
+        groups: Probe groups per half, the unit that standard errors are told from.
+        bootstrap: Resamples of the groups; 0 turns standard errors off.
         svd: `full` decomposes every gradient exactly, `randomized` finds the head by subspace
             iteration, `auto` is full up to a short side of 512.
     """
@@ -136,6 +214,10 @@ class CaptureSettings:
     batch_size: int = 8
     padding_side: PaddingSide = "right"
     checkpointing: bool = True
+    estimator: Estimator = "auto"
+    sketch_size: int | None = None
+    passes: int = 1
+    accumulate_on: Accumulator = "device"
     groups: int = 8
     bootstrap: int = 200
     svd: SvdMethod = "auto"
@@ -152,6 +234,28 @@ class CaptureSettings:
             0 <= self.bootstrap <= 10_000,
             f"--bootstrap is {self.bootstrap}.",
             "Use 0 (off) to 10000.",
+        )
+        _require_choice("--estimator", self.estimator, get_args(Estimator))
+        _require(
+            self.sketch_size is None or 2 <= self.sketch_size <= 2**16,
+            f"--sketch-size is {self.sketch_size}.",
+            "Use 2 to 65536.",
+        )
+        _require(
+            1 <= self.passes <= 21 and self.passes % 2 == 1,
+            f"--passes is {self.passes}.",
+            "Use 1, 3, 5, ...: each power iteration runs over the probes twice.",
+        )
+        _require(
+            self.passes == 1 or self.estimator != "exact",
+            f"--passes is {self.passes}, but the exact estimator needs one.",
+            "Leave it out, or use --estimator sketch.",
+        )
+        _require_choice("--accumulate-on", self.accumulate_on, get_args(Accumulator))
+        _require(
+            self.accumulate_on == "device" or self.estimator != "sketch",
+            "--accumulate-on host is for the exact estimator; sketches are small.",
+            "Leave it out, or use --estimator exact.",
         )
         _require_choice("padding side", self.padding_side, get_args(PaddingSide))
         _require_choice("--svd", self.svd, get_args(SvdMethod))
@@ -211,9 +315,16 @@ class RankSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check the seed.
+        """Check the seed, and what belongs together.
 
         Raises:
-            UsageError: The seed is outside what every generator accepts.
+            UsageError: The seed is outside what every generator accepts, or the sketch is too
+                small for the rank.
         """
         _require(0 <= self.seed < 2**63, f"--seed is {self.seed}.", "Use 0 to 2**63 - 1.")
+        size, rank = self.capture.sketch_size, self.plan.rank
+        _require(
+            size is None or size >= 2 * rank,
+            f"--sketch-size is {size}, too few columns for --rank {rank}.",
+            f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
+        )

@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import pytest
 import torch
 from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.gradients import capture
 
@@ -28,6 +29,8 @@ def footprint(model: PreTrainedModel) -> dict[str, Any]:
         state[f"{name}:training"] = module.training
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
             state[f"{name}:{hooks}"] = len(getattr(module, hooks))
+        config = getattr(module, "config", None)
+        state[f"{name}:experts"] = getattr(config, "_experts_implementation_internal", None)
     for name, parameter in model.named_parameters():
         hooks_after = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
         state[name] = (
@@ -52,8 +55,10 @@ def untouched_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         seen.append((self._model, footprint(self._model)))
         return enter(self)
 
+    known = set(ALL_EXPERTS_FUNCTIONS)
     monkeypatch.setattr(capture.GradientCapture, "__enter__", watched)
     yield
+    assert set(ALL_EXPERTS_FUNCTIONS) == known, "a way to run experts was left registered"
     for model, before in seen:
         after = footprint(model)
         changed = [key for key, value in before.items() if after.get(key) != value]

@@ -17,21 +17,25 @@ ALLOWED: dict[str, set[str]] = {
     "records": set(),
     "settings": {"errors"},
     "_version": set(),
-    "inputs": GROUND | {"inputs"},
+    "processes": {"errors"},
+    "inputs": GROUND | {"processes", "inputs"},
     "objectives": set(),
-    "gradients": GROUND | {"inputs", "objectives", "gradients"},
+    "gradients": GROUND | {"processes", "inputs", "objectives", "gradients"},
     "scores": GROUND | {"scores"},
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
-    "flow": GROUND | {"inputs", "gradients", "scores", "planning"},
+    "flow": GROUND | {"processes", "inputs", "gradients", "scores", "planning"},
     "api": GROUND | {"inputs", "planning", "artifacts", "flow"},
-    "views": GROUND | {"inputs", "scores", "planning", "artifacts", "flow", "views"},
-    "cli": GROUND | {"inputs", "scores", "planning", "artifacts", "flow", "views", "cli"},
+    "views": GROUND | {"processes", "inputs", "scores", "planning", "artifacts", "flow", "views"},
+    "cli": GROUND
+    | {"processes", "inputs", "scores", "planning", "artifacts", "flow", "views", "cli"},
     "__init__": {"_version", "api"},
     "__main__": {"cli"},
 }
 HEAVY = {"torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors"}
-FREE_OF_TORCH = {"errors", "paths", "records", "settings", "scores", "planning", "artifacts", "cli"}
+FREE_OF_TORCH = {
+    "errors", "paths", "records", "settings", "processes", "scores", "planning", "artifacts", "cli",
+}  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}
 
 FILES = sorted(ROOT.rglob("*.py"))

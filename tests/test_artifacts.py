@@ -29,12 +29,16 @@ DOCUMENTED = {
     "kind": "string", "block": "string", "matrices": "int32", "matrices_reached": "int32",
     "out_features": "int64", "in_features": "int64", "n_params": "int64", "hls": "double",
     "hls_stderr": "double", "hls_ci_low": "double", "hls_ci_high": "double",
-    "selection_probability": "double", "tail": "double", "grad_norm": "double",
-    "taylor": "double", "taylor_mean": "double", "rgn": "double", "random": "double",
-    "grad_energy": "double", "head_energy": "double", "tail_energy": "double",
-    "residual_ratio": "double", "head_error": "double", "stable_rank": "double",
-    "effective_rank": "double", "rank_for_90": "int32", "weight_norm": "double",
-    "curve_ranks": "list<int32>", "tail_curve": "list<double>", "hls_curve": "list<double>",
+    "hls_error": "double", "selection_probability": "double", "tail": "double",
+    "grad_norm": "double", "taylor": "double", "taylor_mean": "double", "rgn": "double",
+    "random": "double", "grad_energy": "double", "head_energy": "double", "tail_energy": "double",
+    "residual_ratio": "double", "stable_rank": "double", "effective_rank": "double",
+    "rank_for_90": "int32", "weight_norm": "double", "rgn_error": "double",
+    "grad_energy_error": "double", "head_energy_error": "double", "tail_energy_error": "double",
+    "residual_ratio_error": "double", "stable_rank_error": "double",
+    "rank_for_90_error": "double", "curve_ranks": "list<int32>", "tail_curve": "list<double>",
+    "tail_curve_errors": "list<double>", "hls_curve": "list<double>",
+    "hls_curve_errors": "list<double>",
     "hls_replicates": "list<float>", "tail_replicates": "list<float>",
     "grad_norm_replicates": "list<float>", "status": "string", "reason": "string",
 }  # fmt: skip
@@ -113,6 +117,9 @@ def test_metadata_names_the_origin(scores: Path) -> None:
     assert origin["schema_version"] == 1
     assert origin["model"]["fingerprint"] == {"structure": "sha256:0", "weights": "sha256:1"}
     assert origin["run"]["versions"] == {"torch": "2.13.0"}
+    assert origin["run"]["estimator"] == "exact"
+    assert origin["run"]["sketch_size"] is None
+    assert origin["run"]["notes"] == ["exact: asked for."]
     assert origin["probes"]["hash"] == "sha256:2"
 
 
@@ -197,3 +204,15 @@ def test_notes_on_the_probes_reach_the_plan() -> None:
     base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
     plan = make_plan(base, allocate(base, PlanSettings(budget="0.25", rank=4)))
     assert plan.notes[0] == "3 examples were cut."
+
+
+def test_sketched_runs_say_their_size_and_what_is_missing(tmp_path: Path) -> None:
+    base = report(4)
+    rows = tuple(replace(row, taylor=None, effective_rank=None) for row in base.rows)
+    run = replace(base.run, estimator="sketch", sketch_size=64, notes=("sketch: asked for.", "b"))
+    write_report(replace(base, rows=rows, run=run), tmp_path / "scores.parquet")
+    found = read_report(tmp_path / "scores.parquet")
+    assert found.run == run
+    assert [row.taylor for row in found.rows] == [None] * 5
+    assert found.rows[0].tail_curve_errors == base.rows[0].tail_curve_errors
+    assert found.rows[0].rank_for_90_error == 1.5

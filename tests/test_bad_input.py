@@ -20,11 +20,13 @@ import torch
 from console import QUICK, UNFINISHED, Outcome, chat, hlscore, save_model, texts, write_rows
 from families import FAMILIES
 from safetensors.torch import load_file, save_file
-from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, byte_tokenizer
+from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, EOS, byte_tokenizer
 from transformers import AutoModelForCausalLM
 
-from hlscore.gradients import probe_run
 from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.probe_run import ProbeRun
+from hlscore.gradients.products import ProductSums
+from hlscore.inputs.probes import ProbeExample, split_halves
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
@@ -355,36 +357,69 @@ def test_vocabulary_beyond_the_embedding(desk: Desk) -> None:
 def test_nan_weights(desk: Desk) -> None:
     folder = desk.copy()
     _change(folder, lambda weights: weights[UP_PROJ].fill_(float("nan")))
-    assert "The loss of probe batch 1 is nan." in desk.refuse(model=folder)
+    assert "The loss in probe group 1 of half 1 is nan." in desk.refuse(model=folder)
 
 
-def test_nan_loss_names_the_batch(desk: Desk) -> None:
-    """Only the longest example, and so the last of its group, meets the infinite embedding."""
+def test_nan_loss_names_the_group(desk: Desk) -> None:
+    """Only one example meets the infinite embedding; each is a group of its own."""
     folder = desk.copy()
     embedding = "model.embed_tokens.weight"
     _change(folder, lambda weights: weights[embedding][ord("z")].fill_(float("inf")))
     rows = [{"text": "abcz"}] + [{"text": f"a{letter}"} for letter in "bcd"]
     data = write_rows(desk.folder / "z.jsonl", rows)
-    message = desk.refuse("--data", data, "--groups", "1", "--batch-size", "1", model=folder)
-    assert any(f"The loss of probe batch {number} is nan." in message for number in (2, 4))
+    message = desk.refuse("--data", data, "--groups", "2", model=folder)
+    encoded = [tuple(byte_tokenizer()(row["text"] + EOS)["input_ids"]) for row in rows]
+    counted = [ProbeExample(ids, (False,) + (True,) * (len(ids) - 1)) for ids in encoded]
+    (place,) = [
+        f"probe group {group} of half {half}"
+        for half, groups in enumerate(split_halves(counted, groups=2, seed=0), start=1)
+        for group, members in enumerate(groups, start=1)
+        if counted[0] in members
+    ]
+    assert f"The loss in {place} is nan." in message
 
 
 @pytest.mark.parametrize("value", ["nan", "inf"])
 def test_broken_gradient(desk: Desk, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    """A gradient that breaks though the loss is finite is named with its batch."""
+    """A gradient that breaks though the loss is finite is named with its group."""
     victim, calls = "model.layers.0.mlp.down_proj", []
-    hand_over = GradientCapture._hand_over
+    take = GradientCapture._take_gradient
 
     def poisoned(self: GradientCapture, name: str, parameter: torch.Tensor) -> None:
         if name == victim and parameter.grad is not None:
             calls.append(name)
             if len(calls) == 2:
                 parameter.grad[0, 0] = float(value)
-        hand_over(self, name, parameter)
+        take(self, name, parameter)
 
-    monkeypatch.setattr(GradientCapture, "_hand_over", poisoned)
+    monkeypatch.setattr(GradientCapture, "_take_gradient", poisoned)
     message = desk.refuse()
-    assert f"The gradient of '{victim}' in probe batch 2 holds NaN or infinity." in message
+    assert f"gradient of '{victim}' in probe group 2 of half 1 holds NaN or infinity." in message
+
+
+def test_broken_sketch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So is one that no gradient was formed of, also in a second pass."""
+    victim, calls = "model.layers.0.mlp.down_proj", []
+    take = ProductSums.add_product
+
+    def poisoned(self: ProductSums, name: str, kept: Any, delta: Any, *rest: Any) -> None:
+        if name == victim:
+            calls.append(name)
+            if len(calls) in broken:
+                delta = delta * float("nan")
+        take(self, name, kept, delta, *rest)
+
+    monkeypatch.setattr(ProductSums, "add_product", poisoned)
+    options = ("--estimator", "sketch", "--sketch-size", "8", "--passes", "3", "--rank", "2")
+    broken: set[int] = set()
+    assert desk.rank(*options).code == 0
+    of_one_pass = len(calls) // 2
+    shutil.rmtree(desk.out)
+    for number in (2, of_one_pass + 2):
+        calls.clear()
+        broken = {number}
+        message = desk.refuse(*options, "--save-every", "0")
+        assert f"of '{victim}' in probe group 2 of half 1 holds NaN or infinity." in message
 
 
 # Tokenizers and data
@@ -671,27 +706,27 @@ def test_end_while_writing(
 
 
 def test_interrupt_while_probing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_batch, calls = probe_run._run_batch, []
+    run_part, calls = ProbeRun._run_part, []
 
-    def interrupted(*arguments: Any) -> tuple[float, int]:
+    def interrupted(*arguments: Any, **options: Any) -> float:
         calls.append(arguments)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return run_batch(*arguments)
+        return run_part(*arguments, **options)
 
-    monkeypatch.setattr(probe_run, "_run_batch", interrupted)
+    monkeypatch.setattr(ProbeRun, "_run_part", interrupted)
     assert "Interrupted: nothing was written." in desk.refuse(code=130)
 
 
 SLOW = """
 import time
-from hlscore.gradients import probe_run
+from hlscore.gradients.probe_run import ProbeRun
 
-def wait(*arguments):
+def wait(*arguments, **options):
     print("probing", flush=True)
     time.sleep(60)
 
-probe_run._run_batch = wait
+ProbeRun._run_part = wait
 from hlscore.cli.main import main
 main()
 """
@@ -733,10 +768,10 @@ def test_closed_pipe(command: str) -> None:
 def test_bug_is_reported_as_one(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody thought of is one line too; the variable brings the traceback."""
 
-    def fail(*arguments: object) -> None:
+    def fail(*arguments: object, **options: object) -> None:
         raise ZeroDivisionError("oh")
 
-    monkeypatch.setattr(probe_run, "_run_batch", fail)
+    monkeypatch.setattr(ProbeRun, "_run_part", fail)
     outcome = desk.rank()
     assert outcome.code == 3
     assert "Unexpected ZeroDivisionError: oh" in outcome.err

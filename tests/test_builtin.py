@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hlscore.flow import Silent, score_model
-from hlscore.inputs.batches import batches
+from hlscore.inputs.batches import by_length, collate, cut
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
 from hlscore.inputs.probes import encode
@@ -51,8 +51,13 @@ def test_model_is_trained_as_the_record_says() -> None:
     total, tokens = 0.0, 0
     with torch.no_grad():
         for half in probes.halves:
-            for batch in batches(half[0], batch_size=32, pad_token_id=probes.pad_token_id,
-                                 padding_side="right", device=torch.device("cpu")):  # fmt: skip
+            for part in cut(by_length(half[0]), 32):
+                batch = collate(
+                    part,
+                    pad_token_id=probes.pad_token_id,
+                    padding_side="right",
+                    device=torch.device("cpu"),
+                )
                 logits = loaded.model(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask
                 ).logits

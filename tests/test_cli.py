@@ -21,10 +21,12 @@ from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run, app
 
 OPTIONS = {
-    "rank": "--allow-pickle --alpha --batch-size --bootstrap --budget --checkpointing --column "
-    "--data --data-config --device --dry-run --dtype --embeddings --exclude --force --groups "
-    "--head --help --include --json --max-length --out --rank --revision --samples --score "
-    "--seed --split --svd --top --trust-remote-code",
+    "rank": "--accumulate-on --allow-pickle --alpha --batch-size --bootstrap --budget "
+    "--checkpointing --column "
+    "--data --data-config --device --device-map --dry-run --dtype --embeddings --estimator "
+    "--exclude --force --groups --head --help --include --json --load-in --max-length --max-memory "
+    "--offload-folder --out --passes --rank --resume --revision --samples --save-every --score "
+    "--seed --shard --sketch-size --split --svd --top --trust-remote-code",
     "plan": "--alpha --budget --force --help --json --out --rank --score --top",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from families import FAMILIES, Family
@@ -141,10 +143,23 @@ def test_tied_weight_joins_by_either_name(asked: dict[str, bool]) -> None:
     assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
 
 
-def test_quantized_model_says_why_it_has_no_candidates() -> None:
+def test_packed_linear_layers_are_candidates() -> None:
+    model = FAMILIES["llama"].build()
+    before = find_modules(model, ALL)
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
+    found = find_modules(model, ALL)
+    linear = {item.parameter for item in found if item.module != "model.embed_tokens"}
+    assert {item.parameter for item in found if item.quantized} == linear
+    assert [replace(item, quantized=False) for item in found] == list(before)
+
+
+def test_unknown_packing_says_why_there_are_no_candidates() -> None:
     model = FAMILIES["llama"].build()
     for module in model.modules():
         if isinstance(module, nn.Linear):
+            del module.in_features
             module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ModelError, match="weights are quantized"):
         find_modules(model, ALL)

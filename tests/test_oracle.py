@@ -17,6 +17,16 @@ from hlscore.inputs.examples import ExampleSet
 TOLERANCE = 1e-4
 FLOAT32 = 2.0**-23
 EXAMPLES = completions(12)
+ERRORS = (
+    "hls_error",
+    "rgn_error",
+    "grad_energy_error",
+    "head_energy_error",
+    "tail_energy_error",
+    "residual_ratio_error",
+    "stable_rank_error",
+    "rank_for_90_error",
+)
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -31,6 +41,7 @@ def test_scores_agree_with_dense_float64_oracle(name: str) -> None:
         [row.parameter for row in rows.values()],
     )
     assert report.probes.mean_loss == pytest.approx(loss, rel=1e-5)
+    assert (report.run.estimator, report.run.sketch_size) == ("exact", None)
     wrong = []
     for row in rows.values():
         dense = oracle[row.parameter]
@@ -83,7 +94,8 @@ def test_derived_columns_follow_from_the_spectrum() -> None:
         assert close(row.residual_ratio, reference.tail(mean, RANK) / total)
         for rank, value in zip(row.curve_ranks, row.tail_curve, strict=True):
             assert abs(value - reference.tail(mean, rank)) <= 1e-4 * total
-        assert row.head_error == 0
+        assert {getattr(row, name) for name in ERRORS} == {0.0}
+        assert {*row.tail_curve_errors, *row.hls_curve_errors} == {0.0}
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2", "llava"])
@@ -111,6 +123,14 @@ def test_order_of_examples_does_not_matter() -> None:
     second = run_report(model, turned, settings())
     assert first.probes.hash == second.probes.hash
     assert first.rows == second.rows
+
+
+def test_sums_in_host_memory_are_the_same() -> None:
+    model = FAMILIES["gpt2"].build()
+    expected = run_report(model, EXAMPLES, settings(bootstrap=10))
+    assert run_report(model, EXAMPLES, settings(bootstrap=10, accumulate_on="host")).rows == (
+        expected.rows
+    )
 
 
 def test_checkpointing_does_not_matter() -> None:

@@ -36,7 +36,9 @@ _TEXTS = ("module", "parameter", "kind", "block", "status", "reason")
 _LISTS: dict[str, pa.DataType] = {
     "curve_ranks": pa.list_(pa.int32()),
     "tail_curve": pa.list_(pa.float64()),
+    "tail_curve_errors": pa.list_(pa.float64()),
     "hls_curve": pa.list_(pa.float64()),
+    "hls_curve_errors": pa.list_(pa.float64()),
     "hls_replicates": pa.list_(pa.float32()),
     "tail_replicates": pa.list_(pa.float32()),
     "grad_norm_replicates": pa.list_(pa.float32()),
@@ -204,7 +206,7 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
         if row.module in names:
             yield place, f"'{row.module}' is listed twice"
         names.add(row.module)
-        curves = (row.tail_curve, row.hls_curve)
+        curves = (row.tail_curve, row.tail_curve_errors, row.hls_curve, row.hls_curve_errors)
         if any(len(curve) != len(row.curve_ranks) for curve in curves):
             yield place, "a curve and its ranks differ in length"
         if not all(math.isfinite(value) for curve in curves for value in curve):

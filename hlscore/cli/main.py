@@ -16,7 +16,16 @@ from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
-from hlscore.errors import EXIT_COULD_NOT_RUN, EXIT_OK, HlscoreError, Interrupted
+from hlscore.errors import (
+    EXIT_COULD_NOT_RUN,
+    EXIT_OK,
+    DataError,
+    HlscoreError,
+    Interrupted,
+    ModelError,
+    UsageError,
+)
+from hlscore.processes import started_as
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 
@@ -103,7 +112,9 @@ def _run() -> int:
     try:
         app(standalone_mode=True)
     except HlscoreError as error:
-        _print_error(error.message, error.hint)
+        # What every process finds wrong, the main one says.
+        if started_as().is_main or not isinstance(error, (UsageError, ModelError, DataError)):
+            _print_error(error.message, error.hint)
         return error.exit_code
     except SystemExit as stop:
         return _exit_code(stop)

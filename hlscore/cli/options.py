@@ -81,6 +81,65 @@ Embeddings = Annotated[
 Head = Annotated[
     bool, typer.Option("--head", help="Rank the output head too.", rich_help_panel=MODULES_PANEL)
 ]
+Shard = Annotated[
+    bool,
+    typer.Option(
+        "--shard",
+        help="Spread the weights over the processes that torchrun started.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+EstimatorOption = Annotated[
+    Literal["auto", "exact", "sketch"],
+    typer.Option(
+        "--estimator",
+        help="exact: float32 sums of every gradient. sketch: random projections, in little more "
+        "memory than inference. auto: exact while it fits.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+SketchSize = Annotated[
+    int | None,
+    typer.Option(
+        "--sketch-size",
+        help="Columns of a sketch: more are more exact.",
+        show_default="4 x rank, at least 64",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+Passes = Annotated[
+    int,
+    typer.Option(
+        "--passes",
+        help="Passes over the probes: 1, or 3 for a power iteration that sharpens sketches.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+AccumulateOn = Annotated[
+    Literal["device", "host"],
+    typer.Option(
+        "--accumulate-on",
+        help="Where the sums of the exact estimator are kept.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+SaveEvery = Annotated[
+    float,
+    typer.Option(
+        "--save-every",
+        min=0,
+        help="Seconds between two writes of the progress; 0 turns them off.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with the unfinished run in the folder of the results.",
+        rich_help_panel=OUTPUT_PANEL,
+    ),
+]
 BudgetOption = Annotated[
     str,
     typer.Option(
@@ -156,3 +215,28 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
             )
         columns[role] = column
     return columns
+
+
+def parse_memory(pairs: list[str]) -> dict[str, str]:
+    """Read `DEVICE=SIZE` pairs.
+
+    Args:
+        pairs: As given on the command line.
+
+    Returns:
+        Size by device; neither is checked here.
+
+    Raises:
+        UsageError: A pair has no `=`, or a device comes twice.
+    """
+    sizes: dict[str, str] = {}
+    for pair in pairs:
+        device, found, size = pair.partition("=")
+        if not found:
+            raise UsageError(
+                f"--max-memory '{pair}' is not DEVICE=SIZE.", hint="For example 0=20GiB."
+            )
+        if device in sizes:
+            raise UsageError(f"--max-memory names device '{device}' twice.")
+        sizes[device] = size
+    return sizes

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from hlscore.cli import options as o
+from hlscore.errors import Interrupted, UsageError
+from hlscore.paths import remove_unfinished, unfinished_runs
+from hlscore.processes import joined, started_as
 from hlscore.settings import (
     DEFAULT_RANK,
     DEFAULT_SAMPLES,
@@ -18,6 +22,10 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+
+if TYPE_CHECKING:
+    from hlscore.planning.allocation import Allocation
+    from hlscore.records import ScoreReport
 
 
 def rank(
@@ -85,6 +93,44 @@ def rank(
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
+    load_in: Annotated[
+        Literal["4bit", "8bit"] | None,
+        typer.Option(
+            "--load-in",
+            help="Quantize the weights while loading (needs hlscore[quant]).",
+            rich_help_panel=o.MODEL_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    device_map: Annotated[
+        Literal["auto"] | None,
+        typer.Option(
+            "--device-map",
+            help="auto: over all GPUs, then CPU memory, then disk (needs hlscore[devices]).",
+            rich_help_panel=o.MODEL_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    max_memory: Annotated[
+        list[str],
+        typer.Option(
+            "--max-memory",
+            help="Memory for weights of one device, such as 0=20GiB or cpu=64GiB (repeatable).",
+            rich_help_panel=o.MODEL_PANEL,
+            default_factory=list,
+            show_default=False,
+        ),
+    ] = ...,  # type: ignore[assignment]
+    offload_folder: Annotated[
+        str | None,
+        typer.Option(
+            "--offload-folder",
+            help="Folder for weights that go to disk.",
+            show_default="a temporary one",
+            rich_help_panel=o.MODEL_PANEL,
+        ),
+    ] = None,
+    shard: o.Shard = False,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
     include: o.Include = ...,  # type: ignore[assignment]
@@ -107,6 +153,10 @@ def rank(
             rich_help_panel=o.CAPTURE_PANEL,
         ),
     ] = True,
+    estimator: o.EstimatorOption = "auto",
+    sketch_size: o.SketchSize = None,
+    passes: o.Passes = 1,
+    accumulate_on: o.AccumulateOn = "device",
     svd: Annotated[
         Literal["auto", "full", "randomized"],
         typer.Option(
@@ -119,7 +169,7 @@ def rank(
         int,
         typer.Option(
             "--groups",
-            help="Probe groups per half that the bootstrap draws from.",
+            help="Probe groups per half that standard errors are told from.",
             rich_help_panel=o.CAPTURE_PANEL,
         ),
     ] = 8,
@@ -127,7 +177,7 @@ def rank(
         int,
         typer.Option(
             "--bootstrap",
-            help="Bootstrap resamples; 0 turns standard errors off.",
+            help="Resamples of the groups; 0 turns standard errors off.",
             rich_help_panel=o.CAPTURE_PANEL,
         ),
     ] = 200,
@@ -136,6 +186,8 @@ def rank(
     ] = 0,
     out: o.Out = None,
     force: o.Force = False,
+    save_every: o.SaveEvery = 300,
+    resume: o.Resume = False,
     top: o.Top = 15,
     as_json: o.Json = False,
     dry_run: Annotated[
@@ -158,6 +210,10 @@ def rank(
     `hlscore rank Qwen/Qwen3-0.6B --data train.jsonl --rank 32`
 
     `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
+
+    `hlscore rank ./model --estimator sketch --load-in 4bit`
+
+    `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     settings = RankSettings(
         model=ModelSettings(
@@ -165,6 +221,11 @@ def rank(
             revision=revision,
             dtype=dtype,
             device=device,
+            load_in=load_in,
+            device_map=device_map,
+            max_memory=o.parse_memory(max_memory),
+            offload_folder=offload_folder,
+            shard=shard,
             allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         ),
@@ -182,6 +243,10 @@ def rank(
         capture=CaptureSettings(
             batch_size=batch_size,
             checkpointing=checkpointing,
+            estimator=estimator,
+            sketch_size=sketch_size,
+            passes=passes,
+            accumulate_on=accumulate_on,
             svd=svd,
             groups=groups,
             bootstrap=bootstrap,
@@ -192,44 +257,47 @@ def rank(
     if dry_run:
         _forecast(settings, as_json=as_json)
     else:
-        _rank(settings, out, force=force, top=top, as_json=as_json)
+        saved = _Saved(every_seconds=save_every, resume=resume, force=force)
+        _rank(settings, out, saved, top=top, as_json=as_json)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Saved:
+    """What is done with stored progress and earlier results."""
+
+    every_seconds: float
+    resume: bool
+    force: bool
 
 
 def _rank(
-    settings: RankSettings, out: Path | None, *, force: bool, top: int, as_json: bool
+    settings: RankSettings, out: Path | None, saved: _Saved, *, top: int, as_json: bool
 ) -> None:
-    from hlscore.artifacts.files import (
-        PLAN_FILE,
-        SCORES_FILE,
-        check_folder,
-        default_folder,
-        write_files,
-    )
+    from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, default_folder, write_files
     from hlscore.planning.allocation import check_plan_settings
 
     # What can be refused at once is refused before torch is even imported.
     check_plan_settings(settings.plan)
     folder = out or default_folder(settings.model.model)
-    check_folder(folder, (SCORES_FILE, PLAN_FILE), force=force)
+    if started_as().is_main:
+        _check_folder(folder, saved)
 
     from hlscore.artifacts.plan import make_plan, write_plan
     from hlscore.artifacts.report import write_report
-    from hlscore.views.progress import status, terminal_progress
     from hlscore.views.result import print_rank_json, print_result
 
-    with status("loading torch and transformers"):
-        from hlscore.flow import score_model
-        from hlscore.inputs.examples import read_examples
-        from hlscore.inputs.model import load_model
-    with status("reading probe data"):
-        examples = read_examples(settings.data, seed=settings.seed)
-    with status(f"loading {settings.model.model}"):
-        loaded = load_model(settings.model)
-    with terminal_progress() as progress:
-        report, allocation = score_model(
-            loaded.model, loaded.tokenizer, loaded.identity, examples, settings, progress
-        )
-    del loaded
+    try:
+        found = _score(settings, folder, saved)
+    except KeyboardInterrupt:
+        if unfinished_runs(folder):
+            raise Interrupted(
+                "Interrupted: no results were written, the progress is kept.",
+                hint="The same command with --resume goes on.",
+            ) from None
+        raise
+    if found is None:  # the main process writes and prints
+        return
+    report, allocation = found
     plan = make_plan(report, allocation)
     paths = write_files(
         folder,
@@ -238,10 +306,60 @@ def _rank(
             PLAN_FILE: lambda path: write_plan(plan, path),
         },
     )
+    remove_unfinished(folder)
     if as_json:
         print_rank_json(plan, scores=paths[SCORES_FILE], plan_path=paths[PLAN_FILE])
     else:
         print_result(report, allocation, scores=paths[SCORES_FILE], plan=paths[PLAN_FILE], top=top)
+
+
+def _check_folder(folder: Path, saved: _Saved) -> None:
+    from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, check_folder
+
+    check_folder(folder, (SCORES_FILE, PLAN_FILE), force=saved.force)
+    if saved.resume or not unfinished_runs(folder):
+        return
+    if not saved.force:
+        raise UsageError(
+            f"'{folder}' holds an unfinished run.",
+            hint="Go on with --resume, start anew with --force, or choose another --out.",
+        )
+    remove_unfinished(folder)
+
+
+def _score(
+    settings: RankSettings, folder: Path, saved: _Saved
+) -> tuple[ScoreReport, Allocation] | None:
+    from hlscore.views.progress import status, terminal_progress
+
+    with status("loading torch and transformers"):
+        from hlscore.flow import Storage, score_model
+        from hlscore.inputs.examples import read_examples
+        from hlscore.inputs.model import load_model
+        from hlscore.inputs.sharding import load_sharded
+    with status("reading probe data"):
+        examples = read_examples(settings.data, seed=settings.seed)
+    stored = saved.resume or saved.every_seconds > 0
+    every = saved.every_seconds or float("inf")
+    storage = Storage(folder=folder, every_seconds=every, resume=saved.resume) if stored else None
+    with joined() as processes:
+        with status(f"loading {settings.model.model}"):
+            loaded = (
+                load_sharded(settings.model, processes)
+                if settings.model.shard
+                else load_model(settings.model)
+            )
+        with terminal_progress() as progress:
+            return score_model(
+                loaded.model,
+                loaded.tokenizer,
+                loaded.identity,
+                examples,
+                settings,
+                progress,
+                processes=processes,
+                storage=storage,
+            )
 
 
 def _forecast(settings: RankSettings, *, as_json: bool) -> None:
@@ -252,12 +370,12 @@ def _forecast(settings: RankSettings, *, as_json: bool) -> None:
     with status("loading torch and transformers"):
         from hlscore.flow import forecast
         from hlscore.inputs.examples import read_examples
-        from hlscore.inputs.model import load_shape, load_tokenizer, planned_dtype, resolve_device
+        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)
         tokenizer = load_tokenizer(files, settings.model)
         examples = read_examples(settings.data, seed=settings.seed)
-        found = forecast(model, tokenizer, examples, settings, planned_dtype(model, settings.model))
+        found = forecast(model, tokenizer, examples, settings, device)
     print_forecast(found, settings, device=str(device), as_json=as_json)

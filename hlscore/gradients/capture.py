@@ -1,52 +1,124 @@
-"""The one place that touches the user's model: hooks and flags, set and put back."""
+"""The one place that touches the user's model: hooks and flags, set and put back.
+
+A weight gradient is either taken as it is, or, for a linear map whose input and output pass by,
+never formed: its weight stays frozen, and a tap on the output hands the input and the gradient
+at the output over.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
+from hlscore.gradients.experts import experts_forward
+from hlscore.gradients.taps import Keep, Tap
 
-OnGradient = Callable[[str, torch.Tensor], None]
+# A module and how many times it was used before in the same forward pass.
+Use = tuple[str, int]
+
+
+class GradientReceiver(Protocol):
+    """Takes over the weight gradients that a backward pass forms, module by module."""
+
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """Take a weight gradient, in the layout of the weight."""
+
+
+class TapReceiver(Protocol):
+    """Takes over what taps see, instead of weight gradients."""
+
+    def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
+        """Reduce an input to what `add_product` will need of it."""
+
+    def add_product(
+        self, name: str, kept: torch.Tensor, delta: torch.Tensor, counts: Sequence[int] = ()
+    ) -> None:
+        """Take what `keep` gave and the gradient at the output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where the gradients of the captured modules come from.
+
+    Attributes:
+        weights: Weights whose gradient is formed, by module name.
+        maps: Linear maps that are tapped, by module name.
+        experts: Modules of fused experts that are tapped, with the module names of their weights
+            by attribute.
+    """
+
+    weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    maps: Mapping[str, nn.Module] = field(default_factory=dict)
+    experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
+
+    @property
+    def taps(self) -> bool:
+        """Whether any module is tapped."""
+        return bool(self.maps or self.experts)
+
+    def only(self, names: Container[str]) -> Sources:
+        """The sources of some modules."""
+        experts = [
+            (module, {leaf: name for leaf, name in named.items() if name in names})
+            for module, named in self.experts
+        ]
+        return Sources(
+            weights={name: value for name, value in self.weights.items() if name in names},
+            maps={name: value for name, value in self.maps.items() if name in names},
+            experts=[(module, named) for module, named in experts if named],
+        )
 
 
 class GradientCapture:
-    """Context in which a backward pass hands each weight gradient over and keeps none.
+    """Context in which a backward pass hands each gradient over and keeps none.
 
-    Inside it, the model is in inference mode (dropout off), only the captured weights require
-    gradients, and each gradient goes to `on_gradient` as soon as it is complete and is then
-    freed. On leaving, also by an exception, every hook, `.grad`, `requires_grad`, `training`
-    flag and block `forward` is what it was.
+    Inside it, the model is in inference mode (dropout off), only the weights of `sources.weights`
+    require gradients, and each gradient goes to the receiver as soon as it is complete and is
+    then freed. On leaving, also by an exception, every hook, `.grad`, `requires_grad`,
+    `training` flag, block `forward` and experts implementation is what it was.
 
     Args:
         model: The model; its weights are never changed.
-        parameters: Weight parameter of each captured module, by module name.
-        on_gradient: Called with a module name and its gradient, in the dtype and layout of the
-            weight. The tensor is freed after the call.
+        sources: What is captured, and how.
+        receiver: Takes weight gradients over.
+        taps: Takes over what taps see; needed where `sources` holds any.
         blocks: Decoder blocks whose activations are recomputed in the backward pass.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        parameters: Mapping[str, nn.Parameter],
-        on_gradient: OnGradient,
+        sources: Sources,
+        receiver: GradientReceiver,
         *,
+        taps: TapReceiver | None = None,
         blocks: Sequence[nn.Module] = (),
     ) -> None:
         self._model = model
-        self._parameters = parameters
-        self._on_gradient = on_gradient
+        self._sources = sources
+        self._receiver = receiver
+        self._taps = taps
         self._blocks = blocks
         self._undo = ExitStack()
+        self._uses: dict[str, int] = {}
+        self._skipped: frozenset[Use] = frozenset()
+        self._added: set[Use] = set()
+        # Set while activations are computed that the checkpoint throws away.
+        self._discarding = False
+        self._kept: dict[str, torch.Tensor] = {}
+        self._offloaded = any(parameter.is_meta for parameter in model.parameters())
+        self._anchor = torch.zeros((), requires_grad=True)
 
     def __enter__(self) -> GradientCapture:
         """Set flags and hooks.
@@ -57,14 +129,12 @@ class GradientCapture:
         Raises:
             CaptureError: A weight can hold no gradient.
         """
-        self._check_parameters()
+        self._check_weights()
         try:
             self._set_flags()
-            for name, parameter in self._parameters.items():
-                hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    partial(self._hand_over, name)
-                )
-                self._undo.callback(hook.remove)
+            self._watch_weights()
+            self._tap_maps()
+            self._tap_experts()
             for block in self._blocks:
                 self._checkpoint(block)
         except BaseException:
@@ -81,12 +151,32 @@ class GradientCapture:
         """Put everything back, the last change first."""
         self._undo.close()
 
-    def _check_parameters(self) -> None:
-        for name, parameter in self._parameters.items():
+    def begin_batch(self, skipped: frozenset[Use] = frozenset()) -> None:
+        """Start a forward and backward pass.
+
+        Args:
+            skipped: Uses of modules whose gradient for these examples was handed over before an
+                earlier try broke off.
+        """
+        self._uses, self._added, self._skipped = {}, set(), skipped
+
+    def added(self) -> frozenset[Use]:
+        """Uses of modules whose gradient was handed over since the batch began."""
+        return frozenset(self._added)
+
+    def clear(self) -> None:
+        """Drop what a broken pass left behind."""
+        self._kept.clear()
+        for parameter in self._sources.weights.values():
+            parameter.grad = None
+
+    def _check_weights(self) -> None:
+        for name, parameter in self._sources.weights.items():
             if parameter.is_inference() or not parameter.is_floating_point():
                 raise CaptureError(
                     f"The weight of '{name}' can hold no gradient.",
-                    hint="Load the model outside torch.inference_mode() and unquantized.",
+                    hint="Load the model outside torch.inference_mode(), and quantized ones with "
+                    "--estimator sketch.",
                 )
             if getattr(parameter, "_post_accumulate_grad_hooks", None):
                 raise CaptureError(
@@ -98,37 +188,193 @@ class GradientCapture:
         for module in self._model.modules():
             self._undo.callback(setattr, module, "training", module.training)
         self._model.eval()
+        for module in self._model.modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                self._undo.callback(
+                    _restore_parameter, module, leaf, parameter.requires_grad, parameter.grad
+                )
         for parameter in self._model.parameters():
-            self._undo.callback(
-                _restore_parameter, parameter, parameter.requires_grad, parameter.grad
-            )
             parameter.grad = None
             parameter.requires_grad_(False)
-        for parameter in self._parameters.values():
+        for parameter in self._sources.weights.values():
             parameter.requires_grad_(True)
 
-    def _hand_over(self, name: str, parameter: torch.Tensor) -> None:
-        gradient = parameter.grad
+    def _watch_weights(self) -> None:
+        for name, parameter in self._sources.weights.items():
+            hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                partial(self._take_gradient, name)
+            )
+            self._undo.callback(hook.remove)
+
+    def _tap_maps(self) -> None:
+        if not self._sources.taps:
+            return
+        # With every weight frozen, the graph has to begin somewhere.
+        embedding = self._model.get_input_embeddings()
+        self._undo.callback(embedding.register_forward_hook(_require_gradient).remove)
+        for name, module in self._sources.maps.items():
+            before = module.register_forward_pre_hook(
+                partial(self._see_input, name), with_kwargs=True
+            )
+            self._undo.callback(before.remove)
+            after = module.register_forward_hook(partial(self._see_output, name))
+            self._undo.callback(after.remove)
+
+    def _tap_experts(self) -> None:
+        if not self._sources.experts:
+            return
+        names = {id(module): names for module, names in self._sources.experts}
+        key = f"hlscore-{id(self)}"
+
+        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+            named = names.get(id(module), {})
+
+            def tap(
+                leaf: str, inputs: torch.Tensor, output: torch.Tensor, counts: list[int]
+            ) -> torch.Tensor:
+                if leaf not in named:
+                    return output
+                self._keep(named[leaf], inputs)
+                return self._tap(named[leaf], output, counts)
+
+            return experts_forward(module, tap, *args, **kwargs)
+
+        ALL_EXPERTS_FUNCTIONS[key] = forward
+        self._undo.callback(ALL_EXPERTS_FUNCTIONS.__delitem__, key)
+        configs: list[Any] = [module.config for module, _ in self._sources.experts]
+        for config in {id(config): config for config in configs}.values():
+            own = config._experts_implementation_internal
+            self._undo.callback(setattr, config, "_experts_implementation_internal", own)
+            config._experts_implementation_internal = key
+
+    def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
+        gradient, use = parameter.grad, (name, 0)
         parameter.grad = None
-        if gradient is not None:
-            self._on_gradient(name, gradient)
+        if gradient is not None and use not in self._skipped:
+            self._receiver.add(name, gradient)
+            self._added.add(use)
+
+    def _see_input(
+        self,
+        name: str,
+        module: nn.Module,  # noqa: ARG002 - the signature of a hook
+        args: tuple[torch.Tensor, ...],
+        kwargs: dict[str, torch.Tensor],
+    ) -> None:
+        self._keep(name, args[0] if args else next(iter(kwargs.values())))
+
+    def _see_output(
+        self,
+        name: str,
+        module: nn.Module,  # noqa: ARG002 - the signature of a hook
+        args: tuple[torch.Tensor, ...],  # noqa: ARG002
+        output: torch.Tensor,
+    ) -> torch.Tensor:
+        return self._tap(name, output)
+
+    def _keep(self, name: str, inputs: torch.Tensor) -> None:
+        if self._taps is None or not torch.is_grad_enabled():
+            return
+        kept = inputs
+        if not self._discarding:
+            with torch.no_grad():
+                kept = self._taps.keep(name, inputs)
+        self._kept[name] = Keep.apply(self._anchor, kept.detach())  # type: ignore[no-untyped-call]
+
+    def _tap(self, name: str, output: torch.Tensor, counts: Sequence[int] = ()) -> torch.Tensor:
+        kept = self._kept.pop(name, None)
+        if kept is None:
+            return output
+        use = (name, self._uses.get(name, 0))
+        self._uses[name] = use[1] + 1
+        if not output.requires_grad:
+            output.requires_grad_()
+        receive = partial(self._take_product, use, counts)
+        tapped: torch.Tensor = Tap.apply(  # type: ignore[no-untyped-call]
+            output, kept, kept.grad_fn, receive
+        )
+        return tapped
+
+    def _take_product(
+        self, use: Use, counts: Sequence[int], kept: torch.Tensor, delta: torch.Tensor
+    ) -> None:
+        if self._taps is not None and use not in self._skipped:
+            self._taps.add_product(use[0], kept, delta, counts)
+            self._added.add(use)
 
     def _checkpoint(self, block: nn.Module) -> None:
         # Not the model's own switch: that one works only in training mode, where dropout is on.
         own = block.__dict__.get("forward")
-        block.forward = partial(_recomputed, block.forward)
+        block.forward = partial(self._recomputed, block.forward)
         self._undo.callback(_restore_forward, block, own)
 
+    def _recomputed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        runs = 0
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal runs
+            runs += 1
+            outside, self._discarding = self._discarding, runs == 1
+            try:
+                return forward(*args, **kwargs)
+            finally:
+                self._discarding = outside
+                # Recomputing may stop between the input and the output of a module.
+                self._kept.clear()
+
+        return checkpoint(
+            run,
+            *args,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            # Stopping early skips the hook that puts offloaded weights away again.
+            early_stop=not self._offloaded,
+            # Taps save whole inputs the first time, what is needed of them the second.
+            determinism_check="none" if self._sources.taps else "default",
+            **kwargs,
+        )
+
+
+def called_modules(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], input_ids: torch.Tensor
+) -> set[str]:
+    """Find out which modules a forward pass calls; others may have their weight used directly.
+
+    Args:
+        model: The model; comes back as it was.
+        modules: Modules in question, by name.
+        input_ids: A few tokens, int64 [examples, length].
+
+    Returns:
+        Names of the modules that were called.
+    """
+    called: set[str] = set()
+    # With gradients, because without them bitsandbytes rearranges 4-bit weights on some CPUs.
+    with ExitStack() as undo, torch.enable_grad():
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        model.eval()
+        undo.callback(model.get_input_embeddings().register_forward_hook(_require_gradient).remove)
+        for name, module in modules.items():
+            hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            undo.callback(hook.remove)
+        model(input_ids=input_ids, use_cache=False)
+    return called
+
+
+def _require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    # Not a leaf of the graph, which a model could not write into.
+    return output if output.requires_grad else output.requires_grad_().clone()
 
 
 def _restore_parameter(
-    parameter: nn.Parameter, requires_grad: bool, gradient: torch.Tensor | None
+    module: nn.Module, leaf: str, requires_grad: bool, gradient: torch.Tensor | None
 ) -> None:
-    parameter.requires_grad_(requires_grad)
-    parameter.grad = gradient
+    # By name: weights that are offloaded are other objects after each forward pass.
+    parameter = module._parameters[leaf]
+    if parameter is not None:
+        parameter.requires_grad_(requires_grad)
+        parameter.grad = gradient
 
 
 def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:

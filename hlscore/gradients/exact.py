@@ -3,58 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
-from hlscore.gradients.sketch import draw_omega, sketch
+from hlscore.gradients.groups import GroupSketches
+from hlscore.gradients.products import HALVES
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.records import Candidate
 
-
-def group_sketch_size(rank: int) -> int:
-    """Columns of a group sketch: 4r up to 128, then 2r, which loses more of the spread."""
-    return max(64, min(4 * rank, 128), 2 * rank)
-
-
-@dataclass(slots=True)
-class HalfSum:
-    """Running sum over one half for one weight.
-
-    Attributes:
-        total: Sum of token-loss gradients, float32 [E, p, q] in the layout of the weight.
-        groups: Sketch of each finished group, float32 [E, min(p, q), k] each.
-        seen: Sketch of the sum when the last group ended.
-    """
-
-    total: torch.Tensor
-    groups: list[torch.Tensor] = field(default_factory=list)
-    seen: torch.Tensor | None = None
+_SUM = "sum:"
 
 
 class ExactGradients:
     """Accumulates gradients in float32, two sums per weight.
 
-    A group's sketch is the sketch of the sum at its end less that at its start: sketches are
-    linear, so no third sum is needed.
-
     Args:
-        parameters: Weight parameter of each module, by module name.
-        seed: Seed of the group sketches.
-        sketch_size: Columns of the group sketches that the bootstrap needs; 0 for none.
+        candidates: Modules to capture.
+        tests: Test matrices of the group sketches.
+        groups: Probe groups of each half; `None` keeps no group sketches.
+        on_host: Keep the sums in the memory of the host instead of that of the device.
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], *, seed: int, sketch_size: int
+        self,
+        candidates: Sequence[Candidate],
+        tests: TestMatrices,
+        *,
+        groups: tuple[int, int] | None,
+        on_host: bool = False,
     ) -> None:
-        self._sums = {
-            name: (_empty_sum(parameter), _empty_sum(parameter))
-            for name, parameter in parameters.items()
-        }
+        self._items = {item.module: item for item in candidates}
+        self._tests = tests
+        self._groups = GroupSketches(groups) if groups else None
+        self._on_host = on_host
+        self._sums: dict[str, torch.Tensor] = {}
         self._half = 0
         self._scale = 1.0
-        self._bad: dict[str, torch.Tensor] = {}
-        self._seed = seed
-        self._sketch_size = sketch_size
 
     def begin_batch(self, half: int, scale: float) -> None:
         """Say which half the next gradients belong to, and what they are multiplied with."""
@@ -67,42 +51,33 @@ class ExactGradients:
             name: Module name.
             gradient: In the layout of the weight, any floating dtype.
         """
-        # One reduction finds NaN and infinity; reading it is left to `take_bad`, which waits
-        # for the device once per batch instead of once per weight.
-        self._bad[name] = gradient.sum(dtype=torch.float32)
-        total = self._sums[name][self._half].total
-        total.add_(gradient.reshape(total.shape), alpha=self._scale)
+        if self._on_host:
+            gradient = gradient.cpu()
+        key = f"{HALVES[self._half]}:{name}"
+        if key in self._sums:
+            total = self._sums[key] = self._sums[key].to(gradient.device)
+            total.add_(gradient.reshape(total.shape), alpha=self._scale)
+        else:
+            stack = gradient.reshape(-1, *gradient.shape[-2:])
+            self._sums[key] = stack.to(torch.float32, copy=True).mul_(self._scale)
 
-    def take_bad(self) -> str | None:
-        """Name a module whose gradient in the last batch held NaN or infinity, if any."""
-        names, self._bad = self._bad, {}
-        if not names:
-            return None
-        by_device: dict[torch.device, list[str]] = {}
-        for name, value in names.items():
-            by_device.setdefault(value.device, []).append(name)
-        for group in by_device.values():
-            finite = torch.isfinite(torch.stack([names[name] for name in group])).tolist()
-            for name, good in zip(group, finite, strict=True):
-                if not good:
-                    return name
-        return None
+    def captured(self) -> tuple[str, ...]:
+        """Names of the captured modules."""
+        return tuple(self._items)
 
-    def end_group(self) -> None:
-        """Close a group of examples of the current half."""
-        if not self._sketch_size:
+    def end_group(self, half: int, group: int) -> None:
+        """Close a group of examples.
+
+        Args:
+            half: Its half.
+            group: Its number, those of the first half first.
+        """
+        if self._groups is None:
             return
-        for name, halves in self._sums.items():
-            half = halves[self._half]
-            width = max(half.total.shape[-2:])
-            omega = draw_omega(
-                name, seed=self._seed, width=width, size=self._sketch_size, device=half.total.device
-            )
-            now = sketch(half.total, omega)
-            half.groups.append(now if half.seen is None else now - half.seen)
-            half.seen = now
+        for name, total in self.totals(half).items():
+            self._groups.end(name, group, self._tests.compress(total))
 
-    def means(self, name: str, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def means(self, name: str, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Give the mean gradients of both halves, and forget their sums.
 
         Args:
@@ -110,41 +85,51 @@ class ExactGradients:
             tokens: Counted tokens of each half.
 
         Returns:
-            Two float32 tensors [E, p, q], in the layout of the weight.
+            Two float32 tensors [E, p, q], in the layout of the weight; `None` when nothing ever
+            reached the module.
         """
-        first, second = self._sums[name]
-        return first.total.div_(tokens[0]), second.total.div_(tokens[1])
+        first, second = (self._sums.pop(f"{half}:{name}", None) for half in HALVES)
+        present = second if first is None else first
+        if present is None:
+            return None
+        first = torch.zeros_like(present) if first is None else first
+        second = torch.zeros_like(present) if second is None else second
+        return first.div_(tokens[0]), second.div_(tokens[1])
 
     def group_sketches(self, name: str) -> torch.Tensor | None:
-        """Give the sketches of all groups, first half first: float32 [g, E, m, k]."""
-        first, second = self._sums[name]
-        groups = [*first.groups, *second.groups]
-        return torch.stack(groups) if groups else None
+        """Give the sketches of all groups, first half first: float32 [g, e, p, k]."""
+        return None if self._groups is None else self._groups.of(name)
 
     def forget(self, name: str) -> None:
         """Release what is held for a module."""
-        del self._sums[name]
+        for half in HALVES:
+            self._sums.pop(f"{half}:{name}", None)
+        if self._groups is not None:
+            self._groups.forget(name)
 
+    def sums(self) -> dict[str, torch.Tensor]:
+        """Everything that grows: linear in the probes."""
+        groups = {} if self._groups is None else self._groups.state()
+        return groups | {f"{_SUM}{key}": value for key, value in self._sums.items()}
 
-def exact_bytes(shapes: Sequence[tuple[int, int, int]], *, groups: int, sketch_size: int) -> int:
-    """Memory that the exact estimator holds.
+    def totals(self, half: int) -> dict[str, torch.Tensor]:
+        """The sums of a half, by module name."""
+        found = {name: self._sums.get(f"{HALVES[half]}:{name}") for name in self._items}
+        return {name: total for name, total in found.items() if total is not None}
 
-    Args:
-        shapes: (matrices, out, in) of each weight.
-        groups: Group sketches per weight, 0 without bootstrap.
-        sketch_size: Columns of a group sketch.
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that is needed to go on, by name."""
+        return self.sums()
 
-    Returns:
-        Bytes of two float32 sums per weight, and of the group sketches.
-    """
-    total = 0
-    for matrices, rows, columns in shapes:
-        short, width = min(rows, columns), max(rows, columns)
-        size = min(sketch_size, width)
-        total += 4 * matrices * (2 * rows * columns + (groups + 2 if groups else 0) * short * size)
-    return total
+    def load(self, state: Mapping[str, torch.Tensor], *, number: int = 1) -> None:  # noqa: ARG002
+        """Take a state, or a part of one, over.
 
-
-def _empty_sum(parameter: nn.Parameter) -> HalfSum:
-    shape = (-1, *parameter.shape[-2:])
-    return HalfSum(total=torch.zeros_like(parameter, dtype=torch.float32).reshape(shape))
+        Args:
+            state: What `state` or `sums` gave.
+            number: Pass that it belongs to; there is one.
+        """
+        if self._groups is not None:
+            self._groups.load(state)
+        for key, value in state.items():
+            if key.startswith(_SUM):
+                self._sums[key.removeprefix(_SUM)] = value

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from inspect import signature
 from typing import Any
 
@@ -12,104 +13,263 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
-from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
-from hlscore.inputs.batches import Batch, batches
+from hlscore.gradients.progress import Place, Progress, ProgressFile
+from hlscore.gradients.sketched import SketchGradients
+from hlscore.inputs.batches import Batch, by_length, collate, cut
+from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import decoder_blocks
-from hlscore.inputs.probes import ProbeSet
+from hlscore.inputs.probes import ProbeExample, ProbeSet
 from hlscore.objectives.sft import sft_loss
+from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings
 
 # Mean-loss gradients of large models lie near the smallest number float16 can hold.
 FLOAT16_LOSS_SCALE = 1024.0
 
+_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
+
 OnTokens = Callable[[int], None]
 
 
-def run_probes(
-    model: PreTrainedModel,
-    probes: ProbeSet,
-    parameters: Mapping[str, nn.Parameter],
-    gradients: ExactGradients,
-    settings: CaptureSettings,
-    on_tokens: OnTokens,
-) -> float:
-    """Run every probe batch forward and backward, and accumulate the gradients.
+class ProbeRun:
+    """One run over the probes; `run` does it.
 
     Args:
         model: The model; comes back as it was.
         probes: Both halves of the probe examples.
-        parameters: Weight parameter of each module, by module name.
-        gradients: Receives each gradient.
-        settings: Batch size, padding, checkpointing.
+        gradients: Receives the gradients.
+        sources: Where they come from.
+        settings: Batch size, padding, checkpointing, passes.
         on_tokens: Called after each batch with its tokens.
-
-    Returns:
-        Mean loss over the counted tokens of the whole set, in nats.
-
-    Raises:
-        CaptureError: A loss or gradient is NaN or infinite, or no gradient arrived.
+        processes: This process among those that share the probes.
+        progress_file: Where progress is stored, if anywhere.
+        in_step: Whether all processes must run the same number of batches, because they share
+            the weights.
     """
-    device = model.get_input_embeddings().weight.device
-    total, counted, number = 0.0, 0, 0
-    blocks = _checkpointed_blocks(model) if settings.checkpointing else ()
-    # Right-padded tokens stand at their own places anyway; the model's own default is safest.
-    sends_positions = (
-        settings.padding_side == "left" and "position_ids" in signature(model.forward).parameters
-    )
-    with (
-        torch.enable_grad(),
-        GradientCapture(model, parameters, gradients.add, blocks=blocks),
-    ):
-        for half, groups in enumerate(probes.halves):
-            for group in groups:
-                for batch in batches(
-                    group,
-                    batch_size=settings.batch_size,
-                    pad_token_id=probes.pad_token_id,
-                    padding_side=settings.padding_side,
-                    device=torch.device(device),
-                ):
-                    number += 1
-                    loss, tokens = _run_batch(
-                        model, batch, gradients, half, number, sends_positions
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        probes: ProbeSet,
+        gradients: ExactGradients | SketchGradients,
+        sources: Sources,
+        settings: CaptureSettings,
+        *,
+        on_tokens: OnTokens,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
+        progress_file: ProgressFile | None = None,
+        in_step: bool = False,
+    ) -> None:
+        self._model = model
+        self._probes = probes
+        self._gradients = gradients
+        self._sources = sources
+        self._settings = settings
+        self._on_tokens = on_tokens
+        self._processes = processes
+        self._file = progress_file
+        self._in_step = in_step
+        self._progress = Progress(place=Place(), loss=0.0, batch_size=settings.batch_size)
+        self._here = Place()
+        # Right-padded tokens stand at their own places anyway; the model's own default is safest.
+        self._sends_positions = (
+            settings.padding_side == "left"
+            and "position_ids" in signature(model.forward).parameters
+        )
+
+    @property
+    def batch_size(self) -> int:
+        """Examples per batch that fitted the memory."""
+        return self._progress.batch_size
+
+    def resume(self) -> None:
+        """Go on where a stored run ended.
+
+        Raises:
+            UsageError: No run is stored, or another one.
+        """
+        if self._file is None:
+            return
+        on_host = self._settings.accumulate_on == "host"
+        device = torch.device("cpu") if on_host else input_device(self._model)
+        self._progress, state = self._file.load(self._progress, device)
+        self._gradients.load(state, number=self._progress.place.number)
+
+    def run(self) -> float:
+        """Run every probe batch forward and backward, and accumulate the gradients.
+
+        Returns:
+            Mean loss over the counted tokens of the whole set, in nats.
+
+        Raises:
+            CaptureError: A loss or gradient is NaN or infinite, or no gradient arrived.
+        """
+        first = self._progress.place.number
+        for number in range(first, self._settings.passes + 1):
+            if number > first:
+                self._begin_pass(number)
+            self._run_pass(number)
+            self._gradients.load(self._processes.add_up(self._gradients.sums()), number=number)
+        tokens = sum(e.counted_tokens for half in self._probes.halves for g in half for e in g)
+        return self._processes.total([self._progress.loss])[0] / tokens
+
+    def _begin_pass(self, number: int) -> None:
+        gradients = self._gradients
+        if not isinstance(gradients, SketchGradients):
+            return
+        gradients.begin_pass()
+        self._processes.give_to_all(gradients.bases())
+        self._progress = replace(self._progress, place=Place(number=number))
+        if self._file is not None:
+            self._file.save(self._progress, gradients.state())
+            self._processes.wait()
+            self._file.forget(before=number)
+
+    def _run_pass(self, number: int) -> None:
+        captured = set(self._gradients.captured())
+        gradients = self._gradients
+        if not captured:
+            return
+        capture = GradientCapture(
+            self._model,
+            self._sources.only(captured),
+            gradients,
+            taps=gradients if isinstance(gradients, SketchGradients) else None,
+            blocks=_checkpointed_blocks(self._model) if self._settings.checkpointing else (),
+        )
+        start = self._progress.place
+        with torch.enable_grad(), capture:
+            for half, groups in enumerate(self._probes.halves):
+                earlier = half * len(self._probes.halves[0])
+                for index, group in enumerate(groups):
+                    batches = self._batches(group)
+                    for batch, examples in enumerate(batches):
+                        here = Place(number=number, half=half, group=index, batch=batch)
+                        if here < start:
+                            self._on_tokens(sum(len(e.input_ids) for e in examples))
+                            continue
+                        self._run_batch(capture, examples, half, here)
+                    ended = Place(number=number, half=half, group=index, batch=len(batches))
+                    if ended >= start:
+                        self._check_finite(ended)
+                        gradients.end_group(half, earlier + index)
+
+    def _batches(self, group: Sequence[ProbeExample]) -> list[Sequence[ProbeExample]]:
+        """Batches of this process; an empty one where others have more."""
+        ordered = by_length(group)
+        own = cut(self._processes.share(ordered), self._settings.batch_size)
+        if self._in_step:
+            largest = -(-len(ordered) // self._processes.size)
+            steps = -(-largest // self._settings.batch_size)
+            own += [()] * (steps - len(own))
+        return own
+
+    def _run_batch(
+        self, capture: GradientCapture, examples: Sequence[ProbeExample], half: int, here: Place
+    ) -> None:
+        self._here = here
+        loss = self._run_parts(capture, examples, half, frozenset())
+        place = replace(here, batch=here.batch + 1)
+        counted = loss if here.number == 1 else 0.0
+        self._progress = replace(self._progress, place=place, loss=self._progress.loss + counted)
+        self._on_tokens(sum(len(e.input_ids) for e in examples))
+        if self._file is not None:
+            self._file.save_when_due(self._progress, self._gradients.state)
+
+    def _run_parts(
+        self,
+        capture: GradientCapture,
+        examples: Sequence[ProbeExample],
+        half: int,
+        skipped: frozenset[Use],
+    ) -> float:
+        """Run examples in as few parts as fit the memory.
+
+        What a module gained before memory ran out is complete for these examples, so that their
+        smaller parts leave it out.
+        """
+        if not examples:
+            self._run_part(capture, self._probes.halves[0][0][:1], half, skipped, weight=0.0)
+            return 0.0
+        loss, start = 0.0, 0
+        while start < len(examples):
+            part = examples[start : start + self._progress.batch_size]
+            start += len(part)
+            try:
+                loss += self._run_part(capture, part, half, skipped)
+                continue
+            except RuntimeError as error:
+                if not is_out_of_memory(error) or len(part) == 1 or self._in_step:
+                    raise
+                done = skipped | capture.added()
+            # Outside the except clause: the error holds the tensors of the failed try.
+            capture.clear()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            self._progress = replace(self._progress, batch_size=len(part) // 2)
+            loss += self._run_parts(capture, part, half, done)
+        return loss
+
+    def _run_part(
+        self,
+        capture: GradientCapture,
+        examples: Sequence[ProbeExample],
+        half: int,
+        skipped: frozenset[Use],
+        weight: float = 1.0,
+    ) -> float:
+        batch = collate(
+            examples,
+            pad_token_id=self._probes.pad_token_id,
+            padding_side=self._settings.padding_side,
+            device=input_device(self._model),
+        )
+        capture.begin_batch(skipped)
+        logits = self._model(**self._inputs(batch), use_cache=False).logits
+        loss, tokens = sft_loss(logits, batch.labels.to(logits.device))
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise CaptureError(
+                f"The loss in {_words(self._here)} is {value}.", hint=_overflow_hint(self._model)
+            )
+        if not loss.requires_grad:
+            raise CaptureError("The loss does not depend on any candidate module.")
+        scale = FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
+        self._gradients.begin_batch(half, weight * tokens / scale)
+        (loss * (scale / tokens)).backward()  # type: ignore[no-untyped-call]
+        return value
+
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+        if self._sends_positions:
+            inputs["position_ids"] = batch.position_ids
+        return inputs
+
+    def _check_finite(self, here: Place) -> None:
+        """Look for NaN and infinity, once per group: reading the answer waits for the device."""
+        by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
+        for name, total in self._gradients.totals(here.half).items():
+            by_device.setdefault(total.device, {})[name] = total.sum()
+        for sums in by_device.values():
+            finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
+            for name, good in zip(sums, finite, strict=True):
+                if not good:
+                    raise CaptureError(
+                        f"The gradient of '{name}' in {_words(here)} holds NaN or infinity.",
+                        hint=_overflow_hint(self._model),
                     )
-                    total, counted = total + loss, counted + tokens
-                    on_tokens(batch.tokens)
-                gradients.end_group()
-    return total / counted
 
 
-def _run_batch(
-    model: PreTrainedModel,
-    batch: Batch,
-    gradients: ExactGradients,
-    half: int,
-    number: int,
-    sends_positions: bool,
-) -> tuple[float, int]:
-    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if sends_positions:
-        inputs["position_ids"] = batch.position_ids
-    logits = model(**inputs, use_cache=False).logits
-    loss, tokens = sft_loss(logits, batch.labels)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise CaptureError(
-            f"The loss of probe batch {number} is {value}.", hint=_overflow_hint(model)
-        )
-    scale = FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
-    gradients.begin_batch(half, tokens / scale)
-    if not loss.requires_grad:
-        raise CaptureError("The loss does not depend on any candidate module.")
-    (loss * (scale / tokens)).backward()  # type: ignore[no-untyped-call]
-    bad = gradients.take_bad()
-    if bad is not None:
-        raise CaptureError(
-            f"The gradient of '{bad}' in probe batch {number} holds NaN or infinity.",
-            hint=_overflow_hint(model),
-        )
-    return value, tokens
+def _words(place: Place) -> str:
+    return f"probe group {place.group + 1} of half {place.half + 1}"
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device or the host has no memory left."""
+    on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
+    return on_host or isinstance(error, torch.OutOfMemoryError)
 
 
 def _overflow_hint(model: PreTrainedModel) -> str:

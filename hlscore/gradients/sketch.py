@@ -1,15 +1,21 @@
 """Random sketches of matrices: pure functions of tensors.
 
 A matrix is oriented with its short side first, [..., m, n] with m <= n, and sketched on the
-long side: `Y = X Omega`, [..., m, k]. Entries of `Omega` are +-1 / sqrt(k), so that
-`E[Omega Omega^T] = I` and inner products of sketches estimate those of the matrices.
+long side: `Y = X Omega / sqrt(k)`, [..., m, k]. Entries of `Omega` are +-1, which 16-bit types
+hold exactly; as `E[Omega Omega^T] = k I`, inner products of sketches estimate those of the
+matrices. Matrices of one width share one `Omega`: what several modules read is projected once,
+and any run or process can draw it again from seed, width and size.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from functools import lru_cache
 
 import torch
+
+LEAST_SAVING = 4
 
 
 def short_first(matrices: torch.Tensor) -> torch.Tensor:
@@ -24,39 +30,109 @@ def short_first(matrices: torch.Tensor) -> torch.Tensor:
     return matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
 
 
-def draw_omega(
-    name: str, *, seed: int, width: int, size: int, device: torch.device
-) -> torch.Tensor | None:
-    """Draw the Rademacher test matrix of a module; the same on every device and run.
+def default_sketch_size(rank: int) -> int:
+    """Columns of a sketch from which tails at a LoRA rank can be told: four times the rank."""
+    return max(64, 4 * rank)
+
+
+class TestMatrices:
+    """The Rademacher test matrices of a run, each drawn when it is first asked for.
 
     Args:
-        name: Module name, mixed into the seed.
-        seed: Seed of the run.
-        width: Long side n of the module's matrices.
         size: Columns k.
-        device: Where the result goes.
-
-    Returns:
-        float32 [n, k], or `None` when k >= n: the identity is as small, and exact.
+        seed: Seed of the run.
     """
-    if size >= width:
-        return None
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
-    signs = torch.randint(0, 2, (width, size), generator=generator, dtype=torch.int8)
-    omega: torch.Tensor = ((signs * 2 - 1).to(torch.float32) / size**0.5).to(device)
-    return omega
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+    def __init__(self, *, size: int, seed: int) -> None:
+        self.size = size
+        self._unit = 1 / math.sqrt(size)
+        self._seed = seed
+        self._drawn: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
+
+    def keeps_whole(self, width: int) -> bool:
+        """Whether matrices with this long side are kept as they are.
+
+        A sketch that is not at least four times smaller is not worth its noise.
+        """
+        return width <= LEAST_SAVING * self.size
+
+    def columns(self, width: int) -> int:
+        """Columns of a sketch of matrices with this long side: k, or n where they stay whole."""
+        return width if self.keeps_whole(width) else self.size
+
+    def factor(self, width: int) -> float:
+        """What products with the test matrix are multiplied with: `1 / sqrt(k)`, identity 1."""
+        return 1.0 if self.keeps_whole(width) else self._unit
+
+    def of(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """Give the test matrix of a width; the same on every device, run and process.
+
+        Args:
+            width: Long side n of the matrices.
+            device: Where the result goes.
+            dtype: Dtype of the result; all hold its entries exactly.
+
+        Returns:
+            +-1, [n, k], or `None` for the identity, where matrices are kept whole.
+        """
+        return None if self.keeps_whole(width) else self._matrix(width, device, dtype)
+
+    def compress(self, matrices: torch.Tensor) -> torch.Tensor:
+        """Sketch matrices to k columns, also those that are narrow enough to be kept whole.
+
+        Args:
+            matrices: Any floating dtype, [E, p, q].
+
+        Returns:
+            float32 [E, min(p, q), k], or the matrices where they have no more columns than that.
+        """
+        oriented = short_first(matrices).float()
+        width = oriented.shape[-1]
+        if width <= self.size:
+            return oriented
+        omega = self._matrix(width, matrices.device, torch.float32)
+        return (oriented @ omega) * self._unit
+
+    def _matrix(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        key = (width, device, dtype)
+        if key not in self._drawn:
+            self._drawn[key] = self._draw(width).to(device=device, dtype=dtype)
+        return self._drawn[key]
+
+    def _draw(self, width: int) -> torch.Tensor:
+        digest = hashlib.sha256(f"{self._seed}:{width}:{self.size}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+        signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
+        return signs * 2 - 1
 
 
-def sketch(matrices: torch.Tensor, omega: torch.Tensor | None) -> torch.Tensor:
-    """Sketch matrices on their long side.
+def fold_rows(sketches: torch.Tensor, rows: int) -> torch.Tensor:
+    """Add the rows of sketches up, with random signs, into fewer (a count sketch).
+
+    Products `X^T Y` of folded sketches estimate those of the whole ones (Clarkson and Woodruff,
+    arXiv 1207.6365).
 
     Args:
-        matrices: float32 [E, p, q].
-        omega: [max(p, q), k], or `None` for the identity.
+        sketches: [E, m, k].
+        rows: Rows p that are kept.
 
     Returns:
-        float32 [E, min(p, q), k], new memory.
+        [E, p, k], or the sketches themselves when m <= p.
     """
-    oriented = short_first(matrices)
-    return oriented.clone() if omega is None else oriented @ omega
+    height = sketches.shape[-2]
+    if height <= rows:
+        return sketches
+    places, signs = _fold(height, rows, sketches.device)
+    folded = sketches.new_zeros(*sketches.shape[:-2], rows, sketches.shape[-1])
+    return folded.index_add_(-2, places, sketches * signs[:, None])
+
+
+@lru_cache(maxsize=64)
+def _fold(height: int, rows: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each row goes, int64 [m], and its sign, float32 [m]."""
+    generator = torch.Generator().manual_seed(height)
+    places = torch.randint(0, rows, (height,), generator=generator)
+    signs = torch.randint(0, 2, (height,), generator=generator) * 2.0 - 1
+    return places.to(device), signs.to(device)

@@ -27,7 +27,7 @@ class Spectrum:
     Attributes:
         energies: Squared singular values, largest first, float64 [E, l]; all of them when
             `exact`, else the leading ones as the subspace iteration found them.
-        basis: Left singular vectors, float64 or float32 [E, m, l].
+        basis: Left singular vectors, float64 or float32 [E, m, l]; may be left out.
         total: `||X||_F^2` of each matrix, float64 [E].
         residuals: `||X v - s u||` of each vector, float64 [E, l]; zero when `exact`.
         exact: Whether the spectrum is complete.
@@ -53,18 +53,17 @@ class Spectrum:
         return float(outside) if outside > ROUNDING * total else 0.0
 
     def head_error(self, rank: int) -> float:
-        """Estimated relative error of `head(rank)`, from the residuals of the vectors.
+        """Estimated error of `head(rank)` and `tail(rank)`, from the residuals of the vectors.
 
         A singular value lies within `residual` of each computed one, so the head is off by at
         most `sum (2 s residual + residual^2)`, provided the vectors belong to the leading
-        values. Zero for exact spectra.
+        values, and by no more than the tail. Zero for exact spectra.
         """
-        head = self.head(rank)
-        if self.exact or head == 0:
+        if self.exact:
             return 0.0
         values, residuals = self.energies[:, :rank].sqrt(), self.residuals[:, :rank]
         bound = (2 * values * residuals + residuals**2).sum()
-        return float((bound / head).clamp(max=1))
+        return float(bound.clamp(max=self.tail(rank)))
 
 
 def chooses_full(short_side: int, vectors: int, method: str) -> bool:
@@ -83,20 +82,24 @@ def chooses_full(short_side: int, vectors: int, method: str) -> bool:
     return method == "auto" and short_side <= FULL_UP_TO
 
 
-def full_spectrum(gram: torch.Tensor) -> Spectrum:
+def full_spectrum(gram: torch.Tensor, *, vectors: bool = True) -> Spectrum:
     """Decompose `X X^T` completely.
 
     Args:
         gram: Symmetric, float64 [E, m, m].
+        vectors: Whether the vectors are wanted; without them it takes half the time.
 
     Returns:
-        All energies and vectors.
+        All energies and vectors, or no vectors.
     """
-    values, vectors = torch.linalg.eigh(gram)
+    if vectors:
+        values, basis = torch.linalg.eigh(gram)
+    else:
+        values, basis = torch.linalg.eigvalsh(gram), gram[..., :0]
     energies = values.flip(-1).clamp(min=0)
     return Spectrum(
         energies=energies,
-        basis=vectors.flip(-1),
+        basis=basis.flip(-1),
         total=gram.diagonal(dim1=-2, dim2=-1).sum(-1),
         residuals=torch.zeros_like(energies),
         exact=True,
@@ -153,6 +156,8 @@ class HalfSpectra:
         overlap: `<A, B>` of each matrix, float64 [E].
         first_overlaps: `u_i^T B A^T u_i` for the vectors of `A`, float64 [E, l].
         second_overlaps: `u_i^T A B^T u_i` for the vectors of `B`, float64 [E, l].
+        first_shadows: `||B^T u_i||` for the vectors of `A`, float64 [E, l].
+        second_shadows: `||A^T u_i||` for the vectors of `B`, float64 [E, l].
     """
 
     mean: Spectrum
@@ -161,6 +166,8 @@ class HalfSpectra:
     overlap: torch.Tensor
     first_overlaps: torch.Tensor
     second_overlaps: torch.Tensor
+    first_shadows: torch.Tensor
+    second_shadows: torch.Tensor
 
     def cross_fitted_tail(self, rank: int) -> float:
         """`S_r`: loss decrease per unit learning rate, in nats, that rank r cannot reach."""
@@ -170,6 +177,18 @@ class HalfSpectra:
         outside = (self.overlap - inside / 2).sum()
         scale = (self.first.total.sum() * self.second.total.sum()).sqrt()
         return float(outside) if outside.abs() > ROUNDING * scale else 0.0
+
+    def cross_fitted_error(self, rank: int) -> float:
+        """Estimated error of `cross_fitted_tail(rank)`; zero for exact spectra.
+
+        The residual of a vector of one half is multiplied with what the other half has in its
+        direction, and those products add up as independent ones do.
+        """
+        if self.mean.exact:
+            return 0.0
+        first = (self.first.residuals * self.first_shadows)[:, :rank]
+        second = (self.second.residuals * self.second_shadows)[:, :rank]
+        return float((first.square().sum() + second.square().sum()).sqrt() / 2)
 
 
 def full_half_spectra(
@@ -193,12 +212,14 @@ def full_half_spectra(
     gram_mean = w * w * gram_a + (1 - w) * (1 - w) * gram_b + w * (1 - w) * mixed
     spectrum_a, spectrum_b = full_spectrum(gram_a), full_spectrum(gram_b)
     return HalfSpectra(
-        mean=full_spectrum(gram_mean),
+        mean=full_spectrum(gram_mean, vectors=False),
         first=spectrum_a,
         second=spectrum_b,
         overlap=cross.diagonal(dim1=-2, dim2=-1).sum(-1),
         first_overlaps=_quadratic_forms(spectrum_a.basis, cross),
         second_overlaps=_quadratic_forms(spectrum_b.basis, cross),
+        first_shadows=torch.zeros_like(spectrum_a.energies),
+        second_shadows=torch.zeros_like(spectrum_b.energies),
     )
 
 
@@ -220,13 +241,17 @@ def randomized_half_spectra(
     mean = torch.lerp(second, first, first_share)
     spectrum_a = randomized_spectrum(first, vectors, seed=seed)
     spectrum_b = randomized_spectrum(second, vectors, seed=seed)
+    own_a, other_a = _projections(spectrum_a.basis, first, second)
+    own_b, other_b = _projections(spectrum_b.basis, second, first)
     return HalfSpectra(
         mean=randomized_spectrum(mean, vectors, seed=seed),
         first=spectrum_a,
         second=spectrum_b,
         overlap=(first.double() * second.double()).sum((-2, -1)),
-        first_overlaps=_projected_overlaps(spectrum_a.basis, first, second),
-        second_overlaps=_projected_overlaps(spectrum_b.basis, first, second),
+        first_overlaps=(own_a * other_a).sum(-1),
+        second_overlaps=(own_b * other_b).sum(-1),
+        first_shadows=torch.linalg.vector_norm(other_a, dim=-1),
+        second_shadows=torch.linalg.vector_norm(other_b, dim=-1),
     )
 
 
@@ -234,11 +259,11 @@ def _quadratic_forms(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tenso
     return (vectors * (matrix @ vectors)).sum(-2)
 
 
-def _projected_overlaps(
-    vectors: torch.Tensor, first: torch.Tensor, second: torch.Tensor
-) -> torch.Tensor:
+def _projections(
+    vectors: torch.Tensor, own: torch.Tensor, other: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     basis = vectors.float().mT
-    return ((basis @ first).double() * (basis @ second).double()).sum(-1)
+    return (basis @ own).double(), (basis @ other).double()
 
 
 def effective_rank(spectrum: Spectrum) -> float | None:
@@ -275,17 +300,3 @@ def rank_for_share(spectrum: Spectrum, share: float) -> int | None:
     heads = spectrum.energies.sum(0).cumsum(0)
     enough = heads >= share * total * (1 - 1e-12)
     return int(enough.to(torch.int8).argmax()) + 1 if bool(enough.any()) else None
-
-
-def curve_ranks(rank: int) -> tuple[int, ...]:
-    """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
-
-    Args:
-        rank: LoRA rank of the run.
-
-    Returns:
-        1, 2, 4, ... up to at least 64 and twice the rank.
-    """
-    largest = max(64, 2 * rank)
-    powers = {2**i for i in range(largest.bit_length()) if 2**i <= largest}
-    return tuple(sorted(powers | {rank}))

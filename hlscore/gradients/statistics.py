@@ -1,14 +1,19 @@
-"""From two half gradients to the statistics of one module."""
+"""From what was captured of one module to its statistics."""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
-from hlscore.gradients.bootstrap import Resamples, centred_replicates, draw_scores
-from hlscore.gradients.sketch import short_first
+from hlscore.gradients.jackknife import Influences, influences
+from hlscore.gradients.resampling import Resamples
+from hlscore.gradients.sketch import LEAST_SAVING, short_first
+from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
+from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.spectrum import (
     HalfSpectra,
     chooses_full,
@@ -17,7 +22,9 @@ from hlscore.gradients.spectrum import (
     randomized_half_spectra,
     rank_for_share,
 )
-from hlscore.records import GradientStatistics
+from hlscore.records import Estimate, GradientStatistics
+
+_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +37,7 @@ class Reduction:
         tokens: Counted tokens of each half.
         svd: `auto`, `full` or `randomized`.
         seed: Seed of the subspace iterations.
-        resamples: Bootstrap draws, or `None`.
+        resamples: Draws of the probe groups, or `None`.
     """
 
     rank: int
@@ -40,6 +47,11 @@ class Reduction:
     seed: int
     resamples: Resamples | None
 
+    @property
+    def first_share(self) -> float:
+        """Share of the counted tokens in the first half."""
+        return self.tokens[0] / sum(self.tokens)
+
 
 def reduce_gradients(
     first: torch.Tensor,
@@ -47,73 +59,173 @@ def reduce_gradients(
     weight: torch.Tensor,
     groups: torch.Tensor | None,
     reduction: Reduction,
+    *,
+    name: str = "",
 ) -> GradientStatistics:
-    """Compute the statistics of one module.
+    """Compute the statistics of one module from its gradients.
 
     Args:
         first: Mean gradient of the first half, float32 [E, p, q].
         second: Mean gradient of the second half, float32 [E, p, q].
         weight: The weight, any floating dtype, [p, q] or [E, p, q].
-        groups: Group sketches, float32 [g, E, min(p, q), k], or `None`.
+        groups: Group sketches, float32 [g, e, p', k], or `None`.
         reduction: How.
+        name: Module name, mixed into the seed of the errors that replicates carry.
 
     Returns:
         The statistics.
     """
-    share = reduction.tokens[0] / sum(reduction.tokens)
-    norm, taylor, taylor_mean = _weight_terms(first, second, weight, share)
-    spectra = half_spectra(first, second, share, reduction)
-    mean = spectra.mean
-    hls = spectra.cross_fitted_tail(reduction.rank)
-    tail = mean.tail(reduction.rank)
+    spectra = half_spectra(first, second, reduction)
+    mean, ranks = spectra.mean, reduction.ranks
     energy = float(mean.total.sum())
-    replicates = _replicates(spectra, groups, reduction, hls=hls, tail=tail, energy=energy)
+    tails = tuple(mean.tail(rank) for rank in ranks)
+    hls = tuple(spectra.cross_fitted_tail(rank) for rank in ranks)
+    at = ranks.index(reduction.rank)
+    norm, taylor, taylor_mean = _weight_terms(first, second, weight, reduction.first_share)
+    rank_for_90 = rank_for_share(mean, _SHARE)
+    scores = (
+        Estimate(hls[at], spectra.cross_fitted_error(reduction.rank)),
+        Estimate(tails[at], mean.head_error(reduction.rank)),
+        Estimate(energy),
+    )
     return GradientStatistics(
-        grad_energy=energy,
-        top_energy=float(mean.head(1)),
-        tail_curve=tuple(mean.tail(rank) for rank in reduction.ranks),
-        hls_curve=tuple(spectra.cross_fitted_tail(rank) for rank in reduction.ranks),
-        head_error=mean.head_error(reduction.rank),
-        rank_for_90=rank_for_share(mean, 0.9),
+        grad_energy=Estimate(energy),
+        top_energy=Estimate(float(mean.head(1)), mean.head_error(1)),
+        tail_curve=tails,
+        tail_errors=tuple(mean.head_error(rank) for rank in ranks),
+        hls_curve=hls,
+        hls_errors=tuple(spectra.cross_fitted_error(rank) for rank in ranks),
+        rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90),
         effective_rank=effective_rank(mean),
         weight_norm=norm,
         taylor=taylor,
         taylor_mean=taylor_mean,
         matrices_reached=int((mean.total > 0).sum()),
-        hls_replicates=replicates[0],
-        tail_replicates=replicates[1],
-        grad_norm_replicates=replicates[2],
+        **_replicates(groups, reduction, scores, _sides(first.shape[-2:]), name),
     )
 
 
-def half_spectra(
-    first: torch.Tensor, second: torch.Tensor, share: float, reduction: Reduction
-) -> HalfSpectra:
+def reduce_sketches(
+    captured: Sketches,
+    weight_norm: float | None,
+    groups: torch.Tensor | None,
+    reduction: Reduction,
+    *,
+    name: str = "",
+) -> GradientStatistics:
+    """Compute the statistics of one module from its sketches.
+
+    Statistics of single entries of the gradient (`taylor`) and of its whole spectrum
+    (`effective_rank`) cannot be had from a sketch.
+
+    Args:
+        captured: Sketches of both halves.
+        weight_norm: `||W||_F`, or `None` where the weight cannot be had.
+        groups: Group sketches, float32 [g, e, p, k], or `None`.
+        reduction: How.
+        name: Module name, mixed into the seed of the errors that replicates carry.
+
+    Returns:
+        The statistics.
+    """
+    found = _estimates(captured, reduction)
+    at = reduction.ranks.index(reduction.rank)
+    tails, hls = found.tails.tolist(), found.cross_fitted.tolist()
+    scores = (
+        Estimate(hls[0][at], hls[1][at]),
+        Estimate(tails[0][at], tails[1][at]),
+        Estimate(*found.energy),
+    )
+    return GradientStatistics(
+        grad_energy=Estimate(*found.energy),
+        top_energy=Estimate(*found.top),
+        tail_curve=tuple(tails[0]),
+        tail_errors=tuple(tails[1]),
+        hls_curve=tuple(hls[0]),
+        hls_errors=tuple(hls[1]),
+        rank_for_90=None if found.rank_for_90 is None else Estimate(*found.rank_for_90),
+        effective_rank=None,
+        weight_norm=weight_norm,
+        taylor=None,
+        taylor_mean=None,
+        matrices_reached=found.matrices_reached,
+        **_replicates(groups, reduction, scores, _sketched_sides(captured), name),
+    )
+
+
+def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatistics:
+    """Statistics of a module that no probe token got to: its gradient is zero.
+
+    Args:
+        weight_norm: `||W||_F`, or `None` where it cannot be had.
+        reduction: How the others are reduced.
+
+    Returns:
+        Zeros.
+    """
+    zeros = (0.0,) * len(reduction.ranks)
+    drawn = (0.0,) * (0 if reduction.resamples is None else reduction.resamples.count)
+    return GradientStatistics(
+        grad_energy=Estimate(0.0),
+        top_energy=Estimate(0.0),
+        tail_curve=zeros,
+        tail_errors=zeros,
+        hls_curve=zeros,
+        hls_errors=zeros,
+        rank_for_90=None,
+        effective_rank=None,
+        weight_norm=weight_norm,
+        taylor=0.0,
+        taylor_mean=0.0,
+        matrices_reached=0,
+        hls_replicates=drawn,
+        tail_replicates=drawn,
+        grad_norm_replicates=drawn,
+    )
+
+
+def half_spectra(first: torch.Tensor, second: torch.Tensor, reduction: Reduction) -> HalfSpectra:
     """Decompose both halves, completely or for their leading part.
 
     Args:
         first: Mean gradient of the first half, float32 [E, p, q].
         second: Mean gradient of the second half, float32 [E, p, q].
-        share: Share of the counted tokens in the first half.
         reduction: How.
 
     Returns:
         The spectra.
     """
-    a, b = short_first(first), short_first(second)
-    if a.device.type == "mps":  # has no float64
-        a, b = a.cpu(), b.cpu()
-    vectors = max(reduction.ranks)
+    a, b = (short_first(_with_float64(half)) for half in (first, second))
+    share, vectors = reduction.first_share, max(reduction.ranks)
     if chooses_full(a.shape[-2], vectors, reduction.svd):
         return full_half_spectra(a, b, first_share=share)
     return randomized_half_spectra(a, b, first_share=share, vectors=vectors, seed=reduction.seed)
+
+
+def _estimates(captured: Sketches, reduction: Reduction) -> SketchEstimates:
+    first, second = _with_float64(captured.first), _with_float64(captured.second)
+    share, ranks = reduction.first_share, reduction.ranks
+    if captured.refined is None:
+        return estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
+    inside, outside = captured.refined.inside, captured.refined.outside
+    return refined_estimate(
+        (_with_float64(inside[0]), _with_float64(inside[1])),
+        (_with_float64(outside[0]), _with_float64(outside[1])),
+        first_share=share,
+        ranks=ranks,
+    )
+
+
+def _with_float64(values: torch.Tensor) -> torch.Tensor:
+    """Where float64 can be had: Apple GPUs have none."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def _weight_terms(
     first: torch.Tensor, second: torch.Tensor, weight: torch.Tensor, share: float
 ) -> tuple[float, float, float]:
     """`||W||_F`, `||W * G||_F` and the mean of `|W * G|`."""
-    values = weight.detach().reshape(first.shape).float()
+    values = weight.detach().to(first.device).reshape(first.shape).float()
     product = torch.lerp(second, first, share).mul_(values)
     return (
         float(torch.linalg.vector_norm(values)),
@@ -123,31 +235,74 @@ def _weight_terms(
 
 
 def _replicates(
-    spectra: HalfSpectra,
     groups: torch.Tensor | None,
     reduction: Reduction,
-    *,
-    hls: float,
-    tail: float,
-    energy: float,
-) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+    scores: tuple[Estimate, Estimate, Estimate],
+    sides: tuple[float, float],
+    name: str,
+) -> dict[str, tuple[float, ...]]:
+    """Resampled `hls`, `tail` and `grad_norm`; empty without group sketches.
+
+    Replicates vary with the probes and, as far as a score is an estimate, with its error too.
+    """
+    names = ("hls_replicates", "tail_replicates", "grad_norm_replicates")
     resamples = reduction.resamples
     if resamples is None or groups is None:
-        return (), (), ()
+        return dict.fromkeys(names, ())
     # Beyond the short side there is no tail to draw, but the energy still varies.
-    spanned = reduction.rank >= groups.shape[-2]
-    rank = min(reduction.rank, groups.shape[-2])
-    drawn = draw_scores(groups.to(spectra.overlap.device), resamples, rank)
-    if spanned:
-        zero = (0.0,) * resamples.first.shape[0]
-        return zero, zero, _floats(centred_replicates(drawn.grad_norm, energy))
-    return (
-        _floats(centred_replicates(drawn.hls, hls)),
-        _floats(centred_replicates(drawn.tail, tail)),
-        _floats(centred_replicates(drawn.grad_norm, energy)),
-    )
+    spanned = reduction.rank >= sides[0]
+    found = _influences(groups, resamples, reduction.rank, scores[2].value)
+    # The leading vectors of a small sketch take more of its noise with them than those of the
+    # matrix do; what is left of it outside is scaled up to what it is there.
+    left = 1 - min(reduction.rank / groups.shape[-1], 0.5)
+    outside = math.sqrt(max(1.0, (1 - min(reduction.rank / sides[1], 0.5)) / left))
+    noise = _standard_normal(resamples.count, seed=reduction.seed, name=name)
+    drawn = {}
+    wider = (found.hls.scaled(outside), found.tail.scaled(outside), found.grad_norm)
+    for key, score, influence in zip(names, scores, wider, strict=True):
+        varied = resamples.replicates(score.value, influence) + score.error * noise
+        drawn[key] = tuple(varied.float().tolist())
+    zeros = (0.0,) * resamples.count
+    return drawn | dict.fromkeys(names[:2], zeros) if spanned else drawn
 
 
-def _floats(values: torch.Tensor) -> tuple[float, ...]:
-    numbers: Sequence[float] = values.float().tolist()
-    return tuple(numbers)
+def _sides(shape: torch.Size) -> tuple[float, float]:
+    """Short and long side of matrices."""
+    return float(min(shape)), float(max(shape))
+
+
+def _sketched_sides(captured: Sketches) -> tuple[float, float]:
+    """Short and long side of what was sketched; the long one is large where it is not known."""
+    short, columns = captured.first.shape[-2:]
+    if captured.exact:
+        return _sides(captured.first.shape[-2:])
+    return float(short), float(max(short, LEAST_SAVING * columns))
+
+
+def _standard_normal(count: int, *, seed: int, name: str) -> torch.Tensor:
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+    return torch.randn(count, generator=generator, dtype=torch.float64)
+
+
+def _influences(groups: torch.Tensor, resamples: Resamples, rank: int, energy: float) -> Influences:
+    # On the host: a GPU decomposes few small matrices more slowly.
+    rank = min(rank, groups.shape[-1])
+    found = influences(groups.cpu(), resamples.first_tokens, resamples.second_tokens, rank)
+    # Group sketches hold a sample of the experts only; for others the energies are alike.
+    return found.scaled(energy / found.energy) if found.energy > 0 else found
+
+
+def curve_ranks(rank: int, largest: int | None = None) -> tuple[int, ...]:
+    """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
+
+    Args:
+        rank: LoRA rank of the run.
+        largest: Largest rank besides the run's own; `None` means at least 64 and twice the rank.
+
+    Returns:
+        1, 2, 4, ... and the rank.
+    """
+    limit = max(64, 2 * rank) if largest is None else largest
+    powers: Sequence[int] = [2**i for i in range(limit.bit_length()) if 2**i <= limit]
+    return tuple(sorted({*powers, rank}))

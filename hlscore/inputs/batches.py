@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,34 +32,14 @@ class Batch:
     tokens: int
 
 
-def batches(
-    group: Sequence[ProbeExample],
-    *,
-    batch_size: int,
-    pad_token_id: int,
-    padding_side: PaddingSide,
-    device: torch.device,
-) -> Iterator[Batch]:
-    """Cut a group of examples into padded batches, examples of like length together.
+def by_length(group: Sequence[ProbeExample]) -> list[ProbeExample]:
+    """Order examples so that those of like length come together, whatever order they are in."""
+    return sorted(group, key=lambda item: (len(item.input_ids), item.input_ids))
 
-    Args:
-        group: Examples.
-        batch_size: Examples per batch, at most.
-        pad_token_id: Id put on padded places.
-        padding_side: Where padding goes.
-        device: Where the tensors are made.
 
-    Yields:
-        One batch after the other.
-    """
-    ordered = sorted(group, key=lambda item: (len(item.input_ids), item.input_ids))
-    for start in range(0, len(ordered), batch_size):
-        yield collate(
-            ordered[start : start + batch_size],
-            pad_token_id=pad_token_id,
-            padding_side=padding_side,
-            device=device,
-        )
+def cut(examples: Sequence[ProbeExample], size: int) -> list[Sequence[ProbeExample]]:
+    """Cut examples into parts of at most `size`."""
+    return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 
 def collate(

@@ -1,4 +1,4 @@
-"""Fingerprint of a model's candidate weights, the same whatever dtype it is loaded in."""
+"""Fingerprint of a model's candidate weights, the same in every dtype and place."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.weights import dense_weight
 from hlscore.records import Candidate, Fingerprint
 from hlscore.settings import CandidateSettings
 
@@ -19,10 +20,14 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """Hash the names, shapes and some weights of every candidate of a model.
 
     All candidates count, whatever `--include` and `--exclude` say. Sampled weights are rounded
-    to bfloat16 first: a checkpoint gives one fingerprint in bfloat16 and in float32.
+    to bfloat16 first: a checkpoint gives one fingerprint in bfloat16 and in float32, on one
+    device and spread over several, offloaded or sharded. Of a quantized model the structure
+    hash is that of the original, but the weights hash need not be: its weights are rounded. A
+    weight that cannot be had counts with its name alone.
 
     Args:
-        model: The model with its weights loaded.
+        model: The model with its weights loaded; where they are sharded, every rank must call
+            this.
 
     Returns:
         Two hashes: one of the structure, one of the weights.
@@ -30,8 +35,11 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     candidates = candidates_of(find_modules(model, CandidateSettings()))
     weights = hashlib.sha256()
     for item in candidates:
-        values = sampled_weights(model.get_parameter(item.parameter))
-        weights.update(values.view(torch.int16).numpy().tobytes())
+        weight = dense_weight(model, item)
+        if weight is None:
+            weights.update(item.parameter.encode())
+        else:
+            weights.update(sampled_weights(weight).view(torch.int16).numpy().tobytes())
     return Fingerprint(
         structure=structure_hash(candidates), weights=f"sha256:{weights.hexdigest()}"
     )

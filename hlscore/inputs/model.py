@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -22,11 +21,23 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
+from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.inputs.checkpoint import check_complete, check_safetensors
 from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
+from hlscore.inputs.packed import count_params
+from hlscore.inputs.placement import (
+    loading_error,
+    out_of_memory,
+    plan_placement,
+    quantization_settings,
+    quiet_libraries,
+    settle,
+)
+from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
@@ -39,7 +50,7 @@ class LoadedModel:
     """A model ready for the probe run.
 
     Attributes:
-        model: In inference mode (dropout off), on its device.
+        model: In inference mode (dropout off), on its device or devices.
         tokenizer: The model's tokenizer.
         identity: What the artifacts say about the model.
     """
@@ -60,28 +71,26 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 
     Raises:
         ModelError: The model cannot be found, read or used.
-        UsageError: The device does not exist.
+        UsageError: The device does not exist, or settings contradict the model.
     """
     device = resolve_device(settings.device)
     files = find_model(settings, weights=True)
     config = _read_config(files, settings)
     tokenizer = load_tokenizer(files, settings)
-    model = _read_weights(files, config, settings)
+    model, placed = _read_weights(files, config, settings, device)
     model.eval()
     try:
-        model.to(device)
+        if not placed:
+            model.to(device)
     except torch.OutOfMemoryError as error:
-        raise ModelError(
-            f"'{settings.model}' does not fit on {device}.",
-            hint="Use --dtype bfloat16, another --device, or --device cpu.",
-        ) from error
+        raise out_of_memory(settings.model, str(device)) from error
     return LoadedModel(
         model=model, tokenizer=tokenizer, identity=identify(model, settings.model, files.revision)
     )
 
 
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
-    """Build a model on the meta device from its configuration alone.
+    """Build a model on the meta device from its configuration alone, never quantized.
 
     Args:
         settings: Which model.
@@ -108,28 +117,108 @@ def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
 
 
 def planned_dtype(model: PreTrainedModel, settings: ModelSettings) -> torch.dtype:
-    """Dtype that the weights will have once loaded; `auto` follows the configuration."""
+    """Dtype of the weights once loaded, packed ones aside; `auto` follows the configuration."""
+    return _config_dtype(model.config, settings)
+
+
+def _config_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dtype:
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
-    configured = model.config.get_text_config().dtype
+    configured = config.get_text_config().dtype
     return configured if isinstance(configured, torch.dtype) else torch.float32
+
+
+def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int:
+    """Estimate the memory that the weights will take once loaded, on all devices together.
+
+    Linear layers other than the output head count with 4 or 8 bits and the constants of
+    bitsandbytes where they are or will be quantized; fused experts and all else count in the
+    planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
+    cent; checkpoints of unknown width count as if they were not quantized.
+
+    Args:
+        model: The model on the meta device, not quantized.
+        settings: How it would be loaded.
+
+    Returns:
+        Bytes of the parameters.
+    """
+    bits = _planned_bits(model.config, settings)
+    size = planned_dtype(model, settings).itemsize
+    head = model.get_output_embeddings()
+    outputs = {
+        id(module.weight): module.weight.shape[1 if isinstance(module, Conv1D) else 0]
+        for module in model.modules()
+        if bits and module is not head and (type(module) is nn.Linear or isinstance(module, Conv1D))
+    }
+    total = 0.0
+    for parameter in model.parameters():
+        if id(parameter) not in outputs:
+            total += parameter.numel() * size
+        elif bits == 4:
+            # One 8-bit scale per 64 weights, one 32-bit scale per 256 of those.
+            total += parameter.numel() * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+        else:
+            # One 32-bit scale per output row.
+            total += parameter.numel() + 4 * outputs[id(parameter)]
+    return round(total)
+
+
+def _planned_bits(config: PreTrainedConfig, settings: ModelSettings) -> int | None:
+    """Bits of each packed weight; `None` where nothing is packed or the width is not known."""
+    if settings.load_in is not None:
+        return 4 if settings.load_in == "4bit" else 8
+    stored = quantization_settings(config)
+    if stored.get("load_in_4bit"):
+        return 4
+    if stored.get("load_in_8bit") or "fp8" in str(stored.get("quant_method", "")):
+        return 8
+    bits = stored.get("bits", stored.get("w_bit"))
+    return bits if bits in (4, 8) else None
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Find the device that token ids have to be on.
+
+    Args:
+        model: Any model; it may be spread over devices by accelerate.
+
+    Returns:
+        The device on which the input embedding runs.
+    """
+    embedding = model.get_input_embeddings()
+    for hook in accelerate_hooks(embedding):
+        device = getattr(hook, "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    weight = getattr(embedding, "weight", None)
+    return weight.device if isinstance(weight, torch.Tensor) else model.device
 
 
 def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
     """Describe a loaded model for the artifacts.
 
+    Args:
+        model: The model; its weights may be quantized, offloaded by accelerate, or sharded.
+        name: Its name.
+        revision: Commit of a hub model.
+
+    Returns:
+        What is written about the model.
+
     Raises:
-        ModelError: The model has no weights.
+        ModelError: The model has no weights, or bitsandbytes would compute wrong gradients.
     """
-    if any(parameter.is_meta for parameter in model.parameters()):
+    if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
+    check_4bit(model, name)
     return ModelIdentity(
         model=name,
         revision=revision,
         architecture=type(model).__name__,
         model_type=str(model.config.model_type),
-        n_params=sum(parameter.numel() for parameter in model.parameters()),
+        n_params=count_params(model),
         fingerprint=fingerprint(model),
     )
 
@@ -241,65 +330,37 @@ def _other_kind(config: PreTrainedConfig) -> str:
 
 
 def _read_weights(
-    files: ModelFiles, config: PreTrainedConfig, settings: ModelSettings
-) -> PreTrainedModel:
-    _check_safetensors(files.directory, settings.model)
+    files: ModelFiles, config: PreTrainedConfig, settings: ModelSettings, device: torch.device
+) -> tuple[PreTrainedModel, bool]:
+    """Read the weights, and say whether they are where they belong already."""
+    check_safetensors(files.directory, settings.model)
     auto = _auto_class(config, settings)
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    placement = plan_placement(config, settings, device, _config_dtype(config, settings))
     progress_was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = auto.from_pretrained(
-            files.directory,
-            config=config,
-            dtype=dtype,
-            use_safetensors=None if settings.allow_pickle else True,
-            trust_remote_code=settings.trust_remote_code,
-            # Mismatches are refused by name below; transformers only counts on its own log.
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise ModelError(
-            f"The weights of '{settings.model}' cannot be loaded: {first_line(error)}",
-            hint="Check that config.json and the weight files belong together.",
-        ) from error
+        with quiet_libraries():
+            model, info = auto.from_pretrained(
+                files.directory,
+                config=config,
+                dtype=dtype,
+                use_safetensors=None if settings.allow_pickle else True,
+                trust_remote_code=settings.trust_remote_code,
+                # Mismatches are refused by name below; transformers only counts on its own log.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **placement.options,
+            )
+    except BaseException as error:
+        placement.discard()
+        if isinstance(error, Exception):
+            raise loading_error(settings.model, placement, error) from error
+        raise
     finally:
         if progress_was_on:
             transformers_logging.enable_progress_bar()
-    _check_complete(settings.model, info)
     loaded: PreTrainedModel = model
-    return loaded
-
-
-def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model in which weights were filled with random numbers."""
-    for key, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
-        keys = sorted(_describe_key(item) for item in info.get(key) or ())
-        if keys:
-            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
-            raise ModelError(
-                f"The weights of '{name}' {what} {number} {keys[0]}.",
-                hint="They would be random. Check that config.json and the weights belong "
-                "together.",
-            )
-
-
-def _describe_key(item: Any) -> str:
-    if isinstance(item, str):
-        return item
-    key, found, wanted = item
-    return f"{key} ({list(found)} in the file, {list(wanted)} by config.json)"
-
-
-def _check_safetensors(directory: Path, name: str) -> None:
-    """Read the header of each file, so that a broken one is named before anything is loaded."""
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path.name} of '{name}' is corrupt or cut short: {first_line(error)}",
-                hint="Download or save the model again.",
-            ) from error
+    settle(loaded, placement)
+    check_complete(settings.model, info)
+    return loaded, placement.placed

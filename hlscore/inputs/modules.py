@@ -1,14 +1,15 @@
 """Candidate modules: found by type and place in the module tree, never by a list of names.
 
-A candidate is a linear map inside a block of the language decoder: a linear layer, a `Conv1D`,
-a router whose matrix sits on a module of its own, or a fused 3-D tensor of experts. Every other
-weight of two or more dimensions is recorded too, with the reason why it is left out.
+A candidate is a linear map inside a block of the language decoder: a linear layer, quantized or
+not, a `Conv1D`, a router whose matrix sits on a module of its own, or a fused 3-D tensor of
+experts. Every other weight of two or more dimensions is recorded too, with the reason why it is
+left out.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -17,20 +18,24 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
+from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
 from hlscore.records import Candidate, Storage
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
+_Key = int | str
+
 HEAD = "output head"
 EMBEDDING = "input embedding"
-QUANTIZED = "quantized weight"
+QUANTIZED = "quantized weight of a layout that is not known"
 
 
 def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
     """List every weight matrix of a model, as a candidate or with the reason why it is not.
 
-    Works on the meta device: only names, types and shapes are read.
+    Works on the meta device: only names, types and shapes are read. A model gives the same
+    candidates whether it is quantized or not, but for their field `quantized`.
 
     Args:
         model: A causal language model, or a vision-language model with a text decoder.
@@ -50,11 +55,11 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
         )
     found = tuple(_walk(model, settings))
     if not any(not item.skipped for item in found):
-        quantized = any(item.reason.startswith(QUANTIZED) for item in found)
+        quantized = any(item.reason == QUANTIZED for item in found)
         raise ModelError(
             f"{type(model).__name__} has no candidate modules: "
             + (
-                "its weights are quantized and can hold no gradient."
+                "its weights are quantized, and stored in a layout that is not known."
                 if quantized
                 else "no linear map lies in a list of decoder blocks."
             ),
@@ -99,40 +104,62 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
 
 
 def _holds_matrices(module: nn.Module) -> bool:
-    return any(parameter.dim() >= 2 for parameter in module.parameters())
+    matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
+    return matrices or any(is_packed_linear(inner) for inner in module.modules())
 
 
 def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
     blocks = decoder_blocks(model)
     decoder_name, _ = text_decoder(model)
-    roles = _embedding_roles(model)
-    seen: dict[int, str] = {}
+    tied = tied_names(model)
+    roles = _embedding_roles(model, tied)
+    seen: dict[_Key, str] = {}
     for module_name, module in model.named_modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if parameter.dim() < 2 and not _is_quantized_linear(module):
-                continue
+        for leaf, parameter in _weights(module):
             item = _describe(module_name, module, leaf, parameter, blocks)
-            reason = seen.get(id(parameter), "")
-            if reason:
-                reason = f"tied to {reason}"
-            elif id(parameter) in roles:
-                reason = _role_reason(roles[id(parameter)], settings)
+            keys = _keys(item.parameter, module, parameter, tied)
+            first = next((seen[key] for key in keys if key in seen), "")
+            own_roles = set[str]().union(*(roles.get(key, ()) for key in keys))
+            if first:
+                reason = f"tied to {first}"
+            elif own_roles:
+                reason = _role_reason(own_roles, settings)
             else:
                 reason = _place_reason(item, decoder_name) or _type_reason(module, leaf, parameter)
-            seen.setdefault(id(parameter), item.module)
+            for key in keys:
+                seen.setdefault(key, item.module)
             yield replace(item, reason=reason)
 
 
-def _embedding_roles(model: PreTrainedModel) -> dict[int, set[str]]:
+def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
+    """A module's own weights; packed linear maps have one, which need not be a parameter."""
+    if is_packed_linear(module):
+        yield "weight", module._parameters.get("weight")
+        return
+    for leaf, parameter in module.named_parameters(recurse=False):
+        if parameter.dim() >= 2:
+            yield leaf, parameter
+
+
+def _keys(
+    name: str, module: nn.Module, parameter: nn.Parameter | None, tied: Mapping[str, str]
+) -> tuple[_Key, ...]:
+    """What tied weights share: the parameter, and the name where it is a mere placeholder."""
+    if parameter is None:
+        return (id(module),)
+    return (id(parameter), tied.get(name, name)) if parameter.is_meta else (id(parameter),)
+
+
+def _embedding_roles(model: PreTrainedModel, tied: Mapping[str, str]) -> dict[_Key, set[str]]:
     """Roles of a weight; a tied one is input embedding and output head at once."""
-    roles: dict[int, set[str]] = {}
-    for module, role in (
-        (model.get_input_embeddings(), EMBEDDING),
-        (model.get_output_embeddings(), HEAD),
-    ):
-        weight = getattr(module, "weight", None)
-        if weight is not None:
-            roles.setdefault(id(weight), set()).add(role)
+    roles: dict[_Key, set[str]] = {}
+    embeddings = ((model.get_input_embeddings(), EMBEDDING), (model.get_output_embeddings(), HEAD))
+    for name, module in model.named_modules():
+        for embedding, role in embeddings:
+            if module is embedding:
+                weight = module._parameters.get("weight")
+                for key in _keys(f"{name}.weight", module, weight, tied):
+                    roles.setdefault(key, set()).add(role)
     return roles
 
 
@@ -152,34 +179,27 @@ def _place_reason(item: Candidate, decoder_name: str) -> str:
     return "outside the decoder blocks"
 
 
-def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
+def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -> str:
     """Say why a weight inside a decoder block is no linear map; empty when it is one."""
-    if _is_quantized_linear(module):
-        return f"{QUANTIZED}: it can hold no gradient"
+    if parameter is None or is_packed_linear(module):
+        return ""
     if isinstance(module, _CONVOLUTIONS):
         return "convolution, not a linear map"
     if isinstance(module, nn.Embedding):
         return "embedding table inside a block"
+    if not is_plain(parameter):
+        return QUANTIZED
     linear = isinstance(module, (nn.Linear, Conv1D))
     experts = parameter.dim() == 3 and min(parameter.shape) > 1
     router = parameter.dim() == 2 and leaf == "weight" and not list(module.children())
     return "" if linear or experts or router else "state, bias or table, not a linear map"
 
 
-def _is_quantized_linear(module: nn.Module) -> bool:
-    weight = getattr(module, "weight", None)
-    return (
-        isinstance(weight, torch.Tensor)
-        and hasattr(module, "in_features")
-        and not weight.is_floating_point()
-    )
-
-
 def _describe(
     module_name: str,
     module: nn.Module,
     leaf: str,
-    parameter: nn.Parameter,
+    parameter: nn.Parameter | None,
     blocks: dict[str, int],
 ) -> Candidate:
     own_name = leaf == "weight"
@@ -203,17 +223,24 @@ def _describe(
         in_features=in_features,
         storage=storage,
         n_params=matrices * out_features * in_features + bias_params,
+        quantized=is_packed_linear(module),
     )
 
 
 def _storage(module: nn.Module) -> Storage:
     """Tell how a weight is laid out; fused experts carry `is_transposed` in transformers 5."""
-    transposed = isinstance(module, Conv1D) or getattr(module, "is_transposed", False)
+    transposed = (
+        isinstance(module, Conv1D)
+        or getattr(module, "is_transposed", False)
+        or (is_packed_linear(module) and was_transposed(module))
+    )
     return "in_out" if transposed else "out_in"
 
 
-def _shape(module: nn.Module, parameter: nn.Parameter, storage: Storage) -> tuple[int, int, int]:
-    if _is_quantized_linear(module):
+def _shape(
+    module: nn.Module, parameter: nn.Parameter | None, storage: Storage
+) -> tuple[int, int, int]:
+    if parameter is None or is_packed_linear(module):
         return 1, int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
     *lead, rows, columns = parameter.shape
     matrices = 1

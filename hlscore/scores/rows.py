@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -77,8 +78,9 @@ def _scored_row(
     rank: int,
     control: float,
 ) -> ModuleRow:
-    tail = 0.0 if rank >= item.max_rank else found.tail_curve[ranks.index(rank)]
-    energy = found.grad_energy
+    spanned = rank >= item.max_rank
+    at = ranks.index(rank)
+    tail = 0.0 if spanned else found.tail_curve[at]
     reached = found.matrices_reached > 0
     low, high = _interval(found.hls_replicates)
     row = ModuleRow(
@@ -88,29 +90,56 @@ def _scored_row(
         hls_stderr=_stderr(found.hls_replicates),
         hls_ci_low=low,
         hls_ci_high=high,
+        hls_error=0.0 if spanned else found.hls_errors[at],
         taylor_mean=found.taylor_mean,
         random=control,
         taylor=found.taylor,
-        grad_energy=energy,
-        head_energy=energy - tail,
+        grad_energy=found.grad_energy.value,
+        head_energy=found.grad_energy.value - tail,
         tail_energy=tail,
-        residual_ratio=tail / energy if reached else None,
-        head_error=found.head_error,
-        stable_rank=energy / found.top_energy if reached else None,
+        residual_ratio=tail / found.grad_energy.value if reached else None,
+        stable_rank=found.grad_energy.value / found.top_energy.value if reached else None,
         effective_rank=found.effective_rank,
-        rank_for_90=found.rank_for_90,
+        rank_for_90=None if found.rank_for_90 is None else int(found.rank_for_90.value),
         weight_norm=found.weight_norm,
         curve_ranks=ranks,
         tail_curve=found.tail_curve,
+        tail_curve_errors=found.tail_errors,
         hls_curve=found.hls_curve,
+        hls_curve_errors=found.hls_errors,
         hls_replicates=found.hls_replicates,
         tail_replicates=found.tail_replicates,
         grad_norm_replicates=found.grad_norm_replicates,
         status="scored" if reached else "unreached",
         reason=remark(item, found.matrices_reached, rank),
     )
+    errors = _errors(found, tail, 0.0 if spanned else found.tail_errors[at])
     scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
-    return replace(row, **scores)  # type: ignore[arg-type]
+    return replace(row, **errors, **scores)  # type: ignore[arg-type]
+
+
+def _errors(found: GradientStatistics, tail: float, tail_error: float) -> dict[str, float | None]:
+    """Errors of derived columns, carried over to first order from those of the energies."""
+    energy, top = found.grad_energy, found.top_energy
+    reached = found.matrices_reached > 0
+    norm = found.weight_norm
+    ratio = tail / energy.value if reached else 0.0
+    return {
+        "grad_energy_error": energy.error,
+        "head_energy_error": math.hypot(energy.error, tail_error),
+        "tail_energy_error": tail_error,
+        "residual_ratio_error": math.hypot(tail_error, ratio * energy.error) / energy.value
+        if reached
+        else None,
+        "stable_rank_error": (energy.value / top.value)
+        * math.hypot(energy.error / energy.value, top.error / top.value)
+        if reached
+        else None,
+        "rank_for_90_error": None if found.rank_for_90 is None else found.rank_for_90.error,
+        "rgn_error": energy.error / (2 * math.sqrt(energy.value) * norm)
+        if reached and norm
+        else None,
+    }
 
 
 def _skipped_row(item: Candidate) -> ModuleRow:

@@ -35,16 +35,22 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "examples": probes.examples,
                     "total_tokens": probes.total_tokens,
                     "counted_tokens": probes.counted_tokens,
-                    "estimator": found.estimator,
+                    "estimator": found.choice.estimator,
+                    "estimator_reason": found.choice.reason,
+                    "sketch_size": found.choice.sketch_size,
                     "device": device,
                     "weight_bytes": found.weight_bytes,
                     "gradient_bytes": found.gradient_bytes,
+                    "activation_bytes": found.activation_bytes,
+                    "peak_bytes": found.peak_bytes,
+                    "free_bytes": found.free_bytes,
                     "budget_unit": found.budget_unit,
                     "budget_limit": found.budget_limit,
                 }
             )
         )
         return
+    held = "gradient sums" if found.choice.estimator == "exact" else "sketches"
     params = sum(item.n_params for item in chosen)
     lines = (
         ("model", f"{settings.model.model} on {device}"),
@@ -54,11 +60,13 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             f"{count(probes.examples, 'example')} from {probes.source}, "
             f"{probes.total_tokens:,} tokens, {probes.counted_tokens:,} of them counted",
         ),
-        ("estimator", f"{found.estimator}: a float32 gradient sum per module and half"),
+        ("estimator", found.choice.reason),
         (
             "memory",
-            f"{memory(found.weight_bytes)} weights + {memory(found.gradient_bytes)} gradients "
-            f"+ activations of {count(settings.capture.batch_size, 'example')}",
+            f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
+            f"{memory(found.gradient_bytes)} {held} + about "
+            f"{memory(found.activation_bytes)} activations of "
+            f"{count(settings.capture.batch_size, 'example')}",
         ),
         ("budget", f"at most {count(found.budget_limit, found.budget_unit)} in full"),
     )

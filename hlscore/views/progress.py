@@ -17,6 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from hlscore.processes import started_as
 from hlscore.views.wording import short
 
 
@@ -59,6 +60,7 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         A display for the flow.
     """
     console = Console(stderr=True)
+    shown = console.is_terminal and started_as().is_main
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -67,9 +69,9 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=not shown,
     )
-    if not console.is_terminal:  # even a disabled bar ends in an empty line in some versions
+    if not shown:  # even a disabled bar ends in an empty line in some versions
         yield TerminalProgress(bars)
         return
     with bars:
@@ -80,7 +82,7 @@ def terminal_progress() -> Iterator[TerminalProgress]:
 def status(what: str) -> Iterator[None]:
     """A spinner while something of unknown length goes on; nothing outside a terminal."""
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal and started_as().is_main):
         yield
         return
     with console.status(what):

@@ -40,7 +40,7 @@ def print_result(
     console = console or terminal()
     console.print(_headline(report), soft_wrap=True)
     _print_choice(console, allocation, top)
-    _print_notes(console, (*report.probes.notes, *allocation.notes))
+    _print_notes(console, (*report.probes.notes, *_run_notes(report), *allocation.notes))
     console.print()
     console.print(Text.assemble(("scores  ", "bold"), str(scores)), soft_wrap=True)
     console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
@@ -94,15 +94,22 @@ def _result(plan: Plan) -> dict[str, object]:
     return {"plan": plan.model_dump(mode="json")}
 
 
+def _run_notes(report: ScoreReport) -> tuple[str, ...]:
+    """Remarks on the run; that the exact estimator fits is what one expects."""
+    return tuple(note for note in report.run.notes if not note.startswith("exact:"))
+
+
 def _headline(report: ScoreReport) -> Text:
     model, probes, run = report.model, report.probes, report.run
+    how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
     loss = "" if probes.mean_loss is None else f", mean loss {probes.mean_loss:.3f} nats"
     return Text.assemble(
         (model.model, "bold"),
         f" · {model.architecture} · {short(model.n_params)} parameters · "
         f"{run.device} {run.dtype}\n",
         f"{count(probes.examples, 'probe example')} from {probes.source}, "
-        f"{probes.counted_tokens:,} counted tokens{loss} · {run.wall_seconds:.1f} s",
+        f"{probes.counted_tokens:,} counted tokens{loss}\n"
+        f"{how} · {run.wall_seconds:.1f} s",
     )
 
 

@@ -1,0 +1,335 @@
+"""How does the cost of the sketch estimator grow with tokens, layers, width, rank and processes?
+
+Run it with `python benchmarks/scaling.py`. One factor at a time is varied around a small Qwen3
+model with random weights; all points run in turn in every repetition. Capture is the time of the
+passes over the probes, scoring that of the decompositions and standard errors after them; memory
+is the peak of all tensors together beside the weights. Processes are started with
+`torch.distributed.run`, one thread each, and share the probes of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from machine import write_result
+from models import random_probes
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+
+from hlscore.flow import Silent, score_probes
+from hlscore.gradients.sketch import default_sketch_size
+from hlscore.inputs.model import identify
+from hlscore.inputs.modules import find_modules
+from hlscore.inputs.probes import ProbeSet
+from hlscore.processes import Processes, joined
+from hlscore.settings import (
+    CandidateSettings,
+    CaptureSettings,
+    ModelSettings,
+    PlanSettings,
+    RankSettings,
+)
+
+VOCABULARY = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """One run whose cost is measured.
+
+    Attributes:
+        examples: Probe examples.
+        length: Tokens of each.
+        layers: Decoder blocks.
+        width: Hidden size; the feed-forward layers are 2.875 times as wide.
+        rank: LoRA rank, which the sketch grows with.
+        batch_size: Examples per batch; no probe group of any point has fewer.
+    """
+
+    examples: int = 64
+    length: int = 64
+    layers: int = 4
+    width: int = 512
+    rank: int = 16
+    batch_size: int = 4
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all examples."""
+        return self.examples * self.length
+
+
+BASE = Point()
+FACTORS: dict[str, tuple[Point, ...]] = {
+    "tokens": tuple(replace(BASE, examples=examples) for examples in (64, 128, 192)),
+    "layers": tuple(replace(BASE, layers=layers) for layers in (2, 4, 8)),
+    # Below 512 a sketch of 64 columns would save too little: matrices are kept whole.
+    "width": tuple(replace(BASE, width=width) for width in (512, 768, 1024)),
+    "rank": tuple(replace(BASE, rank=rank) for rank in (4, 16, 32, 64)),
+}
+# Twice the examples, so that the batches of two processes are as large as those of one.
+SHARED = replace(BASE, examples=128)
+PROCESSES = (1, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one run took.
+
+    Attributes:
+        capture_seconds: Passes over the probes.
+        scoring_seconds: Everything after them.
+    """
+
+    capture_seconds: float
+    scoring_seconds: float
+
+
+class StepClock(Silent):
+    """Notes when each step of the flow begins."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, float] = {}
+
+    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
+        """Begin a step."""
+        self.begun[what] = time.perf_counter()
+
+
+# --- one run ----------------------------------------------------------------------------------
+
+
+def build(point: Point) -> tuple[PreTrainedModel, ProbeSet]:
+    """The model of a point, with seeded random weights, and its probes.
+
+    Args:
+        point: The point.
+
+    Returns:
+        Both.
+    """
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=point.width,
+        intermediate_size=point.width * 23 // 8,
+        num_hidden_layers=point.layers,
+        num_attention_heads=point.width // 64,
+        num_key_value_heads=point.width // 128,
+        head_dim=64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config).eval()
+    return model, random_probes(model, examples=point.examples, length=point.length)
+
+
+def run(
+    model: PreTrainedModel,
+    probes: ProbeSet,
+    point: Point,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> Cost | None:
+    """Score every module with the sketch estimator.
+
+    Args:
+        model: The model.
+        probes: The probes.
+        point: Batch size and rank.
+        processes: This process among those that share the probes.
+
+    Returns:
+        The cost; `None` in all but the main process.
+    """
+    settings = RankSettings(
+        model=ModelSettings(model="random Qwen3"),
+        capture=CaptureSettings(batch_size=point.batch_size, estimator="sketch"),
+        plan=PlanSettings(rank=point.rank),
+    )
+    modules, identity = find_modules(model, CandidateSettings()), identify(model, "qwen3", None)
+    clock = StepClock()
+    found = score_probes(model, modules, identity, probes, settings, clock, processes=processes)
+    ended = time.perf_counter()
+    if found is None:
+        return None
+    return Cost(
+        capture_seconds=clock.begun["scoring"] - clock.begun["probing"],
+        scoring_seconds=ended - clock.begun["scoring"],
+    )
+
+
+def peak_bytes(point: Point) -> int:
+    """Largest sum of tensor memory that a run allocates beside the weights.
+
+    Args:
+        point: The point.
+
+    Returns:
+        Bytes.
+    """
+    model, probes = build(point)
+    gc.collect()
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        run(model, probes, point)
+    assert profiler.profiler is not None
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    return max(accumulate(size for _, size in sorted(events)))
+
+
+# --- several processes ------------------------------------------------------------------------
+
+
+def work(repeats: int) -> None:
+    """Be one of several processes: run, and print the costs as JSON in the main one.
+
+    Args:
+        repeats: Timed runs, after one to warm up.
+    """
+    torch.set_num_threads(1)
+    model, probes = build(SHARED)
+    costs = []
+    with joined() as processes:
+        for _ in range(repeats + 1):
+            processes.wait()
+            costs.append(run(model, probes, SHARED, processes))
+    if processes.is_main:
+        print(json.dumps([asdict(cost) for cost in costs[1:] if cost is not None]))
+
+
+def start_processes(count: int, repeats: int) -> list[Cost]:
+    """Run a point in several processes.
+
+    Args:
+        count: Number of processes.
+        repeats: Timed runs.
+
+    Returns:
+        The cost of each.
+    """
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+        *("--nproc-per-node", str(count), __file__, "--worker", "--repeats", str(repeats)),
+    ]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    lines = [line for line in ended.stdout.splitlines() if line.startswith("[{")]
+    if ended.returncode or not lines:
+        raise RuntimeError(f"{count} processes failed: {ended.stderr[-2000:]}")
+    return [Cost(**item) for item in json.loads(lines[-1])]
+
+
+# --- all points -------------------------------------------------------------------------------
+
+
+def measure(repeats: int) -> dict[Point, list[Cost]]:
+    """Run every point in turn, in every repetition, after one round to warm up.
+
+    Args:
+        repeats: Timed runs of each.
+
+    Returns:
+        Costs by point.
+    """
+    points = list(dict.fromkeys(point for group in FACTORS.values() for point in group))
+    costs: dict[Point, list[Cost]] = {point: [] for point in points}
+    run(*build(BASE), BASE)
+    jobs = [point for _ in range(repeats) for point in points]
+    for point in track(jobs, description="points", transient=True):
+        gc.collect()
+        cost = run(*build(point), point)
+        assert cost is not None
+        costs[point].append(cost)
+    return costs
+
+
+def row(factor: str, value: int, costs: Sequence[Cost], peak: int | None) -> dict[str, Any]:
+    """What the result file says of one point.
+
+    Args:
+        factor: What is varied.
+        value: Its value.
+        costs: Cost of each run.
+        peak: Peak memory in bytes.
+
+    Returns:
+        Medians and ranges.
+    """
+    capture = [cost.capture_seconds for cost in costs]
+    scoring = [cost.scoring_seconds for cost in costs]
+    return {
+        "factor": factor,
+        "value": value,
+        "capture_seconds": round(statistics.median(capture), 3),
+        "capture_range": [round(min(capture), 3), round(max(capture), 3)],
+        "scoring_seconds": round(statistics.median(scoring), 3),
+        "scoring_range": [round(min(scoring), 3), round(max(scoring), 3)],
+        "peak_bytes": peak,
+    }
+
+
+def main() -> None:
+    """Run, print a table, write a dated JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of a process that is alone")
+    parser.add_argument("--worker", action="store_true", help="be one of several processes")
+    options = parser.parse_args()
+    if options.worker:
+        work(options.repeats)
+        return
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    costs = measure(options.repeats)
+    peaks = {
+        point: peak_bytes(point) for point in track(costs, description="memory", transient=True)
+    }
+    results = [
+        row(factor, getattr(point, factor), costs[point], peaks[point])
+        for factor, points in FACTORS.items()
+        for point in points
+    ]
+    results += [
+        row("processes", count, start_processes(count, options.repeats), None)
+        for count in track(PROCESSES, description="processes", transient=True)
+    ]
+    table = Table("factor", "value", "capture, s", "scoring, s", "peak MiB")
+    for item in results:
+        peak = "" if item["peak_bytes"] is None else f"{item['peak_bytes'] / 2**20:.0f}"
+        seconds = (f"{item['capture_seconds']:.2f}", f"{item['scoring_seconds']:.2f}")
+        table.add_row(item["factor"], str(item["value"]), *seconds, peak)
+    Console().print(table)
+    content = {
+        "wall_seconds": round(time.perf_counter() - began, 1),
+        "settings": {
+            "repeats": options.repeats,
+            "threads": options.threads,
+            "base": asdict(BASE),
+            "processes": {"point": asdict(SHARED), "threads_each": 1},
+            "sketch_sizes": {point.rank: default_sketch_size(point.rank) for point in costs},
+            "vocabulary": VOCABULARY,
+        },
+        "results": results,
+    }
+    print(write_result("scaling", content))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,275 @@
+"""Progress files: everything that an unfinished probe run needs to go on, written atomically."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from hlscore.errors import ArtifactError, UsageError, first_line
+from hlscore.paths import PROGRESS_PREFIX
+from hlscore.processes import Processes
+
+_METADATA_KEY = "hlscore"
+# Writing may cost a run about this share of its time, however large the sums are.
+_LARGEST_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Place:
+    """How far a run is; the next batch to run.
+
+    Attributes:
+        number: Pass over the probes, from 1.
+        half: Half of the probes.
+        group: Group within the half.
+        batch: Batch within the group.
+    """
+
+    number: int = 1
+    half: int = 0
+    group: int = 0
+    batch: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """What is stored besides the sums.
+
+    Attributes:
+        place: The next batch to run.
+        loss: Sum of the losses so far, in nats.
+        batch_size: Examples per batch that fit so far.
+    """
+
+    place: Place
+    loss: float
+    batch_size: int
+
+
+class ProgressFile:
+    """The progress of one process of a run.
+
+    Each pass has a file of its own, so that processes that were killed at different moments find
+    a pass that all of them have stored.
+
+    Args:
+        folder: Where results will go; made when first needed.
+        identity: What the run is; a file of another run is refused.
+        processes: This process among those of the run.
+        every_seconds: Time between two writes; 0 writes after every batch.
+        together: Whether all processes must store the same place.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        identity: Mapping[str, object],
+        processes: Processes,
+        *,
+        every_seconds: float,
+        together: bool = False,
+    ) -> None:
+        self._folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self._processes = processes
+        self._every = every_seconds
+        self._together = together
+        self._last = time.monotonic()
+        self._cost = 0.0
+        self._made_folder = False
+
+    def path(self, number: int) -> Path:
+        """Where the progress of this process in a pass is stored."""
+        return progress_path(self._folder, self._processes.rank, self._processes.size, number)
+
+    def save_when_due(
+        self, progress: Progress, state: Callable[[], Mapping[str, torch.Tensor]]
+    ) -> None:
+        """Store progress when enough time has passed since it was stored last.
+
+        Args:
+            progress: How far the run is.
+            state: Gives the sums.
+        """
+        wait = max(self._every, self._cost / _LARGEST_SHARE) if self._every else 0.0
+        due = time.monotonic() - self._last >= wait
+        if self._together:
+            due = self._processes.gather(due)[0]
+        if due:
+            self.save(progress, state())
+
+    def save(self, progress: Progress, state: Mapping[str, torch.Tensor]) -> None:
+        """Store progress now.
+
+        Args:
+            progress: How far the run is.
+            state: The sums.
+
+        Raises:
+            ArtifactError: The disk refuses.
+        """
+        began = time.monotonic()
+        path = self.path(progress.place.number)
+        unfinished = path.with_name(f"{path.name}.unfinished")
+        header = {"identity": self._identity, "progress": asdict(progress)}
+        tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+        try:
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)  # another process may be first
+                self._made_folder = True
+            save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(header)})
+            unfinished.replace(path)
+        except (OSError, SafetensorError) as error:
+            unfinished.unlink(missing_ok=True)
+            raise ArtifactError(
+                f"Progress cannot be stored in '{self._folder}': {first_line(error)}",
+                hint="Make room, choose another --out, or use --save-every 0.",
+            ) from error
+        self._last = time.monotonic()
+        self._cost = self._last - began
+
+    def load(
+        self, start: Progress, device: torch.device
+    ) -> tuple[Progress, dict[str, torch.Tensor]]:
+        """Read the progress of the latest pass that every process has stored.
+
+        Args:
+            start: Progress of a process that was stopped before it stored any.
+            device: Where the sums go.
+
+        Returns:
+            How far the run is, and its sums.
+
+        Raises:
+            UsageError: There is no progress of this run.
+        """
+        stored = self._processes.gather(stored_passes(self.path(1)))
+        common = set.intersection(*({*numbers} or {start.place.number} for numbers in stored))
+        if not any(stored) or not common:
+            raise UsageError(
+                f"There is no unfinished run in '{self._folder}' to resume.",
+                hint="Start without --resume.",
+            )
+        path = self.path(max(common))
+        progress, state = start, {}
+        if path.exists():
+            header = read_header(path)
+            self._check_identity(header["identity"])
+            progress = _progress_of(header)
+            state = _read_tensors(path, device)
+        if self._together and len({part.place for part in self._processes.gather(progress)}) > 1:
+            raise UsageError(
+                f"The processes of the unfinished run in '{self._folder}' were stopped while they "
+                "stored their progress.",
+                hint="Start anew with --force.",
+            )
+        return progress, state
+
+    def _check_identity(self, stored: object) -> None:
+        difference = first_difference(stored, self._identity)
+        if difference:
+            raise UsageError(
+                f"The unfinished run in '{self._folder}' is another one: {difference}.",
+                hint="Resume it with the same options, or start anew with --force.",
+            )
+
+    def forget(self, *, before: int | None = None) -> None:
+        """Remove stored progress.
+
+        Args:
+            before: Only that of earlier passes; `None` removes all.
+        """
+        for number in stored_passes(self.path(1)):
+            if before is None or number < before:
+                self.path(number).unlink(missing_ok=True)
+        if before is None and self._made_folder and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+
+def _read_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
+    with safe_open(path, framework="pt") as file:
+        # Copied: in the file's own memory they are not aligned, and kernels that depend on that
+        # would round differently from then on.
+        return {name: file.get_tensor(name).to(device, copy=True) for name in file.keys()}  # noqa: SIM118
+
+
+def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
+    """File of one process in one pass."""
+    return folder / f"{PROGRESS_PREFIX}-{rank}-of-{size}-pass-{number}.safetensors"
+
+
+def stored_passes(first: Path) -> list[int]:
+    """Passes of which a process has stored progress.
+
+    Args:
+        first: File of the first pass.
+
+    Returns:
+        Their numbers, rising.
+    """
+    stem = first.name.removesuffix("1.safetensors")
+    numbers = []
+    for path in first.parent.glob(f"{stem}*.safetensors"):
+        text = path.name.removeprefix(stem).removesuffix(".safetensors")
+        if text.isdecimal():
+            numbers.append(int(text))
+    return sorted(numbers)
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Read what a progress file says about its run.
+
+    Args:
+        path: The file.
+
+    Returns:
+        `identity` and `progress`.
+
+    Raises:
+        ArtifactError: It is no progress file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            header: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
+            _progress_of(header)
+            header["identity"].keys()
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(
+            f"The stored progress '{path}' cannot be read: {first_line(error)}",
+            hint="Start anew with --force.",
+        ) from error
+    return header
+
+
+def _progress_of(header: Mapping[str, Any]) -> Progress:
+    found = header["progress"]
+    return Progress(
+        place=Place(**found["place"]),
+        loss=float(found["loss"]),
+        batch_size=int(found["batch_size"]),
+    )
+
+
+def first_difference(stored: object, wanted: object, place: str = "") -> str:
+    """Name the first place where two nested records differ; empty where they are equal."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *(key for key in stored if key not in wanted)]:
+            inner = f"{place}.{key}" if place else str(key)
+            found = first_difference(stored.get(key), wanted.get(key), inner)
+            if found:
+                return found
+        return ""
+    return "" if stored == wanted else f"{place} was {_shown(stored)}, now it is {_shown(wanted)}"
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,84 @@
+"""Resamples of the probe groups, and what a module's scores are in each.
+
+Groups are drawn with replacement within each half. The draws are the same for every module,
+which keeps their dependence and lets a whole choice be repeated per resample. How far a score
+follows a group is measured by leaving that group out (see `jackknife`): a replicate is the score
+plus the influence of every group times how often it was drawn beyond once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hlscore.gradients.jackknife import Influence
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resamples:
+    """How often each group is drawn in each resample.
+
+    Attributes:
+        first: Draws from the first half, float64 [resamples, groups].
+        second: Draws from the second half, float64 [resamples, groups].
+        first_tokens: Counted tokens of each group of the first half, float64 [groups].
+        second_tokens: Counted tokens of each group of the second half, float64 [groups].
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    first_tokens: torch.Tensor
+    second_tokens: torch.Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of resamples."""
+        return self.first.shape[0]
+
+    def replicates(self, value: float, influence: Influence) -> torch.Tensor:
+        """Draw a score again and again.
+
+        Args:
+            value: The score.
+            influence: What each group does to it.
+
+        Returns:
+            float64 [resamples]; their variance is that of the influence.
+        """
+        first = (self.first - 1) @ influence.first
+        return value + first + (self.second - 1) @ influence.second
+
+
+def draw_resamples(
+    first_tokens: Sequence[int], second_tokens: Sequence[int], *, count: int, seed: int
+) -> Resamples | None:
+    """Draw the resamples of a run.
+
+    Args:
+        first_tokens: Counted tokens of each group of the first half.
+        second_tokens: Counted tokens of each group of the second half.
+        count: Resamples.
+        seed: Seed of the draws.
+
+    Returns:
+        The draws, or `None` when there is nothing to draw from: no resamples were asked for,
+        or a half has a single group.
+    """
+    if count == 0 or min(len(first_tokens), len(second_tokens)) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    draws = [
+        torch.from_numpy(
+            generator.multinomial(len(half), np.full(len(half), 1 / len(half)), size=count)
+        ).double()
+        for half in (first_tokens, second_tokens)
+    ]
+    return Resamples(
+        first=draws[0],
+        second=draws[1],
+        first_tokens=torch.tensor(first_tokens, dtype=torch.float64),
+        second_tokens=torch.tensor(second_tokens, dtype=torch.float64),
+    )

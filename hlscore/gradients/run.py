@@ -1,0 +1,270 @@
+"""One capture and its reduction to statistics, with either estimator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from hlscore._version import __version__
+from hlscore.errors import CaptureError
+from hlscore.gradients.capture import Sources
+from hlscore.gradients.estimator import choose_estimator
+from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
+from hlscore.gradients.progress import ProgressFile
+from hlscore.gradients.resampling import draw_resamples
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sketched import SketchGradients
+from hlscore.gradients.sources import tapped_sources, weight_sources
+from hlscore.gradients.statistics import (
+    Reduction,
+    curve_ranks,
+    reduce_gradients,
+    reduce_sketches,
+    unreached,
+)
+from hlscore.inputs.model import input_device
+from hlscore.inputs.probes import ProbeSet
+from hlscore.inputs.sharding import is_sharded
+from hlscore.inputs.weights import dense_weight
+from hlscore.processes import Processes
+from hlscore.records import Candidate, GradientStatistics, ModelIdentity
+from hlscore.settings import RankSettings
+
+
+class Progress(Protocol):
+    """What the flow tells a progress display."""
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """Begin a step of `total` units."""
+
+    def advance(self, amount: int) -> None:
+        """Report units done."""
+
+
+class Silent:
+    """A progress display that shows nothing."""
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """Ignore the step."""
+
+    def advance(self, amount: int) -> None:
+        """Ignore the units."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Where an unfinished run is stored.
+
+    Attributes:
+        folder: Folder of the results.
+        every_seconds: Time between two writes.
+        resume: Go on with the run that is stored there.
+    """
+
+    folder: Path
+    every_seconds: float
+    resume: bool
+
+
+class CaptureRun:
+    """One capture and its reduction, with either estimator.
+
+    Args:
+        model: The model with weights; comes back as it was.
+        chosen: Modules to capture.
+        identity: What the artifacts say about the model.
+        probes: The probe set.
+        settings: Settings of the run.
+        processes: This process among those that share the probes.
+        storage: Where progress is stored, if anywhere.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        chosen: tuple[Candidate, ...],
+        identity: ModelIdentity,
+        probes: ProbeSet,
+        settings: RankSettings,
+        processes: Processes,
+        storage: Storage | None,
+    ) -> None:
+        self._model, self._chosen, self._settings = model, chosen, settings
+        self._probes, self._processes, self._storage = probes, processes, storage
+        self._tokens = [
+            [sum(e.counted_tokens for e in group) for group in half] for half in probes.halves
+        ]
+        self._sharded = is_sharded(model)
+        self.choice = choose_estimator(
+            model,
+            chosen,
+            probes,
+            settings,
+            device=input_device(model),
+            reserved_bytes=0,
+            itemsize=model.dtype.itemsize,
+            packed=self._sharded or any(item.quantized for item in chosen),
+            processes=processes,
+        )
+        self._resamples = draw_resamples(
+            *self._tokens, count=settings.capture.bootstrap, seed=settings.seed
+        )
+        self._file = self._progress_file(identity)
+        self.notes: tuple[str, ...] = ()
+
+    @property
+    def taps(self) -> bool:
+        """Whether weights stay where they are, because no gradient of theirs is formed."""
+        return self.choice.estimator == "sketch"
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Ranks of the tail curves."""
+        largest = self.choice.sketch_size // 2 if self.taps else None
+        return curve_ranks(self._settings.plan.rank, largest)
+
+    def probe(self, progress: Progress) -> float:
+        """Capture every gradient; gives the mean loss."""
+        capture = self._settings.capture
+        self._gradients, sources = self._prepare()
+        tokens = self._processes.share(
+            [len(e.input_ids) for half in self._probes.halves for group in half for e in group]
+        )
+        progress.start("probing", sum(tokens) * capture.passes, "tokens")
+        run = ProbeRun(
+            self._model,
+            self._probes,
+            self._gradients,
+            sources,
+            capture,
+            on_tokens=progress.advance,
+            processes=self._processes,
+            progress_file=self._file,
+            in_step=self._sharded,
+        )
+        if self._storage is not None and self._storage.resume:
+            run.resume()
+        mean_loss = run.run()
+        smallest = min(self._processes.gather(run.batch_size))
+        if smallest < capture.batch_size:
+            self.notes = (
+                f"The device ran out of memory: batches of {capture.batch_size} were halved down "
+                f"to {smallest}.",
+            )
+        return mean_loss
+
+    def reduce(
+        self, progress: Progress, norms: Mapping[str, float | None]
+    ) -> dict[str, GradientStatistics]:
+        """Reduce one module after the other; what was captured of it is then forgotten."""
+        reduction = Reduction(
+            rank=self._settings.plan.rank,
+            ranks=self.ranks,
+            tokens=(sum(self._tokens[0]), sum(self._tokens[1])),
+            svd=self._settings.capture.svd,
+            seed=self._settings.seed,
+            resamples=self._resamples,
+        )
+        progress.start("scoring", len(self._chosen), "modules")
+        statistics = {}
+        for item in self._chosen:
+            statistics[item.module] = self._reduce(item, reduction, norms)
+            self._gradients.forget(item.module)
+            progress.advance(1)
+        return statistics
+
+    def forget_progress(self) -> None:
+        """Remove the stored progress of a run that has ended."""
+        if self._file is not None:
+            self._file.forget()
+
+    def _prepare(self) -> tuple[ExactGradients | SketchGradients, Sources]:
+        settings = self._settings
+        tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
+        first, second = (len(half) for half in self._tokens)
+        groups = None if self._resamples is None else (first, second)
+        if self.taps:
+            example = self._probes.halves[0][0][0].input_ids
+            return (
+                SketchGradients(self._chosen, tests, groups=groups),
+                tapped_sources(self._model, self._chosen, example[:8]),
+            )
+        on_host = settings.capture.accumulate_on == "host"
+        return (
+            ExactGradients(self._chosen, tests, groups=groups, on_host=on_host),
+            weight_sources(self._model, self._chosen),
+        )
+
+    def _reduce(
+        self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
+    ) -> GradientStatistics:
+        name, gradients = item.module, self._gradients
+        groups = gradients.group_sketches(name)
+        if isinstance(gradients, SketchGradients):
+            captured = gradients.sketches(name, reduction.tokens)
+            if captured is None:
+                return unreached(norms[name], reduction)
+            return reduce_sketches(captured, norms[name], groups, reduction, name=name)
+        weight = self._model.get_parameter(item.parameter)
+        means = gradients.means(name, reduction.tokens)
+        if means is None:
+            return unreached(float(torch.linalg.vector_norm(weight.float())), reduction)
+        return reduce_gradients(*means, weight, groups, reduction, name=name)
+
+    def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:
+        if self._storage is None:
+            return None
+        return ProgressFile(
+            self._storage.folder,
+            {
+                "hlscore": __version__,
+                "torch": version("torch"),
+                "settings": asdict(self._settings),
+                "model": asdict(identity),
+                "probes": self._probes.summary.hash,
+                "estimator": self.choice.estimator,
+                "device": input_device(self._model).type,
+                "processes": self._processes.size,
+            },
+            self._processes,
+            every_seconds=self._storage.every_seconds,
+            together=self._sharded,
+        )
+
+
+def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[str, float | None]:
+    """`||W||_F` of each candidate; every process takes part where weights are sharded."""
+    norms: dict[str, float | None] = {}
+    for item in chosen:
+        weight = dense_weight(model, item)
+        norms[item.module] = (
+            None if weight is None else float(torch.linalg.vector_norm(weight.float()))
+        )
+    return norms
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turn an allocator's error into one that says what to do.
+
+    Raises:
+        CaptureError: There is not enough memory.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CaptureError(
+            "The device ran out of memory, also with a single example at a time.",
+            hint="Use --estimator sketch, a smaller --max-length, --dtype bfloat16, --load-in "
+            "4bit, or --include fewer modules. `--dry-run` tells more.",
+        ) from error

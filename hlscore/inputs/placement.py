@@ -1,0 +1,274 @@
+"""How weights are read and where they go: quantized, spread over devices, offloaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
+from hlscore.paths import typed_path
+from hlscore.settings import ModelSettings
+
+_KEPT_SHARE = 0.9
+"""Share of a device's free memory that weights may take where `--max-memory` says nothing."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """How to read the weights of one model.
+
+    Attributes:
+        options: Arguments of `from_pretrained`.
+        method: Name of the quantization method; empty where there is none.
+        placed: Whether `from_pretrained` puts the weights on their devices itself.
+        own_folder: Temporary folder for offloaded weights, to be removed with the model.
+    """
+
+    options: Mapping[str, Any]
+    method: str
+    placed: bool
+    own_folder: Path | None = None
+
+    def discard(self) -> None:
+        """Remove the temporary folder, where there is one."""
+        if self.own_folder is not None:
+            shutil.rmtree(self.own_folder, ignore_errors=True)
+
+
+def plan_placement(
+    config: PreTrainedConfig, settings: ModelSettings, device: torch.device, dtype: torch.dtype
+) -> Placement:
+    """Decide how to read the weights of a model.
+
+    Args:
+        config: The model's configuration.
+        settings: Which model, and how.
+        device: Where the weights go unless `settings.device_map` is set.
+        dtype: Dtype of what is not quantized, and of the computations.
+
+    Returns:
+        The decision; it may have made a temporary folder.
+
+    Raises:
+        ModelError: A package is missing, or the quantization method is not known.
+        UsageError: Settings contradict the model or the machine.
+    """
+    stored = quantization_method(config)
+    if settings.load_in is not None and stored:
+        raise UsageError(
+            f"--load-in is '{settings.load_in}', but '{settings.model}' is quantized already "
+            f"({stored}).",
+            hint="Leave --load-in away.",
+        )
+    configured = config.get_text_config().dtype
+    if stored and settings.dtype != "auto" and dtype != configured:
+        # transformers would convert some of the other parameters and leave some as they are.
+        raise UsageError(
+            f"--dtype is '{settings.dtype}', but '{settings.model}' is quantized already "
+            f"({stored}), with {str(configured).removeprefix('torch.')} beside it.",
+            hint="Leave --dtype away.",
+        )
+    method = stored or ("bitsandbytes" if settings.load_in else "")
+    _check_packages(settings, method)
+    options: dict[str, Any] = {}
+    if settings.load_in is not None:
+        options["quantization_config"] = _bitsandbytes_config(settings.load_in, dtype)
+    own_folder = None
+    if settings.device_map is not None:
+        options["device_map"] = settings.device_map
+        options["max_memory"] = _max_memory(settings)
+        folder, own_folder = _offload_folder(settings)
+        options["offload_folder"] = str(folder)
+    elif method:
+        options["device_map"] = {"": device}
+    return Placement(
+        options=options, method=method, placed="device_map" in options, own_folder=own_folder
+    )
+
+
+def quantization_method(config: PreTrainedConfig) -> str:
+    """Name the method that a checkpoint was quantized with.
+
+    Args:
+        config: The model's configuration.
+
+    Returns:
+        Such as `bitsandbytes` or `gptq`; empty where it is not quantized.
+    """
+    found = quantization_settings(config)
+    if not found:
+        return ""
+    by_bits = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(found) else "unnamed"
+    method = found.get("quant_method") or by_bits
+    return str(getattr(method, "value", method))
+
+
+def quantization_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """Read `quantization_config` of a configuration; empty where there is none."""
+    found = getattr(config, "quantization_config", None)
+    if found is None or isinstance(found, Mapping):
+        return found or {}
+    settings: Mapping[str, Any] = found.to_dict()
+    return settings
+
+
+def settle(model: PreTrainedModel, placement: Placement) -> None:
+    """Make a freshly loaded model fit for gradients, and tie its temporary folder to its life.
+
+    Computations of 4-bit weights take the dtype of the model, whatever the checkpoint says:
+    float16 would lose small gradients, and biases would be cast in place. On CPUs with AVX512-BF16
+    bitsandbytes would rearrange the weights in a forward pass without gradients, after which no
+    gradient flows through them: that is turned off.
+
+    Args:
+        model: The model, changed in place.
+        placement: How it was loaded.
+    """
+    if placement.own_folder is not None:
+        weakref.finalize(model, placement.discard)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            module.compute_dtype = model.dtype
+            module.compute_type_is_set = True
+            module.support_avx512bf16_for_cpu = False
+
+
+def loading_error(name: str, placement: Placement, error: Exception) -> HlscoreError:
+    """Turn a failure of `from_pretrained` into one clear error.
+
+    Args:
+        name: The model, as given.
+        placement: How it was to be loaded.
+        error: What transformers raised.
+
+    Returns:
+        The error to raise.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return out_of_memory(name, "the device")
+    if placement.method and isinstance(error, ImportError):
+        return ModelError(
+            f"'{name}' is quantized with {placement.method}, and a package is missing: "
+            f"{first_line(error)}",
+            hint="Install it, or give a checkpoint that is not quantized.",
+        )
+    if placement.method and "dispatched on the CPU or the disk" in str(error):
+        return ModelError(
+            f"'{name}' does not fit on the devices, and its quantized weights cannot be offloaded "
+            "to CPU or disk.",
+            hint="Allow more with --max-memory, or load the original without --load-in.",
+        )
+    return ModelError(
+        f"The weights of '{name}' cannot be loaded: {first_line(error)}",
+        hint="Check that config.json and the weight files belong together.",
+    )
+
+
+def out_of_memory(name: str, device: str) -> ModelError:
+    """Say that a model does not fit, and what would."""
+    return ModelError(
+        f"'{name}' does not fit on {device}.",
+        hint="Use --load-in 4bit, --device-map auto, --dtype bfloat16 or --device cpu.",
+    )
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep accelerate and bitsandbytes from remarks while they load a model.
+
+    bitsandbytes stays quiet for good: it would log one line per 8-bit layer and forward pass.
+    """
+    accelerate, bitsandbytes = (logging.getLogger(name) for name in ("accelerate", "bitsandbytes"))
+    level = accelerate.level
+    accelerate.setLevel(logging.ERROR)
+    if bitsandbytes.level == logging.NOTSET:
+        bitsandbytes.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        accelerate.setLevel(level)
+
+
+def _check_packages(settings: ModelSettings, method: str) -> None:
+    """Refuse at once what transformers would refuse only after reading files."""
+    if method and method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ModelError(
+            f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
+            hint="Give the original, and quantize it with --load-in 4bit.",
+        )
+    needs_both = method == "bitsandbytes"
+    asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
+    if settings.load_in is not None:
+        asked = "--load-in"
+    for package, needed, extra in (
+        ("bitsandbytes", needs_both, "quant"),
+        ("accelerate", bool(method), "quant"),
+        ("accelerate", settings.device_map is not None, "devices"),
+    ):
+        if needed and importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"{asked} needs the package {package}, which is not installed.",
+                hint=f"pip install 'hlscore[{extra}]'",
+            )
+
+
+def _bitsandbytes_config(load_in: str, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """The settings of QLoRA for 4 bits, those of LLM.int8() for 8 bits."""
+    if load_in == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def _max_memory(settings: ModelSettings) -> dict[int | str, int] | None:
+    """Bytes of each device; devices that were not named keep what they have free."""
+    if not settings.max_memory:
+        return None
+    from accelerate.utils import get_max_memory
+
+    free = {key: int(size * _KEPT_SHARE) for key, size in get_max_memory().items()}
+    for name, size in settings.max_memory_bytes.items():
+        device: int | str = int(name) if name.isdecimal() else name
+        if device != "cpu" and device not in free:
+            there = ", ".join(str(key) for key in free)
+            raise UsageError(
+                f"--max-memory names device '{name}', but this machine has: {there}.",
+                hint="Devices are cpu and the numbers of the GPUs.",
+            )
+        free[device] = size
+    return free
+
+
+def _offload_folder(settings: ModelSettings) -> tuple[Path, Path | None]:
+    """The folder for weights on disk, and whether it is a temporary one of ours."""
+    if settings.offload_folder is None:
+        folder = Path(tempfile.mkdtemp(prefix="hlscore-offload-"))
+        return folder, folder
+    folder = typed_path(settings.offload_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--offload-folder '{settings.offload_folder}' cannot be written to: "
+            f"{error.strerror or first_line(error)}.",
+            hint="Give a folder on a disk with room for the weights.",
+        ) from error
+    return folder, None

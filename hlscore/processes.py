@@ -1,0 +1,166 @@
+"""Several processes that share the probes of one run, on top of `torch.distributed`.
+
+Sums over the probes are linear: each process adds up its share of every probe group, and the
+sums meet once per pass. Nothing is sent while batches run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+
+_BUCKET_NUMBERS = 2**26
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Processes:
+    """This process among those of a run.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: Number of processes.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process scores, writes and prints."""
+        return self.rank == 0
+
+    def share(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Take every `size`-th item, from number `rank` on."""
+        return items[self.rank :: self.size]
+
+    def add_up(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Add tensors of all processes up, name by name.
+
+        Tensors travel in buckets, so that the number of messages follows their bytes, not their
+        number. Where a process lacks one that others have, it counts as zero.
+
+        Args:
+            tensors: Tensors of this process by name; changed in place.
+
+        Returns:
+            The sums, the same in every process.
+        """
+        if self.size == 1:
+            return dict(tensors)
+        import torch
+        from torch import distributed
+
+        described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        everywhere: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}] * self.size
+        distributed.all_gather_object(everywhere, described)
+        union = {name: what for part in everywhere for name, what in part.items()}
+        device = next((t.device for t in tensors.values()), torch.device("cpu"))
+        sums = {
+            name: tensors[name]
+            if name in tensors
+            else torch.zeros(union[name][0], dtype=union[name][1], device=device)
+            for name in sorted(union)
+        }
+        for bucket in _buckets(list(sums.values())):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            distributed.all_reduce(flat)
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))
+        return sums
+
+    def give_to_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Overwrite tensors with those of the main process, name by name.
+
+        Args:
+            tensors: Tensors of this process, the same names and shapes everywhere.
+        """
+        if self.size == 1:
+            return
+        from torch import distributed
+
+        for name in sorted(tensors):
+            contiguous = tensors[name].contiguous()
+            distributed.broadcast(contiguous, src=0)
+            tensors[name].copy_(contiguous)
+
+    def total(self, numbers: Sequence[float]) -> list[float]:
+        """Add numbers of all processes up, place by place."""
+        return [sum(part) for part in zip(*self.gather(list(numbers)), strict=True)]
+
+    def gather(self, item: Item) -> list[Item]:
+        """Give what each process holds to all of them, in order."""
+        if self.size == 1:
+            return [item]
+        from torch import distributed
+
+        everywhere: list[Item] = [item] * self.size
+        distributed.all_gather_object(everywhere, item)
+        return everywhere
+
+    def wait(self) -> None:
+        """Go on when every process has come here."""
+        self.gather(None)
+
+
+def started_as() -> Processes:
+    """Read from the environment, as `torchrun` sets it, which process this is; needs no torch."""
+    size = os.environ.get("WORLD_SIZE", "1")
+    rank = os.environ.get("RANK", "0")
+    if not (size.isdecimal() and rank.isdecimal()) or int(size) < 2:
+        return Processes()
+    return Processes(rank=int(rank), size=int(size))
+
+
+def local_rank() -> int | None:
+    """Number of this process on its host, as `torchrun` sets it; `None` when it runs alone."""
+    number = os.environ.get("LOCAL_RANK", "")
+    return int(number) if number.isdecimal() and started_as().size > 1 else None
+
+
+@contextmanager
+def joined() -> Iterator[Processes]:
+    """Connect the processes that `torchrun` started, for the length of a run.
+
+    Yields:
+        This process among them; alone when there are no others.
+    """
+    found = started_as()
+    if found.size == 1:
+        yield found
+        return
+    import torch
+    from torch import distributed
+
+    own = distributed.is_initialized()  # a caller of the Python API may have done it
+    if not own:
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend)
+    try:
+        yield found
+    finally:
+        if not own:
+            distributed.destroy_process_group()
+
+
+def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Group tensors of one device and dtype, in order, up to a size."""
+    bucket: list[torch.Tensor] = []
+    filled = 0
+    for tensor in tensors:
+        alike = bucket and (bucket[0].device, bucket[0].dtype) == (tensor.device, tensor.dtype)
+        if bucket and (not alike or filled + tensor.numel() > _BUCKET_NUMBERS):
+            yield bucket
+            bucket, filled = [], 0
+        bucket.append(tensor)
+        filled += tensor.numel()
+    if bucket:
+        yield bucket

@@ -1,0 +1,304 @@
+"""Models spread over devices: host memory and disk here, where there is no second device."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import save_model
+from families import FAMILIES, token_batch
+from torch import nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hlscore.cli.options import parse_memory
+from hlscore.errors import ModelError, UsageError
+from hlscore.inputs.model import identify, input_device, load_model, load_shape
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.weights import dense_weight, is_offloaded
+from hlscore.settings import CandidateSettings, ModelSettings
+
+ALL = CandidateSettings()
+EVERYTHING = CandidateSettings(head=True, embeddings=True)
+DEPTH = 6
+
+
+def deepen(name: str) -> PreTrainedModel:
+    family = FAMILIES[name]
+
+    def config() -> Any:
+        found = family.config()
+        found.num_hidden_layers = DEPTH
+        if getattr(found, "layer_types", None):
+            found.layer_types = ["full_attention"] * DEPTH
+        return found
+
+    return replace(family, config=config).build()
+
+
+@pytest.fixture(scope="module", params=["qwen3", "mixtral"])
+def saved(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, PreTrainedModel]:
+    model = deepen(request.param)
+    return save_model(tmp_path_factory.mktemp(request.param), model=model), model
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary folders are made."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
+def half_on_disk(folder: Path, model: PreTrainedModel, **options: Any) -> ModelSettings:
+    """Settings under which about half of the blocks have to go to disk."""
+    block = 4 * sum(p.numel() for p in model.model.layers[0].parameters())
+    rest = 4 * sum(p.numel() for p in model.parameters()) - DEPTH * block
+    # accelerate keeps room for one more block.
+    size = rest + (DEPTH // 2 + 1.5) * block
+    return ModelSettings(
+        model=str(folder),
+        device_map="auto",
+        max_memory={"cpu": f"{size / 1000:.3f}KB"} | options.pop("max_memory", {}),
+        **options,
+    )
+
+
+def gradient(model: PreTrainedModel, *, wrap: bool) -> torch.Tensor:
+    """Gradient at the output of the embedding, with frozen weights and checkpointed blocks."""
+    model.requires_grad_(False)
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        outputs.append(output.requires_grad_())
+
+    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    handle = model.get_input_embeddings().register_forward_hook(keep)
+    before = [block.forward for block in model.model.layers]
+    if wrap:
+        for block in model.model.layers:
+            block.forward = checkpointed(block.forward)
+    batch = token_batch()
+    # Stopping early would leave the last weights of a block on the device.
+    with set_checkpoint_early_stop(False):
+        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    for block, forward in zip(model.model.layers, before, strict=True):
+        block.forward = forward
+    handle.remove()
+    assert outputs[0].grad is not None
+    return outputs[0].grad
+
+
+def test_enough_memory_changes_nothing(saved: tuple[Path, PreTrainedModel]) -> None:
+    pytest.importorskip("accelerate")
+    folder, model = saved
+    loaded = load_model(ModelSettings(model=str(folder), device_map="auto"))
+    assert loaded.identity == identify(model, str(folder), None)
+    if not torch.cuda.is_available():
+        assert input_device(loaded.model) == torch.device("cpu")
+
+
+def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) -> None:
+    pytest.importorskip("accelerate")
+    folder, original = saved
+    loaded = load_model(half_on_disk(folder, original))
+    model, meta = loaded.model, {n for n, p in loaded.model.named_parameters() if p.is_meta}
+    assert any(name.startswith("model.layers.5.") for name in meta)
+    assert not any(name.startswith("model.layers.0.") for name in meta)
+    assert loaded.identity == identify(original, str(folder), None)
+    assert find_modules(model, ALL) == find_modules(original, ALL)
+    assert input_device(model) == torch.device("cpu")
+    for item in candidates_of(find_modules(model, ALL)):
+        weight = dense_weight(model, item)
+        assert weight is not None
+        assert torch.equal(weight, original.get_parameter(item.parameter))
+    torch.testing.assert_close(gradient(model, wrap=True), gradient(original, wrap=False))
+    assert {name for name, p in model.named_parameters() if p.is_meta} == meta
+    assert loaded.identity == identify(model, str(folder), None)
+    del loaded, model
+    gc.collect()
+    assert not list(temporary.iterdir())
+
+
+def test_offload_folder_of_the_user_is_kept(
+    saved: tuple[Path, PreTrainedModel], tmp_path: Path, temporary: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    folder, original = saved
+    chosen = tmp_path / "new" / "folder"
+    loaded = load_model(half_on_disk(folder, original, offload_folder=str(chosen)))
+    assert any(parameter.is_meta for parameter in loaded.model.parameters())
+    # Fused experts are not stored as they are used: they have to be written again.
+    assert bool(list(chosen.iterdir())) is ("mixtral" in folder.name)
+    assert not list(temporary.iterdir())
+    del loaded
+    gc.collect()
+    assert chosen.is_dir()
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
+def test_failure_leaves_no_folder(
+    saved: tuple[Path, PreTrainedModel],
+    temporary: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    pytest.importorskip("accelerate")
+    folder, original = saved
+
+    def fail(*arguments: object, **options: Any) -> None:
+        assert Path(options["offload_folder"]).parent == temporary
+        raise error
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    with pytest.raises((ModelError, KeyboardInterrupt)):
+        load_model(half_on_disk(folder, original))
+    assert not list(temporary.iterdir())
+
+
+def test_models_offloaded_by_the_caller(saved: tuple[Path, PreTrainedModel]) -> None:
+    """As `accelerate` leaves them: every weight is a placeholder, tied ones are two."""
+    accelerate = pytest.importorskip("accelerate")
+    folder, original = saved
+    expected = identify(original, "mine", None)
+    family = FAMILIES["qwen3"]
+    model = family.auto_class.from_pretrained(folder, dtype=torch.float32)
+    accelerate.cpu_offload(model, execution_device="cpu", offload_buffers=True)
+    with torch.no_grad():
+        model(**token_batch())
+    assert all(is_offloaded(model, name) for name, p in model.named_parameters() if p.is_meta)
+    assert any(parameter.is_meta for parameter in model.parameters())
+    assert identify(model, "mine", None) == expected
+    assert find_modules(model, EVERYTHING) == find_modules(original, EVERYTHING)
+    for item in candidates_of(find_modules(model, EVERYTHING)):
+        weight = dense_weight(model, item)
+        assert weight is not None
+        assert torch.equal(weight, original.get_parameter(item.parameter))
+
+
+def test_empty_model_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
+    shape, _ = load_shape(ModelSettings(model=str(saved[0])))
+    with pytest.raises(ModelError, match="has no weights"):
+        identify(shape, "empty", None)
+
+
+def test_inputs_go_where_the_embedding_runs() -> None:
+    hooks = pytest.importorskip("accelerate.hooks")
+    model = FAMILIES["llama"].build()
+    assert input_device(model) == torch.device("cpu")
+    embedding = model.get_input_embeddings()
+    # A device that this machine need not have.
+    embedding._hf_hook = hooks.SequentialHook(
+        hooks.ModelHook(), hooks.AlignDevicesHook(execution_device="cuda:1")
+    )
+    assert input_device(model) == torch.device("cuda:1")
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_sharded_weights_are_gathered() -> None:
+    model = FAMILIES["mixtral"].build()
+    expected = identify(model, "mine", None)
+    mesh = init_device_mesh("cpu", (1,))
+    for module in model.modules():
+        for leaf, parameter in list(module._parameters.items()):
+            if parameter is not None:
+                sharded = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
+                module._parameters[leaf] = nn.Parameter(sharded)
+    assert identify(model, "mine", None) == expected
+    for item in candidates_of(find_modules(model, ALL)):
+        weight = dense_weight(model, item)
+        assert weight is not None
+        assert not isinstance(weight, DTensor)
+        assert not item.quantized
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"device": "cpu", "device_map": "auto"}, "--device is 'cpu', but --device-map"),
+        ({"device_map": "balanced"}, "--device-map is 'balanced'"),
+        ({"max_memory": {"cpu": "1GB"}}, "--max-memory is given, but no device map"),
+        ({"offload_folder": "here"}, "--offload-folder is given, but no device map"),
+        ({"device_map": "auto", "offload_folder": " "}, "--offload-folder is empty"),
+        ({"device_map": "auto", "max_memory": {"gpu": "1GB"}}, "--max-memory is 'gpu=1GB'"),
+        ({"device_map": "auto", "max_memory": {"-1": "1GB"}}, "--max-memory is '-1=1GB'"),
+        ({"device_map": "auto", "max_memory": {"cpu": "much"}}, "--max-memory is 'cpu=much'"),
+        ({"device_map": "auto", "max_memory": {"cpu": "12"}}, "--max-memory is 'cpu=12'"),
+        ({"device_map": "auto", "max_memory": {"cpu": "-2GB"}}, "--max-memory is 'cpu=-2GB'"),
+    ],
+)
+def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        ModelSettings(model="m", **settings)
+    assert says in caught.value.message
+
+
+def test_sizes_are_read_in_both_systems() -> None:
+    sizes = {"cpu": "1.5GiB", "0": "20 GB", "1": "3kb", "mps": "2TiB"}
+    found = ModelSettings(model="m", device_map="auto", max_memory=sizes).max_memory_bytes
+    assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
+
+
+def test_unknown_device_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
+    pytest.importorskip("accelerate")
+    with pytest.raises(UsageError, match="names device '77'"):
+        load_model(half_on_disk(*saved, max_memory={"77": "1GiB"}))
+
+
+def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match="cannot be written to"):
+        load_model(half_on_disk(*saved, offload_folder=str(tmp_path / "file")))
+
+
+def test_missing_accelerate_is_named(
+    saved: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ModelError, match="--device-map needs the package accelerate") as caught:
+        load_model(ModelSettings(model=str(saved[0]), device_map="auto"))
+    assert caught.value.hint == "pip install 'hlscore[devices]'"
+
+
+def test_quantized_weights_do_not_go_to_disk(
+    saved: tuple[Path, PreTrainedModel], temporary: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    folder, original = saved
+    settings = replace(half_on_disk(folder, original), load_in="8bit", max_memory={"cpu": "9KB"})
+    with pytest.raises(ModelError, match="cannot be offloaded") as caught:
+        load_model(settings)
+    assert "--max-memory" in caught.value.hint
+    gc.collect()
+    assert not list(temporary.iterdir())
+
+
+def test_memory_option_is_split() -> None:
+    assert parse_memory(["0=20GiB", "cpu=64GiB"]) == {"0": "20GiB", "cpu": "64GiB"}
+    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
+        parse_memory(["20GiB"])
+    with pytest.raises(UsageError, match="device '0' twice"):
+        parse_memory(["0=20GiB", "0=10GiB"])

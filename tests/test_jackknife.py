@@ -1,0 +1,150 @@
+"""Influences of probe groups, against scores that are computed again without each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+import torch
+from matrices import power_law
+
+from hlscore.gradients import jackknife
+from hlscore.gradients.jackknife import Influence, Influences, influences
+
+FIRST_TOKENS = torch.tensor([5, 7, 6, 9], dtype=torch.float64)
+SECOND_TOKENS = torch.tensor([8, 4, 6], dtype=torch.float64)
+
+FLOAT32 = 2.0**-23
+Matrix = np.ndarray
+
+
+def group_sums(rows: int, columns: int, *, noise: float = 0.1, stack: int = 2) -> torch.Tensor:
+    """Gradient sums of seven groups, float32 [7, stack, rows, columns]."""
+    signal = power_law(rows, columns, 1.0, stack=stack)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.cat((FIRST_TOKENS, SECOND_TOKENS)).float()
+    drawn = noise * torch.randn(7, *signal.shape, generator=generator)
+    return (signal + drawn) * tokens[:, None, None, None]
+
+
+def scores(sums: Matrix, kept: list[int], rank: int) -> tuple[float, float, float]:
+    """Cross-fitted tail, tail and energy from some groups, from dense means and full SVDs."""
+    tokens = torch.cat((FIRST_TOKENS, SECOND_TOKENS)).numpy()
+    halves = [[g for g in kept if g < 4], [g for g in kept if g >= 4]]
+    a, b = (sums[part].sum(0) / tokens[part].sum() for part in halves)
+    mean = sums[kept].sum(0) / tokens[kept].sum()
+    return (
+        reference.cross_fitted_tail(a, b, rank),
+        reference.tail(mean, rank),
+        reference.energy(mean),
+    )
+
+
+def scaled(values: Matrix) -> Matrix:
+    """Values without each group as influences: squares sum to Tukey's jackknife variance."""
+    count = len(values)
+    return (values.mean() - values) * np.sqrt((count - 1) / count)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(12, 30), (30, 12), (3, 8)])
+@pytest.mark.parametrize("noise", [0.02, 0.3])
+def test_influences_match_recomputing_without_each_group(
+    rows: int, columns: int, noise: float
+) -> None:
+    rank, sums = 3, group_sums(rows, columns, noise=noise)
+    found = influences(sums, FIRST_TOKENS, SECOND_TOKENS, rank)
+    dense = sums.double().numpy()
+    without = [scores(dense, [g for g in range(7) if g != out], rank) for out in range(7)]
+    hls, tail, energy = (np.array(part) for part in zip(*without, strict=True))
+    whole = scores(dense, list(range(7)), rank)
+    assert found.energy == pytest.approx(whole[2], rel=1e-5)
+    for influence, values in ((found.tail, tail), (found.grad_norm, energy)):
+        ours = np.concatenate((influence.first.numpy(), influence.second.numpy()))
+        np.testing.assert_allclose(
+            ours, scaled(values), atol=1e-4 * np.abs(values).max() + FLOAT32 * whole[2]
+        )
+
+    # For the cross-fitted tail, the variance of the product of both noises is taken off once.
+    pairs = np.array(
+        [
+            [scores(dense, [g for g in range(7) if g not in (i, j)], rank)[0] for j in (4, 5, 6)]
+            for i in range(4)
+        ]
+    )
+    mixed = pairs - pairs.mean(0) - pairs.mean(1, keepdims=True) + pairs.mean()
+    shared = (mixed**2).sum() * (3 / 4) * (2 / 3)
+    first, second = scaled(hls[:4]), scaled(hls[4:])
+    twice = (first**2).sum() + (second**2).sum()
+    share = max(1 - shared / twice, 0.25)
+    tolerance = 1e-3 * np.abs(first).max() + 1e-6 * abs(whole[2])
+    np.testing.assert_allclose(found.hls.first.numpy(), first * share**0.5, atol=tolerance)
+    np.testing.assert_allclose(found.hls.second.numpy(), second * share**0.5, atol=tolerance)
+    assert found.hls.variance == pytest.approx(twice * share, rel=0.01, abs=tolerance**2)
+
+
+def test_influences_of_many_matrices_are_those_of_their_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sums = group_sums(6, 9, stack=5)
+    whole = influences(sums, FIRST_TOKENS, SECOND_TOKENS, 2)
+    monkeypatch.setattr(jackknife, "_CHUNK_NUMBERS", 1)
+    parts = influences(sums, FIRST_TOKENS, SECOND_TOKENS, 2)
+    assert_alike(parts, whole, 1e-5)
+
+
+def test_influences_of_tiny_gradients_do_not_underflow() -> None:
+    sums = group_sums(6, 9)
+    large = influences(sums, FIRST_TOKENS, SECOND_TOKENS, 2)
+    small = influences(sums * 2.0**-60, FIRST_TOKENS, SECOND_TOKENS, 2)
+    assert_alike(small.scaled(2.0**120), large, 1e-5)
+    nothing = influences(sums * 0, FIRST_TOKENS, SECOND_TOKENS, 2)
+    assert nothing.energy == 0
+    assert nothing.hls.variance == nothing.tail.variance == nothing.grad_norm.variance == 0
+
+
+def assert_alike(found: Influences, expected: Influences, tolerance: float) -> None:
+    assert found.energy == pytest.approx(expected.energy, rel=tolerance)
+    for name in ("hls", "tail", "grad_norm"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        for half in ("first", "second"):
+            np.testing.assert_allclose(
+                getattr(ours, half).numpy(),
+                getattr(theirs, half).numpy(),
+                atol=tolerance * float(theirs.first.abs().max() + theirs.second.abs().max()),
+            )
+
+
+def test_scaling_scales_the_standard_error() -> None:
+    one = Influence(first=torch.tensor([3.0]).double(), second=torch.tensor([4.0]).double())
+    assert one.variance == 25
+    assert one.scaled(2.0).variance == 100
+
+
+@pytest.mark.parametrize(("noise", "low", "high"), [(0.02, 0.6, 1.7), (0.15, 0.5, 2.0)])
+def test_variance_is_that_over_independent_probe_sets(
+    noise: float, low: float, high: float
+) -> None:
+    """Simulated probe sets: what the jackknife tells of one, and how they differ in truth."""
+    rank, groups, draws = 2, 8, 60
+    signal = power_law(10, 16, 0.7)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.ones(groups, dtype=torch.float64)
+    variances, values = [], []
+    for _ in range(draws):
+        drawn = noise * torch.randn(2 * groups, *signal.shape, generator=generator)
+        sums = signal + drawn
+        found = influences(sums, tokens, tokens, rank)
+        variances.append((found.hls.variance, found.tail.variance, found.grad_norm.variance))
+        a, b = (part.mean(0).double().numpy() for part in (sums[:groups], sums[groups:]))
+        mean = (a + b) / 2
+        values.append(
+            (
+                reference.cross_fitted_tail(a, b, rank),
+                reference.tail(mean, rank),
+                reference.energy(mean),
+            )
+        )
+    true = np.var(values, axis=0, ddof=1)
+    ratios = np.mean(variances, axis=0) / true
+    assert (low <= ratios).all(), ratios
+    assert (ratios <= high).all(), ratios

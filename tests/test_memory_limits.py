@@ -1,0 +1,394 @@
+"""Memory that runs out, and memory that is planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import MethodType
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from problems import by_module, close, completions, probe_set, run_report, settings
+from torch import nn
+from transformers import PreTrainedModel
+
+from hlscore.errors import CaptureError, UsageError
+from hlscore.gradients import estimator, products
+from hlscore.gradients.estimator import Choice, choose_estimator
+from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.memory import free_bytes, predict
+from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sketched import SketchGradients
+from hlscore.gradients.sources import tapped_sources, weight_sources
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.records import ScoreReport
+from hlscore.settings import PlanSettings, RankSettings
+
+CPU = torch.device("cpu")
+EXAMPLES = completions(24)
+ON_DEVICE = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+ON_HOST = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+    "you tried to allocate 549755813888 bytes. Error code 12 (Cannot allocate memory)"
+)
+
+# Makes a model fail whenever a batch holds more examples than fit.
+Limit = Callable[[PreTrainedModel, int, RuntimeError], list[int]]
+
+
+def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    seen: list[int] = []
+
+    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        seen.append(len(output))
+        if len(output) > most:
+            raise error
+
+    model.model.layers[1].self_attn.q_proj.register_forward_hook(check)
+    return seen
+
+
+def in_the_backward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    """After the modules of the last block were added, and those of the first were not."""
+    seen: list[int] = []
+
+    def check(gradient: torch.Tensor) -> None:
+        seen.append(len(gradient))
+        if len(gradient) > most:
+            raise error
+
+    def watch(module: nn.Module, args: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple) else output
+        if hidden.requires_grad:
+            hidden.register_hook(check)
+
+    model.model.layers[0].register_forward_hook(watch)
+    return seen
+
+
+def between_two_modules(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    """After some modules of a block were added, among them one of two that read one tensor."""
+    seen: list[int] = []
+
+    def check(gradient: torch.Tensor) -> None:
+        seen.append(len(gradient))
+        if len(gradient) > most:
+            raise error
+
+    def watch(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        if output.requires_grad:
+            output.register_hook(check)
+
+    model.model.layers[1].self_attn.k_proj.register_forward_hook(watch)
+    return seen
+
+
+def in_the_recomputation(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    seen: list[int] = []
+    calls: dict[int, int] = {}
+
+    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        seen.append(len(output))
+        # A trial pass, then a forward pass and its recomputation.
+        calls[len(output)] = calls.get(len(output), 0) + 1
+        if len(output) > most and calls[len(output)] % 2 == 0:
+            raise error
+
+    model.model.layers[0].self_attn.q_proj.register_forward_hook(check)
+    return seen
+
+
+LIMITS = (in_the_forward_pass, in_the_backward_pass, between_two_modules, in_the_recomputation)
+
+
+def differing(report: ScoreReport, expected: ScoreReport) -> list[tuple[Any, ...]]:
+    """Columns that differ by more than float32 rounding of sums in another order."""
+    rows, found = by_module(expected.rows), []
+    for module, row in by_module(report.rows).items():
+        other = rows[module]
+        floor = 1e-6 * (other.grad_energy or 0)
+        pairs = {
+            column: (getattr(row, column), getattr(other, column))
+            for column in ("hls", "tail_energy", "grad_energy")
+        }
+        found += [
+            (module, column, *pair)
+            for column, pair in pairs.items()
+            if not close(*pair, 1e-5, floor=floor)
+        ]
+    assert report.probes.mean_loss == pytest.approx(expected.probes.mean_loss, rel=1e-6)
+    return found
+
+
+@pytest.mark.parametrize("estimator_name", ["exact", "sketch"])
+@pytest.mark.parametrize("limit", LIMITS)
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_name: str) -> None:
+    family, run = (
+        FAMILIES[name],
+        settings(batch_size=8, groups=2, estimator=estimator_name, sketch_size=8),
+    )
+    expected = run_report(family.build(), EXAMPLES, run)
+    for most, smallest in ((5, 3), (2, 1)):  # 6 in a group: 3, or 3 and then 1
+        model = family.build()
+        seen = limit(model, most, ON_DEVICE)
+        report = run_report(model, EXAMPLES, run)
+        assert max(seen) > most
+        assert not differing(report, expected)
+        note = f"batches of 8 were halved down to {smallest}."
+        assert [note in line for line in report.run.notes] == [False, True]
+    assert len(expected.run.notes) == 1
+
+
+@pytest.mark.parametrize("error", [ON_DEVICE, ON_HOST])
+@pytest.mark.parametrize("estimator_name", ["exact", "sketch"])
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_device_and_host_may_run_out(
+    error: RuntimeError, estimator_name: str, checkpointing: bool
+) -> None:
+    run = settings(
+        groups=2,
+        batch_size=8,
+        bootstrap=20,
+        estimator=estimator_name,
+        checkpointing=checkpointing,
+        passes=3 if estimator_name == "sketch" else 1,
+        sketch_size=8,
+    )
+    expected = run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+    model = FAMILIES["llama"].build()
+    in_the_backward_pass(model, 2, error)
+    report = run_report(model, EXAMPLES, run)
+    assert not differing(report, expected)
+    rows = by_module(expected.rows)
+    for module, row in by_module(report.rows).items():
+        assert close(row.hls_stderr, rows[module].hls_stderr, 0.02)
+
+
+def _call_twice(model: PreTrainedModel) -> None:
+    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
+        gated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+        return self.down_proj(gated) + self.down_proj(gated * gated)
+
+    for layer in model.model.layers:
+        layer.mlp.forward = MethodType(forward, layer.mlp)
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) -> None:
+    run = settings(
+        groups=2, batch_size=8, estimator="sketch", sketch_size=8, checkpointing=checkpointing
+    )
+    plain, model = FAMILIES["llama"].build(), FAMILIES["llama"].build()
+    _call_twice(plain)
+    _call_twice(model)
+    expected = run_report(plain, EXAMPLES, run)
+    seen: list[int] = []
+
+    def check(gradient: torch.Tensor) -> None:
+        seen.append(len(gradient))
+        if len(gradient) > 4:
+            raise ON_DEVICE
+
+    def watch(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if args[0].requires_grad:
+            args[0].register_hook(check)
+
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(watch)
+    report = run_report(model, EXAMPLES, run)
+    assert max(seen) > 4
+    assert not differing(report, expected)
+
+
+def test_experts_that_were_added_in_part_are_not_added_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = settings(groups=2, batch_size=8, estimator="sketch", sketch_size=8)
+    expected = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    calls: list[int] = []
+
+    def failing(*args: Any) -> None:
+        calls.append(1)
+        # Of the 2nd group of experts that is added, after 2 of 5.
+        if len(calls) == 8:
+            raise ON_DEVICE
+        real(*args)
+
+    real = products._add_outer
+    monkeypatch.setattr(products, "_add_outer", failing)
+    report = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    assert not differing(report, expected)
+    assert len(report.run.notes) == 2
+
+
+@pytest.mark.parametrize("estimator_name", ["exact", "sketch"])
+@pytest.mark.parametrize("error", [ON_DEVICE, ON_HOST])
+def test_an_example_that_does_not_fit_is_one_clear_error(
+    estimator_name: str, error: RuntimeError
+) -> None:
+    model = FAMILIES["llama"].build()
+    in_the_backward_pass(model, 0, error)
+    with pytest.raises(CaptureError, match="out of memory, also with a single example") as found:
+        run_report(model, EXAMPLES, settings(estimator=estimator_name))
+    assert "--estimator sketch" in (found.value.hint or "")
+
+
+def test_memory_that_runs_out_while_scoring_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        raise ON_HOST
+
+    monkeypatch.setattr("hlscore.gradients.run.reduce_gradients", failing)
+    with pytest.raises(CaptureError, match="ran out of memory"):
+        run_report(FAMILIES["llama"].build(), EXAMPLES, settings())
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    assert is_out_of_memory(ON_DEVICE)
+    assert is_out_of_memory(ON_HOST)
+    assert is_out_of_memory(RuntimeError("DefaultCPUAllocator: not enough memory: you tried ..."))
+    assert not is_out_of_memory(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))
+    model = FAMILIES["llama"].build()
+    in_the_forward_pass(model, 2, RuntimeError("a bug"))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_report(model, EXAMPLES, settings())
+
+
+@pytest.mark.parametrize(("bootstrap", "sketch_size"), [(0, 64), (10, 8)])
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_sums_take_the_memory_that_was_predicted(
+    name: str, sketch_size: int, bootstrap: int
+) -> None:
+    model, run = FAMILIES[name].build(), settings(bootstrap=bootstrap, groups=2, batch_size=16)
+    items = candidates_of(find_modules(model, run.candidates))
+    probes = probe_set(model, completions(6), run)
+    needs = predict(model, items, probes, run.capture, sketch_size=sketch_size, itemsize=4)
+    groups = (len(probes.halves[0]), len(probes.halves[1])) if bootstrap else None
+    tests = TestMatrices(size=sketch_size, seed=0)
+    exact = ExactGradients(items, tests, groups=groups)
+    sketch = SketchGradients(items, tests, groups=groups)
+    tapped = tapped_sources(model, items, probes.halves[0][0][0].input_ids[:8])
+    for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
+        ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
+    assert _bytes(exact.sums()) == needs.exact_sums + needs.exact_groups
+    if not bootstrap:
+        assert needs.exact_groups == 0
+    drawn = {max(i.out_features, i.in_features) for i in items}
+    omegas = sum(4 * width * sketch_size for width in drawn if not tests.keeps_whole(width))
+    formed = max(
+        (
+            item.n_params
+            for item in items
+            if item.module in tapped.weights and not item.module.endswith("dt_proj")
+        ),
+        default=0,
+    )
+    expected = _bytes(sketch.sums()) + omegas + 2 * 4 * formed
+    biases = 2 * 4 * 300  # n_params counts them
+    assert expected - biases <= needs.sketch_sums <= expected
+    assert needs.on_device("exact", "device") >= _bytes(exact.sums()) + needs.largest_gradient
+    assert needs.on_host("exact", "device") == needs.on_host("sketch", "device") == 0
+    assert needs.on_host("exact", "host") == _bytes(exact.sums())
+    assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
+
+
+def _bytes(tensors: dict[str, torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
+
+
+def choose(
+    free: int, monkeypatch: pytest.MonkeyPatch, run: RankSettings, *, packed: bool = False
+) -> Choice:
+    """The choice with some free memory."""
+    model = FAMILIES["llama"].build()
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: free)
+    return choose_estimator(
+        model,
+        candidates_of(find_modules(model, run.candidates)),
+        probe_set(model, EXAMPLES, run),
+        run,
+        device=CPU,
+        reserved_bytes=0,
+        itemsize=4,
+        packed=packed,
+    )
+
+
+def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", "device")
+    enough = choose(int(wanted / 0.9) + 2, monkeypatch, settings())
+    assert enough.estimator == "exact"
+    assert enough.reason.startswith("exact: it needs 2 MiB besides the weights, and 2 MiB are free")
+    short = choose(int(wanted / 0.9) - 2, monkeypatch, settings())
+    assert short.estimator == "sketch"
+    assert short.reason.startswith("sketch: exact does not fit, it needs 2 MiB")
+    assert short.reason.endswith("are free on this machine.")
+    assert short.sketch_size == 64
+
+
+def test_what_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = choose(0, monkeypatch, settings(estimator="exact"))
+    assert (exact.estimator, exact.reason) == ("exact", "exact: asked for.")
+    sketch = choose(2**60, monkeypatch, settings(estimator="sketch", sketch_size=10))
+    assert (sketch.estimator, sketch.reason) == ("sketch", "sketch: asked for.")
+    assert sketch.sketch_size == 10
+
+
+def test_several_passes_and_packed_weights_ask_for_sketches(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    passes = choose(2**60, monkeypatch, settings(passes=3))
+    assert passes.estimator == "sketch"
+    assert "several passes" in passes.reason
+    packed = choose(2**60, monkeypatch, settings(), packed=True)
+    assert packed.estimator == "sketch"
+    assert "hold no gradients" in packed.reason
+
+
+def test_runs_say_which_estimator_they_used_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FAMILIES["llama"].build()
+    plain = run_report(model, EXAMPLES, settings())
+    assert (plain.run.estimator, plain.run.sketch_size) == ("exact", None)
+    assert plain.run.notes[0].startswith("exact: it needs")
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: 0)
+    small = run_report(model, EXAMPLES, settings())
+    assert (small.run.estimator, small.run.sketch_size) == ("sketch", 64)
+    assert small.run.notes[0].startswith("sketch: exact does not fit")
+    monkeypatch.undo()
+    again = run_report(model, EXAMPLES, settings(passes=3))
+    assert again.run.estimator == "sketch"
+
+
+@pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])
+def test_scores_of_single_entries_need_gradients(options: dict[str, Any]) -> None:
+    run = replace(settings(**options), plan=PlanSettings(score="taylor", rank=3))
+    with pytest.raises(UsageError, match="'taylor' needs whole gradients: sketch") as found:
+        run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+    assert "--estimator exact" in (found.value.hint or "")
+
+
+def test_packed_weights_hold_no_exact_gradients() -> None:
+    model = FAMILIES["llama"].build()
+    items = candidates_of(find_modules(model, settings().candidates))
+    packed = (*items[:3], replace(items[3], quantized=True))
+    with pytest.raises(CaptureError, match=rf"'{items[3].module}' is quantized"):
+        weight_sources(model, packed)
+
+
+def test_free_memory_is_within_the_limit_of_the_control_group(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    assert free_bytes(CPU) > 0
+    monkeypatch.setattr("hlscore.gradients.memory._CGROUP", tmp_path)
+    whole = free_bytes(CPU)
+    (tmp_path / "memory.max").write_text("5000\n")
+    (tmp_path / "memory.current").write_text("3000\n")
+    assert free_bytes(CPU) == 2000
+    (tmp_path / "memory.current").write_text("7000\n")
+    assert free_bytes(CPU) == 0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert free_bytes(CPU) > 0.5 * whole

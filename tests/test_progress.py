@@ -1,0 +1,387 @@
+"""Runs that break off and go on, and the files that keep their progress."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+from problems import completions, run_report, settings
+from safetensors import safe_open
+from safetensors.torch import save_file
+from tokens import byte_tokenizer
+from transformers import PreTrainedModel
+
+from hlscore.errors import ArtifactError, UsageError
+from hlscore.flow import Silent, Storage, score_model
+from hlscore.gradients import progress
+from hlscore.gradients.progress import Place, Progress, ProgressFile, first_difference
+from hlscore.inputs.model import identify
+from hlscore.paths import remove_unfinished, unfinished_runs
+from hlscore.processes import Processes
+from hlscore.records import ScoreReport
+from hlscore.settings import PlanSettings, RankSettings
+
+EXAMPLES = completions(12)
+RUNS: dict[str, dict[str, Any]] = {
+    "exact": {"estimator": "exact"},
+    "host": {"estimator": "exact", "accumulate_on": "host"},
+    "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
+}
+EVERY_RUN = pytest.mark.parametrize("name", list(RUNS))
+
+
+class BrokenError(Exception):
+    """Raised in the middle of a run."""
+
+
+def options(name: str) -> RankSettings:
+    """Two groups per half of two batches each."""
+    return settings(groups=2, batch_size=2, bootstrap=10, **RUNS[name])
+
+
+class Display(Silent):
+    """Raises after some batches, or when scoring begins."""
+
+    def __init__(self, *, batches: int | None = None, scoring: bool = False) -> None:
+        self._left = batches
+        self._scoring = scoring
+        self.probing = True
+
+    def start(self, what: str, *_: object) -> None:
+        self.probing = what == "probing"
+        if what == "scoring" and self._scoring:
+            raise BrokenError
+
+    def advance(self, _: int) -> None:
+        if self._left is not None and self.probing:
+            self._left -= 1
+            if self._left < 0:
+                raise BrokenError
+
+
+def stored_run(
+    folder: Path,
+    run: RankSettings,
+    *,
+    resume: bool,
+    model: PreTrainedModel | None = None,
+    display: Silent | None = None,
+    count: int = 12,
+) -> ScoreReport:
+    """Score a model, and store the progress after every batch."""
+    model = FAMILIES["qwen3_moe"].build() if model is None else model
+    found = score_model(
+        model,
+        byte_tokenizer(),
+        identify(model, "test", None),
+        completions(count),
+        run,
+        display or Silent(),
+        storage=Storage(folder=folder, every_seconds=0, resume=resume),
+    )
+    assert found is not None
+    return found[0]
+
+
+def undisturbed(name: str) -> ScoreReport:
+    return run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, options(name))
+
+
+@EVERY_RUN
+def test_runs_that_break_off_after_every_write_end_alike(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Place] = []
+
+    def breaking(self: ProgressFile, found: Progress, state: Any) -> None:
+        real(self, found, state)
+        places.append(found.place)
+        raise BrokenError
+
+    real = ProgressFile.save
+    monkeypatch.setattr(ProgressFile, "save", breaking)
+    run, report = options(name), None
+    for attempt in range(60):
+        try:
+            report = stored_run(tmp_path, run, resume=attempt > 0)
+            break
+        except BrokenError:
+            assert unfinished_runs(tmp_path)
+    expected = [
+        Place(number=1, half=half, group=group, batch=batch)
+        for half in (0, 1)
+        for group in (0, 1)
+        for batch in (1, 2)
+    ]
+    if name == "passes":
+        for number in (2, 3):
+            again = [replace(place, number=number) for place in expected[:8]]
+            expected = [*expected, Place(number=number), *again]
+    assert places == expected
+    assert report is not None
+    other = undisturbed(name)
+    assert report.rows == other.rows
+    assert report.probes == other.probes
+    assert not list(tmp_path.iterdir())
+
+
+@EVERY_RUN
+def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path) -> None:
+    expected = undisturbed(name).rows
+    for batches in (1, 3, 6):
+        with pytest.raises(BrokenError):
+            stored_run(tmp_path, options(name), resume=False, display=Display(batches=batches))
+        assert stored_run(tmp_path, options(name), resume=True).rows == expected
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, options(name), resume=False, display=Display(scoring=True))
+    assert stored_run(tmp_path, options(name), resume=True).rows == expected
+
+
+def test_files_of_earlier_passes_are_removed(tmp_path: Path) -> None:
+    run = options("passes")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=11))
+    assert [path.name for path in tmp_path.iterdir()] == [
+        ".hlscore-progress-0-of-1-pass-2.safetensors"
+    ]
+    assert stored_run(tmp_path, run, resume=True).rows == undisturbed("passes").rows
+
+
+def test_batches_that_fitted_are_remembered(tmp_path: Path) -> None:
+    model, run = FAMILIES["qwen3_moe"].build(), options("sketch")
+
+    def limit(module: Any, args: Any, output: torch.Tensor) -> None:
+        if len(output) > 1:
+            raise torch.OutOfMemoryError
+
+    model.model.layers[0].self_attn.o_proj.register_forward_hook(limit)
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, model=model, display=Display(batches=4))
+    report = stored_run(tmp_path, run, resume=True)
+    assert any("were halved down to 1" in note for note in report.run.notes)
+
+
+def test_progress_is_not_written_before_it_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    file = ProgressFile(tmp_path, {}, Processes(), every_seconds=10)
+    saved: list[float] = []
+
+    def slow(*args: Any) -> dict[str, torch.Tensor]:
+        saved.append(now[0])
+        return {}
+
+    def state_writer(*args: Any, **kwargs: Any) -> None:
+        now[0] += 2.0  # a write takes two seconds
+        return real(*args, **kwargs)
+
+    real = progress.save_file
+    monkeypatch.setattr(progress, "save_file", state_writer)
+    for second in range(120):
+        now[0] = max(now[0], float(second))
+        file.save_when_due(_progress(1), slow)
+    # Once after ten seconds; then a write may take a twentieth of the time.
+    assert saved == [10.0, 52.0, 94.0]
+
+
+def _progress(number: int) -> Progress:
+    return Progress(place=Place(number=number, group=2, batch=1), loss=1.5, batch_size=4)
+
+
+DIFFERENT: dict[str, tuple[Callable[[RankSettings], RankSettings], str]] = {
+    "seed": (lambda run: replace(run, seed=1), r"settings\.seed was 0, now it is 1"),
+    "rank": (
+        lambda run: replace(run, plan=PlanSettings(budget="0.5", rank=2)),
+        r"settings\.plan\.rank was 3, now it is 2",
+    ),
+    "batches": (
+        lambda run: replace(run, capture=replace(run.capture, batch_size=3)),
+        r"settings\.capture\.batch_size was 2, now it is 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", list(DIFFERENT))
+def test_other_settings_are_refused_by_name(change: str, tmp_path: Path) -> None:
+    run = options("sketch")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=2))
+    turn, message = DIFFERENT[change]
+    with pytest.raises(UsageError, match=message) as found:
+        stored_run(tmp_path, turn(run), resume=True)
+    assert "--force" in (found.value.hint or "")
+    assert unfinished_runs(tmp_path)
+
+
+def test_other_models_and_probes_are_refused_by_name(tmp_path: Path) -> None:
+    run = options("exact")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=2))
+    other = FAMILIES["qwen3_moe"].build(seed=1)
+    with pytest.raises(UsageError, match=r"another one: model\.fingerprint\.weights was sha256"):
+        stored_run(tmp_path, run, resume=True, model=other)
+    with pytest.raises(UsageError, match="another one: probes was sha256"):
+        stored_run(tmp_path, run, resume=True, count=13)
+
+
+def test_differences_are_named_where_they_are() -> None:
+    stored = {"a": 1, "b": {"c": [1, 2], "d": None}, "e": "x" * 90}
+    assert not first_difference(stored, json.loads(json.dumps(stored)))
+    assert first_difference(stored, stored | {"a": 2}) == "a was 1, now it is 2"
+    changed = stored | {"b": {"c": [1, 3], "d": None}}
+    assert first_difference(stored, changed) == "b.c was [1, 2], now it is [1, 3]"
+    changed = stored | {"b": {"c": [1, 2], "d": 0.5}}
+    assert first_difference(stored, changed) == "b.d was not set, now it is 0.5"
+    assert first_difference(stored, {**stored, "z": 1}) == "z was not set, now it is 1"
+    assert len(first_difference(stored, stored | {"e": "y" * 90})) < 110
+
+
+def test_there_must_be_something_to_resume(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UsageError, match="no unfinished run in") as found:
+            stored_run(folder, options("exact"), resume=True)
+        assert "--resume" in (found.value.hint or "")
+    assert not (tmp_path / "none").exists()
+
+
+BROKEN: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda _: b"",
+    "text": lambda _: b"{}" * 40,
+    "cut": lambda whole: whole[: len(whole) // 2],
+    "header": lambda whole: whole[:60],
+}
+
+
+@pytest.mark.parametrize("damage", list(BROKEN))
+def test_damaged_files_are_one_clear_error(damage: str, tmp_path: Path) -> None:
+    run = options("sketch")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=2))
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(BROKEN[damage](path.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"progress .* cannot be read") as found:
+        stored_run(tmp_path, run, resume=True)
+    assert "--force" in (found.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "no json",
+        "[]",
+        "{}",
+        '{"identity": {}, "progress": {}}',
+        '{"identity": {}, "progress": {"place": {"n": 1}, "loss": 1, "batch_size": 1}}',
+        '{"identity": {}, "progress": {"place": {}, "loss": 1.0}}',
+        '{"identity": {}, "progress": {"place": {}, "loss": "much", "batch_size": 1}}',
+        '{"identity": 3, "progress": {"place": {}, "loss": 1.0, "batch_size": 1}}',
+    ],
+)
+def test_other_safetensors_are_no_progress(text: str | None, tmp_path: Path) -> None:
+    file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+    metadata = None if text is None else {"hlscore": text}
+    save_file({"a": torch.zeros(2)}, file.path(1), metadata=metadata)
+    with pytest.raises(ArtifactError, match=r"progress .* cannot be read"):
+        file.load(_progress(1), torch.device("cpu"))
+
+
+def test_leftovers_are_harmless(tmp_path: Path) -> None:
+    run = options("exact")
+    left = tmp_path / ".hlscore-progress-0-of-1-pass-1.safetensors.unfinished"
+    left.write_bytes(b"half")
+    assert not unfinished_runs(tmp_path)
+    with pytest.raises(UsageError, match="no unfinished run"):
+        stored_run(tmp_path, run, resume=True)
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=2))
+    left.write_bytes(b"half")
+    (tmp_path / ".hlscore-progress-0-of-1-pass-x.safetensors").write_bytes(b"other")
+    (tmp_path / ".hlscore-progress-0-of-2-pass-2.safetensors").write_bytes(b"other")
+    assert stored_run(tmp_path, run, resume=True).rows == undisturbed("exact").rows
+    (tmp_path / "kept").write_text("mine")
+    remove_unfinished(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_a_full_disk_leaves_what_was_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = options("sketch"), []
+
+    def refusing(tensors: Any, path: Path, **kwargs: Any) -> None:
+        calls.append(path)
+        if len(calls) > 2:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, **kwargs)
+
+    real = progress.save_file
+    monkeypatch.setattr(progress, "save_file", refusing)
+    with pytest.raises(ArtifactError, match="No space left") as found:
+        stored_run(tmp_path, run, resume=False)
+    assert "--save-every 0" in (found.value.hint or "")
+    (path,) = tmp_path.iterdir()
+    with safe_open(path, framework="pt") as file:
+        stored = json.loads(file.metadata()["hlscore"])["progress"]["place"]
+    assert stored == {"number": 1, "half": 0, "group": 0, "batch": 2}
+    monkeypatch.undo()
+    assert stored_run(tmp_path, run, resume=True).rows == undisturbed("sketch").rows
+
+
+def test_a_disk_that_refuses_at_once_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(*args: Any, **kwargs: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(progress, "save_file", refusing)
+    folder = tmp_path / "new"
+    with pytest.raises(ArtifactError, match="Read-only"):
+        stored_run(folder, options("exact"), resume=False)
+    assert not unfinished_runs(folder)
+
+
+def test_folders_that_were_made_for_progress_go_with_it(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "run"
+    assert stored_run(folder, options("exact"), resume=False).rows
+    assert not folder.exists()
+    (tmp_path / "old").mkdir()
+    stored_run(tmp_path / "old", options("exact"), resume=False)
+    assert (tmp_path / "old").exists()
+
+
+def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> None:
+    """Two processes, one of which was killed before it had stored the second pass."""
+
+    class Pair(Processes):
+        """Gathers what the other process would say."""
+
+        def gather(self, item: Any) -> list[Any]:
+            return [item, said[0]]
+
+    said: list[Any] = [[1]]
+    file = ProgressFile(tmp_path, {}, Pair(rank=0, size=2), every_seconds=1)
+    for number in (1, 2):
+        file.save(_progress(number), {"a": torch.full((2,), float(number))})
+    start = Progress(place=Place(), loss=0.0, batch_size=9)
+    found, state = file.load(start, torch.device("cpu"))
+    assert found == _progress(1)
+    assert state["a"].tolist() == [1.0, 1.0]
+    said[0] = [2]
+    assert file.load(start, torch.device("cpu"))[0] == _progress(2)
+    said[0] = []  # killed before it stored anything: from the start of the first pass
+    assert file.load(start, torch.device("cpu"))[0] == _progress(1)
+    file.forget(before=2)
+    said[0] = [1]
+    with pytest.raises(UsageError, match="no unfinished run"):
+        file.load(start, torch.device("cpu"))

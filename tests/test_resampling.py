@@ -1,0 +1,153 @@
+"""Standard errors and selection probabilities of whole runs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from problems import RANK, by_module, completions, run_report, settings
+
+from hlscore.gradients.jackknife import Influence
+from hlscore.gradients.resampling import draw_resamples
+from hlscore.planning.budget import parse_budget
+from hlscore.planning.choice import choose
+from hlscore.settings import PlanSettings
+
+ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])
+
+
+@ESTIMATORS
+def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) -> None:
+    model, run = FAMILIES["llama"].build(), settings(bootstrap=60, groups=4, estimator=estimator)
+    rows = by_module(run_report(model, completions(24), run).rows)
+    for row in rows.values():
+        assert len(row.hls_replicates) == 60
+        # A replicate is the score plus influences times draws beyond once: the mean of 60 of
+        # them stands within a few of its own standard errors of the score.
+        for replicates, value in (
+            (row.hls_replicates, row.hls),
+            (row.tail_replicates, row.tail),
+            (row.grad_norm_replicates, row.grad_norm),
+        ):
+            spread = np.std(replicates, ddof=1) / 60**0.5
+            assert abs(np.mean(replicates) - value) < 4 * spread
+        assert row.hls_stderr == pytest.approx(np.std(row.hls_replicates, ddof=1), rel=1e-6)
+        assert row.hls_ci_low == pytest.approx(np.quantile(row.hls_replicates, 0.025), rel=1e-6)
+        assert row.hls_ci_high == pytest.approx(np.quantile(row.hls_replicates, 0.975), rel=1e-6)
+        assert row.hls_stderr
+        assert 0 <= (row.selection_probability or 0) <= 1
+
+
+@ESTIMATORS
+def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None:
+    model, run = FAMILIES["llama"].build(), settings(bootstrap=40, groups=4, estimator=estimator)
+    rows = list(by_module(run_report(model, completions(24), run).rows).values())
+    budget = parse_budget("0.5")
+    params = np.array([row.n_params for row in rows])
+    chosen = [
+        choose(np.array([row.hls_replicates[draw] for row in rows]), params, budget)
+        for draw in range(40)
+    ]
+    expected = np.mean(chosen, axis=0)
+    assert [row.selection_probability for row in rows] == pytest.approx(expected.tolist())
+
+
+@ESTIMATORS
+def test_standard_error_shrinks_with_more_probes(estimator: str) -> None:
+    model, run = FAMILIES["llama"].build(), settings(bootstrap=60, groups=4, estimator=estimator)
+    few = by_module(run_report(model, completions(16), run).rows)
+    many = by_module(run_report(model, completions(128), run).rows)
+    ratios = [(many[name].hls_stderr or 0) / (row.hls_stderr or 1) for name, row in few.items()]
+    assert np.median(ratios) < 0.6
+
+
+def test_exact_and_sketched_standard_errors_are_alike() -> None:
+    # Both come from sketches of the groups; without a real sketch they are the same.
+    model = FAMILIES["qwen3_moe"].build()
+    exact, sketch = (
+        by_module(
+            run_report(
+                model,
+                completions(24),
+                settings(bootstrap=60, groups=4, estimator=estimator, sketch_size=256),
+            ).rows
+        )
+        for estimator in ("exact", "sketch")
+    )
+    for name, row in exact.items():
+        scale = (row.hls_stderr or 0) + 1e-12
+        assert sketch[name].hls_stderr == pytest.approx(row.hls_stderr, abs=1e-2 * scale)
+
+
+def test_one_group_per_half_has_no_standard_error() -> None:
+    rows = by_module(
+        run_report(FAMILIES["llama"].build(), completions(2), settings(bootstrap=20)).rows
+    )
+    assert all(
+        row.hls_stderr is None and row.selection_probability is None for row in rows.values()
+    )
+
+
+def test_draws_are_the_same_for_one_seed() -> None:
+    first = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
+    second = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
+    assert first is not None
+    assert second is not None
+    assert (first.first == second.first).all()
+    assert first.first.sum(1).tolist() == [3.0] * 9
+
+
+def test_replicates_have_the_variance_of_the_influence() -> None:
+    draws = draw_resamples([1] * 5, [1] * 7, count=20_000, seed=0)
+    assert draws is not None
+    generator = torch.Generator().manual_seed(0)
+    values = [torch.randn(size, generator=generator, dtype=torch.float64) for size in (5, 7)]
+    # Jackknife influences sum to zero in each half, but for the shrinkage they share.
+    influence = Influence(first=values[0] - values[0].mean(), second=values[1] - values[1].mean())
+    drawn = draws.replicates(3.0, influence)
+    assert float(drawn.mean()) == pytest.approx(3.0, abs=0.1)
+    assert float(drawn.var()) == pytest.approx(influence.variance, rel=0.05)
+
+
+def test_nothing_is_drawn_from_a_single_group() -> None:
+    assert draw_resamples([5], [8, 4], count=10, seed=0) is None
+    assert draw_resamples([5, 6], [8, 4], count=0, seed=0) is None
+
+
+@ESTIMATORS
+def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> None:
+    model = FAMILIES["mixtral"].build()
+    options = settings(bootstrap=20, groups=4, estimator=estimator)
+    run = replace(options, plan=PlanSettings(rank=4, budget="0.5"))
+    rows = by_module(run_report(model, completions(24), run).rows)
+    spanned = [row for row in rows.values() if row.max_rank <= 4]
+    assert spanned
+    for row in spanned:
+        assert set(row.hls_replicates) == {0.0}
+        assert set(row.tail_replicates) == {0.0}
+        spread = np.std(row.grad_norm_replicates, ddof=1)
+        assert spread > 0
+        assert abs(np.mean(row.grad_norm_replicates) - row.grad_norm) < 4 * spread / 20**0.5
+
+
+def test_replicates_do_not_depend_on_batches() -> None:
+    model = FAMILIES["gpt2"].build()
+    found = [
+        by_module(
+            run_report(
+                model,
+                completions(24),
+                settings(bootstrap=20, groups=4, batch_size=size, estimator="sketch"),
+            ).rows
+        )
+        for size in (1, 8)
+    ]
+    for name, row in found[0].items():
+        other = found[1][name]
+        # Group sketches are kept in bfloat16.
+        scale = np.std(row.hls_replicates)
+        assert row.max_rank <= RANK or scale > 0
+        np.testing.assert_allclose(row.hls_replicates, other.hls_replicates, atol=0.05 * scale)

@@ -1,0 +1,111 @@
+"""Runs that are killed, interrupted and resumed from the command line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from console import hlscore
+
+QUICK = ("--samples", "96", "--bootstrap", "20", "--batch-size", "2", "--rank", "4")
+SAVING = ("--save-every", "0.001")
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hlscore", "rank", "builtin:tiny", *QUICK, *SAVING, *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_progress(folder: Path, process: subprocess.Popen[str], name: str) -> None:
+    ends = time.monotonic() + 120
+    while not list(folder.glob(f".hlscore-progress-*{name}*")):
+        assert process.poll() is None, "it ended before it stored any progress"
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("options", "stored"),
+    [
+        (("--estimator", "exact"), "pass-1.safetensors"),
+        (("--estimator", "sketch", "--sketch-size", "16"), "pass-1.safetensors"),
+        (("--estimator", "sketch", "--sketch-size", "16", "--passes", "3"), "pass-2.safetensors"),
+    ],
+    ids=["exact", "sketch", "three passes"],
+)
+def test_killed_run_resumes_to_the_same_files(
+    tmp_path: Path, options: tuple[str, ...], stored: str
+) -> None:
+    undisturbed = start(tmp_path, *options, "-o", "whole")
+    killed = start(tmp_path, *options, "-o", "killed")
+    wait_for_progress(tmp_path / "killed", killed, stored)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert undisturbed.wait(timeout=120) == 0
+    assert not [path.name for path in (tmp_path / "killed").iterdir() if path.suffix == ".json"]
+
+    refused = start(tmp_path, *options, "-o", "killed")
+    _, said = refused.communicate(timeout=120)
+    assert refused.returncode == 2
+    assert "holds an unfinished run" in said
+
+    resumed = start(tmp_path, *options, "-o", "killed", "--resume")
+    _, said = resumed.communicate(timeout=120)
+    assert resumed.returncode == 0, said
+    whole, again = tmp_path / "whole", tmp_path / "killed"
+    assert (whole / "plan.json").read_bytes() == (again / "plan.json").read_bytes()
+    tables = [pq.read_table(folder / "scores.parquet") for folder in (whole, again)]
+    assert tables[0].equals(tables[1])
+    assert sorted(path.name for path in again.iterdir()) == ["plan.json", "scores.parquet"]
+
+
+def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None:
+    running = start(tmp_path, "-o", "out")
+    wait_for_progress(tmp_path / "out", running, "pass-1.safetensors")
+    running.send_signal(signal.SIGINT)
+    shown, said = running.communicate(timeout=120)
+    assert running.returncode == 130
+    assert "the progress is kept" in said
+    assert "--resume" in said
+    assert not shown
+    other = hlscore(
+        "rank", "builtin:tiny", *QUICK, "--seed", "1", "-o", tmp_path / "out", "--resume"
+    )
+    assert other.code == 2
+    assert "is another one: settings.seed was 0, now it is 1" in other.message
+    anew = hlscore(
+        "rank", "builtin:tiny", "--samples", "8", *QUICK[2:], "-o", tmp_path / "out", "--force"
+    )
+    assert anew.code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "plan.json", "scores.parquet",
+    ]  # fmt: skip
+
+
+def test_resume_without_a_stored_run_is_one_clear_error(tmp_path: Path) -> None:
+    found = hlscore("rank", "builtin:tiny", *QUICK, "-o", tmp_path / "out", "--resume")
+    assert found.code == 2
+    assert "no unfinished run" in found.message
+
+
+def test_saving_off_stores_nothing(tmp_path: Path) -> None:
+    found = hlscore(
+        "rank", "builtin:tiny", "--samples", "8", *QUICK[2:], "-o", tmp_path / "out",
+        "--save-every", "0",
+    )  # fmt: skip
+    assert found.code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "plan.json", "scores.parquet",
+    ]  # fmt: skip

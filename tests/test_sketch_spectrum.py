@@ -1,0 +1,256 @@
+"""What sketches tell of spectra, against full SVDs of made-up gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import pytest
+import reference
+import torch
+from matrices import noisy_halves, power_law
+
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
+from hlscore.gradients.spectrum import HalfSpectra, full_half_spectra
+
+ROWS, COLUMNS, SIZE = 160, 640, 64
+RANKS = (1, 4, 8, 16)
+SHARE = 0.4
+DECAYS = (0.3, 0.6, 1.0, 2.0)
+NOISES = (0.3, 1.0)
+SEEDS = 12
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Gradients of two halves, and the true answers about them."""
+
+    first: torch.Tensor
+    second: torch.Tensor
+    true: HalfSpectra
+
+    def sketches(self, seed: int, size: int = SIZE) -> tuple[torch.Tensor, torch.Tensor]:
+        tests = TestMatrices(size=size, seed=seed)
+        return tests.compress(self.first), tests.compress(self.second)
+
+
+@cache
+def problem(decay: float, noise: float, *, stack: int = 1) -> Problem:
+    """A power law, and noise of a given size relative to it in each half."""
+    signal = power_law(ROWS, COLUMNS, decay, stack=stack)
+    deviation = noise * float(signal.square().mean().sqrt())
+    first, second = noisy_halves(signal, deviation)
+    return Problem(first, second, full_half_spectra(first, second, first_share=SHARE))
+
+
+def problems() -> Iterator[Problem]:
+    """All of them."""
+    for decay in DECAYS:
+        for noise in NOISES:
+            yield problem(decay, noise)
+
+
+def estimated(found: Problem, seed: int, *, passes: int = 1, size: int = SIZE) -> SketchEstimates:
+    """The estimates of a run with some test matrices."""
+    if passes == 1:
+        first, second = found.sketches(seed, size)
+        return estimate(first, second, first_share=SHARE, ranks=RANKS, exact=False)
+    inside, outside = power_passes(found, seed, passes, size)
+    return refined_estimate(inside, outside, first_share=SHARE, ranks=RANKS)
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def power_passes(found: Problem, seed: int, passes: int, size: int) -> tuple[Pair, Pair]:
+    """Both halves in the span that further passes reach, and sketches of the rest."""
+    halves, used = (found.first, found.second), size // 2
+    sketches = found.sketches(seed, size)
+    basis = torch.linalg.qr(torch.cat([part[..., :used] for part in sketches], dim=-1)).Q
+    for number in range(2, passes + 1):
+        products = [(half.mT if number % 2 == 0 else half) @ basis for half in halves]
+        if number < passes:
+            leading = [torch.linalg.svd(part, full_matrices=False).U for part in products]
+            basis = torch.linalg.qr(torch.cat([u[..., :size] for u in leading], dim=-1)).Q
+    return (products[0].mT, products[1].mT), sketched_rest(found, basis, seed, size)
+
+
+def sketched_rest(found: Problem, basis: torch.Tensor, seed: int, size: int) -> Pair:
+    """What is outside a span of the short or the long side, times the columns kept for it."""
+    omega = TestMatrices(size=size, seed=seed).of(COLUMNS, torch.device("cpu"), torch.float32)
+    assert omega is not None
+    outside = torch.eye(basis.shape[-2]) - basis @ basis.mT
+    measured = omega[:, size // 2 :] / (size - size // 2) ** 0.5
+    on_short = basis.shape[-2] == ROWS
+    rests = [outside @ half if on_short else half @ outside for half in (found.first, found.second)]
+    return rests[0] @ measured, rests[1] @ measured
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(20, 33), (20, 20), (1, 9)])
+def test_whole_gradients_give_what_full_svds_give(rows: int, columns: int) -> None:
+    signal = power_law(rows, columns, 0.7, stack=3)
+    first, second = noisy_halves(signal, 0.02)
+    ranks = (1, 3, 8, 19, 20, 64)
+    found = estimate(first, second, first_share=SHARE, ranks=ranks, exact=True)
+    a, b = first.double().numpy(), second.double().numpy()
+    mean = SHARE * a + (1 - SHARE) * b
+    energy = reference.energy(mean)
+    assert found.energy == (pytest.approx(energy, rel=1e-6), 0.0)
+    assert found.top == (pytest.approx(energy - reference.tail(mean, 1), rel=1e-6), 0.0)
+    assert not found.tails[1].any()
+    assert not found.cross_fitted[1].any()
+    for place, rank in enumerate(ranks):
+        tail, hls = found.tails[0, place], found.cross_fitted[0, place]
+        assert float(tail) == pytest.approx(reference.tail(mean, rank), rel=1e-6, abs=1e-11)
+        expected = reference.cross_fitted_tail(a, b, rank)
+        assert float(hls) == pytest.approx(expected, rel=1e-6, abs=1e-9 * energy)
+    shares = np.array([(np.linalg.svd(m, compute_uv=False) ** 2) for m in mean]).sum(0).cumsum()
+    assert found.rank_for_90 == (int((shares >= 0.9 * energy).argmax()) + 1, 0.0)
+    assert found.matrices_reached == 3
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_gradients_of_zero_are_not_reached(exact: bool) -> None:
+    first, second = noisy_halves(power_law(20, 33, 0.7, stack=3), 0.02)
+    first[1] = second[1] = 0
+    some = estimate(first, second, first_share=SHARE, ranks=(1, 3), exact=exact)
+    assert some.matrices_reached == 2
+    nothing = torch.zeros(2, 20, 12)
+    found = estimate(nothing, nothing, first_share=SHARE, ranks=(1, 3), exact=exact)
+    assert found.energy == found.top == (0.0, 0.0)
+    assert not found.tails.any()
+    assert not found.cross_fitted.any()
+    assert (found.rank_for_90, found.matrices_reached) == (None, 0)
+
+
+def test_energies_are_unbiased_and_within_their_errors() -> None:
+    for passes in (1, 3):
+        ratios, within = [], []
+        for item in problems():
+            true = float(item.true.mean.total.sum())
+            for seed in range(SEEDS):
+                value, error = estimated(item, seed, passes=passes).energy
+                ratios.append(value / true)
+                within.append(abs(value - true) <= 2 * error)
+        assert np.mean(ratios) == pytest.approx(1, abs=4 * np.std(ratios) / len(ratios) ** 0.5)
+        assert np.mean(ratios) == pytest.approx(1, abs=0.03)
+        # Measured .99; that of a normal distribution is .95.
+        assert np.mean(within) >= 0.85
+
+
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("decay", DECAYS)
+def test_tails_of_one_pass_are_near_the_truth(decay: float, noise: float) -> None:
+    item = problem(decay, noise)
+    found = [estimated(item, seed) for seed in range(SEEDS)]
+    for place, rank in enumerate(RANKS):
+        true = item.true.mean.tail(rank)
+        ratios = np.array([float(one.tails[0, place]) / true for one in found])
+        # Up to a quarter of the columns the bias is -9 to +3 %, the spread at most 10 %.
+        if rank > 1:
+            assert -0.12 <= ratios.mean() - 1 <= 0.08
+            assert ratios.std() <= 0.15
+
+
+def test_stated_errors_of_one_pass_cover_the_true_ones() -> None:
+    tails, cross_fitted, tops = [], [], []
+    for item in problems():
+        true_top = float(item.true.mean.head(1))
+        for seed in range(SEEDS):
+            found = estimated(item, seed)
+            tops.append(abs(found.top[0] - true_top) <= 2 * found.top[1])
+            for place, rank in enumerate(RANKS):
+                value, error = found.tails[:, place].tolist()
+                tails.append(abs(value - item.true.mean.tail(rank)) <= 2 * error)
+                value, error = found.cross_fitted[:, place].tolist()
+                cross_fitted.append(abs(value - item.true.cross_fitted_tail(rank)) <= 2 * error)
+    assert np.mean(tails) >= 0.9
+    assert np.mean(cross_fitted) >= 0.9
+    assert np.mean(tops) >= 0.85
+
+
+def test_further_passes_are_nearer_than_one() -> None:
+    gaps: dict[int, list[float]] = {1: [], 3: [], 5: []}
+    for item in problems():
+        for passes, found in gaps.items():
+            for seed in range(4):
+                one = estimated(item, seed, passes=passes)
+                for rank in (4, 8, 16):
+                    true = item.true.mean.tail(rank)
+                    found.append(abs(float(one.tails[0, RANKS.index(rank)]) / true - 1))
+    assert np.mean(gaps[3]) < 0.7 * np.mean(gaps[1])
+    assert np.mean(gaps[5]) < np.mean(gaps[3])
+
+
+def test_what_is_outside_the_span_is_estimated_without_bias() -> None:
+    item = problem(0.6, 1.0)
+    basis = torch.linalg.svd(torch.lerp(item.second, item.first, SHARE), full_matrices=False).U
+    basis = basis[..., :40]
+    tails, cross_fitted = [], []
+    inside = (basis.mT @ item.first, basis.mT @ item.second)
+    for seed in range(60):
+        rest = sketched_rest(item, basis, seed, SIZE)
+        found = refined_estimate(inside, rest, first_share=SHARE, ranks=RANKS)
+        tails.append(found.tails[:, -1].tolist())
+        cross_fitted.append(found.cross_fitted[:, -1].tolist())
+    # The span holds the leading vectors of the mean, those of the halves only nearly.
+    mean = torch.lerp(item.second, item.first, SHARE).double()
+    rests = [h.double() - basis.double() @ (basis.double().mT @ h) for h in
+             (item.first.double(), item.second.double())]  # fmt: skip
+    a, b = (part.double().numpy() for part in inside)
+    known = reference.cross_fitted_tail(a, b, 16) + float((rests[0] * rests[1]).sum())
+    for drawn, true in (
+        (np.array(tails), reference.tail(mean.numpy(), 16)),
+        (np.array(cross_fitted), known),
+    ):
+        spread = drawn[:, 0].std()
+        assert abs(drawn[:, 0].mean() - true) < 4 * spread / 60**0.5
+        assert spread == pytest.approx(drawn[:, 1].mean(), rel=0.3)
+
+
+def test_larger_sketches_are_nearer() -> None:
+    worst = []
+    for size in (32, 64, 128):
+        gaps = [
+            abs(float(estimated(item, seed, size=size).tails[0, 2]) / item.true.mean.tail(8) - 1)
+            for item in problems()
+            for seed in range(4)
+        ]
+        worst.append(np.mean(gaps))
+    assert worst[0] > worst[1] > worst[2]
+
+
+def test_stacks_add_up() -> None:
+    item = problem(0.6, 0.3, stack=3)
+    first, second = item.sketches(0)
+    whole = estimate(first, second, first_share=SHARE, ranks=RANKS, exact=False)
+    parts = [
+        estimate(first[i : i + 1], second[i : i + 1], first_share=SHARE, ranks=RANKS, exact=False)
+        for i in range(3)
+    ]
+    expected = sum(part.tails[0] for part in parts)
+    torch.testing.assert_close(whole.tails[0], expected)
+    torch.testing.assert_close(whole.cross_fitted[0], sum(p.cross_fitted[0] for p in parts))
+    assert whole.matrices_reached == 3
+
+
+@pytest.mark.parametrize("size", [2, 3, 5, 7, 8, 9])
+def test_few_columns_are_all_left_out_once(size: int) -> None:
+    item = problem(0.6, 0.3)
+    first, second = item.sketches(0, size)
+    found = estimate(first, second, first_share=SHARE, ranks=(1,), exact=False)
+    # Outside of nothing is everything: each column counts once.
+    energy = float((SHARE * first + (1 - SHARE) * second).double().square().sum())
+    assert found.energy[0] == pytest.approx(energy, rel=1e-6)
+    for value in (*found.energy, *found.top, *found.tails.flatten(), *found.cross_fitted.flatten()):
+        assert np.isfinite(float(value))
+    assert float(found.tails[1, 0]) > 0
+    turned = torch.arange(size).flip(0)
+    again = estimate(
+        first[..., turned], second[..., turned], first_share=SHARE, ranks=(1,), exact=False
+    )
+    if size <= 8:  # blocks are single columns: their order does not matter
+        torch.testing.assert_close(again.tails, found.tails)

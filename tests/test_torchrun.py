@@ -1,0 +1,85 @@
+"""Several processes started by torchrun: shared probes, shared weights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from console import hlscore
+
+from hlscore.artifacts.report import read_report
+from hlscore.records import ModuleRow
+
+QUICK = ("--samples", "64", "--bootstrap", "20", "--rank", "4", "--sketch-size", "16")
+
+
+def together(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0",
+            "-m", "hlscore", "rank", "builtin:tiny", *QUICK, *arguments,
+        ],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+
+
+def rows(folder: Path) -> dict[str, ModuleRow]:
+    return {row.module: row for row in read_report(folder / "scores.parquet").candidates}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--estimator", "exact"),
+        ("--estimator", "sketch"),
+        ("--estimator", "sketch", "--passes", "3"),
+        ("--estimator", "sketch", "--shard"),
+    ],
+    ids=" ".join,
+)
+def test_two_processes_find_what_one_finds(tmp_path: Path, options: tuple[str, ...]) -> None:
+    done = together(tmp_path, *options, "-o", "two")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("probe examples from") == 1  # one process prints
+    plain = [option for option in options if option != "--shard"]
+    assert hlscore("rank", "builtin:tiny", *QUICK, *plain, "-o", tmp_path / "one").code == 0
+    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
+    assert one.keys() == two.keys()
+    for name, row in two.items():
+        energy = one[name].grad_energy or 0.0
+        assert row.grad_energy == pytest.approx(energy, rel=1e-5)
+        assert row.tail_energy == pytest.approx(one[name].tail_energy, rel=1e-5)
+        assert row.hls == pytest.approx(one[name].hls, rel=1e-5, abs=1e-5 * energy)
+        assert row.weight_norm == pytest.approx(one[name].weight_norm, rel=1e-5)
+    first, second = (read_report(tmp_path / name / "scores.parquet") for name in ("one", "two"))
+    assert first.model == second.model
+    assert first.probes.mean_loss == pytest.approx(second.probes.mean_loss, rel=1e-6)
+
+
+def test_what_all_find_wrong_is_said_once(tmp_path: Path) -> None:
+    done = together(tmp_path, "--data", "missing.jsonl", "-o", "out")
+    assert done.returncode != 0
+    assert done.stderr.count("error: ") == 1
+    assert "missing.jsonl" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_shard_alone_is_refused(tmp_path: Path) -> None:
+    found = hlscore("rank", "builtin:tiny", *QUICK, "--shard", "-o", tmp_path / "out")
+    assert found.code == 2
+    assert "there is one" in found.message
+
+
+def test_shard_with_exact_gradients_is_refused(tmp_path: Path) -> None:
+    done = together(tmp_path, "--shard", "--estimator", "exact", "-o", "out")
+    assert done.returncode != 0
+    assert "is sharded and can hold no gradient" in done.stderr

@@ -1,0 +1,147 @@
+"""One of the two processes that `test_processes.py` starts: does everything, stores what it saw."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import conftest  # noqa: F401 - the same environment as tests have
+import torch
+from families import FAMILIES
+from problems import completions, settings
+from tokens import byte_tokenizer
+from torch import distributed
+
+from hlscore import processes as module
+from hlscore.flow import Silent, Storage, score_model
+from hlscore.gradients.progress import ProgressFile
+from hlscore.inputs.model import identify
+from hlscore.processes import Processes, joined
+from hlscore.settings import RankSettings
+
+RUNS: dict[str, dict[str, Any]] = {
+    "exact": {"estimator": "exact"},
+    "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
+}
+# Groups of several examples, and of one, which only one of the processes has.
+COUNTS = {"many": 14, "few": 6}
+PAIRS = (("llama", "many"), ("gpt2", "many"), ("qwen3_moe", "many"), ("qwen3_moe", "few"))
+
+
+def options(run: str) -> RankSettings:
+    """Settings of a run."""
+    return settings(groups=3, batch_size=2, bootstrap=10, **RUNS[run])
+
+
+class BrokenError(Exception):
+    """Raised in the middle of a run."""
+
+
+def sums(me: Processes) -> dict[str, torch.Tensor]:
+    """Sums of tensors of several dtypes and shapes, two of which only one process has."""
+    own = {
+        "shared": torch.full((3, 2), 1.0 + me.rank),
+        "narrow": torch.full((5,), 0.5 + me.rank, dtype=torch.bfloat16),
+        "wide": torch.tensor([1e-12 + me.rank], dtype=torch.float64),
+        "turned": torch.arange(6.0).reshape(2, 3).T * (1 + me.rank),
+        f"only {me.rank}": torch.full((2,), 7.0 + me.rank),
+    }
+    found = me.add_up(own)
+    assert found["shared"] is own["shared"], "sums take no memory of their own"
+    return found
+
+
+def messages(me: Processes, count: int) -> int:
+    """All-reduce calls that a number of small tensors take."""
+    calls: list[int] = []
+    real = distributed.all_reduce
+
+    def counted(tensor: torch.Tensor) -> None:
+        calls.append(tensor.numel())
+        real(tensor)
+
+    distributed.all_reduce = counted
+    try:
+        found = me.add_up({f"{i}": torch.full((10,), float(i)) for i in range(count)})
+    finally:
+        distributed.all_reduce = real
+    assert all(found[f"{i}"].tolist() == [2.0 * i] * 10 for i in range(count))
+    return len(calls)
+
+
+def given(me: Processes) -> dict[str, torch.Tensor]:
+    """What every process holds after the main one gave its tensors away."""
+    tensors = {
+        "plain": torch.full((4,), float(me.rank)),
+        "turned": (torch.arange(6.0).reshape(2, 3) + 10 * me.rank).T,
+    }
+    me.give_to_all(tensors)
+    return tensors
+
+
+def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None = None) -> Any:
+    """Score a model together; only the main process gets a report."""
+    model = FAMILIES[name].build()
+    found = score_model(
+        model,
+        byte_tokenizer(),
+        identify(model, "test", None),
+        completions(count),
+        options(run),
+        Silent(),
+        processes=me,
+        storage=storage,
+    )
+    assert (found is not None) == me.is_main
+    return None if found is None else found[0]
+
+
+def resumed(me: Processes, folder: Path) -> Any:
+    """A run whose processes break off at different moments, and what it comes to."""
+    real, saved = ProgressFile.save, []
+
+    def breaking(self: ProgressFile, *args: Any) -> None:
+        real(self, *args)
+        saved.append(args)
+        if len(saved) == 2 + 2 * me.rank:
+            raise BrokenError
+
+    ProgressFile.save = breaking  # type: ignore[method-assign]
+    try:
+        rows(me, "llama", "sketch", COUNTS["many"], Storage(
+            folder=folder, every_seconds=0, resume=False))  # fmt: skip
+    except BrokenError:
+        pass
+    finally:
+        ProgressFile.save = real  # type: ignore[method-assign]
+    me.wait()
+    return rows(me, "llama", "sketch", COUNTS["many"], Storage(
+        folder=folder, every_seconds=0, resume=True))  # fmt: skip
+
+
+def main(folder: Path) -> None:
+    """Do everything with the other process."""
+    with joined() as me:
+        found: dict[str, Any] = {
+            "sums": sums(me),
+            "messages": [messages(me, count) for count in (64, 640)],
+            "given": given(me),
+            "total": me.total([1.0 + me.rank, 10.0]),
+            "gathered": me.gather({"rank": me.rank}),
+            "share": list(me.share("abcde")),
+        }
+        module._BUCKET_NUMBERS = 25
+        found["small buckets"] = messages(me, 10)
+        found["rows"] = {
+            (name, run, size): rows(me, name, run, COUNTS[size])
+            for name, size in PAIRS
+            for run in RUNS
+        }
+        found["resumed"] = resumed(me, folder / "run")
+        torch.save(found, folder / f"{me.rank}.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
