@@ -28,7 +28,7 @@ def main() -> None:
     """Run the main job with its default settings and save the terminal as SVG."""
     settings = RankSettings(model=ModelSettings(model="builtin:tiny", device="cpu"))
     loaded = load_model(settings.model)
-    report, allocation = score_model(
+    found = score_model(
         loaded.model,
         loaded.tokenizer,
         loaded.identity,
@@ -36,6 +36,8 @@ def main() -> None:
         settings,
         Silent(),
     )
+    assert found is not None
+    report, allocation = found
     console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
     folder = Path("hlscore-out/builtin-tiny")
     print_result(

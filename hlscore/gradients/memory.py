@@ -20,8 +20,6 @@ from hlscore.records import Candidate
 from hlscore.settings import CaptureSettings
 
 _CGROUP = Path("/sys/fs/cgroup")
-# Besides the inputs and outputs of its linear maps, a block holds norms, gates and attention.
-_BLOCK_FACTOR = 1.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +144,8 @@ def _activations(
         uses = per_token if item.matrices > 1 else 1
         widths = uses * (item.out_features + item.in_features)
         blocks[item.layer] = blocks.get(item.layer, 0) + widths
-    inside = [int(_BLOCK_FACTOR * width) for width in blocks.values()]
+    # Inputs are often shared, which makes room for what norms, gates and attention hold.
+    inside = list(blocks.values())
     kept = len(blocks) * hidden + max(inside) if settings.checkpointing else sum(inside)
     return tokens * itemsize * kept + _loss_bytes(model, tokens, counted, itemsize)
 
