@@ -322,10 +322,10 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
     wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", "device")
     enough = choose(int(wanted / 0.9) + 2, monkeypatch, settings())
     assert enough.estimator == "exact"
-    assert enough.reason.startswith("exact: it needs 2 MiB besides the weights, and 2 MiB are free")
+    assert enough.reason.startswith("exact: it needs 1 MiB besides the weights, and 2 MiB are free")
     short = choose(int(wanted / 0.9) - 2, monkeypatch, settings())
     assert short.estimator == "sketch"
-    assert short.reason.startswith("sketch: exact does not fit, it needs 2 MiB")
+    assert short.reason.startswith("sketch: exact does not fit, it needs 1 MiB")
     assert short.reason.endswith("are free on this machine.")
     assert short.sketch_size == 64
 
