@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import torch
 
 from hlscore.gradients.jackknife import Influences, influences
 from hlscore.gradients.resampling import Resamples
-from hlscore.gradients.sketch import LEAST_SAVING, short_first
+from hlscore.gradients.sketch import short_first
 from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
 from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.spectrum import (
@@ -101,7 +100,7 @@ def reduce_gradients(
         taylor=taylor,
         taylor_mean=taylor_mean,
         matrices_reached=int((mean.total > 0).sum()),
-        **_replicates(groups, reduction, scores, _sides(first.shape[-2:]), name),
+        **_replicates(groups, reduction, scores, min(first.shape[-2:]), name),
     )
 
 
@@ -149,7 +148,7 @@ def reduce_sketches(
         taylor=None,
         taylor_mean=None,
         matrices_reached=found.matrices_reached,
-        **_replicates(groups, reduction, scores, _sketched_sides(captured), name),
+        **_replicates(groups, reduction, scores, captured.first.shape[-2], name),
     )
 
 
@@ -238,7 +237,7 @@ def _replicates(
     groups: torch.Tensor | None,
     reduction: Reduction,
     scores: tuple[Estimate, Estimate, Estimate],
-    sides: tuple[float, float],
+    short_side: int,
     name: str,
 ) -> dict[str, tuple[float, ...]]:
     """Resampled `hls`, `tail` and `grad_norm`; empty without group sketches.
@@ -250,33 +249,16 @@ def _replicates(
     if resamples is None or groups is None:
         return dict.fromkeys(names, ())
     # Beyond the short side there is no tail to draw, but the energy still varies.
-    spanned = reduction.rank >= sides[0]
+    spanned = reduction.rank >= short_side
     found = _influences(groups, resamples, reduction.rank, scores[2].value)
-    # The leading vectors of a small sketch take more of its noise with them than those of the
-    # matrix do; what is left of it outside is scaled up to what it is there.
-    left = 1 - min(reduction.rank / groups.shape[-1], 0.5)
-    outside = math.sqrt(max(1.0, (1 - min(reduction.rank / sides[1], 0.5)) / left))
     noise = _standard_normal(resamples.count, seed=reduction.seed, name=name)
     drawn = {}
-    wider = (found.hls.scaled(outside), found.tail.scaled(outside), found.grad_norm)
-    for key, score, influence in zip(names, scores, wider, strict=True):
+    followed = (found.hls, found.tail, found.grad_norm)
+    for key, score, influence in zip(names, scores, followed, strict=True):
         varied = resamples.replicates(score.value, influence) + score.error * noise
         drawn[key] = tuple(varied.float().tolist())
     zeros = (0.0,) * resamples.count
     return drawn | dict.fromkeys(names[:2], zeros) if spanned else drawn
-
-
-def _sides(shape: torch.Size) -> tuple[float, float]:
-    """Short and long side of matrices."""
-    return float(min(shape)), float(max(shape))
-
-
-def _sketched_sides(captured: Sketches) -> tuple[float, float]:
-    """Short and long side of what was sketched; the long one is large where it is not known."""
-    short, columns = captured.first.shape[-2:]
-    if captured.exact:
-        return _sides(captured.first.shape[-2:])
-    return float(short), float(max(short, LEAST_SAVING * columns))
 
 
 def _standard_normal(count: int, *, seed: int, name: str) -> torch.Tensor:
