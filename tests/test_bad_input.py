@@ -413,7 +413,7 @@ def test_broken_sketch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ("--estimator", "sketch", "--sketch-size", "8", "--passes", "3", "--rank", "2")
     broken: set[int] = set()
     assert desk.rank(*options).code == 0
-    of_one_pass = len(calls) // 2
+    of_one_pass = len(calls) // 3
     shutil.rmtree(desk.out)
     for number in (2, of_one_pass + 2):
         calls.clear()
