@@ -30,6 +30,12 @@ def short_first(matrices: torch.Tensor) -> torch.Tensor:
     return matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
 
 
+def seeded_generator(text: str) -> torch.Generator:
+    """A generator on the host that draws the same for one text in every run and process."""
+    digest = hashlib.sha256(text.encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+
+
 def default_sketch_size(rank: int) -> int:
     """Columns of a sketch from which tails at a LoRA rank can be told: four times the rank."""
     return max(64, 4 * rank)
@@ -102,8 +108,7 @@ class TestMatrices:
         return self._drawn[key]
 
     def _draw(self, width: int) -> torch.Tensor:
-        digest = hashlib.sha256(f"{self._seed}:{width}:{self.size}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+        generator = seeded_generator(f"{self._seed}:{width}:{self.size}")
         signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
         return signs * 2 - 1
 

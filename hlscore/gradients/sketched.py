@@ -244,10 +244,10 @@ class SketchGradients:
         halves = _both(self.current, name)
         if halves is None:
             return None
-        used = self._tests.size // 2 if self._pass == 1 else self._tests.size
+        size = self._tests.size
         if self._pass == 1:
-            return torch.cat([half[..., :used] for half in halves], dim=-1)
-        return torch.cat([_leading_columns(half, used) for half in halves], dim=-1)
+            return torch.cat([half[..., : size // 2] for half in halves], dim=-1)
+        return torch.cat([_leading_columns(half, size) for half in halves], dim=-1)
 
     def _split(
         self, name: str, product: torch.Tensor, sketch: torch.Tensor

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ import torch
 
 from hlscore.gradients.jackknife import Influences, influences
 from hlscore.gradients.resampling import Resamples
-from hlscore.gradients.sketch import short_first
+from hlscore.gradients.sketch import seeded_generator, short_first
 from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
 from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.spectrum import (
@@ -262,8 +261,7 @@ def _replicates(
 
 
 def _standard_normal(count: int, *, seed: int, name: str) -> torch.Tensor:
-    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
+    generator = seeded_generator(f"{seed}:{name}")
     return torch.randn(count, generator=generator, dtype=torch.float64)
 
 
