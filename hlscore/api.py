@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, check_folder, write_files
-from hlscore.artifacts.plan import Plan, make_plan, write_plan
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError
 from hlscore.flow import Progress, Silent, score_model

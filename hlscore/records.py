@@ -8,6 +8,7 @@ from typing import Literal
 
 Status = Literal["scored", "unreached", "skipped"]
 Storage = Literal["out_in", "in_out"]
+Form = Literal["linear", "conv1d", "embedding", "parameter", "experts"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,8 @@ class Candidate:
         out_features: Output width of each matrix.
         in_features: Input width of each matrix.
         storage: Whether the weight is stored `[..., out, in]` or `[..., in, out]`.
+        form: What holds the weight: a linear layer, a `Conv1D`, an embedding, a module of its
+            own kind with a matrix (`parameter`, such as a router), or a 3-D stack of `experts`.
         quantized: Whether the weight is packed and can hold no gradient.
         n_params: Parameters trained when the module is trained in full (weight and bias).
         reason: Why it is left out; empty for a candidate.
@@ -39,6 +42,7 @@ class Candidate:
     out_features: int
     in_features: int
     storage: Storage
+    form: Form
     n_params: int
     quantized: bool = False
     reason: str = ""
@@ -69,6 +73,31 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDimensions:
+    """Sizes that the memory of a training depends on; all are read from the configuration.
+
+    Attributes:
+        hidden_size: Width of the residual stream.
+        blocks: Number of decoder blocks.
+        vocab_size: Rows of the input embedding.
+        packable_params: Weights of the linear layers that 4-bit and 8-bit loading packs: all but
+            the output head.
+        packable_rows: Output rows of those layers.
+        block_widths: Inputs and outputs of the linear maps of the widest block, summed, per
+            token; experts count as often as a token uses them.
+        all_widths: The same over all blocks.
+    """
+
+    hidden_size: int
+    blocks: int
+    vocab_size: int
+    packable_params: int
+    packable_rows: int
+    block_widths: int
+    all_widths: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
     """Which model the numbers belong to.
 
@@ -78,6 +107,7 @@ class ModelIdentity:
         architecture: Class name of the model.
         model_type: `model_type` of its configuration.
         n_params: All parameters, tied ones counted once.
+        dimensions: Sizes that the memory of a training depends on.
         fingerprint: Identity of the candidate weights.
     """
 
@@ -86,6 +116,7 @@ class ModelIdentity:
     architecture: str
     model_type: str
     n_params: int
+    dimensions: ModelDimensions
     fingerprint: Fingerprint
 
 
@@ -192,6 +223,8 @@ class ModuleRow:
         out_features: Output width.
         in_features: Input width.
         n_params: Parameters of weight and bias.
+        form: What holds the weight: `linear`, `conv1d`, `embedding`, `parameter`, `experts`.
+        storage: `out_in` or `in_out`, how the weight is stored.
         hls: Cross-fitted tail `S_r`, nats per unit learning rate.
         hls_stderr: Standard error of `hls` over probe sets and sketches, from its replicates.
         hls_ci_low: Lower end of its 95 % interval.
@@ -242,6 +275,8 @@ class ModuleRow:
     out_features: int
     in_features: int
     n_params: int
+    form: Form
+    storage: Storage
     hls: float | None = None
     hls_stderr: float | None = None
     hls_ci_low: float | None = None

@@ -16,6 +16,10 @@ Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
 LoadIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
+Baseline = Literal["lora-matched", "random", "all-lora", "all-full"]
+Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum"]
+Master = Literal["fp32", "bf16"]
+BaseBits = Literal[4, 8, 16]
 
 DEFAULT_RANK = 16
 DEFAULT_SAMPLES = 256
@@ -262,20 +266,63 @@ class CaptureSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MemorySettings:
+    """What the memory of the training depends on besides the plan.
+
+    Attributes:
+        optimizer: Decides the bytes of optimizer state per trained parameter.
+        master: Precision of the trained parameters, their gradients and moments.
+        base_bits: Bits of each frozen weight of a linear layer.
+        train_batch: Sequences per step and device.
+        train_length: Tokens per sequence.
+    """
+
+    optimizer: Optimizer = "adamw"
+    master: Master = "fp32"
+    base_bits: BaseBits = 16
+    train_batch: int = 1
+    train_length: int = 2048
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UsageError: A field has a value that cannot be used.
+        """
+        _require_choice("--optimizer", self.optimizer, get_args(Optimizer))
+        _require_choice("--master", self.master, get_args(Master))
+        _require(self.base_bits in get_args(BaseBits), f"--base is {self.base_bits} bits.")
+        _require(self.train_batch >= 1, f"--train-batch is {self.train_batch}.", "Use 1 or more.")
+        _require(
+            self.train_length >= 1, f"--train-length is {self.train_length}.", "Use 1 or more."
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
     """How scores become a plan.
 
     Attributes:
-        budget: `0.1` (share of candidate modules) or `0.1p` (share of candidate parameters).
+        budget: `0.1` (share of candidate modules), `0.1p` (share of candidate parameters), `500M`
+            (parameters) or `24GiB` (training memory).
         score: Name of the score that decides.
         rank: LoRA rank that full fine-tuning is compared against.
-        alpha: LoRA alpha; `None` means twice the rank.
+        alpha: LoRA alpha at that rank; `None` means twice the rank. Other ranks get the same
+            ratio.
+        ranks: LoRA ranks that each module may get; empty means `rank` for all.
+        locks: Pinned modules, `PATTERN=full|lora|frozen|rank:N`; of several that match, the last.
+        baseline: A plan to compare with, in place of the one that the score gives.
+        memory: What the memory of the training depends on.
     """
 
     budget: str = "0.1"
     score: str = "hls"
     rank: int = DEFAULT_RANK
     alpha: int | None = None
+    ranks: tuple[int, ...] = ()
+    locks: tuple[str, ...] = ()
+    baseline: Baseline | None = None
+    memory: MemorySettings = field(default_factory=MemorySettings)
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -287,6 +334,14 @@ class PlanSettings:
         _require(
             self.alpha is None or self.alpha >= 1, f"--alpha is {self.alpha}.", "Use 1 or more."
         )
+        for rank in self.ranks:
+            _require(1 <= rank <= 8192, f"--ranks holds {rank}.", "Use 1 to 8192.")
+        if self.baseline is not None:
+            _require_choice("--baseline", self.baseline, get_args(Baseline))
+
+    def alpha_at(self, rank: int) -> int:
+        """LoRA alpha of a rank: the same ratio of alpha to rank everywhere, rounded."""
+        return max(1, round(self.lora_alpha * rank / self.rank))
 
     @property
     def lora_alpha(self) -> int:

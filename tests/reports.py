@@ -6,6 +6,7 @@ import random
 
 from hlscore.records import (
     Fingerprint,
+    ModelDimensions,
     ModelIdentity,
     ModuleRow,
     ProbeSummary,
@@ -36,6 +37,8 @@ def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
         out_features=64,
         in_features=48 + 16 * (index % 3),
         n_params=64 * (48 + 16 * (index % 3)),
+        form="linear",
+        storage="out_in",
         hls=0.9 * tails[1],
         hls_stderr=0.1 * energy,
         hls_ci_low=0.7 * tails[1],
@@ -87,6 +90,8 @@ def report(count: int, *, resamples: int = 20) -> ScoreReport:
         out_features=300,
         in_features=64,
         n_params=300 * 64,
+        form="linear",
+        storage="out_in",
         status="skipped",
         reason="output head: ranked with --head",
     )
@@ -99,6 +104,15 @@ def report(count: int, *, resamples: int = 20) -> ScoreReport:
             architecture="LlamaForCausalLM",
             model_type="llama",
             n_params=10_000_000,
+            dimensions=ModelDimensions(
+                hidden_size=64,
+                blocks=max(1, count // len(KINDS)),
+                vocab_size=300,
+                packable_params=64 * 64 * count,
+                packable_rows=64 * count,
+                block_widths=128 * len(KINDS),
+                all_widths=128 * count,
+            ),
             fingerprint=Fingerprint(structure="sha256:0", weights="sha256:1"),
         ),
         probes=ProbeSummary(

@@ -18,7 +18,9 @@ from pydantic import ValidationError
 from reports import report
 
 from hlscore.artifacts.files import check_folder, default_folder, write_files
-from hlscore.artifacts.plan import Plan, make_plan, plan_schema, plan_text
+from hlscore.artifacts.plan import Plan, plan_schema
+from hlscore.artifacts.plan_file import plan_text
+from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import METADATA_KEY, read_report, report_schema, write_report
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.allocation import allocate
@@ -27,7 +29,8 @@ from hlscore.settings import PlanSettings
 DOCUMENTED = {
     "rank": "int32", "module": "string", "parameter": "string", "layer": "int32",
     "kind": "string", "block": "string", "matrices": "int32", "matrices_reached": "int32",
-    "out_features": "int64", "in_features": "int64", "n_params": "int64", "hls": "double",
+    "out_features": "int64", "in_features": "int64", "n_params": "int64", "form": "string",
+    "storage": "string", "hls": "double",
     "hls_stderr": "double", "hls_ci_low": "double", "hls_ci_high": "double",
     "hls_error": "double", "selection_probability": "double", "tail": "double",
     "grad_norm": "double", "taylor": "double", "taylor_mean": "double", "rgn": "double",
@@ -114,7 +117,7 @@ def test_folders_named_like_partitions_change_nothing(tmp_path: Path) -> None:
 
 def test_metadata_names_the_origin(scores: Path) -> None:
     origin = json.loads(pq.read_schema(scores).metadata[METADATA_KEY])
-    assert origin["schema_version"] == 1
+    assert origin["schema_version"] == 2
     assert origin["model"]["fingerprint"] == {"structure": "sha256:0", "weights": "sha256:1"}
     assert origin["run"]["versions"] == {"torch": "2.13.0"}
     assert origin["run"]["estimator"] == "exact"

@@ -14,7 +14,7 @@ from reports import report, row
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import allocate
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.choice import choose, selection_probability
+from hlscore.planning.choice import Spending, choose, selection_probability
 from hlscore.planning.costs import lora_params
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES

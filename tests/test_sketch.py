@@ -322,6 +322,7 @@ def _candidate(*, out_features: int, in_features: int) -> Candidate:
         out_features=out_features,
         in_features=in_features,
         storage="out_in",
+        form="linear",
         n_params=out_features * in_features,
     )
 

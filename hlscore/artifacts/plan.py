@@ -1,30 +1,15 @@
-"""`plan.json`: the public format of a plan, versioned, with a published JSON Schema."""
+"""The public format of a plan, versioned, with a published JSON Schema."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from hlscore.planning.allocation import Allocation, Decision, Totals
-from hlscore.records import ScoreReport
-from hlscore.scores.registry import find_score
-from hlscore.scores.rows import remark
+from hlscore.records import Form, Storage
+from hlscore.settings import BaseBits, Baseline, Master, Optimizer
 
-SCHEMA_VERSION: Literal[1] = 1
-SCHEMA_FILE = "plan.schema.json"
-
-FULL_LEARNING_RATE = 2e-5
-LORA_LEARNING_RATE = 2e-4
-_RATE_SOURCE = (
-    "starting point, not measured on this model: LoRA's best rate is about 10 times that of "
-    "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
-)
-
-# Scores carry no more digits than the arithmetic has: a plan stays the same where it should.
-_DIGITS = 6
+SCHEMA_VERSION: Literal[2] = 2
 
 
 class _Strict(BaseModel):
@@ -52,15 +37,52 @@ class PlanModel(_Strict):
 class PlanBudget(_Strict):
     """The budget asked for and what the plan makes of it."""
 
-    asked: str = Field(description="As given, such as 0.1 or 0.1p.")
-    unit: Literal["modules", "parameters"] = Field(description="What the share is of.")
-    share: float = Field(gt=0, le=1, description="Share of the candidates asked for.")
+    asked: str = Field(description="As given, such as 0.1, 0.1p, 500M or 24GiB.")
+    unit: Literal["modules", "parameters", "bytes"] = Field(description="What is limited.")
+    limit: int = Field(ge=0, description="The most that the budget allows, in its unit.")
+    counts: Literal["full", "trained", "memory"] = Field(
+        description="What is held against the limit: what is trained in full, everything that is "
+        "trained, or the whole training memory."
+    )
+    spent: int = Field(ge=0, description="What the plan takes of the limit, in its unit.")
+    trained_limit: int | None = Field(
+        description="Most parameters that may be trained, where ranks are chosen within a budget "
+        "of modules; else null."
+    )
     realized_module_share: float = Field(
         ge=0, le=1, description="Modules in full / candidate modules."
     )
     realized_parameter_share: float = Field(
         ge=0, le=1, description="Parameters in full / parameters of all candidates."
     )
+
+
+class PlanSolver(_Strict):
+    """How the choice was made, and how far it may be from the best one."""
+
+    name: str = Field(description="`sorted` for the highest scores, or the solver.")
+    value: float = Field(description="Sum of the scores bought, in the unit of the score.")
+    gap: float = Field(
+        ge=0, description="(upper bound - value) / value; 0 where the choice is the best one."
+    )
+
+
+class PlanMemory(_Strict):
+    """Training memory by the documented model, in bytes; activations are an estimate."""
+
+    optimizer: Optimizer
+    master: Master = Field(description="Precision of the trained parameters.")
+    base_bits: BaseBits = Field(description="Bits of each frozen weight of a linear layer.")
+    train_batch: int = Field(ge=1, description="Sequences per step and device.")
+    train_length: int = Field(ge=1, description="Tokens per sequence.")
+    frozen_bytes: int = Field(ge=0, description="Weights that are not trained.")
+    copy_bytes: int = Field(ge=0, description="Frozen copies that PEFT keeps of full modules.")
+    full_bytes: int = Field(ge=0, description="Weights trained in full.")
+    adapter_bytes: int = Field(ge=0, description="Weights of the adapters.")
+    gradient_bytes: int = Field(ge=0)
+    optimizer_bytes: int = Field(ge=0, description="State of the optimizer.")
+    activation_bytes: int = Field(ge=0, description="Activations and logits, estimated.")
+    total_bytes: int = Field(ge=0, description="The sum of the above.")
 
 
 class PlanScore(_Strict):
@@ -74,8 +96,9 @@ class PlanScore(_Strict):
 class PlanLora(_Strict):
     """LoRA settings of the modules that are not trained in full."""
 
-    rank: int = Field(ge=1)
-    alpha: int = Field(ge=1)
+    rank: int = Field(ge=1, description="The rank that full fine-tuning is compared against.")
+    alpha: int = Field(ge=1, description="Alpha at that rank; alpha / rank is the same everywhere.")
+    ranks: list[int] = Field(description="Ranks that the solver chose from; empty for one rank.")
 
 
 class PlanTotals(_Strict):
@@ -84,6 +107,7 @@ class PlanTotals(_Strict):
     candidate_modules: int = Field(ge=0)
     full_modules: int = Field(ge=0)
     lora_modules: int = Field(ge=0)
+    frozen_modules: int = Field(ge=0, description="Candidates that are not trained.")
     candidate_params: int = Field(ge=0)
     full_params: int = Field(ge=0)
     lora_params: int = Field(ge=0)
@@ -126,18 +150,30 @@ class PlanModule(_Strict):
     mode: Literal["full", "lora", "frozen"]
     rank: int | None = Field(description="LoRA rank; null unless mode is lora.")
     alpha: int | None = Field(description="LoRA alpha; null unless mode is lora.")
+    locked: bool = Field(description="Whether the mode was asked for, not chosen.")
     score: float | None = Field(description="Value of the plan's score.")
     selection_probability: float | None = Field(
         description="Share of bootstrap resamples in which the module is trained in full."
     )
     layer: int | None = Field(description="Index of the decoder block.")
     kind: str = Field(description="Last part of the name.")
+    block: str = Field(description="Path between the decoder block and the kind.")
+    form: Form = Field(description="What holds the weight.")
+    storage: Storage = Field(description="Whether the weight is stored [out, in] or [in, out].")
     matrices: int = Field(ge=1, description="1, or the number of fused experts.")
     out_features: int = Field(ge=1)
     in_features: int = Field(ge=1)
     params: int = Field(ge=1, description="Parameters of weight and bias.")
     trained_params: int = Field(ge=0, description="Parameters that the mode trains.")
     remark: str = Field(description="Anything the reader should know; mostly empty.")
+
+
+class PlanSkipped(_Strict):
+    """A weight that is no candidate; it stays frozen, but exports must not touch it."""
+
+    module: str
+    parameter: str
+    reason: str
 
 
 class PlanProbes(_Strict):
@@ -167,63 +203,33 @@ class PlanProvenance(_Strict):
 class Plan(_Strict):
     """A module plan: full fine-tuning for a few modules, LoRA for the others."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     model: PlanModel
+    method: Literal["score"] | Baseline = Field(
+        description="`score`, or the baseline that the plan is."
+    )
     budget: PlanBudget
+    solver: PlanSolver
     score: PlanScore
     lora: PlanLora
     totals: PlanTotals
+    memory: PlanMemory
     stability: PlanStability
     learning_rates: PlanRates
     modules: list[PlanModule]
+    skipped: list[PlanSkipped]
     notes: list[str]
     provenance: PlanProvenance
 
+    @property
+    def full(self) -> list[PlanModule]:
+        """Modules trained in full, the best first."""
+        return [item for item in self.modules if item.mode == "full"]
 
-def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
-    """Put an allocation into the public format.
-
-    Args:
-        report: The scores that it was made from.
-        allocation: The decisions.
-
-    Returns:
-        The plan. Equal inputs give equal plans: no time or host name is in it.
-    """
-    settings, totals = allocation.settings, allocation.totals
-    score = find_score(settings.score)
-    return Plan(
-        schema_version=SCHEMA_VERSION,
-        model=_model(report),
-        budget=_budget(allocation, totals),
-        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
-        lora=PlanLora(rank=settings.rank, alpha=settings.lora_alpha),
-        totals=PlanTotals(**{name: getattr(totals, name) for name in PlanTotals.model_fields}),
-        stability=PlanStability(
-            mean_reselection=_rounded(allocation.mean_reselection),
-            borderline_modules=allocation.borderline,
-        ),
-        learning_rates=PlanRates(
-            full=PlanRate(value=FULL_LEARNING_RATE, source=_RATE_SOURCE),
-            lora=PlanRate(value=LORA_LEARNING_RATE, source=_RATE_SOURCE),
-        ),
-        modules=[_module(item, allocation) for item in allocation.decisions],
-        notes=[*report.probes.notes, *allocation.notes],
-        provenance=_provenance(report),
-    )
-
-
-def plan_text(plan: Plan) -> str:
-    """Write a plan as indented JSON in the order of the schema."""
-    return (
-        json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-        + "\n"
-    )
-
-
-def write_plan(plan: Plan, path: Path) -> None:
-    """Write a plan to a file."""
-    path.write_text(plan_text(plan), encoding="utf-8")
+    @property
+    def lora_modules(self) -> list[PlanModule]:
+        """Modules trained with LoRA, the best first."""
+        return [item for item in self.modules if item.mode == "lora"]
 
 
 def plan_schema() -> dict[str, object]:
@@ -233,78 +239,3 @@ def plan_schema() -> dict[str, object]:
         "$id": f"urn:hlscore:plan:{SCHEMA_VERSION}",
     }
     return {**schema, **Plan.model_json_schema()}
-
-
-def _model(report: ScoreReport) -> PlanModel:
-    model = report.model
-    return PlanModel(
-        name=model.model,
-        revision=model.revision,
-        architecture=model.architecture,
-        model_type=model.model_type,
-        params=model.n_params,
-        fingerprint=PlanFingerprint(
-            structure=model.fingerprint.structure, weights=model.fingerprint.weights
-        ),
-    )
-
-
-def _budget(allocation: Allocation, totals: Totals) -> PlanBudget:
-    return PlanBudget(
-        asked=allocation.budget.text,
-        unit=allocation.budget.unit,
-        share=allocation.budget.share,
-        realized_module_share=_known(totals.full_modules / totals.candidate_modules),
-        realized_parameter_share=_known(totals.full_params / totals.candidate_params),
-    )
-
-
-def _module(item: Decision, allocation: Allocation) -> PlanModule:
-    row, lora = item.row, item.mode == "lora"
-    return PlanModule(
-        position=row.rank or 1,
-        module=row.module,
-        parameter=row.parameter,
-        mode=item.mode,
-        rank=allocation.settings.rank if lora else None,
-        alpha=allocation.settings.lora_alpha if lora else None,
-        score=_rounded(item.score),
-        selection_probability=_rounded(row.selection_probability),
-        layer=row.layer,
-        kind=row.kind,
-        matrices=row.matrices,
-        out_features=row.out_features,
-        in_features=row.in_features,
-        params=row.n_params,
-        trained_params=item.trained_params,
-        remark=remark(row, row.matrices_reached, allocation.settings.rank),
-    )
-
-
-def _provenance(report: ScoreReport) -> PlanProvenance:
-    run, probes = report.run, report.probes
-    return PlanProvenance(
-        hlscore_version=run.hlscore_version,
-        seed=run.seed,
-        estimator=run.estimator,
-        device=run.device,
-        dtype=run.dtype,
-        versions=dict(run.versions),
-        probes=PlanProbes(
-            source=probes.source,
-            format=probes.format,
-            hash=probes.hash,
-            examples=probes.examples,
-            counted_tokens=probes.counted_tokens,
-            mean_loss=_rounded(probes.mean_loss),
-        ),
-        settings=dict(run.settings),
-    )
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else _known(value)
-
-
-def _known(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")

@@ -15,24 +15,31 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hlscore.errors import ArtifactError, first_line
 from hlscore.records import (
+    Form,
     ModelIdentity,
     ModuleRow,
     ProbeSummary,
     RunInfo,
     ScoreReport,
     Status,
+    Storage,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 METADATA_KEY = b"hlscore"
 
 _INTEGERS = ("rank", "layer", "matrices", "matrices_reached", "rank_for_90")
 _WIDE_INTEGERS = ("out_features", "in_features", "n_params")
 _SIZES = ("matrices", "out_features", "in_features", "n_params")
-_TEXTS = ("module", "parameter", "kind", "block", "status", "reason")
+_TEXTS = ("module", "parameter", "kind", "block", "form", "storage", "status", "reason")
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "form": get_args(Form),
+    "storage": get_args(Storage),
+    "status": get_args(Status),
+}
 _LISTS: dict[str, pa.DataType] = {
     "curve_ranks": pa.list_(pa.int32()),
     "tail_curve": pa.list_(pa.float64()),
@@ -193,14 +200,7 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
     """Values that a right type does not exclude and that would break a plan."""
     names = set()
     for place, row in enumerate(rows):
-        for name in (*_TEXTS, *_SIZES):
-            if getattr(row, name) is None:
-                yield place, f"'{name}' is missing"
-        for name in _TEXTS:
-            if not getattr(row, name).isprintable():  # control characters steer a terminal
-                yield place, f"'{name}' holds characters that cannot be printed"
-        if row.status not in get_args(Status):
-            yield place, f"'status' is '{row.status}'"
+        yield from ((place, fault) for fault in _identity_faults(row))
         if min(getattr(row, name) for name in _SIZES) < 1:
             yield place, "a size is below 1"
         if row.module in names:
@@ -215,6 +215,18 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
             if not math.isfinite(getattr(row, name) or 0):
                 yield place, f"'{name}' is NaN or infinity"
     yield from _uneven_replicates(rows)
+
+
+def _identity_faults(row: ModuleRow) -> Iterator[str]:
+    for name in (*_TEXTS, *_SIZES):
+        if getattr(row, name) is None:
+            yield f"'{name}' is missing"
+    for name in _TEXTS:
+        if not getattr(row, name).isprintable():  # control characters steer a terminal
+            yield f"'{name}' holds characters that cannot be printed"
+    for name, values in _CHOICES.items():
+        if getattr(row, name) not in values:
+            yield f"'{name}' is '{getattr(row, name)}'"
 
 
 def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:

@@ -57,7 +57,8 @@ def plan(
     `hlscore plan scores.parquet --budget 0.1p --score grad_norm --force`
     """
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
-    from hlscore.artifacts.plan import make_plan, write_plan
+    from hlscore.artifacts.plan_file import write_plan
+    from hlscore.artifacts.plan_making import make_plan
     from hlscore.artifacts.report import read_report
     from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget

@@ -282,7 +282,8 @@ def _rank(
     if started_as().is_main:
         _check_folder(folder, saved)
 
-    from hlscore.artifacts.plan import make_plan, write_plan
+    from hlscore.artifacts.plan_file import write_plan
+    from hlscore.artifacts.plan_making import make_plan
     from hlscore.artifacts.report import write_report
     from hlscore.views.result import print_rank_json, print_result
 

@@ -281,8 +281,8 @@ def curve_ranks(rank: int, largest: int | None = None) -> tuple[int, ...]:
         largest: Largest rank besides the run's own; `None` means at least 64 and twice the rank.
 
     Returns:
-        1, 2, 4, ... and the rank.
+        0 (nothing expressed: the whole energy), 1, 2, 4, ... and the rank.
     """
     limit = max(64, 2 * rank) if largest is None else largest
     powers: Sequence[int] = [2**i for i in range(limit.bit_length()) if 2**i <= limit]
-    return tuple(sorted({*powers, rank}))
+    return tuple(sorted({0, *powers, rank}))

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.inputs.checkpoint import check_complete, check_safetensors
+from hlscore.inputs.dimensions import dimensions
 from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
 from hlscore.inputs.packed import count_params
@@ -219,6 +220,7 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
         architecture=type(model).__name__,
         model_type=str(model.config.model_type),
         n_params=count_params(model),
+        dimensions=dimensions(model),
         fingerprint=fingerprint(model),
     )
 

@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
-from hlscore.records import Candidate, Storage
+from hlscore.records import Candidate, Form, Storage
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -222,9 +222,23 @@ def _describe(
         out_features=out_features,
         in_features=in_features,
         storage=storage,
+        form=_form(module, parameter, storage),
         n_params=matrices * out_features * in_features + bias_params,
         quantized=is_packed_linear(module),
     )
+
+
+def _form(module: nn.Module, parameter: nn.Parameter | None, storage: Storage) -> Form:
+    """Tell what holds a weight; packed layers have the form of what they stand for."""
+    if is_packed_linear(module):
+        return "conv1d" if storage == "in_out" else "linear"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if isinstance(module, Conv1D):
+        return "conv1d"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "experts" if parameter is not None and parameter.dim() == 3 else "parameter"
 
 
 def _storage(module: nn.Module) -> Storage:

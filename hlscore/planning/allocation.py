@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hlscore.errors import ArtifactError
+from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
-from hlscore.planning.choice import choose, selection_probability
 from hlscore.planning.costs import full_params, lora_params
+from hlscore.planning.locks import locks_of, parse_lock
+from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
+from hlscore.planning.options import tied_modules
+from hlscore.planning.problem import Picks, Problem
+from hlscore.planning.ranked import trained_limit
+from hlscore.planning.uniform import replicates_of
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import Score, find_score, score_of
+from hlscore.scores.registry import find_score, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import PlanSettings
-
-Mode = Literal["full", "lora"]
 
 BORDERLINE = (0.1, 0.9)
 
@@ -28,7 +31,9 @@ class Decision:
 
     Attributes:
         row: The module, with its place by the plan's score.
-        mode: `full` or `lora`.
+        mode: `full`, `lora` or `frozen`.
+        rank: LoRA rank; 0 unless the mode is `lora`.
+        locked: Whether the mode was asked for.
         score: Value of the plan's score; `None` where it cannot be had.
         stderr: Its bootstrap standard error; `None` without replicates at this rank.
         trained_params: Parameters that the mode trains.
@@ -36,6 +41,8 @@ class Decision:
 
     row: ModuleRow
     mode: Mode
+    rank: int
+    locked: bool
     score: float | None
     stderr: float | None
     trained_params: int
@@ -49,17 +56,19 @@ class Totals:
         candidate_modules: Modules that could be trained in full.
         full_modules: Modules trained in full.
         lora_modules: Modules trained with LoRA.
+        frozen_modules: Candidates that are not trained.
         candidate_params: Parameters of all candidates.
         full_params: Parameters of the modules trained in full.
         lora_params: Parameters of the LoRA adapters.
         trained_params: `full_params + lora_params`.
-        plain_lora_params: What LoRA of the same rank on every candidate trains.
+        plain_lora_params: What LoRA of the plan's rank on every candidate trains.
         model_params: All parameters of the model.
     """
 
     candidate_modules: int
     full_modules: int
     lora_modules: int
+    frozen_modules: int
     candidate_params: int
     full_params: int
     lora_params: int
@@ -75,8 +84,11 @@ class Allocation:
     Attributes:
         settings: What was asked for.
         budget: The budget, parsed.
+        picks: What was chosen, against which limit, and how.
+        trained_limit: Most parameters that may be trained, where a budget of modules sets that too.
         decisions: One per candidate, the best score first.
         totals: What they add up to.
+        memory: Training memory, by use.
         mean_reselection: Mean selection probability of the chosen modules; `None` without
             bootstrap replicates of the score at this rank.
         borderline: Modules whose selection probability lies between 0.1 and 0.9.
@@ -85,136 +97,161 @@ class Allocation:
 
     settings: PlanSettings
     budget: Budget
+    picks: Picks
+    trained_limit: int | None
     decisions: tuple[Decision, ...]
     totals: Totals
+    memory: MemoryUse
     mean_reselection: float | None
     borderline: int | None
     notes: tuple[str, ...]
 
 
 def check_plan_settings(settings: PlanSettings) -> None:
-    """Refuse a bad score name or budget before a model is loaded.
+    """Refuse a bad score name, budget or lock before a model is loaded.
 
     Args:
-        settings: Budget and score.
+        settings: Budget, score, locks.
 
     Raises:
-        UsageError: Either cannot be used.
+        UsageError: One of them cannot be used.
     """
     find_score(settings.score)
     parse_budget(settings.budget)
+    for lock in settings.locks:
+        parse_lock(lock)
 
 
 def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
-    """Decide for every candidate of a report whether it is trained in full or with LoRA.
+    """Decide for every candidate of a report how it is trained.
 
     Args:
         report: Scores.
-        settings: Budget, score, rank, alpha.
+        settings: Budget, score, ranks, locks, memory.
 
     Returns:
         The plan.
 
     Raises:
-        UsageError: There is no such score, the report lacks the rank, or the budget is unusable.
+        UsageError: There is no such score, the report lacks a rank, or the budget or a lock is
+            unusable.
         ArtifactError: The report holds no candidates.
     """
-    score, budget = find_score(settings.score), parse_budget(settings.budget)
-    if not report.candidates:
-        raise ArtifactError("The report holds no candidate modules.")
-    rows = order_rows(report.candidates, score, settings.rank)
-    values = [score_of(row, score, settings.rank) for row in rows]
-    params = np.array([full_params(row) for row in rows], dtype=np.int64)
-    chosen = choose(np.array(values, dtype=np.float64), params, budget)
-    replicates = _replicates(rows, score, report, settings)
-    probability = _probability(replicates, params, budget)
-    decisions = tuple(
-        Decision(
-            row=replace(row, selection_probability=share),
-            mode="full" if full else "lora",
-            score=value,
-            stderr=float(np.std(drawn, ddof=1)) if len(drawn) > 1 else None,
-            trained_params=full_params(row) if full else lora_params(row, settings.rank),
-        )
-        for row, value, full, share, drawn in zip(
-            rows, values, chosen, probability, replicates, strict=True
-        )
+    problem = _problem(report, settings)
+    picks = (
+        choose_for_score(problem)
+        if settings.baseline is None
+        else choose_baseline(problem, settings.baseline)
     )
-    shares = [share for share in probability if share is not None]
-    kept = [share for share, full in zip(probability, chosen, strict=True) if full]
+    decisions = _decisions(problem, picks)
+    shares = [share for share in picks.probability if share is not None]
+    kept = [
+        share
+        for share, item in zip(picks.probability, decisions, strict=True)
+        if item.mode == "full" and share is not None
+    ]
+    choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
     return Allocation(
         settings=settings,
-        budget=budget,
+        budget=problem.budget,
+        picks=picks,
+        trained_limit=trained_limit(problem) if settings.ranks else None,
         decisions=decisions,
         totals=_totals(decisions, settings.rank, report.model.n_params),
+        memory=memory_use(report.model, choices, settings.memory),
         mean_reselection=_mean(kept) if shares else None,
         borderline=sum(BORDERLINE[0] < share < BORDERLINE[1] for share in shares)
         if shares
         else None,
-        notes=_notes(decisions, budget, params, score, settings, bool(shares)),
+        notes=_notes(problem, picks, stable=bool(shares)),
     )
 
 
-def _replicates(
-    rows: tuple[ModuleRow, ...], score: Score, report: ScoreReport, settings: PlanSettings
-) -> list[tuple[float, ...]]:
-    """Bootstrap replicates of each row; empty where the report has none for score and rank."""
-    found = [score.replicates(row) for row in rows]
-    other_rank = score.follows_rank and settings.rank != report.run.rank
-    return [()] * len(rows) if other_rank or not all(found) else found
+def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
+    score, budget = find_score(settings.score), parse_budget(settings.budget)
+    if not report.candidates:
+        raise ArtifactError("The report holds no candidate modules.")
+    rows = order_rows(report.candidates, score, settings.rank)
+    return Problem(
+        model=report.model,
+        rows=rows,
+        run_rank=report.run.rank,
+        score=score,
+        budget=budget,
+        locks=locks_of(settings.locks, [row.module for row in rows]),
+        tied=tied_modules(report.rows),
+        settings=settings,
+    )
 
 
-def _probability(
-    replicates: list[tuple[float, ...]], params: NDArray[np.int64], budget: Budget
-) -> list[float | None]:
-    if not all(replicates):
-        return [None] * len(replicates)
-    table = np.array(replicates, dtype=np.float64)
-    return [float(share) for share in selection_probability(table, params, budget)]
+def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
+    replicates = replicates_of(problem)
+    return tuple(
+        Decision(
+            row=replace(row, selection_probability=share),
+            mode=chosen.mode,
+            rank=chosen.rank,
+            locked=row.module in problem.locks,
+            score=score_of(row, problem.score, problem.settings.rank),
+            stderr=float(np.std(drawn, ddof=1)) if len(drawn) > 1 else None,
+            trained_params=chosen.params,
+        )
+        for row, chosen, share, drawn in zip(
+            problem.rows, picks.options, picks.probability, replicates, strict=True
+        )
+    )
 
 
-def _totals(decisions: tuple[Decision, ...], rank: int, model_params: int) -> Totals:
-    full = [item for item in decisions if item.mode == "full"]
-    lora = [item for item in decisions if item.mode == "lora"]
-    full_sum = sum(item.trained_params for item in full)
-    lora_sum = sum(item.trained_params for item in lora)
+def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Totals:
+    by_mode = {
+        mode: [item for item in decisions if item.mode == mode]
+        for mode in ("full", "lora", "frozen")
+    }
+    full, lora = (sum(item.trained_params for item in by_mode[mode]) for mode in ("full", "lora"))
     return Totals(
         candidate_modules=len(decisions),
-        full_modules=len(full),
-        lora_modules=len(lora),
+        full_modules=len(by_mode["full"]),
+        lora_modules=len(by_mode["lora"]),
+        frozen_modules=len(by_mode["frozen"]),
         candidate_params=sum(full_params(item.row) for item in decisions),
-        full_params=full_sum,
-        lora_params=lora_sum,
-        trained_params=full_sum + lora_sum,
+        full_params=full,
+        lora_params=lora,
+        trained_params=full + lora,
         plain_lora_params=sum(lora_params(item.row, rank) for item in decisions),
         model_params=model_params,
     )
 
 
-def _notes(
-    decisions: tuple[Decision, ...],
-    budget: Budget,
-    params: NDArray[np.int64],
-    score: Score,
-    settings: PlanSettings,
-    stable: bool,
-) -> tuple[str, ...]:
-    notes = []
-    full = sum(item.mode == "full" for item in decisions)
-    if full == 0 or (budget.unit == "modules" and full < budget.limit(params.tolist())):
+def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
+    settings, notes = problem.settings, []
+    if settings.baseline is not None:
+        return (f"A baseline ({settings.baseline}), not the choice of a score.",)
+    full = sum(item.mode == "full" for item in picks.options)
+    short_of = problem.budget.unit == "modules" and full < picks.limit
+    if not settings.ranks and (full == 0 or short_of):
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         notes.append(
-            f"{start} trained in full: for the others {score.name} shows no gain above zero to "
-            "buy. More probe samples may show one."
+            f"{start} trained in full: for the others {problem.score.name} shows no gain above "
+            "zero to buy. More probe samples may show one."
         )
-    if not stable:
+    if settings.ranks:
+        notes.append(
+            "Ranks are chosen by gradient energy reached in the first step. What a module gains "
+            "over a whole training levels off with its rank: whether these ranks beat one rank "
+            "for all of equal cost is not proven. --baseline lora-matched writes the plan to "
+            "compare with."
+        )
+    elif not stable:
         notes.append(
             f"How stable the choice is cannot be told: the report holds no bootstrap of "
-            f"'{score.name}' at rank {settings.rank}."
+            f"'{problem.score.name}' at rank {settings.rank}."
         )
+    frozen = sorted(row.module for row, item in zip(problem.rows, picks.options, strict=True)
+                    if item.mode == "frozen" and row.module in problem.tied)  # fmt: skip
+    if frozen:
+        notes.append(f"{', '.join(frozen)} stays frozen: LoRA on a tied weight merges wrongly.")
     return tuple(notes)
 
 
-def _mean(values: list[float | None]) -> float | None:
-    numbers = [value for value in values if value is not None]
-    return sum(numbers) / len(numbers) if numbers else None
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

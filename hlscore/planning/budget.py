@@ -1,4 +1,4 @@
-"""Budgets: how much may be trained in full."""
+"""Budgets: how much may be trained in full, trained at all, or held in memory."""
 
 from __future__ import annotations
 
@@ -10,28 +10,38 @@ from typing import Literal
 
 from hlscore.errors import BudgetError
 
-BudgetUnit = Literal["modules", "parameters"]
+BudgetUnit = Literal["modules", "parameters", "bytes"]
 
-_SHAPE = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(p?)", re.ASCII)
-_HINT = "Use 0.1 for 10 % of the candidate modules, or 0.1p for 10 % of their parameters."
+_NUMBER = r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+_SHARE = re.compile(rf"{_NUMBER}\s*(p?)", re.ASCII)
+_COUNT = re.compile(rf"{_NUMBER}\s*([kKMBT])", re.ASCII)
+_MEMORY = re.compile(rf"{_NUMBER}\s*([KMGT])(i?)B", re.ASCII | re.IGNORECASE)
+_COUNTS = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_HINT = (
+    "Use 0.1 for 10 % of the candidate modules, 0.1p for 10 % of their parameters, 500M for that "
+    "many parameters, or 24GiB of training memory."
+)
+_LARGEST = 2**60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """A share of the candidates that may be trained in full.
+    """What a plan may spend.
 
     Attributes:
         text: As given.
-        share: Between 0 (excluded) and 1.
-        unit: What the share is of.
+        unit: What is limited: modules in full, parameters, or bytes of training memory.
+        share: Share of the candidates, above 0 and at most 1; `None` for an absolute amount.
+        amount: Parameters or bytes; `None` for a share.
     """
 
     text: str
-    share: float
     unit: BudgetUnit
+    share: float | None = None
+    amount: int | None = None
 
     def limit(self, params: Sequence[int]) -> int:
-        """Largest number of modules, or of parameters, that the budget allows.
+        """Largest number of modules, parameters or bytes that the budget allows.
 
         Args:
             params: Parameters of each candidate.
@@ -42,45 +52,74 @@ class Budget:
         Raises:
             BudgetError: Not a single module fits.
         """
+        if self.unit == "bytes":
+            return self.amount or 0
         whole = len(params) if self.unit == "modules" else sum(params)
-        # 0.1 * 30 is a hair above 3 in floating point, 0.29 * 100 a hair below 29.
-        limit = math.floor(self.share * whole + 1e-9 * whole)
+        limit = self.amount if self.share is None else share_of(self.share, whole)
+        assert limit is not None  # noqa: S101 - either a share or an amount is set
         if self.unit == "modules" and limit < 1:
             raise BudgetError(
                 f"A budget of {self.text} of {whole} modules is less than one module.",
                 hint=f"Use at least {_round_up(1 / whole)}.",
             )
         if self.unit == "parameters" and limit < min(params):
+            smallest = min(params)
+            least = f"{_round_up(smallest / whole)}p" if self.share else _count(smallest)
             raise BudgetError(
                 f"A budget of {self.text} is {limit:,} parameters, less than the smallest of "
-                f"{len(params)} modules ({min(params):,}).",
-                hint=f"Use at least {_round_up(min(params) / whole)}p.",
+                f"{len(params)} modules ({smallest:,}).",
+                hint=f"Use at least {least}.",
             )
         return limit
+
+
+def share_of(share: float, whole: int) -> int:
+    """A share of a count, rounded down; 0.1 of 30 is 3, whatever floating point says."""
+    # 0.1 * 30 is a hair above 3 in floating point, 0.29 * 100 a hair below 29.
+    return math.floor(share * whole + 1e-9 * whole)
 
 
 def parse_budget(text: str) -> Budget:
     """Read a budget.
 
     Args:
-        text: `0.1` or `0.1p`.
+        text: `0.1`, `0.1p`, `500M` or `24GiB`.
 
     Returns:
         The budget.
 
     Raises:
-        BudgetError: The text is no budget, or the share is not above 0 and at most 1.
+        BudgetError: The text is no budget, the share is not above 0 and at most 1, or the amount
+            is not above 0.
     """
-    match = _SHAPE.fullmatch(text.strip())
-    if match is None:
-        raise BudgetError(f"The budget '{text}' is not a share.", hint=_HINT)
-    share = float(match.group(1))
-    if not 0 < share <= 1:
-        raise BudgetError(f"The budget '{text}' is not above 0 and at most 1.", hint=_HINT)
-    unit: BudgetUnit = "parameters" if match.group(2) else "modules"
-    return Budget(text=text.strip(), share=share, unit=unit)
+    plain = text.strip()
+    if match := _SHARE.fullmatch(plain):
+        share = float(match.group(1))
+        if not 0 < share <= 1:
+            raise BudgetError(f"The budget '{text}' is not above 0 and at most 1.", hint=_HINT)
+        unit: BudgetUnit = "parameters" if match.group(2) else "modules"
+        return Budget(text=plain, unit=unit, share=share)
+    if match := _COUNT.fullmatch(plain):
+        amount = _amount(text, float(match.group(1)) * _COUNTS[match.group(2)])
+        return Budget(text=plain, unit="parameters", amount=amount)
+    if match := _MEMORY.fullmatch(plain):
+        power = "KMGT".index(match.group(2).upper()) + 1
+        step = 1024 if match.group(3) else 1000
+        amount = _amount(text, float(match.group(1)) * step**power)
+        return Budget(text=plain, unit="bytes", amount=amount)
+    raise BudgetError(f"The budget '{text}' is not a share or an amount.", hint=_HINT)
+
+
+def _amount(text: str, number: float) -> int:
+    if not 1 <= number <= _LARGEST:
+        raise BudgetError(f"The budget '{text}' is out of range.", hint=_HINT)
+    return math.floor(number + 1e-6)
 
 
 def _round_up(share: float) -> float:
     digits = 10.0 ** (2 - math.floor(math.log10(share)))
     return math.ceil(share * digits) / digits
+
+
+def _count(number: int) -> str:
+    return f"{math.ceil(number / 1000)}k"

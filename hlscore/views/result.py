@@ -141,14 +141,14 @@ def _table(allocation: Allocation, top: int) -> Table:
     table.add_column("out x in", justify="right", no_wrap=True)
     table.add_column("train", no_wrap=True)
     for item in allocation.decisions[:top]:
-        table.add_row(*_cells(item, allocation), style=None if item.mode == "full" else "dim")
+        table.add_row(*_cells(item), style=None if item.mode == "full" else "dim")
     left = len(allocation.decisions) - top
     if left > 0:
         table.add_row("", f"... {count(left, 'more module')}", style="dim")
     return table
 
 
-def _cells(item: Decision, allocation: Allocation) -> tuple[str, ...]:
+def _cells(item: Decision) -> tuple[str, ...]:
     row = item.row
     chosen = row.selection_probability
     return (
@@ -158,7 +158,7 @@ def _cells(item: Decision, allocation: Allocation) -> tuple[str, ...]:
         measure(item.stderr),
         "-" if chosen is None else f"{100 * chosen:.0f} %",
         shape(row.matrices, row.out_features, row.in_features),
-        "full" if item.mode == "full" else f"LoRA {allocation.settings.rank}",
+        f"LoRA {item.rank}" if item.mode == "lora" else item.mode,
     )
 
 

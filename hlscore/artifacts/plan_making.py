@@ -1,0 +1,175 @@
+"""From an allocation to a plan in the public format."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from hlscore.artifacts.plan import (
+    SCHEMA_VERSION,
+    Plan,
+    PlanBudget,
+    PlanFingerprint,
+    PlanLora,
+    PlanMemory,
+    PlanModel,
+    PlanModule,
+    PlanProbes,
+    PlanProvenance,
+    PlanRate,
+    PlanRates,
+    PlanScore,
+    PlanSkipped,
+    PlanSolver,
+    PlanStability,
+    PlanTotals,
+)
+from hlscore.planning.allocation import Allocation, Decision
+from hlscore.records import ScoreReport
+from hlscore.scores.registry import find_score
+from hlscore.scores.rows import remark
+
+FULL_LEARNING_RATE = 2e-5
+LORA_LEARNING_RATE = 2e-4
+_RATE_SOURCE = (
+    "starting point, not measured on this model: LoRA's best rate is about 10 times that of "
+    "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
+)
+
+# Scores carry no more digits than the arithmetic has: a plan stays the same where it should.
+_DIGITS = 6
+
+
+def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
+    """Put an allocation into the public format.
+
+    Args:
+        report: The scores that it was made from.
+        allocation: The decisions.
+
+    Returns:
+        The plan. Equal inputs give equal plans: no time or host name is in it.
+    """
+    settings, totals = allocation.settings, allocation.totals
+    score = find_score(settings.score)
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        model=_model(report),
+        method=settings.baseline or "score",
+        budget=_budget(allocation),
+        solver=PlanSolver(
+            name=allocation.picks.solver,
+            value=_known(allocation.picks.value),
+            gap=_known(allocation.picks.gap),
+        ),
+        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
+        lora=PlanLora(
+            rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
+        ),
+        totals=PlanTotals(**{name: getattr(totals, name) for name in PlanTotals.model_fields}),
+        memory=_memory(allocation),
+        stability=PlanStability(
+            mean_reselection=_rounded(allocation.mean_reselection),
+            borderline_modules=allocation.borderline,
+        ),
+        learning_rates=PlanRates(
+            full=PlanRate(value=FULL_LEARNING_RATE, source=_RATE_SOURCE),
+            lora=PlanRate(value=LORA_LEARNING_RATE, source=_RATE_SOURCE),
+        ),
+        modules=[_module(item, allocation) for item in allocation.decisions],
+        skipped=[
+            PlanSkipped(module=row.module, parameter=row.parameter, reason=row.reason)
+            for row in report.rows
+            if not row.is_candidate
+        ],
+        notes=[*report.probes.notes, *allocation.notes],
+        provenance=_provenance(report),
+    )
+
+
+def _model(report: ScoreReport) -> PlanModel:
+    model = report.model
+    return PlanModel(
+        name=model.model,
+        revision=model.revision,
+        architecture=model.architecture,
+        model_type=model.model_type,
+        params=model.n_params,
+        fingerprint=PlanFingerprint(
+            structure=model.fingerprint.structure, weights=model.fingerprint.weights
+        ),
+    )
+
+
+def _budget(allocation: Allocation) -> PlanBudget:
+    totals, budget = allocation.totals, allocation.budget
+    return PlanBudget(
+        asked=budget.text,
+        unit=budget.unit,
+        limit=allocation.picks.limit,
+        counts=allocation.picks.counts,
+        spent=allocation.picks.spent,
+        trained_limit=allocation.trained_limit,
+        realized_module_share=_known(totals.full_modules / totals.candidate_modules),
+        realized_parameter_share=_known(totals.full_params / totals.candidate_params),
+    )
+
+
+def _memory(allocation: Allocation) -> PlanMemory:
+    settings, use = allocation.settings.memory, allocation.memory
+    return PlanMemory(**asdict(settings), **asdict(use), total_bytes=use.total_bytes)
+
+
+def _module(item: Decision, allocation: Allocation) -> PlanModule:
+    row, settings = item.row, allocation.settings
+    rank = item.rank or None
+    return PlanModule(
+        position=row.rank or 1,
+        module=row.module,
+        parameter=row.parameter,
+        mode=item.mode,
+        rank=rank,
+        alpha=None if rank is None else settings.alpha_at(rank),
+        locked=item.locked,
+        score=_rounded(item.score),
+        selection_probability=_rounded(row.selection_probability),
+        layer=row.layer,
+        kind=row.kind,
+        block=row.block,
+        form=row.form,
+        storage=row.storage,
+        matrices=row.matrices,
+        out_features=row.out_features,
+        in_features=row.in_features,
+        params=row.n_params,
+        trained_params=item.trained_params,
+        remark=remark(row, row.matrices_reached, rank or settings.rank),
+    )
+
+
+def _provenance(report: ScoreReport) -> PlanProvenance:
+    run, probes = report.run, report.probes
+    return PlanProvenance(
+        hlscore_version=run.hlscore_version,
+        seed=run.seed,
+        estimator=run.estimator,
+        device=run.device,
+        dtype=run.dtype,
+        versions=dict(run.versions),
+        probes=PlanProbes(
+            source=probes.source,
+            format=probes.format,
+            hash=probes.hash,
+            examples=probes.examples,
+            counted_tokens=probes.counted_tokens,
+            mean_loss=_rounded(probes.mean_loss),
+        ),
+        settings=dict(run.settings),
+    )
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else _known(value)
+
+
+def _known(value: float) -> float:
+    return float(f"{value:.{_DIGITS}g}")

@@ -1,0 +1,90 @@
+"""What an exporter is, and what one is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.limits import Limits
+
+Writer = Callable[[Path], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings:
+    """What an export depends on besides the plan.
+
+    Attributes:
+        model: Hub id or directory of the base model; `None` means the one that the plan names.
+        full_lr: Learning rate of the modules trained in full; `None` means the plan's suggestion.
+        lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
+        allow_other_weights: Accept a base model whose weights are not those of the plan.
+    """
+
+    model: str | None = None
+    full_lr: float | None = None
+    lora_lr: float | None = None
+    allow_other_weights: bool = False
+
+    def base(self, plan: Plan) -> str:
+        """Name of the base model."""
+        return self.model or plan.model.name
+
+    def rates(self, plan: Plan) -> tuple[float, float]:
+        """Learning rates of full modules and adapters."""
+        rates = plan.learning_rates
+        return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exporter:
+    """A format that a plan can be written in.
+
+    Attributes:
+        name: Name on the command line.
+        summary: One line for `--list`: which files come out, and who reads them.
+        limits: What the trainer cannot express; checked before `files` is called.
+        files: Names and writers of the files of a plan that is within the limits. Equal plans
+            and settings give equal bytes.
+        folder: Whether `--out` is a folder; else it is the one file.
+        usage: The command or code that uses the result; `{out}` stands for its path.
+        notes: Remarks for the reader about a given plan: what has to be set besides.
+    """
+
+    name: str
+    summary: str
+    limits: Limits
+    files: Callable[[Plan, ExportSettings], dict[str, Writer]]
+    folder: bool = False
+    usage: str = ""
+    notes: Callable[[Plan], tuple[str, ...]] = lambda plan: ()  # noqa: ARG005
+
+
+def text_file(text: str) -> Writer:
+    """A writer of one text file in UTF-8 with Unix line ends."""
+
+    def write(path: Path) -> None:
+        path.write_bytes(text.encode())
+
+    return write
+
+
+def origin(plan: Plan) -> tuple[str, ...]:
+    """Lines that say where a file comes from, for a comment at its top.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        The lines, without comment signs and without line ends inside.
+    """
+    totals = plan.totals
+    return (
+        f"Written by hlscore {plan.provenance.hlscore_version} from a plan for {plan.model.name}.",
+        f"plan: {totals.full_modules} full, {totals.lora_modules} lora, "
+        f"{totals.frozen_modules} frozen; budget {plan.budget.asked}; score {plan.score.name}",
+        f"structure {plan.model.fingerprint.structure}",
+        f"weights {plan.model.fingerprint.weights}",
+    )

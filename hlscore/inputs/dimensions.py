@@ -1,0 +1,55 @@
+"""Sizes of a model that the memory of its training depends on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.packed import is_packed_linear
+from hlscore.records import ModelDimensions
+from hlscore.settings import CandidateSettings
+
+
+def dimensions(model: PreTrainedModel) -> ModelDimensions:
+    """Measure a model; reads names, types and shapes only.
+
+    Args:
+        model: Any causal language model, also on the meta device, quantized or sharded.
+
+    Returns:
+        Its sizes.
+    """
+    config = model.config.get_text_config()
+    per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
+    widths: dict[int | None, int] = {}
+    for item in candidates_of(find_modules(model, CandidateSettings())):
+        uses = per_token if item.matrices > 1 else 1
+        sides = uses * (item.out_features + item.in_features)
+        widths[item.layer] = widths.get(item.layer, 0) + sides
+    packable = list(_packable(model))
+    return ModelDimensions(
+        hidden_size=int(getattr(config, "hidden_size", 0)),
+        blocks=len(widths),
+        vocab_size=int(getattr(config, "vocab_size", 0)),
+        packable_params=sum(rows * columns for rows, columns in packable),
+        packable_rows=sum(rows for rows, _ in packable),
+        block_widths=max(widths.values()),
+        all_widths=sum(widths.values()),
+    )
+
+
+def _packable(model: PreTrainedModel) -> Iterator[tuple[int, int]]:
+    """Outputs and inputs of each linear layer that 4-bit or 8-bit loading packs."""
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if module is head:
+            continue
+        if is_packed_linear(module) or type(module) is nn.Linear:
+            yield int(module.out_features), int(module.in_features)
+        elif isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+            yield int(outputs), int(inputs)

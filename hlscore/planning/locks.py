@@ -1,0 +1,80 @@
+"""Locks: modules whose mode the user decides."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hlscore.errors import UsageError
+from hlscore.planning.memory import Mode
+
+_HINT = "Use PATTERN=full, =lora, =frozen or =rank:N, such as '*.down_proj=full'."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """What a pattern of module names is pinned to.
+
+    Attributes:
+        pattern: Glob over full module names.
+        mode: The mode.
+        rank: LoRA rank; `None` where the solver may choose one of its ranks.
+    """
+
+    pattern: str
+    mode: Mode
+    rank: int | None = None
+
+
+def parse_lock(text: str) -> Lock:
+    """Read a lock.
+
+    Args:
+        text: `PATTERN=full|lora|frozen|rank:N`.
+
+    Returns:
+        The lock.
+
+    Raises:
+        UsageError: The text is no lock.
+    """
+    pattern, found, what = text.rpartition("=")
+    rank = what.removeprefix("rank:")
+    if not found or not pattern:
+        raise UsageError(f"--lock '{text}' is not PATTERN=MODE.", hint=_HINT)
+    if what == "full":
+        return Lock(pattern=pattern, mode="full")
+    if what == "frozen":
+        return Lock(pattern=pattern, mode="frozen")
+    if what == "lora":
+        return Lock(pattern=pattern, mode="lora")
+    if what.startswith("rank:") and rank.isascii() and rank.isdecimal() and 1 <= int(rank) <= 8192:
+        return Lock(pattern=pattern, mode="lora", rank=int(rank))
+    raise UsageError(f"--lock '{text}' does not end in a mode.", hint=_HINT)
+
+
+def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
+    """Find the lock of each module; of several that match, the last one counts.
+
+    Args:
+        texts: Locks as given.
+        modules: Full names of all candidates.
+
+    Returns:
+        The lock of each locked module, by name.
+
+    Raises:
+        UsageError: A text is no lock, or matches no candidate.
+    """
+    found = {}
+    for text in texts:
+        lock = parse_lock(text)
+        names = [name for name in modules if fnmatch.fnmatchcase(name, lock.pattern)]
+        if not names:
+            raise UsageError(
+                f"--lock '{text}' matches none of the candidate modules.",
+                hint=f"Globs are matched against full names such as {modules[0]}.",
+            )
+        found.update(dict.fromkeys(names, lock))
+    return found

@@ -1,0 +1,225 @@
+"""The memory of a training, in bytes: weights, gradients, optimizer state, copies, activations.
+
+Frozen weights have 16 bits, or 4 or 8 where a linear layer is packed. What is trained is kept in
+the precision of `master`, and so are its gradients and moments. PEFT keeps a frozen 16-bit copy
+of every module that is trained in full, which is never packed. Everything but the activations is
+a sum over parameters and exact for tensors; allocators round up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from hlscore.records import ModelDimensions, ModelIdentity, ModuleRow
+from hlscore.settings import MemorySettings
+
+Mode = Literal["full", "lora", "frozen"]
+
+_FROZEN_BYTES = 2
+_BLOCK = 256  # bitsandbytes keeps one float32 scale per 256 8-bit moments,
+_SMALL = 4096  # and float32 moments for tensors with fewer numbers than this.
+_MOMENTS = {"adamw": 2, "adamw8bit": 2, "lion": 1, "lion8bit": 1, "sgd": 0, "sgd-momentum": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What is done with one module.
+
+    Attributes:
+        row: The module.
+        mode: `full`, `lora` or `frozen`.
+        rank: LoRA rank; 0 unless the mode is `lora`.
+    """
+
+    row: ModuleRow
+    mode: Mode
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryUse:
+    """Training memory in bytes.
+
+    Attributes:
+        frozen_bytes: Weights that are not trained.
+        copy_bytes: Frozen copies that PEFT keeps of modules trained in full.
+        full_bytes: Weights trained in full.
+        adapter_bytes: Weights of the adapters.
+        gradient_bytes: Gradients of everything trained.
+        optimizer_bytes: State of the optimizer.
+        activation_bytes: Activations and logits, an estimate.
+    """
+
+    frozen_bytes: int
+    copy_bytes: int
+    full_bytes: int
+    adapter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    activation_bytes: int
+
+    @property
+    def state_bytes(self) -> int:
+        """Everything but the activations."""
+        return self.total_bytes - self.activation_bytes
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all."""
+        return (
+            self.frozen_bytes
+            + self.copy_bytes
+            + self.full_bytes
+            + self.adapter_bytes
+            + self.gradient_bytes
+            + self.optimizer_bytes
+            + self.activation_bytes
+        )
+
+
+def memory_use(
+    model: ModelIdentity, choices: Iterable[Choice], settings: MemorySettings
+) -> MemoryUse:
+    """Add up the memory of a training under a plan, run with PEFT.
+
+    Args:
+        model: The model.
+        choices: One per candidate; what is not named stays frozen.
+        settings: Optimizer, precisions, batch.
+
+    Returns:
+        The memory by use.
+    """
+    width = _master_bytes(settings)
+    frozen = base_bytes(model, settings)
+    copies = full = adapters = states = 0
+    for choice in choices:
+        if choice.mode == "full":
+            frozen -= _packed_bytes(choice.row, settings)
+            copies += _FROZEN_BYTES * choice.row.n_params
+            full += width * choice.row.n_params
+        elif choice.mode == "lora":
+            adapters += width * sum(_numbers(shape) for shape in _adapter_shapes(choice))
+        states += _state_bytes(choice, settings)
+    return MemoryUse(
+        frozen_bytes=frozen,
+        copy_bytes=copies,
+        full_bytes=full,
+        adapter_bytes=adapters,
+        gradient_bytes=full + adapters,
+        optimizer_bytes=states,
+        activation_bytes=activation_bytes(model.dimensions, settings),
+    )
+
+
+def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
+    """Bytes that training a module takes on top of leaving it frozen.
+
+    Args:
+        choice: The module and what is done with it.
+        settings: Optimizer and precisions.
+
+    Returns:
+        The difference; `memory_use` is the sum of these over `base_bytes` and the activations.
+    """
+    if choice.mode == "frozen":
+        return 0
+    width = 2 * _master_bytes(settings)  # the weight and its gradient
+    state = _state_bytes(choice, settings)
+    if choice.mode == "lora":
+        return width * sum(_numbers(shape) for shape in _adapter_shapes(choice)) + state
+    size = choice.row.n_params
+    unpacked = _FROZEN_BYTES * size - _packed_bytes(choice.row, settings)
+    return unpacked + width * size + state
+
+
+def base_bytes(model: ModelIdentity, settings: MemorySettings) -> int:
+    """Bytes of the weights when nothing is trained.
+
+    Args:
+        model: The model.
+        settings: Bits of the packed weights.
+
+    Returns:
+        The bytes.
+    """
+    sizes = model.dimensions
+    if settings.base_bits == 16:
+        return _FROZEN_BYTES * model.n_params
+    packed = _packed(sizes.packable_params, sizes.packable_rows, settings)
+    return packed + _FROZEN_BYTES * (model.n_params - sizes.packable_params)
+
+
+def activation_bytes(sizes: ModelDimensions, settings: MemorySettings) -> int:
+    """Estimate activations and logits of one step, activation checkpointing on.
+
+    Args:
+        sizes: Sizes of the model.
+        settings: Batch and length.
+
+    Returns:
+        The inputs of every block, the insides of one, and what a cross-entropy over the whole
+        vocabulary takes, in bytes.
+    """
+    tokens = settings.train_batch * settings.train_length
+    kept = sizes.blocks * sizes.hidden_size + sizes.block_widths
+    # Logits and their gradient in 16 bits, and again in float32.
+    return tokens * (2 * kept + 12 * sizes.vocab_size)
+
+
+def _master_bytes(settings: MemorySettings) -> int:
+    return 4 if settings.master == "fp32" else 2
+
+
+def _packed_bytes(row: ModuleRow, settings: MemorySettings) -> int:
+    """Bytes of a module while it is frozen."""
+    if settings.base_bits == 16 or row.form not in ("linear", "conv1d") or row.layer is None:
+        return _FROZEN_BYTES * row.n_params
+    weights = row.out_features * row.in_features
+    packed = _packed(weights, row.out_features, settings)
+    return packed + _FROZEN_BYTES * (row.n_params - weights)
+
+
+def _packed(params: int, rows: int, settings: MemorySettings) -> int:
+    if settings.base_bits == 8:
+        return params + 4 * rows  # one float32 scale per output row
+    # One 8-bit scale per 64 weights, one float32 scale per 256 of those.
+    return round(params * (1 / 2 + 1 / 64 + 4 / (64 * 256)))
+
+
+def _adapter_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
+    row, rank = choice.row, choice.rank * choice.row.matrices
+    return (rank, row.in_features), (row.out_features, rank)
+
+
+def _trained_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
+    """Shapes of what the optimizer sees, experts as rows of one matrix."""
+    if choice.mode == "frozen":
+        return ()
+    if choice.mode == "lora":
+        return _adapter_shapes(choice)
+    row = choice.row
+    weights = row.matrices * row.out_features * row.in_features
+    bias = ((row.n_params - weights, 1),) if row.n_params > weights else ()
+    return ((row.matrices * row.out_features, row.in_features), *bias)
+
+
+def _state_bytes(choice: Choice, settings: MemorySettings) -> int:
+    return sum(_state_of(shape, settings) for shape in _trained_shapes(choice))
+
+
+def _state_of(shape: tuple[int, int], settings: MemorySettings) -> int:
+    numbers = _numbers(shape)
+    if settings.optimizer == "adafactor":  # float32 means of rows and columns
+        return 4 * (sum(shape) if min(shape) > 1 else numbers)
+    moments = _MOMENTS[settings.optimizer]
+    if settings.optimizer.endswith("8bit"):
+        each = 4 * numbers if numbers < _SMALL else numbers + 4 * -(-numbers // _BLOCK)
+        return moments * each
+    return moments * _master_bytes(settings) * numbers
+
+
+def _numbers(shape: tuple[int, int]) -> int:
+    return shape[0] * shape[1]

@@ -1,0 +1,169 @@
+"""What may be done with each module, and what that is worth and costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hlscore.errors import UsageError
+from hlscore.planning.costs import full_params, lora_params
+from hlscore.planning.locks import Lock
+from hlscore.planning.memory import Choice, Mode, extra_bytes
+from hlscore.records import ModuleRow
+from hlscore.scores.registry import Score, score_of
+from hlscore.settings import MemorySettings, PlanSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One thing that may be done with a module.
+
+    Attributes:
+        mode: `full`, `lora` or `frozen`.
+        rank: LoRA rank; 0 unless the mode is `lora`.
+        value: What the score says it gains over leaving the module frozen.
+        params: Parameters that it trains.
+        bytes: Memory that it takes on top of leaving the module frozen.
+    """
+
+    mode: Mode
+    rank: int
+    value: float
+    params: int
+    bytes: int
+
+
+def tied_modules(rows: Sequence[ModuleRow]) -> frozenset[str]:
+    """Modules whose weight another module shares: LoRA on one of the two merges wrongly.
+
+    Args:
+        rows: All rows of a report, skipped ones too.
+
+    Returns:
+        Full names.
+    """
+    prefix = "tied to "
+    return frozenset(
+        row.reason.removeprefix(prefix) for row in rows if row.reason.startswith(prefix)
+    )
+
+
+def option(
+    row: ModuleRow, mode: Mode, rank: int, memory: MemorySettings, value: float = 0.0
+) -> Option:
+    """Price one option of a module.
+
+    Args:
+        row: The module.
+        mode: What is done with it.
+        rank: LoRA rank; ignored unless the mode is `lora`.
+        memory: What bytes depend on.
+        value: What it is worth.
+
+    Returns:
+        The option.
+    """
+    rank = rank if mode == "lora" else 0
+    params = {"full": full_params(row), "lora": lora_params(row, rank), "frozen": 0}[mode]
+    cost = extra_bytes(Choice(row=row, mode=mode, rank=rank), memory)
+    return Option(mode=mode, rank=rank, value=value, params=params, bytes=cost)
+
+
+def alternative(
+    row: ModuleRow, lock: Lock | None, tied: frozenset[str], settings: PlanSettings
+) -> Option:
+    """What is done with a module that is not trained in full, under one rank for all.
+
+    Args:
+        row: The module.
+        lock: Its lock, if any; one on `full` gives the full option.
+        tied: Modules whose weight is shared.
+        settings: Rank and memory.
+
+    Returns:
+        The option.
+
+    Raises:
+        UsageError: The lock asks for LoRA on a tied weight.
+    """
+    if lock is not None:
+        _check_lock(row, lock, tied)
+        return option(row, lock.mode, lock.rank or settings.rank, settings.memory)
+    mode: Mode = "frozen" if row.module in tied else "lora"
+    return option(row, mode, settings.rank, settings.memory)
+
+
+def menu_of(
+    row: ModuleRow,
+    lock: Lock | None,
+    tied: frozenset[str],
+    settings: PlanSettings,
+    curve: Mapping[int, float],
+) -> tuple[Option, ...]:
+    """Every option of a module whose rank the solver chooses.
+
+    Ranks that cost as many parameters as full fine-tuning, or span the whole matrix, are left
+    out: full fine-tuning does the same or more.
+
+    Args:
+        row: The module.
+        lock: Its lock, if any.
+        tied: Modules whose weight is shared.
+        settings: Ranks and memory.
+        curve: What rank r leaves over, by r; rank 0 leaves everything.
+
+    Returns:
+        At least one option.
+
+    Raises:
+        UsageError: The lock asks for LoRA on a tied weight.
+    """
+    if lock is not None:
+        _check_lock(row, lock, tied)
+    ranks = settings.ranks if lock is None or lock.rank is None else (lock.rank,)
+    whole = curve.get(0, 0.0)
+    found = [option(row, "frozen", 0, settings.memory)]
+    if row.module not in tied:
+        useful = [
+            rank for rank in ranks
+            if rank < row.max_rank and lora_params(row, rank) < full_params(row)
+        ]  # fmt: skip
+        found += [
+            option(row, "lora", rank, settings.memory, whole - curve.get(rank, whole))
+            for rank in (useful if lock is None or lock.mode != "lora" else useful or ranks[:1])
+        ]
+    found.append(option(row, "full", 0, settings.memory, whole))
+    if lock is None:
+        return tuple(found)
+    return tuple(item for item in found if item.mode == lock.mode)
+
+
+def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, float]:
+    """What each rank leaves over of a module, by the score.
+
+    Args:
+        row: The module.
+        score: A score with a curve over ranks.
+        settings: The ranks.
+
+    Returns:
+        The score at rank 0 and at every rank that may be chosen.
+
+    Raises:
+        UsageError: The score has no curve, or the report does not hold a rank.
+    """
+    if not score.follows_rank:
+        raise UsageError(
+            f"--ranks needs a score with a curve over ranks; '{score.name}' has none.",
+            hint="Use --score hls or --score tail.",
+        )
+    wanted = {0, settings.rank, *settings.ranks}
+    return {rank: score_of(row, score, rank) or 0.0 for rank in sorted(wanted)}
+
+
+def _check_lock(row: ModuleRow, lock: Lock, tied: frozenset[str]) -> None:
+    if lock.mode == "lora" and row.module in tied:
+        raise UsageError(
+            f"--lock '{lock.pattern}' asks for LoRA on '{row.module}', whose weight is tied.",
+            hint="LoRA on a tied weight merges wrongly: use =full or =frozen.",
+        )

@@ -1,0 +1,129 @@
+"""The question that an allocation answers, and the shape of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hlscore.errors import BudgetError
+from hlscore.planning.budget import Budget
+from hlscore.planning.locks import Lock
+from hlscore.planning.memory import activation_bytes, base_bytes
+from hlscore.planning.options import Option
+from hlscore.records import ModelIdentity, ModuleRow
+from hlscore.scores.registry import Score
+from hlscore.settings import PlanSettings
+
+Counts = Literal["full", "trained", "memory"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Everything that an allocation depends on.
+
+    Attributes:
+        model: Which model.
+        rows: Its candidates, the best first by the score.
+        run_rank: LoRA rank that the stored resamples belong to.
+        score: The score that decides.
+        budget: The budget.
+        locks: Lock of each locked module, by name.
+        tied: Modules whose weight is shared.
+        settings: Rank, ranks, memory.
+    """
+
+    model: ModelIdentity
+    rows: tuple[ModuleRow, ...]
+    run_rank: int
+    score: Score
+    budget: Budget
+    locks: Mapping[str, Lock]
+    tied: frozenset[str]
+    settings: PlanSettings
+
+    @property
+    def params(self) -> list[int]:
+        """Parameters of each candidate."""
+        return [row.n_params for row in self.rows]
+
+    def free_bytes(self) -> int:
+        """Bytes that trained modules may take, under a budget of memory.
+
+        Returns:
+            The budget less the frozen model and the activations.
+
+        Raises:
+            BudgetError: The frozen model and the activations do not fit.
+        """
+        memory = self.settings.memory
+        base, activations = (
+            base_bytes(self.model, memory), activation_bytes(self.model.dimensions, memory)
+        )  # fmt: skip
+        free = (self.budget.amount or 0) - base - activations
+        if free <= 0:
+            raise self.too_small(base, activations, 0)
+        return free
+
+    def too_small(self, base: int, activations: int, trained: int) -> BudgetError:
+        """The error for a memory budget into which not even the least fits."""
+        parts = f"the frozen weights take {_gib(base)}, activations about {_gib(activations)}"
+        if trained:
+            parts += f", what has to be trained at least {_gib(trained)}"
+        return BudgetError(
+            f"A training memory of {self.budget.text} is too small for {self.model.model}: "
+            f"{parts}.",
+            hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
+            "--train-length.",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picks:
+    """The answer: one option per candidate.
+
+    Attributes:
+        options: What is done with each row, in order.
+        limit: The most that the budget allows, in its unit.
+        spent: What the choice takes of it.
+        counts: What is held against the limit.
+        solver: `sorted`, `HiGHS`, or `none` where there was nothing to choose.
+        value: Sum of the values bought.
+        bound: Upper bound of that sum over all choices that fit.
+        probability: Share of resamples in which each row is trained in full; `None` where that
+            cannot be told.
+    """
+
+    options: tuple[Option, ...]
+    limit: int
+    spent: int
+    counts: Counts
+    solver: str
+    value: float
+    bound: float
+    probability: tuple[float | None, ...]
+
+    @property
+    def gap(self) -> float:
+        """How far the value may be from the best one, relative to it."""
+        return max(0.0, self.bound - self.value) / self.value if self.value > 0 else 0.0
+
+
+def spent_of(options: Sequence[Option], budget: Budget, counts: Counts) -> int:
+    """What a choice takes of a budget of modules or parameters.
+
+    Args:
+        options: What is done with each module.
+        budget: The budget.
+        counts: Whether LoRA parameters count too.
+
+    Returns:
+        Modules in full, parameters in full, or all trained parameters.
+    """
+    if budget.unit == "modules":
+        return sum(item.mode == "full" for item in options)
+    return sum(item.params for item in options if item.mode == "full" or counts == "trained")
+
+
+def _gib(size: int) -> str:
+    return f"{size / 1024**3:.3g} GiB"

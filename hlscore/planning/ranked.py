@@ -1,0 +1,117 @@
+"""A rank for each module: the budget is spent where the score gains most."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hlscore.errors import BudgetError
+from hlscore.planning.budget import share_of
+from hlscore.planning.memory import activation_bytes, base_bytes
+from hlscore.planning.options import Option, curve_of, menu_of
+from hlscore.planning.problem import Counts, Picks, Problem
+from hlscore.planning.rank_choice import Menu, choose_options
+
+
+def choose_ranks(problem: Problem) -> Picks:
+    """Choose frozen, a LoRA rank or full fine-tuning for every module.
+
+    A budget of parameters or memory holds everything that is trained. A budget of modules limits
+    the modules in full; the same share of the candidate parameters limits all that is trained.
+
+    Args:
+        problem: Rows, score, ranks, budget, locks.
+
+    Returns:
+        One option per row.
+
+    Raises:
+        BudgetError: Not even the cheapest options fit.
+        UsageError: A lock, a rank or the score cannot be used.
+    """
+    menus = [
+        menu_of(
+            row,
+            problem.locks.get(row.module),
+            problem.tied,
+            problem.settings,
+            curve_of(row, problem.score, problem.settings),
+        )
+        for row in problem.rows
+    ]
+    menu = _menu(problem, menus)
+    flat = [item for options in menus for item in options]
+    try:
+        picked = choose_options(menu)
+    except BudgetError as error:
+        raise _too_small(problem, menus, error) from error
+    options = tuple(flat[place] for place in picked.picks)
+    return Picks(
+        options=options,
+        limit=problem.budget.limit(problem.params),
+        spent=_spent(problem, options),
+        counts=_counts(problem),
+        solver="HiGHS",
+        value=picked.value,
+        bound=picked.bound,
+        probability=(None,) * len(options),
+    )
+
+
+def trained_limit(problem: Problem) -> int | None:
+    """Most parameters that may be trained beside a limit of modules; `None` for other budgets."""
+    share = problem.budget.share
+    if problem.budget.unit != "modules" or share is None:
+        return None
+    return share_of(share, sum(problem.params))
+
+
+def _counts(problem: Problem) -> Counts:
+    counts: dict[str, Counts] = {"modules": "full", "parameters": "trained", "bytes": "memory"}
+    return counts[problem.budget.unit]
+
+
+def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
+    flat = [item for options in menus for item in options]
+    params = [float(item.params) for item in flat]
+    if problem.budget.unit == "bytes":
+        costs, limits = [[float(item.bytes) for item in flat]], [problem.free_bytes()]
+    elif problem.budget.unit == "parameters":
+        costs, limits = [params], [problem.budget.limit(problem.params)]
+    else:
+        costs = [[float(item.mode == "full") for item in flat], params]
+        limits = [problem.budget.limit(problem.params), trained_limit(problem) or 0]
+    return Menu(
+        modules=np.repeat(np.arange(len(menus)), [len(options) for options in menus]),
+        values=np.array([item.value for item in flat], dtype=np.float64),
+        costs=np.array(costs, dtype=np.float64),
+        limits=np.array(limits, dtype=np.float64),
+    )
+
+
+def _spent(problem: Problem, options: tuple[Option, ...]) -> int:
+    if problem.budget.unit == "modules":
+        return sum(item.mode == "full" for item in options)
+    if problem.budget.unit == "parameters":
+        return sum(item.params for item in options)
+    memory = problem.settings.memory
+    fixed = base_bytes(problem.model, memory) + activation_bytes(problem.model.dimensions, memory)
+    return fixed + sum(item.bytes for item in options)
+
+
+def _too_small(
+    problem: Problem, menus: list[tuple[Option, ...]], error: BudgetError
+) -> BudgetError:
+    if problem.budget.unit == "bytes":
+        memory = problem.settings.memory
+        least = sum(min(item.bytes for item in options) for options in menus)
+        return problem.too_small(
+            base_bytes(problem.model, memory),
+            activation_bytes(problem.model.dimensions, memory),
+            least,
+        )
+    if not problem.locks:
+        return error
+    return BudgetError(
+        f"The locked modules alone exceed a budget of {problem.budget.text}.",
+        hint="Lock fewer modules, or raise the budget.",
+    )

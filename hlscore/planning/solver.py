@@ -1,0 +1,124 @@
+"""The one place that talks to HiGHS: small 0/1 programs, solved to a stated gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlscore.errors import BudgetError
+
+if TYPE_CHECKING:
+    from highspy import HighsLp
+
+RELATIVE_GAP = 1e-6
+NODE_LIMIT = 5000
+
+Numbers = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Choose columns of the largest total value.
+
+    Attributes:
+        values: Value of each column, float64 [columns].
+        costs: Cost of each column under each limit, float64 [limits, columns].
+        limits: Largest total costs, float64 [limits].
+        groups: Group of each column, rising, int64 [columns]: exactly one column of each is
+            chosen. `None` where columns are free.
+    """
+
+    values: Numbers
+    costs: Numbers
+    limits: Numbers
+    groups: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """What HiGHS found.
+
+    Attributes:
+        chosen: Whether each column is chosen, bool [columns].
+        bound: Upper bound of the value of any choice.
+    """
+
+    chosen: NDArray[np.bool_]
+    bound: float
+
+
+def solve(program: Program) -> Solution:
+    """Solve a 0/1 program to a relative gap of 1e-6, or as far as 5,000 nodes lead.
+
+    Args:
+        program: What to choose from.
+
+    Returns:
+        The choice; costs may exceed a limit by the tolerance of the solver (1e-6 of it).
+
+    Raises:
+        BudgetError: There is no choice within the limits, or the solver failed.
+    """
+    # Imported here: commands that solve nothing do without it.
+    import highspy
+
+    highs = highspy.Highs()  # type: ignore[no-untyped-call]
+    for option, value in (
+        ("output_flag", False),
+        ("threads", 1),
+        ("mip_rel_gap", RELATIVE_GAP),
+        ("mip_max_nodes", NODE_LIMIT),
+        ("random_seed", 0),
+    ):
+        highs.setOptionValue(option, value)
+    value_scale = float(np.abs(program.values).max()) or 1.0
+    highs.passModel(_model(program, value_scale))
+    highs.run()
+    solution = highs.getSolution()
+    if not solution.value_valid:
+        status = highs.modelStatusToString(highs.getModelStatus())
+        raise BudgetError(f"The solver found no plan within the budget: {status}.")
+    bound = float(highs.getInfo().mip_dual_bound) * value_scale
+    return Solution(chosen=np.array(solution.col_value) > 0.5, bound=bound)
+
+
+def _model(program: Program, value_scale: float) -> HighsLp:
+    import highspy
+
+    columns = len(program.values)
+    scales = np.abs(program.costs).max(axis=1, initial=0.0)
+    scales[scales == 0] = 1.0
+    parts = program.costs / scales[:, None]
+    lower = np.full(len(parts), -highspy.kHighsInf)
+    upper = program.limits / scales
+    if program.groups is not None:
+        count = int(program.groups[-1]) + 1
+        lower, upper = np.r_[lower, np.ones(count)], np.r_[upper, np.ones(count)]
+    model = highspy.HighsLp()
+    model.num_col_, model.num_row_ = columns, len(upper)
+    model.sense_ = highspy.ObjSense.kMaximize
+    model.col_cost_ = program.values / value_scale
+    model.col_lower_, model.col_upper_ = np.zeros(columns), np.ones(columns)
+    model.integrality_ = [highspy.HighsVarType.kInteger] * columns
+    model.row_lower_, model.row_upper_ = lower, upper
+    matrix = model.a_matrix_
+    matrix.format_ = highspy.MatrixFormat.kRowwise
+    matrix.num_col_, matrix.num_row_ = columns, len(upper)
+    starts, indices, entries = [0], [], []
+    for row in parts:
+        nonzero = np.flatnonzero(row)
+        indices.append(nonzero)
+        entries.append(row[nonzero])
+        starts.append(starts[-1] + len(nonzero))
+    if program.groups is not None:
+        indices.append(np.arange(columns))
+        entries.append(np.ones(columns))
+        ends = starts[-1] + np.searchsorted(program.groups, np.arange(count), side="right")
+        starts.extend(int(end) for end in ends)
+    matrix.start_ = np.array(starts, dtype=np.int32)
+    matrix.index_ = np.concatenate(indices).astype(np.int32)
+    matrix.value_ = np.concatenate(entries)
+    return model
