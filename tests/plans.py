@@ -1,0 +1,92 @@
+"""Plans for real models with modes of one's choice, made by the real allocation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import reports
+from transformers import PreTrainedModel
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.inputs.model import identify
+from hlscore.inputs.modules import find_modules
+from hlscore.planning.allocation import allocate
+from hlscore.records import Candidate, ModuleRow, ScoreReport
+from hlscore.settings import CandidateSettings, MemorySettings, PlanSettings
+
+RANKS = (0, 1, 2, 4, 8)
+
+
+def report_for(
+    model: PreTrainedModel, name: str = "org/model", *, embeddings: bool = False, head: bool = False
+) -> ScoreReport:
+    """A report of a real model with made-up scores that fall from module to module."""
+    found = find_modules(model, CandidateSettings(embeddings=embeddings, head=head))
+    rows = tuple(_row(item, place) for place, item in enumerate(found))
+    return replace(reports.report(1), rows=rows, model=identify(model, name, None))
+
+
+def plan_for(
+    model: PreTrainedModel,
+    locks: Sequence[str],
+    name: str = "org/model",
+    *,
+    rank: int = 4,
+    embeddings: bool = False,
+    head: bool = False,
+    memory: Mapping[str, Any] | None = None,
+) -> Plan:
+    """A plan for a real model in which every module that no lock names gets LoRA.
+
+    Args:
+        model: The model; its fingerprint goes into the plan.
+        locks: Such as `*.down_proj=full`, `*.0.*=frozen`, `*q_proj=rank:2`; the last one counts.
+        name: What the plan calls the model.
+        rank: LoRA rank of the others.
+        embeddings: Whether the input embedding is a candidate.
+        head: Whether the output head is a candidate.
+        memory: Fields of `MemorySettings`.
+    """
+    report = report_for(model, name, embeddings=embeddings, head=head)
+    settings = PlanSettings(
+        budget="1",
+        rank=rank,
+        locks=("*=frozen", *(f"{row.module}=lora" for row in report.candidates
+                             if not _tied(report, row.module)), *locks),
+        memory=MemorySettings(**(memory or {})),
+    )  # fmt: skip
+    return make_plan(report, allocate(report, settings))
+
+
+def _tied(report: ScoreReport, module: str) -> bool:
+    return any(row.reason == f"tied to {module}" for row in report.rows)
+
+
+def _row(item: Candidate, place: int) -> ModuleRow:
+    names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
+             "in_features", "n_params", "form", "storage")  # fmt: skip
+    base: dict[str, Any] = {name: getattr(item, name) for name in names}
+    if item.skipped:
+        return ModuleRow(
+            **base, rank=None, matrices_reached=None, status="skipped", reason=item.reason
+        )
+    energy = 10.0 / (place + 1)
+    tails = tuple(energy / (1 + rank) for rank in RANKS)
+    values = dict.fromkeys(("hls", "tail", "tail_energy"), tails[2])
+    return ModuleRow(
+        **base,
+        **values,
+        rank=None,
+        matrices_reached=item.matrices,
+        grad_norm=energy,
+        grad_energy=energy,
+        random=1 / (place + 2),
+        curve_ranks=RANKS,
+        tail_curve=tails,
+        tail_curve_errors=(0.0,) * len(RANKS),
+        hls_curve=tails,
+        hls_curve_errors=(0.0,) * len(RANKS),
+    )
