@@ -15,7 +15,7 @@ from hlscore.records import (
 )
 
 KINDS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-RANKS = (2, 4, 8, 16)
+RANKS = (0, 2, 4, 8, 16)
 
 
 def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
@@ -24,7 +24,7 @@ def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
     kind = KINDS[index % len(KINDS)]
     block = "self_attn" if kind[0] in "qkvo" else "mlp"
     energy = 10.0 / (index + 1)
-    tails = tuple(energy * share for share in (0.5, 0.3, 0.2, 0.1))
+    tails = tuple(energy * share for share in (1.0, 0.5, 0.3, 0.2, 0.1))
     return ModuleRow(
         rank=None,
         module=f"model.layers.{index // len(KINDS)}.{block}.{kind}",
@@ -39,20 +39,20 @@ def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
         n_params=64 * (48 + 16 * (index % 3)),
         form="linear",
         storage="out_in",
-        hls=0.9 * tails[1],
+        hls=0.9 * tails[2],
         hls_stderr=0.1 * energy,
-        hls_ci_low=0.7 * tails[1],
-        hls_ci_high=1.1 * tails[1],
-        tail=tails[1],
+        hls_ci_low=0.7 * tails[2],
+        hls_ci_high=1.1 * tails[2],
+        tail=tails[2],
         grad_norm=energy,
         taylor=energy / 2,
         taylor_mean=energy / 100,
         rgn=energy / 3,
         random=draw.random(),
         grad_energy=energy,
-        head_energy=energy - tails[1],
-        tail_energy=tails[1],
-        residual_ratio=tails[1] / energy,
+        head_energy=energy - tails[2],
+        tail_energy=tails[2],
+        residual_ratio=tails[2] / energy,
         stable_rank=3.0,
         effective_rank=20.5,
         rank_for_90=12,
@@ -70,8 +70,8 @@ def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
         tail_curve_errors=tuple(0.1 * value for value in tails),
         hls_curve=tuple(0.9 * value for value in tails),
         hls_curve_errors=tuple(0.2 * value for value in tails),
-        hls_replicates=tuple(draw.gauss(0.9 * tails[1], energy / 10) for _ in range(resamples)),
-        tail_replicates=tuple(draw.gauss(tails[1], energy / 10) for _ in range(resamples)),
+        hls_replicates=tuple(draw.gauss(0.9 * tails[2], energy / 10) for _ in range(resamples)),
+        tail_replicates=tuple(draw.gauss(tails[2], energy / 10) for _ in range(resamples)),
         grad_norm_replicates=tuple(draw.gauss(energy, energy / 10) for _ in range(resamples)),
     )
 

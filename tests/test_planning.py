@@ -9,7 +9,7 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import report, row
+from reports import RANKS, report, row
 
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import allocate
@@ -31,10 +31,25 @@ def test_budgets_are_shares(text: str, share: float, unit: str) -> None:
     assert (budget.share, budget.unit) == (share, unit)
 
 
-@pytest.mark.parametrize("text", ["", "abc", "0", "-0.1", "1.01", "nan", "inf", "10%", "0.1q", "p"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "abc", "0", "-0.1", "1.01", "nan", "inf", "10%", "0.1q", "p", "0M", "-5M", "24 gigs",
+     "1e99GiB", "M", "0.1M B"],
+)  # fmt: skip
 def test_other_texts_are_refused(text: str) -> None:
     with pytest.raises(BudgetError, match="budget"):
         parse_budget(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "amount", "unit"),
+    [("500M", 500_000_000, "parameters"), ("1.5B", 1_500_000_000, "parameters"),
+     ("20k", 20_000, "parameters"), ("24GiB", 24 * 2**30, "bytes"), ("24 gb", 24 * 10**9, "bytes"),
+     ("0.5TiB", 2**39, "bytes"), ("512MiB", 2**29, "bytes")],
+)  # fmt: skip
+def test_budgets_are_amounts(text: str, amount: int, unit: str) -> None:
+    budget = parse_budget(text)
+    assert (budget.amount, budget.share, budget.unit) == (amount, None, unit)
 
 
 def test_shares_that_floats_miss_by_a_hair_are_whole() -> None:
@@ -53,6 +68,10 @@ def test_too_small_budget_names_one_that_works() -> None:
     assert parse_budget(hinted).limit([70, 30, 100]) >= 30
 
 
+def _spending(costs: object, limit: int, *, by_count: bool = False) -> Spending:
+    return Spending(costs=np.array(costs, dtype=np.int64), limit=limit, by_count=by_count)
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(
@@ -60,42 +79,40 @@ def test_too_small_budget_names_one_that_works() -> None:
     ),
     st.floats(0.05, 1),
 )
-def test_parameter_budget_finds_the_best_set(
-    modules: list[tuple[float, int]], share: float
-) -> None:
+def test_knapsack_finds_the_best_set(modules: list[tuple[float, int]], share: float) -> None:
     scores, params = [m[0] for m in modules], [m[1] for m in modules]
-    budget = replace(parse_budget("0.5p"), share=share)
-    limit = int(share * sum(params) + 1e-9 * sum(params))
-    if limit < min(params):
-        with pytest.raises(BudgetError):
-            choose(np.array(scores), np.array(params), budget)
-        return
-    chosen = choose(np.array(scores), np.array(params), budget)
-    assert np.array(params)[chosen].sum() <= limit
+    limit = int(share * sum(params))
+    bought = choose(np.array(scores), _spending(params, limit))
+    assert np.array(params)[bought.chosen].sum() <= limit
     best = reference.best_choice(scores, params, limit)
-    assert np.array(scores)[chosen].sum() >= best - 1e-5 * max(abs(best), max(scores, default=0))
+    value = np.array(scores)[bought.chosen].sum()
+    assert value >= best - 1e-5 * max(abs(best), max(scores, default=0))
+    assert bought.bound >= best - 1e-5 * max(abs(best), 1e-30)
 
 
 @given(st.lists(st.floats(-1, 10), min_size=2, max_size=30), st.floats(0.1, 1))
 def test_module_budget_takes_the_highest(scores: list[float], share: float) -> None:
-    budget = replace(parse_budget("0.5"), share=share)
-    limit = int(share * len(scores) + 1e-9 * len(scores))
-    if limit < 1:
-        return
-    chosen = choose(np.array(scores), np.ones(len(scores), dtype=np.int64), budget)
+    limit = int(share * len(scores))
+    found = choose(np.array(scores), _spending([1] * len(scores), limit, by_count=True))
     expected = [value for value in sorted(scores, reverse=True)[:limit] if value > 0]
-    assert sorted(np.array(scores)[chosen], reverse=True) == expected
+    assert sorted(np.array(scores)[found.chosen], reverse=True) == expected
 
 
-def test_modules_without_signal_are_never_bought() -> None:
+@pytest.mark.parametrize("by_count", [True, False])
+def test_modules_without_signal_are_never_bought(by_count: bool) -> None:
     scores = np.array([3.0, 0.0, -1.0, np.nan])
-    for text in ("1", "1p"):
-        assert choose(scores, np.full(4, 10), parse_budget(text)).tolist() == [True] + [False] * 3
+    found = choose(scores, _spending([1] * 4, 4, by_count=by_count))
+    assert found.chosen.tolist() == [True] + [False] * 3
+
+
+def test_full_that_costs_no_more_than_lora_is_always_bought() -> None:
+    found = choose(np.array([3.0, 2.0, 1.0]), _spending([-5, 10, 3], 5))
+    assert found.chosen.tolist() == [True, True, False]
 
 
 def test_selection_probability_counts_resamples() -> None:
     replicates = np.array([[3.0, 1.0, 3.0, -2.0], [2.0, 2.0, 2.0, -1.0]])
-    found = selection_probability(replicates, np.array([1, 1]), parse_budget("0.5"))
+    found = selection_probability(replicates, _spending([1, 1], 1, by_count=True))
     assert found.tolist() == [0.5, 0.25]
 
 
@@ -103,12 +120,10 @@ def test_core_of_a_knapsack_gives_the_choice_of_the_whole() -> None:
     draw = np.random.default_rng(0)
     params = draw.choice([1 << 18, 1 << 20, 1 << 22, 3 << 21], size=300)
     scores = np.abs(draw.standard_t(3, size=(300, 4)))
-    budget = parse_budget("0.1p")
-    found = selection_probability(scores, params, budget)
-    whole = np.mean([choose(column, params, budget) @ column for column in scores.T])
-    core = np.mean(
-        [selection_probability(column[:, None], params, budget) @ column for column in scores.T]
-    )
+    spending = _spending(params, int(0.1 * params.sum()))
+    found = selection_probability(scores, spending)
+    whole = np.mean([choose(column, spending).chosen @ column for column in scores.T])
+    core = np.mean([selection_probability(one[:, None], spending) @ one for one in scores.T])
     assert core == pytest.approx(whole, rel=1e-5)
     assert (found * params).sum() <= 0.1 * params.sum()
 
@@ -146,7 +161,7 @@ def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
 
 def test_plan_with_little_signal_says_so() -> None:
     base = report(4)
-    rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * 4) for r in base.rows[1:]))
+    rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * len(RANKS)) for r in base.rows[1:]))
     made = allocate(
         ScoreReport(rows=rows, model=base.model, probes=base.probes, run=base.run),
         PlanSettings(budget="1", rank=4),
