@@ -1,0 +1,64 @@
+"""The names by which PEFT finds what a plan trains."""
+
+from __future__ import annotations
+
+import re
+
+from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.exporters.moe_names import needs_parameter_name
+
+_TIED = "tied to "
+
+# The only names by which PEFT finds the weights that are tied to the input embedding.
+TIEABLE = ("embed_tokens", "lm_head")
+
+
+def full_name(item: PlanModule) -> str:
+    """Name of the module that PEFT copies to train a weight in full.
+
+    Args:
+        item: The module, whatever its mode.
+
+    Returns:
+        For fused experts the module that holds them, with both of its tensors; else the module.
+    """
+    return item.parameter.rpartition(".")[0] if item.form == "experts" else item.module
+
+
+def lora_name(plan: Plan, item: PlanModule) -> str:
+    """Name by which PEFT puts LoRA on a weight.
+
+    Args:
+        plan: The plan that the module is in.
+        item: The module, whatever its mode.
+
+    Returns:
+        The parameter where only that is found (see `needs_parameter_name`), else the module.
+    """
+    return item.parameter if needs_parameter_name(plan, item) else item.module
+
+
+def pattern(name: str) -> str:
+    """A key of `rank_pattern` and `alpha_pattern` that matches one full name and no other.
+
+    Args:
+        name: The name by which PEFT finds the weight.
+
+    Returns:
+        The name, escaped and bound to its start: PEFT matches the ends of names otherwise.
+    """
+    return f"^{re.escape(name)}"
+
+
+def tied_matrices(plan: Plan) -> frozenset[str]:
+    """Modules whose weight another module shares.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Full names of those that come first; the others are in `plan.skipped`.
+    """
+    return frozenset(
+        item.reason.removeprefix(_TIED) for item in plan.skipped if item.reason.startswith(_TIED)
+    )
