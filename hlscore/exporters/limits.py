@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
+from hlscore.exporters.moe_names import needs_parameter_name
+from hlscore.exporters.name_clashes import Names
+from hlscore.exporters.peft_names import TIEABLE, full_name, lora_name, tied_matrices
+from hlscore.exporters.revision import Change, common_rank, lora_instead, revise
+
+_SHOWN = 3
+
+# Parameters beside the experts' weights that are trained with them, as biases are everywhere.
+_BIAS = "state, bias or table, not a linear map"
+
+# PEFT refuses LoRA on these: their kernels read the weight past the adapter.
+_MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
+_MAMBA_LEAF = "out_proj"
 
 
 class ExportError(UsageError):
@@ -37,3 +50,291 @@ class Limits:
     only_full: bool = True
     only_lora: bool = True
     peft: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """Something in a plan that a trainer cannot do.
+
+    Attributes:
+        modules: Full names of the modules that it is about; empty for the plan as a whole.
+        reason: What cannot be done and why, in one sentence.
+        changes: What is nearest to it and can be done; empty where nothing is.
+    """
+
+    modules: tuple[str, ...]
+    reason: str
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A plan held against the limits of a trainer."""
+
+    plan: Plan
+    limits: Limits
+    names: Names
+    tied: frozenset[str]
+
+    def has_lora_by(self, item: PlanModule) -> bool:
+        """Whether the trainer can put LoRA on a module."""
+        limits = self.limits
+        by_parameter = needs_parameter_name(self.plan, item)
+        peft = not limits.peft or not (
+            item.module in self.tied
+            or self.is_mamba_output(item)
+            or self.names.longer(lora_name(self.plan, item), whole_parts=True)
+        )
+        return limits.lora and peft and (limits.parameters or not by_parameter)
+
+    def is_mamba_output(self, item: PlanModule) -> bool:
+        """Whether PEFT refuses LoRA on a module because of its name."""
+        leaf = full_name(item).rpartition(".")[2]
+        return self.plan.model.model_type in _MAMBA_TYPES and leaf == _MAMBA_LEAF
+
+    def lower(self, item: PlanModule, rank: int | None = None) -> Change:
+        """The nearest thing below full fine-tuning of a module."""
+        if not self.has_lora_by(item):
+            return Change(module=item.module, mode="frozen")
+        ranks = [other.rank or 0 for other in self.plan.lora_modules]
+        if not self.limits.ranks and ranks:
+            rank = max(set(ranks), key=ranks.count)
+        return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
+
+
+def faults(plan: Plan, limits: Limits) -> list[Fault]:
+    """Find everything in a plan that a trainer cannot do.
+
+    Args:
+        plan: The plan.
+        limits: What the trainer can do.
+
+    Returns:
+        The faults, those of single modules first; empty for a plan that it can run.
+    """
+    case = _Case(plan, limits, Names(plan), tied_matrices(plan))
+    return [fault for rule in _RULES for fault in rule(case)]
+
+
+def check_limits(plan: Plan, limits: Limits) -> None:
+    """Refuse a plan that a trainer cannot run.
+
+    Args:
+        plan: The plan.
+        limits: What the trainer can do.
+
+    Raises:
+        ExportError: The trainer cannot run it.
+    """
+    found = faults(plan, limits)
+    if found:
+        raise _refusal(found, limits)
+
+
+def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
+    """Find the nearest plan that a trainer can run; it costs no more than the plan.
+
+    Args:
+        plan: The plan.
+        limits: What the trainer can do.
+
+    Returns:
+        The plan, with the changes among its notes, and a sentence for each change.
+
+    Raises:
+        ExportError: Nothing near it can be run, such as a plan that trains nothing.
+    """
+    said: list[str] = []
+    current = plan
+    # Every round trains less of some module, or gives all adapters one rank.
+    while found := faults(current, limits):
+        changes: dict[str, Change] = {}
+        for fault in found:
+            if any(change.module in changes for change in fault.changes):
+                continue  # another fault changes these already; the next round looks again
+            changes |= {change.module: change for change in fault.changes}
+            if fault.changes:
+                said.append(_sentence(fault))
+        if not changes:
+            raise _refusal(found, limits)
+        current = revise(current, changes.values())
+    notes = [f"Changed for {limits.trainer}: {sentence}" for sentence in said]
+    return revise(current, (), notes), tuple(said)
+
+
+def _sentence(fault: Fault) -> str:
+    shown = "; ".join(str(change) for change in fault.changes[:_SHOWN])
+    more = len(fault.changes) - _SHOWN
+    return f"{fault.reason} Now {shown}{f'; and {more} more' if more > 0 else ''}."
+
+
+def _refusal(found: list[Fault], limits: Limits) -> ExportError:
+    shown = " ".join(fault.reason for fault in found[:_SHOWN])
+    more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
+    lock = next((change.lock for fault in found for change in fault.changes), "")
+    hint = (
+        "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, with "
+        f"`hlscore plan ... --lock '{lock}'` and the like."
+        if lock
+        else "Plan again with another budget or other locks."
+    )
+    return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
+
+
+def _frozen(item: PlanModule, reason: str) -> Fault:
+    change = Change(module=item.module, mode="frozen")
+    return Fault(modules=(item.module,), reason=reason, changes=(change,))
+
+
+def _tied_weights(case: _Case) -> Iterator[Fault]:
+    if not case.limits.peft:
+        return
+    for item in case.plan.modules:
+        if item.module not in case.tied or item.mode == "frozen":
+            continue
+        if item.mode == "lora":
+            yield _frozen(item, f"LoRA on '{item.module}' would merge wrongly: its weight is tied.")
+        elif not _can_be_tied(case.plan, item):
+            yield _frozen(
+                item,
+                f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
+                "only embed_tokens and lm_head tied.",
+            )
+
+
+def _can_be_tied(plan: Plan, item: PlanModule) -> bool:
+    others = [other.module for other in plan.skipped if other.reason == f"tied to {item.module}"]
+    leaves = [name.rpartition(".")[2] for name in (item.module, *others)]
+    return item.form == "embedding" and all(leaf in TIEABLE for leaf in leaves)
+
+
+def _clashing_names(case: _Case) -> Iterator[Fault]:
+    if not case.limits.peft:
+        return
+    for item in case.plan.modules:
+        if item.mode == "lora":
+            other = case.names.longer(lora_name(case.plan, item), whole_parts=True)
+        else:
+            other = case.names.longer(full_name(item), whole_parts=False)
+        if item.mode != "frozen" and other:
+            yield _frozen(
+                item,
+                f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and "
+                f"'{other}' ends like it.",
+            )
+    for item in case.plan.full:
+        inner = case.names.inside(item)
+        if inner:
+            yield Fault(
+                modules=(item.module,),
+                reason=f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
+                f"'{full_name(item)}' and would be trained with it.",
+                changes=(case.lower(item),),
+            )
+
+
+def _mixed_experts(case: _Case) -> Iterator[Fault]:
+    """PEFT copies the module that holds all experts, so all tensors are full or none is."""
+    if not case.limits.peft:
+        return
+    holders = {full_name(item) for item in case.plan.full if item.form == "experts"}
+    for holder in sorted(holders):
+        inside = [
+            item for item in case.plan.modules
+            if item.form == "experts" and full_name(item) == holder
+        ]  # fmt: skip
+        left_out = [
+            item.module for item in case.plan.skipped
+            if item.parameter.rpartition(".")[0] == holder and item.reason != _BIAS
+        ]  # fmt: skip
+        full = [item for item in inside if item.mode == "full"]
+        if len(full) == len(inside) and not left_out:
+            continue
+        rank = next((item.rank for item in inside if item.mode == "lora"), None)
+        other = next((item.module for item in inside if item.mode != "full"), *left_out[:1])
+        yield Fault(
+            modules=tuple(item.module for item in full),
+            reason=f"'{full[0].module}' cannot be trained in full without '{other}': PEFT trains "
+            f"all weights of '{holder}' in full, or none.",
+            changes=tuple(case.lower(item, rank) for item in full),
+        )
+
+
+def _mamba_outputs(case: _Case) -> Iterator[Fault]:
+    if case.limits.peft:
+        for item in case.plan.lora_modules:
+            if case.is_mamba_output(item):
+                yield _frozen(
+                    item,
+                    f"PEFT refuses LoRA on '{item.module}': fast kernels of "
+                    f"{case.plan.model.model_type} models read the weight past the adapter.",
+                )
+
+
+def _modes(case: _Case) -> Iterator[Fault]:
+    limits, trainer = case.limits, case.limits.trainer
+    for item in case.plan.modules:
+        if item.mode == "full" and not limits.full:
+            yield Fault(
+                modules=(item.module,),
+                reason=f"{trainer} cannot train '{item.module}' in full beside LoRA.",
+                changes=(case.lower(item),),
+            )
+        elif item.mode == "lora" and not limits.lora:
+            yield _frozen(item, f"{trainer} cannot put LoRA on '{item.module}'.")
+        elif (
+            item.mode == "lora" and not limits.parameters and needs_parameter_name(case.plan, item)
+        ):
+            yield _frozen(
+                item,
+                f"{trainer} cannot put LoRA on '{item.module}': only the name of its parameter "
+                "reaches it.",
+            )
+
+
+def _ranks(case: _Case) -> Iterator[Fault]:
+    ranks = {item.rank for item in case.plan.lora_modules}
+    if case.limits.ranks or len(ranks) < 2:
+        return
+    rank = common_rank(case.plan)
+    items = [item for item in case.plan.lora_modules if item.rank != rank]
+    yield Fault(
+        modules=tuple(item.module for item in items),
+        reason=f"{case.limits.trainer} knows one LoRA rank for all modules.",
+        changes=tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
+    )
+
+
+def _whole(case: _Case) -> Iterator[Fault]:
+    plan, limits = case.plan, case.limits
+    demanding = limits.peft or not (limits.full and limits.lora)
+    if not plan.full and not plan.lora_modules:
+        if demanding:
+            yield Fault(modules=(), reason="The plan trains nothing.", changes=())
+    elif not plan.lora_modules and not limits.only_full:
+        yield Fault(
+            modules=(),
+            reason=f"{limits.trainer} cannot run a plan without LoRA.",
+            changes=_last_to_lora(case),
+        )
+    elif not plan.full and not limits.only_lora:
+        reason = f"{limits.trainer} cannot run a plan without modules trained in full."
+        yield Fault(modules=(), reason=reason, changes=())
+
+
+def _last_to_lora(case: _Case) -> tuple[Change, ...]:
+    """LoRA for the module of the lowest score that can have it; one that was asked for last."""
+    order = sorted(case.plan.full, key=lambda item: (item.locked, -item.position))
+    changes = (case.lower(item) for item in order)
+    return tuple(change for change in changes if change.mode == "lora")[:1]
+
+
+_RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
+    _modes,
+    _tied_weights,
+    _mamba_outputs,
+    _mixed_experts,
+    _clashing_names,
+    _ranks,
+    _whole,
+)
