@@ -98,6 +98,21 @@ class ModelDimensions:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterSize:
+    """A parameter, as far as its optimizer state depends on it.
+
+    Attributes:
+        shape: As the model stores it.
+        embedding: Whether an embedding table holds it.
+        count: Parameters that are alike.
+    """
+
+    shape: tuple[int, ...]
+    embedding: bool = False
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
     """Which model the numbers belong to.
 

@@ -30,6 +30,8 @@ OPTIONS = {
     "plan": "--alpha --budget --force --help --json --out --rank --score --top",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
+    "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
+    "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",
     "scores": "--help --json",
     "schema": "--help",
 }
@@ -92,7 +94,7 @@ def test_commands_and_flags_change_only_on_purpose() -> None:
     assert found == OPTIONS
 
 
-@pytest.mark.parametrize("command", ["rank", "plan", "modules", "scores", "schema"])
+@pytest.mark.parametrize("command", ["rank", "plan", "modules", "estimate", "scores", "schema"])
 def test_help_shows_an_example(run: Run, command: str) -> None:
     found = run(command, "--help")
     assert found.returncode == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
@@ -10,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.packed import is_packed_linear
-from hlscore.records import ModelDimensions
+from hlscore.records import ModelDimensions, ParameterSize
 from hlscore.settings import CandidateSettings
 
 
@@ -39,6 +40,25 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
         packable_rows=sum(rows for rows, _ in packable),
         block_widths=max(widths.values()),
         all_widths=sum(widths.values()),
+    )
+
+
+def parameter_sizes(model: PreTrainedModel) -> tuple[ParameterSize, ...]:
+    """List the parameters of a model that is not quantized; reads names, types and shapes only.
+
+    Args:
+        model: Any model, also on the meta device.
+
+    Returns:
+        Its parameters, tied ones once, with a count of those that are alike.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    found = Counter(
+        (tuple(parameter.shape), id(parameter) in tables) for parameter in model.parameters()
+    )
+    return tuple(
+        ParameterSize(shape=shape, embedding=embedding, count=count)
+        for (shape, embedding), count in found.items()
     )
 
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from math import prod
+from typing import Literal, Protocol
 
-from hlscore.records import ModelDimensions, ModelIdentity, ModuleRow
+from hlscore.records import Candidate, ModelDimensions, ModuleRow, ParameterSize
 from hlscore.settings import MemorySettings
 
 Mode = Literal["full", "lora", "frozen"]
@@ -21,6 +22,18 @@ _FROZEN_BYTES = 2
 _BLOCK = 256  # bitsandbytes keeps one float32 scale per 256 8-bit moments,
 _SMALL = 4096  # and float32 moments for tensors with fewer numbers than this.
 _MOMENTS = {"adamw": 2, "adamw8bit": 2, "lion": 1, "lion8bit": 1, "sgd": 0, "sgd-momentum": 1}
+
+
+class ModelSize(Protocol):
+    """What has to be known of a model besides its candidates."""
+
+    @property
+    def n_params(self) -> int:
+        """All parameters, tied ones counted once."""
+
+    @property
+    def dimensions(self) -> ModelDimensions:
+        """Sizes that the memory of a training depends on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +46,7 @@ class Choice:
         rank: LoRA rank; 0 unless the mode is `lora`.
     """
 
-    row: ModuleRow
+    row: ModuleRow | Candidate
     mode: Mode
     rank: int = 0
 
@@ -79,9 +92,7 @@ class MemoryUse:
         )
 
 
-def memory_use(
-    model: ModelIdentity, choices: Iterable[Choice], settings: MemorySettings
-) -> MemoryUse:
+def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySettings) -> MemoryUse:
     """Add up the memory of a training under a plan, run with PEFT.
 
     Args:
@@ -114,6 +125,31 @@ def memory_use(
     )
 
 
+def full_training(
+    model: ModelSize, parameters: Iterable[ParameterSize], settings: MemorySettings
+) -> MemoryUse:
+    """Add up the memory of plain full fine-tuning: every parameter trained, no PEFT, no copies.
+
+    Args:
+        model: The model.
+        parameters: All its parameters, tied ones once.
+        settings: Optimizer, precision, batch; nothing is packed, whatever they say.
+
+    Returns:
+        The memory by use.
+    """
+    weights = _master_bytes(settings) * model.n_params
+    return MemoryUse(
+        frozen_bytes=0,
+        copy_bytes=0,
+        full_bytes=weights,
+        adapter_bytes=0,
+        gradient_bytes=weights,
+        optimizer_bytes=sum(item.count * _state_of(item, settings) for item in parameters),
+        activation_bytes=activation_bytes(model.dimensions, settings),
+    )
+
+
 def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
     """Bytes that training a module takes on top of leaving it frozen.
 
@@ -135,7 +171,7 @@ def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
     return unpacked + width * size + state
 
 
-def base_bytes(model: ModelIdentity, settings: MemorySettings) -> int:
+def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
     """Bytes of the weights when nothing is trained.
 
     Args:
@@ -173,7 +209,7 @@ def _master_bytes(settings: MemorySettings) -> int:
     return 4 if settings.master == "fp32" else 2
 
 
-def _packed_bytes(row: ModuleRow, settings: MemorySettings) -> int:
+def _packed_bytes(row: ModuleRow | Candidate, settings: MemorySettings) -> int:
     """Bytes of a module while it is frozen."""
     if settings.base_bits == 16 or row.form not in ("linear", "conv1d") or row.layer is None:
         return _FROZEN_BYTES * row.n_params
@@ -194,30 +230,38 @@ def _adapter_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
     return (rank, row.in_features), (row.out_features, rank)
 
 
-def _trained_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
-    """Shapes of what the optimizer sees, experts as rows of one matrix."""
+def _trained(choice: Choice) -> tuple[ParameterSize, ...]:
+    """What the optimizer sees of a module."""
     if choice.mode == "frozen":
         return ()
     if choice.mode == "lora":
-        return _adapter_shapes(choice)
+        return tuple(ParameterSize(shape=shape) for shape in _adapter_shapes(choice))
     row = choice.row
-    weights = row.matrices * row.out_features * row.in_features
-    bias = ((row.n_params - weights, 1),) if row.n_params > weights else ()
-    return ((row.matrices * row.out_features, row.in_features), *bias)
+    shape = (row.out_features, row.in_features)
+    weight = ParameterSize(
+        shape=shape if row.matrices == 1 else (row.matrices, *shape),
+        embedding=row.form == "embedding",
+    )
+    bias = row.n_params - prod(weight.shape)
+    return (weight, ParameterSize(shape=(bias,))) if bias else (weight,)
 
 
 def _state_bytes(choice: Choice, settings: MemorySettings) -> int:
-    return sum(_state_of(shape, settings) for shape in _trained_shapes(choice))
+    return sum(_state_of(item, settings) for item in _trained(choice))
 
 
-def _state_of(shape: tuple[int, int], settings: MemorySettings) -> int:
-    numbers = _numbers(shape)
-    if settings.optimizer == "adafactor":  # float32 means of rows and columns
-        return 4 * (sum(shape) if min(shape) > 1 else numbers)
+def _state_of(item: ParameterSize, settings: MemorySettings) -> int:
+    shape, numbers = item.shape, prod(item.shape)
+    if settings.optimizer == "adafactor":  # float32 means over rows and over columns
+        factored = len(shape) > 1
+        return 4 * (numbers // shape[-1] + numbers // shape[-2] if factored else numbers)
     moments = _MOMENTS[settings.optimizer]
+    if settings.optimizer == "lion":  # bitsandbytes keeps it in float32
+        return 4 * numbers
     if settings.optimizer.endswith("8bit"):
-        each = 4 * numbers if numbers < _SMALL else numbers + 4 * -(-numbers // _BLOCK)
-        return moments * each
+        # The trainer of transformers keeps the moments of embeddings in 32 bits.
+        wide = item.embedding or numbers < _SMALL
+        return moments * (4 * numbers if wide else numbers + 4 * -(-numbers // _BLOCK))
     return moments * _master_bytes(settings) * numbers
 
 

@@ -9,7 +9,7 @@ from hlscore.errors import UsageError
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import Lock
 from hlscore.planning.memory import Choice, Mode, extra_bytes
-from hlscore.records import ModuleRow
+from hlscore.records import Candidate, ModuleRow
 from hlscore.scores.registry import Score, score_of
 from hlscore.settings import MemorySettings, PlanSettings
 
@@ -33,11 +33,11 @@ class Option:
     bytes: int
 
 
-def tied_modules(rows: Sequence[ModuleRow]) -> frozenset[str]:
+def tied_modules(rows: Sequence[ModuleRow | Candidate]) -> frozenset[str]:
     """Modules whose weight another module shares: LoRA on one of the two merges wrongly.
 
     Args:
-        rows: All rows of a report, skipped ones too.
+        rows: All rows of a report or all modules of a model, skipped ones too.
 
     Returns:
         Full names.
