@@ -1,0 +1,1 @@
+"""Plans on live models: wrapping for PEFT, optimizer groups, merging. Needs PEFT."""

@@ -1,0 +1,217 @@
+"""A plan put on a live model with PEFT, and proof that exactly the planned weights train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.moe_names import needs_parameter_name
+from hlscore.exporters.peft import PEFT_LIMITS, lora_config
+from hlscore.exporters.peft_names import full_name
+from hlscore.inputs.packed import is_packed_linear
+from hlscore.training.model_check import check_model
+from hlscore.training.trainables import groups
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+_SHOWN = 3
+
+# PEFT says these where all is as it should be: it looks for the patterns of parameters among the
+# modules only, and mends the layout of each Conv1D itself.
+_GROUNDLESS = (
+    r"The following (rank|alpha)_pattern keys did not match",
+    r"fan_in_fan_out is set to",
+)
+
+
+def apply(
+    model: PreTrainedModel,
+    plan: Plan | Path | str,
+    *,
+    allow_other_weights: bool = False,
+    adapter_name: str = "default",
+) -> PeftModel:
+    """Wrap a model so that exactly what a plan says is trained.
+
+    Where the plan keeps trained parameters in float32, those of a 16-bit model are converted:
+    small updates are lost in 16 bits. Such a model runs under autocast (`bf16=True` in trainers).
+
+    Args:
+        model: The model that the plan was made for, in any dtype; it is changed in place.
+        plan: The plan, or the path of a `plan.json`.
+        allow_other_weights: Do not warn when the weights are not those that were scored.
+        adapter_name: What PEFT calls the adapter.
+
+    Returns:
+        The wrapped model. If an error is raised, the model is as it was.
+
+    Raises:
+        ArtifactError: The file is no plan.
+        ModelError: The model is not the plan's, is wrapped already, or a module cannot be
+            trained in the way that the plan says.
+        UsageError: PEFT is not installed, or cannot run the plan.
+    """
+    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    try:
+        import peft
+    except ImportError as error:
+        raise UsageError(
+            "Plans are put on models with PEFT, which is not installed.",
+            hint="Run pip install 'hlscore[peft]'.",
+        ) from error
+    if isinstance(model, peft.PeftModel) or hasattr(model, "peft_config"):
+        raise ModelError(
+            "The model is wrapped by PEFT already.", hint="Apply the plan to the base model."
+        )
+    check_model(model, plan, allow_other_weights=allow_other_weights)
+    check_limits(plan, PEFT_LIMITS)
+    _check_packed(model, plan)
+    with _restored_on_error(model):
+        wrapped = _wrap(model, plan, adapter_name)
+        if plan.memory.master == "fp32":
+            upcast(wrapped)
+        check_trainables(wrapped, plan, adapter_name=adapter_name)
+    return wrapped
+
+
+def skip_modules(plan: Plan) -> list[str]:
+    """Modules to keep out of 4-bit and 8-bit loading, so that the plan can be put on the model.
+
+    Pass them as `BitsAndBytesConfig(llm_int8_skip_modules=...)`, also when the adapter is loaded
+    again: a packed weight can neither be trained in full nor carry LoRA by parameter.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Full names, the output head last.
+    """
+    heads = [
+        item.module for item in plan.skipped
+        if item.reason.startswith(("output head", "tied to")) and item.parameter.endswith(".weight")
+    ]  # fmt: skip
+    names = sorted({name for name, _ in _unpacked(plan)} - {"lm_head", *heads})
+    return [*names, *dict.fromkeys([*heads, "lm_head"])]
+
+
+def upcast(model: PeftModel) -> None:
+    """Convert every trainable parameter of 16 bits to float32, in place.
+
+    Args:
+        model: A wrapped model.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.itemsize < 4:
+            parameter.data = parameter.data.float()
+
+
+def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None = None) -> None:
+    """Make sure that the trainable parameters are exactly the plan's.
+
+    Args:
+        model: A wrapped model.
+        plan: The plan.
+        adapter_name: Name of the adapter; `None` means the active one.
+
+    Raises:
+        ModelError: A parameter is missing or trains unplanned.
+    """
+    planned = {name for part in groups(model, plan, adapter_name=adapter_name).values()
+               for name in part}  # fmt: skip
+    actual = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if planned == actual:
+        return
+    parts = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
+        for what, names in (
+            ("are missing", planned - actual), ("train unplanned", actual - planned)
+        )
+        if names
+    ]  # fmt: skip
+    raise ModelError(
+        f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
+        hint="This version of PEFT may match names in another way; lock these modules to frozen.",
+    )
+
+
+def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
+    import peft
+
+    config = lora_config(plan)
+    config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
+    try:
+        with warnings.catch_warnings():
+            for message in _GROUNDLESS:
+                warnings.filterwarnings("ignore", message=message)
+            wrapped = peft.get_peft_model(
+                model,
+                config,
+                adapter_name=adapter_name,
+                autocast_adapter_dtype=plan.memory.master == "fp32",
+            )
+    except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+        raise ModelError(f"PEFT cannot put the plan on this model: {first_line(error)}") from error
+    # Readers of a saved adapter need a name, and a model that was never saved has none.
+    config.base_model_name_or_path = getattr(model, "name_or_path", "") or plan.model.name
+    assert isinstance(wrapped, peft.PeftModel)  # noqa: S101 - mixed models are not asked for
+    return wrapped
+
+
+def _unpacked(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Modules that must not be packed, and why."""
+    for item in plan.full:
+        yield full_name(item), "trained in full"
+    for item in plan.lora_modules:
+        if item.form in ("linear", "conv1d") and needs_parameter_name(plan, item):
+            yield item.module, "given LoRA by parameter"
+
+
+def _check_packed(model: PreTrainedModel, plan: Plan) -> None:
+    for name, what in _unpacked(plan):
+        if is_packed_linear(model.get_submodule(name)):
+            raise ModelError(
+                f"'{name}' cannot be {what}: its weight is quantized.",
+                hint="Load the model with BitsAndBytesConfig(..., llm_int8_skip_modules="
+                "skip_modules(plan)), from hlscore.training.apply.",
+            )
+
+
+@contextmanager
+def _restored_on_error(model: PreTrainedModel) -> Iterator[None]:
+    """Put a model back together when wrapping it fails half-way."""
+    attributes = set(model.__dict__)
+    children = [(module, dict(module._modules)) for module in model.modules()]
+    flags = [(parameter, parameter.requires_grad, parameter.data)
+             for parameter in model.parameters()]  # fmt: skip
+    hooks = {
+        id(module): set(module._forward_hooks) for module, _ in children if module._forward_hooks
+    }
+    try:
+        yield
+    except BaseException:
+        for module, before in children:
+            _put_back(module, before, hooks.get(id(module), set()))
+        for parameter, flag, data in flags:
+            parameter.data = data
+            parameter.requires_grad_(flag)
+        for name in set(model.__dict__) - attributes:
+            delattr(model, name)
+        raise
+
+
+def _put_back(module: nn.Module, children: dict[str, nn.Module | None], hooks: set[int]) -> None:
+    module._modules.clear()
+    module._modules.update(children)
+    for key in set(module._forward_hooks) - hooks:
+        del module._forward_hooks[key]

@@ -1,0 +1,59 @@
+"""Short trainings of wrapped models, and what they changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from families import token_batch
+from peft import PeftModel
+from torch import nn
+
+from hlscore.artifacts.plan import Plan
+
+
+def train(model: PeftModel, steps: int = 2, lr: float = 1e-2, **batch: Any) -> None:
+    """Trains whatever is trainable for a few steps of AdamW on random tokens."""
+    parameters = [item for item in model.parameters() if item.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=lr)
+    inputs = token_batch(**batch)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(**inputs, labels=inputs["input_ids"], use_cache=False).loss.backward()
+        optimizer.step()
+    model.eval()
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    """The logits of fixed tokens."""
+    with torch.no_grad():
+        found: torch.Tensor = model(**token_batch(seed=5), use_cache=False).logits
+    return found
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of all parameters and buffers by name, tied ones under every name."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]
+    return {name: value.detach().clone() for name, value in named}
+
+
+def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> set[str]:
+    """Names of the tensors that are not bit for bit the same."""
+    assert before.keys() == after.keys()
+    return {name for name, value in before.items() if not torch.equal(value, after[name])}
+
+
+def planned(plan: Plan, model: nn.Module) -> set[str]:
+    """Names of the tensors of the base model that a plan changes, biases of full modules too."""
+    names = set()
+    for item in plan.modules:
+        if item.mode == "frozen":
+            continue
+        names.add(item.parameter)
+        if item.mode == "full":
+            holder = item.parameter.rpartition(".")[0]
+            own = model.get_submodule(holder).named_parameters(recurse=False)
+            names |= {f"{holder}.{leaf}" for leaf, value in own if value.dim() < 3}
+    return names
