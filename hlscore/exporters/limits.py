@@ -9,17 +9,13 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
-from hlscore.exporters.peft_names import TIEABLE, full_name, lora_name, tied_matrices
+from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name, tied_matrices
 from hlscore.exporters.revision import Change, common_rank, lora_instead, revise
 
 _SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BIAS = "state, bias or table, not a linear map"
-
-# PEFT refuses LoRA on these: their kernels read the weight past the adapter.
-_MAMBA_TYPES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-_MAMBA_LEAF = "out_proj"
 
 
 class ExportError(UsageError):
@@ -82,15 +78,10 @@ class _Case:
         by_parameter = needs_parameter_name(self.plan, item)
         peft = not limits.peft or not (
             item.module in self.tied
-            or self.is_mamba_output(item)
+            or is_read_past(self.plan, item)
             or self.names.longer(lora_name(self.plan, item), whole_parts=True)
         )
         return limits.lora and peft and (limits.parameters or not by_parameter)
-
-    def is_mamba_output(self, item: PlanModule) -> bool:
-        """Whether PEFT refuses LoRA on a module because of its name."""
-        leaf = full_name(item).rpartition(".")[2]
-        return self.plan.model.model_type in _MAMBA_TYPES and leaf == _MAMBA_LEAF
 
     def lower(self, item: PlanModule, rank: int | None = None) -> Change:
         """The nearest thing below full fine-tuning of a module."""
@@ -260,14 +251,14 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         )
 
 
-def _mamba_outputs(case: _Case) -> Iterator[Fault]:
+def _read_past(case: _Case) -> Iterator[Fault]:
     if case.limits.peft:
         for item in case.plan.lora_modules:
-            if case.is_mamba_output(item):
+            if is_read_past(case.plan, item):
                 yield _frozen(
                     item,
-                    f"PEFT refuses LoRA on '{item.module}': fast kernels of "
-                    f"{case.plan.model.model_type} models read the weight past the adapter.",
+                    f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
+                    "models or their kernels read the weight past the adapter.",
                 )
 
 
@@ -332,7 +323,7 @@ def _last_to_lora(case: _Case) -> tuple[Change, ...]:
 _RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
     _modes,
     _tied_weights,
-    _mamba_outputs,
+    _read_past,
     _mixed_experts,
     _clashing_names,
     _ranks,

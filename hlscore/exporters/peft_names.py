@@ -12,6 +12,38 @@ _TIED = "tied to "
 # The only names by which PEFT finds the weights that are tied to the input embedding.
 TIEABLE = ("embed_tokens", "lm_head")
 
+_KERNELS = frozenset({"out_proj"})
+_SCAN = frozenset({"dt_proj"})
+
+# Linear layers of state-space models whose weight is read past an adapter, by model type: always
+# (`dt_proj`), or where fast kernels are installed. PEFT refuses some of these and trains others
+# for nothing.
+_READ_PAST = {
+    "bamba": _KERNELS,
+    "falcon_h1": _KERNELS,
+    "falcon_mamba": _KERNELS | _SCAN | {"x_proj"},
+    "granitemoehybrid": _KERNELS,
+    "jamba": _SCAN,
+    "mamba": _KERNELS | _SCAN | {"x_proj"},
+    "mamba2": _KERNELS,
+    "nemotron_h": _KERNELS,
+    "zamba2": _KERNELS,
+}
+
+
+def is_read_past(plan: Plan, item: PlanModule) -> bool:
+    """Tell whether a model reads a weight in a way that leaves LoRA on it without effect.
+
+    Args:
+        plan: The plan that the module is in.
+        item: The module, whatever its mode.
+
+    Returns:
+        Whether LoRA would do nothing, at least on some machines; full fine-tuning works.
+    """
+    leaf = item.module.rpartition(".")[2]
+    return leaf in _READ_PAST.get(plan.model.model_type, ())
+
 
 def full_name(item: PlanModule) -> str:
     """Name of the module that PEFT copies to train a weight in full.
