@@ -1,0 +1,348 @@
+"""Predicted bytes of weights, gradients and optimizer state against real training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from console import save_model
+from families import FAMILIES, token_batch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from transformers import Adafactor, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from hlscore.inputs.dimensions import parameter_sizes
+from hlscore.inputs.model import identify
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.planning.memory import (
+    Choice,
+    MemoryUse,
+    activation_bytes,
+    base_bytes,
+    extra_bytes,
+    full_training,
+    memory_use,
+)
+from hlscore.records import Candidate, ModelDimensions
+from hlscore.settings import CandidateSettings, MemorySettings
+
+RANK = 4
+SIZE = SimpleNamespace(
+    n_params=10**7,
+    dimensions=ModelDimensions(
+        hidden_size=64,
+        blocks=2,
+        vocab_size=300,
+        packable_params=10**6,
+        packable_rows=4000,
+        block_widths=1000,
+        all_widths=2000,
+    ),
+)
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum")
+NAMES = ("llama", "gpt2", "qwen3", "phi3", "mixtral", "qwen3_moe", "gpt_neox")
+EVERY = CandidateSettings(embeddings=True, head=True)
+# On a CPU a LayerNorm in bfloat16 takes no float32 from an embedding, autocast or not.
+FROZEN_EMBEDDING = {"gpt2", "gpt_neox"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Bytes of real tensors. Step counters and shared tables of the optimizer are left out."""
+
+    frozen: int
+    copies: int
+    full: int
+    adapters: int
+    gradients: int
+    states: int
+
+
+def choices_for(model: PreTrainedModel, which: CandidateSettings = EVERY) -> list[Choice]:
+    """A third of the modules in full, a third with LoRA; embedding and head in full.
+
+    Experts go as one: PEFT trains all matrices of an `experts` module in full, or none.
+    """
+    found = find_modules(model, which)
+    tied = {item.reason.removeprefix("tied to ") for item in found}
+    chosen = []
+    for place, item in enumerate(candidates_of(found)):
+        mode = ("full", "lora", "frozen")[place % 3]
+        if item.form == "experts":
+            mode = ("full", "lora")[(item.layer or 0) % 2]
+        elif item.layer is None or item.module in tied:
+            mode = "full"
+        chosen.append(Choice(row=item, mode=mode, rank=RANK if mode == "lora" else 0))  # type: ignore[arg-type]
+    return chosen
+
+
+def wrap(model: PreTrainedModel, choices: Sequence[Choice], master: torch.dtype) -> nn.Module:
+    """The model under PEFT, with what is trained in the master precision."""
+    peft = pytest.importorskip("peft")
+    lora = [item.row for item in choices if item.mode == "lora"]
+    linear = ("linear", "conv1d", "embedding")
+    config = peft.LoraConfig(
+        r=RANK,
+        target_modules=[row.module for row in lora if row.form in linear] or "dummy-target-modules",
+        target_parameters=[row.parameter for row in lora if row.form not in linear] or None,
+        modules_to_save=sorted({_owner(item.row) for item in choices if item.mode == "full"}),
+        ensure_weight_tying=True,
+        fan_in_fan_out=any(row.form == "conv1d" for row in lora),
+    )
+    wrapped: nn.Module = peft.get_peft_model(model, config)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.to(master)
+    return wrapped
+
+
+def _owner(row: Any) -> str:
+    return str(row.module.rpartition(".")[0] if row.form == "experts" else row.module)
+
+
+def optimizer_for(name: str, model: nn.Module) -> Any:
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if name == "adafactor":
+        return Adafactor(trained, lr=1e-3, relative_step=False, scale_parameter=False)
+    if name in ("adamw8bit", "lion8bit", "lion"):
+        optim = pytest.importorskip("bitsandbytes").optim
+        if name.endswith("8bit"):
+            manager = optim.GlobalOptimManager.get_instance()
+            for module in model.modules():  # as the trainer of transformers does
+                if isinstance(module, nn.Embedding):
+                    manager.register_module_override(module, "weight", {"optim_bits": 32})
+        kind = {"adamw8bit": optim.AdamW8bit, "lion8bit": optim.Lion8bit, "lion": optim.Lion}
+        return kind[name](trained, lr=1e-3)
+    if name == "adamw":
+        return torch.optim.AdamW(trained, lr=1e-3)
+    return torch.optim.SGD(trained, lr=1e-3, momentum=0.9 if name == "sgd-momentum" else 0)
+
+
+def step(model: nn.Module, name: str) -> Any:
+    """One training step; gives the optimizer."""
+    batch = token_batch()
+    optimizer = optimizer_for(name, model)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = model(input_ids=batch["input_ids"], labels=batch["input_ids"]).loss
+    loss.backward()
+    for parameter in model.parameters():  # experts that no token reaches
+        if parameter.requires_grad and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    return optimizer
+
+
+def size(tensors: Iterable[torch.Tensor | None]) -> int:
+    """Bytes, shared storage once."""
+    found = {item.data_ptr(): item.numel() * item.itemsize for item in tensors if item is not None}
+    return sum(found.values())
+
+
+def state_tensors(optimizer: Any) -> list[torch.Tensor]:
+    """State but for step counters and the table of 8-bit values, which all tensors share."""
+    return [
+        value
+        for state in optimizer.state.values()
+        for key, value in state.items()
+        if isinstance(value, torch.Tensor) and value.dim() > 0 and not key.startswith("qmap")
+    ]
+
+
+def scales(model: nn.Module) -> list[torch.Tensor]:
+    """What bitsandbytes keeps beside packed weights, but for the tables that all layers share."""
+    found = []
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        state = getattr(weight, "quant_state", None)
+        if state is not None and state.nested:
+            found += [state.absmax, state.state2.absmax]
+        rows = getattr(weight, "SCB", None)
+        rows = getattr(getattr(module, "state", None), "SCB", None) if rows is None else rows
+        found += [] if rows is None else [rows]
+    return found
+
+
+def measure(model: nn.Module, optimizer: Any) -> Measured:
+    named = list(model.named_parameters())
+    trained = [p for _, p in named if p.requires_grad]
+    adapters = [p for name, p in named if "lora_" in name]
+    copies = [p for name, p in named if ".original_module." in name]
+    kept = {p.data_ptr() for p in copies}
+    frozen = [p for _, p in named if not p.requires_grad and p.data_ptr() not in kept]
+    return Measured(
+        frozen=size(frozen) + size(scales(model)),
+        copies=size(copies),
+        full=size(trained) - size(adapters),
+        adapters=size(adapters),
+        gradients=size(p.grad for p in trained),
+        states=size(state_tensors(optimizer)),
+    )
+
+
+def predicted(use: MemoryUse) -> Measured:
+    # A copy is the module as it was: memory.py counts it as frozen, and the trained one on top.
+    return Measured(
+        frozen=use.frozen_bytes,
+        copies=use.copy_bytes,
+        full=use.full_bytes,
+        adapters=use.adapter_bytes,
+        gradients=use.gradient_bytes,
+        states=use.optimizer_bytes,
+    )
+
+
+def widen(name: str) -> PreTrainedModel:
+    """A model whose widths are multiples of 64, the block of 4-bit weights."""
+    family = FAMILIES[name]
+
+    def config() -> Any:
+        found = family.config()
+        for key, width in (("hidden_size", 64), ("intermediate_size", 128), ("n_embd", 64),
+                           ("n_inner", 128)):  # fmt: skip
+            if key in found.to_dict():
+                setattr(found, key, width)
+        return found
+
+    return replace(family, config=config).build()
+
+
+def build(name: str) -> PreTrainedModel:
+    return FAMILIES[name].build(torch.bfloat16)
+
+
+def check(name: str, memory: MemorySettings) -> None:
+    model = build(name)
+    choices = choices_for(model, CandidateSettings() if name in FROZEN_EMBEDDING else EVERY)
+    use = memory_use(identify(model, name, None), choices, memory)
+    wrapped = wrap(model, choices, torch.float32 if memory.master == "fp32" else torch.bfloat16)
+    assert measure(wrapped, step(wrapped, memory.optimizer)) == predicted(use)
+
+
+@pytest.mark.parametrize("master", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_hybrid_takes_what_is_predicted(name: str, master: Any) -> None:
+    check(name, MemorySettings(master=master))
+
+
+@pytest.mark.parametrize("master", ["fp32", "bf16"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:])
+@pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3"])
+def test_optimizers_keep_what_is_predicted(name: str, optimizer: Any, master: Any) -> None:
+    check(name, MemorySettings(optimizer=optimizer, master=master))
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("name", ["gpt2", "qwen3", "qwen3_moe"])
+def test_full_fine_tuning_takes_what_is_predicted(name: str, optimizer: Any) -> None:
+    model = FAMILIES[name].build(torch.float32)
+    size_of = identify(model, name, None)
+    use = full_training(size_of, parameter_sizes(model), MemorySettings(optimizer=optimizer))
+    assert measure(model, step(model, optimizer)) == predicted(use)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral"])
+def test_a_packed_base_takes_what_is_predicted(name: str, bits: Any, tmp_path: Path) -> None:
+    """Within 8 bytes per layer: scales are shared by whole groups of blocks."""
+    pytest.importorskip("bitsandbytes")
+    source = widen(name).to(torch.bfloat16)
+    choices = choices_for(source, CandidateSettings())
+    use = memory_use(identify(source, name, None), choices, MemorySettings(base_bits=bits))
+    model = packed(source, bits, choices, tmp_path)
+    wrapped = wrap(model, choices, torch.float32)
+    # Before the step: on a CPU, bitsandbytes rearranges layers that need no gradient.
+    before = measure(wrapped, SimpleNamespace(state={})).frozen
+    found, expected = measure(wrapped, step(wrapped, "adamw")), predicted(use)
+    assert replace(found, frozen=0) == replace(expected, frozen=0)
+    layers = sum(isinstance(module, nn.Linear) for module in model.modules())
+    assert before == pytest.approx(expected.frozen, abs=8 * layers, rel=0)
+
+
+def packed(
+    source: PreTrainedModel, bits: int, choices: Sequence[Choice], folder: Path
+) -> PreTrainedModel:
+    """The model loaded again with a packed base, what is trained in full aside."""
+    save_model(folder, model=source)
+    whole = [item.row.module for item in choices if item.mode == "full"]
+    skipped = [*whole, "lm_head"]
+    config = (
+        BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=skipped,
+        )
+        if bits == 4
+        else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
+    )
+
+
+def a_candidate(form: Any, matrices: int, rows: int, columns: int, bias: int) -> Candidate:
+    return Candidate(
+        module=f"model.layers.0.{form}",
+        parameter=f"model.layers.0.{form}.weight",
+        layer=None if form == "embedding" else 0,
+        kind=form,
+        block="",
+        matrices=matrices,
+        out_features=rows,
+        in_features=columns,
+        storage="out_in",
+        form=form,
+        n_params=matrices * rows * columns + bias,
+    )
+
+
+candidates = st.builds(
+    a_candidate,
+    st.sampled_from(["linear", "conv1d", "embedding", "parameter"]),
+    st.just(1),
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.sampled_from([0, 7]),
+) | st.builds(
+    a_candidate,
+    st.just("experts"),
+    st.integers(2, 5),
+    st.integers(2, 99),
+    st.integers(2, 99),
+    st.just(0),
+)
+choices = st.builds(
+    lambda row, mode, rank: Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0),
+    candidates,
+    st.sampled_from(["full", "lora", "frozen"]),
+    st.integers(1, 40),
+)
+memories = st.builds(
+    MemorySettings,
+    optimizer=st.sampled_from(OPTIMIZERS),
+    master=st.sampled_from(["fp32", "bf16"]),
+    base_bits=st.sampled_from([4, 8, 16]),
+    train_batch=st.integers(1, 8),
+    train_length=st.integers(1, 4096),
+)
+
+
+@given(chosen=st.lists(choices, max_size=6), memory=memories)
+@settings(deadline=None)
+def test_extra_bytes_add_up(chosen: list[Choice], memory: MemorySettings) -> None:
+    model = SIZE
+    use = memory_use(model, chosen, memory)
+    extra = sum(extra_bytes(item, memory) for item in chosen)
+    fixed = base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
+    assert use.total_bytes == fixed + extra
+    parts = [getattr(use, field.name) for field in fields(MemoryUse)]
+    assert use.total_bytes == sum(parts)
+    assert use.state_bytes == use.total_bytes - use.activation_bytes
+    assert all(extra_bytes(item, memory) >= 0 for item in chosen)
