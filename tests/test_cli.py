@@ -28,6 +28,8 @@ OPTIONS = {
     "--offload-folder --out --passes --rank --resume --revision --samples --save-every --score "
     "--seed --shard --sketch-size --split --svd --top --trust-remote-code",
     "plan": "--alpha --budget --force --help --json --out --rank --score --top",
+    "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
+    "--nearest --out --to",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from hlscore._version import __version__
 from hlscore.cli.estimate_command import estimate
+from hlscore.cli.export_command import export
 from hlscore.cli.modules_command import modules
 from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
@@ -76,6 +77,7 @@ app = typer.Typer(
 )
 app.command()(rank)
 app.command()(plan)
+app.command()(export)
 app.command()(modules)
 app.command()(estimate)
 app.command()(scores)

@@ -34,7 +34,8 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """
     candidates = candidates_of(find_modules(model, CandidateSettings()))
     weights = hashlib.sha256()
-    for item in candidates:
+    # By name, so that a checkpoint can be sampled without knowing the order of its modules.
+    for item in sorted(candidates, key=lambda item: item.parameter):
         weight = dense_weight(model, item)
         if weight is None:
             weights.update(item.parameter.encode())

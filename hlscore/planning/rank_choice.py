@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
-from hlscore.planning.solver import Numbers, Program, solve
+from hlscore.planning.solver import RELATIVE_GAP, Numbers, Program, quiet_highs, solve
 
 CUTS = 200
+CORE = 60
 DUAL_GAP = 1e-9
 
 
@@ -70,7 +71,7 @@ def choose_options(menu: Menu) -> Picked:
         menu: The options.
 
     Returns:
-        The best choice, to a relative gap of 1e-6 or as far as the solver came; `bound` says.
+        The best choice, to a relative gap of 1e-5 or as far as the solver came; `bound` says.
 
     Raises:
         BudgetError: Even the cheapest options exceed a limit together.
@@ -80,14 +81,21 @@ def choose_options(menu: Menu) -> Picked:
         raise BudgetError("Even the cheapest choice for every module exceeds the budget.")
     prices, dual = _dual(menu)
     known = _improve(menu, _round(menu, prices, cheapest))
+    bound = dual
+    # First among the options nearest to the prices: that leaves few for the proof.
+    for nearest in (CORE, None):
+        value = float(menu.values[known].sum())
+        if bound - value <= RELATIVE_GAP * abs(bound):
+            break
+        kept = _worth_keeping(menu, prices, dual - value, known, nearest)
+        solved, kept_bound = _solve_kept(menu, kept)
+        found = known if solved is None else _improve(menu, solved)
+        if menu.values[found].sum() > value:
+            known = found
+        if nearest is None:
+            bound = min(bound, kept_bound)
     value = float(menu.values[known].sum())
-    kept = _worth_keeping(menu, prices, dual - value, known)
-    solved, bound = _solve_kept(menu, kept)
-    found = known if solved is None else _improve(menu, solved)
-    if menu.values[found].sum() < value:
-        found = known
-    value = float(menu.values[found].sum())
-    return Picked(picks=found, value=value, bound=max(value, min(dual, bound)))
+    return Picked(picks=known, value=value, bound=max(value, bound))
 
 
 def _first_best(menu: Menu, worth: Numbers) -> NDArray[np.int64]:
@@ -134,8 +142,7 @@ def _next_prices(
     import highspy
 
     count = points.shape[1]
-    highs = highspy.Highs()  # type: ignore[no-untyped-call]
-    highs.setOptionValue("output_flag", False)
+    highs = quiet_highs()
     unlimited = highspy.kHighsInf
     for _ in range(count):
         highs.addVar(0.0, ceiling)
@@ -195,13 +202,18 @@ def _shed(menu: Menu, picks: NDArray[np.int64], cheapest: NDArray[np.int64]) -> 
 
 
 def _worth_keeping(
-    menu: Menu, prices: Numbers, gap: float, known: NDArray[np.int64]
+    menu: Menu, prices: Numbers, gap: float, known: NDArray[np.int64], nearest: int | None
 ) -> NDArray[np.bool_]:
-    """Options that some choice better than the known one may hold."""
+    """Options that some choice better than the known one may hold, or the nearest of them."""
     reduced = menu.values - prices @ menu.costs
     best = np.maximum.reduceat(reduced, menu.starts)
     slack = 1e-9 * max(1e-300, float(np.abs(menu.values).max()))
-    kept: NDArray[np.bool_] = best[menu.modules] - reduced <= max(gap, 0.0) + slack
+    loss = best[menu.modules] - reduced
+    most = max(gap, 0.0) + slack
+    if nearest is not None:
+        far = len(menu.starts) + nearest  # each module has an option without loss
+        most = min(most, float(np.partition(loss, far)[far]) if far < len(loss) else most)
+    kept: NDArray[np.bool_] = loss <= most
     kept[known] = True
     return kept
 

@@ -1,0 +1,40 @@
+"""Full modules alone, for trainers that can freeze by name but know no adapters."""
+
+from __future__ import annotations
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
+from hlscore.exporters.limits import Limits
+
+
+def freeze_text(plan: Plan) -> str:
+    """One regular expression per parameter that is trained, everything else being frozen.
+
+    Args:
+        plan: A plan without LoRA.
+
+    Returns:
+        Lines of text. Dots are not escaped: axolotl's `unfrozen_parameters`, which reads such
+        lines, escapes them itself, and for `re.match` a dot matches a dot too.
+    """
+    lines = [f"# {line}" for line in origin(plan)]
+    for item in sorted(plan.full, key=lambda item: item.module):
+        lines.append(f"^{item.parameter}$")
+        weights = item.matrices * item.out_features * item.in_features
+        if item.params > weights and item.parameter.endswith(".weight"):
+            lines.append(f"^{item.parameter.removesuffix('weight')}bias$")
+    return "\n".join(lines) + "\n"
+
+
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    del settings
+    return {"unfrozen.txt": text_file(freeze_text(plan))}
+
+
+EXPORTER = Exporter(
+    name="freeze",
+    summary="regular expressions of the parameters to train, for trainers that only freeze",
+    limits=Limits(trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False),
+    files=_files,
+    usage="unfrozen_parameters of axolotl, without the comments: one entry per line of {out}",
+)
