@@ -25,7 +25,6 @@ def estimate(
         typer.Option(
             "--rank",
             "-r",
-            min=1,
             help="LoRA rank of the modules that are not trained in full.",
             rich_help_panel=o.PLAN_PANEL,
         ),

@@ -156,5 +156,5 @@ def _notes(trainings: Sequence[Training]) -> tuple[str, ...]:
     return (
         which,
         "weights, gradients and optimizer are sums over tensors; activations (~) are an estimate; "
-        "what the allocator and CUDA itself take comes on top",
+        "the allocator and CUDA itself take more",
     )

@@ -1,0 +1,159 @@
+"""`hlscore estimate`: from a configuration to memory, on the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hlscore.cli.main import _run
+
+CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
+LLAMA, MOE = str(CONFIGS / "llama-3.1-8b"), str(CONFIGS / "qwen3-30b-a3b")
+GIB = 1024**3
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Call:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+
+    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["hlscore", "estimate", *arguments])
+        capsys.readouterr()
+        code = _run()
+        shown = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
+
+    return start
+
+
+def trainings(call: Call, *arguments: str) -> list[dict[str, Any]]:
+    found = call(*arguments, "--json")
+    assert found.returncode == 0, found.stderr
+    result = json.loads(found.stdout)["trainings"]
+    assert isinstance(result, list)
+    return result
+
+
+def test_the_table_of_the_builtin_model(call: Call) -> None:
+    found = call("builtin:tiny", "--gpu", "1GiB")
+    assert found.returncode == 0
+    lines = found.stdout.splitlines()
+    starts = ("full fine-tuning", "LoRA 16 ", "hybrid, smallest 4 of 42 ",
+              "hybrid, largest 4 of 42 ", "LoRA 16, 4-bit base", "hybrid, smallest 4 of 42, 4-bit",
+              "hybrid, largest 4 of 42, 4-bit")  # fmt: skip
+    for start in starts:
+        assert sum(line.startswith(start) for line in lines) == 1, start
+    assert found.stdout.count(" fits") == len(starts)
+    assert call("builtin:tiny", "--gpu", "1MiB").stdout.count(" over") == len(starts)
+    assert "hlscore rank builtin:tiny --budget 0.1" in lines[-1]
+
+
+def test_full_fine_tuning_of_llama_takes_16_bytes_a_parameter(call: Call) -> None:
+    full = trainings(call, LLAMA)[0]
+    assert full["trained_params"] == 8_030_261_248
+    assert full["memory"]["state_bytes"] == 16 * 8_030_261_248
+
+
+@pytest.mark.parametrize(
+    ("options", "per_parameter"),
+    [(("--master", "bf16"), 8), (("--optimizer", "sgd"), 8), (("--optimizer", "lion"), 12),
+     (("--optimizer", "adamw8bit"), 10), (("--optimizer", "adafactor"), 8)],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)  # fmt: skip
+def test_optimizers_and_precisions_of_full_fine_tuning(
+    call: Call, options: tuple[str, ...], per_parameter: float
+) -> None:
+    state = trainings(call, LLAMA, *options)[0]["memory"]["state_bytes"]
+    # 8-bit moments have scales, and embeddings keep 32 bits; Adafactor keeps rows and columns.
+    assert per_parameter * 8.03e9 <= state <= 1.06 * per_parameter * 8.031e9
+
+
+def test_lora_on_a_packed_base_is_small(call: Call) -> None:
+    by_kind = {(item["kind"], item["base_bits"]): item for item in trainings(call, LLAMA)}
+    lora, packed = by_kind["lora", 16], by_kind["lora", 4]
+    # The published count of LoRA with rank 16 on all linear maps of this model.
+    assert lora["trained_params"] == packed["trained_params"] == 41_943_040
+    assert lora["memory"]["frozen_bytes"] == 2 * 8_030_261_248
+    # The published size of the 4-bit checkpoint is 5.7 GB, embeddings and head in 16 bits.
+    assert 5.2 * GIB < packed["memory"]["frozen_bytes"] < 5.6 * GIB
+
+
+@pytest.mark.parametrize("model", [LLAMA, MOE])
+def test_every_hybrid_lies_between_the_smallest_and_the_largest(call: Call, model: str) -> None:
+    found = trainings(call, model, "--rank", "64")
+    for bits in (16, 4):
+        _, low, high = (item for item in found[1:] if item["base_bits"] == bits)
+        assert (low["which"], high["which"]) == ("smallest", "largest")
+        assert low["full_modules"] == high["full_modules"] > 0
+        assert low["memory"]["total_bytes"] < high["memory"]["total_bytes"]
+
+
+@pytest.mark.parametrize("budget", ["0.1p", "500M", "1p"])
+def test_a_budget_of_parameters_is_spread(call: Call, budget: str) -> None:
+    found = trainings(call, MOE, "--budget", budget)
+    hybrid = next(item for item in found if item["kind"] == "hybrid")
+    lora = next(item for item in found if item["kind"] == "lora")
+    assert hybrid["which"] == "proportional"
+    candidates = 29_909_581_824
+    full = {"0.1p": candidates / 10, "500M": 5e8, "1p": candidates}[budget]
+    expected = full + (1 - full / candidates) * lora["trained_params"]
+    assert hybrid["trained_params"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_base_and_batch_options(call: Call) -> None:
+    found = trainings(call, "builtin:tiny", "--base", "8")
+    assert [item["base_bits"] for item in found] == [16, 8, 8, 8, 4, 4, 4]
+    assert [item["base_bits"] for item in trainings(call, "builtin:tiny", "--base", "4")] == [
+        16, 4, 4, 4]  # fmt: skip
+    short, long = (
+        trainings(call, "builtin:tiny", "--train-length", length, "--train-batch", batch)
+        for length, batch in (("64", "1"), ("128", "2"))
+    )
+    ratio = long[0]["memory"]["activation_bytes"] / short[0]["memory"]["activation_bytes"]
+    assert ratio == pytest.approx(4, rel=0.1)
+
+
+def test_candidates_can_be_chosen(call: Call) -> None:
+    less = trainings(call, LLAMA, "--include", "*q_proj", "--exclude", "*.0.*")
+    # 31 of 32 layers, 16 x (4096 + 4096) each.
+    assert less[1]["trained_params"] == 31 * 16 * 8192
+    more = trainings(call, LLAMA, "--embeddings", "--head")
+    assert more[1]["trained_params"] == 41_943_040 + 2 * 16 * (4096 + 128256)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("builtin:tiny", "--budget", "24GiB"), "Use --gpu 24GiB"),
+        (("builtin:tiny", "--budget", "no"), "not a share or an amount"),
+        (("builtin:tiny", "--budget", "0.001"), "less than one module"),
+        (("builtin:tiny", "--gpu", "24"), "--gpu is '24'"),
+        (("builtin:tiny", "--gpu", "many"), "--gpu is 'many'"),
+        (("builtin:tiny", "--train-batch", "0"), "--train-batch is 0"),
+        (("builtin:tiny", "--train-length", "-1"), "--train-length is -1"),
+        (("builtin:tiny", "--rank", "0"), "--rank is 0"),
+        (("builtin:tiny", "--rank", "9999"), "--rank is 9999"),
+        (("builtin:tiny", "--include", "nothing*"), "matches none"),
+        (("./no-such-folder",), "no-such-folder"),
+        (("builtin:tiny", "--optimizer", "best"), "best"),
+        (("builtin:tiny", "--base", "5"), "5"),
+    ],
+    ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",
+)
+def test_bad_input_gives_one_clear_error(call: Call, arguments: tuple[str, ...], says: str) -> None:
+    found = call(*arguments)
+    assert found.returncode in (2, 3)
+    assert says in found.stderr
+    assert "Traceback" not in found.stderr
+    assert not found.stdout
