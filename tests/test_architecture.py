@@ -24,6 +24,8 @@ ALLOWED: dict[str, set[str]] = {
     "scores": GROUND | {"scores"},
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
+    "exporters": GROUND | {"planning", "artifacts", "exporters"},
+    "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "training"},
     "flow": GROUND | {"processes", "inputs", "gradients", "scores", "planning"},
     "api": GROUND | {"inputs", "planning", "artifacts", "flow"},
     "views": GROUND | {"processes", "inputs", "scores", "planning", "artifacts", "flow", "views"},
@@ -32,9 +34,13 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": {"_version", "api"},
     "__main__": {"cli"},
 }
-HEAVY = {"torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors"}
+HEAVY = {
+    "torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors", "peft",
+    "trl",
+}  # fmt: skip
 FREE_OF_TORCH = {
-    "errors", "paths", "records", "settings", "processes", "scores", "planning", "artifacts", "cli",
+    "errors", "paths", "records", "settings", "processes", "scores", "planning", "artifacts",
+    "exporters", "cli",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}
 
