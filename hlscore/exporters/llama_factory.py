@@ -1,0 +1,86 @@
+"""A plan as arguments of LLaMA-Factory."""
+
+from __future__ import annotations
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
+from hlscore.exporters.hf_training import (
+    FILL_IN,
+    SEED_ADAPTER,
+    one_rate,
+    one_rate_note,
+    optimizer_name,
+    refuse_packed_full,
+    refuse_tied_full,
+    revision,
+)
+from hlscore.exporters.limits import Limits
+from hlscore.exporters.peft import default_alpha, default_rank, modules_to_save, target_modules
+from hlscore.exporters.yaml_text import yaml_text
+
+_TRAINER = "LLaMA-Factory"
+
+_TO_DO = (
+    "",
+    f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
+    "LLaMA-Factory knows one rank for all modules and no LoRA on parameters. A plan with more:",
+    SEED_ADAPTER,
+    "Give its path as adapter_name_or_path, in place of the keys with lora and target.",
+)
+
+
+def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
+    """The arguments of `llamafactory-cli train`.
+
+    Args:
+        plan: A plan within the limits of LLaMA-Factory.
+        settings: Base model and learning rates.
+
+    Returns:
+        The arguments in the order they are written in; empty ones are left out in the file.
+    """
+    bits = plan.memory.base_bits
+    return {
+        "model_name_or_path": settings.base(plan),
+        "model_revision": revision(plan, settings),
+        "quantization_bit": None if bits == 16 else bits,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": default_rank(plan),
+        "lora_alpha": default_alpha(plan),
+        "lora_dropout": 0.0,
+        "lora_target": target_modules(plan),
+        "additional_target": modules_to_save(plan),
+        "learning_rate": one_rate(plan, settings),
+        "optim": optimizer_name(plan),
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": plan.memory.train_batch,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "cutoff_len": plan.memory.train_length,
+        "bf16": True,
+        # Otherwise what is trained is upcast to float32.
+        "pure_bf16": True if plan.memory.master == "bf16" else None,
+        "dataset": FILL_IN,
+        "template": FILL_IN,
+        "output_dir": "./outputs",
+    }
+
+
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    refuse_packed_full(plan, _TRAINER)
+    refuse_tied_full(plan, _TRAINER)
+    text = yaml_text((*origin(plan), *_TO_DO), llama_factory_fields(plan, settings))
+    return {"llama_factory.yaml": text_file(text)}
+
+
+EXPORTER = Exporter(
+    name="llama-factory",
+    summary="llama_factory.yaml: full and LoRA modules of one rank, for `llamafactory-cli train`; "
+    "ranks go by the seed adapter",
+    limits=Limits(trainer=_TRAINER, ranks=False, parameters=False, only_full=False),
+    files=_files,
+    usage="llamafactory-cli train {out}",
+    notes=one_rate_note,
+)

@@ -1,0 +1,100 @@
+"""A plan as arguments of ms-swift."""
+
+from __future__ import annotations
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
+from hlscore.exporters.hf_training import (
+    FILL_IN,
+    SEED_ADAPTER,
+    one_rate,
+    one_rate_note,
+    optimizer_name,
+    precision_note,
+    refuse_packed_full,
+    refuse_tied_full,
+    revision,
+)
+from hlscore.exporters.limits import Limits
+from hlscore.exporters.peft import (
+    NO_TARGETS,
+    default_alpha,
+    default_rank,
+    modules_to_save,
+    target_modules,
+    target_parameters,
+)
+from hlscore.exporters.yaml_text import yaml_text
+
+_TRAINER = "ms-swift"
+
+_TO_DO = (
+    "",
+    f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
+    "ModelScope's.",
+    "ms-swift knows one rank for all modules. A plan with ranks of its own:",
+    SEED_ADAPTER,
+    "Give its path as adapters, in place of the keys with lora, target and modules_to_save.",
+)
+
+
+def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
+    """The arguments of `swift sft`.
+
+    Args:
+        plan: A plan within the limits of ms-swift.
+        settings: Base model and learning rates.
+
+    Returns:
+        The arguments in the order they are written in; empty ones are left out in the file.
+    """
+    bits = plan.memory.base_bits
+    targets = target_modules(plan)
+    return {
+        "model": settings.base(plan),
+        "model_revision": revision(plan, settings),
+        "use_hf": True,
+        "quant_method": None if bits == 16 else "bnb",
+        "quant_bits": None if bits == 16 else bits,
+        "torch_dtype": "bfloat16",
+        "tuner_type": "lora",
+        "target_modules": targets,
+        # Without targets ms-swift would take all linear layers.
+        "target_regex": None if targets else NO_TARGETS,
+        "target_parameters": target_parameters(plan),
+        "modules_to_save": modules_to_save(plan),
+        "lora_rank": default_rank(plan),
+        "lora_alpha": default_alpha(plan),
+        "lora_dropout": 0.0,
+        "learning_rate": one_rate(plan, settings),
+        "optim": optimizer_name(plan),
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": plan.memory.train_batch,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "max_length": plan.memory.train_length,
+        "dataset": [FILL_IN],
+        "output_dir": "./outputs",
+    }
+
+
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    refuse_packed_full(plan, _TRAINER)
+    refuse_tied_full(plan, _TRAINER)
+    text = yaml_text((*origin(plan), *_TO_DO), ms_swift_fields(plan, settings))
+    return {"ms_swift.yaml": text_file(text)}
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    return (*one_rate_note(plan), *precision_note(plan))
+
+
+EXPORTER = Exporter(
+    name="ms-swift",
+    summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; ranks go by the "
+    "seed adapter",
+    limits=Limits(trainer=_TRAINER, ranks=False),
+    files=_files,
+    usage="swift sft {out}",
+    notes=_notes,
+)

@@ -1,0 +1,154 @@
+"""A whole plan as a Python script for Unsloth."""
+
+from __future__ import annotations
+
+import json
+from string import Template
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
+from hlscore.exporters.hf_training import (
+    FILL_IN,
+    optimizer_name,
+    precision_note,
+    refuse_packed_full,
+    revision,
+)
+from hlscore.exporters.limits import Limits
+from hlscore.exporters.peft import adapter_config
+from hlscore.exporters.quoting import comment, quoted
+
+_TRAINER = "Unsloth"
+
+_TO_DO = ("", f"Fill in {FILL_IN}: the data set, with a column `text` or `messages`.")
+
+_SCRIPT = Template('''
+from unsloth import FastModel, UnslothTrainer, UnslothTrainingArguments  # isort: skip
+from datasets import load_dataset
+
+MODEL = $model
+REVISION = $revision
+DATASET = $dataset
+
+# The plan. Names are full ones, so that no other module is hit.
+LORA_MODULES = $lora
+LORA_PARAMETERS = $parameters
+FULL_MODULES = $full
+RANKS = $ranks
+ALPHAS = $alphas
+
+
+def build():
+    """Load the base model and prepare it for what the plan trains."""
+    model, tokenizer = FastModel.from_pretrained(
+        MODEL,
+        revision=REVISION,
+        max_seq_length=$length,
+        load_in_4bit=$four,
+        load_in_8bit=$eight,
+    )
+    model = FastModel.get_peft_model(
+        model,
+        r=$rank,
+        lora_alpha=$alpha,
+        lora_dropout=0.0,
+        target_modules=LORA_MODULES,
+        # Never None: Unsloth would look for experts to train besides.
+        target_parameters=LORA_PARAMETERS,
+        modules_to_save=FULL_MODULES or None,
+        rank_pattern=RANKS,
+        alpha_pattern=ALPHAS,
+        ensure_weight_tying=$tying,
+    )
+    check(model)
+    return model, tokenizer
+
+
+def check(model):
+    """Stop unless exactly what the plan says is trained."""
+    names = {
+        name.removeprefix("base_model.model.").split(".lora_")[0].split(".modules_to_save.")[0]
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+    holders = {name.rpartition(".")[0] for name in LORA_PARAMETERS}
+    names = {name.replace(".base_layer", "") for name in names}
+    planned = {*LORA_MODULES, *holders, *FULL_MODULES}
+    if names != planned:
+        raise SystemExit(f"Not trained as planned: {sorted(names ^ planned)[:5]}")
+
+
+def main():
+    """Train."""
+    model, tokenizer = build()
+    trainer = UnslothTrainer(
+        model=model,
+        processing_class=tokenizer,
+        train_dataset=load_dataset(DATASET, split="train"),
+        args=UnslothTrainingArguments(
+            output_dir="outputs",
+            learning_rate=$lora_rate,
+            # For every weight in modules_to_save, embedding or not.
+            embedding_learning_rate=$full_rate,
+            optim=$optimizer,
+            lr_scheduler_type="cosine",
+            per_device_train_batch_size=$batch,
+            max_length=$length,
+            num_train_epochs=1,
+        ),
+    )
+    trainer.train()
+    model.save_pretrained("outputs")
+
+
+if __name__ == "__main__":
+    main()
+''')
+
+
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    refuse_packed_full(plan, _TRAINER)
+    config = adapter_config(plan)
+    full_rate, lora_rate = settings.rates(plan)
+    commit = revision(plan, settings)
+    script = _SCRIPT.substitute(
+        model=quoted(settings.base(plan)),
+        revision="None" if commit is None else quoted(commit),
+        dataset=quoted(FILL_IN),
+        lora=_block(config["target_modules"]),
+        parameters=_block(config["target_parameters"] or []),
+        full=_block(config["modules_to_save"] or []),
+        ranks=_block(config["rank_pattern"]),
+        alphas=_block(config["alpha_pattern"]),
+        length=plan.memory.train_length,
+        four=plan.memory.base_bits == 4,
+        eight=plan.memory.base_bits == 8,
+        rank=config["r"],
+        alpha=config["lora_alpha"],
+        tying=config["ensure_weight_tying"],
+        lora_rate=repr(lora_rate),
+        full_rate=repr(full_rate) if plan.full else "None",
+        optimizer=quoted(optimizer_name(plan)),
+        batch=plan.memory.train_batch,
+    )
+    return {"unsloth_train.py": text_file(comment((*origin(plan), *_TO_DO)) + script)}
+
+
+def _block(value: object) -> str:
+    """Lists and mappings of strings and numbers, which JSON and Python write alike."""
+    return json.dumps(value, indent=4)
+
+
+EXPORTER = Exporter(
+    name="unsloth",
+    summary="unsloth_train.py: the whole plan with ranks and both learning rates, a script for "
+    "Unsloth's FastModel",
+    limits=Limits(trainer=_TRAINER, only_full=False),
+    files=_files,
+    usage="python {out}",
+    notes=lambda plan: (
+        "FastModel only: on a GPU FastLanguageModel trains no other full modules than lm_head and "
+        "embed_tokens.",
+        *precision_note(plan),
+    ),
+)
