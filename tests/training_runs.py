@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from families import token_batch
 from peft import PeftModel
+from plans import report_for
 from torch import nn
+from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 
@@ -57,3 +59,28 @@ def planned(plan: Plan, model: nn.Module) -> set[str]:
             own = model.get_submodule(holder).named_parameters(recurse=False)
             names |= {f"{holder}.{leaf}" for leaf, value in own if value.dim() < 3}
     return names
+
+
+def every_mode(model: PreTrainedModel, *, left: Sequence[str] = ()) -> list[str]:
+    """Locks that give the modules of a model all modes and several ranks in turn.
+
+    The first module of fused experts is trained in full, the others get LoRA.
+
+    Args:
+        model: The model.
+        left: Kinds that cannot have LoRA; these are trained in full instead.
+    """
+    rows = report_for(model).candidates
+    locks = []
+    for place, row in enumerate(row for row in rows if row.form != "experts"):
+        mode = ("full", "rank:4", "rank:2", "frozen", "rank:1")[place % 5]
+        refused = row.kind in left and mode.startswith("rank")
+        locks.append(f"{row.module}={'full' if refused else mode}")
+    holders = sorted({row.module.rpartition(".")[0] for row in rows if row.form == "experts"})
+    for place, holder in enumerate(holders):
+        locks += (
+            [f"{holder}.*=full"]
+            if place == 0
+            else [f"{holder}.gate_up_proj=rank:2", f"{holder}.down_proj=rank:1"]
+        )
+    return locks
