@@ -6,14 +6,18 @@ import hashlib
 import tempfile
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.tensors import StoredTensor, stored_tensors
 from hlscore.errors import ModelError
 from hlscore.exporters.formats import ExportSettings
 from hlscore.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from hlscore.inputs.hub import ModelFiles
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
@@ -45,20 +49,20 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> dict[str, StoredTensor
     files = find_model(model, weights=True)
     stored = stored_tensors(files.directory)
     if not all(item.parameter in stored for item in plan.modules):
-        stored = _loaded_tensors(model)
+        stored = _loaded_tensors(files, model)
     _check_shapes(plan, stored, model.model)
     if not settings.allow_other_weights:
         _warn_of_other_weights(plan, stored, model.model)
     return stored
 
 
-def _loaded_tensors(model: ModelSettings) -> dict[str, StoredTensor]:
+def _loaded_tensors(files: ModelFiles, model: ModelSettings) -> dict[str, StoredTensor]:
     """Let transformers rename and fuse the weights of a checkpoint."""
     from safetensors.torch import save_file
 
-    from hlscore.inputs.model import load_model
+    from hlscore.inputs.model import load_weights
 
-    loaded = load_model(model).model
+    loaded = load_weights(files, replace(model, device="cpu"))
     folder = Path(tempfile.mkdtemp(prefix="hlscore-weights-"))
     _remove_at_exit(folder)
     tensors: dict[str, Any] = {}

@@ -74,10 +74,32 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         ModelError: The model cannot be found, read or used.
         UsageError: The device does not exist, or settings contradict the model.
     """
-    device = resolve_device(settings.device)
+    resolve_device(settings.device)
     files = find_model(settings, weights=True)
-    config = _read_config(files, settings)
+    _read_config(files, settings)
     tokenizer = load_tokenizer(files, settings)
+    model = load_weights(files, settings)
+    return LoadedModel(
+        model=model, tokenizer=tokenizer, identity=identify(model, settings.model, files.revision)
+    )
+
+
+def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
+    """Load a model with its weights, without a tokenizer.
+
+    Args:
+        files: Where the model is.
+        settings: Which model, and how.
+
+    Returns:
+        The model in inference mode, on its device or devices.
+
+    Raises:
+        ModelError: The model cannot be read or used.
+        UsageError: The device does not exist, or settings contradict the model.
+    """
+    device = resolve_device(settings.device)
+    config = _read_config(files, settings)
     model, placed = _read_weights(files, config, settings, device)
     model.eval()
     try:
@@ -85,9 +107,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
-    return LoadedModel(
-        model=model, tokenizer=tokenizer, identity=identify(model, settings.model, files.revision)
-    )
+    return model
 
 
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
