@@ -1,0 +1,208 @@
+"""Trainers of transformers and TRL that train a plan, each group at a rate of its own."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.errors import UsageError
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.peft import PEFT_LIMITS, lora_config
+from hlscore.training.apply import apply, check_trainables, upcast
+from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, param_groups
+from hlscore.training.model_check import check_model
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# What a log calls the rates, by the groups that have them.
+_RATES = {
+    FULL: "learning_rate_full",
+    FULL_NO_DECAY: "learning_rate_full",
+    LORA: "learning_rate_lora",
+}
+
+
+class HybridTrainerMixin:
+    """Makes a trainer train a plan: `class MyTrainer(HybridTrainerMixin, SFTTrainer)`.
+
+    A trainer that takes `peft_config`, such as those of TRL, gets the plan as one and wraps the
+    model itself; for `transformers.Trainer` the plan is applied to the model first. A model that
+    the plan was already applied to is taken as it is. What is trained is held in float32, unless
+    the plan was made for another precision, and the optimizer that `TrainingArguments` names gets
+    groups for full modules and for adapters.
+
+    Args:
+        *args: What the trainer takes.
+        plan: The plan, or the path of a `plan.json`.
+        full_lr: Learning rate of what is trained in full; `None` means the plan's suggestion.
+            `learning_rate` of the training arguments is not used.
+        lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
+        weight_decay: Weight decay; `None` means that of the training arguments.
+        full_weight_decay: Weight decay of what is trained in full; `None` means the same.
+        allow_other_weights: Do not warn when the weights of `model` are not those of the plan.
+            A model that is given by name is not compared.
+        **kwargs: What the trainer takes.
+
+    Raises:
+        ModelError: The model is not the plan's, or something else would be trained.
+        UsageError: The trainer cannot train the plan with these arguments.
+    """
+
+    # What the trainer beside this class provides.
+    model: Any
+    accelerator: Any
+    optimizer: Any
+    optimizer_cls_and_kwargs: Any
+    args: Any
+
+    def __init__(
+        self,
+        *args: Any,
+        plan: Plan | str | Path,
+        full_lr: float | None = None,
+        lora_lr: float | None = None,
+        weight_decay: float | None = None,
+        full_weight_decay: float | None = None,
+        allow_other_weights: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        self.plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+        self._group_settings = {
+            "full_lr": full_lr,
+            "lora_lr": lora_lr,
+            "weight_decay": weight_decay,
+            "full_weight_decay": full_weight_decay,
+        }
+        self._rates: dict[str, float] = {}
+        args, kwargs = self._with_plan(args, kwargs, allow_other_weights)
+        super().__init__(*args, **kwargs)
+        if self.plan.memory.master == "fp32":
+            upcast(self.model)
+        check_trainables(self.model, self.plan)
+        _check_precision(self.model, self.args)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Make the optimizer that the training arguments name, with the groups of the plan.
+
+        Args:
+            model: The model, where it is not the trainer's own.
+
+        Returns:
+            The optimizer, also kept by the trainer.
+
+        Raises:
+            UsageError: The optimizer sorts parameters by itself, such as GaLore.
+        """
+        trainer: Any = super()
+        optimizer: torch.optim.Optimizer
+        if self.optimizer is not None:
+            optimizer = trainer.create_optimizer(model)
+            return optimizer
+        trained = self.model if model is None else model
+        given = self.optimizer_cls_and_kwargs
+        kind, settings = given or trainer.get_optimizer_cls_and_kwargs(self.args, trained)
+        if not inspect.isclass(kind) or settings.keys() & {"params", "model", "optimizer_dict"}:
+            raise UsageError(
+                f"The optimizer '{self.args.optim}' makes groups of its own.",
+                hint="Use one that takes groups, such as adamw_torch.",
+            )
+        # The trainer takes `params` from here in place of groups of its own.
+        self.optimizer_cls_and_kwargs = kind, {**settings, "params": self._groups(trained)}
+        try:
+            optimizer = trainer.create_optimizer(model)
+        finally:
+            self.optimizer_cls_and_kwargs = given
+        return optimizer
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the rates of both groups wherever a rate is logged.
+
+        Args:
+            logs: What is logged.
+            *args: What the trainer takes.
+            **kwargs: What the trainer takes.
+        """
+        if "learning_rate" in logs:
+            logs.update(self._rates)
+        trainer: Any = super()
+        trainer.log(logs, *args, **kwargs)
+
+    def _get_learning_rate(self) -> float:
+        # The trainer asks here for the rate that it logs, before the scheduler moves on.
+        for group in self.optimizer.param_groups:
+            if group.get("name") in _RATES:
+                self._rates[_RATES[group["name"]]] = float(group["lr"])
+        trainer: Any = super()
+        rate: float = trainer._get_learning_rate()
+        return rate
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        # TRL runs the forward passes of training under autocast, but not those of generation.
+        trainer: Any = super()
+        with self.accelerator.autocast():
+            return trainer._generate_single_turn(*args, **kwargs)
+
+    def _with_plan(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], allow_other_weights: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the plan into the arguments of the trainer."""
+        from peft import PeftModel
+        from transformers import PreTrainedModel, set_seed
+
+        if kwargs.get("peft_config") is not None or kwargs.get("model_init") is not None:
+            raise UsageError(
+                "With a plan, give `model` and neither `peft_config` nor `model_init`."
+            )
+        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
+        if arguments is not None:
+            set_seed(arguments.seed)  # trainers do so only after the adapters are drawn
+        model = args[0] if args else kwargs.get("model")
+        if isinstance(model, PeftModel):
+            return args, kwargs
+        if _takes(type(self), "peft_config"):
+            check_limits(self.plan, PEFT_LIMITS)
+            if isinstance(model, PreTrainedModel):  # else a name, which the trainer loads
+                check_model(model, self.plan, allow_other_weights=allow_other_weights)
+            return args, {**kwargs, "peft_config": lora_config(self.plan)}
+        if not isinstance(model, PreTrainedModel):
+            raise UsageError(f"A {type(model).__name__} is no model that a plan can be applied to.")
+        model = apply(model, self.plan, allow_other_weights=allow_other_weights)
+        return ((model, *args[1:]), kwargs) if args else (args, {**kwargs, "model": model})
+
+    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        settings = dict(self._group_settings)
+        if settings["weight_decay"] is None:
+            settings["weight_decay"] = self.args.weight_decay
+        return param_groups(model, self.plan, **settings)  # type: ignore[arg-type]
+
+
+def _takes(trainer: type, name: str) -> bool:
+    """Whether any constructor behind the mixin names an argument."""
+    classes = trainer.__mro__[trainer.__mro__.index(HybridTrainerMixin) + 1 :]
+    return any(
+        name in inspect.signature(item.__dict__["__init__"]).parameters
+        for item in classes
+        if "__init__" in item.__dict__
+    )
+
+
+def _check_precision(model: nn.Module, args: Any) -> None:
+    import torch
+
+    short = any(item.dtype in (torch.float16, torch.bfloat16) for item in model.parameters())
+    trained = {item.dtype for item in model.parameters() if item.requires_grad}
+    if short and torch.float32 in trained and not (args.bf16 or args.fp16):
+        raise UsageError(
+            "The model is held in 16 bits and what is trained in float32, which need autocast.",
+            hint="Set bf16=True in the training arguments.",
+        )
+    if getattr(args, "use_transformers_continuous_batching", False) and (args.bf16 or args.fp16):
+        raise UsageError(
+            "Continuous batching rounds the trained weights to 16 bits at every generation.",
+            hint="Set use_transformers_continuous_batching=False.",
+        )
