@@ -28,10 +28,9 @@ from hlscore.exporters.limits import (
     nearest,
 )
 from hlscore.exporters.peft import EXPORTER, PEFT_LIMITS, adapter_config, default_rank, lora_config
-from hlscore.exporters.peft_names import pattern
+from hlscore.exporters.peft_names import pattern, skip_modules
 from hlscore.exporters.registry import find_exporter
 from hlscore.exporters.revision import Change, revise
-from hlscore.training.apply import skip_modules
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
 LAYER = "model.layers.0"
@@ -158,6 +157,15 @@ def test_which_weights_go_by_parameter() -> None:
 def test_modules_to_keep_out_of_4_bits() -> None:
     plan = plan_of("deepseek_v3", "*=frozen", "*.0.*o_proj=full", "*.0.*down_proj=lora")
     assert skip_modules(plan) == [f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.o_proj", "lm_head"]
+
+
+def test_what_has_to_be_set_besides() -> None:
+    plan = plan_of("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
+    copies, packed, serving = EXPORTER.notes(plan)
+    assert "hlscore.training.apply" in copies
+    assert json.dumps(skip_modules(plan)) in packed
+    assert "vLLM" in serving
+    assert EXPORTER.notes(plan_of("llama")) == ()
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "mamba"])

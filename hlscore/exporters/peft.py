@@ -12,7 +12,7 @@ from hlscore.errors import UsageError
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.peft_names import full_name, lora_name, pattern, tied_matrices
+from hlscore.exporters.peft_names import full_name, lora_name, pattern, skip_modules, tied_matrices
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -208,6 +208,31 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {"adapter_config.json": text_file(config_text(config))}
 
 
+def notes(plan: Plan) -> tuple[str, ...]:
+    """What has to be set besides, for every trainer that runs PEFT.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Remarks, each in a sentence or two.
+    """
+    found = []
+    if plan.full and plan.memory.master == "fp32":
+        found.append(
+            "PEFT leaves full copies of a 16-bit model in 16 bits, where small updates are lost: "
+            "load the base model in float32, or wrap it with hlscore.training.apply."
+        )
+    if plan.memory.base_bits != 16:
+        found.append(
+            "Load the quantized base model with llm_int8_skip_modules="
+            f"{json.dumps(skip_modules(plan))}, also when the adapter is loaded again."
+        )
+    if plan.full:
+        found.append("Merge before serving: vLLM rejects adapters with modules in full.")
+    return tuple(found)
+
+
 EXPORTER = Exporter(
     name="peft",
     summary="adapter_config.json: the whole plan, for PEFT and whatever takes a LoraConfig",
@@ -215,4 +240,5 @@ EXPORTER = Exporter(
     files=_files,
     folder=True,
     usage="get_peft_model(model, LoraConfig.from_pretrained('{out}'))",
+    notes=notes,
 )

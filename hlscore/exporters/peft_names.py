@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.exporters.moe_names import needs_parameter_name
@@ -94,3 +95,36 @@ def tied_matrices(plan: Plan) -> frozenset[str]:
     return frozenset(
         item.reason.removeprefix(_TIED) for item in plan.skipped if item.reason.startswith(_TIED)
     )
+
+
+def never_packed(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Modules whose weight must not be quantized, as it cannot be trained then.
+
+    Args:
+        plan: The plan.
+
+    Yields:
+        Full name, and what is done with the module.
+    """
+    for item in plan.full:
+        yield full_name(item), "trained in full"
+    for item in plan.lora_modules:
+        if item.form in ("linear", "conv1d") and needs_parameter_name(plan, item):
+            yield item.module, "given LoRA by parameter"
+
+
+def skip_modules(plan: Plan) -> list[str]:
+    """Modules to keep out of 4-bit and 8-bit loading, so that the plan can be put on the model.
+
+    Pass them as `BitsAndBytesConfig(llm_int8_skip_modules=...)`, also when the adapter is loaded
+    again: a packed weight can neither be trained in full nor carry LoRA by parameter.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Full names, the output head last.
+    """
+    heads = [item.module for item in plan.skipped if item.reason.startswith("output head")]
+    names = sorted({name for name, _ in never_packed(plan)} - {"lm_head", *heads})
+    return [*names, *dict.fromkeys([*heads, "lm_head"])]

@@ -15,15 +15,16 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.limits import check_limits
-from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.peft_names import full_name
+from hlscore.exporters.peft_names import never_packed, skip_modules
 from hlscore.inputs.packed import is_packed_linear
 from hlscore.training.model_check import check_model
 from hlscore.training.trainables import groups
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+__all__ = ["apply", "check_trainables", "skip_modules", "upcast"]
 
 _SHOWN = 3
 
@@ -83,26 +84,6 @@ def apply(
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
     return wrapped
-
-
-def skip_modules(plan: Plan) -> list[str]:
-    """Modules to keep out of 4-bit and 8-bit loading, so that the plan can be put on the model.
-
-    Pass them as `BitsAndBytesConfig(llm_int8_skip_modules=...)`, also when the adapter is loaded
-    again: a packed weight can neither be trained in full nor carry LoRA by parameter.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Full names, the output head last.
-    """
-    heads = [
-        item.module for item in plan.skipped
-        if item.reason.startswith(("output head", "tied to")) and item.parameter.endswith(".weight")
-    ]  # fmt: skip
-    names = sorted({name for name, _ in _unpacked(plan)} - {"lm_head", *heads})
-    return [*names, *dict.fromkeys([*heads, "lm_head"])]
 
 
 def upcast(model: PeftModel) -> None:
@@ -168,17 +149,8 @@ def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
     return wrapped
 
 
-def _unpacked(plan: Plan) -> Iterator[tuple[str, str]]:
-    """Modules that must not be packed, and why."""
-    for item in plan.full:
-        yield full_name(item), "trained in full"
-    for item in plan.lora_modules:
-        if item.form in ("linear", "conv1d") and needs_parameter_name(plan, item):
-            yield item.module, "given LoRA by parameter"
-
-
 def _check_packed(model: PreTrainedModel, plan: Plan) -> None:
-    for name, what in _unpacked(plan):
+    for name, what in never_packed(plan):
         if is_packed_linear(model.get_submodule(name)):
             raise ModelError(
                 f"'{name}' cannot be {what}: its weight is quantized.",
