@@ -86,6 +86,7 @@ class ModelDimensions:
         block_widths: Inputs and outputs of the linear maps of the widest block, summed, per
             token; experts count as often as a token uses them.
         all_widths: The same over all blocks.
+        expert_params: Parameters of the fused expert tensors of the block with most of them.
     """
 
     hidden_size: int
@@ -95,6 +96,7 @@ class ModelDimensions:
     packable_rows: int
     block_widths: int
     all_widths: int
+    expert_params: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,11 +26,12 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
     """
     config = model.config.get_text_config()
     per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
-    widths: dict[int | None, int] = {}
+    widths, experts = Counter[int | None](), Counter[int | None]()
     for item in candidates_of(find_modules(model, CandidateSettings())):
         uses = per_token if item.matrices > 1 else 1
         sides = uses * (item.out_features + item.in_features)
-        widths[item.layer] = widths.get(item.layer, 0) + sides
+        widths[item.layer] += sides
+        experts[item.layer] += item.n_params if item.form == "experts" else 0
     packable = list(_packable(model))
     return ModelDimensions(
         hidden_size=int(getattr(config, "hidden_size", 0)),
@@ -40,6 +41,7 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
         packable_rows=sum(rows for rows, _ in packable),
         block_widths=max(widths.values()),
         all_widths=sum(widths.values()),
+        expert_params=max(experts.values()),
     )
 
 
