@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from hlscore._version import __version__
@@ -9,14 +10,30 @@ from hlscore._version import __version__
 if TYPE_CHECKING:
     from hlscore.api import RankResult as RankResult
     from hlscore.api import rank as rank
+    from hlscore.artifacts.plan_file import read_plan as read_plan
+    from hlscore.training.apply import apply as apply
+    from hlscore.training.groups import param_groups as param_groups
+    from hlscore.training.merge import merge as merge
+    from hlscore.training.mixin import HybridTrainerMixin as HybridTrainerMixin
 
-__all__ = ["RankResult", "__version__", "rank"]
+_PLACES = {
+    "rank": "hlscore.api",
+    "RankResult": "hlscore.api",
+    "read_plan": "hlscore.artifacts.plan_file",
+    "apply": "hlscore.training.apply",
+    "param_groups": "hlscore.training.groups",
+    "merge": "hlscore.training.merge",
+    "HybridTrainerMixin": "hlscore.training.mixin",
+}
+
+__all__ = [
+    "HybridTrainerMixin", "RankResult", "__version__", "apply", "merge", "param_groups", "rank",
+    "read_plan",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     """Import the Python API on first use, so that `import hlscore` loads no torch."""
-    if name in ("rank", "RankResult"):
-        from hlscore import api
-
-        return getattr(api, name)
+    if name in _PLACES:
+        return getattr(import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'hlscore' has no attribute '{name}'")

@@ -28,6 +28,7 @@ from hlscore.settings import (
     CaptureSettings,
     DataSettings,
     Estimator,
+    MemorySettings,
     ModelSettings,
     PlanSettings,
     RankSettings,
@@ -99,6 +100,9 @@ def rank(
     score: str = "hls",
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
+    ranks: Iterable[int] = (),
+    locks: Iterable[str] = (),
+    memory: MemorySettings | None = None,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     embeddings: bool = False,
@@ -124,12 +128,15 @@ def rank(
     Args:
         model: A causal language model in memory, on any device.
         tokenizer: Its tokenizer.
-        data: Hub id, local path, or examples as mappings (also a `datasets.Dataset`); `None`
-            means the built-in probes.
-        budget: `0.1` for 10 % of the candidate modules, `"0.1p"` for 10 % of their parameters.
+        data: Hub id, local path, or examples as mappings; `None` means the built-in probes.
+        budget: `0.1` for 10 % of the candidate modules, `"0.1p"` for 10 % of their parameters,
+            `"500M"` for that many, `"24GiB"` for training memory.
         score: Name of the score that decides.
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
+        ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        locks: Pinned modules, such as `"*.down_proj=full"`.
+        memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
         include: Globs over full module names; empty means every candidate.
         exclude: Globs over full module names to leave out.
         embeddings: Rank the input embedding too.
@@ -140,11 +147,9 @@ def rank(
         columns: Maps `text`, `messages`, `prompt`, `completion` to columns of the data.
         batch_size: Examples per pass; changes speed, not scores.
         checkpointing: Recompute activations in the backward pass where the model supports it.
-        estimator: `exact` sums float32 gradients, `sketch` random projections of them; `auto` is
-            exact while that fits the memory.
+        estimator: `exact` gradients, `sketch`, or `auto`: exact while that fits the memory.
         sketch_size: Columns of a sketch; `None` means four times the rank, at least 64.
-        passes: Passes over the probes, an odd number; every two after the first are a power
-            iteration, which sharpens sketches.
+        passes: Passes over the probes, an odd number: more of them sharpen sketches.
         accumulate_on: `device` or `host`: where exact sums are kept.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
@@ -153,7 +158,7 @@ def rank(
         Report, plan and decisions.
 
     Raises:
-        HlscoreError: Something cannot be used; the message says what, and what to do.
+        HlscoreError: Something cannot be used.
     """
     source = str(data) if isinstance(data, str | Path) else None
     settings = RankSettings(
@@ -166,8 +171,8 @@ def rank(
             columns=dict(columns or {}),
         ),
         candidates=CandidateSettings(
-            include=(include,) if isinstance(include, str) else tuple(include),
-            exclude=(exclude,) if isinstance(exclude, str) else tuple(exclude),
+            include=_texts(include),
+            exclude=_texts(exclude),
             embeddings=embeddings,
             head=head,
         ),
@@ -179,16 +184,39 @@ def rank(
             passes=passes,
             accumulate_on=accumulate_on,
         ),
-        plan=PlanSettings(budget=str(budget), score=score, rank=rank, alpha=alpha),
+        plan=PlanSettings(
+            budget=str(budget),
+            score=score,
+            rank=rank,
+            alpha=alpha,
+            ranks=tuple(sorted(set(ranks))),
+            locks=_texts(locks),
+            memory=memory or MemorySettings(),
+        ),
         seed=seed,
     )
+    return _run(model, tokenizer, data, settings, progress or Silent())
+
+
+def _run(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    data: str | Path | Iterable[Mapping[str, Any]] | None,
+    settings: RankSettings,
+    progress: Progress,
+) -> RankResult:
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
     examples = _examples(data, settings)
-    found = score_model(model, tokenizer, identity, examples, settings, progress or Silent())
+    found = score_model(model, tokenizer, identity, examples, settings, progress)
     assert found is not None  # noqa: S101 - a process alone is the main one
     report, allocation = found
     plan = make_plan(report, allocation)
     return RankResult(report=report, plan=plan, allocation=allocation)
+
+
+def _texts(given: Iterable[str]) -> tuple[str, ...]:
+    """Several texts, or one that somebody forgot to put into a list."""
+    return (given,) if isinstance(given, str) else tuple(given)
 
 
 def _examples(

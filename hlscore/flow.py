@@ -25,7 +25,7 @@ from hlscore.inputs.examples import ExampleSet
 from hlscore.inputs.model import input_device, planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.probes import ProbeSet, encode
-from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
+from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
 from hlscore.planning.budget import parse_budget
 from hlscore.processes import Processes
 from hlscore.records import (
@@ -172,7 +172,7 @@ def score_model(
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    parse_budget(settings.plan.budget).limit([item.n_params for item in chosen])
+    check_plan_for(identity, chosen, settings.plan)
     probes = encode_probes(model, tokenizer, examples, settings)
     return score_probes(
         model, modules, identity, probes, settings, progress, processes=processes, storage=storage

@@ -334,6 +334,14 @@ class PlanSettings:
         _require(
             self.alpha is None or self.alpha >= 1, f"--alpha is {self.alpha}.", "Use 1 or more."
         )
+        if self.ranks:
+            whole = all(self.lora_alpha * rank % self.rank == 0 for rank in self.ranks)
+            _require(
+                whole,
+                f"--alpha {self.lora_alpha} at --rank {self.rank} gives other ranks no whole "
+                "alpha of the same ratio.",
+                f"Use an --alpha that is a multiple of {self.rank}.",
+            )
         for rank in self.ranks:
             _require(1 <= rank <= 8192, f"--ranks holds {rank}.", "Use 1 to 8192.")
         if self.baseline is not None:

@@ -24,14 +24,25 @@ ALLOWED: dict[str, set[str]] = {
     "scores": GROUND | {"scores"},
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
-    "exporters": GROUND | {"planning", "artifacts", "exporters"},
+    "exporters": GROUND | {"inputs", "planning", "artifacts", "exporters"},
     "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "training"},
     "flow": GROUND | {"processes", "inputs", "gradients", "scores", "planning"},
     "api": GROUND | {"inputs", "planning", "artifacts", "flow"},
-    "views": GROUND | {"processes", "inputs", "scores", "planning", "artifacts", "flow", "views"},
+    "views": GROUND
+    | {"processes", "inputs", "scores", "planning", "artifacts", "exporters", "flow", "views"},
     "cli": GROUND
-    | {"processes", "inputs", "scores", "planning", "artifacts", "flow", "views", "cli"},
-    "__init__": {"_version", "api"},
+    | {
+        "processes",
+        "inputs",
+        "scores",
+        "planning",
+        "artifacts",
+        "exporters",
+        "flow",
+        "views",
+        "cli",
+    },
+    "__init__": {"_version", "api", "artifacts", "training"},
     "__main__": {"cli"},
 }
 HEAVY = {

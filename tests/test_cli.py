@@ -21,13 +21,16 @@ from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run, app
 
 OPTIONS = {
-    "rank": "--accumulate-on --allow-pickle --alpha --batch-size --bootstrap --budget "
+    "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --bootstrap --budget "
     "--checkpointing --column "
     "--data --data-config --device --device-map --dry-run --dtype --embeddings --estimator "
-    "--exclude --force --groups --head --help --include --json --load-in --max-length --max-memory "
-    "--offload-folder --out --passes --rank --resume --revision --samples --save-every --score "
-    "--seed --shard --sketch-size --split --svd --top --trust-remote-code",
-    "plan": "--alpha --budget --force --help --json --out --rank --score --top",
+    "--exclude --force --groups --head --help --include --json --load-in --lock --master "
+    "--max-length --max-memory "
+    "--offload-folder --optimizer --out --passes --rank --ranks --resume --revision "
+    "--samples --save-every --score --seed --shard --sketch-size --split --svd --top "
+    "--train-batch --train-length --trust-remote-code",
+    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
+    "--out --rank --ranks --score --top --train-batch --train-length",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
@@ -96,7 +99,9 @@ def test_commands_and_flags_change_only_on_purpose() -> None:
     assert found == OPTIONS
 
 
-@pytest.mark.parametrize("command", ["rank", "plan", "modules", "estimate", "scores", "schema"])
+@pytest.mark.parametrize(
+    "command", ["rank", "plan", "export", "modules", "estimate", "scores", "schema"]
+)
 def test_help_shows_an_example(run: Run, command: str) -> None:
     found = run(command, "--help")
     assert found.returncode == 0
@@ -106,6 +111,7 @@ def test_help_shows_an_example(run: Run, command: str) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["schema"], ["scores"], ["plan", "--help"], ["rank", "--help"],
+     ["export", "--list"], ["export", "--help"],
      ["plan", "SCORES", "--budget", "0.2", "-o", "new.json"]],
     ids=" ".join,
 )  # fmt: skip
@@ -186,7 +192,7 @@ def test_plan_takes_other_budgets_scores_and_ranks(run: Run, scores: Path) -> No
     plan = json.loads(found.stdout)["plan"]
     assert plan["budget"]["unit"] == "parameters"
     assert plan["budget"]["realized_parameter_share"] <= 0.3
-    assert plan["lora"] == {"rank": 8, "alpha": 16}
+    assert plan["lora"] == {"rank": 8, "alpha": 16, "ranks": []}
     assert plan["score"]["name"] == "tail"
     assert run("plan", *arguments, "-o", "other.json").returncode == 2
 

@@ -145,7 +145,8 @@ BudgetOption = Annotated[
     typer.Option(
         "--budget",
         "-b",
-        help="0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their parameters.",
+        help="0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their parameters. 500M: "
+        "that many parameters. 24GiB: training memory.",
         rich_help_panel=PLAN_PANEL,
     ),
 ]
@@ -164,6 +165,37 @@ Alpha = Annotated[
         help="LoRA alpha of the plan.",
         show_default="twice the rank",
         rich_help_panel=PLAN_PANEL,
+    ),
+]
+Ranks = Annotated[
+    str | None,
+    typer.Option(
+        "--ranks",
+        help="LoRA ranks to choose from for each module, such as 4,8,16,32,64; frozen and full "
+        "are always among the choices. The budget then holds everything that is trained.",
+        rich_help_panel=PLAN_PANEL,
+        show_default="one rank for all",
+    ),
+]
+Locks = Annotated[
+    list[str],
+    typer.Option(
+        "--lock",
+        help="Pin modules: PATTERN=full, =lora, =frozen or =rank:N (repeatable; the last that "
+        "matches counts).",
+        rich_help_panel=PLAN_PANEL,
+        default_factory=list,
+        show_default=False,
+    ),
+]
+BaselineOption = Annotated[
+    Literal["lora-matched", "random", "all-lora", "all-full"] | None,
+    typer.Option(
+        "--baseline",
+        help="Write a plan to compare with instead: LoRA with as many trained parameters, a "
+        "stratified random choice, LoRA everywhere, or full everywhere.",
+        rich_help_panel=PLAN_PANEL,
+        show_default=False,
     ),
 ]
 Out = Annotated[
@@ -215,6 +247,26 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
             )
         columns[role] = column
     return columns
+
+
+def parse_ranks(text: str | None) -> tuple[int, ...]:
+    """Read `--ranks`.
+
+    Args:
+        text: Whole numbers with commas between them; `None` means one rank for all.
+
+    Returns:
+        The ranks, rising, each once.
+
+    Raises:
+        UsageError: Something else stands there.
+    """
+    if text is None:
+        return ()
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 6 for part in parts):
+        raise UsageError(f"--ranks is '{text}'.", hint="Use whole numbers, such as 4,8,16,32,64.")
+    return tuple(sorted({int(part) for part in parts}))
 
 
 def parse_memory(pairs: list[str]) -> dict[str, str]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hlscore.cli import memory_options as m
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 
@@ -34,6 +35,14 @@ def plan(
         ),
     ] = None,
     alpha: o.Alpha = None,
+    ranks: o.Ranks = None,
+    lock: o.Locks = ...,  # type: ignore[assignment]
+    baseline: o.BaselineOption = None,
+    optimizer: m.Optimizer = "adamw",
+    master: m.Master = "fp32",
+    base: m.Base = "16",
+    train_batch: m.TrainBatch = 1,
+    train_length: m.TrainLength = 2048,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -54,7 +63,11 @@ def plan(
 
     `hlscore plan hlscore-out/builtin-tiny/scores.parquet --budget 0.2 -o plan-20.json`
 
-    `hlscore plan scores.parquet --budget 0.1p --score grad_norm --force`
+    `hlscore plan scores.parquet --budget 24GiB --base 4 --optimizer adamw8bit -o plan-24.json`
+
+    `hlscore plan scores.parquet --budget 0.1p --ranks 4,8,16,32,64 --lock "*.down_proj=full"`
+
+    `hlscore plan scores.parquet --budget 0.1 --baseline lora-matched -o baseline.json`
     """
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
@@ -68,6 +81,7 @@ def plan(
     from hlscore.views.result import print_plan_json, print_replanned
 
     parse_budget(budget)
+    memory = m.memory_settings(optimizer, master, base, train_batch, train_length)
     if score is not None:
         find_score(score)
     target = out or scores.parent / PLAN_FILE
@@ -81,6 +95,10 @@ def plan(
         score=report.run.score if score is None else score,
         rank=report.run.rank if lora_rank is None else lora_rank,
         alpha=alpha,
+        ranks=o.parse_ranks(ranks),
+        locks=tuple(lock),
+        baseline=baseline,
+        memory=memory,
     )
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from hlscore.cli import memory_options as m
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
 from hlscore.paths import remove_unfinished, unfinished_runs
@@ -42,6 +43,13 @@ def rank(
         ),
     ] = DEFAULT_RANK,
     alpha: o.Alpha = None,
+    ranks: o.Ranks = None,
+    lock: o.Locks = ...,  # type: ignore[assignment]
+    optimizer: m.Optimizer = "adamw",
+    master: m.Master = "fp32",
+    base: m.Base = "16",
+    train_batch: m.TrainBatch = 1,
+    train_length: m.TrainLength = 2048,
     data: Annotated[
         str | None,
         typer.Option(
@@ -251,7 +259,15 @@ def rank(
             groups=groups,
             bootstrap=bootstrap,
         ),
-        plan=PlanSettings(budget=budget, score=score, rank=lora_rank, alpha=alpha),
+        plan=PlanSettings(
+            budget=budget,
+            score=score,
+            rank=lora_rank,
+            alpha=alpha,
+            ranks=o.parse_ranks(ranks),
+            locks=tuple(lock),
+            memory=m.memory_settings(optimizer, master, base, train_batch, train_length),
+        ),
         seed=seed,
     )
     if dry_run:

@@ -14,10 +14,10 @@ from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
 from hlscore.planning.options import tied_modules
-from hlscore.planning.problem import Picks, Problem
+from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import find_score, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import PlanSettings
@@ -120,6 +120,27 @@ def check_plan_settings(settings: PlanSettings) -> None:
     parse_budget(settings.budget)
     for lock in settings.locks:
         parse_lock(lock)
+
+
+def check_plan_for(
+    model: ModelIdentity, candidates: Sequence[Candidate], settings: PlanSettings
+) -> None:
+    """Refuse a budget or a lock that cannot work for a model, before it is probed.
+
+    Args:
+        model: The model.
+        candidates: Its candidates.
+        settings: Budget, locks, memory.
+
+    Raises:
+        BudgetError: Not a single module fits, or the frozen model alone does not.
+        UsageError: A lock matches no candidate.
+    """
+    locks_of(settings.locks, [item.module for item in candidates])
+    budget = parse_budget(settings.budget)
+    budget.limit([item.n_params for item in candidates])
+    if budget.unit == "bytes":
+        free_bytes(model, budget, settings.memory)
 
 
 def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:

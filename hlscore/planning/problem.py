@@ -13,7 +13,7 @@ from hlscore.planning.memory import activation_bytes, base_bytes
 from hlscore.planning.options import Option
 from hlscore.records import ModelIdentity, ModuleRow
 from hlscore.scores.registry import Score
-from hlscore.settings import PlanSettings
+from hlscore.settings import MemorySettings, PlanSettings
 
 Counts = Literal["full", "trained", "memory"]
 
@@ -47,35 +47,56 @@ class Problem:
         """Parameters of each candidate."""
         return [row.n_params for row in self.rows]
 
-    def free_bytes(self) -> int:
-        """Bytes that trained modules may take, under a budget of memory.
 
-        Returns:
-            The budget less the frozen model and the activations.
+def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings) -> int:
+    """Bytes that trained modules may take, under a budget of memory.
 
-        Raises:
-            BudgetError: The frozen model and the activations do not fit.
-        """
-        memory = self.settings.memory
-        base, activations = (
-            base_bytes(self.model, memory), activation_bytes(self.model.dimensions, memory)
-        )  # fmt: skip
-        free = (self.budget.amount or 0) - base - activations
-        if free <= 0:
-            raise self.too_small(base, activations, 0)
-        return free
+    Args:
+        model: The model.
+        budget: The budget, of bytes.
+        memory: What memory depends on.
 
-    def too_small(self, base: int, activations: int, trained: int) -> BudgetError:
-        """The error for a memory budget into which not even the least fits."""
-        parts = f"the frozen weights take {_gib(base)}, activations about {_gib(activations)}"
-        if trained:
-            parts += f", what has to be trained at least {_gib(trained)}"
-        return BudgetError(
-            f"A training memory of {self.budget.text} is too small for {self.model.model}: "
-            f"{parts}.",
-            hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
-            "--train-length.",
-        )
+    Returns:
+        The budget less the frozen model and the activations.
+
+    Raises:
+        BudgetError: The frozen model and the activations do not fit.
+    """
+    free = (budget.amount or 0) - fixed_bytes(model, memory)
+    if free <= 0:
+        raise too_small(model, budget, memory)
+    return free
+
+
+def fixed_bytes(model: ModelIdentity, memory: MemorySettings) -> int:
+    """Bytes of the frozen model and of the activations, whatever is trained."""
+    return base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
+
+
+def too_small(
+    model: ModelIdentity, budget: Budget, memory: MemorySettings, trained: int = 0
+) -> BudgetError:
+    """The error for a memory budget into which not even the least fits.
+
+    Args:
+        model: The model.
+        budget: The budget.
+        memory: What memory depends on.
+        trained: Bytes of the least that has to be trained.
+
+    Returns:
+        The error, with what each part takes.
+    """
+    base = base_bytes(model, memory)
+    activations = activation_bytes(model.dimensions, memory)
+    parts = f"the frozen weights take {_gib(base)}, activations about {_gib(activations)}"
+    if trained:
+        parts += f", what has to be trained at least {_gib(trained)}"
+    return BudgetError(
+        f"A training memory of {budget.text} is too small for {model.model}: {parts}.",
+        hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
+        "--train-length.",
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,9 +6,8 @@ import numpy as np
 
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import share_of
-from hlscore.planning.memory import activation_bytes, base_bytes
 from hlscore.planning.options import Option, curve_of, menu_of
-from hlscore.planning.problem import Counts, Picks, Problem
+from hlscore.planning.problem import Counts, Picks, Problem, fixed_bytes, free_bytes, too_small
 from hlscore.planning.rank_choice import Menu, choose_options
 
 
@@ -74,7 +73,10 @@ def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
     flat = [item for options in menus for item in options]
     params = [float(item.params) for item in flat]
     if problem.budget.unit == "bytes":
-        costs, limits = [[float(item.bytes) for item in flat]], [problem.free_bytes()]
+        costs, limits = (
+            [[float(item.bytes) for item in flat]],
+            [free_bytes(problem.model, problem.budget, problem.settings.memory)],
+        )
     elif problem.budget.unit == "parameters":
         costs, limits = [params], [problem.budget.limit(problem.params)]
     else:
@@ -93,8 +95,7 @@ def _spent(problem: Problem, options: tuple[Option, ...]) -> int:
         return sum(item.mode == "full" for item in options)
     if problem.budget.unit == "parameters":
         return sum(item.params for item in options)
-    memory = problem.settings.memory
-    fixed = base_bytes(problem.model, memory) + activation_bytes(problem.model.dimensions, memory)
+    fixed = fixed_bytes(problem.model, problem.settings.memory)
     return fixed + sum(item.bytes for item in options)
 
 
@@ -102,13 +103,8 @@ def _too_small(
     problem: Problem, menus: list[tuple[Option, ...]], error: BudgetError
 ) -> BudgetError:
     if problem.budget.unit == "bytes":
-        memory = problem.settings.memory
         least = sum(min(item.bytes for item in options) for options in menus)
-        return problem.too_small(
-            base_bytes(problem.model, memory),
-            activation_bytes(problem.model.dimensions, memory),
-            least,
-        )
+        return too_small(problem.model, problem.budget, problem.settings.memory, least)
     if not problem.locks:
         return error
     return BudgetError(

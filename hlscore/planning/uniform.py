@@ -8,9 +8,15 @@ import numpy as np
 
 from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, selection_probability
-from hlscore.planning.memory import activation_bytes, base_bytes
 from hlscore.planning.options import Option, alternative, option
-from hlscore.planning.problem import Picks, Problem, spent_of
+from hlscore.planning.problem import (
+    Picks,
+    Problem,
+    fixed_bytes,
+    free_bytes,
+    spent_of,
+    too_small,
+)
 from hlscore.scores.registry import score_of
 
 
@@ -75,12 +81,14 @@ def _spending(
     unit = problem.budget.unit
     if unit == "bytes":
         costs = [full[place].bytes - rest[place].bytes for place in free]
-        left = problem.free_bytes() - sum(item.bytes for item in rest)
+        left = free_bytes(problem.model, problem.budget, problem.settings.memory) - sum(
+            item.bytes for item in rest
+        )
         if left < 0:
-            memory = problem.settings.memory
-            raise problem.too_small(
-                base_bytes(problem.model, memory),
-                activation_bytes(problem.model.dimensions, memory),
+            raise too_small(
+                problem.model,
+                problem.budget,
+                problem.settings.memory,
                 sum(item.bytes for item in rest),
             )
     else:
@@ -97,8 +105,7 @@ def _spending(
 
 
 def _memory(problem: Problem, options: Sequence[Option]) -> int:
-    memory = problem.settings.memory
-    fixed = base_bytes(problem.model, memory) + activation_bytes(problem.model.dimensions, memory)
+    fixed = fixed_bytes(problem.model, problem.settings.memory)
     return fixed + sum(item.bytes for item in options)
 
 

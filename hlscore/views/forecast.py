@@ -13,6 +13,12 @@ from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
 
+def _budget(found: Forecast) -> str:
+    if found.budget_unit == "byte":
+        return f"at most {memory(found.budget_limit)} to train in"
+    return f"at most {count(found.budget_limit, found.budget_unit)} in full"
+
+
 def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
     """Print what a run would do.
 
@@ -68,7 +74,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             f"{memory(found.activation_bytes)} activations of "
             f"{count(settings.capture.batch_size, 'example')}",
         ),
-        ("budget", f"at most {count(found.budget_limit, found.budget_unit)} in full"),
+        ("budget", _budget(found)),
     )
     console = terminal()
     for label, text in lines:

@@ -15,7 +15,7 @@ from hlscore.planning.allocation import Allocation, Decision
 from hlscore.records import ScoreReport
 from hlscore.views.heatmap import ASCII, UNICODE, heat_map
 from hlscore.views.terminal import terminal
-from hlscore.views.wording import count, measure, percent, shape, short
+from hlscore.views.wording import count, measure, memory, percent, shape, short
 
 
 def print_result(
@@ -51,7 +51,10 @@ def print_result(
             f"hlscore plan {quoted} --budget 0.2 -o plan-20.json",
             "another budget, without the model",
         ),
-        (f"hlscore plan {quoted} --budget 0.1p -o plan-p.json", "10 % of the parameters instead"),
+        (
+            f"hlscore export {shlex.quote(str(plan))} --to trl -o hybrid",
+            "for your trainer; hlscore export --list names the others",
+        ),
     )
 
 
@@ -188,6 +191,12 @@ def summary(allocation: Allocation) -> list[Text]:
             f"{percent(totals.trained_params / totals.model_params)} of full fine-tuning",
         ),
     ]
+    lines.append(Text.assemble(("memory  ", "bold"), _memory(allocation)))
+    if allocation.picks.solver == "HiGHS":
+        gap = allocation.picks.gap
+        lines.append(
+            Text.assemble(("solver  ", "bold"), f"HiGHS, at most {gap:.1e} of the best value away")
+        )
     if allocation.mean_reselection is not None and allocation.borderline is not None:
         lines.append(
             Text.assemble(
@@ -198,6 +207,22 @@ def summary(allocation: Allocation) -> list[Text]:
         )
         lines.append(Text.assemble(("doubt   ", "bold"), _doubt(allocation)))
     return lines
+
+
+def _memory(allocation: Allocation) -> str:
+    use, settings = allocation.memory, allocation.settings.memory
+    weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
+    parts = (
+        f"weights {memory(weights)}",
+        f"gradients {memory(use.gradient_bytes)}",
+        f"{settings.optimizer} {memory(use.optimizer_bytes)}",
+        f"activations about {memory(use.activation_bytes)} "
+        f"({settings.train_batch} x {settings.train_length} tokens)",
+    )
+    return (
+        f"{memory(use.total_bytes)} to train, {settings.master} masters on a "
+        f"{settings.base_bits}-bit base: {', '.join(parts)}"
+    )
 
 
 def _doubt(allocation: Allocation) -> str:
