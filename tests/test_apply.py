@@ -152,6 +152,15 @@ def test_ranks_of_layers_whose_numbers_overlap(tmp_path: Path) -> None:
         assert ranks == {item.module: (item.rank, {"default": 2.0}) for item in plan.lora_modules}
 
 
+def test_an_adapter_of_another_rank_is_noticed() -> None:
+    model = FAMILIES["llama"].build()
+    plan = plan_for(model, ["*.1.*q_proj=rank:2"])
+    config = lora_config(plan)
+    config.rank_pattern = {}
+    with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj' has 448 .* not the 224"):
+        check_trainables(get_peft_model(model, config), plan)
+
+
 def test_names_that_end_alike_are_refused() -> None:
     model = FAMILIES["llama"].build()
     mirror = nn.Module()

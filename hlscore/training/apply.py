@@ -19,7 +19,7 @@ from hlscore.exporters.peft import PEFT_LIMITS, lora_config
 from hlscore.exporters.peft_names import never_packed, skip_modules
 from hlscore.inputs.packed import is_packed_linear
 from hlscore.training.model_check import check_model
-from hlscore.training.trainables import groups
+from hlscore.training.trainables import expected_trainables, groups
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -98,7 +98,7 @@ def upcast(model: PeftModel) -> None:
 
 
 def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None = None) -> None:
-    """Make sure that the trainable parameters are exactly the plan's.
+    """Make sure that the trainable parameters are exactly the plan's, and the ranks too.
 
     Args:
         model: A wrapped model.
@@ -106,12 +106,13 @@ def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None =
         adapter_name: Name of the adapter; `None` means the active one.
 
     Raises:
-        ModelError: A parameter is missing or trains unplanned.
+        ModelError: A parameter is missing or trains unplanned, or an adapter has another rank.
     """
     planned = {name for part in groups(model, plan, adapter_name=adapter_name).values()
                for name in part}  # fmt: skip
     actual = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if planned == actual:
+        _check_sizes(model, plan, adapter_name)
         return
     parts = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
@@ -124,6 +125,22 @@ def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None =
         f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
         hint="This version of PEFT may match names in another way; lock these modules to frozen.",
     )
+
+
+def _check_sizes(model: PeftModel, plan: Plan, adapter_name: str | None) -> None:
+    """Adapters of another rank than planned have the right names but another size."""
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    by_module = expected_trainables(model, plan, adapter_name=adapter_name)
+    for item in plan.lora_modules:
+        parts = [sizes[name] for name in by_module[item.module]]
+        # Parts of another process are empty where weights are sharded.
+        if all(parts) and sum(parts) != item.trained_params:
+            raise ModelError(
+                f"The adapter on '{item.module}' has {sum(parts):,} parameters, not the "
+                f"{item.trained_params:,} of rank {item.rank}.",
+                hint="This version of PEFT may match rank patterns in another way; lock the "
+                "module to the plan's rank.",
+            )
 
 
 def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
