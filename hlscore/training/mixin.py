@@ -168,7 +168,9 @@ class HybridTrainerMixin:
             check_limits(self.plan, PEFT_LIMITS)
             if isinstance(model, PreTrainedModel):  # else a name, which the trainer loads
                 check_model(model, self.plan, allow_other_weights=allow_other_weights)
-            return args, {**kwargs, "peft_config": lora_config(self.plan)}
+            config = lora_config(self.plan)
+            config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
+            return args, {**kwargs, "peft_config": config}
         if not isinstance(model, PreTrainedModel):
             raise UsageError(f"A {type(model).__name__} is no model that a plan can be applied to.")
         model = apply(model, self.plan, allow_other_weights=allow_other_weights)
