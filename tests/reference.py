@@ -102,3 +102,24 @@ def best_choice(scores: Sequence[float], params: Sequence[int], limit: int) -> f
             if sum(params[i] for i in chosen) <= limit:
                 best = max(best, sum(scores[i] for i in chosen))
     return best
+
+
+def best_options(
+    menus: Sequence[Sequence[tuple[float, tuple[float, ...]]]], limits: Sequence[float]
+) -> float | None:
+    """Largest total value of one option per module within all limits, by trying everything.
+
+    Args:
+        menus: The options of each module, as value and costs.
+        limits: Largest total of each cost.
+
+    Returns:
+        The value; `None` where nothing fits.
+    """
+    best = None
+    for picked in itertools.product(*menus):
+        costs = [sum(option[1][i] for option in picked) for i in range(len(limits))]
+        if all(cost <= limit for cost, limit in zip(costs, limits, strict=True)):
+            value = sum(option[0] for option in picked)
+            best = value if best is None else max(best, value)
+    return best

@@ -1,0 +1,161 @@
+"""Pinned modules, tied weights, plans to compare with, and budgets of memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import reports
+
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.errors import BudgetError, UsageError
+from hlscore.planning.allocation import Allocation, allocate, check_plan_for
+from hlscore.planning.costs import lora_params
+from hlscore.records import ScoreReport
+from hlscore.settings import MemorySettings, PlanSettings
+
+SMALL = MemorySettings(train_length=16)
+
+
+def plan(report: ScoreReport, **given: Any) -> Allocation:
+    return allocate(report, PlanSettings(**{"rank": 4, "budget": "0.25", **given}))
+
+
+def modes(made: Allocation) -> dict[str, tuple[str, int]]:
+    return {item.row.module: (item.mode, item.rank) for item in made.decisions}
+
+
+@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
+def test_locks_decide_and_the_last_one_counts(ranks: tuple[int, ...]) -> None:
+    locks = ("*.down_proj=full", "*.0.*=frozen", "*.0.*q_proj=rank:2", "*.1.*.k_proj=lora")
+    made = plan(reports.report(21), ranks=ranks, locks=locks, budget="0.3p")
+    found = modes(made)
+    assert found["model.layers.0.mlp.down_proj"] == ("frozen", 0)
+    assert found["model.layers.1.mlp.down_proj"] == ("full", 0)
+    assert found["model.layers.0.self_attn.q_proj"] == ("lora", 2)
+    assert found["model.layers.1.self_attn.k_proj"][0] == "lora"
+    locked = {item.row.module for item in made.decisions if item.locked}
+    assert len(locked) == 7 + 2 + 1
+    assert made.picks.spent <= made.picks.limit
+    assert all(item.row.selection_probability is None for item in made.decisions if item.locked)
+
+
+def test_locked_modules_take_from_the_budget() -> None:
+    free = plan(reports.report(20), budget="0.25")
+    locked = plan(reports.report(20), budget="0.25", locks=("model.layers.2.*.q_proj=full",))
+    assert free.totals.full_modules == locked.totals.full_modules == 5
+    assert modes(locked)["model.layers.2.self_attn.q_proj"] == ("full", 0)
+    with pytest.raises(BudgetError, match="locked to full take 20"):
+        plan(reports.report(20), budget="0.25", locks=("*=full",))
+    with pytest.raises(BudgetError, match="locked modules alone"):
+        plan(reports.report(20), budget="0.1p", ranks=(2, 4), locks=("*=full",))
+
+
+@pytest.mark.parametrize(
+    "lock", ["", "=full", "q_proj", "*=half", "*=rank:", "*=rank:0", "*=rank:x", "*=rank:99999",
+             "nothing*=full"]
+)  # fmt: skip
+def test_other_locks_are_refused(lock: str) -> None:
+    with pytest.raises(UsageError, match="--lock"):
+        plan(reports.report(9), locks=(lock,))
+
+
+def with_tied_head(count: int = 8) -> ScoreReport:
+    base = reports.report(count)
+    tied = base.candidates[0].module
+    head = replace(base.rows[-1], reason=f"tied to {tied}")
+    return replace(base, rows=(*base.rows[:-1], head))
+
+
+@pytest.mark.parametrize("given", [{}, {"ranks": (2, 4)}, {"baseline": "all-lora"}])
+def test_a_tied_weight_never_gets_lora(given: dict[str, Any]) -> None:
+    report = with_tied_head()
+    tied = report.candidates[0].module
+    made = plan(report, locks=() if given else (f"{report.candidates[1].module}=full",), **given)
+    assert modes(made)[tied][0] in ("full", "frozen")
+    with pytest.raises(UsageError, match="tied"):
+        plan(report, locks=(f"{tied}=lora",), ranks=given.get("ranks", ()))
+
+
+def test_a_lora_baseline_trains_as_much_as_the_plan() -> None:
+    report = reports.report(40)
+    hybrid, matched = plan(report), plan(report, baseline="lora-matched")
+    (rank,) = {item.rank for item in matched.decisions}
+    trained = [
+        sum(lora_params(row, r) for row in report.candidates) for r in (rank - 1, rank, rank + 1)
+    ]
+    distances = [abs(number - hybrid.totals.trained_params) for number in trained]
+    assert distances[1] == min(distances)
+    assert matched.totals.trained_params == trained[1]
+    made = make_plan(report, matched)
+    assert (made.method, made.modules[0].alpha) == ("lora-matched", 2 * rank)
+
+
+@pytest.mark.parametrize("budget", ["0.25", "0.25p", "60k"])
+def test_a_random_baseline_spends_as_much_and_spreads_over_kinds(budget: str) -> None:
+    report = reports.report(56)
+    hybrid, drawn = (plan(report, budget=budget, baseline=name) for name in (None, "random"))
+    assert drawn.picks.spent <= hybrid.picks.spent
+    if budget == "0.25":
+        assert drawn.totals.full_modules == hybrid.totals.full_modules
+    full = {item.row.module for item in drawn.decisions if item.mode == "full"}
+    assert full != {item.row.module for item in hybrid.decisions if item.mode == "full"}
+    kinds = Counter(item.row.kind for item in drawn.decisions if item.mode == "full")
+    assert len(kinds) >= 5
+
+
+def test_alike_baselines() -> None:
+    assert set(modes(plan(reports.report(9), baseline="all-lora")).values()) == {("lora", 4)}
+    assert set(modes(plan(reports.report(9), baseline="all-full")).values()) == {("full", 0)}
+
+
+def test_memory_budget_holds_everything() -> None:
+    report = reports.report(20)
+    least = plan(report, baseline="all-lora", memory=SMALL).memory.total_bytes
+    most = plan(report, baseline="all-full", memory=SMALL).memory.total_bytes
+    for part in (0.0, 0.3, 0.7, 1.0):
+        limit = least + part * (most - least)
+        made = plan(report, budget=f"{limit / 1000:.3f}kB", memory=SMALL, score="tail")
+        assert made.memory.total_bytes == made.picks.spent <= made.picks.limit
+        assert made.totals.full_modules == {0.0: 0, 1.0: 20}.get(part, made.totals.full_modules)
+    with pytest.raises(BudgetError, match="what has to be trained at least"):
+        plan(report, budget=f"{(least - 2000) / 1000}kB", memory=SMALL)
+    with pytest.raises(BudgetError, match="frozen weights take") as caught:
+        plan(report, budget="1MiB", memory=SMALL)
+    assert "--base 4" in caught.value.hint
+
+
+def test_smaller_memory_per_parameter_buys_more() -> None:
+    report = reports.report(20)
+    settings = [
+        MemorySettings(train_length=16),
+        MemorySettings(train_length=16, optimizer="adamw8bit"),
+        MemorySettings(train_length=16, optimizer="sgd"),
+        MemorySettings(train_length=16, optimizer="sgd", master="bf16"),
+    ]
+    limit = plan(report, baseline="all-lora", memory=settings[0]).memory.total_bytes + 300_000
+    found = [
+        plan(report, budget=f"{limit / 1000}kB", memory=one, score="tail").totals.full_params
+        for one in settings
+    ]
+    assert found == sorted(found)
+    assert found[0] < found[-1]
+
+
+def test_what_cannot_work_is_refused_before_probing() -> None:
+    report = reports.report(9)
+    for given in ({"budget": "1MiB"}, {"locks": ("nothing=full",)}, {"budget": "0.01"}):
+        with pytest.raises(UsageError):
+            check_plan_for(report.model, report.candidates, PlanSettings(**given))  # type: ignore[arg-type]
+    check_plan_for(report.model, report.candidates, PlanSettings(budget="0.5"))  # type: ignore[arg-type]
+
+
+def test_alpha_keeps_its_ratio_or_is_refused() -> None:
+    made = make_plan(
+        report := reports.report(20), plan(report, ranks=(2, 4, 8), alpha=12, budget="0.3p")
+    )
+    assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
+    with pytest.raises(UsageError, match="no whole alpha"):
+        plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
