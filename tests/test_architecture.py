@@ -10,13 +10,14 @@ import pytest
 import hlscore
 
 ROOT = Path(hlscore.__file__).parent
-GROUND = {"errors", "paths", "records", "settings", "_version"}
+GROUND = {"errors", "paths", "records", "settings", "_version", "packing"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
     "records": set(),
     "settings": {"errors"},
     "_version": set(),
+    "packing": set(),
     "processes": {"errors"},
     "inputs": GROUND | {"processes", "inputs"},
     "objectives": set(),
@@ -46,12 +47,12 @@ ALLOWED: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 HEAVY = {
-    "torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors", "peft",
-    "trl",
+    "torch", "transformers", "datasets", "scipy", "pandas", "huggingface_hub", "safetensors",
+    "peft", "trl",
 }  # fmt: skip
 FREE_OF_TORCH = {
-    "errors", "paths", "records", "settings", "processes", "scores", "planning", "artifacts",
-    "exporters", "cli",
+    "errors", "packing", "paths", "records", "settings", "processes", "scores", "planning",
+    "artifacts", "exporters", "cli",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}
 

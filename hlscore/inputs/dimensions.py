@@ -32,17 +32,30 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
         sides = uses * (item.out_features + item.in_features)
         widths[item.layer] += sides
         experts[item.layer] += item.n_params if item.form == "experts" else 0
-    packable = list(_packable(model))
+    packable, rows = packable_sizes(model)
     return ModelDimensions(
         hidden_size=int(getattr(config, "hidden_size", 0)),
         blocks=len(widths),
         vocab_size=int(getattr(config, "vocab_size", 0)),
-        packable_params=sum(rows * columns for rows, columns in packable),
-        packable_rows=sum(rows for rows, _ in packable),
+        packable_params=packable,
+        packable_rows=rows,
         block_widths=max(widths.values()),
         all_widths=sum(widths.values()),
         expert_params=max(experts.values()),
     )
+
+
+def packable_sizes(model: PreTrainedModel) -> tuple[int, int]:
+    """Count what 4-bit and 8-bit loading packs.
+
+    Args:
+        model: Any model, also on the meta device, quantized or sharded.
+
+    Returns:
+        Weights of those linear layers, and their output rows.
+    """
+    found = list(_packable(model))
+    return sum(rows * columns for rows, columns in found), sum(rows for rows, _ in found)
 
 
 def parameter_sizes(model: PreTrainedModel) -> tuple[ParameterSize, ...]:

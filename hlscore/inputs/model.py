@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,12 +20,11 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
-from transformers.pytorch_utils import Conv1D
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.inputs.checkpoint import check_complete, check_safetensors
-from hlscore.inputs.dimensions import dimensions
+from hlscore.inputs.dimensions import dimensions, packable_sizes
 from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
 from hlscore.inputs.packed import count_params
@@ -39,6 +37,7 @@ from hlscore.inputs.placement import (
     settle,
 )
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
+from hlscore.packing import packed_bytes
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
@@ -166,24 +165,12 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
         Bytes of the parameters.
     """
     bits = _planned_bits(model.config, settings)
-    size = planned_dtype(model, settings).itemsize
-    head = model.get_output_embeddings()
-    outputs = {
-        id(module.weight): module.weight.shape[1 if isinstance(module, Conv1D) else 0]
-        for module in model.modules()
-        if bits and module is not head and (type(module) is nn.Linear or isinstance(module, Conv1D))
-    }
-    total = 0.0
-    for parameter in model.parameters():
-        if id(parameter) not in outputs:
-            total += parameter.numel() * size
-        elif bits == 4:
-            # One 8-bit scale per 64 weights, one 32-bit scale per 256 of those.
-            total += parameter.numel() * (1 / 2 + 1 / 64 + 4 / (64 * 256))
-        else:
-            # One 32-bit scale per output row.
-            total += parameter.numel() + 4 * outputs[id(parameter)]
-    return round(total)
+    size: int = planned_dtype(model, settings).itemsize
+    whole: int = sum(parameter.numel() for parameter in model.parameters())
+    if bits is None:
+        return whole * size
+    packable, rows = packable_sizes(model)
+    return packed_bytes(packable, rows, bits) + (whole - packable) * size
 
 
 def _planned_bits(config: PreTrainedConfig, settings: ModelSettings) -> int | None:

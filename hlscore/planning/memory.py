@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal, Protocol
 
+from hlscore.packing import packed_bytes
 from hlscore.records import Candidate, ModelDimensions, ModuleRow, ParameterSize
 from hlscore.settings import MemorySettings
 
@@ -113,7 +114,7 @@ def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySett
     copies = full = adapters = states = 0
     for choice in choices:
         if choice.mode == "full":
-            frozen -= _packed_bytes(choice.row, settings)
+            frozen -= _frozen_bytes(choice.row, settings)
             copies += _FROZEN_BYTES * choice.row.n_params
             full += width * choice.row.n_params
         elif choice.mode == "lora":
@@ -174,7 +175,7 @@ def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
     if choice.mode == "lora":
         return width * sum(_numbers(shape) for shape in _adapter_shapes(choice)) + state
     size = choice.row.n_params
-    unpacked = _FROZEN_BYTES * size - _packed_bytes(choice.row, settings)
+    unpacked = _FROZEN_BYTES * size - _frozen_bytes(choice.row, settings)
     return unpacked + width * size + state
 
 
@@ -191,7 +192,7 @@ def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
     sizes = model.dimensions
     if settings.base_bits == 16:
         return _FROZEN_BYTES * model.n_params
-    packed = _packed(sizes.packable_params, sizes.packable_rows, settings)
+    packed = packed_bytes(sizes.packable_params, sizes.packable_rows, settings.base_bits)
     return packed + _FROZEN_BYTES * (model.n_params - sizes.packable_params)
 
 
@@ -206,7 +207,7 @@ def activation_bytes(
 
         tokens x residual x hidden x blocks
         + max(tokens x (12 x vocabulary + 6 x hidden),
-              tokens x 5 x widths of the widest block + 8/3 x its expert parameters)
+              tokens x 6 x widths of the widest block + 8/3 x its expert parameters)
 
     The loss holds float32 logits, their gradient and the softmax at a time. A block keeps a
     16-bit copy of what goes into and out of each linear map, and about as much again in
@@ -230,7 +231,7 @@ def activation_bytes(
     tokens, hidden = settings.train_batch * settings.train_length, sizes.hidden_size
     kept = tokens * residual_bytes * hidden * sizes.blocks
     loss = tokens * (12 * sizes.vocab_size + 6 * hidden)
-    block = tokens * 5 * sizes.block_widths + 8 * sizes.expert_params // 3
+    block = tokens * 6 * sizes.block_widths + 8 * sizes.expert_params // 3
     return kept + max(loss, block)
 
 
@@ -238,20 +239,13 @@ def _master_bytes(settings: MemorySettings) -> int:
     return 4 if settings.master == "fp32" else 2
 
 
-def _packed_bytes(row: ModuleRow | Candidate, settings: MemorySettings) -> int:
+def _frozen_bytes(row: ModuleRow | Candidate, settings: MemorySettings) -> int:
     """Bytes of a module while it is frozen."""
     if settings.base_bits == 16 or row.form not in ("linear", "conv1d") or row.layer is None:
         return _FROZEN_BYTES * row.n_params
     weights = row.out_features * row.in_features
-    packed = _packed(weights, row.out_features, settings)
+    packed = packed_bytes(weights, row.out_features, settings.base_bits)
     return packed + _FROZEN_BYTES * (row.n_params - weights)
-
-
-def _packed(params: int, rows: int, settings: MemorySettings) -> int:
-    if settings.base_bits == 8:
-        return params + 4 * rows  # one float32 scale per output row
-    # One 8-bit scale per 64 weights, one float32 scale per 256 of those.
-    return round(params * (1 / 2 + 1 / 64 + 4 / (64 * 256)))
 
 
 def _adapter_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
