@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import Adafactor, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from hlscore.inputs.dimensions import parameter_sizes
-from hlscore.inputs.model import identify
+from hlscore.inputs.dimensions import dimensions, parameter_sizes
+from hlscore.inputs.model import identify, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.memory import (
     Choice,
@@ -30,8 +30,9 @@ from hlscore.planning.memory import (
     memory_use,
 )
 from hlscore.records import Candidate, ModelDimensions
-from hlscore.settings import CandidateSettings, MemorySettings
+from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
+CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
 RANK = 4
 SIZE = SimpleNamespace(
     n_params=10**7,
@@ -346,3 +347,46 @@ def test_extra_bytes_add_up(chosen: list[Choice], memory: MemorySettings) -> Non
     assert use.total_bytes == sum(parts)
     assert use.state_bytes == use.total_bytes - use.activation_bytes
     assert all(extra_bytes(item, memory) >= 0 for item in chosen)
+
+
+# Model, vocabulary, batch, length, GiB as benchmarks/memory.py measured them with LoRA.
+MEASURED = (
+    ("llama-3.1-8b", None, 1, 2048, 3.47),
+    ("llama-3.1-8b", None, 1, 16384, 27.7),
+    ("llama-3.1-8b", 1000, 1, 2048, 1.16),
+    ("qwen3-8b", None, 8, 512, 8.14),
+    ("qwen3-8b", 1000, 1, 8192, 4.82),
+    ("gpt2", None, 1, 1024, 0.599),
+    ("gpt2", 1000, 8, 1024, 0.775),
+    ("qwen3-30b-a3b", None, 1, 512, 1.72),
+    ("qwen3-30b-a3b", None, 1, 4096, 7.74),
+    ("qwen3-30b-a3b", 1000, 1, 4096, 3.08),
+)
+
+
+@pytest.mark.parametrize(("name", "vocabulary", "batch", "length", "gib"), MEASURED, ids=str)
+def test_activations_are_near_the_measured_ones(
+    name: str, vocabulary: int | None, batch: int, length: int, gib: float
+) -> None:
+    model, _ = load_shape(ModelSettings(model=str(CONFIGS / name)))
+    sizes = dimensions(model)
+    if vocabulary is not None:
+        sizes = replace(sizes, vocab_size=vocabulary)
+    memory = MemorySettings(train_batch=batch, train_length=length)
+    assert 0.9 < activation_bytes(sizes, memory) / (gib * 1024**3) < 1.4
+
+
+def test_biases_of_experts_are_all_that_is_left_out() -> None:
+    """PEFT trains the biases of an `experts` module with it; a candidate does not count them."""
+    model = build("gpt_oss")
+    choices = choices_for(model, CandidateSettings())
+    use = memory_use(identify(model, "gpt_oss", None), choices, MemorySettings())
+    found = measure(wrapped := wrap(model, choices, torch.float32), step(wrapped, "adamw"))
+    biases = 4 * sum(
+        parameter.numel()
+        for name, parameter in wrapped.named_parameters()
+        if parameter.requires_grad and name.endswith("proj_bias")
+    )
+    assert biases
+    assert found.full - predicted(use).full == biases
+    assert found.adapters == predicted(use).adapters
