@@ -8,9 +8,10 @@ from pathlib import Path
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import one_rate, optimizer_name, revision, unpacked_modules
+from hlscore.exporters.hf_training import one_rate, optimizer_name, revision
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import adapter_config
+from hlscore.exporters.peft_names import never_packed
 from hlscore.exporters.quoting import comment
 from hlscore.exporters.yaml_text import yaml_text
 
@@ -37,7 +38,7 @@ def obstacles(plan: Plan) -> tuple[str, ...]:
         found.append("the plan has several ranks")
     if config["ensure_weight_tying"]:
         found.append("the embedding must stay tied to the head")
-    if plan.memory.base_bits != 16 and unpacked_modules(plan) != ["lm_head"]:
+    if plan.memory.base_bits != 16 and any(never_packed(plan)):
         found.append("some modules must not be quantized")
     return tuple(found)
 
