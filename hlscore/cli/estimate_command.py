@@ -19,7 +19,16 @@ def estimate(
     exclude: o.Exclude = ...,  # type: ignore[assignment]
     embeddings: o.Embeddings = False,
     head: o.Head = False,
-    budget: o.BudgetOption = "0.1",
+    budget: Annotated[
+        str,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their "
+            "parameters. 500M: that many parameters.",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = "0.1",
     rank: Annotated[
         int,
         typer.Option(

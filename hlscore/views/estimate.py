@@ -41,7 +41,7 @@ def print_estimate(
     console.print()
     console.print(_table(shape, settings, trainings, device_bytes))
     console.print()
-    for note in _notes(trainings):
+    for note in _notes(shape, trainings):
         console.print(Text(note, style="dim"), soft_wrap=True)
     command = f"hlscore rank {shlex.quote(model)} --budget {shlex.quote(settings.budget)}"
     console.print()
@@ -144,7 +144,7 @@ def _label(item: Training, shape: ModelShape, settings: PlanSettings) -> str:
     return f"hybrid, {item.which} {item.full_modules} of {len(shape.candidates)}{base}"
 
 
-def _notes(trainings: Sequence[Training]) -> tuple[str, ...]:
+def _notes(shape: ModelShape, trainings: Sequence[Training]) -> tuple[str, ...]:
     hybrids = {item.which for item in trainings if item.kind == "hybrid"}
     which = (
         "which modules a hybrid trains in full is not known before they are ranked: any choice "
@@ -153,8 +153,12 @@ def _notes(trainings: Sequence[Training]) -> tuple[str, ...]:
         else "a hybrid with that many parameters in full, spread over all modules alike: whole "
         "modules differ by little"
     )
+    packed = (
+        ("fused experts stay in 16 bits on any base",) if shape.dimensions.expert_params else ()
+    )
     return (
         which,
+        *packed,
         "weights, gradients and optimizer are sums over tensors; activations (~) are an estimate; "
         "the allocator and CUDA itself take more",
     )
