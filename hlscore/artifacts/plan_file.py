@@ -53,7 +53,7 @@ def read_plan(path: Path) -> Plan:
     """
     document = _read_json(path)
     version = document.get("schema_version")
-    if version not in range(1, SCHEMA_VERSION + 1) or not isinstance(version, int):
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
         raise ArtifactError(
             f"'{path}' has plan schema {version!r}; this hlscore reads 1 to {SCHEMA_VERSION}.",
             hint="Use the hlscore that wrote it, or plan again.",

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from hlscore.artifacts.plan import Plan
+from hlscore.errors import UsageError
 from hlscore.exporters.limits import Limits
 
 Writer = Callable[[Path], None]
@@ -27,6 +29,16 @@ class ExportSettings:
     full_lr: float | None = None
     lora_lr: float | None = None
     allow_other_weights: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the rates.
+
+        Raises:
+            UsageError: A learning rate is not above 0, or no number.
+        """
+        for option, rate in (("--full-lr", self.full_lr), ("--lora-lr", self.lora_lr)):
+            if rate is not None and not (math.isfinite(rate) and rate > 0):
+                raise UsageError(f"{option} is {rate:g}.", hint="Use a number above 0.")
 
     def base(self, plan: Plan) -> str:
         """Name of the base model."""
