@@ -32,10 +32,10 @@ from hlscore.settings import ModelSettings
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
 PROBES = Path(__file__).parents[1] / "hlscore/inputs/builtin/probes.jsonl"
 QUICK = (
-    "--max_steps", "2", "--use_cpu", "--bf16", "false", "--dtype", "float32",
-    "--report_to", "none", "--logging_steps", "1", "--save_strategy", "no",
-    "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
+    "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
+    "--save_strategy", "no", "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
 )  # fmt: skip
+FLOAT32 = ("--bf16", "false", "--dtype", "float32")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_the_script_trains_the_plan(
         "    return [sum(map(ord, text)) % 7 for text in completions]\n"
     )
     more = {
-        "sft": ["--merged_dir", str(tmp_path / "merged")],
+        "sft": ["--merged_dir", str(tmp_path / "merged"), *FLOAT32],
         "dpo": [],
         "grpo": ["--reward_module", "rewards:characters", "--num_generations", "2",
                  "--max_completion_length", "6"],
@@ -149,7 +149,8 @@ def test_the_trl_command_trains_the_same_modules(
     folder = export(plan, tmp_path / "trl", full_lr=1e-3)
     done = run([
         "-m", "trl.scripts.sft", "--config", str(folder / "sft.yaml"),
-        "--dataset_name", str(data["sft"].parent), "--output_dir", str(tmp_path / "out"), *QUICK,
+        "--dataset_name", str(data["sft"].parent), "--output_dir", str(tmp_path / "out"),
+        *QUICK, *FLOAT32,
     ])  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")

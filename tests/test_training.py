@@ -210,6 +210,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Pat
         return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    assert [item["lr"] for item in resumed.optimizer.param_groups] == [0.0, 0.0]
     for (name, one), (_, other) in zip(
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
     ):
@@ -349,4 +350,6 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
         )
         trainer.train()
         found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        merged = merge(trainer.model)
+        assert not any(getattr(item, "gradient_checkpointing", False) for item in merged.modules())
     assert found[0] == pytest.approx(found[1], abs=1e-5)

@@ -43,7 +43,7 @@ def merge(model: PeftModel) -> PreTrainedModel:
     merged: Any = model.unload()
     _check_plain(merged)
     _settle_ties(merged)
-    if getattr(merged, "is_gradient_checkpointing", False):
+    if any(getattr(module, "gradient_checkpointing", False) for module in merged.modules()):
         merged.gradient_checkpointing_disable()
     merged.requires_grad_(True)  # as after from_pretrained
     plain: PreTrainedModel = merged.eval()
