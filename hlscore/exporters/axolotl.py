@@ -8,12 +8,12 @@ from hlscore.exporters.hf_training import (
     FILL_IN,
     optimizer_name,
     precision_note,
-    refuse_packed_full,
+    refuse_packed,
     revision,
-    unpacked_modules,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
+from hlscore.exporters.peft_names import skip_modules
 from hlscore.exporters.yaml_text import yaml_text
 
 _TRAINER = "axolotl"
@@ -77,14 +77,14 @@ def _adapter(plan: Plan) -> dict[str, object]:
 def _packing(plan: Plan) -> dict[str, object]:
     bits = plan.memory.base_bits
     if bits == 4:
-        skipped = {"llm_int8_skip_modules": unpacked_modules(plan)}
+        skipped = {"llm_int8_skip_modules": skip_modules(plan)}
         return {"adapter": "qlora", "load_in_4bit": True, "bnb_config_kwargs": skipped}
     return {"adapter": "lora", "load_in_8bit": True if bits == 8 else None}
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     if plan.memory.base_bits == 8:
-        refuse_packed_full(plan, _TRAINER)
+        refuse_packed(plan, _TRAINER)
     text = yaml_text((*origin(plan), *_TO_DO), axolotl_fields(plan, settings))
     return {"axolotl.yaml": text_file(text)}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.limits import ExportError
-from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.peft import modules_to_save, ties_weights
+from hlscore.exporters.peft import ties_weights
+from hlscore.exporters.peft_names import never_packed
 
 # What stands where the reader has to fill something in.
 FILL_IN = "FILL_IN"
@@ -53,20 +53,15 @@ def revision(plan: Plan, settings: ExportSettings) -> str | None:
 
 
 def unpacked_modules(plan: Plan) -> list[str]:
-    """Modules that must not be packed when the rest of the base model is.
+    """Modules that a trainer must be able to leave unpacked when it packs the base model.
 
     Args:
         plan: The plan.
 
     Returns:
-        Full names, sorted: what is trained in full, what has LoRA on its parameter, and the
-        output head, which bitsandbytes leaves alone only as long as nothing else is named.
+        Full names, sorted; only `lm_head`, which no trainer packs, where the plan needs nothing.
     """
-    by_parameter = {
-        item.module for item in plan.lora_modules
-        if item.form == "linear" and needs_parameter_name(plan, item)
-    }  # fmt: skip
-    return sorted({*modules_to_save(plan), *by_parameter, "lm_head"})
+    return sorted({"lm_head", *(name for name, _ in never_packed(plan))})
 
 
 def one_rate(plan: Plan, settings: ExportSettings) -> float:
@@ -101,26 +96,27 @@ def one_rate_note(plan: Plan) -> tuple[str, ...]:
     )
 
 
-def refuse_packed_full(plan: Plan, trainer: str) -> None:
-    """Refuse full modules on a packed base model that cannot leave them out.
+def refuse_packed(plan: Plan, trainer: str) -> None:
+    """Refuse what needs unpacked weights where a trainer packs the whole base model.
 
     Args:
         plan: The plan.
         trainer: What to call the trainer.
 
     Raises:
-        ExportError: The plan has packed weights and full modules.
+        ExportError: A packed weight would be trained in full, or by the name of its parameter.
     """
     bits = plan.memory.base_bits
-    if bits != 16 and unpacked_modules(plan) != ["lm_head"]:
-        raise ExportError(
-            f"{trainer} packs every linear layer into {bits} bits, also those that the plan trains "
-            "in full.",
-            hint="Plan again with --base-bits 16.",
-        )
+    for module, what in never_packed(plan):
+        if bits != 16:
+            raise ExportError(
+                f"{trainer} packs every linear layer into {bits} bits, also '{module}', which is "
+                f"to be {what}.",
+                hint="Plan again with --base 16.",
+            )
 
 
-def refuse_tied_full(plan: Plan, trainer: str) -> None:
+def refuse_tied(plan: Plan, trainer: str) -> None:
     """Refuse to train a tied embedding in full where a trainer would untie it.
 
     Args:
@@ -138,13 +134,13 @@ def refuse_tied_full(plan: Plan, trainer: str) -> None:
 
 
 def precision_note(plan: Plan) -> tuple[str, ...]:
-    """Remarks about precision: what PEFT leaves in 16 bits.
+    """A remark about the precision that PEFT leaves full modules in.
 
     Args:
         plan: The plan.
 
     Returns:
-        A remark for plans with full modules and a master copy of 32 bits.
+        The remark; empty where nothing is trained in full, or 16 bits are meant.
     """
     if not plan.full or plan.memory.master != "fp32":
         return ()

@@ -10,8 +10,8 @@ from hlscore.exporters.hf_training import (
     one_rate,
     one_rate_note,
     optimizer_name,
-    refuse_packed_full,
-    refuse_tied_full,
+    refuse_packed,
+    refuse_tied,
     revision,
 )
 from hlscore.exporters.limits import Limits
@@ -69,8 +69,8 @@ def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, obje
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed_full(plan, _TRAINER)
-    refuse_tied_full(plan, _TRAINER)
+    refuse_packed(plan, _TRAINER)
+    refuse_tied(plan, _TRAINER)
     text = yaml_text((*origin(plan), *_TO_DO), llama_factory_fields(plan, settings))
     return {"llama_factory.yaml": text_file(text)}
 

@@ -11,8 +11,8 @@ from hlscore.exporters.hf_training import (
     one_rate_note,
     optimizer_name,
     precision_note,
-    refuse_packed_full,
-    refuse_tied_full,
+    refuse_packed,
+    refuse_tied,
     revision,
 )
 from hlscore.exporters.limits import Limits
@@ -79,8 +79,8 @@ def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed_full(plan, _TRAINER)
-    refuse_tied_full(plan, _TRAINER)
+    refuse_packed(plan, _TRAINER)
+    refuse_tied(plan, _TRAINER)
     text = yaml_text((*origin(plan), *_TO_DO), ms_swift_fields(plan, settings))
     return {"ms_swift.yaml": text_file(text)}
 

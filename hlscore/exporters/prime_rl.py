@@ -67,7 +67,7 @@ def _refuse_what_it_passes_over(plan: Plan) -> None:
         )
     if plan.memory.base_bits != 16:
         raise ExportError(
-            "prime-rl trains on weights of 16 bits only.", hint="Plan again with --base-bits 16."
+            "prime-rl trains on weights of 16 bits only.", hint="Plan again with --base 16."
         )
 
 

@@ -6,7 +6,7 @@ import json
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import refuse_packed_full, refuse_tied_full
+from hlscore.exporters.hf_training import refuse_packed, refuse_tied
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, default_rank, modules_to_save, target_modules
 
@@ -44,8 +44,8 @@ def twinkle_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed_full(plan, _TRAINER)
-    refuse_tied_full(plan, _TRAINER)
+    refuse_packed(plan, _TRAINER)
+    refuse_tied(plan, _TRAINER)
     text = json.dumps(twinkle_fields(plan, settings), indent=2, ensure_ascii=False) + "\n"
     return {"twinkle.json": text_file(text)}
 

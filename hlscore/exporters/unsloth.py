@@ -11,7 +11,7 @@ from hlscore.exporters.hf_training import (
     FILL_IN,
     optimizer_name,
     precision_note,
-    refuse_packed_full,
+    refuse_packed,
     revision,
 )
 from hlscore.exporters.limits import Limits
@@ -107,7 +107,7 @@ if __name__ == "__main__":
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed_full(plan, _TRAINER)
+    refuse_packed(plan, _TRAINER)
     config = adapter_config(plan)
     full_rate, lora_rate = settings.rates(plan)
     commit = revision(plan, settings)

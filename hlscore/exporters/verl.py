@@ -53,7 +53,7 @@ def verl_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     if plan.memory.base_bits != 16:
         raise ExportError(
-            "verl trains LoRA on weights of 16 bits only.", hint="Plan again with --base-bits 16."
+            "verl trains LoRA on weights of 16 bits only.", hint="Plan again with --base 16."
         )
     text = yaml_text((*origin(plan), *_TO_DO), verl_fields(plan, settings))
     return {"verl.yaml": text_file(text)}
