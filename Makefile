@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than this only wait for each other on models as small as those of the tests.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test lint schema picture clean
+.PHONY: demo test test-trainers lint schema picture clean
 
 demo: $(VENV)/ready  ## The main job on the built-in model.
 	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
@@ -15,6 +15,9 @@ test: $(VENV)/ready-dev  ## Lint, types, and every test.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-trainers: $(VENV)/ready-dev  ## Two steps of the real trainers, in environments of their own (6 GB).
+	$(TEST_ENV) $(BIN)/python tests/trainers/run.py
 
 schema: $(VENV)/ready-dev  ## Write the published JSON Schema of a plan again.
 	$(BIN)/python -c "import json; from hlscore.artifacts.plan import plan_schema; \

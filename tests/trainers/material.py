@@ -1,0 +1,98 @@
+"""Makes what the trainers get: a tiny model, data, plans, and the plans as exported.
+
+Runs in the environment of the project, before the trainers run in theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from plans import plan_for
+
+import hlscore
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import plan_text
+from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.registry import find_exporter
+
+# Two digits in the numbers of layers: `layers.1` must not hit `layers.10`.
+LAYERS = 11
+LOCKS = ("*.1.mlp.down_proj=full", "*.2.self_attn.v_proj=full", "*.10.*=frozen", "*.0.*=frozen")
+
+# Per plan its modes, and who gets it in which format.
+PLANS = {
+    "hybrid": (LOCKS, ("axolotl", "llama-factory", "ms-swift")),
+    "ranks": ((*LOCKS, "*q_proj=rank:2", "*.5.mlp.*=rank:8"), ("axolotl", "seed-adapter")),
+    "full": (("*=frozen", LOCKS[0], LOCKS[1]), ("axolotl", "ms-swift", "seed-adapter")),
+    "lora": (("*.1.*=frozen",), ("axolotl", "llama-factory", "ms-swift")),
+}
+
+
+def main(folder: Path) -> None:
+    """Write everything into a fresh folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    model = _model(folder / "model")
+    _data(folder)
+    for name, (locks, formats) in PLANS.items():
+        plan = plan_for(model, locks, str(folder / "model"), rank=4)
+        where = folder / name
+        where.mkdir()
+        (where / "plan.json").write_text(plan_text(plan))
+        for fmt in formats:
+            _export(plan, fmt, where)
+
+
+def _model(folder: Path) -> PreTrainedModel:
+    builtin = Path(hlscore.__file__).parent / "inputs" / "builtin" / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=768, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        bos_token_id=0, eos_token_id=0, pad_token_id=1, dtype="float32",
+    )  # fmt: skip
+    model = LlamaForCausalLM(config)
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(builtin / name, folder / name)
+    return model
+
+
+def _data(folder: Path) -> None:
+    turns = [("What is low rank?", "A product of two thin matrices."),
+             ("What is full?", "Every number of the matrix is free to move.")]  # fmt: skip
+    rows = [
+        {"messages": [{"role": "user", "content": ask}, {"role": "assistant", "content": reply}]}
+        for ask, reply in turns * 8
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (folder / "data.jsonl").write_text(lines)
+    columns = {"messages": "messages"}
+    tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user",
+            "assistant_tag": "assistant", "system_tag": "system"}  # fmt: skip
+    entry = {"file_name": "data.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
+    (folder / "dataset_info.json").write_text(json.dumps({"tiny": entry}))
+
+
+def _export(plan: Plan, fmt: str, folder: Path) -> None:
+    exporter = find_exporter(fmt)
+    check_limits(plan, exporter.limits)
+    target = folder / fmt if exporter.folder else folder
+    target.mkdir(exist_ok=True)
+    # Rates that move every number of a float32 weight in two steps.
+    settings = ExportSettings(full_lr=1e-3, lora_lr=1e-2)
+    for name, write in exporter.files(plan, settings).items():
+        write(target / name)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]).resolve())
