@@ -116,7 +116,7 @@ def make_trainer(method: str, model: Any, out: Path, **changes: Any) -> Any:
         kind = type("Hybrid", (HybridTrainerMixin, trl.GRPOTrainer), {})
         arguments = trl.GRPOConfig(num_generations=2, max_completion_length=8, **settings)
         data = Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS])
-        own["reward_funcs"] = _characters
+        return kind(model, _characters, arguments, train_dataset=data, **own)
     return kind(model, args=arguments, train_dataset=data, **own)
 
 

@@ -152,15 +152,15 @@ class HybridTrainerMixin:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put the plan into the arguments of the trainer."""
         from peft import PeftModel
-        from transformers import PreTrainedModel, set_seed
+        from transformers import PreTrainedModel, TrainingArguments, set_seed
 
         if kwargs.get("peft_config") is not None or kwargs.get("model_init") is not None:
             raise UsageError(
                 "With a plan, give `model` and neither `peft_config` nor `model_init`."
             )
-        arguments = kwargs.get("args", args[1] if len(args) > 1 else None)
-        if arguments is not None:
-            set_seed(arguments.seed)  # trainers do so only after the adapters are drawn
+        for arguments in (*args, kwargs.get("args")):
+            if isinstance(arguments, TrainingArguments):
+                set_seed(arguments.seed)  # trainers do so only after the adapters are drawn
         model = args[0] if args else kwargs.get("model")
         if isinstance(model, PeftModel):
             return args, kwargs
