@@ -52,18 +52,6 @@ def revision(plan: Plan, settings: ExportSettings) -> str | None:
     return plan.model.revision if settings.base(plan) == plan.model.name else None
 
 
-def unpacked_modules(plan: Plan) -> list[str]:
-    """Modules that a trainer must be able to leave unpacked when it packs the base model.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Full names, sorted; only `lm_head`, which no trainer packs, where the plan needs nothing.
-    """
-    return sorted({"lm_head", *(name for name, _ in never_packed(plan))})
-
-
 def one_rate(plan: Plan, settings: ExportSettings) -> float:
     """The learning rate where a trainer knows only one.
 

@@ -1,0 +1,429 @@
+"""Plans as files of trainers: what is in them, and what is refused."""
+
+from __future__ import annotations
+
+import ast
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from families import FAMILIES
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import plan_for
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.formats import ExportSettings, origin
+from hlscore.exporters.limits import ExportError, check_limits, nearest
+from hlscore.exporters.quoting import comment, quoted, scalar
+from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.yaml_text import yaml_text
+
+NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
+MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
+FULL = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
+RATES = ExportSettings(full_lr=3e-5, lora_lr=4e-4)
+
+
+def plan_of(family: str, *locks: str, **settings: Any) -> Plan:
+    return plan_for(FAMILIES[family].build(), locks, **settings)
+
+
+def file_of(plan: Plan, name: str, folder: Path, settings: ExportSettings = RATES) -> bytes:
+    """The one file of an export, as the command writes it."""
+    exporter = find_exporter(name)
+    check_limits(plan, exporter.limits)
+    (write,) = exporter.files(plan, settings).values()
+    write(folder / "file")
+    return (folder / "file").read_bytes()
+
+
+def yaml_of(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
+    fields: dict[str, Any] = yaml.safe_load(file_of(plan, name, folder))
+    return fields
+
+
+def lora_names(plan: Plan) -> list[str]:
+    return sorted(item.module for item in plan.lora_modules)
+
+
+def near(plan: Plan, name: str) -> Plan:
+    return nearest(plan, find_exporter(name).limits)[0]
+
+
+@pytest.fixture(scope="module")
+def hybrid() -> Plan:
+    """Two modules in full, one frozen, LoRA of one rank on the rest."""
+    return plan_of("llama", *MODES)
+
+
+@pytest.fixture(scope="module")
+def ranked() -> Plan:
+    return plan_of("llama", *MODES, "*.0.self_attn.q_proj=rank:2")
+
+
+def test_axolotl_carries_the_whole_plan(ranked: Plan, tmp_path: Path) -> None:
+    fields = yaml_of(ranked, "axolotl", tmp_path)
+    assert fields == {
+        "base_model": "org/model",
+        "adapter": "lora",
+        "lora_r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "lora_target_modules": lora_names(ranked),
+        "lora_modules_to_save": FULL,
+        "lora_rank_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
+        "lora_alpha_pattern": {r"^model\.layers\.0\.self_attn\.q_proj": 4},
+        "learning_rate": 4e-4,
+        "embedding_lr": 3e-5,
+        "optimizer": "adamw_torch",
+        "lr_scheduler": "cosine",
+        "micro_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_epochs": 1,
+        "sequence_len": 2048,
+        "gradient_checkpointing": True,
+        "bf16": "auto",
+        "datasets": [{"path": "FILL_IN", "type": "FILL_IN"}],
+        "output_dir": "./outputs",
+    }
+
+
+def test_axolotl_puts_lora_on_experts_and_routers(tmp_path: Path) -> None:
+    plan = plan_of("qwen3_moe", "*.mlp.gate=lora", "*.0.mlp.experts*=full")
+    fields = yaml_of(plan, "axolotl", tmp_path)
+    assert "model.layers.1.mlp.gate.weight" in fields["lora_target_parameters"]
+    assert "model.layers.1.mlp.experts.gate_up_proj" in fields["lora_target_parameters"]
+    assert fields["lora_modules_to_save"] == ["model.layers.0.mlp.experts"]
+    assert fields["lora_dropout"] == 0.0
+
+
+def test_axolotl_keeps_full_modules_out_of_packed_models(tmp_path: Path) -> None:
+    packed = plan_of("llama", *MODES, memory={"base_bits": 4})
+    fields = yaml_of(packed, "axolotl", tmp_path)
+    assert (fields["adapter"], fields["load_in_4bit"]) == ("qlora", True)
+    assert fields["bnb_config_kwargs"] == {"llm_int8_skip_modules": [*FULL, "lm_head"]}
+    with pytest.raises(ExportError, match=r"into 8 bits, also 'model\.layers\.0\.mlp\.down_proj'"):
+        file_of(plan_of("llama", *MODES, memory={"base_bits": 8}), "axolotl", tmp_path)
+    light = plan_of("llama", memory={"base_bits": 8})
+    fields = yaml_of(light, "axolotl", tmp_path)
+    assert (fields["adapter"], fields["load_in_8bit"]) == ("lora", True)
+
+
+def test_plans_without_lora(tmp_path: Path) -> None:
+    plan = plan_of("llama", "*=frozen", *MODES[:2])
+    axolotl, swift = (yaml_of(plan, name, tmp_path) for name in ("axolotl", "ms-swift"))
+    # PEFT knows this text, but not a list of it.
+    assert axolotl["lora_target_modules"] == swift["target_regex"] == "dummy-target-modules"
+    assert "target_modules" not in swift
+    assert axolotl["learning_rate"] == swift["learning_rate"] == 3e-5
+    for name in ("llama-factory", "twinkle", "unsloth", "prime-rl"):
+        with pytest.raises(ExportError, match="without LoRA"):
+            file_of(plan, name, tmp_path)
+
+
+def test_llama_factory(hybrid: Plan, tmp_path: Path) -> None:
+    fields = yaml_of(hybrid, "llama-factory", tmp_path)
+    assert fields == {
+        "model_name_or_path": "org/model",
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "lora",
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "lora_target": lora_names(hybrid),
+        "additional_target": FULL,
+        "learning_rate": 3e-5,
+        "optim": "adamw_torch",
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "cutoff_len": 2048,
+        "bf16": True,
+        "dataset": "FILL_IN",
+        "template": "FILL_IN",
+        "output_dir": "./outputs",
+    }
+
+
+def test_ms_swift(hybrid: Plan, tmp_path: Path) -> None:
+    fields = yaml_of(hybrid, "ms-swift", tmp_path)
+    assert fields == {
+        "model": "org/model",
+        "use_hf": True,
+        "torch_dtype": "bfloat16",
+        "tuner_type": "lora",
+        "target_modules": lora_names(hybrid),
+        "modules_to_save": FULL,
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "learning_rate": 3e-5,
+        "optim": "adamw_torch",
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+        "max_length": 2048,
+        "dataset": ["FILL_IN"],
+        "output_dir": "./outputs",
+    }
+
+
+def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:
+    assert json.loads(file_of(hybrid, "twinkle", tmp_path)) == {
+        "method": "spectral_hybrid_lora",
+        "model_id": "org/model",
+        "s_fft": FULL,
+        "s_lora": lora_names(hybrid),
+        "r": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "origin": list(origin(hybrid)),
+    }
+
+
+def test_verl(tmp_path: Path) -> None:
+    plan = plan_of("llama", "*.1.*=frozen")
+    fields = yaml_of(plan, "verl", tmp_path)
+    assert fields == {
+        "defaults": ["ppo_trainer", "_self_"],
+        "actor_rollout_ref": {
+            "model": {
+                "path": "org/model",
+                "lora_rank": 4,
+                "lora_alpha": 8,
+                "target_modules": lora_names(plan),
+            },
+            "actor": {"optim": {"lr": 4e-4}},
+            "rollout": {"load_format": "safetensors"},
+        },
+        "data": {"train_files": "FILL_IN", "val_files": "FILL_IN"},
+    }
+
+
+def test_prime_rl(hybrid: Plan, tmp_path: Path) -> None:
+    fields = tomllib.loads(file_of(hybrid, "prime-rl", tmp_path).decode())
+
+    def exact(names: list[str]) -> list[str]:
+        return ["^" + name.replace(".", r"\.") + "$" for name in names]
+
+    lora = {"rank": 4, "alpha": 8.0, "dropout": 0.0}
+    lists = {"target_modules": exact(lora_names(hybrid)), "modules_to_save": exact(FULL)}
+    assert fields == {
+        "model": {"name": "org/model", "lora": {**lora, **lists}},
+        "data": {"name": "FILL_IN", "seq_len": 2048, "batch_size": 1},
+        "optim": {"lr": 3e-5},
+    }
+
+
+def test_prime_rl_writes_an_empty_list_of_full_modules(tmp_path: Path) -> None:
+    text = file_of(plan_of("llama"), "prime-rl", tmp_path).decode()
+    assert tomllib.loads(text)["model"]["lora"]["modules_to_save"] == []
+
+
+def test_unsloth_is_a_script_with_the_plan(ranked: Plan, tmp_path: Path) -> None:
+    tree = ast.parse(file_of(ranked, "unsloth", tmp_path))
+    values = {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    assert values == {
+        "MODEL": "org/model",
+        "REVISION": None,
+        "DATASET": "FILL_IN",
+        "LORA_MODULES": lora_names(ranked),
+        "LORA_PARAMETERS": [],
+        "FULL_MODULES": FULL,
+        "RANKS": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
+        "ALPHAS": {r"^model\.layers\.0\.self_attn\.q_proj": 4},
+    }
+    calls = {
+        ast.unparse(node.func): {word.arg: ast.unparse(word.value) for word in node.keywords}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    wrap = calls["FastModel.get_peft_model"]
+    assert (wrap["r"], wrap["lora_alpha"], wrap["target_parameters"], wrap["rank_pattern"]) == (
+        "4", "8", "LORA_PARAMETERS", "RANKS",
+    )  # fmt: skip
+    rates = calls["UnslothTrainingArguments"]
+    assert (rates["learning_rate"], rates["embedding_learning_rate"]) == ("0.0004", "3e-05")
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "twinkle", "verl", "prime-rl"])
+def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="one LoRA rank for all modules"):
+        file_of(ranked, name, tmp_path)
+    (rank,) = {item.rank for item in near(ranked, name).lora_modules}
+    assert rank in range(2, 5)
+    file_of(near(ranked, name), name, tmp_path)
+
+
+def test_verl_refuses_full_modules(hybrid: Plan, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"verl cannot train .* in full beside LoRA"):
+        file_of(hybrid, "verl", tmp_path)
+    assert not near(hybrid, "verl").full
+
+
+def test_twinkle_refuses_plans_without_full_modules(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="without modules trained in full"):
+        file_of(plan_of("llama"), "twinkle", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "twinkle", "verl", "prime-rl"])
+def test_lora_on_parameters_is_refused(name: str, tmp_path: Path) -> None:
+    plan = plan_of("mixtral", "*.0.self_attn.q_proj=full")
+    with pytest.raises(ExportError, match="only the name of its parameter"):
+        file_of(plan, name, tmp_path)
+
+
+def test_ms_swift_puts_lora_on_parameters(tmp_path: Path) -> None:
+    fields = yaml_of(plan_of("mixtral"), "ms-swift", tmp_path)
+    assert "model.layers.1.mlp.experts.gate_up_proj" in fields["target_parameters"]
+    only = plan_of("mixtral", "*=frozen", "*.experts.*=lora")
+    fields = yaml_of(only, "ms-swift", tmp_path)
+    assert fields["target_regex"] == "dummy-target-modules"
+    assert "target_modules" not in fields
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "twinkle", "unsloth"])
+def test_full_modules_of_packed_models_are_refused(name: str, tmp_path: Path) -> None:
+    plan = plan_of("llama", *MODES, memory={"base_bits": 4})
+    with pytest.raises(ExportError, match="into 4 bits, also") as caught:
+        file_of(plan, name, tmp_path)
+    assert "--base 16" in caught.value.hint
+
+
+@pytest.mark.parametrize(("name", "locks"), [("verl", ()), ("prime-rl", MODES)])
+def test_packed_models_are_refused(name: str, locks: tuple[str, ...], tmp_path: Path) -> None:
+    plan = plan_of("llama", *locks, memory={"base_bits": 4})
+    with pytest.raises(ExportError, match="16 bits only"):
+        file_of(plan, name, tmp_path)
+
+
+def test_packed_models_with_lora_only(tmp_path: Path) -> None:
+    plan = plan_of("llama", memory={"base_bits": 4})
+    assert yaml_of(plan, "llama-factory", tmp_path)["quantization_bit"] == 4
+    swift = yaml_of(plan, "ms-swift", tmp_path)
+    assert (swift["quant_method"], swift["quant_bits"]) == ("bnb", 4)
+    assert b"load_in_4bit=True" in file_of(plan, "unsloth", tmp_path)
+
+
+@pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "twinkle"])
+def test_tied_embeddings_in_full_go_by_the_seed_adapter(name: str, tmp_path: Path) -> None:
+    plan = plan_of("gemma3", "*embed_tokens=full", embeddings=True)
+    with pytest.raises(ExportError, match="would untie the embedding") as caught:
+        file_of(plan, name, tmp_path)
+    assert "--to seed-adapter" in caught.value.hint
+    assert yaml_of(plan, "axolotl", tmp_path)["peft_ensure_weight_tying"] is True
+
+
+def test_prime_rl_refuses_lora_on_what_it_passes_over(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="linear layers only"):
+        file_of(plan_of("gpt2"), "prime-rl", tmp_path)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_say_where_they_come_from_and_are_stable(
+    name: str, hybrid: Plan, tmp_path: Path
+) -> None:
+    plan = near(hybrid, name)
+    text = file_of(plan, name, tmp_path)
+    assert text == file_of(Plan.model_validate_json(plan.model_dump_json()), name, tmp_path)
+    assert all(line.encode() in text for line in origin(plan))
+    assert b"\r" not in text
+    assert text.endswith(b"\n")
+    assert b"FILL_IN" in text or name == "twinkle"
+    for item in (*plan.full, *plan.lora_modules):
+        lines = text.decode().replace("\\\\", "").splitlines()
+        assert sum(item.module in line for line in lines) == 1, item.module
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_another_base_model_and_its_own_revision(name: str, hybrid: Plan, tmp_path: Path) -> None:
+    plan = near(hybrid, name)
+    pinned = plan.model_copy(update={"model": plan.model.model_copy(update={"revision": "c0ffee"})})
+    shown = file_of(pinned, name, tmp_path)
+    other = file_of(pinned, name, tmp_path, ExportSettings(model="./a b"))
+    assert b"./a b" in other
+    assert b"c0ffee" not in other
+    assert b"c0ffee" in shown or name in ("twinkle", "verl", "prime-rl")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_names_stay_inside_their_quotes(name: str, hybrid: Plan, tmp_path: Path) -> None:
+    evil = 'x"\n- y: "\u2028 #\x85\'é😀'
+    plan = near(hybrid, name)
+    text = file_of(plan, name, tmp_path, ExportSettings(model=evil)).decode()
+    found: Any
+    if name == "twinkle":
+        found = json.loads(text)["model_id"]
+    elif name == "prime-rl":
+        found = tomllib.loads(text)["model"]["name"]
+    elif name == "unsloth":
+        (line,) = (line for line in text.split("\n") if line.startswith("MODEL = "))
+        found = ast.literal_eval(line.removeprefix("MODEL = "))
+    else:
+        fields = yaml.safe_load(text)
+        keys = ("base_model", "model_name_or_path", "model")
+        found = next((fields[key] for key in keys if key in fields), None)
+        found = found or fields["actor_rollout_ref"]["model"]["path"]
+    assert found == evil
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exporters_explain_themselves(name: str, hybrid: Plan) -> None:
+    exporter = find_exporter(name)
+    assert exporter.name == name
+    assert "{out}" in exporter.usage
+    assert not exporter.folder
+    assert exporter.limits.peft
+    for note in exporter.notes(near(hybrid, name)):
+        assert note.endswith((".", "without them.")), note
+
+
+def test_one_learning_rate_is_said_to_be_one(hybrid: Plan) -> None:
+    for name in ("llama-factory", "ms-swift", "prime-rl"):
+        assert "One learning rate" in " ".join(find_exporter(name).notes(hybrid))
+    assert not find_exporter("llama-factory").notes(plan_of("llama"))
+
+
+@given(st.recursive(
+    st.text() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner.filter(lambda item: not isinstance(item, list | dict)), min_size=1)
+    | st.dictionaries(st.text(min_size=1), inner, min_size=1),
+    max_leaves=8,
+))  # fmt: skip
+def test_yaml_reads_back(value: Any) -> None:
+    text = yaml_text(("a comment", ""), {"key": value})
+    assert yaml.safe_load(text) == {"key": value}
+
+
+@given(st.text())
+def test_quoted_strings_read_back_everywhere(text: str) -> None:
+    literal = quoted(text)
+    assert json.loads(literal) == text
+    assert tomllib.loads(f"key = {literal}")["key"] == text
+    assert ast.literal_eval(literal) == text
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_numbers_read_back_everywhere(number: float) -> None:
+    literal = scalar(number)
+    assert json.loads(literal) == tomllib.loads(f"key = {literal}")["key"] == number
+    assert yaml.safe_load(literal) == number
+
+
+@given(st.lists(st.text()))
+def test_comments_cannot_be_left(lines: list[str]) -> None:
+    text = comment(lines)
+    assert all(line.startswith("#") for line in text.splitlines())
+    assert yaml.safe_load(text) is None
+    assert tomllib.loads(text) == {}
