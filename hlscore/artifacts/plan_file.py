@@ -19,10 +19,7 @@ _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
 
 def plan_text(plan: Plan) -> str:
     """Write a plan as indented JSON in the order of the schema."""
-    return (
-        json.dumps(plan.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-        + "\n"
-    )
+    return plan.model_dump_json(indent=2) + "\n"
 
 
 def write_plan(plan: Plan, path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -145,7 +146,7 @@ def read_report(path: Path) -> ScoreReport:
             f"{_first_difference(table.schema)}.",
             hint="Write it again with `hlscore rank`.",
         )
-    rows = tuple(_row(values) for values in table.to_pylist())
+    rows = _rows(table)
     for place, fault in _faults(rows):
         raise ArtifactError(
             f"Row {place} of '{path}' is damaged: {fault}.",
@@ -238,6 +239,40 @@ def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
                 yield place, f"'{name}' is not as long as that of the other rows"
 
 
-def _row(values: dict[str, Any]) -> ModuleRow:
-    lists = {name: tuple(values[name] or ()) for name in _LISTS}
-    return ModuleRow(**{**values, **lists})
+def _rows(table: pa.Table) -> tuple[ModuleRow, ...]:
+    columns = {
+        name: _list_column(table.column(name)) if name in _LISTS else table.column(name).to_pylist()
+        for name in table.schema.names
+    }
+    return tuple(
+        ModuleRow(**dict(zip(columns, values, strict=True)))
+        for values in zip(*columns.values(), strict=True)
+    )
+
+
+def _list_column(column: pa.ChunkedArray) -> list[tuple[Any, ...]]:
+    """Tuples of numbers, empty for null; much faster than Arrow's own way for long lists."""
+    found: list[tuple[Any, ...]] = []
+    for chunk in column.chunks:
+        if chunk.values.null_count:
+            raise ArtifactError("A list of the report is damaged: it holds nulls.")
+        # Arrow's own conversion to numpy would import pandas.
+        numbers = _buffer(chunk.values, chunk.values.type.to_pandas_dtype(), len(chunk.values))
+        ends = _buffer(chunk, np.int32, len(chunk) + 1)
+        found += [
+            tuple(numbers[first:last]) if there else ()
+            for first, last, there in zip(
+                ends[:-1], ends[1:], chunk.is_valid().to_pylist(), strict=True
+            )
+        ]
+    return found
+
+
+def _buffer(array: pa.Array, dtype: Any, count: int) -> list[Any]:
+    """Numbers of an array's first data buffer."""
+    raw = array.buffers()[1]
+    if raw is None:
+        return [0] * count
+    whole = np.frombuffer(raw, dtype=dtype)
+    numbers: list[Any] = whole[array.offset : array.offset + count].tolist()
+    return numbers

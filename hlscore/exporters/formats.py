@@ -10,6 +10,8 @@ from pathlib import Path
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
 from hlscore.exporters.limits import Limits
+from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
+from hlscore.settings import ModelSettings
 
 Writer = Callable[[Path], None]
 
@@ -41,8 +43,11 @@ class ExportSettings:
                 raise UsageError(f"{option} is {rate:g}.", hint="Use a number above 0.")
 
     def base(self, plan: Plan) -> str:
-        """Name of the base model."""
-        return self.model or plan.model.name
+        """Name of the base model; for the built-in one its folder, which any trainer can load."""
+        name = self.model or plan.model.name
+        if not name.startswith(BUILTIN_PREFIX):
+            return name
+        return str(find_model(ModelSettings(model=name), weights=False).directory)
 
     def rates(self, plan: Plan) -> tuple[float, float]:
         """Learning rates of full modules and adapters."""

@@ -206,21 +206,30 @@ def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
 
 
 def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
-    replicates = replicates_of(problem)
     return tuple(
         Decision(
-            row=replace(row, selection_probability=share),
+            row=row
+            if row.selection_probability == share
+            else replace(row, selection_probability=share),
             mode=chosen.mode,
             rank=chosen.rank,
             locked=row.module in problem.locks,
             score=score_of(row, problem.score, problem.settings.rank),
-            stderr=float(np.std(drawn, ddof=1)) if len(drawn) > 1 else None,
+            stderr=stderr,
             trained_params=chosen.params,
         )
-        for row, chosen, share, drawn in zip(
-            problem.rows, picks.options, picks.probability, replicates, strict=True
+        for row, chosen, share, stderr in zip(
+            problem.rows, picks.options, picks.probability, _stderrs(problem), strict=True
         )
     )
+
+
+def _stderrs(problem: Problem) -> Sequence[float | None]:
+    replicates = replicates_of(problem)
+    if len(replicates[0]) < 2:
+        return [None] * len(replicates)
+    found: list[float] = np.std(np.array(replicates), axis=1, ddof=1).tolist()
+    return found
 
 
 def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Totals:

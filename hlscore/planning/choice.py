@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.planning.solver import Numbers, Program, solve
+from hlscore.planning.knapsack import Menu, choose_options
+from hlscore.planning.solver import Numbers
 
 Chosen = NDArray[np.bool_]
 
-CORE = 100
+NEXT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,8 +68,8 @@ def choose(scores: Numbers, spending: Spending) -> Bought:
 def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:
     """Share of bootstrap resamples in which each module is chosen.
 
-    Where costs differ each resample solves the core of its knapsack: modules far from the
-    break-even score per cost are settled by it, HiGHS decides about the 100 nearest.
+    Where costs differ each resample takes the best score per cost first, and then what still fits
+    of the next 100: within a module's cost of the best choice, and fast enough for every resample.
 
     Args:
         replicates: Scores of each candidate in each resample, float64 [n, resamples].
@@ -83,7 +84,7 @@ def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:
         if spending.by_count:
             counts += _highest(worth, spending.limit)
         else:
-            counts += _core_knapsack(worth, spending.costs, spending.limit)
+            counts += _by_worth_per_cost(worth, spending.costs, spending.limit)
     shares: Numbers = counts / replicates.shape[1]
     return shares
 
@@ -98,16 +99,20 @@ def _highest(worth: Numbers, limit: int) -> Chosen:
     return chosen & (worth > 0)
 
 
-def _core_knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Chosen:
-    """Settle all but the modules around the break-even one (Balas and Zemel 1980)."""
+def _by_worth_per_cost(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Chosen:
+    """Take the best score per cost first, then what still fits of the next ones."""
+    chosen: Chosen = (worth > 0) & (costs <= 0)
+    limit -= int(costs[chosen].sum())
     order = np.argsort(-worth / np.maximum(costs, 1), kind="stable")
-    break_even = int(np.searchsorted(np.cumsum(costs[order]), limit, side="right"))
-    first, last = max(0, break_even - CORE // 2), break_even + CORE // 2
-    chosen: Chosen = np.zeros(len(worth), dtype=np.bool_)
-    chosen[order[:first]] = True
-    core = order[first:last]
-    chosen[core] = _knapsack(worth[core], costs[core], limit - int(costs[chosen].sum())).chosen
-    return chosen & (worth > 0)
+    order = order[(worth[order] > 0) & (costs[order] > 0)]
+    whole = int(np.searchsorted(np.cumsum(costs[order]), limit, side="right"))
+    chosen[order[:whole]] = True
+    left = limit - int(costs[order[:whole]].sum())
+    for place in order[whole : whole + NEXT]:
+        if costs[place] <= left:
+            chosen[place] = True
+            left -= int(costs[place])
+    return chosen
 
 
 def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Bought:
@@ -116,18 +121,16 @@ def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Bought:
     fits = (worth > 0) & (costs > 0) & (costs <= limit)
     if not fits.any():
         return Bought(chosen=free, bound=float(worth[free].sum()))
-    if int(costs[fits].sum()) <= limit:
-        return Bought(chosen=free | fits, bound=float(worth[free | fits].sum()))
-    solution = solve(
-        Program(
-            values=worth[fits],
-            costs=costs[None, fits].astype(np.float64),
+    count = int(fits.sum())
+    zeros = np.zeros(count)
+    picked = choose_options(
+        Menu(
+            modules=np.repeat(np.arange(count), 2),
+            values=np.c_[zeros, worth[fits]].ravel(),
+            costs=np.c_[zeros, costs[fits]].reshape(1, -1),
             limits=np.array([limit], dtype=np.float64),
         )
     )
-    chosen: Chosen = np.zeros(len(worth), dtype=np.bool_)
-    chosen[np.flatnonzero(fits)[solution.chosen]] = True
-    while int(costs[chosen].sum()) > limit:  # the solver's tolerance let a hair too much in
-        inside = np.flatnonzero(chosen)
-        chosen[inside[np.argmin(worth[inside] / costs[inside])]] = False
-    return Bought(chosen=free | chosen, bound=solution.bound + float(worth[free].sum()))
+    chosen: Chosen = free.copy()
+    chosen[np.flatnonzero(fits)] = picked.picks % 2 == 1
+    return Bought(chosen=chosen, bound=picked.bound + float(worth[free].sum()))

@@ -6,9 +6,9 @@ import numpy as np
 
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import share_of
+from hlscore.planning.knapsack import Menu, choose_options
 from hlscore.planning.options import Option, curve_of, menu_of
 from hlscore.planning.problem import Counts, Picks, Problem, fixed_bytes, free_bytes, too_small
-from hlscore.planning.rank_choice import Menu, choose_options
 
 
 def choose_ranks(problem: Problem) -> Picks:

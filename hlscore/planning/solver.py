@@ -27,14 +27,14 @@ class Program:
         values: Value of each column, float64 [columns].
         costs: Cost of each column under each limit, float64 [limits, columns].
         limits: Largest total costs, float64 [limits].
-        groups: Group of each column, rising, int64 [columns]: exactly one column of each is
-            chosen. `None` where columns are free.
+        groups: Group of each column, rising from 0 without holes, int64 [columns]: exactly one
+            column of each is chosen.
     """
 
     values: Numbers
     costs: Numbers
     limits: Numbers
-    groups: NDArray[np.int64] | None = None
+    groups: NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,37 +98,24 @@ def quiet_highs() -> Highs:
 def _model(program: Program, value_scale: float) -> HighsLp:
     import highspy
 
-    columns = len(program.values)
+    columns, groups = len(program.values), int(program.groups[-1]) + 1
     scales = np.abs(program.costs).max(axis=1, initial=0.0)
     scales[scales == 0] = 1.0
-    parts = program.costs / scales[:, None]
-    lower = np.full(len(parts), -highspy.kHighsInf)
-    upper = program.limits / scales
-    if program.groups is not None:
-        count = int(program.groups[-1]) + 1
-        lower, upper = np.r_[lower, np.ones(count)], np.r_[upper, np.ones(count)]
+    # One row per limit with all columns, then one row per group with its own.
+    counts = [columns] * len(program.costs) + np.bincount(program.groups).tolist()
     model = highspy.HighsLp()
-    model.num_col_, model.num_row_ = columns, len(upper)
+    model.num_col_, model.num_row_ = columns, len(counts)
     model.sense_ = highspy.ObjSense.kMaximize
     model.col_cost_ = program.values / value_scale
     model.col_lower_, model.col_upper_ = np.zeros(columns), np.ones(columns)
     model.integrality_ = [highspy.HighsVarType.kInteger] * columns
-    model.row_lower_, model.row_upper_ = lower, upper
+    unlimited = np.full(len(program.costs), -highspy.kHighsInf)
+    model.row_lower_ = np.r_[unlimited, np.ones(groups)]
+    model.row_upper_ = np.r_[program.limits / scales, np.ones(groups)]
     matrix = model.a_matrix_
     matrix.format_ = highspy.MatrixFormat.kRowwise
-    matrix.num_col_, matrix.num_row_ = columns, len(upper)
-    starts, indices, entries = [0], [], []
-    for row in parts:
-        nonzero = np.flatnonzero(row)
-        indices.append(nonzero)
-        entries.append(row[nonzero])
-        starts.append(starts[-1] + len(nonzero))
-    if program.groups is not None:
-        indices.append(np.arange(columns))
-        entries.append(np.ones(columns))
-        ends = starts[-1] + np.searchsorted(program.groups, np.arange(count), side="right")
-        starts.extend(int(end) for end in ends)
-    matrix.start_ = np.array(starts, dtype=np.int32)
-    matrix.index_ = np.concatenate(indices).astype(np.int32)
-    matrix.value_ = np.concatenate(entries)
+    matrix.num_col_, matrix.num_row_ = columns, len(counts)
+    matrix.start_ = np.r_[0, np.cumsum(counts)].astype(np.int32)
+    matrix.index_ = np.tile(np.arange(columns), len(program.costs) + 1).astype(np.int32)
+    matrix.value_ = np.r_[(program.costs / scales[:, None]).ravel(), np.ones(columns)]
     return model

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import Allocation, allocate
 from hlscore.planning.costs import full_params, lora_params
-from hlscore.planning.rank_choice import Menu, Picked, choose_options
+from hlscore.planning.knapsack import Menu, Picked, choose_options
 from hlscore.planning.solver import RELATIVE_GAP
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import MemorySettings, PlanSettings

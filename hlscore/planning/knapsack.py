@@ -1,4 +1,4 @@
-"""Which mode and rank each module gets: a multiple-choice knapsack.
+"""The multiple-choice knapsack: one option per module, the best sum of values that fits.
 
 Every module has options (frozen, LoRA of some ranks, full), each with a value and costs; one
 option per module is chosen so that the sum of values is the largest within every limit.
