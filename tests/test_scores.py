@@ -26,8 +26,8 @@ def test_registry_names_formula_unit_and_source() -> None:
 
 def test_scores_read_the_row() -> None:
     item = row(3)
-    assert score_of(item, SCORES["hls"], 8) == item.hls_curve[2]
-    assert score_of(item, SCORES["tail"], 2) == item.tail_curve[0]
+    assert score_of(item, SCORES["hls"], 8) == item.hls_curve[3]
+    assert score_of(item, SCORES["tail"], 2) == item.tail_curve[1]
     assert score_of(item, SCORES["grad_norm"], 2) == item.grad_energy
     assert score_of(item, SCORES["taylor"], 2) == item.taylor
     assert score_of(item, SCORES["rgn"], 2) == pytest.approx((item.grad_energy or 0) ** 0.5 / 5)

@@ -216,12 +216,12 @@ def _memory(allocation: Allocation) -> str:
         f"weights {memory(weights)}",
         f"gradients {memory(use.gradient_bytes)}",
         f"{settings.optimizer} {memory(use.optimizer_bytes)}",
-        f"activations about {memory(use.activation_bytes)} "
-        f"({settings.train_batch} x {settings.train_length} tokens)",
+        f"activations about {memory(use.activation_bytes)}",
     )
     return (
-        f"{memory(use.total_bytes)} to train, {settings.master} masters on a "
-        f"{settings.base_bits}-bit base: {', '.join(parts)}"
+        f"{memory(use.total_bytes)} to train: {', '.join(parts)}\n"
+        f"        ({settings.base_bits}-bit base, {settings.master} masters, "
+        f"{settings.train_batch} x {settings.train_length} tokens)"
     )
 
 
