@@ -9,9 +9,10 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig, MixtralConfig, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,12 +29,37 @@ from hlscore.exporters.registry import find_exporter
 LAYERS = 11
 LOCKS = ("*.1.mlp.down_proj=full", "*.2.self_attn.v_proj=full", "*.10.*=frozen", "*.0.*=frozen")
 
-# Per plan its modes, and who gets it in which format.
+# Far apart, so that the steps of full modules show which of the two they were made with.
+FULL_LR, LORA_LR = 1e-3, 1e-2
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 768, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "bos_token_id": 0,
+    "eos_token_id": 0, "pad_token_id": 1, "dtype": "float32",
+}  # fmt: skip
+MODELS = {
+    "llama": LlamaConfig(num_hidden_layers=LAYERS, **SIZES),
+    "mixtral": MixtralConfig(
+        num_hidden_layers=2, num_local_experts=4, num_experts_per_tok=4, **SIZES
+    ),
+}
+
+# Per plan its model and modes, and who gets it in which format.
 PLANS = {
-    "hybrid": (LOCKS, ("axolotl", "llama-factory", "ms-swift")),
-    "ranks": ((*LOCKS, "*q_proj=rank:2", "*.5.mlp.*=rank:8"), ("axolotl", "seed-adapter")),
-    "full": (("*=frozen", LOCKS[0], LOCKS[1]), ("axolotl", "ms-swift", "seed-adapter")),
-    "lora": (("*.1.*=frozen",), ("axolotl", "llama-factory", "ms-swift")),
+    "hybrid": ("llama", LOCKS, ("axolotl", "llama-factory", "ms-swift")),
+    "ranks": (
+        "llama",
+        (*LOCKS, "*q_proj=rank:2", "*.5.mlp.*=rank:8"),
+        ("axolotl", "seed-adapter"),
+    ),
+    "full": (
+        "llama",
+        ("*=frozen", LOCKS[0], LOCKS[1]),
+        ("axolotl", "ms-swift", "seed-adapter"),
+    ),
+    "lora": ("llama", ("*.1.*=frozen",), ("axolotl", "llama-factory", "ms-swift")),
+    # Routers and fused experts, which PEFT finds by parameter; the experts of one layer in full.
+    "experts": ("mixtral", ("*.0.mlp.experts*=full",), ("axolotl", "ms-swift", "seed-adapter")),
 }
 
 
@@ -41,10 +67,10 @@ def main(folder: Path) -> None:
     """Write everything into a fresh folder."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    model = _model(folder / "model")
+    models = {name: _model(name, folder / f"model-{name}") for name in MODELS}
     _data(folder)
-    for name, (locks, formats) in PLANS.items():
-        plan = plan_for(model, locks, str(folder / "model"), rank=4)
+    for name, (model, locks, formats) in PLANS.items():
+        plan = plan_for(models[model], locks, str(folder / f"model-{model}"), rank=4)
         where = folder / name
         where.mkdir()
         (where / "plan.json").write_text(plan_text(plan))
@@ -52,18 +78,13 @@ def main(folder: Path) -> None:
             _export(plan, fmt, where)
 
 
-def _model(folder: Path) -> PreTrainedModel:
+def _model(name: str, folder: Path) -> PreTrainedModel:
     builtin = Path(hlscore.__file__).parent / "inputs" / "builtin" / "tiny"
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=768, hidden_size=32, intermediate_size=48, num_hidden_layers=LAYERS,
-        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=0, pad_token_id=1, dtype="float32",
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
+    model = AutoModelForCausalLM.from_config(MODELS[name])
     model.save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copy(builtin / name, folder / name)
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(builtin / file, folder / file)
     return model
 
 
@@ -88,8 +109,7 @@ def _export(plan: Plan, fmt: str, folder: Path) -> None:
     check_limits(plan, exporter.limits)
     target = folder / fmt if exporter.folder else folder
     target.mkdir(exist_ok=True)
-    # Rates that move every number of a float32 weight in two steps.
-    settings = ExportSettings(full_lr=1e-3, lora_lr=1e-2)
+    settings = ExportSettings(full_lr=FULL_LR, lora_lr=LORA_LR)
     for name, write in exporter.files(plan, settings).items():
         write(target / name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from outcome import run
 
 CPU = {
     "torch_dtype": "float32", "max_steps": 2, "max_length": 128, "logging_steps": 1,
-    "report_to": "none", "use_cpu": True, "model_type": "llama", "template": "default",
+    "report_to": "none", "use_cpu": True, "template": "default",
     "add_version": False, "split_dataset_ratio": 0, "save_steps": 2, "dataset_num_proc": 1,
     "dataloader_num_workers": 0, "gradient_checkpointing": False,
 }  # fmt: skip
@@ -26,6 +27,8 @@ def train(fields: dict[str, Any], material: Path, out: Path) -> None:
     seed = fields.pop("seed", None)
     if seed:
         fields |= {"adapters": [seed]}
+    config_of = json.loads((Path(fields["model"]) / "config.json").read_text())
+    fields["model_type"] = config_of["model_type"]
     data = {"dataset": [str(material / "data.jsonl")], "output_dir": str(out.with_suffix(".runs"))}
     config = out.with_suffix(".yaml")
     config.write_text(yaml.safe_dump({**fields, **CPU, **data}, sort_keys=False))
