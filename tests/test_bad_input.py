@@ -666,7 +666,7 @@ def test_force(desk: Desk) -> None:
     assert set(desk.contents().values()) == {b"mine"}
     assert desk.rank("--force").code == 0
     assert desk.contents()["other.txt"] == b"mine"
-    assert json.loads(desk.contents()["plan.json"])["schema_version"] == 1
+    assert json.loads(desk.contents()["plan.json"])["schema_version"] == 2
 
 
 @pytest.mark.parametrize(
@@ -676,7 +676,7 @@ def test_force(desk: Desk) -> None:
         (KeyboardInterrupt(), 130, "Interrupted"),
     ],
 )
-@pytest.mark.parametrize("writer", ["report.write_report", "plan.write_plan"])
+@pytest.mark.parametrize("writer", ["report.write_report", "plan_file.write_plan"])
 def test_end_while_writing(
     desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
@@ -824,7 +824,7 @@ def test_plan_exists(scores: Path) -> None:
     assert "already exists" in outcome.message
     assert plan.read_text() == "mine"
     assert _plan(scores, "--force").code == 0
-    assert json.loads(plan.read_text())["schema_version"] == 1
+    assert json.loads(plan.read_text())["schema_version"] == 2
 
 
 def test_plan_over_its_own_scores(scores: Path) -> None:
@@ -849,7 +849,7 @@ def test_plan_with_a_full_disk(scores: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     plan = scores.with_name("plan.json")
     plan.write_text("mine")
-    monkeypatch.setattr("hlscore.artifacts.plan.write_plan", fail)
+    monkeypatch.setattr("hlscore.artifacts.plan_file.write_plan", fail)
     outcome = _plan(scores, "--force")
     assert outcome.code == 3
     assert "No space left on device" in outcome.message
@@ -896,7 +896,7 @@ def _origin(**changes: object) -> Callable[[dict[str, Any]], bytes]:
         (lambda _: b'{"schema', "is damaged: Unterminated string"),
         (lambda _: b"\xff\xfe\x00", "is damaged"),
         (lambda _: b"[]", "has report schema None"),
-        (_origin(schema_version=2), "has report schema 2; this hlscore reads 1."),
+        (_origin(schema_version=3), "has report schema 3; this hlscore reads 2."),
         (_origin(schema_version="x"), "has report schema x"),
         (_origin(run={}), "is damaged at 'run.hlscore_version': Field required."),
         (_origin(more=1), "is damaged at 'more'"),

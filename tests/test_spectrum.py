@@ -91,8 +91,8 @@ def test_rank_for_share_counts_from_the_largest() -> None:
 
 
 def test_curves_hold_the_rank_of_the_run() -> None:
-    assert curve_ranks(16) == (1, 2, 4, 8, 16, 32, 64)
-    assert curve_ranks(24) == (1, 2, 4, 8, 16, 24, 32, 64)
+    assert curve_ranks(16) == (0, 1, 2, 4, 8, 16, 32, 64)
+    assert curve_ranks(24) == (0, 1, 2, 4, 8, 16, 24, 32, 64)
     assert curve_ranks(64)[-1] == 128
-    assert curve_ranks(24, 40) == (1, 2, 4, 8, 16, 24, 32)
-    assert curve_ranks(48, 32) == (1, 2, 4, 8, 16, 32, 48)
+    assert curve_ranks(24, 40) == (0, 1, 2, 4, 8, 16, 24, 32)
+    assert curve_ranks(48, 32) == (0, 1, 2, 4, 8, 16, 32, 48)

@@ -188,7 +188,7 @@ def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """
     value = score.compute(row, rank)
     if value is None and score.follows_rank and row.curve_ranks and rank not in row.curve_ranks:
-        ranks = ", ".join(str(item) for item in row.curve_ranks)
+        ranks = ", ".join(str(item) for item in row.curve_ranks if item)
         raise UsageError(
             f"The report holds no score for rank {rank}.",
             hint=f"Use one of {ranks}, or run `hlscore rank` again with --rank {rank}.",
