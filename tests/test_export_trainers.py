@@ -11,16 +11,12 @@ from typing import Any
 import pytest
 import yaml
 from families import FAMILIES
-from hypothesis import given
-from hypothesis import strategies as st
 from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import ExportSettings, origin
 from hlscore.exporters.limits import ExportError, check_limits, nearest
-from hlscore.exporters.quoting import comment, quoted, scalar
 from hlscore.exporters.registry import find_exporter
-from hlscore.exporters.yaml_text import yaml_text
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
 MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
@@ -227,36 +223,6 @@ def test_prime_rl_writes_an_empty_list_of_full_modules(tmp_path: Path) -> None:
     assert tomllib.loads(text)["model"]["lora"]["modules_to_save"] == []
 
 
-def test_unsloth_is_a_script_with_the_plan(ranked: Plan, tmp_path: Path) -> None:
-    tree = ast.parse(file_of(ranked, "unsloth", tmp_path))
-    values = {
-        node.targets[0].id: ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
-    }
-    assert values == {
-        "MODEL": "org/model",
-        "REVISION": None,
-        "DATASET": "FILL_IN",
-        "LORA_MODULES": lora_names(ranked),
-        "LORA_PARAMETERS": [],
-        "FULL_MODULES": FULL,
-        "RANKS": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
-        "ALPHAS": {r"^model\.layers\.0\.self_attn\.q_proj": 4},
-    }
-    calls = {
-        ast.unparse(node.func): {word.arg: ast.unparse(word.value) for word in node.keywords}
-        for node in ast.walk(tree)
-        if isinstance(node, ast.Call)
-    }
-    wrap = calls["FastModel.get_peft_model"]
-    assert (wrap["r"], wrap["lora_alpha"], wrap["target_parameters"], wrap["rank_pattern"]) == (
-        "4", "8", "LORA_PARAMETERS", "RANKS",
-    )  # fmt: skip
-    rates = calls["UnslothTrainingArguments"]
-    assert (rates["learning_rate"], rates["embedding_learning_rate"]) == ("0.0004", "3e-05")
-
-
 @pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "twinkle", "verl", "prime-rl"])
 def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="one LoRA rank for all modules"):
@@ -393,37 +359,3 @@ def test_one_learning_rate_is_said_to_be_one(hybrid: Plan) -> None:
     for name in ("llama-factory", "ms-swift", "prime-rl"):
         assert "One learning rate" in " ".join(find_exporter(name).notes(hybrid))
     assert not find_exporter("llama-factory").notes(plan_of("llama"))
-
-
-@given(st.recursive(
-    st.text() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False),
-    lambda inner: st.lists(inner.filter(lambda item: not isinstance(item, list | dict)), min_size=1)
-    | st.dictionaries(st.text(min_size=1), inner, min_size=1),
-    max_leaves=8,
-))  # fmt: skip
-def test_yaml_reads_back(value: Any) -> None:
-    text = yaml_text(("a comment", ""), {"key": value})
-    assert yaml.safe_load(text) == {"key": value}
-
-
-@given(st.text())
-def test_quoted_strings_read_back_everywhere(text: str) -> None:
-    literal = quoted(text)
-    assert json.loads(literal) == text
-    assert tomllib.loads(f"key = {literal}")["key"] == text
-    assert ast.literal_eval(literal) == text
-
-
-@given(st.floats(allow_nan=False, allow_infinity=False))
-def test_numbers_read_back_everywhere(number: float) -> None:
-    literal = scalar(number)
-    assert json.loads(literal) == tomllib.loads(f"key = {literal}")["key"] == number
-    assert yaml.safe_load(literal) == number
-
-
-@given(st.lists(st.text()))
-def test_comments_cannot_be_left(lines: list[str]) -> None:
-    text = comment(lines)
-    assert all(line.startswith("#") for line in text.splitlines())
-    assert yaml.safe_load(text) is None
-    assert tomllib.loads(text) == {}
