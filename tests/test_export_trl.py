@@ -24,6 +24,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
 from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.limits import check_limits, nearest
 from hlscore.exporters.peft import lora_config
 from hlscore.exporters.registry import find_exporter
 from hlscore.inputs.model import load_model
@@ -224,10 +225,13 @@ def test_files_are_the_same_for_the_same_plan(base: Path, tmp_path: Path) -> Non
     assert fields["lora_modules_to_save"] == sorted(item.module for item in plan.full)
 
 
-def test_no_adapter_goes_on_the_head(tmp_path: Path) -> None:
+def test_no_adapter_goes_on_the_head() -> None:
     plan = plan_for(families.FAMILIES["llama"].build(), (), head=True)
-    with pytest.raises(UsageError, match="lm_head"):
-        export(plan, tmp_path)
+    limits = find_exporter("trl").limits
+    with pytest.raises(UsageError, match="output head 'lm_head'"):
+        check_limits(plan, limits)
+    changed, _ = nearest(plan, limits)
+    assert {item.module for item in changed.modules if item.mode == "frozen"} == {"lm_head"}
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
@@ -11,6 +12,7 @@ from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name, tied_matrices
 from hlscore.exporters.revision import Change, common_rank, lora_instead, revise
+from hlscore.records import Form
 
 _SHOWN = 3
 
@@ -33,9 +35,12 @@ class Limits:
         ranks: Whether modules can have ranks of their own.
         parameters: Whether LoRA can go on a weight that is no linear layer: routers, experts, and
             the linear layers that PEFT reaches only by parameter name.
+        forms: What LoRA can sit on, apart from that.
+        head: Whether LoRA can go on the output head.
         only_full: Whether a plan without LoRA can be run.
         only_lora: Whether a plan without full modules can be run.
         peft: Whether modules are found by PEFT, with its traps.
+        instead: Another way to run the plan that this trainer has, for its refusals.
     """
 
     trainer: str
@@ -43,9 +48,12 @@ class Limits:
     lora: bool = True
     ranks: bool = True
     parameters: bool = True
+    forms: tuple[Form, ...] = get_args(Form)
+    head: bool = True
     only_full: bool = True
     only_lora: bool = True
     peft: bool = True
+    instead: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +89,9 @@ class _Case:
             or is_read_past(self.plan, item)
             or self.names.longer(lora_name(self.plan, item), whole_parts=True)
         )
-        return limits.lora and peft and (limits.parameters or not by_parameter)
+        reached = limits.parameters or not by_parameter
+        able = item.form in limits.forms and (limits.head or not _is_head(item))
+        return limits.lora and peft and reached and able
 
     def lower(self, item: PlanModule, rank: int | None = None) -> Change:
         """The nearest thing below full fine-tuning of a module."""
@@ -169,6 +179,7 @@ def _refusal(found: list[Fault], limits: Limits) -> ExportError:
         if lock
         else "Plan again with another budget or other locks."
     )
+    hint = " ".join(part for part in (limits.instead, hint) if part)
     return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
 
 
@@ -281,6 +292,16 @@ def _modes(case: _Case) -> Iterator[Fault]:
                 f"{trainer} cannot put LoRA on '{item.module}': only the name of its parameter "
                 "reaches it.",
             )
+        elif item.mode == "lora" and item.form not in limits.forms:
+            yield _frozen(
+                item, f"{trainer} cannot put LoRA on '{item.module}', which is no linear layer."
+            )
+        elif item.mode == "lora" and not limits.head and _is_head(item):
+            yield _frozen(item, f"{trainer} cannot put LoRA on the output head '{item.module}'.")
+
+
+def _is_head(item: PlanModule) -> bool:
+    return item.layer is None and item.form != "embedding"
 
 
 def _ranks(case: _Case) -> Iterator[Fault]:

@@ -79,7 +79,13 @@ EXPORTER = Exporter(
     name="llama-factory",
     summary="llama_factory.yaml: full and LoRA modules of one rank, for `llamafactory-cli train`; "
     "ranks go by the seed adapter",
-    limits=Limits(trainer=_TRAINER, ranks=False, parameters=False, only_full=False),
+    limits=Limits(
+        trainer=_TRAINER,
+        ranks=False,
+        parameters=False,
+        only_full=False,
+        instead=SEED_ADAPTER,
+    ),
     files=_files,
     usage="llamafactory-cli train {out}",
     notes=one_rate_note,

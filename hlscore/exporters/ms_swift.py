@@ -93,7 +93,7 @@ EXPORTER = Exporter(
     name="ms-swift",
     summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; ranks go by the "
     "seed adapter",
-    limits=Limits(trainer=_TRAINER, ranks=False),
+    limits=Limits(trainer=_TRAINER, ranks=False, instead=SEED_ADAPTER),
     files=_files,
     usage="swift sft {out}",
     notes=_notes,

@@ -22,7 +22,7 @@ _TO_DO = (
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    _refuse_what_it_passes_over(plan)
+    _refuse_packed(plan)
     parts = (
         comment((*origin(plan), *_TO_DO)),
         _table("model", {"name": settings.base(plan)}),
@@ -58,13 +58,7 @@ def _patterns(key: str, names: list[str]) -> str:
     return f"{key} = [\n{''.join(lines)}]\n"
 
 
-def _refuse_what_it_passes_over(plan: Plan) -> None:
-    other = next((item for item in plan.lora_modules if item.form != "linear"), None)
-    if other is not None:
-        raise ExportError(
-            f"prime-rl puts LoRA on linear layers only, and '{other.module}' is none.",
-            hint=f"Plan again with --lock '{other.module}=frozen'.",
-        )
+def _refuse_packed(plan: Plan) -> None:
     if plan.memory.base_bits != 16:
         raise ExportError(
             "prime-rl trains on weights of 16 bits only.", hint="Plan again with --base 16."
@@ -74,7 +68,9 @@ def _refuse_what_it_passes_over(plan: Plan) -> None:
 EXPORTER = Exporter(
     name="prime-rl",
     summary="prime_rl.toml: full and LoRA modules of one rank, for prime-rl's `sft`",
-    limits=Limits(trainer=_TRAINER, ranks=False, parameters=False, only_full=False),
+    limits=Limits(
+        trainer=_TRAINER, ranks=False, parameters=False, only_full=False, forms=("linear",)
+    ),
     files=_files,
     usage="uv run sft @ {out}",
     notes=lambda plan: (

@@ -9,7 +9,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import one_rate, optimizer_name, revision
-from hlscore.exporters.limits import ExportError, Limits
+from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
 from hlscore.exporters.peft_names import never_packed
 from hlscore.exporters.quoting import comment
@@ -122,18 +122,7 @@ def _script(plan: Plan, settings: ExportSettings) -> str:
     return comment(origin(plan)) + text
 
 
-def _refuse_head(plan: Plan) -> None:
-    """TRL computes losses from the weight of the head, past an adapter, and refuses one there."""
-    for item in plan.lora_modules:
-        if item.layer is None and item.form == "linear":
-            raise ExportError(
-                f"TRL cannot train LoRA on the output head '{item.module}'.",
-                hint=f"Plan again with --lock '{item.module}=full' or '{item.module}=frozen'.",
-            )
-
-
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    _refuse_head(plan)
     configs = {
         f"{method}.yaml": yaml_text(
             (*origin(plan), *_remarks(plan, settings, method)),
@@ -155,7 +144,8 @@ def _notes(plan: Plan) -> tuple[str, ...]:
 EXPORTER = Exporter(
     name="trl",
     summary="train.py, sft.yaml, dpo.yaml, grpo.yaml: TRL, with a learning rate for each group",
-    limits=Limits(trainer="TRL"),
+    # TRL computes losses from the weight of the head, past an adapter, and refuses one there.
+    limits=Limits(trainer="TRL", head=False),
     files=_files,
     folder=True,
     usage="python {out}/train.py sft --config {out}/sft.yaml --dataset_name DATA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import FILL_IN
+from hlscore.exporters.hf_training import FILL_IN, SEED_ADAPTER
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, default_rank, target_modules
 from hlscore.exporters.yaml_text import yaml_text
@@ -63,7 +63,14 @@ EXPORTER = Exporter(
     name="verl",
     summary="verl.yaml: LoRA modules of one rank, for hydra; full modules and ranks go by the "
     "seed adapter, with care",
-    limits=Limits(trainer=_TRAINER, full=False, ranks=False, parameters=False, only_full=False),
+    limits=Limits(
+        trainer=_TRAINER,
+        full=False,
+        ranks=False,
+        parameters=False,
+        only_full=False,
+        instead=SEED_ADAPTER,
+    ),
     files=_files,
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
