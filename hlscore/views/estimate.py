@@ -110,7 +110,7 @@ def _table(
 ) -> Table:
     table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column("training", overflow="fold")
-    names = ("trained", "weights", "gradients", "optimizer", "activations", "total")
+    names = ("trained", "weights", "gradients", "state", "activations", "total")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     if device_bytes is not None:
@@ -122,7 +122,7 @@ def _table(
         if device_bytes is not None and use.total_bytes > device_bytes:
             fits = Text(f"{memory(use.total_bytes - device_bytes)} over", style="red")
         table.add_row(
-            _label(item, shape, settings),
+            _label(item, settings),
             short(item.trained_params),
             memory(weights),
             *(memory(size) for size in sizes),
@@ -133,22 +133,23 @@ def _table(
     return table
 
 
-def _label(item: Training, shape: ModelShape, settings: PlanSettings) -> str:
+def _label(item: Training, settings: PlanSettings) -> str:
     if item.kind == "full":
-        return "full fine-tuning"
-    base = "" if item.base_bits == 16 else f", {item.base_bits}-bit base"
+        return "full"
+    base = "" if item.base_bits == 16 else f", {item.base_bits} bit"
     if item.kind == "lora":
         return f"LoRA {settings.rank}{base}"
     if item.full_modules is None:
         return f"hybrid {settings.budget}{base}"
-    return f"hybrid, {item.which} {item.full_modules} of {len(shape.candidates)}{base}"
+    return f"hybrid, {item.which} {item.full_modules}{base}"
 
 
 def _notes(shape: ModelShape, trainings: Sequence[Training]) -> tuple[str, ...]:
     hybrids = {item.which for item in trainings if item.kind == "hybrid"}
+    number = max(item.full_modules or 0 for item in trainings if item.kind == "hybrid")
     which = (
-        "which modules a hybrid trains in full is not known before they are ranked: any choice "
-        "lies between the smallest and the largest"
+        f"a hybrid trains {number} of {len(shape.candidates)} modules in full; which, is not known "
+        "before they are ranked: any choice lies between the smallest and the largest"
         if "smallest" in hybrids
         else "a hybrid with that many parameters in full, spread over all modules alike: whole "
         "modules differ by little"
