@@ -60,7 +60,6 @@ def made_up_report(modules: int, seed: int) -> ScoreReport:
             dimensions=ModelDimensions(
                 hidden_size=4096, blocks=modules // 7, vocab_size=151_936, packable_params=params,
                 packable_rows=sum(row.out_features for row in rows), block_widths=90_112,
-                all_widths=90_112 * (modules // 7),
             ),
             fingerprint=Fingerprint(structure="sha256:0", weights="sha256:0"),
         ),

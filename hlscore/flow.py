@@ -171,8 +171,7 @@ def score_model(
     """
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
-    chosen = candidates_of(modules)
-    check_plan_for(identity, chosen, settings.plan)
+    check_plan_for(identity, modules, settings.plan)
     probes = encode_probes(model, tokenizer, examples, settings)
     return score_probes(
         model, modules, identity, probes, settings, progress, processes=processes, storage=storage

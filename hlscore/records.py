@@ -85,7 +85,6 @@ class ModelDimensions:
         packable_rows: Output rows of those layers.
         block_widths: Inputs and outputs of the linear maps of the widest block, summed, per
             token; experts count as often as a token uses them.
-        all_widths: The same over all blocks.
         expert_params: Parameters of the fused expert tensors of the block with most of them.
     """
 
@@ -95,7 +94,6 @@ class ModelDimensions:
     packable_params: int
     packable_rows: int
     block_widths: int
-    all_widths: int
     expert_params: int = 0
 
 

@@ -292,10 +292,11 @@ class MemorySettings:
         _require_choice("--optimizer", self.optimizer, get_args(Optimizer))
         _require_choice("--master", self.master, get_args(Master))
         _require(self.base_bits in get_args(BaseBits), f"--base is {self.base_bits} bits.")
-        _require(self.train_batch >= 1, f"--train-batch is {self.train_batch}.", "Use 1 or more.")
-        _require(
-            self.train_length >= 1, f"--train-length is {self.train_length}.", "Use 1 or more."
-        )
+        for option, value in (
+            ("--train-batch", self.train_batch),
+            ("--train-length", self.train_length),
+        ):
+            _require(1 <= value <= 2**30, f"{option} is {value}.", "Use 1 to 2**30.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,9 +386,9 @@ class RankSettings:
                 small for the rank.
         """
         _require(0 <= self.seed < 2**63, f"--seed is {self.seed}.", "Use 0 to 2**63 - 1.")
-        size, rank = self.capture.sketch_size, self.plan.rank
+        size, rank = self.capture.sketch_size, max(self.plan.rank, *self.plan.ranks, 1)
         _require(
             size is None or size >= 2 * rank,
-            f"--sketch-size is {size}, too few columns for --rank {rank}.",
+            f"--sketch-size is {size}, too few columns for rank {rank}.",
             f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
         )

@@ -111,7 +111,6 @@ def report(count: int, *, resamples: int = 20) -> ScoreReport:
                 packable_params=64 * 64 * count,
                 packable_rows=64 * count,
                 block_widths=128 * len(KINDS),
-                all_widths=128 * count,
             ),
             fingerprint=Fingerprint(structure="sha256:0", weights="sha256:1"),
         ),

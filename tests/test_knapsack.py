@@ -18,8 +18,10 @@ from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import Allocation, allocate
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.knapsack import Menu, Picked, choose_options
+from hlscore.planning.options import curve_of, menu_of
 from hlscore.planning.solver import RELATIVE_GAP
 from hlscore.records import ModuleRow, ScoreReport
+from hlscore.scores.registry import SCORES
 from hlscore.settings import MemorySettings, PlanSettings
 
 Options = list[tuple[float, tuple[float, ...]]]
@@ -237,3 +239,56 @@ def test_no_plan_exceeds_its_budget_or_gets_worse_with_more(
         values.append(made.picks.value)
     for smaller, larger in itertools.pairwise(values):
         assert larger >= smaller * (1 - 2 * RELATIVE_GAP)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.floats(-5, 5), min_size=len(reports.RANKS), max_size=len(reports.RANKS)),
+    st.sampled_from([16, 4]),
+    st.integers(8, 400),
+)
+def test_options_follow_noisy_curves_without_their_noise(
+    curve: list[float], bits: int, size: int
+) -> None:
+    row = replace(
+        reports.row(0),
+        hls_curve=tuple(curve),
+        out_features=size,
+        n_params=size * 48,
+        in_features=48,
+    )
+    asked = PlanSettings(ranks=RANKS, rank=4, memory=MemorySettings(base_bits=bits))
+    score = SCORES["hls"]
+    menu = menu_of(row, None, frozenset(), asked, curve_of(row, score, asked))
+    assert menu[0].mode == "frozen"
+    assert menu[0].value == 0
+    values = [item.value for item in menu]
+    assert values == sorted(values)
+    assert len(set(values)) == len(values), "every option gains something over the cheaper ones"
+    if curve[0] <= 0:
+        assert len(menu) == 1, "no signal, nothing to buy"
+    else:
+        assert values[-1] <= curve[0]
+
+
+def test_noise_is_not_bought_and_more_budget_buys_more() -> None:
+    base = reports.report(30)
+    noise = np.random.default_rng(1)
+    rows = tuple(
+        replace(row, hls_curve=tuple(noise.normal(0.2, 1, len(row.hls_curve)).tolist()))
+        for row in base.rows
+    )
+    report = replace(base, rows=rows)
+    found = [planned(report, ranks=RANKS, budget=budget) for budget in ("0.02p", "0.2p", "1p")]
+    trained = [made.totals.trained_params for made in found]
+    assert trained == sorted(trained)
+    assert trained[0] < trained[-1]
+    for item in found[-1].decisions:
+        assert (item.mode == "frozen") == (item.row.hls_curve[0] <= 0)
+
+
+def test_a_budget_for_ranks_may_be_too_small_for_any_full_module() -> None:
+    made = planned(reports.report(20), ranks=RANKS, budget="1k")
+    assert made.totals.full_modules == 0
+    assert 0 < made.totals.trained_params <= 1000
+    assert planned(reports.report(9), ranks=(2,), budget="0.08", locks=("*=lora",)).picks.limit == 0

@@ -43,7 +43,6 @@ SIZE = SimpleNamespace(
         packable_params=10**6,
         packable_rows=4000,
         block_widths=1000,
-        all_widths=2000,
     ),
 )
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum")

@@ -59,11 +59,11 @@ def test_shares_that_floats_miss_by_a_hair_are_whole() -> None:
 
 def test_too_small_budget_names_one_that_works() -> None:
     with pytest.raises(BudgetError, match="less than one module") as caught:
-        parse_budget("0.01").limit([5] * 42)
+        parse_budget("0.01").check_one_fits([5] * 42)
     hinted = caught.value.hint.split()[-1].rstrip(".")
     assert parse_budget(hinted).limit([5] * 42) == 1
     with pytest.raises(BudgetError, match="less than the smallest") as caught:
-        parse_budget("0.01p").limit([70, 30, 100])
+        parse_budget("0.01p").check_one_fits([70, 30, 100])
     hinted = caught.value.hint.split()[-1].rstrip(".")
     assert parse_budget(hinted).limit([70, 30, 100]) >= 30
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -20,6 +21,7 @@ from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
 from hlscore.errors import (
     EXIT_COULD_NOT_RUN,
+    EXIT_INTERRUPTED,
     EXIT_OK,
     DataError,
     HlscoreError,
@@ -30,6 +32,8 @@ from hlscore.errors import (
 from hlscore.processes import started_as
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
+
+_FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 
 
 class _Commands(TyperGroup):
@@ -122,7 +126,13 @@ def _run() -> int:
         return error.exit_code
     except SystemExit as stop:
         return _exit_code(stop)
+    except KeyboardInterrupt:
+        _print_error("Interrupted.", "")
+        return EXIT_INTERRUPTED
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _print_error(f"The output cannot be written: {error.strerror}.", "Free some space.")
+            return EXIT_COULD_NOT_RUN
         if os.environ.get(DEBUG_VARIABLE):
             raise
         _print_error(

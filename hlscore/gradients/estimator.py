@@ -74,7 +74,8 @@ def choose_estimator(
         UsageError: The score needs gradients, and these cannot be formed.
     """
     capture = settings.capture
-    size = capture.sketch_size or default_sketch_size(settings.plan.rank)
+    largest = max(settings.plan.rank, *settings.plan.ranks, 1)
+    size = capture.sketch_size or default_sketch_size(largest)
     needs = predict(
         model,
         candidates,

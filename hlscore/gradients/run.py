@@ -129,7 +129,8 @@ class CaptureRun:
     def ranks(self) -> tuple[int, ...]:
         """Ranks of the tail curves."""
         largest = self.choice.sketch_size // 2 if self.taps else None
-        return curve_ranks(self._settings.plan.rank, largest)
+        plan = self._settings.plan
+        return tuple(sorted({*curve_ranks(plan.rank, largest), *plan.ranks}))
 
     def probe(self, progress: Progress) -> float:
         """Capture every gradient; gives the mean loss."""

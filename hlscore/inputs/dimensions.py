@@ -40,7 +40,6 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
         packable_params=packable,
         packable_rows=rows,
         block_widths=max(widths.values()),
-        all_widths=sum(widths.values()),
         expert_params=max(experts.values()),
     )
 

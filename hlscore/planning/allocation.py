@@ -13,7 +13,7 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
-from hlscore.planning.options import tied_modules
+from hlscore.planning.options import check_curve, check_lock, tied_modules
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
@@ -116,31 +116,42 @@ def check_plan_settings(settings: PlanSettings) -> None:
     Raises:
         UsageError: One of them cannot be used.
     """
-    find_score(settings.score)
+    score = find_score(settings.score)
+    if settings.ranks:
+        check_curve(score)
     parse_budget(settings.budget)
     for lock in settings.locks:
         parse_lock(lock)
 
 
 def check_plan_for(
-    model: ModelIdentity, candidates: Sequence[Candidate], settings: PlanSettings
+    model: ModelIdentity, modules: Sequence[Candidate | ModuleRow], settings: PlanSettings
 ) -> None:
     """Refuse a budget or a lock that cannot work for a model, before it is probed.
 
     Args:
         model: The model.
-        candidates: Its candidates.
+        modules: All its modules, skipped ones too.
         settings: Budget, locks, memory.
 
     Raises:
         BudgetError: Not a single module fits, or the frozen model alone does not.
-        UsageError: A lock matches no candidate.
+        UsageError: A lock matches no candidate, or asks for LoRA on a tied weight.
     """
-    locks_of(settings.locks, [item.module for item in candidates])
+    candidates = [item for item in modules if not _skipped(item)]
+    tied = tied_modules(modules)
+    locks = locks_of(settings.locks, [item.module for item in candidates])
+    for module, lock in locks.items():
+        check_lock(module, lock, tied)
     budget = parse_budget(settings.budget)
-    budget.limit([item.n_params for item in candidates])
+    if not settings.ranks and len(locks) < len(candidates):
+        budget.check_one_fits([item.n_params for item in candidates])
     if budget.unit == "bytes":
         free_bytes(model, budget, settings.memory)
+
+
+def _skipped(item: Candidate | ModuleRow) -> bool:
+    return item.skipped if isinstance(item, Candidate) else not item.is_candidate
 
 
 def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
@@ -176,7 +187,9 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         settings=settings,
         budget=problem.budget,
         picks=picks,
-        trained_limit=trained_limit(problem) if settings.ranks else None,
+        trained_limit=trained_limit(problem)
+        if settings.ranks and settings.baseline is None
+        else None,
         decisions=decisions,
         totals=_totals(decisions, settings.rank, report.model.n_params),
         memory=memory_use(report.model, choices, settings.memory),
@@ -196,6 +209,7 @@ def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
     return Problem(
         model=report.model,
         rows=rows,
+        seed=report.run.seed,
         run_rank=report.run.rank,
         score=score,
         budget=budget,
@@ -255,7 +269,12 @@ def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Tota
 def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     settings, notes = problem.settings, []
     if settings.baseline is not None:
-        return (f"A baseline ({settings.baseline}), not the choice of a score.",)
+        notes.append(f"A baseline ({settings.baseline}), not the choice of a score.")
+        if picks.spent > picks.limit:
+            notes.append(f"It takes more than the budget of {problem.budget.text} allows.")
+        return tuple(notes)
+    if len(problem.locks) == len(problem.rows):
+        return ("Every module is locked: nothing was chosen.",)
     full = sum(item.mode == "full" for item in picks.options)
     short_of = problem.budget.unit == "modules" and full < picks.limit
     if not settings.ranks and (full == 0 or short_of):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
 from dataclasses import replace
 
 from hlscore.planning.memory import Mode
-from hlscore.planning.options import option
-from hlscore.planning.problem import Picks, Problem, spent_of
+from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
 from hlscore.planning.ranked import choose_ranks
-from hlscore.planning.uniform import choose_uniform
+from hlscore.planning.uniform import choose_uniform, draw_uniform, offer_of
 from hlscore.scores.registry import find_score
-from hlscore.scores.rows import order_rows
 from hlscore.settings import Baseline
 
 
@@ -23,9 +24,11 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     """A plan to compare with.
 
     `lora-matched` is LoRA of one rank on every candidate, with the rank whose parameters come
-    nearest to what the plan of the score trains. `random` draws as many modules, parameters or
-    bytes as that plan takes by the stratified control. `all-lora` and `all-full` treat every
-    candidate alike. Weights that are tied stay frozen where LoRA is meant.
+    nearest to what the plan of the score trains. `random` trains as much in full as that plan, in
+    the order of the stratified control; where the plan has ranks of its own, its modes and ranks
+    are drawn anew among modules of one kind and size, which costs exactly the same. `all-lora` and
+    `all-full` treat every candidate alike, whatever the budget. Locks hold; weights that are tied
+    stay frozen where LoRA is meant.
 
     Args:
         problem: Rows, score, budget, locks.
@@ -44,7 +47,9 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     plan = choose_for_score(problem)
     if baseline == "lora-matched":
         return _alike(problem, "lora", matched_rank(problem, plan))
-    return _random(problem, plan)
+    if problem.settings.ranks:
+        return _picks(problem, _shuffled(problem, plan))
+    return _drawn(problem, plan)
 
 
 def matched_rank(problem: Problem, plan: Picks) -> int:
@@ -67,43 +72,47 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
 
 
 def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
-    memory = problem.settings.memory
-    options = tuple(
-        option(
-            row,
-            "frozen" if mode == "lora" and row.module in problem.tied else mode,
-            rank,
-            memory,
-        )
-        for row in problem.rows
-    )
-    spent = spent_of(options, problem.budget, "full")
+    settings = replace(problem.settings, rank=rank or problem.settings.rank)
+    options = []
+    for row in problem.rows:
+        lock = problem.locks.get(row.module)
+        if mode == "full" and lock is None:
+            options.append(option(row, "full", 0, settings.memory))
+        else:
+            options.append(alternative(row, lock, problem.tied, settings))
+    return _picks(problem, tuple(options))
+
+
+def _drawn(problem: Problem, plan: Picks) -> Picks:
+    """Spend as much in full as the plan of the score has, whatever that score found."""
+    offer = offer_of(problem)
+    bought = [plan.options[place].mode == "full" for place in offer.free]
+    return draw_uniform(problem, find_score("random"), int(offer.spending.costs[bought].sum()))
+
+
+def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
+    strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
+    for place, row in enumerate(problem.rows):
+        if row.module not in problem.locks and row.module not in problem.tied:
+            strata[row.block, row.kind, row.n_params].append(place)
+    options = list(plan.options)
+    for key, places in sorted(strata.items()):
+        order = sorted(places, key=lambda place: problem.rows[place].module)
+        drawn = [plan.options[place] for place in order]
+        random.Random(f"{problem.seed}:{key}").shuffle(drawn)
+        for place, item in zip(order, drawn, strict=True):
+            options[place] = item
+    return tuple(options)
+
+
+def _picks(problem: Problem, options: tuple[Option, ...]) -> Picks:
     return Picks(
         options=options,
-        limit=spent,
-        spent=spent,
-        counts="full",
+        limit=problem.budget.limit(problem.params),
+        spent=spent_of(problem, options),
+        counts=counts_of(problem),
         solver="none",
         value=0.0,
         bound=0.0,
         probability=(None,) * len(options),
     )
-
-
-def _random(problem: Problem, plan: Picks) -> Picks:
-    """Draw as much in full as the plan of the score has, whatever that score found."""
-    budget = replace(
-        problem.budget,
-        share=None,
-        amount=plan.spent
-        if problem.budget.unit != "modules"
-        else spent_of(plan.options, problem.budget, "full"),
-    )
-    score = find_score("random")
-    rows = order_rows(problem.rows, score, problem.settings.rank)
-    settings = replace(problem.settings, ranks=())
-    drawn = choose_uniform(
-        replace(problem, rows=rows, score=score, budget=budget, settings=settings)
-    )
-    options = dict(zip((row.module for row in rows), drawn.options, strict=True))
-    return replace(drawn, options=tuple(options[row.module] for row in problem.rows))

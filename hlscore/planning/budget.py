@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from hlscore.errors import BudgetError
@@ -47,16 +48,24 @@ class Budget:
             params: Parameters of each candidate.
 
         Returns:
-            The limit in the budget's unit.
-
-        Raises:
-            BudgetError: Not a single module fits.
+            The limit in the budget's unit; it may be too small for any module.
         """
         if self.unit == "bytes":
             return self.amount or 0
-        whole = len(params) if self.unit == "modules" else sum(params)
-        limit = self.amount if self.share is None else share_of(self.share, whole)
-        assert limit is not None  # noqa: S101 - either a share or an amount is set
+        if self.share is None:
+            return self.amount or 0
+        return share_of(self.share, len(params) if self.unit == "modules" else sum(params))
+
+    def check_one_fits(self, params: Sequence[int]) -> None:
+        """Refuse a budget that trains no module in full.
+
+        Args:
+            params: Parameters of each candidate.
+
+        Raises:
+            BudgetError: Not a single module fits; says which budget would do.
+        """
+        limit, whole = self.limit(params), len(params) if self.unit == "modules" else sum(params)
         if self.unit == "modules" and limit < 1:
             raise BudgetError(
                 f"A budget of {self.text} of {whole} modules is less than one module.",
@@ -70,13 +79,12 @@ class Budget:
                 f"{len(params)} modules ({smallest:,}).",
                 hint=f"Use at least {least}.",
             )
-        return limit
 
 
 def share_of(share: float, whole: int) -> int:
-    """A share of a count, rounded down; 0.1 of 30 is 3, whatever floating point says."""
-    # 0.1 * 30 is a hair above 3 in floating point, 0.29 * 100 a hair below 29.
-    return math.floor(share * whole + 1e-9 * whole)
+    """A share of a count, rounded down; 0.29 of 100 is 29, whatever floating point says."""
+    # The shortest decimal that is this float: what was typed.
+    return math.floor(Fraction(repr(share)) * whole)
 
 
 def parse_budget(text: str) -> Budget:

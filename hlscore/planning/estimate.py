@@ -108,7 +108,9 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> tuple[Training, ...]:
         BudgetError: The budget is no budget, too small for a single module, or one of memory.
     """
     budget, memory = check_budget(settings.budget), settings.memory
-    most = budget.limit([full_params(item) for item in shape.candidates])
+    sizes = [full_params(item) for item in shape.candidates]
+    budget.check_one_fits(sizes)
+    most = budget.limit(sizes)
     found = [
         Training(
             kind="full",
@@ -121,7 +123,12 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> tuple[Training, ...]:
     ]
     bases: tuple[BaseBits, ...] = (memory.base_bits, 4)
     for bits in dict.fromkeys(bases):
-        arms = _Arms(shape=shape, rank=settings.rank, settings=replace(memory, base_bits=bits))
+        arms = _Arms(
+            shape=shape,
+            rank=settings.rank,
+            settings=replace(memory, base_bits=bits),
+            tied=tied_modules(shape.modules),
+        )
         found.append(arms.lora())
         if budget.unit == "modules":
             found += [arms.of_modules(most, which) for which in ("smallest", "largest")]
@@ -137,6 +144,7 @@ class _Arms:
     shape: ModelShape
     rank: int
     settings: MemorySettings
+    tied: frozenset[str]
 
     def lora(self) -> Training:
         return self._training("lora", "", self._choices(lambda _: False), 0)
@@ -168,7 +176,7 @@ class _Arms:
 
     def _otherwise(self, item: Candidate) -> Choice:
         """What is done with a module that is not trained in full."""
-        if item.module in tied_modules(self.shape.modules):
+        if item.module in self.tied:
             return Choice(row=item, mode="frozen")  # LoRA on a tied weight merges wrongly
         return Choice(row=item, mode="lora", rank=self.rank)
 

@@ -49,8 +49,11 @@ def parse_lock(text: str) -> Lock:
         return Lock(pattern=pattern, mode="frozen")
     if what == "lora":
         return Lock(pattern=pattern, mode="lora")
-    if what.startswith("rank:") and rank.isascii() and rank.isdecimal() and 1 <= int(rank) <= 8192:
-        return Lock(pattern=pattern, mode="lora", rank=int(rank))
+    if what.startswith("rank:"):
+        number = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 5 else 0
+        if not 1 <= number <= 8192:
+            raise UsageError(f"--lock '{text}' has no rank of 1 to 8192.", hint=_HINT)
+        return Lock(pattern=pattern, mode="lora", rank=number)
     raise UsageError(f"--lock '{text}' does not end in a mode.", hint=_HINT)
 
 

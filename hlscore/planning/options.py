@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hlscore.errors import UsageError
 from hlscore.planning.costs import full_params, lora_params
@@ -87,7 +88,7 @@ def alternative(
         UsageError: The lock asks for LoRA on a tied weight.
     """
     if lock is not None:
-        _check_lock(row, lock, tied)
+        check_lock(row.module, lock, tied)
         return option(row, lock.mode, lock.rank or settings.rank, settings.memory)
     mode: Mode = "frozen" if row.module in tied else "lora"
     return option(row, mode, settings.rank, settings.memory)
@@ -102,8 +103,8 @@ def menu_of(
 ) -> tuple[Option, ...]:
     """Every option of a module whose rank the solver chooses.
 
-    Ranks that cost as many parameters as full fine-tuning, or span the whole matrix, are left
-    out: full fine-tuning does the same or more.
+    What costs no less than another option and is worth no more is left out; so are ranks that
+    span the whole matrix, as full fine-tuning does.
 
     Args:
         row: The module.
@@ -119,27 +120,60 @@ def menu_of(
         UsageError: The lock asks for LoRA on a tied weight.
     """
     if lock is not None:
-        _check_lock(row, lock, tied)
+        check_lock(row.module, lock, tied)
     ranks = settings.ranks if lock is None or lock.rank is None else (lock.rank,)
     whole = curve.get(0, 0.0)
     found = [option(row, "frozen", 0, settings.memory)]
     if row.module not in tied:
-        useful = [
-            rank for rank in ranks
-            if rank < row.max_rank and lora_params(row, rank) < full_params(row)
-        ]  # fmt: skip
+        useful = [rank for rank in ranks if rank < row.max_rank]
         found += [
             option(row, "lora", rank, settings.memory, whole - curve.get(rank, whole))
             for rank in (useful if lock is None or lock.mode != "lora" else useful or ranks[:1])
         ]
     found.append(option(row, "full", 0, settings.memory, whole))
     if lock is None:
-        return tuple(found)
+        return _worthwhile(found)
     return tuple(item for item in found if item.mode == lock.mode)
 
 
+def _worthwhile(options: Sequence[Option]) -> tuple[Option, ...]:
+    """Options that none before or after them matches at no higher cost of any kind."""
+
+    def beats(one: Option, other: Option) -> bool:
+        full = (one.mode == "full") <= (other.mode == "full")
+        cheap = one.params <= other.params and one.bytes <= other.bytes and full
+        return cheap and one.value >= other.value
+
+    return tuple(
+        item
+        for place, item in enumerate(options)
+        if not any(beats(other, item) for other in options[:place])
+        and not any(beats(other, item) and not beats(item, other) for other in options[place + 1 :])
+    )
+
+
+def check_curve(score: Score) -> None:
+    """Refuse a score that cannot choose ranks.
+
+    Args:
+        score: The score.
+
+    Raises:
+        UsageError: It has no curve over ranks.
+    """
+    if not score.follows_rank:
+        raise UsageError(
+            f"--ranks needs a score with a curve over ranks; '{score.name}' has none.",
+            hint="Use --score hls or --score tail.",
+        )
+
+
 def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, float]:
-    """What each rank leaves over of a module, by the score.
+    """What each rank leaves over of a module, by the score, without the noise.
+
+    A cross-fitted curve can fall below zero and rise again, which no true one does: what is left
+    is taken as at most what a smaller rank leaves, and at least nothing. A module without
+    measured signal is then worth nothing at any rank.
 
     Args:
         row: The module.
@@ -152,18 +186,25 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
     Raises:
         UsageError: The score has no curve, or the report does not hold a rank.
     """
-    if not score.follows_rank:
-        raise UsageError(
-            f"--ranks needs a score with a curve over ranks; '{score.name}' has none.",
-            hint="Use --score hls or --score tail.",
-        )
-    wanted = {0, settings.rank, *settings.ranks}
-    return {rank: score_of(row, score, rank) or 0.0 for rank in sorted(wanted)}
+    check_curve(score)
+    wanted = sorted({0, settings.rank, *settings.ranks})
+    left = [max(0.0, score_of(row, score, rank) or 0.0) for rank in wanted]
+    return dict(zip(wanted, accumulate(left, min), strict=True))
 
 
-def _check_lock(row: ModuleRow, lock: Lock, tied: frozenset[str]) -> None:
-    if lock.mode == "lora" and row.module in tied:
+def check_lock(module: str, lock: Lock, tied: frozenset[str]) -> None:
+    """Refuse LoRA on a tied weight.
+
+    Args:
+        module: Full name of the locked module.
+        lock: Its lock.
+        tied: Modules whose weight is shared.
+
+    Raises:
+        UsageError: The lock asks for it.
+    """
+    if lock.mode == "lora" and module in tied:
         raise UsageError(
-            f"--lock '{lock.pattern}' asks for LoRA on '{row.module}', whose weight is tied.",
+            f"--lock '{lock.pattern}' asks for LoRA on '{module}', whose weight is tied.",
             hint="LoRA on a tied weight merges wrongly: use =full or =frozen.",
         )

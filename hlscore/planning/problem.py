@@ -25,6 +25,7 @@ class Problem:
     Attributes:
         model: Which model.
         rows: Its candidates, the best first by the score.
+        seed: Seed of the run, for random draws.
         run_rank: LoRA rank that the stored resamples belong to.
         score: The score that decides.
         budget: The budget.
@@ -35,6 +36,7 @@ class Problem:
 
     model: ModelIdentity
     rows: tuple[ModuleRow, ...]
+    seed: int
     run_rank: int
     score: Score
     budget: Budget
@@ -126,22 +128,34 @@ class Picks:
 
     @property
     def gap(self) -> float:
-        """How far the value may be from the best one, relative to it."""
-        return max(0.0, self.bound - self.value) / self.value if self.value > 0 else 0.0
+        """How far the value may be from the best one, relative to the larger of the two."""
+        scale = max(abs(self.bound), abs(self.value))
+        return max(0.0, self.bound - self.value) / scale if scale > 0 else 0.0
 
 
-def spent_of(options: Sequence[Option], budget: Budget, counts: Counts) -> int:
-    """What a choice takes of a budget of modules or parameters.
+def counts_of(problem: Problem) -> Counts:
+    """What a budget holds against its limit: memory, all that is trained, or what is in full."""
+    if problem.budget.unit == "bytes":
+        return "memory"
+    trained = problem.budget.unit == "parameters" and problem.settings.ranks
+    return "trained" if trained else "full"
+
+
+def spent_of(problem: Problem, options: Sequence[Option]) -> int:
+    """What a choice takes of the budget, in its unit.
 
     Args:
+        problem: The budget, and what counts.
         options: What is done with each module.
-        budget: The budget.
-        counts: Whether LoRA parameters count too.
 
     Returns:
-        Modules in full, parameters in full, or all trained parameters.
+        Modules in full, parameters in full, all trained parameters, or bytes in all.
     """
-    if budget.unit == "modules":
+    counts = counts_of(problem)
+    if counts == "memory":
+        fixed = fixed_bytes(problem.model, problem.settings.memory)
+        return fixed + sum(item.bytes for item in options)
+    if problem.budget.unit == "modules":
         return sum(item.mode == "full" for item in options)
     return sum(item.params for item in options if item.mode == "full" or counts == "trained")
 

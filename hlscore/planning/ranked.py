@@ -8,7 +8,7 @@ from hlscore.errors import BudgetError
 from hlscore.planning.budget import share_of
 from hlscore.planning.knapsack import Menu, choose_options
 from hlscore.planning.options import Option, curve_of, menu_of
-from hlscore.planning.problem import Counts, Picks, Problem, fixed_bytes, free_bytes, too_small
+from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 
 
 def choose_ranks(problem: Problem) -> Picks:
@@ -47,8 +47,8 @@ def choose_ranks(problem: Problem) -> Picks:
     return Picks(
         options=options,
         limit=problem.budget.limit(problem.params),
-        spent=_spent(problem, options),
-        counts=_counts(problem),
+        spent=spent_of(problem, options),
+        counts=counts_of(problem),
         solver="HiGHS",
         value=picked.value,
         bound=picked.bound,
@@ -62,11 +62,6 @@ def trained_limit(problem: Problem) -> int | None:
     if problem.budget.unit != "modules" or share is None:
         return None
     return share_of(share, sum(problem.params))
-
-
-def _counts(problem: Problem) -> Counts:
-    counts: dict[str, Counts] = {"modules": "full", "parameters": "trained", "bytes": "memory"}
-    return counts[problem.budget.unit]
 
 
 def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
@@ -88,15 +83,6 @@ def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
         costs=np.array(costs, dtype=np.float64),
         limits=np.array(limits, dtype=np.float64),
     )
-
-
-def _spent(problem: Problem, options: tuple[Option, ...]) -> int:
-    if problem.budget.unit == "modules":
-        return sum(item.mode == "full" for item in options)
-    if problem.budget.unit == "parameters":
-        return sum(item.params for item in options)
-    fixed = fixed_bytes(problem.model, problem.settings.memory)
-    return fixed + sum(item.bytes for item in options)
 
 
 def _too_small(

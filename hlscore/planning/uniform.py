@@ -3,21 +3,73 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, selection_probability
 from hlscore.planning.options import Option, alternative, option
-from hlscore.planning.problem import (
-    Picks,
-    Problem,
-    fixed_bytes,
-    free_bytes,
-    spent_of,
-    too_small,
-)
-from hlscore.scores.registry import score_of
+from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
+from hlscore.scores.registry import Score, score_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What can be bought.
+
+    Attributes:
+        rest: What is done with each row that is not bought.
+        full: Full fine-tuning of each row.
+        free: Places of the rows that are not locked, int64 [free].
+        limit: The most that the budget allows, in its unit.
+        spending: Costs of the free rows, and what is left for them.
+    """
+
+    rest: tuple[Option, ...]
+    full: tuple[Option, ...]
+    free: NDArray[np.int64]
+    limit: int
+    spending: Spending
+
+
+def offer_of(problem: Problem) -> Offer:
+    """Price full fine-tuning of every row against its alternative.
+
+    Args:
+        problem: Rows, budget, locks.
+
+    Returns:
+        The offer.
+
+    Raises:
+        BudgetError: Locked modules alone exceed the budget, or LoRA on the rest does.
+        UsageError: A lock cannot be used.
+    """
+    settings, locks = problem.settings, problem.locks
+    rest = tuple(
+        alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows
+    )
+    full = tuple(option(row, "full", 0, settings.memory) for row in problem.rows)
+    free = [place for place, row in enumerate(problem.rows) if row.module not in locks]
+    limit = problem.budget.limit(problem.params)
+    unit = problem.budget.unit
+    if unit == "bytes":
+        costs = [full[place].bytes - rest[place].bytes for place in free]
+    else:
+        costs = [1 if unit == "modules" else full[place].params for place in free]
+    return Offer(
+        rest=rest,
+        full=full,
+        free=np.array(free, dtype=np.int64),
+        limit=limit,
+        spending=Spending(
+            costs=np.array(costs, dtype=np.int64),
+            limit=_left(problem, rest, limit),
+            by_count=unit == "modules",
+        ),
+    )
 
 
 def choose_uniform(problem: Problem) -> Picks:
@@ -33,90 +85,114 @@ def choose_uniform(problem: Problem) -> Picks:
         BudgetError: Locked modules alone, or not a single module, fit.
         UsageError: A lock or the score cannot be used.
     """
-    settings, locks = problem.settings, problem.locks
-    rest = [alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows]
-    full = [option(row, "full", 0, settings.memory) for row in problem.rows]
-    free = [place for place, row in enumerate(problem.rows) if row.module not in locks]
-    limit = problem.budget.limit(problem.params) if free else _largest(problem)
-    spending = _spending(problem, rest, full, free, limit)
-    values = _values(problem)
-    bought = choose(values[free], spending)
-    options = list(rest)
-    for place, chosen in zip(free, bought.chosen, strict=True):
-        if chosen:
-            options[place] = full[place]
-    memory = problem.budget.unit == "bytes"
-    return Picks(
-        options=tuple(options),
-        limit=limit,
-        spent=_memory(problem, options) if memory else spent_of(options, problem.budget, "full"),
-        counts="memory" if memory else "full",
-        solver="sorted" if spending.by_count else "HiGHS",
-        value=float(values[free][bought.chosen].sum()),
+    offer = offer_of(problem)
+    if len(offer.free):
+        problem.budget.check_one_fits(problem.params)
+    values = _values(problem)[offer.free]
+    bought = choose(values, offer.spending)
+    return picks_of(
+        problem,
+        offer,
+        bought.chosen,
+        solver="sorted" if offer.spending.by_count else "HiGHS",
+        value=float(values[bought.chosen].sum()),
         bound=bought.bound,
-        probability=_probability(problem, free, spending),
+        probability=_probability(problem, offer),
     )
 
 
-def _largest(problem: Problem) -> int:
-    """The limit where nothing is left to choose: too small a budget is no fault then."""
-    try:
-        return problem.budget.limit(problem.params)
-    except BudgetError:
-        return 0
+def draw_uniform(problem: Problem, control: Score, spent: int) -> Picks:
+    """Train modules in full in the order of a random control, as long as they fit.
+
+    Args:
+        problem: Rows, budget, locks.
+        control: The score that orders the rows; nothing is maximized.
+        spent: What the free modules in full may cost together.
+
+    Returns:
+        One option per row.
+    """
+    offer = offer_of(problem)
+    drawn = [score_of(problem.rows[place], control, problem.settings.rank) for place in offer.free]
+    chosen = np.zeros(len(offer.free), dtype=np.bool_)
+    for place in np.argsort(-np.array(drawn, dtype=np.float64), kind="stable"):
+        cost = int(offer.spending.costs[place])
+        if cost <= spent:
+            chosen[place] = True
+            spent -= cost
+    return picks_of(problem, offer, chosen)
 
 
-def _values(problem: Problem) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def picks_of(
+    problem: Problem,
+    offer: Offer,
+    chosen: NDArray[np.bool_],
+    *,
+    solver: str = "none",
+    value: float = 0.0,
+    bound: float = 0.0,
+    probability: tuple[float | None, ...] | None = None,
+) -> Picks:
+    """Put a choice among the free rows together with the locked ones.
+
+    Args:
+        problem: The rows.
+        offer: What could be bought.
+        chosen: Whether each free row is, bool [free].
+        solver: What chose.
+        value: Sum of the scores bought.
+        bound: Upper bound of that sum.
+        probability: Selection probability of each row; `None` where it cannot be told.
+
+    Returns:
+        One option per row.
+    """
+    options = list(offer.rest)
+    for place in offer.free[chosen]:
+        options[place] = offer.full[place]
+    return Picks(
+        options=tuple(options),
+        limit=offer.limit,
+        spent=spent_of(problem, options),
+        counts=counts_of(problem),
+        solver=solver,
+        value=value,
+        bound=bound,
+        probability=probability or (None,) * len(options),
+    )
+
+
+def _values(problem: Problem) -> NDArray[np.float64]:
     values = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
     return np.array(values, dtype=np.float64)
 
 
-def _spending(
-    problem: Problem,
-    rest: Sequence[Option],
-    full: Sequence[Option],
-    free: Sequence[int],
-    limit: int,
-) -> Spending:
-    unit = problem.budget.unit
-    if unit == "bytes":
-        costs = [full[place].bytes - rest[place].bytes for place in free]
-        left = free_bytes(problem.model, problem.budget, problem.settings.memory) - sum(
-            item.bytes for item in rest
+def _left(problem: Problem, rest: Sequence[Option], limit: int) -> int:
+    """What is left for the free rows when the others are paid."""
+    budget, memory = problem.budget, problem.settings.memory
+    if budget.unit == "bytes":
+        trained = sum(item.bytes for item in rest)
+        left = free_bytes(problem.model, budget, memory) - trained
+        if left < 0:
+            raise too_small(problem.model, budget, memory, trained)
+        return left
+    locked = spent_of(problem, rest)
+    if locked > limit:
+        raise BudgetError(
+            f"The modules locked to full take {locked:,} {budget.unit}, more than the "
+            f"{limit:,} that a budget of {budget.text} allows.",
+            hint="Lock fewer modules, or raise the budget.",
         )
-        if left < 0:
-            raise too_small(
-                problem.model,
-                problem.budget,
-                problem.settings.memory,
-                sum(item.bytes for item in rest),
-            )
-    else:
-        costs = [1 if unit == "modules" else full[place].params for place in free]
-        locked = spent_of(rest, problem.budget, "full")
-        left = limit - locked
-        if left < 0:
-            raise BudgetError(
-                f"The modules locked to full take {locked:,} {unit}, more than the "
-                f"{limit:,} that a budget of {problem.budget.text} allows.",
-                hint="Lock fewer modules, or raise the budget.",
-            )
-    return Spending(costs=np.array(costs, dtype=np.int64), limit=left, by_count=unit == "modules")
+    return limit - locked
 
 
-def _memory(problem: Problem, options: Sequence[Option]) -> int:
-    fixed = fixed_bytes(problem.model, problem.settings.memory)
-    return fixed + sum(item.bytes for item in options)
-
-
-def _probability(
-    problem: Problem, free: Sequence[int], spending: Spending
-) -> tuple[float | None, ...]:
+def _probability(problem: Problem, offer: Offer) -> tuple[float | None, ...]:
     shares: list[float | None] = [None] * len(problem.rows)
     replicates = replicates_of(problem)
-    if free and all(replicates):
-        table = np.array([replicates[place] for place in free], dtype=np.float64)
-        for place, share in zip(free, selection_probability(table, spending), strict=True):
+    if len(offer.free) and all(replicates):
+        table = np.array([replicates[place] for place in offer.free], dtype=np.float64)
+        found = selection_probability(table, offer.spending)
+        for place, share in zip(offer.free, found, strict=True):
             shares[place] = float(share)
     return tuple(shares)
 

@@ -39,7 +39,7 @@ def print_estimate(
     console = console or terminal()
     console.print(_headline(model, shape, settings), soft_wrap=True)
     console.print()
-    console.print(_table(shape, settings, trainings, device_bytes))
+    console.print(_table(settings, trainings, device_bytes))
     console.print()
     for note in _notes(shape, trainings):
         console.print(Text(note, style="dim"), soft_wrap=True)
@@ -103,7 +103,6 @@ def _headline(model: str, shape: ModelShape, settings: PlanSettings) -> Text:
 
 
 def _table(
-    shape: ModelShape,
     settings: PlanSettings,
     trainings: Sequence[Training],
     device_bytes: int | None,
