@@ -295,10 +295,15 @@ def test_merged_models_are_plain(
     torch.testing.assert_close(logits(plain, families.VOCAB_SIZE), trained, atol=1e-5, rtol=1e-5)
 
 
-def test_groups_have_rates_and_decays_of_their_own() -> None:
+def test_groups_have_rates_and_decays_of_their_own(tmp_path: Path) -> None:
     model = families.FAMILIES["gpt2"].build()
     plan = plan_for(model, ("*c_proj=full",))
     wrapped = apply(model, plan)
+    write_plan(plan, tmp_path / "plan.json")
+    read = param_groups(wrapped, str(tmp_path / "plan.json"))
+    assert [item["name"] for item in read] == ["full", "full_no_decay", "lora"]
+    with pytest.raises(UsageError, match="full_lr is -1"):
+        param_groups(wrapped, plan, full_lr=-1)
     found = param_groups(wrapped, plan, lora_lr=0.5, weight_decay=0.1, full_weight_decay=0.2)
     suggested = plan.learning_rates.full.value
     assert [(item["name"], item["lr"], item["weight_decay"]) for item in found] == [

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
 from hlscore.training.trainables import groups
 
@@ -16,7 +19,7 @@ FULL, FULL_NO_DECAY, LORA = "full", "full_no_decay", "lora"
 
 def param_groups(
     model: nn.Module,
-    plan: Plan,
+    plan: Plan | str | Path,
     *,
     full_lr: float | None = None,
     lora_lr: float | None = None,
@@ -27,7 +30,7 @@ def param_groups(
 
     Args:
         model: What `apply` made of the model, or a trainer with the plan's configuration.
-        plan: The plan.
+        plan: The plan, or where its file is.
         full_lr: Learning rate of what is trained in full; `None` means the plan's suggestion.
         lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
         weight_decay: Weight decay of the adapters, and of full modules without one of their own.
@@ -38,9 +41,14 @@ def param_groups(
         each with `params`, `lr`, `weight_decay` and `name`.
 
     Raises:
-        UsageError: The model was not applied, or something is trained that the plan does not
-            name.
+        UsageError: The model was not applied, something is trained that the plan does not name,
+            or a rate is below 0.
+        ArtifactError: There is no plan at that place.
     """
+    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    for name, rate in (("full_lr", full_lr), ("lora_lr", lora_lr)):
+        if rate is not None and not (math.isfinite(rate) and rate >= 0):
+            raise UsageError(f"{name} is {rate:g}.", hint="Use 0 or more.")
     rates = plan.learning_rates
     full = (rates.full.value if full_lr is None else full_lr,
             weight_decay if full_weight_decay is None else full_weight_decay)  # fmt: skip
