@@ -61,6 +61,15 @@ def plan_for(
     return make_plan(report, allocate(report, settings))
 
 
+def renamed(plan: Plan, old: str, new: str) -> Plan:
+    """A plan with another name for one of its modules."""
+    changed = {"module": new, "parameter": f"{new}.weight"}
+    modules = [
+        item.model_copy(update=changed) if item.module == old else item for item in plan.modules
+    ]
+    return plan.model_copy(update={"modules": modules})
+
+
 def _tied(report: ScoreReport, module: str) -> bool:
     return any(row.reason == f"tied to {module}" for row in report.rows)
 

@@ -105,6 +105,22 @@ def test_what_a_trainer_cannot_express_is_refused_or_changed(
     assert "changed: " in shown
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_learning_rates_are_used_or_said_to_be_lost(
+    name: str, call: Call, plan_file: Path, tmp_path: Path
+) -> None:
+    lost = f"{name} carries no learning rates: give --full-lr and --lora-lr to your trainer."
+    arguments = ("export", plan_file, "--to", name, "-o", tmp_path / "out", "--nearest", "--force")
+    assert lost not in json.loads(call(*arguments, "--json")[1])["notes"]
+    for option in ("--full-lr", "--lora-lr"):
+        code, out, error = call(*arguments, "--json", option, "3.25e-05")
+        assert code == 0, error
+        said = json.loads(out)["notes"]
+        assert (lost in said) == (name in ("peft", "freeze", "csv"))
+    written = b"".join(files_of(tmp_path / "out").values()).decode()
+    assert (lost in said) != ("3.25e-05" in written or "3.25e-05" in " ".join(said))
+
+
 def test_list_and_json(call: Call, plan_file: Path, tmp_path: Path) -> None:
     code, out, _ = call("export", "--list")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
 from dataclasses import replace
 from importlib.metadata import version
@@ -28,10 +29,10 @@ from hlscore.exporters.limits import (
     faults,
     nearest,
 )
-from hlscore.exporters.peft import EXPORTER, PEFT_LIMITS, adapter_config, default_rank, lora_config
+from hlscore.exporters.peft import EXPORTER, PEFT_LIMITS, adapter_config, lora_config
 from hlscore.exporters.peft_names import pattern, skip_modules
 from hlscore.exporters.registry import find_exporter
-from hlscore.exporters.revision import Change, revise
+from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
 LAYER = "model.layers.0"
@@ -81,6 +82,62 @@ def test_the_whole_plan_is_in_one_configuration() -> None:
         },
         "ensure_weight_tying": False,
     }
+
+
+def test_modules_below_full_get_the_rank_that_is_written() -> None:
+    """Ranks 2 and 4 are as common: the plan's own counts, whichever comes first."""
+    for ranks in (("*.0.*=rank:2", "*.1.*=rank:4"), ("*.0.*=rank:4", "*.1.*=rank:2")):
+        plan = plan_of("llama", *ranks, "*.0.*q_proj=full", "*.1.*q_proj=full")
+        assert default_rank(plan) == 4
+        one_rank = Limits(trainer="narrow", full=False, ranks=False)
+        changes = [
+            change for fault in faults(plan, one_rank) for change in fault.changes
+            if change.module.endswith("q_proj")
+        ]  # fmt: skip
+        assert [change.rank for change in changes] == [4, 4]
+
+
+OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("family", "wide"), [("llama", "q_proj"), ("llama", "."), ("mixtral", "v_")]
+)
+def test_the_largest_rank_that_costs_no_more(family: str, wide: str, optimizer: str) -> None:
+    """Found at once, and the same as by trying all of them."""
+    plan = plan_of(family, "*.0.*o_proj=full", rank=8, memory={"optimizer": optimizer})
+    plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 500})})
+    # Some tensors have more than the 4096 numbers from which 8-bit moments have 8 bits.
+    some = [item.module for item in plan.lora_modules if wide in item.module]
+    plan = revise(plan, [Change(module=name, mode="lora", rank=400) for name in some])
+    (full,) = plan.full
+    most = plan.memory.total_bytes
+
+    def fits(changes: list[Change]) -> bool:
+        after = revise(plan, changes)
+        trained = after.totals.trained_params <= plan.totals.trained_params
+        return trained and after.memory.total_bytes <= most
+
+    def tried(modules: list[str]) -> int:
+        return next((
+            rank for rank in range(plan.lora.rank, 0, -1)
+            if fits([Change(module=name, mode="lora", rank=rank) for name in modules])
+        ), 0)  # fmt: skip
+
+    assert (lora_instead(plan, full, 500, lower=True).rank or 0) == tried([full.module])
+    assert common_rank(plan) == max(1, tried([item.module for item in plan.lora_modules]))
+
+
+def test_ranks_beyond_reason_take_no_time() -> None:
+    plan = plan_of("llama", "*.0.*o_proj=full", "*.1.*o_proj=rank:2")
+    huge = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 10**12})})
+    began = time.process_time()
+    assert common_rank(huge) == common_rank(plan)
+    (full,) = huge.full
+    assert lora_instead(huge, full, 10**12, lower=True).rank > 0
+    assert lora_instead(huge, full, 10**12, lower=False).mode == "frozen"
+    assert time.process_time() - began < 1
 
 
 def test_the_most_common_rank_is_the_default() -> None:
@@ -164,11 +221,11 @@ def test_modules_to_keep_out_of_4_bits() -> None:
 
 def test_what_has_to_be_set_besides() -> None:
     plan = plan_of("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
-    copies, packed, serving = EXPORTER.notes(plan)
+    copies, packed, serving = EXPORTER.notes(plan, ExportSettings())
     assert "hlscore.training.apply" in copies
     assert json.dumps(skip_modules(plan)) in packed
     assert "vLLM" in serving
-    assert EXPORTER.notes(plan_of("llama")) == ()
+    assert EXPORTER.notes(plan_of("llama"), ExportSettings()) == ()
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "mamba"])

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlscore.exporters.quoting import comment, quoted, scalar
+from hlscore.exporters.quoting import block, comment, printable, quoted, scalar
 from hlscore.exporters.yaml_text import yaml_text
 
 
@@ -32,6 +32,17 @@ def test_quoted_strings_read_back_everywhere(text: str) -> None:
     assert json.loads(literal) == text
     assert tomllib.loads(f"key = {literal}")["key"] == text
     assert ast.literal_eval(literal) == text
+
+
+@given(st.lists(st.text()) | st.dictionaries(st.text(), st.integers()))
+def test_blocks_read_back_in_json_and_python(value: Any) -> None:
+    assert json.loads(block(value)) == ast.literal_eval(block(value)) == value
+
+
+@given(st.text(st.characters()))
+def test_printable_texts_stay_on_their_line(text: str) -> None:
+    assert printable(text).isprintable()
+    assert not text.isprintable() or printable(text) == text
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False))

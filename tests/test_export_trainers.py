@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from families import FAMILIES
-from plans import plan_for
+from plans import plan_for, renamed
+from transformers import Trainer, TrainingArguments
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import ExportSettings, origin
+from hlscore.exporters.hf_training import optimizer_args, optimizer_name
 from hlscore.exporters.limits import ExportError, check_limits, nearest
 from hlscore.exporters.registry import find_exporter
+from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
 MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
@@ -351,11 +355,85 @@ def test_exporters_explain_themselves(name: str, hybrid: Plan) -> None:
     assert "{out}" in exporter.usage
     assert not exporter.folder
     assert exporter.limits.peft
-    for note in exporter.notes(near(hybrid, name)):
+    for note in exporter.notes(near(hybrid, name), RATES):
         assert note.endswith((".", "without them.")), note
 
 
 def test_one_learning_rate_is_said_to_be_one(hybrid: Plan) -> None:
     for name in ("llama-factory", "ms-swift", "prime-rl"):
-        assert "One learning rate" in " ".join(find_exporter(name).notes(hybrid))
-    assert not find_exporter("llama-factory").notes(plan_of("llama"))
+        said = " ".join(find_exporter(name).notes(hybrid, RATES))
+        assert "One learning rate holds for everything: 3e-05" in said
+    assert not find_exporter("llama-factory").notes(plan_of("llama"), RATES)
+
+
+def test_one_learning_rate_is_the_smaller_one(hybrid: Plan, tmp_path: Path) -> None:
+    swapped = ExportSettings(full_lr=4e-4, lora_lr=3e-5)
+    for name in ("llama-factory", "ms-swift"):
+        fields = yaml.safe_load(file_of(hybrid, name, tmp_path, swapped))
+        assert fields["learning_rate"] == 3e-5
+        fields = yaml.safe_load(file_of(plan_of("llama"), name, tmp_path, RATES))
+        assert fields["learning_rate"] == 4e-4
+    fields = tomllib.loads(file_of(hybrid, "prime-rl", tmp_path, swapped).decode())
+    assert fields["optim"]["lr"] == 3e-5
+    assert "everything: 3e-05" in find_exporter("prime-rl").notes(hybrid, swapped)[0]
+
+
+def test_twinkle_says_the_rates_asked_for(hybrid: Plan) -> None:
+    said = " ".join(find_exporter("twinkle").notes(hybrid, RATES))
+    assert "--spectral-lr-fft 3e-05 and --spectral-lr-lora 0.0004" in said
+
+
+@pytest.mark.parametrize("name", ["axolotl", "llama-factory", "ms-swift", "unsloth"])
+def test_sgd_keeps_its_momentum(name: str, tmp_path: Path) -> None:
+    plan = plan_of("llama", *MODES, memory={"optimizer": "sgd-momentum"})
+    text = file_of(plan, name, tmp_path).decode()
+    assert "momentum=0.9" in text
+    assert "momentum" in " ".join(find_exporter(name).notes(plan, RATES))
+    plain = plan_of("llama", *MODES, memory={"optimizer": "sgd"})
+    assert "momentum" not in file_of(plain, name, tmp_path).decode()
+    assert "momentum" not in " ".join(find_exporter(name).notes(plain, RATES))
+
+
+def test_the_trainer_of_transformers_reads_the_momentum(tmp_path: Path) -> None:
+    plan = plan_of("llama", *MODES, memory={"optimizer": "sgd-momentum"})
+    args = TrainingArguments(
+        output_dir=str(tmp_path), optim=optimizer_name(plan), optim_args=optimizer_args(plan)
+    )
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    assert kind is torch.optim.SGD
+    assert settings["momentum"] == 0.9
+
+
+@pytest.mark.parametrize("name", ["a${b}", "a$b", "???"])
+def test_verl_refuses_names_that_hydra_would_resolve(name: str, tmp_path: Path) -> None:
+    plan = plan_of("llama")
+    with pytest.raises(ExportError, match="a meaning of its own"):
+        file_of(plan, "verl", tmp_path, ExportSettings(model=name))
+    plan = renamed(plan, "model.layers.0.self_attn.q_proj", name)
+    with pytest.raises(ExportError, match="a meaning of its own"):
+        file_of(plan, "verl", tmp_path)
+
+
+def test_origins_stay_on_their_lines(tmp_path: Path) -> None:
+    plan = plan_of("llama", "*=frozen", *MODES[:2])
+    evil = plan.model_copy(
+        update={
+            "score": plan.score.model_copy(update={"name": "hls\n^.*$\u2028\x1b"}),
+            "provenance": plan.provenance.model_copy(update={"hlscore_version": "1\r\n^x$"}),
+            "model": plan.model.model_copy(
+                update={"fingerprint": Fingerprint(structure="a\n^y$", weights="b\x85^z$")}
+            ),
+        }
+    )
+    assert all(line.isprintable() for line in origin(evil))
+    lines = file_of(evil, "freeze", tmp_path).decode().splitlines()
+    wanted = file_of(plan, "freeze", tmp_path).decode().splitlines()
+    found, rules = ([x for x in item if not x.startswith("#")] for item in (lines, wanted))
+    assert found == rules == [f"^{name}.weight$" for name in FULL]
+
+
+@pytest.mark.parametrize("name", ["a|b", "a\nb", "(a", "a*", "\xe9", "a b", "a\\"])
+def test_freeze_refuses_names_that_are_no_regular_expressions(name: str, tmp_path: Path) -> None:
+    plan = renamed(plan_of("llama", "*=frozen", *MODES[:2]), FULL[0], name)
+    with pytest.raises(ExportError, match="regular expression"):
+        file_of(plan, "freeze", tmp_path)

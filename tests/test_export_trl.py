@@ -202,7 +202,7 @@ def test_the_trl_command_stops_at_what_it_cannot_train(
     plan = plan_of(base, *locks, **changes)
     path = export(plan, tmp_path) / "sft.yaml"
     assert "Not for the trl command" in path.read_text()
-    assert reason in " ".join(find_exporter("trl").notes(plan))
+    assert reason in " ".join(find_exporter("trl").notes(plan, ExportSettings()))
     with pytest.raises(SystemExit):
         parsed(path)
     message = capsys.readouterr().err

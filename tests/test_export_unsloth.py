@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from typing import Any
 import peft
 import pytest
 from families import FAMILIES
-from plans import plan_for
+from plans import plan_for, renamed
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import ExportSettings
@@ -28,15 +29,18 @@ def script_of(plan: Plan, folder: Path) -> bytes:
     return (folder / "train.py").read_bytes()
 
 
-def test_unsloth_is_a_script_with_the_plan(tmp_path: Path) -> None:
-    plan = plan_for(FAMILIES["llama"].build(), (*MODES, "*.0.self_attn.q_proj=rank:2"))
-    tree = ast.parse(script_of(plan, tmp_path))
-    values = {
+def assigned(tree: ast.Module) -> dict[str, Any]:
+    return {
         node.targets[0].id: ast.literal_eval(node.value)
         for node in tree.body
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
-    assert values == {
+
+
+def test_unsloth_is_a_script_with_the_plan(tmp_path: Path) -> None:
+    plan = plan_for(FAMILIES["llama"].build(), (*MODES, "*.0.self_attn.q_proj=rank:2"))
+    tree = ast.parse(script_of(plan, tmp_path))
+    assert assigned(tree) == {
         "MODEL": "org/model",
         "REVISION": None,
         "DATASET": "FILL_IN",
@@ -57,6 +61,18 @@ def test_unsloth_is_a_script_with_the_plan(tmp_path: Path) -> None:
     )  # fmt: skip
     rates = calls["UnslothTrainingArguments"]
     assert (rates["learning_rate"], rates["embedding_learning_rate"]) == ("0.0004", "3e-05")
+
+
+def test_names_read_back_from_the_script(tmp_path: Path) -> None:
+    names = {"lora": "a\U0001f600'b\"c\\d\u2028\x85$x", "full": "full\U0001f600$model"}
+    plan = plan_for(FAMILIES["llama"].build(), (*MODES, "*.0.self_attn.q_proj=rank:2"))
+    plan = renamed(plan, "model.layers.0.self_attn.q_proj", names["lora"])
+    plan = renamed(plan, FULL[0], names["full"])
+    values = assigned(ast.parse(script_of(plan, tmp_path)))
+    assert names["lora"] in values["LORA_MODULES"]
+    assert names["full"] in values["FULL_MODULES"]
+    (key,) = values["RANKS"]
+    assert re.fullmatch(key, names["lora"])
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_moe"])

@@ -158,7 +158,7 @@ def _export(
             folder, writers = target.parent, {target.name: writer}
         check_folder(folder, tuple(writers), force=force)
         paths = write_files(folder, writers)
-    said = (*(str(item.message) for item in caught), *exporter.notes(plan))
+    said = (*(str(item.message) for item in caught), *exporter.all_notes(plan, settings))
     result = folder if exporter.folder else next(iter(paths.values()))
     if as_json:
         print_export_json(exporter, result, paths, changes=changes, notes=said)

@@ -6,7 +6,9 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
     FILL_IN,
+    optimizer_args,
     optimizer_name,
+    optimizer_note,
     precision_note,
     refuse_packed,
     revision,
@@ -46,6 +48,7 @@ def axolotl_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
         # Axolotl gives this rate to every weight in modules_to_save, embedding or not.
         "embedding_lr": full_rate if plan.full else None,
         "optimizer": optimizer_name(plan),
+        "optim_args": optimizer_args(plan),
         "lr_scheduler": "cosine",
         "micro_batch_size": plan.memory.train_batch,
         "gradient_accumulation_steps": 1,
@@ -89,8 +92,9 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {"axolotl.yaml": text_file(text)}
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
-    notes = [*precision_note(plan)]
+def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+    del settings
+    notes = [*precision_note(plan), *optimizer_note(plan)]
     if plan.full and plan.lora_modules:
         notes.append(
             "embedding_lr reaches the weights of full modules, not their biases or fused experts: "

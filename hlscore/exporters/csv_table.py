@@ -47,4 +47,5 @@ EXPORTER = Exporter(
     summary="a table with one row per module",
     limits=Limits(trainer="a table", peft=False),
     files=_files,
+    rates=False,
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
 from hlscore.exporters.limits import Limits
+from hlscore.exporters.quoting import printable
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.settings import ModelSettings
 
@@ -68,6 +69,7 @@ class Exporter:
         folder: Whether `--out` is a folder; else it is the one file.
         usage: The command or code that uses the result; `{out}` stands for its path.
         notes: Remarks for the reader about a given plan: what has to be set besides.
+        rates: Whether the files or the notes give the learning rates.
     """
 
     name: str
@@ -76,7 +78,18 @@ class Exporter:
     files: Callable[[Plan, ExportSettings], dict[str, Writer]]
     folder: bool = False
     usage: str = ""
-    notes: Callable[[Plan], tuple[str, ...]] = lambda plan: ()  # noqa: ARG005
+    notes: Callable[[Plan, ExportSettings], tuple[str, ...]] = lambda plan, settings: ()  # noqa: ARG005
+    rates: bool = True
+
+    def all_notes(self, plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+        """The notes, and that learning rates were asked for in vain."""
+        notes = self.notes(plan, settings)
+        if self.rates or settings.full_lr is settings.lora_lr is None:
+            return notes
+        return (
+            *notes,
+            f"{self.name} carries no learning rates: give --full-lr and --lora-lr to your trainer.",
+        )
 
 
 def text_file(text: str) -> Writer:
@@ -95,13 +108,14 @@ def origin(plan: Plan) -> tuple[str, ...]:
         plan: The plan.
 
     Returns:
-        The lines, without comment signs and without line ends inside.
+        The lines, without comment signs, and without line ends and unprintable characters inside.
     """
     totals = plan.totals
-    return (
+    lines = (
         f"Written by hlscore {plan.provenance.hlscore_version} from a plan for {plan.model.name}.",
         f"plan: {totals.full_modules} full, {totals.lora_modules} lora, "
         f"{totals.frozen_modules} frozen; budget {plan.budget.asked}; score {plan.score.name}",
         f"structure {plan.model.fingerprint.structure}",
         f"weights {plan.model.fingerprint.weights}",
     )
+    return tuple(printable(line) for line in lines)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.limits import Limits
+from hlscore.exporters.limits import ExportError, Limits
+from hlscore.exporters.quoting import comment
+
+# Letters, digits and signs that mean themselves, or match themselves, in a regular expression.
+_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 def freeze_text(plan: Plan) -> str:
@@ -16,14 +22,22 @@ def freeze_text(plan: Plan) -> str:
     Returns:
         Lines of text. Dots are not escaped: axolotl's `unfrozen_parameters`, which reads such
         lines, escapes them itself, and for `re.match` a dot matches a dot too.
+
+    Raises:
+        ExportError: A name would change the meaning of its expression.
     """
-    lines = [f"# {line}" for line in origin(plan)]
+    lines = []
     for item in sorted(plan.full, key=lambda item: item.module):
+        if not _NAME.fullmatch(item.parameter):
+            raise ExportError(
+                f"'{item.parameter}' cannot be written as a regular expression of its own.",
+                hint="hlscore export --to peft keeps any name.",
+            )
         lines.append(f"^{item.parameter}$")
         weights = item.matrices * item.out_features * item.in_features
         if item.params > weights and item.parameter.endswith(".weight"):
             lines.append(f"^{item.parameter.removesuffix('weight')}bias$")
-    return "\n".join(lines) + "\n"
+    return comment(origin(plan)) + "".join(f"{line}\n" for line in lines)
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
@@ -37,4 +51,5 @@ EXPORTER = Exporter(
     limits=Limits(trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False),
     files=_files,
     usage="unfrozen_parameters of axolotl, without the comments: one entry per line of {out}",
+    rates=False,
 )

@@ -11,6 +11,8 @@ from hlscore.exporters.peft_names import never_packed
 # What stands where the reader has to fill something in.
 FILL_IN = "FILL_IN"
 
+_MOMENTUM = "momentum=0.9"
+
 _OPTIMIZERS = {
     "adamw": "adamw_torch",
     "adamw8bit": "adamw_bnb_8bit",
@@ -39,6 +41,74 @@ def optimizer_name(plan: Plan) -> str:
     return _OPTIMIZERS[plan.memory.optimizer]
 
 
+def optimizer_args(plan: Plan) -> str | None:
+    """Arguments of the plan's optimizer in transformers.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        A value of `TrainingArguments.optim_args`; `None` where the name says it all.
+    """
+    return _MOMENTUM if plan.memory.optimizer == "sgd-momentum" else None
+
+
+def optimizer_note(plan: Plan) -> tuple[str, ...]:
+    """A remark about the arguments of the optimizer.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        The remark; empty where the optimizer has no arguments.
+    """
+    if optimizer_args(plan) is None:
+        return ()
+    return (
+        f"SGD's momentum stands in optim_args as {_MOMENTUM}; transformers 5.0 and older pass over "
+        "it.",
+    )
+
+
+def training_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
+    """Arguments of transformers' Trainer, for trainers that know one learning rate.
+
+    Args:
+        plan: The plan.
+        settings: May set the rates.
+
+    Returns:
+        The arguments by their names in `TrainingArguments`.
+    """
+    return {
+        "learning_rate": one_rate(plan, settings),
+        "optim": optimizer_name(plan),
+        "optim_args": optimizer_args(plan),
+        "lr_scheduler_type": "cosine",
+        "per_device_train_batch_size": plan.memory.train_batch,
+        "gradient_accumulation_steps": 1,
+        "num_train_epochs": 1,
+    }
+
+
+def seed_adapter_lines(lacks: str, key: str, instead_of: str) -> tuple[str, ...]:
+    """Lines for the top of a file that say how a plan with several ranks gets to a trainer.
+
+    Args:
+        lacks: What the trainer does not know, in a sentence.
+        key: The key that takes the path of an adapter.
+        instead_of: What the keys that it replaces have in their names.
+
+    Returns:
+        The lines.
+    """
+    return (
+        f"{lacks} A plan with more:",
+        SEED_ADAPTER,
+        f"Give its path as {key}, in place of the keys with {instead_of}.",
+    )
+
+
 def revision(plan: Plan, settings: ExportSettings) -> str | None:
     """Revision of the base model to load.
 
@@ -60,27 +130,31 @@ def one_rate(plan: Plan, settings: ExportSettings) -> float:
         settings: May set the rates.
 
     Returns:
-        That of full modules if there are any, which is the smaller one: the rate of LoRA can
-        ruin them, while theirs only trains LoRA slowly.
+        The smaller one of those that the plan needs: a rate too high ruins modules, one too low
+        only trains them slowly.
     """
     full, lora = settings.rates(plan)
+    if plan.full and plan.lora_modules:
+        return min(full, lora)
     return full if plan.full else lora
 
 
-def one_rate_note(plan: Plan) -> tuple[str, ...]:
+def one_rate_note(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
     """A remark about the learning rate where a trainer knows only one.
 
     Args:
         plan: The plan.
+        settings: May set the rates.
 
     Returns:
         The remark; empty where the plan needs only one rate.
     """
     if not plan.full or not plan.lora_modules:
         return ()
+    full, lora = settings.rates(plan)
     return (
-        "One learning rate holds for everything: that of the full modules, which trains LoRA "
-        "slowly. Axolotl, Unsloth and TRL can give each its own.",
+        f"One learning rate holds for everything: {min(full, lora):g}, the smaller one of {full:g} "
+        f"for full modules and {lora:g} for LoRA. Axolotl, Unsloth and TRL can give each its own.",
     )
 
 

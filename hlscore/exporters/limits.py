@@ -11,7 +11,7 @@ from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name, tied_matrices
-from hlscore.exporters.revision import Change, common_rank, lora_instead, revise
+from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
 from hlscore.records import Form
 
 _SHOWN = 3
@@ -97,9 +97,8 @@ class _Case:
         """The nearest thing below full fine-tuning of a module."""
         if not self.has_lora_by(item):
             return Change(module=item.module, mode="frozen")
-        ranks = [other.rank or 0 for other in self.plan.lora_modules]
-        if not self.limits.ranks and ranks:
-            rank = max(set(ranks), key=ranks.count)
+        if not self.limits.ranks:
+            rank = default_rank(self.plan)
         return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
 
 

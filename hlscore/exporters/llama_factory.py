@@ -7,15 +7,17 @@ from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, 
 from hlscore.exporters.hf_training import (
     FILL_IN,
     SEED_ADAPTER,
-    one_rate,
     one_rate_note,
-    optimizer_name,
+    optimizer_note,
     refuse_packed,
     refuse_tied,
     revision,
+    seed_adapter_lines,
+    training_fields,
 )
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import default_alpha, default_rank, modules_to_save, target_modules
+from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
+from hlscore.exporters.revision import default_rank
 from hlscore.exporters.yaml_text import yaml_text
 
 _TRAINER = "LLaMA-Factory"
@@ -23,9 +25,11 @@ _TRAINER = "LLaMA-Factory"
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
-    "LLaMA-Factory knows one rank for all modules and no LoRA on parameters. A plan with more:",
-    SEED_ADAPTER,
-    "Give its path as adapter_name_or_path, in place of the keys with lora and target.",
+    *seed_adapter_lines(
+        "LLaMA-Factory knows one rank for all modules and no LoRA on parameters.",
+        "adapter_name_or_path",
+        "lora and target",
+    ),
 )
 
 
@@ -52,12 +56,7 @@ def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, obje
         "lora_dropout": 0.0,
         "lora_target": target_modules(plan),
         "additional_target": modules_to_save(plan),
-        "learning_rate": one_rate(plan, settings),
-        "optim": optimizer_name(plan),
-        "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": plan.memory.train_batch,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
+        **training_fields(plan, settings),
         "cutoff_len": plan.memory.train_length,
         "bf16": True,
         # Otherwise what is trained is upcast to float32.
@@ -88,5 +87,5 @@ EXPORTER = Exporter(
     ),
     files=_files,
     usage="llamafactory-cli train {out}",
-    notes=one_rate_note,
+    notes=lambda plan, settings: (*one_rate_note(plan, settings), *optimizer_note(plan)),
 )

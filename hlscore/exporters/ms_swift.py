@@ -7,23 +7,24 @@ from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, 
 from hlscore.exporters.hf_training import (
     FILL_IN,
     SEED_ADAPTER,
-    one_rate,
     one_rate_note,
-    optimizer_name,
+    optimizer_note,
     precision_note,
     refuse_packed,
     refuse_tied,
     revision,
+    seed_adapter_lines,
+    training_fields,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import (
     NO_TARGETS,
     default_alpha,
-    default_rank,
     modules_to_save,
     target_modules,
     target_parameters,
 )
+from hlscore.exporters.revision import default_rank
 from hlscore.exporters.yaml_text import yaml_text
 
 _TRAINER = "ms-swift"
@@ -32,9 +33,9 @@ _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
     "ModelScope's.",
-    "ms-swift knows one rank for all modules. A plan with ranks of its own:",
-    SEED_ADAPTER,
-    "Give its path as adapters, in place of the keys with lora, target and modules_to_save.",
+    *seed_adapter_lines(
+        "ms-swift knows one rank for all modules.", "adapters", "lora, target and modules_to_save"
+    ),
 )
 
 
@@ -66,12 +67,7 @@ def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
         "lora_rank": default_rank(plan),
         "lora_alpha": default_alpha(plan),
         "lora_dropout": 0.0,
-        "learning_rate": one_rate(plan, settings),
-        "optim": optimizer_name(plan),
-        "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": plan.memory.train_batch,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
+        **training_fields(plan, settings),
         "max_length": plan.memory.train_length,
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
@@ -85,8 +81,8 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {"ms_swift.yaml": text_file(text)}
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
-    return (*one_rate_note(plan), *precision_note(plan))
+def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+    return (*one_rate_note(plan, settings), *precision_note(plan), *optimizer_note(plan))
 
 
 EXPORTER = Exporter(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_fil
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.peft_names import full_name, lora_name, pattern, skip_modules, tied_matrices
+from hlscore.exporters.revision import default_rank
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -23,21 +23,6 @@ PEFT_LIMITS = Limits(trainer="PEFT")
 NO_TARGETS = "dummy-target-modules"
 
 _MISSING = "pip install 'hlscore[peft]'"
-
-
-def default_rank(plan: Plan) -> int:
-    """The rank that most adapters have; ties go to the plan's rank, then to the smallest.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The rank to write once; the others have entries of their own. The plan's rank where
-        nothing has LoRA.
-    """
-    counts = Counter(item.rank for item in plan.lora_modules if item.rank is not None)
-    ranks = sorted(counts, key=lambda rank: (-counts[rank], rank != plan.lora.rank, rank))
-    return ranks[0] if ranks else plan.lora.rank
 
 
 def default_alpha(plan: Plan) -> int:
@@ -208,15 +193,9 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {"adapter_config.json": text_file(config_text(config))}
 
 
-def notes(plan: Plan) -> tuple[str, ...]:
-    """What has to be set besides, for every trainer that runs PEFT.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Remarks, each in a sentence or two.
-    """
+def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+    """What has to be set besides, for every trainer that runs PEFT."""
+    del settings
     found = []
     if plan.full and plan.memory.master == "fp32":
         found.append(
@@ -240,5 +219,6 @@ EXPORTER = Exporter(
     files=_files,
     folder=True,
     usage="get_peft_model(model, LoraConfig.from_pretrained('{out}'))",
-    notes=notes,
+    notes=_notes,
+    rates=False,
 )

@@ -6,9 +6,10 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import FILL_IN, one_rate, one_rate_note
 from hlscore.exporters.limits import ExportError, Limits
-from hlscore.exporters.peft import default_alpha, default_rank, modules_to_save, target_modules
+from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.peft_names import pattern
 from hlscore.exporters.quoting import comment, quoted, scalar
+from hlscore.exporters.revision import default_rank
 
 _TRAINER = "prime-rl"
 
@@ -73,8 +74,8 @@ EXPORTER = Exporter(
     ),
     files=_files,
     usage="uv run sft @ {out}",
-    notes=lambda plan: (
-        *one_rate_note(plan),
+    notes=lambda plan, settings: (
+        *one_rate_note(plan, settings),
         *(
             ("Not for RL: prime-rl does not send full modules to the inference engine.",)
             if plan.full

@@ -22,7 +22,20 @@ def quoted(text: str) -> str:
     Returns:
         A literal that JSON, YAML, TOML and Python read as the same string.
     """
-    literal = json.dumps(text, ensure_ascii=False)
+    return block(text, indent=None)
+
+
+def block(value: object, *, indent: int | None = 4) -> str:
+    """Write strings and numbers, or lists and mappings of them, as JSON and Python both read them.
+
+    Args:
+        value: The value; truth values and `None` are not written alike in Python.
+        indent: Columns of indentation; `None` for one line.
+
+    Returns:
+        A literal.
+    """
+    literal = json.dumps(value, indent=indent, ensure_ascii=False)
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", literal)
 
 
@@ -42,6 +55,20 @@ def scalar(value: str | float | bool) -> str:
     literal = repr(value)
     # YAML 1.1 reads 2e-05 as a string.
     return re.sub(r"^(-?\d+)e", r"\1.0e", literal)
+
+
+def printable(text: str) -> str:
+    """Escape what would end a line or cannot be printed.
+
+    Args:
+        text: Any string.
+
+    Returns:
+        The text on one line, with such characters written as Python escapes.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 def comment(lines: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -28,7 +29,6 @@ _ANY_MODEL = ModelIdentity(
         packable_params=0,
         packable_rows=0,
         block_widths=0,
-        all_widths=0,
     ),
     fingerprint=Fingerprint(structure="", weights=""),
 )
@@ -72,6 +72,21 @@ def lora_size(item: PlanModule, rank: int) -> int:
     return lora_params(_row(item), rank)
 
 
+def default_rank(plan: Plan) -> int:
+    """The rank that most adapters have; ties go to the plan's rank, then to the smallest.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        The rank to write once; the others have entries of their own. The plan's rank where
+        nothing has LoRA.
+    """
+    counts = Counter(item.rank for item in plan.lora_modules if item.rank is not None)
+    ranks = sorted(counts, key=lambda rank: (-counts[rank], rank != plan.lora.rank, rank))
+    return ranks[0] if ranks else plan.lora.rank
+
+
 def memory_settings(plan: Plan) -> MemorySettings:
     """What the memory of a plan was computed for."""
     names = MemorySettings.__dataclass_fields__
@@ -90,13 +105,10 @@ def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Cha
     Returns:
         LoRA of the largest such rank; frozen where no rank costs as little.
     """
-    settings, row = memory_settings(plan), _row(item)
-    most = extra_bytes(_choice(item), settings)
-    for tried in range(rank, 0 if lower else rank - 1, -1):
-        cost = extra_bytes(Choice(row=row, mode="lora", rank=tried), settings)
-        if lora_params(row, tried) <= item.trained_params and cost <= most:
-            return Change(module=item.module, mode="lora", rank=tried)
-    return Change(module=item.module, mode="frozen")
+    found = _largest_rank(plan, [item], rank)
+    if found == 0 or (found < rank and not lower):
+        return Change(module=item.module, mode="frozen")
+    return Change(module=item.module, mode="lora", rank=found)
 
 
 def common_rank(plan: Plan) -> int:
@@ -108,15 +120,27 @@ def common_rank(plan: Plan) -> int:
     Returns:
         The rank; at least 1.
     """
-    settings, items = memory_settings(plan), plan.lora_modules
-    most = sum(item.trained_params for item in items)
-    most_bytes = sum(extra_bytes(_choice(item), settings) for item in items)
-    for rank in range(plan.lora.rank, 1, -1):
-        choices = [Choice(row=_row(item), mode="lora", rank=rank) for item in items]
-        size = sum(lora_params(choice.row, rank) for choice in choices)
-        if size <= most and sum(extra_bytes(item, settings) for item in choices) <= most_bytes:
-            return rank
-    return 1
+    return max(1, _largest_rank(plan, plan.lora_modules, plan.lora.rank))
+
+
+def _largest_rank(plan: Plan, items: Sequence[PlanModule], most: int) -> int:
+    """The largest rank up to `most` at which LoRA on modules costs no more than they do; 0: none.
+
+    Parameters grow with the rank, so one division bounds it. Bytes need not: 8-bit moments of a
+    tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
+    than the first one, so an excess says how many ranks below cannot fit either.
+    """
+    settings, rows = memory_settings(plan), [_row(item) for item in items]
+
+    def cost(rank: int) -> int:
+        return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
+
+    trained = sum(item.trained_params for item in items)
+    rank = min(most, trained // sum(lora_params(row, 1) for row in rows))
+    room, first = sum(extra_bytes(_choice(item), settings) for item in items), cost(1)
+    while rank > 0 and (excess := cost(rank) - room) > 0:
+        rank -= -(-excess // first)
+    return max(rank, 0)
 
 
 def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> Plan:

@@ -150,4 +150,5 @@ EXPORTER = Exporter(
     files=seed_files,
     folder=True,
     usage="PeftModel.from_pretrained(model, '{out}', is_trainable=True)",
+    rates=False,
 )

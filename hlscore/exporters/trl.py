@@ -8,7 +8,13 @@ from pathlib import Path
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import one_rate, optimizer_name, revision
+from hlscore.exporters.hf_training import (
+    one_rate,
+    optimizer_args,
+    optimizer_name,
+    optimizer_note,
+    revision,
+)
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
 from hlscore.exporters.peft_names import never_packed
@@ -64,6 +70,7 @@ def config_fields(plan: Plan, settings: ExportSettings, method: str) -> dict[str
         "output_dir": f"{method}-output",
         "learning_rate": one_rate(plan, settings),
         "optim": optimizer_name(plan),
+        "optim_args": optimizer_args(plan),
         "per_device_train_batch_size": None if method == "grpo" else memory.train_batch,
         "max_length": None if method == "grpo" else memory.train_length,
         "use_peft": True,
@@ -134,11 +141,15 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {name: text_file(text) for name, text in texts.items()}
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
+def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+    del settings
     reasons = obstacles(plan)
     if not reasons:
-        return ()
-    return (f"The trl command cannot run this plan ({'; '.join(reasons)}); train.py does.",)
+        return optimizer_note(plan)
+    return (
+        f"The trl command cannot run this plan ({'; '.join(reasons)}); train.py does.",
+        *optimizer_note(plan),
+    )
 
 
 EXPORTER = Exporter(

@@ -8,7 +8,8 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import refuse_packed, refuse_tied
 from hlscore.exporters.limits import ExportError, Limits
-from hlscore.exporters.peft import default_alpha, default_rank, modules_to_save, target_modules
+from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
+from hlscore.exporters.revision import default_rank
 
 _TRAINER = "twinkle"
 
@@ -50,12 +51,11 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     return {"twinkle.json": text_file(text)}
 
 
-def _notes(plan: Plan) -> tuple[str, ...]:
-    rates = plan.learning_rates
+def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
+    full, lora = settings.rates(plan)
     return (
-        "The file has no learning rates. The plan's are --spectral-lr-fft "
-        f"{rates.full.value:g} and --spectral-lr-lora {rates.lora.value:g}; twinkle takes its own "
-        "defaults without them.",
+        f"The file has no learning rates. Give --spectral-lr-fft {full:g} and --spectral-lr-lora "
+        f"{lora:g}; twinkle takes its own defaults without them.",
         "The hybrid service reads only s_fft: there the client's target_modules decide what has "
         "LoRA, and what the plan freezes may get it too.",
     )

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from string import Template
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
     FILL_IN,
+    optimizer_args,
     optimizer_name,
+    optimizer_note,
     precision_note,
     refuse_packed,
     revision,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
-from hlscore.exporters.quoting import comment, quoted
+from hlscore.exporters.quoting import block, comment, quoted
 
 _TRAINER = "Unsloth"
 
@@ -91,6 +92,7 @@ def main():
             # For every weight in modules_to_save, embedding or not.
             embedding_learning_rate=$full_rate,
             optim=$optimizer,
+            optim_args=$optimizer_args,
             lr_scheduler_type="cosine",
             per_device_train_batch_size=$batch,
             max_length=$length,
@@ -110,16 +112,16 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     refuse_packed(plan, _TRAINER)
     config = adapter_config(plan)
     full_rate, lora_rate = settings.rates(plan)
-    commit = revision(plan, settings)
+    commit, arguments = revision(plan, settings), optimizer_args(plan)
     script = _SCRIPT.substitute(
         model=quoted(settings.base(plan)),
         revision="None" if commit is None else quoted(commit),
         dataset=quoted(FILL_IN),
-        lora=_block(config["target_modules"]),
-        parameters=_block(config["target_parameters"] or []),
-        full=_block(config["modules_to_save"] or []),
-        ranks=_block(config["rank_pattern"]),
-        alphas=_block(config["alpha_pattern"]),
+        lora=block(config["target_modules"]),
+        parameters=block(config["target_parameters"] or []),
+        full=block(config["modules_to_save"] or []),
+        ranks=block(config["rank_pattern"]),
+        alphas=block(config["alpha_pattern"]),
         length=plan.memory.train_length,
         four=plan.memory.base_bits == 4,
         eight=plan.memory.base_bits == 8,
@@ -129,14 +131,10 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         lora_rate=repr(lora_rate),
         full_rate=repr(full_rate) if plan.full else "None",
         optimizer=quoted(optimizer_name(plan)),
+        optimizer_args="None" if arguments is None else quoted(arguments),
         batch=plan.memory.train_batch,
     )
     return {"unsloth_train.py": text_file(comment((*origin(plan), *_TO_DO)) + script)}
-
-
-def _block(value: object) -> str:
-    """Lists and mappings of strings and numbers, which JSON and Python write alike."""
-    return json.dumps(value, indent=4)
 
 
 EXPORTER = Exporter(
@@ -146,9 +144,10 @@ EXPORTER = Exporter(
     limits=Limits(trainer=_TRAINER, only_full=False),
     files=_files,
     usage="python {out}",
-    notes=lambda plan: (
+    notes=lambda plan, settings: (  # noqa: ARG005
         "FastModel only: on a GPU FastLanguageModel trains no other full modules than lm_head and "
         "embed_tokens.",
         *precision_note(plan),
+        *optimizer_note(plan),
     ),
 )

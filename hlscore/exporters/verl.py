@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import FILL_IN, SEED_ADAPTER
 from hlscore.exporters.limits import ExportError, Limits
-from hlscore.exporters.peft import default_alpha, default_rank, target_modules
+from hlscore.exporters.peft import default_alpha, target_modules
+from hlscore.exporters.revision import default_rank
 from hlscore.exporters.yaml_text import yaml_text
 
 _TRAINER = "verl"
+
+_MISSING = "???"
 
 _TO_DO = (
     "",
@@ -50,11 +55,23 @@ def verl_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
     }
 
 
+def _refuse_interpolation(names: Iterable[str]) -> None:
+    """Refuse what hydra would not read as text: references, and its sign for a missing value."""
+    for name in names:
+        if "$" in name or name == _MISSING:
+            raise ExportError(
+                f"hydra, which verl reads its configuration with, gives '{name}' a meaning of its "
+                "own.",
+                hint="Use a name without '$'.",
+            )
+
+
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     if plan.memory.base_bits != 16:
         raise ExportError(
             "verl trains LoRA on weights of 16 bits only.", hint="Plan again with --base 16."
         )
+    _refuse_interpolation((settings.base(plan), *target_modules(plan)))
     text = yaml_text((*origin(plan), *_TO_DO), verl_fields(plan, settings))
     return {"verl.yaml": text_file(text)}
 
@@ -74,7 +91,7 @@ EXPORTER = Exporter(
     files=_files,
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
-    notes=lambda plan: (  # noqa: ARG005
+    notes=lambda plan, settings: (  # noqa: ARG005
         "target_modules are PEFT's, of verl's FSDP workers; Megatron workers read other keys.",
     ),
 )
