@@ -333,7 +333,9 @@ class PlanSettings:
         """
         _require(1 <= self.rank <= 8192, f"--rank is {self.rank}.", "Use 1 to 8192.")
         _require(
-            self.alpha is None or self.alpha >= 1, f"--alpha is {self.alpha}.", "Use 1 or more."
+            self.alpha is None or 1 <= self.alpha <= 2**19,
+            f"--alpha is {self.alpha}.",
+            "Use 1 to 524288.",
         )
         if self.ranks:
             whole = all(self.lora_alpha * rank % self.rank == 0 for rank in self.ranks)

@@ -368,3 +368,26 @@ def test_4_bit_models(name: str, locks: Sequence[str], tmp_path: Path) -> None:
     wrapped.save_pretrained(str(tmp_path / "adapter"))
     loaded = PeftModel.from_pretrained(load(skip_modules(plan)), str(tmp_path / "adapter")).eval()
     torch.testing.assert_close(logits(loaded), after, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"parameter": "model.x"}, r"q_proj' has the weight .*q_proj\.weight, not model\.x"),
+        ({"form": "embedding"}, r"q_proj' has the form linear, not embedding"),
+        ({"form": "experts"}, r"q_proj' has the form linear, not experts"),
+    ],
+)
+def test_wrong_weights_and_forms_are_named(change: dict[str, str], message: str) -> None:
+    model = FAMILIES["llama"].build()
+    plan = plan_for(model, ["*q_proj=full"])
+    modules = [item.model_copy(update=change) if item.module.endswith("0.self_attn.q_proj")
+               else item for item in plan.modules]  # fmt: skip
+    with pytest.raises(ModelError, match=message):
+        apply(model, plan.model_copy(update={"modules": modules}))
+
+
+def test_plans_of_version_1_are_refused() -> None:
+    old = Path(__file__).parent / "data" / "plan_v1.json"
+    with pytest.raises(ArtifactError, match=r"older hlscore.*Make it again with `hlscore rank`"):
+        apply(FAMILIES["llama"].build(), old)

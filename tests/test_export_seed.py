@@ -16,12 +16,16 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.tensors import stored_tensors
-from hlscore.errors import ArtifactError, ModelError
+from hlscore.artifacts.plan_file import read_plan, write_plan
+from hlscore.artifacts.tensors import NewTensor, file_tensors, stored_tensors, write_tensors
+from hlscore.cli.export_command import export
+from hlscore.errors import ArtifactError, ModelError, UsageError
+from hlscore.exporters import seed_adapter
+from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.limits import nearest
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.seed_adapter import seed_files
+from hlscore.exporters.seed_adapter import adapter_tensors, seed_files
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
 
 MODEL_FILE = "adapter_model.safetensors"
@@ -44,12 +48,19 @@ def saved(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float
     return folder
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_seed_is_what_peft_would_save_and_equals_the_base(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "embeddings"),
+    [*((name, False) for name in FAMILIES), ("llama", True), ("olmo2", True)],
+)
+def test_seed_is_what_peft_would_save_and_equals_the_base(
+    name: str, embeddings: bool, tmp_path: Path
+) -> None:
     family = FAMILIES[name]
     base = saved(family.build(), tmp_path / "base")
     locks = ["*=rank:2", "*.1.*=rank:3", "*.0.*=full"]
-    plan, _ = nearest(plan_for(family.build(), locks, str(base)), PEFT_LIMITS)
+    made = plan_for(family.build(), locks, str(base), embeddings=embeddings, head=embeddings)
+    plan, _ = nearest(made, PEFT_LIMITS)
+    assert embeddings == any(item.form == "embedding" for item in plan.lora_modules)
     assert plan.full
     assert plan.lora_modules
     with warnings.catch_warnings():
@@ -62,7 +73,7 @@ def test_seed_is_what_peft_would_save_and_equals_the_base(name: str, tmp_path: P
         wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
         torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
     own = peft.get_peft_model(family.build(), lora_config(plan))
-    own.save_pretrained(tmp_path / "own")
+    own.save_pretrained(tmp_path / "own", save_embedding_layers=False)
     assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)
     trainable = [
         {key for key, value in one.named_parameters() if value.requires_grad}
@@ -137,3 +148,108 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
     with pytest.raises(ArtifactError, match="corrupt or cut short"):
         stored_tensors(tmp_path)
+
+
+def test_the_files_of_a_model_are_those_that_transformers_reads(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    def save(name: str, **numbers: float) -> None:
+        save_file({key: torch.tensor([value]) for key, value in numbers.items()}, tmp_path / name)
+
+    def read() -> dict[str, str]:
+        return {key: found.path.name for key, found in stored_tensors(tmp_path).items()}
+
+    save("one.safetensors", a=1, b=1)
+    save("two.safetensors", c=2)
+    assert read() == {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+    save("two.safetensors", b=2, c=2)
+    with pytest.raises(ArtifactError, match=r"'b' twice, in one\.safetensors and two\.safetensors"):
+        stored_tensors(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    assert read() == {"a": "one.safetensors", "b": "two.safetensors"}
+    save("model.safetensors", b=3)
+    assert read() == {"b": "model.safetensors"}
+    assert file_tensors(tmp_path / "one.safetensors").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "no weight_map"),
+        ('{"weight_map": 5}', "no weight_map"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"weight_map": {"a": 5}}', "names 5, which is no file of its folder"),
+        ('{"weight_map": {"a": "../other/one.safetensors"}}', "no file of its folder"),
+        ('{"weight_map": {"a": "/one.safetensors"}}', "no file of its folder"),
+        ('{"weight_map": {"a": "\\u0000"}}', "no file of its folder"),
+        ('{"weight_map": {"a": ".."}}', "no file of its folder"),
+        ('{"weight_map": {"a": "missing.safetensors"}}', "corrupt or cut short"),
+        ('{"weight_map": {"b": "one.safetensors"}}', "has no tensor 'b'"),
+    ],
+)
+def test_a_wrong_index_is_refused(index: str, message: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ArtifactError, match=message):
+        stored_tensors(tmp_path)
+
+
+def test_a_tensor_can_be_written_twice_and_must_have_its_size(tmp_path: Path) -> None:
+    tensor = NewTensor(dtype="F32", shape=(2,), size=8, chunks=lambda: iter([b"1234", b"5678"]))
+    for name in ("a", "b"):
+        write_tensors(tmp_path / name, {"x": tensor}, {})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for part in (b"1234", b"123456789"):
+        short = NewTensor(dtype="F32", shape=(2,), size=8, chunks=lambda part=part: iter([part]))
+        with pytest.raises(ArtifactError, match=f"'x' has {len(part)} bytes, not 8"):
+            write_tensors(tmp_path / "c", {"x": short}, {})
+
+
+def test_adapters_are_drawn_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(FAMILIES["llama"].build(), [], embeddings=True)
+    monkeypatch.setattr(seed_adapter, "_generator", lambda *_: pytest.fail("drawn too early"))
+    tensors = adapter_tensors(plan)
+    monkeypatch.undo()
+    whole = {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
+    assert all(len(whole[name]) == tensor.size for name, tensor in tensors.items())
+    monkeypatch.setattr(seed_adapter, "_CHUNK_NUMBERS", 7)
+    assert whole == {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
+
+
+def test_only_what_is_needed_is_kept_of_a_loaded_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = saved(FAMILIES["mixtral"].build(), tmp_path / "base")  # stored under other names
+    plan = plan_for(FAMILIES["mixtral"].build(), ["*.0.*q_proj=full"], str(base))
+    monkeypatch.setattr("tempfile.mkdtemp", lambda **_: pytest.fail("no folder is needed"))
+    found = base_tensors(plan, ExportSettings())
+    held = {name for name, tensor in found.items() if tensor.size}
+    assert held == {item.parameter for item in plan.full}
+    assert found.keys() >= {item.parameter for item in plan.modules}
+    frozen = next(name for name in found if name not in held)
+    with pytest.raises(ArtifactError, match="only a sample"):
+        list(found[frozen].chunks())
+
+
+def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
+    plan = plan_for(FAMILIES["llama"].build(), [], str(tmp_path / "no-model"))
+    write_plan(plan, tmp_path / "plan.json")
+    (tmp_path / "seed").mkdir()
+    (tmp_path / "seed" / MODEL_FILE).touch()
+    with pytest.raises(UsageError, match="already exists"):
+        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "seed")
+    with pytest.raises(ModelError, match="no model directory"):
+        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_plans_of_version_1_are_refused() -> None:
+    plan = read_plan(Path(__file__).parent / "data" / "plan_v1.json")
+    with pytest.raises(ArtifactError, match=r"older hlscore.*`hlscore rank`"):
+        seed_files(plan, ExportSettings())
+    with pytest.raises(ArtifactError, match="older hlscore"):
+        base_tensors(plan, ExportSettings())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,13 @@ import reports
 
 from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
 from hlscore.artifacts.plan_making import make_plan
-from hlscore.errors import ArtifactError
+from hlscore.errors import ArtifactError, UsageError
+from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.limits import nearest
+from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.revision import Change, revise
 from hlscore.planning.allocation import allocate
-from hlscore.settings import PlanSettings
+from hlscore.settings import MemorySettings, PlanSettings
 
 OLD = Path(__file__).parent / "data" / "plan_v1.json"
 
@@ -68,6 +75,9 @@ def test_version_1_is_still_read() -> None:
         (b"\xff\xfe", "not a plan"),
         (b"[" * 100_000, "not a plan"),
         (b"1" * 10_000, "not a plan"),
+        (b'{"schema_version": ' + b"[" * 60 + b"]" * 60 + b"}", "more than 40 deep"),
+        (b'{"schema_version": "' + b"x" * 10_000 + b'"}', "plan schema 'x+\\.\\.\\.;"),
+        (b'{"schema_version": 2, "\\ud800": 1}', "cannot be printed"),
     ],
 )
 def test_other_files_are_refused_in_one_line(text: bytes, message: str, tmp_path: Path) -> None:
@@ -106,3 +116,157 @@ def test_a_module_listed_twice_is_refused(document: dict[str, Any], tmp_path: Pa
     (tmp_path / "plan.json").write_text(json.dumps(document))
     with pytest.raises(ArtifactError, match="listed twice"):
         read_plan(tmp_path / "plan.json")
+
+
+def places(value: Any, kinds: tuple[type, ...], path: tuple[Any, ...] = ()) -> Iterator[Any]:
+    """Every place of a JSON document with a value of some kinds."""
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value[:2]):
+            yield from places(inner, kinds, (*path, key))
+    elif type(value) in kinds:
+        yield path
+
+
+def changed(document: dict[str, Any], path: tuple[Any, ...], value: str) -> str:
+    """The document as JSON with one value replaced by given JSON."""
+    copy = json.loads(json.dumps(document))
+    inner = copy
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = "PLACE"
+    return json.dumps(copy).replace('"PLACE"', value)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 25, "1" + "0" * 4000])
+def test_numbers_too_large_are_refused_anywhere(
+    number: str, version: int, document: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = json.loads(OLD.read_text()) if version == 1 else document
+    whole["provenance"]["settings"] = {"deep": [{"er": 1}]}
+    for path in places(whole, (int, float, type(None))):
+        (tmp_path / "plan.json").write_text(changed(whole, path, number))
+        began = time.process_time()
+        with pytest.raises(ArtifactError):
+            read_plan(tmp_path / "plan.json")
+        assert time.process_time() - began < 0.5, path
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_numbers_of_64_bits_give_no_other_error(
+    version: int, document: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = json.loads(OLD.read_text()) if version == 1 else document
+    for number in ("1e308", "-1e308", str(2**63 - 1), str(1 - 2**63), "-1", "0"):
+        for path in places(whole, (int, float)):
+            (tmp_path / "plan.json").write_text(changed(whole, path, number))
+            with contextlib.suppress(ArtifactError):
+                read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("text", [r"a\u001b[2Jb", r"a\ud800b", r"a\u0000", r"a\nb", r"\u202eab"])
+def test_texts_that_cannot_be_printed_are_refused_anywhere(
+    text: str, document: dict[str, Any], tmp_path: Path
+) -> None:
+    document["notes"] = ["a note"]
+    document["provenance"]["settings"] = {"deep": [{"er": "x"}]}
+    found = list(places(document, (str,)))
+    assert ("notes", 0) in found
+    assert ("modules", 0, "remark") in found
+    for path in found:
+        (tmp_path / "plan.json").write_text(changed(document, path, f'"{text}"'))
+        with pytest.raises(ArtifactError, match="cannot be printed") as caught:
+            read_plan(tmp_path / "plan.json")
+        assert caught.value.message.isprintable()
+
+
+def test_texts_in_other_scripts_are_read(document: dict[str, Any], tmp_path: Path) -> None:
+    text = "données, 数据\u3000集, داده\u200cها, 👩\u200d🔬"
+    document["notes"] = [text]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    assert read_plan(tmp_path / "plan.json").notes == [text]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("modules", 0, "rank"), 8193),
+        (("modules", 0, "rank"), 0),
+        (("modules", 0, "alpha"), 0),
+        (("modules", 0, "alpha"), 2**32 + 1),
+        (("modules", 0, "position"), 0),
+        (("modules", 0, "out_features"), 2**48 + 1),
+        (("modules", 0, "params"), 2**62 + 1),
+        (("lora", "rank"), 8193),
+        (("lora", "alpha"), 8192 * 64 + 1),
+        (("learning_rates", "full", "value"), 1001.0),
+        (("memory", "total_bytes"), 2**62 + 1),
+        (("provenance", "probes", "examples"), -1),
+    ],
+)
+def test_sizes_out_of_range_are_named(
+    place: tuple[Any, ...], value: float, document: dict[str, Any], tmp_path: Path
+) -> None:
+    document["modules"][0] |= {"mode": "lora", "rank": 4, "alpha": 8}
+    (tmp_path / "plan.json").write_text(changed(document, place, json.dumps(value)))
+    with pytest.raises(ArtifactError, match=rf"at '{'.'.join(map(str, place))}'"):
+        read_plan(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("form", "end", "legal"),
+    [("linear", ".weight", True), ("linear", "", False), ("linear", ".bias", False),
+     ("conv1d", "", False), ("embedding", "", False), ("experts", "", True),
+     ("experts", ".weight", True), ("parameter", "", True), ("parameter", ".x", False)],
+)  # fmt: skip
+def test_weights_are_named_after_their_module(
+    form: str, end: str, legal: bool, document: dict[str, Any], tmp_path: Path
+) -> None:
+    first = document["modules"][0]
+    first |= {"form": form, "parameter": first["module"] + end}
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    if legal:
+        read_plan(tmp_path / "plan.json")
+        return
+    with pytest.raises(ArtifactError, match="is no weight of"):
+        read_plan(tmp_path / "plan.json")
+
+
+def test_many_equal_keys_are_refused_at_once(tmp_path: Path) -> None:
+    keys = [*range(100_000), 99_999]
+    text = ",".join(f'"{key}": 1' for key in keys)
+    (tmp_path / "plan.json").write_text("{" + text + "}")
+    began = time.process_time()
+    with pytest.raises(ArtifactError, match="'99999' comes twice"):
+        read_plan(tmp_path / "plan.json")
+    assert time.process_time() - began < 2
+
+
+def test_version_1_knows_no_memory_after_a_change_either() -> None:
+    plan = read_plan(OLD)
+    assert plan.upgraded
+    full = plan.full[0].module
+    changed_plan = revise(plan, [Change(module=full, mode="frozen")])
+    assert changed_plan.upgraded
+    assert changed_plan.memory == plan.memory
+    assert changed_plan.totals.full_modules == plan.totals.full_modules - 1
+
+
+@pytest.mark.parametrize("name", ["csv", "peft", "axolotl"])
+def test_version_1_is_still_exported_as_text(name: str, tmp_path: Path) -> None:
+    exporter = find_exporter(name)
+    plan, _ = nearest(read_plan(OLD), exporter.limits)
+    for file, write in exporter.files(plan, ExportSettings()).items():
+        write(tmp_path / file)
+        assert (tmp_path / file).stat().st_size
+
+
+@pytest.mark.parametrize("alpha", [2**19 + 1, 10**30])
+def test_settings_that_no_plan_holds_are_refused(alpha: int) -> None:
+    with pytest.raises(UsageError, match="--alpha"):
+        PlanSettings(alpha=alpha)
+    base = reports.report(12)
+    memory = MemorySettings(train_batch=2**30, train_length=2**30)
+    settings = PlanSettings(budget="0.25", rank=4, memory=memory)
+    with pytest.raises(UsageError, match="--train-batch"):
+        make_plan(base, allocate(base, settings))

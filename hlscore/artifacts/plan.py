@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from hlscore.artifacts.plan_upgrade import UPGRADED_NOTE
 from hlscore.records import Form, Storage
 from hlscore.settings import BaseBits, Baseline, Master, Optimizer
 
 SCHEMA_VERSION: Literal[2] = 2
 
+LARGEST_RANK = 8192
+LARGEST_ALPHA = 64 * LARGEST_RANK
+
+# Whole numbers fit 64 bits with room to add them up.
+LARGEST_COUNT = 2**62
+_Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+_Place = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
+_Size = Annotated[int, Field(ge=1, le=2**48)]
+_Alpha = Annotated[int, Field(ge=1, le=LARGEST_ALPHA * LARGEST_RANK)]  # of the highest rank
+_Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
+
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class PlanFingerprint(_Strict):
@@ -30,7 +42,7 @@ class PlanModel(_Strict):
     revision: str | None = Field(description="Commit hash of a hub model.")
     architecture: str = Field(description="Class name, such as LlamaForCausalLM.")
     model_type: str = Field(description="model_type of the configuration.")
-    params: int = Field(ge=0, description="All parameters, tied ones counted once.")
+    params: _Count = Field(description="All parameters, tied ones counted once.")
     fingerprint: PlanFingerprint
 
 
@@ -39,13 +51,13 @@ class PlanBudget(_Strict):
 
     asked: str = Field(description="As given, such as 0.1, 0.1p, 500M or 24GiB.")
     unit: Literal["modules", "parameters", "bytes"] = Field(description="What is limited.")
-    limit: int = Field(ge=0, description="The most that the budget allows, in its unit.")
+    limit: _Count = Field(description="The most that the budget allows, in its unit.")
     counts: Literal["full", "trained", "memory"] = Field(
         description="What is held against the limit: what is trained in full, everything that is "
         "trained, or the whole training memory."
     )
-    spent: int = Field(ge=0, description="What the plan takes of the limit, in its unit.")
-    trained_limit: int | None = Field(
+    spent: _Count = Field(description="What the plan takes of the limit, in its unit.")
+    trained_limit: _Count | None = Field(
         description="Most parameters that may be trained, where ranks are chosen within a budget "
         "of modules; else null."
     )
@@ -73,16 +85,16 @@ class PlanMemory(_Strict):
     optimizer: Optimizer
     master: Master = Field(description="Precision of the trained parameters.")
     base_bits: BaseBits = Field(description="Bits of each frozen weight of a linear layer.")
-    train_batch: int = Field(ge=1, description="Sequences per step and device.")
-    train_length: int = Field(ge=1, description="Tokens per sequence.")
-    frozen_bytes: int = Field(ge=0, description="Weights that are not trained.")
-    copy_bytes: int = Field(ge=0, description="Frozen copies that PEFT keeps of full modules.")
-    full_bytes: int = Field(ge=0, description="Weights trained in full.")
-    adapter_bytes: int = Field(ge=0, description="Weights of the adapters.")
-    gradient_bytes: int = Field(ge=0)
-    optimizer_bytes: int = Field(ge=0, description="State of the optimizer.")
-    activation_bytes: int = Field(ge=0, description="Activations and logits, estimated.")
-    total_bytes: int = Field(ge=0, description="The sum of the above.")
+    train_batch: _Place = Field(description="Sequences per step and device.")
+    train_length: _Place = Field(description="Tokens per sequence.")
+    frozen_bytes: _Count = Field(description="Weights that are not trained.")
+    copy_bytes: _Count = Field(description="Frozen copies that PEFT keeps of full modules.")
+    full_bytes: _Count = Field(description="Weights trained in full.")
+    adapter_bytes: _Count = Field(description="Weights of the adapters.")
+    gradient_bytes: _Count
+    optimizer_bytes: _Count = Field(description="State of the optimizer.")
+    activation_bytes: _Count = Field(description="Activations and logits, estimated.")
+    total_bytes: _Count = Field(description="The sum of the above.")
 
 
 class PlanScore(_Strict):
@@ -96,24 +108,28 @@ class PlanScore(_Strict):
 class PlanLora(_Strict):
     """LoRA settings of the modules that are not trained in full."""
 
-    rank: int = Field(ge=1, description="The rank that full fine-tuning is compared against.")
-    alpha: int = Field(ge=1, description="Alpha at that rank; alpha / rank is the same everywhere.")
-    ranks: list[int] = Field(description="Ranks that the solver chose from; empty for one rank.")
+    rank: _Rank = Field(description="The rank that full fine-tuning is compared against.")
+    alpha: int = Field(
+        ge=1,
+        le=LARGEST_ALPHA,
+        description="Alpha at that rank; alpha / rank is the same everywhere.",
+    )
+    ranks: list[_Rank] = Field(description="Ranks that the solver chose from; empty for one rank.")
 
 
 class PlanTotals(_Strict):
     """What the plan adds up to; parameters unless a name says modules."""
 
-    candidate_modules: int = Field(ge=0)
-    full_modules: int = Field(ge=0)
-    lora_modules: int = Field(ge=0)
-    frozen_modules: int = Field(ge=0, description="Candidates that are not trained.")
-    candidate_params: int = Field(ge=0)
-    full_params: int = Field(ge=0)
-    lora_params: int = Field(ge=0)
-    trained_params: int = Field(ge=0)
-    plain_lora_params: int = Field(ge=0, description="LoRA of the same rank on every candidate.")
-    model_params: int = Field(ge=0)
+    candidate_modules: _Count
+    full_modules: _Count
+    lora_modules: _Count
+    frozen_modules: _Count = Field(description="Candidates that are not trained.")
+    candidate_params: _Count
+    full_params: _Count
+    lora_params: _Count
+    trained_params: _Count
+    plain_lora_params: _Count = Field(description="LoRA of the same rank on every candidate.")
+    model_params: _Count
 
 
 class PlanStability(_Strict):
@@ -122,7 +138,7 @@ class PlanStability(_Strict):
     mean_reselection: float | None = Field(
         description="Mean share of bootstrap resamples that choose a chosen module again."
     )
-    borderline_modules: int | None = Field(
+    borderline_modules: _Count | None = Field(
         description="Modules chosen in more than 10 % and less than 90 % of the resamples."
     )
 
@@ -130,7 +146,7 @@ class PlanStability(_Strict):
 class PlanRate(_Strict):
     """A suggested learning rate."""
 
-    value: float = Field(gt=0)
+    value: float = Field(gt=0, le=1000)
     source: str
 
 
@@ -144,27 +160,27 @@ class PlanRates(_Strict):
 class PlanModule(_Strict):
     """What to do with one module. Modules that are not listed stay frozen."""
 
-    position: int = Field(ge=1, description="Place by the plan's score, 1 is the highest.")
+    position: _Place = Field(description="Place by the plan's score, 1 is the highest.")
     module: str = Field(description="Fully qualified name.")
     parameter: str = Field(description="Fully qualified name of the weight.")
     mode: Literal["full", "lora", "frozen"]
-    rank: int | None = Field(description="LoRA rank; null unless mode is lora.")
-    alpha: int | None = Field(description="LoRA alpha; null unless mode is lora.")
+    rank: _Rank | None = Field(description="LoRA rank; null unless mode is lora.")
+    alpha: _Alpha | None = Field(description="LoRA alpha; null unless mode is lora.")
     locked: bool = Field(description="Whether the mode was asked for, not chosen.")
     score: float | None = Field(description="Value of the plan's score.")
     selection_probability: float | None = Field(
         description="Share of bootstrap resamples in which the module is trained in full."
     )
-    layer: int | None = Field(description="Index of the decoder block.")
+    layer: _Count | None = Field(description="Index of the decoder block.")
     kind: str = Field(description="Last part of the name.")
     block: str = Field(description="Path between the decoder block and the kind.")
     form: Form = Field(description="What holds the weight.")
     storage: Storage = Field(description="Whether the weight is stored [out, in] or [in, out].")
-    matrices: int = Field(ge=1, description="1, or the number of fused experts.")
-    out_features: int = Field(ge=1)
-    in_features: int = Field(ge=1)
-    params: int = Field(ge=1, description="Parameters of weight and bias.")
-    trained_params: int = Field(ge=0, description="Parameters that the mode trains.")
+    matrices: _Size = Field(description="1, or the number of fused experts.")
+    out_features: _Size
+    in_features: _Size
+    params: _Place = Field(description="Parameters of weight and bias.")
+    trained_params: _Count = Field(description="Parameters that the mode trains.")
     remark: str = Field(description="Anything the reader should know; mostly empty.")
 
 
@@ -182,8 +198,8 @@ class PlanProbes(_Strict):
     source: str
     format: str
     hash: str
-    examples: int
-    counted_tokens: int
+    examples: _Count
+    counted_tokens: _Count
     mean_loss: float | None = Field(description="Nats per counted token.")
 
 
@@ -220,6 +236,11 @@ class Plan(_Strict):
     skipped: list[PlanSkipped]
     notes: list[str]
     provenance: PlanProvenance
+
+    @property
+    def upgraded(self) -> bool:
+        """Whether the plan comes from schema version 1, which says less about the model."""
+        return UPGRADED_NOTE in self.notes
 
     @property
     def full(self) -> list[PlanModule]:

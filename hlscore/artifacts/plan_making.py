@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from hlscore.artifacts.plan import (
+    LARGEST_COUNT,
     SCHEMA_VERSION,
     Plan,
     PlanBudget,
@@ -23,6 +24,7 @@ from hlscore.artifacts.plan import (
     PlanStability,
     PlanTotals,
 )
+from hlscore.errors import UsageError
 from hlscore.planning.allocation import Allocation, Decision
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
@@ -116,6 +118,11 @@ def _budget(allocation: Allocation) -> PlanBudget:
 
 def _memory(allocation: Allocation) -> PlanMemory:
     settings, use = allocation.settings.memory, allocation.memory
+    if use.total_bytes > LARGEST_COUNT:
+        raise UsageError(
+            "The training memory is more bytes than a plan can hold.",
+            hint="Use a smaller --train-batch or --train-length.",
+        )
     return PlanMemory(**asdict(settings), **asdict(use), total_bytes=use.total_bytes)
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-_UNKNOWN = (
+from hlscore.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from hlscore.artifacts.plan import Plan
+
+UPGRADED_NOTE = (
     "This plan was written in schema version 1, which knows neither memory nor what holds a "
     "weight: every one-matrix weight counts as a linear layer. `hlscore plan` on new scores says "
     "more."
@@ -25,6 +30,26 @@ def upgrade(document: dict[str, Any]) -> dict[str, Any]:
         The same plan in the newest version; not validated.
     """
     return _from_version_1(document) if document["schema_version"] == 1 else document
+
+
+def refuse_upgraded(plan: Plan, use: str) -> None:
+    """Refuse a plan of version 1 where its model has to be recognized.
+
+    Version 1 lists no weights but the candidates, and its hash of the weights is another one.
+
+    Args:
+        plan: The plan.
+        use: What it cannot be used for.
+
+    Raises:
+        ArtifactError: The plan was read from version 1.
+    """
+    if plan.upgraded:
+        raise ArtifactError(
+            f"The plan for '{plan.model.name}' was written by an older hlscore, in schema version "
+            f"1, which says too little of the model for {use}.",
+            hint="Make it again with `hlscore rank`, or `hlscore plan` on new scores.",
+        )
 
 
 def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
@@ -60,7 +85,7 @@ def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
         },
         "modules": modules,
         "skipped": [],
-        "notes": [*old["notes"], _UNKNOWN],
+        "notes": [*old["notes"], UPGRADED_NOTE],
     }
 
 

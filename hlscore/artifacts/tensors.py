@@ -7,9 +7,10 @@ header of every file is checked by the safetensors library before it is used her
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,8 @@ from hlscore.errors import ArtifactError, first_line
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
 _CHUNK = 1 << 24
 _ALIGNMENT = 8
+_WHOLE_FILE = "model.safetensors"
+_INDEX_FILE = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,48 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HeldTensor:
+    """A tensor in memory, or as much of it as is needed.
+
+    Attributes:
+        dtype: Name of the dtype in the format, such as `BF16`.
+        shape: Sizes.
+        data: Its bytes, uint8 [bytes]; `None` where only the sample is held.
+        drawn: Bits of the evenly spaced numbers that were drawn from it, int16 [numbers].
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8] | None
+    drawn: NDArray[np.int16]
+
+    @property
+    def size(self) -> int:
+        """Number of bytes that are held."""
+        return 0 if self.data is None else self.data.size
+
+    def chunks(self) -> Iterator[bytes]:
+        """The bytes of the tensor, a part at a time."""
+        if self.data is None:
+            raise ArtifactError("A tensor of which only a sample is held cannot be copied.")
+        for start in range(0, self.data.size, _CHUNK):
+            yield self.data[start : start + _CHUNK].tobytes()
+
+    def sample(self, count: int) -> NDArray[np.int16]:
+        """The numbers that were drawn.
+
+        Args:
+            count: How many at most; what was drawn must be that.
+
+        Returns:
+            Their bits, int16 [count or fewer].
+        """
+        if self.drawn.size > count:
+            raise ArtifactError(f"{self.drawn.size} numbers were drawn, not {count}.")
+        return self.drawn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NewTensor:
     """A tensor to write.
 
@@ -81,17 +126,20 @@ class NewTensor:
         dtype: Name of the dtype in the format.
         shape: Sizes.
         size: Number of bytes.
-        chunks: Its bytes, a part at a time.
+        chunks: Gives its bytes, a part at a time; called once for each file that is written.
     """
 
     dtype: str
     shape: tuple[int, ...]
     size: int
-    chunks: Iterator[bytes]
+    chunks: Callable[[], Iterator[bytes]]
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """List the tensors of all safetensors files of a model folder; reads only their headers.
+    """List the tensors of a model folder; reads only the headers of their files.
+
+    Files count as transformers counts them: `model.safetensors`, or else the files that
+    `model.safetensors.index.json` names. Where there is neither, all safetensors files count.
 
     Args:
         folder: Folder of a checkpoint.
@@ -100,11 +148,23 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         The tensors by name.
 
     Raises:
-        ArtifactError: A file cannot be read.
+        ArtifactError: A file cannot be read, the index is wrong, or nothing says which of two
+            files holds a tensor.
     """
+    if (folder / _WHOLE_FILE).is_file():
+        return file_tensors(folder / _WHOLE_FILE)
+    if (folder / _INDEX_FILE).is_file():
+        return _indexed_tensors(folder / _INDEX_FILE)
     found: dict[str, StoredTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        found |= _tensors_of(path)
+        for name, tensor in file_tensors(path).items():
+            if name in found:
+                raise ArtifactError(
+                    f"'{folder}' has the tensor '{name}' twice, in {found[name].path.name} and "
+                    f"{path.name}, and no {_INDEX_FILE} that says which one counts.",
+                    hint="Remove the file that does not belong to the model.",
+                )
+            found[name] = tensor
     return found
 
 
@@ -117,6 +177,9 @@ def write_tensors(
         path: The file.
         tensors: Tensors by name; written in the order of their names.
         metadata: Texts for the header.
+
+    Raises:
+        ArtifactError: A tensor gives more or fewer bytes than it says.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -132,12 +195,24 @@ def write_tensors(
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
-        for _, tensor in sorted(tensors.items()):
-            for part in tensor.chunks:
-                file.write(part)
+        for name, tensor in sorted(tensors.items()):
+            written = sum(file.write(part) for part in tensor.chunks())
+            if written != tensor.size:
+                raise ArtifactError(f"'{name}' has {written} bytes, not {tensor.size}.")
 
 
-def _tensors_of(path: Path) -> dict[str, StoredTensor]:
+def file_tensors(path: Path) -> dict[str, StoredTensor]:
+    """List the tensors of one safetensors file; reads only its header.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The tensors by name.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -146,7 +221,7 @@ def _tensors_of(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ArtifactError(
             f"'{path}' is corrupt or cut short: {first_line(error)}",
             hint="Download or save the model again.",
@@ -162,6 +237,37 @@ def _tensors_of(path: Path) -> dict[str, StoredTensor]:
         )
         for name, entry in header.items()
     }
+
+
+def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
+    """Take each tensor from the file that the index names for it."""
+    places = _weight_map(index)
+    files = {name: file_tensors(index.parent / name) for name in sorted(set(places.values()))}
+    missing = next((name for name, file in places.items() if name not in files[file]), None)
+    if missing is not None:
+        raise ArtifactError(
+            f"{places[missing]} has no tensor '{missing}', which {index.name} says is there.",
+            hint="Download or save the model again.",
+        )
+    return {name: files[file][name] for name, file in places.items()}
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        document: Any = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"'{index}' cannot be read: {first_line(error)}") from error
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict):
+        raise ArtifactError(f"'{index}' has no weight_map.")
+    for file in places.values():
+        if not (isinstance(file, str) and file.isprintable() and _is_plain_name(file)):
+            raise ArtifactError(f"'{index}' names {file!r}, which is no file of its folder.")
+    return places
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\"}
 
 
 def _bfloat16_bits(numbers: NDArray[np.generic], dtype: str) -> NDArray[np.int16]:

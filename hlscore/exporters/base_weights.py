@@ -3,32 +3,42 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.tensors import StoredTensor, stored_tensors
-from hlscore.errors import ModelError
+from hlscore.artifacts.plan_upgrade import refuse_upgraded
+from hlscore.artifacts.tensors import HeldTensor, StoredTensor, stored_tensors
+from hlscore.errors import ModelError, first_line
 from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.peft_names import full_name
 from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
+    import torch
+
     from hlscore.inputs.hub import ModelFiles
+
+BaseTensor: TypeAlias = StoredTensor | HeldTensor
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
 _GLOB_REASONS = ("not matched by --include", "matched by --exclude")
+_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
+    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
 
 
-def base_tensors(plan: Plan, settings: ExportSettings) -> dict[str, StoredTensor]:
+def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTensor]:
     """Find the tensors of the base model, by the names that its modules have in memory.
 
     Checkpoints that store them under other names (older ones of mixtures of experts, for
-    example) are loaded by transformers once and read from a temporary copy.
+    example) are loaded by transformers once; of these, the tensors of modules trained in full
+    are held in memory, and a sample of the others.
 
     Args:
         plan: The plan.
@@ -38,48 +48,66 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> dict[str, StoredTensor
         Tensors by name.
 
     Raises:
+        ArtifactError: A file of the model cannot be read, or the plan is too old.
         ModelError: Names or shapes differ from the plan's, or the model cannot be found.
     """
     from hlscore.inputs.hub import find_model
 
+    refuse_upgraded(plan, "seed-adapter")
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
     )
     files = find_model(model, weights=True)
-    stored = stored_tensors(files.directory)
+    stored: Mapping[str, BaseTensor] = stored_tensors(files.directory)
     if not all(item.parameter in stored for item in plan.modules):
-        stored = _loaded_tensors(files, model)
+        stored = _loaded_tensors(plan, files, model)
     _check_shapes(plan, stored, model.model)
     if not settings.allow_other_weights:
         _warn_of_other_weights(plan, stored, model.model)
     return stored
 
 
-def _loaded_tensors(files: ModelFiles, model: ModelSettings) -> dict[str, StoredTensor]:
-    """Let transformers rename and fuse the weights of a checkpoint."""
-    from safetensors.torch import save_file
+def _loaded_tensors(plan: Plan, files: ModelFiles, model: ModelSettings) -> dict[str, HeldTensor]:
+    """Let transformers rename and fuse the weights of a checkpoint; keep what is needed."""
+    from safetensors import SafetensorError
 
     from hlscore.inputs.model import load_weights
 
-    loaded = load_weights(files, replace(model, device="cpu"))
-    folder = Path(tempfile.mkdtemp(prefix="hlscore-weights-"))
-    _remove_at_exit(folder)
-    tensors: dict[str, Any] = {}
-    for name, parameter in loaded.state_dict().items():
-        tensors[name] = parameter.detach().cpu().contiguous().clone()
-    save_file(tensors, folder / "model.safetensors")
-    return stored_tensors(folder)
+    try:
+        loaded = load_weights(files, replace(model, device="cpu"))
+    except SafetensorError as error:
+        raise ModelError(f"'{model.model}' cannot be loaded: {first_line(error)}") from error
+    copied = tuple(f"{full_name(item)}." for item in plan.full)
+    sampled = {item.parameter for item in plan.modules}
+    sampled |= {item.parameter for item in plan.skipped}
+    return {
+        name: _held(name, tensor, copied=name.startswith(copied))
+        for name, tensor in loaded.state_dict().items()
+        if name.startswith(copied) or name in sampled
+    }
 
 
-def _remove_at_exit(folder: Path) -> None:
-    import atexit
-    import shutil
+def _held(name: str, tensor: torch.Tensor, *, copied: bool) -> HeldTensor:
+    import torch
 
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    from hlscore.inputs.fingerprint import sampled_weights
+
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    if dtype not in _DTYPES:
+        raise ModelError(f"'{name}' is stored as {dtype}, which cannot be copied.")
+    flat = tensor.detach().contiguous().reshape(-1)
+    drawn = sampled_weights(flat) if flat.is_floating_point() else flat[:0].to(torch.bfloat16)
+    return HeldTensor(
+        dtype=_DTYPES[dtype],
+        shape=tuple(tensor.shape),
+        # A view: the rest of the model is let go.
+        data=flat.view(torch.uint8).numpy() if copied else None,
+        drawn=drawn.view(torch.int16).numpy(),
+    )
 
 
-def _check_shapes(plan: Plan, stored: Mapping[str, StoredTensor], name: str) -> None:
+def _check_shapes(plan: Plan, stored: Mapping[str, BaseTensor], name: str) -> None:
     wrong = []
     for item in plan.modules:
         found = stored.get(item.parameter)
@@ -105,7 +133,7 @@ def _shape(item: PlanModule) -> tuple[int, ...]:
     return (item.matrices, *sizes) if item.form == "experts" else sizes
 
 
-def _warn_of_other_weights(plan: Plan, stored: Mapping[str, StoredTensor], name: str) -> None:
+def _warn_of_other_weights(plan: Plan, stored: Mapping[str, BaseTensor], name: str) -> None:
     names = [item.parameter for item in plan.modules if item.layer is not None]
     names += [item.parameter for item in plan.skipped if item.reason in _GLOB_REASONS]
     found = hashlib.sha256()

@@ -207,6 +207,8 @@ def _totals(plan: Plan, modules: Sequence[PlanModule]) -> PlanTotals:
 
 
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
+    if plan.memory.total_bytes == 0:  # a plan of version 1, which knows no memory
+        return plan.memory
     settings = memory_settings(plan)
     before = asdict(memory_use(_ANY_MODEL, map(_choice, plan.modules), settings))
     after = asdict(memory_use(_ANY_MODEL, map(_choice, modules), settings))

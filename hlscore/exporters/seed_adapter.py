@@ -8,50 +8,65 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.artifacts.tensors import NewTensor, StoredTensor, write_tensors
-from hlscore.exporters.base_weights import base_tensors
+from hlscore.artifacts.plan_upgrade import refuse_upgraded
+from hlscore.artifacts.tensors import NewTensor, write_tensors
+from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.peft import PEFT_LIMITS, adapter_config, config_text
 from hlscore.exporters.peft_names import full_name, lora_name
 
 _PREFIX = "base_model.model."
+_CHUNK_NUMBERS = 1 << 22
+
+# Gives that many float32 numbers, little-endian.
+_Source = Callable[[int], NDArray[np.float32]]
 
 
 def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     """Files of the adapter.
+
+    The base model is found, read and checked when the weights are written: the folder they go to
+    is looked at first.
 
     Args:
         plan: A plan within PEFT's limits.
         settings: Where the base model is, and whether other weights are accepted.
 
     Returns:
-        Writers of `adapter_config.json`, `adapter_model.safetensors` and `plan.json`.
+        Writers of `adapter_config.json`, `adapter_model.safetensors` and `plan.json`; the second
+        one raises ModelError where the base model is not the plan's.
 
     Raises:
-        ModelError: The base model is not the plan's.
+        ArtifactError: The plan was written by an hlscore too old for this.
     """
-    stored = base_tensors(plan, settings)
-    tensors = full_tensors(plan, stored) | adapter_tensors(plan)
-    metadata = {
-        "format": "pt",
-        "hlscore_structure": plan.model.fingerprint.structure,
-        "hlscore_weights": plan.model.fingerprint.weights,
-    }
+    refuse_upgraded(plan, "seed-adapter")
     config = adapter_config(plan, settings.base(plan))
+
+    def write_weights(path: Path) -> None:
+        tensors = full_tensors(plan, base_tensors(plan, settings)) | adapter_tensors(plan)
+        metadata = {
+            "format": "pt",
+            "hlscore_structure": plan.model.fingerprint.structure,
+            "hlscore_weights": plan.model.fingerprint.weights,
+        }
+        write_tensors(path, tensors, metadata)
+
     return {
         "adapter_config.json": text_file(config_text(config)),
-        "adapter_model.safetensors": lambda path: write_tensors(path, tensors, metadata),
+        "adapter_model.safetensors": write_weights,
         "plan.json": text_file(plan_text(plan)),
     }
 
 
-def full_tensors(plan: Plan, stored: dict[str, StoredTensor]) -> dict[str, NewTensor]:
+def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, NewTensor]:
     """Copies of the weights of modules trained in full, with their biases and buffers.
 
     Args:
@@ -66,7 +81,7 @@ def full_tensors(plan: Plan, stored: dict[str, StoredTensor]) -> dict[str, NewTe
         for name, tensor in stored.items():
             if name.startswith(f"{holder}."):
                 found[_PREFIX + name] = NewTensor(
-                    dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks()
+                    dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks
                 )
     return found
 
@@ -84,9 +99,9 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
     for item in plan.lora_modules:
         rank = (item.rank or 0) * item.matrices
         name = _PREFIX + _wrapped_name(plan, item)
-        if item.form == "embedding":  # here A is zero and B is drawn
-            found[f"{name}.lora_embedding_A"] = _zeros(rank, item.in_features)
-            found[f"{name}.lora_embedding_B"] = _normal(plan, item, item.out_features, rank)
+        if item.form == "embedding":  # its rows are the outputs; A is zero, B is drawn
+            found[f"{name}.lora_embedding_A"] = _zeros(rank, item.out_features)
+            found[f"{name}.lora_embedding_B"] = _normal(plan, item, item.in_features, rank)
         else:
             found[f"{name}.lora_A.weight"] = _uniform(plan, item, rank, item.in_features)
             found[f"{name}.lora_B.weight"] = _zeros(item.out_features, rank)
@@ -113,17 +128,25 @@ def _declared(item: PlanModule) -> tuple[bool, str]:
 
 
 def _zeros(rows: int, columns: int) -> NewTensor:
-    return _float32(np.zeros((rows, columns), dtype=np.float32))
+    return _float32(rows, columns, lambda: lambda count: np.zeros(count, dtype=np.float32))
 
 
 def _uniform(plan: Plan, item: PlanModule, rows: int, columns: int) -> NewTensor:
-    bound = 1 / math.sqrt(columns)
-    drawn = _generator(plan, item).random((rows, columns), dtype=np.float32)
-    return _float32((2 * drawn - 1) * np.float32(bound))
+    bound = np.float32(1 / math.sqrt(columns))
+
+    def source() -> _Source:
+        generator = _generator(plan, item)
+        return lambda count: (2 * generator.random(count, dtype=np.float32) - 1) * bound
+
+    return _float32(rows, columns, source)
 
 
 def _normal(plan: Plan, item: PlanModule, rows: int, columns: int) -> NewTensor:
-    return _float32(_generator(plan, item).standard_normal((rows, columns), dtype=np.float32))
+    def source() -> _Source:
+        generator = _generator(plan, item)
+        return lambda count: generator.standard_normal(count, dtype=np.float32)
+
+    return _float32(rows, columns, source)
 
 
 def _generator(plan: Plan, item: PlanModule) -> np.random.Generator:
@@ -133,13 +156,17 @@ def _generator(plan: Plan, item: PlanModule) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
 
-def _float32(values: np.ndarray[tuple[int, int], np.dtype[np.float32]]) -> NewTensor:
-    data = np.ascontiguousarray(values, dtype="<f4").tobytes()
+def _float32(rows: int, columns: int, start: Callable[[], _Source]) -> NewTensor:
+    """A matrix whose numbers are drawn when it is written, a part at a time."""
 
     def chunks() -> Iterator[bytes]:
-        yield data
+        draw, left = start(), rows * columns
+        while left > 0:
+            count = min(left, _CHUNK_NUMBERS)
+            left -= count
+            yield draw(count).astype("<f4", copy=False).tobytes()
 
-    return NewTensor(dtype="F32", shape=values.shape, size=len(data), chunks=chunks())
+    return NewTensor(dtype="F32", shape=(rows, columns), size=4 * rows * columns, chunks=chunks)
 
 
 EXPORTER = Exporter(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.errors import ModelError
 from hlscore.inputs.fingerprint import fingerprint, structure_hash
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -28,8 +29,10 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
         allow_other_weights: Do not compare the weights.
 
     Raises:
-        ModelError: Names or shapes of the candidate modules differ.
+        ArtifactError: The plan was written by an hlscore too old for this.
+        ModelError: Names, shapes or kinds of the candidate modules differ.
     """
+    refuse_upgraded(plan, "apply")
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
     other = structure_hash(candidates) != plan.model.fingerprint.structure
@@ -65,8 +68,13 @@ def _differences(found: tuple[Candidate, ...], plan: Plan) -> Iterator[str]:
         there = (item.matrices, item.out_features, item.in_features)
         if asked != there:
             yield f"'{planned.module}' is {_size(there)}, not {_size(asked)}"
-        elif planned.storage != item.storage:
-            yield f"'{planned.module}' is stored {item.storage}, not {planned.storage}"
+        for what, wanted, given in (
+            ("is stored", planned.storage, item.storage),
+            ("has the weight", planned.parameter, item.parameter),
+            ("has the form", planned.form, item.form),
+        ):
+            if asked == there and wanted != given:
+                yield f"'{planned.module}' {what} {given}, not {wanted}"
     known = {planned.module for planned in plan.modules}
     known |= {skipped.module for skipped in plan.skipped}
     for item in found:
