@@ -183,3 +183,13 @@ def test_plan_and_export_answer_in_time(count: int, seconds: float, tmp_path: Pa
 def _child_seconds() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def test_a_folder_is_written_whole_and_read_from_anywhere(
+    call: Call, plan_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert call("export", plan_file, "--to", "peft", "--model", "./model")[0] == 0
+    written = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == str(tmp_path / "model")

@@ -253,3 +253,19 @@ def test_plans_of_version_1_are_refused() -> None:
         seed_files(plan, ExportSettings())
     with pytest.raises(ArtifactError, match="older hlscore"):
         base_tensors(plan, ExportSettings())
+
+
+def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:
+    family = FAMILIES["qwen3"]
+    base = saved(family.build(), tmp_path / "base")
+    plan = plan_for(family.build(), ["*embed_tokens=full"], str(base), embeddings=True)
+    seed = write_seed(plan, tmp_path / "seed")
+    model = family.auto_class.from_pretrained(base, dtype=torch.float32).eval()
+    batch = token_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
+        torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
+    own = peft.get_peft_model(family.build(), lora_config(plan))
+    own.save_pretrained(tmp_path / "own")
+    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)

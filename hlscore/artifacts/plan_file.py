@@ -36,7 +36,7 @@ def write_plan(plan: Plan, path: Path) -> None:
     path.write_text(plan_text(plan), encoding="utf-8")
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: Path | str) -> Plan:
     """Read a plan, of this schema version or an older one.
 
     Args:
@@ -48,6 +48,7 @@ def read_plan(path: Path) -> Plan:
     Raises:
         ArtifactError: There is no such file, or it is no plan that this version reads.
     """
+    path = Path(path)
     document = _read_json(path)
     version = document.get("schema_version")
     if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:

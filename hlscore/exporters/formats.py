@@ -12,6 +12,7 @@ from hlscore.errors import UsageError
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.quoting import printable
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
+from hlscore.paths import existing_path
 from hlscore.settings import ModelSettings
 
 Writer = Callable[[Path], None]
@@ -44,10 +45,12 @@ class ExportSettings:
                 raise UsageError(f"{option} is {rate:g}.", hint="Use a number above 0.")
 
     def base(self, plan: Plan) -> str:
-        """Name of the base model; for the built-in one its folder, which any trainer can load."""
+        """The base model: a hub id, or the whole path of a folder, of the built-in one too."""
         name = self.model or plan.model.name
         if not name.startswith(BUILTIN_PREFIX):
-            return name
+            local = existing_path(name)
+            # A trainer may be started in another folder.
+            return str(local.resolve()) if local is not None and local.is_dir() else name
         return str(find_model(ModelSettings(model=name), weights=False).directory)
 
     def rates(self, plan: Plan) -> tuple[float, float]:

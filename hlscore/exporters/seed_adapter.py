@@ -69,6 +69,8 @@ def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
 def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, NewTensor]:
     """Copies of the weights of modules trained in full, with their biases and buffers.
 
+    A tied weight is copied once for each of its names: PEFT looks for all of them.
+
     Args:
         plan: The plan.
         stored: Tensors of the base model by name.
@@ -80,10 +82,15 @@ def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, NewT
     for holder in sorted({full_name(item) for item in plan.full}):
         for name, tensor in stored.items():
             if name.startswith(f"{holder}."):
-                found[_PREFIX + name] = NewTensor(
-                    dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks
-                )
+                found[_PREFIX + name] = _copy(tensor)
+    for item in plan.full:
+        tied = (other for other in plan.skipped if other.reason == f"tied to {item.module}")
+        found |= {_PREFIX + other.parameter: _copy(stored[item.parameter]) for other in tied}
     return found
+
+
+def _copy(tensor: BaseTensor) -> NewTensor:
+    return NewTensor(dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks)
 
 
 def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
