@@ -86,7 +86,7 @@ def test_knapsack_finds_the_best_set(modules: list[tuple[float, int]], share: fl
     assert np.array(params)[bought.chosen].sum() <= limit
     best = reference.best_choice(scores, params, limit)
     value = np.array(scores)[bought.chosen].sum()
-    assert value >= best - 1e-5 * max(abs(best), max(scores, default=0))
+    assert value >= best - 1e-4 * max(abs(best), max(scores, default=0))
     assert bought.bound >= best - 1e-5 * max(abs(best), 1e-30)
 
 

@@ -49,7 +49,7 @@ def choose(scores: Numbers, spending: Spending) -> Bought:
 
     Modules whose score is zero, negative or unknown are never chosen: there is no measured
     gain to buy. Where all cost the same the best scores win; else the set of largest total
-    score that fits is a 0/1 knapsack, solved by HiGHS to a relative gap of 1e-5.
+    score that fits is a 0/1 knapsack, solved by HiGHS to a relative gap of 1e-4.
 
     Args:
         scores: Score of each candidate, NaN where unknown, float64 [n], the best first.

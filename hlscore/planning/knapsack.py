@@ -71,7 +71,7 @@ def choose_options(menu: Menu) -> Picked:
         menu: The options.
 
     Returns:
-        The best choice, to a relative gap of 1e-5 or as far as the solver came; `bound` says.
+        The best choice, to a relative gap of 1e-4 or as far as the solver came; `bound` says.
 
     Raises:
         BudgetError: Even the cheapest options exceed a limit together.
@@ -117,8 +117,7 @@ def _dual(menu: Menu) -> tuple[Numbers, float]:
     scale = np.maximum(np.abs(menu.limits), 1.0)
     costs, limits = menu.costs / scale[:, None], menu.limits / scale
     spread = float(np.ptp(menu.values)) or 1.0
-    ceiling = spread * len(menu.starts)
-    points, heights, slopes = [], [], []
+    planes = _Planes(count, ceiling=spread * len(menu.starts))
     prices, best, best_prices = np.zeros(count), np.inf, np.zeros(count)
     for _ in range(CUTS):
         picks = _first_best(menu, menu.values - prices @ costs)
@@ -126,35 +125,37 @@ def _dual(menu: Menu) -> tuple[Numbers, float]:
         height = float(menu.values[picks].sum() + prices @ slope)
         if height < best:
             best, best_prices = height, prices
-        points.append(prices)
-        heights.append(height)
-        slopes.append(slope)
-        prices, lower = _next_prices(np.array(points), np.array(heights), np.array(slopes), ceiling)
+        prices, lower = planes.lowest_with(prices, height, slope)
         if best - lower <= DUAL_GAP * max(abs(best), spread):
             break
     return best_prices / scale, best
 
 
-def _next_prices(
-    points: Numbers, heights: Numbers, slopes: Numbers, ceiling: float
-) -> tuple[Numbers, float]:
-    """Lowest point of the planes that lie under the dual: a linear program in a few numbers."""
-    import highspy
+class _Planes:
+    """Planes that lie under the dual, and their lowest point: a linear program in a few numbers.
 
-    count = points.shape[1]
-    highs = quiet_highs()
-    unlimited = highspy.kHighsInf
-    for _ in range(count):
-        highs.addVar(0.0, ceiling)
-    highs.addVar(-unlimited, unlimited)
-    highs.changeColCost(count, 1.0)
-    indices = np.arange(count + 1, dtype=np.int32)
-    for point, height, slope in zip(points, heights, slopes, strict=True):
-        row = np.r_[-slope, 1.0]
-        highs.addRow(height - slope @ point, unlimited, count + 1, indices, row)
-    highs.run()
-    found = np.array(highs.getSolution().col_value)
-    return found[:count], float(found[count])
+    Attributes:
+        count: Number of prices.
+    """
+
+    def __init__(self, count: int, *, ceiling: float) -> None:
+        import highspy
+
+        self.count, self._unlimited = count, highspy.kHighsInf
+        self._highs = quiet_highs()
+        for _ in range(count):
+            self._highs.addVar(0.0, ceiling)
+        self._highs.addVar(-self._unlimited, self._unlimited)
+        self._highs.changeColCost(count, 1.0)
+
+    def lowest_with(self, point: Numbers, height: float, slope: Numbers) -> tuple[Numbers, float]:
+        """Add the plane through a point of the dual; gives the new lowest point and its height."""
+        size = self.count + 1
+        indices, row = np.arange(size, dtype=np.int32), np.r_[-slope, 1.0]
+        self._highs.addRow(float(height - slope @ point), self._unlimited, size, indices, row)
+        self._highs.run()
+        found = np.array(self._highs.getSolution().col_value)
+        return found[: self.count], float(found[self.count])
 
 
 def _round(menu: Menu, prices: Numbers, cheapest: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -13,7 +13,7 @@ from hlscore.errors import BudgetError
 if TYPE_CHECKING:
     from highspy import Highs, HighsLp
 
-RELATIVE_GAP = 1e-5
+RELATIVE_GAP = 1e-4
 NODE_LIMIT = 5000
 
 Numbers = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Solution:
 
 
 def solve(program: Program) -> Solution:
-    """Solve a 0/1 program to a relative gap of 1e-5, or as far as 5,000 nodes lead.
+    """Solve a 0/1 program to a relative gap of 1e-4, or as far as 5,000 nodes lead.
 
     Args:
         program: What to choose from.
