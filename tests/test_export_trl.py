@@ -267,3 +267,9 @@ def test_the_script_checks_its_arguments(data: dict[str, Path]) -> None:
         script()["with_answers"](rows, script()["exact_match"])
     with pytest.raises(SystemExit, match="--dataset_name"):
         script()["load_data"](script()["Options"](), "train")
+
+
+@pytest.mark.parametrize("words", [["sft"], ["dpo", "--config"], ["grpo", "--config", "none.yaml"]])
+def test_the_script_says_what_it_needs(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match=f"give --config {words[0]}.yaml"):
+        script()["main"](words)
