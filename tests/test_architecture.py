@@ -10,10 +10,11 @@ import pytest
 import hlscore
 
 ROOT = Path(hlscore.__file__).parent
-GROUND = {"errors", "paths", "records", "settings", "_version", "packing"}
+GROUND = {"errors", "paths", "reasons", "records", "settings", "_version", "packing"}
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
+    "reasons": set(),
     "records": set(),
     "settings": {"errors"},
     "_version": set(),
@@ -51,7 +52,8 @@ HEAVY = {
     "peft", "trl",
 }  # fmt: skip
 FREE_OF_TORCH = {
-    "errors", "packing", "paths", "records", "settings", "processes", "scores", "planning",
+    "errors", "packing", "paths", "reasons", "records", "settings", "processes", "scores",
+    "planning",
     "artifacts", "exporters", "cli",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}

@@ -14,6 +14,7 @@ from hlscore.artifacts.tensors import HeldTensor, StoredTensor, stored_tensors
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.peft_names import full_name
+from hlscore.reasons import EXCLUDED, NOT_INCLUDED
 from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ BaseTensor: TypeAlias = StoredTensor | HeldTensor
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
-_GLOB_REASONS = ("not matched by --include", "matched by --exclude")
+_GLOB_REASONS = (NOT_INCLUDED, EXCLUDED)
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
     "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",

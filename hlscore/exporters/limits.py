@@ -10,14 +10,15 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
-from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name, tied_matrices
+from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
 from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
+from hlscore.reasons import NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
 
 _SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BIAS = "state, bias or table, not a linear map"
+_BIAS = NO_MAP
 
 
 class ExportError(UsageError):
@@ -112,7 +113,7 @@ def faults(plan: Plan, limits: Limits) -> list[Fault]:
     Returns:
         The faults, those of single modules first; empty for a plan that it can run.
     """
-    case = _Case(plan, limits, Names(plan), tied_matrices(plan))
+    case = _Case(plan, limits, Names(plan), tied_modules(plan.skipped))
     return [fault for rule in _RULES for fault in rule(case)]
 
 
@@ -204,7 +205,7 @@ def _tied_weights(case: _Case) -> Iterator[Fault]:
 
 
 def _can_be_tied(plan: Plan, item: PlanModule) -> bool:
-    others = [other.module for other in plan.skipped if other.reason == f"tied to {item.module}"]
+    others = [other.module for other in plan.skipped if other.reason == tied_to(item.module)]
     leaves = [name.rpartition(".")[2] for name in (item.module, *others)]
     return item.form == "embedding" and all(leaf in TIEABLE for leaf in leaves)
 

@@ -11,8 +11,9 @@ from hlscore.errors import UsageError
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.peft_names import full_name, lora_name, pattern, skip_modules, tied_matrices
+from hlscore.exporters.peft_names import full_name, lora_name, pattern, skip_modules
 from hlscore.exporters.revision import default_rank
+from hlscore.reasons import tied_modules
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -111,7 +112,7 @@ def alpha_pattern(plan: Plan) -> dict[str, int]:
 
 def ties_weights(plan: Plan) -> bool:
     """Tell whether PEFT has to keep a tied embedding tied while it is trained in full."""
-    tied = tied_matrices(plan)
+    tied = tied_modules(plan.skipped)
     return any(item.module in tied for item in plan.full)
 
 

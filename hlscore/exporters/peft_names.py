@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.exporters.moe_names import needs_parameter_name
 
-_TIED = "tied to "
-
 # The only names by which PEFT finds the weights that are tied to the input embedding.
 TIEABLE = ("embed_tokens", "lm_head")
 
@@ -81,20 +79,6 @@ def pattern(name: str) -> str:
         The name, escaped and bound to its start: PEFT matches the ends of names otherwise.
     """
     return f"^{re.escape(name)}"
-
-
-def tied_matrices(plan: Plan) -> frozenset[str]:
-    """Modules whose weight another module shares.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Full names of those that come first; the others are in `plan.skipped`.
-    """
-    return frozenset(
-        item.reason.removeprefix(_TIED) for item in plan.skipped if item.reason.startswith(_TIED)
-    )
 
 
 def never_packed(plan: Plan) -> Iterator[tuple[str, str]]:

@@ -22,6 +22,7 @@ from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.peft import PEFT_LIMITS, adapter_config, config_text
 from hlscore.exporters.peft_names import full_name, lora_name
+from hlscore.reasons import tied_to
 
 _PREFIX = "base_model.model."
 _CHUNK_NUMBERS = 1 << 22
@@ -84,7 +85,7 @@ def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, NewT
             if name.startswith(f"{holder}."):
                 found[_PREFIX + name] = _copy(tensor)
     for item in plan.full:
-        tied = (other for other in plan.skipped if other.reason == f"tied to {item.module}")
+        tied = (other for other in plan.skipped if other.reason == tied_to(item.module))
         found |= {_PREFIX + other.parameter: _copy(stored[item.parameter]) for other in tied}
     return found
 

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
+from hlscore.reasons import EXCLUDED, NO_MAP, NOT_INCLUDED, tied_to
 from hlscore.records import Candidate, Form, Storage
 from hlscore.settings import CandidateSettings
 
@@ -121,7 +122,7 @@ def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candi
             first = next((seen[key] for key in keys if key in seen), "")
             own_roles = set[str]().union(*(roles.get(key, ()) for key in keys))
             if first:
-                reason = f"tied to {first}"
+                reason = tied_to(first)
             elif own_roles:
                 reason = _role_reason(own_roles, settings)
             else:
@@ -192,7 +193,7 @@ def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -
     linear = isinstance(module, (nn.Linear, Conv1D))
     experts = parameter.dim() == 3 and min(parameter.shape) > 1
     router = parameter.dim() == 2 and leaf == "weight" and not list(module.children())
-    return "" if linear or experts or router else "state, bias or table, not a linear map"
+    return "" if linear or experts or router else NO_MAP
 
 
 def _describe(
@@ -284,9 +285,9 @@ def _filtered(item: Candidate, settings: CandidateSettings) -> Candidate:
     if item.skipped:
         return item
     if settings.include and not _matches(item, settings.include):
-        return replace(item, reason="not matched by --include")
+        return replace(item, reason=NOT_INCLUDED)
     if settings.exclude and _matches(item, settings.exclude):
-        return replace(item, reason="matched by --exclude")
+        return replace(item, reason=EXCLUDED)
     return item
 
 

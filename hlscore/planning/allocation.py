@@ -13,10 +13,11 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
-from hlscore.planning.options import check_curve, check_lock, tied_modules
+from hlscore.planning.options import check_curve, check_lock
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
+from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import find_score, score_of
 from hlscore.scores.rows import order_rows

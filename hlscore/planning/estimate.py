@@ -16,7 +16,7 @@ from hlscore.planning.memory import (
     full_training,
     memory_use,
 )
-from hlscore.planning.options import tied_modules
+from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelDimensions, ParameterSize
 from hlscore.settings import BaseBits, MemorySettings, PlanSettings
 

@@ -10,7 +10,7 @@ from hlscore.errors import UsageError
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import Lock
 from hlscore.planning.memory import Choice, Mode, extra_bytes
-from hlscore.records import Candidate, ModuleRow
+from hlscore.records import ModuleRow
 from hlscore.scores.registry import Score, score_of
 from hlscore.settings import MemorySettings, PlanSettings
 
@@ -32,21 +32,6 @@ class Option:
     value: float
     params: int
     bytes: int
-
-
-def tied_modules(rows: Sequence[ModuleRow | Candidate]) -> frozenset[str]:
-    """Modules whose weight another module shares: LoRA on one of the two merges wrongly.
-
-    Args:
-        rows: All rows of a report or all modules of a model, skipped ones too.
-
-    Returns:
-        Full names.
-    """
-    prefix = "tied to "
-    return frozenset(
-        row.reason.removeprefix(prefix) for row in rows if row.reason.startswith(prefix)
-    )
 
 
 def option(
