@@ -253,6 +253,11 @@ class Plan(_Strict):
         return [item for item in self.modules if item.mode == "lora"]
 
 
+def significant(value: float) -> float:
+    """Round to six digits: no more than the arithmetic has, so that a plan stays the same."""
+    return float(f"{value:.6g}")
+
+
 def plan_schema() -> dict[str, object]:
     """JSON Schema of `plan.json`, made from the classes above."""
     schema = {

@@ -23,6 +23,7 @@ from hlscore.artifacts.plan import (
     PlanSolver,
     PlanStability,
     PlanTotals,
+    significant,
 )
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import Allocation, Decision
@@ -36,9 +37,6 @@ _RATE_SOURCE = (
     "starting point, not measured on this model: LoRA's best rate is about 10 times that of "
     "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
 )
-
-# Scores carry no more digits than the arithmetic has: a plan stays the same where it should.
-_DIGITS = 6
 
 
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
@@ -60,8 +58,8 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         budget=_budget(allocation),
         solver=PlanSolver(
             name=allocation.picks.solver,
-            value=_known(allocation.picks.value),
-            gap=_known(allocation.picks.gap),
+            value=significant(allocation.picks.value),
+            gap=significant(allocation.picks.gap),
         ),
         score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
         lora=PlanLora(
@@ -111,8 +109,8 @@ def _budget(allocation: Allocation) -> PlanBudget:
         counts=allocation.picks.counts,
         spent=allocation.picks.spent,
         trained_limit=allocation.trained_limit,
-        realized_module_share=_known(totals.full_modules / totals.candidate_modules),
-        realized_parameter_share=_known(totals.full_params / totals.candidate_params),
+        realized_module_share=significant(totals.full_modules / totals.candidate_modules),
+        realized_parameter_share=significant(totals.full_params / totals.candidate_params),
     )
 
 
@@ -175,8 +173,4 @@ def _provenance(report: ScoreReport) -> PlanProvenance:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else _known(value)
-
-
-def _known(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+    return None if value is None else significant(value)

@@ -7,13 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals, significant
 from hlscore.planning.costs import lora_params
 from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
 from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity, ModuleRow
 from hlscore.settings import MemorySettings
-
-_DIGITS = 6
 
 # Only differences between two uses are taken, in which everything about the model cancels out.
 _ANY_MODEL = ModelIdentity(
@@ -233,7 +231,7 @@ def _budget(plan: Plan, totals: PlanTotals, memory: PlanMemory) -> PlanBudget:
 
 
 def _share(part: int, whole: int) -> float:
-    return float(f"{part / whole:.{_DIGITS}g}") if whole else 0.0
+    return significant(part / whole) if whole else 0.0
 
 
 def _choice(item: PlanModule) -> Choice:
