@@ -16,7 +16,7 @@ ALLOWED: dict[str, set[str]] = {
     "paths": set(),
     "reasons": set(),
     "records": set(),
-    "settings": {"errors"},
+    "settings": {"errors", "settings"},
     "_version": set(),
     "packing": set(),
     "processes": {"errors"},

@@ -1,0 +1,59 @@
+"""Validated settings of a run: frozen records, checked on construction, never edited."""
+
+from __future__ import annotations
+
+from hlscore.settings.capture import (
+    Accumulator,
+    CaptureSettings,
+    Estimator,
+    PaddingSide,
+    SvdMethod,
+)
+from hlscore.settings.data import (
+    DEFAULT_MAX_LENGTH,
+    DEFAULT_SAMPLES,
+    CandidateSettings,
+    DataSettings,
+)
+from hlscore.settings.model import (
+    DeviceMap,
+    Dtype,
+    LoadIn,
+    ModelSettings,
+)
+from hlscore.settings.plan import (
+    DEFAULT_RANK,
+    BaseBits,
+    Baseline,
+    Master,
+    MemorySettings,
+    Optimizer,
+    PlanSettings,
+)
+from hlscore.settings.run import (
+    RankSettings,
+)
+
+__all__ = [
+    "DEFAULT_MAX_LENGTH",
+    "DEFAULT_RANK",
+    "DEFAULT_SAMPLES",
+    "Accumulator",
+    "BaseBits",
+    "Baseline",
+    "CandidateSettings",
+    "CaptureSettings",
+    "DataSettings",
+    "DeviceMap",
+    "Dtype",
+    "Estimator",
+    "LoadIn",
+    "Master",
+    "MemorySettings",
+    "ModelSettings",
+    "Optimizer",
+    "PaddingSide",
+    "PlanSettings",
+    "RankSettings",
+    "SvdMethod",
+]

@@ -1,0 +1,83 @@
+"""How gradients are captured and reduced."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from hlscore.settings.checking import require, require_choice
+
+PaddingSide = Literal["right", "left"]
+SvdMethod = Literal["auto", "full", "randomized"]
+Estimator = Literal["auto", "exact", "sketch"]
+Accumulator = Literal["device", "host"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaptureSettings:
+    """How gradients are captured and reduced.
+
+    Attributes:
+        batch_size: Examples per forward and backward pass; changes speed, not scores.
+        padding_side: Side on which shorter examples of a batch are padded.
+        checkpointing: Recompute activations in the backward pass where the model supports it.
+        estimator: `exact` sums float32 gradients, `sketch` random projections of them; `auto` is
+            exact while that fits the memory.
+        sketch_size: Columns of a sketch; `None` means four times the LoRA rank, at least 64.
+        passes: Passes over the probes, an odd number; every two after the first are a power
+            iteration, which finds the leading directions of each gradient themselves.
+        accumulate_on: Where the sums of the exact estimator are kept.
+        groups: Probe groups per half, the unit that standard errors are told from.
+        bootstrap: Resamples of the groups; 0 turns standard errors off.
+        svd: `full` decomposes every gradient exactly, `randomized` finds the head by subspace
+            iteration, `auto` is full up to a short side of 512.
+    """
+
+    batch_size: int = 8
+    padding_side: PaddingSide = "right"
+    checkpointing: bool = True
+    estimator: Estimator = "auto"
+    sketch_size: int | None = None
+    passes: int = 1
+    accumulate_on: Accumulator = "device"
+    groups: int = 8
+    bootstrap: int = 200
+    svd: SvdMethod = "auto"
+
+    def __post_init__(self) -> None:
+        """Check every field.
+
+        Raises:
+            UsageError: A field has a value that cannot be used.
+        """
+        require(self.batch_size >= 1, f"--batch-size is {self.batch_size}.", "Use 1 or more.")
+        require(self.groups >= 1, f"--groups is {self.groups}.", "Use 1 or more.")
+        require(
+            0 <= self.bootstrap <= 10_000,
+            f"--bootstrap is {self.bootstrap}.",
+            "Use 0 (off) to 10000.",
+        )
+        require_choice("--estimator", self.estimator, get_args(Estimator))
+        require(
+            self.sketch_size is None or 2 <= self.sketch_size <= 2**16,
+            f"--sketch-size is {self.sketch_size}.",
+            "Use 2 to 65536.",
+        )
+        require(
+            1 <= self.passes <= 21 and self.passes % 2 == 1,
+            f"--passes is {self.passes}.",
+            "Use 1, 3, 5, ...: each power iteration runs over the probes twice.",
+        )
+        require(
+            self.passes == 1 or self.estimator != "exact",
+            f"--passes is {self.passes}, but the exact estimator needs one.",
+            "Leave it out, or use --estimator sketch.",
+        )
+        require_choice("--accumulate-on", self.accumulate_on, get_args(Accumulator))
+        require(
+            self.accumulate_on == "device" or self.estimator != "sketch",
+            "--accumulate-on host is for the exact estimator; sketches are small.",
+            "Leave it out, or use --estimator exact.",
+        )
+        require_choice("padding side", self.padding_side, get_args(PaddingSide))
+        require_choice("--svd", self.svd, get_args(SvdMethod))

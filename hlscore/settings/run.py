@@ -1,0 +1,47 @@
+"""Everything that decides the outcome of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from hlscore.settings.capture import CaptureSettings
+from hlscore.settings.checking import require
+from hlscore.settings.data import CandidateSettings, DataSettings
+from hlscore.settings.model import ModelSettings
+from hlscore.settings.plan import PlanSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankSettings:
+    """Everything that decides the outcome of `hlscore rank`.
+
+    Attributes:
+        model: Which model.
+        data: Which probe examples.
+        candidates: Which modules.
+        capture: How gradients are captured.
+        plan: How scores become a plan.
+        seed: Seed of sampling, halves, sketches, bootstrap and the `random` score.
+    """
+
+    model: ModelSettings
+    data: DataSettings = field(default_factory=DataSettings)
+    candidates: CandidateSettings = field(default_factory=CandidateSettings)
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    plan: PlanSettings = field(default_factory=PlanSettings)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the seed, and what belongs together.
+
+        Raises:
+            UsageError: The seed is outside what every generator accepts, or the sketch is too
+                small for the rank.
+        """
+        require(0 <= self.seed < 2**63, f"--seed is {self.seed}.", "Use 0 to 2**63 - 1.")
+        size, rank = self.capture.sketch_size, max(self.plan.rank, *self.plan.ranks, 1)
+        require(
+            size is None or size >= 2 * rank,
+            f"--sketch-size is {size}, too few columns for rank {rank}.",
+            f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
+        )
