@@ -44,10 +44,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3ForCausalLM,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_DIR = ROOT / "hlscore" / "inputs" / "builtin"
+# What can be trained here: the built-in model and the one of `second_model.py`.
+Decoder = LlamaForCausalLM | Qwen3ForCausalLM
 END, PAD = "<|endoftext|>", "<|pad|>"
 # Digits stand alone, and a sign keeps the space before a digit, which shortens sums.
 PIECES = r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]+(?: (?=\d))?|\n+| +|\s"
@@ -174,7 +177,7 @@ def collate(batch: Sequence[Encoded], pad: int) -> tuple[torch.Tensor, torch.Ten
     return ids, prompt, completion
 
 
-def masked_loss(model: LlamaForCausalLM, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def masked_loss(model: Decoder, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Returns the loss of every masked target.
 
     Padding stands on the right of a causal model, so it needs no attention mask.
@@ -208,7 +211,7 @@ def learning_rate(step: int, settings: Settings) -> float:
 
 
 def train(
-    model: LlamaForCausalLM,
+    model: Decoder,
     tokenizer: PreTrainedTokenizerFast,
     stream: Iterator[Example],
     settings: Settings,
@@ -253,7 +256,7 @@ def train(
 
 @torch.no_grad()
 def completion_loss(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
+    model: Decoder, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
 ) -> float:
     """Returns the mean loss in nats per counted completion token."""
     model.train(False)
@@ -267,14 +270,13 @@ def completion_loss(
 
 
 @torch.no_grad()
-def exact_accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
-) -> dict[str, dict[str, int]]:
-    """Decodes greedily and counts answers that match exactly, by kind."""
+def right_answers(
+    model: Decoder, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], **how: Any
+) -> Iterator[tuple[Example, list[bool]]]:
+    """Decodes as ``generate`` is told and yields which texts of an example match exactly."""
     model.train(False)
     tokenizer.padding_side = "left"
     decoder: Any = model  # the published types of generate() do not admit a concrete model
-    counts: dict[str, dict[str, int]] = {kind: {"correct": 0, "total": 0} for kind in KINDS}
     ordered = sorted(examples, key=lambda e: len(e["prompt"]))
     for start in range(0, len(ordered), 40):
         part = ordered[start : start + 40]
@@ -283,16 +285,27 @@ def exact_accuracy(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             max_new_tokens=96,
-            do_sample=False,
+            **how,
         )
         texts = tokenizer.batch_decode(
             output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
         )
-        for example, text in zip(part, texts, strict=True):
-            count = counts[example["kind"]]
-            count["total"] += 1
-            count["correct"] += extract_answer(text, example["kind"]) == example["answer"]
+        each = len(texts) // len(part)
+        for row, e in enumerate(part):
+            own = texts[row * each : (row + 1) * each]
+            yield e, [extract_answer(text, e["kind"]) == e["answer"] for text in own]
     tokenizer.padding_side = "right"
+
+
+def exact_accuracy(
+    model: Decoder, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]
+) -> dict[str, dict[str, int]]:
+    """Decodes greedily and counts answers that match exactly, by kind."""
+    counts: dict[str, dict[str, int]] = {kind: {"correct": 0, "total": 0} for kind in KINDS}
+    for example, right in right_answers(model, tokenizer, examples, do_sample=False):
+        count = counts[example["kind"]]
+        count["total"] += 1
+        count["correct"] += right[0]
     return counts
 
 
@@ -337,7 +350,12 @@ def write_probes(out: Path) -> list[Example]:
     return probes
 
 
-def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def save(
+    model: Decoder,
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    max_bytes: int | None = 4_000_000,
+) -> None:
     """Saves both and checks that the saved files load and are small enough to ship."""
     tokenizer.save_pretrained(folder)
     model.generation_config.do_sample = False
@@ -350,7 +368,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
     for path in folder.iterdir():
         path.chmod(0o644)  # the weights are written for the owner only, but they are shipped
     size = (folder / "model.safetensors").stat().st_size
-    if size >= 4_000_000:
+    if max_bytes is not None and size >= max_bytes:
         raise RuntimeError(f"model.safetensors has {size} bytes, too many to ship")
     loaded = AutoTokenizer.from_pretrained(folder)
     text = "Work out 12 + 30.\n\ndef f(x):\n    return x  # naïve 7"
@@ -364,10 +382,8 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Pa
             raise RuntimeError(f"{name} changed when saved")
 
 
-def make(out: Path, settings: Settings) -> dict[str, Any]:
-    """Makes probes, tokenizer and model below ``out`` and returns the record of the run."""
-    begun = time.monotonic()
-    probes = write_probes(out)
+def held_out(probes: Sequence[Example], settings: Settings) -> tuple[list[Example], frozenset[str]]:
+    """Returns the held-out examples and all prompts that training must not see."""
     probe_prompts = frozenset(e["prompt"] for e in probes)
     heldout = distinct_examples(
         settings.seed + 1, dict.fromkeys(KINDS, settings.heldout_per_kind), probe_prompts
@@ -375,12 +391,19 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
     taken = probe_prompts | {e["prompt"] for e in heldout}
     if len(taken) != len(probes) + len(heldout):
         raise RuntimeError("a prompt is both a probe and held out")
-    sample = list(islice(training_stream(settings.seed + 2, taken), settings.tokenizer_examples))
-    tokenizer = build_tokenizer(sample, 768)
-    torch.manual_seed(settings.seed)
-    model = build_model(tokenizer, settings.init_std)
+    return heldout, taken
+
+
+def train_and_measure(
+    model: Decoder,
+    tokenizer: PreTrainedTokenizerFast,
+    sets: dict[str, list[Example]],
+    taken: frozenset[str],
+    settings: Settings,
+) -> dict[str, Any]:
+    """Trains in place and returns the record; ``sets`` are ``heldout`` and ``probes``."""
     print(f"{model.num_parameters()} parameters, {len(tokenizer)} tokens", flush=True)
-    sets = {"heldout": heldout, "probes": probes}
+    probes = sets["probes"]
     before = {name: completion_loss(model, tokenizer, rows) for name, rows in sets.items()}
     print(f"before: {before}", flush=True)
     seen: set[str] = set()
@@ -397,15 +420,11 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
         raise RuntimeError("a training prompt is also a probe or held out")
     after = {name: completion_loss(model, tokenizer, rows) for name, rows in sets.items()}
     accuracy = exact_accuracy(model, tokenizer, probes)
-    save(model, tokenizer, out / "tiny")
     correct = sum(c["correct"] for c in accuracy.values())
-    record: dict[str, Any] = {
-        **surroundings(settings),
-        "settings": asdict(settings),
+    return {
         "parameters": model.num_parameters(),
         "probes_by_kind": PROBE_COUNTS,
         "training": {**counts, "distinct_prompts": len(seen)},
-        "wall_seconds": round(time.monotonic() - begun, 1),
         "loss_unit": "nats per completion token, end-of-text counted",
         "loss_before": before,
         "loss_after": after,
@@ -415,6 +434,26 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
             for kind in KINDS
         },
         "probe_accuracy": {**accuracy, "all": {"correct": correct, "total": len(probes)}},
+    }
+
+
+def make(out: Path, settings: Settings) -> dict[str, Any]:
+    """Makes probes, tokenizer and model below ``out`` and returns the record of the run."""
+    begun = time.monotonic()
+    probes = write_probes(out)
+    heldout, taken = held_out(probes, settings)
+    sample = list(islice(training_stream(settings.seed + 2, taken), settings.tokenizer_examples))
+    tokenizer = build_tokenizer(sample, 768)
+    torch.manual_seed(settings.seed)
+    model = build_model(tokenizer, settings.init_std)
+    sets = {"heldout": heldout, "probes": probes}
+    measured = train_and_measure(model, tokenizer, sets, taken, settings)
+    save(model, tokenizer, out / "tiny")
+    return {
+        **surroundings(settings),
+        "settings": asdict(settings),
+        **measured,
+        "wall_seconds": round(time.monotonic() - begun, 1),
         "sha256": {
             "model.safetensors": sha256(out / "tiny" / "model.safetensors"),
             "tokenizer.json": sha256(out / "tiny" / "tokenizer.json"),
@@ -423,7 +462,6 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
         "bytes": {"model.safetensors": (out / "tiny" / "model.safetensors").stat().st_size},
         "experiments": list(EXPERIMENTS),
     }
-    return record
 
 
 def main() -> None:
