@@ -31,8 +31,9 @@ from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import identify, load_model
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.probes import ProbeSet, encode
 from hlscore.planning.budget import parse_budget
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeSet
 from hlscore.records import ModuleRow
 from hlscore.settings import (
     DEFAULT_RANK,

@@ -8,7 +8,6 @@ noise) and `structured_probes` (a seeded Markov chain, so that gradients share a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from transformers import (
 )
 
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.probes import ProbeExample, ProbeSet, split_halves
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary
 from hlscore.settings import CandidateSettings
 
@@ -200,21 +199,13 @@ def _probe_set(rows: list[np.ndarray], source: str, groups: int, seed: int) -> P
         )
         for row in rows
     ]
-    halves = split_halves(kept, groups=groups, seed=seed)
-    hashes = b"".join(sorted(item.digest(0) for item in kept))
-    return ProbeSet(
-        halves=halves,
+    return make_probe_set(
+        [ProbeUnit((item,), item.counted_tokens) for item in kept],
         pad_token_id=0,
+        groups=groups,
+        seed=seed,
         summary=ProbeSummary(
-            source=source,
-            format="text",
-            hash=f"sha256:{hashlib.sha256(hashes).hexdigest()}",
-            examples=len(kept),
-            groups=sum(len(half) for half in halves),
-            counted_tokens=sum(item.counted_tokens for item in kept),
-            total_tokens=sum(len(item.input_ids) for item in kept),
-            truncated=0,
-            dropped=0,
+            source=source, format="text", examples=len(kept), truncated=0, dropped=0
         ),
     )
 

@@ -32,11 +32,11 @@ from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import tapped_sources, weight_sources
-from hlscore.inputs.batches import by_length, collate, cut
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
-from hlscore.inputs.probes import ProbeSet
-from hlscore.objectives.sft import sft_loss
+from hlscore.objectives.likelihood import token_log_probs
+from hlscore.probes.batches import by_length, collate, cut
+from hlscore.probes.units import ProbeSet
 from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,
@@ -93,7 +93,7 @@ def plain_pass(
                     attention_mask=batch.attention_mask,
                     use_cache=False,
                 ).logits
-                loss, _ = sft_loss(logits, batch.labels)
+                loss = -token_log_probs(logits, batch.labels).sum()
                 (loss / tokens).backward()
     finally:
         hook.remove()

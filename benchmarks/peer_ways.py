@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
-from hlscore.inputs.batches import Batch
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.probes import ProbeSet
+from hlscore.probes.batches import Batch
+from hlscore.probes.units import ProbeSet
 from hlscore.settings import (
     CaptureSettings,
     ModelSettings,

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from hlscore.inputs.probes import ProbeExample
+from hlscore.probes.units import ProbeExample
 
 # --- running ----------------------------------------------------------------------------------
 

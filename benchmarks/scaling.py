@@ -33,7 +33,7 @@ from hlscore.flow import Silent, score_probes
 from hlscore.gradients.sketch import default_sketch_size
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.probes import ProbeSet
+from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined
 from hlscore.settings import (
     CandidateSettings,

@@ -35,10 +35,10 @@ from hlscore.gradients.resampling import Resamples, draw_resamples
 from hlscore.gradients.sketch import TestMatrices, fold_rows, short_first
 from hlscore.gradients.sources import weight_sources
 from hlscore.gradients.spectrum import full_half_spectra
-from hlscore.inputs.examples import example_set
+from hlscore.inputs.formats import example_set
 from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.probes import encode
+from hlscore.probes.encode import encode
 from hlscore.settings import CandidateSettings, CaptureSettings, DataSettings, ModelSettings
 
 MODULES = tuple(
@@ -160,9 +160,9 @@ def group_gradients(draws: int, samples: int) -> list[Drawn]:
 
 def half_means(groups: torch.Tensor, draws: Resamples) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean gradients of both halves, [1, m, n] with m <= n."""
-    cut = len(draws.first_tokens)
-    first = groups[:cut].sum(0) / float(draws.first_tokens.sum())
-    second = groups[cut:].sum(0) / float(draws.second_tokens.sum())
+    cut = len(draws.first_counts)
+    first = groups[:cut].sum(0) / float(draws.first_counts.sum())
+    second = groups[cut:].sum(0) / float(draws.second_counts.sum())
     return short_first(first), short_first(second)
 
 
@@ -196,7 +196,7 @@ def folded_sketches(groups: torch.Tensor, size: int | None) -> torch.Tensor:
 def jackknife(rank: int, size: int | None, groups: torch.Tensor, draws: Resamples) -> float:
     """Standard error from groups and pairs of groups left out, as the package computes it."""
     sketches = folded_sketches(groups, size)
-    return influences(sketches, draws.first_tokens, draws.second_tokens, rank).hls.variance ** 0.5
+    return influences(sketches, draws.first_counts, draws.second_counts, rank).hls.variance ** 0.5
 
 
 def uncorrected_jackknife(
@@ -204,7 +204,7 @@ def uncorrected_jackknife(
 ) -> float:
     """Standard error from single groups left out: the noise of both halves counts twice."""
     sketches = folded_sketches(groups, size)
-    tokens = (draws.first_tokens, draws.second_tokens)
+    tokens = (draws.first_counts, draws.second_counts)
     variance, start = 0.0, 0
     for half, counts in enumerate(tokens):
         values = []
@@ -215,7 +215,7 @@ def uncorrected_jackknife(
             parts[0] = counts[torch.arange(len(counts)) != left_out]
             first, second = parts if half == 0 else parts[::-1]
             some = Resamples(
-                first=draws.first, second=draws.second, first_tokens=first, second_tokens=second
+                first=draws.first, second=draws.second, first_counts=first, second_counts=second
             )
             values.append(score(sketches[kept], some, rank))
         start += len(counts)
@@ -231,7 +231,7 @@ def kept_subspaces(rank: int, groups: torch.Tensor, draws: Resamples) -> float:
     first, second = half_means(groups, draws)
     spectra = full_half_spectra(first, second, first_share=0.5)
     parts = short_first(groups).double()
-    cut = len(draws.first_tokens)
+    cut = len(draws.first_counts)
     flat = parts.flatten(1)
     products = flat[:cut] @ flat[cut:].T
     for basis in (spectra.first.basis[..., :rank], spectra.second.basis[..., :rank]):
@@ -255,7 +255,7 @@ def drawn_subspaces(rank: int, size: int | None, groups: torch.Tensor, draws: Re
         tests = TestMatrices(size=size, seed=0)
         sketches = torch.stack([tests.compress(group) for group in groups])
     # float32 is ample for replicates; scaling keeps small squares normal.
-    unit, tokens = sketches.abs().amax(), draws.first_tokens.mean()
+    unit, tokens = sketches.abs().amax(), draws.first_counts.mean()
     first, second = ((weights * tokens).float() for weights in _weights(draws))
     cut = first.shape[1]
     gram = _group_grams(sketches[:, 0] / unit)
@@ -269,8 +269,8 @@ def drawn_subspaces(rank: int, size: int | None, groups: torch.Tensor, draws: Re
 
 def _weights(draws: Resamples) -> tuple[torch.Tensor, torch.Tensor]:
     """Weight of each group in the mean of its half, float64 [resamples, groups]."""
-    first = draws.first / (draws.first @ draws.first_tokens)[:, None]
-    return first, draws.second / (draws.second @ draws.second_tokens)[:, None]
+    first = draws.first / (draws.first @ draws.first_counts)[:, None]
+    return first, draws.second / (draws.second @ draws.second_counts)[:, None]
 
 
 def _group_grams(sketches: torch.Tensor) -> torch.Tensor:

@@ -16,7 +16,8 @@ from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError
 from hlscore.flow import Progress, Silent, score_model
-from hlscore.inputs.examples import ExampleSet, draw_rows, example_set, read_examples
+from hlscore.inputs.examples import draw_rows, read_examples
+from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.model import identify
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ModuleRow, ScoreReport

@@ -21,12 +21,13 @@ from hlscore.gradients.run import (
     weight_norms,
 )
 from hlscore.gradients.sources import out_of_reach
-from hlscore.inputs.examples import ExampleSet
+from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device, planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.probes import ProbeSet, encode
 from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
 from hlscore.planning.budget import parse_budget
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import (
     Candidate,
@@ -34,6 +35,7 @@ from hlscore.records import (
     RunInfo,
     ScoreReport,
 )
+from hlscore.rollouts.records import RolloutSet
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
@@ -78,7 +80,7 @@ class Forecast:
 def forecast(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: ExampleSet,
+    examples: ExampleSet | RolloutSet,
     settings: RankSettings,
     device: torch.device,
 ) -> Forecast:
@@ -126,7 +128,7 @@ def forecast(
 def encode_probes(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    examples: ExampleSet,
+    examples: ExampleSet | RolloutSet,
     settings: RankSettings,
 ) -> ProbeSet:
     """Tokenize probe examples as the settings of a run say."""
@@ -134,6 +136,7 @@ def encode_probes(
         examples,
         tokenizer,
         model,
+        objective=settings.objective,
         max_length=settings.data.max_length,
         groups=settings.capture.groups,
         seed=settings.seed,
@@ -144,7 +147,7 @@ def score_model(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     identity: ModelIdentity,
-    examples: ExampleSet,
+    examples: ExampleSet | RolloutSet,
     settings: RankSettings,
     progress: Progress,
     *,

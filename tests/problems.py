@@ -9,9 +9,10 @@ from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_model
-from hlscore.inputs.examples import ExampleSet
+from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import identify
-from hlscore.inputs.probes import ProbeExample, ProbeSet, encode
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import (
     CaptureSettings,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from hlscore.inputs.probes import ProbeExample
+from hlscore.probes.units import ProbeExample
 
 Matrix = NDArray[np.float64]
 

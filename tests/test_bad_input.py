@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.products import ProductSums
-from hlscore.inputs.probes import ProbeExample, split_halves
+from hlscore.probes.units import ProbeExample, split_halves
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
@@ -129,7 +129,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--exclude", "*", "together leave no candidate module"),
         ("--column", "prompt", "is not ROLE=COLUMN"),
         ("--column", "=text", "is not ROLE=COLUMN"),
-        ("--column", "foo=text", "Use one of: text, messages, prompt, completion."),
+        ("--column", "foo=text", "Use one of: text, messages, prompt, completion, chosen"),
         ("--split", "train[9", "--split is 'train[9'."),
         ("--split", "", "--split is ''."),
         ("--data-config", "main", "Leave --data-config away."),

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from hlscore.flow import Silent, score_model
-from hlscore.inputs.batches import by_length, collate, cut
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
-from hlscore.inputs.probes import encode
-from hlscore.objectives.sft import sft_loss
+from hlscore.objectives.likelihood import token_log_probs
+from hlscore.probes.batches import by_length, collate, cut
+from hlscore.probes.encode import encode
 from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
 
 FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
@@ -61,8 +61,8 @@ def test_model_is_trained_as_the_record_says() -> None:
                 logits = loaded.model(
                     input_ids=batch.input_ids, attention_mask=batch.attention_mask
                 ).logits
-                loss, count = sft_loss(logits, batch.labels)
-                total, tokens = total + float(loss), tokens + count
+                total -= float(token_log_probs(logits, batch.labels).sum())
+                tokens += sum(item.counted_tokens for item in part)
     text = json.dumps(record)
     assert f"{total / tokens:.2f}" in text
     assert total / tokens < 0.5

@@ -27,8 +27,10 @@ from tokens import (
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
-from hlscore.inputs.examples import BUILTIN_PROBES, ExampleSet, example_set, read_examples
-from hlscore.inputs.probes import ProbeExample, ProbeSet, encode, split_halves
+from hlscore.inputs.examples import BUILTIN_PROBES, read_examples
+from hlscore.inputs.formats import ExampleSet, example_set
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
 from hlscore.settings import DataSettings
 
 BOS_ID, EOS_ID = 257, 258

@@ -12,7 +12,7 @@ import torch
 from families import FAMILIES
 from problems import RANK, by_module, close, completions, halves, probe_set, run_report, settings
 
-from hlscore.inputs.examples import ExampleSet
+from hlscore.inputs.formats import ExampleSet
 
 TOLERANCE = 1e-4
 FLOAT32 = 2.0**-23

@@ -32,7 +32,7 @@ from hlscore.gradients.sketch import LEAST_SAVING, TestMatrices, fold_rows, shor
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import formed_gradients, tapped_sources
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.probes import ProbeSet
+from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate, ModuleRow
 from hlscore.settings import CandidateSettings, RankSettings
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hlscore.errors import UsageError
 from hlscore.gradients.memory import Needs, free_bytes, predict
 from hlscore.gradients.sketch import default_sketch_size
-from hlscore.inputs.probes import ProbeSet
+from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.settings import RankSettings

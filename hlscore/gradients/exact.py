@@ -77,12 +77,12 @@ class ExactGradients:
         for name, total in self.totals(half).items():
             self._groups.end(name, group, self._tests.compress(total))
 
-    def means(self, name: str, tokens: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def means(self, name: str, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Give the mean gradients of both halves, and forget their sums.
 
         Args:
             name: Module name.
-            tokens: Counted tokens of each half.
+            counts: What the sum of each half is divided by.
 
         Returns:
             Two float32 tensors [E, p, q], in the layout of the weight; `None` when nothing ever
@@ -94,7 +94,7 @@ class ExactGradients:
             return None
         first = torch.zeros_like(present) if first is None else first
         second = torch.zeros_like(present) if second is None else second
-        return first.div_(tokens[0]), second.div_(tokens[1])
+        return first.div_(counts[0]), second.div_(counts[1])
 
     def group_sketches(self, name: str) -> torch.Tensor | None:
         """Give the sketches of all groups, first half first: float32 [g, e, p, k]."""

@@ -69,25 +69,25 @@ class Influences:
 
 
 def influences(
-    sketches: torch.Tensor, first_tokens: torch.Tensor, second_tokens: torch.Tensor, rank: int
+    sketches: torch.Tensor, first_counts: torch.Tensor, second_counts: torch.Tensor, rank: int
 ) -> Influences:
     """Measure what each group does to the scores of one module.
 
     Args:
         sketches: Sketched sums of the groups, first half first, float32 [g, E, p, k].
-        first_tokens: Counted tokens of each group of the first half, float64.
-        second_tokens: Counted tokens of each group of the second half, float64.
+        first_counts: What each group of the first half counts, float64.
+        second_counts: What each group of the second half counts, float64.
         rank: LoRA rank, below k.
 
     Returns:
         Influences on scores summed over the E matrices.
     """
-    halves = len(first_tokens)
+    halves = len(first_counts)
     # float32 is ample for differences; scaling keeps small squares normal.
     unit = sketches.abs().amax().clamp(min=1e-30)
-    mean_tokens = float((first_tokens.sum() + second_tokens.sum()) / sketches.shape[0])
-    tokens = [(t / mean_tokens).to(sketches.device, torch.float32) for t in
-              (first_tokens, second_tokens)]  # fmt: skip
+    mean_count = float((first_counts.sum() + second_counts.sum()) / sketches.shape[0])
+    counts = [(t / mean_count).to(sketches.device, torch.float32) for t in
+              (first_counts, second_counts)]  # fmt: skip
     size = sketches.shape[-1]
     step = max(1, _CHUNK_NUMBERS // (sketches.shape[0] * sketches.shape[2] * size + 100 * size**2))
     pairs = torch.zeros(halves + 1, sketches.shape[0] - halves + 1, dtype=torch.float64)
@@ -95,11 +95,11 @@ def influences(
     energy = 0.0
     for start in range(0, sketches.shape[1], step):
         part = sketches[:, start : start + step] / unit
-        first, second = _without(part[:halves], tokens[0]), _without(part[halves:], tokens[1])
+        first, second = _without(part[:halves], counts[0]), _without(part[halves:], counts[1])
         pairs += _cross_fitted_tails(first, second, rank).double().cpu()
-        means += _mean_energies(part, torch.cat(tokens), rank).double().cpu()
-        energy += float((part.sum(0) / torch.cat(tokens).sum()).square().sum())
-    scale = float(unit.double().cpu() / mean_tokens) ** 2
+        means += _mean_energies(part, torch.cat(counts), rank).double().cpu()
+        energy += float((part.sum(0) / torch.cat(counts).sum()).square().sum())
+    scale = float(unit.double().cpu() / mean_count) ** 2
     return Influences(
         hls=_without_shared_noise(pairs * scale),
         tail=_one_sample(means[0] * scale, halves),
@@ -108,11 +108,11 @@ def influences(
     )
 
 
-def _without(groups: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _without(groups: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Mean of all groups, then the means without each: [g, E, p, k] gives [g + 1, E, p, k]."""
     total = groups.sum(0, keepdim=True)
-    others = (total - groups) / (tokens.sum() - tokens)[:, None, None, None]
-    return torch.cat((total / tokens.sum(), others))
+    others = (total - groups) / (counts.sum() - counts)[:, None, None, None]
+    return torch.cat((total / counts.sum(), others))
 
 
 def _cross_fitted_tails(first: torch.Tensor, second: torch.Tensor, rank: int) -> torch.Tensor:
@@ -131,9 +131,9 @@ def _leading(matrices: torch.Tensor, rank: int) -> torch.Tensor:
     return vectors[..., -rank:]
 
 
-def _mean_energies(groups: torch.Tensor, tokens: torch.Tensor, rank: int) -> torch.Tensor:
+def _mean_energies(groups: torch.Tensor, counts: torch.Tensor, rank: int) -> torch.Tensor:
     """Tail and whole energy of the mean gradient without each group: [2, g]."""
-    means = _without(groups, tokens)[1:]
+    means = _without(groups, counts)[1:]
     energies = torch.linalg.eigvalsh(means.mT @ means).clamp(min=0)
     tail: torch.Tensor = energies[..., : energies.shape[-1] - rank].sum((-2, -1))
     return torch.stack((tail, energies.sum((-2, -1))))

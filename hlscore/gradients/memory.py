@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 from hlscore.gradients.groups import group_bytes
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import formed_gradients
-from hlscore.inputs.batches import by_length, cut
-from hlscore.inputs.probes import ProbeExample, ProbeSet
-from hlscore.objectives.sft import CHUNK_NUMBERS
+from hlscore.objectives.likelihood import CHUNK_NUMBERS
+from hlscore.probes.batches import by_length, cut
+from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import Candidate
 from hlscore.settings import CaptureSettings
 

@@ -17,13 +17,14 @@ from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.inputs.batches import Batch, by_length, collate, cut
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import decoder_blocks
-from hlscore.inputs.probes import ProbeExample, ProbeSet
-from hlscore.objectives.sft import sft_loss
+from hlscore.objectives.likelihood import IGNORED, token_log_probs
+from hlscore.objectives.losses import ProbeLoss, probe_loss
+from hlscore.probes.batches import Batch, by_length, collate, cut
+from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.processes import Processes
-from hlscore.settings import CaptureSettings
+from hlscore.settings import CaptureSettings, ObjectiveSettings
 
 # Mean-loss gradients of large models lie near the smallest number float16 can hold.
 FLOAT16_LOSS_SCALE = 1024.0
@@ -42,6 +43,7 @@ class ProbeRun:
         gradients: Receives the gradients.
         sources: Where they come from.
         settings: Batch size, padding, checkpointing, passes.
+        objective: The loss that is probed.
         on_tokens: Called after each batch with its tokens.
         processes: This process among those that share the probes.
         progress_file: Where progress is stored, if anywhere.
@@ -56,6 +58,7 @@ class ProbeRun:
         gradients: ExactGradients | SketchGradients,
         sources: Sources,
         settings: CaptureSettings,
+        objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
         *,
         on_tokens: OnTokens,
         processes: Processes = Processes(),  # noqa: B008 - frozen
@@ -67,6 +70,8 @@ class ProbeRun:
         self._gradients = gradients
         self._sources = sources
         self._settings = settings
+        self._loss: ProbeLoss = probe_loss(objective)
+        self._temperature = objective.temperature
         self._on_tokens = on_tokens
         self._processes = processes
         self._file = progress_file
@@ -101,7 +106,7 @@ class ProbeRun:
         """Run every probe batch forward and backward, and accumulate the gradients.
 
         Returns:
-            Mean loss over the counted tokens of the whole set, in nats.
+            Mean negative log-likelihood over the counted tokens of the whole set, in nats.
 
         Raises:
             CaptureError: A loss or gradient is NaN or infinite, or no gradient arrived.
@@ -112,7 +117,7 @@ class ProbeRun:
                 self._begin_pass(number)
             self._run_pass(number)
             self._gradients.load(self._processes.add_up(self._gradients.sums()), number=number)
-        tokens = sum(e.counted_tokens for half in self._probes.halves for g in half for e in g)
+        tokens = sum(item.counted_tokens for item in self._probes.sequences)
         return self._processes.total([self._progress.loss])[0] / tokens
 
     def _begin_pass(self, number: int) -> None:
@@ -191,7 +196,7 @@ class ProbeRun:
         smaller parts leave it out.
         """
         if not examples:
-            self._run_part(capture, self._probes.halves[0][0][:1], half, skipped, weight=0.0)
+            self._run_part(capture, self._probes.sequences[:1], half, skipped, weight=0.0)
             return 0.0
         loss, start = 0.0, 0
         while start < len(examples):
@@ -228,8 +233,17 @@ class ProbeRun:
         )
         capture.begin_batch(skipped)
         logits = self._model(**self._inputs(batch), use_cache=False).logits
-        loss, tokens = sft_loss(logits, batch.labels.to(logits.device))
-        value = float(loss.detach())
+        labels = batch.labels.to(logits.device)
+        log_probs = token_log_probs(logits, labels, temperature=self._temperature)
+        counted = labels[:, 1:] != IGNORED
+        loss = self._loss(
+            log_probs,
+            batch.coefficients.to(log_probs),
+            counted,
+            batch.old_log_probs.to(log_probs),
+        )
+        likelihood = -float(log_probs.detach().sum())
+        value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
             raise CaptureError(
                 f"The loss in {_words(self._here)} is {value}.", hint=_overflow_hint(self._model)
@@ -237,9 +251,11 @@ class ProbeRun:
         if not loss.requires_grad:
             raise CaptureError("The loss does not depend on any candidate module.")
         scale = FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
-        self._gradients.begin_batch(half, weight * tokens / scale)
-        (loss * (scale / tokens)).backward()  # type: ignore[no-untyped-call]
-        return value
+        # Gradients of the size of a mean, whatever a batch holds.
+        size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
+        self._gradients.begin_batch(half, weight * size / scale)
+        (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
+        return likelihood
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

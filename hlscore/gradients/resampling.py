@@ -24,14 +24,14 @@ class Resamples:
     Attributes:
         first: Draws from the first half, float64 [resamples, groups].
         second: Draws from the second half, float64 [resamples, groups].
-        first_tokens: Counted tokens of each group of the first half, float64 [groups].
-        second_tokens: Counted tokens of each group of the second half, float64 [groups].
+        first_counts: What each group of the first half counts, float64 [groups].
+        second_counts: What each group of the second half counts, float64 [groups].
     """
 
     first: torch.Tensor
     second: torch.Tensor
-    first_tokens: torch.Tensor
-    second_tokens: torch.Tensor
+    first_counts: torch.Tensor
+    second_counts: torch.Tensor
 
     @property
     def count(self) -> int:
@@ -53,13 +53,13 @@ class Resamples:
 
 
 def draw_resamples(
-    first_tokens: Sequence[int], second_tokens: Sequence[int], *, count: int, seed: int
+    first_counts: Sequence[int], second_counts: Sequence[int], *, count: int, seed: int
 ) -> Resamples | None:
     """Draw the resamples of a run.
 
     Args:
-        first_tokens: Counted tokens of each group of the first half.
-        second_tokens: Counted tokens of each group of the second half.
+        first_counts: What each group of the first half counts.
+        second_counts: What each group of the second half counts.
         count: Resamples.
         seed: Seed of the draws.
 
@@ -67,18 +67,18 @@ def draw_resamples(
         The draws, or `None` when there is nothing to draw from: no resamples were asked for,
         or a half has a single group.
     """
-    if count == 0 or min(len(first_tokens), len(second_tokens)) < 2:
+    if count == 0 or min(len(first_counts), len(second_counts)) < 2:
         return None
     generator = np.random.default_rng(seed)
     draws = [
         torch.from_numpy(
             generator.multinomial(len(half), np.full(len(half), 1 / len(half)), size=count)
         ).double()
-        for half in (first_tokens, second_tokens)
+        for half in (first_counts, second_counts)
     ]
     return Resamples(
         first=draws[0],
         second=draws[1],
-        first_tokens=torch.tensor(first_tokens, dtype=torch.float64),
-        second_tokens=torch.tensor(second_tokens, dtype=torch.float64),
+        first_counts=torch.tensor(first_counts, dtype=torch.float64),
+        second_counts=torch.tensor(second_counts, dtype=torch.float64),
     )

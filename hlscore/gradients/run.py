@@ -31,9 +31,9 @@ from hlscore.gradients.statistics import (
     unreached,
 )
 from hlscore.inputs.model import input_device
-from hlscore.inputs.probes import ProbeSet
 from hlscore.inputs.sharding import is_sharded
 from hlscore.inputs.weights import dense_weight
+from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
@@ -99,9 +99,6 @@ class CaptureRun:
     ) -> None:
         self._model, self._chosen, self._settings = model, chosen, settings
         self._probes, self._processes, self._storage = probes, processes, storage
-        self._tokens = [
-            [sum(e.counted_tokens for e in group) for group in half] for half in probes.halves
-        ]
         self._sharded = is_sharded(model)
         self.choice = choose_estimator(
             model,
@@ -115,7 +112,7 @@ class CaptureRun:
             processes=processes,
         )
         self._resamples = draw_resamples(
-            *self._tokens, count=settings.capture.bootstrap, seed=settings.seed
+            *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
         )
         self._file = self._progress_file(identity)
         self.notes: tuple[str, ...] = ()
@@ -136,9 +133,7 @@ class CaptureRun:
         """Capture every gradient; gives the mean loss."""
         capture = self._settings.capture
         self._gradients, sources = self._prepare()
-        tokens = self._processes.share(
-            [len(e.input_ids) for half in self._probes.halves for group in half for e in group]
-        )
+        tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
         progress.start("probing", sum(tokens) * capture.passes, "tokens")
         run = ProbeRun(
             self._model,
@@ -146,6 +141,7 @@ class CaptureRun:
             self._gradients,
             sources,
             capture,
+            self._settings.objective,
             on_tokens=progress.advance,
             processes=self._processes,
             progress_file=self._file,
@@ -169,7 +165,7 @@ class CaptureRun:
         reduction = Reduction(
             rank=self._settings.plan.rank,
             ranks=self.ranks,
-            tokens=(sum(self._tokens[0]), sum(self._tokens[1])),
+            counts=(sum(self._probes.counts[0]), sum(self._probes.counts[1])),
             svd=self._settings.capture.svd,
             seed=self._settings.seed,
             resamples=self._resamples,
@@ -190,10 +186,10 @@ class CaptureRun:
     def _prepare(self) -> tuple[ExactGradients | SketchGradients, Sources]:
         settings = self._settings
         tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
-        first, second = (len(half) for half in self._tokens)
+        first, second = (len(half) for half in self._probes.counts)
         groups = None if self._resamples is None else (first, second)
         if self.taps:
-            example = self._probes.halves[0][0][0].input_ids
+            example = self._probes.sequences[0].input_ids
             return (
                 SketchGradients(self._chosen, tests, groups=groups),
                 tapped_sources(self._model, self._chosen, example[:8]),
@@ -210,12 +206,12 @@ class CaptureRun:
         name, gradients = item.module, self._gradients
         groups = gradients.group_sketches(name)
         if isinstance(gradients, SketchGradients):
-            captured = gradients.sketches(name, reduction.tokens)
+            captured = gradients.sketches(name, reduction.counts)
             if captured is None:
                 return unreached(norms[name], reduction)
             return reduce_sketches(captured, norms[name], groups, reduction, name=name)
         weight = self._model.get_parameter(item.parameter)
-        means = gradients.means(name, reduction.tokens)
+        means = gradients.means(name, reduction.counts)
         if means is None:
             return unreached(float(torch.linalg.vector_norm(weight.float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)

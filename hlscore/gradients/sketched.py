@@ -37,7 +37,7 @@ class Refined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketches:
-    """Everything that was captured of one module, as means over counted tokens.
+    """Everything that was captured of one module, as means.
 
     Attributes:
         first: `Y_A`, float32 [E, m, k].
@@ -133,12 +133,12 @@ class SketchGradients:
         self._pass += 1
         self._refined = self._refined_sums()
 
-    def sketches(self, name: str, tokens: Sequence[int]) -> Sketches | None:
+    def sketches(self, name: str, counts: Sequence[int]) -> Sketches | None:
         """Give what was captured of a module.
 
         Args:
             name: Module name.
-            tokens: Counted tokens of each half.
+            counts: What the sum of each half is divided by.
 
         Returns:
             The sketches, or `None` when nothing ever reached the module.
@@ -147,12 +147,12 @@ class SketchGradients:
         if halves is None:
             return None
         refined = None if self._refined is None else _both(self._refined, name)
-        first, second = halves[0] / tokens[0], halves[1] / tokens[1]
+        first, second = halves[0] / counts[0], halves[1] / counts[1]
         split = None
         if refined is not None:
             parts = [
                 self._split(name, product / count, sketch)
-                for product, count, sketch in zip(refined, tokens, (first, second), strict=True)
+                for product, count, sketch in zip(refined, counts, (first, second), strict=True)
             ]
             split = Refined(inside=(parts[0][0], parts[1][0]), outside=(parts[0][1], parts[1][1]))
         return Sketches(first=first, second=second, exact=self.is_exact(name), refined=split)

@@ -32,7 +32,7 @@ class Reduction:
     Attributes:
         rank: LoRA rank compared against.
         ranks: Ranks of the tail curves.
-        tokens: Counted tokens of each half.
+        counts: What the sum of each half is divided by.
         svd: `auto`, `full` or `randomized`.
         seed: Seed of the subspace iterations.
         resamples: Draws of the probe groups, or `None`.
@@ -40,15 +40,15 @@ class Reduction:
 
     rank: int
     ranks: tuple[int, ...]
-    tokens: tuple[int, int]
+    counts: tuple[int, int]
     svd: str
     seed: int
     resamples: Resamples | None
 
     @property
     def first_share(self) -> float:
-        """Share of the counted tokens in the first half."""
-        return self.tokens[0] / sum(self.tokens)
+        """Share of the first half in what the sum is divided by."""
+        return self.counts[0] / sum(self.counts)
 
 
 def reduce_gradients(
@@ -268,7 +268,7 @@ def _standard_normal(count: int, *, seed: int, name: str) -> torch.Tensor:
 def _influences(groups: torch.Tensor, resamples: Resamples, rank: int, energy: float) -> Influences:
     # On the host: a GPU decomposes few small matrices more slowly.
     rank = min(rank, groups.shape[-1])
-    found = influences(groups.cpu(), resamples.first_tokens, resamples.second_tokens, rank)
+    found = influences(groups.cpu(), resamples.first_counts, resamples.second_counts, rank)
     # Group sketches hold a sample of the experts only; for others the energies are alike.
     return found.scaled(energy / found.energy) if found.energy > 0 else found
 

@@ -6,20 +6,25 @@ import glob
 import json
 import random
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from importlib import resources
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from hlscore.errors import DataError, HlscoreError, UsageError, first_line
+from hlscore.inputs.formats import (
+    SUPERVISED,
+    ExampleSet,
+    Row,
+    Wanted,
+    example_set,
+    no_examples,
+    roles_of,
+)
 from hlscore.inputs.hub import hub_error
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings
-
-ExampleFormat = Literal["text", "messages", "prompt_completion"]
-Row = Mapping[str, Any]
 
 BUILTIN_PROBES = "builtin:probes"
 
@@ -30,34 +35,15 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_FORMATS: dict[ExampleFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
-    "prompt_completion": ("prompt", "completion"),
-    "text": ("text",),
-}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExampleSet:
-    """Probe examples as they were read, before tokenization.
-
-    Attributes:
-        source: Where they come from, for messages and artifacts.
-        format: Which of TRL's formats they have.
-        rows: One mapping per example, holding just the columns of the format.
-    """
-
-    source: str
-    format: ExampleFormat
-    rows: tuple[Row, ...]
-
-
-def read_examples(settings: DataSettings, *, seed: int) -> ExampleSet:
+def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVISED) -> ExampleSet:
     """Read the probe examples.
 
     Args:
         settings: Which examples.
         seed: Seed of the draw where there are more than `settings.samples`.
+        wanted: Formats that can be used.
 
     Returns:
         The examples, with columns renamed to the ones hlscore knows.
@@ -67,12 +53,13 @@ def read_examples(settings: DataSettings, *, seed: int) -> ExampleSet:
     """
     if settings.data is None:
         _refuse_config(settings)
+        rows = builtin_pairs() if wanted == ("preference",) else builtin_rows()
         return example_set(
-            draw_rows(_builtin_rows(), settings.samples, seed), BUILTIN_PROBES, settings
+            draw_rows(rows, settings.samples, seed), BUILTIN_PROBES, settings, wanted
         )
     path = existing_path(settings.data)
     if path is not None:
-        rows = _local_rows(path, settings, seed)
+        rows = _local_rows(path, settings, seed, wanted)
     elif _looks_like_path(settings.data):
         raise DataError(
             f"There is no file or directory at '{settings.data}'.",
@@ -80,7 +67,7 @@ def read_examples(settings: DataSettings, *, seed: int) -> ExampleSet:
         )
     else:
         rows = _hub_rows(settings, seed)
-    return example_set(rows, settings.data, settings)
+    return example_set(rows, settings.data, settings, wanted)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -97,90 +84,6 @@ def _refuse_config(settings: DataSettings) -> None:
         )
 
 
-def example_set(rows: Iterable[Row], source: str, settings: DataSettings) -> ExampleSet:
-    """Recognize the format of rows and check each of them.
-
-    Args:
-        rows: Examples as mappings.
-        source: Where they come from.
-        settings: The column map.
-
-    Returns:
-        The checked examples.
-
-    Raises:
-        DataError: There are no rows, a column is missing, or a value has the wrong type.
-    """
-    rows = tuple(rows)
-    if not rows:
-        raise _no_examples(source)
-    found = _find_format(rows[0], source, settings)
-    checks = {role: _check_messages if role == "messages" else _check_text for role in _roles()}
-    checked = []
-    for index, row in enumerate(rows):
-        example = {}
-        for role in _FORMATS[found]:
-            column = settings.columns.get(role, role)
-            value = row.get(column)
-            if found == "prompt_completion" and isinstance(value, list):
-                _check_messages(value, column, index, source)
-            else:
-                checks[role](value, column, index, source)
-            example[role] = value
-        if isinstance(example.get("prompt"), str) and isinstance(example["completion"], list):
-            raise DataError(
-                f"Example {index} in '{source}' has a prompt of text and a completion of messages.",
-                hint="Use text for both, or messages for both.",
-            )
-        checked.append(example)
-    return ExampleSet(source=source, format=found, rows=tuple(checked))
-
-
-def _roles() -> tuple[str, ...]:
-    return tuple(role for roles in _FORMATS.values() for role in roles)
-
-
-def _find_format(row: Row, source: str, settings: DataSettings) -> ExampleFormat:
-    mapped = set(settings.columns)
-    missing = sorted(set(settings.columns.values()) - set(row))
-    if missing:
-        raise DataError(
-            f"'{source}' has no column '{missing[0]}'; it has: {', '.join(sorted(row))}.",
-            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
-        )
-    by_preference = sorted(_FORMATS, key=lambda name: -len(mapped & set(_FORMATS[name])))
-    for name in by_preference:
-        if all(settings.columns.get(role, role) in row for role in _FORMATS[name]):
-            return name
-    raise DataError(
-        f"'{source}' has none of the columns that make an example (text; messages; prompt and "
-        f"completion); it has: {', '.join(sorted(row))}.",
-        hint="Map them, for example --column prompt=question --column completion=answer.",
-    )
-
-
-def _check_text(value: object, column: str, index: int, source: str) -> None:
-    if not isinstance(value, str):
-        raise DataError(
-            f"Column '{column}' of example {index} in '{source}' is "
-            f"{type(value).__name__}, not text.",
-            hint="Remove or repair that example.",
-        )
-
-
-def _check_messages(value: object, column: str, index: int, source: str) -> None:
-    well_formed = (
-        isinstance(value, list)
-        and value
-        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value)
-    )
-    if not well_formed:
-        raise DataError(
-            f"Column '{column}' of example {index} in '{source}' is not a list of messages.",
-            hint='Each message is an object with "role" and "content".',
-        )
-
-
 def draw_rows(rows: list[Row], samples: int, seed: int) -> list[Row]:
     """Draw rows without replacement, in the order they came in; all when `samples` is 0."""
     return [rows[place] for place in _draw_places(len(rows), samples, seed)]
@@ -192,12 +95,31 @@ def _draw_places(count: int, samples: int, seed: int) -> Sequence[int]:
     return sorted(random.Random(seed).sample(range(count), samples))
 
 
-def _builtin_rows() -> list[Row]:
+def builtin_rows() -> list[Row]:
+    """The built-in probes: prompt, completion, answer and kind."""
     text = (resources.files("hlscore.inputs") / "builtin" / "probes.jsonl").read_text("utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 
-def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
+def builtin_pairs() -> list[Row]:
+    """Pairs from the built-in probes: the rejected completion ends in another probe's answer."""
+    rows = builtin_rows()
+    pairs: list[Row] = []
+    for index, row in enumerate(rows):
+        worked = row["completion"].removesuffix(row["answer"])
+        others = (*rows[index + 1 :], *rows[:index])
+        wrong = next(
+            other["answer"]
+            for other in others
+            if other["kind"] == row["kind"] and other["answer"] != row["answer"]
+        )
+        pairs.append(
+            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": worked + wrong}
+        )
+    return pairs
+
+
+def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
     import datasets
 
     _check_local(path, settings)
@@ -218,14 +140,16 @@ def _local_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
                 table = datasets.load_dataset(
                     str(path), name=settings.config, split=settings.split, cache_dir=cache
                 )
-            return _table_rows(table, settings, seed)
+            return _table_rows(table, settings, seed, wanted)
         except Exception as error:
             raise _local_error(path, settings, error) from error
 
 
-def _table_rows(table: Any, settings: DataSettings, seed: int) -> list[Row]:
+def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
     """Read the drawn rows; columns that nobody asked for are named but not decoded."""
-    roles = {settings.columns.get(role, role) for role in _roles()}
+    if "prompt" in wanted:  # reward functions may ask for any column
+        return [dict(table[place]) for place in _draw_places(len(table), settings.samples, seed)]
+    roles = {settings.columns.get(role, role) for role in roles_of(wanted)}
     asked = table.select_columns([name for name in table.column_names if name in roles])
     empty = dict.fromkeys(table.column_names)
     if not asked.column_names:  # one row is enough to say which columns there are
@@ -246,7 +170,7 @@ def _check_local(path: Path, settings: DataSettings) -> None:
     if path.suffix.lower() not in _BUILDERS:
         raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
     if path.stat().st_size == 0:
-        raise _no_examples(str(path))
+        raise no_examples(str(path))
 
 
 def _refuse_remote_files(path: Path) -> None:
@@ -259,10 +183,6 @@ def _refuse_remote_files(path: Path) -> None:
                 f"The data card '{card}' names files outside its directory.",
                 hint="Remove `data_files` from it, or give the hub id of the data set.",
             )
-
-
-def _no_examples(source: str) -> DataError:
-    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
 
 
 def _sliced(split: str, count: int) -> range:
@@ -288,7 +208,7 @@ def _local_error(path: Path, settings: DataSettings, error: Exception) -> Hlscor
             f"'{path}' has no split '{settings.split}': {text}", hint="Name another with --split."
         )
     if "corresponds to no data" in text or "BatchSize must be greater" in first_line(cause):
-        return _no_examples(str(path))
+        return no_examples(str(path))
     place = _broken_line(path)
     return DataError(
         f"'{path}' cannot be read{place}: {first_line(cause)}",

@@ -21,6 +21,11 @@ from hlscore.settings.model import (
     LoadIn,
     ModelSettings,
 )
+from hlscore.settings.objective import (
+    DEFAULT_PROMPTS,
+    Objective,
+    ObjectiveSettings,
+)
 from hlscore.settings.plan import (
     DEFAULT_RANK,
     BaseBits,
@@ -36,6 +41,7 @@ from hlscore.settings.run import (
 
 __all__ = [
     "DEFAULT_MAX_LENGTH",
+    "DEFAULT_PROMPTS",
     "DEFAULT_RANK",
     "DEFAULT_SAMPLES",
     "Accumulator",
@@ -51,6 +57,8 @@ __all__ = [
     "Master",
     "MemorySettings",
     "ModelSettings",
+    "Objective",
+    "ObjectiveSettings",
     "Optimizer",
     "PaddingSide",
     "PlanSettings",

@@ -8,6 +8,11 @@ from dataclasses import dataclass, field
 from hlscore.settings.checking import require, require_choice
 
 DEFAULT_SAMPLES = 256
+# What hlscore calls the columns that it reads.
+ROLES = (
+    "text", "messages", "prompt", "completion", "chosen", "rejected", "answer", "reward", "group",
+    "prompt_ids", "completion_ids", "logprobs", "truncated", "finish_reason",
+)  # fmt: skip
 DEFAULT_MAX_LENGTH = 1024
 
 
@@ -22,8 +27,9 @@ class DataSettings:
         samples: Number of examples, drawn with `seed`; 0 means all.
         max_length: Tokens kept of each example; `None` means 1024 or the model's context,
             whichever is smaller.
-        columns: Maps the columns hlscore knows (`text`, `messages`, `prompt`, `completion`)
-            to the names they have in the data.
+        columns: Maps the columns hlscore knows (`text`, `messages`, `prompt`, `completion`,
+            `chosen`, `rejected`, `answer`, `reward`, `group`, ...) to the names they have in the
+            data.
     """
 
     data: str | None = None
@@ -45,9 +51,8 @@ class DataSettings:
             f"--max-length is {self.max_length}.",
             "A causal loss needs at least 2 tokens.",
         )
-        known = ("text", "messages", "prompt", "completion")
         for role in self.columns:
-            require_choice("--column", role, known)
+            require_choice("--column", role, ROLES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

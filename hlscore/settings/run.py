@@ -8,6 +8,7 @@ from hlscore.settings.capture import CaptureSettings
 from hlscore.settings.checking import require
 from hlscore.settings.data import CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
+from hlscore.settings.objective import ObjectiveSettings
 from hlscore.settings.plan import PlanSettings
 
 
@@ -18,6 +19,7 @@ class RankSettings:
     Attributes:
         model: Which model.
         data: Which probe examples.
+        objective: Which loss is probed.
         candidates: Which modules.
         capture: How gradients are captured.
         plan: How scores become a plan.
@@ -26,6 +28,7 @@ class RankSettings:
 
     model: ModelSettings
     data: DataSettings = field(default_factory=DataSettings)
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hlscore.inputs.probes import ProbeExample
+from hlscore.probes.units import ProbeExample
 from hlscore.settings import PaddingSide
 
 IGNORED = -100
@@ -22,6 +22,10 @@ class Batch:
         attention_mask: 1 on tokens, 0 on padding, int64 [examples, length].
         position_ids: Place of each token in its example, int64 [examples, length].
         labels: Token ids where loss is counted, -100 elsewhere, int64 [examples, length].
+        coefficients: What the loss of each sequence is multiplied by, float32 [examples], on the
+            host.
+        old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
+            not known, float32 [examples, length - 1]; place t belongs to token t + 1.
         tokens: Tokens without padding.
     """
 
@@ -29,6 +33,8 @@ class Batch:
     attention_mask: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
+    coefficients: torch.Tensor
+    old_log_probs: torch.Tensor
     tokens: int
 
 
@@ -65,6 +71,7 @@ def collate(
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)
     labels = torch.full(shape, IGNORED, dtype=torch.int64)
     mask = torch.zeros(shape, dtype=torch.int64)
+    old = torch.full(shape, float("nan"))
     for row, item in enumerate(examples):
         size = len(item.input_ids)
         places = slice(0, size) if padding_side == "right" else slice(length - size, length)
@@ -72,11 +79,15 @@ def collate(
         input_ids[row, places] = ids
         labels[row, places] = torch.where(torch.tensor(item.counted), ids, IGNORED)
         mask[row, places] = 1
+        if item.old_log_probs:
+            old[row, labels[row] != IGNORED] = torch.tensor(item.old_log_probs)
     position_ids = (mask.cumsum(dim=-1) - 1).clamp(min=0)
     return Batch(
         input_ids=input_ids.to(device),
         attention_mask=mask.to(device),
         position_ids=position_ids.to(device),
         labels=labels.to(device),
+        coefficients=torch.tensor([item.coefficient for item in examples]),
+        old_log_probs=old[:, 1:].to(device),
         tokens=int(mask.sum()),
     )

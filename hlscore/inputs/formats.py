@@ -1,0 +1,240 @@
+"""Recognize the format of examples, and check each of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hlscore.errors import DataError
+from hlscore.settings import DataSettings
+
+ExampleFormat = Literal["text", "messages", "prompt_completion", "preference", "prompt", "rollouts"]
+Row = Mapping[str, Any]
+
+_REQUIRED: dict[ExampleFormat, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "prompt_completion": ("prompt", "completion"),
+    "text": ("text",),
+    "preference": ("chosen", "rejected"),
+    "prompt": ("prompt",),
+    "rollouts": ("reward",),
+}
+_OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
+    "preference": ("prompt",),
+    "rollouts": (
+        "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs", "truncated",
+        "finish_reason",
+    ),
+}  # fmt: skip
+Wanted = tuple[ExampleFormat, ...]
+SUPERVISED: Wanted = ("messages", "prompt_completion", "text")
+_SHOWN: dict[ExampleFormat, str] = {
+    "messages": "messages",
+    "prompt_completion": "prompt and completion",
+    "text": "text",
+    "preference": "chosen and rejected",
+    "prompt": "prompt",
+    "rollouts": "reward",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExampleSet:
+    """Probe examples as they were read, before tokenization.
+
+    Attributes:
+        source: Where they come from, for messages and artifacts.
+        format: Which of TRL's formats they have, or `rollouts`.
+        rows: One mapping per example, holding just the columns of the format; of prompts all
+            columns, which reward functions may want.
+    """
+
+    source: str
+    format: ExampleFormat
+    rows: tuple[Row, ...]
+
+
+def roles_of(wanted: Wanted) -> set[str]:
+    """Columns that formats read; rewards may want any other of a prompt."""
+    return {role for name in wanted for role in (*_REQUIRED[name], *_OPTIONAL.get(name, ()))}
+
+
+def example_set(
+    rows: Iterable[Row], source: str, settings: DataSettings, wanted: Wanted = SUPERVISED
+) -> ExampleSet:
+    """Recognize the format of rows and check each of them.
+
+    Args:
+        rows: Examples as mappings.
+        source: Where they come from.
+        settings: The column map.
+        wanted: Formats that can be used.
+
+    Returns:
+        The checked examples.
+
+    Raises:
+        DataError: There are no rows, a column is missing, or a value has the wrong type.
+    """
+    rows = tuple(rows)
+    if not rows:
+        raise no_examples(source)
+    found = _find_format(rows[0], source, settings, wanted)
+    checked = tuple(
+        _checked(row, _Place(index, source), found, settings) for index, row in enumerate(rows)
+    )
+    return ExampleSet(source=source, format=found, rows=checked)
+
+
+def no_examples(source: str) -> DataError:
+    """The error for data without any example."""
+    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
+
+
+def _find_format(row: Row, source: str, settings: DataSettings, wanted: Wanted) -> ExampleFormat:
+    mapped = set(settings.columns)
+    missing = sorted(set(settings.columns.values()) - set(row))
+    if missing:
+        raise DataError(
+            f"'{source}' has no column '{missing[0]}'; it has: {', '.join(sorted(row))}.",
+            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
+        )
+    by_preference = sorted(wanted, key=lambda name: -len(mapped & set(_REQUIRED[name])))
+    for name in by_preference:
+        if all(settings.columns.get(role, role) in row for role in _REQUIRED[name]):
+            return name
+    raise DataError(
+        f"'{source}' has none of the columns that make an example "
+        f"({'; '.join(_SHOWN[name] for name in wanted)}); it has: {', '.join(sorted(row))}.",
+        hint=f"Map them, for example {_mapping_example(wanted[0])}.",
+    )
+
+
+def _mapping_example(wanted: ExampleFormat) -> str:
+    return {
+        "preference": "--column chosen=preferred --column rejected=other",
+        "prompt": "--column prompt=question",
+        "rollouts": "--column reward=score",
+    }.get(wanted, "--column prompt=question --column completion=answer")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a value stands, for messages."""
+
+    index: int
+    source: str
+
+    def error(self, column: str, what: str, hint: str = "") -> DataError:
+        return DataError(
+            f"Column '{column}' of example {self.index} in '{self.source}' is {what}.",
+            hint=hint or "Remove or repair that example.",
+        )
+
+
+def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettings) -> Row:
+    named = {role: row.get(settings.columns.get(role, role)) for role in _REQUIRED[found]}
+    for role in _OPTIONAL.get(found, ()):
+        value = row.get(settings.columns.get(role, role))
+        if value is not None:
+            named[role] = value
+    shown = {role: settings.columns.get(role, role) for role in named}
+    if found == "rollouts":
+        _check_rollout(named, shown, place)
+        return named
+    for role, value in named.items():
+        _check_turn(value, role, shown[role], place, found)
+    if found in ("prompt_completion", "preference"):
+        _check_alike(named, place)
+    if found == "prompt":
+        mapped = {role: row[column] for role, column in settings.columns.items()}
+        return {**row, **mapped, **named}
+    return named
+
+
+def _check_turn(value: object, role: str, column: str, place: _Place, found: ExampleFormat) -> None:
+    if found != "text" and (role == "messages" or isinstance(value, list)):
+        _check_messages(value, column, place)
+    else:
+        _check_text(value, column, place)
+
+
+def _check_alike(named: Row, place: _Place) -> None:
+    """A conversation may be continued by text, but not the other way round."""
+    first, *others = (role for role in ("prompt", "completion", "chosen", "rejected")
+                      if role in named)  # fmt: skip
+    for role in others:
+        both = first != "prompt" and isinstance(named[first], list) != isinstance(named[role], list)
+        if both or (isinstance(named[first], str) and isinstance(named[role], list)):
+            raise DataError(
+                f"Example {place.index} in '{place.source}' has a {first} of "
+                f"{'text' if isinstance(named[first], str) else 'messages'} and a {role} of "
+                f"{'text' if isinstance(named[role], str) else 'messages'}.",
+                hint="Use text for both, or messages for both.",
+            )
+
+
+def _check_text(value: object, column: str, place: _Place) -> None:
+    if not isinstance(value, str):
+        raise place.error(column, f"{type(value).__name__}, not text")
+
+
+def _check_messages(value: object, column: str, place: _Place) -> None:
+    well_formed = (
+        isinstance(value, list)
+        and value
+        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value)
+    )
+    if not well_formed:
+        raise place.error(
+            column,
+            "not a list of messages",
+            'Each message is an object with "role" and "content".',
+        )
+
+
+def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
+    for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
+        if ids in named:
+            _check_numbers(named[ids], shown[ids], place, whole=True)
+        elif text not in named:
+            raise DataError(
+                f"Example {place.index} in '{place.source}' has neither '{text}' nor '{ids}'.",
+                hint=f"Map one of them, for example --column {text}=COLUMN.",
+            )
+        if isinstance(named.get(text), list):
+            _check_messages(named[text], shown[text], place)
+        elif text in named:
+            _check_text(named[text], shown[text], place)
+    reward = named["reward"]
+    number = isinstance(reward, bool | int | float)
+    if reward is not None and not number:
+        raise place.error(shown["reward"], f"{type(reward).__name__}, not a number")
+    if reward is not None and not math.isfinite(reward):
+        raise place.error(
+            shown["reward"],
+            f"{reward}, not a number",
+            "Repair it; null says that the completion could not be judged.",
+        )
+    if "logprobs" in named:
+        _check_numbers(named["logprobs"], shown["logprobs"], place, whole=False)
+
+
+def _check_numbers(value: object, column: str, place: _Place, *, whole: bool) -> None:
+    kinds: tuple[type, ...] = (int,) if whole else (int, float, type(None))
+    right = isinstance(value, Sequence) and not isinstance(value, str)
+    if not right or not all(
+        isinstance(item, kinds) and not isinstance(item, bool)
+        for item in value  # type: ignore[attr-defined]
+    ):
+        raise place.error(column, f"not a list of {'token ids' if whole else 'numbers'}")
+    low = any(item < 0 for item in value) if whole else any(  # type: ignore[attr-defined]
+        item is not None and item > 1e-6 for item in value  # type: ignore[attr-defined]
+    )  # fmt: skip
+    if low:
+        raise place.error(
+            column, "a list with negative ids" if whole else "a list with positive numbers",
+            "" if whole else "Log-probabilities are natural logarithms: 0 or less.",
+        )  # fmt: skip

@@ -1,0 +1,155 @@
+"""Token ids of texts and conversations, with TRL's conventions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import takewhile
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError
+from hlscore.inputs.formats import Row
+
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
+
+def text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        text: Any text.
+        tokenizer: The model's tokenizer.
+        special: Whether the tokenizer may add tokens that begin or end a text.
+
+    Returns:
+        The ids.
+    """
+    # verbose=False: the tokenizer's own warning about long texts is ours to give, once.
+    ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
+    return ids
+
+
+def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """End a text with the tokenizer's end token, once."""
+    eos = tokenizer.eos_token
+    return text if not eos or text.endswith(eos) else text + eos
+
+
+def template_ids(
+    messages: Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: bool
+) -> dict[str, list[int]]:
+    """Apply the chat template.
+
+    Args:
+        messages: A conversation.
+        tokenizer: The model's tokenizer.
+        **options: Passed on to `apply_chat_template`.
+
+    Returns:
+        `input_ids`, and what else was asked for.
+
+    Raises:
+        DataError: The tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise DataError(
+            "The data holds conversations, but the model's tokenizer has no chat template.",
+            hint="Use an instruction-tuned model, or data with text or prompt/completion strings.",
+        )
+    encoded: dict[str, list[int]] = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, **options
+    )
+    return encoded
+
+
+def prompt_ids(prompt: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Token ids of a prompt, ready to be continued.
+
+    Args:
+        prompt: Text, or a conversation.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        The ids; those of a conversation end where the assistant begins.
+    """
+    if isinstance(prompt, str):
+        return text_ids(prompt, tokenizer)
+    return template_ids(prompt, tokenizer, add_generation_prompt=True)["input_ids"]
+
+
+def prompt_and_whole(
+    prompt: str | Sequence[Row], completion: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt, and of prompt and completion together, ended.
+
+    Args:
+        prompt: Text, or a conversation.
+        completion: Text, or messages; messages only after a conversation.
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        Both; the first need not be a prefix of the second.
+    """
+    if isinstance(prompt, str):
+        whole = text_ids(with_eos(f"{prompt}{completion}", tokenizer), tokenizer)
+        return text_ids(prompt, tokenizer), whole
+    turns = [assistant(completion)] if isinstance(completion, str) else list(completion)
+    return prompt_ids(prompt, tokenizer), template_ids([*prompt, *turns], tokenizer)["input_ids"]
+
+
+def assistant(text: str) -> Row:
+    """One message of the assistant."""
+    return {"role": "assistant", "content": text}
+
+
+def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """Number of ids with which two sequences begin alike."""
+    same = (a == b for a, b in zip(first, second, strict=False))
+    return sum(1 for _ in takewhile(bool, same))
+
+
+def marks_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template tells which tokens the assistant wrote."""
+    return bool(_GENERATION_TAG.search(str(tokenizer.chat_template or "")))
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that a model can read at once; `None` when its configuration sets no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if isinstance(limit, int) and limit > 0 else None
+
+
+def embedding_rows(model: PreTrainedModel) -> int:
+    """Token ids that the model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:
+    """Any id will do that has an embedding: padded places count nothing."""
+    rows = embedding_rows(model)
+    for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token_id, int) and token_id < rows:
+            return token_id
+    return 0
+
+
+def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
+    """Ids that end a completion: those of the tokenizer and of the generation settings.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        model: The model.
+
+    Returns:
+        The ids, rising; empty where nothing ends a completion.
+    """
+    found: set[int] = set()
+    settings: Any = getattr(model, "generation_config", None)
+    for ids in (tokenizer.eos_token_id, getattr(settings, "eos_token_id", None)):
+        if isinstance(ids, int):
+            found.add(ids)
+        elif ids is not None:
+            found |= set(ids)
+    return tuple(sorted(found))

@@ -1,0 +1,104 @@
+r"""Pairwise preference losses, and what they come to where the policy is its own reference.
+
+A pairwise loss is a function f of two log-ratios, those of the chosen and of the rejected
+completion y: `log p(y) - log p_ref(y)`. Training starts with p = p_ref, so that both are 0, and
+
+    grad f = f_c(0, 0) grad log p(chosen) + f_r(0, 0) grad log p(rejected),
+
+since the reference has no gradient. The slopes f_c and f_r are two numbers: the gradient of the
+first step needs neither a second model nor both completions in one batch.
+
+At that point many losses have slopes that differ only by a factor (`sigmoid`, `hinge`,
+`nca_pair`, `bco_pair`, `sppo_hard`, `apo_zero`), so that they rank modules alike. `ipo` and
+`sigmoid_norm` divide by the length of each completion, `apo_down` moves the rejected one only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import logsigmoid
+
+# Chosen and rejected log-ratio, their numbers of tokens, beta.
+PairLoss = Callable[[torch.Tensor, torch.Tensor, int, int, float], torch.Tensor]
+
+
+def _sigmoid(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """DPO, https://arxiv.org/abs/2305.18290."""
+    return -logsigmoid(beta * (c - r))
+
+
+def _hinge(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """SLiC, https://arxiv.org/abs/2305.10425; RSO, https://arxiv.org/abs/2309.06657."""
+    return torch.relu(1 - beta * (c - r))
+
+
+def _ipo(c: torch.Tensor, r: torch.Tensor, m: int, n: int, beta: float) -> torch.Tensor:
+    """IPO per token, https://arxiv.org/abs/2310.12036 (eq. 17); beta is its tau."""
+    return (c / m - r / n - 1 / (2 * beta)) ** 2
+
+
+def _sigmoid_norm(c: torch.Tensor, r: torch.Tensor, m: int, n: int, beta: float) -> torch.Tensor:
+    """Length-normalized DPO, https://arxiv.org/abs/2411.15124."""
+    return -logsigmoid(beta * (c / m - r / n))
+
+
+def _nca_pair(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """NCA, https://arxiv.org/abs/2402.05369."""
+    c, r = beta * c, beta * r
+    return -logsigmoid(c) - 0.5 * logsigmoid(-c) - 0.5 * logsigmoid(-r)
+
+
+def _bco_pair(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """BCO, https://arxiv.org/abs/2404.04656."""
+    return -logsigmoid(beta * c) - logsigmoid(-beta * r)
+
+
+def _sppo_hard(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """SPPO with a sure winner, https://arxiv.org/abs/2405.00675 (eq. 4.7)."""
+    return (c - 0.5 / beta) ** 2 + (r + 0.5 / beta) ** 2
+
+
+def _apo_zero(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """APO-zero, https://arxiv.org/abs/2408.06266 (eq. 7)."""
+    return 1 - torch.sigmoid(beta * c) + torch.sigmoid(beta * r)
+
+
+def _apo_down(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+    """APO-down, https://arxiv.org/abs/2408.06266 (eq. 8)."""
+    return torch.sigmoid(beta * c) + 1 - torch.sigmoid(beta * (c - r))
+
+
+PAIR_LOSSES: dict[str, PairLoss] = {
+    "sigmoid": _sigmoid,
+    "hinge": _hinge,
+    "ipo": _ipo,
+    "sigmoid_norm": _sigmoid_norm,
+    "nca_pair": _nca_pair,
+    "bco_pair": _bco_pair,
+    "sppo_hard": _sppo_hard,
+    "apo_zero": _apo_zero,
+    "apo_down": _apo_down,
+}
+
+
+def slopes(
+    loss_type: str, chosen_tokens: int, rejected_tokens: int, beta: float
+) -> tuple[float, float]:
+    """Slopes of a pairwise loss where both log-ratios are 0.
+
+    Args:
+        loss_type: A key of `PAIR_LOSSES` (TRL's names).
+        chosen_tokens: Tokens of the chosen completion.
+        rejected_tokens: Tokens of the rejected completion.
+        beta: Strength of the tie to the reference.
+
+    Returns:
+        Derivatives by the log-ratio of the chosen and of the rejected completion.
+    """
+    chosen, rejected = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in "cr")
+    with torch.enable_grad():
+        loss = PAIR_LOSSES[loss_type](chosen, rejected, chosen_tokens, rejected_tokens, beta)
+    first, second = torch.autograd.grad(loss, (chosen, rejected))
+    return float(first), float(second)

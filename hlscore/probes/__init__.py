@@ -1,0 +1,1 @@
+"""Probes: tokenized sequences, what each of them counts, and the halves they fall into."""

@@ -1,0 +1,193 @@
+"""Rollouts: one sequence per completion, weighed by its advantage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError
+from hlscore.inputs.tokens import pad_token_id
+from hlscore.objectives.policy import divisor_share, group_advantages, has_signal, token_share
+from hlscore.probes.limits import check_vocabulary, length_limit, shortened
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
+from hlscore.records import ProbeSummary, RolloutSummary
+from hlscore.rollouts.records import Rollout, RolloutSet
+from hlscore.settings import ObjectiveSettings
+
+_MORE_SIGNAL = (
+    "Sample more per prompt (--generations), at a higher --temperature, or use prompts that the "
+    "model solves sometimes: neither always nor never."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequence:
+    """A completion after its prompt, ready to be weighed."""
+
+    example: ProbeExample
+    truncated: bool
+
+
+def encode_completions(
+    rollouts: RolloutSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    objective: ObjectiveSettings,
+    max_length: int | None,
+    groups: int,
+    seed: int,
+) -> ProbeSet:
+    """Weigh completions; see `encode`.
+
+    Completions without advantage have no gradient and are not run; they count in the divisor.
+    """
+    limit = length_limit(model, max_length, default=None)
+    advantages = group_advantages(
+        [[item.reward for item in group.rollouts] for group in rollouts.groups],
+        scale=objective.scale_rewards,
+    )
+    units, cut = [], 0
+    for group, own in zip(rollouts.groups, advantages, strict=True):
+        sequences = [_sequence(item, limit) for item in group.rollouts]
+        cut += sum(
+            len(s.example.input_ids) < len(item.prompt_ids) + len(item.completion_ids)
+            for s, item in zip(sequences, group.rollouts, strict=True)
+        )
+        units.append(_unit(group.name, sequences, own, objective))
+    check_vocabulary([item for unit in units for item in unit.sequences], tokenizer, model)
+    counts = _summarize(rollouts)
+    _check_signal(rollouts, units, counts)
+    found = make_probe_set(
+        units,
+        pad_token_id=pad_token_id(tokenizer, model),
+        groups=groups,
+        seed=seed,
+        summary=ProbeSummary(
+            source=rollouts.source,
+            format="rollouts",
+            objective="grpo",
+            loss_type=objective.loss_type_name,
+            examples=len(units),
+            truncated=cut,
+            dropped=0,
+            rollouts=counts,
+            notes=(*rollouts.notes, *_notes(rollouts, counts, cut, limit)),
+        ),
+    )
+    _check_halves(found, rollouts, units)
+    return found
+
+
+def _sequence(item: Rollout, limit: int | None) -> _Sequence:
+    start, ids = len(item.prompt_ids), (*item.prompt_ids, *item.completion_ids)
+    # Nothing predicts the first token of all.
+    counted = tuple(place >= max(1, start) for place in range(len(ids)))
+    old = item.log_probs if start else item.log_probs[1:]
+    whole = ProbeExample(ids, counted, 1.0, old)
+    example = shortened(whole, limit)
+    return _Sequence(example, item.truncated or len(example.input_ids) < len(ids))
+
+
+def _unit(
+    name: str, sequences: list[_Sequence], advantages: list[float], objective: ObjectiveSettings
+) -> ProbeUnit:
+    loss_type, kept, count = objective.loss_type_name, [], 0
+    for item, advantage in zip(sequences, advantages, strict=True):
+        masked = objective.mask_truncated and item.truncated
+        tokens = 0 if masked else item.example.counted_tokens
+        count += divisor_share(loss_type, tokens, objective.max_new_tokens)
+        if tokens and advantage:
+            example = item.example
+            kept.append(
+                ProbeExample(
+                    example.input_ids,
+                    example.counted,
+                    advantage * token_share(loss_type, tokens),
+                    example.old_log_probs,
+                )
+            )
+    return ProbeUnit(tuple(kept), count, key=name)
+
+
+def _summarize(rollouts: RolloutSet) -> RolloutSummary:
+    every = [item for group in rollouts.groups for item in group.rollouts]
+    rewards = [item.reward for item in every if item.reward is not None]
+    return RolloutSummary(
+        prompts=len(rollouts.groups),
+        completions=len(every),
+        silent=sum(
+            not has_signal([item.reward for item in group.rollouts]) for group in rollouts.groups
+        ),
+        unjudged=len(every) - len(rewards),
+        truncated=sum(item.truncated for item in every),
+        empty=sum(not item.completion_ids for item in every),
+        mean_reward=sum(rewards) / len(rewards) if rewards else None,
+    )
+
+
+def _check_signal(rollouts: RolloutSet, units: list[ProbeUnit], counts: RolloutSummary) -> None:
+    if any(unit.sequences for unit in units):
+        return
+    if counts.unjudged == counts.completions:
+        raise DataError(
+            f"None of the {counts.completions} completions of '{rollouts.source}' has a reward.",
+            hint="The reward function could judge none: check its column of answers "
+            "(--column answer=NAME).",
+        )
+    if counts.empty == counts.completions:
+        raise DataError(f"Every completion of '{rollouts.source}' is empty.")
+    if max(len(group.rollouts) for group in rollouts.groups) < 2:
+        raise DataError(
+            f"'{rollouts.source}' has one completion per prompt: an advantage compares several.",
+            hint="Name the column that groups completions: --column group=NAME.",
+        )
+    if counts.silent < counts.prompts:
+        raise DataError(
+            f"No completion of '{rollouts.source}' that counts has an advantage.",
+            hint="Leave --mask-truncated away, or raise --max-length or --max-new-tokens.",
+        )
+    raise DataError(
+        f"In each of the {counts.prompts} groups of '{rollouts.source}' all rewards are equal "
+        f"(mean {counts.mean_reward:.3g}): no gradient.",
+        hint=_MORE_SIGNAL,
+    )
+
+
+def _check_halves(found: ProbeSet, rollouts: RolloutSet, units: list[ProbeUnit]) -> None:
+    if all(any(half) for half in found.halves):
+        return
+    signal = sum(bool(unit.sequences) for unit in units)
+    raise DataError(
+        f"Only {signal} of {len(units)} groups of '{rollouts.source}' carry a gradient, and all "
+        "fell into one half of the probes: the score compares two halves.",
+        hint=f"Use more prompts (--samples). {_MORE_SIGNAL}",
+    )
+
+
+def _notes(
+    rollouts: RolloutSet, counts: RolloutSummary, cut: int, limit: int | None
+) -> tuple[str, ...]:
+    notes = []
+    sizes = {len(group.rollouts) for group in rollouts.groups}
+    if counts.silent:
+        notes.append(
+            f"{counts.silent} of {counts.prompts} prompts carry no gradient: their rewards are all "
+            "equal."
+        )
+    if counts.unjudged:
+        notes.append(f"{counts.unjudged} completions have no reward and count nothing.")
+    if counts.truncated:
+        share = 100 * counts.truncated / counts.completions
+        notes.append(
+            f"{counts.truncated} completions ({share:.0f} %) were cut short at the limit of their "
+            "length."
+        )
+    if counts.empty:
+        notes.append(f"{counts.empty} completions are empty.")
+    if cut:
+        notes.append(f"{cut} sequences were cut at {limit} tokens.")
+    if len(sizes) > 1:
+        notes.append(f"Groups differ in size: {min(sizes)} to {max(sizes)} completions.")
+    return tuple(notes)

@@ -1,0 +1,72 @@
+"""From examples or rollouts to the probe set of an objective."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError
+from hlscore.inputs.formats import ExampleSet
+from hlscore.probes.completions import encode_completions
+from hlscore.probes.pairs import encode_pairs
+from hlscore.probes.sft import encode_supervised
+from hlscore.probes.units import ProbeSet
+from hlscore.rollouts.records import RolloutSet
+from hlscore.settings import ObjectiveSettings
+
+
+def encode(
+    examples: ExampleSet | RolloutSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
+    max_length: int | None,
+    groups: int,
+    seed: int,
+) -> ProbeSet:
+    """Tokenize what is probed and split it into halves: by example, pair or prompt.
+
+    Args:
+        examples: Checked examples; rollouts for reinforcement learning.
+        tokenizer: The model's tokenizer; needs no padding token.
+        model: The model, for its context length and vocabulary; may be on the meta device.
+        objective: The loss that is probed.
+        max_length: Tokens kept of each sequence.
+        groups: Bootstrap groups per half, at most.
+        seed: Seed of the split into halves.
+
+    Returns:
+        The probe set.
+
+    Raises:
+        UsageError: `max_length` is beyond the model's context.
+        DataError: Too few examples carry loss, or a token id has no embedding.
+    """
+    if isinstance(examples, RolloutSet):
+        return encode_completions(
+            examples,
+            tokenizer,
+            model,
+            objective=objective,
+            max_length=max_length,
+            groups=groups,
+            seed=seed,
+        )
+    if objective.objective == "dpo":
+        return encode_pairs(
+            examples,
+            tokenizer,
+            model,
+            objective=objective,
+            max_length=max_length,
+            groups=groups,
+            seed=seed,
+        )
+    if objective.objective == "grpo":
+        raise DataError(
+            f"'{examples.source}' holds prompts, but no completions with rewards.",
+            hint="Sample them first: without --rollouts the command does it.",
+        )
+    return encode_supervised(
+        examples, tokenizer, model, max_length=max_length, groups=groups, seed=seed
+    )

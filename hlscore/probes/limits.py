@@ -1,0 +1,92 @@
+"""What a model can read: lengths and token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError, UsageError
+from hlscore.inputs.tokens import context_length, embedding_rows
+from hlscore.probes.units import ProbeExample, ProbeUnit
+
+
+def length_limit(
+    model: PreTrainedModel, max_length: int | None, *, default: int | None
+) -> int | None:
+    """Tokens kept of each sequence.
+
+    Args:
+        model: The model, for its context.
+        max_length: As asked for.
+        default: The limit where nothing was asked for; `None` leaves only the context.
+
+    Returns:
+        The limit; `None` where there is none.
+
+    Raises:
+        UsageError: More was asked for than the model can read.
+    """
+    context = context_length(model)
+    if max_length is None:
+        known = [limit for limit in (default, context) if limit is not None]
+        return min(known, default=None)
+    if context is not None and max_length > context:
+        raise UsageError(
+            f"--max-length is {max_length}, but the model reads at most {context} tokens.",
+            hint=f"Use --max-length {context} or less.",
+        )
+    return max_length
+
+
+def shortened(item: ProbeExample, limit: int | None) -> ProbeExample:
+    """Cut a sequence at a limit."""
+    if limit is None or len(item.input_ids) <= limit:
+        return item
+    counted = item.counted[:limit]
+    return ProbeExample(
+        item.input_ids[:limit], counted, item.coefficient, item.old_log_probs[: sum(counted)]
+    )
+
+
+def check_vocabulary(
+    sequences: Iterable[ProbeExample], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
+) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Args:
+        sequences: What will be run.
+        tokenizer: The model's tokenizer.
+        model: The model.
+
+    Raises:
+        DataError: There is such an id.
+    """
+    rows = embedding_rows(model)
+    largest = max((max(item.input_ids) for item in sequences), default=0)
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest) if largest < len(tokenizer) else "?"
+        raise DataError(
+            f"The data or its tokenizer gives id {largest} ('{token}'), but the model's embedding "
+            f"has {rows} rows.",
+            hint="Use the tokenizer that belongs to the model, or resize the embedding.",
+        )
+
+
+def check_two(units: Sequence[ProbeUnit], source: str, what: str) -> None:
+    """Refuse data that cannot be split into two halves.
+
+    Args:
+        units: What carries loss.
+        source: Where it comes from.
+        what: What a unit is called.
+
+    Raises:
+        DataError: There are fewer than two different units.
+    """
+    if len({unit.digest(0) for unit in units}) < 2:
+        copies = "" if len(units) == 1 else f", {len(units)} times"
+        raise DataError(
+            f"'{source}' has a single usable {what}{copies}.",
+            hint="The score compares two halves of the probes: give at least 2, better 64.",
+        )

@@ -1,0 +1,181 @@
+"""What is probed: sequences with what each counts, in two halves of groups."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from hlscore.records import ProbeSummary
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeExample:
+    """One tokenized sequence.
+
+    Attributes:
+        input_ids: Token ids.
+        counted: Whether each token carries loss; the first never does, nothing predicts it.
+        coefficient: What the loss of the sequence is multiplied by.
+        old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
+            not known; empty when none are.
+    """
+
+    input_ids: tuple[int, ...]
+    counted: tuple[bool, ...]
+    coefficient: float = 1.0
+    old_log_probs: tuple[float, ...] = ()
+
+    @property
+    def counted_tokens(self) -> int:
+        """Number of tokens that carry loss."""
+        return sum(self.counted)
+
+    def digest(self, seed: int) -> bytes:
+        """Hash what is probed; orders examples independently of how they were listed."""
+        content = hashlib.sha256(f"{seed}:".encode())
+        content.update(np.asarray(self.input_ids, dtype="<i8").tobytes())
+        content.update(np.asarray(self.counted, dtype="u1").tobytes())
+        if self.coefficient != 1.0 or self.old_log_probs:
+            content.update(np.asarray(self.coefficient, dtype="<f8").tobytes())
+            content.update(np.asarray(self.old_log_probs, dtype="<f8").tobytes())
+        return content.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeUnit:
+    """Sequences that stand together: an example, a pair, or the completions of a prompt.
+
+    Attributes:
+        sequences: Those that carry loss; completions whose gradient is zero are left out.
+        count: What the unit adds to the number that the sum of the loss is divided by: counted
+            tokens, pairs or completions.
+        key: Tells units apart that have no sequences.
+    """
+
+    sequences: tuple[ProbeExample, ...]
+    count: int
+    key: str = ""
+
+    def digest(self, seed: int) -> bytes:
+        """Hash what is probed; orders units independently of how they were listed."""
+        if len(self.sequences) == 1 and not self.key:
+            return self.sequences[0].digest(seed)
+        content = hashlib.sha256(f"{seed}:{self.key}".encode())
+        for digest in sorted(item.digest(seed) for item in self.sequences):
+            content.update(digest)
+        return content.digest()
+
+
+Halves = tuple[tuple[tuple[ProbeExample, ...], ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSet:
+    """Tokenized sequences, split into two halves of bootstrap groups.
+
+    Attributes:
+        halves: Two tuples of groups; a group is a tuple of sequences.
+        counts: For each half what each of its groups adds to the divisor of the mean.
+        summary: What the artifacts say about them.
+        pad_token_id: Id used for padding; padded places count nothing.
+    """
+
+    halves: Halves
+    counts: tuple[tuple[int, ...], ...]
+    summary: ProbeSummary
+    pad_token_id: int
+
+    @property
+    def sequences(self) -> list[ProbeExample]:
+        """All sequences, those of the first half first."""
+        return [item for half in self.halves for group in half for item in group]
+
+    @property
+    def count(self) -> int:
+        """What the sum of the loss is divided by."""
+        return sum(map(sum, self.counts))
+
+
+class _Hashed(Protocol):
+    def digest(self, seed: int) -> bytes: ...
+
+
+_Item = TypeVar("_Item", bound=_Hashed)
+
+
+def split_halves(
+    items: Sequence[_Item], *, groups: int, seed: int
+) -> tuple[tuple[tuple[_Item, ...], ...], ...]:
+    """Split examples or units into two halves of groups, whatever order they come in.
+
+    They are ordered by a seeded hash of their content. Copies stay together, so that halves and
+    groups stay independent.
+
+    Args:
+        items: At least two different ones.
+        groups: Groups per half, at most one per item.
+        seed: Seed of the hash.
+
+    Returns:
+        Two tuples of groups.
+    """
+    ordered = sorted(items, key=lambda item: item.digest(seed))
+    middle = _cut_near(ordered, (len(ordered) + 1) // 2)
+    halves = []
+    for half in (ordered[:middle], ordered[middle:]):
+        count = min(groups, len(half))
+        inner = {_cut_near(half, len(half) * i // count) for i in range(1, count)}
+        bounds = [0, *sorted(inner - {0, len(half)}), len(half)]
+        halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
+    return tuple(halves)
+
+
+def _cut_near(ordered: Sequence[_Item], wanted: int) -> int:
+    """Nearest place to a wanted one that does not part copies of one item."""
+    places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
+    return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
+
+
+def make_probe_set(
+    units: Sequence[ProbeUnit],
+    *,
+    summary: ProbeSummary,
+    pad_token_id: int,
+    groups: int,
+    seed: int,
+) -> ProbeSet:
+    """Split units into halves.
+
+    Args:
+        units: At least two different ones.
+        summary: What is known about them; hash, groups and tokens are filled in here.
+        pad_token_id: Id used for padding.
+        groups: Bootstrap groups per half, at most.
+        seed: Seed of the split.
+
+    Returns:
+        The probe set.
+    """
+    split = split_halves(units, groups=groups, seed=seed)
+    sequences = [item for unit in units for item in unit.sequences]
+    hashes = sorted(unit.digest(0) for unit in units)
+    return ProbeSet(
+        halves=tuple(
+            tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
+            for half in split
+        ),
+        counts=tuple(tuple(sum(unit.count for unit in group) for group in half) for half in split),
+        pad_token_id=pad_token_id,
+        summary=replace(
+            summary,
+            hash=f"sha256:{hashlib.sha256(b''.join(hashes)).hexdigest()}",
+            groups=sum(len(half) for half in split),
+            counted_tokens=sum(item.counted_tokens for item in sequences),
+            total_tokens=sum(len(item.input_ids) for item in sequences),
+        ),
+    )

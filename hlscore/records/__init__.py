@@ -1,0 +1,43 @@
+"""Frozen records that travel between the rooms. No torch: read-only commands use them too."""
+
+from __future__ import annotations
+
+from hlscore.records.model import (
+    Candidate,
+    Fingerprint,
+    Form,
+    ModelDimensions,
+    ModelIdentity,
+    ParameterSize,
+    Storage,
+)
+from hlscore.records.probes import (
+    ProbeSummary,
+    RolloutSummary,
+)
+from hlscore.records.report import (
+    Estimate,
+    GradientStatistics,
+    ModuleRow,
+    RunInfo,
+    ScoreReport,
+    Status,
+)
+
+__all__ = [
+    "Candidate",
+    "Estimate",
+    "Fingerprint",
+    "Form",
+    "GradientStatistics",
+    "ModelDimensions",
+    "ModelIdentity",
+    "ModuleRow",
+    "ParameterSize",
+    "ProbeSummary",
+    "RolloutSummary",
+    "RunInfo",
+    "ScoreReport",
+    "Status",
+    "Storage",
+]

@@ -1,0 +1,67 @@
+"""What is known of the probes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSummary:
+    """What the completions of reinforcement learning were like.
+
+    Attributes:
+        prompts: Prompts, each with a group of completions.
+        completions: Completions of all prompts.
+        silent: Prompts whose rewards are all equal: they carry no gradient.
+        unjudged: Completions without a reward.
+        truncated: Completions that were cut short at the limit of their length.
+        empty: Completions without a token.
+        mean_reward: Mean of the rewards there are; `None` where there is none.
+    """
+
+    prompts: int
+    completions: int
+    silent: int
+    unjudged: int
+    truncated: int
+    empty: int
+    mean_reward: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSummary:
+    """What the gradients come from.
+
+    Attributes:
+        source: Name of the data as given, or `builtin:probes`.
+        format: Data format found, such as `prompt_completion`.
+        objective: The loss that was probed: `sft`, `dpo` or `grpo`.
+        loss_type: Its variant; empty for sft.
+        hash: SHA-256 over the token ids, loss masks and weights, independent of their order.
+        examples: Examples, pairs or prompts used.
+        groups: Bootstrap groups over both halves.
+        counted_tokens: Tokens that carry loss.
+        total_tokens: All tokens that are run, padding excluded.
+        truncated: Examples cut at the maximum length.
+        dropped: Examples left out because no token of theirs carries loss.
+        mean_loss: Mean negative log-likelihood over the counted tokens, in nats; `None` before
+            the run. For sft that is the loss.
+        rollouts: What the completions were like; `None` but for grpo.
+        notes: Remarks for the reader.
+    """
+
+    source: str
+    format: str
+    objective: Literal["sft", "dpo", "grpo"] = "sft"
+    loss_type: str = ""
+    hash: str = ""
+    examples: int
+    groups: int = 0
+    counted_tokens: int = 0
+    total_tokens: int = 0
+    truncated: int
+    dropped: int
+    mean_loss: float | None = None
+    rollouts: RolloutSummary | None = None
+    notes: tuple[str, ...] = ()

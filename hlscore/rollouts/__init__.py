@@ -1,0 +1,1 @@
+"""Rollouts: completions of the model itself, and what they are worth."""
