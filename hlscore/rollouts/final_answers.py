@@ -1,0 +1,170 @@
+"""Where the final answer stands in a text, and how to read a number there."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_HASHES = re.compile(r"####")
+_ANSWER = re.compile(r"\banswer\b[*_\s]*:|# ->", re.IGNORECASE)
+_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+# Digits inside words and behind other digits are no numbers of their own.
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
+_NUMBER = re.compile(
+    rf"(?<![\w.])(?P<sign>[-+]?)(?P<above>{_DECIMAL})(?:\s*/\s*(?P<below>{_DECIMAL}))?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
+_RELATIVE_TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FinalAnswer:
+    r"""What stands behind the marker of a final answer.
+
+    Attributes:
+        text: The answer, without white space and bold marks around it.
+        boxed: Whether it stood in `\boxed{...}`, that is, in LaTeX.
+    """
+
+    text: str
+    boxed: bool
+
+
+def final_answer(text: str) -> FinalAnswer | None:
+    r"""Find the marked final answer of a text.
+
+    The marker is the last `####`, else the last `\boxed{...}` with balanced braces, else the last
+    `Answer:` or `# ->`. A `####` with another marker behind it is a heading, and does not count.
+
+    Args:
+        text: A completion, or a worked solution.
+
+    Returns:
+        What stands in the box, or on the first line with text behind the marker; `None` when
+        there is no marker.
+    """
+    hashes = _last_end(_HASHES, text)
+    boxed = _last_box(text)
+    answer = _last_end(_ANSWER, text)
+    if hashes is not None and hashes > max(boxed[0] if boxed else -1, answer or -1):
+        return FinalAnswer(text=_first_line_from(text, hashes), boxed=False)
+    if boxed is not None:
+        return FinalAnswer(text=boxed[1].strip(), boxed=True)
+    if answer is not None:
+        return FinalAnswer(text=_first_line_from(text, answer), boxed=False)
+    return None
+
+
+def _last_end(marker: re.Pattern[str], text: str) -> int | None:
+    end = None
+    for match in marker.finditer(text):
+        end = match.end()
+    return end
+
+
+def _last_box(text: str) -> tuple[int, str] | None:
+    opened: list[int | None] = []  # per open brace: where the content of its box starts
+    last = None
+    for match in _BRACES.finditer(text):
+        if match.group().endswith("{") and match.group() != "\\{":
+            opened.append(match.end() if len(match.group()) > 1 else None)
+        elif match.group() == "}" and opened:
+            start = opened.pop()
+            if start is not None and (last is None or start > last[0]):
+                last = (start, match.start())
+    return (last[0], text[last[0] : last[1]]) if last else None
+
+
+def _first_line_from(text: str, start: int) -> str:
+    lines = (_bare(line) for line in text[start:].splitlines())
+    return next((line for line in lines if line), "")
+
+
+def _bare(line: str) -> str:
+    stripped = line.strip()
+    if stripped.startswith("**") or stripped.endswith("**"):
+        stripped = stripped.removeprefix("**").removesuffix("**").strip()
+        stripped = stripped.removeprefix("**").strip()
+    return stripped
+
+
+def whole_number_text(text: str) -> float | None:
+    """Read a text that is a number and nothing else.
+
+    Args:
+        text: Such as `1,234`, `$18.50`, `-3`, `1/2`, `50%`.
+
+    Returns:
+        The number; `None` when there is anything else in the text.
+    """
+    cleaned = _plain(text).strip().rstrip(".").rstrip("%").strip()
+    match = _NUMBER.fullmatch(cleaned)
+    return _value(match) if match else None
+
+
+def number_in(text: str, *, last: bool) -> float | None:
+    """Find a number in a text.
+
+    Args:
+        text: Any text.
+        last: Whether to give the last number of the text; otherwise it is the first one behind
+            the last `=`, for `2 * 3 = 6 m^2`.
+
+    Returns:
+        The number; `None` when there is none.
+    """
+    numbers = _NUMBER.finditer(_plain(text if last else text.rpartition("=")[2]))
+    found = list(numbers)
+    return _value(found[-1 if last else 0]) if found else None
+
+
+def same_number(one: float, other: float) -> bool:
+    """Compare two numbers up to rounding.
+
+    Args:
+        one: A number.
+        other: Another one.
+
+    Returns:
+        Whether they are equal to six digits.
+    """
+    return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE)
+
+
+def _plain(text: str) -> str:
+    text = _FRACTION.sub(r"\1/\2", text)
+    text = _CURRENCY.sub("", text).replace("\u2212", "-")
+    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "").replace("\\%", "%")
+
+
+def _value(match: re.Match[str]) -> float | None:
+    value = float(match["above"].replace(",", ""))
+    if match["below"]:
+        below = float(match["below"].replace(",", ""))
+        if below == 0:
+            return None
+        value /= below
+    return (-value if match["sign"] == "-" else value) if math.isfinite(value) else None
+
+
+def completion_text(completion: Any) -> str:
+    """Give the text of a completion.
+
+    Args:
+        completion: A text, or a conversation: a list of messages.
+
+    Returns:
+        The text, for a conversation that of its last message.
+    """
+    if not isinstance(completion, list):
+        return "" if completion is None else str(completion)
+    last = completion[-1] if completion else ""
+    content = last.get("content") if isinstance(last, dict) else last
+    if isinstance(content, list):  # text and images in parts
+        parts = [part.get("text", "") for part in content if isinstance(part, dict)]
+        return "".join(str(part or "") for part in parts)
+    return "" if content is None else str(content)
