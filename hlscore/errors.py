@@ -54,6 +54,10 @@ class CaptureError(HlscoreError):
     """The probe run produced something that is not a gradient (NaN, infinity, nothing)."""
 
 
+class RewardError(HlscoreError):
+    """A reward function failed."""
+
+
 class ArtifactError(HlscoreError):
     """A report or plan file cannot be read or written."""
 

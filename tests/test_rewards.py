@@ -1,0 +1,391 @@
+"""Rewards in a process of their own: what they give, and what happens when they fail."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from hlscore.errors import DataError, RewardError, UsageError
+from hlscore.rollouts.reward_process import Completions, Reward, RewardProcess, check_rewards
+from hlscore.rollouts.verifiers import verify_all
+
+FUNCTIONS = r"""
+import os, re, sys, time
+
+NOT_A_FUNCTION = 3
+
+def length(completions, **_):
+    return [len(text) for text in completions]
+
+def some(completions, **_):
+    return [None if text == "b" else 2 * len(text) for text in completions]
+
+def none(completions, **_):
+    return [None for _ in completions]
+
+def signature(prompts, completions, completion_ids, level, trainer_state, log_extra, log_metric):
+    log_extra("x", level)
+    log_metric("y", 1.0)
+    assert trainer_state is None
+    return [float(p == "p" and len(i) == 2 and v == 5)
+            for p, i, v in zip(prompts, completion_ids, level, strict=True)]
+
+def columns(level, when, **_):
+    return [float(isinstance(l, str)) + 2 * float(w == "2024-05-06") for l, w in zip(level, when)]
+
+def prints(completions, **_):
+    print('{"rewards": [9]}')
+    os.write(1, b"noise\n")
+    os.system("echo more noise")
+    assert sys.stdin.read() == ""
+    return [1.0] * len(completions)
+
+async def later(completions, **_):
+    import asyncio
+    await asyncio.sleep(0.01)
+    return [3.0] * len(completions)
+
+class Callable_:
+    async def __call__(self, completions, **_):
+        return tuple(4.0 for _ in completions)
+
+instance = Callable_()
+
+def short(completions, **_):
+    return [0.0]
+
+def nan(completions, **_):
+    return [1.0, float("nan")]
+
+def text(completions, **_):
+    return ["1.0", 1.0]
+
+def nothing(**_):
+    pass
+
+def mapping(**_):
+    return {"a": 1, "b": 2}
+
+def multiline(**_):
+    raise ValueError("first line\nsecond line")
+
+def leaves(**_):
+    sys.exit(4)
+
+def dies(**_):
+    os._exit(7)
+
+def crashes(**_):
+    os.kill(os.getpid(), 11)
+
+def narrow(completions):
+    return [0.0]
+
+def loops(**_):
+    while True:
+        pass
+
+def loops_in_c(**_):
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+def process(completions, **_):
+    return [os.getpid()] * len(completions)
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text(FUNCTIONS)
+    (tmp_path / "broken.py").write_text("import no_such_module_at_all\n")
+    (tmp_path / "leaving.py").write_text("raise SystemExit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def batch(*completions: str, **columns: list[Any]) -> Completions:
+    count = len(completions)
+    return Completions(
+        prompts=["p"] * count,
+        completions=list(completions),
+        completion_ids=[[1, 2]] * count,
+        columns=columns,
+    )
+
+
+def judge(reward: Reward, given: Completions, timeout: float = 20.0) -> list[float | None]:
+    with RewardProcess([reward], timeout=timeout) as process:
+        return process.judge(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "rewards"),
+    [
+        ("length", [1.0, 2.0]),
+        ("none", [None, None]),
+        ("signature", [1.0, 0.0]),
+        ("columns", [0.0 + 2, 1.0 + 2]),
+        ("prints", [1.0, 1.0]),
+        ("later", [3.0, 3.0]),
+        ("instance", [4.0, 4.0]),
+    ],
+)
+def test_functions(mine: Path, name: str, rewards: list[float | None]) -> None:
+    extra = {} if name == "signature" else {"when": [dt.date(2024, 5, 6)] * 2}
+    levels = [5, 6] if name == "signature" else [5, np.int64(5)]
+    assert judge(f"mine:{name}", batch("a", "bc", level=levels, **extra)) == rewards
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("short", "'mine:short' returned 1 rewards for 2 completions."),
+        ("nan", "'mine:nan' returned nan for completion 1."),
+        ("text", "'mine:text' returned a str for completion 0, no number."),
+        ("nothing", "'mine:nothing' returned a NoneType, no list."),
+        ("mapping", "'mine:mapping' returned a dict, no list."),
+        ("multiline", "'mine:multiline' raised ValueError: first line"),
+        ("leaves", "'mine:leaves' raised SystemExit: 4"),
+        ("narrow", "'mine:narrow' raised TypeError: narrow() got an unexpected keyword"),
+        ("dies", "'mine:dies' ended its process (exit status 7)."),
+        ("crashes", "'mine:crashes' ended its process (signal SIGSEGV)."),
+    ],
+)
+def test_functions_that_fail(mine: Path, name: str, message: str) -> None:
+    with RewardProcess(["mine:length", f"mine:{name}"]) as process:
+        for _ in range(2):  # the second time with a new child, where the first one died
+            with pytest.raises(RewardError) as caught:
+                process.judge(batch("a", "b"))
+            assert caught.value.message.startswith(f"The reward function {message}")
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["loops", "loops_in_c"])
+def test_functions_that_hang(mine: Path, name: str) -> None:
+    with RewardProcess([f"mine:{name}", "mine:process"], timeout=0.5) as process:
+        start = time.monotonic()
+        with pytest.raises(RewardError, match=r"longer than 0\.5 s for 1 completions") as caught:
+            process.judge(batch("a"))
+        assert time.monotonic() - start < 5
+        assert "--reward-timeout" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["foo"], "--reward is 'foo'."),
+        (["math", "a.b:"], "--reward is 'a.b:'."),
+        (["a b:c"], "--reward is 'a b:c'."),
+        (["regex:("], "--reward is 'regex:(', and '(' is no regular expression"),
+        ([], "There is no reward."),
+    ],
+)
+def test_names_are_checked_at_once(names: list[str], message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        check_rewards(names)
+    assert caught.value.message.startswith(message)
+    with pytest.raises(UsageError):
+        RewardProcess(names)
+
+
+def test_weights_are_checked_at_once() -> None:
+    check_rewards(["math", "trl.rewards:accuracy_reward", "regex:a:b"], [1.0, 0.5, 0])
+    with pytest.raises(UsageError, match="There are 2 weights for 1 rewards"):
+        check_rewards(["math"], [1.0, 2.0])
+    with pytest.raises(UsageError, match="--reward-weight is nan"):
+        check_rewards(["math"], [float("nan")])
+    with pytest.raises(UsageError, match="--reward-timeout is 0"):
+        RewardProcess(["math"], timeout=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("absent:f", "'absent' cannot be imported: No module named 'absent'"),
+        ("broken:f", "'broken' cannot be imported: No module named 'no_such_module_at_all'"),
+        ("leaving:f", "'leaving' cannot be imported: SystemExit: 3"),
+        ("mine:absent", "'mine' has no 'absent'."),
+        ("mine:NOT_A_FUNCTION", "that is no function: it is of type int."),
+    ],
+)
+def test_functions_that_are_not_there(mine: Path, name: str, message: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        RewardProcess(["math", name]).__enter__()
+    assert caught.value.message.endswith(message)
+
+
+def test_modules_on_the_path_of_the_parent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere.py").write_text("def f(completions, **_): return [5] * len(completions)")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert judge("elsewhere:f", batch("a")) == [5.0]
+
+
+def test_errors_of_the_data_arrive() -> None:
+    with RewardProcess(["numeric"]) as process:
+        with pytest.raises(DataError, match="the data have: reply") as caught:
+            process.judge(batch("6", reply=["6"]))
+        assert "--column answer=NAME" in caught.value.hint
+        assert process.judge(batch("6", answer=["6"])) == [1.0]
+        assert process.judge(batch()) == []
+
+
+def test_several_rewards_add_up_as_in_trl(mine: Path) -> None:
+    weights = [1.0, 0.5, -2.0, 3.0]
+    given = batch("a", "b", "ccc", level=[1, 2, 3])
+    names = ["mine:length", "mine:some", "mine:none"]
+    with RewardProcess([*names, _thirds], weights=weights) as process:
+        rewards = process.judge(given)
+    nan = torch.nan
+    table = torch.tensor([[1, 2, nan, 1 / 3], [1, nan, nan, 1 / 3], [3, 6, nan, 1]])
+    assert rewards == pytest.approx((table * torch.tensor(weights)).nansum(dim=1).tolist())
+
+
+def _thirds(completions: list[str], **_: Any) -> list[float]:
+    return [len(text) / 3 for text in completions]
+
+
+@pytest.mark.parametrize(
+    "give",
+    [
+        lambda n: [True] * n,
+        lambda n: np.ones(n, dtype=np.float32),
+        torch.ones,
+        lambda n: [torch.tensor(1.0)] * n,
+        lambda n: (np.float64(1) for _ in range(n)),
+    ],
+)
+def test_kinds_of_numbers(give: Callable[[int], Any]) -> None:
+    assert judge(lambda completions, **_: give(len(completions)), batch("a", "b")) == [1.0, 1.0]
+
+
+def test_functions_in_this_process() -> None:
+    async def later(completions: list[str], **_: Any) -> list[float]:
+        return [2.0] * len(completions)
+
+    def hangs(**_: Any) -> list[float]:
+        time.sleep(3)
+        return []
+
+    def fails(**_: Any) -> list[float]:
+        raise KeyError("x")
+
+    before = len(psutil.Process().children())
+    with RewardProcess([later]) as process:
+        assert len(psutil.Process().children()) == before
+        assert process.judge(batch("a")) == [2.0]
+    with pytest.raises(RewardError, match=r"'hangs' took longer than 0\.2 s"):
+        judge(hangs, batch("a"), timeout=0.2)
+    with pytest.raises(RewardError, match="'fails' raised KeyError: 'x'"):
+        judge(fails, batch("a"))
+
+
+def test_verifiers_that_hang_are_worth_nothing() -> None:
+    pattern = r"regex:^(a+)+$"
+    with RewardProcess([pattern, "exact"], timeout=0.6) as process:
+        given = batch("aaa", "a" * 60 + "b", "b", answer=["b"] * 3)
+        assert process.judge(given) == [1.0, 0.0, 1.0]
+        assert process.hung == 1
+        assert process.judge(batch("a", answer=["b"])) == [1.0]
+        assert process.hung == 1
+
+
+def test_towers_of_powers_do_not_stop_a_batch() -> None:
+    texts = ["Answer: 9^9^9^9", r"\boxed{9^{9^{9^9}}}", "#### 6", "Answer: 9**9**9**9"]
+    with RewardProcess(["math"], timeout=15) as process:
+        assert process.judge(batch(*texts, answer=["6"] * 4)) == [0.0, 0.0, 1.0, 0.0]
+
+
+def test_large_requests_and_answers(mine: Path) -> None:
+    with RewardProcess(["mine:length"]) as process:
+        assert process.judge(batch("a" * 5_000_000, "b")) == [5_000_000.0, 1.0]
+        assert process.judge(batch(*["a"] * 400_000)) == [1.0] * 400_000
+
+
+ANSWERS = [
+    (r"\boxed{\frac{1}{3}}", r"\frac{1}{3}"),
+    (r"\boxed{\frac{2}{6}}", r"\frac{1}{3}"),
+    (r"\boxed{\frac{1}{2}}", r"\frac{1}{3}"),
+    (r"So $\boxed{42}$.", "42"),
+    (r"So $\boxed{41}$.", "42"),
+    (r"\boxed{x^2 + 2x + 1}", "$(x+1)^2$"),
+    (r"\boxed{2\sqrt{2}}", r"$\sqrt{8}$"),
+    (r"\boxed{(1, 2)}", "$(1,2)$"),
+    (r"\boxed{1,234}", "1234"),
+    (r"\boxed{5}", "Wednesday"),
+    ("no box", "42"),
+]
+
+
+def test_math_agrees_with_trl() -> None:
+    talks = [[{"role": "assistant", "content": text}] for text, _ in ANSWERS]
+    given = Completions(
+        prompts=[[{"role": "user", "content": "?"}]] * len(talks),
+        completions=talks,
+        completion_ids=[[1]] * len(talks),
+        columns={"solution": [gold for _, gold in ANSWERS]},
+    )
+    theirs = judge("trl.rewards:accuracy_reward", given, timeout=60)
+    assert theirs == verify_all("math", given.prompts, given.completions, given.columns)
+    assert 1.0 in theirs
+    assert 0.0 in theirs
+    assert None in theirs
+
+
+def test_the_child_ends_with_the_block(mine: Path) -> None:
+    with RewardProcess(["mine:process"]) as process:
+        [pid] = process.judge(batch("a"))
+        assert pid != os.getpid()
+        assert psutil.pid_exists(int(pid or 0))
+    assert not psutil.pid_exists(int(pid or 0))
+
+
+def test_ctrl_c_ends_the_child(mine: Path) -> None:
+    before = set(psutil.Process().children())
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with RewardProcess(["mine:loops"]) as process:
+            signal.setitimer(signal.ITIMER_REAL, 0.3)
+            with pytest.raises(KeyboardInterrupt):
+                process.judge(batch("a"))
+            assert set(psutil.Process().children()) == before
+    finally:
+        signal.signal(signal.SIGALRM, old)
+
+
+ORPHAN = """
+from hlscore.rollouts.reward_process import Completions, RewardProcess
+import sys
+with RewardProcess(["mine:loops_in_c"], timeout=float(sys.argv[1])) as process:
+    print(process._child.pid, flush=True)
+    process.judge(Completions(prompts=["p"], completions=["c"], completion_ids=[[1]], columns={}))
+"""
+
+
+def test_an_orphan_that_hangs_goes_away(mine: Path) -> None:
+    command = [sys.executable, "-c", ORPHAN, "1.0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        time.sleep(0.4)
+        parent.kill()
+        parent.wait()
+    assert child.is_running()
+    deadline = time.monotonic() + 10
+    while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
