@@ -389,3 +389,15 @@ def test_an_orphan_that_hangs_goes_away(mine: Path) -> None:
     while child.is_running() and child.status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits the address space")
+def test_verifiers_cannot_take_all_memory() -> None:
+    import resource
+
+    from hlscore.rollouts.reward_worker import _limited_memory
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(MemoryError), _limited_memory():
+        bytearray(6 * 2**30)
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
