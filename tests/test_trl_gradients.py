@@ -1,0 +1,399 @@
+"""Gradients of every objective, against TRL's own trainers on the same batch and model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from families import FAMILIES, token_batch
+from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+
+from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.probe_run import ProbeRun
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sources import weight_sources
+from hlscore.inputs.formats import SUPERVISED, example_set
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.objectives.preference import PAIR_LOSSES
+from hlscore.probes.encode import encode
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.settings import (
+    CandidateSettings,
+    CaptureSettings,
+    DataSettings,
+    ObjectiveSettings,
+)
+
+FAMILY = "qwen3"
+TOLERANCE = 1e-5
+
+SFT_ROWS = [
+    {"prompt": "2 + 3 =", "completion": " 5"},
+    {"prompt": "name a colour: ", "completion": "blue, or green"},
+    {"prompt": "x", "completion": "yyyy"},
+    {"prompt": "count to three ", "completion": "1 2 3"},
+]
+PAIRS = [
+    {"prompt": "2 + 3 =", "chosen": " 5", "rejected": " 6 or seven"},
+    {"prompt": "name a colour: ", "chosen": "blue, or green", "rejected": "table"},
+    {"prompt": "x", "chosen": "yy", "rejected": "z"},
+    {"prompt": "count to three ", "chosen": "1 2 3", "rejected": "1 2 4 8"},
+]
+CHAT_PAIRS = [
+    {
+        "prompt": [{"role": "user", "content": row["prompt"]}],
+        "chosen": [{"role": "assistant", "content": row["chosen"]}],
+        "rejected": [{"role": "assistant", "content": row["rejected"]}],
+    }
+    for row in PAIRS
+]
+
+
+def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    return byte_tokenizer(**options)
+
+
+def build() -> PreTrainedModel:
+    """A tiny model without dropout in float32; TRL changes the one that it is given."""
+    return FAMILIES[FAMILY].build().float()
+
+
+def captured(
+    model: PreTrainedModel,
+    examples: Any,
+    objective: ObjectiveSettings,
+    tokens: PreTrainedTokenizerFast,
+    **capture: Any,
+) -> dict[str, torch.Tensor]:
+    """Mean gradients over both halves, by parameter."""
+    probes = encode(examples, tokens, model, objective=objective, max_length=None, groups=2, seed=0)
+    items = candidates_of(find_modules(model, CandidateSettings()))
+    gradients = ExactGradients(items, TestMatrices(size=8, seed=0), groups=None)
+    ProbeRun(
+        model,
+        probes,
+        gradients,
+        weight_sources(model, items),
+        CaptureSettings(**({"batch_size": 3} | capture)),
+        objective,
+        on_tokens=[].append,
+    ).run()
+    counts = [sum(half) for half in probes.counts]
+    found = {}
+    for item in items:
+        pair = gradients.means(item.module, counts)
+        assert pair is not None
+        total = sum(part * count for part, count in zip(pair, counts, strict=True))
+        found[item.parameter] = (total / sum(counts)).reshape(item.out_features, -1)
+    return found
+
+
+def assert_equal(
+    found: Mapping[str, torch.Tensor], model: PreTrainedModel, tolerance: float = TOLERANCE
+) -> None:
+    """Every captured gradient is the one that a trainer left in the model."""
+    assert found
+    for name, gradient in found.items():
+        expected = model.get_parameter(name).grad
+        assert expected is not None
+        expected = expected.reshape(gradient.shape)
+        assert float(expected.norm()) > 0
+        error = float((gradient - expected).norm() / expected.norm())
+        assert error < tolerance, name
+
+
+def arguments(folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        **options,
+    }
+
+
+def first_gradient(trainer: Any, inputs: Any = None) -> PreTrainedModel:
+    """Run TRL's own loss on its first batch, backward, without a step."""
+    model: PreTrainedModel = trainer.model
+    model.eval()  # no dropout; TRL's normalizers of a single batch are the same in both modes
+    if inputs is None:
+        inputs = next(iter(trainer.get_train_dataloader()))
+    loss = trainer.compute_loss(model, trainer._prepare_inputs(inputs))
+    loss.backward()
+    return model
+
+
+def test_sft(tmp_path: Path) -> None:
+    trainer = SFTTrainer(
+        model=build(),
+        args=SFTConfig(**arguments(tmp_path), packing=False, max_length=None),
+        train_dataset=Dataset.from_list(SFT_ROWS),
+        processing_class=tokenizer(),
+    )
+    trained = first_gradient(trainer)
+    examples = example_set(SFT_ROWS, "rows", DataSettings(), SUPERVISED)
+    assert_equal(captured(build(), examples, ObjectiveSettings(), tokenizer()), trained)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("loss_type", list(PAIR_LOSSES))
+def test_dpo_at_step_0(tmp_path: Path, loss_type: str, chat: bool) -> None:
+    rows = CHAT_PAIRS if chat else PAIRS
+    tokens = tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
+    trainer = DPOTrainer(
+        model=build(),
+        ref_model=build(),
+        args=DPOConfig(**arguments(tmp_path), loss_type=[loss_type], beta=0.3, max_length=None),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokens,
+    )
+    trained = first_gradient(trainer)
+    objective = ObjectiveSettings(objective="dpo", loss_type=loss_type, beta=0.3)
+    examples = example_set(rows, "rows", DataSettings(), ("preference",))
+    assert_equal(captured(build(), examples, objective, tokens), trained)
+
+
+# Rewards of four prompts with four completions each: mixed, equal, graded, one not judged.
+REWARDS: tuple[tuple[float | None, ...], ...] = (
+    (1.0, 0.0, 0.0, 1.0),
+    (1.0, 1.0, 1.0, 1.0),
+    (0.1, 0.7, -0.3, 0.2),
+    (1.0, 0.0, None, 0.0),
+)
+MOST_TOKENS = 12
+
+
+def drawn_rollouts(*, old: bool = False) -> RolloutSet:
+    """Seeded random completions of differing length; the last of each ends in time."""
+    draw = torch.Generator().manual_seed(0)
+    groups = []
+    for number, rewards in enumerate(REWARDS):
+        length = int(torch.randint(3, 7, (), generator=draw))
+        prompt = tuple(torch.randint(0, 250, (length,), generator=draw).tolist())
+        rollouts = []
+        for index, reward in enumerate(rewards):
+            size = int(torch.randint(2, MOST_TOKENS, (), generator=draw))
+            ids = torch.randint(0, 250, (size,), generator=draw).tolist()
+            noise = torch.randn(size, generator=draw).tolist() if old else []
+            rollouts.append(
+                Rollout(
+                    prompt=f"prompt {number}",
+                    prompt_ids=prompt,
+                    completion="",
+                    completion_ids=tuple(ids),
+                    reward=reward,
+                    truncated=index < 2,
+                    log_probs=tuple(noise),
+                )
+            )
+        groups.append(RolloutGroup(name=str(number), rollouts=tuple(rollouts)))
+    return RolloutSet(source="drawn", groups=tuple(groups))
+
+
+def with_old_log_probs(rollouts: RolloutSet, model: PreTrainedModel, temperature: float) -> Any:
+    """Old log-probabilities near the model's own: noise of a third, some of it clipped."""
+    groups = []
+    for group in rollouts.groups:
+        items = []
+        for item in group.rollouts:
+            ids = torch.tensor([[*item.prompt_ids, *item.completion_ids]])
+            with torch.no_grad():
+                own = (model(input_ids=ids).logits[0] / temperature).log_softmax(-1)
+            start = len(item.prompt_ids)
+            values = []
+            for place, noise in enumerate(item.log_probs):
+                token = item.completion_ids[place]
+                values.append(min(0.0, float(own[start + place - 1, token]) + 0.3 * noise))
+            if len(values) > 3:
+                values[1] = math.nan
+            items.append(replace(item, log_probs=tuple(values)))
+        groups.append(RolloutGroup(name=group.name, rollouts=tuple(items)))
+    return RolloutSet(source=rollouts.source, groups=tuple(groups))
+
+
+def trl_grpo(
+    folder: Path,
+    rollouts: RolloutSet,
+    *,
+    loss_type: str,
+    scale: str,
+    name: str = "",
+    **options: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """TRL's trainer on given completions: generation and rewards are replaced, nothing else."""
+    flat = [item for group in rollouts.groups for item in group.rollouts]
+    level = "sequence" if loss_type == "gspo" else "token"
+    trained = build()
+    trained.config._name_or_path = name
+    trainer = GRPOTrainer(
+        model=trained,
+        reward_funcs=lambda **_: [item.reward for item in flat],
+        args=GRPOConfig(
+            **arguments(
+                folder,
+                per_device_train_batch_size=len(flat),
+                num_generations=len(REWARDS[0]),
+                loss_type="grpo" if loss_type == "gspo" else loss_type,
+                importance_sampling_level=level,
+                scale_rewards=scale,
+                max_completion_length=MOST_TOKENS,
+                **options,
+            )
+        ),
+        train_dataset=Dataset.from_list([{"prompt": f"prompt {n}"} for n in range(len(REWARDS))]),
+        processing_class=tokenizer(),
+        rollout_func=lambda prompts, trainer: {  # noqa: ARG005
+            "prompt_ids": [list(item.prompt_ids) for item in flat],
+            "completion_ids": [list(item.completion_ids) for item in flat],
+            "logprobs": None,
+        },
+    )
+    rows = [{"prompt": f"prompt {n}"} for n in range(len(REWARDS)) for _ in REWARDS[0]]
+    inputs = trainer._generate_and_score_completions(rows)
+    if flat[0].log_probs:
+        width = inputs["completion_ids"].shape[1]
+        old = torch.zeros(len(flat), width)
+        for row, item in enumerate(flat):
+            old[row, : len(item.log_probs)] = torch.tensor(item.log_probs)
+        with torch.no_grad():
+            own, _, _ = trainer._get_per_token_logps_and_entropies(
+                trainer.model,
+                torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
+                torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+                width,
+            )
+        inputs["old_per_token_logps"] = torch.where(torch.isnan(old), own, old)
+    model: PreTrainedModel = trainer.model
+    trainer.current_gradient_accumulation_steps = 1
+    trainer._compute_loss(model, inputs).backward()
+    return model, inputs
+
+
+@pytest.mark.parametrize("scale", ["group", "batch", "none"])
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+def test_grpo(tmp_path: Path, loss_type: str, scale: str) -> None:
+    rollouts = drawn_rollouts()
+    trained, _ = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale=scale)
+    objective = ObjectiveSettings(
+        objective="grpo",
+        loss_type=loss_type,
+        rollouts="drawn",
+        scale_rewards=scale,  # type: ignore[arg-type]
+        max_new_tokens=MOST_TOKENS,
+    )
+    assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo", "gspo"])
+def test_grpo_with_another_policys_log_probabilities(tmp_path: Path, loss_type: str) -> None:
+    temperature = 0.8
+    rollouts = with_old_log_probs(drawn_rollouts(old=True), build(), temperature)
+    options = {"temperature": temperature, "epsilon": 0.1, "epsilon_high": 0.25}
+    trained, inputs = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale="group", **options)
+    assert inputs["old_per_token_logps"].isfinite().all()
+    objective = ObjectiveSettings(
+        objective="grpo",
+        loss_type=loss_type,
+        rollouts="drawn",
+        max_new_tokens=MOST_TOKENS,
+        **options,  # type: ignore[arg-type]
+    )
+    found = captured(build(), rollouts, objective, tokenizer())
+    assert_equal(found, trained)
+    on_policy = captured(
+        build(),
+        drawn_rollouts(),
+        ObjectiveSettings(
+            objective="grpo",
+            loss_type=loss_type,
+            rollouts="drawn",
+            max_new_tokens=MOST_TOKENS,
+            temperature=temperature,
+        ),
+        tokenizer(),
+    )
+    assert any(not torch.allclose(found[name], on_policy[name], rtol=1e-2) for name in found)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dapo", "dr_grpo"])
+def test_truncated_completions_can_be_masked(tmp_path: Path, loss_type: str) -> None:
+    rollouts = ended(drawn_rollouts())
+    trained, _ = trl_grpo(
+        tmp_path, rollouts, loss_type=loss_type, scale="group", mask_truncated_completions=True
+    )
+    objective = ObjectiveSettings(
+        objective="grpo",
+        loss_type=loss_type,
+        rollouts="drawn",
+        max_new_tokens=MOST_TOKENS,
+        mask_truncated=True,
+    )
+    assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
+
+
+def ended(rollouts: RolloutSet) -> RolloutSet:
+    """The completions that are not truncated end in the end token."""
+    end = int(tokenizer().eos_token_id)
+    return RolloutSet(
+        source=rollouts.source,
+        groups=tuple(
+            replace(
+                group,
+                rollouts=tuple(
+                    item
+                    if item.truncated
+                    else replace(item, completion_ids=(*item.completion_ids[:-1], end))
+                    for item in group.rollouts
+                ),
+            )
+            for group in rollouts.groups
+        ),
+    )
+
+
+def test_the_kl_penalty_has_no_gradient_at_the_start(tmp_path: Path) -> None:
+    plain, _ = trl_grpo(tmp_path, drawn_rollouts(), loss_type="dapo", scale="group")
+    folder = tmp_path / "model"
+    build().save_pretrained(folder)  # TRL loads the reference by its name
+    tied, _ = trl_grpo(
+        tmp_path, drawn_rollouts(), loss_type="dapo", scale="group", beta=0.5, name=str(folder)
+    )
+    for name, parameter in plain.named_parameters():
+        other = tied.get_parameter(name).grad
+        torch.testing.assert_close(parameter.grad, other, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("capture", [{"batch_size": 1}, {"batch_size": 16, "padding_side": "left"}])
+def test_batches_change_nothing(capture: dict[str, Any]) -> None:
+    for examples, objective in everything():
+        one = captured(build(), examples, objective, tokenizer())
+        two = captured(build(), examples, objective, tokenizer(), **capture)
+        for name, gradient in one.items():
+            error = float((gradient - two[name]).norm() / gradient.norm())
+            assert error < TOLERANCE, name
+
+
+def everything() -> Sequence[tuple[Any, ObjectiveSettings]]:
+    pairs = example_set(PAIRS, "rows", DataSettings(), ("preference",))
+    grpo = ObjectiveSettings(objective="grpo", loss_type="gspo", rollouts="drawn")
+    return [
+        (pairs, ObjectiveSettings(objective="dpo", loss_type="ipo")),
+        (with_old_log_probs(drawn_rollouts(old=True), build(), 1.0), grpo),
+    ]
+
+
+def test_the_models_are_alike() -> None:
+    """What the comparisons stand on: two builds have the same weights, and no dropout."""
+    one, two = build(), build().train()
+    with torch.no_grad():
+        assert torch.equal(one(**token_batch()).logits, two(**token_batch()).logits)
