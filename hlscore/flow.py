@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 
@@ -27,6 +28,7 @@ from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
+from hlscore.probes.limits import length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import (
@@ -35,13 +37,20 @@ from hlscore.records import (
     RunInfo,
     ScoreReport,
 )
+from hlscore.rollouts.files import RolloutJournal
+from hlscore.rollouts.prompts import longest_rollouts, prompts_hash
+from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutSet
+from hlscore.rollouts.reward_process import Reward
+from hlscore.rollouts.sampling import Sampler, rewards_of
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
+from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
 
 __all__ = [
-    "Forecast", "Progress", "Silent", "Storage", "forecast", "score_model", "score_probes",
+    "Forecast", "Progress", "Silent", "Storage", "forecast", "sample_rollouts", "score_model",
+    "score_probes",
 ]  # fmt: skip
 
 
@@ -98,6 +107,8 @@ def forecast(
     """
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
+    if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
+        examples = longest_rollouts(examples, tokenizer, model, settings.objective)
     probes = encode_probes(model, tokenizer, examples, settings)
     budget = parse_budget(settings.plan.budget)
     weight_bytes = planned_weight_bytes(model, settings.model)
@@ -132,6 +143,10 @@ def encode_probes(
     settings: RankSettings,
 ) -> ProbeSet:
     """Tokenize probe examples as the settings of a run say."""
+    if isinstance(examples, ExampleSet) and examples.format == "rollouts":
+        examples = rollouts_from(
+            examples, tokenizer, model, samples=settings.data.samples, seed=settings.seed
+        )
     return encode(
         examples,
         tokenizer,
@@ -141,6 +156,70 @@ def encode_probes(
         groups=settings.capture.groups,
         seed=settings.seed,
     )
+
+
+def sample_rollouts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: ModelIdentity,
+    examples: ExampleSet,
+    settings: RankSettings,
+    progress: Progress,
+    *,
+    functions: Mapping[str, Reward] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    storage: Storage | None = None,
+) -> RolloutSet:
+    """Let a model complete prompts, and judge what it wrote.
+
+    Args:
+        model: The model with weights; comes back as it was.
+        tokenizer: Its tokenizer.
+        identity: What the artifacts say about the model.
+        examples: The prompts.
+        settings: Settings of the run.
+        progress: Told about the completions.
+        functions: Reward functions of the Python API by name.
+        processes: This process among those that share the prompts.
+        storage: Where finished groups are stored, if anywhere.
+
+    Returns:
+        The completions with rewards, the same in every process.
+
+    Raises:
+        HlscoreError: Something cannot be used; the message says what.
+    """
+    # What would be refused afterwards is refused before.
+    check_plan_settings(settings.plan)
+    check_plan_for(identity, find_modules(model, settings.candidates), settings.plan)
+    length_limit(model, settings.data.max_length, default=None)
+    journal = None
+    if storage is not None:
+        about = describe_run(
+            settings,
+            identity,
+            prompts_hash(examples),
+            device=input_device(model).type,
+            processes=processes.size,
+        )
+        journal = RolloutJournal(storage.folder, about, processes)
+        if storage.resume and not any(processes.gather(journal.exists())):
+            raise nothing_to_resume(storage.folder)
+    sampler = Sampler(
+        model,
+        tokenizer,
+        settings.objective,
+        rewards_of(settings.objective, functions or {}),
+        seed=settings.seed,
+    )
+    with torch.inference_mode(False), memory_errors():
+        return sampler.run(
+            examples,
+            progress,
+            processes=processes,
+            journal=journal,
+            resume=storage is not None and storage.resume,
+        )
 
 
 def score_model(
@@ -176,6 +255,10 @@ def score_model(
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
     probes = encode_probes(model, tokenizer, examples, settings)
+    if storage is not None and storage.resume and isinstance(examples, RolloutSet):
+        # The run may have been stopped while it sampled.
+        stored = any(processes.gather(captures_stored(storage.folder)))
+        storage = replace(storage, resume=stored)
     return score_probes(
         model, modules, identity, probes, settings, progress, processes=processes, storage=storage
     )

@@ -1,10 +1,8 @@
-"""What a user typed, as a path, and the files of unfinished runs; needs no torch."""
+"""What a user typed, as a path."""
 
 from __future__ import annotations
 
 from pathlib import Path
-
-PROGRESS_PREFIX = ".hlscore-progress"
 
 
 def typed_path(text: str) -> Path:
@@ -36,14 +34,3 @@ def existing_path(text: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, ValueError):
         return None
-
-
-def unfinished_runs(folder: Path) -> bool:
-    """Whether a folder holds the progress of a run that did not end."""
-    return folder.is_dir() and any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove every stored progress from a folder."""
-    for path in folder.glob(f"{PROGRESS_PREFIX}-*"):
-        path.unlink(missing_ok=True)

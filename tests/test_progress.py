@@ -20,12 +20,12 @@ from transformers import PreTrainedModel
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, score_model
 from hlscore.gradients import progress
-from hlscore.gradients.progress import Place, Progress, ProgressFile, first_difference
+from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.inputs.model import identify
-from hlscore.paths import remove_unfinished, unfinished_runs
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
+from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
 
 EXAMPLES = completions(12)
 RUNS: dict[str, dict[str, Any]] = {

@@ -13,6 +13,7 @@ from hlscore.paths import existing_path
 
 SCORES_FILE = "scores.parquet"
 PLAN_FILE = "plan.json"
+ROLLOUTS_FILE = "rollouts.jsonl"
 
 _LONGEST_NAME = 100
 _STAGE_PREFIX = ".hlscore-unfinished-"

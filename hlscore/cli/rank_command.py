@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from hlscore.cli import memory_options as m
+from hlscore.cli import objective_options as j
 from hlscore.cli import options as o
-from hlscore.errors import Interrupted, UsageError
-from hlscore.paths import remove_unfinished, unfinished_runs
-from hlscore.processes import joined, started_as
+from hlscore.cli.rank_run import Saved, run_forecast, run_rank
 from hlscore.settings import (
     DEFAULT_RANK,
-    DEFAULT_SAMPLES,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
     ModelSettings,
+    ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    samples_for,
 )
-
-if TYPE_CHECKING:
-    from hlscore.planning.allocation import Allocation
-    from hlscore.records import ScoreReport
 
 
 def rank(
@@ -77,27 +71,48 @@ def rank(
         typer.Option(
             "--column",
             help="Map a column, such as prompt=question (roles: text, messages, prompt, "
-            "completion; repeatable).",
+            "completion, chosen, rejected, answer, reward, group, ...; repeatable).",
             rich_help_panel=o.DATA_PANEL,
             default_factory=list,
             show_default=False,
         ),
     ] = ...,  # type: ignore[assignment]
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--samples", help="Examples to draw; 0 means all.", rich_help_panel=o.DATA_PANEL
+            "--samples",
+            help="Examples, pairs or prompts to draw; 0 means all.",
+            show_default="256; 128 prompts to sample from; all rollouts of a file",
+            rich_help_panel=o.DATA_PANEL,
         ),
-    ] = DEFAULT_SAMPLES,
+    ] = None,
     max_length: Annotated[
         int | None,
         typer.Option(
             "--max-length",
             help="Tokens kept of each example.",
-            show_default="1024, or the context if smaller",
+            show_default="1024, or the context if smaller; grpo: the context",
             rich_help_panel=o.DATA_PANEL,
         ),
     ] = None,
+    objective: j.ObjectiveOption = "sft",
+    loss_type: j.LossType = None,
+    beta: j.Beta = None,
+    rollouts: j.Rollouts = None,
+    reward: j.Rewards = ...,  # type: ignore[assignment]
+    reward_weight: j.RewardWeights = ...,  # type: ignore[assignment]
+    reward_timeout: j.RewardTimeout = 60.0,
+    generations: j.Generations = 8,
+    temperature: j.Temperature = 1.0,
+    top_p: j.TopP = 1.0,
+    top_k: j.TopK = 0,
+    max_new_tokens: j.MaxNewTokens = 512,
+    stop: j.Stop = ...,  # type: ignore[assignment]
+    generate_batch: j.GenerateBatch = 64,
+    scale_rewards: j.ScaleRewards = "group",
+    epsilon: j.Epsilon = 0.2,
+    epsilon_high: j.EpsilonHigh = None,
+    mask_truncated: j.MaskTruncated = False,
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
@@ -219,10 +234,34 @@ def rank(
 
     `hlscore rank ./model --budget 0.1p --column prompt=question --column completion=answer`
 
+    `hlscore rank ./model --data prompts.jsonl --objective grpo --reward math`
+
+    `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
+
     `hlscore rank ./model --estimator sketch --load-in 4bit`
 
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
+    probed = ObjectiveSettings(
+        objective=objective,
+        loss_type=loss_type,
+        beta=beta,
+        rollouts=rollouts,
+        rewards=tuple(reward),
+        reward_weights=tuple(reward_weight),
+        reward_timeout=reward_timeout,
+        generations=generations,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_new_tokens=max_new_tokens,
+        stop=tuple(stop),
+        generate_batch=generate_batch,
+        scale_rewards=scale_rewards,
+        epsilon=epsilon,
+        epsilon_high=epsilon_high,
+        mask_truncated=mask_truncated,
+    )
     settings = RankSettings(
         model=ModelSettings(
             model=model,
@@ -241,10 +280,11 @@ def rank(
             data=data,
             config=data_config,
             split=split,
-            samples=samples,
+            samples=samples_for(samples, probed),
             max_length=max_length,
             columns=o.parse_columns(column),
         ),
+        objective=probed,
         candidates=CandidateSettings(
             include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
         ),
@@ -271,128 +311,7 @@ def rank(
         seed=seed,
     )
     if dry_run:
-        _forecast(settings, as_json=as_json)
+        run_forecast(settings, as_json=as_json)
     else:
-        saved = _Saved(every_seconds=save_every, resume=resume, force=force)
-        _rank(settings, out, saved, top=top, as_json=as_json)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Saved:
-    """What is done with stored progress and earlier results."""
-
-    every_seconds: float
-    resume: bool
-    force: bool
-
-
-def _rank(
-    settings: RankSettings, out: Path | None, saved: _Saved, *, top: int, as_json: bool
-) -> None:
-    from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, default_folder, write_files
-    from hlscore.planning.allocation import check_plan_settings
-
-    # What can be refused at once is refused before torch is even imported.
-    check_plan_settings(settings.plan)
-    folder = out or default_folder(settings.model.model)
-    if started_as().is_main:
-        _check_folder(folder, saved)
-
-    from hlscore.artifacts.plan_file import write_plan
-    from hlscore.artifacts.plan_making import make_plan
-    from hlscore.artifacts.report import write_report
-    from hlscore.views.result import print_rank_json, print_result
-
-    try:
-        found = _score(settings, folder, saved)
-    except KeyboardInterrupt:
-        if unfinished_runs(folder):
-            raise Interrupted(
-                "Interrupted: no results were written, the progress is kept.",
-                hint="The same command with --resume goes on.",
-            ) from None
-        raise
-    if found is None:  # the main process writes and prints
-        return
-    report, allocation = found
-    plan = make_plan(report, allocation)
-    paths = write_files(
-        folder,
-        {
-            SCORES_FILE: lambda path: write_report(report, path),
-            PLAN_FILE: lambda path: write_plan(plan, path),
-        },
-    )
-    remove_unfinished(folder)
-    if as_json:
-        print_rank_json(plan, scores=paths[SCORES_FILE], plan_path=paths[PLAN_FILE])
-    else:
-        print_result(report, allocation, scores=paths[SCORES_FILE], plan=paths[PLAN_FILE], top=top)
-
-
-def _check_folder(folder: Path, saved: _Saved) -> None:
-    from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, check_folder
-
-    check_folder(folder, (SCORES_FILE, PLAN_FILE), force=saved.force)
-    if saved.resume or not unfinished_runs(folder):
-        return
-    if not saved.force:
-        raise UsageError(
-            f"'{folder}' holds an unfinished run.",
-            hint="Go on with --resume, start anew with --force, or choose another --out.",
-        )
-    remove_unfinished(folder)
-
-
-def _score(
-    settings: RankSettings, folder: Path, saved: _Saved
-) -> tuple[ScoreReport, Allocation] | None:
-    from hlscore.views.progress import status, terminal_progress
-
-    with status("loading torch and transformers"):
-        from hlscore.flow import Storage, score_model
-        from hlscore.inputs.examples import read_examples
-        from hlscore.inputs.model import load_model
-        from hlscore.inputs.sharding import load_sharded
-    with status("reading probe data"):
-        examples = read_examples(settings.data, seed=settings.seed)
-    stored = saved.resume or saved.every_seconds > 0
-    every = saved.every_seconds or float("inf")
-    storage = Storage(folder=folder, every_seconds=every, resume=saved.resume) if stored else None
-    with joined() as processes:
-        with status(f"loading {settings.model.model}"):
-            loaded = (
-                load_sharded(settings.model, processes)
-                if settings.model.shard
-                else load_model(settings.model)
-            )
-        with terminal_progress() as progress:
-            return score_model(
-                loaded.model,
-                loaded.tokenizer,
-                loaded.identity,
-                examples,
-                settings,
-                progress,
-                processes=processes,
-                storage=storage,
-            )
-
-
-def _forecast(settings: RankSettings, *, as_json: bool) -> None:
-    from hlscore.planning.allocation import check_plan_settings
-    from hlscore.views.progress import status
-
-    check_plan_settings(settings.plan)
-    with status("loading torch and transformers"):
-        from hlscore.flow import forecast
-        from hlscore.inputs.examples import read_examples
-        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
-        from hlscore.views.forecast import print_forecast
-    device = resolve_device(settings.model.device)
-    with status("reading configuration and probe data"):
-        model, files = load_shape(settings.model)
-        tokenizer = load_tokenizer(files, settings.model)
-        examples = read_examples(settings.data, seed=settings.seed)
-        found = forecast(model, tokenizer, examples, settings, device)
-    print_forecast(found, settings, device=str(device), as_json=as_json)
+        saved = Saved(every_seconds=save_every, resume=resume, force=force)
+        run_rank(settings, out, saved, top=top, as_json=as_json)

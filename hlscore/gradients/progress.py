@@ -14,8 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from hlscore.errors import ArtifactError, UsageError, first_line
-from hlscore.paths import PROGRESS_PREFIX
 from hlscore.processes import Processes
+from hlscore.unfinished import PROGRESS_PREFIX, check_same_run, nothing_to_resume
 
 _METADATA_KEY = "hlscore"
 # Writing may cost a run about this share of its time, however large the sums are.
@@ -154,15 +154,12 @@ class ProgressFile:
         stored = self._processes.gather(stored_passes(self.path(1)))
         common = set.intersection(*({*numbers} or {start.place.number} for numbers in stored))
         if not any(stored) or not common:
-            raise UsageError(
-                f"There is no unfinished run in '{self._folder}' to resume.",
-                hint="Start without --resume.",
-            )
+            raise nothing_to_resume(self._folder)
         path = self.path(max(common))
         progress, state = start, {}
         if path.exists():
             header = read_header(path)
-            self._check_identity(header["identity"])
+            check_same_run(self._folder, header["identity"], self._identity)
             progress = _progress_of(header)
             state = _read_tensors(path, device)
         if self._together and len({part.place for part in self._processes.gather(progress)}) > 1:
@@ -172,14 +169,6 @@ class ProgressFile:
                 hint="Start anew with --force.",
             )
         return progress, state
-
-    def _check_identity(self, stored: object) -> None:
-        difference = first_difference(stored, self._identity)
-        if difference:
-            raise UsageError(
-                f"The unfinished run in '{self._folder}' is another one: {difference}.",
-                hint="Resume it with the same options, or start anew with --force.",
-            )
 
     def forget(self, *, before: int | None = None) -> None:
         """Remove stored progress.
@@ -256,20 +245,3 @@ def _progress_of(header: Mapping[str, Any]) -> Progress:
         loss=float(found["loss"]),
         batch_size=int(found["batch_size"]),
     )
-
-
-def first_difference(stored: object, wanted: object, place: str = "") -> str:
-    """Name the first place where two nested records differ; empty where they are equal."""
-    if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(key for key in stored if key not in wanted)]:
-            inner = f"{place}.{key}" if place else str(key)
-            found = first_difference(stored.get(key), wanted.get(key), inner)
-            if found:
-                return found
-        return ""
-    return "" if stored == wanted else f"{place} was {_shown(stored)}, now it is {_shown(wanted)}"
-
-
-def _shown(value: object) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

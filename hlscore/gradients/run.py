@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
 
-from hlscore._version import __version__
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import Sources
 from hlscore.gradients.estimator import choose_estimator
@@ -37,6 +35,7 @@ from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
+from hlscore.unfinished import describe_run
 
 
 class Progress(Protocol):
@@ -221,16 +220,14 @@ class CaptureRun:
             return None
         return ProgressFile(
             self._storage.folder,
-            {
-                "hlscore": __version__,
-                "torch": version("torch"),
-                "settings": asdict(self._settings),
-                "model": asdict(identity),
-                "probes": self._probes.summary.hash,
-                "estimator": self.choice.estimator,
-                "device": input_device(self._model).type,
-                "processes": self._processes.size,
-            },
+            describe_run(
+                self._settings,
+                identity,
+                self._probes.summary.hash,
+                device=input_device(self._model).type,
+                processes=self._processes.size,
+            )
+            | {"estimator": self.choice.estimator},
             self._processes,
             every_seconds=self._storage.every_seconds,
             together=self._sharded,

@@ -7,6 +7,7 @@ import json
 import random
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from itertools import islice
 from pathlib import Path
@@ -24,7 +25,7 @@ from hlscore.inputs.formats import (
 )
 from hlscore.inputs.hub import hub_error
 from hlscore.paths import existing_path
-from hlscore.settings import DataSettings
+from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
 
 BUILTIN_PROBES = "builtin:probes"
 
@@ -35,6 +36,32 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+
+
+def wanted_formats(objective: ObjectiveSettings) -> Wanted:
+    """Formats that an objective can use."""
+    if objective.objective == "grpo":
+        return ("prompt",) if objective.rollouts is None else ("rollouts",)
+    return ("preference",) if objective.objective == "dpo" else SUPERVISED
+
+
+def read_probes(settings: RankSettings) -> ExampleSet:
+    """Read what a run probes: examples, pairs, prompts or rollouts.
+
+    Args:
+        settings: Settings of the run.
+
+    Returns:
+        The examples.
+
+    Raises:
+        HlscoreError: They cannot be found or read, or lack a column.
+    """
+    data, wanted = settings.data, wanted_formats(settings.objective)
+    if settings.objective.rollouts is not None:
+        # Groups are drawn later, when all completions of each are known.
+        data = replace(data, data=settings.objective.rollouts, samples=0)
+    return read_examples(data, seed=settings.seed, wanted=wanted)
 
 
 def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVISED) -> ExampleSet:

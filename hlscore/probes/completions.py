@@ -177,7 +177,7 @@ def _notes(
             "equal."
         )
     if counts.unjudged:
-        notes.append(f"{counts.unjudged} completions have no reward and count nothing.")
+        notes.append(f"{counts.unjudged} completions could not be judged: their advantage is 0.")
     if counts.truncated:
         share = 100 * counts.truncated / counts.completions
         notes.append(

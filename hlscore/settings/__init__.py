@@ -37,6 +37,7 @@ from hlscore.settings.plan import (
 )
 from hlscore.settings.run import (
     RankSettings,
+    samples_for,
 )
 
 __all__ = [
@@ -64,4 +65,5 @@ __all__ = [
     "PlanSettings",
     "RankSettings",
     "SvdMethod",
+    "samples_for",
 ]

@@ -16,7 +16,7 @@ PairLossType = Literal[
 ]  # fmt: skip
 RewardScale = Literal["group", "batch", "none"]
 
-DEFAULT_PROMPTS = 64
+DEFAULT_PROMPTS = 128
 DEFAULT_BETA = 0.1
 
 _LOSS_TYPES: dict[str, tuple[str, ...]] = {

@@ -6,10 +6,28 @@ from dataclasses import dataclass, field
 
 from hlscore.settings.capture import CaptureSettings
 from hlscore.settings.checking import require
-from hlscore.settings.data import CandidateSettings, DataSettings
+from hlscore.settings.data import DEFAULT_SAMPLES, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
-from hlscore.settings.objective import ObjectiveSettings
+from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
 from hlscore.settings.plan import PlanSettings
+
+
+def samples_for(asked: int | None, objective: ObjectiveSettings) -> int:
+    """Fill in how many examples, pairs or prompts are drawn.
+
+    Args:
+        asked: As given; `None` when nothing was.
+        objective: The loss that is probed.
+
+    Returns:
+        What was asked for; else 256, 128 prompts where the model samples completions itself, and 0
+        (all) where a file brings them.
+    """
+    if asked is not None:
+        return asked
+    if objective.objective != "grpo":
+        return DEFAULT_SAMPLES
+    return DEFAULT_PROMPTS if objective.samples_rollouts else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,4 +65,14 @@ class RankSettings:
             size is None or size >= 2 * rank,
             f"--sketch-size is {size}, too few columns for rank {rank}.",
             f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
+        )
+        require(
+            not (self.model.shard and self.objective.samples_rollouts),
+            "--shard spreads the weights: no completions can be sampled from it.",
+            "Sample them with a serving engine, and give --rollouts FILE.",
+        )
+        require(
+            self.objective.rollouts is None or self.data.data is None,
+            "--data is given beside --rollouts, which brings prompts of its own.",
+            "Leave one of them out.",
         )

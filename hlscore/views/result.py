@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.planning.allocation import Allocation, Decision
-from hlscore.records import ScoreReport
+from hlscore.records import ProbeSummary, ScoreReport
 from hlscore.views.heatmap import ASCII, UNICODE, heat_map
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, measure, memory, percent, shape, short
@@ -21,9 +23,8 @@ from hlscore.views.wording import count, measure, memory, percent, shape, short
 def print_result(
     report: ScoreReport,
     allocation: Allocation,
+    paths: Mapping[str, Path],
     *,
-    scores: Path,
-    plan: Path,
     top: int,
     console: Console | None = None,
 ) -> None:
@@ -32,8 +33,7 @@ def print_result(
     Args:
         report: Scores.
         allocation: Decisions.
-        scores: Where `scores.parquet` is.
-        plan: Where `plan.json` is.
+        paths: Where each file is, by its name.
         top: Modules to show in the table.
         console: Where to print; standard output by default.
     """
@@ -42,20 +42,31 @@ def print_result(
     _print_choice(console, allocation, top)
     _print_notes(console, (*report.probes.notes, *_run_notes(report), *allocation.notes))
     console.print()
-    console.print(Text.assemble(("scores  ", "bold"), str(scores)), soft_wrap=True)
-    console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
-    quoted = shlex.quote(str(scores))
-    _print_next(
-        console,
+    width = 2 + max(len(Path(name).stem) for name in paths)
+    for name, path in paths.items():
+        label = f"{Path(name).stem:<{width}}"
+        console.print(Text.assemble((label, "bold"), str(path)), soft_wrap=True)
+    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    commands = [
         (
-            f"hlscore plan {quoted} --budget 0.2 -o plan-20.json",
+            f"hlscore plan {quoted[SCORES_FILE]} --budget 0.2 -o plan-20.json",
             "another budget, without the model",
         ),
         (
-            f"hlscore export {shlex.quote(str(plan))} --to trl -o hybrid",
+            f"hlscore export {quoted[PLAN_FILE]} --to trl -o hybrid",
             "for your trainer; hlscore export --list names the others",
         ),
-    )
+    ]
+    if ROLLOUTS_FILE in quoted:
+        model = shlex.quote(report.model.model)
+        commands.append(
+            (
+                f"hlscore rank {model} --objective grpo --rollouts {quoted[ROLLOUTS_FILE]} "
+                "--loss-type gspo -o gspo",
+                "another loss on the same completions, without sampling again",
+            )
+        )
+    _print_next(console, *commands)
 
 
 def print_replanned(
@@ -83,9 +94,10 @@ def print_replanned(
     console.print(Text.assemble(("plan    ", "bold"), str(plan)), soft_wrap=True)
 
 
-def print_rank_json(plan: Plan, *, scores: Path, plan_path: Path) -> None:
+def print_rank_json(plan: Plan, paths: Mapping[str, Path]) -> None:
     """Print the paths and the plan as one JSON object."""
-    print(json.dumps({"scores": str(scores), "plan_file": str(plan_path)} | _result(plan)))
+    keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
+    print(json.dumps({keys[name]: str(path) for name, path in paths.items()} | _result(plan)))
 
 
 def print_plan_json(plan: Plan, path: Path) -> None:
@@ -105,14 +117,32 @@ def _run_notes(report: ScoreReport) -> tuple[str, ...]:
 def _headline(report: ScoreReport) -> Text:
     model, probes, run = report.model, report.probes, report.run
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
-    loss = "" if probes.mean_loss is None else f", mean loss {probes.mean_loss:.3f} nats"
     return Text.assemble(
         (model.model, "bold"),
         f" · {model.architecture} · {short(model.n_params)} parameters · "
         f"{run.device} {run.dtype}\n",
-        f"{count(probes.examples, 'probe example')} from {probes.source}, "
-        f"{probes.counted_tokens:,} counted tokens{loss}\n"
-        f"{how} · {run.wall_seconds:.1f} s",
+        f"{_probed(probes)}\n{how} · {run.wall_seconds:.1f} s",
+    )
+
+
+def _probed(probes: ProbeSummary) -> str:
+    """What the gradients come from, in a sentence or two."""
+    loss = "" if probes.mean_loss is None else f"{probes.mean_loss:.3f} nats"
+    tokens = f"{probes.counted_tokens:,} counted tokens"
+    if probes.objective == "sft":
+        mean = loss and f", mean loss {loss}"
+        return f"{count(probes.examples, 'probe example')} from {probes.source}, {tokens}{mean}"
+    mean = loss and f", {loss} each"
+    name = f"{probes.objective} ({probes.loss_type})"
+    drawn = probes.rollouts
+    if drawn is None:
+        return f"{name}: {count(probes.examples, 'pair')} from {probes.source}, {tokens}{mean}"
+    reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
+    signal = drawn.prompts - drawn.silent
+    return (
+        f"{name}: {count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')} "
+        f"from {probes.source}{reward}\n"
+        f"{count(signal, 'prompt')} with rewards that differ carry the gradient: {tokens}{mean}"
     )
 
 

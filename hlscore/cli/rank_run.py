@@ -1,0 +1,178 @@
+"""What `hlscore rank` does once its options are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hlscore.errors import Interrupted, UsageError
+from hlscore.processes import joined, started_as
+from hlscore.settings import RankSettings
+from hlscore.unfinished import remove_unfinished, unfinished_runs
+
+if TYPE_CHECKING:
+    from hlscore.planning.allocation import Allocation
+    from hlscore.records import ScoreReport
+    from hlscore.rollouts.records import RolloutSet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What is done with stored progress and earlier results."""
+
+    every_seconds: float
+    resume: bool
+    force: bool
+
+
+def run_rank(
+    settings: RankSettings, out: Path | None, saved: Saved, *, top: int, as_json: bool
+) -> None:
+    """Score a model, plan, write and print.
+
+    Args:
+        settings: Settings of the run.
+        out: Folder for the results; `None` for the default one.
+        saved: What is done with stored progress and earlier results.
+        top: Modules to show.
+        as_json: Print one JSON object instead of text.
+
+    Raises:
+        Interrupted: The user pressed Ctrl-C, and progress is kept.
+    """
+    from hlscore.artifacts.files import (
+        PLAN_FILE,
+        ROLLOUTS_FILE,
+        SCORES_FILE,
+        default_folder,
+        write_files,
+    )
+
+    # What can be refused at once is refused before torch is even imported.
+    _check_settings(settings)
+    folder = out or default_folder(settings.model.model)
+    if started_as().is_main:
+        _check_folder(folder, saved, sampling=settings.objective.samples_rollouts)
+
+    from hlscore.artifacts.plan_file import write_plan
+    from hlscore.artifacts.plan_making import make_plan
+    from hlscore.artifacts.report import write_report
+    from hlscore.rollouts.files import write_rollouts
+    from hlscore.views.result import print_rank_json, print_result
+
+    try:
+        found = _score(settings, folder, saved)
+    except KeyboardInterrupt:
+        if unfinished_runs(folder):
+            raise Interrupted(
+                "Interrupted: no results were written, the progress is kept.",
+                hint="The same command with --resume goes on.",
+            ) from None
+        raise
+    if found is None:  # the main process writes and prints
+        return
+    report, allocation, rollouts = found
+    plan = make_plan(report, allocation)
+    writers: dict[str, Callable[[Path], None]] = {
+        SCORES_FILE: lambda path: write_report(report, path),
+        PLAN_FILE: lambda path: write_plan(plan, path),
+    }
+    if rollouts is not None:
+        writers[ROLLOUTS_FILE] = lambda path: write_rollouts(rollouts, path)
+    paths = write_files(folder, writers)
+    remove_unfinished(folder)
+    if as_json:
+        print_rank_json(plan, paths)
+    else:
+        print_result(report, allocation, paths, top=top)
+
+
+def _check_settings(settings: RankSettings) -> None:
+    from hlscore.planning.allocation import check_plan_settings
+
+    check_plan_settings(settings.plan)
+    if settings.objective.rewards:
+        from hlscore.rollouts.reward_process import check_rewards
+
+        check_rewards(settings.objective.rewards, settings.objective.reward_weights)
+
+
+def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
+    from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder
+
+    names = (SCORES_FILE, PLAN_FILE, *((ROLLOUTS_FILE,) if sampling else ()))
+    check_folder(folder, names, force=saved.force)
+    if saved.resume or not unfinished_runs(folder):
+        return
+    if not saved.force:
+        raise UsageError(
+            f"'{folder}' holds an unfinished run.",
+            hint="Go on with --resume, start anew with --force, or choose another --out.",
+        )
+    remove_unfinished(folder)
+
+
+def _score(
+    settings: RankSettings, folder: Path, saved: Saved
+) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
+    from hlscore.views.progress import status, terminal_progress
+
+    with status("loading torch and transformers"):
+        from hlscore.flow import Storage, sample_rollouts, score_model
+        from hlscore.inputs.examples import read_probes
+        from hlscore.inputs.model import load_model
+        from hlscore.inputs.sharding import load_sharded
+    with status("reading probe data"):
+        examples = read_probes(settings)
+    stored = saved.resume or saved.every_seconds > 0
+    every = saved.every_seconds or float("inf")
+    storage = Storage(folder=folder, every_seconds=every, resume=saved.resume) if stored else None
+    with joined() as processes:
+        with status(f"loading {settings.model.model}"):
+            loaded = (
+                load_sharded(settings.model, processes)
+                if settings.model.shard
+                else load_model(settings.model)
+            )
+        of_model = (loaded.model, loaded.tokenizer, loaded.identity)
+        rollouts = None
+        with terminal_progress() as progress:
+            if settings.objective.samples_rollouts:
+                rollouts = sample_rollouts(
+                    *of_model, examples, settings, progress, processes=processes, storage=storage
+                )
+            found = score_model(
+                *of_model,
+                rollouts or examples,
+                settings,
+                progress,
+                processes=processes,
+                storage=storage,
+            )
+        return None if found is None else (*found, rollouts)
+
+
+def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
+    """Say what a run would do.
+
+    Args:
+        settings: Settings of the run.
+        as_json: Print one JSON object instead of text.
+    """
+    from hlscore.views.progress import status
+
+    _check_settings(settings)
+    with status("loading torch and transformers"):
+        from hlscore.flow import forecast
+        from hlscore.inputs.examples import read_probes
+        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
+        from hlscore.views.forecast import print_forecast
+    device = resolve_device(settings.model.device)
+    with status("reading configuration and probe data"):
+        model, files = load_shape(settings.model)
+        tokenizer = load_tokenizer(files, settings.model)
+        examples = read_probes(settings)
+        found = forecast(model, tokenizer, examples, settings, device)
+    print_forecast(found, settings, device=str(device), as_json=as_json)

@@ -1,0 +1,141 @@
+"""Rollouts in files: JSON lines that any tool reads, and that `--rollouts` reads back."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from hlscore.errors import ArtifactError, first_line
+from hlscore.processes import Processes
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.unfinished import PROGRESS_PREFIX, check_same_run
+
+
+def write_rollouts(rollouts: RolloutSet, path: Path) -> None:
+    """Write one line per completion.
+
+    Args:
+        rollouts: The completions.
+        path: The file.
+    """
+    with path.open("w", encoding="utf-8") as lines:
+        for group in rollouts.groups:
+            lines.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in _rows(group))
+
+
+def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
+    for item in group.rollouts:
+        yield {
+            "group": group.name,
+            "prompt": item.prompt,
+            "completion": item.completion,
+            "reward": item.reward,
+            "truncated": item.truncated,
+            "prompt_ids": item.prompt_ids,
+            "completion_ids": item.completion_ids,
+        }
+
+
+def _group(rows: list[Mapping[str, Any]]) -> RolloutGroup:
+    rollouts = tuple(
+        Rollout(
+            prompt=row["prompt"],
+            prompt_ids=tuple(row["prompt_ids"]),
+            completion=row["completion"],
+            completion_ids=tuple(row["completion_ids"]),
+            reward=row["reward"],
+            truncated=row["truncated"],
+        )
+        for row in rows
+    )
+    if not all(item.reward is None or math.isfinite(item.reward) for item in rollouts):
+        raise ValueError("a reward is no number")
+    return RolloutGroup(name=rows[0]["group"], rollouts=rollouts)
+
+
+class RolloutJournal:
+    """The groups that one process of an unfinished run has sampled and judged.
+
+    Each finished group is written at once, so that a run that is killed loses none.
+
+    Args:
+        folder: Where results will go; made when first needed.
+        identity: What the run is; a journal of another run is refused.
+        processes: This process among those of the run.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, object], processes: Processes) -> None:
+        self._folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self._path = folder / (
+            f"{PROGRESS_PREFIX}-rollouts-{processes.rank}-of-{processes.size}.jsonl"
+        )
+
+    def exists(self) -> bool:
+        """Whether an unfinished run left a journal."""
+        return self._path.exists()
+
+    def load(self) -> dict[int, RolloutGroup]:
+        """Read the groups that were finished.
+
+        Returns:
+            Groups by the number of their prompt; empty where there is no journal.
+
+        Raises:
+            UsageError: The journal is of another run.
+            ArtifactError: It cannot be read.
+        """
+        if not self.exists():
+            return {}
+        found, whole = {}, 0
+        try:
+            content = self._path.read_bytes()
+            for line in content.splitlines(keepends=True):
+                if not line.endswith(b"\n"):  # the run was killed while it wrote
+                    break
+                entry = json.loads(line)
+                if whole == 0:
+                    check_same_run(self._folder, entry["identity"], self._identity)
+                else:
+                    found[int(entry["number"])] = _group(entry["rollouts"])
+                whole += len(line)
+            if whole < len(content):
+                with self._path.open("r+b") as file:
+                    file.truncate(whole)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise ArtifactError(
+                f"The stored rollouts '{self._path}' cannot be read: {first_line(error)}",
+                hint="Start anew with --force.",
+            ) from error
+        return found
+
+    def append(self, groups: Mapping[int, RolloutGroup]) -> None:
+        """Store finished groups.
+
+        Args:
+            groups: Groups by the number of their prompt.
+
+        Raises:
+            ArtifactError: The disk refuses.
+        """
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lines = [
+                json.dumps({"number": number, "rollouts": list(_rows(group))}) + "\n"
+                for number, group in groups.items()
+            ]
+            if not self.exists() or self._path.stat().st_size == 0:
+                lines.insert(0, json.dumps({"identity": self._identity}) + "\n")
+            with self._path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ArtifactError(
+                f"Rollouts cannot be stored in '{self._folder}': {first_line(error)}",
+                hint="Make room, choose another --out, or use --save-every 0.",
+            ) from error

@@ -1,0 +1,156 @@
+"""Rollouts of any engine, from rows of a file: token ids, groups, log-probabilities."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import DataError, first_line
+from hlscore.inputs.formats import ExampleSet, Row
+from hlscore.inputs.tokens import (
+    common_prefix,
+    end_token_ids,
+    prompt_and_whole,
+    prompt_ids,
+    text_ids,
+)
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+
+
+def rollouts_from(
+    examples: ExampleSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    *,
+    samples: int,
+    seed: int,
+) -> RolloutSet:
+    """Turn the rows of a file into rollouts.
+
+    Rows belong together by their `group`, else by their prompt. A completion given as text ends
+    in the end token, unless its row says that it is truncated (`truncated`, or a `finish_reason`
+    of `length`).
+
+    Args:
+        examples: Checked rows in the format `rollouts`.
+        tokenizer: The model's tokenizer.
+        model: The model, for the tokens that end a completion.
+        samples: Groups to draw; 0 means all.
+        seed: Seed of the draw.
+
+    Returns:
+        The rollouts, groups in the order in which they begin.
+
+    Raises:
+        DataError: A row cannot be tokenized, or its log-probabilities do not fit its tokens.
+    """
+    rows: dict[str, list[tuple[int, Row]]] = {}
+    for index, row in enumerate(examples.rows):
+        rows.setdefault(_group_name(row), []).append((index, row))
+    names = list(rows)
+    if 0 < samples < len(names):
+        kept = sorted(random.Random(seed).sample(range(len(names)), samples))
+        names = [names[place] for place in kept]
+    ends = end_token_ids(tokenizer, model)
+    return RolloutSet(
+        source=examples.source,
+        groups=tuple(
+            RolloutGroup(
+                name=name,
+                rollouts=tuple(
+                    _rollout(row, index, examples.source, tokenizer, ends)
+                    for index, row in rows[name]
+                ),
+            )
+            for name in names
+        ),
+    )
+
+
+def _group_name(row: Row) -> str:
+    if "group" in row:
+        return str(row["group"])
+    prompt = row.get("prompt_ids", row.get("prompt"))
+    return hashlib.sha256(json.dumps(prompt, default=str).encode()).hexdigest()[:16]
+
+
+def _rollout(
+    row: Row,
+    index: int,
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+) -> Rollout:
+    said = _said_truncated(row)
+    try:
+        start = row["prompt_ids"] if "prompt_ids" in row else prompt_ids(row["prompt"], tokenizer)
+        if "completion_ids" in row:
+            ids = list(row["completion_ids"])
+        else:
+            ids = _completion_ids(row, tokenizer, ends, ended=not said)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Example {index} of '{source}' cannot be tokenized: {first_line(error)}",
+            hint="Repair that example, or give prompt_ids and completion_ids.",
+        ) from error
+    cut = bool(ids) and bool(ends) and ids[-1] not in ends if said is None else said
+    return Rollout(
+        prompt=row.get("prompt", ""),
+        prompt_ids=tuple(start),
+        completion=row.get("completion", ""),
+        completion_ids=tuple(ids),
+        reward=None if row["reward"] is None else float(row["reward"]),
+        truncated=cut,
+        log_probs=_log_probs(row, ids, index, source),
+    )
+
+
+def _said_truncated(row: Row) -> bool | None:
+    """What a row says about its end; `None` when nothing."""
+    if "truncated" in row:
+        return bool(row["truncated"])
+    return row["finish_reason"] == "length" if "finish_reason" in row else None
+
+
+def _completion_ids(
+    row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], *, ended: bool
+) -> list[int]:
+    completion = row["completion"]
+    if isinstance(completion, str):
+        ids = text_ids(completion, tokenizer, special=False)
+        end = tokenizer.eos_token_id
+        if ended and isinstance(end, int) and (not ids or ids[-1] not in ends):
+            ids.append(end)
+        return ids
+    start, whole = prompt_and_whole(row["prompt"], _messages(completion), tokenizer)
+    ids = whole[common_prefix(start, whole) :]
+    # A template may put more behind the end of a turn than a model would ever write.
+    stops = [place for place, token in enumerate(ids) if token in ends]
+    return ids[: stops[0] + 1] if stops and ended else ids
+
+
+def _messages(completion: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
+    return completion
+
+
+def _log_probs(row: Row, ids: Sequence[int], index: int, source: str) -> tuple[float, ...]:
+    if "logprobs" not in row:
+        return ()
+    given = [math.nan if value is None else float(value) for value in row["logprobs"]]
+    if "completion_ids" not in row and len(given) == len(ids) - 1:
+        given.append(math.nan)  # engines that leave the end token out of the text
+    if len(given) != len(ids):
+        raise DataError(
+            f"Example {index} of '{source}' has {len(given)} log-probabilities for {len(ids)} "
+            "tokens of its completion.",
+            hint="Give the completion_ids that the engine sampled beside its logprobs.",
+        )
+    return tuple(given)

@@ -1,0 +1,101 @@
+"""Runs that were stopped: their files in the folder of the results, and what run they are of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from hlscore._version import __version__
+from hlscore.errors import UsageError
+from hlscore.records import ModelIdentity
+from hlscore.settings import RankSettings
+
+PROGRESS_PREFIX = ".hlscore-progress"
+_SUFFIXES = (".safetensors", ".jsonl")
+
+
+def unfinished_runs(folder: Path) -> bool:
+    """Whether a folder holds the progress of a run that did not end."""
+    found = folder.glob(f"{PROGRESS_PREFIX}-*") if folder.is_dir() else ()
+    return any(path.suffix in _SUFFIXES for path in found)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove every stored progress from a folder."""
+    for path in folder.glob(f"{PROGRESS_PREFIX}-*"):
+        path.unlink(missing_ok=True)
+
+
+def captures_stored(folder: Path) -> bool:
+    """Whether a folder holds gradients of a run that did not end."""
+    return folder.is_dir() and any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
+
+
+def describe_run(
+    settings: RankSettings, model: ModelIdentity, probes: str, *, device: str, processes: int
+) -> dict[str, object]:
+    """Say what run progress belongs to.
+
+    Args:
+        settings: Settings of the run.
+        model: Which model.
+        probes: Hash of what is probed.
+        device: Kind of device.
+        processes: Processes that share the probes.
+
+    Returns:
+        A record that JSON can hold.
+    """
+    return {
+        "hlscore": __version__,
+        "torch": version("torch"),
+        "settings": asdict(settings),
+        "model": asdict(model),
+        "probes": probes,
+        "device": device,
+        "processes": processes,
+    }
+
+
+def check_same_run(folder: Path, stored: object, wanted: object) -> None:
+    """Refuse to go on with another run.
+
+    Args:
+        folder: Where the progress is stored.
+        stored: What the run that was stopped is.
+        wanted: What the run that asks is.
+
+    Raises:
+        UsageError: They differ.
+    """
+    difference = first_difference(stored, wanted)
+    if difference:
+        raise UsageError(
+            f"The unfinished run in '{folder}' is another one: {difference}.",
+            hint="Resume it with the same options, or start anew with --force.",
+        )
+
+
+def nothing_to_resume(folder: Path) -> UsageError:
+    """The error where no run was stopped."""
+    return UsageError(
+        f"There is no unfinished run in '{folder}' to resume.", hint="Start without --resume."
+    )
+
+
+def first_difference(stored: object, wanted: object, place: str = "") -> str:
+    """Name the first place where two nested records differ; empty where they are equal."""
+    if isinstance(stored, dict) and isinstance(wanted, dict):
+        for key in [*wanted, *(key for key in stored if key not in wanted)]:
+            inner = f"{place}.{key}" if place else str(key)
+            found = first_difference(stored.get(key), wanted.get(key), inner)
+            if found:
+                return found
+        return ""
+    return "" if stored == wanted else f"{place} was {_shown(stored)}, now it is {_shown(wanted)}"
+
+
+def _shown(value: object) -> str:
+    text = "not set" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
