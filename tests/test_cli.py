@@ -21,14 +21,16 @@ from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run, app
 
 OPTIONS = {
-    "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --bootstrap --budget "
-    "--checkpointing --column "
-    "--data --data-config --device --device-map --dry-run --dtype --embeddings --estimator "
-    "--exclude --force --groups --head --help --include --json --load-in --lock --master "
-    "--max-length --max-memory "
-    "--offload-folder --optimizer --out --passes --rank --ranks --resume --revision "
-    "--samples --save-every --score --seed --shard --sketch-size --split --svd --top "
-    "--train-batch --train-length --trust-remote-code",
+    "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --beta --bootstrap "
+    "--budget --checkpointing --column --data --data-config --device --device-map "
+    "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
+    "--force --generate-batch --generations --groups --head --help --include --json "
+    "--load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
+    "--max-new-tokens --objective --offload-folder --optimizer --out --passes --rank "
+    "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
+    "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
+    "--stop --svd --temperature --top --top-k --top-p --train-batch --train-length "
+    "--trust-remote-code",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
     "--out --rank --ranks --score --top --train-batch --train-length",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "

@@ -243,25 +243,18 @@ def rank(
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     probed = ObjectiveSettings(
-        objective=objective,
-        loss_type=loss_type,
-        beta=beta,
-        rollouts=rollouts,
-        rewards=tuple(reward),
-        reward_weights=tuple(reward_weight),
-        reward_timeout=reward_timeout,
-        generations=generations,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_new_tokens=max_new_tokens,
-        stop=tuple(stop),
-        generate_batch=generate_batch,
-        scale_rewards=scale_rewards,
-        epsilon=epsilon,
-        epsilon_high=epsilon_high,
+        objective=objective, loss_type=loss_type, beta=beta, rollouts=rollouts,
+        rewards=tuple(reward), reward_weights=tuple(reward_weight), reward_timeout=reward_timeout,
+        generations=generations, temperature=temperature, top_p=top_p, top_k=top_k,
+        max_new_tokens=max_new_tokens, stop=tuple(stop), generate_batch=generate_batch,
+        scale_rewards=scale_rewards, epsilon=epsilon, epsilon_high=epsilon_high,
         mask_truncated=mask_truncated,
-    )
+    )  # fmt: skip
+    capture = CaptureSettings(
+        batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
+        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, svd=svd,
+        groups=groups, bootstrap=bootstrap,
+    )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(
             model=model,
@@ -288,17 +281,7 @@ def rank(
         candidates=CandidateSettings(
             include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
         ),
-        capture=CaptureSettings(
-            batch_size=batch_size,
-            checkpointing=checkpointing,
-            estimator=estimator,
-            sketch_size=sketch_size,
-            passes=passes,
-            accumulate_on=accumulate_on,
-            svd=svd,
-            groups=groups,
-            bootstrap=bootstrap,
-        ),
+        capture=capture,
         plan=PlanSettings(
             budget=budget,
             score=score,
