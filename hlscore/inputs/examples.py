@@ -169,6 +169,10 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
                 )
             return _table_rows(table, settings, seed, wanted)
         except Exception as error:
+            failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
+            rows = _plain_rows(path, settings, seed) if failed else []
+            if rows:
+                return rows
             raise _local_error(path, settings, error) from error
 
 
@@ -183,6 +187,19 @@ def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -
         return [empty]
     places = _draw_places(len(table), settings.samples, seed)
     return [empty | dict(asked[place]) for place in places]
+
+
+def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
+    """Rows of JSON lines that no table holds: rewards `1` and later `0.5`, answers `3` and `"x"`.
+
+    Empty where the file is not in JSON lines.
+    """
+    if path.suffix.lower() != ".jsonl" or _broken_line(path):
+        return []
+    rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+    empty = dict.fromkeys(name for row in rows for name in row)
+    part = _sliced(settings.split, len(rows))
+    return draw_rows([empty | rows[place] for place in part], settings.samples, seed)
 
 
 def _check_local(path: Path, settings: DataSettings) -> None:
