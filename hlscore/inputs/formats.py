@@ -208,6 +208,8 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
             _check_messages(named[text], shown[text], place)
         elif text in named:
             _check_text(named[text], shown[text], place)
+    if "completion_ids" not in named and isinstance(named["completion"], list):
+        _check_conversation(named, place)
     reward = named["reward"]
     number = isinstance(reward, bool | int | float)
     if reward is not None and not number:
@@ -220,6 +222,23 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
         )
     if "logprobs" in named:
         _check_numbers(named["logprobs"], shown["logprobs"], place, whole=False)
+    truncated = named.get("truncated", False)
+    if not isinstance(truncated, int | float) or truncated not in (0, 1):
+        raise place.error(
+            shown["truncated"],
+            f"{truncated!r}, neither true nor false",
+            "Repair it, or leave it out.",
+        )
+
+
+def _check_conversation(named: Row, place: _Place) -> None:
+    """Messages can only be rendered after those that they answer."""
+    if not isinstance(named.get("prompt"), list):
+        raise DataError(
+            f"Example {place.index} in '{place.source}' has a completion of messages, but its "
+            "prompt is none.",
+            hint="Use messages for both, or give the completion as text or as completion_ids.",
+        )
 
 
 def _check_numbers(value: object, column: str, place: _Place, *, whole: bool) -> None:
