@@ -101,7 +101,8 @@ def _rollout(
             f"Example {index} of '{source}' cannot be tokenized: {first_line(error)}",
             hint="Repair that example, or give prompt_ids and completion_ids.",
         ) from error
-    cut = bool(ids) and bool(ends) and ids[-1] not in ends if said is None else said
+    # Text and messages were ended here; of ids the last one tells.
+    cut = said if said is not None else "completion_ids" in row and _lacks_end(ids, ends)
     return Rollout(
         prompt=row.get("prompt", ""),
         prompt_ids=tuple(start),
@@ -111,6 +112,10 @@ def _rollout(
         truncated=cut,
         log_probs=_log_probs(row, ids, index, source),
     )
+
+
+def _lacks_end(ids: Sequence[int], ends: Sequence[int]) -> bool:
+    return bool(ids) and bool(ends) and ids[-1] not in ends
 
 
 def _said_truncated(row: Row) -> bool | None:
@@ -132,9 +137,10 @@ def _completion_ids(
         return ids
     start, whole = prompt_and_whole(row["prompt"], _messages(completion), tokenizer)
     ids = whole[common_prefix(start, whole) :]
-    # A template may put more behind the end of a turn than a model would ever write.
+    # A template may put more behind the end of a turn than a model would ever write; a completion
+    # that was cut short has no end either.
     stops = [place for place, token in enumerate(ids) if token in ends]
-    return ids[: stops[0] + 1] if stops and ended else ids
+    return ids[: stops[0] + ended] if stops else ids
 
 
 def _messages(completion: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
