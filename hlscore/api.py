@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE, check_folder, write_files
+from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder, write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError
-from hlscore.flow import Progress, Silent, score_model
-from hlscore.inputs.examples import draw_rows, read_examples
+from hlscore.flow import Progress, Silent, sample_rollouts, score_model
+from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.model import identify
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ModuleRow, ScoreReport
+from hlscore.rollouts.files import write_rollouts
+from hlscore.rollouts.records import RolloutSet
+from hlscore.rollouts.reward_calls import name_of
+from hlscore.rollouts.reward_process import Reward
 from hlscore.settings import (
     DEFAULT_RANK,
-    DEFAULT_SAMPLES,
     Accumulator,
     CandidateSettings,
     CaptureSettings,
@@ -31,12 +34,18 @@ from hlscore.settings import (
     Estimator,
     MemorySettings,
     ModelSettings,
+    Objective,
+    ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    samples_for,
 )
 
 if TYPE_CHECKING:
     import pandas as pd
+
+Data = str | Path | Iterable[Mapping[str, Any]] | None
+IN_MEMORY = "examples in memory"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +56,13 @@ class RankResult:
         report: Content of `scores.parquet`.
         plan: Content of `plan.json`.
         allocation: The decisions behind the plan, with totals and stability.
+        rollouts: Completions that the model sampled, if it did.
     """
 
     report: ScoreReport
     plan: Plan
     allocation: Allocation
+    rollouts: RolloutSet | None = None
 
     @property
     def rows(self) -> tuple[ModuleRow, ...]:
@@ -68,7 +79,7 @@ class RankResult:
         return to_pandas(self.report)
 
     def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Path]:
-        """Write `scores.parquet` and `plan.json`.
+        """Write `scores.parquet` and `plan.json`, and `rollouts.jsonl` where some were sampled.
 
         Args:
             folder: Made when missing.
@@ -81,22 +92,25 @@ class RankResult:
             UsageError: The folder already holds results and `force` is off.
             ArtifactError: The folder cannot be written to.
         """
-        target = Path(folder)
-        check_folder(target, (SCORES_FILE, PLAN_FILE), force=force)
-        return write_files(
-            target,
-            {
-                SCORES_FILE: lambda path: write_report(self.report, path),
-                PLAN_FILE: lambda path: write_plan(self.plan, path),
-            },
-        )
+        target, rollouts = Path(folder), self.rollouts
+        writers: dict[str, Callable[[Path], None]] = {
+            SCORES_FILE: lambda path: write_report(self.report, path),
+            PLAN_FILE: lambda path: write_plan(self.plan, path),
+        }
+        if rollouts is not None:
+            writers[ROLLOUTS_FILE] = lambda path: write_rollouts(rollouts, path)
+        check_folder(target, tuple(writers), force=force)
+        return write_files(target, writers)
 
 
 def rank(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    data: str | Path | Iterable[Mapping[str, Any]] | None = None,
+    data: Data = None,
+    objective: Objective | ObjectiveSettings = "sft",
+    reward: Reward | Sequence[Reward] = (),
+    rollouts: Data = None,
     budget: str | float = 0.1,
     score: str = "hls",
     rank: int = DEFAULT_RANK,
@@ -109,7 +123,7 @@ def rank(
     embeddings: bool = False,
     head: bool = False,
     split: str = "train",
-    samples: int = DEFAULT_SAMPLES,
+    samples: int | None = None,
     max_length: int | None = None,
     columns: Mapping[str, str] | None = None,
     batch_size: int = 8,
@@ -130,6 +144,10 @@ def rank(
         model: A causal language model in memory, on any device.
         tokenizer: Its tokenizer.
         data: Hub id, local path, or examples as mappings; `None` means the built-in probes.
+        objective: Loss of the training to come: `sft`, `dpo` or `grpo`, or settings with more.
+        reward: What judges completions that the model samples itself, for grpo: a name as for
+            `--reward`, a function as TRL calls it, or several.
+        rollouts: Completions with rewards, for grpo: hub id, local path or rows.
         budget: `0.1` for 10 % of the candidate modules, `"0.1p"` for 10 % of their parameters,
             `"500M"` for that many, `"24GiB"` for training memory.
         score: Name of the score that decides.
@@ -143,9 +161,9 @@ def rank(
         embeddings: Rank the input embedding too.
         head: Rank the output head too.
         split: Split to read from `data`.
-        samples: Number of examples to draw; 0 means all.
+        samples: Examples, pairs or prompts to draw; 0 means all, `None` what `--samples` does.
         max_length: Tokens kept of each example; `None` means 1024 or the context if smaller.
-        columns: Maps `text`, `messages`, `prompt`, `completion` to columns of the data.
+        columns: Maps `text`, `messages`, `prompt`, `completion`, ... to columns of the data.
         batch_size: Examples per pass; changes speed, not scores.
         checkpointing: Recompute activations in the backward pass where the model supports it.
         estimator: `exact` gradients, `sketch`, or `auto`: exact while that fits the memory.
@@ -162,57 +180,76 @@ def rank(
         HlscoreError: Something cannot be used.
     """
     source = str(data) if isinstance(data, str | Path) else None
+    functions = {name_of(item): item for item in _several(reward) if not isinstance(item, str)}
+    probed = _objective(objective, _several(reward), rollouts)
+    capture = CaptureSettings(
+        batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
+        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
+    )  # fmt: skip
+    plan = PlanSettings(
+        budget=str(budget), score=score, rank=rank, alpha=alpha, ranks=tuple(sorted(set(ranks))),
+        locks=_texts(locks), memory=memory or MemorySettings(),
+    )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),
         data=DataSettings(
             data=source,
             split=split,
-            samples=samples,
+            samples=samples_for(samples, probed),
             max_length=max_length,
             columns=dict(columns or {}),
         ),
+        objective=probed,
         candidates=CandidateSettings(
-            include=_texts(include),
-            exclude=_texts(exclude),
-            embeddings=embeddings,
-            head=head,
+            include=_texts(include), exclude=_texts(exclude), embeddings=embeddings, head=head
         ),
-        capture=CaptureSettings(
-            batch_size=batch_size,
-            checkpointing=checkpointing,
-            estimator=estimator,
-            sketch_size=sketch_size,
-            passes=passes,
-            accumulate_on=accumulate_on,
-        ),
-        plan=PlanSettings(
-            budget=str(budget),
-            score=score,
-            rank=rank,
-            alpha=alpha,
-            ranks=tuple(sorted(set(ranks))),
-            locks=_texts(locks),
-            memory=memory or MemorySettings(),
-        ),
+        capture=capture,
+        plan=plan,
         seed=seed,
     )
-    return _run(model, tokenizer, data, settings, progress or Silent())
+    given = data if rollouts is None else rollouts
+    return _run(model, tokenizer, given, settings, functions, progress or Silent())
 
 
 def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: str | Path | Iterable[Mapping[str, Any]] | None,
+    data: Data,
     settings: RankSettings,
+    functions: Mapping[str, Reward],
     progress: Progress,
 ) -> RankResult:
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
-    examples = _examples(data, settings)
-    found = score_model(model, tokenizer, identity, examples, settings, progress)
+    examples, rollouts = _examples(data, settings), None
+    if settings.objective.samples_rollouts:
+        rollouts = sample_rollouts(
+            model, tokenizer, identity, examples, settings, progress, functions=functions
+        )
+    found = score_model(model, tokenizer, identity, rollouts or examples, settings, progress)
     assert found is not None  # noqa: S101 - a process alone is the main one
     report, allocation = found
     plan = make_plan(report, allocation)
-    return RankResult(report=report, plan=plan, allocation=allocation)
+    return RankResult(report=report, plan=plan, allocation=allocation, rollouts=rollouts)
+
+
+def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
+    return (reward,) if isinstance(reward, str) or callable(reward) else tuple(reward)
+
+
+def _objective(
+    given: Objective | ObjectiveSettings, rewards: tuple[Reward, ...], rollouts: Data
+) -> ObjectiveSettings:
+    """Settings with the names of what the caller handed over."""
+    known = {} if isinstance(given, ObjectiveSettings) else {"objective": given}
+    changes: dict[str, Any] = dict(known)
+    if rewards:
+        changes["rewards"] = tuple(r if isinstance(r, str) else name_of(r) for r in rewards)
+    if rollouts is not None:
+        named = isinstance(rollouts, str | Path)
+        changes["rollouts"] = str(rollouts) if named else IN_MEMORY
+    if isinstance(given, ObjectiveSettings):
+        return replace(given, **changes)
+    return ObjectiveSettings(**changes)
 
 
 def _texts(given: Iterable[str]) -> tuple[str, ...]:
@@ -220,16 +257,17 @@ def _texts(given: Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _examples(
-    data: str | Path | Iterable[Mapping[str, Any]] | None, settings: RankSettings
-) -> ExampleSet:
+def _examples(data: Data, settings: RankSettings) -> ExampleSet:
     if data is None or isinstance(data, str | Path):
-        return read_examples(settings.data, seed=settings.seed)
+        return read_probes(settings)
     rows = list(data)
     if isinstance(data, Mapping) or not all(isinstance(row, Mapping) for row in rows):
         raise DataError(
             "data is neither a name, a path, nor a list of mappings.",
             hint='Give rows such as {"prompt": ..., "completion": ...}; of a DatasetDict, a split.',
         )
-    drawn = draw_rows(rows, settings.data.samples, settings.seed)
-    return example_set(drawn, "examples in memory", settings.data)
+    wanted = wanted_formats(settings.objective)
+    # Groups of rollouts are drawn later, when all completions of each are known.
+    samples = 0 if wanted == ("rollouts",) else settings.data.samples
+    drawn = draw_rows(rows, samples, settings.seed)
+    return example_set(drawn, IN_MEMORY, settings.data, wanted)

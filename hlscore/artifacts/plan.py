@@ -197,10 +197,21 @@ class PlanProbes(_Strict):
 
     source: str
     format: str
+    objective: Literal["sft", "dpo", "grpo"] = Field(
+        default="sft", description="The loss that was probed."
+    )
+    loss_type: str = Field(default="", description="Its variant; empty for sft.")
     hash: str
-    examples: _Count
+    examples: _Count = Field(description="Examples, pairs or prompts.")
+    completions: _Count | None = Field(
+        default=None, description="Completions of all prompts; null but for grpo."
+    )
+    mean_reward: float | None = Field(default=None, description="Of those completions.")
+    silent_prompts: _Count | None = Field(
+        default=None, description="Prompts whose rewards are all equal: they carry no gradient."
+    )
     counted_tokens: _Count
-    mean_loss: float | None = Field(description="Nats per counted token.")
+    mean_loss: float | None = Field(description="Negative log-likelihood, nats per counted token.")
 
 
 class PlanProvenance(_Strict):

@@ -153,6 +153,7 @@ def _module(item: Decision, allocation: Allocation) -> PlanModule:
 
 def _provenance(report: ScoreReport) -> PlanProvenance:
     run, probes = report.run, report.probes
+    drawn = probes.rollouts
     return PlanProvenance(
         hlscore_version=run.hlscore_version,
         seed=run.seed,
@@ -163,8 +164,13 @@ def _provenance(report: ScoreReport) -> PlanProvenance:
         probes=PlanProbes(
             source=probes.source,
             format=probes.format,
+            objective=probes.objective,
+            loss_type=probes.loss_type,
             hash=probes.hash,
             examples=probes.examples,
+            completions=None if drawn is None else drawn.completions,
+            mean_reward=None if drawn is None else _rounded(drawn.mean_reward),
+            silent_prompts=None if drawn is None else drawn.silent,
             counted_tokens=probes.counted_tokens,
             mean_loss=_rounded(probes.mean_loss),
         ),

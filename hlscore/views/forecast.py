@@ -8,6 +8,7 @@ from rich.text import Text
 
 from hlscore.flow import Forecast
 from hlscore.inputs.modules import candidates_of
+from hlscore.records import ProbeSummary
 from hlscore.settings import RankSettings
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
@@ -17,6 +18,19 @@ def _budget(found: Forecast) -> str:
     if found.budget_unit == "byte":
         return f"at most {memory(found.budget_limit)} to train in"
     return f"at most {count(found.budget_limit, found.budget_unit)} in full"
+
+
+def _probes(probes: ProbeSummary) -> str:
+    tokens = f"{probes.total_tokens:,} tokens, {probes.counted_tokens:,} of them counted"
+    if probes.rollouts is not None:
+        drawn = probes.rollouts
+        return (
+            f"{probes.objective} ({probes.loss_type}): {count(drawn.completions, 'completion')} "
+            f"of {count(drawn.prompts, 'prompt')} from {probes.source}, {tokens}"
+        )
+    what = "pair" if probes.objective == "dpo" else "example"
+    loss = f"{probes.objective} ({probes.loss_type}): " if probes.loss_type else ""
+    return f"{loss}{count(probes.examples, what)} from {probes.source}, {tokens}"
 
 
 def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
@@ -38,6 +52,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "candidate_modules": len(chosen),
                     "skipped_modules": len(found.modules) - len(chosen),
                     "candidate_params": sum(item.n_params for item in chosen),
+                    "objective": probes.objective,
                     "examples": probes.examples,
                     "total_tokens": probes.total_tokens,
                     "counted_tokens": probes.counted_tokens,
@@ -61,11 +76,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
     lines = (
         ("model", f"{settings.model.model} on {device}"),
         ("modules", f"{count(len(chosen), 'candidate')}, {short(params)} parameters"),
-        (
-            "probes",
-            f"{count(probes.examples, 'example')} from {probes.source}, "
-            f"{probes.total_tokens:,} tokens, {probes.counted_tokens:,} of them counted",
-        ),
+        ("probes", _probes(probes)),
         ("estimator", found.choice.reason),
         (
             "memory",
