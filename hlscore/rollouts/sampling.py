@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     StopStringCriteria,
 )
 
+from hlscore.errors import CaptureError
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.tokens import assistant, context_length, end_token_ids, pad_token_id
@@ -174,17 +176,26 @@ class Sampler:
         with torch.random.fork_rng(devices=cuda):
             torch.manual_seed(seed)
             while len(drawn) < len(rows):
-                part = rows[len(drawn) :][: self._largest]
+                part = self._alike(rows[len(drawn) :][: self._largest])
                 try:
                     drawn += self._generate(part, device)
                     continue
-                except torch.OutOfMemoryError:
+                except torch.OutOfMemoryError as error:
                     if len(part) == 1:
-                        raise
+                        raise _no_memory() from error
                 # Outside the except clause: the error holds the tensors of the failed try.
                 torch.cuda.empty_cache()
                 self._largest = len(part) // 2
         return drawn
+
+    def _alike(self, rows: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
+        """The first rows with equal room: padding of a long prompt would take that of others."""
+        rooms = [self._room(len(row)) for row in rows]
+        return rows[: sum(1 for _ in takewhile(lambda room: room == rooms[0], rooms))]
+
+    def _room(self, width: int) -> int:
+        room = self._settings.max_new_tokens
+        return room if self._context is None else min(room, self._context - width)
 
     def _generate(
         self, rows: Sequence[tuple[int, ...]], device: torch.device
@@ -212,11 +223,8 @@ class Sampler:
 
     def _generation_config(self, width: int) -> GenerationConfig:
         settings = self._settings
-        room = settings.max_new_tokens
-        if self._context is not None:
-            room = min(room, self._context - width)
         return GenerationConfig(
-            max_new_tokens=room,
+            max_new_tokens=self._room(width),
             do_sample=True,
             temperature=settings.temperature,
             top_p=settings.top_p,
@@ -225,6 +233,14 @@ class Sampler:
             eos_token_id=list(self._ends) or None,
             use_cache=True,
         )
+
+
+def _no_memory() -> CaptureError:
+    return CaptureError(
+        "The device ran out of memory while the model wrote a single completion.",
+        hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or sample with a "
+        "serving engine and give --rollouts FILE.",
+    )
 
 
 def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:

@@ -104,7 +104,7 @@ SCORES: dict[str, Score] = {
         Score(
             name="hls",
             formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients of two halves",
-            unit="nats per unit learning rate",
+            unit="loss per unit learning rate",
             source="hlscore: cross-fitted Eckart-Young tail",
             compute=hls,
             replicates=lambda row: row.hls_replicates,
@@ -113,7 +113,7 @@ SCORES: dict[str, Score] = {
         Score(
             name="tail",
             formula="||G||_F^2 - sum of the r largest s_i^2",
-            unit="nats per unit learning rate",
+            unit="loss per unit learning rate",
             source="Eckart and Young 1936",
             compute=tail,
             replicates=lambda row: row.tail_replicates,
@@ -122,7 +122,7 @@ SCORES: dict[str, Score] = {
         Score(
             name="grad_norm",
             formula="||G||_F^2",
-            unit="nats per unit learning rate",
+            unit="loss per unit learning rate",
             source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
             compute=grad_norm,
             replicates=lambda row: row.grad_norm_replicates,
@@ -130,7 +130,7 @@ SCORES: dict[str, Score] = {
         Score(
             name="taylor",
             formula="||W * G||_F, elementwise product",
-            unit="nats",
+            unit="loss",
             source="GoRA, arXiv 2502.12171",
             compute=taylor,
             replicates=_none,
@@ -138,7 +138,7 @@ SCORES: dict[str, Score] = {
         Score(
             name="rgn",
             formula="||G||_F / ||W||_F",
-            unit="nats per squared weight",
+            unit="loss per squared weight",
             source="surgical fine-tuning, arXiv 2210.11466",
             compute=rgn,
             replicates=_relative,

@@ -90,8 +90,8 @@ class ObjectiveSettings:
         require(0 < beta < math.inf, f"--beta is {beta:g}.", "Use a number above 0, such as 0.1.")
         require_choice("--scale-rewards", self.scale_rewards, get_args(RewardScale))
         self._check_sampling()
-        if self.objective == "grpo":
-            self._check_source()
+        if self.rollouts is not None:
+            self._check_rollouts()
 
     def _check_belonging(self) -> None:
         given = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
@@ -132,16 +132,8 @@ class ObjectiveSettings:
         for name, clip in (("epsilon", self.epsilon), ("epsilon-high", self.epsilon_high)):
             require(clip is None or 0 <= clip < math.inf, f"--{name} is {clip}.", "Use 0 or more.")
 
-    def _check_source(self) -> None:
-        require(
-            bool(self.rollouts) or bool(self.rewards),
-            "--objective grpo needs completions with rewards.",
-            "Give --rollouts FILE, or --reward math (numeric, exact, regex, json, or "
-            "package.module:function) to sample and judge them now.",
-        )
-        if self.rollouts is None:
-            return
-        require(bool(self.rollouts.strip()), "--rollouts is empty.")
+    def _check_rollouts(self) -> None:
+        require(bool(self.rollouts and self.rollouts.strip()), "--rollouts is empty.")
         for name in _LIVE_ONLY:
             default = next(item.default for item in fields(self) if item.name == name)
             require(

@@ -66,13 +66,20 @@ class RankSettings:
             f"--sketch-size is {size}, too few columns for rank {rank}.",
             f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
         )
+        probed = self.objective
         require(
-            not (self.model.shard and self.objective.samples_rollouts),
+            probed.objective != "grpo" or probed.rollouts is not None or bool(probed.rewards),
+            "--objective grpo needs completions with rewards.",
+            "Give --rollouts FILE, or --reward math (numeric, exact, regex, json, or "
+            "package.module:function) to sample and judge them now.",
+        )
+        require(
+            not (self.model.shard and probed.samples_rollouts),
             "--shard spreads the weights: no completions can be sampled from it.",
             "Sample them with a serving engine, and give --rollouts FILE.",
         )
         require(
-            self.objective.rollouts is None or self.data.data is None,
+            probed.rollouts is None or self.data.data is None,
             "--data is given beside --rollouts, which brings prompts of its own.",
             "Leave one of them out.",
         )
