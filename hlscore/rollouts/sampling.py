@@ -197,15 +197,6 @@ class Sampler:
         room = self._settings.max_new_tokens
         return room if self._context is None else min(room, self._context - width)
 
-    def _alike(self, rows: Sequence[tuple[int, ...]]) -> Sequence[tuple[int, ...]]:
-        """The first rows with equal room: padding of a long prompt would take that of others."""
-        rooms = [self._room(len(row)) for row in rows]
-        return rows[: sum(1 for _ in takewhile(lambda room: room == rooms[0], rooms))]
-
-    def _room(self, width: int) -> int:
-        room = self._settings.max_new_tokens
-        return room if self._context is None else min(room, self._context - width)
-
     def _generate(
         self, rows: Sequence[tuple[int, ...]], device: torch.device
     ) -> list[tuple[list[int], bool]]:
