@@ -1,0 +1,246 @@
+"""Runs that sample: which prompts, who judges, what is stored and what is sampled again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import chat
+from families import FAMILIES
+from sampled import (
+    BYTE_END,
+    END,
+    ROWS,
+    everything,
+    greedy,
+    lengths,
+    sample,
+    settings,
+    zeros,
+)
+from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from hlscore.errors import CaptureError, DataError
+from hlscore.flow import Silent
+from hlscore.inputs.formats import example_set
+from hlscore.inputs.model import load_model
+from hlscore.probes.encode import encode
+from hlscore.processes import Processes
+from hlscore.rollouts.files import RolloutJournal
+from hlscore.rollouts.reward_process import RewardProcess
+from hlscore.rollouts.sampling import Sampler
+from hlscore.settings import DataSettings, ModelSettings
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    loaded = load_model(ModelSettings(model="builtin:tiny"))
+    return loaded.model, loaded.tokenizer
+
+
+# Prompts
+
+
+def test_prompts_that_cannot_be_continued() -> None:
+    model, tokens = FAMILIES["llama"].build(), byte_tokenizer()
+    context = model.config.max_position_embeddings
+    long, copy = {"prompt": "l" * (context - 1)}, {"prompt": "copied"}
+    rows = [{"prompt": "x" * context}, long, copy, {"prompt": ""}, copy, {"prompt": "y" * 999}]
+    found = sample(model, tokens, rows, generate_batch=4)
+    assert [(group.name, group.rollouts[0].prompt) for group in found.groups] == [
+        ("1", long["prompt"]), ("2", "copied"),
+    ]  # fmt: skip
+    assert {len(item.completion_ids) for item in found.groups[0].rollouts} == {1}
+    assert max(len(item.completion_ids) for item in found.groups[1].rollouts) == 12
+    assert list(found.notes) == [
+        f"2 prompts were left out: they fill the context of {context} tokens.",
+        "1 prompts were left out: they are empty.",
+        "1 prompts were left out: they are copies of others.",
+    ]
+    with pytest.raises(DataError, match="each fills the context of 256 tokens"):
+        sample(model, tokens, rows[:1])
+    with pytest.raises(DataError, match="all are empty"):
+        sample(model, tokens, [rows[3]])
+
+
+def test_room_does_not_depend_on_the_neighbours() -> None:
+    """A long prompt in the same batch takes no room from a short one."""
+    model, tokens = FAMILIES["llama"].build(), byte_tokenizer()
+    rows = [{"prompt": "l" * 250}, {"prompt": "short"}]
+    found = sample(model, tokens, rows, top_k=1)
+    for item, room in zip((group.rollouts[0] for group in found.groups), (6, 12), strict=True):
+        assert item.completion_ids == greedy(model, item.prompt_ids, room, [BYTE_END])
+
+
+# Judges
+
+
+def test_rewards_get_what_trl_gives_them(tiny: Any) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def judge(**given: Any) -> list[float | None]:
+        calls.append(given)
+        return [float(len(ids)) for ids in given["completion_ids"]]
+
+    rows = [row | {"level": number} for number, row in enumerate(ROWS)]
+    found = sample(*tiny, rows, judge=judge, generate_batch=8)
+    assert [len(call["prompts"]) for call in calls] == [8, 8, 4]
+    columns = {"answer", "kind", "level"}
+    extra = {"trainer_state", "log_extra", "log_metric"}
+    assert set(calls[0]) == {"prompts", "completions", "completion_ids"} | columns | extra
+    merged = {
+        name: [value for call in calls for value in call[name]] for name in set(calls[0]) - extra
+    }
+    repeated = [row for row in rows for _ in range(4)]
+    assert merged["prompts"] == [row["prompt"] for row in repeated]
+    for name in columns:
+        assert merged[name] == [row[name] for row in repeated]
+    for place, item in enumerate(everything(found)):
+        assert merged["completions"][place] == item.completion
+        assert merged["completion_ids"][place] == list(item.completion_ids)
+        assert item.reward == len(item.completion_ids)
+
+
+def test_conversations_are_judged_as_messages(tiny: Any) -> None:
+    calls: list[dict[str, Any]] = []
+
+    def judge(**given: Any) -> list[float | None]:
+        calls.append(given)
+        return [1.0] * len(given["completions"])
+
+    model, tokens = FAMILIES["llama"].build(), byte_tokenizer()
+    tokens.chat_template = CHAT_TEMPLATE_WITH_GENERATION
+    rows = [{"prompt": chat("hi")}, {"prompt": chat("one", "two", "three")}]
+    found = sample(model, tokens, rows, judge=judge)
+    assert found.groups[0].rollouts[0].prompt_ids == (260, *b"hi", 262, 261)
+    assert [item.prompt for item in everything(found)] == [rows[i // 4]["prompt"] for i in range(8)]
+    assert calls[0]["prompts"][:1] == [chat("hi")]
+    for given, item in zip(calls[0]["completions"], everything(found), strict=True):
+        text = tokens.decode(item.completion_ids, skip_special_tokens=True)
+        assert given == item.completion == [{"role": "assistant", "content": text}]
+
+
+def test_the_summary_counts(tiny: Any) -> None:
+    def judge(completions: Sequence[str], **_: Any) -> list[float | None]:
+        return [None if place % 7 == 6 else float(place % 3) for place in range(len(completions))]
+
+    found = sample(*tiny, judge=judge, generate_batch=64)
+    probes = encode(
+        found, tiny[1], tiny[0], objective=settings(), max_length=None, groups=2, seed=0
+    )
+    counts = probes.summary.rollouts
+    assert counts is not None
+    every = everything(found)
+    known = [item.reward for item in every if item.reward is not None]
+    assert (counts.prompts, counts.completions, counts.unjudged) == (5, 20, 2)
+    assert counts.mean_reward == pytest.approx(sum(known) / len(known))
+    assert counts.truncated == sum(item.truncated for item in every)
+    assert counts.silent == 0
+    assert any("2 completions could not be judged" in note for note in probes.summary.notes)
+
+
+# Journals
+
+
+class StoppedError(Exception):
+    """Raised in the middle of a run."""
+
+
+class Stop(Silent):
+    """Ends a run after some batches."""
+
+    def __init__(self, batches: int) -> None:
+        self._left = batches
+
+    def advance(self, _: int) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise StoppedError
+
+
+@pytest.mark.parametrize("batch", [8, 3])
+def test_what_is_stored_is_not_sampled_again(tiny: Any, tmp_path: Path, batch: int) -> None:
+    """Also where one prompt takes several batches of the model."""
+    calls: list[str] = []
+
+    def judge(prompts: Sequence[str], completions: Sequence[str], **_: Any) -> list[float | None]:
+        calls.extend(prompts)
+        return lengths(completions)
+
+    run = partial(sample, *tiny, judge=judge, generate_batch=batch)
+    expected = run()
+    counted = len(calls)
+    calls.clear()
+    journal = RolloutJournal(tmp_path, {"run": 1}, Processes())
+    with pytest.raises(StoppedError):
+        run(journal=journal, progress=Stop(1))
+    stored = journal.load()
+    assert len(stored) == (4 if batch == 8 else 2)
+    assert run(journal=journal, resume=True) == expected
+    assert len(calls) == counted
+    assert list(dict.fromkeys(calls)) == [row["prompt"] for row in ROWS]
+
+
+@pytest.mark.parametrize("left", range(0, 2400, 300))
+def test_a_journal_cut_anywhere_goes_on(tiny: Any, tmp_path: Path, left: int) -> None:
+    run = partial(sample, *tiny, ROWS[:3], judge=lengths, generate_batch=8, max_new_tokens=4)
+    journal = RolloutJournal(tmp_path, {"run": 1}, Processes())
+    expected = run(journal=journal)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes(whole[: min(left, len(whole))])
+    assert run(journal=journal, resume=True) == expected
+    assert list(journal.load().values()) == list(expected.groups)
+
+
+def test_batches_that_do_not_fit_are_halved(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    real = Sampler._generate
+
+    def limited(self: Sampler, rows: Any, device: Any) -> Any:
+        sizes.append(len(rows))
+        if len(rows) > 5:
+            raise torch.OutOfMemoryError
+        return real(self, rows, device)
+
+    monkeypatch.setattr(Sampler, "_generate", limited)
+    found = sample(*tiny, top_k=1)
+    assert sizes[:3] == [20, 10, 5]
+    assert max(sizes[3:]) <= 5
+    for item in everything(found):
+        assert item.completion_ids == greedy(tiny[0], item.prompt_ids, 12, [END])
+    monkeypatch.setattr(Sampler, "_generate", fails_always)
+    with pytest.raises(CaptureError, match="a single completion"):
+        sample(*tiny)
+
+
+def fails_always(self: Sampler, rows: Any, device: Any) -> Any:
+    raise torch.OutOfMemoryError
+
+
+def test_several_processes_draw_what_one_does(tiny: Any) -> None:
+    """Batches are dealt out, and each has a seed of its own."""
+    expected = sample(*tiny, generate_batch=8)
+    model, tokenizer = tiny
+    parts: dict[str, Any] = {}
+    for rank in range(2):
+        examples = example_set(ROWS, "rows", DataSettings(), ("prompt",))
+        judge = RewardProcess([zeros])
+        sampler = Sampler(model, tokenizer, settings(generate_batch=8), judge, seed=0)
+        found = sampler.run(examples, Silent(), processes=_Alone(rank=rank, size=2))
+        assert 0 < len(found.groups) < len(ROWS)
+        assert not parts.keys() & {group.name for group in found.groups}
+        parts |= {group.name: group for group in found.groups}
+    assert tuple(parts[name] for name in sorted(parts)) == expected.groups
+
+
+class _Alone(Processes):
+    """One process of several that hears nothing of the others."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
