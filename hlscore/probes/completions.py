@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,7 +14,7 @@ from hlscore.objectives.policy import divisor_share, group_advantages, has_signa
 from hlscore.probes.limits import check_vocabulary, length_limit, shortened
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary, RolloutSummary
-from hlscore.rollouts.records import Rollout, RolloutSet
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import ObjectiveSettings
 
 _MORE_SIGNAL = (
@@ -55,7 +57,7 @@ def encode_completions(
             len(s.example.input_ids) < len(item.prompt_ids) + len(item.completion_ids)
             for s, item in zip(sequences, group.rollouts, strict=True)
         )
-        units.append(_unit(group.name, sequences, own, objective))
+        units.append(_unit(group, sequences, own, objective))
     check_vocabulary([item for unit in units for item in unit.sequences], tokenizer, model)
     counts = _summarize(rollouts)
     _check_signal(rollouts, units, counts)
@@ -91,9 +93,13 @@ def _sequence(item: Rollout, limit: int | None) -> _Sequence:
 
 
 def _unit(
-    name: str, sequences: list[_Sequence], advantages: list[float], objective: ObjectiveSettings
+    group: RolloutGroup,
+    sequences: list[_Sequence],
+    advantages: list[float],
+    objective: ObjectiveSettings,
 ) -> ProbeUnit:
-    loss_type, kept, count = objective.loss_type_name, [], 0
+    loss_type, count = objective.loss_type_name, 0
+    kept: list[ProbeExample] = []
     for item, advantage in zip(sequences, advantages, strict=True):
         masked = objective.mask_truncated and item.truncated
         tokens = 0 if masked else item.example.counted_tokens
@@ -108,7 +114,29 @@ def _unit(
                     example.old_log_probs,
                 )
             )
-    return ProbeUnit(tuple(kept), count, key=name)
+    return ProbeUnit(_merged(kept), count, key=_content(group))
+
+
+def _merged(sequences: list[ProbeExample]) -> tuple[ProbeExample, ...]:
+    """Run equal completions once: at ratio 1 the loss is linear in the coefficient."""
+    found: dict[tuple[int, ...], ProbeExample] = {}
+    others = []
+    for item in sequences:
+        if item.old_log_probs:
+            others.append(item)
+            continue
+        same = found.get(item.input_ids)
+        total = item.coefficient + (0.0 if same is None else same.coefficient)
+        found[item.input_ids] = replace(item, coefficient=total)
+    return (*(item for item in found.values() if item.coefficient), *others)
+
+
+def _content(group: RolloutGroup) -> str:
+    """Hash of a group, whatever its name is and in whatever order its completions come."""
+    every = sorted(
+        json.dumps((item.prompt_ids, item.completion_ids, item.reward)) for item in group.rollouts
+    )
+    return hashlib.sha256("\n".join(every).encode()).hexdigest()
 
 
 def _summarize(rollouts: RolloutSet) -> RolloutSummary:
