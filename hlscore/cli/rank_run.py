@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hlscore.errors import Interrupted, UsageError
+from hlscore.errors import DataError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings
 from hlscore.unfinished import remove_unfinished, unfinished_runs
@@ -143,15 +144,33 @@ def _score(
                 rollouts = sample_rollouts(
                     *of_model, examples, settings, progress, processes=processes, storage=storage
                 )
-            found = score_model(
-                *of_model,
-                rollouts or examples,
-                settings,
-                progress,
-                processes=processes,
-                storage=storage,
-            )
+            with _kept(rollouts, folder, is_main=processes.is_main):
+                found = score_model(
+                    *of_model,
+                    rollouts or examples,
+                    settings,
+                    progress,
+                    processes=processes,
+                    storage=storage,
+                )
         return None if found is None else (*found, rollouts)
+
+
+@contextmanager
+def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterator[None]:
+    """Leave completions that cannot be probed for the user to look at."""
+    try:
+        yield
+    except DataError as error:
+        if rollouts is None or not is_main:
+            raise
+        from hlscore.artifacts.files import ROLLOUTS_FILE, write_files
+        from hlscore.rollouts.files import write_rollouts
+
+        paths = write_files(folder, {ROLLOUTS_FILE: lambda path: write_rollouts(rollouts, path)})
+        remove_unfinished(folder)
+        hint = f"{error.hint} The completions are in '{paths[ROLLOUTS_FILE]}'."
+        raise DataError(error.message, hint=hint.strip()) from error
 
 
 def run_forecast(settings: RankSettings, *, as_json: bool) -> None:

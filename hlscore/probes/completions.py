@@ -179,8 +179,14 @@ def _check_signal(rollouts: RolloutSet, units: list[ProbeUnit], counts: RolloutS
     raise DataError(
         f"In each of the {counts.prompts} groups of '{rollouts.source}' all rewards are equal "
         f"(mean {counts.mean_reward:.3g}): no gradient.",
-        hint=_MORE_SIGNAL,
+        hint=_too_short(counts) + _MORE_SIGNAL,
     )
+
+
+def _too_short(counts: RolloutSummary) -> str:
+    if 2 * counts.truncated <= counts.completions:
+        return ""
+    return f"{counts.truncated} of {counts.completions} were cut short: raise --max-new-tokens. "
 
 
 def _check_halves(found: ProbeSet, rollouts: RolloutSet, units: list[ProbeUnit]) -> None:
