@@ -28,7 +28,7 @@ from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
-from hlscore.probes.limits import length_limit
+from hlscore.probes.encoding import length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import (

@@ -6,13 +6,10 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
 from hlscore.errors import DataError
-from hlscore.inputs.tokens import pad_token_id
 from hlscore.objectives.policy import divisor_share, group_advantages, has_signal, token_share
-from hlscore.probes.limits import check_vocabulary, length_limit, shortened
-from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
+from hlscore.probes.encoding import Encoding, shortened
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.records import ProbeSummary, RolloutSummary
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import ObjectiveSettings
@@ -31,21 +28,12 @@ class _Sequence:
     truncated: bool
 
 
-def encode_completions(
-    rollouts: RolloutSet,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    *,
-    objective: ObjectiveSettings,
-    max_length: int | None,
-    groups: int,
-    seed: int,
-) -> ProbeSet:
+def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
     """Weigh completions; see `encode`.
 
     Completions without advantage have no gradient and are not run; they count in the divisor.
     """
-    limit = length_limit(model, max_length, default=None)
+    objective, limit = how.objective, how.limit()
     advantages = group_advantages(
         [[item.reward for item in group.rollouts] for group in rollouts.groups],
         scale=objective.scale_rewards,
@@ -58,15 +46,11 @@ def encode_completions(
             for s, item in zip(sequences, group.rollouts, strict=True)
         )
         units.append(_unit(group, sequences, own, objective))
-    check_vocabulary([item for unit in units for item in unit.sequences], tokenizer, model)
     counts = _summarize(rollouts)
     _check_signal(rollouts, units, counts)
-    found = make_probe_set(
+    found = how.probe_set(
         units,
-        pad_token_id=pad_token_id(tokenizer, model),
-        groups=groups,
-        seed=seed,
-        summary=ProbeSummary(
+        ProbeSummary(
             source=rollouts.source,
             format="rollouts",
             objective="grpo",

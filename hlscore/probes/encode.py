@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.errors import DataError
 from hlscore.inputs.formats import ExampleSet
 from hlscore.probes.completions import encode_completions
+from hlscore.probes.encoding import Encoding
 from hlscore.probes.pairs import encode_pairs
 from hlscore.probes.sft import encode_supervised
 from hlscore.probes.units import ProbeSet
@@ -42,31 +43,21 @@ def encode(
         UsageError: `max_length` is beyond the model's context.
         DataError: Too few examples carry loss, or a token id has no embedding.
     """
+    how = Encoding(
+        tokenizer=tokenizer,
+        model=model,
+        objective=objective,
+        max_length=max_length,
+        groups=groups,
+        seed=seed,
+    )
     if isinstance(examples, RolloutSet):
-        return encode_completions(
-            examples,
-            tokenizer,
-            model,
-            objective=objective,
-            max_length=max_length,
-            groups=groups,
-            seed=seed,
-        )
+        return encode_completions(examples, how)
     if objective.objective == "dpo":
-        return encode_pairs(
-            examples,
-            tokenizer,
-            model,
-            objective=objective,
-            max_length=max_length,
-            groups=groups,
-            seed=seed,
-        )
+        return encode_pairs(examples, how)
     if objective.objective == "grpo":
         raise DataError(
             f"'{examples.source}' holds prompts, but no completions with rewards.",
             hint="Sample them first: without --rollouts the command does it.",
         )
-    return encode_supervised(
-        examples, tokenizer, model, max_length=max_length, groups=groups, seed=seed
-    )
+    return encode_supervised(examples, how)

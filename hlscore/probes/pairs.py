@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
 from hlscore.inputs.formats import ExampleSet, Row
-from hlscore.inputs.tokens import common_prefix, pad_token_id, prompt_and_whole
+from hlscore.inputs.tokens import common_prefix, prompt_and_whole
 from hlscore.objectives.preference import slopes
-from hlscore.probes.limits import check_two, check_vocabulary, length_limit, shortened
+from hlscore.probes.encoding import Encoding, check_two, shortened
 from hlscore.probes.sft import not_tokenized, sequence
-from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.records import ProbeSummary
 from hlscore.settings import DEFAULT_MAX_LENGTH, ObjectiveSettings
 
 
-def encode_pairs(
-    examples: ExampleSet,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    *,
-    objective: ObjectiveSettings,
-    max_length: int | None,
-    groups: int,
-    seed: int,
-) -> ProbeSet:
+def encode_pairs(examples: ExampleSet, how: Encoding) -> ProbeSet:
     """Tokenize pairs; see `encode`."""
-    limit = length_limit(model, max_length, default=DEFAULT_MAX_LENGTH)
+    objective, limit = how.objective, how.limit(DEFAULT_MAX_LENGTH)
     units, truncated, equal = [], 0, 0
     for index, row in enumerate(examples.rows):
-        pair = _encode_row(examples, index, row, tokenizer)
+        pair = _encode_row(examples, index, row, how.tokenizer)
         truncated += any(limit is not None and len(item.input_ids) > limit for item in pair)
         chosen, rejected = (shortened(item, limit) for item in pair)
         if chosen.input_ids == rejected.input_ids:
@@ -43,13 +34,9 @@ def encode_pairs(
     if not units:
         raise _nothing_counts(examples, equal, truncated, limit)
     check_two(units, examples.source, "pair")
-    check_vocabulary([item for unit in units for item in unit.sequences], tokenizer, model)
-    return make_probe_set(
+    return how.probe_set(
         units,
-        pad_token_id=pad_token_id(tokenizer, model),
-        groups=groups,
-        seed=seed,
-        summary=ProbeSummary(
+        ProbeSummary(
             source=examples.source,
             format=examples.format,
             objective="dpo",

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, first_line
 from hlscore.inputs.formats import ExampleSet, Row
 from hlscore.inputs.tokens import (
     common_prefix,
     marks_assistant,
-    pad_token_id,
     prompt_and_whole,
     template_ids,
     text_ids,
     with_eos,
 )
-from hlscore.probes.limits import check_two, check_vocabulary, length_limit, shortened
-from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
+from hlscore.probes.encoding import Encoding, check_two, shortened
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.records import ProbeSummary
 from hlscore.settings import DEFAULT_MAX_LENGTH
 
 
-def encode_supervised(
-    examples: ExampleSet,
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    *,
-    max_length: int | None,
-    groups: int,
-    seed: int,
-) -> ProbeSet:
+def encode_supervised(examples: ExampleSet, how: Encoding) -> ProbeSet:
     """Tokenize examples; see `encode`."""
-    limit = length_limit(model, max_length, default=DEFAULT_MAX_LENGTH) or DEFAULT_MAX_LENGTH
+    tokenizer, limit = how.tokenizer, how.limit(DEFAULT_MAX_LENGTH) or DEFAULT_MAX_LENGTH
     encoded = [
         _encode_row(examples, index, row, tokenizer) for index, row in enumerate(examples.rows)
     ]
@@ -41,14 +32,10 @@ def encode_supervised(
     if not kept:
         raise _nothing_counts(examples, limit, truncated)
     check_two(kept, examples.source, "example")
-    check_vocabulary([unit.sequences[0] for unit in kept], tokenizer, model)
     dropped = len(cut) - len(kept)
-    return make_probe_set(
+    return how.probe_set(
         kept,
-        pad_token_id=pad_token_id(tokenizer, model),
-        groups=groups,
-        seed=seed,
-        summary=ProbeSummary(
+        ProbeSummary(
             source=examples.source,
             format=examples.format,
             examples=len(kept),

@@ -1,14 +1,65 @@
-"""What a model can read: lengths and token ids."""
+"""How examples of every objective become a probe set, and what a model can read of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, UsageError
-from hlscore.inputs.tokens import context_length, embedding_rows
-from hlscore.probes.units import ProbeExample, ProbeUnit
+from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
+from hlscore.records import ProbeSummary
+from hlscore.settings import ObjectiveSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoding:
+    """What does not depend on the examples.
+
+    Attributes:
+        tokenizer: The model's tokenizer; needs no padding token.
+        model: The model, for its context length and vocabulary; may be on the meta device.
+        objective: The loss that is probed.
+        max_length: Tokens kept of each sequence; `None` for the default of the objective.
+        groups: Bootstrap groups per half, at most.
+        seed: Seed of the split into halves.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel
+    objective: ObjectiveSettings
+    max_length: int | None
+    groups: int
+    seed: int
+
+    def limit(self, default: int | None = None) -> int | None:
+        """Tokens kept of each sequence; `None` where there is no limit."""
+        return length_limit(self.model, self.max_length, default=default)
+
+    def probe_set(self, units: Sequence[ProbeUnit], summary: ProbeSummary) -> ProbeSet:
+        """Check the token ids of units and split them into halves.
+
+        Args:
+            units: At least two different ones.
+            summary: What is known about them.
+
+        Returns:
+            The probe set.
+
+        Raises:
+            DataError: A token id has no embedding.
+        """
+        sequences = (item for unit in units for item in unit.sequences)
+        check_vocabulary(sequences, self.tokenizer, self.model)
+        return make_probe_set(
+            units,
+            summary=summary,
+            pad_token_id=pad_token_id(self.tokenizer, self.model),
+            groups=self.groups,
+            seed=self.seed,
+        )
 
 
 def length_limit(
