@@ -8,6 +8,10 @@ import pytest
 import torch
 from families import FAMILIES
 from problems import by_module, completions, run_report, settings
+from tokens import byte_tokenizer
+
+import hlscore
+from hlscore.settings import ObjectiveSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -47,6 +51,41 @@ def test_sketches_of_bfloat16_are_near_float32(name: str, run: str) -> None:
         # A router flips a few choices in 16 bits.
         tolerance = 0.3 if "qwen3_moe" in name else 0.1
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=tolerance)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sketch"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_completions_written_on_the_gpu_score_like_on_the_cpu(name: str, estimator: str) -> None:
+    def even(completion_ids: list[list[int]], **_: object) -> list[float]:
+        return [float(sum(ids) % 2 == 0) for ids in completion_ids]
+
+    options: dict[str, Any] = {"budget": 0.5, "rank": 2, "estimator": estimator, "sketch_size": 8}
+    prompts = [{"prompt": text} for text in ("one", "two or three", "x =", "the end of", "a b c")]
+    found = hlscore.rank(
+        FAMILIES[name].build().to("cuda"),
+        byte_tokenizer(),
+        data=prompts,
+        objective=ObjectiveSettings(objective="grpo", max_new_tokens=8),
+        reward=even,
+        **options,
+    )
+    assert found.rollouts is not None
+    rows = [
+        {
+            "group": group.name,
+            "prompt_ids": item.prompt_ids,
+            "completion_ids": item.completion_ids,
+            "reward": item.reward,
+        }
+        for group in found.rollouts.groups
+        for item in group.rollouts
+    ]
+    again = hlscore.rank(
+        FAMILIES[name].build(), byte_tokenizer(), objective="grpo", rollouts=rows, **options
+    )
+    expected = by_module(again.rows)
+    for module, row in by_module(found.rows).items():
+        assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=1e-3, abs=1e-12)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sketch"])
