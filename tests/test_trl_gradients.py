@@ -46,6 +46,15 @@ SFT_ROWS = [
     {"prompt": "x", "completion": "yyyy"},
     {"prompt": "count to three ", "completion": "1 2 3"},
 ]
+
+
+def turns(row: Mapping[str, str]) -> list[dict[str, str]]:
+    return [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
+
+
 PAIRS = [
     {"prompt": "2 + 3 =", "chosen": " 5", "rejected": " 6 or seven"},
     {"prompt": "name a colour: ", "chosen": "blue, or green", "rejected": "table"},
@@ -138,16 +147,33 @@ def first_gradient(trainer: Any, inputs: Any = None) -> PreTrainedModel:
     return model
 
 
-def test_sft(tmp_path: Path) -> None:
+SFT_FORMATS: dict[str, list[dict[str, Any]]] = {
+    "prompt_completion": SFT_ROWS,
+    "text": [{"text": row["prompt"] + row["completion"]} for row in SFT_ROWS],
+    "messages": [{"messages": turns(row)} for row in SFT_ROWS],
+    "conversation": [{"prompt": turns(row)[:1], "completion": turns(row)[1:]} for row in SFT_ROWS],
+}
+
+
+@pytest.mark.parametrize("name", list(SFT_FORMATS))
+def test_sft(tmp_path: Path, name: str) -> None:
+    rows = SFT_FORMATS[name]
+    chat = name in ("messages", "conversation")
+    tokens = tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
     trainer = SFTTrainer(
         model=build(),
-        args=SFTConfig(**arguments(tmp_path), packing=False, max_length=None),
-        train_dataset=Dataset.from_list(SFT_ROWS),
-        processing_class=tokenizer(),
+        args=SFTConfig(
+            **arguments(tmp_path),
+            packing=False,
+            max_length=None,
+            assistant_only_loss=name == "messages",
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokens,
     )
     trained = first_gradient(trainer)
-    examples = example_set(SFT_ROWS, "rows", DataSettings(), SUPERVISED)
-    assert_equal(captured(build(), examples, ObjectiveSettings(), tokenizer()), trained)
+    examples = example_set(rows, "rows", DataSettings(), SUPERVISED)
+    assert_equal(captured(build(), examples, ObjectiveSettings(), tokens), trained)
 
 
 @pytest.mark.parametrize("chat", [False, True])
