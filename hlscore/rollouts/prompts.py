@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, first_line
 from hlscore.inputs.formats import ExampleSet, Row
-from hlscore.inputs.tokens import context_length, pad_token_id, prompt_ids
+from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id, prompt_ids
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import ObjectiveSettings
 
@@ -105,10 +105,12 @@ def longest_rollouts(
         settings: How completions will be sampled.
 
     Returns:
-        Completions of padding, every other one of them right.
+        Completions that all differ, every other one of them right.
     """
     prompts, notes = encode_prompts(examples, tokenizer, model)
     context, pad = context_length(model), pad_token_id(tokenizer, model)
+    # Equal completions would be run once: their last tokens differ, as far as there are tokens.
+    lasts = [number % embedding_rows(model) for number in range(settings.generations)]
     groups = []
     for prompt in prompts:
         room = settings.max_new_tokens
@@ -119,11 +121,11 @@ def longest_rollouts(
                 prompt="",
                 prompt_ids=prompt.ids,
                 completion="",
-                completion_ids=(pad,) * room,
-                reward=float(number % 2),
+                completion_ids=(*(pad,) * (room - 1), last),
+                reward=float(last % 2),
                 truncated=False,
             )
-            for number in range(settings.generations)
+            for last in lasts
         )
         groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))
     note = (
