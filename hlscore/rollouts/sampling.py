@@ -18,7 +18,7 @@ from transformers import (
     StopStringCriteria,
 )
 
-from hlscore.errors import CaptureError
+from hlscore.errors import CaptureError, DataError, RewardError
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.tokens import assistant, context_length, end_token_ids, pad_token_id
@@ -95,7 +95,7 @@ class Sampler:
         own = processes.share(_batches(prompts, at_once))
         done = journal.load() if journal is not None and resume else {}
         progress.start("sampling", count * sum(map(len, own)), "completions")
-        with self._rewards, _untouched(self._model):
+        with self._rewards, _untouched(self._model), _told_by_each(processes):
             for batch in own:
                 if not all(prompt.number in done for prompt in batch):
                     groups = self._batch(batch)
@@ -281,6 +281,17 @@ class _Finish(StoppingCriteria):  # type: ignore[misc]
             if over and self.lengths[row] is None:
                 self.lengths[row] = length
         return ended
+
+
+@contextmanager
+def _told_by_each(processes: Processes) -> Iterator[None]:
+    """What is wrong with a prompt only the process knows that has it; the others do not say it."""
+    try:
+        yield
+    except DataError as error:
+        if processes.size == 1:
+            raise
+        raise RewardError(error.message, hint=error.hint) from error
 
 
 @contextmanager
