@@ -27,7 +27,8 @@ def encode_pairs(examples: ExampleSet, how: Encoding) -> ProbeSet:
         truncated += any(limit is not None and len(item.input_ids) > limit for item in pair)
         chosen, rejected = (shortened(item, limit) for item in pair)
         if chosen.input_ids == rejected.input_ids:
-            equal += 1
+            # Else it was only cut where the two begin to differ.
+            equal += pair[0].input_ids == pair[1].input_ids
         elif chosen.counted_tokens or rejected.counted_tokens:
             units.append(_weighted(chosen, rejected, objective))
     dropped = len(examples.rows) - len(units)
