@@ -1,0 +1,717 @@
+"""How much does the probe objective matter for the ranking?
+
+Run it with `python benchmarks/objectives.py`. Two runs of one objective on different probes do not
+agree perfectly either, so the built-in probes are split at random into two halves, several times,
+and every objective ranks the modules on each half. How two objectives agree on different halves is
+compared with how each agrees with itself on different halves. Completions are sampled once per
+split; the two halves share no prompt, and so no completion. Preference pairs come from two places:
+the built-in ones, whose rejected completion ends in the answer of another probe, and on-policy
+ones, a right and a wrong completion of one prompt among those sampled. A control has these with
+chosen and rejected swapped at random: its expected gradient is zero, so that whatever order it
+gives comes from noise. Variants of the losses are compared on one half, on the same completions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from machine import describe, write_result
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from scipy.stats import kendalltau, spearmanr
+from second_model import second_model
+
+from hlscore.flow import Silent, sample_rollouts, score_model
+from hlscore.inputs.examples import BUILTIN_PROBES, builtin_pairs, builtin_rows, wanted_formats
+from hlscore.inputs.formats import ExampleSet, Row, example_set
+from hlscore.inputs.model import LoadedModel, load_model
+from hlscore.planning.budget import parse_budget
+from hlscore.records import ModuleRow, ScoreReport
+from hlscore.rollouts.records import RolloutGroup, RolloutSet
+from hlscore.scores.registry import find_score, score_of
+from hlscore.settings import (
+    CaptureSettings,
+    DataSettings,
+    ModelSettings,
+    ObjectiveSettings,
+    PlanSettings,
+    RankSettings,
+)
+
+MODELS = ("builtin:tiny", "qwen3-2m")
+BUDGET = "0.1"
+# Standard errors are known at the first rank only.
+RANKS = (16, 8)
+SCORES = ("hls", "tail", "grad_norm")
+COLUMNS = tuple(
+    (name, rank) for name in SCORES for rank in (RANKS if name != "grad_norm" else RANKS[:1])
+)
+MEASURES = ("spearman", "kendall", "top", "spearman_within_kind")
+# A noise ceiling below this is too near to nothing to divide by.
+LEAST_CEILING = 0.1
+
+SFT = ObjectiveSettings()
+GRPO = ObjectiveSettings(objective="grpo", rewards=("exact",), generations=8, max_new_tokens=128)
+DPO = ObjectiveSettings(objective="dpo")
+
+CONTROL = "control"
+OBJECTIVES = ("sft", "grpo", "dpo built-in", "dpo on-policy", CONTROL)
+GRPO_VARIANTS = {
+    "dapo": GRPO,
+    "grpo": replace(GRPO, loss_type="grpo"),
+    "gspo": replace(GRPO, loss_type="gspo"),
+    "dr_grpo": replace(GRPO, loss_type="dr_grpo"),
+    "dr_grpo, rewards not scaled": replace(GRPO, loss_type="dr_grpo", scale_rewards="none"),
+}
+DPO_VARIANTS = {"sigmoid": DPO, "ipo": replace(DPO, loss_type="ipo")}
+
+Probes = dict[str, tuple[ObjectiveSettings, ExampleSet | RolloutSet]]
+Values = dict[tuple[str, int], np.ndarray]
+Figures = dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A model that is ranked.
+
+    Attributes:
+        name: One of `MODELS`.
+        settings: How it was loaded.
+        loaded: The model, its tokenizer and its identity.
+    """
+
+    name: str
+    settings: ModelSettings
+    loaded: LoadedModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One run.
+
+    Attributes:
+        rows: Rows of the modules that have a tail at every rank, in the order of their names.
+        values: Their scores, by name and rank.
+        figures: What the result file says of the run.
+    """
+
+    rows: tuple[ModuleRow, ...]
+    values: Values
+    figures: dict[str, Any]
+
+
+# --- running ----------------------------------------------------------------------------------
+
+
+def load(name: str, device: str) -> Subject:
+    """Load a model, and train it first where it is the second one and not there yet."""
+    path = name if name == MODELS[0] else str(second_model())
+    settings = ModelSettings(model=path, device=device)
+    return Subject(name=name, settings=settings, loaded=load_model(settings))
+
+
+def settings_of(subject: Subject, objective: ObjectiveSettings, seed: int) -> RankSettings:
+    """Settings of one run: exact gradients, all probes that are given."""
+    return RankSettings(
+        model=subject.settings,
+        data=DataSettings(samples=0),
+        objective=objective,
+        capture=CaptureSettings(checkpointing=False, estimator="exact"),
+        plan=PlanSettings(rank=RANKS[0], budget=BUDGET),
+        seed=seed,
+    )
+
+
+def examples_of(rows: Sequence[Row], objective: ObjectiveSettings, source: str) -> ExampleSet:
+    """Rows as the examples of an objective."""
+    return example_set(rows, source, DataSettings(samples=0), wanted_formats(objective))
+
+
+def sample(subject: Subject, rows: Sequence[Row], seed: int) -> RolloutSet:
+    """Let the model complete every prompt and judge what it wrote."""
+    loaded, settings = subject.loaded, settings_of(subject, GRPO, seed)
+    examples = examples_of(rows, GRPO, BUILTIN_PROBES)
+    return sample_rollouts(
+        loaded.model, loaded.tokenizer, loaded.identity, examples, settings, Silent()
+    )
+
+
+def on_policy_pairs(groups: Sequence[RolloutGroup], seed: int) -> list[Row]:
+    """A right and a wrong completion of each prompt that has both, drawn at random.
+
+    Args:
+        groups: Completions with rewards of 0 and 1.
+        seed: Seed of the draw.
+
+    Returns:
+        Rows with `prompt`, `chosen` and `rejected`. Completions cut short are left out: as text
+        they would end in an end token.
+    """
+    pairs: list[Row] = []
+    for group in groups:
+        whole = [item for item in group.rollouts if not item.truncated]
+        right, wrong = ([item for item in whole if item.reward == value] for value in (1.0, 0.0))
+        if right and wrong:
+            draw = random.Random(f"{seed}:{group.name}")
+            chosen, rejected = draw.choice(right), draw.choice(wrong)
+            pairs.append(
+                {
+                    "prompt": chosen.prompt,
+                    "chosen": chosen.completion,
+                    "rejected": rejected.completion,
+                }
+            )
+    return pairs
+
+
+def swapped(pairs: Sequence[Row], seed: int) -> list[Row]:
+    """Pairs of which about every other has its chosen and rejected completion swapped."""
+    draw = random.Random(seed)
+    return [
+        {**row, "chosen": row["rejected"], "rejected": row["chosen"]}
+        if draw.random() < 0.5
+        else row
+        for row in pairs
+    ]
+
+
+def run(
+    subject: Subject,
+    examples: ExampleSet | RolloutSet,
+    objective: ObjectiveSettings,
+    seed: int,
+) -> Outcome:
+    """Score every module once.
+
+    Args:
+        subject: The model.
+        examples: What is probed.
+        objective: The loss.
+        seed: Seed of the run.
+
+    Returns:
+        The outcome.
+    """
+    gc.collect()
+    loaded, began = subject.loaded, time.perf_counter()
+    found = score_model(
+        loaded.model,
+        loaded.tokenizer,
+        loaded.identity,
+        examples,
+        settings_of(subject, objective, seed),
+        Silent(),
+    )
+    assert found is not None
+    report = found[0]
+    every = sorted(report.candidates, key=lambda row: row.module)
+    rows = tuple(row for row in every if row.max_rank > max(RANKS))
+    values = {
+        (name, rank): np.array([score_of(row, find_score(name), rank) for row in rows], dtype=float)
+        for name, rank in COLUMNS
+    }
+    return Outcome(rows=rows, values=values, figures=_figures(report, rows, began))
+
+
+def _figures(report: ScoreReport, rows: Sequence[ModuleRow], began: float) -> dict[str, Any]:
+    probes = report.probes
+    figures: dict[str, Any] = {
+        "units": probes.examples,
+        "counted_tokens": probes.counted_tokens,
+        "clear": sum(row.hls_ci_low > 0 for row in rows),
+        "modules": len(rows),
+        "median_hls_over_stderr": float(np.median([row.hls / row.hls_stderr for row in rows])),
+        "median_hls_over_tail": float(np.median([row.hls / row.tail for row in rows])),
+        "seconds": round(time.perf_counter() - began, 2),
+    }
+    if probes.rollouts is not None:
+        figures["groups_with_signal"] = probes.rollouts.prompts - probes.rollouts.silent
+        figures["mean_reward"] = probes.rollouts.mean_reward
+        figures["completions_truncated"] = probes.rollouts.truncated
+    return figures
+
+
+# --- comparing --------------------------------------------------------------------------------
+
+
+def agreement(one: Outcome, other: Outcome, column: tuple[str, int]) -> Figures:
+    """How two runs agree on the order of the modules.
+
+    Args:
+        one: A run.
+        other: Another.
+        column: Score and rank.
+
+    Returns:
+        Every measure; `top` is the share of the modules that the budget allows which both put
+        first, and the last one is the mean over module kinds of Spearman's rho over the layers.
+    """
+    x, y = one.values[column], other.values[column]
+    count = parse_budget(BUDGET).limit([row.n_params for row in one.rows])
+    first = [set(np.argsort(-values, kind="stable")[:count].tolist()) for values in (x, y)]
+    kinds = np.array([row.kind for row in one.rows])
+    inside = [
+        spearman(x[kinds == kind], y[kinds == kind])
+        for kind in sorted(set(kinds.tolist()))
+        if (kinds == kind).sum() >= 3
+    ]
+    return {
+        "spearman": spearman(x, y),
+        "kendall": float(kendalltau(x, y).statistic),
+        "top": len(first[0] & first[1]) / count,
+        "spearman_within_kind": float(np.mean(inside)) if inside else None,
+    }
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's rank correlation."""
+    return float(spearmanr(x, y).statistic)
+
+
+def summary(items: Sequence[Figures]) -> dict[str, Any]:
+    """Mean and range of every measure.
+
+    Args:
+        items: What `agreement` gives, once per pair of runs.
+
+    Returns:
+        The figures by measure.
+    """
+    found: dict[str, Any] = {"pairs": len(items)}
+    for measure in MEASURES:
+        known = [item[measure] for item in items if item[measure] is not None]
+        found[measure] = {
+            "mean": float(np.mean(known)),
+            "low": min(known),
+            "high": max(known),
+        }
+    return found
+
+
+Halves = dict[str, list[tuple[Outcome, Outcome]]]
+
+
+def compare(halves: Halves, column: tuple[str, int]) -> dict[str, Any]:
+    """Agreement within and between objectives, for one score.
+
+    Args:
+        halves: By objective, both runs of every split.
+        column: Score and rank.
+
+    Returns:
+        The figures of every objective and of every two of them.
+    """
+    within = {name: [agreement(a, b, column) for a, b in runs] for name, runs in halves.items()}
+    between = []
+    for one, other in combinations(halves, 2):
+        pairs = list(zip(halves[one], halves[other], strict=True))
+        crossed = [[agreement(x, v, column), agreement(y, u, column)] for (x, y), (u, v) in pairs]
+        same = [agreement(*two, column) for both in pairs for two in zip(*both, strict=True)]
+        between.append(
+            {
+                "objectives": [one, other],
+                "other_probes": summary([item for split in crossed for item in split]),
+                "spearman_same_probes": float(np.mean([item["spearman"] for item in same])),
+                "ceiling": _against_ceiling(
+                    [[split["spearman"] for split in within[name]] for name in (one, other)],
+                    [[item["spearman"] for item in split] for split in crossed],
+                ),
+            }
+        )
+    return {
+        "score": column[0],
+        "rank": column[1],
+        "within": {name: summary(items) for name, items in within.items()},
+        "with_size": {
+            name: float(
+                np.mean(
+                    [
+                        spearman(item.values[column], np.array([r.n_params for r in item.rows]))
+                        for pair in runs
+                        for item in pair
+                    ]
+                )
+            )
+            for name, runs in halves.items()
+        },
+        "mean_place_by_kind": {name: _places(runs, column) for name, runs in halves.items()},
+        "between": between,
+    }
+
+
+def _against_ceiling(
+    within: Sequence[Sequence[float]], crossed: Sequence[Sequence[float]]
+) -> dict[str, Any]:
+    """Agreement between two objectives against what noise alone leaves of it.
+
+    Were both the same but for noise, the agreement between them would be about the geometric
+    mean of the agreements within each (Spearman's correction for attenuation).
+    """
+    first, second = (np.array(values, dtype=float) for values in within)
+    ceilings = np.sqrt(np.maximum(first, 0) * np.maximum(second, 0))
+    gaps = np.array(crossed, dtype=float).mean(1) - ceilings
+    ceiling = math.sqrt(max(first.mean(), 0) * max(second.mean(), 0))
+    mean = float(np.mean(np.array(crossed, dtype=float)))
+    return {
+        "ceiling": ceiling,
+        "between_over_ceiling": mean / ceiling if ceiling > LEAST_CEILING else None,
+        "gap": {"mean": float(gaps.mean()), "low": float(gaps.min()), "high": float(gaps.max())},
+        "splits_below": int((gaps < 0).sum()),
+        "splits": len(gaps),
+    }
+
+
+def _places(runs: Sequence[tuple[Outcome, Outcome]], column: tuple[str, int]) -> dict[str, float]:
+    """Mean place of the modules of each kind, 1 is the first."""
+    rows = runs[0][0].rows
+    places = np.mean(
+        [np.argsort(np.argsort(-item.values[column])) + 1 for pair in runs for item in pair], axis=0
+    )
+    kinds = sorted({row.kind for row in rows})
+    return {
+        kind: round(float(places[[row.kind == kind for row in rows]].mean()), 1) for kind in kinds
+    }
+
+
+def variant_rows(base: str, runs: Mapping[str, Outcome]) -> list[dict[str, Any]]:
+    """Variants of a loss against the first of them.
+
+    Args:
+        base: Name of the one that the others are compared with.
+        runs: By name.
+
+    Returns:
+        One entry per variant.
+    """
+    found = []
+    for name, item in runs.items():
+        ours, theirs = (each.values[SCORES[0], RANKS[0]] for each in (item, runs[base]))
+        found.append(
+            {
+                "variant": name,
+                "against": base,
+                "clear": item.figures["clear"],
+                "scores": {
+                    score: agreement(runs[base], item, (score, RANKS[0])) for score in SCORES
+                },
+                "largest_difference_of_hls_over_largest_hls": float(
+                    np.abs(ours - theirs).max() / np.abs(theirs).max()
+                ),
+            }
+        )
+    return found
+
+
+# --- measuring --------------------------------------------------------------------------------
+
+
+def measure(
+    subject: Subject, options: argparse.Namespace, advance: Callable[[str], None]
+) -> dict[str, Any]:
+    """Run one model with every objective on every half, and the variants on one.
+
+    Args:
+        subject: The model.
+        options: The options of the script.
+        advance: Told what begins.
+
+    Returns:
+        What the result file says of the model.
+    """
+    places = range(len(builtin_rows()))
+    if options.probes:
+        places = sorted(random.Random(0).sample(places, options.probes))
+    rows = [builtin_rows()[place] for place in places]
+    pairs = [builtin_pairs()[place] for place in places]
+    halves: Halves = {name: [] for name in OBJECTIVES}
+    runs: list[dict[str, Any]] = []
+    seconds = []
+    everything: dict[str, Outcome] = {}
+    variants: dict[str, Any] = {}
+    for seed in range(options.seeds):
+        advance("sampling")
+        began = time.perf_counter()
+        rollouts = sample(subject, rows, seed)
+        seconds.append(round(time.perf_counter() - began, 2))
+        order = list(range(len(rows)))
+        random.Random(seed).shuffle(order)
+        parts = (sorted(order[: len(order) // 2]), sorted(order[len(order) // 2 :]))
+        given = [_given(rows, pairs, rollouts, part, seed) for part in parts]
+        done = [_each_objective(subject, part, seed, advance) for part in given]
+        for name in OBJECTIVES:
+            halves[name].append((done[0][name], done[1][name]))
+            runs += [
+                {"objective": name, "seed": seed, "half": half, **item[name].figures}
+                for half, item in enumerate(done)
+            ]
+        if seed == 0:
+            whole = _given(rows, pairs, rollouts, range(len(rows)), seed)
+            everything = _each_objective(subject, whole, seed, advance)
+            variants = _variants(subject, given[0], done[0], advance)
+    return {
+        "model": subject.name,
+        "parameters": sum(item.numel() for item in subject.loaded.model.parameters()),
+        "modules": len(everything["sft"].rows),
+        "probes": len(rows),
+        "sampling_seconds": seconds,
+        "chance_top": parse_budget(BUDGET).limit([row.n_params for row in everything["sft"].rows])
+        / len(everything["sft"].rows),
+        "runs": runs,
+        "runs_on_all_probes": {name: item.figures for name, item in everything.items()},
+        "comparisons": [compare(halves, column) for column in COLUMNS],
+        "variants_on_one_half": variants,
+    }
+
+
+def _given(
+    rows: Sequence[Row],
+    pairs: Sequence[Row],
+    rollouts: RolloutSet,
+    part: Sequence[int],
+    seed: int,
+) -> Probes:
+    """What each objective gets of some of the probes."""
+    chosen = {str(place) for place in part}
+    groups = tuple(group for group in rollouts.groups if group.name in chosen)
+    own = on_policy_pairs(groups, seed)
+    return {
+        "sft": (SFT, examples_of([rows[place] for place in part], SFT, BUILTIN_PROBES)),
+        "grpo": (GRPO, replace(rollouts, groups=groups)),
+        "dpo built-in": (DPO, examples_of([pairs[place] for place in part], DPO, BUILTIN_PROBES)),
+        "dpo on-policy": (DPO, examples_of(own, DPO, "on-policy pairs")),
+        CONTROL: (DPO, examples_of(swapped(own, seed), DPO, "swapped pairs")),
+    }
+
+
+def _each_objective(
+    subject: Subject, given: Probes, seed: int, advance: Callable[[str], None]
+) -> dict[str, Outcome]:
+    done = {}
+    for name, (objective, examples) in given.items():
+        advance(name)
+        done[name] = run(subject, examples, objective, seed)
+    return done
+
+
+def _variants(
+    subject: Subject,
+    given: Probes,
+    known: Mapping[str, Outcome],
+    advance: Callable[[str], None],
+) -> dict[str, Any]:
+    """Loss types on some probes; the default of each objective was run already."""
+    families = {
+        "grpo": GRPO_VARIANTS,
+        "dpo built-in": DPO_VARIANTS,
+        "dpo on-policy": DPO_VARIANTS,
+    }
+    found: dict[str, Any] = {}
+    for family, variants in families.items():
+        base, *others = variants
+        runs = {base: known[family]}
+        for name in others:
+            advance(f"{family}, {name}")
+            runs[name] = run(subject, given[family][1], variants[name], 0)
+        found[family] = variant_rows(base, runs)[1:]
+        if family == "grpo":
+            found["gspo against grpo"] = variant_rows(
+                "grpo", {name: runs[name] for name in ("grpo", "gspo")}
+            )[1:]
+    return found
+
+
+def jobs(seeds: int) -> int:
+    """Number of times that `measure` tells what begins."""
+    return (
+        seeds * (1 + 2 * len(OBJECTIVES))
+        + len(OBJECTIVES)
+        + len(GRPO_VARIANTS)
+        - 1
+        + 2 * (len(DPO_VARIANTS) - 1)
+    )
+
+
+def rounded(content: Any) -> Any:
+    """The same with numbers of four digits, which is more than they are worth."""
+    if isinstance(content, Mapping):
+        return {key: rounded(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [rounded(value) for value in content]
+    return float(f"{content:.4g}") if isinstance(content, float) else content
+
+
+# --- telling ----------------------------------------------------------------------------------
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def _spread(item: Mapping[str, Any]) -> str:
+    return f"{_number(item['mean'])} ({_number(item['low'])} to {_number(item['high'])})"
+
+
+def print_tables(content: Mapping[str, Any], console: Console) -> None:
+    """Print what was found for one model.
+
+    Args:
+        content: What `measure` gives.
+        console: Where to.
+    """
+    name = content["model"]
+    console.print(f"[bold]{name}[/]: {content['modules']} modules, {content['probes']} probes")
+    console.print(_runs_table(content))
+    for comparison in content["comparisons"]:
+        console.print(_within_table(comparison))
+        console.print(_between_table(comparison))
+    console.print(_variants_table(content))
+
+
+def _runs_table(content: Mapping[str, Any]) -> Table:
+    table = Table(
+        "objective", "probes", "units", "hls > 0 (95 %)", "median hls / stderr", "hls / tail",
+        "groups with signal", "mean reward", "seconds", title="Runs: means over halves; all probes",
+    )  # fmt: skip
+    for name in OBJECTIVES:
+        halves = [item for item in content["runs"] if item["objective"] == name]
+        for label, items in (("half", halves), ("all", [content["runs_on_all_probes"][name]])):
+            clear = [item["clear"] for item in items]
+            table.add_row(
+                name,
+                label,
+                f"{np.mean([item['units'] for item in items]):.0f}",
+                f"{np.mean(clear):.1f} ({min(clear)} to {max(clear)})",
+                f"{np.mean([item['median_hls_over_stderr'] for item in items]):.2f}",
+                f"{np.mean([item['median_hls_over_tail'] for item in items]):.3f}",
+                *(
+                    f"{np.mean([item[key] for item in items]):.{digits}f}"
+                    if key in items[0]
+                    else ""
+                    for key, digits in (("groups_with_signal", 0), ("mean_reward", 3))
+                ),
+                f"{np.mean([item['seconds'] for item in items]):.1f}",
+            )
+    return table
+
+
+def _within_table(comparison: Mapping[str, Any]) -> Table:
+    title = f"{comparison['score']}, rank {comparison['rank']}: within an objective, other probes"
+    table = Table(
+        "objective", "Spearman", "Kendall", "top tenth", "within kinds", "with size", title=title
+    )
+    for name, item in comparison["within"].items():
+        table.add_row(
+            name,
+            *(_spread(item[measure]) for measure in MEASURES),
+            _number(comparison["with_size"][name]),
+        )
+    return table
+
+
+def _between_table(comparison: Mapping[str, Any]) -> Table:
+    table = Table(
+        "objectives", "Spearman", "ceiling", "over ceiling", "splits below", "Kendall",
+        "top tenth", "within kinds", "Spearman, same probes",
+        title=f"{comparison['score']}, rank {comparison['rank']}: between objectives, other probes",
+    )  # fmt: skip
+    for item in comparison["between"]:
+        against = item["ceiling"]
+        table.add_row(
+            " / ".join(item["objectives"]),
+            _spread(item["other_probes"]["spearman"]),
+            _number(against["ceiling"]),
+            _number(against["between_over_ceiling"]),
+            f"{against['splits_below']} of {against['splits']}",
+            *(_number(item["other_probes"][measure]["mean"]) for measure in MEASURES[1:]),
+            _number(item["spearman_same_probes"]),
+        )
+    return table
+
+
+def _variants_table(content: Mapping[str, Any]) -> Table:
+    table = Table(
+        "family", "variant", "against", "hls > 0 (95 %)",
+        *(f"{score}: Spearman, top tenth" for score in SCORES), "largest difference of hls",
+        title=f"Loss types on one half, same completions, rank {RANKS[0]}",
+    )  # fmt: skip
+    for family, items in content["variants_on_one_half"].items():
+        for item in items:
+            scores = [item["scores"][score] for score in SCORES]
+            table.add_row(
+                family,
+                item["variant"],
+                item["against"],
+                str(item["clear"]),
+                *(f"{each['spearman']:.3f}, {each['top']:.2f}" for each in scores),
+                f"{item['largest_difference_of_hls_over_largest_hls']:.1e}",
+            )
+    return table
+
+
+def main() -> None:
+    """Run, print tables, write a dated JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
+    parser.add_argument("--seeds", type=int, default=4, help="random splits of the probes")
+    parser.add_argument("--probes", type=int, default=0, help="of the built-in ones; 0 means all")
+    parser.add_argument("--quick", action="store_true", help="1 split of 32 probes; no record")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="file of the record, instead of a dated one")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.probes = 1, 32
+    torch.set_num_threads(options.threads)
+    began = time.perf_counter()
+    console = Console(width=150)
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(), TimeRemainingColumn(),
+    )  # fmt: skip
+    results = []
+    with Progress(*columns, transient=True) as progress:
+        task = progress.add_task("", total=len(options.models) * jobs(options.seeds), completed=-1)
+        for name in options.models:
+            subject = load(name, options.device)
+
+            def advance(what: str, name: str = name) -> None:
+                progress.update(task, description=f"{name}: {what}", advance=1)
+
+            results.append(measure(subject, options, advance))
+    for content in results:
+        print_tables(content, console)
+    settings = {key: value for key, value in vars(options).items() if key != "out"}
+    sampling = {
+        key: getattr(GRPO, key)
+        for key in ("rewards", "generations", "temperature", "max_new_tokens", "generate_batch")
+    }
+    record = {
+        "wall_seconds": round(time.perf_counter() - began, 1),
+        "settings": {**settings, "ranks": RANKS, "budget": BUDGET, "estimator": "exact"},
+        "sampling": sampling,
+        "results": rounded(results),
+    }
+    if options.out is not None:
+        whole = {"date": datetime.now(tz=UTC).date().isoformat(), "machine": describe(), **record}
+        options.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+        print(options.out)
+    elif not options.quick:
+        print(write_result("objectives", record))
+
+
+if __name__ == "__main__":
+    main()
