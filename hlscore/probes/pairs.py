@@ -94,9 +94,15 @@ def _parts(row: Row) -> tuple[Any, Any, Any]:
 
 
 def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """Where an implicit prompt ends, as in TRL: before the space that stands there, if any."""
+    """Where an implicit prompt ends, as in TRL: before the space that stands there, if any.
+
+    Where one continues the other, the last of what they share is left to both completions.
+    """
     shortest = min(len(chosen), len(rejected))
-    length = next((i for i in range(shortest) if chosen[i] != rejected[i]), shortest)
+    differing = (i for i in range(shortest) if chosen[i] != rejected[i])
+    length = next(differing, None)
+    if length is None:
+        return max(0, shortest - 1)
     if isinstance(chosen, str) and length and chosen[length - 1] == " ":
         return length - 1
     return length
