@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
+from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
 from hlscore.flow import Silent, score_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
@@ -43,8 +44,7 @@ def main() -> None:
     print_result(
         report,
         allocation,
-        scores=folder / "scores.parquet",
-        plan=folder / "plan.json",
+        {name: folder / name for name in (SCORES_FILE, PLAN_FILE)},
         top=8,
         console=console,
     )

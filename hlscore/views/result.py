@@ -264,7 +264,10 @@ def _doubt(allocation: Allocation) -> str:
         return borderline
     lows = [item.row.hls_ci_low for item in allocation.decisions]
     clear = sum(low is not None and low > 0 for low in lows)
-    return f"{clear:,} of {count(len(lows), 'module')} score above zero with 95 % confidence"
+    text = f"{clear:,} of {count(len(lows), 'module')} score above zero with 95 % confidence"
+    if clear >= allocation.totals.full_modules:
+        return text
+    return f"{text}\n        the order is mostly noise: take more probes (--samples)"
 
 
 def _print_notes(console: Console, notes: tuple[str, ...]) -> None:
