@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from hlscore.errors import DataError
@@ -49,7 +50,7 @@ def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
     counts = _summarize(rollouts)
     _check_signal(rollouts, units, counts)
     found = how.probe_set(
-        units,
+        _by_prompt(rollouts, units),
         ProbeSummary(
             source=rollouts.source,
             format="rollouts",
@@ -99,6 +100,22 @@ def _unit(
                 )
             )
     return ProbeUnit(_merged(kept), count, key=_content(group))
+
+
+def _by_prompt(rollouts: RolloutSet, units: Sequence[ProbeUnit]) -> list[ProbeUnit]:
+    """Groups of one prompt stand together: halves that share a prompt are not independent."""
+    found: dict[tuple[tuple[int, ...], ...], list[ProbeUnit]] = {}
+    for group, unit in zip(rollouts.groups, units, strict=True):
+        prompts = tuple(sorted({item.prompt_ids for item in group.rollouts}))
+        found.setdefault(prompts, []).append(unit)
+    return [
+        ProbeUnit(
+            tuple(item for unit in own for item in unit.sequences),
+            sum(unit.count for unit in own),
+            key="".join(sorted(unit.key for unit in own)),
+        )
+        for own in found.values()
+    ]
 
 
 def _merged(sequences: list[ProbeExample]) -> tuple[ProbeExample, ...]:
