@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -265,7 +266,10 @@ def weight(loss_type: str, group: RolloutGroup) -> int:
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "gspo"])
 def test_no_prompt_is_in_both_halves(loss_type: str) -> None:
     drawn = rollouts(13)
-    twice = RolloutSet(source="drawn", groups=(*drawn.groups, drawn.groups[5]))
+    # One group again under another name, and another group of every fourth prompt.
+    again = replace(drawn.groups[5], name="5 again")
+    more = [replace(group, name=f"{group.name} more") for group in rollouts(13, seed=1).groups[::4]]
+    twice = RolloutSet(source="drawn", groups=(*drawn.groups, again, *more))
     model = FAMILIES["qwen3"].build()
     probes = encode(
         twice, byte_tokenizer(), model, objective=policy(loss_type), max_length=None, groups=3,
@@ -277,7 +281,9 @@ def test_no_prompt_is_in_both_halves(loss_type: str) -> None:
     assert set(where) == set(range(13))
     expected = [[0] * len(half) for half in probes.halves]
     for group in twice.groups:
-        ((half, number),) = where[int(group.name)]  # one place for all completions, copies too
+        ((half, number),) = where[
+            int(group.name.split()[0])
+        ]  # one place for all completions, copies too
         expected[half][number] += weight(loss_type, group)
     assert [list(half) for half in probes.counts] == expected
 
