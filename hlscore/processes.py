@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from hlscore.errors import CaptureError
+
 if TYPE_CHECKING:
     import torch
 
@@ -132,6 +134,9 @@ def joined() -> Iterator[Processes]:
 
     Yields:
         This process among them; alone when there are no others.
+
+    Raises:
+        CaptureError: Another process ended while this one waited for it.
     """
     found = started_as()
     if found.size == 1:
@@ -146,6 +151,13 @@ def joined() -> Iterator[Processes]:
         distributed.init_process_group(backend)
     try:
         yield found
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistBackendError) or "gloo" in str(error):
+            raise CaptureError(
+                f"Process {found.rank} lost another one of the {found.size}.",
+                hint="That one says why it ended.",
+            ) from error
+        raise
     finally:
         if not own:
             distributed.destroy_process_group()

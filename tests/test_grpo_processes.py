@@ -45,4 +45,5 @@ def test_what_a_single_process_finds_wrong_is_said(tmp_path: Path) -> None:
     done = together(tmp_path, *options, "--data", str(data), "-o", "out")
     assert done.returncode != 0
     assert "The answer '(' is no regular expression" in done.stderr
+    assert "bug in hlscore" not in done.stderr
     assert not (tmp_path / "out" / "plan.json").exists()
