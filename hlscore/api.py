@@ -14,7 +14,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
-from hlscore.errors import DataError
+from hlscore.errors import DataError, UsageError
 from hlscore.flow import Progress, Silent, sample_rollouts, score_model
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Data = str | Path | Iterable[Mapping[str, Any]] | None
+Rollouts = Data | RolloutSet
 IN_MEMORY = "examples in memory"
 
 
@@ -110,7 +111,7 @@ def rank(
     data: Data = None,
     objective: Objective | ObjectiveSettings = "sft",
     reward: Reward | Sequence[Reward] = (),
-    rollouts: Data = None,
+    rollouts: Rollouts = None,
     budget: str | float = 0.1,
     score: str = "hls",
     rank: int = DEFAULT_RANK,
@@ -147,7 +148,8 @@ def rank(
         objective: Loss of the training to come: `sft`, `dpo` or `grpo`, or settings with more.
         reward: What judges completions that the model samples itself, for grpo: a name as for
             `--reward`, a function as TRL calls it, or several.
-        rollouts: Completions with rewards, for grpo: hub id, local path or rows.
+        rollouts: Completions with rewards, for grpo: hub id, local path, rows, or those of an
+            earlier result.
         budget: `0.1` for 10 % of the candidate modules, `"0.1p"` for 10 % of their parameters,
             `"500M"` for that many, `"24GiB"` for training memory.
         score: Name of the score that decides.
@@ -180,8 +182,8 @@ def rank(
         HlscoreError: Something cannot be used.
     """
     source = str(data) if isinstance(data, str | Path) else None
-    functions = {name_of(item): item for item in _several(reward) if not isinstance(item, str)}
-    probed = _objective(objective, _several(reward), rollouts)
+    functions = _named(_several(reward))
+    probed = _objective(objective, tuple(functions), rollouts)
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
@@ -207,21 +209,21 @@ def rank(
         plan=plan,
         seed=seed,
     )
-    given = data if rollouts is None else rollouts
+    given: Rollouts = data if rollouts is None else rollouts
     return _run(model, tokenizer, given, settings, functions, progress or Silent())
 
 
 def _run(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: Data,
+    data: Rollouts,
     settings: RankSettings,
     functions: Mapping[str, Reward],
     progress: Progress,
 ) -> RankResult:
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
     examples, rollouts = _examples(data, settings), None
-    if settings.objective.samples_rollouts:
+    if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
         rollouts = sample_rollouts(
             model, tokenizer, identity, examples, settings, progress, functions=functions
         )
@@ -233,17 +235,37 @@ def _run(
 
 
 def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
-    return (reward,) if isinstance(reward, str) or callable(reward) else tuple(reward)
+    one = isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable)
+    several: tuple[Any, ...] = (reward,) if one else tuple(reward)
+    for item in several:
+        if not (isinstance(item, str) or callable(item)):
+            raise UsageError(
+                f"A reward is of type {type(item).__name__}.", hint="Give a name or a function."
+            )
+    return several
+
+
+def _named(rewards: tuple[Reward, ...]) -> dict[str, Reward]:
+    """Rewards by a name that no other has, in their order."""
+    taken = {item for item in rewards if isinstance(item, str)}
+    found: dict[str, Reward] = {}
+    for item in rewards:
+        name, number = item if isinstance(item, str) else name_of(item), 1
+        while not isinstance(item, str) and name in taken | set(found):
+            number += 1
+            name = f"{name_of(item)}#{number}"
+        found[name] = item
+    return found
 
 
 def _objective(
-    given: Objective | ObjectiveSettings, rewards: tuple[Reward, ...], rollouts: Data
+    given: Objective | ObjectiveSettings, rewards: tuple[str, ...], rollouts: Rollouts
 ) -> ObjectiveSettings:
     """Settings with the names of what the caller handed over."""
     known = {} if isinstance(given, ObjectiveSettings) else {"objective": given}
     changes: dict[str, Any] = dict(known)
     if rewards:
-        changes["rewards"] = tuple(r if isinstance(r, str) else name_of(r) for r in rewards)
+        changes["rewards"] = rewards
     if rollouts is not None:
         named = isinstance(rollouts, str | Path)
         changes["rollouts"] = str(rollouts) if named else IN_MEMORY
@@ -257,7 +279,9 @@ def _texts(given: Iterable[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
 
 
-def _examples(data: Data, settings: RankSettings) -> ExampleSet:
+def _examples(data: Rollouts, settings: RankSettings) -> ExampleSet | RolloutSet:
+    if isinstance(data, RolloutSet):
+        return data
     if data is None or isinstance(data, str | Path):
         return read_probes(settings)
     rows = list(data)

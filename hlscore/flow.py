@@ -15,8 +15,6 @@ from hlscore._version import __version__
 from hlscore.gradients.estimator import Choice, choose_estimator
 from hlscore.gradients.run import (
     CaptureRun,
-    Progress,
-    Silent,
     Storage,
     memory_errors,
     weight_norms,
@@ -46,6 +44,7 @@ from hlscore.rollouts.sampling import Sampler, rewards_of
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
+from hlscore.steps import Progress, Silent
 from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
 
 __all__ = [
@@ -196,7 +195,7 @@ def sample_rollouts(
     journal = None
     if storage is not None:
         about = describe_run(
-            settings,
+            settings.sampling(),
             identity,
             prompts_hash(examples),
             device=input_device(model).type,

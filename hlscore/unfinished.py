@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -9,7 +10,6 @@ from pathlib import Path
 from hlscore._version import __version__
 from hlscore.errors import UsageError
 from hlscore.records import ModelIdentity
-from hlscore.settings import RankSettings
 
 PROGRESS_PREFIX = ".hlscore-progress"
 _SUFFIXES = (".safetensors", ".jsonl")
@@ -33,12 +33,17 @@ def captures_stored(folder: Path) -> bool:
 
 
 def describe_run(
-    settings: RankSettings, model: ModelIdentity, probes: str, *, device: str, processes: int
+    settings: Mapping[str, object],
+    model: ModelIdentity,
+    probes: str,
+    *,
+    device: str,
+    processes: int,
 ) -> dict[str, object]:
     """Say what run progress belongs to.
 
     Args:
-        settings: Settings of the run.
+        settings: Settings that decide the outcome, as plain data.
         model: Which model.
         probes: Hash of what is probed.
         device: Kind of device.
@@ -50,7 +55,7 @@ def describe_run(
     return {
         "hlscore": __version__,
         "torch": version("torch"),
-        "settings": asdict(settings),
+        "settings": dict(settings),
         "model": asdict(model),
         "probes": probes,
         "device": device,

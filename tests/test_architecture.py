@@ -10,7 +10,10 @@ import pytest
 import hlscore
 
 ROOT = Path(hlscore.__file__).parent
-GROUND = {"unfinished", "errors", "paths", "reasons", "records", "settings", "_version", "packing"}
+GROUND = {
+    "errors", "packing", "paths", "reasons", "records", "settings", "steps", "unfinished",
+    "_version",
+}  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
@@ -19,6 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "settings": {"errors", "settings"},
     "_version": set(),
     "packing": set(),
+    "steps": set(),
     "unfinished": {"errors", "records", "settings", "_version"},
     "processes": {"errors"},
     "inputs": GROUND | {"processes", "inputs"},

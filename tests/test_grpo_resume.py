@@ -55,7 +55,7 @@ def test_stopped_while_sampling(folder: Path, how: signal.Signals) -> None:
     assert refused.code == 2
     assert "holds an unfinished run" in refused.message
     for option, value, says in (
-        ("--temperature", "0.5", "settings.objective.temperature was 1.0, now it is 0.5"),
+        ("--temperature", "0.5", "settings.objective.temperature was not set, now it is 0.5"),
         ("--seed", "3", "settings.seed was 0, now it is 3"),
         ("--generate-batch", "4", "settings.objective.generate_batch was 8, now it is 4"),
     ):

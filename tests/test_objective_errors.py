@@ -33,6 +33,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         (float("nan"), "Column 'reward' of example 3 in '{path}' is nan, not a number."),
         (float("inf"), "Column 'reward' of example 3 in '{path}' is inf, not a number."),
         (float("-inf"), "Column 'reward' of example 3 in '{path}' is -inf, not a number."),
+        (1e200, "Column 'reward' of example 3 in '{path}' is 1e+200, too large."),
         ("good", "Column 'reward' of example 3 in '{path}' is str, not a number."),
         ([1.0], "Column 'reward' of example 3 in '{path}' is list, not a number."),
     ],
@@ -57,7 +58,7 @@ ROLLOUTS: dict[str, tuple[Rows, str]] = {
     "no reward": (everywhere(GROUPS, reward=None), "None of the 12 completions"),
     "equal": (everywhere(GROUPS, reward=0.5), "all rewards are equal (mean 0.5): no gradient"),
     "alone": (everywhere(GROUPS, completion="x")[::2], "has one completion per prompt"),
-    "one group": (GROUPS[:2], "Only 1 of 1 groups"),
+    "one group": (GROUPS[:2], "continue one prompt"),
     "one signal": (
         [*GROUPS[:2], *everywhere(GROUPS[2:], reward=1.0)], "Only 1 of 6 groups",
     ),

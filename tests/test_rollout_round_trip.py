@@ -36,7 +36,7 @@ def model() -> PreTrainedModel:
 def drawn(*, chats: bool = False, seed: int = 0) -> RolloutSet:
     """Rollouts with hard cases: odd rewards, odd letters, empty completions."""
     draw = random.Random(seed)
-    rewards = [0.1 + 0.2, 1 / 3, -0.0, 5e-324, -1.7976931348623157e308, None, 1e22, math.pi]
+    rewards = [0.1 + 0.2, 1 / 3, -0.0, 5e-324, -9.999999999999999e29, None, 1e22, math.pi]
     texts = ["plain", "", "new\nline\r\n", "\u2028 \u0085 \x1c", "\x00", "😀 \ufffd", '"\\', "ж"]
     groups = []
     for name in ("9", "10", "0", "a b"):

@@ -32,6 +32,7 @@ from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal
+from hlscore.rollouts.generation import Writer
 from hlscore.rollouts.reward_process import RewardProcess
 from hlscore.rollouts.sampling import Sampler
 from hlscore.settings import DataSettings, ModelSettings
@@ -200,26 +201,26 @@ def test_a_journal_cut_anywhere_goes_on(tiny: Any, tmp_path: Path, left: int) ->
 
 def test_batches_that_do_not_fit_are_halved(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = Sampler._generate
+    real = Writer._continue
 
-    def limited(self: Sampler, rows: Any, device: Any) -> Any:
+    def limited(self: Writer, rows: Any, device: Any) -> Any:
         sizes.append(len(rows))
         if len(rows) > 5:
             raise torch.OutOfMemoryError
         return real(self, rows, device)
 
-    monkeypatch.setattr(Sampler, "_generate", limited)
+    monkeypatch.setattr(Writer, "_continue", limited)
     found = sample(*tiny, top_k=1)
     assert sizes[:3] == [20, 10, 5]
     assert max(sizes[3:]) <= 5
     for item in everything(found):
         assert item.completion_ids == greedy(tiny[0], item.prompt_ids, 12, [END])
-    monkeypatch.setattr(Sampler, "_generate", fails_always)
+    monkeypatch.setattr(Writer, "_continue", fails_always)
     with pytest.raises(CaptureError, match="a single completion"):
         sample(*tiny)
 
 
-def fails_always(self: Sampler, rows: Any, device: Any) -> Any:
+def fails_always(self: Writer, rows: Any, device: Any) -> Any:
     raise torch.OutOfMemoryError
 
 

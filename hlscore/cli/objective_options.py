@@ -83,11 +83,12 @@ Generations = Annotated[
     ),
 ]
 Temperature = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--temperature",
         help="What logits are divided by, in sampling and in the loss.",
         rich_help_panel=OBJECTIVE_PANEL,
+        show_default="1, or what rollouts.jsonl says",
     ),
 ]
 TopP = Annotated[

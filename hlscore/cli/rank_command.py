@@ -103,7 +103,7 @@ def rank(
     reward_weight: j.RewardWeights = ...,  # type: ignore[assignment]
     reward_timeout: j.RewardTimeout = 60.0,
     generations: j.Generations = 8,
-    temperature: j.Temperature = 1.0,
+    temperature: j.Temperature = None,
     top_p: j.TopP = 1.0,
     top_k: j.TopK = 0,
     max_new_tokens: j.MaxNewTokens = 512,

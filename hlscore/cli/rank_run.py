@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hlscore.errors import DataError, Interrupted, UsageError
+from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings
 from hlscore.unfinished import remove_unfinished, unfinished_runs
@@ -161,7 +161,7 @@ def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterat
     """Leave completions that cannot be probed for the user to look at."""
     try:
         yield
-    except DataError as error:
+    except HlscoreError as error:
         if rollouts is None or not is_main:
             raise
         from hlscore.artifacts.files import ROLLOUTS_FILE, write_files
@@ -169,8 +169,8 @@ def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterat
 
         paths = write_files(folder, {ROLLOUTS_FILE: lambda path: write_rollouts(rollouts, path)})
         remove_unfinished(folder)
-        hint = f"{error.hint} The completions are in '{paths[ROLLOUTS_FILE]}'."
-        raise DataError(error.message, hint=hint.strip()) from error
+        hint = f"{error.hint} The completions are in '{paths[ROLLOUTS_FILE]}' (--rollouts)."
+        raise type(error)(error.message, hint=hint.strip()) from error
 
 
 def run_forecast(settings: RankSettings, *, as_json: bool) -> None:

@@ -71,7 +71,6 @@ class ProbeRun:
         self._sources = sources
         self._settings = settings
         self._loss: ProbeLoss = probe_loss(objective)
-        self._temperature = objective.temperature
         self._on_tokens = on_tokens
         self._processes = processes
         self._file = progress_file
@@ -234,7 +233,7 @@ class ProbeRun:
         capture.begin_batch(skipped)
         logits = self._model(**self._inputs(batch), use_cache=False).logits
         labels = batch.labels.to(logits.device)
-        log_probs = token_log_probs(logits, labels, temperature=self._temperature)
+        log_probs = token_log_probs(logits, labels, temperature=self._probes.temperature)
         counted = labels[:, 1:] != IGNORED
         loss = self._loss(
             log_probs,

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -35,27 +34,8 @@ from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
+from hlscore.steps import Progress
 from hlscore.unfinished import describe_run
-
-
-class Progress(Protocol):
-    """What the flow tells a progress display."""
-
-    def start(self, what: str, total: int, unit: str) -> None:
-        """Begin a step of `total` units."""
-
-    def advance(self, amount: int) -> None:
-        """Report units done."""
-
-
-class Silent:
-    """A progress display that shows nothing."""
-
-    def start(self, what: str, total: int, unit: str) -> None:
-        """Ignore the step."""
-
-    def advance(self, amount: int) -> None:
-        """Ignore the units."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,7 +201,7 @@ class CaptureRun:
         return ProgressFile(
             self._storage.folder,
             describe_run(
-                self._settings,
+                asdict(self._settings),
                 identity,
                 self._probes.summary.hash,
                 device=input_device(self._model).type,

@@ -25,10 +25,11 @@ _OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
     "preference": ("prompt",),
     "rollouts": (
         "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs", "truncated",
-        "finish_reason",
+        "finish_reason", "temperature",
     ),
 }  # fmt: skip
 Wanted = tuple[ExampleFormat, ...]
+LARGEST_REWARD = 1e30
 SUPERVISED: Wanted = ("messages", "prompt_completion", "text")
 _SHOWN: dict[ExampleFormat, str] = {
     "messages": "messages",
@@ -140,6 +141,13 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettin
         value = row.get(settings.columns.get(role, role))
         if value is not None:
             named[role] = value
+    if found == "rollouts":
+        # Lists of numpy are lists; a table of text says null for an empty one.
+        named = {
+            role: getattr(value, "tolist", lambda v=value: v)() for role, value in named.items()
+        }
+        if settings.columns.get("completion", "completion") in row:
+            named.setdefault("completion", "")
     shown = {role: settings.columns.get(role, role) for role in named}
     if found == "rollouts":
         _check_rollout(named, shown, place)
@@ -149,7 +157,7 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettin
     if found in ("prompt_completion", "preference"):
         _check_alike(named, place)
     if found == "prompt":
-        mapped = {role: row[column] for role, column in settings.columns.items()}
+        mapped = {role: row.get(column) for role, column in settings.columns.items()}
         return {**row, **mapped, **named}
     return named
 
@@ -214,14 +222,17 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
     number = isinstance(reward, bool | int | float)
     if reward is not None and not number:
         raise place.error(shown["reward"], f"{type(reward).__name__}, not a number")
-    if reward is not None and not math.isfinite(reward):
+    if reward is not None and not abs(reward) <= LARGEST_REWARD:
         raise place.error(
             shown["reward"],
-            f"{reward}, not a number",
+            f"{reward}, {'too large' if math.isfinite(reward) else 'not a number'}",
             "Repair it; null says that the completion could not be judged.",
         )
     if "logprobs" in named:
         _check_numbers(named["logprobs"], shown["logprobs"], place, whole=False)
+    heat = named.get("temperature", 1)
+    if not isinstance(heat, int | float) or not 0 < heat < math.inf:
+        raise place.error(shown["temperature"], f"{heat!r}, no temperature")
     truncated = named.get("truncated", False)
     if not isinstance(truncated, int | float) or truncated not in (0, 1):
         raise place.error(
@@ -249,6 +260,8 @@ def _check_numbers(value: object, column: str, place: _Place, *, whole: bool) ->
         for item in value  # type: ignore[attr-defined]
     ):
         raise place.error(column, f"not a list of {'token ids' if whole else 'numbers'}")
+    if not all(item is None or math.isnan(item) or math.isfinite(item) for item in value):  # type: ignore[attr-defined]
+        raise place.error(column, "a list with infinite numbers")
     low = any(item < 0 for item in value) if whole else any(  # type: ignore[attr-defined]
         item is not None and item > 1e-6 for item in value  # type: ignore[attr-defined]
     )  # fmt: skip

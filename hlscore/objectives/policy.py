@@ -22,6 +22,7 @@ import torch
 
 # What TRL adds to the standard deviation of a group's rewards.
 EPSILON = 1e-4
+_LARGEST_LOG_RATIO = 60.0
 
 
 def group_advantages(
@@ -133,7 +134,8 @@ def clipped_loss(
     if by_sequence:
         tokens = counted.sum(-1, keepdim=True).clamp(min=1)
         log_ratios = (log_ratios.sum(-1, keepdim=True) / tokens).expand_as(log_probs)
-    ratios = torch.exp(log_ratios)
+    # Beyond this every ratio is absurd, and its gradient would be infinity times zero.
+    ratios = torch.exp(log_ratios.clamp(-_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
     weights = coefficients[:, None]
     surrogate = torch.min(ratios * weights, ratios.clamp(1 - low, 1 + high) * weights)
     return -(surrogate * counted).sum()

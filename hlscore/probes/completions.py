@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,11 @@ _MORE_SIGNAL = (
     "Sample more per prompt (--generations), at a higher --temperature, or use prompts that the "
     "model solves sometimes: neither always nor never."
 )
+
+
+# Below this a weighed loss vanishes in float32.
+_NOTHING = 1e-30
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,7 @@ def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
             for s, item in zip(sequences, group.rollouts, strict=True)
         )
         units.append(_unit(group, sequences, own, objective))
-    counts = _summarize(rollouts)
+    counts = _summarize(rollouts, sum(bool(unit.sequences) for unit in units))
     _check_signal(rollouts, units, counts)
     found = how.probe_set(
         _by_prompt(rollouts, units),
@@ -62,6 +68,7 @@ def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
             rollouts=counts,
             notes=(*rollouts.notes, *_notes(rollouts, counts, cut, limit)),
         ),
+        temperature=objective.temperature or rollouts.temperature or 1.0,
     )
     _check_halves(found, rollouts, units)
     return found
@@ -89,16 +96,9 @@ def _unit(
         masked = objective.mask_truncated and item.truncated
         tokens = 0 if masked else item.example.counted_tokens
         count += divisor_share(loss_type, tokens, objective.max_new_tokens)
-        if tokens and advantage:
-            example = item.example
-            kept.append(
-                ProbeExample(
-                    example.input_ids,
-                    example.counted,
-                    advantage * token_share(loss_type, tokens),
-                    example.old_log_probs,
-                )
-            )
+        coefficient = advantage * token_share(loss_type, tokens)
+        if tokens and abs(coefficient) > _NOTHING:
+            kept.append(replace(item.example, coefficient=coefficient))
     return ProbeUnit(_merged(kept), count, key=_content(group))
 
 
@@ -120,16 +120,21 @@ def _by_prompt(rollouts: RolloutSet, units: Sequence[ProbeUnit]) -> list[ProbeUn
 
 def _merged(sequences: list[ProbeExample]) -> tuple[ProbeExample, ...]:
     """Run equal completions once: at ratio 1 the loss is linear in the coefficient."""
-    found: dict[tuple[int, ...], ProbeExample] = {}
+    found: dict[tuple[tuple[int, ...], tuple[bool, ...]], list[ProbeExample]] = {}
     others = []
     for item in sequences:
         if item.old_log_probs:
             others.append(item)
-            continue
-        same = found.get(item.input_ids)
-        total = item.coefficient + (0.0 if same is None else same.coefficient)
-        found[item.input_ids] = replace(item, coefficient=total)
-    return (*(item for item in found.values() if item.coefficient), *others)
+        else:
+            found.setdefault((item.input_ids, item.counted), []).append(item)
+    merged = []
+    for copies in found.values():
+        parts = [item.coefficient for item in copies]
+        total = math.fsum(parts)
+        # Advantages of a group add up to 0, but for rounding.
+        if abs(total) > _ROUNDING * math.fsum(map(abs, parts)):
+            merged.append(replace(copies[0], coefficient=total))
+    return (*merged, *others)
 
 
 def _content(group: RolloutGroup) -> str:
@@ -140,7 +145,7 @@ def _content(group: RolloutGroup) -> str:
     return hashlib.sha256("\n".join(every).encode()).hexdigest()
 
 
-def _summarize(rollouts: RolloutSet) -> RolloutSummary:
+def _summarize(rollouts: RolloutSet, carrying: int) -> RolloutSummary:
     every = [item for group in rollouts.groups for item in group.rollouts]
     rewards = [item.reward for item in every if item.reward is not None]
     return RolloutSummary(
@@ -149,6 +154,7 @@ def _summarize(rollouts: RolloutSet) -> RolloutSummary:
         silent=sum(
             not has_signal([item.reward for item in group.rollouts]) for group in rollouts.groups
         ),
+        carrying=carrying,
         unjudged=len(every) - len(rewards),
         truncated=sum(item.truncated for item in every),
         empty=sum(not item.completion_ids for item in every),
@@ -174,8 +180,9 @@ def _check_signal(rollouts: RolloutSet, units: list[ProbeUnit], counts: RolloutS
         )
     if counts.silent < counts.prompts:
         raise DataError(
-            f"No completion of '{rollouts.source}' that counts has an advantage.",
-            hint="Leave --mask-truncated away, or raise --max-length or --max-new-tokens.",
+            f"No completion of '{rollouts.source}' with a token that counts has an advantage.",
+            hint="They are empty, cut away (--max-length), masked (--mask-truncated), or equal "
+            "texts whose advantages cancel out.",
         )
     raise DataError(
         f"In each of the {counts.prompts} groups of '{rollouts.source}' all rewards are equal "
@@ -193,6 +200,11 @@ def _too_short(counts: RolloutSummary) -> str:
 def _check_halves(found: ProbeSet, rollouts: RolloutSet, units: list[ProbeUnit]) -> None:
     if all(any(half) for half in found.halves):
         return
+    if found.summary.examples == 1 or not all(found.counts[1:]):
+        raise DataError(
+            f"All completions of '{rollouts.source}' continue one prompt.",
+            hint="The score compares two halves of the prompts: give at least 2, better 64.",
+        )
     signal = sum(bool(unit.sequences) for unit in units)
     raise DataError(
         f"Only {signal} of {len(units)} groups of '{rollouts.source}' carry a gradient, and all "

@@ -38,12 +38,15 @@ class Encoding:
         """Tokens kept of each sequence; `None` where there is no limit."""
         return length_limit(self.model, self.max_length, default=default)
 
-    def probe_set(self, units: Sequence[ProbeUnit], summary: ProbeSummary) -> ProbeSet:
+    def probe_set(
+        self, units: Sequence[ProbeUnit], summary: ProbeSummary, *, temperature: float = 1.0
+    ) -> ProbeSet:
         """Check the token ids of units and split them into halves.
 
         Args:
             units: At least two different ones.
             summary: What is known about them.
+            temperature: What logits are divided by in the loss.
 
         Returns:
             The probe set.
@@ -59,6 +62,7 @@ class Encoding:
             pad_token_id=pad_token_id(self.tokenizer, self.model),
             groups=self.groups,
             seed=self.seed,
+            temperature=temperature,
         )
 
 

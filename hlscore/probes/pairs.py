@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,14 @@ def _weighted(
             if item.counted_tokens and slope
         ),
         count=1,
+        key=_content(chosen, rejected),
     )
+
+
+def _content(chosen: ProbeExample, rejected: ProbeExample) -> str:
+    """Hash of a pair, however a loss weighs its completions."""
+    pair = b"".join(item.digest(0) for item in (chosen, rejected))
+    return hashlib.sha256(pair).hexdigest()
 
 
 def _encode_row(

@@ -54,7 +54,7 @@ class ProbeUnit:
         sequences: Those that carry loss; completions whose gradient is zero are left out.
         count: What the unit adds to the number that the sum of the loss is divided by: counted
             tokens, pairs or completions.
-        key: Tells units apart that have no sequences.
+        key: Orders units that are weighed differently by every loss, or have no sequences.
     """
 
     sequences: tuple[ProbeExample, ...]
@@ -62,11 +62,17 @@ class ProbeUnit:
     key: str = ""
 
     def digest(self, seed: int) -> bytes:
-        """Hash what is probed; orders units independently of how they were listed."""
-        if len(self.sequences) == 1 and not self.key:
-            return self.sequences[0].digest(seed)
-        content = hashlib.sha256(f"{seed}:{self.key}".encode())
-        for digest in sorted(item.digest(seed) for item in self.sequences):
+        """Order units independently of how they were listed, and of how they are weighed."""
+        if self.key:
+            return hashlib.sha256(f"{seed}:{self.key}".encode()).digest()
+        return self.sequences[0].digest(seed)
+
+    def content(self) -> bytes:
+        """Hash what is probed."""
+        if not self.key:
+            return self.digest(0)
+        content = hashlib.sha256(f"{self.key}:{self.count}".encode())
+        for digest in sorted(item.digest(0) for item in self.sequences):
             content.update(digest)
         return content.digest()
 
@@ -83,12 +89,14 @@ class ProbeSet:
         counts: For each half what each of its groups adds to the divisor of the mean.
         summary: What the artifacts say about them.
         pad_token_id: Id used for padding; padded places count nothing.
+        temperature: What logits are divided by in the loss.
     """
 
     halves: Halves
     counts: tuple[tuple[int, ...], ...]
     summary: ProbeSummary
     pad_token_id: int
+    temperature: float = 1.0
 
     @property
     def sequences(self) -> list[ProbeExample]:
@@ -141,6 +149,22 @@ def _cut_near(ordered: Sequence[_Item], wanted: int) -> int:
     return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
 
 
+def _counting(half: Sequence[tuple[ProbeUnit, ...]]) -> tuple[tuple[ProbeUnit, ...], ...]:
+    """Join groups that count nothing to others: a mean without the others would have no divisor."""
+    found: list[tuple[ProbeUnit, ...]] = []
+    for group in half:
+        joins = found and 0 in (_count(group), _count(found[-1]))
+        if joins:
+            found[-1] += group
+        else:
+            found.append(group)
+    return tuple(found)
+
+
+def _count(group: tuple[ProbeUnit, ...]) -> int:
+    return sum(unit.count for unit in group)
+
+
 def make_probe_set(
     units: Sequence[ProbeUnit],
     *,
@@ -148,6 +172,7 @@ def make_probe_set(
     pad_token_id: int,
     groups: int,
     seed: int,
+    temperature: float = 1.0,
 ) -> ProbeSet:
     """Split units into halves.
 
@@ -157,13 +182,14 @@ def make_probe_set(
         pad_token_id: Id used for padding.
         groups: Bootstrap groups per half, at most.
         seed: Seed of the split.
+        temperature: What logits are divided by in the loss.
 
     Returns:
         The probe set.
     """
-    split = split_halves(units, groups=groups, seed=seed)
+    split = tuple(_counting(half) for half in split_halves(units, groups=groups, seed=seed))
     sequences = [item for unit in units for item in unit.sequences]
-    hashes = sorted(unit.digest(0) for unit in units)
+    hashes = sorted(unit.content() for unit in units)
     return ProbeSet(
         halves=tuple(
             tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
@@ -171,6 +197,7 @@ def make_probe_set(
         ),
         counts=tuple(tuple(sum(unit.count for unit in group) for group in half) for half in split),
         pad_token_id=pad_token_id,
+        temperature=temperature,
         summary=replace(
             summary,
             hash=f"sha256:{hashlib.sha256(b''.join(hashes)).hexdigest()}",

@@ -14,6 +14,7 @@ class RolloutSummary:
         prompts: Prompts, each with a group of completions.
         completions: Completions of all prompts.
         silent: Prompts whose rewards are all equal: they carry no gradient.
+        carrying: Prompts whose completions carry one.
         unjudged: Completions without a reward.
         truncated: Completions that were cut short at the limit of their length.
         empty: Completions without a token.
@@ -23,6 +24,7 @@ class RolloutSummary:
     prompts: int
     completions: int
     silent: int
+    carrying: int
     unjudged: int
     truncated: int
     empty: int

@@ -24,10 +24,11 @@ def write_rollouts(rollouts: RolloutSet, path: Path) -> None:
     """
     with path.open("w", encoding="utf-8") as lines:
         for group in rollouts.groups:
-            lines.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in _rows(group))
+            rows = _rows(group, rollouts.temperature)
+            lines.writelines(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
 
 
-def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
+def _rows(group: RolloutGroup, temperature: float | None) -> Iterator[dict[str, Any]]:
     for item in group.rollouts:
         yield {
             "group": group.name,
@@ -35,6 +36,7 @@ def _rows(group: RolloutGroup) -> Iterator[dict[str, Any]]:
             "completion": item.completion,
             "reward": item.reward,
             "truncated": item.truncated,
+            "temperature": temperature,
             "prompt_ids": item.prompt_ids,
             "completion_ids": item.completion_ids,
         }
@@ -125,7 +127,7 @@ class RolloutJournal:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             lines = [
-                json.dumps({"number": number, "rollouts": list(_rows(group))}) + "\n"
+                json.dumps({"number": number, "rollouts": list(_rows(group, None))}) + "\n"
                 for number, group in groups.items()
             ]
             if not self.exists() or self._path.stat().st_size == 0:

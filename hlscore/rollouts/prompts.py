@@ -86,7 +86,7 @@ def prompts_hash(examples: ExampleSet) -> str:
     Returns:
         SHA-256.
     """
-    rows = json.dumps([dict(row) for row in examples.rows], default=str, sort_keys=True)
+    rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
     return f"sha256:{hashlib.sha256(rows.encode()).hexdigest()}"
 
 

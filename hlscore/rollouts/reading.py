@@ -58,8 +58,13 @@ def rollouts_from(
         kept = sorted(random.Random(seed).sample(range(len(names)), samples))
         names = [names[place] for place in kept]
     ends = end_token_ids(tokenizer, model)
+    heats = {row.get("temperature", 1.0) for row in examples.rows}
     return RolloutSet(
         source=examples.source,
+        temperature=float(min(heats)) if len(heats) == 1 else None,
+        notes=()
+        if len(heats) < 2
+        else ("The rows differ in temperature: the loss is computed at 1 (--temperature).",),
         groups=tuple(
             RolloutGroup(
                 name=name,
@@ -131,7 +136,7 @@ def _completion_ids(
     completion = row["completion"]
     if isinstance(completion, str):
         ids = text_ids(completion, tokenizer, special=False)
-        end = tokenizer.eos_token_id
+        end = _turn_end(row, tokenizer, ends)
         if ended and isinstance(end, int) and (not ids or ids[-1] not in ends):
             ids.append(end)
         return ids
@@ -141,6 +146,17 @@ def _completion_ids(
     # that was cut short has no end either.
     stops = [place for place, token in enumerate(ids) if token in ends]
     return ids[: stops[0] + ended] if stops else ids
+
+
+def _turn_end(row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int | None:
+    """The token that ends a completion: in a conversation, the one that its template puts there."""
+    if isinstance(row.get("prompt"), list):
+        start, whole = prompt_and_whole(row["prompt"], "x", tokenizer)
+        found = [token for token in whole[common_prefix(start, whole) :] if token in ends]
+        if found:
+            return found[0]
+    end = tokenizer.eos_token_id
+    return end if isinstance(end, int) else None
 
 
 def _messages(completion: Sequence[Any]) -> Sequence[Mapping[str, Any]]:

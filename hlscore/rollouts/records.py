@@ -53,9 +53,11 @@ class RolloutSet:
     Attributes:
         source: Where they come from, for messages and artifacts.
         groups: One per prompt.
+        temperature: What logits were divided by in sampling; `None` where not known.
         notes: Remarks for the reader.
     """
 
     source: str
     groups: tuple[RolloutGroup, ...]
+    temperature: float | None = None
     notes: tuple[str, ...] = ()

@@ -102,7 +102,7 @@ def load_function(name: str) -> Callable[..., Any]:
     """
     module_name, _, path = name.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))  # behind all others: nothing there may replace them
     try:
         found: Any = import_module(module_name)
     except BaseException as error:  # a module can do anything when imported, also exit

@@ -48,7 +48,7 @@ class RewardChild:
 
     def __init__(self, rewards: Sequence[str]) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "hlscore.rollouts.reward_worker"],
+            [sys.executable, "-P", "-m", "hlscore.rollouts.reward_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -94,7 +94,7 @@ class RewardChild:
         return rewards
 
     def _exchange(self, request: dict[str, Any], timeout: float) -> bytes:
-        line = json.dumps(request, default=str).encode() + b"\n"
+        line = json.dumps(request, default=str, skipkeys=True).encode() + b"\n"
         writing, reading = self._process.stdin, self._process.stdout
         if writing is None or reading is None:  # only without pipes
             raise AssertionError

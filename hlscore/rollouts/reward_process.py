@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from hlscore.errors import RewardError, UsageError
+from hlscore.inputs.formats import LARGEST_REWARD
 from hlscore.rollouts.reward_calls import Completions, call_function, check_names, name_of
 from hlscore.rollouts.reward_child import NoAnswer, RewardChild, how_it_ended
 from hlscore.rollouts.verifiers import is_builtin
@@ -19,6 +20,8 @@ Reward = str | Callable[..., Sequence[float | None]]
 
 # For one completion with a built-in verifier, after the whole batch took too long.
 _SINGLE_SECONDS = 10.0
+# Operating systems count waits in milliseconds and 32 bits.
+_LONGEST_SECONDS = 1e6
 
 
 def check_rewards(names: Sequence[str], weights: Sequence[float] = ()) -> None:
@@ -76,7 +79,7 @@ class RewardProcess:
         if not timeout > 0:
             raise UsageError(f"--reward-timeout is {timeout:g}.", hint="Give seconds above 0.")
         self._weights = [float(weight) for weight in weights] or [1.0] * len(self._rewards)
-        self._timeout = timeout
+        self._timeout = min(timeout, _LONGEST_SECONDS)
         self._child: RewardChild | None = None
         self.hung = 0
 
@@ -120,7 +123,10 @@ class RewardProcess:
             for weight, reward in zip(self._weights, row, strict=True)
             if reward is not None
         ]
-        return math.fsum(given) if given else None
+        total = sum(given)
+        if given and not abs(total) <= LARGEST_REWARD:
+            raise RewardError(f"The weighed sum of the rewards of a completion is {total}.")
+        return total if given else None
 
     def _by_one(self, reward: Reward, batch: Completions) -> list[float | None]:
         if not isinstance(reward, str):

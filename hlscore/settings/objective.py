@@ -44,7 +44,8 @@ class ObjectiveSettings:
         reward_weights: One per reward; empty means 1 each.
         reward_timeout: Seconds that a reward function may take for one batch.
         generations: Completions per prompt.
-        temperature: What logits are divided by, in sampling and in the loss.
+        temperature: What logits are divided by, in sampling and in the loss; `None` means what a
+            file of rollouts says, else 1.
         top_p: Sample from the most probable tokens that make up this share.
         top_k: Sample from so many of the most probable tokens; 0 means all.
         max_new_tokens: Most tokens of a sampled completion, and the constant length of `dr_grpo`.
@@ -65,7 +66,7 @@ class ObjectiveSettings:
     reward_weights: tuple[float, ...] = ()
     reward_timeout: float = 60.0
     generations: int = 8
-    temperature: float = 1.0
+    temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
     max_new_tokens: int = 512
@@ -87,7 +88,7 @@ class ObjectiveSettings:
         if self.loss_type is not None:
             require_choice("--loss-type", self.loss_type, _LOSS_TYPES[self.objective])
         beta = self.beta_value
-        require(0 < beta < math.inf, f"--beta is {beta:g}.", "Use a number above 0, such as 0.1.")
+        require(1e-6 <= beta <= 1e6, f"--beta is {beta:g}.", "Use 1e-6 to 1e6, such as 0.1.")
         require_choice("--scale-rewards", self.scale_rewards, get_args(RewardScale))
         self._check_sampling()
         if self.rollouts is not None:
@@ -116,9 +117,9 @@ class ObjectiveSettings:
             )
 
     def _check_sampling(self) -> None:
-        for name, value in (("temperature", self.temperature), ("timeout", self.reward_timeout)):
-            option = name if name == "temperature" else "reward-timeout"
-            require(0 < value < math.inf, f"--{option} is {value:g}.", "Use a number above 0.")
+        heat, limit = self.temperature_value, self.reward_timeout
+        require(0.001 <= heat <= 1000, f"--temperature is {heat:g}.", "Use 0.001 to 1000.")
+        require(0 < limit < math.inf, f"--reward-timeout is {limit:g}.", "Use seconds above 0.")
         require(0 < self.top_p <= 1, f"--top-p is {self.top_p:g}.", "Use a share in (0, 1].")
         require(self.top_k >= 0, f"--top-k is {self.top_k}.", "Use 0 (all) or more.")
         require(
@@ -153,6 +154,11 @@ class ObjectiveSettings:
     def beta_value(self) -> float:
         """Beta with the default filled in."""
         return DEFAULT_BETA if self.beta is None else self.beta
+
+    @property
+    def temperature_value(self) -> float:
+        """Temperature with the default filled in."""
+        return 1.0 if self.temperature is None else self.temperature
 
     @property
     def samples_rollouts(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from hlscore.settings.capture import CaptureSettings
 from hlscore.settings.checking import require
@@ -51,6 +51,19 @@ class RankSettings:
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)
     seed: int = 0
+
+    def sampling(self) -> dict[str, object]:
+        """What decides which completions are sampled and how they are judged, as plain data."""
+        probed = asdict(self.objective)
+        names = (
+            "rewards", "reward_weights", "generations", "temperature", "top_p", "top_k",
+            "max_new_tokens", "stop", "generate_batch",
+        )  # fmt: skip
+        return {
+            "model": asdict(self.model),
+            "objective": {name: probed[name] for name in names},
+            "seed": self.seed,
+        }
 
     def __post_init__(self) -> None:
         """Check the seed, and what belongs together.

@@ -138,11 +138,11 @@ def _probed(probes: ProbeSummary) -> str:
     if drawn is None:
         return f"{name}: {count(probes.examples, 'pair')} from {probes.source}, {tokens}{mean}"
     reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
-    signal = drawn.prompts - drawn.silent
     return (
         f"{name}: {count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')} "
         f"from {probes.source}{reward}\n"
-        f"{count(signal, 'prompt')} with rewards that differ carry the gradient: {tokens}{mean}"
+        f"{count(drawn.carrying, 'prompt')} with rewards that differ carry the gradient: "
+        f"{tokens}{mean}"
     )
 
 

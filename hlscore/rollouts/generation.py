@@ -1,0 +1,238 @@
+"""Completions of prompts by the model itself: batched, seeded, and cut where each one ends."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+
+from hlscore.errors import CaptureError
+from hlscore.inputs.model import input_device
+from hlscore.inputs.tokens import context_length, end_token_ids, pad_token_id
+from hlscore.settings import ObjectiveSettings
+
+
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """A completion that is being written.
+
+    Attributes:
+        prompt: Token ids that it continues.
+        room: Most tokens that it may have.
+        ids: Its tokens so far.
+        ended: Whether it came to an end of its own.
+    """
+
+    prompt: Sequence[int]
+    room: int
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether there is more to write."""
+        return not self.ended and len(self.ids) < self.room
+
+
+class Writer:
+    """Lets a model complete prompts.
+
+    Args:
+        model: The model; may be on any device.
+        tokenizer: Its tokenizer.
+        settings: How tokens are drawn.
+        seed: Seed of the draws.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: ObjectiveSettings,
+        *,
+        seed: int,
+    ) -> None:
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        self._seed = seed
+        self._ends = end_token_ids(tokenizer, model)
+        self._pad = pad_token_id(tokenizer, model)
+        self._context = context_length(model)
+        self._largest = max(1, settings.generate_batch)
+
+    def write(self, prompts: Sequence[Sequence[int]], label: str) -> list[Draft]:
+        """Write one completion of each prompt.
+
+        Args:
+            prompts: Token ids; the same ones as often as they are to be completed.
+            label: Tells these prompts from others: every label has draws of its own, so that a
+                run that is resumed draws what it would have drawn.
+
+        Returns:
+            The completions, finished.
+
+        Raises:
+            CaptureError: The memory does not suffice for one, or the model gives no
+                probabilities.
+        """
+        drafts = [Draft(prompt=ids, room=self._room(len(ids))) for ids in prompts]
+        device = input_device(self._model)
+        cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
+        waiting, turn = drafts, 0
+        with torch.random.fork_rng(devices=cuda):
+            while waiting:
+                self._turn(waiting, f"{self._seed}:{label}:{turn}", device)
+                # Those beside a longer prompt had less room than their own in this turn.
+                waiting, turn = [draft for draft in waiting if draft.open], turn + 1
+        return drafts
+
+    def _room(self, prompt_tokens: int) -> int:
+        room = self._settings.max_new_tokens
+        return room if self._context is None else min(room, self._context - prompt_tokens)
+
+    def _turn(self, drafts: Sequence[Draft], label: str, device: torch.device) -> None:
+        start = 0
+        while start < len(drafts):
+            part = drafts[start : start + self._largest]
+            digest = hashlib.sha256(f"{label}:{start}".encode()).digest()
+            torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
+            try:
+                self._continue(part, device)
+                start += len(part)
+                continue
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise _no_memory() from error
+            except RuntimeError as error:
+                if "probability tensor" in str(error):
+                    raise _no_probabilities(self._model) from error
+                raise
+            # Outside the except clause: the error holds the tensors of the failed try.
+            torch.cuda.empty_cache()
+            self._largest = len(part) // 2
+
+    def _continue(self, drafts: Sequence[Draft], device: torch.device) -> None:
+        rows = [[*draft.prompt, *draft.ids] for draft in drafts]
+        width = max(map(len, rows))
+        room = min(draft.room - len(draft.ids) for draft in drafts)
+        ids = torch.full((len(rows), width), self._pad)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            ids[place, width - len(row) :] = torch.tensor(row)
+            mask[place, width - len(row) :] = 1
+        written = min(len(draft.ids) for draft in drafts)
+        finish = _Finish(self._ends, self._settings.stop, self._tokenizer, width, written)
+        with torch.no_grad():
+            whole = self._model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=self._config(room),
+                stopping_criteria=StoppingCriteriaList([finish]),
+            )
+        for place, (draft, row) in enumerate(zip(drafts, whole[:, width:].tolist(), strict=True)):
+            length = finish.lengths[place]
+            draft.ids += row if length is None else row[:length]
+            draft.ended = length is not None
+
+    def _config(self, room: int) -> GenerationConfig:
+        return GenerationConfig(
+            max_new_tokens=room,
+            do_sample=True,
+            temperature=self._settings.temperature_value,
+            top_p=self._settings.top_p,
+            top_k=self._settings.top_k,
+            pad_token_id=self._pad,
+            eos_token_id=list(self._ends) or None,
+            use_cache=True,
+        )
+
+
+class _Finish(StoppingCriteria):  # type: ignore[misc]
+    """Ends completions, and keeps where: padding may look like a token that was sampled.
+
+    Args:
+        ends: Tokens that end a completion.
+        stop: Texts that do.
+        tokenizer: The model's tokenizer.
+        width: Tokens before the first that is sampled.
+        written: How many of them are of the completions, at least.
+    """
+
+    def __init__(
+        self,
+        ends: Sequence[int],
+        stop: Sequence[str],
+        tokenizer: PreTrainedTokenizerBase,
+        width: int,
+        written: int,
+    ) -> None:
+        self._ends, self._width = torch.tensor(ends, dtype=torch.int64), width
+        self._start = width - written
+        self._texts = StopStringCriteria(tokenizer, list(stop)) if stop else None
+        self.lengths: list[int | None] = []
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any
+    ) -> torch.Tensor:
+        self._ends = self._ends.to(input_ids.device)
+        ended = torch.isin(input_ids[:, -1], self._ends)
+        if self._texts is not None:
+            ended = ended | self._texts(input_ids[:, self._start :], scores, **options)
+        length = input_ids.shape[1] - self._width
+        self.lengths = self.lengths or [None] * len(input_ids)
+        for row, over in enumerate(ended.tolist()):
+            if over and self.lengths[row] is None:
+                self.lengths[row] = length
+        return ended
+
+
+@contextmanager
+def untouched(model: PreTrainedModel) -> Iterator[None]:
+    """Write in inference mode, by our settings alone, and put everything back.
+
+    Args:
+        model: The model.
+
+    Yields:
+        Nothing.
+    """
+    training = {name: module.training for name, module in model.named_modules()}
+    own = model.generation_config
+    # What a checkpoint suggests for sampling must not leak into what is not set here.
+    model.generation_config = GenerationConfig()
+    model.eval()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+        for name, module in model.named_modules():
+            module.training = training[name]
+
+
+def _no_memory() -> CaptureError:
+    return CaptureError(
+        "The device ran out of memory while the model wrote a single completion.",
+        hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or sample with a "
+        "serving engine and give --rollouts FILE.",
+    )
+
+
+def _no_probabilities(model: PreTrainedModel) -> CaptureError:
+    narrow = "float16 overflows easily: use --dtype bfloat16 or float32."
+    return CaptureError(
+        "The model gives NaN or infinity instead of probabilities.",
+        hint=narrow
+        if model.dtype == torch.float16
+        else "Check the checkpoint for broken weights, or use a higher --temperature.",
+    )
