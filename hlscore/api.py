@@ -235,8 +235,10 @@ def _run(
 
 
 def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
-    one = isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable)
-    several: tuple[Any, ...] = (reward,) if one else tuple(reward)
+    if isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable):
+        several: tuple[Reward, ...] = (reward,)
+    else:
+        several = tuple(reward)
     for item in several:
         if not (isinstance(item, str) or callable(item)):
             raise UsageError(
