@@ -8,7 +8,8 @@ split; the two halves share no prompt, and so no completion. Preference pairs co
 the built-in ones, whose rejected completion ends in the answer of another probe, and on-policy
 ones, a right and a wrong completion of one prompt among those sampled. A control has these with
 chosen and rejected swapped at random: its expected gradient is zero, so that whatever order it
-gives comes from noise. Variants of the losses are compared on one half, on the same completions.
+gives comes from noise. Variants of the losses are compared on one half, on the same completions,
+which a score splits alike whatever the loss.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import describe, write_result
+from machine import RESULTS, describe
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -63,6 +64,8 @@ COLUMNS = tuple(
 MEASURES = ("spearman", "kendall", "top", "spearman_within_kind")
 # A noise ceiling below this is too near to nothing to divide by.
 LEAST_CEILING = 0.1
+# Characters of a line of the record.
+LINE = 300
 
 SFT = ObjectiveSettings()
 GRPO = ObjectiveSettings(objective="grpo", rewards=("exact",), generations=8, max_new_tokens=128)
@@ -239,7 +242,7 @@ def _figures(report: ScoreReport, rows: Sequence[ModuleRow], began: float) -> di
         "seconds": round(time.perf_counter() - began, 2),
     }
     if probes.rollouts is not None:
-        figures["groups_with_signal"] = probes.rollouts.prompts - probes.rollouts.silent
+        figures["groups_with_signal"] = probes.rollouts.carrying
         figures["mean_reward"] = probes.rollouts.mean_reward
         figures["completions_truncated"] = probes.rollouts.truncated
     return figures
@@ -554,6 +557,29 @@ def rounded(content: Any) -> Any:
     return float(f"{content:.4g}") if isinstance(content, float) else content
 
 
+def compact(content: Any, indent: str = "") -> str:
+    """JSON with what fits into a line on one line.
+
+    Args:
+        content: What is written.
+        indent: Spaces before its last line.
+
+    Returns:
+        The text.
+    """
+    line = json.dumps(content)
+    if len(indent) + len(line) <= LINE or not isinstance(content, Mapping | list | tuple):
+        return line
+    inner = indent + " "
+    if isinstance(content, Mapping):
+        left, right = "{", "}"
+        parts = [f"{json.dumps(key)}: {compact(item, inner)}" for key, item in content.items()]
+    else:
+        left, right = "[", "]"
+        parts = [compact(item, inner) for item in content]
+    return f"{left}\n{inner}" + f",\n{inner}".join(parts) + f"\n{indent}{right}"
+
+
 # --- telling ----------------------------------------------------------------------------------
 
 
@@ -697,20 +723,23 @@ def main() -> None:
     settings = {key: value for key, value in vars(options).items() if key != "out"}
     sampling = {
         key: getattr(GRPO, key)
-        for key in ("rewards", "generations", "temperature", "max_new_tokens", "generate_batch")
+        for key in ("rewards", "generations", "max_new_tokens", "generate_batch")
     }
+    today = datetime.now(tz=UTC).date().isoformat()
     record = {
+        "date": today,
+        "machine": describe(),
         "wall_seconds": round(time.perf_counter() - began, 1),
         "settings": {**settings, "ranks": RANKS, "budget": BUDGET, "estimator": "exact"},
-        "sampling": sampling,
+        "sampling": {**sampling, "temperature": GRPO.temperature_value},
         "results": rounded(results),
     }
-    if options.out is not None:
-        whole = {"date": datetime.now(tz=UTC).date().isoformat(), "machine": describe(), **record}
-        options.out.write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-        print(options.out)
-    elif not options.quick:
-        print(write_result("objectives", record))
+    path = options.out
+    if path is None and not options.quick:
+        path = RESULTS / f"objectives_{today}.json"
+    if path is not None:
+        path.write_text(compact(record) + "\n", encoding="utf-8")
+        print(path)
 
 
 if __name__ == "__main__":
