@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from hlscore.api import RankResult as RankResult
     from hlscore.api import rank as rank
     from hlscore.artifacts.plan_file import read_plan as read_plan
+    from hlscore.errors import HlscoreError as HlscoreError
+    from hlscore.settings import ObjectiveSettings as ObjectiveSettings
     from hlscore.training.apply import apply as apply
     from hlscore.training.groups import param_groups as param_groups
     from hlscore.training.merge import merge as merge
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "rank": "hlscore.api",
     "RankResult": "hlscore.api",
+    "HlscoreError": "hlscore.errors",
+    "ObjectiveSettings": "hlscore.settings",
     "read_plan": "hlscore.artifacts.plan_file",
     "apply": "hlscore.training.apply",
     "param_groups": "hlscore.training.groups",
@@ -27,8 +31,8 @@ _PLACES = {
 }
 
 __all__ = [
-    "HybridTrainerMixin", "RankResult", "__version__", "apply", "merge", "param_groups", "rank",
-    "read_plan",
+    "HlscoreError", "HybridTrainerMixin", "ObjectiveSettings", "RankResult", "__version__", "apply",
+    "merge", "param_groups", "rank", "read_plan",
 ]  # fmt: skip
 
 

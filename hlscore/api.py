@@ -145,7 +145,8 @@ def rank(
         model: A causal language model in memory, on any device.
         tokenizer: Its tokenizer.
         data: Hub id, local path, or examples as mappings; `None` means the built-in probes.
-        objective: Loss of the training to come: `sft`, `dpo` or `grpo`, or settings with more.
+        objective: Loss of the training to come: `sft`, `dpo` or `grpo`, or
+            `hlscore.ObjectiveSettings(objective="grpo", max_new_tokens=...)` with more.
         reward: What judges completions that the model samples itself, for grpo: a name as for
             `--reward`, a function as TRL calls it, or several.
         rollouts: Completions with rewards, for grpo: hub id, local path, rows, or those of an

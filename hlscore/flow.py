@@ -40,7 +40,7 @@ from hlscore.rollouts.prompts import longest_rollouts, prompts_hash
 from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.reward_process import Reward
-from hlscore.rollouts.sampling import Sampler, rewards_of
+from hlscore.rollouts.sampling import Sampler, judgeable_prompts, rewards_of
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
@@ -107,7 +107,11 @@ def forecast(
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
-        examples = longest_rollouts(examples, tokenizer, model, settings.objective)
+        with rewards_of(settings.objective, {}) as rewards:
+            prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)
+        examples = longest_rollouts(
+            prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
+        )
     probes = encode_probes(model, tokenizer, examples, settings)
     budget = parse_budget(settings.plan.budget)
     weight_bytes = planned_weight_bytes(model, settings.model)

@@ -53,7 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "views",
         "cli",
     },
-    "__init__": {"_version", "api", "artifacts", "training"},
+    "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -36,11 +36,16 @@ def test_math_rewards_give_all_files(tmp_path: Path) -> None:
     assert (first.returncode, said) == (0, "")
     assert names(tmp_path / "out") == FILES
     lines = [json.loads(x) for x in (tmp_path / "out/rollouts.jsonl").read_text().splitlines()]
-    assert len(lines) == 48
-    assert len({line["group"] for line in lines}) == 12
+    groups = len({line["group"] for line in lines})
+    assert 6 < groups < 12  # answers in words are nothing for `math`, and not sampled for
+    assert f"note: {12 - groups} prompts were left out" in shown
+    assert len(lines) == 4 * groups
     known = [line["reward"] for line in lines if line["reward"] is not None]
     assert {*known} == {0.0, 1.0}
-    assert f"48 completions of 12 prompts from builtin:probes, mean reward {mean(known)}" in shown
+    assert (
+        f"{4 * groups} completions of {groups} prompts from builtin:probes, mean reward {mean(known)}"
+        in shown
+    )
     assert "rollouts  out/rollouts.jsonl" in shown
 
     again = hlscore(

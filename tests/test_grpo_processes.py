@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_two_processes_sample_and_find_what_one_does(tmp_path: Path) -> None:
     """The completions are the very same; of the scores sums are taken in another order."""
     done = together(tmp_path, *GRPO, "--samples", "11", "-o", "two")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("44 completions of 11 prompts") == 1  # one process prints
+    assert len(re.findall(r"\d+ completions of \d+ prompts", done.stdout)) == 1  # one prints
     quick = ("--bootstrap", "20", "--rank", "4", "--sketch-size", "16", "--samples", "11")
     alone = hlscore("rank", "builtin:tiny", *quick, *GRPO, "-o", tmp_path / "one")
     assert alone.code == 0, alone.err

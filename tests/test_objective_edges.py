@@ -254,3 +254,33 @@ def test_a_limit_that_is_none_in_practice() -> None:
     )
     with RewardProcess(["numeric"], timeout=1e9) as judge:
         assert judge.judge(batch) == [1.0]
+
+
+def test_answers_that_no_verifier_can_judge_are_not_sampled_for(model: PreTrainedModel) -> None:
+    rows = [*PROMPTS, {"prompt": "who?", "answer": "Ada"}, {"prompt": "what?", "answer": None}]
+    objective = ObjectiveSettings(objective="grpo", max_new_tokens=4, generations=2)
+    with pytest.raises(DataError) as none:
+        hlscore.rank(
+            model, byte_tokenizer(), data=rows[-2:], objective=objective, reward="numeric", rank=2
+        )
+    assert "No prompt of" in str(none.value)
+    with pytest.raises(DataError) as silent:
+        hlscore.rank(
+            model, byte_tokenizer(), data=rows, objective=objective, reward="numeric", rank=2
+        )
+    assert f"each of the {len(PROMPTS)} groups" in str(silent.value)
+
+
+def test_steps_of_a_log_are_kept_apart(model: PreTrainedModel) -> None:
+    rows = [row(n, [30 + k], float(k), step=step) for n in range(3) for k in range(2)
+            for step in range(2)]  # fmt: skip
+    drawn = probed(model, rows).summary.rollouts
+    assert (drawn.prompts, drawn.completions) == (6, 12)
+
+
+def test_ratios_of_another_policy_are_told(model: PreTrainedModel) -> None:
+    rows = [row(n, [30 + k], float(k), logprobs=[-0.3]) for n in range(4) for k in range(2)]
+    found = hlscore.rank(model, byte_tokenizer(), objective="grpo", rollouts=rows, rank=2)
+    (note,) = (text for text in found.report.run.notes if "log-probabilities" in text)
+    assert note.startswith("100 % of the 8 tokens")
+    assert any("Only 4 prompts carry a gradient" in text for text in found.report.probes.notes)

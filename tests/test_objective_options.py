@@ -60,7 +60,7 @@ def test_completions_without_a_gradient_are_left_to_look_at(
     assert outcome.code == 3
     assert says in outcome.message
     (kept,) = (desk.folder / "out").iterdir()
-    assert kept.name == "rollouts.jsonl"
+    assert kept.name == "unscored-rollouts.jsonl"
     assert str(kept) in outcome.message
     assert len(kept.read_text().splitlines()) == 12
 

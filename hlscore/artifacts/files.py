@@ -14,6 +14,8 @@ from hlscore.paths import existing_path
 SCORES_FILE = "scores.parquet"
 PLAN_FILE = "plan.json"
 ROLLOUTS_FILE = "rollouts.jsonl"
+# Completions of a run that failed: not beside the scores of another run under their name.
+UNSCORED_FILE = "unscored-rollouts.jsonl"
 
 _LONGEST_NAME = 100
 _STAGE_PREFIX = ".hlscore-unfinished-"

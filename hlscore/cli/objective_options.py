@@ -21,7 +21,8 @@ LossType = Annotated[
     typer.Option(
         "--loss-type",
         help="grpo: dapo, grpo, dr_grpo or gspo. dpo: sigmoid, hinge, ipo, sigmoid_norm, "
-        "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names.",
+        "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names (gspo: its grpo with "
+        "importance_sampling_level sequence).",
         rich_help_panel=OBJECTIVE_PANEL,
         show_default="dapo or sigmoid, as in TRL",
     ),

@@ -238,12 +238,17 @@ def parse_columns(pairs: list[str]) -> dict[str, str]:
     Raises:
         UsageError: A pair has no `=`, or an empty side.
     """
-    columns = {}
+    columns: dict[str, str] = {}
     for pair in pairs:
         role, found, column = pair.partition("=")
         if not (role and found and column):
             raise UsageError(
                 f"--column '{pair}' is not ROLE=COLUMN.", hint="For example prompt=question."
+            )
+        if role in columns:
+            raise UsageError(
+                f"--column maps '{role}' twice: to '{columns[role]}' and to '{column}'.",
+                hint="Put both into one column of the data first, or choose one.",
             )
         columns[role] = column
     return columns

@@ -164,12 +164,12 @@ def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterat
     except HlscoreError as error:
         if rollouts is None or not is_main:
             raise
-        from hlscore.artifacts.files import ROLLOUTS_FILE, write_files
+        from hlscore.artifacts.files import UNSCORED_FILE, write_files
         from hlscore.rollouts.files import write_rollouts
 
-        paths = write_files(folder, {ROLLOUTS_FILE: lambda path: write_rollouts(rollouts, path)})
+        paths = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(rollouts, path)})
         remove_unfinished(folder)
-        hint = f"{error.hint} The completions are in '{paths[ROLLOUTS_FILE]}' (--rollouts)."
+        hint = f"{error.hint} The completions are in '{paths[UNSCORED_FILE]}' (--rollouts)."
         raise type(error)(error.message, hint=hint.strip()) from error
 
 

@@ -159,6 +159,6 @@ EXPORTER = Exporter(
     limits=Limits(trainer="TRL", head=False),
     files=_files,
     folder=True,
-    usage="python {out}/train.py sft --config {out}/sft.yaml --dataset_name DATA",
+    usage="python {out}/train.py {objective} --config {out}/{objective}.yaml --dataset_name DATA",
     notes=_notes,
 )

@@ -71,6 +71,9 @@ class ProbeRun:
         self._sources = sources
         self._settings = settings
         self._loss: ProbeLoss = probe_loss(objective)
+        self._clip = objective.clip
+        # Tokens whose old log-probability is known, and those of them beyond the clip.
+        self._known = self._beyond = 0
         self._on_tokens = on_tokens
         self._processes = processes
         self._file = progress_file
@@ -87,6 +90,19 @@ class ProbeRun:
     def batch_size(self) -> int:
         """Examples per batch that fitted the memory."""
         return self._progress.batch_size
+
+    @property
+    def ratio_note(self) -> str:
+        """What the log-probabilities of another policy were like; empty where there are none."""
+        known, beyond = self._processes.total([self._known, self._beyond])
+        if not known:
+            return ""
+        low, high = self._clip
+        return (
+            f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities have "
+            f"ratios outside of {1 - low:g} to {1 + high:g}: if that is much, they are not of this "
+            "model and temperature."
+        )
 
     def resume(self) -> None:
         """Go on where a stored run ended.
@@ -241,6 +257,7 @@ class ProbeRun:
             counted,
             batch.old_log_probs.to(log_probs),
         )
+        self._count_ratios(log_probs.detach(), counted, batch.old_log_probs.to(log_probs))
         likelihood = -float(log_probs.detach().sum())
         value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
@@ -255,6 +272,14 @@ class ProbeRun:
         self._gradients.begin_batch(half, weight * size / scale)
         (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
         return likelihood
+
+    def _count_ratios(
+        self, log_probs: torch.Tensor, counted: torch.Tensor, old: torch.Tensor
+    ) -> None:
+        ratios = torch.exp(log_probs - old)[counted & ~torch.isnan(old)]
+        low, high = self._clip
+        self._known += ratios.numel()
+        self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}

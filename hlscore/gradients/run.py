@@ -129,9 +129,10 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         mean_loss = run.run()
+        self.notes = tuple(note for note in (run.ratio_note,) if note)
         smallest = min(self._processes.gather(run.batch_size))
         if smallest < capture.batch_size:
-            self.notes = (
+            self.notes += (
                 f"The device ran out of memory: batches of {capture.batch_size} were halved down "
                 f"to {smallest}.",
             )

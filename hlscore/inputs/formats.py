@@ -25,7 +25,7 @@ _OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
     "preference": ("prompt",),
     "rollouts": (
         "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs", "truncated",
-        "finish_reason", "temperature",
+        "finish_reason", "temperature", "step",
     ),
 }  # fmt: skip
 Wanted = tuple[ExampleFormat, ...]
@@ -106,6 +106,11 @@ def _find_format(row: Row, source: str, settings: DataSettings, wanted: Wanted) 
     for name in by_preference:
         if all(settings.columns.get(role, role) in row for role in _REQUIRED[name]):
             return name
+    if {"chosen", "rejected"} <= set(row) and "preference" not in wanted:
+        raise DataError(
+            f"'{source}' holds pairs of a chosen and a rejected completion.",
+            hint="Add --objective dpo.",
+        )
     raise DataError(
         f"'{source}' has none of the columns that make an example "
         f"({'; '.join(_SHOWN[name] for name in wanted)}); it has: {', '.join(sorted(row))}.",

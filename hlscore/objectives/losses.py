@@ -28,8 +28,7 @@ def probe_loss(settings: ObjectiveSettings) -> ProbeLoss:
         return lambda log_probs, coefficients, _counted, _old: likelihood_loss(
             log_probs, coefficients
         )
-    low = settings.epsilon
-    high = low if settings.epsilon_high is None else settings.epsilon_high
+    low, high = settings.clip
     by_sequence = settings.loss_type_name == "gspo"
     return lambda log_probs, coefficients, counted, old: clipped_loss(
         log_probs, coefficients, counted, old, low=low, high=high, by_sequence=by_sequence

@@ -25,6 +25,8 @@ _MORE_SIGNAL = (
 # Below this a weighed loss vanishes in float32.
 _NOTHING = 1e-30
 _ROUNDING = 1e-9
+# Prompts with a gradient below which a note warns.
+_FEW = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +224,12 @@ def _notes(
         notes.append(
             f"{counts.silent} of {counts.prompts} prompts carry no gradient: their rewards are all "
             "equal."
+        )
+    if counts.carrying < _FEW:
+        notes.append(
+            f"Only {counts.carrying} prompts carry a gradient: from fewer than {_FEW}, scores and "
+            "their errors say little. More prompts help (--samples), or such as are solved "
+            "sometimes."
         )
     if counts.unjudged:
         notes.append(f"{counts.unjudged} completions could not be judged: their advantage is 0.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,23 +92,27 @@ def prompts_hash(examples: ExampleSet) -> str:
 
 
 def longest_rollouts(
-    examples: ExampleSet,
+    prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
     settings: ObjectiveSettings,
+    *,
+    source: str,
+    notes: tuple[str, ...] = (),
 ) -> RolloutSet:
     """Stand-ins for rollouts that are not sampled yet, as long as they may become.
 
     Args:
-        examples: Checked examples in the format `prompt`.
+        prompts: The prompts.
         tokenizer: The model's tokenizer.
         model: The model; may be on the meta device.
         settings: How completions will be sampled.
+        source: Where the prompts come from.
+        notes: Remarks about them.
 
     Returns:
         Completions that all differ, every other one of them right.
     """
-    prompts, notes = encode_prompts(examples, tokenizer, model)
     context, pad = context_length(model), pad_token_id(tokenizer, model)
     # Equal completions would be run once: their last tokens differ, as far as there are tokens.
     lasts = [number % embedding_rows(model) for number in range(settings.generations)]
@@ -129,7 +134,7 @@ def longest_rollouts(
         )
         groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))
     note = (
-        f"Completions are sampled when the model runs: counted here as if each had "
-        f"{settings.max_new_tokens} tokens, and as if every prompt carried a gradient."
+        "Completions are sampled when the model runs: counted here as if each were as long as it "
+        "may be, and as if every prompt carried a gradient."
     )
-    return RolloutSet(source=examples.source, groups=tuple(groups), notes=(*notes, note))
+    return RolloutSet(source=source, groups=tuple(groups), notes=(*notes, note))

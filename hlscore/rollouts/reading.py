@@ -33,9 +33,9 @@ def rollouts_from(
 ) -> RolloutSet:
     """Turn the rows of a file into rollouts.
 
-    Rows belong together by their `group`, else by their prompt. A completion given as text ends
-    in the end token, unless its row says that it is truncated (`truncated`, or a `finish_reason`
-    of `length`).
+    Rows belong together by their `group`, else by their prompt and `step`. A completion given as
+    text ends in the end token, unless its row says that it is truncated (`truncated`, or a
+    `finish_reason` of `length`).
 
     Args:
         examples: Checked rows in the format `rollouts`.
@@ -81,7 +81,8 @@ def rollouts_from(
 def _group_name(row: Row) -> str:
     if "group" in row:
         return str(row["group"])
-    prompt = row.get("prompt_ids", row.get("prompt"))
+    # A trainer's log holds the completions of several policies, one per step.
+    prompt = (row.get("prompt_ids", row.get("prompt")), row.get("step"))
     return hashlib.sha256(json.dumps(prompt, default=str).encode()).hexdigest()[:16]
 
 

@@ -83,6 +83,11 @@ class RewardProcess:
         self._child: RewardChild | None = None
         self.hung = 0
 
+    @property
+    def builtin(self) -> bool:
+        """Whether all rewards are built-in verifiers."""
+        return len(self._names) == len(self._rewards) and all(map(is_builtin, self._names))
+
     def __enter__(self) -> Self:
         if self._names:
             self._child = RewardChild(self._names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -20,6 +20,7 @@ from hlscore.rollouts.reward_process import Completions, RewardProcess
 from hlscore.settings import ObjectiveSettings
 from hlscore.steps import Progress
 
+_JUDGED_AT_ONCE = 256
 _NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "completions")
 
 
@@ -72,22 +73,17 @@ class Sampler:
             DataError: Nothing can be sampled from a prompt.
             RewardError: A reward function failed.
         """
-        prompts, notes = encode_prompts(examples, self._tokenizer, self._model)
         count = self._settings.generations
         at_once = max(1, self._settings.generate_batch // count)
-        own = processes.share(_batches(prompts, at_once))
         done = journal.load() if journal is not None and resume else {}
-        progress.start("sampling", count * sum(map(len, own)), "completions")
-        left = [batch for batch in own if not all(prompt.number in done for prompt in batch)]
-        judge = self._rewards if left else nullcontext()
-        with judge, untouched(self._model), _told_by_each(processes):
-            for batch in own:
-                if batch in left:
-                    groups = self._batch(batch)
-                    if journal is not None:
-                        journal.append(groups)
-                    done.update(groups)
-                progress.advance(count * len(batch))
+        with self._rewards, untouched(self._model):
+            prompts, notes = judgeable_prompts(
+                examples, self._tokenizer, self._model, self._rewards
+            )
+            own = processes.share(_batches(prompts, at_once))
+            progress.start("sampling", count * sum(map(len, own)), "completions")
+            with _told_by_each(processes):
+                self._write(own, done, journal, progress)
         everywhere: dict[int, RolloutGroup] = {}
         for part in processes.gather(done):
             everywhere.update(part)
@@ -103,6 +99,21 @@ class Sampler:
             temperature=self._settings.temperature_value,
             notes=notes,
         )
+
+    def _write(
+        self,
+        batches: Sequence[Sequence[Prompt]],
+        done: dict[int, RolloutGroup],
+        journal: RolloutJournal | None,
+        progress: Progress,
+    ) -> None:
+        for batch in batches:
+            if not all(prompt.number in done for prompt in batch):
+                groups = self._batch(batch)
+                if journal is not None:
+                    journal.append(groups)
+                done.update(groups)
+            progress.advance(self._settings.generations * len(batch))
 
     def _batch(self, batch: Sequence[Prompt]) -> dict[int, RolloutGroup]:
         repeated = [prompt for prompt in batch for _ in range(self._settings.generations)]
@@ -143,6 +154,55 @@ class Sampler:
             text if isinstance(prompt.row["prompt"], str) else [dict(assistant(text))]
             for prompt, text in zip(prompts, texts, strict=True)
         ]
+
+
+def judgeable_prompts(
+    examples: ExampleSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    rewards: RewardProcess,
+) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+    """Prompts to complete: those that a built-in verifier can judge at all.
+
+    Args:
+        examples: Checked examples in the format `prompt`.
+        tokenizer: The model's tokenizer.
+        model: The model; may be on the meta device.
+        rewards: What judges completions, started.
+
+    Returns:
+        The prompts, and notes about those that were left out.
+
+    Raises:
+        DataError: None is left.
+    """
+    prompts, notes = encode_prompts(examples, tokenizer, model)
+    if not rewards.builtin:
+        return prompts, notes
+    kept: list[Prompt] = []
+    for part in _batches(prompts, _JUDGED_AT_ONCE):
+        blank = [
+            "" if isinstance(prompt.row["prompt"], str) else [dict(assistant(""))]
+            for prompt in part
+        ]
+        judged = rewards.judge(
+            Completions(
+                prompts=[prompt.row["prompt"] for prompt in part],
+                completions=blank,
+                completion_ids=[[] for _ in part],
+                columns=_columns(part),
+            )
+        )
+        kept += [prompt for prompt, one in zip(part, judged, strict=True) if one is not None]
+    if not kept:
+        raise DataError(
+            f"No prompt of '{examples.source}' has an answer that the reward can judge.",
+            hint="Check the column of answers (--column answer=NAME), or use another --reward.",
+        )
+    left = len(prompts) - len(kept)
+    if left:
+        notes = (*notes, f"{left} prompts were left out: the reward cannot judge their answers.")
+    return tuple(kept), notes
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

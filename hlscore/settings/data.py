@@ -11,7 +11,8 @@ DEFAULT_SAMPLES = 256
 # What hlscore calls the columns that it reads.
 ROLES = (
     "text", "messages", "prompt", "completion", "chosen", "rejected", "answer", "reward", "group",
-    "prompt_ids", "completion_ids", "logprobs", "truncated", "finish_reason",
+    "prompt_ids", "completion_ids", "logprobs", "truncated", "finish_reason", "temperature", "step",
+    "solution", "ground_truth",
 )  # fmt: skip
 DEFAULT_MAX_LENGTH = 1024
 

@@ -156,6 +156,11 @@ class ObjectiveSettings:
         return DEFAULT_BETA if self.beta is None else self.beta
 
     @property
+    def clip(self) -> tuple[float, float]:
+        """How far ratios may be below and above 1."""
+        return self.epsilon, self.epsilon if self.epsilon_high is None else self.epsilon_high
+
+    @property
     def temperature_value(self) -> float:
         """Temperature with the default filled in."""
         return 1.0 if self.temperature is None else self.temperature

@@ -93,6 +93,7 @@ def print_export(
         console.print()
         console.print(Text("next", style="bold"))
         usage = exporter.usage.replace("{out}", str(result))
+        usage = usage.replace("{objective}", plan.provenance.probes.objective)
         console.print(Text(f"  {usage}", style="cyan"), soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -15,6 +16,7 @@ from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.planning.allocation import Allocation, Decision
 from hlscore.records import ProbeSummary, ScoreReport
+from hlscore.settings import DEFAULT_RANK
 from hlscore.views.heatmap import ASCII, UNICODE, heat_map
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, measure, memory, percent, shape, short
@@ -59,14 +61,29 @@ def print_result(
     ]
     if ROLLOUTS_FILE in quoted:
         model = shlex.quote(report.model.model)
+        other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
         commands.append(
             (
                 f"hlscore rank {model} --objective grpo --rollouts {quoted[ROLLOUTS_FILE]} "
-                "--loss-type gspo -o gspo",
+                f"{_other_options(report.run.settings)}--loss-type {other} -o {other}",
                 "another loss on the same completions, without sampling again",
             )
         )
     _print_next(console, *commands)
+
+
+def _other_options(settings: Mapping[str, Any]) -> str:
+    """Options of a run that change its scores and that rollouts do not bring with them."""
+    probed, plan, data = settings["objective"], settings["plan"], settings["data"]
+    given = {
+        "--scale-rewards": (probed["scale_rewards"], "group"),
+        "--max-new-tokens": (probed["max_new_tokens"], 512),
+        "--max-length": (data["max_length"], None),
+        "--rank": (plan["rank"], DEFAULT_RANK),
+        "--seed": (settings["seed"], 0),
+    }
+    texts = [f"{name} {value} " for name, (value, default) in given.items() if value != default]
+    return "".join([*texts, "--mask-truncated " if probed["mask_truncated"] else ""])
 
 
 def print_replanned(
@@ -231,8 +248,8 @@ def summary(allocation: Allocation) -> list[Text]:
         lines.append(
             Text.assemble(
                 ("stable  ", "bold"),
-                f"other probes of this kind would choose a chosen module again "
-                f"{100 * allocation.mean_reselection:.0f} % of the time",
+                f"{100 * allocation.mean_reselection:.0f} % of the resamples of these probes "
+                "choose a chosen module again; new probes agree less",
             )
         )
         lines.append(Text.assemble(("doubt   ", "bold"), _doubt(allocation)))
