@@ -6,8 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -141,7 +140,7 @@ def _completion_ids(
         if ended and isinstance(end, int) and (not ids or ids[-1] not in ends):
             ids.append(end)
         return ids
-    start, whole = prompt_and_whole(row["prompt"], _messages(completion), tokenizer)
+    start, whole = prompt_and_whole(row["prompt"], completion, tokenizer)
     ids = whole[common_prefix(start, whole) :]
     # A template may put more behind the end of a turn than a model would ever write; a completion
     # that was cut short has no end either.
@@ -158,10 +157,6 @@ def _turn_end(row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int])
             return found[0]
     end = tokenizer.eos_token_id
     return end if isinstance(end, int) else None
-
-
-def _messages(completion: Sequence[Any]) -> Sequence[Mapping[str, Any]]:
-    return completion
 
 
 def _log_probs(row: Row, ids: Sequence[int], index: int, source: str) -> tuple[float, ...]:
