@@ -72,6 +72,7 @@ class ProbeRun:
         self._settings = settings
         self._loss: ProbeLoss = probe_loss(objective)
         self._clip = objective.clip
+        self._off_policy = any(item.old_log_probs for item in probes.sequences)
         # Tokens whose old log-probability is known, and those of them beyond the clip.
         self._known = self._beyond = 0
         self._on_tokens = on_tokens
@@ -251,13 +252,8 @@ class ProbeRun:
         labels = batch.labels.to(logits.device)
         log_probs = token_log_probs(logits, labels, temperature=self._probes.temperature)
         counted = labels[:, 1:] != IGNORED
-        loss = self._loss(
-            log_probs,
-            batch.coefficients.to(log_probs),
-            counted,
-            batch.old_log_probs.to(log_probs),
-        )
-        self._count_ratios(log_probs.detach(), counted, batch.old_log_probs.to(log_probs))
+        old = batch.old_log_probs.to(log_probs)
+        loss = self._loss(log_probs, batch.coefficients.to(log_probs), counted, old)
         likelihood = -float(log_probs.detach().sum())
         value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
@@ -271,6 +267,9 @@ class ProbeRun:
         size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
         self._gradients.begin_batch(half, weight * size / scale)
         (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
+        # Once per token: after what memory may cut off, and not in further passes.
+        if self._off_policy and self._here.number == 1:
+            self._count_ratios(log_probs.detach(), counted, old)
         return likelihood
 
     def _count_ratios(
