@@ -205,9 +205,7 @@ def sample_rollouts(
             device=input_device(model).type,
             processes=processes.size,
         )
-        journal = RolloutJournal(storage.folder, about, processes)
-        if storage.resume and not any(processes.gather(journal.exists())):
-            raise nothing_to_resume(storage.folder)
+        journal = _journal(storage, about, processes)
     sampler = Sampler(
         model,
         tokenizer,
@@ -223,6 +221,13 @@ def sample_rollouts(
             journal=journal,
             resume=storage is not None and storage.resume,
         )
+
+
+def _journal(storage: Storage, about: Mapping[str, object], processes: Processes) -> RolloutJournal:
+    journal = RolloutJournal(storage.folder, about, processes)
+    if storage.resume and not any(processes.gather(journal.exists())):
+        raise nothing_to_resume(storage.folder)
+    return journal
 
 
 def score_model(

@@ -20,8 +20,6 @@ _MORE_SIGNAL = (
     "Sample more per prompt (--generations), at a higher --temperature, or use prompts that the "
     "model solves sometimes: neither always nor never."
 )
-
-
 # Below this a weighed loss vanishes in float32.
 _NOTHING = 1e-30
 _ROUNDING = 1e-9
@@ -35,6 +33,7 @@ class _Sequence:
 
     example: ProbeExample
     truncated: bool
+    cut: bool
 
 
 def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
@@ -50,13 +49,10 @@ def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
     units, cut = [], 0
     for group, own in zip(rollouts.groups, advantages, strict=True):
         sequences = [_sequence(item, limit) for item in group.rollouts]
-        cut += sum(
-            len(s.example.input_ids) < len(item.prompt_ids) + len(item.completion_ids)
-            for s, item in zip(sequences, group.rollouts, strict=True)
-        )
+        cut += sum(item.cut for item in sequences)
         units.append(_unit(group, sequences, own, objective))
     counts = _summarize(rollouts, sum(bool(unit.sequences) for unit in units))
-    _check_signal(rollouts, units, counts)
+    _check_signal(rollouts, counts)
     found = how.probe_set(
         _by_prompt(rollouts, units),
         ProbeSummary(
@@ -72,7 +68,7 @@ def encode_completions(rollouts: RolloutSet, how: Encoding) -> ProbeSet:
         ),
         temperature=objective.temperature or rollouts.temperature or 1.0,
     )
-    _check_halves(found, rollouts, units)
+    _check_halves(found, counts)
     return found
 
 
@@ -83,7 +79,8 @@ def _sequence(item: Rollout, limit: int | None) -> _Sequence:
     old = item.log_probs if start else item.log_probs[1:]
     whole = ProbeExample(ids, counted, 1.0, old)
     example = shortened(whole, limit)
-    return _Sequence(example, item.truncated or len(example.input_ids) < len(ids))
+    cut = len(example.input_ids) < len(ids)
+    return _Sequence(example, truncated=item.truncated or cut, cut=cut)
 
 
 def _unit(
@@ -164,8 +161,8 @@ def _summarize(rollouts: RolloutSet, carrying: int) -> RolloutSummary:
     )
 
 
-def _check_signal(rollouts: RolloutSet, units: list[ProbeUnit], counts: RolloutSummary) -> None:
-    if any(unit.sequences for unit in units):
+def _check_signal(rollouts: RolloutSet, counts: RolloutSummary) -> None:
+    if counts.carrying:
         return
     if counts.unjudged == counts.completions:
         raise DataError(
@@ -199,18 +196,18 @@ def _too_short(counts: RolloutSummary) -> str:
     return f"{counts.truncated} of {counts.completions} were cut short: raise --max-new-tokens. "
 
 
-def _check_halves(found: ProbeSet, rollouts: RolloutSet, units: list[ProbeUnit]) -> None:
+def _check_halves(found: ProbeSet, counts: RolloutSummary) -> None:
     if all(any(half) for half in found.halves):
         return
+    source = found.summary.source
     if found.summary.examples == 1 or not all(found.counts[1:]):
         raise DataError(
-            f"All completions of '{rollouts.source}' continue one prompt.",
+            f"All completions of '{source}' continue one prompt.",
             hint="The score compares two halves of the prompts: give at least 2, better 64.",
         )
-    signal = sum(bool(unit.sequences) for unit in units)
     raise DataError(
-        f"Only {signal} of {len(units)} groups of '{rollouts.source}' carry a gradient, and all "
-        "fell into one half of the probes: the score compares two halves.",
+        f"Only {counts.carrying} of {counts.prompts} groups of '{source}' carry a gradient, and "
+        "all fell into one half of the probes: the score compares two halves.",
         hint=f"Use more prompts (--samples). {_MORE_SIGNAL}",
     )
 

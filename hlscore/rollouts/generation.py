@@ -21,6 +21,7 @@ from transformers import (
 from hlscore.errors import CaptureError
 from hlscore.inputs.model import input_device
 from hlscore.inputs.tokens import context_length, end_token_ids, pad_token_id
+from hlscore.rollouts.prompts import room_for
 from hlscore.settings import ObjectiveSettings
 
 
@@ -86,7 +87,10 @@ class Writer:
             CaptureError: The memory does not suffice for one, or the model gives no
                 probabilities.
         """
-        drafts = [Draft(prompt=ids, room=self._room(len(ids))) for ids in prompts]
+        drafts = [
+            Draft(prompt=ids, room=room_for(len(ids), self._context, self._settings))
+            for ids in prompts
+        ]
         device = input_device(self._model)
         cuda = list(range(torch.cuda.device_count())) if device.type == "cuda" else []
         waiting, turn = drafts, 0
@@ -96,10 +100,6 @@ class Writer:
                 # Those beside a longer prompt had less room than their own in this turn.
                 waiting, turn = [draft for draft in waiting if draft.open], turn + 1
         return drafts
-
-    def _room(self, prompt_tokens: int) -> int:
-        room = self._settings.max_new_tokens
-        return room if self._context is None else min(room, self._context - prompt_tokens)
 
     def _turn(self, drafts: Sequence[Draft], label: str, device: torch.device) -> None:
         start = 0

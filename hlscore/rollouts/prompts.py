@@ -78,6 +78,21 @@ def encode_prompts(
     return tuple(found.values()), tuple(notes)
 
 
+def room_for(prompt_tokens: int, context: int | None, settings: ObjectiveSettings) -> int:
+    """Most tokens that a completion may have.
+
+    Args:
+        prompt_tokens: Tokens before it.
+        context: Tokens that the model reads at once; `None` where there is no limit.
+        settings: What was asked for.
+
+    Returns:
+        The smaller of what was asked for and what the context leaves.
+    """
+    room = settings.max_new_tokens
+    return room if context is None else min(room, context - prompt_tokens)
+
+
 def prompts_hash(examples: ExampleSet) -> str:
     """Hash of all columns, in order: rewards may read any of them.
 
@@ -118,9 +133,7 @@ def longest_rollouts(
     lasts = [number % embedding_rows(model) for number in range(settings.generations)]
     groups = []
     for prompt in prompts:
-        room = settings.max_new_tokens
-        if context is not None:
-            room = min(room, context - len(prompt.ids))
+        room = room_for(len(prompt.ids), context, settings)
         rollouts = tuple(
             Rollout(
                 prompt="",

@@ -150,10 +150,7 @@ class Sampler:
     def _texts(self, prompts: Sequence[Prompt], drawn: Sequence[Draft]) -> list[Any]:
         ids = [draft.ids for draft in drawn]
         texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [
-            text if isinstance(prompt.row["prompt"], str) else [dict(assistant(text))]
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
+        return [_turn(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def judgeable_prompts(
@@ -181,14 +178,10 @@ def judgeable_prompts(
         return prompts, notes
     kept: list[Prompt] = []
     for part in _batches(prompts, _JUDGED_AT_ONCE):
-        blank = [
-            "" if isinstance(prompt.row["prompt"], str) else [dict(assistant(""))]
-            for prompt in part
-        ]
         judged = rewards.judge(
             Completions(
                 prompts=[prompt.row["prompt"] for prompt in part],
-                completions=blank,
+                completions=[_turn(prompt, "") for prompt in part],
                 completion_ids=[[] for _ in part],
                 columns=_columns(part),
             )
@@ -203,6 +196,11 @@ def judgeable_prompts(
     if left:
         notes = (*notes, f"{left} prompts were left out: the reward cannot judge their answers.")
     return tuple(kept), notes
+
+
+def _turn(prompt: Prompt, text: str) -> Any:
+    """A completion in the form of its prompt: text, or a message."""
+    return text if isinstance(prompt.row["prompt"], str) else [dict(assistant(text))]
 
 
 def _columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
