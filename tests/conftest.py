@@ -12,10 +12,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.gradients import capture
+from hlscore.inputs.model import load_model
+from hlscore.settings import ModelSettings
 
 # The models are so small that more threads only wait for each other.
 torch.set_num_threads(1)
@@ -64,3 +66,10 @@ def untouched_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         changed = [key for key, value in before.items() if after.get(key) != value]
         assert not changed, f"left changed on the model: {changed[:3]}"
         assert after.keys() == before.keys()
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The built-in model and its tokenizer."""
+    loaded = load_model(ModelSettings(model="builtin:tiny"))
+    return loaded.model, loaded.tokenizer

@@ -23,18 +23,9 @@ from sampled import (
 )
 from scipy.stats import chisquare
 from tokens import byte_tokenizer
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from hlscore.errors import RewardError
-from hlscore.inputs.model import load_model
-from hlscore.settings import ModelSettings
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    loaded = load_model(ModelSettings(model="builtin:tiny"))
-    return loaded.model, loaded.tokenizer
-
 
 # Draws
 

@@ -23,26 +23,17 @@ from sampled import (
     zeros,
 )
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import CaptureError, DataError
 from hlscore.flow import Silent
 from hlscore.inputs.formats import example_set
-from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.generation import Writer
 from hlscore.rollouts.reward_process import RewardProcess
 from hlscore.rollouts.sampling import Sampler
-from hlscore.settings import DataSettings, ModelSettings
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    loaded = load_model(ModelSettings(model="builtin:tiny"))
-    return loaded.model, loaded.tokenizer
-
+from hlscore.settings import DataSettings
 
 # Prompts
 
