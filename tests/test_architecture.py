@@ -34,12 +34,27 @@ ALLOWED: dict[str, set[str]] = {
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
     "exporters": GROUND | {"inputs", "planning", "artifacts", "exporters"},
+    "agreement": GROUND | {"scores", "planning", "artifacts", "agreement"},
+    "checks": GROUND
+    | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
     "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "training"},
     "flow": GROUND
     | {"processes", "inputs", "rollouts", "probes", "gradients", "scores", "planning"},
     "api": GROUND | {"inputs", "rollouts", "planning", "artifacts", "flow"},
     "views": GROUND
-    | {"processes", "inputs", "scores", "planning", "artifacts", "exporters", "flow", "views"},
+    | {
+        "processes",
+        "inputs",
+        "scores",
+        "planning",
+        "artifacts",
+        "exporters",
+        "agreement",
+        "checks",
+        "flow",
+        "views",
+    },
+    "pages": GROUND | {"scores", "planning", "artifacts", "agreement", "views", "pages"},
     "cli": GROUND
     | {
         "processes",
@@ -49,8 +64,11 @@ ALLOWED: dict[str, set[str]] = {
         "planning",
         "artifacts",
         "exporters",
+        "agreement",
+        "checks",
         "flow",
         "views",
+        "pages",
         "cli",
     },
     "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},
@@ -63,7 +81,7 @@ HEAVY = {
 FREE_OF_TORCH = {
     "errors", "packing", "paths", "unfinished", "reasons", "records", "settings", "processes",
     "scores", "planning",
-    "artifacts", "exporters", "cli",
+    "artifacts", "exporters", "agreement", "checks", "pages", "cli",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}
 

@@ -1,0 +1,1 @@
+"""How far rankings and plans agree: rank correlation, overlap, what moved."""

@@ -1,0 +1,1 @@
+"""Rules that a plan is held against, and what they find."""

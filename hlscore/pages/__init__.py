@@ -1,0 +1,1 @@
+"""The report that people read: one set of charts, as a page, an image or Markdown."""
