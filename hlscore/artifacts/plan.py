@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from hlscore.artifacts.plan_upgrade import UPGRADED_NOTE
 from hlscore.records import Form, Storage
@@ -22,6 +22,9 @@ _Place = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 _Size = Annotated[int, Field(ge=1, le=2**48)]
 _Alpha = Annotated[int, Field(ge=1, le=LARGEST_ALPHA * LARGEST_RANK)]  # of the highest rank
 _Rank = Annotated[int, Field(ge=1, le=LARGEST_RANK)]
+_Item = TypeVar("_Item")
+# One fault of a list is told: a list may hold a million.
+_List = Annotated[list[_Item], FailFast()]
 
 
 class _Strict(BaseModel):
@@ -114,7 +117,7 @@ class PlanLora(_Strict):
         le=LARGEST_ALPHA,
         description="Alpha at that rank; alpha / rank is the same everywhere.",
     )
-    ranks: list[_Rank] = Field(description="Ranks that the solver chose from; empty for one rank.")
+    ranks: _List[_Rank] = Field(description="Ranks that the solver chose from; empty for one rank.")
 
 
 class PlanTotals(_Strict):
@@ -243,9 +246,9 @@ class Plan(_Strict):
     memory: PlanMemory
     stability: PlanStability
     learning_rates: PlanRates
-    modules: list[PlanModule]
-    skipped: list[PlanSkipped]
-    notes: list[str]
+    modules: _List[PlanModule]
+    skipped: _List[PlanSkipped]
+    notes: _List[str]
     provenance: PlanProvenance
 
     @property

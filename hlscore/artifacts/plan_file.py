@@ -2,28 +2,58 @@
 
 from __future__ import annotations
 
-import json
-import math
-import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Literal
 
 from pydantic import ValidationError
 
+from hlscore.artifacts.json_places import JsonPath, Place
+from hlscore.artifacts.json_text import LARGEST_BYTES, parse_json, quoted, syntax_fault
 from hlscore.artifacts.plan import SCHEMA_VERSION, Plan, PlanModule
 from hlscore.artifacts.plan_upgrade import upgrade
 from hlscore.errors import ArtifactError, first_line
 
-LARGEST_BYTES = 256 * 2**20
-
-_DEEPEST = 40
-_LARGEST_WHOLE = 2**63 - 1
-_LONGEST_QUOTE = 60
-# Controls, halves of surrogate pairs, line and paragraph separators, unassigned.
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp", "Cn", "Co")
-_TURNS_TEXT = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-
 _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
+
+ProblemKind = Literal["json", "version", "schema", "rank", "duplicate", "weight", "text"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something that keeps a file from being a plan.
+
+    Attributes:
+        kind: `json`: no JSON text that can be read; `version`: of the format, unknown; `schema`:
+            a key or value that the format does not have; `rank`: a rank without its mode;
+            `duplicate`: a module listed twice; `weight`: a weight of another module; `text`: a
+            name that cannot be printed.
+        message: What is wrong, in a sentence without a full stop.
+        path: Keys and indices that lead there.
+        place: Where the text itself is broken.
+    """
+
+    kind: ProblemKind
+    message: str
+    path: JsonPath = ()
+    place: Place | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """A plan file with everything that is wrong with it.
+
+    Attributes:
+        plan: The plan in the newest version of the format; `None` where the file is none.
+        version: Version of the format that the file is written in; `None` where that is unknown.
+        problems: What is wrong; empty for a plan.
+    """
+
+    plan: Plan | None
+    version: int | None
+    problems: tuple[Problem, ...]
 
 
 def plan_text(plan: Plan) -> str:
@@ -49,120 +79,125 @@ def read_plan(path: Path | str) -> Plan:
         ArtifactError: There is no such file, or it is no plan that this version reads.
     """
     path = Path(path)
-    document = _read_json(path)
-    version = document.get("schema_version")
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        raise ArtifactError(
-            f"'{path}' has plan schema {_quoted(version)}; this hlscore reads 1 to "
-            f"{SCHEMA_VERSION}.",
-            hint="Use the hlscore that wrote it, or plan again.",
-        )
-    try:
-        plan = Plan.model_validate(upgrade(document))
-    except (
-        ValidationError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
-        RecursionError,
-    ) as error:  # fmt: skip
-        raise _damaged(path, error) from error
-    for fault in _faults(plan):
-        raise ArtifactError(f"'{path}' is damaged: {fault}.", hint=_HINT)
-    return plan
+    found = inspect_plan(read_bytes(path))
+    if found.plan is None or found.problems:
+        raise _refusal(path, found.problems[0])
+    return found.plan
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_bytes(path: Path) -> bytes:
+    """Read the content of a plan file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its bytes; of a file larger than any plan one more than a plan may have.
+
+    Raises:
+        ArtifactError: There is no such file, or it cannot be read.
+    """
     if not path.is_file():
         raise ArtifactError(f"There is no file '{path}'.", hint=_HINT)
     try:
-        if path.stat().st_size > LARGEST_BYTES:
-            raise ArtifactError(f"'{path}' is larger than any plan.", hint=_HINT)
-        document = json.loads(
-            path.read_bytes(), parse_constant=_no_constant, object_pairs_hook=_no_duplicates
+        with path.open("rb") as file:
+            return file.read(LARGEST_BYTES + 1)
+    except OSError as error:
+        raise ArtifactError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
+def inspect_plan(data: bytes) -> Inspection:
+    """Find everything that keeps a text from being a plan.
+
+    Args:
+        data: The content of a file.
+
+    Returns:
+        The plan as far as there is one, and the problems.
+    """
+    try:
+        document = parse_json(data)
+    except ValueError as error:
+        place = (
+            Place(line=error.lineno, column=error.colno)
+            if isinstance(error, JSONDecodeError)
+            else None
         )
-        _check_values(document)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"'{path}' is not a plan: {first_line(error)}", hint=_HINT) from error
-    if not isinstance(document, dict):
-        raise ArtifactError(f"'{path}' is not a plan: no JSON object.", hint=_HINT)
-    return document
+        return _no_plan(Problem(kind="json", message=syntax_fault(error), place=place))
+    version = document.get("schema_version")
+    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
+        message = f"it has plan schema {quoted(version)}; this hlscore reads 1 to {SCHEMA_VERSION}"
+        return _no_plan(Problem(kind="version", message=message, path=("schema_version",)))
+    try:
+        plan = Plan.model_validate(upgrade(document))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        return _no_plan(
+            *(Problem(kind="schema", message=item["msg"], path=item["loc"]) for item in found),
+            version=version,
+        )
+    except (
+        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    ) as error:  # fmt: skip
+        return _no_plan(Problem(kind="schema", message=first_line(error)), version=version)
+    return Inspection(plan=plan, version=version, problems=tuple(_faults(plan)))
 
 
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no number of JSON")
+def _no_plan(*problems: Problem, version: int | None = None) -> Inspection:
+    return Inspection(plan=None, version=version, problems=problems)
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen = set[str]()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"the key {_quoted(name)} comes twice in one object")
-            seen.add(name)
-    return found
+def _refusal(path: Path, problem: Problem) -> ArtifactError:
+    where = ".".join(str(part) for part in problem.path)
+    if problem.kind == "version":
+        said = problem.message.removeprefix("it ")
+        return ArtifactError(
+            f"'{path}' {said}.", hint="Use the hlscore that wrote it, or plan again."
+        )
+    if problem.kind == "json":
+        return ArtifactError(f"'{path}' is not a plan: {problem.message}.", hint=_HINT)
+    if problem.kind == "schema":
+        at = f"at '{where}': " if where else ""
+        return ArtifactError(f"'{path}' is not a plan: {at}{problem.message}.", hint=_HINT)
+    return ArtifactError(f"'{path}' is damaged: {problem.message}.", hint=_HINT)
 
 
-def _check_values(document: object) -> None:
-    """Refuse texts, numbers and depths that no plan has, wherever they are."""
-    level: list[object] = [document]
-    for _ in range(_DEEPEST):
-        inner: list[object] = []
-        for value in level:
-            if isinstance(value, dict):
-                inner += value
-                inner += value.values()
-            elif isinstance(value, list):
-                inner += value
-            elif isinstance(value, str):
-                if not _is_readable(value):
-                    raise ValueError(f"{_quoted(value)} cannot be printed")
-            elif isinstance(value, int):
-                if abs(value) > _LARGEST_WHOLE:
-                    raise ValueError("it holds a whole number of more than 64 bits")
-            elif isinstance(value, float) and not math.isfinite(value):
-                raise ValueError("it holds a number too large")
-        level = inner
-        if not level:
-            return
-    raise ValueError(f"it is nested more than {_DEEPEST} deep")
-
-
-def _is_readable(text: str) -> bool:
-    return text.isprintable() or not any(
-        unicodedata.category(letter) in _UNPRINTABLE or letter in _TURNS_TEXT for letter in text
-    )
-
-
-def _quoted(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _LONGEST_QUOTE else f"{text[:_LONGEST_QUOTE]}..."
-
-
-def _damaged(path: Path, error: Exception) -> ArtifactError:
-    if not isinstance(error, ValidationError):
-        return ArtifactError(f"'{path}' is not a plan: {first_line(error)}", hint=_HINT)
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return ArtifactError(f"'{path}' is not a plan: at '{place}': {first['msg']}.", hint=_HINT)
-
-
-def _faults(plan: Plan) -> list[str]:
+def _faults(plan: Plan) -> Iterator[Problem]:
     """Values that a right type does not exclude and that would break an export."""
-    faults, seen = [], set[str]()
-    for item in plan.modules:
+    seen = set[str]()
+    for place, item in enumerate(plan.modules):
         if (item.rank is None) != (item.mode != "lora") or (item.rank is None) != (
             item.alpha is None
         ):
-            faults.append(f"rank or alpha of '{item.module}' do not go with its mode")
+            yield Problem(
+                kind="rank",
+                message=f"rank or alpha of '{item.module}' do not go with its mode",
+                path=("modules", place, "rank"),
+            )
         if item.module in seen:
-            faults.append(f"'{item.module}' is listed twice")
+            message = f"'{item.module}' is listed twice"
+            yield Problem(kind="duplicate", message=message, path=("modules", place, "module"))
         seen.add(item.module)
         if item.parameter not in _weight_names(item):
-            faults.append(f"'{item.parameter}' is no weight of '{item.module}'")
-    names = [plan.model.name, plan.model.model_type, plan.budget.asked]
-    names += [text for item in plan.modules for text in (item.module, item.parameter)]
-    names += [text for item in plan.skipped for text in (item.module, item.parameter, item.reason)]
-    faults += [f"{_quoted(name)} cannot be printed" for name in names if not name.isprintable()]
-    return faults
+            message = f"'{item.parameter}' is no weight of '{item.module}'"
+            yield Problem(kind="weight", message=message, path=("modules", place, "parameter"))
+    for path, name in _names(plan):
+        if not name.isprintable():
+            yield Problem(kind="text", message=f"{quoted(name)} cannot be printed", path=path)
+
+
+def _names(plan: Plan) -> Iterator[tuple[JsonPath, str]]:
+    """Names that go into files of other programs."""
+    yield ("model", "name"), plan.model.name
+    yield ("model", "model_type"), plan.model.model_type
+    yield ("budget", "asked"), plan.budget.asked
+    for place, item in enumerate(plan.modules):
+        yield ("modules", place, "module"), item.module
+        yield ("modules", place, "parameter"), item.parameter
+    for place, left_out in enumerate(plan.skipped):
+        yield ("skipped", place, "module"), left_out.module
+        yield ("skipped", place, "parameter"), left_out.parameter
+        yield ("skipped", place, "reason"), left_out.reason
 
 
 def _weight_names(item: PlanModule) -> tuple[str, ...]:

@@ -1,0 +1,106 @@
+"""Strict JSON, and the places of its values."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hlscore.artifacts.json_places import Place, find_places
+from hlscore.artifacts.json_text import LARGEST_BYTES, parse_json
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**6), 10**6)
+    | st.text('ab\\",:{}[]é\n', max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text('ab\\",:{}[]é\n', max_size=4), inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path]
+    pairs: Any = ()
+    if isinstance(value, dict):
+        pairs = value.items()
+    elif isinstance(value, list):
+        pairs = enumerate(value)
+    for key, inner in pairs:
+        found += paths(inner, (*path, key))
+    return found
+
+
+def at(value: Any, path: tuple[Any, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+@settings(max_examples=300, deadline=None)
+@given(JSON, st.sampled_from([None, 1, 4]), st.booleans())
+def test_each_value_is_found_where_it_stands(
+    document: Any, indent: int | None, escaped: bool
+) -> None:
+    text = json.dumps(document, indent=indent, ensure_ascii=escaped)
+    wanted = paths(document)
+    lines = text.split("\n")
+    decode = json.JSONDecoder().raw_decode
+    for path, place in find_places(text, wanted).items():
+        rest = "\n".join([lines[place.line - 1][place.column - 1 :], *lines[place.line :]])
+        found, end = decode(rest)
+        if path and isinstance(path[-1], str):
+            assert found == path[-1]
+            rest = rest[end:].lstrip()
+            assert rest[0] == ":"
+            found, _ = decode(rest[1:].lstrip())
+        assert found == at(document, path)
+
+
+def test_a_path_that_leads_nowhere_has_the_place_of_what_is_there() -> None:
+    text = '{\n  "a": {\n    "b": 1\n  }\n}'
+    found = find_places(text, [("a", "c", 3), ("a", "b"), ("x",)])
+    assert found == {
+        ("a", "c", 3): Place(line=2, column=3),
+        ("a", "b"): Place(line=3, column=5),
+        ("x",): Place(line=1, column=1),
+    }
+
+
+def test_places_in_a_large_file_are_found_fast() -> None:
+    text = json.dumps({"modules": [dict.fromkeys("abcdefghijklmnopqrstuv", 1)] * 10_000}, indent=2)
+    began = time.process_time()
+    found = find_places(text, [("modules", 9_999, "v"), ("modules", 5, "a")])
+    assert time.process_time() - began < 2
+    assert found["modules", 5, "a"].line == 3 + 5 * 24 + 1
+    assert found["modules", 9_999, "v"].line == 3 + 9_999 * 24 + 22
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b" " * (LARGEST_BYTES + 1), "larger than"),
+        (b'{"a": [' + b"[]," * 2_000_000 + b"[]]}", "more values"),
+        (b"{" + b",".join(b'"%d": 1' % key for key in range(1001)) + b"}", "more than 1000 keys"),
+        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
+        (b'{"a": 1e999}', "too large"),
+        (b'{"a": Infinity}', "no number of JSON"),
+    ],
+    ids=["bytes", "values", "keys", "encoding", "number", "constant"],
+)
+def test_what_no_file_holds_is_refused(data: bytes, message: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match=message):
+        parse_json(data)
+    assert time.process_time() - began < 1
+
+
+def test_a_byte_order_mark_is_read_over() -> None:
+    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
