@@ -1,0 +1,126 @@
+"""What all charts share: one Vega-Lite specification serves pages and images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hlscore.pages.palette import GRID, HALO, INK, MUTED, PAPER, RULE
+
+VEGA_LITE_VERSION = "6.4"
+SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
+
+Spec = dict[str, Any]
+
+FULL_SIGN: Spec = {
+    "type": "point",
+    "shape": "diamond",
+    "filled": True,
+    "fill": HALO.light,
+    "stroke": INK.light,
+    "strokeWidth": 1.2,
+    "opacity": 1,
+    "size": 55,
+}
+"""The mark of a module trained in full, the same in every chart."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chart:
+    """A chart without size or data, and its data.
+
+    Attributes:
+        name: Name of the chart and of its data set.
+        title: What it shows, in a few words.
+        description: What it shows, for those who do not see it.
+        spec: Vega-Lite specification of one view.
+        columns: Its data, a list per field; all are of one length.
+    """
+
+    name: str
+    title: str
+    description: str
+    spec: Spec
+    columns: Mapping[str, Sequence[Any]]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The data as Vega-Lite takes it, a dictionary per row."""
+        names = list(self.columns)
+        return [
+            dict(zip(names, values, strict=True))
+            for values in zip(*self.columns.values(), strict=True)
+        ]
+
+    def view(self, width: int | str) -> Spec:
+        """The chart as a view that names its data set.
+
+        Args:
+            width: Pixels, or `container`.
+
+        Returns:
+            A view without data.
+        """
+        return {
+            "description": self.description,
+            "data": {"name": self.name},
+            "width": width,
+            **self.spec,
+        }
+
+
+def whole(view: Spec, **rest: Any) -> Spec:
+    """Turn a view into a specification that stands alone.
+
+    Args:
+        view: A view, or several put together.
+        rest: Further properties of the top level.
+
+    Returns:
+        The specification.
+    """
+    return {"$schema": SCHEMA, "config": config(), **rest, **view}
+
+
+def shown_parameter(place: int = 0) -> list[Spec]:
+    """The parameter that says which line's tail curve is shown."""
+    return [{"name": "shown", "value": place}]
+
+
+def config() -> Spec:
+    """Look of all charts; every colour is one of the palette."""
+    text = {"labelColor": MUTED.light, "titleColor": INK.light, "labelFontSize": 12,
+            "titleFontSize": 12, "titleFontWeight": "normal"}  # fmt: skip
+    return {
+        "background": PAPER.light,
+        "font": "sans-serif",
+        "view": {"stroke": None},
+        "axis": {
+            **text,
+            "domainColor": RULE.light,
+            "tickColor": RULE.light,
+            "gridColor": GRID.light,
+            "labelLimit": 240,
+            "titlePadding": 8,
+        },
+        "legend": {
+            **text,
+            "orient": "top",
+            "direction": "horizontal",
+            "titleOrient": "left",
+            "titleLimit": 240,
+            "labelLimit": 240,
+            "symbolSize": 120,
+            "columnPadding": 14,
+            "offset": 8,
+        },
+        "title": {
+            "color": INK.light,
+            "subtitleColor": MUTED.light,
+            "anchor": "start",
+            "fontSize": 15,
+            "subtitleFontSize": 12,
+            "subtitlePadding": 6,
+            "frame": "group",
+        },
+    }

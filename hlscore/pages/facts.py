@@ -1,0 +1,139 @@
+"""What was run, what came of it and where the numbers come from, as short pairs."""
+
+from __future__ import annotations
+
+import json
+
+from hlscore.pages.content import Content
+from hlscore.records import ProbeSummary
+from hlscore.views.wording import count, memory, percent, short
+
+Facts = list[tuple[str, str]]
+
+_LOSSES = {"sft": "supervised fine-tuning", "dpo": "preferences", "grpo": "reinforcement learning"}
+_LIMITS = {"full": "trained in full", "trained": "trained in all", "memory": "training memory"}
+
+
+def key_figures(content: Content, total_bytes: int) -> Facts:
+    """The few numbers that stand first, each with what it is.
+
+    Args:
+        content: The page.
+        total_bytes: Training memory of the plan.
+
+    Returns:
+        Number and meaning.
+    """
+    totals, stability = content.plan.totals, content.plan.stability
+    times = totals.trained_params / max(1, totals.plain_lora_params)
+    figures = [
+        (f"{totals.full_modules:,} of {totals.candidate_modules:,}", "modules in full"),
+        (f"{times:.2f} x", f"parameters of plain LoRA {content.plan.lora.rank}"),
+        (memory(total_bytes), "memory to train, about"),
+    ]
+    if stability.mean_reselection is not None and totals.full_modules:
+        figures.append((f"{100 * stability.mean_reselection:.0f} %", "chosen again by resamples, at most"))
+    if content.clear is not None:
+        figures.append((f"{content.clear:,} of {len(content.lines):,}", "clearly above zero"))
+    return figures
+
+
+def what_was_run(content: Content) -> Facts:
+    """Model, data, objective, method and budget.
+
+    Args:
+        content: The page.
+
+    Returns:
+        Label and value.
+    """
+    report, plan = content.report, content.plan
+    model, probes, run = report.model, report.probes, report.run
+    revision = f", revision {model.revision}" if model.revision else ""
+    how = f"sketches, k = {run.sketch_size}" if run.sketch_size else f"{run.estimator} gradients"
+    budget = plan.budget
+    facts = [
+        ("Model", f"{model.model}{revision}"),
+        ("Architecture", f"{model.architecture}, {short(model.n_params)} parameters"),
+        ("Candidates", f"{count(len(content.lines), 'module')}, {len(content.skipped):,} weights left out"),
+        ("Probe data", f"{probes.source} ({probes.format})"),
+        ("Objective", f"{_LOSSES[probes.objective]} ({probes.objective}{_variant(probes)})"),
+        ("Probes", _probes(probes)),
+        ("Score", f"{content.score.name}: {content.score.formula}"),
+        ("Unit", content.score.unit),
+        ("LoRA rank", _ranks(content)),
+        ("Gradients", f"{how}, {run.device} {run.dtype}, {run.wall_seconds:.1f} s"),
+        ("Budget", f"{budget.asked}: {_spent(content)}"),
+        ("Choice", "by the score" if plan.method == "score" else f"baseline {plan.method}"),
+    ]
+    if probes.mean_loss is not None:
+        facts.insert(6, ("Mean loss", f"{probes.mean_loss:.3f} nats per counted token"))
+    if content.other_probes:
+        facts.append(("Probes of the plan", plan.provenance.probes.source))
+    return facts
+
+
+def _variant(probes: ProbeSummary) -> str:
+    return f", {probes.loss_type}" if probes.loss_type else ""
+
+
+def _probes(probes: ProbeSummary) -> str:
+    noun = {"sft": "example", "dpo": "pair", "grpo": "prompt"}[probes.objective]
+    texts = [count(probes.examples, noun), f"{probes.counted_tokens:,} counted tokens"]
+    if probes.truncated:
+        texts.append(f"{probes.truncated:,} cut at the maximum length")
+    if probes.dropped:
+        texts.append(f"{probes.dropped:,} left out")
+    drawn = probes.rollouts
+    if drawn is not None:
+        texts.append(count(drawn.completions, "completion"))
+        texts.append(f"{count(drawn.carrying, 'prompt')} with rewards that differ")
+        if drawn.mean_reward is not None:
+            texts.append(f"mean reward {drawn.mean_reward:.3g}")
+    return ", ".join(texts)
+
+
+def _ranks(content: Content) -> str:
+    lora = content.plan.lora
+    chosen = f", chosen among {', '.join(map(str, lora.ranks))}" if lora.ranks else ""
+    return f"{lora.rank}, alpha {lora.alpha}{chosen}"
+
+
+def _spent(content: Content) -> str:
+    budget = content.plan.budget
+    if budget.unit == "bytes":
+        return f"{memory(budget.spent)} of {memory(budget.limit)} {_LIMITS[budget.counts]}"
+    share = percent(budget.spent / max(1, budget.limit))
+    return (
+        f"{short(budget.spent)} of {short(budget.limit)} {budget.unit} {_LIMITS[budget.counts]} "
+        f"({share})"
+    )
+
+
+def provenance(content: Content) -> Facts:
+    """Versions, seed, settings, fingerprints and hashes.
+
+    Args:
+        content: The page.
+
+    Returns:
+        Label and value.
+    """
+    report, plan = content.report, content.plan
+    run = report.run
+    versions = {"hlscore": run.hlscore_version, **run.versions}
+    return [
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("Seed", str(run.seed)),
+        ("Model structure", report.model.fingerprint.structure),
+        ("Model weights", report.model.fingerprint.weights),
+        ("Probe hash", report.probes.hash),
+        ("Probe hash of the plan", plan.provenance.probes.hash),
+        ("Solver", f"{plan.solver.name}, at most {100 * plan.solver.gap:.2g} % from the best"),
+        ("Learning rates", f"full {plan.learning_rates.full.value:g}, LoRA {plan.learning_rates.lora.value:g} (suggested, not measured)"),
+    ]
+
+
+def settings_text(content: Content) -> str:
+    """Settings of the run as indented JSON."""
+    return json.dumps(dict(content.report.run.settings), indent=2, ensure_ascii=False, default=str)

@@ -1,0 +1,117 @@
+"""The charts of a report as one image."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import Any
+
+from hlscore.errors import UsageError
+from hlscore.pages import sentences
+from hlscore.pages.board import Board
+from hlscore.pages.charts import VEGA_LITE_VERSION, Chart, Spec, shown_parameter, whole
+
+_WIDTH = 900
+_HALF = 390
+_LETTERS = 150
+_SCALE = 2
+
+
+def poster(board: Board) -> Spec:
+    """Put all charts into one specification, under the headline.
+
+    Args:
+        board: The charts.
+
+    Returns:
+        A Vega-Lite specification with its data.
+    """
+    content = board.content
+    said = " ".join((sentences.headline(content), sentences.certainty(content)))
+    short_caption = "No score is proven: see the notes of the report."
+    rows: list[Spec] = [
+        _view(chart, _WIDTH, subtitle)
+        for chart, subtitle in (
+            (board.heat, "a diamond marks a module trained in full"),
+            (board.bars, "bars with 95 % intervals"),
+        )
+        if chart is not None
+    ]
+    pairs = [board.tail, board.stability, *board.reach]
+    views = [_view(chart, _HALF, "") for chart in pairs if chart is not None]
+    rows += [{"hconcat": views[place : place + 2], "spacing": 60} for place in range(0, len(views), 2)]
+    rows.append(_view(board.memory, _WIDTH - 160, "estimate, by use"))
+    title = {
+        "text": sentences.heading(content),
+        "subtitle": [*textwrap.wrap(said, _LETTERS), short_caption],
+        "fontSize": 22,
+        "subtitleFontSize": 13,
+        "subtitlePadding": 8,
+        "offset": 24,
+        "frame": "bounds",
+    }
+    return whole(
+        {"vconcat": rows},
+        title=title,
+        params=shown_parameter(),
+        datasets={chart.name: chart.rows() for chart in board.charts},
+        padding=28,
+        spacing=36,
+        resolve={"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "independent")},
+    )
+
+
+def _view(chart: Chart, width: int, subtitle: str) -> Spec:
+    title: dict[str, Any] = {"text": chart.title, "anchor": "start", "limit": width}
+    if subtitle:
+        title["subtitle"] = subtitle
+    return {**chart.view(width), "title": title}
+
+
+def svg_text(board: Board) -> str:
+    """Draw the poster as SVG.
+
+    Args:
+        board: The charts.
+
+    Returns:
+        The text of the file.
+    """
+    import vl_convert
+
+    found: str = vl_convert.vegalite_to_svg(poster(board), vl_version=VEGA_LITE_VERSION)
+    return found
+
+
+def png_bytes(board: Board) -> bytes:
+    """Draw the poster as PNG.
+
+    Args:
+        board: The charts.
+
+    Returns:
+        The bytes of the file, two pixels for each one of the layout.
+    """
+    import vl_convert
+
+    found: bytes = vl_convert.vegalite_to_png(
+        poster(board), vl_version=VEGA_LITE_VERSION, scale=_SCALE
+    )
+    return found
+
+
+def check_renderer(suffix: str) -> None:
+    """Refuse a format that cannot be drawn because the library for charts is missing.
+
+    Args:
+        suffix: Of the file to write.
+
+    Raises:
+        UsageError: The library is missing.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("vl_convert") is None:
+        raise UsageError(
+            f"'{suffix}' needs vl-convert-python, which draws the charts.",
+            hint="Run pip install 'hlscore[report]', or write .md, which needs nothing more.",
+        )
