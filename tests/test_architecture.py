@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "agreement": GROUND | {"scores", "planning", "artifacts", "agreement"},
     "checks": GROUND
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
-    "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "training"},
+    "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "checks", "training"},
     "flow": GROUND
     | {"processes", "inputs", "rollouts", "probes", "gradients", "scores", "planning"},
     "api": GROUND | {"inputs", "rollouts", "planning", "artifacts", "flow"},

@@ -52,20 +52,47 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
         ArtifactError: A file of the model cannot be read, or the plan is too old.
         ModelError: Names or shapes differ from the plan's, or the model cannot be found.
     """
-    from hlscore.inputs.hub import find_model
-
     refuse_upgraded(plan, "seed-adapter")
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
     )
+    stored = _checked_tensors(plan, model)
+    if not settings.allow_other_weights and not _are_the_weights(plan, stored):
+        warnings.warn(
+            f"The weights of '{model.model}' are not those that the plan was made from: its "
+            "scores may not hold. --allow-other-weights accepts them.",
+            stacklevel=2,
+        )
+    return stored
+
+
+def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
+    """Whether the weights of a model are those that a plan was made from.
+
+    Args:
+        plan: The plan.
+        model: Which model; its weights are sampled from its files.
+
+    Returns:
+        Whether they hash to the plan's fingerprint.
+
+    Raises:
+        ArtifactError: A file of the model cannot be read, or the plan is too old.
+        ModelError: Names or shapes differ from the plan's, or the model cannot be found.
+    """
+    refuse_upgraded(plan, "comparing weights")
+    return _are_the_weights(plan, _checked_tensors(plan, model))
+
+
+def _checked_tensors(plan: Plan, model: ModelSettings) -> Mapping[str, BaseTensor]:
+    from hlscore.inputs.hub import find_model
+
     files = find_model(model, weights=True)
     stored: Mapping[str, BaseTensor] = stored_tensors(files.directory)
     if not all(item.parameter in stored for item in plan.modules):
         stored = _loaded_tensors(plan, files, model)
     _check_shapes(plan, stored, model.model)
-    if not settings.allow_other_weights:
-        _warn_of_other_weights(plan, stored, model.model)
     return stored
 
 
@@ -134,16 +161,11 @@ def _shape(item: PlanModule) -> tuple[int, ...]:
     return (item.matrices, *sizes) if item.form == "experts" else sizes
 
 
-def _warn_of_other_weights(plan: Plan, stored: Mapping[str, BaseTensor], name: str) -> None:
+def _are_the_weights(plan: Plan, stored: Mapping[str, BaseTensor]) -> bool:
     names = [item.parameter for item in plan.modules if item.layer is not None]
     names += [item.parameter for item in plan.skipped if item.reason in _GLOB_REASONS]
     found = hashlib.sha256()
     for parameter in sorted(names):
         if parameter in stored:
             found.update(stored[parameter].sample(SAMPLES_PER_WEIGHT).tobytes())
-    if f"sha256:{found.hexdigest()}" != plan.model.fingerprint.weights:
-        warnings.warn(
-            f"The weights of '{name}' are not those that the plan was made from: its scores may "
-            "not hold. --allow-other-weights accepts them.",
-            stacklevel=2,
-        )
+    return f"sha256:{found.hexdigest()}" == plan.model.fingerprint.weights

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
@@ -19,6 +19,9 @@ _SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BIAS = NO_MAP
+
+
+FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
 
 
 class ExportError(UsageError):
@@ -62,11 +65,15 @@ class Fault:
     """Something in a plan that a trainer cannot do.
 
     Attributes:
+        kind: Which limit is broken: how a module is trained, a tied weight, a name that matches
+            others too, experts that can only be trained together, a weight that is read past its
+            adapter, the number of ranks, or the plan as a whole.
         modules: Full names of the modules that it is about; empty for the plan as a whole.
         reason: What cannot be done and why, in one sentence.
         changes: What is nearest to it and can be done; empty where nothing is.
     """
 
+    kind: FaultKind
     modules: tuple[str, ...]
     reason: str
     changes: tuple[Change, ...]
@@ -183,9 +190,9 @@ def _refusal(found: list[Fault], limits: Limits) -> ExportError:
     return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
 
 
-def _frozen(item: PlanModule, reason: str) -> Fault:
+def _frozen(kind: FaultKind, item: PlanModule, reason: str) -> Fault:
     change = Change(module=item.module, mode="frozen")
-    return Fault(modules=(item.module,), reason=reason, changes=(change,))
+    return Fault(kind=kind, modules=(item.module,), reason=reason, changes=(change,))
 
 
 def _tied_weights(case: _Case) -> Iterator[Fault]:
@@ -195,9 +202,12 @@ def _tied_weights(case: _Case) -> Iterator[Fault]:
         if item.module not in case.tied or item.mode == "frozen":
             continue
         if item.mode == "lora":
-            yield _frozen(item, f"LoRA on '{item.module}' would merge wrongly: its weight is tied.")
+            yield _frozen(
+                "tied", item, f"LoRA on '{item.module}' would merge wrongly: its weight is tied."
+            )
         elif not _can_be_tied(case.plan, item):
             yield _frozen(
+                "tied",
                 item,
                 f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
                 "only embed_tokens and lm_head tied.",
@@ -220,6 +230,7 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
             other = case.names.longer(full_name(item), whole_parts=False)
         if item.mode != "frozen" and other:
             yield _frozen(
+                "name",
                 item,
                 f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and "
                 f"'{other}' ends like it.",
@@ -228,6 +239,7 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
         inner = case.names.inside(item)
         if inner:
             yield Fault(
+                kind="name",
                 modules=(item.module,),
                 reason=f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
                 f"'{full_name(item)}' and would be trained with it.",
@@ -255,6 +267,7 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         rank = next((item.rank for item in inside if item.mode == "lora"), None)
         other = next((item.module for item in inside if item.mode != "full"), *left_out[:1])
         yield Fault(
+            kind="experts",
             modules=tuple(item.module for item in full),
             reason=f"'{full[0].module}' cannot be trained in full without '{other}': PEFT trains "
             f"all weights of '{holder}' in full, or none.",
@@ -267,6 +280,7 @@ def _read_past(case: _Case) -> Iterator[Fault]:
         for item in case.plan.lora_modules:
             if is_read_past(case.plan, item):
                 yield _frozen(
+                    "read_past",
                     item,
                     f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
                     "models or their kernels read the weight past the adapter.",
@@ -278,26 +292,32 @@ def _modes(case: _Case) -> Iterator[Fault]:
     for item in case.plan.modules:
         if item.mode == "full" and not limits.full:
             yield Fault(
+                kind="mode",
                 modules=(item.module,),
                 reason=f"{trainer} cannot train '{item.module}' in full beside LoRA.",
                 changes=(case.lower(item),),
             )
         elif item.mode == "lora" and not limits.lora:
-            yield _frozen(item, f"{trainer} cannot put LoRA on '{item.module}'.")
+            yield _frozen("mode", item, f"{trainer} cannot put LoRA on '{item.module}'.")
         elif (
             item.mode == "lora" and not limits.parameters and needs_parameter_name(case.plan, item)
         ):
             yield _frozen(
+                "mode",
                 item,
                 f"{trainer} cannot put LoRA on '{item.module}': only the name of its parameter "
                 "reaches it.",
             )
         elif item.mode == "lora" and item.form not in limits.forms:
             yield _frozen(
-                item, f"{trainer} cannot put LoRA on '{item.module}', which is no linear layer."
+                "mode",
+                item,
+                f"{trainer} cannot put LoRA on '{item.module}', which is no linear layer.",
             )
         elif item.mode == "lora" and not limits.head and _is_head(item):
-            yield _frozen(item, f"{trainer} cannot put LoRA on the output head '{item.module}'.")
+            yield _frozen(
+                "mode", item, f"{trainer} cannot put LoRA on the output head '{item.module}'."
+            )
 
 
 def _is_head(item: PlanModule) -> bool:
@@ -311,6 +331,7 @@ def _ranks(case: _Case) -> Iterator[Fault]:
     rank = common_rank(case.plan)
     items = [item for item in case.plan.lora_modules if item.rank != rank]
     yield Fault(
+        kind="ranks",
         modules=tuple(item.module for item in items),
         reason=f"{case.limits.trainer} knows one LoRA rank for all modules.",
         changes=tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
@@ -322,16 +343,17 @@ def _whole(case: _Case) -> Iterator[Fault]:
     demanding = limits.peft or not (limits.full and limits.lora)
     if not plan.full and not plan.lora_modules:
         if demanding:
-            yield Fault(modules=(), reason="The plan trains nothing.", changes=())
+            yield Fault(kind="whole", modules=(), reason="The plan trains nothing.", changes=())
     elif not plan.lora_modules and not limits.only_full:
         yield Fault(
+            kind="whole",
             modules=(),
             reason=f"{limits.trainer} cannot run a plan without LoRA.",
             changes=_last_to_lora(case),
         )
     elif not plan.full and not limits.only_lora:
         reason = f"{limits.trainer} cannot run a plan without modules trained in full."
-        yield Fault(modules=(), reason=reason, changes=())
+        yield Fault(kind="whole", modules=(), reason=reason, changes=())
 
 
 def _last_to_lora(case: _Case) -> tuple[Change, ...]:

@@ -9,6 +9,13 @@ from hlscore.settings.capture import (
     PaddingSide,
     SvdMethod,
 )
+from hlscore.settings.check import (
+    CheckSettings,
+    Drift,
+    Most,
+    parse_age,
+    parse_most,
+)
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
@@ -50,14 +57,17 @@ __all__ = [
     "Baseline",
     "CandidateSettings",
     "CaptureSettings",
+    "CheckSettings",
     "DataSettings",
     "DeviceMap",
+    "Drift",
     "Dtype",
     "Estimator",
     "LoadIn",
     "Master",
     "MemorySettings",
     "ModelSettings",
+    "Most",
     "Objective",
     "ObjectiveSettings",
     "Optimizer",
@@ -65,5 +75,7 @@ __all__ = [
     "PlanSettings",
     "RankSettings",
     "SvdMethod",
+    "parse_age",
+    "parse_most",
     "samples_for",
 ]

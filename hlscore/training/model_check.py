@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_upgrade import refuse_upgraded
+from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError
 from hlscore.inputs.fingerprint import fingerprint, structure_hash
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 
 _SHOWN = 3
@@ -36,14 +35,14 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
     other = structure_hash(candidates) != plan.model.fingerprint.structure
-    differences = list(_differences(found, plan))
-    if other and not differences:
-        differences = ["its candidate modules are not those of the plan"]
-    if differences:
-        more = len(differences) - _SHOWN
+    differing = [item.message for item in differences(found, plan)]
+    if other and not differing:
+        differing = ["its candidate modules are not those of the plan"]
+    if differing:
+        more = len(differing) - _SHOWN
         raise ModelError(
             f"The plan was made for '{plan.model.name}' ({plan.model.architecture}), and this "
-            f"{type(model).__name__} differs: {'; '.join(differences[:_SHOWN])}"
+            f"{type(model).__name__} differs: {'; '.join(differing[:_SHOWN])}"
             f"{f'; and {more} more' if more > 0 else ''}.",
             hint="Load the model that the plan names, or rank the modules of this one.",
         )
@@ -55,34 +54,3 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
             "the plan may not suit it. Pass allow_other_weights=True if they differ on purpose.",
             stacklevel=3,
         )
-
-
-def _differences(found: tuple[Candidate, ...], plan: Plan) -> Iterator[str]:
-    by_name = {item.module: item for item in found}
-    for planned in plan.modules:
-        item = by_name.get(planned.module)
-        if item is None:
-            yield f"it has no '{planned.module}'"
-            continue
-        asked = (planned.matrices, planned.out_features, planned.in_features)
-        there = (item.matrices, item.out_features, item.in_features)
-        if asked != there:
-            yield f"'{planned.module}' is {_size(there)}, not {_size(asked)}"
-        for what, wanted, given in (
-            ("is stored", planned.storage, item.storage),
-            ("has the weight", planned.parameter, item.parameter),
-            ("has the form", planned.form, item.form),
-        ):
-            if asked == there and wanted != given:
-                yield f"'{planned.module}' {what} {given}, not {wanted}"
-    known = {planned.module for planned in plan.modules}
-    known |= {skipped.module for skipped in plan.skipped}
-    for item in found:
-        if item.module not in known:
-            yield f"the plan does not know its '{item.module}'"
-
-
-def _size(shape: tuple[int, int, int]) -> str:
-    matrices, out_features, in_features = shape
-    size = f"{out_features} x {in_features}"
-    return size if matrices == 1 else f"{matrices} x {size}"

@@ -1,0 +1,294 @@
+"""Whether a plan adds up: parameters, totals, budget, memory, places."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+
+from hlscore.artifacts.plan import Plan, PlanModule, significant
+from hlscore.checks.findings import Finding, Level
+from hlscore.checks.rules import PLAN_AGAIN, Rule
+from hlscore.errors import BudgetError
+from hlscore.planning.allocation import BORDERLINE
+from hlscore.planning.budget import Budget, parse_budget, share_of
+
+TOTALS = Rule(
+    code="HLS201",
+    name="totals",
+    asks="The totals are what the modules add up to.",
+    why="Budgets and comparisons go by the totals.",
+    remedy=PLAN_AGAIN,
+)
+BUDGET = Rule(
+    code="HLS202",
+    name="within budget",
+    asks="The plan takes no more than its budget allows.",
+    why="Training runs out of memory, or the comparison with other plans is unfair.",
+    remedy="Plan again with this budget, or ask for the larger one.",
+)
+BUDGET_STATED = Rule(
+    code="HLS203",
+    name="budget as stated",
+    asks="Unit, limit and spending of the budget follow from what was asked and from the modules.",
+    why="A plan whose budget was edited no longer says what it costs.",
+    remedy=PLAN_AGAIN,
+)
+MEMORY = Rule(
+    code="HLS204",
+    name="memory adds up",
+    asks="The training memory is the sum of its uses.",
+    why="Whether the training fits a device is read off the total.",
+    remedy=PLAN_AGAIN,
+)
+POSITIONS = Rule(
+    code="HLS205",
+    name="places by score",
+    asks="Places run from 1 on, each once, and the scores fall with them.",
+    why="Places are what people and other tools choose by.",
+    remedy=PLAN_AGAIN,
+)
+PARAMETERS = Rule(
+    code="HLS206",
+    name="parameters of modules",
+    asks="Parameters and trained parameters of a module follow from its shape, mode and rank.",
+    why="Totals and budgets are sums over them.",
+    remedy=PLAN_AGAIN,
+)
+ALPHA = Rule(
+    code="HLS207",
+    name="one ratio of alpha to rank",
+    asks="Alpha / rank is the same in every module, that of the plan's `lora`.",
+    why="Another ratio is another learning rate for that module.",
+    remedy=f"{PLAN_AGAIN} --alpha sets the ratio.",
+    level="warning",
+)
+NOTHING = Rule(
+    code="HLS208",
+    name="trains something",
+    asks="The plan trains at least one module.",
+    why="Most trainers refuse such a plan.",
+    remedy="Plan again with a larger budget or other locks.",
+)
+STABILITY_STATED = Rule(
+    code="HLS209",
+    name="stability as stated",
+    asks="Reselection and borderline modules follow from the modules' selection probabilities.",
+    why="How far the choice can be trusted is read off them.",
+    remedy=PLAN_AGAIN,
+)
+
+RULES = (
+    TOTALS, BUDGET, BUDGET_STATED, MEMORY, POSITIONS, PARAMETERS, ALPHA, NOTHING, STABILITY_STATED,
+)  # fmt: skip
+
+# Plans hold six digits.
+_DIGITS = 2e-6
+
+
+def check_arithmetic(plan: Plan) -> Iterator[Finding]:
+    """Add a plan up again.
+
+    Args:
+        plan: The plan.
+
+    Yields:
+        What does not follow from the modules.
+    """
+    for place, item in enumerate(plan.modules):
+        yield from _parameters(item, place)
+        yield from _alpha(plan, item, place)
+    yield from _totals(plan)
+    yield from _budget(plan)
+    yield from _positions(plan)
+    yield from _stability(plan)
+    if not plan.upgraded:
+        parts = {name: size for name, size in plan.memory if name.endswith("_bytes")}
+        total = parts.pop("total_bytes")
+        yield from _stated(MEMORY, "memory", {"total_bytes": (total, sum(parts.values()))})
+
+
+def _stated(
+    rule: Rule, section: str, values: Mapping[str, tuple[object, object]]
+) -> Iterator[Finding]:
+    """A finding for each value that is not what it should be."""
+    for name, (stated, true) in values.items():
+        if not _equal(stated, true):
+            message = f"'{section}.{name}' is {_shown(stated)}; the modules give {_shown(true)}."
+            yield rule.finding(message, (section, name))
+
+
+def _equal(stated: object, true: object) -> bool:
+    if isinstance(stated, float) and isinstance(true, float):
+        return math.isclose(stated, true, rel_tol=_DIGITS, abs_tol=1e-12)
+    return stated == true
+
+
+def _shown(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _parameters(item: PlanModule, place: int) -> Iterator[Finding]:
+    weights = item.matrices * item.out_features * item.in_features
+    biases = item.matrices * item.out_features
+    if item.params not in (weights, weights + biases):
+        yield PARAMETERS.finding(
+            f"'{item.module}' has {item.params:,} parameters; its shape gives {weights:,}, or "
+            f"{weights + biases:,} with a bias.",
+            ("modules", place, "params"),
+        )
+    trained = _trained(item)
+    if item.trained_params != trained:
+        yield PARAMETERS.finding(
+            f"'{item.module}' trains {item.trained_params:,} parameters; its mode gives "
+            f"{trained:,}.",
+            ("modules", place, "trained_params"),
+        )
+
+
+def _trained(item: PlanModule) -> int:
+    if item.mode == "full":
+        return item.params
+    rank = item.rank or 0 if item.mode == "lora" else 0
+    return item.matrices * rank * (item.out_features + item.in_features)
+
+
+def _alpha(plan: Plan, item: PlanModule, place: int) -> Iterator[Finding]:
+    if item.rank is None or item.alpha is None:
+        return
+    expected = max(1, round(plan.lora.alpha * item.rank / plan.lora.rank))
+    if item.alpha != expected:
+        yield ALPHA.finding(
+            f"'{item.module}' has alpha {item.alpha} at rank {item.rank}; the plan's ratio gives "
+            f"{expected}.",
+            ("modules", place, "alpha"),
+        )
+
+
+def _totals(plan: Plan) -> Iterator[Finding]:
+    totals, rank = plan.totals, plan.lora.rank
+    modes = [item.mode for item in plan.modules]
+    full = sum(_trained(item) for item in plan.full)
+    lora = sum(_trained(item) for item in plan.lora_modules)
+    true = {
+        "candidate_modules": len(modes),
+        "full_modules": modes.count("full"),
+        "lora_modules": modes.count("lora"),
+        "frozen_modules": modes.count("frozen"),
+        "candidate_params": sum(item.params for item in plan.modules),
+        "full_params": full,
+        "lora_params": lora,
+        "trained_params": full + lora,
+        "plain_lora_params": sum(
+            item.matrices * rank * (item.out_features + item.in_features) for item in plan.modules
+        ),
+    }
+    yield from _stated(
+        TOTALS, "totals", {name: (getattr(totals, name), value) for name, value in true.items()}
+    )
+    if true["candidate_params"] > plan.model.params:
+        yield TOTALS.finding(
+            f"The modules have {true['candidate_params']:,} parameters, more than the model's "
+            f"{plan.model.params:,}.",
+            ("model", "params"),
+        )
+    if not full + lora:
+        yield NOTHING.finding("The plan trains nothing.", ("modules",))
+
+
+def _budget(plan: Plan) -> Iterator[Finding]:
+    stated = plan.budget
+    try:
+        budget = parse_budget(stated.asked)
+    except BudgetError as error:
+        yield BUDGET_STATED.finding(error.message, ("budget", "asked"))
+        return
+    params = [item.params for item in plan.modules]
+    whole, full = sum(params), sum(item.params for item in plan.full)
+    true: dict[str, object] = {
+        "unit": budget.unit,
+        "limit": budget.limit(params),
+        "realized_module_share": significant(len(plan.full) / max(1, len(params))),
+        "realized_parameter_share": significant(full / max(1, whole)),
+    }
+    if not plan.upgraded or budget.unit != "bytes":
+        true["spent"] = _spent(plan)
+    if stated.trained_limit is not None:
+        true["trained_limit"] = None if budget.share is None else share_of(budget.share, whole)
+    yield from _stated(
+        BUDGET_STATED,
+        "budget",
+        {name: (getattr(stated, name), value) for name, value in true.items()},
+    )
+    yield from _overspent(plan, budget, params)
+
+
+def _spent(plan: Plan) -> int:
+    if plan.budget.unit == "modules":
+        return len(plan.full)
+    if plan.budget.unit == "bytes":
+        return plan.memory.total_bytes
+    trained = plan.modules if plan.budget.counts == "trained" else plan.full
+    return sum(_trained(item) for item in trained)
+
+
+def _overspent(plan: Plan, budget: Budget, params: list[int]) -> Iterator[Finding]:
+    if plan.budget.unit != budget.unit:
+        return
+    # A plan to compare with may cost more than the plan that it is compared with.
+    level: Level = "error" if plan.method == "score" else "warning"
+    limit, spent = budget.limit(params), _spent(plan)
+    if spent > limit:
+        yield BUDGET.finding(
+            f"The plan takes {spent:,} {budget.unit}; a budget of {budget.text} allows {limit:,}.",
+            ("budget", "spent"),
+            level=level,
+        )
+    most = plan.budget.trained_limit
+    trained = sum(_trained(item) for item in plan.modules)
+    if most is not None and trained > most:
+        yield BUDGET.finding(
+            f"The plan trains {trained:,} parameters; a budget of {budget.text} allows {most:,}.",
+            ("budget", "trained_limit"),
+            level=level,
+        )
+
+
+def _positions(plan: Plan) -> Iterator[Finding]:
+    order = sorted(range(len(plan.modules)), key=lambda place: plan.modules[place].position)
+    for expected, place in enumerate(order, start=1):
+        item = plan.modules[place]
+        if item.position != expected:
+            yield POSITIONS.finding(
+                f"'{item.module}' has place {item.position}, where {expected} comes next.",
+                ("modules", place, "position"),
+            )
+            return
+    for before, place in pairwise(order):
+        earlier, later = plan.modules[before], plan.modules[place]
+        if later.score is not None and (earlier.score is None or later.score > earlier.score):
+            yield POSITIONS.finding(
+                f"'{later.module}' has a higher score than '{earlier.module}', which comes before "
+                "it.",
+                ("modules", place, "score"),
+            )
+            return
+
+
+def _stability(plan: Plan) -> Iterator[Finding]:
+    shares = [
+        (item.mode, item.selection_probability)
+        for item in plan.modules
+        if item.selection_probability is not None
+    ]
+    kept = [share for mode, share in shares if mode == "full"]
+    low, high = BORDERLINE
+    true = {
+        "mean_reselection": sum(kept) / len(kept) if kept else None,
+        "borderline_modules": sum(low < share < high for _, share in shares) if shares else None,
+    }
+    yield from _stated(
+        STABILITY_STATED,
+        "stability",
+        {name: (getattr(plan.stability, name), value) for name, value in true.items()},
+    )

@@ -1,0 +1,164 @@
+"""Whether a file is a plan at all: text, version, schema, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import Inspection, ProblemKind
+from hlscore.checks.findings import Finding
+from hlscore.checks.rules import PLAN_AGAIN, Rule
+
+FILE = Rule(
+    code="HLS101",
+    name="readable",
+    asks="The file is JSON in UTF-8, with each key once and numbers of 64 bits.",
+    why="Readers differ in what they make of anything else, so two tools would see two plans.",
+    remedy="Restore the file from the repository, or make the plan again with `hlscore plan`.",
+)
+VERSION = Rule(
+    code="HLS102",
+    name="known version",
+    asks="The plan has a schema version that this hlscore reads.",
+    why="What the fields of an unknown version mean cannot be told.",
+    remedy="Use the hlscore that wrote it, or make the plan again with this one.",
+)
+SCHEMA = Rule(
+    code="HLS103",
+    name="schema",
+    asks="Every key is there, no other one is, and every value has the type and range it must.",
+    why="A trainer that reads such a plan stops, or trains something else.",
+    remedy=f"`hlscore schema` prints the JSON Schema. {PLAN_AGAIN}",
+)
+OLD_VERSION = Rule(
+    code="HLS104",
+    name="newest version",
+    asks="The plan is written in the newest version of the format.",
+    why="Older versions know neither memory nor what holds a weight, so less can be checked.",
+    remedy="Make the plan again with `hlscore plan` on new scores.",
+    level="warning",
+)
+DUPLICATE = Rule(
+    code="HLS105",
+    name="each module once",
+    asks="No module is listed twice.",
+    why="Which of the two entries counts would depend on the reader.",
+    remedy=f"Remove one of the two. {PLAN_AGAIN}",
+)
+OVERLAP = Rule(
+    code="HLS106",
+    name="no overlap",
+    asks="No weight belongs to two entries: none lies inside another or is also skipped.",
+    why="A trainer would train the weight twice, or against the plan.",
+    remedy=f"Remove one of the two entries. {PLAN_AGAIN}",
+)
+MODE_RANK = Rule(
+    code="HLS107",
+    name="rank with LoRA",
+    asks="A module has a rank and an alpha exactly where its mode is lora.",
+    why="A rank on a module in full, or LoRA without one, cannot be trained.",
+    remedy=PLAN_AGAIN,
+)
+WEIGHT_NAME = Rule(
+    code="HLS108",
+    name="own weight",
+    asks="The parameter of a module is that module's own weight.",
+    why="Exports name some modules by their parameter: another weight would be trained.",
+    remedy=PLAN_AGAIN,
+)
+PRINTABLE = Rule(
+    code="HLS109",
+    name="printable names",
+    asks="Names hold no control characters.",
+    why="Names go into YAML, scripts and terminals, where such characters can do harm.",
+    remedy="Do not use this plan: no model of transformers has such names.",
+)
+RANK_FITS = Rule(
+    code="HLS110",
+    name="rank fits shape",
+    asks="The LoRA rank of a module is below the smaller side of its matrix.",
+    why="From there on LoRA can express every change, and trains more than the module has.",
+    remedy="Pin it when planning: --lock 'MODULE=full' or =rank:N, or choose from --ranks.",
+    level="warning",
+)
+
+_BY_PROBLEM: dict[ProblemKind, Rule] = {
+    "json": FILE,
+    "version": VERSION,
+    "schema": SCHEMA,
+    "rank": MODE_RANK,
+    "duplicate": DUPLICATE,
+    "weight": WEIGHT_NAME,
+    "text": PRINTABLE,
+}
+RULES = (
+    FILE, VERSION, SCHEMA, OLD_VERSION, DUPLICATE, OVERLAP, MODE_RANK, WEIGHT_NAME, PRINTABLE,
+    RANK_FITS,
+)  # fmt: skip
+
+
+def check_format(found: Inspection) -> Iterator[Finding]:
+    """Find what keeps a file from being a plan of the newest version.
+
+    Args:
+        found: The file, inspected.
+
+    Yields:
+        One finding per problem.
+    """
+    for problem in found.problems:
+        at = ".".join(str(part) for part in problem.path)
+        where = f"at '{at}': " if problem.kind == "schema" and at else ""
+        message = f"{where}{problem.message}."
+        rule = _BY_PROBLEM[problem.kind]
+        yield replace(
+            rule.finding(message[0].upper() + message[1:], problem.path), place=problem.place
+        )
+    if found.plan is not None and found.plan.upgraded:
+        message = f"The plan is written in schema version {found.version}."
+        yield OLD_VERSION.finding(message, ("schema_version",))
+
+
+def check_modules(plan: Plan) -> Iterator[Finding]:
+    """Find entries that share a weight, and ranks that do not fit their matrix.
+
+    Args:
+        plan: The plan.
+
+    Yields:
+        One finding per entry.
+    """
+    yield from _overlaps(plan)
+    for place, item in enumerate(plan.modules):
+        side = min(item.out_features, item.in_features)
+        if item.mode == "lora" and item.rank is not None and item.rank >= side:
+            yield RANK_FITS.finding(
+                f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
+                f"{item.out_features} x {item.in_features}.",
+                ("modules", place, "rank"),
+            )
+
+
+def _overlaps(plan: Plan) -> Iterator[Finding]:
+    modules = {item.module: item for item in reversed(plan.modules)}
+    parameters = {item.parameter: item.module for item in reversed(plan.modules)}
+    for place, item in enumerate(plan.modules):
+        path = ("modules", place, "module")
+        owner = parameters[item.parameter]
+        if owner != item.module:
+            yield OVERLAP.finding(
+                f"'{item.module}' has the weight '{item.parameter}', and so has '{owner}'.", path
+            )
+        parts = item.module.split(".")
+        for end in range(1, len(parts)):
+            outer = modules.get(".".join(parts[:end]))
+            if outer is not None and outer.mode != "frozen":
+                yield OVERLAP.finding(
+                    f"'{item.module}' lies inside '{outer.module}', which is planned too.", path
+                )
+    for place, left_out in enumerate(plan.skipped):
+        if left_out.module in modules:
+            yield OVERLAP.finding(
+                f"'{left_out.module}' is both planned and skipped.", ("skipped", place, "module")
+            )

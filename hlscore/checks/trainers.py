@@ -1,0 +1,101 @@
+"""Whether trainers can express a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from hlscore.artifacts.plan import Plan
+from hlscore.checks.findings import Finding
+from hlscore.checks.rules import Rule
+from hlscore.exporters.limits import FaultKind, faults
+from hlscore.exporters.registry import find_exporter
+from hlscore.settings import CheckSettings
+
+TRAINER_MODE = Rule(
+    code="HLS401",
+    name="trainer can",
+    asks="The trainer can train each module as planned.",
+    why="It would stop, or train the module otherwise.",
+    remedy="`hlscore export --nearest` writes the nearest plan that it can run.",
+    when="--for",
+)
+TRAINER_TIED = Rule(
+    code="HLS402",
+    name="tied weights",
+    asks="No tied weight is planned in a way that PEFT unties or merges wrongly.",
+    why="After merging the two uses of the weight differ, and the model is broken.",
+    remedy="Pin it when planning: --lock 'MODULE=frozen'.",
+    when="--for",
+)
+TRAINER_NAMES = Rule(
+    code="HLS403",
+    name="no suffix collision",
+    asks="No other name of the model ends like the name of a trained module, or lies inside it.",
+    why="PEFT matches the ends of names, and would train the other one too.",
+    remedy="Pin it when planning: --lock 'MODULE=frozen', or treat both names alike.",
+    when="--for",
+)
+TRAINER_EXPERTS = Rule(
+    code="HLS404",
+    name="experts together",
+    asks="The expert weights of a block are all in full, or none is.",
+    why="PEFT copies the module that holds all of them.",
+    remedy="Pin them alike when planning: --lock '*.experts.*=lora' or =full.",
+    when="--for",
+)
+TRAINER_READ_PAST = Rule(
+    code="HLS405",
+    name="LoRA is read",
+    asks="No LoRA sits on a weight that the model's code or kernels read directly.",
+    why="The adapter would be trained without effect.",
+    remedy="Pin it when planning: --lock 'MODULE=frozen' or =full.",
+    when="--for",
+)
+TRAINER_RANKS = Rule(
+    code="HLS406",
+    name="ranks of the trainer",
+    asks="Where the trainer knows one LoRA rank, the plan has one.",
+    why="It would give every module the same rank.",
+    remedy="Plan without --ranks, or export with --nearest.",
+    when="--for",
+)
+TRAINER_WHOLE = Rule(
+    code="HLS407",
+    name="plan as a whole",
+    asks="The trainer can run a plan with these modes.",
+    why="Some trainers need LoRA somewhere, or a module in full.",
+    remedy="Plan with another budget or other locks.",
+    when="--for",
+)
+
+_BY_FAULT: dict[FaultKind, Rule] = {
+    "mode": TRAINER_MODE,
+    "tied": TRAINER_TIED,
+    "name": TRAINER_NAMES,
+    "experts": TRAINER_EXPERTS,
+    "read_past": TRAINER_READ_PAST,
+    "ranks": TRAINER_RANKS,
+    "whole": TRAINER_WHOLE,
+}
+RULES = tuple(_BY_FAULT.values())
+
+
+def check_trainers(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
+    """Hold a plan against the limits of trainers.
+
+    Args:
+        plan: The plan.
+        settings: Names of the trainers.
+
+    Yields:
+        What each of them cannot express.
+
+    Raises:
+        UsageError: There is no exporter of that name.
+    """
+    places = {item.module: place for place, item in enumerate(plan.modules)}
+    for name in settings.trainers:
+        for fault in faults(plan, find_exporter(name).limits):
+            place = places.get(fault.modules[0]) if fault.modules else None
+            path = ("modules",) if place is None else ("modules", place, "module")
+            yield _BY_FAULT[fault.kind].finding(f"{name}: {fault.reason}", path)

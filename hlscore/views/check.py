@@ -1,0 +1,158 @@
+"""What `check` prints for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from io import StringIO
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from hlscore.checks.findings import CheckResult, Comparison, Finding
+from hlscore.checks.registry import RULES
+from hlscore.checks.rules import Rule
+from hlscore.views.terminal import terminal
+from hlscore.views.wording import count
+
+_STYLES = {"error": "bold red", "warning": "yellow"}
+
+
+def print_check(results: Sequence[CheckResult], *, console: Console | None = None) -> None:
+    """Print what was found in plans, file by file, and a line for each file.
+
+    Args:
+        results: One per plan.
+        console: Where to print; standard output by default.
+    """
+    console = console or terminal()
+    for result in results:
+        said = set[str]()
+        for item in result.findings:
+            console.print(_line(result, item), soft_wrap=True)
+            if item.code not in said:
+                remedy = Text.assemble(("  try: ", "cyan"), RULES[item.code].remedy)
+                console.print(remedy, soft_wrap=True)
+            said.add(item.code)
+    if any(result.findings for result in results):
+        console.print()
+    for result in results:
+        console.print(_verdict(result), soft_wrap=True)
+        if result.comparison is not None:
+            console.print(Text(f"  {_distance(result.comparison)}", style="dim"), soft_wrap=True)
+    codes = sorted({item.code for result in results for item in result.findings})
+    if codes:
+        console.print()
+        console.print(Text("next", style="bold"))
+        console.print(Text(f"  hlscore check --explain {codes[0]}", style="cyan"))
+
+
+def check_text(results: Sequence[CheckResult]) -> str:
+    """What `print_check` prints, without colour."""
+    stream = StringIO()
+    print_check(results, console=Console(file=stream, markup=False, emoji=False, highlight=False))
+    return stream.getvalue()
+
+
+def _line(result: CheckResult, item: Finding) -> Text:
+    place = "" if item.place is None else f":{item.place.line}:{item.place.column}"
+    return Text.assemble(
+        (f"{result.file}{place}: ", "bold"),
+        (f"{item.level} {item.code} ", _STYLES[item.level]),
+        item.message,
+    )
+
+
+def _verdict(result: CheckResult) -> Text:
+    state = ("passed", "bold green") if result.passed else ("failed", "bold red")
+    parts = [count(len(result.rules), "rule")]
+    if result.modules is not None:
+        parts.append(f"{result.full:,} of {count(result.modules, 'module')} in full")
+    parts += [count(found, level) for level in ("error", "warning")
+              if (found := sum(item.level == level for item in result.findings))]  # fmt: skip
+    return Text.assemble(state, f"  {result.file}: {', '.join(parts)}")
+
+
+def _distance(found: Comparison) -> str:
+    parts = [f"{found.changed:,} of {count(found.modules, 'module')} trained otherwise"]
+    if found.overlap is not None:
+        parts.append(f"overlap of the modules in full {found.overlap:.3g}")
+    if found.tau is not None:
+        low, high = found.tau_low, found.tau_high
+        interval = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
+        parts.append(f"Kendall tau {found.tau:.2f}{interval}")
+    return f"against {found.baseline}: {', '.join(parts)}"
+
+
+def check_document(results: Sequence[CheckResult]) -> dict[str, Any]:
+    """What was found in plans, as plain data.
+
+    Args:
+        results: One per plan.
+
+    Returns:
+        `passed`, and for each file its findings with code, level, message, place and remedy, the
+        codes of the rules applied, and the distance from the baseline.
+    """
+    return {
+        "passed": all(result.passed for result in results),
+        "files": [_file(result) for result in results],
+    }
+
+
+def check_json(results: Sequence[CheckResult]) -> str:
+    """What was found in plans, as one JSON object."""
+    return json.dumps(check_document(results)) + "\n"
+
+
+def _file(result: CheckResult) -> dict[str, Any]:
+    found = result.comparison
+    return {
+        "file": str(result.file),
+        "passed": result.passed,
+        "modules": result.modules,
+        "full_modules": result.full,
+        "rules": list(result.rules),
+        "findings": [_finding(item) for item in result.findings],
+        "comparison": None
+        if found is None
+        else {
+            "baseline": str(found.baseline),
+            "modules": found.modules,
+            "changed": found.changed,
+            "overlap": found.overlap,
+            "tau": found.tau,
+            "tau_low": found.tau_low,
+            "tau_high": found.tau_high,
+        },
+    }
+
+
+def _finding(item: Finding) -> dict[str, Any]:
+    return {
+        "code": item.code,
+        "name": RULES[item.code].name,
+        "level": item.level,
+        "message": item.message,
+        "path": list(item.path),
+        "line": None if item.place is None else item.place.line,
+        "column": None if item.place is None else item.place.column,
+        "remedy": RULES[item.code].remedy,
+    }
+
+
+def print_rules(rules: Sequence[Rule]) -> None:
+    """Print what rules ask for, why, and what to do."""
+    console = terminal()
+    for rule in rules:
+        when = f", only with {rule.when}" if rule.when else ""
+        console.print(Text.assemble((f"{rule.code} {rule.name}", "bold"), f" ({rule.level}{when})"))
+        for label, text in (("asks", rule.asks), ("why", rule.why), ("do", rule.remedy)):
+            console.print(Text.assemble((f"  {label:<5}", "dim"), text), soft_wrap=True)
+
+
+def print_rules_json(rules: Sequence[Rule]) -> None:
+    """Print rules as one JSON list."""
+    keys = ("code", "name", "level", "when", "asks", "why", "remedy")
+    print(json.dumps([{key: getattr(rule, key) for key in keys} for rule in rules]))
