@@ -12,7 +12,7 @@ from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, selection_probability
 from hlscore.planning.options import Option, alternative, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
-from hlscore.scores.registry import Score, score_of
+from hlscore.scores.registry import Score, replicates_at, score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -206,6 +206,4 @@ def replicates_of(problem: Problem) -> list[tuple[float, ...]]:
     Returns:
         One tuple per row, all of the same length.
     """
-    found = [problem.score.replicates(row) for row in problem.rows]
-    other_rank = problem.score.follows_rank and problem.settings.rank != problem.run_rank
-    return [()] * len(found) if other_rank or not all(found) else found
+    return replicates_at(problem.rows, problem.score, problem.settings.rank, problem.run_rank)

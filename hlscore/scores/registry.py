@@ -7,7 +7,7 @@ published study shows that one of them predicts what a whole training run gains.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from hlscore.errors import UsageError
@@ -194,3 +194,23 @@ def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
             hint=f"Use one of {ranks}, or run `hlscore rank` again with --rank {rank}.",
         )
     return value
+
+
+def replicates_at(
+    rows: Sequence[ModuleRow], score: Score, rank: int, run_rank: int
+) -> list[tuple[float, ...]]:
+    """Resamples of a score at a LoRA rank.
+
+    Args:
+        rows: Rows of a report.
+        score: The score.
+        rank: LoRA rank compared against.
+        run_rank: The rank that the report's resamples are for.
+
+    Returns:
+        One tuple per row, all of the same length; empty ones where there are no resamples of the
+        score at that rank.
+    """
+    found = [score.replicates(row) for row in rows]
+    other_rank = score.follows_rank and rank != run_rank
+    return [()] * len(found) if other_rank or not all(found) else found

@@ -1,0 +1,130 @@
+"""What is known of a plan or a run besides its modules, by name, to be held side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from hlscore.artifacts.plan import Plan, PlanModel, PlanProvenance
+
+Value = str | int | float | None
+Facts = Mapping[str, Value]
+
+# Settings that stand among the other facts, by another name or as what came of them.
+_SHOWN = {
+    "seed", "model.model", "model.revision", "data.data", "data.samples", "objective.objective",
+    "objective.loss_type", "objective.rollouts",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """One thing that is known of both sides, or of several runs.
+
+    Attributes:
+        name: What it is.
+        values: One per side; `None` where it is not known.
+    """
+
+    name: str
+    values: tuple[Value, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether all sides agree."""
+        return all(value == self.values[0] for value in self.values)
+
+
+def side_by_side(sides: list[Facts]) -> tuple[Fact, ...]:
+    """Put facts of several sides together.
+
+    Args:
+        sides: Facts by name.
+
+    Returns:
+        One per name, in the order in which names come.
+    """
+    names = dict.fromkeys(name for side in sides for name in side)
+    return tuple(Fact(name=name, values=tuple(side.get(name) for side in sides)) for name in names)
+
+
+def plan_facts(plan: Plan) -> dict[str, Value]:
+    """Budget, totals and stability of a plan.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Values by name.
+    """
+    totals = plan.totals
+    ranks = ", ".join(str(rank) for rank in plan.lora.ranks)
+    return {
+        "budget": plan.budget.asked,
+        "method": plan.method,
+        "score": plan.score.name,
+        "LoRA rank": plan.lora.rank,
+        "LoRA ranks": ranks or None,
+        "LoRA alpha": plan.lora.alpha,
+        "modules": totals.candidate_modules,
+        "in full": totals.full_modules,
+        "with LoRA": totals.lora_modules,
+        "frozen": totals.frozen_modules,
+        "locked": sum(item.locked for item in plan.modules),
+        "parameters in full": totals.full_params,
+        "trained parameters": totals.trained_params,
+        "training memory": plan.memory.total_bytes,
+        "chosen again": plan.stability.mean_reselection,
+        "borderline": plan.stability.borderline_modules,
+    }
+
+
+def run_facts(model: PlanModel, run: PlanProvenance) -> dict[str, Value]:
+    """Model, probes and versions of the run that the scores come from.
+
+    Args:
+        model: The model.
+        run: Where the numbers come from.
+
+    Returns:
+        Values by name; differing settings of the run come under their own names.
+    """
+    probes = run.probes
+    facts: dict[str, Value] = {
+        "model": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "weights": model.fingerprint.weights,
+        "objective": f"{probes.objective} {probes.loss_type}".strip(),
+        "probes": probes.source,
+        "probe hash": probes.hash,
+        "examples": probes.examples,
+        "completions": probes.completions,
+        "counted tokens": probes.counted_tokens,
+        "mean loss": probes.mean_loss,
+        "mean reward": probes.mean_reward,
+        "seed": run.seed,
+        "estimator": run.estimator,
+        "device": run.device,
+        "dtype": run.dtype,
+        "hlscore": run.hlscore_version,
+    }
+    facts |= run.versions
+    settings = dict(_settings(run.settings))
+    return facts | {name: value for name, value in settings.items() if name not in facts}
+
+
+def _settings(settings: Mapping[str, object]) -> Iterator[tuple[str, Value]]:
+    """Settings that decide the scores, with their group before their name."""
+    for group, inner in settings.items():
+        if group == "plan":
+            continue
+        items = inner.items() if isinstance(inner, dict) else ((None, inner),)
+        for name, value in items:
+            full = group if name is None else f"{group}.{name}"
+            if full not in _SHOWN:
+                yield full, value if isinstance(value, str | int | float) else _text(value)
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,122 @@
+"""Plans and score reports brought into one form: a plan, and the resamples where there are any."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from hlscore.agreement.resamples import resampled_tau
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.errors import ArtifactError
+from hlscore.planning.allocation import allocate
+from hlscore.records import ScoreReport
+from hlscore.scores.registry import find_score, replicates_at
+from hlscore.settings import MemorySettings, PlanSettings
+
+DEFAULT_BUDGET = "0.1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """How a report becomes a plan; `None` leaves it to the other side, or to the report.
+
+    Attributes:
+        budget: Budget.
+        score: Name of the score that decides.
+        rank: LoRA rank.
+    """
+
+    budget: str | None = None
+    score: str | None = None
+    rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of two files that are compared.
+
+    Attributes:
+        path: The file.
+        plan: What it holds, or what its scores give by the plain rule of planning.
+        from_scores: Whether the file holds scores.
+        resampled_tau: Agreement of the scores with themselves: tau between two resamples; `None`
+            where there are none.
+    """
+
+    path: Path
+    plan: Plan
+    from_scores: bool
+    resampled_tau: float | None = None
+
+
+def sides_of(
+    files: tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]], wishes: Wishes
+) -> tuple[Side, Side]:
+    """Turn two files into plans that can be compared.
+
+    A report beside a plan is planned like that plan: with its budget, score, ranks and memory.
+
+    Args:
+        files: Path and content of both.
+        wishes: How reports become plans.
+
+    Returns:
+        Both sides in the order given.
+
+    Raises:
+        UsageError: The budget, score or rank cannot be used.
+        ArtifactError: A report holds no candidates, or values that no plan can have.
+    """
+    plans = [content for _, content in files if isinstance(content, Plan)]
+    like = plans[0] if plans else None
+    first, second = (
+        Side(path=path, plan=content, from_scores=False)
+        if isinstance(content, Plan)
+        else _planned(path, content, _settings(content, like, wishes))
+        for path, content in files
+    )
+    return first, second
+
+
+def _settings(report: ScoreReport, like: Plan | None, wishes: Wishes) -> PlanSettings:
+    if like is None:
+        return PlanSettings(
+            budget=wishes.budget or DEFAULT_BUDGET,
+            score=wishes.score or report.run.score,
+            rank=report.run.rank if wishes.rank is None else wishes.rank,
+        )
+    rank = like.lora.rank if wishes.rank is None else wishes.rank
+    memory = like.memory
+    return PlanSettings(
+        budget=wishes.budget or like.budget.asked,
+        score=wishes.score or like.score.name,
+        rank=rank,
+        alpha=like.lora.alpha if rank == like.lora.rank else None,
+        ranks=tuple(like.lora.ranks),
+        memory=MemorySettings(
+            optimizer=memory.optimizer,
+            master=memory.master,
+            base_bits=memory.base_bits,
+            train_batch=memory.train_batch,
+            train_length=memory.train_length,
+        ),
+    )
+
+
+def _planned(path: Path, report: ScoreReport, settings: PlanSettings) -> Side:
+    try:
+        plan = make_plan(report, allocate(report, settings))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"No plan can be made from '{path}': {place}: {first['msg']}.",
+            hint="Write it again with `hlscore rank`.",
+        ) from error
+    replicates = replicates_at(
+        report.candidates, find_score(settings.score), settings.rank, report.run.rank
+    )
+    return Side(path=path, plan=plan, from_scores=True, resampled_tau=resampled_tau(replicates))
