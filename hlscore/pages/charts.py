@@ -25,6 +25,9 @@ FULL_SIGN: Spec = {
 }
 """The mark of a module trained in full, the same in every chart."""
 
+TOLD: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
+"""Marks of a module: the page looks up what to tell of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
@@ -85,6 +88,23 @@ def whole(view: Spec, **rest: Any) -> Spec:
 def shown_parameter(place: int = 0) -> list[Spec]:
     """The parameter that says which line's tail curve is shown."""
     return [{"name": "shown", "value": place}]
+
+
+def number_axis(largest: float) -> Spec:
+    """An axis of scores, which may be very small.
+
+    Args:
+        largest: The largest of their sizes.
+
+    Returns:
+        Properties of the axis.
+    """
+    plain = largest == 0 or 0.01 <= largest < 1e5
+    return {
+        "format": "~g" if plain else ".3~e",
+        "labelExpr": "datum.value === 0 ? '0' : datum.label",
+        "tickCount": 5,
+    }
 
 
 def config() -> Spec:

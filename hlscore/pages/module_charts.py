@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from os.path import commonprefix
 
-from hlscore.pages.charts import FULL_SIGN, Chart, Spec
+from hlscore.pages.charts import FULL_SIGN, TOLD, Chart, Spec, number_axis
 from hlscore.pages.content import Content, Line
 from hlscore.pages.figures import level, level_names
-from hlscore.pages.palette import FULL, GRID, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
+from hlscore.pages.palette import FULL, GRID, HALO, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
 from hlscore.views.heatmap import kind_labels
 from hlscore.views.wording import count, measure, shape
 
@@ -61,10 +61,11 @@ def heat_chart(content: Content) -> Chart | None:
         "encoding": place,
         "layer": [
             {"mark": {"type": "rect", "stroke": PAPER.light, "strokeWidth": 1},
-             "encoding": {"color": shade}},
-            {"transform": [{"filter": "datum.full > 0"}], "mark": FULL_SIGN},
-            {"transform": _OUTLINED, "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light,
-                                              "stroke": MARK.light, "strokeWidth": 3}},
+             "encoding": {"color": shade, **TOLD}},
+            {"transform": [{"filter": "datum.full > 0"}], "mark": FULL_SIGN, "encoding": TOLD},
+            {"transform": _OUTLINED, "encoding": TOLD,
+             "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light,
+                      "strokeWidth": 3}},
         ],
     }  # fmt: skip
     name = content.score.name
@@ -133,7 +134,7 @@ def bars_chart(content: Content) -> Chart:
     named = [name for name in _MODE_COLOURS if name in modes]
     scale = {"domain": named, "range": [_MODE_COLOURS[name] for name in named]}
     largest = max((abs(line.score or 0.0) for line in lines), default=0.0)
-    axis: Spec = {"format": "~e" if largest < 0.01 else "~g", "tickCount": 5}
+    axis = number_axis(largest)
     x = {"field": "score", "type": "quantitative", "title": content.score.name, "axis": axis}
     layers: list[Spec] = [
         {"mark": {"type": "bar", "height": {"band": 0.62}},
@@ -141,10 +142,10 @@ def bars_chart(content: Content) -> Chart:
                                 "legend": {"title": "trained as", "symbolType": "square"}}}},
     ]  # fmt: skip
     if any(line.low is not None for line in lines):
-        layers.append(
-            {"mark": {"type": "rule", "color": INK.light, "strokeWidth": 1.4},
-             "encoding": {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}}
-        )  # fmt: skip
+        ends: Spec = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}
+        for colour, width in ((HALO, 4), (INK, 1.4)):  # a dark line is lost on a dark bar
+            mark = {"type": "rule", "color": colour.light, "strokeWidth": width}
+            layers.append({"mark": mark, "encoding": ends})
     layers.append(
         {"transform": [{"filter": "datum.train === 'full'"}], "mark": FULL_SIGN,
          "encoding": {"x": {"datum": 0, "type": "quantitative"}}}
@@ -159,7 +160,7 @@ def bars_chart(content: Content) -> Chart:
     )  # fmt: skip
     layers.append(  # a bar may be too short to click
         {"mark": {"type": "rect", "fillOpacity": 0, "fill": PAPER.light},
-         "encoding": {"x": {"value": 0}, "x2": {"value": "width"}}}
+         "encoding": {"x": {"value": 0}, "x2": {"value": "width"}, **TOLD}}
     )  # fmt: skip
     return Chart(
         name="bars",
@@ -247,7 +248,7 @@ def tail_chart(content: Content, place: int = 0) -> Chart:
     dash = {"scale": {**domain, "range": [[5, 4], [1, 0]]}}
     colour = {"scale": {**domain, "range": [MUTED.light, FULL.light]}}
     y = {"field": "value", "type": "quantitative", "title": "not reached by LoRA",
-         "axis": {"format": ".2~e", "tickCount": 5}}  # fmt: skip
+         "axis": number_axis(max((abs(value) for _, value, _ in points), default=0.0))}
     x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
          "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
     lines: Spec = {

@@ -33,7 +33,8 @@ GRID = Colour("grid", "#e7ebef", "#232d37")
 FULL = Colour("full", "#0b5fa5", "#6db8f2")
 REST = Colour("rest", "#8194a6", "#74889a")
 MARK = Colour("mark", "#c8440b", "#ff9a5c")
-BAND = Colour("band", "#f6dfc0", "#4a3a22")
+BAND = Colour("band", "#fbeed8", "#332a1b")
+SPREAD = Colour("spread", "#d9e7f4", "#1c3347")
 HALO = Colour("halo", "#fdfdfe", "#0c1116")
 RAMP = (
     Colour("ramp-0", "#eef1f4", "#1d2731"),
@@ -51,7 +52,7 @@ SERIES = (
     Colour("series-4", "#d55e00", "#e8762a"),
     Colour("series-5", "#cc79a7", "#d58fb6"),
 )
-COLOURS = (PAPER, INK, MUTED, RULE, GRID, FULL, REST, MARK, BAND, HALO, *RAMP, *SERIES)
+COLOURS = (PAPER, INK, MUTED, RULE, GRID, FULL, REST, MARK, BAND, SPREAD, HALO, *RAMP, *SERIES)
 
 
 def variables(*, dark: bool) -> str:

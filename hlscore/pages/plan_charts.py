@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from hlscore.pages.charts import FULL_SIGN, Chart, Spec
+from hlscore.pages.charts import FULL_SIGN, TOLD, Chart, Spec
 from hlscore.pages.content import Content
 from hlscore.pages.figures import USES, Reach, Unit, Way, bytes_by_use
-from hlscore.pages.palette import BAND, FULL, HALO, INK, MARK, MUTED, REST, SERIES
+from hlscore.pages.palette import BAND, FULL, HALO, INK, MARK, MUTED, REST, SERIES, SPREAD
 from hlscore.planning.allocation import BORDERLINE
 from hlscore.views.wording import memory
 
@@ -50,6 +50,7 @@ def stability_chart(content: Content) -> Chart | None:
             "y": {"field": "chosen", **share},
             "fill": {**kind, "scale": {**domain, "range": [FULL.light, REST.light]}},
             "shape": {**kind, "scale": {**domain, "range": ["diamond", "circle"]}},
+            **TOLD,
         },
     }  # fmt: skip
     layers = [band, points]
@@ -98,24 +99,23 @@ def reach_chart(found: Reach, unit: Unit) -> Chart:
     x = {"field": "taken", **share, "title": f"share of {unit} in full"}
     y = {"field": "held", **share, "title": "share of positive scores"}
     columns: dict[str, tuple[float, ...]] = {"taken": found.taken, "held": found.held}
-    layers: list[Spec] = [
-        {"data": {"values": [{"taken": 0, "held": 0}, {"taken": 1, "held": 1}]},
-         "mark": {"type": "line", "color": MUTED.light, "strokeDash": [3, 4], "strokeWidth": 1.5},
-         "encoding": {"x": x, "y": y}},
-        {"data": {"values": [{"taken": 0.98, "held": 0.98}]},
-         "mark": {"type": "text", "color": MUTED.light, "text": "random choice", "align": "right",
-                  "baseline": "top", "dx": -8, "dy": 10},
-         "encoding": {"x": x, "y": y}},
-    ]  # fmt: skip
+    layers: list[Spec] = []
     if found.low:
         columns |= {"low": found.low, "high": found.high}
         layers.append(
-            {"mark": {"type": "area", "color": BAND.light, "opacity": 1},
+            {"mark": {"type": "area", "color": SPREAD.light, "opacity": 1},
              "encoding": {"x": x, "y": {"field": "low", **share, "title": y["title"]},
                           "y2": {"field": "high"}}}
         )  # fmt: skip
     plan = {"taken": found.plan_taken, "held": found.plan_held}
     layers += [
+        {"data": {"values": [{"taken": 0, "held": 0}, {"taken": 1, "held": 1}]},
+         "mark": {"type": "line", "color": MUTED.light, "strokeDash": [3, 4], "strokeWidth": 1.5},
+         "encoding": {"x": x, "y": y}},
+        {"data": {"values": [{"taken": 1, "held": 0.8}]},
+         "mark": {"type": "text", "color": MUTED.light, "text": "random choice", "align": "right",
+                  "baseline": "top", "dx": -4, "dy": 6},
+         "encoding": {"x": x, "y": y}},
         {"mark": {"type": "line", "color": FULL.light, "strokeWidth": 2.5},
          "encoding": {"x": x, "y": y}},
         {"data": {"values": [plan]},
@@ -167,7 +167,7 @@ def memory_chart(priced: tuple[Way, ...]) -> Chart:
             "x": {"field": "size", "type": "quantitative", "title": unit, "stack": "zero",
                   "axis": {"tickCount": 5}},
             "color": {"field": "use", "type": "nominal", "title": None, "scale": colours,
-                      "legend": {"columns": 3, "symbolType": "square"}},
+                      "legend": {"symbolType": "square"}},
             "order": {"field": "order", "type": "quantitative"},
         },
     }  # fmt: skip

@@ -14,6 +14,7 @@ _WIDTH = 900
 _HALF = 390
 _LETTERS = 150
 _SCALE = 2
+_APART = {"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "independent")}
 
 
 def poster(board: Board) -> Spec:
@@ -38,7 +39,10 @@ def poster(board: Board) -> Spec:
     ]
     pairs = [board.tail, board.stability, *board.reach]
     views = [_view(chart, _HALF, "") for chart in pairs if chart is not None]
-    rows += [{"hconcat": views[place : place + 2], "spacing": 60} for place in range(0, len(views), 2)]
+    rows += [
+        {"hconcat": views[place : place + 2], "spacing": 60, "resolve": _APART}
+        for place in range(0, len(views), 2)
+    ]
     rows.append(_view(board.memory, _WIDTH - 160, "estimate, by use"))
     title = {
         "text": sentences.heading(content),
@@ -56,7 +60,7 @@ def poster(board: Board) -> Spec:
         datasets={chart.name: chart.rows() for chart in board.charts},
         padding=28,
         spacing=36,
-        resolve={"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "independent")},
+        resolve=_APART,
     )
 
 
