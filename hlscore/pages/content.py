@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.errors import UsageError
+from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import Score, find_score, score_of
+from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, order_rows
+
+Replicates = NDArray[np.float64]
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
@@ -71,7 +74,7 @@ class Content:
     score: Score
     lines: tuple[Line, ...]
     skipped: tuple[ModuleRow, ...]
-    replicates: np.ndarray[tuple[int, int], np.dtype[np.float64]]
+    replicates: Replicates
     planned_here: bool
 
     @property
@@ -111,13 +114,16 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
 
     Raises:
         UsageError: The plan is for another model, or for a score or rank that the report lacks.
+        ArtifactError: The report holds no candidates.
     """
     _check_model(report, plan)
     score, rank = find_score(plan.score.name), plan.lora.rank
     rows = order_rows(report.rows, score, rank)
     candidates = [row for row in rows if row.is_candidate]
+    if not candidates:
+        raise ArtifactError("The report holds no candidate modules.")
     planned = {item.module: item for item in plan.modules}
-    replicates = _replicates(candidates, score, same_rank=rank == report.run.rank)
+    replicates = _replicates(candidates, score, rank, report.run.rank)
     spreads = _spreads(replicates)
     lines = tuple(
         _line(row, planned.get(row.module), score_of(row, score, rank), spread)
@@ -152,11 +158,9 @@ def _check_model(report: ScoreReport, plan: Plan) -> None:
             )
 
 
-def _replicates(
-    rows: Sequence[ModuleRow], score: Score, *, same_rank: bool
-) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    found = [score.replicates(row) for row in rows]
-    if (score.follows_rank and not same_rank) or min(map(len, found), default=0) < 2:
+def _replicates(rows: Sequence[ModuleRow], score: Score, rank: int, run_rank: int) -> Replicates:
+    found = replicates_at(rows, score, rank, run_rank)
+    if len(found[0]) < 2:
         return np.zeros((len(rows), 0))
     return np.array(found, dtype=np.float64)
 
@@ -164,7 +168,7 @@ def _replicates(
 _Spread = tuple[float | None, float | None, float | None]
 
 
-def _spreads(replicates: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> list[_Spread]:
+def _spreads(replicates: Replicates) -> list[_Spread]:
     """Standard error and both ends of the interval of each row."""
     if not replicates.shape[1]:
         return [(None, None, None)] * len(replicates)

@@ -6,7 +6,7 @@ import json
 
 from hlscore.pages.content import Content
 from hlscore.records import ProbeSummary
-from hlscore.views.wording import count, memory, percent, short
+from hlscore.views.wording import count, memory, percent, short, visible
 
 Facts = list[tuple[str, str]]
 
@@ -70,7 +70,7 @@ def what_was_run(content: Content) -> Facts:
         facts.insert(6, ("Mean loss", f"{probes.mean_loss:.3f} nats per counted token"))
     if content.other_probes:
         facts.append(("Probes of the plan", plan.provenance.probes.source))
-    return facts
+    return _visible(facts)
 
 
 def _variant(probes: ProbeSummary) -> str:
@@ -122,7 +122,7 @@ def provenance(content: Content) -> Facts:
     report, plan = content.report, content.plan
     run = report.run
     versions = {"hlscore": run.hlscore_version, **run.versions}
-    return [
+    facts = [
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
         ("Seed", str(run.seed)),
         ("Model structure", report.model.fingerprint.structure),
@@ -132,8 +132,13 @@ def provenance(content: Content) -> Facts:
         ("Solver", f"{plan.solver.name}, at most {100 * plan.solver.gap:.2g} % from the best"),
         ("Learning rates", f"full {plan.learning_rates.full.value:g}, LoRA {plan.learning_rates.lora.value:g} (suggested, not measured)"),
     ]
+    return _visible(facts)
+
+
+def _visible(facts: Facts) -> Facts:
+    return [(label, visible(value)) for label, value in facts]
 
 
 def settings_text(content: Content) -> str:
     """Settings of the run as indented JSON."""
-    return json.dumps(dict(content.report.run.settings), indent=2, ensure_ascii=False, default=str)
+    return json.dumps(dict(content.report.run.settings), indent=2, default=str)

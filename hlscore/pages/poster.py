@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from typing import Any
 
-from hlscore.errors import UsageError
 from hlscore.pages import sentences
 from hlscore.pages.board import Board
 from hlscore.pages.charts import VEGA_LITE_VERSION, Chart, Spec, shown_parameter, whole
@@ -102,20 +101,3 @@ def png_bytes(board: Board) -> bytes:
     )
     return found
 
-
-def check_renderer(suffix: str) -> None:
-    """Refuse a format that cannot be drawn because the library for charts is missing.
-
-    Args:
-        suffix: Of the file to write.
-
-    Raises:
-        UsageError: The library is missing.
-    """
-    from importlib.util import find_spec
-
-    if find_spec("vl_convert") is None:
-        raise UsageError(
-            f"'{suffix}' needs vl-convert-python, which draws the charts.",
-            hint="Run pip install 'hlscore[report]', or write .md, which needs nothing more.",
-        )

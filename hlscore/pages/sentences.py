@@ -6,7 +6,7 @@ from hlscore.pages.content import Content
 from hlscore.pages.figures import Reach, Way
 from hlscore.pages.module_charts import TOP, columns_of, shared_start
 from hlscore.pages.plan_charts import points_per_mark
-from hlscore.views.wording import count, memory, percent, short
+from hlscore.views.wording import count, memory, percent, short, visible
 
 UNPROVEN = (
     "That modules with a high score gain more from full fine-tuning than others is not proven, "
@@ -189,4 +189,5 @@ def equal_lora(content: Content) -> str:
 def notes(content: Content) -> tuple[str, ...]:
     """Remarks of the probes, the run and the plan, each once."""
     report = content.report
-    return tuple(dict.fromkeys((*report.probes.notes, *report.run.notes, *content.plan.notes)))
+    found = (*report.probes.notes, *report.run.notes, *content.plan.notes)
+    return tuple(visible(note) for note in dict.fromkeys(found))

@@ -102,8 +102,11 @@
   const in_text = (a, b) => (a && b ? collator.compare(a, b) : (b ? 1 : 0) - (a ? 1 : 0));
   const sort = (header) => {
     const at = header.cellIndex;
-    const falling = header.getAttribute("aria-sort") === "ascending";
     const numeric = header.dataset.sort === "number";
+    // Places and names rise at first, numbers fall.
+    const first = numeric && at > 0 ? "descending" : "ascending";
+    const now = header.getAttribute("aria-sort") || "";
+    const falling = now ? now === "ascending" : first === "descending";
     const sign = falling ? -1 : 1;
     const keyed = rows.map((row) => [numeric ? number(text(row, at)) : text(row, at), row]);
     const none = (key) => key === null || key === "";

@@ -1,0 +1,118 @@
+"""`hlscore report`: scores and a plan as a page, an image or Markdown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlscore.cli import options as o
+from hlscore.errors import UsageError
+
+if TYPE_CHECKING:
+    from hlscore.artifacts.plan import Plan
+    from hlscore.records import ScoreReport
+
+_DEFAULT_NAME = "report.html"
+
+
+def report(
+    scores: Annotated[
+        Path,
+        typer.Argument(help="A scores.parquet written by `hlscore rank`.", show_default=False),
+    ],
+    plan: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A plan.json for the same model; without one, a plan is made for the page.",
+            show_default=False,
+        ),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Budget of the plan that is made where none is given.",
+            show_default="0.1",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="File to write: .html, .png, .svg or .md.",
+            show_default=f"{_DEFAULT_NAME} beside the scores",
+            rich_help_panel=o.OUTPUT_PANEL,
+        ),
+    ] = None,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Write SCORES and a PLAN as a page that others can read.
+
+    The page is one file that loads nothing: charts, tail curves on click, a table to sort.
+
+    **Examples**
+
+    `hlscore report scores.parquet plan.json -o report.html`
+
+    `hlscore report scores.parquet --budget 0.2 -o report.md`
+    """
+    from hlscore.artifacts.files import check_folder, write_files
+    from hlscore.artifacts.report import read_report
+    from hlscore.pages.board import draw
+    from hlscore.pages.content import join
+    from hlscore.pages.formats import check_format, render, start_bundle
+    from hlscore.planning.budget import parse_budget
+    from hlscore.views.page import print_page, print_page_json
+    from hlscore.views.progress import status
+
+    target = out or scores.parent / _DEFAULT_NAME
+    suffix = check_format(target)
+    if plan is not None and budget is not None:
+        raise UsageError(
+            "--budget makes a plan, and a plan is given too.", hint="Leave one of them out."
+        )
+    if budget is not None:
+        parse_budget(budget)
+    for given in (scores, plan):
+        if given is not None and given.resolve() == target.resolve():
+            raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
+    check_folder(target.parent, (target.name,), force=force)
+    with status("writing the report"), start_bundle(suffix) as bundle:
+        found = read_report(scores)
+        made = _plan(found, scores, plan, budget)
+        content = join(found, made, planned_here=plan is None)
+        page = render(draw(content), suffix, bundle)
+    paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
+    if as_json:
+        print_page_json(made, paths[target.name], plan)
+    else:
+        print_page(made, paths[target.name], scores, plan)
+
+
+def _plan(report: ScoreReport, scores: Path, plan: Path | None, budget: str | None) -> Plan:
+    if plan is not None:
+        from hlscore.artifacts.plan_file import read_plan
+
+        return read_plan(plan)
+    from dataclasses import replace
+
+    from hlscore.agreement.facts import fit_for_plans
+    from hlscore.artifacts.plan_making import make_plan
+    from hlscore.planning.allocation import allocate
+    from hlscore.settings import PlanSettings
+
+    settings = PlanSettings(score=report.run.score, rank=report.run.rank)
+    if budget is not None:
+        settings = replace(settings, budget=budget)
+    with fit_for_plans(scores):
+        return make_plan(report, allocate(report, settings))
+
+
+def _write(path: Path, page: bytes) -> None:
+    path.write_bytes(page)
