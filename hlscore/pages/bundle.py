@@ -10,9 +10,10 @@ from typing import Self
 
 from hlscore.pages.charts import VEGA_LITE_VERSION
 
+_SNIPPET = "window.vegaEmbed = vegaEmbed;"
 _CODE = (
     "import sys, vl_convert; "
-    "sys.stdout.buffer.write(vl_convert.javascript_bundle(vl_version=sys.argv[1]).encode())"
+    "sys.stdout.buffer.write(vl_convert.javascript_bundle(*sys.argv[1:]).encode())"
 )
 
 
@@ -29,7 +30,7 @@ class Bundle:
         """Start the process."""
         try:
             self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from a user
-                [sys.executable, "-P", "-c", _CODE, VEGA_LITE_VERSION],
+                [sys.executable, "-P", "-c", _CODE, _SNIPPET, VEGA_LITE_VERSION],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -58,7 +59,7 @@ class Bundle:
                 return inline(made.decode())
         import vl_convert
 
-        return inline(vl_convert.javascript_bundle(vl_version=VEGA_LITE_VERSION))
+        return inline(vl_convert.javascript_bundle(_SNIPPET, VEGA_LITE_VERSION))
 
 
 def inline(script: str) -> str:

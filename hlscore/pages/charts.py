@@ -21,7 +21,7 @@ FULL_SIGN: Spec = {
     "stroke": INK.light,
     "strokeWidth": 1.2,
     "opacity": 1,
-    "size": 55,
+    "size": 75,
 }
 """The mark of a module trained in full, the same in every chart."""
 

@@ -6,7 +6,7 @@ import json
 
 from hlscore.pages.content import Content
 from hlscore.records import ProbeSummary
-from hlscore.views.wording import count, memory, percent, short, visible
+from hlscore.views.wording import count, memory, short, visible
 
 Facts = list[tuple[str, str]]
 
@@ -28,11 +28,13 @@ def key_figures(content: Content, total_bytes: int) -> Facts:
     times = totals.trained_params / max(1, totals.plain_lora_params)
     figures = [
         (f"{totals.full_modules:,} of {totals.candidate_modules:,}", "modules in full"),
-        (f"{times:.2f} x", f"parameters of plain LoRA {content.plan.lora.rank}"),
+        (f"{times:.2f} x", f"the trained parameters of LoRA {content.plan.lora.rank}"),
         (memory(total_bytes), "memory to train, about"),
     ]
     if stability.mean_reselection is not None and totals.full_modules:
-        figures.append((f"{100 * stability.mean_reselection:.0f} %", "chosen again by resamples, at most"))
+        figures.append(
+            (f"{100 * stability.mean_reselection:.0f} %", "chosen again by resamples, at most")
+        )
     if content.clear is not None:
         figures.append((f"{content.clear:,} of {len(content.lines):,}", "clearly above zero"))
     return figures
@@ -51,11 +53,14 @@ def what_was_run(content: Content) -> Facts:
     model, probes, run = report.model, report.probes, report.run
     revision = f", revision {model.revision}" if model.revision else ""
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else f"{run.estimator} gradients"
-    budget = plan.budget
+    budget, left = plan.budget, count(len(content.skipped), "weight")
     facts = [
         ("Model", f"{model.model}{revision}"),
         ("Architecture", f"{model.architecture}, {short(model.n_params)} parameters"),
-        ("Candidates", f"{count(len(content.lines), 'module')}, {len(content.skipped):,} weights left out"),
+        (
+            "Candidates",
+            f"{count(len(content.lines), 'module')}, {left} left out",
+        ),
         ("Probe data", f"{probes.source} ({probes.format})"),
         ("Objective", f"{_LOSSES[probes.objective]} ({probes.objective}{_variant(probes)})"),
         ("Probes", _probes(probes)),
@@ -102,12 +107,9 @@ def _ranks(content: Content) -> str:
 def _spent(content: Content) -> str:
     budget = content.plan.budget
     if budget.unit == "bytes":
-        return f"{memory(budget.spent)} of {memory(budget.limit)} {_LIMITS[budget.counts]}"
-    share = percent(budget.spent / max(1, budget.limit))
-    return (
-        f"{short(budget.spent)} of {short(budget.limit)} {budget.unit} {_LIMITS[budget.counts]} "
-        f"({share})"
-    )
+        return f"{memory(budget.spent)} of at most {memory(budget.limit)} {_LIMITS[budget.counts]}"
+    limit = f"{short(budget.limit)} {budget.unit}"
+    return f"{short(budget.spent)} of at most {limit} {_LIMITS[budget.counts]}"
 
 
 def provenance(content: Content) -> Facts:
@@ -121,6 +123,7 @@ def provenance(content: Content) -> Facts:
     """
     report, plan = content.report, content.plan
     run = report.run
+    rates = plan.learning_rates
     versions = {"hlscore": run.hlscore_version, **run.versions}
     facts = [
         ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
@@ -130,7 +133,7 @@ def provenance(content: Content) -> Facts:
         ("Probe hash", report.probes.hash),
         ("Probe hash of the plan", plan.provenance.probes.hash),
         ("Solver", f"{plan.solver.name}, at most {100 * plan.solver.gap:.2g} % from the best"),
-        ("Learning rates", f"full {plan.learning_rates.full.value:g}, LoRA {plan.learning_rates.lora.value:g} (suggested, not measured)"),
+        ("Learning rates", f"full {rates.full.value:g}, LoRA {rates.lora.value:g}, suggested"),
     ]
     return _visible(facts)
 

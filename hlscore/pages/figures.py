@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.pages.content import INTERVAL, Content, Line
+from hlscore.pages.content import INTERVAL, Content
 from hlscore.planning.memory import Choice, MemoryUse, memory_use
 from hlscore.reasons import tied_modules
 from hlscore.settings import MemorySettings
@@ -100,14 +100,14 @@ def level(score: float | None, largest: float) -> int:
     """
     if score is None or score <= 0 or largest <= 0:
         return 0
-    return 1 + round((LEVELS - 1) * (score / largest) ** _LEVEL_POWER)
+    return 1 + round((LEVELS - 1) * float((score / largest) ** _LEVEL_POWER))
 
 
 def level_names() -> tuple[str, ...]:
     """What each shade stands for, as shares of the largest score."""
     ends = [((number - 0.5) / (LEVELS - 1)) ** (1 / _LEVEL_POWER) for number in range(1, LEVELS)]
     shown = [f"{100 * end:.0f}" for end in ends]
-    between = [f"{low} to {high} %" for low, high in zip(shown, shown[1:], strict=False)]
+    between = [f"{low} to {high} %" for low, high in pairwise(shown)]
     return ("zero or below", f"up to {shown[0]} %", *between, f"over {shown[-1]} %")
 
 
@@ -137,26 +137,27 @@ def ways(content: Content) -> tuple[Way, ...]:
     """
     plan = content.plan
     rank, tied = plan.lora.rank, tied_modules(content.report.rows)
+    rows = [line.row for line in content.lines]
     lora = [
-        replace(line, mode="frozen", rank=0)
-        if line.row.module in tied
-        else replace(line, mode="lora", rank=rank)
-        for line in content.lines
+        Choice(row=row, mode="frozen")
+        if row.module in tied
+        else Choice(row=row, mode="lora", rank=rank)
+        for row in rows
     ]
-    full = [replace(line, mode="full", rank=0) for line in content.lines]
-    named: tuple[tuple[str, Sequence[Line], int], ...] = (
-        ("this plan", content.lines, plan.totals.trained_params),
+    named = (
+        (
+            "this plan",
+            [Choice(row=line.row, mode=line.mode, rank=line.rank) for line in content.lines],
+            plan.totals.trained_params,
+        ),
         (f"LoRA {rank} everywhere", lora, plan.totals.plain_lora_params),
-        ("everything in full", full, plan.totals.candidate_params),
+        (
+            "everything in full",
+            [Choice(row=row, mode="full") for row in rows],
+            plan.totals.candidate_params,
+        ),
     )
-    return tuple(
-        Way(name=name, use=_memory(content, lines), trained_params=trained)
-        for name, lines, trained in named
-    )
-
-
-def _memory(content: Content, lines: Sequence[Line]) -> MemoryUse:
-    asked = content.plan.memory
+    asked = plan.memory
     settings = MemorySettings(
         optimizer=asked.optimizer,
         master=asked.master,
@@ -164,8 +165,14 @@ def _memory(content: Content, lines: Sequence[Line]) -> MemoryUse:
         train_batch=asked.train_batch,
         train_length=asked.train_length,
     )
-    choices = [Choice(row=line.row, mode=line.mode, rank=line.rank) for line in lines]
-    return memory_use(content.report.model, choices, settings)
+    return tuple(
+        Way(
+            name=name,
+            use=memory_use(content.report.model, choices, settings),
+            trained_params=trained,
+        )
+        for name, choices, trained in named
+    )
 
 
 USES: dict[str, tuple[str, ...]] = {
@@ -181,5 +188,3 @@ USES: dict[str, tuple[str, ...]] = {
 def bytes_by_use(use: MemoryUse) -> dict[str, int]:
     """Memory under the names that a page gives its uses."""
     return {name: sum(getattr(use, part) for part in parts) for name, parts in USES.items()}
-
-

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
+from typing import Any
 
 from hlscore.pages.charts import FULL_SIGN, TOLD, Chart, Spec, number_axis
 from hlscore.pages.content import Content, Line
 from hlscore.pages.figures import level, level_names
 from hlscore.pages.palette import FULL, GRID, HALO, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
 from hlscore.views.heatmap import kind_labels
-from hlscore.views.wording import count, measure, shape
+from hlscore.views.wording import count
 
 TOP = 40
 
@@ -39,7 +40,7 @@ def heat_chart(content: Content) -> Chart | None:
     largest = max(line.score or 0.0 for line in content.lines)
     first = {key: [content.lines[place] for place in places] for key, places in cells.items()}
     levels = level_names()
-    columns = {
+    columns: dict[str, Sequence[Any]] = {
         "id": [places[0] for places in cells.values()],
         "layer": [layer for layer, _ in cells],
         "kind": [kind for _, kind in cells],
@@ -57,7 +58,7 @@ def heat_chart(content: Content) -> Chart | None:
     legend = {"title": f"{content.score.name}, share of the highest", "symbolType": "square"}
     shade = {"field": "level", "type": "nominal", "scale": ramp, "legend": legend}
     spec: Spec = {
-        "height": {"step": 24},
+        "height": 24 * len({kind for _, kind in cells}),
         "encoding": place,
         "layer": [
             {"mark": {"type": "rect", "stroke": PAPER.light, "strokeWidth": 1},
@@ -143,7 +144,7 @@ def bars_chart(content: Content) -> Chart:
     ]  # fmt: skip
     if any(line.low is not None for line in lines):
         ends: Spec = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}
-        for colour, width in ((HALO, 4), (INK, 1.4)):  # a dark line is lost on a dark bar
+        for colour, width in ((HALO, 2.8), (INK, 1.4)):  # a dark line is lost on a dark bar
             mark = {"type": "rule", "color": colour.light, "strokeWidth": width}
             layers.append({"mark": mark, "encoding": ends})
     layers.append(
@@ -168,7 +169,7 @@ def bars_chart(content: Content) -> Chart:
         description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
         "intervals and a line where the budget ends. The table of all modules holds the numbers.",
         spec={
-            "height": {"step": 19},
+            "height": 19 * len(lines),
             "encoding": {
                 "y": {"field": "label", "type": "nominal", "sort": None, "title": None,
                       "axis": {"ticks": False, "domain": False, "labelPadding": 8}},
@@ -221,7 +222,10 @@ def short_names(lines: Sequence[Line]) -> list[str]:
 
 def shared_start(lines: Sequence[Line]) -> str:
     """What the names of all modules begin with, up to the last dot in it."""
-    shared = commonprefix([line.row.module for line in lines])
+    names = [line.row.module for line in lines]
+    ends = zip(min(names), max(names), strict=False)
+    alike = takewhile(lambda pair: pair[0] == pair[1], ends)
+    shared = "".join(letter for letter, _ in alike)
     return shared[: shared.rfind(".") + 1] if len(lines) > 1 else ""
 
 
@@ -244,11 +248,15 @@ def tail_chart(content: Content, place: int = 0) -> Chart:
     ]
     ranks = sorted({item for line in content.lines for item in line.row.curve_ranks})
     curve = {"field": "curve", "type": "nominal", "title": None}
-    domain = {"domain": ["tail", "hls"]}
-    dash = {"scale": {**domain, "range": [[5, 4], [1, 0]]}}
-    colour = {"scale": {**domain, "range": [MUTED.light, FULL.light]}}
-    y = {"field": "value", "type": "quantitative", "title": "not reached by LoRA",
-         "axis": number_axis(max((abs(value) for _, value, _ in points), default=0.0))}
+    domain, legend = {"domain": ["tail", "hls"]}, {"symbolType": "stroke"}
+    dash = {"scale": {**domain, "range": [[5, 4], [1, 0]]}, "legend": legend}
+    colour = {"scale": {**domain, "range": [MUTED.light, FULL.light]}, "legend": legend}
+    y = {
+        "field": "value",
+        "type": "quantitative",
+        "title": "not reached by LoRA",
+        "axis": number_axis(max((abs(value) for _, value, _ in points), default=0.0)),
+    }
     x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
          "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
     lines: Spec = {
@@ -282,12 +290,3 @@ def tail_chart(content: Content, place: int = 0) -> Chart:
             "curve": [name for _, _, name in points],
         },
     )
-
-
-def module_facts(line: Line, score: str) -> str:
-    """One module in a sentence: place, score with its error, shape, and how it is trained."""
-    row = line.row
-    error = "" if line.stderr is None else f" ± {measure(line.stderr)}"
-    chosen = "" if line.chosen is None else f", chosen in {100 * line.chosen:.0f} % of the resamples"
-    size = shape(row.matrices, row.out_features, row.in_features)
-    return f"place {row.rank}, {score} {measure(line.score)}{error}{chosen}, {size}"

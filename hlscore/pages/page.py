@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from importlib.resources import files
 from typing import Any
 
 from hlscore.pages import facts, sentences
@@ -11,12 +12,12 @@ from hlscore.pages.board import Board
 from hlscore.pages.charts import Chart, shown_parameter, whole
 from hlscore.pages.content import Content
 from hlscore.pages.figures import bytes_by_use
-from hlscore.pages.module_charts import module_facts
-from hlscore.pages.palette import repainting, variables
+from hlscore.pages.palette import colours, repainting
 from hlscore.pages.table import COLUMNS, skipped_cells, table_cells
 from hlscore.views.wording import memory, short
 
 _WITH_OUTLINE = ("heat", "bars")
+_AUTOSIZE = {"type": "fit-x", "contains": "padding"}
 
 
 def html_text(board: Board, bundle: str) -> str:
@@ -41,10 +42,8 @@ def html_text(board: Board, bundle: str) -> str:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
-    script = environment.get_template("report.js").render()
-    style = environment.get_template("report.css").render(
-        light=variables(dark=False), dark=variables(dark=True), repainting=Markup(repainting())
-    )
+    script = _source("report.js")
+    style = "\n".join((colours(), _source("report.css"), repainting()))
     return environment.get_template("report.html.jinja").render(
         style=Markup(style),  # noqa: S704 - files of this package
         bundle=Markup(bundle),  # noqa: S704
@@ -53,6 +52,10 @@ def html_text(board: Board, bundle: str) -> str:
         data=_data(board),
         **_words(board),
     )
+
+
+def _source(name: str) -> str:
+    return (files("hlscore.pages") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _hash(script: str) -> str:
@@ -78,7 +81,6 @@ def _words(board: Board) -> dict[str, Any]:
         "settings": facts.settings_text(content),
         "captions": _captions(board),
         "first": first,
-        "first_facts": module_facts(first, content.score.name),
         "memory_table": _memory_table(board),
         "notes": sentences.notes(content),
         "columns": COLUMNS,
@@ -122,7 +124,7 @@ def _data(board: Board) -> dict[str, Any]:
 
 def _chart(chart: Chart) -> dict[str, Any]:
     outlined = {"params": shown_parameter()} if chart.name in _WITH_OUTLINE else {}
-    spec = whole(chart.view("container"), autosize={"type": "fit-x", "contains": "padding"}, **outlined)
+    spec = whole(chart.view("container"), autosize=_AUTOSIZE, **outlined)
     return {"name": chart.name, "spec": spec, "columns": chart.columns}
 
 

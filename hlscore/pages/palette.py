@@ -55,18 +55,14 @@ SERIES = (
 COLOURS = (PAPER, INK, MUTED, RULE, GRID, FULL, REST, MARK, BAND, SPREAD, HALO, *RAMP, *SERIES)
 
 
-def variables(*, dark: bool) -> str:
-    """Declarations of the CSS variables.
-
-    Args:
-        dark: Whether for dark paper.
-
-    Returns:
-        One declaration per colour.
-    """
-    return " ".join(
-        f"--{item.name}: {item.dark if dark else item.light};" for item in COLOURS
+def colours() -> str:
+    """Style rules that define the colours of a page; paper is light whatever the screen is."""
+    light, dark = (
+        " ".join(f"--{item.name}: {value};" for item, value in zip(COLOURS, values, strict=True))
+        for values in ([item.light for item in COLOURS], [item.dark for item in COLOURS])
     )
+    at_night = "@media screen and (prefers-color-scheme: dark)"
+    return f":root {{ color-scheme: light dark; {light} }}\n{at_night} {{ :root {{ {dark} }} }}"
 
 
 def repainting() -> str:

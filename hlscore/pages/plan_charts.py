@@ -43,7 +43,7 @@ def stability_chart(content: Content) -> Chart | None:
         },
     }
     points: Spec = {
-        "mark": {"type": "point", "filled": True, "opacity": 1, "size": 60,
+        "mark": {"type": "point", "filled": True, "opacity": 1, "size": 90,
                  "stroke": HALO.light, "strokeWidth": 0.8},
         "encoding": {
             "x": place,
@@ -176,7 +176,7 @@ def memory_chart(priced: tuple[Way, ...]) -> Chart:
                              "text": memory(way.use.total_bytes)} for way in priced]},
         "mark": {"type": "text", "color": INK.light, "align": "left", "dx": 6},
         "encoding": {"x": {"field": "size", "type": "quantitative",
-                           "scale": {"domainMax": 1.15 * largest / step, "nice": False}},
+                           "scale": {"domainMax": 1.25 * largest / step, "nice": False}},
                      "text": {"field": "text", "type": "nominal"}},
     }  # fmt: skip
     return Chart(
@@ -184,7 +184,7 @@ def memory_chart(priced: tuple[Way, ...]) -> Chart:
         title="Memory to train",
         description="Stacked bars of training memory by use for three ways to train; the table "
         "beneath holds the numbers.",
-        spec={"height": {"step": 46}, "encoding": {"y": y}, "layer": [bars, sums]},
+        spec={"height": 46 * len(priced), "encoding": {"y": y}, "layer": [bars, sums]},
         columns={
             "way": [part[0] for part in parts],
             "use": [part[1] for part in parts],

@@ -100,4 +100,3 @@ def png_bytes(board: Board) -> bytes:
         poster(board), vl_version=VEGA_LITE_VERSION, scale=_SCALE
     )
     return found
-

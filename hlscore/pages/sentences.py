@@ -15,6 +15,7 @@ UNPROVEN = (
     "hlscore plan --baseline lora-matched writes it."
 )
 
+_NO_RESAMPLES = "there are no resamples of this score at this rank"
 _METHODS = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
     "score",
@@ -42,7 +43,8 @@ def headline(content: Content) -> str:
     listed = kept[0] if len(kept) == 1 else f"{', '.join(kept[:-1])} and {kept[-1]}"
     text = f"The plan trains {listed}."
     if plan.method != "score":
-        return f"{text} It is a baseline to compare with ({_METHODS[plan.method]}), not the choice of a score."
+        method = _METHODS[plan.method]
+        return f"{text} It is a baseline to compare with ({method}), not the choice of a score."
     return text
 
 
@@ -59,7 +61,7 @@ def certainty(content: Content) -> str:
     if not content.full_lines:
         return "No module is trained in full, so there is no choice to be certain of."
     if stability.mean_reselection is None:
-        return "How certain the choice is cannot be told: there are no resamples of this score at this rank."
+        return f"How certain the choice is cannot be told: {_NO_RESAMPLES}."
     share = f"{100 * stability.mean_reselection:.0f} %"
     again = f"resamples of the same probes choose a chosen module again in {share} of cases"
     if clear is None:
@@ -69,7 +71,10 @@ def certainty(content: Content) -> str:
         f"{'scores' if clear == 1 else 'score'} above zero with 95 % confidence"
     )
     if clear < len(content.full_lines):
-        return f"Treat the order as mostly noise: only {above}, and {again}. More probes (--samples) would tell more."
+        return (
+            f"Treat the order as mostly noise: only {above}, and {again}. More probes (--samples) "
+            "would tell more."
+        )
     return f"How certain: {above}, and {again}. New probes agree less."
 
 
@@ -82,7 +87,10 @@ def origin(content: Content) -> str:
             f"the score {score} and rank {content.plan.lora.rank}."
         )
     if content.other_probes:
-        return "The plan was made from other probes than the scores on this page; the order, scores and intervals are those of the scores."
+        return (
+            "The plan was made from other probes than the scores on this page: order, scores and "
+            "intervals are those of the scores, modes and stability those of the plan."
+        )
     return ""
 
 
@@ -108,7 +116,7 @@ def bars_caption(content: Content) -> str:
             "interval that crosses zero means: no measurable signal."
         )
     else:
-        texts.append("There are no resamples of this score at this rank, hence no intervals.")
+        texts.append(f"No intervals: {_NO_RESAMPLES}.")
     number = len(content.full_lines)
     if content.first_places_full and number > TOP:
         texts.append(f"The budget ends at place {number:,}, beyond this chart.")
@@ -136,7 +144,7 @@ def stability_caption(content: Content) -> str:
     """How to read the chart of stability, and that it flatters."""
     stability = content.plan.stability
     if stability.mean_reselection is None or stability.borderline_modules is None:
-        return "The plan holds no resamples of this score at this rank: how stable the choice is cannot be told."
+        return f"How stable the choice is cannot be told: {_NO_RESAMPLES}."
     texts = [
         f"A chosen module is chosen again in {100 * stability.mean_reselection:.0f} % of the "
         f"resamples on average; {count(stability.borderline_modules, 'module')} "

@@ -36,7 +36,7 @@ COLUMNS = (
     Column("out x in", "number"),
     Column("parameters", "number"),
     Column("trained as", "text"),
-    Column("trained", "number"),
+    Column("trained parameters", "number"),
     Column("remark", "text"),
 )
 

@@ -41,7 +41,7 @@
     spec.datasets = { [name]: table_of(columns) };
     if (narrow) {
       spec.config.axis.labelLimit = 110;
-      Object.assign(spec.config.legend, { columns: 2, titleOrient: "top" });
+      Object.assign(spec.config.legend, { columns: name === "memory" ? 1 : 2, titleOrient: "top" });
     }
     const found = await vegaEmbed(`#chart-${name}`, spec, {
       renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: tell,
