@@ -1,0 +1,122 @@
+"""Contents of report pages for tests, and an HTML table read back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+from reports import report
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.artifacts.report import write_report
+from hlscore.pages.content import Content, join
+from hlscore.planning.allocation import allocate
+from hlscore.records import ScoreReport
+from hlscore.settings import PlanSettings
+
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "a|b||c",
+    "``tick`s",
+    "quote\"'&amp;&lt;",
+    "[link](javascript:alert(1))",
+    "{{7*7}}{% raw %}",
+    "@someone #1 www.evil.example https://evil.example a@b.example",
+    "**bold** _it_ ~~gone~~ $x$",
+    "<!-- comment",
+    "- item",
+    "1. item",
+    "__proto__",
+    "datum.layer]'\"\\",
+)
+
+
+def planned(found: ScoreReport, **settings: object) -> Plan:
+    """A plan for a report."""
+    chosen = PlanSettings(**{"rank": found.run.rank, **settings})  # type: ignore[arg-type]
+    return make_plan(found, allocate(found, chosen))
+
+
+def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Content:
+    """A made-up report of some modules joined with its plan."""
+    found = report(count, resamples=resamples)
+    return join(found, planned(found, **settings), planned_here=False)
+
+
+def hostile_report() -> ScoreReport:
+    """A report whose names try to leave the page."""
+    found = report(len(HOSTILE))
+    named = tuple(
+        replace(row, module=name, parameter=f"{name}.weight", kind=name, block="")
+        for row, name in zip(found.candidates, HOSTILE, strict=True)
+    )
+    skipped = replace(found.rows[-1], module=f"skipped {HOSTILE[0]}", reason=HOSTILE[1])
+    return replace(
+        found,
+        rows=(*named, skipped),
+        model=replace(found.model, model=HOSTILE[0]),
+        probes=replace(found.probes, source=HOSTILE[1], notes=(HOSTILE[0], "bell \x07 \u202e x")),
+        run=replace(found.run, notes=(HOSTILE[7],), settings={"data": HOSTILE[0]}),
+    )
+
+
+def saved(folder: Path, found: ScoreReport, plan: Plan | None = None) -> tuple[Path, Path]:
+    """Files of a report and its plan."""
+    scores, path = folder / "scores.parquet", folder / "plan.json"
+    write_report(found, scores)
+    write_plan(plan or planned(found), path)
+    return scores, path
+
+
+class Tables(HTMLParser):
+    """Cells of every table of a page, and the texts of its scripts.
+
+    Attributes:
+        tables: Rows of cells by the table's id.
+        scripts: Type and text of each script.
+        tags: Every tag that was opened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.tables: dict[str, list[list[str]]] = {}
+        self.scripts: list[tuple[str, str]] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self._table: list[list[str]] = []
+        self._within = False
+
+    def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.tags.append((tag, given))
+        if tag == "table":
+            self._table = self.tables.setdefault(given.get("id") or "", [])
+        elif tag == "tr":
+            self._table.append([])
+        elif tag in ("td", "th"):
+            self._table[-1].append("")
+            self._within = True
+        elif tag == "script":
+            self.scripts.append((given.get("type") or "", ""))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "table":
+            self._within = False
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] == "script" and self.scripts:
+            kind, text = self.scripts[-1]
+            self.scripts[-1] = (kind, text + data)
+        elif self._within and self._table[-1]:
+            self._table[-1][-1] += data.strip("\n")
+
+
+def read_page(text: str) -> Tables:
+    """Parse a page."""
+    found = Tables()
+    found.feed(text)
+    return found
