@@ -32,6 +32,8 @@ HOSTILE = (
     "- item",
     "1. item",
     "__proto__",
+    "constructor",
+    "hasOwnProperty",
     "datum.layer]'\"\\",
 )
 

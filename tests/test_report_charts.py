@@ -107,7 +107,7 @@ def test_ranked_bars_carry_the_scores_in_order() -> None:
     assert bars.columns["low"] == [line.low for line in found.lines[:40]]
     assert bars.columns["train"].count("full") == 12
     texts = str(bars.spec)
-    assert f"'datum': '{bars.columns['label'][11]}'" in texts  # the line under the last one bought
+    assert f"'datum': {bars.columns['label'][11]!r}" in texts  # the line under the last one bought
     scattered = draw(content(60, budget="0.2", locks=("*.5.*=full",))).bars
     assert "bandPosition" not in str(scattered.spec)
 

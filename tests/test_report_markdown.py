@@ -73,7 +73,9 @@ def test_a_hostile_report_has_only_the_elements_of_a_report() -> None:
 
 def test_the_table_holds_the_highest_modules() -> None:
     found = content(60, budget="0.2")
-    rows = {cells[1]: cells for cells in rendered(markdown_text(draw(found))).rows if len(cells) == 11}
+    rows = {
+        cells[1]: cells for cells in rendered(markdown_text(draw(found))).rows if len(cells) == 11
+    }
     for line in found.lines[:40]:
         cells = rows[line.row.module]
         assert cells[0] == str(line.row.rank)

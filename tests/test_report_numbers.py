@@ -12,6 +12,7 @@ from reports import report
 from hlscore.errors import UsageError
 from hlscore.pages import sentences
 from hlscore.pages.board import draw
+from hlscore.pages.charts import signed
 from hlscore.pages.content import Content, join
 from hlscore.pages.figures import level, level_names, reach, ways
 from hlscore.pages.module_charts import heat_chart, shared_start, short_names
@@ -194,7 +195,7 @@ def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
         )
     )
     for line in found.lines:
-        assert cells[line.row.layer, line.row.kind] == int(line.full)
+        assert cells[line.row.layer, signed(line.row.kind)] == int(line.full)
     outside = replace(found, lines=tuple(
         replace(line, row=replace(line.row, layer=None)) for line in found.lines
     ))  # fmt: skip
@@ -219,7 +220,7 @@ def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
     )
     experts = heat_chart(replace(found, lines=single))
     assert experts is not None
-    assert experts.columns["kind"] == ["up_proj"]
+    assert experts.columns["kind"] == [signed("up_proj")]
     kinds = tuple(
         replace(line, row=replace(line.row, kind=f"kind{at}", layer=0))
         for at, line in enumerate(found.lines[:100])

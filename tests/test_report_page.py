@@ -12,6 +12,7 @@ from report_content import HOSTILE, content, hostile_report, planned, read_page
 
 from hlscore.pages.board import draw
 from hlscore.pages.bundle import Bundle, inline
+from hlscore.pages.charts import signed
 from hlscore.pages.content import join
 from hlscore.pages.page import html_text
 
@@ -69,7 +70,7 @@ def test_hostile_names_stay_text(hostile: str) -> None:
     assert "alert(1)</script>" not in hostile.replace("&lt;/script&gt;", "")
     data = json.loads(page.scripts[0][1])
     kinds = next(chart for chart in data["charts"] if chart["name"] == "heat")["columns"]["kind"]
-    assert set(kinds) == set(HOSTILE)
+    assert set(kinds) == {signed(name) for name in HOSTILE}
     for letter in ("\x07", "\u202e"):
         assert letter not in hostile
 

@@ -28,6 +28,15 @@ FULL_SIGN: Spec = {
 TOLD: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
 """Marks of a module: the page looks up what to tell of it."""
 
+_SIGN = ":"
+UNSIGNED: Spec = {"labelExpr": "slice(datum.label, 1)", "ticks": False, "domain": False}
+"""An axis whose labels stand behind a sign."""
+
+
+def signed(name: str) -> str:
+    """A name as a key of data; without the sign, Vega would trip over one like `constructor`."""
+    return f"{_SIGN}{name}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
-from hlscore.pages.charts import FULL_SIGN, TOLD, Chart, Spec, number_axis
+from hlscore.pages.charts import FULL_SIGN, TOLD, UNSIGNED, Chart, Spec, number_axis, signed
 from hlscore.pages.content import Content, Line
 from hlscore.pages.figures import level, level_names
 from hlscore.pages.palette import FULL, GRID, HALO, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
@@ -43,7 +43,7 @@ def heat_chart(content: Content) -> Chart | None:
     columns: dict[str, Sequence[Any]] = {
         "id": [places[0] for places in cells.values()],
         "layer": [layer for layer, _ in cells],
-        "kind": [kind for _, kind in cells],
+        "kind": [signed(kind) for _, kind in cells],
         "level": [levels[level(lines[0].score, largest)] for lines in first.values()],
         "full": [sum(line.full for line in lines) for lines in first.values()],
         "modules": [len(lines) for lines in first.values()],
@@ -51,8 +51,8 @@ def heat_chart(content: Content) -> Chart | None:
     place = {
         "x": {"field": "layer", "type": "ordinal", "title": "layer",
               "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}},
-        "y": {"field": "kind", "type": "nominal", "title": None, "sort": _kinds(content.lines),
-              "axis": {"ticks": False, "domain": False}},
+        "y": {"field": "kind", "type": "nominal", "title": None, "sort": [signed(kind) for kind in _kinds(content.lines)],
+              "axis": UNSIGNED},
     }  # fmt: skip
     ramp = {"domain": list(levels), "range": [item.light for item in RAMP]}
     legend = {"title": f"{content.score.name}, share of the highest", "symbolType": "square"}
@@ -130,7 +130,7 @@ def bars_chart(content: Content) -> Chart:
         The chart.
     """
     lines = content.lines[:TOP]
-    labels = short_names(content.lines)[:TOP]
+    labels = [signed(name) for name in short_names(content.lines)[:TOP]]
     modes = [_mode(line) for line in lines]
     named = [name for name in _MODE_COLOURS if name in modes]
     scale = {"domain": named, "range": [_MODE_COLOURS[name] for name in named]}
@@ -172,7 +172,7 @@ def bars_chart(content: Content) -> Chart:
             "height": 19 * len(lines),
             "encoding": {
                 "y": {"field": "label", "type": "nominal", "sort": None, "title": None,
-                      "axis": {"ticks": False, "domain": False, "labelPadding": 8}},
+                      "axis": {**UNSIGNED, "labelPadding": 8}},
                 "x": x,
             },
             "layer": layers,

@@ -16,6 +16,7 @@ from hlscore.pages.palette import colours, repainting
 from hlscore.pages.table import COLUMNS, skipped_cells, table_cells
 from hlscore.views.wording import memory, short
 
+_LONG_TABLE = 500  # the style sheet shows as many rows at first
 _WITH_OUTLINE = ("heat", "bars")
 _AUTOSIZE = {"type": "fit-x", "contains": "padding"}
 
@@ -84,6 +85,7 @@ def _words(board: Board) -> dict[str, Any]:
         "memory_table": _memory_table(board),
         "notes": sentences.notes(content),
         "columns": COLUMNS,
+        "cut": len(content.lines) > _LONG_TABLE,
         "rows": [table_cells(line) for line in content.lines],
         "skipped_rows": [skipped_cells(row) for row in content.skipped],
         "score": content.score.name,

@@ -9,10 +9,7 @@
   const views = {};
   const text = (row, column) => row.cells[column].textContent.trim();
 
-  rows.forEach((row, place) => {
-    row.place = place;
-    row.classList.toggle("full", text(row, 8) === "full");
-  });
+  rows.forEach((row, place) => { row.place = place; });
 
   // Charts: data come as columns, to be short.
   const table_of = (columns) => {
@@ -136,8 +133,17 @@
       row.hidden = !found;
       kept += found;
     }
-    count.textContent = `${kept.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
+    const shown = table.classList.contains("cut") && kept > 500 ? ", the first 500 shown" : "";
+    count.textContent = `${kept.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows${shown}`;
   };
+  const all = document.getElementById("all");
+  if (all) {
+    all.addEventListener("click", () => {
+      const cut = table.classList.toggle("cut");
+      all.setAttribute("aria-pressed", String(!cut));
+      sift();
+    });
+  }
   filter.addEventListener("input", sift);
   sift();
 
