@@ -176,7 +176,7 @@ def test_a_module_is_chosen_by_click_and_by_keyboard(opened: Opener) -> None:
 
     cell = seen.page.locator("#chart-heat .mark-rect.role-mark").first.locator("path").nth(20)
     cell.click()
-    seen.page.wait_for_function("first => document.querySelector('#one-name').textContent !== first",
+    seen.page.wait_for_function("name => document.querySelector('#one-name').textContent !== name",
                                 arg=names[0])  # fmt: skip
     chosen = seen.text("#one-name")
     layer, kind = chosen.split(".")[2], chosen.split(".")[-1]
@@ -305,7 +305,8 @@ def test_the_page_never_scrolls_sideways(opened: Opener, width: int) -> None:
         assert box is not None
         assert box["x"] + box["width"] <= width, name
     inside = seen.page.evaluate(
-        "() => { const box = document.querySelector('.tall'); return [box.scrollWidth, box.clientWidth] }"
+        "() => { const box = document.querySelector('.tall');"
+        " return [box.scrollWidth, box.clientWidth] }"
     )
     if width == 400:
         assert inside[0] > inside[1]
@@ -319,8 +320,8 @@ def test_everything_can_be_reached_by_keyboard(opened: Opener) -> None:
         reached.add(
             seen.page.evaluate(
                 "() => { const now = document.activeElement; const style = getComputedStyle(now);"
-                " return [now.id || now.className || now.closest('th, tr')?.textContent || now.tagName,"
-                " style.outlineStyle] }"
+                " return [now.id || now.className || now.closest('th, tr')?.textContent"
+                " || now.tagName, style.outlineStyle] }"
             )[0]
         )
     for part in ("skip", "module", "filter", "scroll tall", "scroll fit", "± se"):
@@ -348,7 +349,10 @@ def test_ten_thousand_modules_open_and_sort_in_a_few_seconds(opened: Opener) -> 
     assert time.perf_counter() - began < 5
     seen.page.locator("#module").select_option("9999")
     assert seen.text("#one-name") == found.lines[9999].row.module
-    shown = "() => [...document.querySelectorAll('#modules tbody tr')].filter(row => row.checkVisibility()).length"
+    shown = (
+        "() => [...document.querySelectorAll('#modules tbody tr')]"
+        ".filter(row => row.checkVisibility()).length"
+    )
     assert seen.page.evaluate(shown) == 500
     seen.page.locator("#all").click()
     assert seen.page.evaluate(shown) == 10_001

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import xml.etree.ElementTree as ET
 from typing import Any
 
-import altair
+import altair as alt
 import pytest
 import vl_convert
 from report_content import HOSTILE, content, hostile_report, planned
@@ -39,19 +40,19 @@ def test_every_chart_is_valid_vega_lite(board: Board) -> None:
     assert len(board.charts) >= 4
     for chart in board.charts:
         spec = whole(chart.view(400), datasets={chart.name: chart.rows()})
-        altair.Chart.from_dict(spec, validate=True)
+        alt.Chart.from_dict(spec, validate=True)
         compiled = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION)
         assert compiled["marks"]
 
 
 def test_the_poster_and_the_page_use_the_same_charts(board: Board) -> None:
     spec = poster(board)
-    altair.VConcatChart.from_dict(spec, validate=True)
+    alt.VConcatChart.from_dict(spec, validate=True)
     views = [view for row in spec["vconcat"] for view in row.get("hconcat", [row])]
     assert len(views) == len(board.charts)
     shown = {view["data"]["name"]: view for view in views}
     for chart in board.charts:
-        altair.Chart.from_dict(_chart(chart)["spec"], validate=True)
+        alt.Chart.from_dict(_chart(chart)["spec"], validate=True)
         for part in ("layer", "encoding", "height"):
             assert shown[chart.name].get(part) == chart.spec.get(part)
             assert _chart(chart)["spec"].get(part) == chart.spec.get(part)
@@ -125,9 +126,7 @@ def test_the_chart_of_stability_holds_the_shares_of_the_plan() -> None:
 def test_svg_keeps_hostile_names_as_text() -> None:
     found = hostile_report()
     text = svg_text(draw(join(found, planned(found), planned_here=False)))
-    from xml.etree import ElementTree
-
-    root = ElementTree.fromstring(text)
+    root = ET.fromstring(text)  # noqa: S314 - made a line above
     tags = {item.tag.rpartition("}")[2] for item in root.iter()}
     assert tags <= {"svg", "g", "path", "text", "defs", "clipPath", "rect", "line", "tspan"}
     words = " ".join(item.text or "" for item in root.iter())

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from report_content import HOSTILE, content, hostile_report, planned, read_page
@@ -76,7 +77,7 @@ def test_hostile_names_stay_text(hostile: str) -> None:
 
 
 def test_json_on_the_page_cannot_end_its_script(hostile: str) -> None:
-    raw = hostile.split('<script type="application/json" id="data">')[1].split("</script>")[0]
+    raw = hostile.split('<script type="application/json" id="data">')[1].split("</script>", 1)[0]
     assert "<" not in raw
     json.loads(raw)
 
@@ -126,7 +127,7 @@ def test_headings_rise_by_one_and_charts_are_described() -> None:
     levels = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     charts = [given for tag, given in page.tags if (given.get("class") or "") == "chart"]
     assert len(charts) == 7
     for given in charts:

@@ -51,8 +51,8 @@ def heat_chart(content: Content) -> Chart | None:
     place = {
         "x": {"field": "layer", "type": "ordinal", "title": "layer",
               "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}},
-        "y": {"field": "kind", "type": "nominal", "title": None, "sort": [signed(kind) for kind in _kinds(content.lines)],
-              "axis": UNSIGNED},
+        "y": {"field": "kind", "type": "nominal", "title": None, "axis": UNSIGNED,
+              "sort": [signed(kind) for kind in _kinds(content.lines)]},
     }  # fmt: skip
     ramp = {"domain": list(levels), "range": [item.light for item in RAMP]}
     legend = {"title": f"{content.score.name}, share of the highest", "symbolType": "square"}
