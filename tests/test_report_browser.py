@@ -290,6 +290,10 @@ def test_print_shows_no_controls_and_repeats_the_header(opened: Opener) -> None:
     assert seen.page.evaluate(f"({style})('figure').breakInside") == "avoid"
     assert seen.page.evaluate(f"({style})('.tall').overflow") == "visible"
     assert seen.page.locator("#modules tbody tr").last.is_visible()
+    seen.page.set_viewport_size({"width": 720, "height": 1000})  # A4 with the usual margins
+    assert seen.page.evaluate("() => document.documentElement.scrollWidth") <= 720
+    height = "() => document.querySelector('#modules tbody tr').offsetHeight"
+    assert seen.page.evaluate(height) < 50
     pdf = seen.page.pdf(format="A4")
     assert pdf.startswith(b"%PDF")
     assert 3 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 12

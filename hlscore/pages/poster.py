@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-from typing import Any
 
 from hlscore.pages import sentences
 from hlscore.pages.board import Board
@@ -13,6 +12,9 @@ _WIDTH = 900
 _HALF = 390
 _LETTERS = 150
 _SCALE = 2
+_UNPROVEN = (
+    "No score is proven. The baseline to beat is a plain LoRA with as many trained parameters."
+)
 _APART = {"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "independent")}
 
 
@@ -27,7 +29,6 @@ def poster(board: Board) -> Spec:
     """
     content = board.content
     said = " ".join((sentences.headline(content), sentences.certainty(content)))
-    short_caption = "No score is proven: see the notes of the report."
     rows: list[Spec] = [
         _view(chart, _WIDTH, subtitle)
         for chart, subtitle in (
@@ -36,8 +37,12 @@ def poster(board: Board) -> Spec:
         )
         if chart is not None
     ]
-    pairs = [board.tail, board.stability, *board.reach]
-    views = [_view(chart, _HALF, "") for chart in pairs if chart is not None]
+    pairs = [
+        (board.tail, "what LoRA of each rank leaves of the gradient"),
+        (board.stability, "an upper bound: new probes agree less"),
+        *((chart, "picking the best of noisy scores flatters") for chart in board.reach),
+    ]
+    views = [_view(chart, _HALF, subtitle) for chart, subtitle in pairs if chart is not None]
     rows += [
         {"hconcat": views[place : place + 2], "spacing": 60, "resolve": _APART}
         for place in range(0, len(views), 2)
@@ -45,7 +50,7 @@ def poster(board: Board) -> Spec:
     rows.append(_view(board.memory, _WIDTH - 160, "estimate, by use"))
     title = {
         "text": sentences.heading(content),
-        "subtitle": [*textwrap.wrap(said, _LETTERS), short_caption],
+        "subtitle": [*textwrap.wrap(said, _LETTERS), _UNPROVEN],
         "fontSize": 22,
         "subtitleFontSize": 13,
         "subtitlePadding": 8,
@@ -64,9 +69,7 @@ def poster(board: Board) -> Spec:
 
 
 def _view(chart: Chart, width: int, subtitle: str) -> Spec:
-    title: dict[str, Any] = {"text": chart.title, "anchor": "start", "limit": width}
-    if subtitle:
-        title["subtitle"] = subtitle
+    title = {"text": chart.title, "subtitle": subtitle, "anchor": "start", "limit": width}
     return {**chart.view(width), "title": title}
 
 

@@ -11,8 +11,8 @@ from hlscore.views.wording import count, memory, percent, short, visible
 UNPROVEN = (
     "That modules with a high score gain more from full fine-tuning than others is not proven, "
     "for this score or any other. The numbers say what the first step of training could gain on "
-    "the probe examples. The baseline to beat is a plain LoRA with as many trained parameters: "
-    "hlscore plan --baseline lora-matched writes it."
+    "the probe examples. The baseline to beat is a plain LoRA with as many trained parameters, "
+    "which hlscore plan writes as the baseline lora-matched."
 )
 
 _NO_RESAMPLES = "there are no resamples of this score at this rank"
@@ -72,7 +72,7 @@ def certainty(content: Content) -> str:
     )
     if clear < len(content.full_lines):
         return (
-            f"Treat the order as mostly noise: only {above}, and {again}. More probes (--samples) "
+            f"Treat the order as mostly noise: only {above}, and {again}. More probe examples "
             "would tell more."
         )
     return f"How certain: {above}, and {again}. New probes agree less."

@@ -36,9 +36,10 @@
 
   const draw = async ({ name, spec, columns }) => {
     spec.datasets = { [name]: table_of(columns) };
-    if (narrow) {
-      spec.config.axis.labelLimit = 110;
-      Object.assign(spec.config.legend, { columns: name === "memory" ? 1 : 2, titleOrient: "top" });
+    if (narrow) spec.config.axis.labelLimit = 110;
+    if (window.innerWidth < 900) { // legends do not wrap by themselves
+      const columns = narrow ? (name === "memory" ? 1 : 2) : 3;
+      Object.assign(spec.config.legend, { columns, titleOrient: "top" });
     }
     const found = await vegaEmbed(`#chart-${name}`, spec, {
       renderer: "svg", actions: false, ast: true, defaultStyle: false, tooltip: tell,
