@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
+from hlscore.artifacts.plan_making import make_plan
 from hlscore.flow import Silent, score_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
@@ -44,6 +45,7 @@ def main() -> None:
     print_result(
         report,
         allocation,
+        make_plan(report, allocation),
         {name: folder / name for name in (SCORES_FILE, PLAN_FILE)},
         top=8,
         console=console,

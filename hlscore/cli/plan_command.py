@@ -108,4 +108,4 @@ def plan(
     if as_json:
         print_plan_json(made, paths[target.name])
     else:
-        print_replanned(report, allocation, paths[target.name], top=top)
+        print_replanned(report, allocation, made, paths[target.name], top=top)

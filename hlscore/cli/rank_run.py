@@ -87,7 +87,7 @@ def run_rank(
     if as_json:
         print_rank_json(plan, paths)
     else:
-        print_result(report, allocation, paths, top=top)
+        print_result(report, allocation, plan, paths, top=top)
 
 
 def _check_settings(settings: RankSettings) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals, significant
 from hlscore.planning.costs import lora_params
 from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
+from hlscore.planning.options import option
 from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity, ModuleRow
 from hlscore.settings import MemorySettings
 
@@ -68,6 +69,22 @@ def lora_size(item: PlanModule, rank: int) -> int:
         The parameters.
     """
     return lora_params(_row(item), rank)
+
+
+def cost_of(plan: Plan, item: PlanModule, mode: Mode, rank: int = 0) -> tuple[int, int]:
+    """What it costs to train a module in one way.
+
+    Args:
+        plan: The plan, whose memory settings count.
+        item: The module.
+        mode: `full`, `lora` or `frozen`.
+        rank: LoRA rank; ignored unless the mode is `lora`.
+
+    Returns:
+        Parameters trained, and bytes on top of leaving the module frozen.
+    """
+    found = option(_row(item), mode, rank, memory_settings(plan))
+    return found.params, found.bytes
 
 
 def default_rank(plan: Plan) -> int:

@@ -82,12 +82,12 @@ def _scored_row(
     at = ranks.index(rank)
     tail = 0.0 if spanned else found.tail_curve[at]
     reached = found.matrices_reached > 0
-    low, high = _interval(found.hls_replicates)
+    low, high = interval(found.hls_replicates)
     row = ModuleRow(
         **_identity(item),
         rank=None,
         matrices_reached=found.matrices_reached,
-        hls_stderr=_stderr(found.hls_replicates),
+        hls_stderr=standard_error(found.hls_replicates),
         hls_ci_low=low,
         hls_ci_high=high,
         hls_error=0.0 if spanned else found.hls_errors[at],
@@ -182,11 +182,20 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
     return "; ".join(remarks)
 
 
-def _stderr(replicates: tuple[float, ...]) -> float | None:
+def standard_error(replicates: Sequence[float]) -> float | None:
+    """Standard error of a score from its replicates; `None` where there are fewer than two."""
     return float(np.std(replicates, ddof=1)) if len(replicates) > 1 else None
 
 
-def _interval(replicates: tuple[float, ...]) -> tuple[float | None, float | None]:
+def interval(replicates: Sequence[float]) -> tuple[float | None, float | None]:
+    """Ends of the 95 % interval of a score from its replicates.
+
+    Args:
+        replicates: Resampled values.
+
+    Returns:
+        Lower and upper end; `None` where there are fewer than two replicates.
+    """
     if len(replicates) < 2:
         return None, None
     outside = (1 - CONFIDENCE) / 2

@@ -42,3 +42,21 @@ def shape(matrices: int, out_features: int, in_features: int) -> str:
     """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
     size = f"{out_features} x {in_features}"
     return size if matrices == 1 else f"{matrices} x {size}"
+
+
+def shortened(text: str, most: int) -> str:
+    """A text of at most `most` letters: the middle of a longer one is left out."""
+    if len(text) <= most:
+        return text
+    kept = max(0, most - 3)
+    return f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"[: max(most, 3)]
+
+
+def visible(text: str) -> str:
+    """A text from a file as it can be shown: what would steer a terminal is written out."""
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )

@@ -1,0 +1,233 @@
+"""Which modules of a plan or report are looked at, and in which order."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol, TypeVar
+
+from hlscore.artifacts.plan import Plan
+from hlscore.errors import UsageError
+from hlscore.records import ModuleRow, ScoreReport
+
+_MOST_NAMED = 8
+
+
+class Module(Protocol):
+    """What plan modules and report rows both say of a module."""
+
+    @property
+    def module(self) -> str:
+        """Full name."""
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the decoder block."""
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name."""
+
+    @property
+    def block(self) -> str:
+        """Path between the decoder block and the kind."""
+
+
+M = TypeVar("M", bound=Module)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """Something that modules can be ordered by.
+
+    Attributes:
+        name: Name on the command line.
+        field: Field of the module.
+        rising: Whether the smallest comes first.
+    """
+
+    name: str
+    field: str
+    rising: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """What a module has to be to be looked at; what is empty or `None` asks for nothing.
+
+    Attributes:
+        match: Globs over full names; one of them has to match.
+        kind: Last part of the name, with or without the block before it.
+        layers: First and last decoder block.
+        mode: What a plan does with it.
+        status: What a report says of it.
+    """
+
+    match: tuple[str, ...] = ()
+    kind: str | None = None
+    layers: tuple[int, int] | None = None
+    mode: str | None = None
+    status: str | None = None
+
+    def __str__(self) -> str:
+        """The filters as options of the command line."""
+        return " ".join(self._options())
+
+    def pick(self, modules: Sequence[M]) -> tuple[M, ...]:
+        """Leave out what does not pass.
+
+        Args:
+            modules: Plan modules or report rows.
+
+        Returns:
+            Those that pass, in the same order.
+        """
+        return tuple(item for item in modules if self._passes(item))
+
+    def _passes(self, item: Module) -> bool:
+        if self.match and not any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match):
+            return False
+        if self.kind is not None and self.kind not in (item.kind, f"{item.block}.{item.kind}"):
+            return False
+        if self.layers is not None:
+            first, last = self.layers
+            if item.layer is None or not first <= item.layer <= last:
+                return False
+        asked = {"mode": self.mode, "status": self.status}
+        return all(
+            wanted is None or getattr(item, name) == wanted for name, wanted in asked.items()
+        )
+
+    def _options(self) -> Iterator[str]:
+        yield from (f"--match {glob}" for glob in self.match)
+        if self.kind is not None:
+            yield f"--kind {self.kind}"
+        if self.layers is not None:
+            first, last = self.layers
+            yield f"--layer {first}" if first == last else f"--layer {first}-{last}"
+        if self.mode is not None:
+            yield f"--mode {self.mode}"
+        if self.status is not None:
+            yield f"--status {self.status}"
+
+
+def plan_columns(plan: Plan) -> dict[str, Column]:
+    """What the modules of a plan can be ordered by.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        Column by name; the score also has its own name.
+    """
+    rising = {"place": "position", "position": "position"}
+    rising |= {name: name for name in ("module", "layer", "kind", "block", "mode")}
+    falling = {
+        name: name
+        for name in ("score", "selection_probability", "params", "trained_params", "rank",
+                     "matrices", "out_features", "in_features")
+    }  # fmt: skip
+    own = {plan.score.name: Column(name=plan.score.name, field="score", rising=False)}
+    return own | _columns(rising, falling)
+
+
+def report_columns() -> dict[str, Column]:
+    """What the rows of a report can be ordered by: all but lists and free texts.
+
+    Returns:
+        Column by name.
+    """
+    rising = {"place": "rank"} | {
+        name: name for name in ("rank", "module", "layer", "kind", "block", "status")
+    }
+    numbers = [item.name for item in fields(ModuleRow) if str(item.type)[:3] in ("int", "flo")]
+    falling = {"params": "n_params"} | {name: name for name in numbers if name not in rising}
+    return _columns(rising, falling)
+
+
+def find_column(columns: Mapping[str, Column], name: str, option: str) -> Column:
+    """Look a column up by name.
+
+    Args:
+        columns: What there is.
+        name: As given.
+        option: The option that it was given with.
+
+    Returns:
+        The column.
+
+    Raises:
+        UsageError: There is no such column.
+    """
+    if name not in columns:
+        raise UsageError(
+            f"{option} '{name}' is no column of this file.",
+            hint=f"Use one of: {', '.join(columns)}.",
+        )
+    return columns[name]
+
+
+def ordered(modules: Sequence[M], column: Column, *, reverse: bool) -> tuple[M, ...]:
+    """Order modules by a column; those without a value go last, ties keep their order.
+
+    Args:
+        modules: Plan modules or report rows.
+        column: What decides.
+        reverse: Whether to turn the column's own direction round.
+
+    Returns:
+        The modules.
+    """
+    known = [item for item in modules if getattr(item, column.field) is not None]
+    missing = [item for item in modules if getattr(item, column.field) is None]
+    known.sort(key=lambda item: getattr(item, column.field), reverse=column.rising == reverse)
+    return (*known, *missing)
+
+
+def find_module(modules: Sequence[M], name: str) -> M:
+    """Find one module by its full name, or by an end of it that no other module has.
+
+    Args:
+        modules: Plan modules or report rows.
+        name: As given.
+
+    Returns:
+        The module.
+
+    Raises:
+        UsageError: None or several are called so.
+    """
+    whole = [item for item in modules if item.module == name]
+    ends = whole or [item for item in modules if item.module.endswith(f".{name}")]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise UsageError(
+            f"'{name}' is the end of {len(ends)} names: {_named(ends)}.",
+            hint="Give more of the name, or --layer.",
+        )
+    near = [item for item in modules if name and name.lower() in item.module.lower()]
+    raise UsageError(
+        f"No module is called '{name}'.",
+        hint=f"There are: {_named(near or modules)}." if modules else "",
+    )
+
+
+def all_rows(report: ScoreReport) -> tuple[ModuleRow, ...]:
+    """Rows of a report by their place, those without one last."""
+    return ordered(report.rows, Column(name="place", field="rank", rising=True), reverse=False)
+
+
+def _columns(rising: Mapping[str, str], falling: Mapping[str, str]) -> dict[str, Column]:
+    return {
+        name: Column(name=name, field=field, rising=table is rising)
+        for table in (rising, falling)
+        for name, field in table.items()
+    }
+
+
+def _named(modules: Sequence[Module]) -> str:
+    names = ", ".join(item.module for item in modules[:_MOST_NAMED])
+    left = len(modules) - _MOST_NAMED
+    return f"{names} and {left:,} more" if left > 0 else names

@@ -1,0 +1,139 @@
+"""A plan as a table, a map and a few sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.text import Text
+
+from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.views.heatmap import Cell, print_heat_map
+from hlscore.views.module_table import ModuleTable
+from hlscore.views.wording import count, measure, memory, percent, shape, short
+
+
+def print_choice(
+    console: Console,
+    plan: Plan,
+    modules: Sequence[PlanModule],
+    *,
+    top: int | None,
+    stderrs: Mapping[str, float | None] | None = None,
+    clear: int | None = None,
+) -> None:
+    """Print what a plan does with its modules, and what it comes to.
+
+    Args:
+        console: Where to print.
+        plan: The plan.
+        modules: Those of its modules that the table and the map show.
+        top: Most modules of the table; `None` for all.
+        stderrs: Standard error of the score by module; `None` leaves the column out.
+        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
+    """
+    console.print()
+    _table(plan, modules, top, stderrs).print(console)
+    cells = [Cell(at=item, score=item.score, marked=item.mode == "full") for item in modules]
+    print_heat_map(console, cells, score=plan.score.name)
+    console.print()
+    for text in summary(plan, clear=clear):
+        console.print(text, soft_wrap=True)
+
+
+def training(item: PlanModule) -> str:
+    """How a module is trained, in a word or two."""
+    return f"LoRA {item.rank}" if item.mode == "lora" else item.mode
+
+
+def chosen_in(share: float | None) -> str:
+    """A selection probability, a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def _table(
+    plan: Plan,
+    modules: Sequence[PlanModule],
+    top: int | None,
+    stderrs: Mapping[str, float | None] | None,
+) -> ModuleTable:
+    errors = () if stderrs is None else ("± se",)
+    table = ModuleTable((plan.score.name, *errors, "chosen in", "out x in"), ("train",))
+    shown = modules[:top]
+    for item in shown:
+        table.add_row(
+            str(item.position),
+            item.module,
+            measure(item.score),
+            *(() if stderrs is None else (measure(stderrs[item.module]),)),
+            chosen_in(item.selection_probability),
+            shape(item.matrices, item.out_features, item.in_features),
+            training(item),
+            style=None if item.mode == "full" else "dim",
+        )
+    table.leave_out(len(modules) - len(shown))
+    return table
+
+
+def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
+    """Say in sentences what a plan trains, what that takes, and how stable the choice is.
+
+    Args:
+        plan: The plan.
+        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
+
+    Returns:
+        One text per sentence.
+    """
+    totals, budget = plan.totals, plan.budget
+    times_lora = totals.trained_params / max(1, totals.plain_lora_params)
+    sentences = {
+        "full": f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
+        f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
+        f"{short(totals.candidate_params)} candidate parameters "
+        f"({percent(budget.realized_parameter_share)})",
+        "trained": f"{short(totals.trained_params)} parameters in all: "
+        f"{times_lora:.2f} x plain LoRA of rank {plan.lora.rank}, "
+        f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning",
+    }
+    if not plan.upgraded:
+        sentences["memory"] = _memory(plan)
+    if plan.solver.name == "HiGHS":
+        sentences["solver"] = f"HiGHS, at most {plan.solver.gap:.1e} of the best value away"
+    stability = plan.stability
+    if stability.mean_reselection is not None and stability.borderline_modules is not None:
+        sentences["stable"] = (
+            f"{100 * stability.mean_reselection:.0f} % of the resamples of these probes "
+            "choose a chosen module again; new probes agree less"
+        )
+        sentences["doubt"] = _doubt(plan, stability.borderline_modules, clear)
+    return [Text.assemble((f"{name:<8}", "bold"), said) for name, said in sentences.items()]
+
+
+def _memory(plan: Plan) -> str:
+    use = plan.memory
+    weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
+    parts = (
+        f"weights {memory(weights)}",
+        f"gradients {memory(use.gradient_bytes)}",
+        f"{use.optimizer} {memory(use.optimizer_bytes)}",
+        f"activations about {memory(use.activation_bytes)}",
+    )
+    return (
+        f"{memory(use.total_bytes)} to train: {', '.join(parts)}\n"
+        f"        ({use.base_bits}-bit base, {use.master} masters, "
+        f"{use.train_batch} x {use.train_length} tokens)"
+    )
+
+
+def _doubt(plan: Plan, borderline: int, clear: int | None) -> str:
+    if clear is None:
+        return (
+            f"{count(borderline, 'module')} chosen in more than 10 % and less than "
+            "90 % of the resamples"
+        )
+    candidates = count(plan.totals.candidate_modules, "module")
+    text = f"{clear:,} of {candidates} score above zero with 95 % confidence"
+    if clear >= plan.totals.full_modules:
+        return text
+    return f"{text}\n        the order is mostly noise: take more probes (--samples)"
