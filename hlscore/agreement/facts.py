@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
 
 from hlscore.artifacts.plan import Plan, PlanModel, PlanProvenance
+from hlscore.artifacts.plan_making import model_of, provenance_of
+from hlscore.errors import ArtifactError
+from hlscore.records import ScoreReport
 
 Value = str | int | float | None
 Facts = Mapping[str, Value]
@@ -77,6 +84,49 @@ def plan_facts(plan: Plan) -> dict[str, Value]:
         "chosen again": plan.stability.mean_reselection,
         "borderline": plan.stability.borderline_modules,
     }
+
+
+def report_facts(path: Path, report: ScoreReport) -> dict[str, Value]:
+    """Score, model, probes and versions of a run.
+
+    Args:
+        path: Its file.
+        report: What it holds.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        ArtifactError: The report holds values that no run has.
+    """
+    with fit_for_plans(path):
+        facts = run_facts(model_of(report), provenance_of(report))
+    own: dict[str, Value] = {"score": report.run.score, "LoRA rank": report.run.rank}
+    return own | facts
+
+
+@contextmanager
+def fit_for_plans(path: Path) -> Iterator[None]:
+    """Refuse a report with values that no plan can hold.
+
+    Args:
+        path: Its file.
+
+    Yields:
+        Nothing; what is done inside turns the report into parts of a plan.
+
+    Raises:
+        ArtifactError: A value is out of range.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"'{path}' is damaged: a plan cannot hold its '{place}': {first['msg']}.",
+            hint="Write it again with `hlscore rank`.",
+        ) from error
 
 
 def run_facts(model: PlanModel, run: PlanProvenance) -> dict[str, Value]:

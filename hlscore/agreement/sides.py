@@ -5,12 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from hlscore.agreement.facts import fit_for_plans
 from hlscore.agreement.resamples import resampled_tau
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_making import make_plan
-from hlscore.errors import ArtifactError
 from hlscore.planning.allocation import allocate
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score, replicates_at
@@ -107,15 +105,8 @@ def _settings(report: ScoreReport, like: Plan | None, wishes: Wishes) -> PlanSet
 
 
 def _planned(path: Path, report: ScoreReport, settings: PlanSettings) -> Side:
-    try:
+    with fit_for_plans(path):
         plan = make_plan(report, allocate(report, settings))
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"No plan can be made from '{path}': {place}: {first['msg']}.",
-            hint="Write it again with `hlscore rank`.",
-        ) from error
     replicates = replicates_at(
         report.candidates, find_score(settings.score), settings.rank, report.run.rank
     )

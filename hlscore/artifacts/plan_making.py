@@ -53,7 +53,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     score = find_score(settings.score)
     return Plan(
         schema_version=SCHEMA_VERSION,
-        model=_model(report),
+        model=model_of(report),
         method=settings.baseline or "score",
         budget=_budget(allocation),
         solver=PlanSolver(
@@ -82,11 +82,12 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             if not row.is_candidate
         ],
         notes=[*report.probes.notes, *allocation.notes],
-        provenance=_provenance(report),
+        provenance=provenance_of(report),
     )
 
 
-def _model(report: ScoreReport) -> PlanModel:
+def model_of(report: ScoreReport) -> PlanModel:
+    """The model of a report in the form that a plan has."""
     model = report.model
     return PlanModel(
         name=model.model,
@@ -151,7 +152,8 @@ def _module(item: Decision, allocation: Allocation) -> PlanModule:
     )
 
 
-def _provenance(report: ScoreReport) -> PlanProvenance:
+def provenance_of(report: ScoreReport) -> PlanProvenance:
+    """Where the numbers of a report come from in the form that a plan has."""
     run, probes = report.run, report.probes
     drawn = probes.rollouts
     return PlanProvenance(

@@ -1,0 +1,98 @@
+"""`hlscore diff`: what two plans or score files decide differently."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hlscore.cli import options as o
+from hlscore.errors import EXIT_CHECK_FAILED, UsageError
+
+_FILE = "A plan.json or a scores.parquet."
+
+
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help=_FILE, show_default=False)],
+    b: Annotated[Path, typer.Argument(metavar="B", help=_FILE, show_default=False)],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="Budget that scores are planned with, as in `hlscore plan`.",
+            show_default="that of the plan beside them, else 0.1",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            help="Score that decides; `hlscore scores` lists them.",
+            show_default="that of the plan beside them, else the report's",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    rank: Annotated[
+        int | None,
+        typer.Option(
+            "--rank",
+            "-r",
+            help="LoRA rank.",
+            show_default="that of the plan beside them, else the report's",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    top: o.Top = 15,
+    exit_code: Annotated[
+        bool,
+        typer.Option(
+            "--exit-code",
+            help="Exit with 1 when a module is trained differently, 0 when none is.",
+            rich_help_panel=o.OUTPUT_PANEL,
+        ),
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """Compare two plans, two score files, or one of each: what moved, and by more than noise?
+
+    Scores are planned first, by the rule of `hlscore plan`.
+
+    **Examples**
+
+    `hlscore diff old/plan.json new/plan.json`
+
+    `hlscore diff seed-0/scores.parquet seed-1/scores.parquet --budget 0.2`
+
+    `hlscore diff plan.json scores.parquet --exit-code --json`
+    """
+    from hlscore.agreement.difference import difference
+    from hlscore.agreement.sides import Wishes, sides_of
+    from hlscore.artifacts.plan import Plan
+    from hlscore.artifacts.reading import read_artifact
+    from hlscore.planning.budget import parse_budget
+    from hlscore.scores.registry import find_score
+    from hlscore.views.diff import print_difference, print_difference_json
+    from hlscore.views.progress import status
+
+    if budget is not None:
+        parse_budget(budget)
+    if score is not None:
+        find_score(score)
+    with status("comparing"):
+        files = ((a, read_artifact(a)), (b, read_artifact(b)))
+        wished = any(wish is not None for wish in (budget, score, rank))
+        if wished and all(isinstance(content, Plan) for _, content in files):
+            raise UsageError(
+                "Both files are plans: nothing is left to plan.",
+                hint="Leave --budget, --score and --rank out, or give score files.",
+            )
+        found = difference(*sides_of(files, Wishes(budget=budget, score=score, rank=rank)))
+    if as_json:
+        print_difference_json(found)
+    else:
+        print_difference(found, top=top)
+    if exit_code and found.moves:
+        raise typer.Exit(EXIT_CHECK_FAILED)

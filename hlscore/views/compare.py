@@ -1,0 +1,214 @@
+"""What `compare` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hlscore.agreement.comparison import Comparison, Pair
+from hlscore.agreement.facts import Fact
+from hlscore.views.facts import fact_text
+from hlscore.views.terminal import print_notes, terminal
+from hlscore.views.wording import count, shortened, visible
+
+_LONGEST_LABEL = 30
+_LONGEST_HEADING = 9
+_RESAMPLES = "resamples"
+_COLUMN_GAP = 1
+# Other facts follow from these, or tell a reader little.
+_FOLLOWS = {"probe hash", "counted tokens", "mean loss", "mean reward"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """A comparison with what it was made from.
+
+    Attributes:
+        comparison: The agreement.
+        paths: The files.
+        labels: Short names of the files.
+        facts: What is known of the runs, one value per file.
+        missing: Scores of a single file that have no values.
+        structures: Hash of names and shapes of each run's model.
+        within_kinds: Whether agreement within kinds was asked for.
+    """
+
+    comparison: Comparison
+    paths: tuple[Path, ...]
+    labels: tuple[str, ...]
+    facts: tuple[Fact, ...]
+    missing: tuple[str, ...]
+    structures: tuple[str, ...]
+    within_kinds: bool
+
+
+def print_comparison(compared: Compared, *, console: Console | None = None) -> None:
+    """Print how well rankings agree, each with each.
+
+    Args:
+        compared: The comparison.
+        console: Where to print; standard output by default.
+    """
+    console = console or terminal()
+    found = compared.comparison
+    console.print(_headline(compared), soft_wrap=True)
+    print_notes(console, _notes(compared))
+    if len(compared.paths) > 1:
+        console.print()
+        console.print(_runs_table(compared))
+    _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
+    _print_matrix(
+        console,
+        found,
+        f"share of the highest {count(found.top, 'module')} that both have "
+        f"({found.top / found.modules:.2f} by chance)",
+        lambda pair: pair.overlap,
+    )
+    if compared.within_kinds:
+        heading = "mean tau within kinds of modules"
+        _print_matrix(console, found, heading, lambda pair: pair.within_kinds)
+    console.print()
+    for line in _remarks(compared):
+        console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def print_comparison_json(compared: Compared) -> None:
+    """Print the whole comparison as one JSON object."""
+    found = compared.comparison
+
+    def matrix(value: Callable[[Pair], object]) -> list[list[object]]:
+        return [[value(pair) for pair in row] for row in found.pairs]
+
+    plain = {
+        "files": [
+            {"path": str(path), "label": label}
+            for path, label in zip(compared.paths, compared.labels, strict=True)
+        ],
+        "facts": [asdict(fact) | {"same": fact.same} for fact in compared.facts],
+        "same_structure": len(set(compared.structures)) == 1,
+        "rankings": [
+            {"label": item.label, "score": item.score, "rank": item.rank, "resampled_tau": tau}
+            for item, tau in zip(found.rankings, found.resampled, strict=True)
+        ],
+        "without_values": compared.missing,
+        "modules": found.modules,
+        "agreement": matrix(lambda pair: asdict(pair.tau)),
+        "top": {
+            "modules": found.top,
+            "by_chance": found.top / found.modules,
+            "overlap": matrix(lambda pair: pair.overlap),
+            "jaccard": matrix(lambda pair: pair.jaccard),
+        },
+        "within_kinds": matrix(lambda pair: pair.within_kinds) if compared.within_kinds else None,
+    }
+    print(json.dumps(plain))
+
+
+def _headline(compared: Compared) -> Text:
+    found, values = compared.comparison, {fact.name: fact.values for fact in compared.facts}
+    names = list(dict.fromkeys(visible(str(name)) for name in values["model"]))
+    scores = list(dict.fromkeys(item.score for item in found.rankings))
+    ranks = sorted({item.rank for item in found.rankings})
+    what = scores[0] if len(scores) == 1 else count(len(scores), "score")
+    many = "" if len(compared.paths) == 1 else f" of {count(len(compared.paths), 'run')}"
+    at = f"LoRA rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} LoRA ranks"
+    return Text.assemble(
+        (", ".join(names), "bold"), f" · {what}{many} at {at} · {count(found.modules, 'module')}"
+    )
+
+
+def _notes(compared: Compared) -> Iterator[str]:
+    found = compared.comparison
+    if len(set(compared.structures)) > 1:
+        yield (
+            "the runs are of different models: the "
+            f"{count(found.modules, 'module')} of the same name are compared"
+        )
+    if len(compared.paths) > 1 and len({item.score for item in found.rankings}) > 1:
+        yield "the runs are ordered by different scores; --score NAME compares one"
+    if len(compared.paths) > 1 and len({item.rank for item in found.rankings}) > 1:
+        yield "the scores are for different LoRA ranks; --rank N compares one"
+    for label in found.constant:
+        yield f"{label} is the same for every module: it gives no order"
+    if compared.missing:
+        yield f"without values: {', '.join(compared.missing)}"
+
+
+def _runs_table(compared: Compared) -> Table:
+    """What sets each run apart, in words that fold."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("run", overflow="fold")
+    table.add_column("what differs", overflow="fold", ratio=1)
+    facts = [fact for fact in compared.facts if not fact.same and fact.name not in _FOLLOWS]
+    for place, label in enumerate(compared.labels):
+        told = [f"{visible(f.name)} {fact_text(f.name, f.values[place])}" for f in facts]
+        table.add_row(str(place + 1), visible(label), " · ".join(told) or "nothing that is known")
+    return table
+
+
+def _print_matrix(
+    console: Console,
+    found: Comparison,
+    heading: str,
+    value: Callable[[Pair], float | None],
+    own: Sequence[float | None] | None = None,
+) -> None:
+    """A table of pairs; in parts side by side where it is wider than the console."""
+    labels = [shortened(visible(item.label), _LONGEST_LABEL) for item in found.rankings]
+    numbered = max(map(len, labels)) > _LONGEST_HEADING
+    names = [f"{at} {label}" if numbered else label for at, label in enumerate(labels, start=1)]
+    headings = [str(at) if numbered else label for at, label in enumerate(labels, start=1)]
+    shows_own = own is not None and any(tau is not None for tau in own)
+    room = console.width - max(map(len, names)) - (len(_RESAMPLES) + 1 if shows_own else 0)
+    fitting = max(1, room // (max(5, *map(len, headings)) + _COLUMN_GAP))
+    console.print()
+    console.print(Text(heading, style="bold"), soft_wrap=True)
+    for start in range(0, len(names), fitting):
+        part = range(start, min(start + fitting, len(names)))
+        table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+        table.add_column("", no_wrap=True)
+        for at in part:
+            table.add_column(headings[at], justify="right", no_wrap=True, min_width=5)
+        if shows_own:
+            table.add_column(_RESAMPLES, justify="right", no_wrap=True, style="dim")
+        for at, name in enumerate(names):
+            cells = [Text("-", style="dim") if at == to else _number(value(found.pairs[at][to]))
+                     for to in part]  # fmt: skip
+            table.add_row(name, *cells, *([_number(own[at])] if own and shows_own else []))
+        console.print(table)
+
+
+def _number(value: float | None) -> Text:
+    return Text("?" if value is None else f"{value:.2f}")
+
+
+def _remarks(compared: Compared) -> Iterator[str]:
+    found = compared.comparison
+    if any(tau is not None for tau in found.resampled):
+        yield (
+            f"{_RESAMPLES}: tau between two resamples of the same probes; two runs that agree as "
+            "well differ by noise alone, and new probes agree less"
+        )
+    if not compared.within_kinds:
+        yield (
+            "kind and size of a module explain much of such agreement: --within-kinds leaves "
+            "them out"
+        )
+    widths = [
+        pair.tau.high - pair.tau.low
+        for at, row in enumerate(found.pairs)
+        for pair in row[at + 1 :]
+        if pair.tau.low is not None and pair.tau.high is not None
+    ]
+    if widths:
+        yield (
+            f"over modules, a tau is known to ± {max(widths) / 2:.2f} or better (95 %); --json "
+            "has each interval"
+        )
