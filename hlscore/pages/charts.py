@@ -8,7 +8,7 @@ from typing import Any
 
 from hlscore.pages.palette import GRID, HALO, INK, MUTED, PAPER, RULE
 
-VEGA_LITE_VERSION = "6.4"
+VEGA_LITE_VERSION = "6.1"
 SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
 
 Spec = dict[str, Any]
@@ -110,7 +110,7 @@ def number_axis(largest: float) -> Spec:
     """
     plain = largest == 0 or 0.01 <= largest < 1e5
     return {
-        "format": "~g" if plain else ".3~e",
+        "format": ".4~g" if plain else ".3~e",
         "labelExpr": "datum.value === 0 ? '0' : datum.label",
         "tickCount": 5,
     }

@@ -165,8 +165,12 @@ def reach_caption(found: Reach, parameters: Reach) -> str:
         f"The plan's modules in full, {percent(found.plan_taken)} of the modules and "
         f"{percent(parameters.plan_taken)} of the parameters, hold {percent(found.plan_held)} of "
         "the sum of positive scores. Picking the best of noisy scores flatters this curve: even "
-        "scores of pure noise lie above the diagonal"
-        + (", and so does the band, the same order in 95 % of the resamples." if found.low else ".")
+        "scores of pure noise lie above the diagonal."
+        + (
+            " The band, where the same order lies in 95 % of the resamples, flatters too."
+            if found.low
+            else ""
+        )
     )
 
 
