@@ -35,6 +35,14 @@ OPTIONS = {
     "--out --rank --ranks --score --top --train-batch --train-length",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
+    "report": "--budget --force --help --json --out",
+    "show": "--columns --help --json --kind --layer --match --mode --module --reverse --sort "
+    "--status --top",
+    "check": "--baseline --config --explain --for --format --help --ignore --json --max-age "
+    "--max-borderline --max-changed --max-drift --min-overlap --min-selection-probability "
+    "--min-tau --model --out --revision --strict --trust-remote-code --weights",
+    "diff": "--budget --exit-code --help --json --rank --score --top",
+    "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
@@ -101,9 +109,7 @@ def test_commands_and_flags_change_only_on_purpose() -> None:
     assert found == OPTIONS
 
 
-@pytest.mark.parametrize(
-    "command", ["rank", "plan", "export", "modules", "estimate", "scores", "schema"]
-)
+@pytest.mark.parametrize("command", OPTIONS)
 def test_help_shows_an_example(run: Run, command: str) -> None:
     found = run(command, "--help")
     assert found.returncode == 0
@@ -114,7 +120,14 @@ def test_help_shows_an_example(run: Run, command: str) -> None:
     "arguments",
     [["--help"], ["--version"], ["schema"], ["scores"], ["plan", "--help"], ["rank", "--help"],
      ["export", "--list"], ["export", "--help"],
-     ["plan", "SCORES", "--budget", "0.2", "-o", "new.json"]],
+     ["plan", "SCORES", "--budget", "0.2", "-o", "new.json"],
+     ["show", "SCORES"], ["show", "PLAN", "--json"], ["show", "SCORES", "-m", "0.mlp.down_proj"],
+     ["check", "PLAN"], ["check", "PLAN", "--for", "peft", "--baseline", "PLAN"],
+     ["check", "--explain", "HLS101"], ["check", "PLAN", "--format", "sarif"],
+     ["diff", "PLAN", "SCORES"], ["diff", "SCORES", "SCORES", "--json"],
+     ["compare", "SCORES"], ["compare", "SCORES", "SCORES", "--within-kinds"],
+     ["report", "SCORES", "PLAN", "-o", "r.html"], ["report", "SCORES", "-o", "r.md"],
+     ["report", "SCORES", "-o", "r.svg"]],
     ids=" ".join,
 )  # fmt: skip
 def test_read_only_commands_import_no_torch(run: Run, scores: Path, arguments: list[str]) -> None:
@@ -123,6 +136,8 @@ def test_read_only_commands_import_no_torch(run: Run, scores: Path, arguments: l
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'scipy'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
+    if "PLAN" in arguments:
+        assert run("plan", str(scores), "-o", "PLAN").returncode == 0
     given = [str(scores) if item == "SCORES" else item for item in arguments]
     found = subprocess.run(
         [sys.executable, "-c", code, *given],

@@ -12,13 +12,18 @@ import typer
 from typer.core import TyperGroup
 
 from hlscore._version import __version__
+from hlscore.cli.check_command import check
+from hlscore.cli.compare_command import compare
+from hlscore.cli.diff_command import diff
 from hlscore.cli.estimate_command import estimate
 from hlscore.cli.export_command import export
 from hlscore.cli.modules_command import modules
 from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
+from hlscore.cli.report_command import report
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
+from hlscore.cli.show_command import show
 from hlscore.errors import (
     EXIT_COULD_NOT_RUN,
     EXIT_INTERRUPTED,
@@ -81,7 +86,12 @@ app = typer.Typer(
 )
 app.command()(rank)
 app.command()(plan)
+app.command()(show)
+app.command()(report)
 app.command()(export)
+app.command()(check)
+app.command()(diff)
+app.command()(compare)
 app.command()(modules)
 app.command()(estimate)
 app.command()(scores)
