@@ -1,0 +1,61 @@
+"""Plans that are broken on purpose, and the lines on which they are."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import reports
+from console import hlscore
+
+from hlscore.artifacts.plan_file import plan_text
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.planning.allocation import allocate
+from hlscore.settings import PlanSettings
+
+Document = dict[str, Any]
+Change = Callable[[Document], object]
+
+
+def made(**given: Any) -> Document:
+    """A plan for a made-up report of twelve modules, as JSON."""
+    base = reports.report(12)
+    settings = PlanSettings(**{"budget": "0.25", "rank": 4, **given})
+    content: Document = json.loads(plan_text(make_plan(base, allocate(base, settings))))
+    return content
+
+
+def write(document: Document, path: Path) -> Path:
+    """Write a document as `hlscore` writes plans."""
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    return path
+
+
+def line_of(document: Document, path: tuple[Any, ...]) -> int:
+    """The line on which a value begins, found by putting a mark in its place.
+
+    Of a key that is missing it is the line of the object that lacks it.
+    """
+    marked = copy.deepcopy(document)
+    inner: Any = marked
+    for key in path[:-1]:
+        inner = inner[key]
+    if isinstance(inner, dict) and path[-1] not in inner:
+        return line_of(document, path[:-1])
+    inner[path[-1]] = "MARK"
+    lines = json.dumps(marked, indent=2).splitlines()
+    return 1 + next(at for at, line in enumerate(lines) if '"MARK"' in line)
+
+
+def findings(path: Path, *options: object) -> list[dict[str, Any]]:
+    """What `hlscore check --json` finds in one plan."""
+    found = hlscore("check", path, *options, "--json")
+    assert found.code in (0, 1), found.err
+    plain = json.loads(found.out)
+    (result,) = plain["files"]
+    assert found.code == (0 if result["passed"] else 1)
+    listed: list[dict[str, Any]] = result["findings"]
+    return listed
