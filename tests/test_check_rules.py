@@ -167,7 +167,7 @@ def test_an_old_version_is_a_warning() -> None:
     [{}, {"budget": "0.4p"}, {"budget": "0.4p", "ranks": (2, 4, 8)}, {"budget": "90MiB"},
      {"budget": "90MiB", "ranks": (2, 8)}, {"budget": "0.02M"}, {"budget": "1.0"},
      {"score": "tail"}, {"rank": 16}, {"alpha": 7}, {"locks": ("*q_proj=frozen", "*up_proj=full")},
-     {"locks": ("*down_proj=rank:16",), "budget": "0.3p"}, 
+     {"locks": ("*down_proj=rank:16",), "budget": "0.3p"},
      {"baseline": "all-lora"}, {"baseline": "lora-matched"}, {"baseline": "random"},
      {"memory": {"base_bits": 4}}],
     ids=str,

@@ -1,0 +1,243 @@
+"""Ten thousand damaged plans: `hlscore check` says so, fast, in little memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from check_desk import Document, made, write
+from console import hlscore
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hlscore.checks.run import check_plan
+from hlscore.settings import CheckSettings, Most
+from hlscore.views.check import check_json, check_text
+from hlscore.views.check_formats import github, junit, sarif
+
+WHOLE = made()
+BASELINE = made(budget="0.5")
+SECONDS = 2.0
+KINDS = ["near"] * 4 + ["value", "gone", "key", "other", "copy"]
+STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
+NUMBERS = st.sampled_from(
+    ["0", "-1", "1.5", "1e308", "-1e308", "1e999", "-0.0", str(2**53), str(2**63), "9" * 5000,
+     "NaN", "-Infinity", "0x10", "1e-400"]
+)  # fmt: skip
+VALUES = (
+    NUMBERS
+    | st.sampled_from(["null", "true", "[]", "{}", '""', '"\\u001b[2J"', '"\\ud800"', '"</x>"'])
+    | st.integers(1, 2000).map(lambda depth: "[" * depth + "]" * depth)
+    | st.integers(1, 2000).map(lambda depth: '{"a":' * depth + "1" + "}" * depth)
+    | st.text(max_size=8).map(json.dumps)
+    | st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+        max_leaves=5,
+    ).map(json.dumps)
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(inner, (*path, key))
+
+
+PLACES = list(places(WHOLE))
+
+
+def inside(document: Document, path: tuple[Any, ...]) -> Any:
+    for key in path[:-1]:
+        document = document[key]
+    return document
+
+
+def near(value: Any, draw: st.DrawFn) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return max(0, value + draw(st.sampled_from([-1, 1, 1000])))
+    if isinstance(value, float):
+        return value * draw(st.sampled_from([0.0, -1.0, 0.5, 1.000001, 1e6]))
+    if isinstance(value, str):
+        return draw(st.sampled_from([f"{value}x", value[1:], "full", "lora", "frozen"]))
+    if isinstance(value, list):
+        return value[:1]
+    return value
+
+
+def torn(data: bytes, draw: st.DrawFn) -> bytes:
+    """Sometimes with the bytes themselves changed."""
+    cut = draw(st.sampled_from([""] * 8 + ["end", "byte", "twice", "insert"]))
+    at = draw(st.integers(0, len(data) - 1)) if cut else 0
+    if cut == "end":
+        data = data[:at]
+    elif cut == "byte":
+        data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
+    elif cut == "insert":
+        data = data[:at] + draw(st.binary(max_size=8)) + data[at:]
+    elif cut == "twice":
+        data = data.replace(b'"mode"', b'"mode": 1, "mode"', 1)
+    return data
+
+
+@st.composite
+def damaged(draw: st.DrawFn) -> bytes:
+    """A plan after one to three changes of its values, keys or bytes."""
+    document = copy.deepcopy(WHOLE)
+    raw: dict[str, str] = {}
+    for number in range(draw(st.integers(1, 3))):
+        path = draw(st.sampled_from(PLACES))
+        try:
+            holder = inside(document, path)
+            kind = draw(st.sampled_from(KINDS))
+            if kind == "value":
+                mark = f"MARK{number}"
+                raw[json.dumps(mark)] = draw(VALUES)
+                holder[path[-1]] = mark
+            elif kind == "near":
+                holder[path[-1]] = near(holder[path[-1]], draw)
+            elif kind == "gone":
+                del holder[path[-1]]
+            elif kind == "key":
+                holder[draw(st.text(max_size=5))] = holder[path[-1]]
+            elif kind == "copy":
+                document["modules"].append(copy.deepcopy(document["modules"][0]))
+            else:
+                holder[path[-1]] = copy.deepcopy(inside(WHOLE, draw(st.sampled_from(PLACES))))
+        except (KeyError, IndexError, TypeError, AttributeError):
+            continue  # an earlier change took this place away
+    text = json.dumps(document, indent=draw(st.sampled_from([None, 2])))
+    for mark, value in raw.items():
+        text = text.replace(mark, value)
+    data = text.encode("utf-8", "surrogatepass")
+    return torn(data, draw)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("fuzz")
+    write(BASELINE, found / "baseline.json")
+    return found
+
+
+def run(examples: int, check: Callable[[bytes], None]) -> None:
+    """Hold a check against damaged plans, the same ones in every run."""
+    settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )(given(damaged())(check))()
+
+
+# Building the command line takes longer than a check: all but the command line, then that too.
+def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
+    asked = CheckSettings(
+        trainers=("peft", "axolotl", "trl"),
+        min_selection_probability=0.9,
+        max_borderline=Most(text="1", count=1),
+        max_drift="patch",
+        baseline=folder / "baseline.json",
+        max_changed=Most(text="1", count=1),
+        min_overlap=0.5,
+        min_tau=0.5,
+    )
+    path = folder / "plan.json"
+    seen: dict[bool | None, int] = {}
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        began = time.process_time()
+        result = check_plan(path, asked)
+        for write_out in (check_text, check_json, github, junit, sarif):
+            assert not STEERS.search(write_out([result]))
+        assert time.process_time() - began < SECONDS
+        lines = 1 + data.count(b"\n")
+        assert all(item.place is None or item.place.line <= lines for item in result.findings)
+        passed = None if result.full is None else not any(
+            item.code < "HLS400" for item in result.findings
+        )  # fmt: skip
+        seen[passed] = seen.get(passed, 0) + 1
+
+    run(10_000, check)
+    assert sum(seen.values()) >= 9_900
+    assert min(seen[None], seen[False], seen[True]) > 100, seen
+
+
+def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
+    path = folder / "plan.json"
+    codes = set()
+
+    def check(data: bytes) -> None:
+        path.write_bytes(data)
+        found = hlscore("check", path)
+        assert found.err == ""
+        assert found.out
+        codes.add(found.code)
+
+    run(200, check)
+    assert codes == {0, 1}
+
+
+LARGE = {
+    "100 MB of modules": lambda module: (
+        b'{"schema_version": 2, "modules": ['
+        + b",".join([module] * (100_000_000 // len(module)))
+        + b"]}"
+    ),
+    "40 MB of modules": lambda module: (
+        b'{"schema_version": 2, "modules": ['
+        + b",".join([module] * (40_000_000 // len(module)))
+        + b"]}"
+    ),
+    "100 MB of brackets": lambda _: b"[" * 100_000_000,
+    "60 MB of brackets": lambda _: b"[" * 60_000_000,
+    "60 MB of digits": lambda _: b'{"schema_version": ' + b"9" * 60_000_000 + b"}",
+    "60 MB of text": lambda _: b'{"schema_version": 2, "notes": ["' + b"x" * 60_000_000 + b'"]}',
+    "30 MB of keys": lambda _: b"{" + b",".join(b'"%d":1' % n for n in range(3_000_000)) + b"}",
+    "60 MB of escapes": lambda _: (
+        b'{"schema_version": 2, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
+    ),
+    "60 MB of bad UTF-8": lambda _: b'{"a": "' + b"\xff" * 60_000_000 + b'"}',
+}
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_large_files_take_seconds_and_less_than_a_gibibyte(kind: str, tmp_path: Path) -> None:
+    module = json.dumps(WHOLE["modules"][0]).encode()
+    path = tmp_path / "plan.json"
+    path.write_bytes(LARGE[kind](module))
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))
+
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run(
+        [sys.executable, "-m", "hlscore", "check", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        preexec_fn=limit,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor: other tests run beside this one.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
+    assert found.returncode == 1, found.stderr
+    assert found.stderr == ""
+    assert "HLS101" in found.stdout or "HLS103" in found.stdout
