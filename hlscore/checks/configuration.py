@@ -100,7 +100,7 @@ def read_options(config: Path | None, given: Mapping[str, Any]) -> CheckOptions:
         UsageError: The configuration cannot be read, or has a key or value that it must not have.
     """
     file = config or _find()
-    typed = {name: value for name, value in given.items() if value not in (None, False, [], ())}
+    typed = {name: value for name, value in given.items() if not _is_left_out(value)}
     kept = CheckOptions() if file is None else _read(file, asked=config is not None)
     return kept.model_copy(update=typed)
 
@@ -158,3 +158,8 @@ def _seen_from(folder: Path, options: CheckOptions) -> dict[str, object]:
     if options.model is not None and existing_path(str(folder / options.model)) is not None:
         changed["model"] = str(folder / options.model)
     return changed
+
+
+def _is_left_out(value: object) -> bool:
+    """Whether an option was not typed; a zero was."""
+    return value is None or value is False or value == []
