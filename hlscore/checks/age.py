@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import subprocess
 import time
@@ -146,8 +147,9 @@ def _drift(plan: Plan, allowed: Drift) -> Iterator[Finding]:
 
 
 def _installed(library: str) -> str | None:
-    if library == "hlscore":
-        return __version__
+    own = {"hlscore": __version__, "python": platform.python_version()}
+    if library in own:
+        return own[library]
     try:
         return version(library)
     except (PackageNotFoundError, ValueError):
