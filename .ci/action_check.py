@@ -25,6 +25,9 @@ from action_inputs import (
 )
 from action_summary import could_not_run, summary
 
+# What errors about options are drawn with.
+_FRAME = " ╭╮╰╯│─"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -90,7 +93,9 @@ def _check(form: str, out: Path, asked: list[str]) -> Outcome:
     output, error = io.StringIO(), io.StringIO()
     words = ["hlscore", "check", f"--format={form}", f"--out={out}", *asked]
     code: object = EXIT_COULD_NOT_RUN
-    with patch("sys.argv", words), redirect_stdout(output), redirect_stderr(error):
+    # Colours are forced in GitHub's runner, but not in a terminal that has none.
+    plain = patch.dict("os.environ", TERM="dumb")
+    with plain, patch("sys.argv", words), redirect_stdout(output), redirect_stderr(error):
         try:
             command()
         except SystemExit as stop:
@@ -109,7 +114,8 @@ def _print_untrusted(text: str) -> None:
 
 
 def _fail(code: int, message: str) -> int:
-    message = message.strip().removeprefix("error: ")
+    lines = (line.strip(_FRAME) for line in message.removeprefix("error: ").splitlines())
+    message = "\n".join(line for line in lines if line not in ("", "Error"))
     print_error(message)
     append("GITHUB_STEP_SUMMARY", could_not_run(message))
     return code

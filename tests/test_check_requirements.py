@@ -1,0 +1,104 @@
+"""What the Action and the pre-commit hook install is what `hlscore check` imports."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+from check_desk import made, write
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from hlscore.exporters.registry import exporter_names
+
+ROOT = Path(__file__).parents[1]
+FILE = ROOT / ".ci" / "check-requirements.txt"
+PIN = re.compile(r"([A-Za-z0-9._-]+)==\S+")
+SCRIPT = """
+import json, sys
+
+missing, folder, lines = json.loads(sys.argv[1])
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        top = name.split(".")[0]
+        if top in missing:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+sys.path.insert(0, folder)
+from hlscore.cli.main import main
+
+for words in lines:
+    sys.argv = ["hlscore", "check", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code in (0, 1), (words, stop.code)
+import action_summary
+"""
+
+
+def named() -> set[str]:
+    lines = FILE.read_text().splitlines()
+    return {canonicalize_name(line) for line in lines if line and line[0] not in "#-"}
+
+
+def test_each_has_a_pin() -> None:
+    assert "-c ../constraints.txt" in FILE.read_text().splitlines()
+    pinned = PIN.findall((ROOT / "constraints.txt").read_text())
+    assert named() <= {canonicalize_name(name) for name in pinned}
+
+
+def test_what_they_need_is_named_too() -> None:
+    for name in named():
+        for text in requires(name) or ():
+            need = Requirement(text)
+            if need.marker is None or need.marker.evaluate({"extra": ""}):
+                assert canonicalize_name(need.name) in named(), f"{name} needs {need.name}"
+
+
+def test_no_rule_and_no_format_needs_more(tmp_path: Path) -> None:
+    plan = str(write(made(), tmp_path / "plan.json"))
+    rules = ["--max-borderline", "3", "--min-selection-probability", "0.5", "--max-age", "9w",
+             "--max-drift", "minor", "--baseline", plan, "--max-changed", "3",
+             "--min-overlap", "0.5", "--min-tau", "0.5"]  # fmt: skip
+    rules += [f"--for={name}" for name in exporter_names()]
+    forms = ("text", "json", "github", "junit", "sarif")
+    lines = [
+        *([plan, *rules, "--format", form] for form in forms),
+        ["--explain", "all"],
+        ["--help"],
+    ]
+    done = _run(lines, named(), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("failed") >= 1, "the rules were applied"
+    for name in ("numpy", "pydantic"):
+        without = _run(lines, named() - {name}, tmp_path)
+        assert without.returncode != 0, f"{name} is not needed"
+
+
+def _run(lines: list[list[str]], packages: set[str], folder: Path) -> CompletedProcess[str]:
+    """Run commands in a process that can import hlscore and these packages only."""
+    missing = {
+        module for module, owners in packages_distributions().items()
+        if not {"hlscore", *packages} & {canonicalize_name(owner) for owner in owners}
+    }  # fmt: skip
+    given = json.dumps([sorted(missing), str(ROOT / ".ci"), lines])
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, given],
+        capture_output=True, text=True, check=False, cwd=folder,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["torch", "transformers", "pyarrow"])
+def test_nothing_heavy_is_among_them(name: str) -> None:
+    assert name not in named()
