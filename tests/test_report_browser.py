@@ -239,8 +239,8 @@ def test_hostile_names_stay_text(opened: Opener) -> None:
     found = hostile_report()
     seen = opened(join(found, planned(found, budget="0.2"), planned_here=False))
     assert set(seen.column(1)) == {*HOSTILE, f"skipped {HOSTILE[0]}"}
-    assert seen.text("h1") == f"Where LoRA falls short in {HOSTILE[0]}"
-    assert seen.page.title() == f"Where LoRA falls short in {HOSTILE[0]}"
+    assert seen.text("h1") == f"Where LoRA may fall short in {HOSTILE[0]}"
+    assert seen.page.title() == f"Where LoRA may fall short in {HOSTILE[0]}"
     assert seen.page.locator("script").count() == 3
     assert seen.page.locator("img").count() == 0
     labels = seen.page.locator("#chart-heat svg text").all_text_contents()

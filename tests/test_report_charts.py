@@ -15,8 +15,9 @@ from hlscore.pages.board import Board, draw
 from hlscore.pages.charts import VEGA_LITE_VERSION, Chart, whole
 from hlscore.pages.content import join
 from hlscore.pages.page import _chart
+from hlscore.pages.painter import paint
 from hlscore.pages.palette import COLOURS
-from hlscore.pages.poster import png_bytes, poster, svg_text
+from hlscore.pages.poster import poster
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"count": 21},
@@ -125,7 +126,7 @@ def test_the_chart_of_stability_holds_the_shares_of_the_plan() -> None:
 
 def test_svg_keeps_hostile_names_as_text() -> None:
     found = hostile_report()
-    text = svg_text(draw(join(found, planned(found), planned_here=False)))
+    text = paint(poster(draw(join(found, planned(found), planned_here=False))), ".svg").decode()
     root = ET.fromstring(text)  # noqa: S314 - made a line above
     tags = {item.tag.rpartition("}")[2] for item in root.iter()}
     assert tags <= {"svg", "g", "path", "text", "defs", "clipPath", "rect", "line", "tspan"}
@@ -136,9 +137,9 @@ def test_svg_keeps_hostile_names_as_text() -> None:
 
 def test_images_are_the_same_every_time() -> None:
     board = draw(content(21))
-    assert png_bytes(board).startswith(b"\x89PNG\r\n")
-    assert png_bytes(board) == png_bytes(board)
-    assert svg_text(board) == svg_text(board)
+    assert paint(poster(board), ".png").startswith(b"\x89PNG\r\n")
+    assert paint(poster(board), ".png") == paint(poster(board), ".png")
+    assert paint(poster(board), ".svg") == paint(poster(board), ".svg")
 
 
 def test_rows_of_a_chart_are_its_columns() -> None:

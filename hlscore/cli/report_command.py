@@ -66,7 +66,7 @@ def report(
     from hlscore.artifacts.report import read_report
     from hlscore.pages.board import draw
     from hlscore.pages.content import join
-    from hlscore.pages.formats import check_format, render, start_bundle
+    from hlscore.pages.formats import check_format, render, start
     from hlscore.planning.budget import parse_budget
     from hlscore.views.page import print_page, print_page_json
     from hlscore.views.progress import status
@@ -83,11 +83,11 @@ def report(
         if given is not None and given.resolve() == target.resolve():
             raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), start_bundle(suffix) as bundle:
+    with status("writing the report"), start(suffix) as started:
         found = read_report(scores)
         made = _plan(found, scores, plan, budget)
         content = join(found, made, planned_here=plan is None)
-        page = render(draw(content), suffix, bundle)
+        page = render(draw(content), started)
     paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
     if as_json:
         print_page_json(made, paths[target.name], plan)

@@ -29,7 +29,12 @@ TOLD: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
 """Marks of a module: the page looks up what to tell of it."""
 
 _SIGN = ":"
-UNSIGNED: Spec = {"labelExpr": "slice(datum.label, 1)", "ticks": False, "domain": False}
+UNSIGNED: Spec = {
+    "labelExpr": "slice(datum.label, 1)",
+    "ticks": False,
+    "domain": False,
+    "labelPadding": 8,
+}
 """An axis whose labels stand behind a sign."""
 
 

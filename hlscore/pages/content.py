@@ -90,6 +90,11 @@ class Content:
         return sum(line.low is not None and line.low > 0 for line in self.lines)
 
     @property
+    def signal(self) -> bool:
+        """Whether any score is above zero."""
+        return any(line.score is not None and line.score > 0 for line in self.lines)
+
+    @property
     def first_places_full(self) -> bool:
         """Whether exactly the modules of the first places are trained in full."""
         number = len(self.full_lines)

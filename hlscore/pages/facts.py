@@ -31,12 +31,14 @@ def key_figures(content: Content, total_bytes: int) -> Facts:
         (f"{times:.2f} x", f"the trained parameters of LoRA {content.plan.lora.rank}"),
         (memory(total_bytes), "memory to train, about"),
     ]
-    if stability.mean_reselection is not None and totals.full_modules:
+    if stability.mean_reselection is not None and content.full_lines:
         figures.append(
             (f"{100 * stability.mean_reselection:.0f} %", "chosen again by resamples, at most")
         )
     if content.clear is not None:
-        figures.append((f"{content.clear:,} of {len(content.lines):,}", "clearly above zero"))
+        figures.append(
+            (f"{content.clear:,} of {len(content.lines):,}", "above zero with 95 % confidence")
+        )
     return figures
 
 
@@ -108,6 +110,9 @@ def _spent(content: Content) -> str:
     budget = content.plan.budget
     if budget.unit == "bytes":
         return f"{memory(budget.spent)} of at most {memory(budget.limit)} {_LIMITS[budget.counts]}"
+    if budget.unit == "modules":
+        most = count(budget.limit, "module")
+        return f"{budget.spent:,} of at most {most} {_LIMITS[budget.counts]}"
     limit = f"{short(budget.limit)} {budget.unit}"
     return f"{short(budget.spent)} of at most {limit} {_LIMITS[budget.counts]}"
 

@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
 
-from hlscore.errors import UsageError
+from hlscore.errors import HlscoreError, UsageError
 from hlscore.pages.board import Board
 from hlscore.pages.bundle import Bundle
+from hlscore.pages.painter import Painter
 
 FORMATS = (".html", ".png", ".svg", ".md")
 
@@ -23,7 +24,8 @@ def check_format(target: Path) -> str:
         Its suffix, in lower case.
 
     Raises:
-        UsageError: The suffix is unknown, or the library that draws charts is missing.
+        UsageError: The suffix is unknown.
+        HlscoreError: The library that draws charts is missing.
     """
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
@@ -32,44 +34,45 @@ def check_format(target: Path) -> str:
             hint=f"End it in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
         )
     if suffix != ".md" and find_spec("vl_convert") is None:
-        raise UsageError(
+        raise HlscoreError(
             f"A report as {suffix} needs vl-convert-python, which draws the charts.",
             hint="Run pip install 'hlscore[report]', or write .md, which needs nothing more.",
         )
     return suffix
 
 
-def start_bundle(suffix: str) -> AbstractContextManager[Bundle | None]:
+def start(suffix: str) -> AbstractContextManager[Bundle | Painter | None]:
     """Begin with what takes longest, while the files are read.
 
     Args:
         suffix: Of the file to write.
 
     Returns:
-        The scripts of a page in the making; nothing for other formats.
+        The scripts of a page, or the drawing of an image, in the making; nothing for Markdown.
     """
-    return Bundle() if suffix == ".html" else nullcontext()
+    if suffix == ".html":
+        return Bundle()
+    return nullcontext() if suffix == ".md" else Painter(".png" if suffix == ".png" else ".svg")
 
 
-def render(board: Board, suffix: str, bundle: Bundle | None) -> bytes:
+def render(board: Board, started: Bundle | Painter | None) -> bytes:
     """Write a report.
 
     Args:
         board: Content and charts.
-        suffix: One of `FORMATS`.
-        bundle: What `start_bundle` gave.
+        started: What `start` gave.
 
     Returns:
         The content of the file; equal inputs give equal bytes.
     """
-    if suffix == ".md":
-        from hlscore.pages.markdown import markdown_text
-
-        return markdown_text(board).encode()
-    if bundle is not None:
+    if isinstance(started, Bundle):
         from hlscore.pages.page import html_text
 
-        return html_text(board, bundle.text()).encode()
-    from hlscore.pages.poster import png_bytes, svg_text
+        return html_text(board, started.text()).encode()
+    if isinstance(started, Painter):
+        from hlscore.pages.poster import poster
 
-    return png_bytes(board) if suffix == ".png" else svg_text(board).encode()
+        return started.draw(poster(board))
+    from hlscore.pages.markdown import markdown_text
+
+    return markdown_text(board).encode()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -16,6 +16,7 @@ from hlscore.views.wording import count
 TOP = 40
 
 _MOST_COLUMNS = 128
+_WIDE_COLUMNS = 64
 _MOST_KINDS = 60
 _OTHER_KINDS = "other kinds"
 _MODE_COLOURS = {"full": FULL.light, "LoRA": REST.light, "frozen": RULE.light}
@@ -63,7 +64,7 @@ def heat_chart(content: Content) -> Chart | None:
         "layer": [
             {"mark": {"type": "rect", "stroke": PAPER.light, "strokeWidth": 1},
              "encoding": {"color": shade, **TOLD}},
-            {"transform": [{"filter": "datum.full > 0"}], "mark": FULL_SIGN, "encoding": TOLD},
+            {"transform": [{"filter": "datum.full > 0"}], "mark": _sign(cells), "encoding": TOLD},
             {"transform": _OUTLINED, "encoding": TOLD,
              "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light,
                       "strokeWidth": 3}},
@@ -79,6 +80,12 @@ def heat_chart(content: Content) -> Chart | None:
         spec=spec,
         columns=columns,
     )
+
+
+def _sign(cells: Iterable[tuple[int, str]]) -> Spec:
+    """The mark of full training, small enough for the cells of many layers."""
+    columns = len({layer for layer, _ in cells})
+    return FULL_SIGN if columns <= _WIDE_COLUMNS else {**FULL_SIGN, "size": 22, "strokeWidth": 0.8}
 
 
 def columns_of(lines: Sequence[Line]) -> int:
@@ -152,8 +159,8 @@ def bars_chart(content: Content) -> Chart:
          "encoding": {"x": {"datum": 0, "type": "quantitative"}}}
     )  # fmt: skip
     number = len(content.full_lines)
-    if content.first_places_full and number <= TOP:
-        layers.append(_budget_line(labels[number - 1]))
+    if budget_line_shown(content):
+        layers += _budget_line(labels[number - 1], last=number == len(lines))
     layers.append(
         {"transform": _OUTLINED,
          "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light},
@@ -165,14 +172,15 @@ def bars_chart(content: Content) -> Chart:
     )  # fmt: skip
     return Chart(
         name="bars",
-        title=f"The {len(lines)} highest of {count(len(content.lines), 'module')}",
+        title=_bars_title(len(lines), len(content.lines)),
         description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
-        "intervals and a line where the budget ends. The table of all modules holds the numbers.",
+        f"intervals{' and a line where the budget ends' if budget_line_shown(content) else ''}. "
+        "The table of all modules holds the numbers.",
         spec={
             "height": 19 * len(lines),
             "encoding": {
                 "y": {"field": "label", "type": "nominal", "sort": None, "title": None,
-                      "axis": {**UNSIGNED, "labelPadding": 8}},
+                      "axis": UNSIGNED},
                 "x": x,
             },
             "layer": layers,
@@ -188,18 +196,31 @@ def bars_chart(content: Content) -> Chart:
     )  # fmt: skip
 
 
-def _budget_line(label: str) -> Spec:
+def budget_line_shown(content: Content) -> bool:
+    """Whether the bars show where the budget ends."""
+    number = len(content.full_lines)
+    return content.first_places_full and number <= TOP and number < len(content.lines)
+
+
+def _bars_title(shown: int, modules: int) -> str:
+    if shown < modules:
+        return f"The {shown} highest of {count(modules, 'module')}"
+    return f"All {modules} modules, the highest first" if modules > 1 else "The only module"
+
+
+def _budget_line(label: str, *, last: bool) -> list[Spec]:
+    """A line under a bar, and its name on a ground that keeps it readable over the next one."""
     under = {"datum": label, "type": "nominal", "bandPosition": 1}
     line = {
         "mark": {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]},
         "encoding": {"y": under, "x": {"value": 0}, "x2": {"value": "width"}},
     }
-    text = {
-        "mark": {"type": "text", "color": MARK.light, "align": "right", "baseline": "top", "dy": 4,
-                 "text": "the budget ends here"},
-        "encoding": {"y": under, "x": {"value": "width"}},
-    }  # fmt: skip
-    return {"data": {"values": [{}]}, "layer": [line, text]}
+    said = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
+            "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
+    ground = {**said, "color": PAPER.light, "stroke": PAPER.light, "strokeWidth": 5}
+    place = {"y": under, "x": {"value": "width"}}
+    texts = [{"mark": mark, "encoding": place} for mark in (ground, {**said, "color": MARK.light})]
+    return [{"data": {"values": [{}]}, "layer": [line, *texts]}]
 
 
 def _mode(line: Line) -> str:

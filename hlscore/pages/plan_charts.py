@@ -10,6 +10,7 @@ from hlscore.planning.allocation import BORDERLINE
 from hlscore.views.wording import memory
 
 _MOST_POINTS = 400
+_FEW = 12
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -20,17 +21,17 @@ def stability_chart(content: Content) -> Chart | None:
         content: The lines.
 
     Returns:
-        The chart; `None` where the plan holds no such shares.
+        The chart; `None` where the plan holds no such shares, or nothing was to choose.
     """
     known = [(place, line) for place, line in enumerate(content.lines) if line.chosen is not None]
-    if not known:
+    if not known or len(content.full_lines) in (0, len(content.lines)):
         return None
     shown = known[:: points_per_mark(len(known))]
     share = {"type": "quantitative", "title": "chosen in", "scale": {"domain": [0, 1]},
              "axis": {"format": ".0%", "tickCount": 5}}  # fmt: skip
     place = {"field": "place", "type": "quantitative", "title": f"place by {content.score.name}",
              "scale": {"domain": [0, len(content.lines) + 1], "nice": False},
-             "axis": {"grid": False, "tickMinStep": 1}}  # fmt: skip
+             "axis": {"grid": False, **_whole_places(len(content.lines))}}  # fmt: skip
     low, high = BORDERLINE
     domain = {"domain": ["trained in full", "not in full"]}
     kind = {"field": "train", "type": "nominal", "title": None}
@@ -69,6 +70,11 @@ def stability_chart(content: Content) -> Chart | None:
             "train": [domain["domain"][0 if line.full else 1] for _, line in shown],
         },
     )
+
+
+def _whole_places(modules: int) -> Spec:
+    """An axis of few places would get ticks between them."""
+    return {"values": list(range(1, modules + 1))} if modules <= _FEW else {}
 
 
 def points_per_mark(modules: int) -> int:

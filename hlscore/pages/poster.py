@@ -6,12 +6,11 @@ import textwrap
 
 from hlscore.pages import sentences
 from hlscore.pages.board import Board
-from hlscore.pages.charts import VEGA_LITE_VERSION, Chart, Spec, shown_parameter, whole
+from hlscore.pages.charts import Chart, Spec, shown_parameter, whole
 
 _WIDTH = 900
 _HALF = 390
 _LETTERS = 150
-_SCALE = 2
 _UNPROVEN = (
     "No score is proven. The baseline to beat is a plain LoRA with as many trained parameters."
 )
@@ -71,35 +70,3 @@ def poster(board: Board) -> Spec:
 def _view(chart: Chart, width: int, subtitle: str) -> Spec:
     title = {"text": chart.title, "subtitle": subtitle, "anchor": "start", "limit": width}
     return {**chart.view(width), "title": title}
-
-
-def svg_text(board: Board) -> str:
-    """Draw the poster as SVG.
-
-    Args:
-        board: The charts.
-
-    Returns:
-        The text of the file.
-    """
-    import vl_convert
-
-    found: str = vl_convert.vegalite_to_svg(poster(board), vl_version=VEGA_LITE_VERSION)
-    return found
-
-
-def png_bytes(board: Board) -> bytes:
-    """Draw the poster as PNG.
-
-    Args:
-        board: The charts.
-
-    Returns:
-        The bytes of the file, two pixels for each one of the layout.
-    """
-    import vl_convert
-
-    found: bytes = vl_convert.vegalite_to_png(
-        poster(board), vl_version=VEGA_LITE_VERSION, scale=_SCALE
-    )
-    return found

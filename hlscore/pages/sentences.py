@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.pages.content import Content
+from hlscore.pages.content import INTERVAL, Content
 from hlscore.pages.figures import Reach, Way
 from hlscore.pages.module_charts import TOP, columns_of, shared_start
 from hlscore.pages.plan_charts import points_per_mark
@@ -27,7 +27,7 @@ _METHODS = {
 
 def heading(content: Content) -> str:
     """Title of the page."""
-    return f"Where LoRA falls short in {content.report.model.model}"
+    return f"Where LoRA may fall short in {content.report.model.model}"
 
 
 def headline(content: Content) -> str:
@@ -58,10 +58,14 @@ def _ranks(content: Content) -> str:
 def certainty(content: Content) -> str:
     """How certain the choice is, in a sentence or two."""
     stability, clear = content.plan.stability, content.clear
-    if not content.full_lines:
-        return "No module is trained in full, so there is no choice to be certain of."
-    if stability.mean_reselection is None:
-        return f"How certain the choice is cannot be told: {_NO_RESAMPLES}."
+    if not content.signal:
+        return (
+            "No score is above zero: these probes show nothing that LoRA cannot reach. That is no "
+            "proof that there is nothing; more probe examples may tell more."
+        )
+    unknown = _no_choice(content)
+    if unknown or stability.mean_reselection is None:
+        return unknown or f"How certain the choice is cannot be told: {_NO_RESAMPLES}."
     share = f"{100 * stability.mean_reselection:.0f} %"
     again = f"resamples of the same probes choose a chosen module again in {share} of cases"
     if clear is None:
@@ -72,10 +76,27 @@ def certainty(content: Content) -> str:
     )
     if clear < len(content.full_lines):
         return (
-            f"Treat the order as mostly noise: only {above}, and {again}. More probe examples "
-            "would tell more."
+            f"Treat the order as mostly noise: only {above}{_by_chance(content)}, and {again}. "
+            "More probe examples would tell more."
         )
     return f"How certain: {above}, and {again}. New probes agree less."
+
+
+def _no_choice(content: Content) -> str:
+    """Why nothing can be said about the stability of the choice, where there is none."""
+    if not content.full_lines:
+        return "No module is trained in full, so there is no choice to be certain of."
+    if content.plan.method != "score":
+        return "No score chose these modules, so there is no choice to be certain of."
+    if len(content.full_lines) == len(content.lines):
+        return "Every module is trained in full, so there was nothing to choose."
+    return ""
+
+
+def _by_chance(content: Content) -> str:
+    """How many scores of pure noise would lie above zero with the same confidence."""
+    expected = len(content.lines) * INTERVAL[0]
+    return f" (about {expected:,.{0 if expected >= 1 else 1}f} would by chance)"
 
 
 def origin(content: Content) -> str:
@@ -96,6 +117,8 @@ def origin(content: Content) -> str:
 
 def heat_caption(content: Content) -> str:
     """How to read the heat map."""
+    if not content.signal:
+        return "No score is above zero, so there is nothing to tell the cells apart."
     texts = ["The darker (on a dark page: the lighter) a cell, the more of that module's gradient "
              "LoRA cannot follow. A diamond marks a module that is trained in full."]  # fmt: skip
     wide = columns_of(content.lines)
@@ -143,6 +166,9 @@ def tail_caption(content: Content) -> str:
 def stability_caption(content: Content) -> str:
     """How to read the chart of stability, and that it flatters."""
     stability = content.plan.stability
+    unknown = _no_choice(content)
+    if unknown:
+        return unknown
     if stability.mean_reselection is None or stability.borderline_modules is None:
         return f"How stable the choice is cannot be told: {_NO_RESAMPLES}."
     texts = [
