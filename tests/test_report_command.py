@@ -218,7 +218,7 @@ def test_markdown_needs_no_extra_and_the_others_name_it(
     assert hlscore("report", *files, "-o", tmp_path / "a.md").code == 0
     for suffix in ("html", "png", "svg"):
         found = hlscore("report", *files, "-o", tmp_path / f"a.{suffix}")
-        assert found.code == 2
+        assert found.code == 3
         assert "pip install 'hlscore[report]'" in found.message
         assert not (tmp_path / f"a.{suffix}").exists()
 
