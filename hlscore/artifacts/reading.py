@@ -3,26 +3,50 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ArtifactError
 from hlscore.records import ScoreReport
 
+if TYPE_CHECKING:
+    from hlscore.artifacts.report import Resamples
+
 _PARQUET = b"PAR1"
 
 
-def read_artifact(path: Path) -> Plan | ScoreReport:
+def read_artifact(path: Path, *, resamples: Resamples | None = None) -> Plan | ScoreReport:
     """Read a plan or a score report; the content decides which, not the name.
 
     Args:
         path: A `plan.json` or a `scores.parquet`.
+        resamples: Which resamples of a report are read; all by default.
 
     Returns:
         The plan or the report.
 
     Raises:
         ArtifactError: There is no such file, or it is neither.
+    """
+    if not is_report(path):
+        return read_plan(path)
+    from hlscore.artifacts.report import read_report
+
+    return read_report(path, resamples=resamples)
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is a table; anything else is taken for a plan.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it starts as Parquet files do.
+
+    Raises:
+        ArtifactError: There is no such file, or it cannot be read.
     """
     if not path.is_file():
         raise ArtifactError(
@@ -31,11 +55,6 @@ def read_artifact(path: Path) -> Plan | ScoreReport:
         )
     try:
         with path.open("rb") as file:
-            is_report = file.read(len(_PARQUET)) == _PARQUET
+            return file.read(len(_PARQUET)) == _PARQUET
     except OSError as error:
         raise ArtifactError(f"'{path}' cannot be read: {error.strerror}.") from error
-    if not is_report:
-        return read_plan(path)
-    from hlscore.artifacts.report import read_report
-
-    return read_report(path)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hlscore.errors import ArtifactError, first_line
@@ -51,6 +52,27 @@ _LISTS: dict[str, pa.DataType] = {
     "tail_replicates": pa.list_(pa.float32()),
     "grad_norm_replicates": pa.list_(pa.float32()),
 }
+
+_RESAMPLED = {
+    "hls": "hls_replicates",
+    "tail": "tail_replicates",
+    "grad_norm": "grad_norm_replicates",
+    "rgn": "grad_norm_replicates",
+}
+"""Column that the resamples of a score come from."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resamples:
+    """Which resamples of the scores are read; they are nearly all of a large report.
+
+    Attributes:
+        scores: Scores whose resamples are wanted, of a run.
+        most: Most resamples of each row; `None` for all.
+    """
+
+    scores: Callable[[RunInfo], Collection[str]]
+    most: int | None = None
 
 
 class _Metadata(BaseModel):
@@ -118,11 +140,12 @@ def write_report(report: ScoreReport, path: Path) -> None:
     pq.write_table(to_table(report), path, compression="zstd")
 
 
-def read_report(path: Path) -> ScoreReport:
+def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreReport:
     """Read a report, without pandas or torch.
 
     Args:
         path: A `scores.parquet`.
+        resamples: Which resamples the rows hold; all by default.
 
     Returns:
         Rows and origin.
@@ -136,23 +159,37 @@ def read_report(path: Path) -> ScoreReport:
         )
     try:
         # Not the file as a data set: `k=v` folders in the path would become columns.
-        table = pq.ParquetFile(path).read()
+        file = pq.ParquetFile(path)
+        origin = _read_metadata(path, file.schema_arrow)
+        _check_columns(path, file.schema_arrow)
+        table = file.read(columns=_wanted(origin.run, resamples))
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"'{path}' is not a Parquet file: {first_line(error)}") from error
-    origin = _read_metadata(path, table.schema)
-    if not table.schema.equals(report_schema(), check_metadata=False):
-        raise ArtifactError(
-            f"The columns of '{path}' are not those of an hlscore report: "
-            f"{_first_difference(table.schema)}.",
-            hint="Write it again with `hlscore rank`.",
-        )
-    rows = _rows(table)
+    rows = _rows(table, None if resamples is None else resamples.most)
     for place, fault in _faults(rows):
         raise ArtifactError(
             f"Row {place} of '{path}' is damaged: {fault}.",
             hint="Write it again with `hlscore rank`.",
         )
     return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
+
+
+def _wanted(run: RunInfo, resamples: Resamples | None) -> list[str]:
+    """Columns to read: what nobody asks for is not even decoded."""
+    names: list[str] = report_schema().names
+    if resamples is None:
+        return names
+    kept = {_RESAMPLED.get(score) for score in resamples.scores(run)}
+    return [name for name in names if name not in _RESAMPLED.values() or name in kept]
+
+
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    if not schema.equals(report_schema(), check_metadata=False):
+        raise ArtifactError(
+            f"The columns of '{path}' are not those of an hlscore report: "
+            f"{_first_difference(schema)}.",
+            hint="Write it again with `hlscore rank`.",
+        )
 
 
 def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
@@ -239,9 +276,11 @@ def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
                 yield place, f"'{name}' is not as long as that of the other rows"
 
 
-def _rows(table: pa.Table) -> tuple[ModuleRow, ...]:
+def _rows(table: pa.Table, most: int | None) -> tuple[ModuleRow, ...]:
     columns = {
-        name: _list_column(table.column(name)) if name in _LISTS else table.column(name).to_pylist()
+        name: _list_column(table.column(name), name, most)
+        if name in _LISTS
+        else table.column(name).to_pylist()
         for name in table.schema.names
     }
     return tuple(
@@ -250,29 +289,37 @@ def _rows(table: pa.Table) -> tuple[ModuleRow, ...]:
     )
 
 
-def _list_column(column: pa.ChunkedArray) -> list[tuple[Any, ...]]:
+def _list_column(
+    column: pa.ChunkedArray, name: str, most_resamples: int | None
+) -> list[tuple[Any, ...]]:
     """Tuples of numbers, empty for null; much faster than Arrow's own way for long lists."""
+    resampled = name in _RESAMPLED.values()
+    most = most_resamples if resampled else None
     found: list[tuple[Any, ...]] = []
     for chunk in column.chunks:
         if chunk.values.null_count:
-            raise ArtifactError("A list of the report is damaged: it holds nulls.")
+            raise ArtifactError(f"'{name}' of the report is damaged: it holds nulls.")
         # Arrow's own conversion to numpy would import pandas.
         numbers = _buffer(chunk.values, chunk.values.type.to_pandas_dtype(), len(chunk.values))
-        ends = _buffer(chunk, np.int32, len(chunk) + 1)
-        found += [
-            tuple(numbers[first:last]) if there else ()
-            for first, last, there in zip(
-                ends[:-1], ends[1:], chunk.is_valid().to_pylist(), strict=True
-            )
-        ]
+        if resampled and not np.isfinite(numbers).all():
+            raise ArtifactError(f"'{name}' of the report is damaged: it holds NaN or infinity.")
+        ends = _buffer(chunk, np.int32, len(chunk) + 1).tolist()
+        valid = chunk.is_valid().to_pylist()
+        starts = zip(ends[:-1], ends[1:], valid, strict=True)
+        if most is None:
+            plain = numbers.tolist()
+            found += [tuple(plain[first:last]) if there else () for first, last, there in starts]
+        else:
+            found += [
+                tuple(numbers[first : min(last, first + most)].tolist()) if there else ()
+                for first, last, there in starts
+            ]
     return found
 
 
-def _buffer(array: pa.Array, dtype: Any, count: int) -> list[Any]:
+def _buffer(array: pa.Array, dtype: Any, count: int) -> NDArray[Any]:
     """Numbers of an array's first data buffer."""
     raw = array.buffers()[1]
     if raw is None:
-        return [0] * count
-    whole = np.frombuffer(raw, dtype=dtype)
-    numbers: list[Any] = whole[array.offset : array.offset + count].tolist()
-    return numbers
+        return np.zeros(count, dtype=dtype)
+    return np.frombuffer(raw, dtype=dtype)[array.offset : array.offset + count]

@@ -88,7 +88,7 @@ def compare(
     from hlscore.agreement import comparison
     from hlscore.agreement.facts import report_facts, side_by_side
     from hlscore.agreement.labels import short_labels
-    from hlscore.scores.registry import find_score
+    from hlscore.scores.registry import SCORES, find_score
     from hlscore.views.compare import Compared, print_comparison, print_comparison_json
     from hlscore.views.progress import status
 
@@ -97,7 +97,8 @@ def compare(
         find_score(score)
     _check_options(scores, score, rank, ranks)
     with status("comparing"):
-        reports = [_read(path) for path in scores]
+        whole = len(scores) == 1 and ranks is None
+        reports = [_read(path, tuple(SCORES) if whole else (score,)) for path in scores]
         labels = short_labels(scores)
         rankings = _rankings(reports, labels, score, rank, ranks)
         missing = tuple(item.label for item in rankings if item.empty)
@@ -138,11 +139,19 @@ def _check_options(
         )
 
 
-def _read(path: Path) -> ScoreReport:
+def _read(path: Path, names: Sequence[str | None]) -> ScoreReport:
+    """Read scores with as many resamples as are compared; `None` names the run's own score."""
+    from hlscore.agreement.resamples import MOST_PAIRS
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.reading import read_artifact
+    from hlscore.artifacts.report import Resamples
 
-    found = read_artifact(path)
+    found = read_artifact(
+        path,
+        resamples=Resamples(
+            scores=lambda run: [name or run.score for name in names], most=2 * MOST_PAIRS
+        ),
+    )
     if isinstance(found, Plan):
         raise UsageError(
             f"'{path}' is a plan; scores are compared.",

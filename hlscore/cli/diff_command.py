@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import EXIT_CHECK_FAILED, UsageError
+
+if TYPE_CHECKING:
+    from hlscore.artifacts.plan import Plan
+    from hlscore.records import ScoreReport
 
 _FILE = "A plan.json or a scores.parquet."
 
@@ -71,7 +75,6 @@ def diff(
     from hlscore.agreement.difference import difference
     from hlscore.agreement.sides import Wishes, sides_of
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import read_artifact
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.views.diff import print_difference, print_difference_json
@@ -82,7 +85,7 @@ def diff(
     if score is not None:
         find_score(score)
     with status("comparing"):
-        files = ((a, read_artifact(a)), (b, read_artifact(b)))
+        files = _read(a, b, score)
         wished = any(wish is not None for wish in (budget, score, rank))
         if wished and all(isinstance(content, Plan) for _, content in files):
             raise UsageError(
@@ -96,3 +99,22 @@ def diff(
         print_difference(found, top=top)
     if exit_code and found.moves:
         raise typer.Exit(EXIT_CHECK_FAILED)
+
+
+def _read(
+    a: Path, b: Path, score: str | None
+) -> tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]]:
+    """Read both files, plans first: of a report only the score that decides is needed whole."""
+    from hlscore.artifacts.plan import Plan
+    from hlscore.artifacts.reading import is_report, read_artifact
+    from hlscore.artifacts.report import Resamples
+
+    decides = [] if score is None else [score]
+    found: dict[Path, Plan | ScoreReport] = {}
+    for path in sorted(dict.fromkeys((a, b)), key=is_report):
+        found[path] = content = read_artifact(
+            path, resamples=Resamples(scores=lambda run: decides or [run.score])
+        )
+        if isinstance(content, Plan) and score is None:
+            decides.append(content.score.name)
+    return (a, found[a]), (b, found[b])

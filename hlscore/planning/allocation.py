@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -225,7 +225,7 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
         Decision(
             row=row
             if row.selection_probability == share
-            else replace(row, selection_probability=share),
+            else row.changed(selection_probability=share),
             mode=chosen.mode,
             rank=chosen.rank,
             locked=row.module in problem.locks,

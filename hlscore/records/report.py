@@ -186,6 +186,20 @@ class ModuleRow:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)
 
+    def changed(self, **values: object) -> ModuleRow:
+        """Copy the row with other values; `dataclasses.replace` takes three times as long.
+
+        Args:
+            values: By field.
+
+        Returns:
+            The copy.
+        """
+        copy = object.__new__(ModuleRow)
+        for name in ModuleRow.__slots__:
+            object.__setattr__(copy, name, values[name] if name in values else getattr(self, name))
+        return copy
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:

@@ -64,10 +64,10 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
         return (float("inf") if value is None else -value, row.module)
 
     ordered = [
-        row if row.rank == number else replace(row, rank=number)
+        row if row.rank == number else row.changed(rank=number)
         for number, row in enumerate(sorted(candidates, key=place), start=1)
     ]
-    skipped = [replace(row, rank=None) for row in rows if not row.is_candidate]
+    skipped = [row.changed(rank=None) for row in rows if not row.is_candidate]
     return (*ordered, *skipped)
 
 
