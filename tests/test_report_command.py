@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from console import UNFINISHED, hlscore
@@ -203,24 +201,6 @@ def test_the_output_is_not_the_input(files: tuple[Path, Path], tmp_path: Path) -
     assert found.code == 2
     assert "what is read" in found.message
     assert odd.read_bytes().startswith(b"PAR1")
-
-
-def test_markdown_needs_no_extra_and_the_others_name_it(
-    files: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real = importlib.util.find_spec
-
-    def without(name: str, package: str | None = None) -> Any:
-        return None if name == "vl_convert" else real(name, package)
-
-    monkeypatch.setattr("hlscore.pages.formats.find_spec", without)
-    monkeypatch.setitem(sys.modules, "vl_convert", None)
-    assert hlscore("report", *files, "-o", tmp_path / "a.md").code == 0
-    for suffix in ("html", "png", "svg"):
-        found = hlscore("report", *files, "-o", tmp_path / f"a.{suffix}")
-        assert found.code == 3
-        assert "pip install 'hlscore[report]'" in found.message
-        assert not (tmp_path / f"a.{suffix}").exists()
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

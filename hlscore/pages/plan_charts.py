@@ -11,6 +11,7 @@ from hlscore.views.wording import memory
 
 _MOST_POINTS = 400
 _FEW = 12
+_RIGHT = 0.75
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -130,8 +131,8 @@ def reach_chart(found: Reach, unit: Unit) -> Chart:
         {"data": {"values": [plan]}, "mark": {**FULL_SIGN, "size": 110},
          "encoding": {"x": x, "y": y}},
         {"data": {"values": [plan]},
-         "mark": {"type": "text", "color": MARK.light, "align": "left", "baseline": "bottom",
-                  "dx": 6, "dy": -4, "text": "this plan"},
+         "mark": {"type": "text", "color": MARK.light, "baseline": "bottom",
+                  **_beside(found.plan_taken), "dy": -4, "text": "this plan"},
          "encoding": {"x": x, "y": {"datum": 0, "type": "quantitative"}}},
     ]  # fmt: skip
     return Chart(
@@ -143,6 +144,11 @@ def reach_chart(found: Reach, unit: Unit) -> Chart:
         spec={"height": 260, "layer": layers},
         columns=columns,
     )
+
+
+def _beside(taken: float) -> Spec:
+    """Where words stand beside a line, so that they stay on the chart."""
+    return {"align": "left", "dx": 6} if taken < _RIGHT else {"align": "right", "dx": -6}
 
 
 def memory_chart(priced: tuple[Way, ...]) -> Chart:
