@@ -50,6 +50,22 @@ def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Cont
     return join(found, planned(found, **settings), planned_here=False)
 
 
+def silent_content(count: int) -> Content:
+    """A report in which every score is zero."""
+    found = report(count)
+    rows = tuple(
+        replace(
+            row,
+            hls=0.0,
+            hls_curve=(0.0,) * len(row.hls_curve),
+            hls_replicates=(0.0,) * len(row.hls_replicates),
+        )
+        for row in found.rows
+    )
+    found = replace(found, rows=rows)
+    return join(found, planned(found), planned_here=False)
+
+
 def hostile_report() -> ScoreReport:
     """A report whose names try to leave the page."""
     found = report(len(HOSTILE))

@@ -63,7 +63,8 @@ def report(
     `hlscore report scores.parquet --budget 0.2 -o report.md`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.artifacts.report import read_report
+    from hlscore.artifacts.plan_file import read_plan
+    from hlscore.artifacts.report import Resamples, read_report
     from hlscore.pages.board import draw
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render, start
@@ -79,13 +80,15 @@ def report(
         )
     if budget is not None:
         parse_budget(budget)
-    for given in (scores, plan):
-        if given is not None and given.resolve() == target.resolve():
+    for path in (scores, plan):
+        if path is not None and path.resolve() == target.resolve():
             raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
     check_folder(target.parent, (target.name,), force=force)
     with status("writing the report"), start(suffix) as started:
-        found = read_report(scores)
-        made = _plan(found, scores, plan, budget)
+        given = None if plan is None else read_plan(plan)
+        decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
+        found = read_report(scores, resamples=decides)
+        made = _made(found, scores, budget) if given is None else given
         content = join(found, made, planned_here=plan is None)
         page = render(draw(content), started)
     paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
@@ -95,11 +98,7 @@ def report(
         print_page(made, paths[target.name], scores, plan)
 
 
-def _plan(report: ScoreReport, scores: Path, plan: Path | None, budget: str | None) -> Plan:
-    if plan is not None:
-        from hlscore.artifacts.plan_file import read_plan
-
-        return read_plan(plan)
+def _made(report: ScoreReport, scores: Path, budget: str | None) -> Plan:
     from dataclasses import replace
 
     from hlscore.agreement.facts import fit_for_plans
