@@ -177,4 +177,6 @@ def _settings(settings: Mapping[str, object]) -> Iterator[tuple[str, Value]]:
 
 
 def _text(value: object) -> str | None:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or None
     return None if value is None else str(value)

@@ -88,6 +88,7 @@ def compare(
     from hlscore.agreement import comparison
     from hlscore.agreement.facts import report_facts, side_by_side
     from hlscore.agreement.labels import short_labels
+    from hlscore.artifacts.reading import uncollected
     from hlscore.scores.registry import SCORES, find_score
     from hlscore.views.compare import Compared, print_comparison, print_comparison_json
     from hlscore.views.progress import status
@@ -96,7 +97,7 @@ def compare(
     if score is not None:
         find_score(score)
     _check_options(scores, score, rank, ranks)
-    with status("comparing"):
+    with status("comparing"), uncollected():
         whole = len(scores) == 1 and ranks is None
         reports = [_read(path, tuple(SCORES) if whole else (score,)) for path in scores]
         labels = short_labels(scores)
@@ -116,6 +117,7 @@ def compare(
         missing=missing,
         structures=tuple(report.model.fingerprint.structure for report in reports),
         within_kinds=within_kinds,
+        chosen=score is not None,
     )
     if as_json:
         print_comparison_json(compared)

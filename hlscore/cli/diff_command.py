@@ -75,6 +75,7 @@ def diff(
     from hlscore.agreement.difference import difference
     from hlscore.agreement.sides import Wishes, sides_of
     from hlscore.artifacts.plan import Plan
+    from hlscore.artifacts.reading import uncollected
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.views.diff import print_difference, print_difference_json
@@ -84,7 +85,7 @@ def diff(
         parse_budget(budget)
     if score is not None:
         find_score(score)
-    with status("comparing"):
+    with status("comparing"), uncollected():
         files = _read(a, b, score)
         wished = any(wish is not None for wish in (budget, score, rank))
         if wished and all(isinstance(content, Plan) for _, content in files):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.text import Text
 from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_text
-from hlscore.views.terminal import print_notes, terminal
+from hlscore.views.terminal import print_next, print_notes, terminal
 from hlscore.views.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
@@ -37,6 +38,7 @@ class Compared:
         missing: Scores of a single file that have no values.
         structures: Hash of names and shapes of each run's model.
         within_kinds: Whether agreement within kinds was asked for.
+        chosen: Whether one score was asked for, whatever the runs were ordered by.
     """
 
     comparison: Comparison
@@ -46,6 +48,7 @@ class Compared:
     missing: tuple[str, ...]
     structures: tuple[str, ...]
     within_kinds: bool
+    chosen: bool
 
 
 def print_comparison(compared: Compared, *, console: Console | None = None) -> None:
@@ -76,6 +79,9 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
     console.print()
     for line in _remarks(compared):
         console.print(Text(line, style="dim"), soft_wrap=True)
+    if len(compared.paths) == 2:
+        files = " ".join(shlex.quote(str(path)) for path in compared.paths)
+        print_next(console, (f"hlscore diff {files}", "which modules the two train differently"))
 
 
 def print_comparison_json(compared: Compared) -> None:
@@ -146,7 +152,8 @@ def _runs_table(compared: Compared) -> Table:
     table.add_column("")
     table.add_column("run", overflow="fold")
     table.add_column("what differs", overflow="fold", ratio=1)
-    facts = [fact for fact in compared.facts if not fact.same and fact.name not in _FOLLOWS]
+    follows = _FOLLOWS | ({"score"} if compared.chosen else set())
+    facts = [fact for fact in compared.facts if not fact.same and fact.name not in follows]
     for place, label in enumerate(compared.labels):
         told = [f"{visible(f.name)} {fact_text(f.name, f.values[place])}" for f in facts]
         table.add_row(str(place + 1), visible(label), " · ".join(told) or "nothing that is known")
@@ -186,7 +193,7 @@ def _print_matrix(
 
 
 def _number(value: float | None) -> Text:
-    return Text("?" if value is None else f"{value:.2f}")
+    return Text("?" if value is None else f"{value:z.2f}")
 
 
 def _remarks(compared: Compared) -> Iterator[str]:
@@ -207,7 +214,7 @@ def _remarks(compared: Compared) -> Iterator[str]:
         for pair in row[at + 1 :]
         if pair.tau.low is not None and pair.tau.high is not None
     ]
-    if widths:
+    if widths and max(widths) > 0:
         yield (
             f"over modules, a tau is known to ± {max(widths) / 2:.2f} or better (95 %); --json "
             "has each interval"

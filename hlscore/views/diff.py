@@ -55,9 +55,7 @@ def print_difference(found: Difference, *, top: int, console: Console | None = N
         if shown and found.moves:
             console.print()
             console.print(_group_table(heading, shown, top))
-    if found.a.from_scores and found.b.from_scores:
-        files = " ".join(shlex.quote(str(side.path)) for side in (found.a, found.b))
-        print_next(console, (f"hlscore compare {files}", "overlap of the highest scores"))
+    _print_next(console, found)
 
 
 def print_difference_json(found: Difference) -> None:
@@ -91,9 +89,29 @@ def agreement_text(found: RankAgreement) -> str:
     """Tau with its interval: `0.31, 95 % interval 0.11 to 0.52`."""
     if found.tau is None:
         return "unknown: fewer than two scores, or all the same"
+    if found.tau == 1:
+        return "1: the same order"
     if found.low is None or found.high is None:
-        return f"{found.tau:.2f}"
-    return f"{found.tau:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f}"
+        return f"{found.tau:z.2f}"
+    return f"{found.tau:z.2f}, 95 % interval {found.low:z.2f} to {found.high:z.2f}"
+
+
+def _print_next(console: Console, found: Difference) -> None:
+    commands = []
+    if found.moves:
+        first = found.moves[0]
+        path = (found.a if first.b is None else found.b).path
+        commands.append(
+            (
+                f"hlscore show {shlex.quote(str(path))} --module {shlex.quote(first.module)}",
+                "all about the first of them",
+            )
+        )
+    if found.a.from_scores and found.b.from_scores:
+        files = " ".join(shlex.quote(str(side.path)) for side in (found.a, found.b))
+        commands.append((f"hlscore compare {files}", "overlap of the highest scores"))
+    if commands:
+        print_next(console, *commands)
 
 
 def _source(side: Side) -> str:
@@ -179,7 +197,7 @@ def _sentences(found: Difference) -> list[Text]:
             f"{count(found.agreement.n, 'module')}",
         ),
     ]
-    if found.agreement.low is not None:
+    if found.agreement.low is not None and found.agreement.tau != 1:
         lines.append(
             ("", "the interval is over modules: it does not tell how noisy their scores are")
         )
@@ -195,7 +213,7 @@ def _noise(found: Difference) -> list[str]:
     each = ", ".join(f"{tau:.2f} in {name}" for name, tau in known.items())
     lines = [f"tau between two resamples of the same probes: {each}; new probes agree less"]
     high = found.agreement.high
-    if len(known) == 2 and high is not None:
+    if len(known) == 2 and high is not None and found.agreement.tau != 1:
         as_well = high >= min(known.values())
         lines.append(
             "A and B agree no less than that: noise alone can explain the other order"

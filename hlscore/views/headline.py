@@ -73,13 +73,14 @@ def plan_headline(plan: Plan) -> Text:
         Lines of text.
     """
     model, budget, lora = plan.model, plan.budget, plan.lora
-    made = f"by {plan.score.name}" if plan.method == "score" else f"baseline {plan.method}"
+    made = f"by {plan.score.name}" if plan.method == "score" else f"as the baseline {plan.method}"
+    at = f" at rank {lora.rank}" if lora.ranks else ""
     ranks = f"one of {', '.join(map(str, lora.ranks))}" if lora.ranks else f"{lora.rank}"
     return Text.assemble(
         (model.name, "bold"),
         f" · {model.architecture} · {short(model.params)} parameters\n",
         f"budget {budget.asked}: {_spent(budget)}\n",
-        f"chosen {made} · LoRA rank {ranks}, alpha {lora.alpha} · hlscore "
+        f"chosen {made} · LoRA rank {ranks}, alpha {lora.alpha}{at} · hlscore "
         f"{plan.provenance.hlscore_version}",
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len, chop_cells
@@ -77,4 +78,11 @@ class ModuleTable:
 
 
 def _folded(name: str, width: int) -> list[str]:
-    return [name] if cell_len(name) <= width else chop_cells(name, width)
+    """Lines of a name, cut before its dots where that is possible."""
+    lines: list[str] = []
+    for part in re.split(r"(?=\.)", name):
+        if lines and cell_len(lines[-1] + part) <= width:
+            lines[-1] += part
+        else:
+            lines += chop_cells(part, width) or [part]
+    return lines

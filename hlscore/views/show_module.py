@@ -59,17 +59,19 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     if not plan.upgraded:
         console.print()
         console.print(_costs(plan, item))
-    file = shlex.quote(str(path))
-    lock = shlex.quote(f"{item.module}={'lora' if item.mode == 'full' else 'full'}")
-    print_next(
-        console,
-        (f"hlscore show {file}", "the whole plan"),
-        (
-            f"hlscore plan scores.parquet --budget {shlex.quote(plan.budget.asked)} --lock {lock} "
-            "-o plan.json",
-            "decide about this module yourself",
-        ),
-    )
+    commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
+    scores = path.with_name("scores.parquet")
+    if plan.method == "score" and scores.is_file():
+        lock = shlex.quote(f"{item.module}={'lora' if item.mode == 'full' else 'full'}")
+        ranks = f" --ranks {','.join(map(str, plan.lora.ranks))}" if plan.lora.ranks else ""
+        commands.append(
+            (
+                f"hlscore plan {shlex.quote(str(scores))} --budget "
+                f"{shlex.quote(plan.budget.asked)}{ranks} --lock {lock} -o plan-locked.json",
+                "decide about this module yourself",
+            )
+        )
+    print_next(console, *commands)
 
 
 def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None:
@@ -105,12 +107,16 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
         console.print()
         _print_curves(console, report, row)
     file = shlex.quote(str(path))
-    lock = shlex.quote(f"{row.module}=full")
-    print_next(
-        console,
-        (f"hlscore show {file} --kind {shlex.quote(row.kind)}", "its kind in every layer"),
-        (f"hlscore plan {file} --budget 0.1 --lock {lock} -o plan.json", "a plan that trains it"),
-    )
+    commands = [(f"hlscore show {file} --kind {shlex.quote(row.kind)}", "its kind in every layer")]
+    if row.is_candidate:
+        lock = shlex.quote(f"{row.module}=full")
+        commands.append(
+            (
+                f"hlscore plan {file} --budget 0.1 --lock {lock} -o plan-locked.json",
+                "a plan that trains it",
+            )
+        )
+    print_next(console, *commands)
 
 
 def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
