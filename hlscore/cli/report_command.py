@@ -64,6 +64,7 @@ def report(
     """
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
+    from hlscore.artifacts.reading import uncollected
     from hlscore.artifacts.report import Resamples, read_report
     from hlscore.pages.board import draw
     from hlscore.pages.content import join
@@ -84,7 +85,7 @@ def report(
         if path is not None and path.resolve() == target.resolve():
             raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), start(suffix) as started:
+    with status("writing the report"), uncollected(), start(suffix) as started:
         given = None if plan is None else read_plan(plan)
         decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
         found = read_report(scores, resamples=decides)
