@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,6 +13,7 @@ from hlscore.errors import UsageError
 from hlscore.records import ModuleRow, ScoreReport
 
 _MOST_NAMED = 8
+_MOST_ALIKE = 3
 
 
 class Module(Protocol):
@@ -185,12 +187,13 @@ def ordered(modules: Sequence[M], column: Column, *, reverse: bool) -> tuple[M, 
     return (*known, *missing)
 
 
-def find_module(modules: Sequence[M], name: str) -> M:
+def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
     """Find one module by its full name, or by an end of it that no other module has.
 
     Args:
-        modules: Plan modules or report rows.
+        modules: Plan modules or report rows, as the filters leave them.
         name: As given.
+        filters: What was asked of them besides.
 
     Returns:
         The module.
@@ -207,10 +210,10 @@ def find_module(modules: Sequence[M], name: str) -> M:
             f"'{name}' is the end of {len(ends)} names: {_named(ends)}.",
             hint="Give more of the name, or --layer.",
         )
-    near = [item for item in modules if name and name.lower() in item.module.lower()]
+    asked = f" that matches {filters}" if str(filters) else ""
     raise UsageError(
-        f"No module is called '{name}'.",
-        hint=f"There are: {_named(near or modules)}." if modules else "",
+        f"No module{asked} is called '{name}'.",
+        hint=f"There are: {_named(_near(modules, name) or modules)}." if modules else "",
     )
 
 
@@ -225,6 +228,19 @@ def _columns(rising: Mapping[str, str], falling: Mapping[str, str]) -> dict[str,
         for table in (rising, falling)
         for name, field in table.items()
     }
+
+
+def _near(modules: Sequence[M], name: str) -> list[M]:
+    """Modules whose names hold a name, or else end on something like it."""
+    holding = [item for item in modules if name and name.lower() in item.module.lower()]
+    if holding:
+        return holding
+    parts = 1 + name.count(".")
+    ends: dict[str, list[M]] = {}
+    for item in modules:
+        ends.setdefault(".".join(item.module.split(".")[-parts:]), []).append(item)
+    alike = difflib.get_close_matches(name, ends, n=_MOST_ALIKE)
+    return [item for end in alike for item in ends[end]]
 
 
 def _named(modules: Sequence[Module]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,8 +13,9 @@ from hlscore.errors import UsageError
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
+    from hlscore.artifacts.report import Resamples
     from hlscore.artifacts.selection import Filters
-    from hlscore.records import ScoreReport
+    from hlscore.records import RunInfo, ScoreReport
 
 _FILTER_PANEL = "Which modules"
 _SHOWN = "15"
@@ -124,20 +126,26 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import read_artifact
+    from hlscore.artifacts.reading import is_report, read_artifact, uncollected
     from hlscore.artifacts.selection import Filters
 
     filters = Filters(
         match=tuple(match), kind=kind, layers=_layers(layer), mode=mode, status=status
     )
     shown = _top(top if top is not None else "all" if as_json else _SHOWN)
-    artifact = read_artifact(file)
+    tables = {"--sort": sort, "--reverse": reverse or None, "--columns": columns, "--top": top}
+    if module is not None:
+        _refuse(tables, "is for tables; --module shows one module")
+    if as_json:
+        _refuse({"--columns": columns}, "is for tables; --json prints every column")
+    shown_resamples = _resamples(module, sort, as_json=as_json) if is_report(file) else None
+    with uncollected():
+        artifact = read_artifact(file, resamples=shown_resamples)
     if isinstance(artifact, Plan):
-        for option, value in (("--status", status), ("--columns", columns)):
-            _refuse(option, value, "scores.parquet")
+        _refuse({"--status": status, "--columns": columns}, "is for a scores.parquet, not a plan")
         _show_plan(artifact, file, filters, module, sort, shown, reverse=reverse, as_json=as_json)
     else:
-        _refuse("--mode", mode, "plan.json")
+        _refuse({"--mode": mode}, "is for a plan.json, not for scores")
         names = [] if columns is None else [name.strip() for name in columns.split(",")]
         _show_report(
             artifact, file, filters, module, sort, names, shown, reverse=reverse, as_json=as_json
@@ -159,13 +167,13 @@ def _show_plan(
     from hlscore.views.show import Asked, print_modules_json, print_plan
     from hlscore.views.show_module import print_plan_module, print_plan_module_json
 
-    column = find_column(plan_columns(plan), sort or "place", "--sort")
     by_place = sorted(plan.modules, key=lambda item: item.position)
     picked = filters.pick(by_place)
     if module is not None:
-        item = find_module(picked, module)
+        item = find_module(picked, module, filters)
         (print_plan_module_json if as_json else print_plan_module)(plan, item, file)
         return
+    column = find_column(plan_columns(plan), "place" if sort is None else sort, "--sort")
     found = ordered(picked, column, reverse=reverse)
     asked = Asked(path=file, filters=filters, column=column, top=top)
     if as_json:
@@ -196,14 +204,14 @@ def _show_report(
     from hlscore.views.show import Asked, print_modules_json, print_report, shown_score
     from hlscore.views.show_module import print_report_module, print_report_module_json
 
-    known = report_columns()
-    column = find_column(known, sort or shown_score(report), "--sort")
-    more = [find_column(known, name, "--columns") for name in names]
     picked = filters.pick(all_rows(report))
     if module is not None:
-        row = find_module(picked, module)
+        row = find_module(picked, module, filters)
         (print_report_module_json if as_json else print_report_module)(report, row, file)
         return
+    known = report_columns()
+    column = find_column(known, shown_score(report) if sort is None else sort, "--sort")
+    more = [find_column(known, name, "--columns") for name in names]
     found = ordered(picked, column, reverse=reverse)
     asked = Asked(path=file, filters=filters, column=column, top=top)
     if as_json:
@@ -212,9 +220,23 @@ def _show_report(
         print_report(report, found, asked, more)
 
 
-def _refuse(option: str, value: str | None, name: str) -> None:
-    if value is not None:
-        raise UsageError(f"{option} is for a {name}, and this file is none.")
+def _resamples(module: str | None, sort: str | None, *, as_json: bool) -> Resamples:
+    """Resamples that are shown: of every score of a module, of the one score of a table."""
+    from hlscore.artifacts.report import Resamples
+    from hlscore.scores.registry import SCORES
+
+    def scores(run: RunInfo) -> tuple[str, ...]:
+        if module is not None:
+            return tuple(SCORES)
+        return () if as_json else (sort or run.score, run.score)
+
+    return Resamples(scores=scores)
+
+
+def _refuse(options: Mapping[str, object], why: str) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise UsageError(f"{option} {why}.")
 
 
 def _layers(text: str | None) -> tuple[int, int] | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -108,7 +109,7 @@ def heat_map(cells: Sequence[Cell], *, width: int, shades: Shades = UNICODE) -> 
     labels = kind_labels(cell.at for _, cell in placed)
     kinds = list(dict.fromkeys(labels[cell.at.module] for cell in _by_place(placed)))
     layers = sorted({layer for layer, _ in placed})
-    margin = min(max(len(kind) for kind in kinds), width // 3) + 2
+    margin = min(max(map(cell_len, kinds)), width // 3) + 2
     wide = _WIDE if margin + _WIDE * len(layers) <= width else 1
     shown = layers[: max(1, (width - margin) // wide)]
     largest = max(cell.score or 0.0 for _, cell in placed)
@@ -116,11 +117,12 @@ def heat_map(cells: Sequence[Cell], *, width: int, shades: Shades = UNICODE) -> 
     lines = []
     for kind in kinds[:_MOST_KINDS]:
         label = shortened(kind, margin - 2)
-        line = Text(f"{label:<{margin}}", no_wrap=True, overflow="crop")
+        space = " " * (margin - cell_len(label))
+        line = Text(f"{label}{space}", no_wrap=True, overflow="crop")
         for layer in shown:
             line.append_text(_drawn(at.get((kind, layer)), largest, wide, shades))
         lines.append(line)
-    lines.append(_ruler(shown, margin, wide))
+    lines.append(_ruler(shown, margin, wide, width))
     missing = ((len(kinds) - _MOST_KINDS, "more kind"), (len(layers) - len(shown), "more layer"))
     left = [count(number, noun) for number, noun in missing if number > 0]
     if left:
@@ -166,9 +168,11 @@ def _drawn(cell: Cell | None, largest: float, width: int, shades: Shades) -> Tex
     return Text(shade * width, style=_STYLES[level])
 
 
-def _ruler(layers: Sequence[int], margin: int, cell: int) -> Text:
-    line = [" "] * (cell * len(layers) + 4)
+def _ruler(layers: Sequence[int], margin: int, cell: int, width: int) -> Text:
+    """Numbers under every fifth of the layers that are shown, where there is room for them."""
+    line = "layer"
     for place, layer in enumerate(layers):
-        if layer % 5 == 0:
-            line[place * cell : place * cell + len(str(layer))] = str(layer)
-    return Text(f"{'layer':<{margin}}{''.join(line).rstrip()}", style="dim", no_wrap=True)
+        at, number = margin + place * cell, str(layer)
+        if place % 5 == 0 and len(line) < at <= width - len(number):
+            line = f"{line:<{at}}{number}"
+    return Text(line, style="dim", no_wrap=True)

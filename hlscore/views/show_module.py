@@ -17,9 +17,9 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.views.choice import chosen_in, training
-from hlscore.views.show import plain, shown_score
+from hlscore.views.show import plain
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
-from hlscore.views.terminal import print_next, terminal
+from hlscore.views.terminal import print_next, print_table, terminal
 from hlscore.views.wording import count, measure, memory, percent, shape, short
 
 _ERRORS = {
@@ -58,7 +58,7 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     _print_said(console, said)
     if not plan.upgraded:
         console.print()
-        console.print(_costs(plan, item))
+        print_table(console, _costs(plan, item))
     commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
     scores = path.with_name("scores.parquet")
     if plan.method == "score" and scores.is_file():
@@ -81,14 +81,11 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
         report: The scores.
         row: The row.
         path: The file.
-
-    Raises:
-        ArtifactError: The run's score is none that there is.
     """
     console = terminal()
     _print_identity(console, row, row.n_params)
     of = len(report.candidates)
-    place = "" if row.rank is None else f"{row.rank:,} of {of:,} by {shown_score(report)}"
+    place = "" if row.rank is None else f"{row.rank:,} of {of:,} by {report.run.score}"
     chosen = row.selection_probability
     said = {
         "status": row.status + (f": {row.reason}" if row.reason else ""),
@@ -102,7 +99,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
     _print_said(console, said)
     if row.is_candidate:
         console.print()
-        console.print(_scores(report, row))
+        print_table(console, _scores(report, row))
     if row.curve_ranks:
         console.print()
         _print_curves(console, report, row)
@@ -253,7 +250,7 @@ def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None
         ours = rank == report.run.rank
         cells.append("compared against" if ours else "")
         table.add_row(*cells, style="bold" if ours else None)
-    console.print(table)
+    print_table(console, table)
 
 
 def _curve(row: ModuleRow, score: str) -> list[float]:
@@ -261,7 +258,7 @@ def _curve(row: ModuleRow, score: str) -> list[float]:
 
 
 def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
     table.add_column(first, no_wrap=True)
     for name in numbers:
         table.add_column(name, justify="right" if name else "left", no_wrap=True)

@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 from rich.text import Text
 
 from hlscore.views.wording import visible
+
+_WIDEST = 10_000
 
 
 def terminal() -> Console:
     """Standard output, taking every text literally: names come from untrusted files."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Print a table beyond the width of the console where its cells need that: none is cut.
+
+    Args:
+        console: Where to print.
+        table: The table.
+    """
+    room = console.options.update(max_width=_WIDEST)
+    table.width = Measurement.get(console, room, table).maximum
+    console.print(table, crop=False)
 
 
 def print_notes(console: Console, notes: Iterable[str]) -> None:
@@ -37,4 +53,4 @@ def print_next(console: Console, *commands: tuple[str, str]) -> None:
     console.print(Text("next", style="bold"))
     for command, why in commands:
         console.print(Text.assemble("  ", (f"# {why}", "dim")), soft_wrap=True)
-        console.print(Text.assemble("  ", (command, "cyan")), soft_wrap=True)
+        console.print(Text.assemble("  ", (visible(command), "cyan")), soft_wrap=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from rich.cells import cell_len, set_cell_size
+
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTE_STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
 
@@ -45,11 +47,12 @@ def shape(matrices: int, out_features: int, in_features: int) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of at most `most` letters: the middle of a longer one is left out."""
-    if len(text) <= most:
+    """A text of at most `most` columns of a terminal: the middle of a longer one is left out."""
+    if cell_len(text) <= most:
         return text
     kept = max(0, most - 3)
-    return f"{text[: kept // 2]}...{text[len(text) - (kept - kept // 2) :]}"[: max(most, 3)]
+    end = set_cell_size(text[::-1], kept - kept // 2)[::-1]
+    return f"{set_cell_size(text, kept // 2)}...{end}"
 
 
 def visible(text: str) -> str:
