@@ -89,7 +89,9 @@ class Top:
         if self.number is None:
             return max(1, share_of(self.share or 0.0, modules))
         if self.number > modules:
-            raise UsageError(f"--top-k is {self.text}, of {modules} modules in common.")
+            raise UsageError(
+                f"--top-k is {self.text}, more than the {modules:,} modules that are compared."
+            )
         return self.number
 
 
@@ -119,7 +121,7 @@ def compare(rankings: Sequence[Ranking], top: Top, *, within_kinds: bool) -> Com
     """Hold every ranking against every other, over the modules that all have.
 
     Args:
-        rankings: Two or more.
+        rankings: All with values; of one nothing but its resamples is compared.
         top: How many modules count as the highest.
         within_kinds: Whether to look within kinds too.
 
@@ -127,9 +129,14 @@ def compare(rankings: Sequence[Ranking], top: Top, *, within_kinds: bool) -> Com
         The comparison.
 
     Raises:
-        ArtifactError: They have no two modules in common.
+        ArtifactError: There are none, or they have no two modules in common.
         UsageError: `top` is more than they have in common.
     """
+    if not rankings:
+        raise ArtifactError(
+            "No module has a score: no order can be compared.",
+            hint="`hlscore rank MODEL` writes scores.",
+        )
     modules = _common(rankings)
     values = [[item.values[name] for name in modules] for item in rankings]
     number = top.of(len(modules))
@@ -164,6 +171,8 @@ def compare(rankings: Sequence[Ranking], top: Top, *, within_kinds: bool) -> Com
 def _common(rankings: Sequence[Ranking]) -> list[str]:
     """Names that all have, sorted: of equal scores the first name counts as higher."""
     names = sorted(set(rankings[0].values).intersection(*(item.values for item in rankings)))
+    if len(names) == 1 and all(len(item.values) == 1 for item in rankings):
+        raise ArtifactError("There is only one module: no order can be compared.")
     if len(names) < 2:
         found = "only one module" if names else "no module"
         raise ArtifactError(

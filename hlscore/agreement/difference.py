@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 
-from hlscore.agreement.facts import Fact, plan_facts, run_facts, side_by_side
+from hlscore.agreement.facts import Fact, Value, plan_facts, run_facts, side_by_side
 from hlscore.agreement.kendall import RankAgreement, kendall
 from hlscore.agreement.overlap import jaccard
 from hlscore.agreement.sides import Side
@@ -25,6 +25,22 @@ class Move:
     module: str
     a: PlanModule | None
     b: PlanModule | None
+
+    @property
+    def known(self) -> PlanModule:
+        """The side that lists it; of two the one with a block, which version 1 does not know."""
+        sides = [side for side in (self.a, self.b) if side is not None]
+        return max(sides, key=lambda side: bool(side.block))
+
+    @property
+    def other_shape(self) -> bool:
+        """Whether both sides list it, with other shapes."""
+        shapes = {
+            (side.matrices, side.out_features, side.in_features)
+            for side in (self.a, self.b)
+            if side is not None
+        }
+        return len(shapes) > 1
 
     @property
     def crosses_full(self) -> bool:
@@ -72,6 +88,7 @@ class Difference:
         common: Modules that both list.
         only_a: Modules that only the first lists.
         only_b: Modules that only the second lists.
+        other_shape: Modules that both list, with other shapes.
         jaccard_full: Jaccard index of the modules in full.
         shared_full: Modules in full on both sides.
         expected_full: How many that would be if each side had drawn from the common modules.
@@ -88,6 +105,7 @@ class Difference:
     common: int
     only_a: int
     only_b: int
+    other_shape: int
     jaccard_full: float
     shared_full: int
     expected_full: float | None
@@ -136,16 +154,12 @@ def difference(a: Side, b: Side) -> Difference:
     return Difference(
         a=a,
         b=b,
-        facts=side_by_side(
-            [
-                plan_facts(side.plan) | run_facts(side.plan.model, side.plan.provenance)
-                for side in (a, b)
-            ]
-        ),
+        facts=side_by_side([_facts(side.plan, other.plan) for side, other in ((a, b), (b, a))]),
         moves=tuple(sorted(moves, key=lambda move: move.importance)),
         common=len(names),
         only_a=len(first) - len(names),
         only_b=len(second) - len(names),
+        other_shape=sum(move.other_shape for move in pairs.values()),
         jaccard_full=jaccard(full_a, full_b),
         shared_full=len(full_a & full_b),
         expected_full=len(shared[0]) * len(shared[1]) / len(names) if names else None,
@@ -158,6 +172,12 @@ def difference(a: Side, b: Side) -> Difference:
         by_kind=_groups(pairs, lambda item: f"{item.block}.{item.kind}".lstrip(".")),
         by_layer=_groups(pairs, lambda item: item.layer),
     )
+
+
+def _facts(plan: Plan, other: Plan) -> dict[str, Value]:
+    facts = plan_facts(plan) | run_facts(plan.model, plan.provenance)
+    # Version 1 has another hash of the weights.
+    return facts | {"weights": None} if plan.upgraded and not other.upgraded else facts
 
 
 def _by_name(plan: Plan) -> dict[str, PlanModule]:
@@ -173,9 +193,7 @@ def _groups(
 ) -> tuple[Group, ...]:
     found: dict[str | int | None, list[Move]] = {}
     for move in pairs.values():
-        item = move.a or move.b
-        if item is not None:
-            found.setdefault(name_of(item), []).append(move)
+        found.setdefault(name_of(move.known), []).append(move)
     # Layers by number, those outside the blocks last; kinds by name.
     order = sorted(found, key=lambda name: (name is None, name if name is not None else ""))
     return tuple(_group(name, found[name]) for name in order)

@@ -62,7 +62,7 @@ def plan_facts(plan: Plan) -> dict[str, Value]:
         plan: The plan.
 
     Returns:
-        Values by name.
+        Values by name; `None` for what a plan of version 1 does not know.
     """
     totals = plan.totals
     ranks = ", ".join(str(rank) for rank in plan.lora.ranks)
@@ -80,7 +80,7 @@ def plan_facts(plan: Plan) -> dict[str, Value]:
         "locked": sum(item.locked for item in plan.modules),
         "parameters in full": totals.full_params,
         "trained parameters": totals.trained_params,
-        "training memory": plan.memory.total_bytes,
+        "training memory": None if plan.upgraded else plan.memory.total_bytes,
         "chosen again": plan.stability.mean_reselection,
         "borderline": plan.stability.borderline_modules,
     }

@@ -128,10 +128,18 @@ def compare(
 def _check_options(
     files: Sequence[Path], score: str | None, rank: int | None, ranks: str | None
 ) -> None:
+    from hlscore.artifacts.plan import LARGEST_RANK
+
     if len(files) > 1 and ranks is not None:
         raise UsageError("--ranks compares LoRA ranks of one run.", hint="Give one score file.")
     if ranks is not None and rank is not None:
         raise UsageError("--rank and --ranks exclude each other.", hint="Leave one of them out.")
+    for option, asked in (("--rank", [rank] if rank is not None else []),
+                          ("--ranks", o.parse_ranks(ranks))):  # fmt: skip
+        if not all(1 <= item <= LARGEST_RANK for item in asked):
+            raise UsageError(
+                f"{option} is {ranks if rank is None else rank}.", hint=f"Use 1 to {LARGEST_RANK}."
+            )
     if ranks is not None and len(o.parse_ranks(ranks)) < 2:
         raise UsageError(f"--ranks {ranks} is one rank.", hint="Give two or more, such as 4,16.")
     if len(files) == 1 and ranks is None and score is not None:

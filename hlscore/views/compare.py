@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
-from hlscore.views.facts import fact_text
-from hlscore.views.terminal import print_next, print_notes, terminal
+from hlscore.views.facts import fact_texts
+from hlscore.views.terminal import print_next, print_notes, print_table, terminal
 from hlscore.views.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
@@ -140,8 +141,9 @@ def _notes(compared: Compared) -> Iterator[str]:
         yield "the runs are ordered by different scores; --score NAME compares one"
     if len(compared.paths) > 1 and len({item.rank for item in found.rankings}) > 1:
         yield "the scores are for different LoRA ranks; --rank N compares one"
-    for label in found.constant:
-        yield f"{label} is the same for every module: it gives no order"
+    if found.constant:
+        verb = "gives" if len(found.constant) == 1 else "give"
+        yield f"{', '.join(found.constant)} {verb} every module the same value: no order"
     if compared.missing:
         yield f"without values: {', '.join(compared.missing)}"
 
@@ -155,7 +157,7 @@ def _runs_table(compared: Compared) -> Table:
     follows = _FOLLOWS | ({"score"} if compared.chosen else set())
     facts = [fact for fact in compared.facts if not fact.same and fact.name not in follows]
     for place, label in enumerate(compared.labels):
-        told = [f"{visible(f.name)} {fact_text(f.name, f.values[place])}" for f in facts]
+        told = [f"{visible(fact.name)} {fact_texts(fact)[place]}" for fact in facts]
         table.add_row(str(place + 1), visible(label), " · ".join(told) or "nothing that is known")
     return table
 
@@ -168,13 +170,14 @@ def _print_matrix(
     own: Sequence[float | None] | None = None,
 ) -> None:
     """A table of pairs; in parts side by side where it is wider than the console."""
-    labels = [shortened(visible(item.label), _LONGEST_LABEL) for item in found.rankings]
-    numbered = max(map(len, labels)) > _LONGEST_HEADING
+    longest = min(_LONGEST_LABEL, max(_LONGEST_HEADING, console.width // 3))
+    labels = [shortened(visible(item.label), longest) for item in found.rankings]
+    numbered = max(map(cell_len, labels)) > _LONGEST_HEADING
     names = [f"{at} {label}" if numbered else label for at, label in enumerate(labels, start=1)]
     headings = [str(at) if numbered else label for at, label in enumerate(labels, start=1)]
     shows_own = own is not None and any(tau is not None for tau in own)
-    room = console.width - max(map(len, names)) - (len(_RESAMPLES) + 1 if shows_own else 0)
-    fitting = max(1, room // (max(5, *map(len, headings)) + _COLUMN_GAP))
+    room = console.width - max(map(cell_len, names)) - (len(_RESAMPLES) + 1 if shows_own else 0)
+    fitting = max(1, room // (max(5, *map(cell_len, headings)) + _COLUMN_GAP))
     console.print()
     console.print(Text(heading, style="bold"), soft_wrap=True)
     for start in range(0, len(names), fitting):
@@ -189,7 +192,7 @@ def _print_matrix(
             cells = [Text("-", style="dim") if at == to else _number(value(found.pairs[at][to]))
                      for to in part]  # fmt: skip
             table.add_row(name, *cells, *([_number(own[at])] if own and shows_own else []))
-        console.print(table)
+        print_table(console, table)
 
 
 def _number(value: float | None) -> Text:

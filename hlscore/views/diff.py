@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -16,14 +17,15 @@ from hlscore.agreement.facts import Fact
 from hlscore.agreement.kendall import RankAgreement
 from hlscore.agreement.sides import Side
 from hlscore.views.choice import training
-from hlscore.views.facts import fact_text
-from hlscore.views.module_table import ModuleTable
-from hlscore.views.terminal import print_next, print_notes, terminal
+from hlscore.views.facts import fact_texts
+from hlscore.views.module_table import ModuleTable, folded
+from hlscore.views.terminal import print_next, print_notes, print_table, terminal
 from hlscore.views.wording import count, measure, visible
 
 _ALWAYS = (
     "budget", "score", "LoRA rank", "in full", "trained parameters", "model", "probes", "examples",
 )  # fmt: skip
+_NARROWEST_NAME = 12
 
 
 def print_difference(found: Difference, *, top: int, console: Console | None = None) -> None:
@@ -54,7 +56,7 @@ def print_difference(found: Difference, *, top: int, console: Console | None = N
         shown = [group for group in groups if group.full_a or group.full_b]
         if shown and found.moves:
             console.print()
-            console.print(_group_table(heading, shown, top))
+            _print_groups(console, heading, shown, top)
     _print_next(console, found)
 
 
@@ -70,7 +72,12 @@ def print_difference_json(found: Difference) -> None:
             {"name": fact.name, "a": fact.values[0], "b": fact.values[1], "same": fact.same}
             for fact in found.facts
         ],
-        "modules": {"common": found.common, "only_a": found.only_a, "only_b": found.only_b},
+        "modules": {
+            "common": found.common,
+            "only_a": found.only_a,
+            "only_b": found.only_b,
+            "other_shape": found.other_shape,
+        },
         "moves": [_plain_move(move) for move in found.moves],
         "full": {
             "shared": found.shared_full,
@@ -123,9 +130,12 @@ def _notes(found: Difference) -> list[str]:
     first, second = found.a.plan, found.b.plan
     notes = []
     if not found.same_structure:
+        names = list(dict.fromkeys(plan.model.name for plan in (first, second)))
+        called = " and ".join(names) if len(names) == 2 else f"both called {names[0]}"
+        shapes = f", {found.other_shape:,} of them of other shapes" if found.other_shape else ""
         notes.append(
-            f"these are different models, {first.model.name} and {second.model.name}: "
-            f"{count(found.common, 'module')} of the same name are compared"
+            f"these are different models, {called}: {count(found.common, 'module')} of the same "
+            f"name are compared{shapes}"
         )
     elif found.same_weights is False:
         notes.append("the models have the same modules, but other weights")
@@ -144,7 +154,7 @@ def _facts_table(facts: Sequence[Fact]) -> Table:
     for fact in facts:
         if fact.same and fact.name not in _ALWAYS:
             continue
-        first, second = (fact_text(fact.name, value) for value in fact.values)
+        first, second = fact_texts(fact)
         if fact.same:
             table.add_row(fact.name, first, "same", style="dim")
         else:
@@ -178,13 +188,13 @@ def _sentences(found: Difference) -> list[Text]:
         if number
     ]
     into = sum(move.crosses_full for move in found.moves)
-    score = found.a.plan.score.name
+    scores = dict.fromkeys(side.plan.score.name for side in (found.a, found.b))
+    crossing = f", {into:,} of them into or out of full" if found.moves else ""
     lines = [
         (
             "moved",
-            f"{len(found.moves):,} of {count(modules, 'module')} trained differently, {into:,} of "
-            f"them into or out of full{''.join(only)}; Jaccard of module, mode and rank "
-            f"{found.jaccard_decisions:.2f}",
+            f"{len(found.moves):,} of {count(modules, 'module')} trained differently{crossing}"
+            f"{''.join(only)}; Jaccard of module, mode and rank {found.jaccard_decisions:.2f}",
         ),
         (
             "full",
@@ -193,7 +203,7 @@ def _sentences(found: Difference) -> list[Text]:
         ),
         (
             "order",
-            f"Kendall's tau of {score} {agreement_text(found.agreement)}, over "
+            f"Kendall's tau of {' and '.join(scores)} {agreement_text(found.agreement)}, over "
             f"{count(found.agreement.n, 'module')}",
         ),
     ]
@@ -223,18 +233,26 @@ def _noise(found: Difference) -> list[str]:
     return lines
 
 
-def _group_table(heading: str, groups: Sequence[Group], top: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column(heading, overflow="fold")
-    for name in ("modules", "full in A", "full in B", "in both"):
+def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: int) -> None:
+    """Print modules in full by kind or layer; of the columns only the names fold."""
+    numbers = ("modules", "full A", "full B", "both")
+    names = [
+        "outside" if group.name is None else visible(str(group.name)) for group in groups[:top]
+    ]
+    rest = [f"... {len(groups) - top:,} more"] if len(groups) > top else []
+    room = console.width - sum(len(name) + 1 for name in numbers)
+    longest = max(map(cell_len, (heading, *names, *rest)))
+    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
+    table.add_column(heading, width=min(longest, max(room, _NARROWEST_NAME)))
+    for name in numbers:
         table.add_column(name, justify="right", no_wrap=True)
-    for group in groups[:top]:
-        numbers = (group.modules, group.full_a, group.full_b, group.full_both)
-        name = "outside" if group.name is None else visible(str(group.name))
-        table.add_row(name, *(str(number) for number in numbers))
-    if len(groups) > top:
-        table.add_row(f"... {len(groups) - top} more", style="dim")
-    return table
+    for name, group in zip(names, groups, strict=False):
+        cells = (group.modules, group.full_a, group.full_b, group.full_both)
+        lines = folded(name, max(room, _NARROWEST_NAME))
+        table.add_row("\n".join(lines), *(f"{number:,}" for number in cells))
+    for text in rest:
+        table.add_row(text, style="dim")
+    print_table(console, table)
 
 
 def _plain_side(side: Side) -> dict[str, object]:
@@ -249,12 +267,12 @@ def _plain_side(side: Side) -> dict[str, object]:
 def _plain_move(move: Move) -> dict[str, object]:
     names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
              "trained_params")  # fmt: skip
-    known = move.a or move.b
+    known = move.known
     return {
         "module": move.module,
-        "kind": None if known is None else known.kind,
-        "block": None if known is None else known.block,
-        "layer": None if known is None else known.layer,
+        "kind": known.kind,
+        "block": known.block,
+        "layer": known.layer,
     } | {
         side: None if item is None else {name: getattr(item, name) for name in names}
         for side, item in (("a", move.a), ("b", move.b))

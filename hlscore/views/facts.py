@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hlscore.agreement.facts import Value
+from hlscore.agreement.facts import Fact, Value
 from hlscore.views.wording import memory, percent, short, shortened, visible
 
 _LONGEST = 24
+_LONGEST_WHOLE = 200
 _FORMATS: dict[str, Callable[[float], str]] = {
     "parameters in full": short,
     "trained parameters": short,
@@ -15,6 +16,21 @@ _FORMATS: dict[str, Callable[[float], str]] = {
     "chosen again": percent,
     "counted tokens": lambda number: f"{number:,}",
 }
+
+
+def fact_texts(fact: Fact) -> list[str]:
+    """The values of a fact as they are shown side by side.
+
+    Args:
+        fact: What is known of several sides.
+
+    Returns:
+        A text per side; whole values where short ones would look the same and are not.
+    """
+    texts = [fact_text(fact.name, value) for value in fact.values]
+    if len(set(texts)) == len(set(fact.values)):
+        return texts
+    return [_whole(fact.name, value) for value in fact.values]
 
 
 def fact_text(name: str, value: Value) -> str:
@@ -36,3 +52,11 @@ def fact_text(name: str, value: Value) -> str:
     if name in _FORMATS:
         return _FORMATS[name](value)
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _whole(name: str, value: Value) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and name in _FORMATS:
+        return f"{value:,}{' bytes' if _FORMATS[name] is memory else ''}"
+    return shortened(visible(str(value)), _LONGEST_WHOLE)

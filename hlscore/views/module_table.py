@@ -58,9 +58,9 @@ class ModuleTable:
         widths = [places, min(longest, max(room, _NARROWEST_NAME)), *others]
         table, indent = Text(), " " * (places + 1)
         for cells, style, remark in self._rows:
-            name, *folded = _folded(cells[1], widths[1])
+            name, *rest = folded(cells[1], widths[1])
             line = self._line([cells[0], name, *cells[2:]], widths)
-            below = [*folded, *([f"  {remark}"] if remark else [])]
+            below = [*rest, *([f"  {remark}"] if remark else [])]
             table.append("".join([line, "\n", *(f"{indent}{text}\n" for text in below)]), style)
         if self._rest:
             table.append(f"{indent}... {count(self._rest, 'more module')}\n", "dim")
@@ -77,8 +77,16 @@ class ModuleTable:
         ).rstrip()
 
 
-def _folded(name: str, width: int) -> list[str]:
-    """Lines of a name, cut before its dots where that is possible."""
+def folded(name: str, width: int) -> list[str]:
+    """Cut a name into lines, before its dots where that is possible.
+
+    Args:
+        name: The name.
+        width: Most columns of a line.
+
+    Returns:
+        The lines.
+    """
     lines: list[str] = []
     for part in re.split(r"(?=\.)", name):
         if lines and cell_len(lines[-1] + part) <= width:
