@@ -18,7 +18,10 @@ from hlscore.settings import CandidateSettings
 
 
 def test_registry_names_formula_unit_and_source() -> None:
-    assert list(SCORES) == ["hls", "tail", "grad_norm", "taylor", "rgn", "random"]
+    assert list(SCORES) == [
+        "hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "snr", "spectral", "kappa",
+        "random",
+    ]  # fmt: skip
     assert all(score.formula and score.unit and score.source for score in SCORES.values())
     with pytest.raises(UsageError, match="no score 'nonsense'"):
         find_score("nonsense")
@@ -31,7 +34,15 @@ def test_scores_read_the_row() -> None:
     assert score_of(item, SCORES["grad_norm"], 2) == item.grad_energy
     assert score_of(item, SCORES["taylor"], 2) == item.taylor
     assert score_of(item, SCORES["rgn"], 2) == pytest.approx((item.grad_energy or 0) ** 0.5 / 5)
+    assert score_of(item, SCORES["l1_adam"], 8) == item.l1_adam_curve[3]
+    assert score_of(item, SCORES["spectral"], 8) == item.spectral_curve[3]
+    assert score_of(item, SCORES["snr"], 8) == item.snr
+    assert score_of(item, SCORES["kappa"], 8) == item.kappa
     assert score_of(item, SCORES["hls"], 48) == 0
+    assert score_of(item, SCORES["l1_adam"], 48) == 0
+    with pytest.raises(UsageError, match="no score for rank 48") as found:
+        score_of(item, SCORES["spectral"], 48)
+    assert "one of 2, 4, 8, 16" in found.value.hint
     assert score_of(replace(item, weight_norm=0.0), SCORES["rgn"], 2) is None
 
 

@@ -200,8 +200,8 @@ class PlanProbes(_Strict):
 
     source: str
     format: str
-    objective: Literal["sft", "dpo", "grpo"] = Field(
-        default="sft", description="The loss that was probed."
+    objective: Literal["sft", "dpo", "grpo", "none"] = Field(
+        default="sft", description="The loss that was probed; none where nothing was."
     )
     loss_type: str = Field(default="", description="Its variant; empty for sft.")
     hash: str

@@ -30,7 +30,8 @@ from hlscore.records import (
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+_OLDEST_VERSION = 2
 METADATA_KEY = b"hlscore"
 
 _INTEGERS = ("rank", "layer", "matrices", "matrices_reached", "rank_for_90")
@@ -48,10 +49,19 @@ _LISTS: dict[str, pa.DataType] = {
     "tail_curve_errors": pa.list_(pa.float64()),
     "hls_curve": pa.list_(pa.float64()),
     "hls_curve_errors": pa.list_(pa.float64()),
+    "l1_adam_curve": pa.list_(pa.float64()),
+    "spectral_ranks": pa.list_(pa.int32()),
+    "spectral_curve": pa.list_(pa.float64()),
     "hls_replicates": pa.list_(pa.float32()),
     "tail_replicates": pa.list_(pa.float32()),
     "grad_norm_replicates": pa.list_(pa.float32()),
 }
+
+_NEW_IN_3 = (
+    "l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve", "spectral_ranks",
+    "spectral_curve",
+)  # fmt: skip
+"""Columns that files of version 2 lack; they are null then."""
 
 _RESAMPLED = {
     "hls": "hls_replicates",
@@ -100,9 +110,16 @@ def column_type(name: str) -> pa.DataType:
 _NUMBERS = tuple(f.name for f in fields(ModuleRow) if column_type(f.name) == pa.float64())
 
 
-def report_schema() -> pa.Schema:
-    """Columns of `scores.parquet` in order, with their types."""
-    return pa.schema([(item.name, column_type(item.name)) for item in fields(ModuleRow)])
+def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
+    """Columns of `scores.parquet` in order, with their types.
+
+    Args:
+        version: Version of the file; older ones have fewer columns.
+    """
+    names = [item.name for item in fields(ModuleRow)]
+    if version < SCHEMA_VERSION:
+        names = [name for name in names if name not in _NEW_IN_3]
+    return pa.schema([(name, column_type(name)) for name in names])
 
 
 def to_table(report: ScoreReport) -> pa.Table:
@@ -161,8 +178,8 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
         # Not the file as a data set: `k=v` folders in the path would become columns.
         file = pq.ParquetFile(path)
         origin = _read_metadata(path, file.schema_arrow)
-        _check_columns(path, file.schema_arrow)
-        table = file.read(columns=_wanted(origin.run, resamples))
+        _check_columns(path, file.schema_arrow, origin.schema_version)
+        table = file.read(columns=_wanted(origin, resamples))
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(f"'{path}' is not a Parquet file: {first_line(error)}") from error
     rows = _rows(table, None if resamples is None else resamples.most)
@@ -174,20 +191,21 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
     return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
 
 
-def _wanted(run: RunInfo, resamples: Resamples | None) -> list[str]:
+def _wanted(origin: _Metadata, resamples: Resamples | None) -> list[str]:
     """Columns to read: what nobody asks for is not even decoded."""
-    names: list[str] = report_schema().names
+    names: list[str] = report_schema(origin.schema_version).names
     if resamples is None:
         return names
-    kept = {_RESAMPLED.get(score) for score in resamples.scores(run)}
+    kept = {_RESAMPLED.get(score) for score in resamples.scores(origin.run)}
     return [name for name in names if name not in _RESAMPLED.values() or name in kept]
 
 
-def _check_columns(path: Path, schema: pa.Schema) -> None:
-    if not schema.equals(report_schema(), check_metadata=False):
+def _check_columns(path: Path, schema: pa.Schema, version: int) -> None:
+    wanted = report_schema(version)
+    if not schema.equals(wanted, check_metadata=False):
         raise ArtifactError(
             f"The columns of '{path}' are not those of an hlscore report: "
-            f"{_first_difference(schema)}.",
+            f"{_first_difference(schema, wanted)}.",
             hint="Write it again with `hlscore rank`.",
         )
 
@@ -204,9 +222,10 @@ def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"The metadata of '{path}' is damaged: {first_line(error)}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version != SCHEMA_VERSION:
+    if version not in range(_OLDEST_VERSION, SCHEMA_VERSION + 1) or isinstance(version, bool):
         raise ArtifactError(
-            f"'{path}' has report schema {version}; this hlscore reads {SCHEMA_VERSION}.",
+            f"'{path}' has report schema {version}; this hlscore reads {_OLDEST_VERSION} to "
+            f"{SCHEMA_VERSION}.",
             hint="Use the hlscore that wrote it, or run `hlscore rank` again.",
         )
     try:
@@ -224,8 +243,8 @@ def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
     return origin
 
 
-def _first_difference(found: pa.Schema) -> str:
-    for field in report_schema():
+def _first_difference(found: pa.Schema, wanted: pa.Schema) -> str:
+    for field in wanted:
         index = found.get_field_index(field.name)
         if index < 0:
             return f"column '{field.name}' is missing"
@@ -244,9 +263,15 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
         if row.module in names:
             yield place, f"'{row.module}' is listed twice"
         names.add(row.module)
-        curves = (row.tail_curve, row.tail_curve_errors, row.hls_curve, row.hls_curve_errors)
-        if any(len(curve) != len(row.curve_ranks) for curve in curves):
+        curves: tuple[tuple[float, ...], ...] = (
+            row.tail_curve, row.tail_curve_errors, row.hls_curve, row.hls_curve_errors,
+        )  # fmt: skip
+        found = [len(curve) == len(row.curve_ranks) for curve in curves]
+        found.append(len(row.l1_adam_curve) in (0, len(row.curve_ranks)))
+        found.append(len(row.spectral_curve) == len(row.spectral_ranks))
+        if not all(found):
             yield place, "a curve and its ranks differ in length"
+        curves += (row.l1_adam_curve, row.spectral_curve)
         if not all(math.isfinite(value) for curve in curves for value in curve):
             yield place, "a curve holds NaN or infinity"
         for name in _NUMBERS:
@@ -268,7 +293,7 @@ def _identity_faults(row: ModuleRow) -> Iterator[str]:
 
 
 def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
-    for name in _LISTS:
+    for name in (name for name in _LISTS if name not in _NEW_IN_3):
         lengths = [len(getattr(row, name)) if row.is_candidate else None for row in rows]
         first = next((length for length in lengths if length is not None), None)
         for place, length in enumerate(lengths):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hlscore.errors import ArtifactError
+from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
@@ -21,6 +21,7 @@ from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import find_score, score_of
 from hlscore.scores.rows import order_rows
+from hlscore.scores.score import Score
 from hlscore.settings import PlanSettings
 
 BORDERLINE = (0.1, 0.9)
@@ -207,6 +208,7 @@ def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
     if not report.candidates:
         raise ArtifactError("The report holds no candidate modules.")
     rows = order_rows(report.candidates, score, settings.rank)
+    _check_values(rows, score, settings.rank)
     return Problem(
         model=report.model,
         rows=rows,
@@ -217,6 +219,21 @@ def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
         locks=locks_of(settings.locks, [row.module for row in rows]),
         tied=tied_modules(report.rows),
         settings=settings,
+    )
+
+
+def _check_values(rows: Sequence[ModuleRow], score: Score, rank: int) -> None:
+    if any(score.compute(row, rank) is not None for row in rows):
+        return
+    made = {
+        "gradients": "rank with probes: without --data none",
+        "whole gradients": "rank with probes and --estimator exact",
+        "weights": "rank with --weight-scores, or with --data none",
+        "nothing": "rank again",
+    }
+    raise UsageError(
+        f"The report holds no value of '{score.name}'.",
+        hint=f"Choose another --score, or {made[score.needs]}.",
     )
 
 

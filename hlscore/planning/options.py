@@ -11,7 +11,8 @@ from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import Lock
 from hlscore.planning.memory import Choice, Mode, extra_bytes
 from hlscore.records import ModuleRow
-from hlscore.scores.registry import Score, score_of
+from hlscore.scores.registry import score_of
+from hlscore.scores.score import Score
 from hlscore.settings import MemorySettings, PlanSettings
 
 
@@ -144,12 +145,12 @@ def check_curve(score: Score) -> None:
         score: The score.
 
     Raises:
-        UsageError: It has no curve over ranks.
+        UsageError: It does not say what each rank leaves over.
     """
-    if not score.follows_rank:
+    if not score.leaves_over:
         raise UsageError(
-            f"--ranks needs a score with a curve over ranks; '{score.name}' has none.",
-            hint="Use --score hls or --score tail.",
+            f"--ranks needs a score that says what each rank leaves over; '{score.name}' does not.",
+            hint="Use --score hls, tail or l1_adam.",
         )
 
 

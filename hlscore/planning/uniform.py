@@ -12,7 +12,8 @@ from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, selection_probability
 from hlscore.planning.options import Option, alternative, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
-from hlscore.scores.registry import Score, replicates_at, score_of
+from hlscore.scores.registry import replicates_at, score_of
+from hlscore.scores.score import Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from hlscore.records.model import (
     Storage,
 )
 from hlscore.records.probes import (
+    NO_PROBES,
     ProbeSummary,
     RolloutSummary,
 )
@@ -22,9 +23,11 @@ from hlscore.records.report import (
     RunInfo,
     ScoreReport,
     Status,
+    WeightStatistics,
 )
 
 __all__ = [
+    "NO_PROBES",
     "Candidate",
     "Estimate",
     "Fingerprint",
@@ -40,4 +43,5 @@ __all__ = [
     "ScoreReport",
     "Status",
     "Storage",
+    "WeightStatistics",
 ]

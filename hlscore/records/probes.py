@@ -38,7 +38,7 @@ class ProbeSummary:
     Attributes:
         source: Name of the data as given, or `builtin:probes`.
         format: Data format found, such as `prompt_completion`.
-        objective: The loss that was probed: `sft`, `dpo` or `grpo`.
+        objective: The loss that was probed: `sft`, `dpo`, `grpo`, or `none`.
         loss_type: Its variant; empty for sft.
         hash: SHA-256 over the token ids, loss masks and weights, independent of their order.
         examples: Examples, pairs or prompts used.
@@ -55,7 +55,7 @@ class ProbeSummary:
 
     source: str
     format: str
-    objective: Literal["sft", "dpo", "grpo"] = "sft"
+    objective: Literal["sft", "dpo", "grpo", "none"] = "sft"
     loss_type: str = ""
     hash: str = ""
     examples: int
@@ -67,3 +67,16 @@ class ProbeSummary:
     mean_loss: float | None = None
     rollouts: RolloutSummary | None = None
     notes: tuple[str, ...] = ()
+
+
+NO_PROBES = ProbeSummary(
+    source="none",
+    format="none",
+    objective="none",
+    hash="none",
+    examples=0,
+    truncated=0,
+    dropped=0,
+    notes=("Nothing was probed: the scores come from the weights alone.",),
+)
+"""What is said of a run that read the weights alone."""

@@ -45,6 +45,8 @@ class GradientStatistics:
         weight_norm: `||W||_F`; `None` where the weight cannot be had.
         taylor: `||W * G||_F`, elementwise product; `None` where the gradient is not formed.
         taylor_mean: Mean of `|W * G|`; `None` where the gradient is not formed.
+        l1_adam_curve: `||G||_1 - <G, P_r(sign G)>` at each rank of the run's curve; empty where
+            the gradient is not formed.
         matrices_reached: Matrices with a gradient other than zero.
         hls_replicates: Resampled `hls` at the run's rank.
         tail_replicates: Resampled tail energy at the run's rank.
@@ -63,9 +65,31 @@ class GradientStatistics:
     taylor: float | None
     taylor_mean: float | None
     matrices_reached: int
+    l1_adam_curve: tuple[float, ...] = ()
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
     grad_norm_replicates: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightStatistics:
+    """What the singular values of one candidate weight tell; of experts the mean over matrices.
+
+    Attributes:
+        weight_norm: `||W||_F`; `None` where the weight cannot be had.
+        snr: Signal-to-noise ratio of Spectrum; `None` where it is not finite.
+        inverse_condition: 1 / `condition_number`; 0 for a singular matrix, `None` for zeros.
+        condition_number: `s_1 / s_min`; `None` where it is not finite.
+        spectral_curve: Score of spectral hybrid LoRA at each rank of the run; empty for zeros.
+        remark: Why one of them is missing; mostly empty.
+    """
+
+    weight_norm: float | None = None
+    snr: float | None = None
+    inverse_condition: float | None = None
+    condition_number: float | None = None
+    spectral_curve: tuple[float, ...] = ()
+    remark: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +104,7 @@ class ModuleRow:
         kind: Last part of the name.
         block: Path between the decoder block and `kind`.
         matrices: Number of matrices in the weight.
-        matrices_reached: Matrices with a gradient other than zero.
+        matrices_reached: Matrices with a gradient other than zero; `None` without probes.
         out_features: Output width.
         in_features: Input width.
         n_params: Parameters of weight and bias.
@@ -97,6 +121,10 @@ class ModuleRow:
         taylor: `||W * G||_F`.
         taylor_mean: Mean of `|W * G|`.
         rgn: `||G||_F / ||W||_F`.
+        l1_adam: `||G||_1 - <G, P_r(sign G)>`, nats per unit step of Adam.
+        snr: Signal-to-noise ratio of the weight (Spectrum).
+        spectral: Score of spectral hybrid LoRA (twinkle), from the weight.
+        kappa: Inverse condition number of the weight, 0 to 1: the smallest number ranks first.
         random: Seeded stratified control in (0, 1].
         grad_energy: `||G||_F^2`.
         head_energy: Energy of the best rank-r part of the gradient.
@@ -106,6 +134,7 @@ class ModuleRow:
         effective_rank: `exp(entropy(s / sum s))`, where the spectrum is exact.
         rank_for_90: Smallest rank that holds 90 % of the energy.
         weight_norm: `||W||_F`.
+        condition_number: `s_1 / s_min` of the weight; null where it is not finite.
         rgn_error: Estimated error of `rgn`, like the following ones of the column before `_error`.
         grad_energy_error: Of `grad_energy` and `grad_norm`.
         head_energy_error: Of `head_energy`.
@@ -113,11 +142,14 @@ class ModuleRow:
         residual_ratio_error: Of `residual_ratio`.
         stable_rank_error: Of `stable_rank`.
         rank_for_90_error: Of `rank_for_90`.
-        curve_ranks: Ranks of the two curves.
+        curve_ranks: Ranks of the curves of gradients.
         tail_curve: Tail energy at those ranks.
         tail_curve_errors: Estimated error of each.
         hls_curve: Cross-fitted tail at those ranks.
         hls_curve_errors: Estimated error of each.
+        l1_adam_curve: `l1_adam` at those ranks.
+        spectral_ranks: Ranks of `spectral_curve`, which needs no gradient.
+        spectral_curve: `spectral` at those ranks.
         hls_replicates: Resampled `hls`.
         tail_replicates: Resampled `tail`.
         grad_norm_replicates: Resampled `grad_norm`.
@@ -149,6 +181,10 @@ class ModuleRow:
     taylor: float | None = None
     taylor_mean: float | None = None
     rgn: float | None = None
+    l1_adam: float | None = None
+    snr: float | None = None
+    spectral: float | None = None
+    kappa: float | None = None
     random: float | None = None
     grad_energy: float | None = None
     head_energy: float | None = None
@@ -158,6 +194,7 @@ class ModuleRow:
     effective_rank: float | None = None
     rank_for_90: int | None = None
     weight_norm: float | None = None
+    condition_number: float | None = None
     rgn_error: float | None = None
     grad_energy_error: float | None = None
     head_energy_error: float | None = None
@@ -170,6 +207,9 @@ class ModuleRow:
     tail_curve_errors: tuple[float, ...] = ()
     hls_curve: tuple[float, ...] = ()
     hls_curve_errors: tuple[float, ...] = ()
+    l1_adam_curve: tuple[float, ...] = ()
+    spectral_ranks: tuple[int, ...] = ()
+    spectral_curve: tuple[float, ...] = ()
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
     grad_norm_replicates: tuple[float, ...] = ()
@@ -211,9 +251,9 @@ class RunInfo:
         seed: Seed of the run.
         score: Score that ordered the rows.
         rank: LoRA rank compared against.
-        estimator: How gradients were captured: `exact` or `sketch`.
+        estimator: How gradients were captured: `exact`, `sketch` or `none`.
         sketch_size: Columns of a sketch; `None` with exact gradients.
-        device: Device the model was on.
+        device: Device that computed.
         dtype: Dtype of the weights.
         versions: Versions of the libraries that computed the numbers.
         wall_seconds: Time of the probe run and the decompositions.

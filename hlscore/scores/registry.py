@@ -1,46 +1,22 @@
 """The scores by name, each with formula, unit and source.
 
-No score is proven: they rank modules by what a first step of training could gain, and no
-published study shows that one of them predicts what a whole training run gains.
+No score is proven: they rank modules by what a first step of training could gain or by what the
+weights look like, and no published study shows that one of them predicts what a whole training
+run gains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from hlscore.errors import UsageError
 from hlscore.records import ModuleRow
-
-ScoreFunction = Callable[[ModuleRow, int], float | None]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Score:
-    """A way to rank modules; higher means worse served by LoRA.
-
-    Attributes:
-        name: Name on the command line and column in the report.
-        formula: Formula in plain text.
-        unit: Unit of the value.
-        source: Where it comes from.
-        compute: Value of a row at a LoRA rank; `None` where it cannot be had.
-        replicates: Bootstrap replicates of a row, empty where there are none.
-        follows_rank: Whether the value depends on the LoRA rank.
-    """
-
-    name: str
-    formula: str
-    unit: str
-    source: str
-    compute: ScoreFunction
-    replicates: Callable[[ModuleRow], tuple[float, ...]]
-    follows_rank: bool = False
+from hlscore.scores.score import Score
 
 
 def on_curve(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | None:
-    """Read a tail curve at a rank; zero where the rank spans the whole matrix.
+    """Read a curve of what a rank leaves over; zero where the rank spans the whole matrix.
 
     Args:
         curve: Values at `row.curve_ranks`.
@@ -84,18 +60,40 @@ def rgn(row: ModuleRow, rank: int) -> float | None:
     return math.sqrt(row.grad_energy) / row.weight_norm
 
 
+def l1_adam(row: ModuleRow, rank: int) -> float | None:
+    """What rank r leaves over of Adam's first step, `||G||_1 - <G, P_r(sign G)>`."""
+    return on_curve(row.l1_adam_curve, row, rank)
+
+
+def snr(row: ModuleRow, rank: int) -> float | None:
+    """Signal-to-noise ratio of the singular values of `W`, as Spectrum has it."""
+    return row.snr
+
+
+def spectral(row: ModuleRow, rank: int) -> float | None:
+    """Score of spectral hybrid LoRA, from the singular values of `W`."""
+    if rank not in row.spectral_ranks:
+        return None
+    return row.spectral_curve[row.spectral_ranks.index(rank)]
+
+
+def kappa(row: ModuleRow, rank: int) -> float | None:
+    """Inverse condition number `s_min / s_1` of `W`, so that the smallest number ranks first."""
+    return row.kappa
+
+
 def random(row: ModuleRow, rank: int) -> float | None:
     """Seeded control, stratified by kind and size."""
     return row.random
 
 
+def _spectral_ranks(row: ModuleRow) -> tuple[int, ...]:
+    return row.spectral_ranks
+
+
 def _relative(row: ModuleRow) -> tuple[float, ...]:
     norm = row.weight_norm or float("inf")
     return tuple(max(value, 0.0) ** 0.5 / norm for value in row.grad_norm_replicates)
-
-
-def _none(row: ModuleRow) -> tuple[float, ...]:
-    return ()
 
 
 SCORES: dict[str, Score] = {
@@ -109,6 +107,7 @@ SCORES: dict[str, Score] = {
             compute=hls,
             replicates=lambda row: row.hls_replicates,
             follows_rank=True,
+            leaves_over=True,
         ),
         Score(
             name="tail",
@@ -118,6 +117,7 @@ SCORES: dict[str, Score] = {
             compute=tail,
             replicates=lambda row: row.tail_replicates,
             follows_rank=True,
+            leaves_over=True,
         ),
         Score(
             name="grad_norm",
@@ -133,7 +133,7 @@ SCORES: dict[str, Score] = {
             unit="loss",
             source="GoRA, arXiv 2502.12171",
             compute=taylor,
-            replicates=_none,
+            needs="whole gradients",
         ),
         Score(
             name="rgn",
@@ -144,12 +144,50 @@ SCORES: dict[str, Score] = {
             replicates=_relative,
         ),
         Score(
+            name="l1_adam",
+            formula="||G||_1 - <G, P_r(sign G)>, P_r the best approximation of rank r",
+            unit="loss per unit step of Adam",
+            source="hlscore: first step of Adam instead of SGD",
+            compute=l1_adam,
+            needs="whole gradients",
+            follows_rank=True,
+            leaves_over=True,
+        ),
+        Score(
+            name="snr",
+            formula="sum of s_i > t / sum of s_i <= t / s_1, s of W, t = IQR(s) / 1.349 * "
+            "(1 + sqrt(min side / max side))",
+            unit="1 / weight",
+            source="Spectrum, arXiv 2406.06623",
+            compute=snr,
+            needs="weights",
+        ),
+        Score(
+            name="spectral",
+            formula="0.3 erank / d + 0.3 (1 - share of energy in rank r) + 0.02 ln(1 + s_1 / s_d) "
+            "+ 0.2 / mean |diff ln s|, s of W, d its short side",
+            unit="none",
+            source="twinkle, spectral hybrid LoRA",
+            compute=spectral,
+            needs="weights",
+            follows_rank=True,
+            ranks=_spectral_ranks,
+        ),
+        Score(
+            name="kappa",
+            formula="s_min / s_1 of W: 1 / condition number, so that the smallest number is first",
+            unit="none",
+            source="KappaTune, arXiv 2506.16289 (PEFT's find_kappa_target_modules)",
+            compute=kappa,
+            needs="weights",
+        ),
+        Score(
             name="random",
             formula="seeded draw, stratified by kind and size",
             unit="none",
             source="control",
             compute=random,
-            replicates=_none,
+            needs="nothing",
         ),
     )
 }
@@ -187,8 +225,9 @@ def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
         UsageError: The row's curves do not hold that rank.
     """
     value = score.compute(row, rank)
-    if value is None and score.follows_rank and row.curve_ranks and rank not in row.curve_ranks:
-        ranks = ", ".join(str(item) for item in row.curve_ranks if item)
+    held = score.ranks(row)
+    if value is None and score.follows_rank and held and rank not in held:
+        ranks = ", ".join(str(item) for item in held if item)
         raise UsageError(
             f"The report holds no score for rank {rank}.",
             hint=f"Use one of {ranks}, or run `hlscore rank` again with --rank {rank}.",

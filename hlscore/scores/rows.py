@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from hlscore.records import Candidate, GradientStatistics, ModuleRow
-from hlscore.scores.registry import SCORES, Score, score_of
+from hlscore.records import Candidate, GradientStatistics, ModuleRow, WeightStatistics
+from hlscore.scores.registry import SCORES, score_of
+from hlscore.scores.score import Score
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
@@ -23,13 +23,47 @@ def build_rows(
     ranks: tuple[int, ...],
     rank: int,
     seed: int,
+    weights: Mapping[str, WeightStatistics] | None = None,
 ) -> tuple[ModuleRow, ...]:
     """Make the rows of a report, not yet ordered.
 
     Args:
         modules: Every module found, skipped ones too.
         statistics: Statistics of each candidate, by module name.
-        ranks: Ranks of the tail curves.
+        ranks: Ranks of the curves.
+        rank: LoRA rank compared against.
+        seed: Seed of the `random` score.
+        weights: Statistics of the weight of each candidate, where they were asked for.
+
+    Returns:
+        One row per module, in module order.
+    """
+    control = stratified_scores([item for item in modules if not item.skipped], seed=seed)
+    rows = []
+    for item in modules:
+        if item.skipped:
+            rows.append(_skipped_row(item))
+            continue
+        row = _probed_row(item, statistics[item.module], ranks, rank)
+        found = None if weights is None else weights[item.module]
+        rows.append(_with_scores(row, found, ranks, rank, control[item.module]))
+    return tuple(rows)
+
+
+def build_weight_rows(
+    modules: Sequence[Candidate],
+    weights: Mapping[str, WeightStatistics],
+    *,
+    ranks: tuple[int, ...],
+    rank: int,
+    seed: int,
+) -> tuple[ModuleRow, ...]:
+    """Make the rows of a report on the weights alone, not yet ordered.
+
+    Args:
+        modules: Every module found, skipped ones too.
+        weights: Statistics of the weight of each candidate, by module name.
+        ranks: Ranks of the curves.
         rank: LoRA rank compared against.
         seed: Seed of the `random` score.
 
@@ -37,12 +71,42 @@ def build_rows(
         One row per module, in module order.
     """
     control = stratified_scores([item for item in modules if not item.skipped], seed=seed)
-    return tuple(
-        _skipped_row(item)
-        if item.skipped
-        else _scored_row(item, statistics[item.module], ranks, rank, control[item.module])
-        for item in modules
-    )
+    rows = []
+    for item in modules:
+        if item.skipped:
+            rows.append(_skipped_row(item))
+            continue
+        found = weights[item.module]
+        row = ModuleRow(
+            **_identity(item),
+            rank=None,
+            matrices_reached=None,
+            weight_norm=found.weight_norm,
+            reason=remark(item, None, rank),
+        )
+        rows.append(_with_scores(row, found, ranks, rank, control[item.module]))
+    return tuple(rows)
+
+
+def _with_scores(
+    row: ModuleRow,
+    weight: WeightStatistics | None,
+    ranks: tuple[int, ...],
+    rank: int,
+    control: float,
+) -> ModuleRow:
+    """Fill in what the weight tells and the control, then the column of every score."""
+    if weight is not None:
+        row = row.changed(
+            snr=weight.snr,
+            kappa=weight.inverse_condition,
+            condition_number=weight.condition_number,
+            spectral_ranks=ranks if weight.spectral_curve else (),
+            spectral_curve=weight.spectral_curve,
+            reason="; ".join(text for text in (row.reason, weight.remark) if text),
+        )
+    row = row.changed(random=control)
+    return row.changed(**{name: score.compute(row, rank) for name, score in SCORES.items()})
 
 
 def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
@@ -71,12 +135,8 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
     return (*ordered, *skipped)
 
 
-def _scored_row(
-    item: Candidate,
-    found: GradientStatistics,
-    ranks: tuple[int, ...],
-    rank: int,
-    control: float,
+def _probed_row(
+    item: Candidate, found: GradientStatistics, ranks: tuple[int, ...], rank: int
 ) -> ModuleRow:
     spanned = rank >= item.max_rank
     at = ranks.index(rank)
@@ -92,7 +152,6 @@ def _scored_row(
         hls_ci_high=high,
         hls_error=0.0 if spanned else found.hls_errors[at],
         taylor_mean=found.taylor_mean,
-        random=control,
         taylor=found.taylor,
         grad_energy=found.grad_energy.value,
         head_energy=found.grad_energy.value - tail,
@@ -107,6 +166,7 @@ def _scored_row(
         tail_curve_errors=found.tail_errors,
         hls_curve=found.hls_curve,
         hls_curve_errors=found.hls_errors,
+        l1_adam_curve=found.l1_adam_curve,
         hls_replicates=found.hls_replicates,
         tail_replicates=found.tail_replicates,
         grad_norm_replicates=found.grad_norm_replicates,
@@ -114,8 +174,7 @@ def _scored_row(
         reason=remark(item, found.matrices_reached, rank),
     )
     errors = _errors(found, tail, 0.0 if spanned else found.tail_errors[at])
-    scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
-    return replace(row, **errors, **scores)  # type: ignore[arg-type]
+    return row.changed(**errors)
 
 
 def _errors(found: GradientStatistics, tail: float, tail_error: float) -> dict[str, float | None]:
@@ -165,16 +224,16 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
 
     Args:
         item: The module.
-        matrices_reached: How many of its matrices have a gradient.
+        matrices_reached: How many of its matrices have a gradient; `None` without probes.
         rank: LoRA rank compared against.
 
     Returns:
         Remarks, parted by semicolons.
     """
-    if not matrices_reached:
+    if matrices_reached == 0:
         return "no probe token reached it"
     remarks = []
-    if matrices_reached < item.matrices:
+    if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached
         remarks.append(f"no probe token reached {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
