@@ -68,8 +68,9 @@ def is_report(path: Path) -> bool:
         ArtifactError: There is no such file, or it cannot be read.
     """
     if not path.is_file():
+        what = f"'{path}' is a directory" if path.is_dir() else f"There is no file '{path}'"
         raise ArtifactError(
-            f"There is no file '{path}'.",
+            f"{what}.",
             hint="`hlscore rank MODEL` writes scores.parquet and plan.json.",
         )
     try:

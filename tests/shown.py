@@ -1,0 +1,152 @@
+"""Files that `hlscore show` is tried on, and what it printed read back."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from console import hlscore
+from reports import report
+
+from hlscore.artifacts.report import write_report
+from hlscore.records import ModuleRow, ScoreReport
+from hlscore.scores.registry import SCORES
+from hlscore.scores.rows import order_rows
+
+Row = dict[str, Any]
+
+_STYLE = re.compile(r"\x1b\[[0-9;]*m")
+
+
+def mixed_report(count: int = 30) -> ScoreReport:
+    """A numbered report with nulls, ties, negative scores and all three kinds of status."""
+    found = report(count)
+    changes: dict[int, Row] = {
+        2: {"status": "unreached", "matrices_reached": 0, "reason": "no probe token reached it"},
+        4: {"rgn": None, "weight_norm": 0.0, "taylor": 0.0},
+        6: {"stable_rank": None, "effective_rank": None, "rank_for_90": None},
+        7: {"tail": None, "selection_probability": 0.75},
+        8: {"hls": -0.01, "hls_curve": (1.0, 0.5, -0.01, 0.2, 0.1), "taylor": 0.5},
+        9: {"taylor": 0.5, "selection_probability": 0.05},
+        11: {"matrices": 4, "matrices_reached": 3, "form": "experts", "reason": "one is silent"},
+        13: {"layer": None, "block": ""},
+    }
+    silent = dict.fromkeys(("hls", "tail", "grad_norm", "rgn", "taylor", "random"))
+    changes[2] |= silent | {"hls_curve": (0.0,) * 5, "tail_curve": (0.0,) * 5}
+    rows = tuple(replace(row, **changes.get(place, {})) for place, row in enumerate(found.rows))
+    return replace(found, rows=order_rows(rows, SCORES["hls"], 4))
+
+
+def same_score(found: ScoreReport, value: float | None) -> ScoreReport:
+    """The report with one value for every score of every candidate."""
+    scores = dict.fromkeys(SCORES, value)
+    rows = tuple(row.changed(**scores) if row.is_candidate else row for row in found.rows)
+    return replace(found, rows=rows)
+
+
+def renamed(found: ScoreReport, names: Sequence[str]) -> ScoreReport:
+    """The report with other names for its first candidates; the kind is the end of each."""
+    first: list[ModuleRow] = [
+        row.changed(module=name, parameter=f"{name}.weight", kind=name.rpartition(".")[2])
+        for row, name in zip(found.candidates, names, strict=False)
+    ]
+    return replace(found, rows=(*first, *found.rows[len(first) :]))
+
+
+def write(found: ScoreReport, path: Path) -> Path:
+    """Write a report."""
+    write_report(found, path)
+    return path
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Rows of a report by their place, those without one last."""
+    return in_order(pq.read_table(path).to_pylist(), "rank", falling=False)
+
+
+def read_modules(path: Path) -> list[Row]:
+    """Modules of a plan by their place."""
+    return in_order(json.loads(path.read_text())["modules"], "position", falling=False)
+
+
+def in_order(rows: Sequence[Row], field: str, *, falling: bool) -> list[Row]:
+    """Take the first of the best again and again; what has no value comes last."""
+    left = [row for row in rows if row[field] is not None]
+    found = []
+    while left:
+        best = 0
+        for place in range(1, len(left)):
+            one, other = left[place][field], left[best][field]
+            if one > other if falling else one < other:
+                best = place
+        found.append(left.pop(best))
+    return found + [row for row in rows if row[field] is None]
+
+
+def show_json(*arguments: object) -> Any:
+    """The one JSON object that `show --json` prints."""
+    found = hlscore("show", *arguments, "--json")
+    assert found.code == 0, found.err
+    assert not found.err
+    assert found.out.count("\n") == 1
+    return json.loads(found.out)
+
+
+def show(*arguments: object) -> str:
+    """What `show` prints for people."""
+    found = hlscore("show", *arguments)
+    assert found.code == 0, found.err
+    assert not found.err
+    return found.out
+
+
+def modules(printed: Any) -> list[str]:
+    """Names in a printed JSON object."""
+    return [row["module"] for row in printed["rows"]]
+
+
+def table(out: str) -> list[list[str]]:
+    """Words of each line of the table of modules, folded names put together, remarks left out."""
+    lines = out.split("\n")
+    first = next(at for at, line in enumerate(lines) if line.split()[:2] == ["#", "module"])
+    indent = lines[first].index("module")
+    found: list[list[str]] = []
+    for line in lines[first + 1 :]:
+        if not line:
+            return found
+        if line[:indent].strip():
+            found.append(line.split())
+        elif not line[indent:].startswith(("  ", "... ")):
+            found[-1][1] += line.strip()
+    raise AssertionError("the table has no end")
+
+
+def heat_map(out: str) -> dict[str, str]:
+    """Cells of the heat map by label; the layer ruler is a line of it."""
+    lines = out.split("\n")
+    last = next(at for at, line in enumerate(lines) if line.startswith("layer "))
+    first = max(at for at in range(last) if not lines[at]) + 1
+    margin = re.search(r"layer +", lines[last])
+    assert margin is not None
+    return {line[: margin.end()].strip(): line[margin.end() :] for line in lines[first : last + 1]}
+
+
+def commands(out: str) -> list[str]:
+    """Commands that are suggested at the end."""
+    _, end = out.split("\nnext\n")
+    return [line.strip() for line in end.splitlines() if not line.startswith("  #")]
+
+
+def number(value: float | None) -> str:
+    """A number as tables show it."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def unstyled(text: str) -> str:
+    """A text without what colours it."""
+    return _STYLE.sub("", text)
