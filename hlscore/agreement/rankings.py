@@ -100,7 +100,7 @@ def run_ranking(report: ScoreReport, label: str, score: str | None, rank: int | 
     if found.empty:
         raise UsageError(
             f"{label} has no values of '{chosen.name}'.",
-            hint="Choose another --score; `taylor` needs whole gradients.",
+            hint="Choose another --score; `hlscore scores` says what each of them needs.",
         )
     return found
 

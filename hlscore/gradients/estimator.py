@@ -17,7 +17,7 @@ from hlscore.records import Candidate
 from hlscore.settings import RankSettings
 
 # Scores of single gradient entries: no sketch tells them.
-_NEEDS_GRADIENT = ("taylor",)
+_NEEDS_GRADIENT = ("taylor", "l1_adam")
 # The allocator and the kernels want some of what is free, and activations are an estimate.
 _USABLE_SHARE = 0.9
 _GIB = 1024**3

@@ -9,6 +9,7 @@ import torch
 
 from hlscore.gradients.jackknife import Influences, influences
 from hlscore.gradients.resampling import Resamples
+from hlscore.gradients.sign_step import sign_step_curve
 from hlscore.gradients.sketch import seeded_generator, short_first
 from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
 from hlscore.gradients.sketched import Sketches
@@ -79,7 +80,11 @@ def reduce_gradients(
     tails = tuple(mean.tail(rank) for rank in ranks)
     hls = tuple(spectra.cross_fitted_tail(rank) for rank in ranks)
     at = ranks.index(reduction.rank)
-    norm, taylor, taylor_mean = _weight_terms(first, second, weight, reduction.first_share)
+    gradient = torch.lerp(second, first, reduction.first_share)
+    left_over = sign_step_curve(
+        _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
+    )
+    norm, taylor, taylor_mean = _weight_terms(gradient, weight)
     rank_for_90 = rank_for_share(mean, _SHARE)
     scores = (
         Estimate(hls[at], spectra.cross_fitted_error(reduction.rank)),
@@ -98,6 +103,7 @@ def reduce_gradients(
         weight_norm=norm,
         taylor=taylor,
         taylor_mean=taylor_mean,
+        l1_adam_curve=left_over,
         matrices_reached=int((mean.total > 0).sum()),
         **_replicates(groups, reduction, scores, min(first.shape[-2:]), name),
     )
@@ -113,7 +119,7 @@ def reduce_sketches(
 ) -> GradientStatistics:
     """Compute the statistics of one module from its sketches.
 
-    Statistics of single entries of the gradient (`taylor`) and of its whole spectrum
+    Statistics of single entries of the gradient (`taylor`, `l1_adam`) and of its whole spectrum
     (`effective_rank`) cannot be had from a sketch.
 
     Args:
@@ -175,6 +181,7 @@ def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatis
         weight_norm=weight_norm,
         taylor=0.0,
         taylor_mean=0.0,
+        l1_adam_curve=zeros,
         matrices_reached=0,
         hls_replicates=drawn,
         tail_replicates=drawn,
@@ -219,12 +226,10 @@ def _with_float64(values: torch.Tensor) -> torch.Tensor:
     return values.cpu() if values.device.type == "mps" else values
 
 
-def _weight_terms(
-    first: torch.Tensor, second: torch.Tensor, weight: torch.Tensor, share: float
-) -> tuple[float, float, float]:
-    """`||W||_F`, `||W * G||_F` and the mean of `|W * G|`."""
-    values = weight.detach().to(first.device).reshape(first.shape).float()
-    product = torch.lerp(second, first, share).mul_(values)
+def _weight_terms(gradient: torch.Tensor, weight: torch.Tensor) -> tuple[float, float, float]:
+    """`||W||_F`, `||W * G||_F` and the mean of `|W * G|`; writes over the gradient."""
+    values = weight.detach().to(gradient.device).reshape(gradient.shape).float()
+    product = gradient.mul_(values)
     return (
         float(torch.linalg.vector_norm(values)),
         float(torch.linalg.vector_norm(product)),
