@@ -142,6 +142,11 @@ def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
     return {name: getattr(item, name) for name in names}
 
 
+def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
+    """Resamples of a row's score; none where the row has no such score."""
+    return () if getattr(row, score) is None else SCORES[score].replicates(row)
+
+
 def shown_score(report: ScoreReport, column: Column | None = None) -> str:
     """The score that a view of a report is about.
 
@@ -180,7 +185,7 @@ def _table(
             "-" if row.rank is None else str(row.rank),
             row.module,
             measure(getattr(row, score)),
-            measure(standard_error(SCORES[score].replicates(row))),
+            measure(standard_error(resamples_of(row, score))),
             *([chosen_in(row.selection_probability)] if ours else []),
             shape(row.matrices, row.out_features, row.in_features),
             *(_value(getattr(row, column.field)) for column in more),

@@ -17,7 +17,7 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.views.choice import chosen_in, training
-from hlscore.views.show import plain
+from hlscore.views.show import plain, resamples_of
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_table, terminal
 from hlscore.views.wording import count, measure, memory, percent, shape, short
@@ -146,9 +146,7 @@ def print_report_module_json(report: ScoreReport, row: ModuleRow, path: Path) ->
         "rank": report.run.rank,
         "module": plain(row),
         "intervals": {
-            name: interval(score.replicates(row))
-            for name, score in SCORES.items()
-            if score.replicates(row)
+            name: interval(resamples_of(row, name)) for name in SCORES if resamples_of(row, name)
         },
     }
     print(json.dumps(found))
@@ -194,13 +192,14 @@ def _costs(plan: Plan, item: PlanModule) -> Table:
 
 def _scores(report: ScoreReport, row: ModuleRow) -> Table:
     table = _table("score", "value", "± se", "95 % interval", "estimator's error", "place")
-    for name, score in SCORES.items():
+    for name in SCORES:
         value, error = getattr(row, name), getattr(row, _ERRORS.get(name, ""), None)
-        low, high = interval(score.replicates(row))
+        resamples = resamples_of(row, name)
+        low, high = interval(resamples)
         table.add_row(
             name,
             measure(value),
-            measure(standard_error(score.replicates(row))),
+            measure(standard_error(resamples)),
             "-" if low is None else f"{measure(low)} to {measure(high)}",
             measure(error),
             _place(report, name, value),
@@ -230,10 +229,11 @@ def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None
     levels = ASCII if console.options.ascii_only else UNICODE
     curves = {name: _curve(row, name) for name in ("tail", "hls")}
     first, last = row.curve_ranks[0], row.curve_ranks[-1]
-    console.print(Text("what LoRA of each rank leaves over", style="bold"))
+    console.print(Text("what LoRA of each rank leaves over", style="bold"), soft_wrap=True)
     for name, values in curves.items():
-        line = (f"{name:<5}", sparkline(values, levels=levels), f"  rank {first} to {last}")
-        console.print(Text.assemble((line[0], "bold"), (line[1], "cyan"), (line[2], "dim")))
+        drawn, ends = sparkline(values, levels=levels), f"  rank {first} to {last}"
+        line = Text.assemble((f"{name:<5}", "bold"), (drawn, "cyan"), (ends, "dim"))
+        console.print(line, soft_wrap=True)
     console.print()
     table = _table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
     table.columns[0].justify = "right"
