@@ -92,9 +92,7 @@ def test_one_module_of_any_name(
 
 
 def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
-    for name in NAMES:
-        if name.startswith("-"):
-            continue
+    for name in NAMES[len(HOSTILE) - 4 :]:
         path = write(renamed(report(12), [name]), tmp_path / "it's.parquet")
         first = commands(show(path))[0]
         assert hlscore(*shlex.split(first)[1:]).out.startswith(f"{name}\n")
