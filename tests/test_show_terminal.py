@@ -241,3 +241,10 @@ def test_a_terminal_of_plain_letters(files: tuple[Path, Path]) -> None:
     assert re.search(
         r"^tail #[*+=,_.-]{4}  rank 0 to 16$", ran.stdout.decode("ascii"), re.MULTILINE
     )
+
+
+@pytest.mark.parametrize("name", STEERING)
+def test_error_writes_a_hostile_path_out(name: str) -> None:
+    message = hlscore("show", name).message
+    assert name not in message
+    assert name.encode("unicode_escape").decode() in message

@@ -164,7 +164,9 @@ def _print_error(message: str, hint: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
+    from hlscore.views.wording import visible
+
     console = Console(stderr=True, soft_wrap=True)
-    console.print(Text.assemble(("error: ", "bold red"), message))
+    console.print(Text.assemble(("error: ", "bold red"), visible(message)))
     if hint:
-        console.print(Text.assemble(("  try: ", "bold cyan"), hint))
+        console.print(Text.assemble(("  try: ", "bold cyan"), visible(hint)))
