@@ -15,7 +15,7 @@ from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError, UsageError
-from hlscore.flow import Progress, Silent, sample_rollouts, score_model
+from hlscore.flow import Progress, Silent, sample_rollouts, score_held_weights, score_model
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.model import identify
@@ -39,6 +39,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
     samples_for,
+    score_for,
 )
 
 if TYPE_CHECKING:
@@ -113,7 +114,8 @@ def rank(
     reward: Reward | Sequence[Reward] = (),
     rollouts: Rollouts = None,
     budget: str | float = 0.1,
-    score: str = "hls",
+    score: str | None = None,
+    weight_scores: bool = False,
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     ranks: Iterable[int] = (),
@@ -144,7 +146,7 @@ def rank(
     Args:
         model: A causal language model in memory, on any device.
         tokenizer: Its tokenizer.
-        data: Hub id, local path, or examples as mappings; `None` means the built-in probes.
+        data: Hub id, path or rows; `None` means the built-in probes, `"none"` the weights alone.
         objective: Loss of the training to come: `sft`, `dpo` or `grpo`, or
             `hlscore.ObjectiveSettings(objective="grpo", max_new_tokens=...)` with more.
         reward: What judges completions that the model samples itself, for grpo: a name as for
@@ -153,7 +155,8 @@ def rank(
             earlier result.
         budget: `0.1` for 10 % of the candidate modules, `"0.1p"` for 10 % of their parameters,
             `"500M"` for that many, `"24GiB"` for training memory.
-        score: Name of the score that decides.
+        score: Name of the score that decides; `None` means `hls`, without probes `snr`.
+        weight_scores: Decompose the weights beside the probes, for `snr`, `spectral`, `kappa`.
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
         ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
@@ -185,29 +188,28 @@ def rank(
     source = str(data) if isinstance(data, str | Path) else None
     functions = _named(_several(reward))
     probed = _objective(objective, tuple(functions), rollouts)
+    read = DataSettings(
+        data=source, split=split, samples=samples_for(samples, probed), max_length=max_length,
+        columns=dict(columns or {}),
+    )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
     )  # fmt: skip
     plan = PlanSettings(
-        budget=str(budget), score=score, rank=rank, alpha=alpha, ranks=tuple(sorted(set(ranks))),
-        locks=_texts(locks), memory=memory or MemorySettings(),
+        budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,
+        ranks=tuple(sorted(set(ranks))), locks=_texts(locks), memory=memory or MemorySettings(),
     )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),
-        data=DataSettings(
-            data=source,
-            split=split,
-            samples=samples_for(samples, probed),
-            max_length=max_length,
-            columns=dict(columns or {}),
-        ),
+        data=read,
         objective=probed,
         candidates=CandidateSettings(
             include=_texts(include), exclude=_texts(exclude), embeddings=embeddings, head=head
         ),
         capture=capture,
         plan=plan,
+        weight_scores=weight_scores,
         seed=seed,
     )
     given: Rollouts = data if rollouts is None else rollouts
@@ -223,6 +225,10 @@ def _run(
     progress: Progress,
 ) -> RankResult:
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
+    if settings.data.without_probes:
+        report, allocation = score_held_weights(model, identity, settings, progress)
+        plan = make_plan(report, allocation)
+        return RankResult(report=report, plan=plan, allocation=allocation)
     examples, rollouts = _examples(data, settings), None
     if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
         rollouts = sample_rollouts(

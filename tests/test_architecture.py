@@ -31,6 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "probes": GROUND | {"inputs", "objectives", "rollouts", "probes"},
     "gradients": GROUND | {"processes", "inputs", "objectives", "probes", "gradients"},
     "scores": GROUND | {"scores"},
+    "weights": GROUND | {"scores", "weights"},
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
     "exporters": GROUND | {"inputs", "planning", "artifacts", "exporters"},
@@ -39,7 +40,17 @@ ALLOWED: dict[str, set[str]] = {
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
     "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "checks", "training"},
     "flow": GROUND
-    | {"processes", "inputs", "rollouts", "probes", "gradients", "scores", "planning"},
+    | {
+        "processes",
+        "inputs",
+        "rollouts",
+        "probes",
+        "gradients",
+        "scores",
+        "weights",
+        "planning",
+        "flow",
+    },
     "api": GROUND | {"inputs", "rollouts", "planning", "artifacts", "flow"},
     "views": GROUND
     | {

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan, write_plan
-from hlscore.artifacts.tensors import NewTensor, file_tensors, stored_tensors, write_tensors
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters import seed_adapter
@@ -27,6 +26,7 @@ from hlscore.exporters.limits import nearest
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
 from hlscore.exporters.seed_adapter import adapter_tensors, seed_files
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
+from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
 MODEL_FILE = "adapter_model.safetensors"
 

@@ -150,14 +150,6 @@ BudgetOption = Annotated[
         rich_help_panel=PLAN_PANEL,
     ),
 ]
-ScoreOption = Annotated[
-    str,
-    typer.Option(
-        "--score",
-        help="Score that decides; `hlscore scores` lists them.",
-        rich_help_panel=PLAN_PANEL,
-    ),
-]
 Alpha = Annotated[
     int | None,
     typer.Option(

@@ -20,13 +20,30 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
     samples_for,
+    score_for,
 )
 
 
 def rank(
     model: o.Model,
     budget: o.BudgetOption = "0.1",
-    score: o.ScoreOption = "hls",
+    score: Annotated[
+        str | None,
+        typer.Option(
+            "--score",
+            help="Score that decides; `hlscore scores` lists them.",
+            show_default="hls; snr with --data none",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    weight_scores: Annotated[
+        bool,
+        typer.Option(
+            "--weight-scores",
+            help="Decompose the weights beside the probes: adds snr, spectral, kappa.",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = False,
     lora_rank: Annotated[
         int,
         typer.Option(
@@ -240,6 +257,8 @@ def rank(
 
     `hlscore rank ./model --estimator sketch --load-in 4bit`
 
+    `hlscore rank ./model --data none --score snr`
+
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     probed = ObjectiveSettings(
@@ -255,20 +274,16 @@ def rank(
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, svd=svd,
         groups=groups, bootstrap=bootstrap,
     )  # fmt: skip
+    loaded = ModelSettings(
+        model=model, revision=revision, dtype=dtype, device=device, load_in=load_in,
+        device_map=device_map, max_memory=o.parse_memory(max_memory), offload_folder=offload_folder,
+        shard=shard, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    candidates = CandidateSettings(
+        include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
+    )
     settings = RankSettings(
-        model=ModelSettings(
-            model=model,
-            revision=revision,
-            dtype=dtype,
-            device=device,
-            load_in=load_in,
-            device_map=device_map,
-            max_memory=o.parse_memory(max_memory),
-            offload_folder=offload_folder,
-            shard=shard,
-            allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        ),
+        model=loaded,
         data=DataSettings(
             data=data,
             config=data_config,
@@ -278,19 +293,18 @@ def rank(
             columns=o.parse_columns(column),
         ),
         objective=probed,
-        candidates=CandidateSettings(
-            include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
-        ),
+        candidates=candidates,
         capture=capture,
         plan=PlanSettings(
             budget=budget,
-            score=score,
+            score=score_for(score, data),
             rank=lora_rank,
             alpha=alpha,
             ranks=o.parse_ranks(ranks),
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),
         ),
+        weight_scores=weight_scores,
         seed=seed,
     )
     if dry_run:

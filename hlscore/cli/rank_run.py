@@ -53,6 +53,7 @@ def run_rank(
 
     # What can be refused at once is refused before torch is even imported.
     _check_settings(settings)
+    _check_saved(settings, saved)
     folder = out or default_folder(settings.model.model)
     if started_as().is_main:
         _check_folder(folder, saved, sampling=settings.objective.samples_rollouts)
@@ -92,12 +93,29 @@ def run_rank(
 
 def _check_settings(settings: RankSettings) -> None:
     from hlscore.planning.allocation import check_plan_settings
+    from hlscore.scores.registry import check_without_probes
 
     check_plan_settings(settings.plan)
+    if settings.data.without_probes:
+        check_without_probes(settings.plan.score)
     if settings.objective.rewards:
         from hlscore.rollouts.reward_process import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
+
+
+def _check_saved(settings: RankSettings, saved: Saved) -> None:
+    if not settings.data.without_probes:
+        return
+    if saved.resume:
+        raise UsageError(
+            "--resume goes on with stored probes, and --data none has none.", hint="Leave it out."
+        )
+    if started_as().size > 1:
+        raise UsageError(
+            f"--data none runs in one process, and {started_as().size} were started.",
+            hint="Start it without torchrun.",
+        )
 
 
 def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
@@ -120,6 +138,8 @@ def _score(
 ) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
     from hlscore.views.progress import status, terminal_progress
 
+    if settings.data.without_probes:
+        return _score_weights(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, sample_rollouts, score_model
         from hlscore.inputs.examples import read_probes
@@ -156,6 +176,15 @@ def _score(
         return None if found is None else (*found, rollouts)
 
 
+def _score_weights(settings: RankSettings) -> tuple[ScoreReport, Allocation, None]:
+    from hlscore.views.progress import status, terminal_progress
+
+    with status("loading torch and transformers"):
+        from hlscore.flow import score_stored_weights
+    with terminal_progress() as progress:
+        return (*score_stored_weights(settings, progress), None)
+
+
 @contextmanager
 def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterator[None]:
     """Leave completions that cannot be probed for the user to look at."""
@@ -184,11 +213,17 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
 
     _check_settings(settings)
     with status("loading torch and transformers"):
-        from hlscore.flow import forecast
+        from hlscore.flow import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
-        from hlscore.views.forecast import print_forecast
+        from hlscore.views.forecast import print_forecast, print_weight_forecast
     device = resolve_device(settings.model.device)
+    if settings.data.without_probes:
+        with status("reading configuration"):
+            model, _ = load_shape(settings.model)
+            weights = forecast_weights(model, settings)
+        print_weight_forecast(weights, settings, device=str(device), as_json=as_json)
+        return
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)
         tokenizer = load_tokenizer(files, settings.model)

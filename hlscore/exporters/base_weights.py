@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_upgrade import refuse_upgraded
-from hlscore.artifacts.tensors import HeldTensor, StoredTensor, stored_tensors
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.peft_names import full_name
+from hlscore.inputs.tensor_files import HeldTensor, StoredTensor, stored_tensors
 from hlscore.reasons import EXCLUDED, NOT_INCLUDED
 from hlscore.settings import ModelSettings
 

@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.artifacts.plan_upgrade import refuse_upgraded
-from hlscore.artifacts.tensors import NewTensor, write_tensors
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.peft import PEFT_LIMITS, adapter_config, config_text
 from hlscore.exporters.peft_names import full_name, lora_name
+from hlscore.inputs.tensor_files import NewTensor, write_tensors
 from hlscore.reasons import tied_to
 
 _PREFIX = "base_model.model."

@@ -40,7 +40,7 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
         if weight is None:
             weights.update(item.parameter.encode())
         else:
-            weights.update(sampled_weights(weight).view(torch.int16).numpy().tobytes())
+            weights.update(sampled_bytes(weight))
     return Fingerprint(
         structure=structure_hash(candidates), weights=f"sha256:{weights.hexdigest()}"
     )
@@ -53,6 +53,11 @@ def structure_hash(candidates: tuple[Candidate, ...]) -> str:
         for item in candidates
     ]
     return f"sha256:{hashlib.sha256(json.dumps(shapes).encode()).hexdigest()}"
+
+
+def sampled_bytes(weight: torch.Tensor) -> bytes:
+    """What a weight adds to the fingerprint: the bits of its sample."""
+    return sampled_weights(weight).view(torch.int16).numpy().tobytes()
 
 
 def sampled_weights(weight: torch.Tensor) -> torch.Tensor:

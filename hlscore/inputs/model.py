@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.inputs.checkpoint import check_complete, check_safetensors
-from hlscore.inputs.dimensions import dimensions, packable_sizes
+from hlscore.inputs.dimensions import packable_sizes
 from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
-from hlscore.inputs.packed import count_params
+from hlscore.inputs.identity import identity_of
 from hlscore.inputs.placement import (
     loading_error,
     out_of_memory,
@@ -122,6 +122,22 @@ def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
         ModelError: The configuration cannot be found, read or used.
     """
     files = find_model(settings, weights=False)
+    return shape_of(files, settings), files
+
+
+def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
+    """Build a model on the meta device from the configuration that lies in a folder.
+
+    Args:
+        files: Where the model is.
+        settings: Which model.
+
+    Returns:
+        The model without weights.
+
+    Raises:
+        ModelError: The configuration cannot be read or used.
+    """
     config = _read_config(files, settings)
     auto = _auto_class(config, settings)
     try:
@@ -133,7 +149,8 @@ def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
             f"{first_line(error)}"
         ) from error
     model.tie_weights()
-    return model.eval(), files
+    shape: PreTrainedModel = model.eval()
+    return shape
 
 
 def planned_dtype(model: PreTrainedModel, settings: ModelSettings) -> torch.dtype:
@@ -221,15 +238,7 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
     if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
     check_4bit(model, name)
-    return ModelIdentity(
-        model=name,
-        revision=revision,
-        architecture=type(model).__name__,
-        model_type=str(model.config.model_type),
-        n_params=count_params(model),
-        dimensions=dimensions(model),
-        fingerprint=fingerprint(model),
-    )
+    return identity_of(model, name, revision, fingerprint(model))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -55,6 +55,8 @@ def what_was_run(content: Content) -> Facts:
     model, probes, run = report.model, report.probes, report.run
     revision = f", revision {model.revision}" if model.revision else ""
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else f"{run.estimator} gradients"
+    if probes.objective == "none":
+        how = "none"
     budget, left = plan.budget, count(len(content.skipped), "weight")
     facts = [
         ("Model", f"{model.model}{revision}"),
@@ -63,8 +65,8 @@ def what_was_run(content: Content) -> Facts:
             "Candidates",
             f"{count(len(content.lines), 'module')}, {left} left out",
         ),
-        ("Probe data", f"{probes.source} ({probes.format})"),
-        ("Objective", f"{_LOSSES[probes.objective]} ({probes.objective}{_variant(probes)})"),
+        ("Probe data", _source(probes)),
+        ("Objective", _objective(probes)),
         ("Probes", _probes(probes)),
         ("Score", f"{content.score.name}: {content.score.formula}"),
         ("Unit", content.score.unit),
@@ -80,11 +82,20 @@ def what_was_run(content: Content) -> Facts:
     return _visible(facts)
 
 
-def _variant(probes: ProbeSummary) -> str:
-    return f", {probes.loss_type}" if probes.loss_type else ""
+def _source(probes: ProbeSummary) -> str:
+    return "none" if probes.objective == "none" else f"{probes.source} ({probes.format})"
+
+
+def _objective(probes: ProbeSummary) -> str:
+    if probes.objective == "none":
+        return "none"
+    variant = f", {probes.loss_type}" if probes.loss_type else ""
+    return f"{_LOSSES[probes.objective]} ({probes.objective}{variant})"
 
 
 def _probes(probes: ProbeSummary) -> str:
+    if probes.objective == "none":
+        return "none: the scores come from the weights alone"
     noun = {"sft": "example", "dpo": "pair", "grpo": "prompt"}[probes.objective]
     texts = [count(probes.examples, noun), f"{probes.counted_tokens:,} counted tokens"]
     if probes.truncated:

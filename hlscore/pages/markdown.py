@@ -33,7 +33,7 @@ def markdown_text(board: Board) -> str:
         f"# {prose(sentences.heading(content))}",
         f"**{prose(sentences.headline(content))}** {prose(sentences.certainty(content))}",
         prose(sentences.origin(content)),
-        f"> **What is proven and what is not.** {prose(sentences.UNPROVEN)}",
+        f"> **What is proven and what is not.** {prose(sentences.unproven(content))}",
         "## What was run",
         _pairs(facts.what_was_run(content)),
         f"## The {min(TOP, len(content.lines))} highest of {len(content.lines):,} modules",

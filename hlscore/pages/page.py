@@ -75,7 +75,7 @@ def _words(board: Board) -> dict[str, Any]:
         "headline": sentences.headline(content),
         "certainty": sentences.certainty(content),
         "origin": sentences.origin(content),
-        "unproven": sentences.UNPROVEN,
+        "unproven": sentences.unproven(content),
         "figures": facts.key_figures(content, priced[0].use.total_bytes),
         "run_facts": facts.what_was_run(content),
         "provenance": facts.provenance(content),

@@ -8,13 +8,6 @@ from hlscore.pages.module_charts import TOP, columns_of, shared_start
 from hlscore.pages.plan_charts import points_per_mark
 from hlscore.views.wording import count, memory, percent, short, visible
 
-UNPROVEN = (
-    "That modules with a high score gain more from full fine-tuning than others is not proven, "
-    "for this score or any other. The numbers say what the first step of training could gain on "
-    "the probe examples. The baseline to beat is a plain LoRA with as many trained parameters, "
-    "which hlscore plan writes as the baseline lora-matched."
-)
-
 _NO_RESAMPLES = "there are no resamples of this score at this rank"
 _METHODS = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
@@ -23,6 +16,20 @@ _METHODS = {
     "all-lora": "LoRA on every module",
     "all-full": "every module in full",
 }
+
+
+def unproven(content: Content) -> str:
+    """What is not proven of the numbers, and what to compare a plan with."""
+    says = (
+        "come from the weights alone and know nothing of the training to come"
+        if content.score.reads_weights
+        else "say what the first step of training could gain on the probe examples"
+    )
+    return (
+        "That modules with a high score gain more from full fine-tuning than others is not proven, "
+        f"for this score or any other. The numbers {says}. The baseline to beat is a plain LoRA "
+        "with as many trained parameters, which hlscore plan writes as the baseline lora-matched."
+    )
 
 
 def heading(content: Content) -> str:

@@ -296,10 +296,11 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     full = sum(item.mode == "full" for item in picks.options)
     short_of = problem.budget.unit == "modules" and full < picks.limit
     if not settings.ranks and (full == 0 or short_of):
+        more = " More probe samples may show one." if problem.score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         notes.append(
             f"{start} trained in full: for the others {problem.score.name} shows no gain above "
-            "zero to buy. More probe samples may show one."
+            f"zero to buy.{more}"
         )
     if settings.ranks:
         notes.append(
@@ -308,7 +309,7 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             "for all of equal cost is not proven. --baseline lora-matched writes the plan to "
             "compare with."
         )
-    elif not stable:
+    elif not stable and not problem.score.reads_weights:
         notes.append(
             f"How stable the choice is cannot be told: the report holds no bootstrap of "
             f"'{problem.score.name}' at rank {settings.rank}."

@@ -210,6 +210,23 @@ def find_score(name: str) -> Score:
     return SCORES[name]
 
 
+def check_without_probes(name: str) -> None:
+    """Refuse a score that needs probes, of a run that has none.
+
+    Args:
+        name: Name of the score.
+
+    Raises:
+        UsageError: There is no such score, or it comes from gradients.
+    """
+    if find_score(name).reads_gradients:
+        others = ", ".join(score.name for score in SCORES.values() if not score.reads_gradients)
+        raise UsageError(
+            f"The score '{name}' comes from gradients, and without probes there are none.",
+            hint=f"Use --score with one of {others}, or leave --data none away.",
+        )
+
+
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """Value of a score for a row; `None` for skipped and unreached rows without one.
 

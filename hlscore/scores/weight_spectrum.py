@@ -19,6 +19,7 @@ Values = NDArray[np.float64]
 
 NOT_THERE = "its weight cannot be read as numbers"
 NOT_FINITE = "its weight holds NaN or infinity"
+NO_CONVERGENCE = "the decomposition of its weight did not converge"
 ZEROS = "a weight of zeros has no spectrum"
 NO_NOISE = "snr is infinite: no singular value lies below the threshold"
 SINGULAR = "its weight is singular: the condition number is infinite"

@@ -45,6 +45,7 @@ from hlscore.settings.plan import (
 from hlscore.settings.run import (
     RankSettings,
     samples_for,
+    score_for,
 )
 
 __all__ = [
@@ -78,4 +79,5 @@ __all__ = [
     "parse_age",
     "parse_most",
     "samples_for",
+    "score_for",
 ]

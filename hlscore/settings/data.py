@@ -15,6 +15,7 @@ ROLES = (
     "solution", "ground_truth",
 )  # fmt: skip
 DEFAULT_MAX_LENGTH = 1024
+NO_DATA = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +23,8 @@ class DataSettings:
     """Which probe examples to read.
 
     Attributes:
-        data: Hub id, local file or directory; `None` means the built-in probes.
+        data: Hub id, local file or directory; `None` means the built-in probes, `"none"` that
+            nothing is probed.
         config: Configuration name of a hub data set that has several.
         split: Split to read.
         samples: Number of examples, drawn with `seed`; 0 means all.
@@ -39,6 +41,11 @@ class DataSettings:
     samples: int = DEFAULT_SAMPLES
     max_length: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def without_probes(self) -> bool:
+        """Whether the weights alone are read."""
+        return self.data == NO_DATA
 
     def __post_init__(self) -> None:
         """Check every field.

@@ -112,7 +112,7 @@ class ObjectiveSettings:
         for name in given:
             require(
                 owners[name] == self.objective,
-                f"--{_option(name)} is for --objective {owners[name]}, not {self.objective}.",
+                f"--{option_name(name)} is for --objective {owners[name]}, not {self.objective}.",
                 "Leave it out, or add the objective.",
             )
 
@@ -139,8 +139,8 @@ class ObjectiveSettings:
             default = next(item.default for item in fields(self) if item.name == name)
             require(
                 getattr(self, name) == default,
-                f"--{_option(name)} is for completions that are sampled now, but --rollouts brings "
-                "its own.",
+                f"--{option_name(name)} is for completions that are sampled now, but --rollouts "
+                "brings its own.",
                 "Leave one of them out.",
             )
 
@@ -171,7 +171,12 @@ class ObjectiveSettings:
         return self.objective == "grpo" and self.rollouts is None
 
 
-def _option(name: str) -> str:
-    return {"rewards": "reward", "reward_weights": "reward-weight"}.get(
-        name, name.replace("_", "-")
-    )
+def option_name(name: str) -> str:
+    """Name of the option that a field of the settings comes from, without dashes before it."""
+    others = {
+        "rewards": "reward",
+        "reward_weights": "reward-weight",
+        "columns": "column",
+        "config": "data-config",
+    }
+    return others.get(name, name.replace("_", "-"))

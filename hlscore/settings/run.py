@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any
 
 from hlscore.settings.capture import CaptureSettings
 from hlscore.settings.checking import require
-from hlscore.settings.data import DEFAULT_SAMPLES, CandidateSettings, DataSettings
+from hlscore.settings.data import (
+    DEFAULT_SAMPLES,
+    NO_DATA,
+    CandidateSettings,
+    DataSettings,
+)
 from hlscore.settings.model import ModelSettings
-from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
+from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings, option_name
 from hlscore.settings.plan import PlanSettings
 
 
@@ -30,6 +36,21 @@ def samples_for(asked: int | None, objective: ObjectiveSettings) -> int:
     return DEFAULT_PROMPTS if objective.samples_rollouts else 0
 
 
+def score_for(asked: str | None, data: object) -> str:
+    """Fill in which score decides.
+
+    Args:
+        asked: As given; `None` when nothing was.
+        data: What is probed.
+
+    Returns:
+        What was asked for; else `hls`, or `snr` where nothing is probed.
+    """
+    if asked is not None:
+        return asked
+    return "snr" if data == NO_DATA else "hls"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankSettings:
     """Everything that decides the outcome of `hlscore rank`.
@@ -41,6 +62,8 @@ class RankSettings:
         candidates: Which modules.
         capture: How gradients are captured.
         plan: How scores become a plan.
+        weight_scores: Decompose the weights too, for the scores that need nothing else. Without
+            probes, and where such a score decides, that is done anyway.
         seed: Seed of sampling, halves, sketches, bootstrap and the `random` score.
     """
 
@@ -50,6 +73,7 @@ class RankSettings:
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)
+    weight_scores: bool = False
     seed: int = 0
 
     def sampling(self) -> dict[str, object]:
@@ -96,3 +120,34 @@ class RankSettings:
             "--data is given beside --rollouts, which brings prompts of its own.",
             "Leave one of them out.",
         )
+        if self.data.without_probes:
+            self._check_without_probes()
+
+    def _check_without_probes(self) -> None:
+        """Refuse options that say how to probe, or how to load a model that is not loaded."""
+        given = (
+            *_changed(self.data, "data"),
+            *_changed(self.objective),
+            *_changed(self.capture),
+            *_changed(self.model, "model", "revision", "device", "allow_pickle",
+                      "trust_remote_code"),
+        )  # fmt: skip
+        require(
+            not given,
+            f"--{option_name(given[0]) if given else ''} is for probes, and --data none has none: "
+            "weights are read from the files, as they are stored.",
+            "Leave one of them out.",
+        )
+
+
+def _changed(settings: Any, *beside: str) -> list[str]:
+    """Fields that differ from their defaults, but for some."""
+    return [
+        item.name
+        for item in fields(settings)
+        if item.name not in beside and getattr(settings, item.name) != _default(item)
+    ]
+
+
+def _default(item: Field[Any]) -> object:
+    return item.default if item.default_factory is MISSING else item.default_factory()

@@ -93,7 +93,8 @@ def print_export(
         console.print()
         console.print(Text("next", style="bold"))
         usage = exporter.usage.replace("{out}", str(result))
-        usage = usage.replace("{objective}", plan.provenance.probes.objective)
+        probed = plan.provenance.probes.objective
+        usage = usage.replace("{objective}", "sft" if probed == "none" else probed)
         console.print(Text(f"  {usage}", style="cyan"), soft_wrap=True)
 
 

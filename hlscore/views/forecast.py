@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 
 from rich.text import Text
 
-from hlscore.flow import Forecast
+from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.records import ProbeSummary
 from hlscore.settings import RankSettings
@@ -14,7 +15,7 @@ from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
 
-def _budget(found: Forecast) -> str:
+def _budget(found: Forecast | WeightForecast) -> str:
     if found.budget_unit == "byte":
         return f"at most {memory(found.budget_limit)} to train in"
     return f"at most {count(found.budget_limit, found.budget_unit)} in full"
@@ -87,9 +88,60 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
         ),
         ("budget", _budget(found)),
     )
+    _print_lines(lines, probes.notes)
+
+
+def print_weight_forecast(
+    found: WeightForecast, settings: RankSettings, *, device: str, as_json: bool
+) -> None:
+    """Print what a run on the weights alone would do.
+
+    Args:
+        found: The forecast.
+        settings: Settings of the run.
+        device: Device that would be used.
+        as_json: Print one JSON object instead of text.
+    """
+    chosen = candidates_of(found.modules)
+    params = sum(item.n_params for item in chosen)
+    if as_json:
+        print(
+            json.dumps(
+                {
+                    "model": settings.model.model,
+                    "candidate_modules": len(chosen),
+                    "skipped_modules": len(found.modules) - len(chosen),
+                    "candidate_params": params,
+                    "examples": 0,
+                    "estimator": "none",
+                    "device": device,
+                    "matrices": found.matrices,
+                    "largest_weight_bytes": found.largest_bytes,
+                    "decomposition_bytes": found.work_bytes,
+                    "budget_unit": found.budget_unit,
+                    "budget_limit": found.budget_limit,
+                }
+            )
+        )
+        return
+    lines = (
+        ("model", f"{settings.model.model} on {device}, read from its files and not loaded"),
+        ("modules", f"{count(len(chosen), 'candidate')}, {short(params)} parameters"),
+        ("probes", f"none: {count(found.matrices, 'singular value decomposition')}"),
+        (
+            "memory",
+            f"{memory(found.largest_bytes)} for the largest weight + about "
+            f"{memory(found.work_bytes)} to decompose it",
+        ),
+        ("budget", _budget(found)),
+    )
+    _print_lines(lines, ())
+
+
+def _print_lines(lines: Sequence[tuple[str, str]], notes: Sequence[str]) -> None:
     console = terminal()
     for label, text in lines:
         console.print(Text.assemble((f"{label:<10}", "bold"), text), soft_wrap=True)
-    for note in probes.notes:
+    for note in notes:
         console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
     console.print(Text("Nothing was run or written.", style="dim"))

@@ -22,6 +22,8 @@ def report_headline(report: ScoreReport) -> Text:
     """
     model, probes, run = report.model, report.probes, report.run
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
+    if probes.objective == "none":
+        how = "singular values of the weights"
     return Text.assemble(
         (model.model, "bold"),
         f" · {model.architecture} · {short(model.n_params)} parameters · "
@@ -34,6 +36,8 @@ def _probed(probes: ProbeSummary) -> str:
     """What the gradients come from, in a sentence or two."""
     loss = "" if probes.mean_loss is None else f"{probes.mean_loss:.3f} nats"
     tokens, source = f"{probes.counted_tokens:,} counted tokens", visible(probes.source)
+    if probes.objective == "none":
+        return "nothing probed"
     if probes.objective == "sft":
         mean = loss and f", mean loss {loss}"
         return f"{count(probes.examples, 'probe example')} from {source}, {tokens}{mean}"

@@ -15,10 +15,10 @@ from hlscore.views.terminal import terminal
 def print_scores(scores: Sequence[Score]) -> None:
     """Print the scores with formula, unit and source."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("score", "formula", "unit", "source"):
+    for column in ("score", "formula", "unit", "needs", "source"):
         table.add_column(column, overflow="fold")
     for score in scores:
-        table.add_row(score.name, score.formula, score.unit, score.source)
+        table.add_row(score.name, score.formula, score.unit, score.needs, score.source)
     console = terminal()
     console.print(table)
     console.print()
@@ -27,5 +27,5 @@ def print_scores(scores: Sequence[Score]) -> None:
 
 def print_scores_json(scores: Sequence[Score]) -> None:
     """Print the scores as one JSON list."""
-    keys = ("name", "formula", "unit", "source")
+    keys = ("name", "formula", "unit", "needs", "source")
     print(json.dumps([{key: getattr(score, key) for key in keys} for score in scores]))

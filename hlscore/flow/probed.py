@@ -1,18 +1,16 @@
-"""The one flow: model and probes, gradients, scores, plan."""
+"""The flow with probes: model and probes, gradients, scores, plan."""
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore._version import __version__
-from hlscore.gradients.estimator import Choice, choose_estimator
+from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.weights_alone import weights_beside
 from hlscore.gradients.run import (
     CaptureRun,
     Storage,
@@ -21,10 +19,9 @@ from hlscore.gradients.run import (
 )
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import input_device, planned_dtype, planned_weight_bytes
+from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
-from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
 from hlscore.probes.encoding import length_limit
 from hlscore.probes.units import ProbeSet
@@ -32,111 +29,19 @@ from hlscore.processes import Processes
 from hlscore.records import (
     Candidate,
     ModelIdentity,
-    RunInfo,
     ScoreReport,
 )
 from hlscore.rollouts.files import RolloutJournal
-from hlscore.rollouts.prompts import longest_rollouts, prompts_hash
+from hlscore.rollouts.prompts import prompts_hash
 from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.reward_process import Reward
-from hlscore.rollouts.sampling import Sampler, judgeable_prompts, rewards_of
+from hlscore.rollouts.sampling import Sampler, rewards_of
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
-from hlscore.steps import Progress, Silent
+from hlscore.steps import Progress
 from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
-
-__all__ = [
-    "Forecast", "Progress", "Silent", "Storage", "forecast", "sample_rollouts", "score_model",
-    "score_probes",
-]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forecast:
-    """What a run would do, known before any weight is loaded.
-
-    Attributes:
-        modules: Every module found, skipped ones too.
-        probes: The probe examples.
-        choice: How gradients would be captured, and why.
-        weight_bytes: Memory of the weights.
-        gradient_bytes: Memory of the gradient sums or sketches.
-        activation_bytes: Memory of the activations of the largest batch, an estimate.
-        free_bytes: Memory that is free on the device now.
-        budget_unit: `module` or `parameter`.
-        budget_limit: How many of them the budget allows in full.
-    """
-
-    modules: tuple[Candidate, ...]
-    probes: ProbeSet
-    choice: Choice
-    weight_bytes: int
-    gradient_bytes: int
-    activation_bytes: int
-    free_bytes: int
-    budget_unit: str
-    budget_limit: int
-
-    @property
-    def peak_bytes(self) -> int:
-        """Predicted peak on the device of the model."""
-        return self.weight_bytes + self.gradient_bytes + self.activation_bytes
-
-
-def forecast(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: ExampleSet | RolloutSet,
-    settings: RankSettings,
-    device: torch.device,
-) -> Forecast:
-    """Say what a run would do.
-
-    Args:
-        model: The model, on the meta device.
-        tokenizer: Its tokenizer.
-        examples: The probe examples.
-        settings: Settings of the run.
-        device: Where the model would go.
-
-    Returns:
-        The forecast.
-    """
-    modules = find_modules(model, settings.candidates)
-    chosen = candidates_of(modules)
-    if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
-        with rewards_of(settings.objective, {}) as rewards:
-            prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)
-        examples = longest_rollouts(
-            prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
-        )
-    probes = encode_probes(model, tokenizer, examples, settings)
-    budget = parse_budget(settings.plan.budget)
-    weight_bytes = planned_weight_bytes(model, settings.model)
-    choice = choose_estimator(
-        model,
-        chosen,
-        probes,
-        settings,
-        device=device,
-        reserved_bytes=weight_bytes,
-        itemsize=planned_dtype(model, settings.model).itemsize,
-        packed=settings.model.load_in is not None,
-    )
-    kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
-    return Forecast(
-        modules=modules,
-        probes=probes,
-        choice=choice,
-        weight_bytes=weight_bytes,
-        gradient_bytes=kept - choice.needs.activations,
-        activation_bytes=choice.needs.activations,
-        free_bytes=choice.free_bytes,
-        budget_unit=budget.unit.removesuffix("s"),
-        budget_limit=budget.limit([item.n_params for item in chosen]),
-    )
 
 
 def encode_probes(
@@ -308,51 +213,28 @@ def score_probes(
     with torch.inference_mode(False), memory_errors():
         mean_loss = run.probe(progress)
         norms = weight_norms(model, chosen) if run.taps else {}
+        weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
         if not processes.is_main:
             return None
         statistics = run.reduce(progress, norms)
     rank, score = settings.plan.rank, find_score(settings.plan.score)
-    rows = build_rows(modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed)
+    rows = build_rows(
+        modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
+    )
     report = ScoreReport(
         rows=order_rows(rows, score, rank),
         model=identity,
         probes=replace(probes.summary, mean_loss=mean_loss),
-        run=_run_info(model, settings, run, time.perf_counter() - began),
+        run=run_info(
+            settings,
+            seconds=time.perf_counter() - began,
+            estimator=run.choice.estimator,
+            sketch_size=run.choice.sketch_size if run.taps else None,
+            device=input_device(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            notes=(run.choice.reason, *run.notes),
+        ),
     )
     allocation = allocate(report, settings.plan)
     run.forget_progress()
     return with_selection(report, allocation), allocation
-
-
-def with_selection(report: ScoreReport, allocation: Allocation) -> ScoreReport:
-    """Put the selection probabilities of a plan into the rows of its report."""
-    shares = {item.row.module: item.row.selection_probability for item in allocation.decisions}
-    rows = tuple(replace(row, selection_probability=shares.get(row.module)) for row in report.rows)
-    return replace(report, rows=rows)
-
-
-def _run_info(
-    model: PreTrainedModel, settings: RankSettings, run: CaptureRun, seconds: float
-) -> RunInfo:
-    choice = run.choice
-    return RunInfo(
-        hlscore_version=__version__,
-        settings=asdict(settings),
-        seed=settings.seed,
-        score=settings.plan.score,
-        rank=settings.plan.rank,
-        estimator=choice.estimator,
-        sketch_size=choice.sketch_size if run.taps else None,
-        device=_device_name(input_device(model)),
-        dtype=str(model.dtype).removeprefix("torch."),
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
-        },
-        wall_seconds=round(seconds, 3),
-        notes=(choice.reason, *run.notes),
-    )
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,173 @@
+"""The flow without probes: weights, scores, plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import torch
+from transformers import PreTrainedModel
+
+from hlscore.flow.origin import run_info, with_selection
+from hlscore.gradients.statistics import curve_ranks
+from hlscore.inputs.model import input_device, resolve_device
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.weights import dense_weight
+from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
+from hlscore.processes import Processes
+from hlscore.records import (
+    NO_PROBES,
+    Candidate,
+    ModelIdentity,
+    RunInfo,
+    ScoreReport,
+    WeightStatistics,
+)
+from hlscore.scores.registry import check_without_probes, find_score
+from hlscore.scores.rows import build_weight_rows, order_rows
+from hlscore.settings import RankSettings
+from hlscore.steps import Progress
+from hlscore.weights.measuring import measure_weight, work
+
+
+def score_stored_weights(
+    settings: RankSettings, progress: Progress
+) -> tuple[ScoreReport, Allocation]:
+    """Score the weights of a checkpoint without loading its model, and allocate the budget.
+
+    Args:
+        settings: Settings of the run, without probes.
+        progress: Told about the decompositions.
+
+    Returns:
+        The report and the plan made from it.
+
+    Raises:
+        HlscoreError: Something cannot be used; the message says what.
+    """
+    check_plan_settings(settings.plan)
+    check_without_probes(settings.plan.score)
+    device = resolve_device(settings.model.device)
+    stored = StoredWeights(settings.model)
+    modules = find_modules(stored.shape, settings.candidates)
+    check_plan_for(stored.identity(), modules, settings.plan)
+    chosen, ranks = candidates_of(modules), _ranks(settings)
+    stored.check(chosen)
+    began = time.perf_counter()
+    found: dict[str, WeightStatistics] = {}
+
+    def use(item: Candidate, weight: torch.Tensor) -> None:
+        found[item.module] = measure_weight(weight, item, ranks, device, progress.advance)
+
+    progress.start("decomposing", work(chosen), "weights")
+    identity = stored.identity(stored.read(chosen, use))
+    run = run_info(
+        settings,
+        seconds=time.perf_counter() - began,
+        estimator="none",
+        device=device,
+        dtype=stored.dtype(chosen),
+    )
+    return _report(modules, found, identity, run, settings)
+
+
+def score_held_weights(
+    model: PreTrainedModel, identity: ModelIdentity, settings: RankSettings, progress: Progress
+) -> tuple[ScoreReport, Allocation]:
+    """Score the weights of a model in memory without probing it, and allocate the budget.
+
+    Args:
+        model: The model with weights; it is only read.
+        identity: What the artifacts say about the model.
+        settings: Settings of the run, without probes.
+        progress: Told about the decompositions.
+
+    Returns:
+        The report and the plan made from it.
+
+    Raises:
+        HlscoreError: Something cannot be used; the message says what.
+    """
+    check_plan_settings(settings.plan)
+    check_without_probes(settings.plan.score)
+    modules = find_modules(model, settings.candidates)
+    check_plan_for(identity, modules, settings.plan)
+    began = time.perf_counter()
+    found = _held(model, candidates_of(modules), _ranks(settings), progress)
+    run = run_info(
+        settings,
+        seconds=time.perf_counter() - began,
+        estimator="none",
+        device=input_device(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+    return _report(modules, found, identity, run, settings)
+
+
+def weights_beside(
+    model: PreTrainedModel,
+    chosen: tuple[Candidate, ...],
+    settings: RankSettings,
+    ranks: tuple[int, ...],
+    progress: Progress,
+    processes: Processes,
+) -> dict[str, WeightStatistics] | None:
+    """Score the weights of a model that is probed too, where that is asked for.
+
+    Args:
+        model: The model with weights; it is only read.
+        chosen: Its candidates.
+        settings: Settings of the run.
+        ranks: Ranks of the curves.
+        progress: Told about the decompositions.
+        processes: This process among those that share the probes; all take part where weights
+            are sharded, and the main one decomposes.
+
+    Returns:
+        Statistics by module name; `None` where nobody asked for them.
+    """
+    if not (settings.weight_scores or find_score(settings.plan.score).reads_weights):
+        return None
+    if processes.is_main:
+        return _held(model, chosen, ranks, progress)
+    for item in chosen:
+        dense_weight(model, item)
+    return None
+
+
+def _held(
+    model: PreTrainedModel,
+    chosen: tuple[Candidate, ...],
+    ranks: tuple[int, ...],
+    progress: Progress,
+) -> dict[str, WeightStatistics]:
+    device = input_device(model)
+    progress.start("decomposing", work(chosen), "weights")
+    return {
+        item.module: measure_weight(
+            dense_weight(model, item), item, ranks, device, progress.advance
+        )
+        for item in chosen
+    }
+
+
+def _ranks(settings: RankSettings) -> tuple[int, ...]:
+    return tuple(sorted({*curve_ranks(settings.plan.rank), *settings.plan.ranks}))
+
+
+def _report(
+    modules: tuple[Candidate, ...],
+    found: Mapping[str, WeightStatistics],
+    identity: ModelIdentity,
+    run: RunInfo,
+    settings: RankSettings,
+) -> tuple[ScoreReport, Allocation]:
+    plan = settings.plan
+    rows = build_weight_rows(
+        modules, found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
+    )
+    ordered = order_rows(rows, find_score(plan.score), plan.rank)
+    report = ScoreReport(rows=ordered, model=identity, probes=NO_PROBES, run=run)
+    allocation = allocate(report, plan)
+    return with_selection(report, allocation), allocation

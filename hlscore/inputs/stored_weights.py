@@ -1,0 +1,250 @@
+"""Weights of a checkpoint, read from its files one after the other: the model is never loaded.
+
+Names and shapes come from the configuration. Checkpoints that keep their tensors under other
+names, or in other pieces, go through transformers' own table of conversions, one parameter at a
+time: at most the pieces of one parameter are in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from hlscore.errors import ModelError, first_line
+from hlscore.inputs.checkpoint import check_safetensors
+from hlscore.inputs.fingerprint import sampled_bytes, structure_hash
+from hlscore.inputs.hub import find_model
+from hlscore.inputs.identity import identity_of
+from hlscore.inputs.model import shape_of
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.packed import tied_names
+from hlscore.inputs.placement import quantization_method
+from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
+from hlscore.records import Candidate, Fingerprint, ModelIdentity
+from hlscore.settings import CandidateSettings, ModelSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """Where some parameters come from.
+
+    Attributes:
+        parameters: Names in the model; the first one is the one that its tensors are filed under.
+        tensors: Names of the tensors in the files.
+        converter: Transformers' conversion with the tensors filed in it; `None` for a mere copy.
+    """
+
+    parameters: tuple[str, ...]
+    tensors: list[str]
+    converter: Any
+
+
+class StoredWeights:
+    """The weights of a checkpoint that is not loaded.
+
+    Args:
+        settings: Which model.
+
+    Raises:
+        ModelError: The model cannot be found, read or used, or its weights are quantized or
+            pickled.
+        ArtifactError: A file of weights cannot be read.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._files = find_model(settings, weights=True)
+        self._name = settings.model
+        self.shape = shape_of(self._files, settings)
+        method = quantization_method(self.shape.config)
+        if method:
+            raise ModelError(
+                f"'{settings.model}' is quantized ({method}): its weights cannot be read one by "
+                "one.",
+                hint="Name the checkpoint it was made from, or rank it with probes.",
+            )
+        if not any(self._files.directory.glob("*.safetensors")):
+            raise ModelError(
+                f"'{settings.model}' has no .safetensors file, and only those can be read one by "
+                "one.",
+                hint="Convert it: load it with transformers and save_pretrained(DIRECTORY).",
+            )
+        check_safetensors(self._files.directory, settings.model)
+        self._tensors = stored_tensors(self._files.directory)
+        self._sources = _sources(self.shape, self._tensors, self._read)
+
+    def identity(self, weights_hash: str = "") -> ModelIdentity:
+        """Describe the model for the artifacts.
+
+        Args:
+            weights_hash: What `read` gave in the end.
+
+        Returns:
+            What is written about the model.
+        """
+        structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
+        fingerprint = Fingerprint(structure=structure, weights=weights_hash)
+        return identity_of(self.shape, self._name, self._files.revision, fingerprint)
+
+    def dtype(self, modules: Sequence[Candidate]) -> str:
+        """Dtype that most of the tensors of some modules are stored in, such as `bfloat16`."""
+        names = {item.parameter for item in modules}
+        found = [
+            self._tensors[name].dtype
+            for source in self._sources
+            if names & set(source.parameters)
+            for name in source.tensors
+        ]
+        known = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+        most = max(sorted(set(found)), key=found.count)
+        return known.get(most, most)
+
+    def check(self, modules: Sequence[Candidate]) -> None:
+        """Refuse files that lack the weight of a module, before any is read.
+
+        Args:
+            modules: Candidates.
+
+        Raises:
+            ModelError: A weight is missing.
+        """
+        there = {name for source in self._sources for name in source.parameters}
+        missing = sorted(item.parameter for item in modules if item.parameter not in there)
+        if missing:
+            number = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors, first"
+            raise ModelError(
+                f"The weights of '{self._name}' lack {number} {missing[0]}.",
+                hint="Check that config.json and the weights belong together.",
+            )
+
+    def read(
+        self, modules: Sequence[Candidate], use: Callable[[Candidate, torch.Tensor], None]
+    ) -> str:
+        """Hand over one weight after the other, in the order of the files' names.
+
+        Args:
+            modules: Candidates whose weights are wanted.
+            use: Called with each of them and its weight, as the model would hold it.
+
+        Returns:
+            Hash over sampled weights, as in the fingerprint of the loaded model.
+
+        Raises:
+            ModelError: A weight is missing, or is not as the configuration says.
+        """
+        wanted = {item.parameter: item for item in modules}
+        sampled = candidates_of(find_modules(self.shape, CandidateSettings()))
+        known = wanted | {item.parameter: item for item in sampled}
+        self.check(tuple(known.values()))
+        samples: dict[str, bytes] = {}
+        for name, weight in self._weights(set(known)):
+            self._check_shape(name, weight)
+            samples[name] = sampled_bytes(weight)
+            if name in wanted:
+                use(wanted[name], weight)
+        found = hashlib.sha256()
+        for item in sorted(sampled, key=lambda item: item.parameter):
+            found.update(samples[item.parameter])
+        return f"sha256:{found.hexdigest()}"
+
+    def _weights(self, names: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for source in self._sources:
+            if not names & set(source.parameters):
+                continue
+            if source.converter is None:
+                weight = self._read(source.tensors[0])
+                for name in names & set(source.parameters):
+                    yield name, weight
+                continue
+            for name, weight in self._converted(source).items():
+                if name in names:
+                    yield name, weight[0] if isinstance(weight, list) else weight
+
+    def _converted(self, source: _Source) -> dict[str, Any]:
+        try:
+            # A copy: the tensors that are filed in a converter can be taken out once.
+            found: dict[str, Any] = deepcopy(source.converter).convert(
+                source.parameters[0], model=self.shape, config=self.shape.config
+            )
+        except Exception as error:
+            raise ModelError(
+                f"{source.parameters[0]} of '{self._name}' cannot be put together from "
+                f"{len(source.tensors)} tensors: {first_line(error)}",
+                hint="Check that config.json and the weights belong together.",
+            ) from error
+        return found
+
+    def _read(self, name: str) -> torch.Tensor:
+        with safe_open(self._tensors[name].path, framework="pt") as file:
+            tensor: torch.Tensor = file.get_tensor(name)
+        return tensor
+
+    def _check_shape(self, name: str, weight: torch.Tensor) -> None:
+        planned = self.shape.get_parameter(name)
+        if weight.shape != planned.shape or not weight.is_floating_point():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise ModelError(
+                f"The weights of '{self._name}' have the wrong shape for {name}: "
+                f"{list(weight.shape)} {kind} in the file, {list(planned.shape)} by config.json.",
+                hint="Check that config.json and the weights belong together.",
+            )
+
+
+def _sources(
+    shape: PreTrainedModel,
+    tensors: Mapping[str, StoredTensor],
+    read: Callable[[str], torch.Tensor],
+) -> list[_Source]:
+    """File each tensor under the parameters that it belongs to, as transformers does."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        dot_natural_key,
+        rename_source_key,
+    )
+
+    table = get_model_conversion_mapping(shape)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
+    held, prefix = shape.state_dict(), shape.base_model_prefix
+    found: dict[str, _Source] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, prefix, held)
+        if target not in held and name in held:
+            target, pattern = rename_source_key(name, [], [], prefix, held)
+        if target not in held:
+            continue
+        if pattern is None:
+            found.setdefault(
+                target, _Source(parameters=(target,), tensors=[], converter=None)
+            ).tensors.append(name)
+            continue
+        entry = by_pattern[pattern]
+        first = entry.target_patterns[0]
+        targets = tuple(target.replace(first, other) for other in entry.target_patterns)
+        source = found.setdefault(
+            target, _Source(parameters=targets, tensors=[], converter=deepcopy(entry))
+        )
+        source.tensors.append(name)
+        source.converter.add_tensor(target, name, pattern, partial(read, name))
+    return [_with_tied(source, shape, found) for source in found.values()]
+
+
+def _with_tied(source: _Source, shape: PreTrainedModel, found: Mapping[str, _Source]) -> _Source:
+    """Count a tied weight for all its names that no tensor is filed under."""
+    tied = tied_names(shape)
+    others = {tied[name] for name in source.parameters if name in tied}
+    others |= {name for name, first in tied.items() if first in source.parameters}
+    more = tuple(sorted(name for name in others if name not in found))
+    if source.converter is not None or not more:
+        return source
+    return _Source(parameters=source.parameters + more, tensors=source.tensors, converter=None)

@@ -1,0 +1,1 @@
+"""Weights as matrices: their singular values, and what those tell."""
