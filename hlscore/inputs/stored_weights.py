@@ -127,7 +127,7 @@ class StoredWeights:
     def read(
         self, modules: Sequence[Candidate], use: Callable[[Candidate, torch.Tensor], None]
     ) -> str:
-        """Hand over one weight after the other, in the order of the files' names.
+        """Hand over one weight after the other, in the order of their names in the files.
 
         Args:
             modules: Candidates whose weights are wanted.
@@ -149,6 +149,7 @@ class StoredWeights:
             samples[name] = sampled_bytes(weight)
             if name in wanted:
                 use(wanted[name], weight)
+            del weight  # not two at a time
         found = hashlib.sha256()
         for item in sorted(sampled, key=lambda item: item.parameter):
             found.update(samples[item.parameter])
@@ -159,13 +160,15 @@ class StoredWeights:
             if not names & set(source.parameters):
                 continue
             if source.converter is None:
-                weight = self._read(source.tensors[0])
-                for name in names & set(source.parameters):
-                    yield name, weight
+                for name in sorted(names & set(source.parameters)):
+                    yield name, self._read(source.tensors[0])
                 continue
-            for name, weight in self._converted(source).items():
-                if name in names:
-                    yield name, weight[0] if isinstance(weight, list) else weight
+            made = self._converted(source)
+            for name in sorted(names & set(made)):
+                weight = made.pop(name)
+                yield name, weight.pop() if isinstance(weight, list) else weight
+                del weight
+            del made
 
     def _converted(self, source: _Source) -> dict[str, Any]:
         try:

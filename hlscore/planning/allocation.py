@@ -293,6 +293,13 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
         return tuple(notes)
     if len(problem.locks) == len(problem.rows):
         return ("Every module is locked: nothing was chosen.",)
+    values = (score_of(row, problem.score, settings.rank) for row in problem.rows)
+    missing = sum(value is None for value in values)
+    if missing:
+        notes.append(
+            f"{missing:,} of {len(problem.rows):,} modules have no '{problem.score.name}' and come "
+            "last; the reasons are in the report."
+        )
     full = sum(item.mode == "full" for item in picks.options)
     short_of = problem.budget.unit == "modules" and full < picks.limit
     if not settings.ranks and (full == 0 or short_of):

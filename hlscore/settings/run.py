@@ -126,8 +126,8 @@ class RankSettings:
     def _check_without_probes(self) -> None:
         """Refuse options that say how to probe, or how to load a model that is not loaded."""
         given = (
+            *_changed(self.objective),  # first: it decides what is drawn by default
             *_changed(self.data, "data"),
-            *_changed(self.objective),
             *_changed(self.capture),
             *_changed(self.model, "model", "revision", "device", "allow_pickle",
                       "trust_remote_code"),

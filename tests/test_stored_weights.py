@@ -1,0 +1,254 @@
+"""Weights streamed from the files of a checkpoint: the same as those of the loaded model."""
+
+from __future__ import annotations
+
+import json
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import save_model
+from families import FAMILIES
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from hlscore.errors import ArtifactError, HlscoreError, ModelError
+from hlscore.flow import Silent, score_held_weights, score_stored_weights
+from hlscore.inputs.hub import find_model
+from hlscore.inputs.model import identify, load_weights
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.weights import dense_weight
+from hlscore.records import Candidate
+from hlscore.settings import (
+    CandidateSettings,
+    DataSettings,
+    ModelSettings,
+    PlanSettings,
+    RankSettings,
+)
+
+ALL = CandidateSettings(embeddings=True, head=True)
+FILE = "model.safetensors"
+
+
+def settings(folder: Path) -> ModelSettings:
+    return ModelSettings(model=str(folder), device="cpu")
+
+
+def run(folder: Path, candidates: CandidateSettings = ALL) -> RankSettings:
+    return RankSettings(
+        model=settings(folder),
+        data=DataSettings(data="none"),
+        candidates=candidates,
+        plan=PlanSettings(score="snr", budget="0.5", rank=4),
+    )
+
+
+def loaded(folder: Path) -> PreTrainedModel:
+    return load_weights(find_model(settings(folder), weights=True), settings(folder))
+
+
+def streamed(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
+    """Every weight by the name of its parameter, and the hash over all."""
+    stored, found = StoredWeights(settings(folder)), {}
+
+    def use(item: Candidate, weight: torch.Tensor) -> None:
+        assert item.parameter not in found
+        found[item.parameter] = weight.clone()
+
+    digest = stored.read(candidates_of(find_modules(stored.shape, ALL)), use)
+    return found, digest
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_streamed_weights_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES[name].build())
+    model = loaded(tmp_path)
+    found, digest = streamed(tmp_path)
+    chosen = candidates_of(find_modules(model, ALL))
+    assert found.keys() == {item.parameter for item in chosen}
+    for item in chosen:
+        weight = dense_weight(model, item)
+        assert weight is not None
+        assert torch.equal(found[item.parameter], weight), item.parameter
+    identity = identify(model, str(tmp_path), None)
+    assert StoredWeights(settings(tmp_path)).identity(digest) == identity
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_scores_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES[name].build())
+    model = loaded(tmp_path)
+    streaming, _ = score_stored_weights(run(tmp_path), Silent())
+    identity = identify(model, str(tmp_path), None)
+    held, _ = score_held_weights(model, identity, run(tmp_path), Silent())
+    assert streaming.rows == held.rows
+    assert streaming.model == held.model
+    assert streaming.probes == held.probes
+    assert (streaming.run.dtype, streaming.run.estimator) == ("float32", "none")
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mixtral", "qwen3_moe"])
+def test_sharded_checkpoints_are_read_by_their_index(name: str, tmp_path: Path) -> None:
+    model = FAMILIES[name].build(dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "one")
+    model.save_pretrained(tmp_path / "many", max_shard_size="40KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 3
+    one, many = streamed(tmp_path / "one"), streamed(tmp_path / "many")
+    assert one[1] == many[1]
+    assert one[0].keys() == many[0].keys()
+    assert all(torch.equal(weight, many[0][key]) for key, weight in one[0].items())
+    assert StoredWeights(settings(tmp_path / "many")).dtype(
+        candidates_of(find_modules(model, ALL))
+    ) == ("bfloat16")
+
+
+def test_other_names_are_mapped_as_transformers_does(tmp_path: Path) -> None:
+    """A checkpoint of the inner model, without its prefix; and one with the head under a tie."""
+    save_model(tmp_path, model=FAMILIES["llama"].build())
+    expected = streamed(tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    bare = {key.removeprefix("model."): tensor for key, tensor in tensors.items()}
+    save_file(bare, tmp_path / FILE, metadata={"format": "pt"})
+    found = streamed(tmp_path)
+    assert found[1] == expected[1]
+    assert all(torch.equal(weight, found[0][key]) for key, weight in expected[0].items())
+
+
+def test_a_tied_weight_may_be_filed_under_either_name(tmp_path: Path) -> None:
+    model = FAMILIES["qwen3"].build()
+    assert FAMILIES["qwen3"].tied_head
+    save_model(tmp_path, model=model)
+    expected = streamed(tmp_path)
+    tensors = load_file(tmp_path / FILE)
+    tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+    save_file(tensors, tmp_path / FILE, metadata={"format": "pt"})
+    found = streamed(tmp_path)
+    assert found[1] == expected[1]
+    assert torch.equal(
+        found[0]["model.embed_tokens.weight"], expected[0]["model.embed_tokens.weight"]
+    )
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+def test_one_parameter_is_in_memory_at_a_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(tmp_path, model=FAMILIES[name].build())
+    read, alive, most = StoredWeights._read, [], 0
+
+    def watched(self: StoredWeights, key: str) -> torch.Tensor:
+        nonlocal most
+        tensor = read(self, key)
+        alive.append((key, weakref.ref(tensor)))
+        most = max(most, sum(ref() is not None for _, ref in alive))
+        return tensor
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr(StoredWeights, "_read", watched)
+    monkeypatch.setattr("hlscore.inputs.model._read_weights", refuse)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
+    report, _ = score_stored_weights(run(tmp_path), Silent())
+    assert all(row.condition_number is not None for row in report.candidates)
+    # The pieces of one fused weight are needed together: gate and up of four experts.
+    assert most == (8 if name == "mixtral" else 1)
+    assert len(alive) >= 16
+
+
+def test_modules_left_out_are_sampled_and_not_decomposed(tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES["llama"].build())
+    whole, _ = score_stored_weights(run(tmp_path), Silent())
+    some = CandidateSettings(include=("*.q_proj",))
+    part, _ = score_stored_weights(run(tmp_path, some), Silent())
+    assert part.model == whole.model
+    assert {row.kind for row in part.candidates} == {"q_proj"}
+    values = {row.module: row.snr for row in whole.candidates}
+    assert all(row.snr == values[row.module] for row in part.candidates)
+
+
+def _rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / FILE)
+    change(tensors)
+    save_file(tensors, folder / FILE, metadata={"format": "pt"})
+
+
+def _index(folder: Path, places: Any) -> None:
+    (folder / FILE).rename(folder / "part.safetensors")
+    text = json.dumps({"weight_map": places})
+    (folder / "model.safetensors.index.json").write_text(text)
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+DAMAGE: dict[str, tuple[Callable[[Path], object], type[HlscoreError], str]] = {
+    "missing": (
+        lambda folder: _rewrite(folder, lambda tensors: tensors.__delitem__(Q)),
+        ModelError,
+        f"lack 1 tensor {Q}",
+    ),
+    "other shape": (
+        lambda folder: _rewrite(folder, lambda tensors: tensors.update({Q: torch.zeros(3, 4)})),
+        ModelError,
+        r"wrong shape for .*q_proj.weight: \[3, 4\] float32 in the file",
+    ),
+    "integers": (
+        lambda folder: _rewrite(
+            folder, lambda tensors: tensors.update({Q: tensors[Q].to(torch.int8)})
+        ),
+        ModelError,
+        "int8 in the file",
+    ),
+    "cut short": (
+        lambda folder: (folder / FILE).write_bytes((folder / FILE).read_bytes()[:5000]),
+        ModelError,
+        "corrupt or cut short",
+    ),
+    "index elsewhere": (
+        lambda folder: _index(folder, {Q: "../part.safetensors"}),
+        ArtifactError,
+        "which is no file of its folder",
+    ),
+    "index to nothing": (
+        lambda folder: _index(folder, {Q: "gone.safetensors"}),
+        ArtifactError,
+        "corrupt or cut short",
+    ),
+    "index without": (lambda folder: _index(folder, 3), ArtifactError, "has no weight_map"),
+    "nothing of the model": (
+        lambda folder: _rewrite(folder, lambda tensors: tensors.clear()),
+        ModelError,
+        r"lack \d+ tensors, first",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", list(DAMAGE))
+def test_files_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES["llama"].build())
+    change, error, message = DAMAGE[name]
+    change(tmp_path)
+    with pytest.raises(error, match=message):
+        score_stored_weights(run(tmp_path, CandidateSettings()), Silent())
+
+
+def test_pieces_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES["mixtral"].build())
+    key = next(key for key in load_file(tmp_path / FILE) if ".experts.1." in key)
+    _rewrite(tmp_path, lambda tensors: tensors.update({key: torch.zeros(5, 7)}))
+    with pytest.raises(ModelError, match=r"mlp.experts.* cannot be put together from \d+ tensors"):
+        score_stored_weights(run(tmp_path), Silent())
+
+
+def test_a_weight_with_nan_is_told_and_the_others_are_scored(tmp_path: Path) -> None:
+    save_model(tmp_path, model=FAMILIES["llama"].build())
+    _rewrite(tmp_path, lambda tensors: tensors[Q].fill_(float("nan")) is None)
+    report, _ = score_stored_weights(run(tmp_path, CandidateSettings()), Silent())
+    for row in report.candidates:
+        broken = row.parameter == Q
+        assert (row.kappa is None) == broken
+        assert ("NaN or infinity" in row.reason) == broken
