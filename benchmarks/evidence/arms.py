@@ -1,0 +1,131 @@
+"""The arms of the study: what is trained, and how a model is wrapped for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import peft
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.planning.allocation import allocate
+from hlscore.records import ScoreReport
+from hlscore.settings import PlanSettings
+from hlscore.training.apply import apply
+
+Kind = Literal["full", "lora", "hybrid"]
+BASELINES = ("dora", "rslora", "pissa")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One way to train.
+
+    Attributes:
+        name: What it is called in the tables.
+        kind: Decides which learning rates are tried.
+        wrap: Wraps a fresh base model; adapters start at values that torch's generator draws.
+        full: Modules trained in full.
+        rank: LoRA rank of the others.
+    """
+
+    name: str
+    kind: Kind
+    wrap: Callable[[LlamaForCausalLM], nn.Module]
+    full: tuple[str, ...] = ()
+    rank: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planner:
+    """Makes arms from a score report.
+
+    Attributes:
+        report: Scores of the base model on the task.
+        rank: LoRA rank of the study.
+    """
+
+    report: ScoreReport
+    rank: int
+
+    def scored(self, score: str, *, budget: str = "0.1", rank: int | None = None) -> Plan:
+        """The plan that a score gives."""
+        return self._plan(PlanSettings(score=score, budget=budget, rank=rank or self.rank))
+
+    def full(self) -> Arm:
+        """Every candidate in full."""
+        settings = PlanSettings(baseline="all-full", score="random", rank=self.rank)
+        return _arm("full", "full", self._plan(settings))
+
+    def lora(self, rank: int) -> Arm:
+        """LoRA of one rank on every candidate."""
+        plan = self._plan(PlanSettings(baseline="all-lora", score="random", rank=rank))
+        return _arm(f"lora r={rank}", "lora", plan)
+
+    def matched(self, plan: Plan) -> Arm:
+        """LoRA of the one rank whose parameters come nearest to what a plan trains."""
+        each = sum(row.in_features + row.out_features for row in self.report.candidates)
+        return self.lora(max(1, round(trained(plan) / each)))
+
+    def chosen(self, name: str, modules: Iterable[str], *, rank: int | None = None) -> Arm:
+        """The given modules in full, LoRA on the others."""
+        locks = tuple(f"{module}=full" for module in modules)
+        settings = PlanSettings(
+            baseline="all-lora", score="random", rank=rank or self.rank, locks=locks
+        )
+        return _arm(name, "hybrid", self._plan(settings))
+
+    def peer(self, method: str) -> Arm:
+        """A method of PEFT, at the rank of the study, on every candidate."""
+        options = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True},
+                   "pissa": {"init_lora_weights": "pissa"}}[method]  # fmt: skip
+        config = peft.LoraConfig(
+            r=self.rank, lora_alpha=2 * self.rank,
+            target_modules=[row.module for row in self.report.candidates], **options,
+        )  # fmt: skip
+        return Arm(
+            name=f"{method} r={self.rank}",
+            kind="lora",
+            rank=self.rank,
+            wrap=lambda model: peft.get_peft_model(model, replace(config)),
+        )
+
+    def _plan(self, settings: PlanSettings) -> Plan:
+        return make_plan(self.report, allocate(self.report, settings))
+
+
+def hybrid(name: str, plan: Plan) -> Arm:
+    """An arm that trains a plan."""
+    return _arm(name, "hybrid", plan)
+
+
+def trained(plan: Plan) -> int:
+    """Parameters that a plan trains."""
+    return sum(item.trained_params for item in plan.modules)
+
+
+def start_values(
+    arm: Arm, base: Callable[[], LlamaForCausalLM], seed: int
+) -> dict[str, torch.Tensor]:
+    """First values of all that an arm trains, with adapters drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        wrapped = arm.wrap(base())
+    return {
+        name: value.detach() for name, value in wrapped.named_parameters() if value.requires_grad
+    }
+
+
+def _arm(name: str, kind: Kind, plan: Plan) -> Arm:
+    return Arm(
+        name=name,
+        kind=kind,
+        wrap=lambda model: apply(model, plan, allow_other_weights=True),
+        full=tuple(sorted(item.module for item in plan.modules if item.mode == "full")),
+        rank=plan.lora.rank,
+    )

@@ -1,0 +1,45 @@
+"""Finished arms of a study, one line each, so that a stopped study goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stacked import Trained
+
+
+class Journal:
+    """A file of finished arms.
+
+    Args:
+        path: Where it is.
+        settings: What all lines must have been made with; others are ignored.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self._path, self._settings = path, settings
+        self.arms: dict[str, dict[str, Any]] = {}
+        for line in path.read_text().splitlines() if path.exists() else ():
+            entry = json.loads(line)
+            if entry["settings"] == settings:
+                self.arms[entry["name"]] = entry
+
+    def add(self, name: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Write an arm down, on the disk before this returns."""
+        entry = {**content, "name": name, "settings": self._settings}
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self.arms[name] = entry
+        return entry
+
+
+def as_entry(found: list[Trained]) -> list[dict[str, Any]]:
+    """Trainings as they are written down."""
+    return [asdict(item) for item in found]

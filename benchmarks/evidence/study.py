@@ -1,0 +1,424 @@
+"""The evidence study: does training a few chosen modules in full pay, and which score chooses well?
+
+`python benchmarks/evidence/study.py --base small --task facts` runs all arms of one task; without
+options every base and task. Finished arms are kept in `benchmarks/.models/evidence`, and a stopped
+study goes on. `tables.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from adaptive import train_adalora
+from arms import BASELINES, Arm, Planner, hybrid, start_values
+from bases import BASES, MODELS, load_base
+from journal import Journal, as_entry
+from stacked import Tensors, Trained, Trial, example_losses, train
+from torch import nn
+from transformers import LlamaForCausalLM
+from world import Batch, Row, Task, encode, fine_tuning_tasks, new_world, tokenizer
+
+import hlscore
+from hlscore.records import ScoreReport
+from hlscore.scores.stratified import stratified_scores
+
+RANK = 2
+UNIFORM_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)
+BUDGETS = ("0.05", "0.2")
+PROBES = 256
+OTHER_PROBES = (32, 1024)
+SEEDS = (0, 1, 2, 3, 4)
+ORACLE_SEEDS = (100, 101, 102)
+TUNING_SEEDS = (200, 201)
+DRAWS = 5
+HELD_OUT = 512
+STEPS = {"chain": 120, "facts": 120, "next": 120}
+# Where the search begins.
+FULL_RATES, LORA_RATES = (2e-3, 4e-3), (1e-2, 2e-2)
+MOST_RATES = 14
+# Trainings that run as one.
+TOGETHER = 6
+GRADIENT_SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam")
+WEIGHT_SCORES = ("snr", "spectral", "kappa")
+
+Rates = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One base model on one task.
+
+    Attributes:
+        base: Name of the base model.
+        task: What is learned.
+        device: Where it runs.
+        journal: What is finished.
+        tuning: Examples that choose learning rates.
+        test: Examples that are reported.
+    """
+
+    base: str
+    task: Task
+    device: str
+    journal: Journal
+    tuning: Batch
+    test: Batch
+    models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of every training."""
+        return STEPS[self.task.name]
+
+    def model(self) -> LlamaForCausalLM:
+        """A fresh base model."""
+        if not self.models:
+            self.models[self.base] = load_base(self.base, device=self.device)
+        config = self.models[self.base].config
+        fresh = LlamaForCausalLM._from_config(config, attn_implementation="eager")
+        fresh.load_state_dict(self.models[self.base].state_dict())
+        fresh.tie_weights()
+        return fresh.to(self.device)
+
+    def rows(self, number: int, count: int) -> list[Row]:
+        """Examples of the task that no training sees."""
+        return self.task.draw(np.random.default_rng((7, number)), count)
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """The batch of a step; every arm of a seed sees the same ones."""
+        return encode(self.task.draw(np.random.default_rng((seed, step)), self.task.batch_size))
+
+    def train(
+        self, arm: Arm, trials: Sequence[Trial], steps: int | None = None
+    ) -> tuple[list[Trained], list[Tensors]]:
+        """Train an arm, a few trainings at a time."""
+        model, found, values = arm.wrap(self.model()), [], []
+        for place in range(0, len(trials), TOGETHER):
+            some = trials[place : place + TOGETHER]
+            done, stacked = train(
+                model, some, self.batch, steps=steps or self.steps,
+                measured=tuple(self.steps * part // 8 for part in range(1, 8)),
+                tuning=self.tuning, test=self.test,
+                start=lambda seed: start_values(arm, self.model, seed),
+            )  # fmt: skip
+            found += done
+            values += [{n: v[k].detach() for n, v in stacked.items()} for k in range(len(some))]
+        return found, values
+
+    def run(self, arm: Arm) -> dict[str, Any]:
+        """Tune an arm's rates on a seed of its own and train it with every seed."""
+        if arm.name in self.journal.arms:
+            return self.journal.arms[arm.name]
+        for entry in tuple(self.journal.arms.values()):
+            if same(entry, arm):
+                return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
+        began = time.monotonic()
+        tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0])
+        found, _ = self.train(arm, trials_at(tuned))
+        model = arm.wrap(self.model())
+        entry = self.journal.add(
+            arm.name,
+            {
+                "kind": arm.kind,
+                "full": list(arm.full),
+                "rank": arm.rank,
+                "parameters": sum(v.numel() for v in model.parameters() if v.requires_grad),
+                "tuning": [[*pair, loss] for pair, loss in tuned.items()],
+                "trials": as_entry(found),
+                "seconds": round(time.monotonic() - began, 1),
+            },
+        )
+        report_line(entry)
+        return entry
+
+
+def same(entry: Mapping[str, Any], arm: Arm) -> bool:
+    """Whether a finished hybrid trains what an arm trains."""
+    return arm.kind == "hybrid" and (
+        [entry.get(name) for name in ("kind", "full", "rank")]
+        == ["hybrid", list(arm.full), arm.rank]
+    )
+
+
+def report_line(entry: Mapping[str, Any]) -> None:
+    """Tell that an arm is finished."""
+    losses = [np.mean(trial["losses"]) for trial in entry["trials"]]
+    first = entry["trials"][0]["trial"]
+    print(
+        f"{entry['name']:28} {entry['parameters']:7,} parameters  loss {np.mean(losses):.4f} "
+        f"± {np.std(losses, ddof=1) / len(losses) ** 0.5:.4f}  rates {first['full_rate']:g} "
+        f"{first['lora_rate']:g}  {entry['seconds']:.0f} s",
+        flush=True,
+    )
+
+
+def trials_at(tuned: Mapping[Rates, float]) -> list[Trial]:
+    """The reported trainings, at the best rates."""
+    full, lora = min(tuned, key=lambda pair: tuned[pair])
+    return [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in SEEDS]
+
+
+def tune(kind: str, run: Callable[[list[Trial]], list[Trained]]) -> dict[Rates, float]:
+    """Try the learning rates of a kind of arm, and those around the best until none is better.
+
+    Args:
+        kind: `full`, `lora` or `hybrid`.
+        run: Trains.
+
+    Returns:
+        Mean loss over the tuning seeds of each pair of rates that was tried.
+    """
+    full = (0.0,) if kind == "lora" else FULL_RATES
+    lora = (0.0,) if kind == "full" else LORA_RATES
+    wanted = [(a, b) for a in full for b in lora]
+    done: dict[Rates, float] = {}
+    while fresh := [pair for pair in wanted if pair not in done]:
+        pairs = [(pair, seed) for pair in fresh for seed in TUNING_SEEDS]
+        found = run([Trial(seed=seed, full_rate=a, lora_rate=b) for (a, b), seed in pairs])
+        for pair in fresh:
+            losses = [f.tuning_loss for (p, _), f in zip(pairs, found, strict=True) if p == pair]
+            done[pair] = float(np.mean(losses))
+        if len(done) >= MOST_RATES:
+            break
+        wanted = list(around(min(done, key=lambda pair: done[pair])))
+    return done
+
+
+def around(best: Rates) -> Iterable[Rates]:
+    """The rates twice and half as high, one at a time."""
+    full, lora = best
+    for factor in (0.5, 2.0):
+        if full:
+            yield full * factor, lora
+        if lora:
+            yield full, lora * factor
+
+
+def scored(study: Study, model: LlamaForCausalLM, probes: int) -> ScoreReport:
+    """Scores of a model on examples of the task."""
+    return hlscore.rank(
+        model.cpu(), tokenizer(), data=study.rows(0, probes), rank=RANK, ranks=UNIFORM_RANKS,
+        samples=0, batch_size=64, checkpointing=False, estimator="exact", weight_scores=True,
+    ).report  # fmt: skip
+
+
+def plain_arms(study: Study, planner: Planner) -> None:
+    """Full fine-tuning, LoRA of many ranks, other methods of PEFT."""
+    study.run(planner.full())
+    for rank in UNIFORM_RANKS:
+        study.run(planner.lora(rank))
+    matched = planner.matched(planner.scored("hls"))
+    study.run(matched)
+    for method in BASELINES:
+        study.run(planner.peer(method))
+        study.run(replace(planner, rank=matched.rank).peer(method))
+    run_adalora(study, planner)
+
+
+def run_adalora(study: Study, planner: Planner) -> None:
+    """AdaLoRA at the rank of the study."""
+    name = f"adalora r={RANK}"
+    if name in study.journal.arms:
+        return
+    began = time.monotonic()
+    modules = [row.module for row in planner.report.candidates]
+
+    def run(trials: list[Trial]) -> list[Trained]:
+        return train_adalora(
+            study.model, modules, trials, study.batch, rank=RANK, steps=study.steps,
+            tuning=study.tuning, test=study.test,
+        )[0]  # fmt: skip
+
+    tuned = tune("lora", run)
+    found, size = train_adalora(
+        study.model, modules, trials_at(tuned), study.batch,
+        rank=RANK, steps=study.steps, tuning=study.tuning, test=study.test,
+    )  # fmt: skip
+    report_line(
+        study.journal.add(
+            name,
+            {
+                "kind": "lora",
+                "full": [],
+                "rank": RANK,
+                "parameters": size,
+                "tuning": [[*pair, loss] for pair, loss in tuned.items()],
+                "trials": as_entry(found),
+                "seconds": round(time.monotonic() - began, 1),
+            },
+        )
+    )
+
+
+def scored_arms(study: Study, planner: Planner) -> None:
+    """Hybrids chosen by every score at 10 %, and by stratified random draws."""
+    for score in (*GRADIENT_SCORES, *WEIGHT_SCORES):
+        study.run(hybrid(f"hybrid {score}", planner.scored(score)))
+    for draw in range(DRAWS):
+        study.run(random_arm(planner, draw))
+
+
+def random_arm(planner: Planner, draw: int) -> Arm:
+    """As much in full as the plan of `hls`, drawn among modules of each kind and size in turn."""
+    rows = planner.report.candidates
+    order = stratified_scores(rows, seed=draw)
+    count = len(hybrid("", planner.scored("hls")).full)
+    chosen = sorted(order, key=lambda module: -order[module])[:count]
+    return planner.chosen(f"hybrid random {draw}", chosen)
+
+
+def oracle(study: Study, planner: Planner) -> None:
+    """Each module alone in full, LoRA on the others: what does it gain over LoRA?"""
+    if "oracle" in study.journal.arms:
+        return
+    began = time.monotonic()
+    rates = study.journal.arms["hybrid hls"]["trials"][0]["trial"]
+    trials = [
+        Trial(seed=seed, full_rate=rates["full_rate"], lora_rate=rates["lora_rate"])
+        for seed in ORACLE_SEEDS
+    ]
+    reference, _ = study.train(planner.lora(RANK), trials)
+    base = [np.mean(item.losses) for item in reference]
+    gains = {}
+    for row in planner.report.candidates:
+        found, _ = study.train(planner.chosen("", [row.module]), trials)
+        gains[row.module] = [float(b - np.mean(f.losses)) for b, f in zip(base, found, strict=True)]
+    columns = (*GRADIENT_SCORES, *WEIGHT_SCORES, "random", "n_params")
+    study.journal.add(
+        "oracle",
+        {
+            "gains": gains,
+            "kinds": {row.module: row.kind for row in planner.report.candidates},
+            "scores": {
+                row.module: {name: getattr(row, name) for name in columns}
+                for row in planner.report.candidates
+            },
+            "rates": rates,
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
+    print(f"oracle {time.monotonic() - began:.0f} s", flush=True)
+
+
+def oracle_arm(study: Study, planner: Planner) -> None:
+    """The modules that gained most alone."""
+    gains = study.journal.arms["oracle"]["gains"]
+    count = len(study.journal.arms["hybrid hls"]["full"])
+    best = sorted(gains, key=lambda module: -np.mean(gains[module]))[:count]
+    study.run(planner.chosen("hybrid oracle", best))
+
+
+def later_probes(study: Study, planner: Planner) -> None:
+    """Scores of a model that was trained a little first."""
+    rates = study.journal.arms[f"lora r={RANK}"]["trials"][0]["trial"]
+    arm = planner.lora(RANK)
+    for name, steps in (("quarter of a LoRA run", study.steps // 4), ("LoRA run", study.steps)):
+        label = f"hybrid hls after a {name}"
+        if label in study.journal.arms:
+            continue
+        trial = Trial(seed=TUNING_SEEDS[0], full_rate=0.0, lora_rate=rates["lora_rate"])
+        _, values = study.train(arm, [trial], steps=steps)
+        warm = merged(arm.wrap(study.model()), values[0])
+        report = scored(study, warm, PROBES)
+        plan = replace(planner, report=report).scored("hls")
+        study.run(planner.chosen(label, hybrid("", plan).full))
+
+
+def update_arm(study: Study, planner: Planner) -> None:
+    """The modules whose change in a quarter of a full fine-tuning has the largest tail."""
+    label = "hybrid tail of a short update"
+    if label in study.journal.arms:
+        return
+    rates = study.journal.arms["full"]["trials"][0]["trial"]
+    arm = planner.full()
+    trial = Trial(seed=TUNING_SEEDS[0], full_rate=rates["full_rate"], lora_rate=0.0)
+    _, values = study.train(arm, [trial], steps=study.steps // 4)
+    before = start_values(arm, study.model, 0)
+    tails = {}
+    for name, value in values[0].items():
+        spectrum = torch.linalg.svdvals((value - before[name]).double())
+        tails[name] = float(spectrum[RANK:].square().sum())
+    count = len(study.journal.arms["hybrid hls"]["full"])
+    best = sorted(tails, key=lambda name: -tails[name])[:count]
+    modules = [
+        row.module
+        for row in planner.report.candidates
+        if any(f"{row.module}." in name for name in best)
+    ]
+    study.run(planner.chosen(label, modules))
+
+
+def merged(wrapped: nn.Module, values: Tensors) -> LlamaForCausalLM:
+    """The model that a LoRA training left, adapters merged into its weights."""
+    with torch.no_grad():
+        for name, parameter in wrapped.named_parameters():
+            if name in values:
+                parameter.copy_(values[name])
+    return wrapped.merge_and_unload()
+
+
+def ablations(study: Study, planner: Planner) -> None:
+    """Other budgets, ranks and numbers of probes."""
+    for budget in BUDGETS:
+        study.run(hybrid(f"hybrid hls {budget}", planner.scored("hls", budget=budget)))
+    for rank in (4, 8):
+        plan = planner.scored("hls", rank=rank)
+        study.run(hybrid(f"hybrid hls r={rank}", plan))
+        study.run(planner.matched(plan))
+    for probes in OTHER_PROBES:
+        plan = replace(planner, report=scored(study, study.model(), probes)).scored("hls")
+        study.run(planner.chosen(f"hybrid hls {probes} probes", hybrid("", plan).full))
+
+
+def run_study(base: str, task: Task, device: str) -> None:
+    """Run all arms of a base model on a task."""
+    settings = {
+        "rank": RANK, "steps": STEPS[task.name], "probes": PROBES, "held_out": HELD_OUT,
+        "base": base, "task": task.name, "batch": task.batch_size,
+    }  # fmt: skip
+    journal = Journal(MODELS / "evidence" / f"{base}-{task.name}.jsonl", settings)
+    draw = np.random.default_rng
+    study = Study(
+        base=base, task=task, device=device, journal=journal,
+        tuning=encode(task.draw(draw((7, 1)), HELD_OUT // 2)),
+        test=encode(task.draw(draw((7, 2)), HELD_OUT)),
+    )  # fmt: skip
+    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
+    loss = untrained(study)
+    print(f"{base}, {task.name}: no training {loss:.4f}, floor {task.floor}", flush=True)
+    plain_arms(study, planner)
+    scored_arms(study, planner)
+    oracle(study, planner)
+    oracle_arm(study, planner)
+    later_probes(study, planner)
+    update_arm(study, planner)
+    ablations(study, planner)
+
+
+def untrained(study: Study) -> float:
+    """Test loss of the base model."""
+    return float(example_losses(study.model(), study.test)[0].mean())
+
+
+def main() -> None:
+    """Read the command line and run."""
+    tasks = fine_tuning_tasks(new_world())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", choices=tuple(BASES), action="append")
+    parser.add_argument("--task", choices=tuple(tasks), action="append")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for base in options.base or BASES:
+        for name in options.task or tasks:
+            run_study(base, tasks[name], options.device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""The evidence study: its trainings against plain loops, its figures against plain arithmetic."""
+
+import importlib
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from scipy.stats import kendalltau
+from transformers import LlamaConfig, LlamaForCausalLM
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
+NAMES = ("world", "bases", "stacked", "adaptive", "journal", "arms", "study", "analysis")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _path() -> Iterator[None]:
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def part(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def tiny_model() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(part("world").WORDS), hidden_size=16, intermediate_size=24,
+        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        max_position_embeddings=64, tie_word_embeddings=True, attn_implementation="eager",
+        use_cache=False, initializer_range=0.3,
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def lora_model(**options: Any) -> peft.PeftModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        return peft.get_peft_model(
+            tiny_model(), peft.LoraConfig(r=2, target_modules="all-linear", **options)
+        )
+
+
+def full_model() -> LlamaForCausalLM:
+    model = tiny_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("proj" in name)
+    return model
+
+
+@pytest.mark.parametrize("wrapped", [full_model, lora_model, lambda: lora_model(use_dora=True)])
+def test_stacked_trainings_equal_plain_ones(wrapped: Any) -> None:
+    world, stacked = part("world"), part("stacked")
+    task = world.fine_tuning_tasks(world.new_world())["next"]
+
+    def batch(seed: int, step: int) -> Any:
+        return world.encode(task.draw(np.random.default_rng((seed, step)), 8))
+
+    test = world.encode(task.draw(np.random.default_rng(5), 70))
+    trials = [
+        stacked.Trial(seed=0, full_rate=1e-3, lora_rate=1e-2),
+        stacked.Trial(seed=1, full_rate=3e-3, lora_rate=3e-2),
+    ]
+    found, _ = stacked.train(
+        wrapped(), trials, batch, steps=6, measured=(3,), tuning=test, test=test
+    )
+    for trial, result in zip(trials, found, strict=True):
+        model = wrapped()
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        groups = [
+            {"params": [p], "lr": trial.lora_rate if "lora_" in n else trial.full_rate}
+            for n, p in parameters.items()
+        ]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        for step in range(1, 7):
+            factor = min(step / 0.6, (7 - step) / 5.4, 1.0)
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
+            given = batch(trial.seed, step)
+            optimizer.zero_grad()
+            model(input_ids=given.ids, labels=given.labels).loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+        with torch.no_grad():
+            expected = model(input_ids=test.ids, labels=test.labels).loss.item()
+        assert result.curve[-1] == pytest.approx(expected, rel=2e-4)
+        assert np.mean(result.losses) == pytest.approx(expected, rel=2e-4)
+        assert len(result.curve) == 2
+
+
+def test_worlds_differ_where_they_should() -> None:
+    world = part("world")
+    old, new = world.old_world(), world.new_world()
+    changed = (old.chain != new.chain).any(axis=1).sum()
+    assert changed == world.CHANGED_STATES
+    assert 0.25 < (old.facts != new.facts).any(axis=2).mean() <= 1 / 3
+    assert ((old.next != new.next).sum(axis=1) >= world.CHANGED_SYMBOLS - 3).all()
+    assert np.allclose(new.chain.sum(axis=1), 1)
+
+
+def test_examples_are_true() -> None:
+    world = part("world")
+    new = world.new_world()
+    place = {word: number for number, word in enumerate(world.SYMBOLS)}
+    keys = {word: number for number, word in enumerate(world.KEYS)}
+    tasks = world.fine_tuning_tasks(new)
+    for row in tasks["facts"].draw(np.random.default_rng(0), 50):
+        _, first, second, _ = row["prompt"].split()
+        expected = new.facts[keys[first], keys[second]]
+        assert [place[word] for word in row["completion"].split()] == list(expected)
+    for row in tasks["next"].draw(np.random.default_rng(0), 50):
+        given = [place[word] for word in row["prompt"].split()[1:-1]]
+        expected = [new.next[where, symbol] for where, symbol in enumerate(given)]
+        assert [place[word] for word in row["completion"].split()] == expected
+    lines = [row["text"].split() for row in tasks["chain"].draw(np.random.default_rng(0), 400)]
+    counts = np.zeros_like(new.chain)
+    for line in lines:
+        for before, after in itertools.pairwise(line):
+            counts[place[before], place[after]] += 1
+    seen = counts.sum(axis=1) > 300
+    shares = counts[seen] / counts[seen].sum(axis=1, keepdims=True)
+    assert np.abs(shares - new.chain[seen]).max() < 0.12
+    assert tasks["chain"].floor == pytest.approx(_line_entropy(new.chain, lines, place), rel=0.03)
+
+
+def _line_entropy(chain: np.ndarray, lines: list[list[str]], place: dict[str, int]) -> float:
+    total = 0.0
+    for line in lines:
+        total += np.log(len(place))
+        for before, after in itertools.pairwise(line):
+            total -= np.log(chain[place[before], place[after]])
+    return float(total / sum(map(len, lines)))
+
+
+def test_product_reads_the_examples_as_the_trainings_do() -> None:
+    world = part("world")
+    row = world.fine_tuning_tasks(world.new_world())["facts"].draw(np.random.default_rng(0), 1)[0]
+    tokenizer = world.tokenizer()
+    ids = tokenizer(row["prompt"] + row["completion"])["input_ids"]
+    assert ids == world.encode([row]).ids[0].tolist()[:-1]
+
+
+def test_rates_go_on_beyond_an_edge() -> None:
+    study = part("study")
+    best = (8e-3, 4e-2)
+
+    def run(trials: list[Any]) -> list[Any]:
+        stacked = part("stacked")
+        return [
+            stacked.Trained(
+                trial=trial, curve=(), losses=(), accuracy=0.0,
+                tuning_loss=abs(np.log(trial.full_rate / best[0]))
+                + abs(np.log(trial.lora_rate / best[1])),
+            )
+            for trial in trials
+        ]  # fmt: skip
+
+    found = study.tune("hybrid", run)
+    assert min(found, key=lambda pair: found[pair]) == pytest.approx(best)
+    assert {trial.seed for trial in study.trials_at(found)} == set(study.SEEDS)
+    assert not set(study.SEEDS) & {*study.TUNING_SEEDS, *study.ORACLE_SEEDS}
+
+
+def test_gap_and_rival_by_hand() -> None:
+    analysis = part("analysis")
+    rng = np.random.default_rng(0)
+
+    def entry(level: float, parameters: int = 0) -> dict[str, Any]:
+        table = level + 0.01 * rng.standard_normal((5, 40))
+        return {"trials": [{"losses": list(row)} for row in table], "parameters": parameters}
+
+    full, lora, arm = entry(1.0), entry(2.0), entry(1.4)
+    means = [float(np.mean([t["losses"] for t in item["trials"]])) for item in (arm, lora, full)]
+    figure = analysis.gap_recovered(arm, lora, full)
+    assert figure.value == pytest.approx((means[1] - means[0]) / (means[1] - means[2]))
+    assert figure.low < figure.value < figure.high
+    assert figure.high - figure.low < 0.02
+    uniform = [entry(2.0, 100), entry(1.0, 400)]
+    middle = analysis.lora_of_size(uniform, 200)
+    halves = [np.array([t["losses"] for t in item["trials"]]) for item in uniform]
+    assert np.allclose(middle, (halves[0] + halves[1]) / 2)
+    assert np.allclose(analysis.lora_of_size(uniform, 100), halves[0])
+    assert np.allclose(analysis.lora_of_size(uniform, 400), halves[1])
+
+
+def test_agreement_with_the_oracle() -> None:
+    analysis = part("analysis")
+    rng = np.random.default_rng(0)
+    modules = [f"m{number}" for number in range(12)]
+    gains = {name: list(rng.standard_normal(3)) for name in modules}
+    oracle = {
+        "gains": gains,
+        "kinds": {name: "ab"[place % 2] for place, name in enumerate(modules)},
+        "scores": {
+            name: {"x": float(rng.standard_normal()), "n_params": 10 * (1 + place % 3)}
+            for place, name in enumerate(modules)
+        },
+    }
+    x = [oracle["scores"][name]["x"] for name in modules]
+    y = [np.mean(gains[name]) for name in modules]
+    assert analysis.agreement(oracle, "x", per_parameter=False, within_kind=False) == (
+        pytest.approx(kendalltau(x, y).statistic)
+    )
+    each = [kendalltau(x[place::2], y[place::2]).statistic for place in (0, 1)]
+    assert analysis.agreement(oracle, "x", per_parameter=False, within_kind=True) == (
+        pytest.approx(np.mean(each))
+    )
+    table = np.array(list(gains.values()))
+    pairs = [kendalltau(table[:, a], table[:, b]).statistic for a, b in ((0, 1), (0, 2), (1, 2))]
+    assert analysis.self_agreement(gains) == pytest.approx(np.mean(pairs))
+
+
+def test_journal_goes_on(tmp_path: Path) -> None:
+    journal = part("journal")
+    path = tmp_path / "a.jsonl"
+    journal.Journal(path, {"steps": 1}).add("full", {"loss": 1.0})
+    assert journal.Journal(path, {"steps": 1}).arms["full"]["loss"] == 1.0
+    assert journal.Journal(path, {"steps": 2}).arms == {}
