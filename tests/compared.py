@@ -1,0 +1,201 @@
+"""Score files and plans to hold against each other, and slow ways to say how far they agree."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import reports
+from console import Outcome, hlscore
+from rich.cells import cell_len
+from scipy.stats import kendalltau
+
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.artifacts.report import write_report
+from hlscore.planning.allocation import allocate
+from hlscore.records import ModuleRow, ScoreReport
+from hlscore.settings import PlanSettings
+
+RUN_RANK = 4
+HOSTILE = {
+    "markup": "[bold red]run[/] :smile:",
+    "ansi": "\x1b[31mred\x1b[0m",
+    "newline": "two\nlines",
+    "wide": "層注意力" * 8,
+    "long": "long-" * 40,
+    "right-to-left": "a\u202eb",
+}
+"""Names that could steer a terminal, or do not fit it."""
+Document = dict[str, Any]
+Values = Mapping[str, float | None]
+SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "snr", "spectral", "kappa",
+          "random")  # fmt: skip
+_CURVES = {"hls": "curve_ranks", "tail": "curve_ranks", "l1_adam": "curve_ranks",
+           "spectral": "spectral_ranks"}  # fmt: skip
+_REPLICATES = ("hls_replicates", "tail_replicates", "grad_norm_replicates")
+NO_SCORES: dict[str, Any] = {
+    "status": "unreached",
+    **dict.fromkeys((*SCORES, "grad_energy", "weight_norm")),
+    **dict.fromkeys(("hls_stderr", "hls_ci_low", "hls_ci_high")),
+    **dict.fromkeys((*_CURVES.values(), "tail_curve_errors", "hls_curve_errors"), ()),
+    **dict.fromkeys((f"{name}_curve" for name in _CURVES), ()),
+    **dict.fromkeys(_REPLICATES, ()),
+}
+"""A row that no score was computed for."""
+ONE: dict[str, Any] = {
+    **dict.fromkeys((*SCORES, "grad_energy", "weight_norm"), 1.0),
+    **dict.fromkeys((f"{name}_curve" for name in _CURVES), (1.0,) * len(reports.RANKS)),
+    **dict.fromkeys(_REPLICATES, (1.0,) * 20),
+}
+"""A row whose scores are those of every other row."""
+
+
+def noisy(count: int, seed: int, **same: Any) -> ScoreReport:
+    """A report in which every score and every LoRA rank has an order of its own.
+
+    Args:
+        count: Candidates.
+        seed: Of the noise; the report says it too.
+        same: Fields that all candidates get.
+    """
+    report, draw = reports.report(count), random.Random(seed)
+    rows = [replace(_shaken(row, draw), **same) for row in report.candidates]
+    skipped = [row for row in report.rows if not row.is_candidate]
+    return replace(report, rows=(*rows, *skipped), run=replace(report.run, seed=seed))
+
+
+def renamed(report: ScoreReport, names: Mapping[int, str], **model: Any) -> ScoreReport:
+    """A report with other names of modules, for a model that is another one."""
+    rows = list(report.rows)
+    for place, name in names.items():
+        kind = name.rsplit(".", 1)[-1]
+        rows[place] = replace(
+            rows[place], module=name, parameter=f"{name}.weight", kind=kind, block=""
+        )
+    other = replace(report.model.fingerprint, structure="sha256:other")
+    return replace(
+        report, rows=tuple(rows), model=replace(report.model, fingerprint=other, **model)
+    )
+
+
+def save(report: ScoreReport, path: Path) -> Path:
+    """Writes a `scores.parquet`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_report(report, path)
+    return path
+
+
+def save_plan(report: ScoreReport, path: Path, **settings: Any) -> Path:
+    """Writes the `plan.json` that a report gives."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    chosen = PlanSettings(**{"budget": "0.25", "rank": RUN_RANK, **settings})
+    write_plan(make_plan(report, allocate(report, chosen)), path)
+    return path
+
+
+def told(*arguments: object) -> Document:
+    """What a command prints with `--json`, and nothing else."""
+    found = hlscore(*arguments, "--json")
+    assert (found.code, found.err) == (0, "")
+    document: Document = json.loads(found.out)
+    return document
+
+
+def printed(*arguments: object) -> str:
+    """What a command prints, and nothing on standard error or to steer a terminal."""
+    found = hlscore(*arguments)
+    assert (found.code, found.err) == (0, "")
+    assert "\x1b" not in found.out
+    return found.out
+
+
+def refused(found: Outcome, code: int, *parts: str) -> None:
+    """Asserts that a command failed as asked, in one line that names what is wrong."""
+    assert found.code == code, found.err
+    assert found.message.splitlines()[0].isprintable()
+    for part in parts:
+        assert part in found.message, found.message
+
+
+def next_commands(text: str) -> list[str]:
+    """The commands that a result ends with."""
+    lines = text.partition("\nnext\n")[2].splitlines()
+    return [line.strip() for line in lines if line.startswith("  hlscore ")]
+
+
+def shown(text: str) -> str:
+    """A hostile name as it has to be shown."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def check_width(text: str, width: int, *, sentences: Sequence[str]) -> None:
+    """Asserts that tables fit; sentences and commands are left to the terminal to wrap.
+
+    Args:
+        text: What was printed.
+        width: Columns of the terminal.
+        sentences: How lines begin that belong to no table.
+    """
+    lines = text.partition("\nnext\n")[0].splitlines()
+    first = lines.index("")
+    tables = [line for line in lines[first:] if line and not line.startswith(tuple(sentences))]
+    assert len(tables) > 5
+    for line in tables:
+        assert cell_len(line) <= width, line
+
+
+def values_of(report: ScoreReport, score: str, rank: int = RUN_RANK) -> Values:
+    """A score of every candidate by its formula."""
+    return {row.module: _value(row, score, rank) for row in report.candidates}
+
+
+def slow_tau(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
+    """Tau-b of scipy, over the pairs in which both are known."""
+    known = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+    if any(len({pair[side] for pair in known}) < 2 for side in (0, 1)):
+        return None
+    return float(kendalltau(*zip(*known, strict=True)).statistic)
+
+
+def slow_resampled_tau(rows: Sequence[Sequence[float]]) -> float:
+    """Mean tau over disjoint pairs of resamples, twenty at most."""
+    columns = list(zip(*rows, strict=True))[:40]
+    taus = [slow_tau(columns[at], columns[at + 1]) for at in range(0, len(columns) - 1, 2)]
+    return fmean(tau for tau in taus if tau is not None)
+
+
+def close(found: float | None, wanted: float | None) -> bool:
+    """Whether two figures are the same but for rounding."""
+    if found is None or wanted is None:
+        return found is wanted
+    return math.isclose(found, wanted, abs_tol=1e-9)
+
+
+def _shaken(row: ModuleRow, draw: random.Random) -> ModuleRow:
+    def times(value: float | None) -> float:
+        return (value or 0.0) * math.exp(draw.gauss(0, 0.7))
+
+    single = ("grad_energy", "taylor", "weight_norm", "snr", "kappa")
+    changed: dict[str, Any] = {name: times(getattr(row, name)) for name in single}
+    for name in _CURVES:
+        curve = tuple(map(times, getattr(row, f"{name}_curve")))
+        changed |= {f"{name}_curve": curve, name: curve[reports.RANKS.index(RUN_RANK)]}
+    return replace(row, **changed, random=draw.random())
+
+
+def _value(row: ModuleRow, score: str, rank: int) -> float | None:
+    if score in _CURVES:
+        curve, ranks = getattr(row, f"{score}_curve"), getattr(row, _CURVES[score])
+        return curve[ranks.index(rank)] if curve else None
+    if score == "rgn":
+        energy, norm = row.grad_energy, row.weight_norm
+        return None if energy is None or not norm else math.sqrt(energy) / norm
+    value: float | None = row.grad_energy if score == "grad_norm" else getattr(row, score)
+    return value

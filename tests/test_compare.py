@@ -1,0 +1,300 @@
+"""`hlscore compare`: figures against slow ones, what is compared with what, and how it is told."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from compared import (
+    NO_SCORES,
+    ONE,
+    RUN_RANK,
+    SCORES,
+    Document,
+    Values,
+    close,
+    noisy,
+    printed,
+    refused,
+    renamed,
+    save,
+    slow_resampled_tau,
+    slow_tau,
+    told,
+    values_of,
+)
+from console import hlscore
+
+from hlscore.records import ScoreReport
+
+COUNT = 35
+
+
+@pytest.fixture(scope="module")
+def runs() -> tuple[ScoreReport, ...]:
+    return tuple(noisy(COUNT, seed) for seed in (1, 2, 3))
+
+
+@pytest.fixture(scope="module")
+def files(
+    runs: Sequence[ScoreReport], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, ...]:
+    folder = tmp_path_factory.mktemp("runs")
+    return tuple(save(run, folder / f"seed-{run.run.seed}" / "scores.parquet") for run in runs)
+
+
+def check_matrices(found: Document, rankings: Sequence[Values], top: int) -> None:
+    """Hold every figure of a comparison against scipy, sets and sorting."""
+    names = sorted(set.intersection(*(set(values) for values in rankings)))
+    lists = [[values[name] for name in names] for values in rankings]
+    assert found["modules"] == len(names)
+    assert found["top"]["modules"] == top
+    assert found["top"]["by_chance"] == top / len(names)
+    for i, x in enumerate(lists):
+        for j, y in enumerate(lists):
+            agreement = found["agreement"][i][j]
+            assert close(agreement["tau"], slow_tau(x, y)), (i, j)
+            pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
+            assert agreement["n"] == len(pairs)
+            if agreement["low"] is not None:
+                assert -1 <= agreement["low"] <= agreement["tau"] <= agreement["high"] <= 1
+            first, second = (highest([pair[side] for pair in pairs], top) for side in (0, 1))
+            overlap = len(first & second) / top
+            assert close(found["top"]["overlap"][i][j], overlap), (i, j)
+            assert close(found["top"]["jaccard"][i][j], len(first & second) / len(first | second))
+
+
+def highest(values: Sequence[float], top: int) -> set[int]:
+    return set(sorted(range(len(values)), key=lambda place: -values[place])[:top])
+
+
+def slow_within(report: ScoreReport, x: Values, y: Values) -> float:
+    """Mean tau within kinds, each kind as often as it has modules."""
+    weighed: list[float] = []
+    kinds = {row.module: (row.block, row.kind) for row in report.candidates}
+    for kind in set(kinds.values()):
+        own = [name for name in x if kinds[name] == kind]
+        tau = slow_tau([x[name] for name in own], [y[name] for name in own])
+        weighed += [] if tau is None else [tau] * len(own)
+    return sum(weighed) / len(weighed)
+
+
+def test_all_scores_of_one_run(runs: Sequence[ScoreReport], files: Sequence[Path]) -> None:
+    found = told("compare", files[0], "--within-kinds")
+    assert [item["label"] for item in found["rankings"]] == list(SCORES)
+    assert {item["rank"] for item in found["rankings"]} == {RUN_RANK}
+    rankings = [values_of(runs[0], score) for score in SCORES]
+    check_matrices(found, rankings, COUNT // 10)
+    for i, x in enumerate(rankings):
+        for j, y in enumerate(rankings):
+            assert close(found["within_kinds"][i][j], slow_within(runs[0], x, y))
+    assert found["without_values"] == []
+
+
+def test_resamples_agree_as_disjoint_pairs_of_them_do(
+    runs: Sequence[ScoreReport], files: Sequence[Path]
+) -> None:
+    found = told("compare", files[0])
+    own = {item["score"]: item["resampled_tau"] for item in found["rankings"]}
+    rows = runs[0].candidates
+    for score in ("hls", "tail", "grad_norm"):
+        wanted = slow_resampled_tau([getattr(row, f"{score}_replicates") for row in rows])
+        assert own[score] == pytest.approx(wanted, abs=1e-6)
+    relative = [
+        [math.sqrt(max(value, 0)) / (row.weight_norm or 1) for value in row.grad_norm_replicates]
+        for row in rows
+    ]
+    assert own["rgn"] == pytest.approx(slow_resampled_tau(relative), abs=1e-6)
+    assert {score for score, tau in own.items() if tau is None} == set(SCORES[3:]) - {"rgn"}
+    other = told("compare", files[0], "--rank", "8")
+    by_score = {item["score"]: item["resampled_tau"] for item in other["rankings"]}
+    assert by_score["hls"] is by_score["tail"] is None  # resamples are for the run's own rank
+    assert by_score["grad_norm"] == own["grad_norm"]
+
+
+def test_scores_of_one_run_at_another_rank(
+    runs: Sequence[ScoreReport], files: Sequence[Path]
+) -> None:
+    found = told("compare", files[0], "--rank", "16")
+    check_matrices(found, [values_of(runs[0], score, 16) for score in SCORES], COUNT // 10)
+    assert found["within_kinds"] is None
+
+
+@pytest.mark.parametrize("score", [None, "tail", "l1_adam", "spectral"])
+def test_ranks_of_one_score(
+    runs: Sequence[ScoreReport], files: Sequence[Path], score: str | None
+) -> None:
+    chosen = [] if score is None else ["--score", score]
+    found = told("compare", files[1], "--ranks", "16, 2,8", *chosen)
+    assert [item["label"] for item in found["rankings"]] == ["rank 2", "rank 8", "rank 16"]
+    check_matrices(
+        found, [values_of(runs[1], score or "hls", rank) for rank in (2, 8, 16)], COUNT // 10
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "score", "rank"),
+    [
+        ([], "hls", RUN_RANK),
+        (["--score", "tail"], "tail", RUN_RANK),
+        (["--rank", "8"], "hls", 8),
+        (["-r", "2", "--score", "tail"], "tail", 2),
+        (["--score", "rgn"], "rgn", RUN_RANK),
+    ],
+)
+def test_runs(
+    runs: Sequence[ScoreReport],
+    files: Sequence[Path],
+    options: list[str],
+    score: str,
+    rank: int,
+) -> None:
+    found = told("compare", *files, *options)
+    assert [item["label"] for item in found["rankings"]] == ["seed-1", "seed-2", "seed-3"]
+    assert {(item["score"], item["rank"]) for item in found["rankings"]} == {(score, rank)}
+    check_matrices(found, [values_of(run, score, rank) for run in runs], COUNT // 10)
+    facts = {fact["name"]: fact for fact in found["facts"]}
+    assert facts["seed"]["values"] == [1, 2, 3]
+    assert facts["seed"]["same"] is False
+    assert facts["model"] == {"name": "model", "values": ["org/model"] * 3, "same": True}
+    assert [item["path"] for item in found["files"]] == [str(path) for path in files]
+
+
+def test_every_run_counts_by_its_own_score_and_rank(tmp_path: Path) -> None:
+    one, two = noisy(14, 1), noisy(14, 2)
+    two = replace(two, run=replace(two.run, score="tail", rank=8))
+    paths = [save(run, tmp_path / name / "s") for name, run in (("one", one), ("two", two))]
+    found = told("compare", *paths)
+    check_matrices(found, [values_of(one, "hls", 4), values_of(two, "tail", 8)], 1)
+    notes = hlscore("compare", *paths).notes
+    assert "different scores; --score NAME compares one" in notes[0]
+    assert "different LoRA ranks; --rank N compares one" in notes[1]
+    assert hlscore("compare", *paths, "--score", "hls", "--rank", "4").notes == []
+
+
+@pytest.mark.parametrize(
+    ("top", "number"),
+    [("1", 1), ("35", 35), ("7", 7), ("100%", 35), ("20 %", 7), ("0.1%", 1), ("29%", 10)],
+)
+def test_highest_modules(
+    runs: Sequence[ScoreReport], files: Sequence[Path], top: str, number: int
+) -> None:
+    found = told("compare", *files, "--top-k", top)
+    check_matrices(found, [values_of(run, "hls") for run in runs], number)
+
+
+def test_printed_figures_are_those_of_json(
+    files: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    found = told("compare", *files, "--within-kinds")
+    text = printed("compare", *files, "--within-kinds")
+    tables = re.findall(r"^(seed-\d .*)$", text, re.MULTILINE)
+    labels = ["seed-1", "seed-2", "seed-3"]
+    taus = [[pair["tau"] for pair in row] for row in found["agreement"]]
+    own = [item["resampled_tau"] for item in found["rankings"]]
+    wanted = []
+    for matrix, more in (
+        (taus, [[tau] for tau in own]),
+        (found["top"]["overlap"], [[], [], []]),
+        (found["within_kinds"], [[], [], []]),
+    ):
+        for at, label in enumerate(labels):
+            cells = ["-" if at == to else f"{matrix[at][to]:z.2f}" for to in range(3)]
+            wanted.append([label, *cells, *(f"{value:.2f}" for value in more[at])])
+    assert [line.split() for line in tables] == wanted
+    assert "org/model · hls of 3 runs at LoRA rank 4 · 35 modules" in text
+    widest = max(
+        (pair["high"] - pair["low"]) / 2
+        for i, row in enumerate(found["agreement"]) for pair in row[i + 1:]
+    )  # fmt: skip
+    assert f"known to ± {widest:.2f} or better" in text
+
+
+def test_labels_tell_files_apart(runs: Sequence[ScoreReport], tmp_path: Path) -> None:
+    def labels(*names: str) -> list[str]:
+        paths = [save(runs[0], tmp_path / name) for name in names]
+        return [item["label"] for item in told("compare", *paths)["files"]]
+
+    assert labels("a/scores.parquet", "b/scores.parquet") == ["a", "b"]
+    assert labels("a/one.parquet", "a/two.parquet") == ["one.parquet", "two.parquet"]
+    assert labels("x/a/s", "x/b/s", "y/a/s") == ["x/a", "x/b", "y/a"]
+    assert labels("a/s", "a/b/s") == ["a", "a/b"] or len(set(labels("a/s", "a/b/s"))) == 2
+    twice = labels("a/s", "a/s", "b/s")
+    assert len(set(twice)) == 3
+    assert twice[:2] == ["a (1)", "a (2)"]
+
+
+def test_a_run_agrees_with_itself(files: Sequence[Path]) -> None:
+    found = told("compare", files[0], files[0])
+    assert [[pair["tau"] for pair in row] for row in found["agreement"]] == [[1, 1], [1, 1]]
+    assert found["top"]["overlap"] == found["top"]["jaccard"] == [[1, 1], [1, 1]]
+    assert found["same_structure"] is True
+    text = printed("compare", files[0], files[0])
+    assert text.count("nothing that is known") == 2
+
+
+def test_scores_that_are_missing_are_told(tmp_path: Path) -> None:
+    """A sketch has no `taylor`; a weight of zeros has no `rgn` and no `snr`."""
+    run = noisy(21, 5, taylor=None)
+    rows = list(run.rows)
+    rows[0] = replace(rows[0], weight_norm=0.0, snr=None)
+    run = replace(run, rows=tuple(rows))
+    path = save(run, tmp_path / "s")
+    found = told("compare", path)
+    assert found["without_values"] == ["taylor"]
+    known = [score for score in SCORES if score != "taylor"]
+    assert [item["label"] for item in found["rankings"]] == known
+    assert {pair["n"] for row in found["agreement"] for pair in row} == {20, 21}
+    check_matrices(found, [values_of(run, score) for score in known], 2)
+    assert "note: without values: taylor" in printed("compare", path)
+    refused(hlscore("compare", path, path, "--score", "taylor"), 2, "no values of 'taylor'")
+
+
+def test_scores_without_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    equal = save(noisy(14, 1, **ONE), tmp_path / "equal" / "s")
+    other = save(noisy(14, 2), tmp_path / "other" / "s")
+    found = told("compare", equal, other, "--within-kinds")
+    assert found["agreement"][0][1]["tau"] is None
+    assert found["top"]["overlap"][0][1] is found["within_kinds"][0][1] is None
+    assert hlscore("compare", equal, other).notes == [
+        "note: equal gives every module the same value: no order"
+    ]
+    text = printed("compare", equal)
+    assert f"note: {', '.join(SCORES)} give every module the same value: no order" in text
+    assert re.search(rf"^hls +-( +\?){{{len(SCORES) - 1}}}$", text, re.MULTILINE)
+
+
+def test_too_little_to_compare(tmp_path: Path) -> None:
+    none = save(noisy(6, 1, **NO_SCORES), tmp_path / "none" / "s")
+    refused(hlscore("compare", none), 3, "No module has a score")
+    report = noisy(6, 1)
+    skipped = replace(report, rows=tuple(r for r in report.rows if not r.is_candidate))
+    refused(hlscore("compare", save(skipped, tmp_path / "skipped")), 3, "No module has a score")
+    single = save(noisy(1, 1), tmp_path / "single" / "s")
+    refused(hlscore("compare", single), 3, "There is only one module: no order")
+    refused(hlscore("compare", single, single), 3, "There is only one module: no order")
+    many = save(noisy(6, 1), tmp_path / "many" / "s")
+    refused(hlscore("compare", single, many), 3, "only one module in common", "same model")
+    other = renamed(noisy(2, 1), {0: "a.b", 1: "c.d"})
+    refused(hlscore("compare", save(other, tmp_path / "o"), many), 3, "no module in common")
+    refused(hlscore("compare", none, many), 2, "none has no values of 'hls'")
+
+
+def test_runs_of_different_models_are_compared_by_name(tmp_path: Path) -> None:
+    one = noisy(14, 1)
+    two = renamed(noisy(12, 2), {0: "other.name", 5: "another.name"}, model="org/second")
+    paths = [save(one, tmp_path / "one" / "s"), save(two, tmp_path / "two" / "s")]
+    found = told("compare", *paths, "--top-k", "3")
+    assert found["same_structure"] is False
+    check_matrices(found, [values_of(one, "hls"), values_of(two, "hls")], 3)
+    outcome = hlscore("compare", *paths)
+    assert outcome.notes == [
+        "note: the runs are of different models: the 10 modules of the same name are compared"
+    ]
+    assert outcome.out.startswith("org/model, org/second · hls of 2 runs")
