@@ -9,6 +9,7 @@ from hlscore.agreement.facts import fit_for_plans
 from hlscore.agreement.resamples import resampled_tau
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_making import make_plan
+from hlscore.errors import HlscoreError
 from hlscore.planning.allocation import allocate
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score, replicates_at
@@ -106,7 +107,10 @@ def _settings(report: ScoreReport, like: Plan | None, wishes: Wishes) -> PlanSet
 
 def _planned(path: Path, report: ScoreReport, settings: PlanSettings) -> Side:
     with fit_for_plans(path):
-        plan = make_plan(report, allocate(report, settings))
+        try:
+            plan = make_plan(report, allocate(report, settings))
+        except HlscoreError as error:  # of two files, which one
+            raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
     replicates = replicates_at(
         report.candidates, find_score(settings.score), settings.rank, report.run.rank
     )
