@@ -39,6 +39,8 @@ ALLOWED: dict[str, set[str]] = {
     "checks": GROUND
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
     "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "checks", "training"},
+    "validation": GROUND
+    | {"inputs", "probes", "scores", "planning", "artifacts", "training", "validation"},
     "flow": GROUND
     | {
         "processes",
@@ -80,6 +82,7 @@ ALLOWED: dict[str, set[str]] = {
         "flow",
         "views",
         "pages",
+        "validation",
         "cli",
     },
     "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},

@@ -24,6 +24,7 @@ from hlscore.cli.report_command import report
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
 from hlscore.cli.show_command import show
+from hlscore.cli.validate_command import validate
 from hlscore.errors import (
     EXIT_COULD_NOT_RUN,
     EXIT_INTERRUPTED,
@@ -94,6 +95,7 @@ app.command()(diff)
 app.command()(compare)
 app.command()(modules)
 app.command()(estimate)
+app.command()(validate)
 app.command()(scores)
 app.command()(schema)
 

@@ -190,6 +190,46 @@ BaselineOption = Annotated[
         show_default=False,
     ),
 ]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Hub id, or local .jsonl .json .csv .parquet .arrow file or directory.",
+        show_default="built-in probes",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+DataConfig = Annotated[
+    str | None,
+    typer.Option(
+        "--data-config",
+        help="Configuration of a hub data set that has several.",
+        rich_help_panel=DATA_PANEL,
+        show_default=False,
+    ),
+]
+Split = Annotated[str, typer.Option("--split", help="Split to read.", rich_help_panel=DATA_PANEL)]
+Columns = Annotated[
+    list[str],
+    typer.Option(
+        "--column",
+        help="Map a column, such as prompt=question (roles: text, messages, prompt, "
+        "completion, chosen, rejected, answer, reward, group, ...; repeatable).",
+        rich_help_panel=DATA_PANEL,
+        default_factory=list,
+        show_default=False,
+    ),
+]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        "--max-length",
+        help="Tokens kept of each example.",
+        show_default="1024, or the context if smaller; grpo: the context",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 Out = Annotated[
     Path | None,
     typer.Option(

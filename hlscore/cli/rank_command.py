@@ -61,39 +61,10 @@ def rank(
     base: m.Base = "16",
     train_batch: m.TrainBatch = 1,
     train_length: m.TrainLength = 2048,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            "-d",
-            help="Hub id, or local .jsonl .json .csv .parquet .arrow file or directory.",
-            show_default="built-in probes",
-            rich_help_panel=o.DATA_PANEL,
-        ),
-    ] = None,
-    data_config: Annotated[
-        str | None,
-        typer.Option(
-            "--data-config",
-            help="Configuration of a hub data set that has several.",
-            rich_help_panel=o.DATA_PANEL,
-            show_default=False,
-        ),
-    ] = None,
-    split: Annotated[
-        str, typer.Option("--split", help="Split to read.", rich_help_panel=o.DATA_PANEL)
-    ] = "train",
-    column: Annotated[
-        list[str],
-        typer.Option(
-            "--column",
-            help="Map a column, such as prompt=question (roles: text, messages, prompt, "
-            "completion, chosen, rejected, answer, reward, group, ...; repeatable).",
-            rich_help_panel=o.DATA_PANEL,
-            default_factory=list,
-            show_default=False,
-        ),
-    ] = ...,  # type: ignore[assignment]
+    data: o.Data = None,
+    data_config: o.DataConfig = None,
+    split: o.Split = "train",
+    column: o.Columns = ...,  # type: ignore[assignment]
     samples: Annotated[
         int | None,
         typer.Option(
@@ -103,15 +74,7 @@ def rank(
             rich_help_panel=o.DATA_PANEL,
         ),
     ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            "--max-length",
-            help="Tokens kept of each example.",
-            show_default="1024, or the context if smaller; grpo: the context",
-            rich_help_panel=o.DATA_PANEL,
-        ),
-    ] = None,
+    max_length: o.MaxLength = None,
     objective: j.ObjectiveOption = "sft",
     loss_type: j.LossType = None,
     beta: j.Beta = None,

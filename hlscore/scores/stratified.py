@@ -6,10 +6,12 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hlscore.records import Candidate
+from hlscore.records import Candidate, ModuleRow
 
 
-def stratified_scores(candidates: Sequence[Candidate], *, seed: int) -> dict[str, float]:
+def stratified_scores(
+    candidates: Sequence[Candidate | ModuleRow], *, seed: int
+) -> dict[str, float]:
     """Draw a control score per module.
 
     Modules of one kind and size form a stratum. Within it they get evenly spaced scores in

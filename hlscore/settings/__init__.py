@@ -47,12 +47,15 @@ from hlscore.settings.run import (
     samples_for,
     score_for,
 )
+from hlscore.settings.validate import DEFAULT_STEPS, FACTORS, ValidateSettings
 
 __all__ = [
     "DEFAULT_MAX_LENGTH",
     "DEFAULT_PROMPTS",
     "DEFAULT_RANK",
     "DEFAULT_SAMPLES",
+    "DEFAULT_STEPS",
+    "FACTORS",
     "Accumulator",
     "BaseBits",
     "Baseline",
@@ -76,6 +79,7 @@ __all__ = [
     "PlanSettings",
     "RankSettings",
     "SvdMethod",
+    "ValidateSettings",
     "parse_age",
     "parse_most",
     "samples_for",

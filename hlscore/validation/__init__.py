@@ -1,0 +1,1 @@
+"""Short paired trainings that try a plan out against its rivals."""

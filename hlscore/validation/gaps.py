@@ -1,0 +1,103 @@
+"""Gaps between arms, with intervals over seeds and test examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlscore.validation.arms import FULL, LORA
+
+RESAMPLES = 4000
+CONFIDENCE = 0.95
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interval:
+    """A figure with its 95 % interval.
+
+    Attributes:
+        value: The figure.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmResult:
+    """How an arm did.
+
+    Attributes:
+        loss: Test loss at the end, nats per counted token.
+        gain: LoRA's loss minus the arm's, nats per counted token.
+        recovered: Share of the gap between LoRA and full fine-tuning; `None` where there is no
+            gap above zero or full fine-tuning was left out.
+        better_than: Loss of each other arm minus this one's.
+    """
+
+    loss: Interval
+    gain: Interval
+    recovered: Interval | None
+    better_than: Mapping[str, Interval]
+
+
+def compare_arms(
+    sums: Mapping[str, Sequence[Sequence[float]]], counts: Sequence[int], *, seed: int
+) -> dict[str, ArmResult]:
+    """Compare arms that were trained with the same seeds and tested on the same examples.
+
+    Seeds and test examples are resampled together, the same ones for every arm.
+
+    Args:
+        sums: Loss of each test example in nats, by arm [seeds, examples].
+        counts: Counted tokens of each test example.
+        seed: Seed of the resampling.
+
+    Returns:
+        How each arm did.
+    """
+    losses = _resampled({name: np.array(table) for name, table in sums.items()}, counts, seed)
+    gap = losses[LORA] - losses[FULL] if FULL in losses else None
+    known = gap is not None and _interval(gap).low > 0
+    return {
+        name: ArmResult(
+            loss=_interval(own),
+            gain=_interval(losses[LORA] - own),
+            recovered=_interval((losses[LORA] - own) / gap) if known and gap is not None else None,
+            better_than={
+                other: _interval(theirs - own) for other, theirs in losses.items() if other != name
+            },
+        )
+        for name, own in losses.items()
+    }
+
+
+def _resampled(tables: Mapping[str, Array], counts: Sequence[int], seed: int) -> dict[str, Array]:
+    """Loss per counted token of each arm, of all data first and then of the resamples."""
+    rng = np.random.default_rng(seed)
+    seeds, examples = next(iter(tables.values())).shape
+    tokens = np.array(counts, dtype=np.float64)
+    found: dict[str, list[float]] = {name: [] for name in tables}
+    rows: NDArray[np.int64] = np.arange(seeds)
+    weights: Array = np.ones(examples)
+    for _ in range(RESAMPLES + 1):
+        total = float(tokens @ weights) * seeds
+        for name, table in tables.items():
+            found[name].append(float(table[rows].sum(axis=0) @ weights) / total)
+        rows = np.asarray(rng.integers(seeds, size=seeds))
+        drawn = np.asarray(rng.integers(examples, size=examples))
+        weights = np.bincount(drawn, minlength=examples).astype(np.float64)
+    return {name: np.array(values) for name, values in found.items()}
+
+
+def _interval(values: Array) -> Interval:
+    low, high = np.quantile(values[1:], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
+    return Interval(value=float(values[0]), low=float(low), high=float(high))

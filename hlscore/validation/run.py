@@ -1,0 +1,253 @@
+"""The whole trial: arms, rates, trainings, comparison."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from hlscore._version import __version__
+from hlscore.artifacts.plan import Plan
+from hlscore.inputs.examples import read_examples
+from hlscore.inputs.model import LoadedModel, load_model
+from hlscore.probes.encode import encode
+from hlscore.settings import FACTORS, ValidateSettings
+from hlscore.steps import Progress
+from hlscore.training.model_check import check_model
+from hlscore.validation.arms import FULL, Arm, make_arms
+from hlscore.validation.examples import Examples, split_examples
+from hlscore.validation.gaps import ArmResult, compare_arms
+from hlscore.validation.journal import Journal
+from hlscore.validation.rates import MOST_EXTENSIONS, at_edge, best, search
+from hlscore.validation.training import POINTS, Ground, Outcome, Trial, example_sums, train
+from hlscore.validation.verdict import verdict
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArmTrial:
+    """How an arm was trained.
+
+    Attributes:
+        trained_params: Trained parameters, the mean over seeds.
+        memory_bytes: Predicted training memory of its first plan.
+        rank: LoRA rank.
+        factors: Tuning loss of each factor of the suggested rates.
+        edge: Whether the best factor is the last one that was tried.
+        outcomes: The reported trainings, one per seed.
+    """
+
+    trained_params: float
+    memory_bytes: int
+    rank: int
+    factors: Mapping[float, float]
+    edge: bool
+    outcomes: tuple[Outcome, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """What a trial found.
+
+    Attributes:
+        arms: How each arm was trained.
+        results: How each arm did.
+        verdict: What that means.
+        notes: Remarks.
+        examples: Sizes of the parts of the data.
+        untrained: Test loss of the base model, nats per counted token.
+        seconds: Wall time of all trainings, those of an earlier start too.
+    """
+
+    arms: Mapping[str, ArmTrial]
+    results: Mapping[str, ArmResult]
+    verdict: tuple[str, ...]
+    notes: tuple[str, ...]
+    examples: Mapping[str, int]
+    untrained: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A trial that is ready to start.
+
+    Attributes:
+        settings: How it runs.
+        loaded: The model.
+        ground: What all trainings start from.
+        arms: What is compared.
+        made_with: All that decides the outcome.
+        notes: Remarks on the data.
+    """
+
+    settings: ValidateSettings
+    loaded: LoadedModel
+    ground: Ground
+    arms: tuple[Arm, ...]
+    made_with: Mapping[str, object]
+    notes: tuple[str, ...]
+
+    @property
+    def fewest_trainings(self) -> int:
+        """Trainings when no search for rates goes on beyond its first three."""
+        return len(self.arms) * (len(FACTORS) + self.settings.seeds)
+
+    @property
+    def most_trainings(self) -> int:
+        """Trainings when every search goes on as long as it may."""
+        return self.fewest_trainings + len(self.arms) * MOST_EXTENSIONS
+
+
+def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
+    """Load model and data, and make the arms.
+
+    Args:
+        settings: How the trial runs.
+        plan: The plan that is tried out.
+
+    Returns:
+        The trial.
+
+    Raises:
+        HlscoreError: Something cannot be used; the message says what.
+    """
+    examples = read_examples(settings.data, seed=settings.seed)
+    loaded = load_model(settings.model)
+    check_model(loaded.model, plan)
+    probes = encode(
+        examples, loaded.tokenizer, loaded.model,
+        max_length=settings.data.max_length, groups=2, seed=settings.seed,
+    )  # fmt: skip
+    sequences = [item for half in probes.halves for group in half for item in group]
+    parts = split_examples(sequences, held_out=settings.held_out, seed=settings.seed)
+    seeds = (tuning_seed(settings), *reported_seeds(settings))
+    arms = make_arms(plan, loaded.identity, seeds, full=settings.full)
+    ground = Ground(
+        model=loaded.model, tokenizer=loaded.tokenizer, examples=parts,
+        steps=settings.steps, batch_size=settings.batch_size,
+    )  # fmt: skip
+    made_with = {
+        "hlscore": __version__,
+        "settings": asdict(settings),
+        "data": probes.summary.hash,
+        "model": asdict(loaded.identity.fingerprint),
+        "plan": plan.model_dump(mode="json"),
+    }
+    return Prepared(
+        settings=settings, loaded=loaded, ground=ground, arms=arms, made_with=made_with,
+        notes=probes.summary.notes,
+    )  # fmt: skip
+
+
+def reported_seeds(settings: ValidateSettings) -> tuple[int, ...]:
+    """Seeds of the trainings that are reported."""
+    return tuple(range(settings.seed, settings.seed + settings.seeds))
+
+
+def tuning_seed(settings: ValidateSettings) -> int:
+    """Seed of the trainings that choose learning rates, none of those that are reported."""
+    return settings.seed + settings.seeds
+
+
+def seconds_per_training(trial: Prepared) -> float:
+    """Time a few steps of the plan and estimate what a whole training takes."""
+    short = replace(trial.ground, steps=TIMED_STEPS)
+    arm = next(arm for arm in trial.arms if arm.name == "plan")
+    began = time.perf_counter()
+    seed = tuning_seed(trial.settings)
+    timed = train(short, arm.plans[seed], Trial(arm=arm.name, seed=seed, factor=1.0))
+    around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
+    measuring = timed.measuring_seconds / len(timed.steps) * POINTS
+    return around + measuring + timed.seconds / TIMED_STEPS * trial.settings.steps
+
+
+def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool) -> Validation:
+    """Train every arm and compare.
+
+    Args:
+        trial: The trial.
+        folder: Where finished trainings are kept.
+        progress: Told about the trainings.
+        resume: Whether to go on with finished trainings.
+
+    Returns:
+        What it found.
+
+    Raises:
+        UsageError: The folder holds another trial.
+        HlscoreError: A training cannot be run.
+    """
+    settings, ground = trial.settings, trial.ground
+    journal = Journal(folder, trial.made_with, resume=resume)
+    progress.start("training", trial.most_trainings, "trainings")
+
+    def run(arm: Arm, seed: int, factor: float) -> Outcome:
+        wanted = Trial(arm=arm.name, seed=seed, factor=factor)
+        outcome = journal.find(wanted)
+        if outcome is None:
+            outcome = train(ground, arm.plans[seed], wanted)
+            journal.add(outcome)
+        progress.advance(1)
+        return outcome
+
+    arms = {arm.name: _train_arm(arm, settings, run) for arm in trial.arms}
+    counts = [item.counted_tokens for item in ground.examples.test]
+    sums = {name: [outcome.sums for outcome in arm.outcomes] for name, arm in arms.items()}
+    results = compare_arms(sums, counts, seed=settings.seed)
+    start = example_sums(ground.model, ground.examples.test, ground)
+    return Validation(
+        arms=arms,
+        results=results,
+        verdict=verdict(results, seeds=settings.seeds),
+        notes=(*trial.notes, *_notes(trial, arms)),
+        examples=_sizes(ground.examples),
+        untrained=sum(start) / sum(counts),
+        seconds=sum(outcome.seconds for arm in arms.values() for outcome in arm.outcomes),
+    )
+
+
+def _train_arm(
+    arm: Arm, settings: ValidateSettings, run: Callable[[Arm, int, float], Outcome]
+) -> ArmTrial:
+    tuning = tuning_seed(settings)
+    factors = search(lambda factor: run(arm, tuning, factor).tuning_loss)
+    outcomes = tuple(run(arm, seed, best(factors)) for seed in reported_seeds(settings))
+    return ArmTrial(
+        trained_params=arm.trained_params,
+        memory_bytes=arm.memory_bytes,
+        rank=arm.plans[settings.seed].lora.rank,
+        factors=factors,
+        edge=at_edge(factors),
+        outcomes=outcomes,
+    )
+
+
+def _sizes(examples: Examples) -> dict[str, int]:
+    return {
+        "training": len(examples.training),
+        "tuning": len(examples.tuning),
+        "test": len(examples.test),
+    }
+
+
+def _notes(trial: Prepared, arms: Mapping[str, ArmTrial]) -> list[str]:
+    settings, notes = trial.settings, []
+    edges = [name for name, arm in arms.items() if arm.edge]
+    if edges:
+        notes.append(
+            f"The best learning rate of {', '.join(edges)} is the last one that was tried: a "
+            "better one may lie beyond."
+        )
+    shown = settings.steps * settings.batch_size / len(trial.ground.examples.training)
+    if shown > 5:
+        notes.append(f"Every example is seen {shown:.0f} times: this measures memory too.")
+    if FULL not in arms:
+        notes.append("Full fine-tuning was left out, so the gap is not known.")
+    notes.append(
+        f"Trainings of {settings.steps} steps: longer ones can end otherwise, for LoRA catches up "
+        "where it is only slower."
+    )
+    return notes

@@ -1,0 +1,73 @@
+"""What the trial says, in plain sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hlscore.validation.arms import FULL, MATCHED, PLAN, RANDOM
+from hlscore.validation.gaps import ArmResult, Interval
+
+FEW_SEEDS = 5
+
+
+def verdict(found: Mapping[str, ArmResult], *, seeds: int) -> tuple[str, ...]:
+    """Say what the trial shows of the plan, and what it does not.
+
+    Args:
+        found: How each arm did.
+        seeds: Trainings of each arm.
+
+    Returns:
+        Sentences; the most important first.
+    """
+    lines = [_main(found)]
+    lines.append(_against(found, MATCHED, "LoRA with as many trained parameters"))
+    lines.append(_against(found, RANDOM, "modules drawn at random"))
+    if seeds < FEW_SEEDS:
+        lines.append(
+            f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
+            "before money depends on it."
+        )
+    return tuple(lines)
+
+
+def _main(found: Mapping[str, ArmResult]) -> str:
+    plan = found[PLAN]
+    if FULL not in found:
+        return (
+            f"Full fine-tuning was left out, so no gap is known: the plan gains "
+            f"{_nats(plan.gain)} over LoRA of its rank."
+        )
+    if plan.recovered is None:
+        return (
+            "LoRA does not lag behind full fine-tuning here, within the error: "
+            f"{_nats(found[FULL].gain)} between them. There is nothing for a plan to recover."
+        )
+    others = [
+        f"{label} {_percent(share)}"
+        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "random modules"))
+        if (share := found[name].recovered) is not None
+    ]
+    return (
+        f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "
+        f"fine-tuning; {', '.join(others)}."
+    )
+
+
+def _against(found: Mapping[str, ArmResult], rival: str, label: str) -> str:
+    ahead = found[PLAN].better_than[rival]
+    if ahead.low > 0:
+        return f"The plan is better than {label}, by {_nats(ahead)}."
+    if ahead.high < 0:
+        turned = Interval(value=-ahead.value, low=-ahead.high, high=-ahead.low)
+        advice = ": train that instead" if rival == MATCHED else ": its score chose badly here"
+        return f"The plan is worse than {label}, by {_nats(turned)}{advice}."
+    return f"Whether the plan is better than {label} stays open: {_nats(ahead)} ahead."
+
+
+def _percent(share: Interval) -> str:
+    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]"
+
+
+def _nats(figure: Interval) -> str:
+    return f"{figure.value:.4f} [{figure.low:.4f}, {figure.high:.4f}] nats per token"

@@ -1,0 +1,162 @@
+"""What a trial found, in the terminal."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hlscore.views.sparkline import ASCII, UNICODE, sparkline
+from hlscore.views.terminal import print_next, print_notes, print_table, terminal
+from hlscore.views.wording import count, short
+
+_LABELS = {
+    "lora": "LoRA",
+    "matched": "LoRA of equal size",
+    "random": "random modules",
+    "plan": "the plan",
+    "full": "full",
+}
+
+
+def print_validation(
+    content: dict[str, Any], path: Path, plan: Path, *, console: Console | None = None
+) -> None:
+    """Print the verdict, the table, the curves and the next command.
+
+    Args:
+        content: Content of `validation.json`.
+        path: Where it was written.
+        plan: The plan that was tried out.
+        console: Where to print; standard output by default.
+    """
+    console = console or terminal()
+    for line in content["verdict"]:
+        console.print(Text(line, style="bold" if line == content["verdict"][0] else ""),
+                      soft_wrap=True)  # fmt: skip
+    console.print()
+    print_table(console, _table(content))
+    console.print()
+    print_table(console, _curves(content, console.encoding))
+    console.print()
+    print_notes(console, content["notes"])
+    console.print(Text.assemble(("validation  ", "dim"), str(path)), soft_wrap=True)
+    print_next(
+        console,
+        (f"hlscore show {shlex.quote(str(plan))}", "the plan that was tried out"),
+        (
+            "hlscore plan scores.parquet --baseline lora-matched -o lora.json",
+            "LoRA with as many trained parameters, as a plan",
+        ),
+    )
+
+
+def print_validation_json(content: dict[str, Any], path: Path) -> None:
+    """Print the figures as one JSON object.
+
+    Args:
+        content: Content of `validation.json`.
+        path: Where it was written.
+    """
+    print(json.dumps({"path": str(path), **content}))
+
+
+def print_forecast(
+    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]],
+    *, console: Console | None = None,
+) -> None:  # fmt: skip
+    """Print what a trial will take.
+
+    Args:
+        trainings: Fewest and most trainings.
+        steps: Steps of each.
+        seconds: Estimated time of one.
+        arms: Name, trained parameters and predicted bytes of each arm.
+        console: Where to print; standard output by default.
+    """
+    console = console or terminal()
+    least, most = trainings
+    console.print(
+        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each: "
+        f"{_minutes(least * seconds)} to {_minutes(most * seconds)}",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arm", "trained", "memory"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for name, params, memory in arms:
+        table.add_row(_LABELS[name], short(params), f"{short(memory)}B")
+    print_table(console, table)
+
+
+def print_forecast_json(
+    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
+) -> None:
+    """Print what a trial will take as one JSON object; arguments as in `print_forecast`."""
+    least, most = trainings
+    print(
+        json.dumps(
+            {
+                "fewest_trainings": least,
+                "most_trainings": most,
+                "steps": steps,
+                "seconds_per_training": seconds,
+                "arms": [
+                    {"name": name, "trained_params": params, "memory_bytes": memory}
+                    for name, params, memory in arms
+                ],
+            }
+        )
+    )
+
+
+def _table(content: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arm", "trained", "rank", "rates", "loss", "95 %", "gap recovered", "s"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for name, arm in content["arms"].items():
+        tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
+        best = min(tried, key=lambda item: item["tuning_loss"], default=None)
+        share = arm["recovered"]
+        table.add_row(
+            Text(_LABELS[name], style="bold" if name == "plan" else ""),
+            short(arm["trained_params"]),
+            "" if name == "full" else str(arm["lora_rank"]),
+            "?" if best is None else f"x {best['factor']:.2g}",
+            f"{arm['loss']['value']:.4f}",
+            f"{arm['loss']['low']:.4f} to {arm['loss']['high']:.4f}",
+            ""
+            if share is None or name in ("lora", "full")
+            else f"{100 * share['value']:.0f} % [{100 * share['low']:.0f}, "
+            f"{100 * share['high']:.0f}]",
+            f"{arm['seconds_per_training']:.1f}",
+        )
+    return table
+
+
+def _curves(content: dict[str, Any], encoding: str) -> Table:
+    """Test loss along the training, from the best end to the start as blocks."""
+    levels = UNICODE if "utf" in encoding.lower() else ASCII
+    table = Table(box=None, pad_edge=False, show_header=False)
+    floor = min(min(arm["curve"]["mean"]) for arm in content["arms"].values())
+    for name, arm in content["arms"].items():
+        above = [content["untrained_loss"], *arm["curve"]["mean"]]
+        heights = [value - floor if math.isfinite(value) else 0.0 for value in above]
+        table.add_row(
+            _LABELS[name],
+            sparkline(heights, levels=levels),
+            f"{above[0]:.4f} to {above[-1]:.4f}",
+            f"in {count(arm['curve']['steps'][-1], 'step')}",
+        )
+    return table
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
