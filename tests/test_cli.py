@@ -46,8 +46,8 @@ OPTIONS = {
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
     "validate": "--allow-pickle --batch-size --column --data --data-config --device --dry-run "
-    "--dtype --force --full --held-out --help --json --max-length --no-full "
-    "--no-full --out --plan --resume --revision --samples --seed --seeds --split "
+    "--dtype --force --full --held-out --help --json --max-length "
+    "--out --plan --resume --revision --samples --seed --seeds --split "
     "--steps --trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
     "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",

@@ -273,6 +273,19 @@ def random_arm(planner: Planner, draw: int) -> Arm:
     return planner.chosen(f"hybrid random {draw}", chosen)
 
 
+def equal_arm(planner: Planner, draw: int) -> Arm:
+    """Modules drawn as for `random_arm`, of as many parameters as the plan of `hls` has in full."""
+    rows = {row.module: row for row in planner.report.candidates}
+    left = sum(rows[module].n_params for module in hybrid("", planner.scored("hls")).full)
+    order = stratified_scores(tuple(rows.values()), seed=100 + draw)
+    chosen = []
+    for module in sorted(order, key=lambda module: -order[module]):
+        if rows[module].n_params <= left:
+            left -= rows[module].n_params
+            chosen.append(module)
+    return planner.chosen(f"hybrid random of equal size {draw}", chosen)
+
+
 def oracle(study: Study, planner: Planner) -> None:
     """Each module alone in full, LoRA on the others: what does it gain over LoRA?"""
     if "oracle" in study.journal.arms:
@@ -398,6 +411,8 @@ def run_study(base: str, task: Task, device: str) -> None:
     oracle_arm(study, planner)
     later_probes(study, planner)
     update_arm(study, planner)
+    for draw in range(DRAWS):
+        study.run(equal_arm(planner, draw))
     ablations(study, planner)
 
 

@@ -35,7 +35,7 @@ from machine import write_result
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
-RANDOM = "hybrid random"
+RANDOM, EQUAL = "hybrid random", "hybrid random of equal size"
 
 Arms = dict[str, Entry]
 
@@ -49,10 +49,11 @@ def finished() -> dict[tuple[str, str], Arms]:
             if path.exists():
                 lines = [json.loads(line) for line in path.read_text().splitlines()]
                 arms = {line["name"]: line for line in lines}
-                draws = [arms[name] for place in range(DRAWS)
-                         if (name := f"{RANDOM} {place}") in arms]  # fmt: skip
-                if len(draws) == DRAWS:
-                    arms[RANDOM] = pooled(draws)
+                for drawn in (RANDOM, EQUAL):
+                    draws = [arms[name] for place in range(DRAWS)
+                             if (name := f"{drawn} {place}") in arms]  # fmt: skip
+                    if len(draws) == DRAWS:
+                        arms[drawn] = pooled(draws)
                 found[base, task] = arms
     return found
 
@@ -92,7 +93,7 @@ def arm_table(arms: Arms) -> list[str]:
 def score_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
     """Gap recovered by hybrids of every score, task by task and on average."""
     names = [f"hybrid {score}" for score in (*GRADIENT_SCORES, *WEIGHT_SCORES)]
-    names += [RANDOM, "hybrid oracle", "hybrid hls after a quarter of a LoRA run",
+    names += [RANDOM, EQUAL, "hybrid oracle", "hybrid hls after a quarter of a LoRA run",
               "hybrid hls after a LoRA run", "hybrid tail of a short update"]  # fmt: skip
     heads = [f"{base}, {task}" for base, task in studies]
     lines = [f"| chosen by | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
@@ -111,7 +112,7 @@ def score_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
 def rival_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
     """Loss of each hybrid over that of plain LoRA with as many parameters."""
     names = ["hybrid hls", "hybrid hls 0.05", "hybrid hls 0.2", "hybrid hls r=4",
-             "hybrid hls r=8", RANDOM, "hybrid oracle"]  # fmt: skip
+             "hybrid hls r=8", "hybrid spectral", RANDOM, EQUAL, "hybrid oracle"]  # fmt: skip
     heads = [f"{base}, {task}" for base, task in studies]
     lines = [f"| hybrid | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in names:
@@ -163,7 +164,9 @@ def result(studies: dict[tuple[str, str], Arms]) -> dict[str, Any]:
     """What the result file holds: everything but the losses of single examples."""
     return {
         f"{base}, {task}": {
-            name: _without_examples(entry) for name, entry in arms.items() if name != RANDOM
+            name: _without_examples(entry)
+            for name, entry in arms.items()
+            if name not in (RANDOM, EQUAL)
         }
         for (base, task), arms in studies.items()
     }
