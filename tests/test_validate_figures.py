@@ -41,6 +41,7 @@ def test_arms_are_what_they_say() -> None:
     for arm in found.values():
         names = {item.module for item in arm.plans[1].modules}
         assert names == {item.module for item in plan.modules}
+        assert arm.plans[1].skipped == plan.skipped != []
 
 
 def test_matched_rank_is_the_nearest() -> None:

@@ -113,7 +113,9 @@ class _Rivals:
             baseline=baseline, score="random", rank=rank, alpha=alpha, locks=locks,
             memory=self._memory,
         )  # fmt: skip
-        return make_plan(self._report, allocate(self._report, settings))
+        made = make_plan(self._report, allocate(self._report, settings))
+        # The report knows candidates only; a plan must know the other weights of its model too.
+        return made.model_copy(update={"skipped": self._plan.skipped})
 
     def drawn(self, seed: int) -> Plan:
         """Modules in full drawn at random, of as many parameters as the plan has in full."""

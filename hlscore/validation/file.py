@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 from dataclasses import asdict
@@ -24,9 +25,9 @@ def document(trial: Prepared, found: Validation) -> dict[str, Any]:
         found: What came of it.
 
     Returns:
-        What JSON can hold.
+        What JSON can hold; null stands for what is not finite, as after a divergence.
     """
-    return {
+    content = {
         "schema_version": SCHEMA_VERSION,
         "verdict": list(found.verdict),
         "notes": list(found.notes),
@@ -45,6 +46,7 @@ def document(trial: Prepared, found: Validation) -> dict[str, Any]:
         },
         "training_seconds": round(found.seconds, 1),
     }
+    return {key: _without_nan(value) for key, value in content.items()}
 
 
 def write_validation(content: dict[str, Any], path: Path) -> None:
@@ -65,8 +67,7 @@ def _arm(arm: ArmTrial) -> dict[str, Any]:
         "memory_bytes": arm.memory_bytes,
         "lora_rank": arm.rank,
         "rate_factors": [
-            {"factor": factor, "tuning_loss": loss if loss < float("inf") else None}
-            for factor, loss in sorted(arm.factors.items())
+            {"factor": factor, "tuning_loss": loss} for factor, loss in sorted(arm.factors.items())
         ],
         "seconds_per_training": sum(o.seconds for o in arm.outcomes) / len(arm.outcomes),
         "curve": {
@@ -75,3 +76,11 @@ def _arm(arm: ArmTrial) -> dict[str, Any]:
             "seeds": [list(curve) for curve in curves],
         },
     }
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

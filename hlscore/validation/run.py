@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from hlscore.probes.encode import encode
 from hlscore.settings import FACTORS, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.model_check import check_model
-from hlscore.validation.arms import FULL, Arm, make_arms
+from hlscore.validation.arms import FULL, PLAN, Arm, make_arms
 from hlscore.validation.examples import Examples, split_examples
 from hlscore.validation.gaps import ArmResult, compare_arms
 from hlscore.validation.journal import Journal
@@ -23,7 +24,7 @@ from hlscore.validation.rates import MOST_EXTENSIONS, at_edge, best, search
 from hlscore.validation.training import POINTS, Ground, Outcome, Trial, example_sums, train
 from hlscore.validation.verdict import verdict
 
-TIMED_STEPS = 3
+TIMED_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,7 +117,9 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     """
     examples = read_examples(settings.data, seed=settings.seed)
     loaded = load_model(settings.model)
-    check_model(loaded.model, plan)
+    with warnings.catch_warnings(record=True) as other_weights:
+        warnings.simplefilter("always")
+        check_model(loaded.model, plan)
     probes = encode(
         examples, loaded.tokenizer, loaded.model,
         max_length=settings.data.max_length, groups=2, seed=settings.seed,
@@ -138,7 +141,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     }
     return Prepared(
         settings=settings, loaded=loaded, ground=ground, arms=arms, made_with=made_with,
-        notes=probes.summary.notes,
+        notes=(*probes.summary.notes, *(str(item.message) for item in other_weights)),
     )  # fmt: skip
 
 
@@ -154,14 +157,19 @@ def tuning_seed(settings: ValidateSettings) -> int:
 
 def seconds_per_training(trial: Prepared) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
-    short = replace(trial.ground, steps=TIMED_STEPS)
-    arm = next(arm for arm in trial.arms if arm.name == "plan")
-    began = time.perf_counter()
     seed = tuning_seed(trial.settings)
-    timed = train(short, arm.plans[seed], Trial(arm=arm.name, seed=seed, factor=1.0))
+    arm = next(arm for arm in trial.arms if arm.name == PLAN)
+    wanted = Trial(arm=arm.name, seed=seed, factor=1.0)
+    # The first step of a process is slow, so one training goes ahead.
+    first = train(replace(trial.ground, steps=1), arm.plans[seed], wanted)
+    began = time.perf_counter()
+    timed = train(replace(trial.ground, steps=1 + TIMED_STEPS), arm.plans[seed], wanted)
     around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
     measuring = timed.measuring_seconds / len(timed.steps) * POINTS
-    return around + measuring + timed.seconds / TIMED_STEPS * trial.settings.steps
+    step = timed.seconds / (1 + TIMED_STEPS)
+    if first.seconds < timed.seconds:
+        step = (timed.seconds - first.seconds) / TIMED_STEPS
+    return around + measuring + step * trial.settings.steps
 
 
 def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool) -> Validation:
@@ -198,13 +206,14 @@ def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool)
     sums = {name: [outcome.sums for outcome in arm.outcomes] for name, arm in arms.items()}
     results = compare_arms(sums, counts, seed=settings.seed)
     start = example_sums(ground.model, ground.examples.test, ground)
+    untrained = sum(start) / sum(counts)
     return Validation(
         arms=arms,
         results=results,
         verdict=verdict(results, seeds=settings.seeds),
-        notes=(*trial.notes, *_notes(trial, arms)),
+        notes=(*trial.notes, *_notes(trial, arms, results, untrained)),
         examples=_sizes(ground.examples),
-        untrained=sum(start) / sum(counts),
+        untrained=untrained,
         seconds=sum(outcome.seconds for arm in arms.values() for outcome in arm.outcomes),
     )
 
@@ -233,13 +242,23 @@ def _sizes(examples: Examples) -> dict[str, int]:
     }
 
 
-def _notes(trial: Prepared, arms: Mapping[str, ArmTrial]) -> list[str]:
+def _notes(
+    trial: Prepared,
+    arms: Mapping[str, ArmTrial],
+    results: Mapping[str, ArmResult],
+    untrained: float,
+) -> list[str]:
     settings, notes = trial.settings, []
     edges = [name for name, arm in arms.items() if arm.edge]
     if edges:
         notes.append(
             f"The best learning rate of {', '.join(edges)} is the last one that was tried: a "
             "better one may lie beyond."
+        )
+    if not any(result.loss.value < untrained for result in results.values()):
+        notes.append(
+            f"No arm does better than the untrained model ({untrained:.4f} nats per token): this "
+            "compares harm, not learning. Give more --steps, or data that the model does not know."
         )
     shown = settings.steps * settings.batch_size / len(trial.ground.examples.training)
     if shown > 5:

@@ -103,9 +103,9 @@ def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
     from hlscore.training.apply import apply
 
     torch.manual_seed(trial.seed)
-    model = apply(copy.deepcopy(ground.model), plan, allow_other_weights=True)
     measured = _Measured(ground)
     with tempfile.TemporaryDirectory(prefix="hlscore-validate-") as folder, _quiet():
+        model = apply(copy.deepcopy(ground.model), plan, allow_other_weights=True)
         trainer = _trainer(ground, plan, trial, model, folder, measured)
         began = time.perf_counter()
         trainer.train()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from hlscore.validation.arms import FULL, MATCHED, PLAN, RANDOM
 from hlscore.validation.gaps import ArmResult, Interval
 
 FEW_SEEDS = 5
+_DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 
 def verdict(found: Mapping[str, ArmResult], *, seeds: int) -> tuple[str, ...]:
@@ -38,6 +40,8 @@ def _main(found: Mapping[str, ArmResult]) -> str:
             f"Full fine-tuning was left out, so no gap is known: the plan gains "
             f"{_nats(plan.gain)} over LoRA of its rank."
         )
+    if not math.isfinite(found[FULL].gain.value):
+        return f"LoRA or full fine-tuning {_DIVERGED}, so no gap is known."
     if plan.recovered is None:
         return (
             "LoRA does not lag behind full fine-tuning here, within the error: "
@@ -46,7 +50,7 @@ def _main(found: Mapping[str, ArmResult]) -> str:
     others = [
         f"{label} {_percent(share)}"
         for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "random modules"))
-        if (share := found[name].recovered) is not None
+        if (share := found[name].recovered) is not None and math.isfinite(share.value)
     ]
     return (
         f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "
@@ -56,6 +60,8 @@ def _main(found: Mapping[str, ArmResult]) -> str:
 
 def _against(found: Mapping[str, ArmResult], rival: str, label: str) -> str:
     ahead = found[PLAN].better_than[rival]
+    if not math.isfinite(ahead.value):
+        return f"The plan or {label} {_DIVERGED}: they cannot be compared."
     if ahead.low > 0:
         return f"The plan is better than {label}, by {_nats(ahead)}."
     if ahead.high < 0:

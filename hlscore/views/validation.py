@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,7 +51,8 @@ def print_validation(
         console,
         (f"hlscore show {shlex.quote(str(plan))}", "the plan that was tried out"),
         (
-            "hlscore plan scores.parquet --baseline lora-matched -o lora.json",
+            f"hlscore plan {shlex.quote(str(plan.with_name('scores.parquet')))} "
+            "--baseline lora-matched --out lora",
             "LoRA with as many trained parameters, as a plan",
         ),
     )
@@ -130,10 +130,9 @@ def _table(content: dict[str, Any]) -> Table:
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
             "?" if best is None else f"x {best['factor']:.2g}",
-            f"{arm['loss']['value']:.4f}",
-            f"{arm['loss']['low']:.4f} to {arm['loss']['high']:.4f}",
+            *_loss(arm["loss"]),
             ""
-            if share is None or name in ("lora", "full")
+            if share is None or share["value"] is None or name in ("lora", "full")
             else f"{100 * share['value']:.0f} % [{100 * share['low']:.0f}, "
             f"{100 * share['high']:.0f}]",
             f"{arm['seconds_per_training']:.1f}",
@@ -141,19 +140,30 @@ def _table(content: dict[str, Any]) -> Table:
     return table
 
 
+def _loss(loss: dict[str, float | None]) -> tuple[str, str]:
+    value, low, high = (loss[key] for key in ("value", "low", "high"))
+    if value is None or low is None or high is None:
+        return "diverged", ""
+    return f"{value:.4f}", f"{low:.4f} to {high:.4f}"
+
+
 def _curves(content: dict[str, Any], encoding: str) -> Table:
     """Test loss along the training, from the best end to the start as blocks."""
     levels = UNICODE if "utf" in encoding.lower() else ASCII
     table = Table(box=None, pad_edge=False, show_header=False)
-    floor = min(min(arm["curve"]["mean"]) for arm in content["arms"].values())
-    for name, arm in content["arms"].items():
-        above = [content["untrained_loss"], *arm["curve"]["mean"]]
-        heights = [value - floor if math.isfinite(value) else 0.0 for value in above]
+    curves = {
+        name: [content["untrained_loss"], *arm["curve"]["mean"]]
+        for name, arm in content["arms"].items()
+        if None not in arm["curve"]["mean"]
+    }
+    floor = min(map(min, curves.values()), default=0.0)
+    for name, above in curves.items():
+        heights = [value - floor for value in above]
         table.add_row(
             _LABELS[name],
             sparkline(heights, levels=levels),
             f"{above[0]:.4f} to {above[-1]:.4f}",
-            f"in {count(arm['curve']['steps'][-1], 'step')}",
+            f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
     return table
 

@@ -1,0 +1,362 @@
+"""`hlscore validate` from the command line: the trial, its file, resuming, errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import Outcome, hlscore, save_model, write_rows
+from families import FAMILIES
+
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
+from hlscore.validation import training
+from hlscore.validation.run import prepare
+from hlscore.validation.training import Trial, train
+
+WORDS = ("red", "green", "blue", "black", "white", "pink")
+BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
+ARMS = ("lora", "matched", "random", "plan", "full")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, examples and a plan for it, in files."""
+    folder = tmp_path_factory.mktemp("validate")
+    save_model(folder / "model")
+    rows = [
+        {"prompt": f"{a} and {b} then", "completion": f" {b} or {a}"}
+        for a in WORDS for b in WORDS
+    ]  # fmt: skip
+    write_rows(folder / "train.jsonl", rows)
+    ranked = hlscore(
+        "rank", folder / "model", "--data", folder / "train.jsonl", "--samples", "8",
+        "--bootstrap", "0", "--rank", "2", "--budget", "0.2", "-o", folder / "scores",
+    )  # fmt: skip
+    assert ranked.code == 0, ranked.err
+    return folder
+
+
+def validate(desk: Path, out: Path, *more: object) -> Outcome:
+    return hlscore(
+        "validate", desk / "model", "--plan", desk / "scores" / "plan.json",
+        "--data", desk / "train.jsonl", "-o", out, *BRIEF, *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
+    """A whole trial."""
+    found = validate(desk, desk / "out")
+    assert found.code == 0, found.err
+    assert names(desk / "out") == ["validation.json"]
+    return found, json.loads((desk / "out" / "validation.json").read_text())
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def without_times(content: Mapping[str, Any]) -> dict[str, Any]:
+    arms = {
+        name: {key: value for key, value in arm.items() if key != "seconds_per_training"}
+        for name, arm in content["arms"].items()
+    }
+    return {key: value for key, value in content.items() if key != "training_seconds"} | {
+        "arms": arms
+    }
+
+
+def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
+    _, content = tried
+    assert tuple(content["arms"]) == ARMS
+    assert content["examples"] == {"training": 26, "tuning": 5, "test": 5}
+    for arm in content["arms"].values():
+        assert arm["curve"]["steps"] == [1, 2, 3]
+        seeds = arm["curve"]["seeds"]
+        assert len(seeds) == 2
+        assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
+        assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
+        assert 3 <= len(arm["rate_factors"]) <= 5
+        assert arm["memory_bytes"] > 0
+    losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
+    ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
+    assert ahead == pytest.approx(losses["matched"] - losses["plan"])
+    made_with = content["made_with"]
+    assert made_with["settings"]["steps"] == 3
+    assert set(made_with) >= {"hlscore", "data", "model"}
+
+
+def test_sizes_are_those_of_the_plans(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
+    arms = tried[1]["arms"]
+    plan = read_plan(desk / "scores" / "plan.json")
+    assert arms["plan"]["trained_params"] == plan.totals.trained_params
+    assert arms["full"]["trained_params"] == sum(item.params for item in plan.modules)
+    assert arms["lora"]["trained_params"] == sum(
+        2 * item.matrices * (item.in_features + item.out_features) for item in plan.modules
+    )
+    each = arms["lora"]["trained_params"] / 2
+    assert abs(arms["matched"]["trained_params"] - plan.totals.trained_params) <= each / 2
+    assert arms["random"]["trained_params"] <= plan.totals.trained_params + each
+
+
+def test_verdict_stands_first_and_the_table_below(
+    tried: tuple[Outcome, dict[str, Any]],
+) -> None:
+    found, content = tried
+    lines = found.out.splitlines()
+    assert lines[: len(content["verdict"])] == content["verdict"]
+    for label in ("LoRA", "LoRA of equal size", "random modules", "the plan", "full"):
+        assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
+    assert "2 seeds are few" in found.out
+    assert "hlscore plan" in lines[-1]
+    assert "baseline lora-matched" in lines[-1]
+    assert not [line for line in found.err.splitlines() if "Warning" in line]
+
+
+def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
+    found = validate(desk, desk / "dry", "--dry-run", "--json")
+    content = json.loads(found.out)
+    assert (content["fewest_trainings"], content["most_trainings"]) == (25, 35)
+    assert [arm["name"] for arm in content["arms"]] == list(ARMS)
+    assert 0 < content["seconds_per_training"] < 60
+    assert not (desk / "dry").exists()
+    shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
+    assert shown.out.startswith("20 to 28 trainings of 3 steps")
+
+
+def test_without_full_no_gap_is_claimed_and_json_is_the_file(desk: Path) -> None:
+    found = validate(desk, desk / "no-full", "--no-full", "--json")
+    content = json.loads(found.out)
+    written = json.loads((desk / "no-full" / "validation.json").read_text())
+    assert content == {"path": str(desk / "no-full" / "validation.json"), **written}
+    assert "full" not in content["arms"]
+    assert all(arm["recovered"] is None for arm in content["arms"].values())
+    assert "no gap is known" in content["verdict"][0]
+
+
+def test_killed_trial_goes_on_to_the_same_figures(
+    desk: Path, tried: tuple[Outcome, dict[str, Any]]
+) -> None:
+    out = desk / "killed"
+    journal = out / ".hlscore-progress-validation.jsonl"
+    command = [
+        sys.executable, "-m", "hlscore", "validate", desk / "model",
+        "--plan", desk / "scores" / "plan.json", "--data", desk / "train.jsonl", "-o", out, *BRIEF,
+    ]  # fmt: skip
+    running = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    ends = time.monotonic() + 120
+    while not journal.exists() or len(journal.read_text().splitlines()) < 4:
+        assert running.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    running.send_signal(signal.SIGKILL)
+    running.communicate()
+    assert not (out / "validation.json").exists()
+    with journal.open("a") as file:
+        file.write('{"trial": {"arm": "lo')  # as a kill in the middle of a line leaves it
+
+    refused = validate(desk, out)
+    assert refused.code == 2
+    assert "unfinished trial" in refused.message
+    other = validate(desk, out, "--resume", "--seed", "1")
+    assert other.code == 2
+    assert "of another trial: settings differ" in other.message
+
+    finished = len(journal.read_text().splitlines()) - 2
+    done: list[Trial] = []
+
+    def counted(*arguments: Any) -> Any:
+        done.append(arguments[2])
+        return train(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hlscore.validation.run.train", counted)
+        resumed = validate(desk, out, "--resume")
+    assert resumed.code == 0, resumed.err
+    content = json.loads((out / "validation.json").read_text())
+    assert without_times(content) == without_times(tried[1])
+    rates = sum(len(arm["rate_factors"]) for arm in content["arms"].values())
+    assert len(done) == rates + 2 * len(ARMS) - finished
+    assert names(out) == ["validation.json"]
+
+
+def prepared(desk: Path, *, steps: int = 3) -> Any:
+    settings = ValidateSettings(
+        model=ModelSettings(model=str(desk / "model"), device="cpu"),
+        data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
+        steps=steps, seeds=2, batch_size=4,
+    )  # fmt: skip
+    return prepare(settings, read_plan(desk / "scores" / "plan.json"))
+
+
+def test_arms_see_the_same_batches_and_the_model_stays(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = prepared(desk)
+    before = {name: value.clone() for name, value in trial.ground.model.state_dict().items()}
+    seen: dict[str, list[torch.Tensor]] = {}
+    kinds = {}
+    inner = training._trainer
+
+    def watched(ground: Any, plan: Any, wanted: Trial, *given: Any) -> Any:
+        trainer = inner(ground, plan, wanted, *given)
+        compute = trainer.compute_loss
+
+        def loss(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+            seen.setdefault(wanted.arm, []).append(inputs["input_ids"].clone())
+            return compute(model, inputs, *more, **named)
+
+        trainer.compute_loss = loss
+        kinds[wanted.arm] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        return trainer
+
+    monkeypatch.setattr(training, "_trainer", watched)
+    for arm in trial.arms:
+        train(trial.ground, arm.plans[0], Trial(arm=arm.name, seed=0, factor=1.0))
+    assert set(seen) == set(ARMS)
+    for batches in seen.values():
+        assert len(batches) == 3
+        for mine, first in zip(batches, seen["lora"], strict=True):
+            assert torch.equal(mine, first)
+    for arm in trial.arms:
+        assert kinds[arm.name] == arm.plans[0].totals.trained_params
+    for name, value in trial.ground.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_full_training_is_plain_adamw(desk: Path) -> None:
+    """The arm `full` against a loop over the listed examples."""
+    trial = prepared(desk, steps=4)
+    arm = next(arm for arm in trial.arms if arm.name == "full")
+    found = train(trial.ground, arm.plans[1], Trial(arm="full", seed=1, factor=0.5))
+
+    ground = trial.ground
+    model = FAMILIES["llama"].build()
+    model.load_state_dict(ground.model.state_dict())
+    model.requires_grad_(False)
+    wanted = {item.parameter for item in arm.plans[1].modules}
+    weights = [value for name, value in model.named_parameters() if name in wanted]
+    for weight in weights:
+        weight.requires_grad_(True)
+    peak = 0.5 * arm.plans[1].learning_rates.full.value
+    optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
+    order = training.training_order(ground.examples.training, count=16, seed=1)
+    model.train()
+    for step in range(4):
+        rate = peak * (step / 1 if step < 1 else (4 - step) / 3)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = order[4 * step : 4 * step + 4]
+        total = torch.zeros(())
+        count = 0
+        for item in batch:
+            ids = torch.tensor([item.input_ids])
+            logits = model(input_ids=ids).logits[0, :-1]
+            counted = torch.tensor(item.counted[1:])
+            losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            total = total + losses[counted].sum()
+            count += int(counted.sum())
+        optimizer.zero_grad()
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+    model.eval()
+    expected = training.example_sums(model, ground.examples.test, ground)
+    assert found.sums == pytest.approx(expected, rel=2e-5)
+
+
+def test_divergence_is_said_and_written_as_null(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(ground: Any, plan: Any, wanted: Trial) -> Any:
+        outcome = train(ground, plan, wanted)
+        if wanted.arm != "matched" or wanted.seed != 1:
+            return outcome
+        nan = math.nan
+        return training.Outcome(
+            trial=wanted, steps=outcome.steps, curve=(nan,) * len(outcome.curve), tuning_loss=nan,
+            sums=(nan,) * len(outcome.sums), seconds=1.0, measuring_seconds=0.0,
+        )  # fmt: skip
+
+    monkeypatch.setattr("hlscore.validation.run.train", broken)
+    found = validate(desk, desk / "diverged")
+    assert found.code == 0, found.err
+    assert "LoRA with as many trained parameters diverged" in found.out
+    content = json.loads((desk / "diverged" / "validation.json").read_text())
+    assert content["arms"]["matched"]["loss"]["value"] is None
+    assert content["arms"]["plan"]["loss"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--steps", "1"), 2, "--steps is 1"),
+        (("--seeds", "1"), 2, "--seeds is 1"),
+        (("--held-out", "1.5"), 2, "--held-out is 1.5"),
+        (("--batch-size", "0"), 2, "--batch-size is 0"),
+        (("--data", "none"), 2, "--data none has nothing to train on"),
+        (("--plan", "missing.json"), 3, "missing.json"),
+        (("--samples", "5"), 3, "too few"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_clear_error(
+    desk: Path, options: tuple[str, str], code: int, said: str
+) -> None:
+    found = validate(desk, desk / "wrong", *options)
+    assert found.code == code
+    assert said in found.message
+    assert not (desk / "wrong").exists()
+
+
+def test_plan_of_another_model_is_refused(desk: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "gpt2", model=FAMILIES["gpt2"].build())
+    found = hlscore(
+        "validate", tmp_path / "gpt2", "--plan", desk / "scores" / "plan.json",
+        "--data", desk / "train.jsonl", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert found.code == 3
+    assert "plan was made for" in found.message
+
+
+def test_other_weights_are_noted(desk: Path, tmp_path: Path) -> None:
+    model = FAMILIES["llama"].build()
+    with torch.no_grad():
+        next(model.model.layers.parameters()).add_(0.5)
+    save_model(tmp_path / "other", model=model)
+    settings = ValidateSettings(
+        model=ModelSettings(model=str(tmp_path / "other"), device="cpu"),
+        data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
+    )
+    plan = read_plan(desk / "scores" / "plan.json")
+    assert any("weights of this model are not those" in note
+               for note in prepare(settings, plan).notes)  # fmt: skip
+    assert not prepared(desk).notes
+
+
+def test_results_are_not_overwritten(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
+    assert tried
+    before = (desk / "out" / "validation.json").read_bytes()
+    found = validate(desk, desk / "out")
+    assert found.code == 2
+    assert "validation.json" in found.message
+    assert (desk / "out" / "validation.json").read_bytes() == before
+
+
+def test_missing_trainer_is_named(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else name)
+    found = validate(desk, desk / "no-trl")
+    assert found.code == 2
+    assert "trl is not installed" in found.message
+    assert "pip install 'hlscore[trl]'" in found.message
