@@ -27,6 +27,7 @@ from analysis import (
     self_agreement,
 )  # fmt: skip
 from bases import BASES, MODELS
+from figure import draw
 from study import DRAWS, GRADIENT_SCORES, RANK, UNIFORM_RANKS, WEIGHT_SCORES
 from world import fine_tuning_tasks, new_world
 
@@ -38,9 +39,10 @@ BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
 RANDOM, EQUAL = "hybrid random", "hybrid random of equal size"
 
 Arms = dict[str, Entry]
+Studies = dict[tuple[str, str], Arms]
 
 
-def finished() -> dict[tuple[str, str], Arms]:
+def finished() -> Studies:
     """The arms of each base and task, by name."""
     found = {}
     for base in BASES:
@@ -90,7 +92,7 @@ def arm_table(arms: Arms) -> list[str]:
     return lines
 
 
-def score_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
+def score_table(studies: Studies) -> list[str]:
     """Gap recovered by hybrids of every score, task by task and on average."""
     names = [f"hybrid {score}" for score in (*GRADIENT_SCORES, *WEIGHT_SCORES)]
     names += [RANDOM, EQUAL, "hybrid oracle", "hybrid hls after a quarter of a LoRA run",
@@ -109,7 +111,7 @@ def score_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
     return lines
 
 
-def rival_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
+def rival_table(studies: Studies) -> list[str]:
     """Loss of each hybrid over that of plain LoRA with as many parameters."""
     names = ["hybrid hls", "hybrid hls 0.05", "hybrid hls 0.2", "hybrid hls r=4",
              "hybrid hls r=8", "hybrid spectral", RANDOM, EQUAL, "hybrid oracle"]  # fmt: skip
@@ -127,7 +129,7 @@ def rival_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
     return lines
 
 
-def oracle_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
+def oracle_table(studies: Studies) -> list[str]:
     """Agreement of each score with the gain of each module alone."""
     known = {key: arms["oracle"] for key, arms in studies.items() if "oracle" in arms}
     heads = [f"{base}, {task}" for base, task in known]
@@ -144,7 +146,7 @@ def oracle_table(studies: dict[tuple[str, str], Arms]) -> list[str]:
     return lines
 
 
-def sections(studies: dict[tuple[str, str], Arms]) -> str:
+def sections(studies: Studies) -> str:
     """All tables as Markdown."""
     whole = {key: arms for key, arms in studies.items() if RANDOM in arms}
     parts = ["### Gap recovered at 10 % of the modules", "", *score_table(whole), "",
@@ -160,15 +162,19 @@ def sections(studies: dict[tuple[str, str], Arms]) -> str:
     return "\n".join(parts)
 
 
-def result(studies: dict[tuple[str, str], Arms]) -> dict[str, Any]:
+def result(studies: Studies) -> dict[str, Any]:
     """What the result file holds: everything but the losses of single examples."""
     return {
-        f"{base}, {task}": {
-            name: _without_examples(entry)
-            for name, entry in arms.items()
-            if name not in (RANDOM, EQUAL)
-        }
-        for (base, task), arms in studies.items()
+        f"{base}, {task}": {name: _without_examples(entry) for name, entry in arms.items()}
+        for (base, task), arms in trained(studies).items()
+    }
+
+
+def trained(studies: Studies) -> Studies:
+    """Without what was pooled."""
+    return {
+        key: {name: entry for name, entry in arms.items() if name not in (RANDOM, EQUAL)}
+        for key, arms in studies.items()
     }
 
 
@@ -190,8 +196,9 @@ def _without_examples(entry: Entry) -> dict[str, Any]:
 
 
 def _percent(figure: Figure) -> str:
+    digits = 0 if np.expm1(np.abs([figure.low, figure.high])).max() > 0.1 else 1
     low, value, high = (
-        f"{100 * np.expm1(x):+.0f}" for x in (figure.low, figure.value, figure.high)
+        f"{100 * np.expm1(x):+.{digits}f}" for x in (figure.low, figure.value, figure.high)
     )
     return f"{value} % [{low}, {high}]"
 
@@ -208,6 +215,7 @@ def main(arguments: Sequence[str]) -> None:
     after = rest.partition(END)[2]
     readme.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}")
     print(write_result("evidence", result(studies)))
+    print(draw(trained(studies)))
 
 
 if __name__ == "__main__":

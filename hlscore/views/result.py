@@ -60,8 +60,16 @@ def print_result(
             "for your trainer; hlscore export --list names the others",
         ),
     ]
+    model = shlex.quote(report.model.model)
+    if report.probes.objective == "sft" and plan.totals.full_modules:
+        commands.append(
+            (
+                f"hlscore validate {model} --plan {quoted[PLAN_FILE]}"
+                f"{_data_options(report.run.settings)}",
+                "does it beat LoRA with as many parameters here? often it does not",
+            )
+        )
     if ROLLOUTS_FILE in quoted:
-        model = shlex.quote(report.model.model)
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
         commands.append(
             (
@@ -71,6 +79,21 @@ def print_result(
             )
         )
     print_next(console, *commands)
+
+
+def _data_options(settings: Mapping[str, Any]) -> str:
+    """Options that name the data of a run."""
+    data = settings["data"]
+    given = [
+        ("--data", data["data"], None),
+        ("--data-config", data["config"], None),
+        ("--split", data["split"], "train"),
+        *(("--column", f"{role}={column}", None) for role, column in data["columns"].items()),
+        ("--max-length", data["max_length"], None),
+    ]
+    return "".join(
+        f" {name} {shlex.quote(str(value))}" for name, value, default in given if value != default
+    )
 
 
 def _other_options(settings: Mapping[str, Any]) -> str:
