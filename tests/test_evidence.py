@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from transformers import LlamaConfig, LlamaForCausalLM
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
-NAMES = ("world", "bases", "stacked", "adaptive", "journal", "arms", "study", "analysis")
+NAMES = ("world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -166,10 +166,11 @@ def test_rates_go_on_beyond_an_edge() -> None:
             for trial in trials
         ]  # fmt: skip
 
-    found = study.tune("hybrid", run)
+    trials = part("trials")
+    found = trials.tune("hybrid", run)
     assert min(found, key=lambda pair: found[pair]) == pytest.approx(best)
-    assert {trial.seed for trial in study.trials_at(found)} == set(study.SEEDS)
-    assert not set(study.SEEDS) & {*study.TUNING_SEEDS, *study.ORACLE_SEEDS}
+    assert {trial.seed for trial in trials.trials_at(found)} == set(trials.SEEDS)
+    assert not set(trials.SEEDS) & {*trials.TUNING_SEEDS, *study.ORACLE_SEEDS}
 
 
 def test_gap_and_rival_by_hand() -> None:
