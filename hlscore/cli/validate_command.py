@@ -144,8 +144,11 @@ def _run(
         check_folder(folder, (file,), force=force or resume)
     _check_trl()
 
-    from hlscore.validation.file import document, write_validation
-    from hlscore.validation.run import prepare, seconds_per_training, validate
+    from hlscore.inputs.placement import quiet_libraries
+
+    with quiet_libraries():
+        from hlscore.validation.file import document, write_validation
+        from hlscore.validation.run import prepare, seconds_per_training, validate
 
     with status("loading"):
         trial = prepare(settings, plan)
