@@ -52,7 +52,7 @@ def print_validation(
         (f"hlscore show {shlex.quote(str(plan))}", "the plan that was tried out"),
         (
             f"hlscore plan {shlex.quote(str(plan.with_name('scores.parquet')))} "
-            "--baseline lora-matched --out lora",
+            "--baseline lora-matched -o lora.json",
             "LoRA with as many trained parameters, as a plan",
         ),
     )
