@@ -102,12 +102,14 @@ def score_table(studies: Studies) -> list[str]:
     for name in names:
         figures = [
             gap_recovered(arms[name], arms[f"lora r={RANK}"], arms["full"])
-            for arms in studies.values()
             if name in arms
+            else None
+            for arms in studies.values()
         ]
-        if len(figures) == len(studies):
-            cells = " | ".join(map(str, figures))
-            lines.append(f"| {name.removeprefix('hybrid ')} | {cells} | {mean(figures)} |")
+        known = [figure for figure in figures if figure is not None]
+        cells = " | ".join("" if figure is None else str(figure) for figure in figures)
+        average = str(mean(known)) if len(known) == len(figures) else ""
+        lines.append(f"| {name.removeprefix('hybrid ')} | {cells} | {average} |")
     return lines
 
 
