@@ -860,6 +860,9 @@ def test_plan_without_scores(desk: Desk) -> None:
     outcome = _plan(desk.folder / "none.parquet")
     assert outcome.code == 3
     assert "There is no file" in outcome.message
+    outcome = _plan(desk.folder)
+    assert outcome.code == 3
+    assert "is a directory" in outcome.message
 
 
 @pytest.mark.parametrize("size", [0, 1, 5000, -10])

@@ -36,6 +36,21 @@ def default_folder(model: str) -> Path:
     return Path("hlscore-out") / (plain[:_LONGEST_NAME] or "model")
 
 
+def check_file(path: Path, *, hint: str) -> None:
+    """Refuse a path that is no file.
+
+    Args:
+        path: What shall be read.
+        hint: Where such files come from.
+
+    Raises:
+        ArtifactError: There is nothing, or a directory.
+    """
+    if not path.is_file():
+        what = f"'{path}' is a directory" if path.is_dir() else f"There is no file '{path}'"
+        raise ArtifactError(f"{what}.", hint=hint)
+
+
 def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
     """Refuse a folder that cannot take the results, before any work is done.
 

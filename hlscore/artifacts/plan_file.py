@@ -10,6 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
+from hlscore.artifacts.files import check_file
 from hlscore.artifacts.json_places import JsonPath, Place
 from hlscore.artifacts.json_text import LARGEST_BYTES, parse_json, quoted, syntax_fault
 from hlscore.artifacts.plan import SCHEMA_VERSION, Plan, PlanModule
@@ -97,8 +98,7 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         ArtifactError: There is no such file, or it cannot be read.
     """
-    if not path.is_file():
-        raise ArtifactError(f"There is no file '{path}'.", hint=_HINT)
+    check_file(path, hint=_HINT)
     try:
         with path.open("rb") as file:
             return file.read(LARGEST_BYTES + 1)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hlscore.artifacts.files import check_file
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ArtifactError
@@ -67,12 +68,7 @@ def is_report(path: Path) -> bool:
     Raises:
         ArtifactError: There is no such file, or it cannot be read.
     """
-    if not path.is_file():
-        what = f"'{path}' is a directory" if path.is_dir() else f"There is no file '{path}'"
-        raise ArtifactError(
-            f"{what}.",
-            hint="`hlscore rank MODEL` writes scores.parquet and plan.json.",
-        )
+    check_file(path, hint="`hlscore rank MODEL` writes scores.parquet and plan.json.")
     try:
         with path.open("rb") as file:
             return file.read(len(_PARQUET)) == _PARQUET

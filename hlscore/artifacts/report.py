@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hlscore.artifacts.files import check_file
 from hlscore.errors import ArtifactError, first_line
 from hlscore.records import (
     Form,
@@ -170,10 +171,7 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
     Raises:
         ArtifactError: There is no such file, or it is no report that this version reads.
     """
-    if not path.is_file():
-        raise ArtifactError(
-            f"There is no file '{path}'.", hint="`hlscore rank MODEL` writes scores.parquet."
-        )
+    check_file(path, hint="`hlscore rank MODEL` writes scores.parquet.")
     try:
         # Not the file as a data set: `k=v` folders in the path would become columns.
         file = pq.ParquetFile(path)
