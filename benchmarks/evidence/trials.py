@@ -141,18 +141,28 @@ def trials_at(tuned: Mapping[Rates, float]) -> list[Trial]:
     return [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in SEEDS]
 
 
-def tune(kind: str, run: Callable[[list[Trial]], list[Trained]]) -> dict[Rates, float]:
+def tune(
+    kind: str,
+    run: Callable[[list[Trial]], list[Trained]],
+    *,
+    full_rates: Sequence[float] = FULL_RATES,
+    lora_rates: Sequence[float] = LORA_RATES,
+    most: int = MOST_RATES,
+) -> dict[Rates, float]:
     """Try the learning rates of a kind of arm, and those around the best until none is better.
 
     Args:
         kind: `full`, `lora` or `hybrid`.
         run: Trains.
+        full_rates: Rates of full modules to begin with.
+        lora_rates: Rates of adapters to begin with.
+        most: Pairs of rates after which the search ends.
 
     Returns:
         Mean loss over the tuning seeds of each pair of rates that was tried.
     """
-    full = (0.0,) if kind == "lora" else FULL_RATES
-    lora = (0.0,) if kind == "full" else LORA_RATES
+    full = (0.0,) if kind == "lora" else full_rates
+    lora = (0.0,) if kind == "full" else lora_rates
     wanted = [(a, b) for a in full for b in lora]
     done: dict[Rates, float] = {}
     while fresh := [pair for pair in wanted if pair not in done]:
@@ -161,7 +171,7 @@ def tune(kind: str, run: Callable[[list[Trial]], list[Trained]]) -> dict[Rates, 
         for pair in fresh:
             losses = [f.tuning_loss for (p, _), f in zip(pairs, found, strict=True) if p == pair]
             done[pair] = float(np.mean(losses))
-        if len(done) >= MOST_RATES:
+        if len(done) >= most:
             break
         wanted = list(around(min(done, key=lambda pair: done[pair])))
     return done

@@ -221,6 +221,7 @@ def _spectrum(row: ModuleRow) -> str:
         "effective rank": measure(row.effective_rank),
         "rank for 90 %": "-" if row.rank_for_90 is None else str(row.rank_for_90),
         "weight norm": measure(row.weight_norm),
+        "condition number": measure(row.condition_number),
     }
     return " · ".join(f"{name} {value}" for name, value in parts.items() if value != "-")
 
