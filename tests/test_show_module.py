@@ -228,7 +228,8 @@ def test_what_else_is_said_of_a_row(scores: Path) -> None:
     assert "\nstatus   scored: one is silent\n" in out
     assert "layer 1 · experts 4 x 64 x " in out
     bare = next(row for row in by_name.values() if row["stable_rank"] is None and row["rgn"])
-    assert "\nspectrum weight norm 5\n" in show(scores, "-m", bare["module"])
+    number = f"condition number {bare['condition_number']:.3g}"
+    assert f"\nspectrum weight norm 5 · {number}\n" in show(scores, "-m", bare["module"])
     chosen = next(row for row in by_name.values() if row["selection_probability"] == 0.75)
     assert "\nchosen   in 75 % of the resamples\n" in show(scores, "-m", chosen["module"])
     outside = next(row for row in by_name.values() if row["layer"] is None and row["rank"])
