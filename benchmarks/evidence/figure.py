@@ -33,7 +33,7 @@ def draw(studies: Mapping[tuple[str, str], Mapping[str, Entry]]) -> Path:
             "height": 200,
             "encoding": {
                 "x": _axis("parameters", "trained parameters", "~s"),
-                "y": _axis("loss", "test loss, nats per token", "~g"),
+                "y": _axis("loss", "test loss, nats per token; rlvr: lost reward", "~g"),
                 "color": {
                     "field": "kind", "type": "nominal", "title": None,
                     "scale": {"domain": list(COLOURS), "range": list(COLOURS.values())},

@@ -36,6 +36,7 @@ from machine import write_result
 
 HERE = Path(__file__).resolve().parent
 BEGIN, END = "<!-- tables -->", "<!-- end of tables -->"
+REWARDED = "rlvr"
 RANDOM, EQUAL = "hybrid random", "hybrid random of equal size"
 
 Arms = dict[str, Entry]
@@ -46,7 +47,7 @@ def finished() -> Studies:
     """The arms of each base and task, by name."""
     found = {}
     for base in BASES:
-        for task in fine_tuning_tasks(new_world()):
+        for task in (*fine_tuning_tasks(new_world()), REWARDED):
             path = MODELS / "evidence" / f"{base}-{task}.jsonl"
             if path.exists():
                 lines = [json.loads(line) for line in path.read_text().splitlines()]
@@ -86,8 +87,11 @@ def arm_table(arms: Arms) -> list[str]:
         "| arm | trained parameters | test loss | gap recovered | against LoRA of equal size |",
         "|---|---|---|---|---|",
     ]
+    lags = gap(arms[f"lora r={RANK}"], arms["full"]).low > 0
     for name, size, loss, recovered, peer in arm_rows(arms):
-        known = "reference" if name == f"lora r={RANK}" else str(recovered)
+        known = str(recovered) if lags else "no gap"
+        if name == f"lora r={RANK}":
+            known = "reference"
         lines.append(f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {_percent(peer)} |")
     return lines
 
@@ -150,16 +154,21 @@ def oracle_table(studies: Studies) -> list[str]:
 
 def sections(studies: Studies) -> str:
     """All tables as Markdown."""
-    whole = {key: arms for key, arms in studies.items() if RANDOM in arms}
+    whole = {
+        (base, task): arms
+        for (base, task), arms in studies.items()
+        if RANDOM in arms and task != REWARDED
+    }
     parts = ["### Gap recovered at 10 % of the modules", "", *score_table(whole), "",
              "### Against plain LoRA with as many parameters", "", *rival_table(whole), "",
              "### Scores against the oracle", "", *oracle_table(whole), ""]  # fmt: skip
     for (base, task), arms in studies.items():
         if "full" in arms and f"lora r={RANK}" in arms:
             lag = gap(arms[f"lora r={RANK}"], arms["full"])
+            unit = "of the reward" if task == REWARDED else "nats per counted token"
             parts += [f"### {base}, {task}: every arm", "",
                       f"LoRA of rank {RANK} lags full fine-tuning by {lag.value:.4f} "
-                      f"[{lag.low:.4f}, {lag.high:.4f}] nats per counted token.", "",
+                      f"[{lag.low:.4f}, {lag.high:.4f}] {unit}.", "",
                       *arm_table(arms), ""]  # fmt: skip
     return "\n".join(parts)
 
