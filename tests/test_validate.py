@@ -19,6 +19,7 @@ from families import FAMILIES
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
+from hlscore.unfinished import unfinished_runs
 from hlscore.validation import training
 from hlscore.validation.run import prepare
 from hlscore.validation.training import Trial, train
@@ -148,7 +149,7 @@ def test_killed_trial_goes_on_to_the_same_figures(
     desk: Path, tried: tuple[Outcome, dict[str, Any]]
 ) -> None:
     out = desk / "killed"
-    journal = out / ".hlscore-progress-validation.jsonl"
+    journal = out / ".hlscore-validation.jsonl"
     command = [
         sys.executable, "-m", "hlscore", "validate", desk / "model",
         "--plan", desk / "scores" / "plan.json", "--data", desk / "train.jsonl", "-o", out, *BRIEF,
@@ -164,6 +165,7 @@ def test_killed_trial_goes_on_to_the_same_figures(
     running.send_signal(signal.SIGKILL)
     running.communicate()
     assert not (out / "validation.json").exists()
+    assert not unfinished_runs(out)  # `rank` may write to the same folder
     with journal.open("a") as file:
         file.write('{"trial": {"arm": "lo')  # as a kill in the middle of a line leaves it
 
@@ -172,7 +174,7 @@ def test_killed_trial_goes_on_to_the_same_figures(
     assert "unfinished trial" in refused.message
     other = validate(desk, out, "--resume", "--seed", "1")
     assert other.code == 2
-    assert "of another trial: settings differ" in other.message
+    assert "is another one: settings.seed was 0, now it is 1" in other.message
 
     finished = len(journal.read_text().splitlines()) - 2
     done: list[Trial] = []
@@ -309,10 +311,11 @@ def test_divergence_is_said_and_written_as_null(
         (("--data", "none"), 2, "--data none has nothing to train on"),
         (("--plan", "missing.json"), 3, "missing.json"),
         (("--samples", "5"), 3, "too few"),
+        (("--resume",), 2, "no unfinished run"),
     ],
 )  # fmt: skip
 def test_wrong_usage_is_one_clear_error(
-    desk: Path, options: tuple[str, str], code: int, said: str
+    desk: Path, options: tuple[str, ...], code: int, said: str
 ) -> None:
     found = validate(desk, desk / "wrong", *options)
     assert found.code == code

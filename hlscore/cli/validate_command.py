@@ -128,7 +128,6 @@ def _run(
 ) -> None:  # fmt: skip
     from hlscore.artifacts.files import check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.unfinished import PROGRESS_PREFIX
     from hlscore.views.progress import status, terminal_progress
     from hlscore.views.validation import (
         print_forecast,
@@ -148,6 +147,7 @@ def _run(
 
     with quiet_libraries():
         from hlscore.validation.file import document, write_validation
+        from hlscore.validation.journal import JOURNAL
         from hlscore.validation.run import prepare, seconds_per_training, validate
 
     with status("loading"):
@@ -160,7 +160,7 @@ def _run(
         show = print_forecast_json if as_json else print_forecast
         show(trainings, settings.steps, seconds, arms)
         return
-    journal = folder / f"{PROGRESS_PREFIX}-validation.jsonl"
+    journal = folder / JOURNAL
     if force and not resume:
         journal.unlink(missing_ok=True)
     with terminal_progress() as progress:

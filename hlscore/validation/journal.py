@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.unfinished import PROGRESS_PREFIX
+from hlscore.unfinished import check_same_run, nothing_to_resume
 from hlscore.validation.training import Outcome, Trial
 
-JOURNAL = f"{PROGRESS_PREFIX}-validation.jsonl"
+# Not named as the progress of `rank` is, which may go to the same folder.
+JOURNAL = ".hlscore-validation.jsonl"
 
 
 class Journal:
@@ -25,15 +26,17 @@ class Journal:
         resume: Whether to go on with what is there.
 
     Raises:
-        UsageError: There are trainings of an earlier trial and `resume` is off, or they are of
-            another trial.
+        UsageError: There are trainings of an earlier trial and `resume` is off, or none and it is
+            on, or they are of another trial.
         ArtifactError: The file cannot be read or written.
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any], *, resume: bool) -> None:
-        self._path = folder / JOURNAL
+        self._folder, self._path = folder, folder / JOURNAL
         self._found: dict[Trial, Outcome] = {}
         if not self._path.exists():
+            if resume:
+                raise nothing_to_resume(folder)
             self._write({"made_with": made_with})
             return
         if not resume:
@@ -69,13 +72,7 @@ class Journal:
             text = self._path.read_text(encoding="utf-8")
             whole = text[: text.rfind("\n") + 1]  # a line that was being written is lost
             first, *lines = [json.loads(line) for line in whole.splitlines()]
-            if first["made_with"] != made_with:
-                differing = [key for key, value in made_with.items()
-                             if first["made_with"].get(key) != value]  # fmt: skip
-                raise UsageError(
-                    f"'{self._path}' is of another trial: {', '.join(differing)} differ.",
-                    hint="Give the same options, or start anew with --force.",
-                )
+            check_same_run(self._folder, first["made_with"], made_with)
             for line in lines:
                 outcome = _outcome(line)
                 self._found[outcome.trial] = outcome
