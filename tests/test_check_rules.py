@@ -233,7 +233,7 @@ def test_every_code_is_explained() -> None:
     ("arguments", "code", "message"),
     [
         (("none.json",), 3, "no file"),
-        ((".",), 3, "no file"),
+        ((".",), 3, "is a directory"),
         ((), 2, "No plan is named"),
         (("plan.json", "--for", "nothing"), 2, "nothing"),
         (("plan.json", "--ignore", "HLS9"), 2, "HLS9"),
