@@ -120,7 +120,8 @@ def score_table(studies: Studies) -> list[str]:
 def rival_table(studies: Studies) -> list[str]:
     """Loss of each hybrid over that of plain LoRA with as many parameters."""
     names = ["hybrid hls", "hybrid hls 0.05", "hybrid hls 0.2", "hybrid hls r=4",
-             "hybrid hls r=8", "hybrid spectral", RANDOM, EQUAL, "hybrid oracle"]  # fmt: skip
+             "hybrid hls r=8", "hybrid spectral", RANDOM, EQUAL, "hybrid oracle",
+             "hybrid tail of a short update"]  # fmt: skip
     heads = [f"{base}, {task}" for base, task in studies]
     lines = [f"| hybrid | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
     for name in names:
