@@ -13,9 +13,10 @@ from families import FAMILIES
 from plans import plan_for, report_for
 
 from hlscore.errors import DataError, UsageError
+from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample
 from hlscore.validation import gaps
-from hlscore.validation.arms import Arm, make_arms, matched_rank
+from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.examples import split_examples, training_order
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
 from hlscore.validation.rates import at_edge, best, search
@@ -51,7 +52,7 @@ def test_matched_rank_is_the_nearest() -> None:
         for rank in range(1, 200)
     }
     nearest = min(sizes, key=lambda rank: abs(sizes[rank] - plan.totals.trained_params))
-    assert matched_rank(plan) == nearest
+    assert nearest_rank(plan.totals.trained_params, plan.modules) == nearest
     matched = arms()["matched"].plans[0]
     assert matched.totals.trained_params == sizes[nearest]
     alphas = {item.alpha for item in matched.modules}

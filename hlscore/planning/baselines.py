@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
+from typing import Protocol
 
 from hlscore.planning.memory import Mode
 from hlscore.planning.options import Option, alternative, option
@@ -13,6 +15,22 @@ from hlscore.planning.ranked import choose_ranks
 from hlscore.planning.uniform import choose_uniform, draw_uniform, offer_of
 from hlscore.scores.registry import find_score
 from hlscore.settings import Baseline
+
+
+class Adaptable(Protocol):
+    """What has a shape that LoRA can be put on."""
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices in the weight."""
+
+    @property
+    def out_features(self) -> int:
+        """Output width."""
+
+    @property
+    def in_features(self) -> int:
+        """Input width."""
 
 
 def choose_for_score(problem: Problem) -> Picks:
@@ -63,11 +81,20 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
         The nearest rank, at least 1.
     """
     trained = sum(item.params for item in plan.options)
-    each = sum(
-        row.matrices * (row.out_features + row.in_features)
-        for row in problem.rows
-        if row.module not in problem.tied
-    )
+    return nearest_rank(trained, (row for row in problem.rows if row.module not in problem.tied))
+
+
+def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
+    """Rank at which LoRA trains about so many parameters.
+
+    Args:
+        trained: Trained parameters.
+        modules: What LoRA of one rank is put on.
+
+    Returns:
+        The nearest rank, at least 1.
+    """
+    each = sum(item.matrices * (item.out_features + item.in_features) for item in modules)
     return max(1, round(trained / max(1, each)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,25 @@ def choose(scores: Numbers, spending: Spending) -> Bought:
         chosen = _highest(worth, spending.limit)
         return Bought(chosen=chosen, bound=float(worth[chosen].sum()))
     return _knapsack(worth, spending.costs, spending.limit)
+
+
+def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[int]:
+    """Take what fits, one after the other.
+
+    Args:
+        order: Places, the first to take first.
+        costs: Cost of each place.
+        limit: What they may cost together.
+
+    Returns:
+        The places taken, in that order.
+    """
+    taken = []
+    for place in order:
+        if costs[place] <= limit:
+            limit -= int(costs[place])
+            taken.append(place)
+    return taken
 
 
 def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
-from hlscore.planning.choice import Spending, choose, selection_probability
+from hlscore.planning.choice import Spending, choose, fill, selection_probability
 from hlscore.planning.options import Option, alternative, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 from hlscore.scores.registry import replicates_at, score_of
@@ -116,11 +116,8 @@ def draw_uniform(problem: Problem, control: Score, spent: int) -> Picks:
     offer = offer_of(problem)
     drawn = [score_of(problem.rows[place], control, problem.settings.rank) for place in offer.free]
     chosen = np.zeros(len(offer.free), dtype=np.bool_)
-    for place in np.argsort(-np.array(drawn, dtype=np.float64), kind="stable"):
-        cost = int(offer.spending.costs[place])
-        if cost <= spent:
-            chosen[place] = True
-            spent -= cost
+    order = np.argsort(-np.array(drawn, dtype=np.float64), kind="stable")
+    chosen[fill(order, offer.spending.costs, spent)] = True
     return picks_of(problem, offer, chosen)
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import allocate
+from hlscore.planning.baselines import nearest_rank
+from hlscore.planning.choice import fill
 from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreReport
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
@@ -67,7 +69,9 @@ def make_arms(
         )
     rivals = _Rivals(plan, model)
     lora = rivals.uniform("all-lora", plan.lora.rank)
-    matched = rivals.uniform("all-lora", matched_rank(plan))
+    adapted = (item for item in lora.modules if item.mode == "lora")
+    rank = nearest_rank(plan.totals.trained_params, adapted)
+    matched = rivals.uniform("all-lora", rank)
     arms = [
         Arm(name=LORA, plans=dict.fromkeys(seeds, lora)),
         Arm(name=MATCHED, plans=dict.fromkeys(seeds, matched)),
@@ -80,10 +84,21 @@ def make_arms(
     return tuple(arms)
 
 
-def matched_rank(plan: Plan) -> int:
-    """Rank at which LoRA on every candidate trains about as many parameters as a plan."""
-    each = sum(item.matrices * (item.in_features + item.out_features) for item in plan.modules)
-    return max(1, round(plan.totals.trained_params / each))
+def drawn_modules(rows: Sequence[ModuleRow], *, seed: int, params: int) -> list[str]:
+    """Draw modules at random, spread over kinds and sizes, of at most so many parameters.
+
+    Args:
+        rows: Modules to draw from.
+        seed: Seed of the draw.
+        params: Parameters of all drawn modules together; less than the smallest of the others is
+            left over.
+
+    Returns:
+        Their names, in the order of the draw.
+    """
+    drawn = stratified_scores(rows, seed=seed)
+    order = sorted(range(len(rows)), key=lambda place: -drawn[rows[place].module])
+    return [rows[place].module for place in fill(order, [row.n_params for row in rows], params)]
 
 
 class _Rivals:
@@ -119,13 +134,9 @@ class _Rivals:
 
     def drawn(self, seed: int) -> Plan:
         """Modules in full drawn at random, of as many parameters as the plan has in full."""
-        order = stratified_scores(self._rows, seed=seed)
-        left, locks = self._plan.totals.full_params, []
-        for row in sorted(self._rows, key=lambda row: -order[row.module]):
-            if row.n_params <= left:
-                left -= row.n_params
-                locks.append(f"{row.module}=full")
-        return self.uniform("all-lora", self._plan.lora.rank, tuple(locks))
+        drawn = drawn_modules(self._rows, seed=seed, params=self._plan.totals.full_params)
+        locks = tuple(f"{module}=full" for module in drawn)
+        return self.uniform("all-lora", self._plan.lora.rank, locks)
 
 
 def _row(item: PlanModule, control: float) -> ModuleRow:
