@@ -14,6 +14,7 @@ from hlscore.paths import existing_path
 SCORES_FILE = "scores.parquet"
 PLAN_FILE = "plan.json"
 ROLLOUTS_FILE = "rollouts.jsonl"
+VALIDATION_FILE = "validation.json"
 # Completions of a run that failed: not beside the scores of another run under their name.
 UNSCORED_FILE = "unscored-rollouts.jsonl"
 

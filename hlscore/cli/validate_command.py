@@ -126,7 +126,7 @@ def _run(
     settings: ValidateSettings, plan_path: Path, out: Path | None,
     *, force: bool, resume: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
-    from hlscore.artifacts.files import check_folder, default_folder, write_files
+    from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.views.progress import status, terminal_progress
     from hlscore.views.validation import (
@@ -138,9 +138,8 @@ def _run(
 
     plan = read_plan(plan_path)
     folder = out or default_folder(settings.model.model)
-    file = "validation.json"
     if not dry_run:
-        check_folder(folder, (file,), force=force or resume)
+        check_folder(folder, (VALIDATION_FILE,), force=force or resume)
     _check_trl()
 
     from hlscore.inputs.placement import quiet_libraries
@@ -166,12 +165,14 @@ def _run(
     with terminal_progress() as progress:
         found = validate(trial, folder, progress, resume=resume)
     content = document(trial, found)
-    paths = write_files(folder, {file: lambda path: write_validation(content, path)})
+    path = write_files(folder, {VALIDATION_FILE: lambda path: write_validation(content, path)})[
+        VALIDATION_FILE
+    ]
     journal.unlink(missing_ok=True)
     if as_json:
-        print_validation_json(content, paths[file])
+        print_validation_json(content, path)
     else:
-        print_validation(content, paths[file], plan_path)
+        print_validation(content, path, plan_path)
 
 
 def _check_trl() -> None:

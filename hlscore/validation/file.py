@@ -13,7 +13,6 @@ from typing import Any
 
 from hlscore.validation.run import ArmTrial, Prepared, Validation
 
-VALIDATION_FILE = "validation.json"
 SCHEMA_VERSION = 1
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
 from hlscore.inputs.examples import read_examples
-from hlscore.inputs.model import LoadedModel, load_model
+from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.settings import FACTORS, ValidateSettings
 from hlscore.steps import Progress
@@ -77,7 +77,6 @@ class Prepared:
 
     Attributes:
         settings: How it runs.
-        loaded: The model.
         ground: What all trainings start from.
         arms: What is compared.
         made_with: All that decides the outcome.
@@ -85,7 +84,6 @@ class Prepared:
     """
 
     settings: ValidateSettings
-    loaded: LoadedModel
     ground: Ground
     arms: tuple[Arm, ...]
     made_with: Mapping[str, object]
@@ -140,7 +138,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
         "plan": plan.model_dump(mode="json"),
     }
     return Prepared(
-        settings=settings, loaded=loaded, ground=ground, arms=arms, made_with=made_with,
+        settings=settings, ground=ground, arms=arms, made_with=made_with,
         notes=(*probes.summary.notes, *(str(item.message) for item in other_weights)),
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
+from hlscore.inputs.tokens import pad_token_id
 from hlscore.probes.batches import IGNORED, by_length, collate, cut
 from hlscore.probes.units import ProbeExample
 from hlscore.validation.examples import Examples, training_order
@@ -111,7 +112,6 @@ def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
         trainer.train()
         seconds = time.perf_counter() - began - measured.seconds
     model.eval()
-    sums = example_sums(model, ground.examples.test, ground)
     tuning = example_sums(model, ground.examples.tuning, ground)
     counted = sum(item.counted_tokens for item in ground.examples.tuning)
     return Outcome(
@@ -119,7 +119,7 @@ def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
         steps=tuple(measured.steps),
         curve=tuple(measured.losses),
         tuning_loss=sum(tuning) / counted,
-        sums=tuple(sums),
+        sums=tuple(measured.sums),
         seconds=seconds,
         measuring_seconds=measured.seconds,
     )
@@ -140,7 +140,7 @@ def example_sums(
         One sum per example, in their order.
     """
     device = next(model.parameters()).device
-    pad = ground.tokenizer.pad_token_id or 0
+    pad = pad_token_id(ground.tokenizer, ground.model)
     found: dict[ProbeExample, float] = {}
     for part in cut(by_length(examples), 4 * ground.batch_size):
         batch = collate(part, pad_token_id=pad, padding_side="right", device=device)
@@ -165,7 +165,7 @@ def _quiet() -> Iterator[None]:
 
 
 class _Measured(TrainerCallback):  # type: ignore[misc]
-    """Measures the test loss a few times along a training."""
+    """Measures the test loss a few times along a training, the last time at its end."""
 
     def __init__(self, ground: Ground) -> None:
         self._ground = ground
@@ -173,6 +173,7 @@ class _Measured(TrainerCallback):  # type: ignore[misc]
         self._counted = sum(item.counted_tokens for item in ground.examples.test)
         self.steps: list[int] = []
         self.losses: list[float] = []
+        self.sums: list[float] = []
         self.seconds = 0.0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
@@ -181,10 +182,10 @@ class _Measured(TrainerCallback):  # type: ignore[misc]
             return
         began, model = time.perf_counter(), given["model"]
         model.eval()
-        total = sum(example_sums(model, self._ground.examples.test, self._ground))
+        self.sums = example_sums(model, self._ground.examples.test, self._ground)
         model.train()
         self.steps.append(state.global_step)
-        self.losses.append(total / self._counted)
+        self.losses.append(sum(self.sums) / self._counted)
         self.seconds += time.perf_counter() - began
 
 
