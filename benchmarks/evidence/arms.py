@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import peft
@@ -14,9 +14,11 @@ from transformers import LlamaForCausalLM
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.planning.allocation import allocate
+from hlscore.planning.baselines import nearest_rank
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 from hlscore.training.apply import apply
+from hlscore.validation.arms import drawn_modules
 
 Kind = Literal["full", "lora", "hybrid"]
 BASELINES = ("dora", "rslora", "pissa")
@@ -32,6 +34,7 @@ class Arm:
         wrap: Wraps a fresh base model; adapters start at values that torch's generator draws.
         full: Modules trained in full.
         rank: LoRA rank of the others.
+        ranks: LoRA rank of each module whose rank is another one; 0 where it is frozen.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Arm:
     wrap: Callable[[LlamaForCausalLM], nn.Module]
     full: tuple[str, ...] = ()
     rank: int = 0
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,22 +59,25 @@ class Planner:
 
     def scored(self, score: str, *, budget: str = "0.1", rank: int | None = None) -> Plan:
         """The plan that a score gives."""
-        return self._plan(PlanSettings(score=score, budget=budget, rank=rank or self.rank))
+        return self.plan(PlanSettings(score=score, budget=budget, rank=rank or self.rank))
 
     def full(self) -> Arm:
         """Every candidate in full."""
         settings = PlanSettings(baseline="all-full", score="random", rank=self.rank)
-        return _arm("full", "full", self._plan(settings))
+        return planned("full", "full", self.plan(settings))
 
     def lora(self, rank: int) -> Arm:
         """LoRA of one rank on every candidate."""
-        plan = self._plan(PlanSettings(baseline="all-lora", score="random", rank=rank))
-        return _arm(f"lora r={rank}", "lora", plan)
+        plan = self.plan(PlanSettings(baseline="all-lora", score="random", rank=rank))
+        return planned(f"lora r={rank}", "lora", plan)
 
     def matched(self, plan: Plan) -> Arm:
         """LoRA of the one rank whose parameters come nearest to what a plan trains."""
-        each = sum(row.in_features + row.out_features for row in self.report.candidates)
-        return self.lora(max(1, round(trained(plan) / each)))
+        return self.lora(nearest_rank(plan.totals.trained_params, self.report.candidates))
+
+    def drawn(self, name: str, *, seed: int, params: int) -> Arm:
+        """Modules drawn at random in full, spread over kinds and sizes, of so many parameters."""
+        return self.chosen(name, drawn_modules(self.report.candidates, seed=seed, params=params))
 
     def chosen(self, name: str, modules: Iterable[str], *, rank: int | None = None) -> Arm:
         """The given modules in full, LoRA on the others."""
@@ -78,7 +85,7 @@ class Planner:
         settings = PlanSettings(
             baseline="all-lora", score="random", rank=rank or self.rank, locks=locks
         )
-        return _arm(name, "hybrid", self._plan(settings))
+        return planned(name, "hybrid", self.plan(settings))
 
     def peer(self, method: str) -> Arm:
         """A method of PEFT, at the rank of the study, on every candidate."""
@@ -95,37 +102,47 @@ class Planner:
             wrap=lambda model: peft.get_peft_model(model, replace(config)),
         )
 
-    def _plan(self, settings: PlanSettings) -> Plan:
+    def plan(self, settings: PlanSettings) -> Plan:
+        """The plan of any settings."""
         return make_plan(self.report, allocate(self.report, settings))
 
 
 def hybrid(name: str, plan: Plan) -> Arm:
-    """An arm that trains a plan."""
-    return _arm(name, "hybrid", plan)
+    """An arm that trains a plan with modules in full."""
+    return planned(name, "hybrid", plan)
 
 
-def trained(plan: Plan) -> int:
-    """Parameters that a plan trains."""
-    return sum(item.trained_params for item in plan.modules)
+def full_modules(plan: Plan) -> tuple[str, ...]:
+    """The modules that a plan trains in full, by name."""
+    return tuple(sorted(item.module for item in plan.modules if item.mode == "full"))
+
+
+def seeded(arm: Arm, base: Callable[[], LlamaForCausalLM], seed: int) -> nn.Module:
+    """A base model wrapped for an arm, with adapters drawn from a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return arm.wrap(base())
 
 
 def start_values(
     arm: Arm, base: Callable[[], LlamaForCausalLM], seed: int
 ) -> dict[str, torch.Tensor]:
     """First values of all that an arm trains, with adapters drawn from a seed."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        wrapped = arm.wrap(base())
-    return {
-        name: value.detach() for name, value in wrapped.named_parameters() if value.requires_grad
-    }
+    parameters = seeded(arm, base, seed).named_parameters()
+    return {name: value.detach() for name, value in parameters if value.requires_grad}
 
 
-def _arm(name: str, kind: Kind, plan: Plan) -> Arm:
+def planned(name: str, kind: Kind, plan: Plan) -> Arm:
+    """An arm that trains a plan."""
     return Arm(
         name=name,
         kind=kind,
         wrap=lambda model: apply(model, plan, allow_other_weights=True),
-        full=tuple(sorted(item.module for item in plan.modules if item.mode == "full")),
+        full=full_modules(plan),
         rank=plan.lora.rank,
+        ranks={
+            item.module: item.rank or 0
+            for item in plan.modules
+            if item.mode != "full" and item.rank != plan.lora.rank
+        },
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ class Base:
         layers: Decoder blocks.
         steps: Optimizer steps; each has a batch of every part of the old world.
         rate: Peak learning rate.
+        seed: Seed of its first weights and of the world that it learns.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Base:
     layers: int
     steps: int
     rate: float = 3e-3
+    seed: int = 0
 
 
 BASES = {
@@ -44,20 +46,25 @@ BASES = {
         Base(name="medium", width=128, layers=4, steps=2500, rate=2e-3),
     )
 }
+# The small model again, from other first weights, in other worlds.
+REPLICAS = {
+    f"small-{seed}": replace(BASES["small"], name=f"small-{seed}", seed=seed)
+    for seed in range(1, 5)
+}
 
 
 def load_base(name: str, *, device: str = "cpu") -> LlamaForCausalLM:
     """The trained base model; it is trained first where it is not there yet."""
     folder = MODELS / f"evidence-{name}"
     if not (folder / RECORD).exists():
-        _train(BASES[name], folder)
+        _train({**BASES, **REPLICAS}[name], folder)
     model = LlamaForCausalLM.from_pretrained(folder, attn_implementation="eager")
     model.config.use_cache = False
     return model.to(device)
 
 
 def _train(base: Base, folder: Path) -> None:
-    torch.manual_seed(0)
+    torch.manual_seed(base.seed)
     began = time.monotonic()
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -68,8 +75,8 @@ def _train(base: Base, folder: Path) -> None:
             initializer_range=0.5 / base.width**0.5,
         )
     )  # fmt: skip
-    tasks = pretraining_tasks(old_world())
-    rng = np.random.default_rng(1)
+    tasks = pretraining_tasks(old_world(base.seed))
+    rng = np.random.default_rng(base.seed + 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=base.rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, base.rate, total_steps=base.steps, pct_start=0.05
@@ -98,6 +105,6 @@ def _train(base: Base, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    for known in BASES:
+    for known in (*BASES, *REPLICAS):
         load_base(known)
         print((MODELS / f"evidence-{known}" / RECORD).read_text())

@@ -9,7 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bases import MODELS
 from stacked import Trained
+
+REWARDED = "rlvr"
+
+
+def path_of(base: str, task: str) -> Path:
+    """Where the finished arms of a base model and a task are; `REWARDED` is a task too."""
+    return MODELS / "evidence" / f"{base}-{task}.jsonl"
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    """The finished arms in a file, in their order; none where there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 class Journal:
@@ -23,8 +36,7 @@ class Journal:
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self._path, self._settings = path, settings
         self.arms: dict[str, dict[str, Any]] = {}
-        for line in path.read_text().splitlines() if path.exists() else ():
-            entry = json.loads(line)
+        for entry in lines_of(path):
             if entry["settings"] == settings:
                 self.arms[entry["name"]] = entry
 

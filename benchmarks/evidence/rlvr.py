@@ -17,15 +17,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from arms import Arm, Planner, hybrid, start_values
-from bases import MODELS, load_base
+from arms import Arm, Planner, hybrid, seeded
+from bases import load_base
 from datasets import Dataset
-from journal import Journal, as_entry
+from journal import REWARDED, Journal, path_of
 from stacked import Trained, Trial, train
 from study import RANK, equal_arm
 from transformers import LlamaForCausalLM
 from transformers.trainer_callback import PrinterCallback
-from trials import report_line, trials_at, tune
+from trials import best_of, finished, report_line, trainable, trials_at, tune
 from trl import GRPOConfig, GRPOTrainer
 from world import LIST_LENGTH, Row, encode, fine_tuning_tasks, new_world, tokenizer
 
@@ -77,12 +77,7 @@ class Rewarded:
         return [self._trained(arm, trial) for trial in trials]
 
     def _trained(self, arm: Arm, trial: Trial) -> Trained:
-        model = arm.wrap(self.model())
-        with torch.no_grad():
-            values = start_values(arm, self.model, trial.seed)
-            for name, parameter in model.named_parameters():
-                if name in values:
-                    parameter.copy_(values[name])
+        model = seeded(arm, self.model, trial.seed)
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             _trainer(model, trial, folder).train()
@@ -189,18 +184,9 @@ def run_arm(setup: Rewarded, journal: Journal, arm: Arm) -> None:
         arm.kind, partial(setup.train, arm), full_rates=FULL_RATES, lora_rates=LORA_RATES,
         most=MOST_RATES,
     )  # fmt: skip
-    found = setup.train(arm, trials_at(tuned))
-    model = arm.wrap(setup.model())
-    entry = {
-        "kind": arm.kind,
-        "full": list(arm.full),
-        "rank": arm.rank,
-        "parameters": sum(v.numel() for v in model.parameters() if v.requires_grad),
-        "tuning": [[*pair, loss] for pair, loss in tuned.items()],
-        "trials": as_entry(found),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-    report_line(journal.add(arm.name, entry))
+    found = setup.train(arm, trials_at(best_of(tuned)))
+    parameters = trainable(arm.wrap(setup.model()))
+    report_line(journal.add(arm.name, finished(arm, found, began, tuned, parameters)))
 
 
 def run_study(base: str) -> None:
@@ -210,9 +196,9 @@ def run_study(base: str) -> None:
     print(f"{base}: lost reward {np.mean(losses):.4f}, right {accuracy:.3f}", flush=True)
     settings = {
         "rank": RANK, "steps": STEPS, "prompts": PROMPTS, "generations": GENERATIONS,
-        "warm": [WARM_STEPS, WARM_RATE], "base": base, "task": "rlvr",
+        "warm": [WARM_STEPS, WARM_RATE], "base": base, "task": REWARDED,
     }  # fmt: skip
-    journal = Journal(MODELS / "evidence" / f"{base}-rlvr.jsonl", settings)
+    journal = Journal(path_of(base, REWARDED), settings)
     report = hlscore.rank(
         setup.model(), tokenizer(), data=rows((7, 0), PROBE_PROMPTS), samples=0, rank=RANK,
         objective=hlscore.ObjectiveSettings(
@@ -225,9 +211,9 @@ def run_study(base: str) -> None:
     arms = [
         planner.full(), planner.lora(RANK), planner.matched(chosen),
         hybrid("hybrid hls", chosen),
+        *(planner.lora(rank) for rank in OTHER_RANKS),
         *(equal_arm(planner, draw) for draw in range(DRAWS)),
         *(hybrid(f"hybrid {score}", planner.scored(score)) for score in OTHER_SCORES),
-        *(planner.lora(rank) for rank in OTHER_RANKS),
     ]  # fmt: skip
     for arm in arms:
         run_arm(setup, journal, arm)

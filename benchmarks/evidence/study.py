@@ -14,13 +14,23 @@ from dataclasses import replace
 import numpy as np
 import torch
 from adaptive import train_adalora
-from arms import BASELINES, Arm, Planner, hybrid, start_values
-from bases import BASES, MODELS
-from journal import Journal, as_entry
+from arms import BASELINES, Arm, Planner, full_modules, hybrid, start_values
+from bases import BASES
+from journal import Journal, path_of
 from stacked import Tensors, Trained, Trial, example_losses
 from torch import nn
 from transformers import LlamaForCausalLM
-from trials import STEPS, TUNING_SEEDS, Study, report_line, trials_at, tune
+from trials import (
+    STEPS,
+    TUNING_SEEDS,
+    Study,
+    best_of,
+    finished,
+    rates_of,
+    report_line,
+    trials_at,
+    tune,
+)
 from world import Task, encode, fine_tuning_tasks, new_world, tokenizer
 
 import hlscore
@@ -76,23 +86,11 @@ def run_adalora(study: Study, planner: Planner) -> None:
 
     tuned = tune("lora", run)
     found, size = train_adalora(
-        study.model, modules, trials_at(tuned), study.batch,
+        study.model, modules, trials_at(best_of(tuned)), study.batch,
         rank=RANK, steps=study.steps, tuning=study.tuning, test=study.test,
     )  # fmt: skip
-    report_line(
-        study.journal.add(
-            name,
-            {
-                "kind": "lora",
-                "full": [],
-                "rank": RANK,
-                "parameters": size,
-                "tuning": [[*pair, loss] for pair, loss in tuned.items()],
-                "trials": as_entry(found),
-                "seconds": round(time.monotonic() - began, 1),
-            },
-        )
-    )
+    arm = replace(planner.lora(RANK), name=name)
+    report_line(study.journal.add(name, finished(arm, found, began, tuned, size)))
 
 
 def scored_arms(study: Study, planner: Planner) -> None:
@@ -107,22 +105,18 @@ def random_arm(planner: Planner, draw: int) -> Arm:
     """As much in full as the plan of `hls`, drawn among modules of each kind and size in turn."""
     rows = planner.report.candidates
     order = stratified_scores(rows, seed=draw)
-    count = len(hybrid("", planner.scored("hls")).full)
+    count = len(full_modules(planner.scored("hls")))
     chosen = sorted(order, key=lambda module: -order[module])[:count]
     return planner.chosen(f"hybrid random {draw}", chosen)
 
 
 def equal_arm(planner: Planner, draw: int) -> Arm:
     """Modules drawn as for `random_arm`, of as many parameters as the plan of `hls` has in full."""
-    rows = {row.module: row for row in planner.report.candidates}
-    left = sum(rows[module].n_params for module in hybrid("", planner.scored("hls")).full)
-    order = stratified_scores(tuple(rows.values()), seed=100 + draw)
-    chosen = []
-    for module in sorted(order, key=lambda module: -order[module]):
-        if rows[module].n_params <= left:
-            left -= rows[module].n_params
-            chosen.append(module)
-    return planner.chosen(f"hybrid random of equal size {draw}", chosen)
+    return planner.drawn(
+        f"hybrid random of equal size {draw}",
+        seed=100 + draw,
+        params=planner.scored("hls").totals.full_params,
+    )
 
 
 def oracle(study: Study, planner: Planner) -> None:
@@ -131,10 +125,8 @@ def oracle(study: Study, planner: Planner) -> None:
         return
     began = time.monotonic()
     rates = study.journal.arms["hybrid hls"]["trials"][0]["trial"]
-    trials = [
-        Trial(seed=seed, full_rate=rates["full_rate"], lora_rate=rates["lora_rate"])
-        for seed in ORACLE_SEEDS
-    ]
+    full, lora = rates_of(study.journal.arms["hybrid hls"])
+    trials = [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in ORACLE_SEEDS]
     reference, _ = study.train(planner.lora(RANK), trials)
     base = [np.mean(item.losses) for item in reference]
     gains = {}
@@ -168,18 +160,18 @@ def oracle_arm(study: Study, planner: Planner) -> None:
 
 def later_probes(study: Study, planner: Planner) -> None:
     """Scores of a model that was trained a little first."""
-    rates = study.journal.arms[f"lora r={RANK}"]["trials"][0]["trial"]
+    _, rate = rates_of(study.journal.arms[f"lora r={RANK}"])
     arm = planner.lora(RANK)
     for name, steps in (("quarter of a LoRA run", study.steps // 4), ("LoRA run", study.steps)):
         label = f"hybrid hls after a {name}"
         if label in study.journal.arms:
             continue
-        trial = Trial(seed=TUNING_SEEDS[0], full_rate=0.0, lora_rate=rates["lora_rate"])
+        trial = Trial(seed=TUNING_SEEDS[0], full_rate=0.0, lora_rate=rate)
         _, values = study.train(arm, [trial], steps=steps)
         warm = merged(arm.wrap(study.model()), values[0])
         report = scored(study, warm, PROBES)
         plan = replace(planner, report=report).scored("hls")
-        study.run(planner.chosen(label, hybrid("", plan).full))
+        study.run(planner.chosen(label, full_modules(plan)))
 
 
 def update_arm(study: Study, planner: Planner) -> None:
@@ -187,23 +179,27 @@ def update_arm(study: Study, planner: Planner) -> None:
     label = "hybrid tail of a short update"
     if label in study.journal.arms:
         return
-    rates = study.journal.arms["full"]["trials"][0]["trial"]
+    rate, _ = rates_of(study.journal.arms["full"])
+    study.run(planner.chosen(label, moved(study, planner, rate)))
+
+
+def moved(study: Study, planner: Planner, rate: float) -> list[str]:
+    """As many modules as `hls` takes, those whose short update has the largest tail."""
     arm = planner.full()
-    trial = Trial(seed=TUNING_SEEDS[0], full_rate=rates["full_rate"], lora_rate=0.0)
+    trial = Trial(seed=TUNING_SEEDS[0], full_rate=rate, lora_rate=0.0)
     _, values = study.train(arm, [trial], steps=study.steps // 4)
     before = start_values(arm, study.model, 0)
     tails = {}
     for name, value in values[0].items():
         spectrum = torch.linalg.svdvals((value - before[name]).double())
         tails[name] = float(spectrum[RANK:].square().sum())
-    count = len(study.journal.arms["hybrid hls"]["full"])
+    count = len(full_modules(planner.scored("hls")))
     best = sorted(tails, key=lambda name: -tails[name])[:count]
-    modules = [
+    return [
         row.module
         for row in planner.report.candidates
         if any(f"{row.module}." in name for name in best)
     ]
-    study.run(planner.chosen(label, modules))
 
 
 def merged(wrapped: nn.Module, values: Tensors) -> LlamaForCausalLM:
@@ -225,22 +221,12 @@ def ablations(study: Study, planner: Planner) -> None:
         study.run(planner.matched(plan))
     for probes in OTHER_PROBES:
         plan = replace(planner, report=scored(study, study.model(), probes)).scored("hls")
-        study.run(planner.chosen(f"hybrid hls {probes} probes", hybrid("", plan).full))
+        study.run(planner.chosen(f"hybrid hls {probes} probes", full_modules(plan)))
 
 
 def run_study(base: str, task: Task, device: str) -> None:
     """Run all arms of a base model on a task."""
-    settings = {
-        "rank": RANK, "steps": STEPS[task.name], "probes": PROBES, "held_out": HELD_OUT,
-        "base": base, "task": task.name, "batch": task.batch_size,
-    }  # fmt: skip
-    journal = Journal(MODELS / "evidence" / f"{base}-{task.name}.jsonl", settings)
-    draw = np.random.default_rng
-    study = Study(
-        base=base, task=task, device=device, journal=journal,
-        tuning=encode(task.draw(draw((7, 1)), HELD_OUT // 2)),
-        test=encode(task.draw(draw((7, 2)), HELD_OUT)),
-    )  # fmt: skip
+    study = opened(base, task, device)
     planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
     loss = untrained(study)
     print(f"{base}, {task.name}: no training {loss:.4f}, floor {task.floor}", flush=True)
@@ -253,6 +239,20 @@ def run_study(base: str, task: Task, device: str) -> None:
     for draw in range(DRAWS):
         study.run(equal_arm(planner, draw))
     ablations(study, planner)
+
+
+def opened(base: str, task: Task, device: str = "cpu") -> Study:
+    """The study of a base model on a task, with what is finished of it."""
+    settings = {
+        "rank": RANK, "steps": STEPS[task.name], "probes": PROBES, "held_out": HELD_OUT,
+        "base": base, "task": task.name, "batch": task.batch_size,
+    }  # fmt: skip
+    draw = np.random.default_rng
+    return Study(
+        base=base, task=task, device=device, journal=Journal(path_of(base, task.name), settings),
+        tuning=encode(task.draw(draw((7, 1)), HELD_OUT // 2)),
+        test=encode(task.draw(draw((7, 2)), HELD_OUT)),
+    )  # fmt: skip
 
 
 def untrained(study: Study) -> float:

@@ -12,6 +12,7 @@ from arms import Arm, start_values
 from bases import load_base
 from journal import Journal, as_entry
 from stacked import Tensors, Trained, Trial, train
+from torch import nn
 from transformers import LlamaForCausalLM
 from world import Batch, Row, Task, encode
 
@@ -97,19 +98,21 @@ class Study:
                 return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
         began = time.monotonic()
         tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0])
-        found, _ = self.train(arm, trials_at(tuned))
-        model = arm.wrap(self.model())
+        found, _ = self.train(arm, trials_at(best_of(tuned)))
         entry = self.journal.add(
-            arm.name,
-            {
-                "kind": arm.kind,
-                "full": list(arm.full),
-                "rank": arm.rank,
-                "parameters": sum(v.numel() for v in model.parameters() if v.requires_grad),
-                "tuning": [[*pair, loss] for pair, loss in tuned.items()],
-                "trials": as_entry(found),
-                "seconds": round(time.monotonic() - began, 1),
-            },
+            arm.name, finished(arm, found, began, tuned, trainable(arm.wrap(self.model())))
+        )
+        report_line(entry)
+        return entry
+
+    def repeat(self, arm: Arm, rates: Rates) -> dict[str, Any]:
+        """Train an arm with every seed at rates that were found elsewhere."""
+        if arm.name in self.journal.arms:
+            return self.journal.arms[arm.name]
+        began = time.monotonic()
+        found, _ = self.train(arm, trials_at(rates))
+        entry = self.journal.add(
+            arm.name, finished(arm, found, began, {}, trainable(arm.wrap(self.model())))
         )
         report_line(entry)
         return entry
@@ -120,7 +123,44 @@ def same(entry: Mapping[str, Any], arm: Arm) -> bool:
     return arm.kind == "hybrid" and (
         [entry.get(name) for name in ("kind", "full", "rank")]
         == ["hybrid", list(arm.full), arm.rank]
+        and entry.get("ranks", {}) == arm.ranks
     )
+
+
+def trainable(model: nn.Module) -> int:
+    """Number of parameters that a model trains."""
+    return sum(value.numel() for value in model.parameters() if value.requires_grad)
+
+
+def finished(
+    arm: Arm,
+    found: list[Trained],
+    began: float,
+    tuned: Mapping[Rates, float],
+    parameters: int,
+) -> dict[str, Any]:
+    """What the journal holds of an arm.
+
+    Args:
+        arm: The arm.
+        found: Its reported trainings.
+        began: When its work began, of `time.monotonic`.
+        tuned: Loss at each pair of rates that was tried.
+        parameters: Parameters that it trains.
+
+    Returns:
+        The entry.
+    """
+    return {
+        "kind": arm.kind,
+        "full": list(arm.full),
+        "rank": arm.rank,
+        **({"ranks": dict(arm.ranks)} if arm.ranks else {}),
+        "parameters": parameters,
+        "tuning": [[*pair, loss] for pair, loss in tuned.items()],
+        "trials": as_entry(found),
+        "seconds": round(time.monotonic() - began, 1),
+    }
 
 
 def report_line(entry: Mapping[str, Any]) -> None:
@@ -135,9 +175,20 @@ def report_line(entry: Mapping[str, Any]) -> None:
     )
 
 
-def trials_at(tuned: Mapping[Rates, float]) -> list[Trial]:
-    """The reported trainings, at the best rates."""
-    full, lora = min(tuned, key=lambda pair: tuned[pair])
+def best_of(tuned: Mapping[Rates, float]) -> Rates:
+    """The rates with the lowest loss."""
+    return min(tuned, key=lambda pair: tuned[pair])
+
+
+def rates_of(entry: Mapping[str, Any]) -> Rates:
+    """The rates that a finished arm was trained with."""
+    trial = entry["trials"][0]["trial"]
+    return trial["full_rate"], trial["lora_rate"]
+
+
+def trials_at(rates: Rates) -> list[Trial]:
+    """The reported trainings at these rates of full modules and of adapters."""
+    full, lora = rates
     return [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in SEEDS]
 
 
@@ -173,7 +224,7 @@ def tune(
             done[pair] = float(np.mean(losses))
         if len(done) >= most:
             break
-        wanted = list(around(min(done, key=lambda pair: done[pair])))
+        wanted = list(around(best_of(done)))
     return done
 
 

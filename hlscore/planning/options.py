@@ -109,14 +109,19 @@ def menu_of(
         check_lock(row.module, lock, tied)
     ranks = settings.ranks if lock is None or lock.rank is None else (lock.rank,)
     whole = curve.get(0, 0.0)
+
+    def worth(rank: int) -> float:
+        reached = whole - (curve.get(rank, whole) if rank else 0.0)
+        return float(reached**settings.value_power)
+
     found = [option(row, "frozen", 0, settings.memory)]
     if row.module not in tied:
         useful = [rank for rank in ranks if rank < row.max_rank]
         found += [
-            option(row, "lora", rank, settings.memory, whole - curve.get(rank, whole))
+            option(row, "lora", rank, settings.memory, worth(rank))
             for rank in (useful if lock is None or lock.mode != "lora" else useful or ranks[:1])
         ]
-    found.append(option(row, "full", 0, settings.memory, whole))
+    found.append(option(row, "full", 0, settings.memory, worth(0)))
     if lock is None:
         return _worthwhile(found)
     return tuple(item for item in found if item.mode == lock.mode)

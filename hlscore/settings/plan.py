@@ -61,6 +61,9 @@ class PlanSettings:
         alpha: LoRA alpha at that rank; `None` means twice the rank. Other ranks get the same
             ratio.
         ranks: LoRA ranks that each module may get; empty means `rank` for all.
+        value_power: With ranks: what an option is worth is the gradient energy that it reaches to
+            this power. At 1 it is the energy itself; the lower, the sooner a module's gain levels
+            off, and the more evenly ranks are spread.
         locks: Pinned modules, `PATTERN=full|lora|frozen|rank:N`; of several that match, the last.
         baseline: A plan to compare with, in place of the one that the score gives.
         memory: What the memory of the training depends on.
@@ -71,6 +74,7 @@ class PlanSettings:
     rank: int = DEFAULT_RANK
     alpha: int | None = None
     ranks: tuple[int, ...] = ()
+    value_power: float = 1.0
     locks: tuple[str, ...] = ()
     baseline: Baseline | None = None
     memory: MemorySettings = field(default_factory=MemorySettings)
@@ -97,6 +101,11 @@ class PlanSettings:
             )
         for rank in self.ranks:
             require(1 <= rank <= 8192, f"--ranks holds {rank}.", "Use 1 to 8192.")
+        require(
+            0 < self.value_power <= 1,
+            f"--value-power is {self.value_power:g}.",
+            "Use a number above 0 and at most 1.",
+        )
         if self.baseline is not None:
             require_choice("--baseline", self.baseline, get_args(Baseline))
 

@@ -1,0 +1,66 @@
+"""What is a rank worth? Plans with a rank for each module, against one rank for all of equal cost.
+
+`python benchmarks/evidence/ranks.py --base small --task facts`; without options every task of the
+small model. The value of an option is the gradient energy that it reaches, to a power: 1 is the
+first-order view, less levels off sooner. Arms go into the journals of `study.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+
+import torch
+from arms import Arm, Planner, full_modules, planned
+from bases import BASES
+from study import PROBES, RANK, UNIFORM_RANKS, opened, scored
+from trials import Study
+from world import fine_tuning_tasks, new_world
+
+from hlscore.settings import PlanSettings
+
+POWERS = (1.0, 0.25, 0.5, 0.1)
+SCORES = ("hls", "tail", "l1_adam")
+# The uniform ranks whose parameters the plans may spend.
+EQUAL_TO = (4, 8)
+
+
+def ranks_arm(planner: Planner, score: str, equal_to: int, power: float) -> Arm:
+    """The solver's choice among ranks and full, for the parameters of LoRA of one rank."""
+    each = sum(row.in_features + row.out_features for row in planner.report.candidates)
+    plan = planner.plan(
+        PlanSettings(
+            score=score, budget=f"{each * equal_to / 1000!r}k", rank=RANK, ranks=UNIFORM_RANKS,
+            value_power=power,
+        )
+    )  # fmt: skip
+    kind = "hybrid" if full_modules(plan) else "lora"
+    return planned(name_of(score, equal_to, power), kind, plan)
+
+
+def name_of(score: str, equal_to: int, power: float) -> str:
+    """Name of a plan's arm."""
+    return f"ranks {score} power {power:g} for r={equal_to}"
+
+
+def run_ranks(study: Study) -> None:
+    """Train the plans of every power, cost and score with a curve over ranks."""
+    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
+    for power, equal_to, score in product(POWERS, EQUAL_TO, SCORES):
+        study.run(ranks_arm(planner, score, equal_to, power))
+
+
+def main() -> None:
+    """Read the command line and run."""
+    tasks = fine_tuning_tasks(new_world())
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", choices=tuple(BASES), default="small")
+    parser.add_argument("--task", choices=tuple(tasks), action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in options.task or tasks:
+        run_ranks(opened(options.base, tasks[name]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""The same arms with other base models in other worlds: was the first one luck?
+
+`python benchmarks/evidence/replicas.py` trains the small model from other first weights in other
+worlds, and runs the arms that matter at the rates that `study.py` found for them with the first
+model (no arm is tuned again; its journal must be there).
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+import torch
+from arms import Arm, Planner, full_modules, hybrid
+from bases import REPLICAS
+from journal import lines_of, path_of
+from study import PROBES, RANK, UNIFORM_RANKS, moved, opened, scored
+from trials import Rates, rates_of
+from world import fine_tuning_tasks, new_world
+
+FIRST = "small"
+SCORES = ("hls", "l1_adam", "spectral", "taylor")
+# Random draws: of as many parameters as `hls` takes, and of the largest modules.
+DRAWS = 3
+EQUAL, LARGEST, MOVED = (
+    "hybrid random of equal size",
+    "hybrid random of the largest",
+    "hybrid tail of a short update",
+)
+
+
+def replicated(planner: Planner, moved_modules: list[str]) -> Iterator[tuple[Arm, str]]:
+    """The arms, each with the arm of the first model whose rates it takes."""
+    for arm in (planner.full(), *(planner.lora(rank) for rank in UNIFORM_RANKS)):
+        yield arm, arm.name
+    for score in SCORES:
+        name = f"hybrid {score}"
+        yield hybrid(name, planner.scored(score)), name
+    plan = planner.scored("hls")
+    for draw in range(DRAWS):
+        name = f"{EQUAL} {draw}"
+        yield planner.drawn(name, seed=100 + draw, params=plan.totals.full_params), name
+        # The largest modules are those that `spectral` takes.
+        name = f"{LARGEST} {draw}"
+        yield largest(planner, name, draw, len(full_modules(plan))), "hybrid spectral"
+    yield planner.chosen(MOVED, moved_modules), MOVED
+
+
+def largest(planner: Planner, name: str, draw: int, count: int) -> Arm:
+    """So many modules drawn at random among those with the most parameters."""
+    rows = planner.report.candidates
+    most = max(row.n_params for row in rows)
+    generator = torch.Generator().manual_seed(draw)
+    names = [row.module for row in rows if row.n_params == most]
+    order = torch.randperm(len(names), generator=generator).tolist()
+    return planner.chosen(name, [names[place] for place in order[:count]])
+
+
+def first_rates(task: str) -> dict[str, Rates]:
+    """The rates of every arm of the first model."""
+    lines = lines_of(path_of(FIRST, task))
+    return {line["name"]: rates_of(line) for line in lines if "trials" in line}
+
+
+def run_replica(base: str, seed: int, task_name: str) -> None:
+    """Run the arms of one base model on one task of its world."""
+    rates = first_rates(task_name)
+    study = opened(base, fine_tuning_tasks(new_world(seed))[task_name])
+    if MOVED in study.journal.arms:
+        return
+    print(f"{base}, {task_name}", flush=True)
+    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
+    modules = moved(study, planner, rates["full"][0])
+    for arm, taken in replicated(planner, modules):
+        study.repeat(arm, rates[taken])
+
+
+def main() -> None:
+    """Read the command line and run."""
+    tasks = tuple(fine_tuning_tasks(new_world()))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--base", choices=tuple(REPLICAS), action="append")
+    parser.add_argument("--task", choices=tasks, action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for base in options.base or REPLICAS:
+        for task in options.task or tasks:
+            run_replica(base, REPLICAS[base].seed, task)
+
+
+if __name__ == "__main__":
+    main()
