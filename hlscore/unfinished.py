@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hlscore._version import __version__
 from hlscore.errors import UsageError
@@ -30,6 +33,48 @@ def remove_unfinished(folder: Path) -> None:
 def captures_stored(folder: Path) -> bool:
     """Whether a folder holds gradients of a run that did not end."""
     return folder.is_dir() and any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
+
+
+def stored_lines(path: Path) -> list[Any]:
+    """Read a file of one JSON value per line that may have been cut off while it was written.
+
+    What follows the last whole line is removed from the file, so that it can be appended to.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The values of the whole lines.
+
+    Raises:
+        OSError: The disk refuses.
+        ValueError: A whole line is not JSON.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    found = [json.loads(line) for line in whole.splitlines()]
+    if len(whole) < len(content):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    return found
+
+
+def store_lines(path: Path, values: Iterable[object]) -> None:
+    """Append values to a file, one line of JSON each; they are on the disk when this returns.
+
+    Args:
+        path: The file; made with its folder where it is not there.
+        values: What JSON can hold.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    lines = [json.dumps(value) + "\n" for value in values]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def describe_run(

@@ -8,6 +8,7 @@ first-order view, less levels off sooner. Arms go into the journals of `study.py
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -43,11 +44,12 @@ def name_of(score: str, equal_to: int, power: float) -> str:
     return f"ranks {score} power {power:g} for r={equal_to}"
 
 
-def run_ranks(study: Study) -> None:
-    """Train the plans of every power, cost and score with a curve over ranks."""
-    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
+def run_ranks(studies: Sequence[Study]) -> None:
+    """Train the plans of every power, cost and score with a curve over ranks, task by task."""
+    planners = [Planner(report=scored(item, item.model(), PROBES), rank=RANK) for item in studies]
     for power, equal_to, score in product(POWERS, EQUAL_TO, SCORES):
-        study.run(ranks_arm(planner, score, equal_to, power))
+        for study, planner in zip(studies, planners, strict=True):
+            study.run(ranks_arm(planner, score, equal_to, power))
 
 
 def main() -> None:
@@ -58,8 +60,7 @@ def main() -> None:
     parser.add_argument("--task", choices=tuple(tasks), action="append")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for name in options.task or tasks:
-        run_ranks(opened(options.base, tasks[name]))
+    run_ranks([opened(options.base, tasks[name]) for name in options.task or tasks])
 
 
 if __name__ == "__main__":

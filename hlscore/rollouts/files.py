@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from hlscore.errors import ArtifactError, first_line
 from hlscore.processes import Processes
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
-from hlscore.unfinished import PROGRESS_PREFIX, check_same_run
+from hlscore.unfinished import PROGRESS_PREFIX, check_same_run, store_lines, stored_lines
 
 
 def write_rollouts(rollouts: RolloutSet, path: Path) -> None:
@@ -93,27 +92,16 @@ class RolloutJournal:
         """
         if not self.exists():
             return {}
-        found, whole = {}, 0
         try:
-            content = self._path.read_bytes()
-            for line in content.splitlines(keepends=True):
-                if not line.endswith(b"\n"):  # the run was killed while it wrote
-                    break
-                entry = json.loads(line)
-                if whole == 0:
-                    check_same_run(self._folder, entry["identity"], self._identity)
-                else:
-                    found[int(entry["number"])] = _group(entry["rollouts"])
-                whole += len(line)
-            if whole < len(content):
-                with self._path.open("r+b") as file:
-                    file.truncate(whole)
+            lines = stored_lines(self._path)
+            if lines:
+                check_same_run(self._folder, lines[0]["identity"], self._identity)
+            return {int(line["number"]): _group(line["rollouts"]) for line in lines[1:]}
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ArtifactError(
                 f"The stored rollouts '{self._path}' cannot be read: {first_line(error)}",
                 hint="Start anew with --force.",
             ) from error
-        return found
 
     def append(self, groups: Mapping[int, RolloutGroup]) -> None:
         """Store finished groups.
@@ -125,17 +113,13 @@ class RolloutJournal:
             ArtifactError: The disk refuses.
         """
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            lines = [
-                json.dumps({"number": number, "rollouts": list(_rows(group, None))}) + "\n"
+            lines: list[Mapping[str, object]] = [
+                {"number": number, "rollouts": list(_rows(group, None))}
                 for number, group in groups.items()
             ]
             if not self.exists() or self._path.stat().st_size == 0:
-                lines.insert(0, json.dumps({"identity": self._identity}) + "\n")
-            with self._path.open("a", encoding="utf-8") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
+                lines.insert(0, {"identity": self._identity})
+            store_lines(self._path, lines)
         except OSError as error:
             raise ArtifactError(
                 f"Rollouts cannot be stored in '{self._folder}': {first_line(error)}",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.unfinished import check_same_run, nothing_to_resume
+from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
 from hlscore.validation.training import Outcome, Trial
 
 # Not named as the progress of `rank` is, which may go to the same folder.
@@ -57,11 +56,7 @@ class Journal:
 
     def _write(self, content: Mapping[str, Any]) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(content) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            store_lines(self._path, [content])
         except OSError as error:
             raise ArtifactError(
                 f"'{self._path}' cannot be written: {error.strerror}.", hint="Choose another --out."
@@ -69,9 +64,7 @@ class Journal:
 
     def _read(self, made_with: Mapping[str, Any]) -> None:
         try:
-            text = self._path.read_text(encoding="utf-8")
-            whole = text[: text.rfind("\n") + 1]  # a line that was being written is lost
-            first, *lines = [json.loads(line) for line in whole.splitlines()]
+            first, *lines = stored_lines(self._path)
             check_same_run(self._folder, first["made_with"], made_with)
             for line in lines:
                 outcome = _outcome(line)
@@ -80,8 +73,6 @@ class Journal:
             raise ArtifactError(
                 f"'{self._path}' cannot be read.", hint="Start anew with --force."
             ) from error
-        if len(whole) < len(text):
-            self._path.write_text(whole, encoding="utf-8")
 
 
 def _outcome(line: Mapping[str, Any]) -> Outcome:

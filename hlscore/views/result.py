@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ def print_result(
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
         commands.append(
             (
-                f"hlscore rank {model} --objective grpo --rollouts {quoted[ROLLOUTS_FILE]} "
-                f"{_other_options(report.run.settings)}--loss-type {other} -o {other}",
+                f"hlscore rank {model} --objective grpo --rollouts {quoted[ROLLOUTS_FILE]}"
+                f"{_other_options(report.run.settings)} --loss-type {other} -o {other}",
                 "another loss on the same completions, without sampling again",
             )
         )
@@ -91,23 +91,27 @@ def _data_options(settings: Mapping[str, Any]) -> str:
         *(("--column", f"{role}={column}", None) for role, column in data["columns"].items()),
         ("--max-length", data["max_length"], None),
     ]
-    return "".join(
-        f" {name} {shlex.quote(str(value))}" for name, value, default in given if value != default
-    )
+    return _options(given)
 
 
 def _other_options(settings: Mapping[str, Any]) -> str:
     """Options of a run that change its scores and that rollouts do not bring with them."""
     probed, plan, data = settings["objective"], settings["plan"], settings["data"]
-    given = {
-        "--scale-rewards": (probed["scale_rewards"], "group"),
-        "--max-new-tokens": (probed["max_new_tokens"], 512),
-        "--max-length": (data["max_length"], None),
-        "--rank": (plan["rank"], DEFAULT_RANK),
-        "--seed": (settings["seed"], 0),
-    }
-    texts = [f"{name} {value} " for name, (value, default) in given.items() if value != default]
-    return "".join([*texts, "--mask-truncated " if probed["mask_truncated"] else ""])
+    given = [
+        ("--scale-rewards", probed["scale_rewards"], "group"),
+        ("--max-new-tokens", probed["max_new_tokens"], 512),
+        ("--max-length", data["max_length"], None),
+        ("--rank", plan["rank"], DEFAULT_RANK),
+        ("--seed", settings["seed"], 0),
+    ]
+    return _options(given) + (" --mask-truncated" if probed["mask_truncated"] else "")
+
+
+def _options(given: Iterable[tuple[str, object, object]]) -> str:
+    """Options of a command line, those left out whose value is the default; a space before each."""
+    return "".join(
+        f" {name} {shlex.quote(str(value))}" for name, value, default in given if value != default
+    )
 
 
 def print_replanned(
