@@ -30,9 +30,9 @@ OPTIONS = {
     "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
     "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
     "--stop --svd --temperature --top --top-k --top-p --train-batch --train-length "
-    "--trust-remote-code --weight-scores",
+    "--trust-remote-code --value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
-    "--out --rank --ranks --score --top --train-batch --train-length",
+    "--out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",

@@ -126,19 +126,23 @@ def planned(report: ScoreReport, **given_settings: Any) -> Allocation:
     return allocate(report, PlanSettings(**{"rank": 4, "budget": "0.2p", **given_settings}))
 
 
-def test_each_rank_is_worth_what_its_curve_says() -> None:
+@pytest.mark.parametrize("power", [1.0, 0.5, 0.1])
+def test_each_rank_is_worth_what_its_curve_says(power: float) -> None:
     report = reports.report(6)
-    made = planned(report, ranks=RANKS, budget="0.3p", score="tail")
+    made = planned(report, ranks=RANKS, budget="0.3p", score="tail", value_power=power)
     value = 0.0
     for item in made.decisions:
         curve = dict(zip(item.row.curve_ranks, item.row.tail_curve, strict=True))
         left = {"frozen": curve[0], "full": 0.0, "lora": curve.get(item.rank, 0.0)}[item.mode]
-        value += curve[0] - left
+        value += (curve[0] - left) ** power
     assert made.picks.value == pytest.approx(value)
     menus = [
-        [(0.0, (0.0,)), (row.tail_curve[0], (float(full_params(row)),))]
+        [(0.0, (0.0,)), (row.tail_curve[0] ** power, (float(full_params(row)),))]
         + [
-            (row.tail_curve[0] - row.tail_curve[place], (float(lora_params(row, rank)),))
+            (
+                (row.tail_curve[0] - row.tail_curve[place]) ** power,
+                (float(lora_params(row, rank)),),
+            )
             for place, rank in enumerate(row.curve_ranks)
             if rank in RANKS and lora_params(row, rank) < full_params(row)
         ]
@@ -151,13 +155,16 @@ def test_each_rank_is_worth_what_its_curve_says() -> None:
     assert made.totals.trained_params == made.picks.spent <= made.picks.limit == limit
 
 
-def test_the_best_ranks_are_worth_at_least_any_uniform_plan_of_equal_cost() -> None:
+@pytest.mark.parametrize("power", [1.0, 0.25])
+def test_the_best_ranks_are_worth_at_least_any_uniform_plan_of_equal_cost(power: float) -> None:
     report = reports.report(40)
     for rank in RANKS:
         trained = sum(lora_params(row, rank) for row in report.candidates)
-        made = planned(report, ranks=RANKS, budget=f"{trained / 1000}k", score="tail")
+        made = planned(
+            report, ranks=RANKS, budget=f"{trained / 1000}k", score="tail", value_power=power
+        )
         uniform = sum(
-            row.tail_curve[0] - row.tail_curve[row.curve_ranks.index(rank)]
+            (row.tail_curve[0] - row.tail_curve[row.curve_ranks.index(rank)]) ** power
             for row in report.candidates
         )
         assert made.picks.value >= uniform * (1 - RELATIVE_GAP)
@@ -176,7 +183,7 @@ def test_ranks_need_a_curve_that_holds_them() -> None:
         planned(reports.report(9), ranks=RANKS, score="taylor")
     with pytest.raises(UsageError, match="what each rank leaves over"):
         planned(reports.report(9), ranks=RANKS, score="spectral")
-    assert planned(reports.report(9), ranks=RANKS, score="l1_adam").totals.full_modules
+    assert planned(reports.report(9), ranks=RANKS, score="l1_adam").totals.lora_modules
     with pytest.raises(UsageError, match="no score for rank 5"):
         planned(reports.report(9), ranks=(4, 5))
 
@@ -265,7 +272,7 @@ def test_options_follow_noisy_curves_without_their_noise(
     menu = menu_of(row, None, frozenset(), asked, curve_of(row, score, asked))
     assert menu[0].mode == "frozen"
     assert menu[0].value == 0
-    assert all(0 <= item.value <= max(0.0, curve[0]) for item in menu)
+    assert all(0 <= item.value <= max(0.0, curve[0]) ** asked.value_power for item in menu)
     for one, other in itertools.permutations(menu, 2):
         dearer = other.params >= one.params and other.bytes >= one.bytes
         if dearer and (other.mode == "full") >= (one.mode == "full"):
@@ -288,6 +295,22 @@ def test_noise_is_not_bought_and_more_budget_buys_more() -> None:
     assert trained[0] < trained[-1]
     for item in found[-1].decisions:
         assert (item.mode == "frozen") == (item.row.hls_curve[0] <= 0)
+
+
+def test_a_lower_power_spreads_ranks_more_evenly() -> None:
+    report = reports.report(40)
+    spreads = []
+    for power in (1.0, 0.5, 0.1):
+        made = planned(report, ranks=RANKS, budget="0.1p", score="tail", value_power=power)
+        spreads.append(np.std([item.trained_params for item in made.decisions]))
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[0] > 2 * spreads[-1]
+
+
+@pytest.mark.parametrize("power", [0.0, -1.0, 1.01, float("nan")])
+def test_a_power_is_above_0_and_at_most_1(power: float) -> None:
+    with pytest.raises(UsageError, match="--value-power is"):
+        PlanSettings(value_power=power)
 
 
 def test_a_budget_for_ranks_may_be_too_small_for_any_full_module() -> None:

@@ -76,9 +76,18 @@ class PlanSolver(_Strict):
     """How the choice was made, and how far it may be from the best one."""
 
     name: str = Field(description="`sorted` for the highest scores, or the solver.")
-    value: float = Field(description="Sum of the scores bought, in the unit of the score.")
+    value: float = Field(
+        description="Sum of the values bought: scores in their unit, or with ranks what is reached "
+        "of the score to the power of value_power."
+    )
     gap: float = Field(
         ge=0, description="(upper bound - value) / value; 0 where the choice is the best one."
+    )
+    value_power: float | None = Field(
+        gt=0,
+        le=1,
+        description="How fast the value of a module levels off with its rank: 1 is not at all, in "
+        "the view of the first step. Null where no ranks were chosen.",
     )
 
 

@@ -60,6 +60,9 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             name=allocation.picks.solver,
             value=significant(allocation.picks.value),
             gap=significant(allocation.picks.gap),
+            value_power=settings.value_power
+            if settings.ranks and settings.baseline is None
+            else None,
         ),
         score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
         lora=PlanLora(

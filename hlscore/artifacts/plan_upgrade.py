@@ -72,6 +72,7 @@ def _from_version_1(old: dict[str, Any]) -> dict[str, Any]:
             "name": "sorted" if of_modules else "HiGHS",
             "value": float(sum(item["score"] or 0 for item in modules if item["mode"] == "full")),
             "gap": 0.0 if of_modules else 1e-6,
+            "value_power": None,
         },
         "lora": {**old["lora"], "ranks": []},
         "totals": {**totals, "frozen_modules": 0},

@@ -169,6 +169,16 @@ Ranks = Annotated[
         show_default="one rank for all",
     ),
 ]
+ValuePower = Annotated[
+    float,
+    typer.Option(
+        "--value-power",
+        metavar="POWER",
+        help="With --ranks: a rank is worth the gradient energy that it reaches to this power, "
+        "above 0 to 1. Lower spreads ranks more evenly.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
 Locks = Annotated[
     list[str],
     typer.Option(

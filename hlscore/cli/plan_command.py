@@ -10,6 +10,7 @@ import typer
 from hlscore.cli import memory_options as m
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
+from hlscore.settings import VALUE_POWER
 
 
 def plan(
@@ -36,6 +37,7 @@ def plan(
     ] = None,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     baseline: o.BaselineOption = None,
     optimizer: m.Optimizer = "adamw",
@@ -96,6 +98,7 @@ def plan(
         rank=report.run.rank if lora_rank is None else lora_rank,
         alpha=alpha,
         ranks=o.parse_ranks(ranks),
+        value_power=value_power,
         locks=tuple(lock),
         baseline=baseline,
         memory=memory,

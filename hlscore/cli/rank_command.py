@@ -12,6 +12,7 @@ from hlscore.cli import options as o
 from hlscore.cli.rank_run import Saved, run_forecast, run_rank
 from hlscore.settings import (
     DEFAULT_RANK,
+    VALUE_POWER,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
@@ -55,6 +56,7 @@ def rank(
     ] = DEFAULT_RANK,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     optimizer: m.Optimizer = "adamw",
     master: m.Master = "fp32",
@@ -264,6 +266,7 @@ def rank(
             rank=lora_rank,
             alpha=alpha,
             ranks=o.parse_ranks(ranks),
+            value_power=value_power,
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),
         ),

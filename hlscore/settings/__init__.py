@@ -35,6 +35,7 @@ from hlscore.settings.objective import (
 )
 from hlscore.settings.plan import (
     DEFAULT_RANK,
+    VALUE_POWER,
     BaseBits,
     Baseline,
     Master,
@@ -56,6 +57,7 @@ __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_STEPS",
     "FACTORS",
+    "VALUE_POWER",
     "Accumulator",
     "BaseBits",
     "Baseline",

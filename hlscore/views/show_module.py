@@ -16,6 +16,7 @@ from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
+from hlscore.settings import VALUE_POWER
 from hlscore.views.choice import chosen_in, training
 from hlscore.views.show import plain, resamples_of
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
@@ -64,6 +65,8 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     if plan.method == "score" and scores.is_file():
         lock = shlex.quote(f"{item.module}={'lora' if item.mode == 'full' else 'full'}")
         ranks = f" --ranks {','.join(map(str, plan.lora.ranks))}" if plan.lora.ranks else ""
+        if plan.solver.value_power not in (None, VALUE_POWER):
+            ranks += f" --value-power {plan.solver.value_power:g}"
         commands.append(
             (
                 f"hlscore plan {shlex.quote(str(scores))} --budget "

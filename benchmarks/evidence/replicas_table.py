@@ -1,0 +1,103 @@
+"""Tables of the arms over several base models and worlds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from analysis import CONFIDENCE, Entry, lora_of_size, losses, pooled
+from bases import REPLICAS
+from journal import lines_of, path_of
+from replicas import DRAWS, EQUAL, FIRST, LARGEST, MOVED, SCORES
+from scipy.stats import t
+from study import RANK, UNIFORM_RANKS
+
+Arms = Mapping[str, Entry]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spread:
+    """A mean over base models, with its 95 % interval of Student's t.
+
+    Attributes:
+        values: The figure of each base model.
+    """
+
+    values: Sequence[float]
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval."""
+        count = len(self.values)
+        error = float(np.std(self.values, ddof=1)) / count**0.5
+        half = float(t.ppf((1 + CONFIDENCE) / 2, count - 1)) * error
+        middle = float(np.mean(self.values))
+        return middle - half, middle + half
+
+    def __str__(self) -> str:
+        low, high = self.ends
+        return f"{np.mean(self.values):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def finished_replicas(tasks: Sequence[str]) -> dict[str, list[Arms]]:
+    """Of each task, the arms of every base model that has them all; the first model is one."""
+    found: dict[str, list[Arms]] = {}
+    for task in tasks:
+        for base in (FIRST, *REPLICAS):
+            arms = {line["name"]: line for line in lines_of(path_of(base, task))}
+            drawn = {
+                name: [arms[each] for k in range(DRAWS) if (each := f"{name} {k}") in arms]
+                for name in (EQUAL, LARGEST)
+            }
+            arms |= {name: pooled(some) for name, some in drawn.items() if len(some) == DRAWS}
+            if all(name in arms for name in (*names(), "full", f"lora r={RANK}")):
+                found.setdefault(task, []).append(arms)
+    return found
+
+
+def names() -> tuple[str, ...]:
+    """The hybrids that are compared."""
+    return (*(f"hybrid {score}" for score in SCORES), EQUAL, LARGEST, MOVED)
+
+
+def recovered(arms: Arms, name: str) -> float:
+    """Gap recovered by an arm."""
+    lora, full, arm = (losses(arms[each]).mean() for each in (f"lora r={RANK}", "full", name))
+    return float((lora - arm) / (lora - full))
+
+
+def over_equal(arms: Arms, name: str) -> float:
+    """Logarithm of an arm's loss over that of LoRA with as many parameters."""
+    plain = [arms[f"lora r={rank}"] for rank in UNIFORM_RANKS]
+    peer = lora_of_size(plain, arms[name]["parameters"])
+    return float(np.log(losses(arms[name]).mean() / peer.mean()))
+
+
+def replicas_table(replicas: Mapping[str, Sequence[Arms]]) -> list[str]:
+    """Gap recovered, and loss against LoRA of equal size, over base models."""
+    heads = [f"{task} ({len(found)} models)" for task, found in replicas.items()]
+    lines = [f"| chosen by | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
+    count = min(len(found) for found in replicas.values())
+    for name in names():
+        rows = [[recovered(arms, name) for arms in found] for found in replicas.values()]
+        # Model by model, so that the interval is over models.
+        average = Spread(values=np.mean([row[:count] for row in rows], axis=0).tolist())
+        cells = [str(Spread(values=row)) for row in rows]
+        lines.append(f"| {name.removeprefix('hybrid ')} | {' | '.join(cells)} | {average} |")
+    lines += ["", f"| loss against LoRA of equal size | {' | '.join(heads)} |",
+              "|---" * (len(heads) + 1) + "|"]  # fmt: skip
+    for name in names():
+        rows = [[over_equal(arms, name) for arms in found] for found in replicas.values()]
+        cells = [_percent(Spread(values=row)) for row in rows]
+        lines.append(f"| {name.removeprefix('hybrid ')} | {' | '.join(cells)} |")
+    return lines
+
+
+def _percent(spread: Spread) -> str:
+    low, high = spread.ends
+    digits = 0 if np.abs(np.expm1([low, high])).max() > 0.1 else 1
+    low, value, high = (
+        f"{100 * np.expm1(x):+.{digits}f}" for x in (low, float(np.mean(spread.values)), high)
+    )
+    return f"{value} % [{low}, {high}]"
