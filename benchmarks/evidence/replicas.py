@@ -14,12 +14,16 @@ import torch
 from arms import Arm, Planner, full_modules, hybrid
 from bases import REPLICAS
 from journal import lines_of, path_of
-from study import PROBES, RANK, UNIFORM_RANKS, moved, opened, scored
+from ranks import EQUAL_TO, ranks_arm
+from study import PROBES, RANK, moved, opened, scored
 from trials import Rates, rates_of
 from world import fine_tuning_tasks, new_world
 
 FIRST = "small"
-SCORES = ("hls", "l1_adam", "spectral", "taylor")
+UNIFORM_RANKS = (2, 3, 4, 6, 8, 12)
+SCORES = ("hls", "l1_adam", "spectral")
+# Plans with a rank for each module: score and power of the value model.
+RANKED = (("hls", 0.25), ("hls", 1.0))
 # Random draws: of as many parameters as `hls` takes, and of the largest modules.
 DRAWS = 3
 EQUAL, LARGEST, MOVED = (
@@ -29,9 +33,14 @@ EQUAL, LARGEST, MOVED = (
 )
 
 
-def replicated(planner: Planner, moved_modules: list[str]) -> Iterator[tuple[Arm, str]]:
+def replicated(planner: Planner) -> Iterator[tuple[Arm, str]]:
     """The arms, each with the arm of the first model whose rates it takes."""
-    for arm in (planner.full(), *(planner.lora(rank) for rank in UNIFORM_RANKS)):
+    ranked = [
+        ranks_arm(planner, score, equal_to, power)
+        for score, power in RANKED
+        for equal_to in EQUAL_TO
+    ]
+    for arm in (planner.full(), *(planner.lora(rank) for rank in UNIFORM_RANKS), *ranked):
         yield arm, arm.name
     for score in SCORES:
         name = f"hybrid {score}"
@@ -43,7 +52,6 @@ def replicated(planner: Planner, moved_modules: list[str]) -> Iterator[tuple[Arm
         # The largest modules are those that `spectral` takes.
         name = f"{LARGEST} {draw}"
         yield largest(planner, name, draw, len(full_modules(plan))), "hybrid spectral"
-    yield planner.chosen(MOVED, moved_modules), MOVED
 
 
 def largest(planner: Planner, name: str, draw: int, count: int) -> Arm:
@@ -66,13 +74,13 @@ def run_replica(base: str, seed: int, task_name: str) -> None:
     """Run the arms of one base model on one task of its world."""
     rates = first_rates(task_name)
     study = opened(base, fine_tuning_tasks(new_world(seed))[task_name])
-    if MOVED in study.journal.arms:
-        return
     print(f"{base}, {task_name}", flush=True)
     planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
-    modules = moved(study, planner, rates["full"][0])
-    for arm, taken in replicated(planner, modules):
+    for arm, taken in replicated(planner):
         study.repeat(arm, rates[taken])
+    if MOVED not in study.journal.arms:
+        modules = moved(study, planner, rates["full"][0])
+        study.repeat(planner.chosen(MOVED, modules), rates[MOVED])
 
 
 def main() -> None:

@@ -9,9 +9,10 @@ import numpy as np
 from analysis import CONFIDENCE, Entry, lora_of_size, losses, pooled
 from bases import REPLICAS
 from journal import lines_of, path_of
-from replicas import DRAWS, EQUAL, FIRST, LARGEST, MOVED, SCORES
+from ranks import EQUAL_TO, name_of
+from replicas import DRAWS, EQUAL, FIRST, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
 from scipy.stats import t
-from study import RANK, UNIFORM_RANKS
+from study import RANK
 
 Arms = Mapping[str, Entry]
 
@@ -57,8 +58,9 @@ def finished_replicas(tasks: Sequence[str]) -> dict[str, list[Arms]]:
 
 
 def names() -> tuple[str, ...]:
-    """The hybrids that are compared."""
-    return (*(f"hybrid {score}" for score in SCORES), EQUAL, LARGEST, MOVED)
+    """The plans that are compared."""
+    ranked = (name_of(score, rank, power) for score, power in RANKED for rank in EQUAL_TO)
+    return (*(f"hybrid {score}" for score in SCORES), EQUAL, LARGEST, MOVED, *ranked)
 
 
 def recovered(arms: Arms, name: str) -> float:

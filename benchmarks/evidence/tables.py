@@ -28,6 +28,9 @@ from analysis import (
 from bases import BASES
 from figure import draw
 from journal import REWARDED, lines_of, path_of
+from ranks_table import ranks_table
+from replicas import FIRST
+from replicas_table import finished_replicas, replicas_table
 from study import DRAWS, GRADIENT_SCORES, RANK, UNIFORM_RANKS, WEIGHT_SCORES
 from world import fine_tuning_tasks, new_world
 
@@ -151,6 +154,7 @@ def oracle_table(studies: Studies) -> list[str]:
 
 def sections(studies: Studies) -> str:
     """All tables as Markdown."""
+    tasks = tuple(fine_tuning_tasks(new_world()))
     whole = {
         (base, task): arms
         for (base, task), arms in studies.items()
@@ -158,6 +162,10 @@ def sections(studies: Studies) -> str:
     }
     parts = ["### Gap recovered at 10 % of the modules", "", *score_table(whole), "",
              "### Against plain LoRA with as many parameters", "", *rival_table(whole), "",
+             "### The same with other base models in other worlds", "",
+             *replicas_table(finished_replicas(tasks)), "",
+             "### A rank for each module against one rank of equal cost", "",
+             *ranks_table({task: studies[FIRST, task] for task in tasks}), "",
              "### Scores against the oracle", "", *oracle_table(whole), ""]  # fmt: skip
     for (base, task), arms in studies.items():
         if "full" in arms and f"lora r={RANK}" in arms:
