@@ -116,7 +116,7 @@ def test_verdict_stands_first_and_the_table_below(
     found, content = tried
     lines = found.out.splitlines()
     assert lines[: len(content["verdict"])] == content["verdict"]
-    for label in ("LoRA", "LoRA of equal size", "random modules", "the plan", "full"):
+    for label in ("LoRA", "LoRA of equal size", "random choice", "the plan", "full"):
         assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
     assert "2 seeds are few" in found.out
     assert "hlscore plan" in lines[-1]

@@ -12,6 +12,7 @@ import torch
 from families import FAMILIES
 from plans import plan_for, report_for
 
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample
@@ -70,6 +71,27 @@ def test_random_draws_are_as_large_and_differ() -> None:
         assert 0 <= left < min(others)
         chosen.append(frozenset(full))
     assert len(set(chosen)) > 1
+
+
+def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
+    model = FAMILIES["llama"].build()
+    locks = ("*.0.*.q_proj=rank:2", "*.0.*.up_proj=rank:8", "*.1.*.gate_proj=full",
+             "*.1.*.k_proj=frozen")  # fmt: skip
+    plan = plan_for(model, locks)
+    plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": [2, 4, 8]})})
+    found = {arm.name: arm for arm in make_arms(
+        plan, report_for(model).model, tuple(range(6)), full=False
+    )}  # fmt: skip
+
+    def choices(of: Plan) -> Counter[tuple[object, ...]]:
+        return Counter(
+            (item.out_features, item.in_features, item.mode, item.rank) for item in of.modules
+        )
+
+    dealt = list(found["random"].plans.values())
+    assert all(choices(item) == choices(plan) for item in dealt)
+    assert {item.totals.trained_params for item in dealt} == {plan.totals.trained_params}
+    assert len({str([(m.module, m.mode, m.rank) for m in item.modules]) for item in dealt}) > 2
 
 
 def test_plan_without_full_modules_is_refused() -> None:
@@ -201,7 +223,7 @@ AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
 @pytest.mark.parametrize(
     ("matched", "drawn", "says"),
     [
-        (AHEAD, AHEAD, ("better than LoRA with as many", "better than modules drawn")),
+        (AHEAD, AHEAD, ("better than LoRA with as many", "better than a random choice")),
         (BEHIND, AHEAD, ("worse than LoRA with as many", "train that instead")),
         (OPEN, BEHIND, ("stays open", "chose badly")),
     ],
@@ -216,7 +238,7 @@ def test_verdict(
     }  # fmt: skip
     text = " ".join(verdict(found, seeds=5))
     assert "recovers 62 % [52, 72] of the gap" in text
-    assert "random modules 30 % [20, 40]" in text
+    assert "a random choice 30 % [20, 40]" in text
     assert all(part in text for part in says)
     assert "few" not in text
     assert "3 seeds are few" in " ".join(verdict(found, seeds=3))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import allocate
 from hlscore.planning.baselines import nearest_rank
 from hlscore.planning.choice import fill
+from hlscore.reasons import tied_modules
 from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreReport
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
@@ -48,7 +51,8 @@ def make_arms(
 
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
-    is stratified by kind and size, as long as they fit into what the plan trains in full.
+    is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
+    with a rank for each module it deals the ranks anew among modules of one shape.
 
     Args:
         plan: The plan.
@@ -60,9 +64,9 @@ def make_arms(
         The arms, the plan and LoRA among them.
 
     Raises:
-        UsageError: The plan trains no module in full.
+        UsageError: The plan trains no module in full, and ranks were not chosen.
     """
-    if not plan.totals.full_modules:
+    if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(
             "The plan trains no module in full: there is nothing to try out.",
             hint="Make one with a larger budget: `hlscore plan scores.parquet --budget 0.1`.",
@@ -75,7 +79,7 @@ def make_arms(
     arms = [
         Arm(name=LORA, plans=dict.fromkeys(seeds, lora)),
         Arm(name=MATCHED, plans=dict.fromkeys(seeds, matched)),
-        Arm(name=RANDOM, plans={seed: rivals.drawn(seed) for seed in seeds}),
+        Arm(name=RANDOM, plans={seed: rivals.random(seed) for seed in seeds}),
         Arm(name=PLAN, plans=dict.fromkeys(seeds, plan)),
     ]
     if full:
@@ -132,7 +136,27 @@ class _Rivals:
         # The report knows candidates only; a plan must know the other weights of its model too.
         return made.model_copy(update={"skipped": self._plan.skipped})
 
-    def drawn(self, seed: int) -> Plan:
+    def random(self, seed: int) -> Plan:
+        """The control: what the plan decides, decided by chance."""
+        return self._dealt(seed) if self._plan.lora.ranks else self._drawn(seed)
+
+    def _dealt(self, seed: int) -> Plan:
+        """What the plan does with its modules, dealt anew among those of one shape."""
+        generator, tied = np.random.default_rng(seed), tied_modules(self._rows)
+        alike: dict[tuple[object, ...], list[PlanModule]] = {}
+        for item in self._plan.modules:
+            alone = item.module if item.module in tied else ""
+            shape = (item.form, item.matrices, item.out_features, item.in_features, alone)
+            alike.setdefault(shape, []).append(item)
+        locks = tuple(
+            f"{item.module}={f'rank:{taken.rank}' if taken.mode == 'lora' else taken.mode}"
+            for items in alike.values()
+            for item, place in zip(items, generator.permutation(len(items)), strict=True)
+            for taken in (items[place],)
+        )
+        return self.uniform("all-lora", self._plan.lora.rank, locks)
+
+    def _drawn(self, seed: int) -> Plan:
         """Modules in full drawn at random, of as many parameters as the plan has in full."""
         drawn = drawn_modules(self._rows, seed=seed, params=self._plan.totals.full_params)
         locks = tuple(f"{module}=full" for module in drawn)

@@ -24,7 +24,7 @@ def verdict(found: Mapping[str, ArmResult], *, seeds: int) -> tuple[str, ...]:
     """
     lines = [_main(found)]
     lines.append(_against(found, MATCHED, "LoRA with as many trained parameters"))
-    lines.append(_against(found, RANDOM, "modules drawn at random"))
+    lines.append(_against(found, RANDOM, "a random choice"))
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -49,7 +49,7 @@ def _main(found: Mapping[str, ArmResult]) -> str:
         )
     others = [
         f"{label} {_percent(share)}"
-        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "random modules"))
+        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "a random choice"))
         if (share := found[name].recovered) is not None and math.isfinite(share.value)
     ]
     return (

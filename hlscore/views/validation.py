@@ -19,7 +19,7 @@ from hlscore.views.wording import count, short
 _LABELS = {
     "lora": "LoRA",
     "matched": "LoRA of equal size",
-    "random": "random modules",
+    "random": "random choice",
     "plan": "the plan",
     "full": "full",
 }
