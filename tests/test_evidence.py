@@ -12,11 +12,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, ttest_1samp
 from transformers import LlamaConfig, LlamaForCausalLM
 
+import hlscore
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
-NAMES = ("world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis")
+NAMES = (
+    "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
+    "ranks", "ranks_table", "replicas", "replicas_table", "cost",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -228,3 +233,92 @@ def test_journal_goes_on(tmp_path: Path) -> None:
     journal.Journal(path, {"steps": 1}).add("full", {"loss": 1.0})
     assert journal.Journal(path, {"steps": 1}).arms["full"]["loss"] == 1.0
     assert journal.Journal(path, {"steps": 2}).arms == {}
+
+
+def planner() -> Any:
+    world = part("world")
+    rows = world.fine_tuning_tasks(world.new_world())["next"].draw(np.random.default_rng(0), 32)
+    report = hlscore.rank(
+        tiny_model(), world.tokenizer(), data=rows, rank=2, ranks=part("study").UNIFORM_RANKS,
+        samples=0, estimator="exact", weight_scores=True, checkpointing=False,
+    ).report  # fmt: skip
+    return part("arms").Planner(report=report, rank=2)
+
+
+def trained_by(arm: Any) -> int:
+    return int(part("trials").trainable(arm.wrap(tiny_model())))
+
+
+def test_plans_of_ranks_cost_what_one_rank_does() -> None:
+    made, plain = planner(), trained_by(planner().lora(4))
+    for power in (1.0, 0.25):
+        arm = part("ranks").ranks_arm(made, "tail", 4, power)
+        assert 0.9 * plain < trained_by(arm) <= plain
+        assert len(set(arm.ranks.values())) > 1
+
+
+def test_arms_of_one_shape_and_other_ranks_are_not_the_same() -> None:
+    trials, made = part("trials"), planner()
+    arm = part("arms").Arm(name="", kind="hybrid", wrap=tiny_model, full=("a",), rank=2)
+    other = {"kind": "hybrid", "full": ["a"], "rank": 2}
+    assert trials.same(other, arm)
+    assert not trials.same({**other, "ranks": {"b": 4}}, arm)
+    drawn = made.drawn("x", seed=0, params=made.scored("hls").totals.full_params)
+    assert trials.same({"kind": "hybrid", "full": list(drawn.full), "rank": 2}, drawn)
+
+
+def test_largest_modules_are_the_largest() -> None:
+    made, replicas = planner(), part("replicas")
+    sizes = {row.module: row.n_params for row in made.report.candidates}
+    chosen = [replicas.largest(made, "", draw, 2).full for draw in range(6)]
+    assert {sizes[name] for names in chosen for name in names} == {max(sizes.values())}
+    assert len(set(chosen)) > 1
+
+
+def entry_of(loss: float, parameters: int = 0) -> dict[str, Any]:
+    return {"trials": [{"losses": [loss, loss]}], "parameters": parameters}
+
+
+def test_power_is_fitted_on_other_tasks() -> None:
+    ranks, table = part("ranks"), part("ranks_table")
+    losses = {("a", 1.0): 2.0, ("a", 0.5): 0.9, ("b", 1.0): 0.8, ("b", 0.5): 1.0}
+    studies: dict[str, dict[str, Any]] = {}
+    for task in ("a", "b"):
+        arms = {f"lora r={rank}": entry_of(1.0) for rank in ranks.EQUAL_TO}
+        for power in (1.0, 0.5):
+            for rank in ranks.EQUAL_TO:
+                arms[ranks.name_of("hls", rank, power)] = entry_of(losses[task, power])
+        studies[task] = arms
+    ratios = table.ratios_of(studies)
+    assert set(ratios) == {("hls", 1.0), ("hls", 0.5)}
+    assert ratios["hls", 1.0]["a", 4] == pytest.approx(np.log(2.0))
+    assert table.fitted(ratios, "hls", ["a"]) == 0.5
+    assert table.fitted(ratios, "hls", ["b"]) == 1.0
+    held_out = table.ranks_table(studies)[-1].split(" | ")
+    assert "fitted" in held_out[0]
+    assert held_out[1:5] == ["+100.0 %", "+100.0 %", "+0.0 %", "+0.0 %"]
+
+
+def test_spread_over_models_is_students() -> None:
+    table = part("replicas_table")
+    values = [0.3, 0.5, 0.45, 0.7]
+    found = table.Spread(values=values)
+    ends = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert found.ends == pytest.approx((ends.low, ends.high))
+    arms = {"lora r=2": entry_of(2.0, 100), "full": entry_of(1.0), "x": entry_of(1.25, 200)}
+    assert table.recovered(arms, "x") == pytest.approx(0.75)
+
+
+def test_bytes_of_a_step_are_those_of_its_tensors() -> None:
+    cost = part("cost")
+    way = cost.Way(planner().lora(2), tiny_model(), torch.randint(60, (2, 8)))
+    way.timed_step()
+    found = way.cost()
+    trained = sum(value.nbytes for value in way.trained)
+    weights = sum(value.nbytes for value in way.model.parameters())
+    steps = 4 * len(way.trained)  # AdamW counts the steps of each tensor
+    buffers = sum(value.nbytes for value in way.model.buffers())
+    assert found.parameters * 4 == trained
+    assert found.state_bytes == weights + buffers + 3 * trained + steps
+    assert found.peak_bytes > found.state_bytes
+    assert cost.equal_rank(5.0, {2: 4.0, 4: 8.0}) == pytest.approx(2.5)

@@ -44,10 +44,10 @@ def name_of(score: str, equal_to: int, power: float) -> str:
     return f"ranks {score} power {power:g} for r={equal_to}"
 
 
-def run_ranks(studies: Sequence[Study]) -> None:
-    """Train the plans of every power, cost and score with a curve over ranks, task by task."""
+def run_ranks(studies: Sequence[Study], scores: Sequence[str], powers: Sequence[float]) -> None:
+    """Train the plans of every power, cost and score, task by task."""
     planners = [Planner(report=scored(item, item.model(), PROBES), rank=RANK) for item in studies]
-    for power, equal_to, score in product(POWERS, EQUAL_TO, SCORES):
+    for power, equal_to, score in product(powers, EQUAL_TO, scores):
         for study, planner in zip(studies, planners, strict=True):
             study.run(ranks_arm(planner, score, equal_to, power))
 
@@ -58,9 +58,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", choices=tuple(BASES), default="small")
     parser.add_argument("--task", choices=tuple(tasks), action="append")
+    parser.add_argument("--score", choices=SCORES, action="append")
+    parser.add_argument("--power", type=float, action="append")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    run_ranks([opened(options.base, tasks[name]) for name in options.task or tasks])
+    run_ranks(
+        [opened(options.base, tasks[name]) for name in options.task or tasks],
+        options.score or SCORES,
+        options.power or POWERS,
+    )
 
 
 if __name__ == "__main__":

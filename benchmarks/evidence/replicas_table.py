@@ -10,7 +10,7 @@ from analysis import CONFIDENCE, Entry, lora_of_size, losses, pooled
 from bases import REPLICAS
 from journal import lines_of, path_of
 from ranks import EQUAL_TO, name_of
-from replicas import DRAWS, EQUAL, FIRST, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
+from replicas import DRAWS, EQUAL, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
 from scipy.stats import t
 from study import RANK
 
@@ -42,10 +42,10 @@ class Spread:
 
 
 def finished_replicas(tasks: Sequence[str]) -> dict[str, list[Arms]]:
-    """Of each task, the arms of every base model that has them all; the first model is one."""
+    """Of each task, the arms of every base model that has them all; not of the first model."""
     found: dict[str, list[Arms]] = {}
     for task in tasks:
-        for base in (FIRST, *REPLICAS):
+        for base in REPLICAS:
             arms = {line["name"]: line for line in lines_of(path_of(base, task))}
             drawn = {
                 name: [arms[each] for k in range(DRAWS) if (each := f"{name} {k}") in arms]
