@@ -19,6 +19,7 @@ from reports import report
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run, app
+from hlscore.settings import VALUE_POWER
 
 OPTIONS = {
     "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --beta --bootstrap "
@@ -193,6 +194,16 @@ def test_rank_writes_shows_and_repeats(call: Run, tmp_path: Path) -> None:
     for text in ("4 of 42 modules", "plain LoRA", "full fine-tuning", "stable", "layer", "next",
                  "hlscore plan", "model.layers.0.mlp."):  # fmt: skip
         assert text in first.stdout
+    printed = [line.split()[1:] for line in first.stdout.splitlines() if "hlscore plan" in line]
+    for command in printed:
+        assert call(*command).returncode == 0
+    plan = Plan.model_validate_json((folder / "plan.json").read_text())
+    ranked = Plan.model_validate_json((tmp_path / "plan-ranks.json").read_text())
+    assert ranked.lora.ranks == [4, 8, 16, 32, 64]
+    assert ranked.totals.trained_params <= plan.totals.trained_params
+    silent = f"{ranked.totals.frozen_modules} of 42 modules stay frozen"
+    assert any(note.startswith(silent) for note in ranked.notes)
+    assert (plan.solver.value_power, ranked.solver.value_power) == (None, VALUE_POWER)
     second = call("rank", "builtin:tiny", "--budget", "0.1", *options, "-o", "again", "--json")
     result = json.loads(second.stdout)
     again = tmp_path / "again"

@@ -309,6 +309,18 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             f"{start} trained in full: for the others {problem.score.name} shows no gain above "
             f"zero to buy.{more}"
         )
+    silent = sum(
+        item.mode == "frozen" and row.module not in problem.tied and row.module not in problem.locks
+        for row, item in zip(problem.rows, picks.options, strict=True)
+    )
+    if settings.ranks and silent:
+        notes.append(
+            f"{silent:,} of {len(problem.rows):,} modules stay frozen: {problem.score.name} shows "
+            "too little to gain there, or nothing above the noise. More probe samples may show "
+            "some; --score tail, which counts noise too, leaves fewer out."
+            if problem.score.reads_gradients
+            else f"{silent:,} of {len(problem.rows):,} modules stay frozen."
+        )
     if settings.ranks:
         notes.append(
             "Ranks are chosen by gradient energy reached in the first step. What a module gains "

@@ -15,6 +15,7 @@ from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ScoreReport
+from hlscore.scores.registry import SCORES
 from hlscore.settings import DEFAULT_RANK
 from hlscore.views.choice import print_choice
 from hlscore.views.headline import report_headline, run_notes
@@ -60,6 +61,14 @@ def print_result(
             "for your trainer; hlscore export --list names the others",
         ),
     ]
+    if SCORES[plan.score.name].leaves_over and plan.totals.full_modules and not plan.lora.ranks:
+        commands.append(
+            (
+                f"hlscore plan {quoted[SCORES_FILE]} --budget {plan.totals.trained_params // 1000}k"
+                f" --ranks {','.join(map(str, _ranks(report)))} -o plan-ranks.json",
+                "at the same cost, a rank for each module",
+            )
+        )
     model = shlex.quote(report.model.model)
     if report.probes.objective == "sft" and plan.totals.full_modules:
         commands.append(
@@ -79,6 +88,14 @@ def print_result(
             )
         )
     print_next(console, *commands)
+
+
+def _ranks(report: ScoreReport) -> list[int]:
+    """Ranks to choose from: those around the rank of a run that all its curves hold."""
+    curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
+    held = set(curves[0]).intersection(*curves) if curves else set()
+    rank = report.run.rank
+    return sorted(each for each in held if max(1, rank // 4) <= each <= 4 * rank)
 
 
 def _data_options(settings: Mapping[str, Any]) -> str:
