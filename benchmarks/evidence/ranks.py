@@ -20,7 +20,7 @@ from world import fine_tuning_tasks, new_world
 
 from hlscore.settings import PlanSettings
 
-POWERS = (1.0, 0.25, 0.5, 0.1)
+POWERS = (1.0, 0.25, 0.5)
 SCORES = ("hls", "tail", "l1_adam")
 # The uniform ranks whose parameters the plans may spend.
 EQUAL_TO = (4, 8)

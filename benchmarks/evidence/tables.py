@@ -25,7 +25,7 @@ from analysis import (
     pooled,
     self_agreement,
 )  # fmt: skip
-from bases import BASES
+from bases import BASES, REPLICAS
 from figure import draw
 from journal import REWARDED, lines_of, path_of
 from ranks_table import ranks_table
@@ -180,9 +180,15 @@ def sections(studies: Studies) -> str:
 
 def result(studies: Studies) -> dict[str, Any]:
     """What the result file holds: everything but the losses of single examples."""
+    repeated = {
+        (base, task): {line["name"]: line for line in lines_of(path_of(base, task))}
+        for base in REPLICAS
+        for task in fine_tuning_tasks(new_world())
+    }
     return {
         f"{base}, {task}": {name: _without_examples(entry) for name, entry in arms.items()}
-        for (base, task), arms in trained(studies).items()
+        for (base, task), arms in {**trained(studies), **repeated}.items()
+        if arms
     }
 
 
@@ -204,7 +210,8 @@ def _without_examples(entry: Entry) -> dict[str, Any]:
                 "lora_rate": trial["trial"]["lora_rate"],
                 "loss": round(float(np.mean(trial["losses"])), 6),
                 "accuracy": trial["accuracy"],
-                "curve": trial["curve"],
+                # As text, one line each: there are thousands.
+                "curve": " ".join(map(str, trial["curve"])),
             }
             for trial in entry["trials"]
         ]
