@@ -90,7 +90,8 @@ class Planner:
     def peer(self, method: str) -> Arm:
         """A method of PEFT, at the rank of the study, on every candidate."""
         options = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True},
-                   "pissa": {"init_lora_weights": "pissa"}}[method]  # fmt: skip
+                   "pissa": {"init_lora_weights": "pissa"},
+                   "olora": {"init_lora_weights": "olora"}}[method]  # fmt: skip
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=2 * self.rank,
             target_modules=[row.module for row in self.report.candidates], **options,

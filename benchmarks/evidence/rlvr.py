@@ -41,6 +41,8 @@ DRAWS = 3
 PROBE_PROMPTS, TUNING_PROMPTS, TEST_PROMPTS = 128, 128, 512
 OTHER_SCORES = ("l1_adam", "spectral")
 OTHER_RANKS = (1, 12)
+# AdaLoRA wants to be told of every step, which the trainer does not do.
+PEERS = ("dora", "rslora", "pissa", "olora")
 
 
 def share_right(completions: Sequence[str], answer: Sequence[str], **_: object) -> list[float]:
@@ -189,8 +191,8 @@ def run_arm(setup: Rewarded, journal: Journal, arm: Arm) -> None:
     report_line(journal.add(arm.name, finished(arm, found, began, tuned, parameters)))
 
 
-def run_study(base: str) -> None:
-    """Run all arms."""
+def run_study(base: str, only: Sequence[str] | None = None) -> None:
+    """Run all arms, or those with the given names."""
     setup = warmed(base)
     losses, accuracy = measured(setup.model(), rows((7, 2), TEST_PROMPTS))
     print(f"{base}: lost reward {np.mean(losses):.4f}, right {accuracy:.3f}", flush=True)
@@ -212,19 +214,23 @@ def run_study(base: str) -> None:
         planner.full(), planner.lora(RANK), planner.matched(chosen),
         hybrid("hybrid hls", chosen),
         *(planner.lora(rank) for rank in OTHER_RANKS),
+        *(planner.peer(method) for method in PEERS),
         *(equal_arm(planner, draw) for draw in range(DRAWS)),
         *(hybrid(f"hybrid {score}", planner.scored(score)) for score in OTHER_SCORES),
     ]  # fmt: skip
     for arm in arms:
-        run_arm(setup, journal, arm)
+        if only is None or arm.name in only:
+            run_arm(setup, journal, arm)
 
 
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--base", default="small")
+    parser.add_argument("--arm", action="append", help="name of an arm; all where none is named")
     torch.set_num_threads(1)
-    run_study(parser.parse_args().base)
+    options = parser.parse_args()
+    run_study(options.base, options.arm)
 
 
 if __name__ == "__main__":
