@@ -18,9 +18,11 @@ from study import PROBES, RANK, UNIFORM_RANKS, opened, scored
 from trials import Study
 from world import fine_tuning_tasks, new_world
 
+from hlscore.planning.baselines import nearest_rank
 from hlscore.settings import PlanSettings
 
 POWERS = (1.0, 0.25, 0.5)
+EVEN_POWER = 0.25
 SCORES = ("hls", "tail", "l1_adam")
 # The uniform ranks whose parameters the plans may spend.
 EQUAL_TO = (4, 8)
@@ -39,6 +41,32 @@ def ranks_arm(planner: Planner, score: str, equal_to: int, power: float) -> Arm:
     return planned(name_of(score, equal_to, power), kind, plan)
 
 
+def even_arm(planner: Planner, equal_to: int) -> Arm | None:
+    """One rank for the modules that the plan of `hls` trains, at its cost: is it the choice alone?
+
+    Args:
+        planner: Makes plans.
+        equal_to: Rank of the LoRA whose parameters may be spent.
+
+    Returns:
+        The arm; `None` where the plan leaves no module out.
+    """
+    ranks = ranks_arm(planner, "hls", equal_to, EVEN_POWER).ranks
+    silent = [module for module, rank in ranks.items() if rank == 0]
+    if not silent:
+        return None
+    rows = planner.report.candidates
+    kept = [row for row in rows if row.module not in silent]
+    limit = equal_to * sum(row.in_features + row.out_features for row in rows)
+    plan = planner.plan(
+        PlanSettings(
+            baseline="all-lora", score="random", rank=nearest_rank(limit, kept),
+            locks=tuple(f"{module}=frozen" for module in silent),
+        )
+    )  # fmt: skip
+    return planned(f"one rank where hls finds a gain for r={equal_to}", "lora", plan)
+
+
 def name_of(score: str, equal_to: int, power: float) -> str:
     """Name of a plan's arm."""
     return f"ranks {score} power {power:g} for r={equal_to}"
@@ -50,6 +78,11 @@ def run_ranks(studies: Sequence[Study], scores: Sequence[str], powers: Sequence[
     for power, equal_to, score in product(powers, EQUAL_TO, scores):
         for study, planner in zip(studies, planners, strict=True):
             study.run(ranks_arm(planner, score, equal_to, power))
+    for equal_to in EQUAL_TO:
+        for study, planner in zip(studies, planners, strict=True):
+            arm = even_arm(planner, equal_to)
+            if arm is not None:
+                study.run(arm)
 
 
 def main() -> None:
