@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than this only wait for each other on models as small as those of the tests.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-trainers lint schema picture clean
+.PHONY: demo test test-trainers schema picture evidence clean
 
 demo: $(VENV)/ready  ## The main job on the built-in model.
 	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
@@ -25,6 +25,12 @@ schema: $(VENV)/ready-dev  ## Write the published JSON Schema of a plan again.
 
 picture: $(VENV)/ready-dev  ## Draw the picture of the README again.
 	$(BIN)/python benchmarks/picture.py
+
+# Goes on where it was stopped; the tables read what the trainings left in benchmarks/.models.
+EVIDENCE := study ranks replicas rlvr cost tables rewards_table figure
+evidence: $(VENV)/ready-dev  ## Run the whole evidence study again (days on two cores).
+	for part in $(EVIDENCE); do \
+	$(TEST_ENV) $(BIN)/python benchmarks/evidence/$$part.py || exit; done
 
 clean:
 	rm -rf $(VENV) hlscore-out

@@ -20,7 +20,8 @@ import hlscore
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
 NAMES = (
     "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
-    "ranks", "ranks_table", "replicas", "replicas_table", "cost",
+    "ranks", "ranks_table", "replicas", "replicas_table", "cost", "arm_table", "published",
+    "figure", "tables", "rlvr", "rewards_table",
 )  # fmt: skip
 
 
@@ -322,3 +323,91 @@ def test_bytes_of_a_step_are_those_of_its_tensors() -> None:
     assert found.state_bytes == weights + buffers + 3 * trained + steps
     assert found.peak_bytes > found.state_bytes
     assert cost.equal_rank(5.0, {2: 4.0, 4: 8.0}) == pytest.approx(2.5)
+
+
+def reported_arms() -> dict[str, dict[str, Any]]:
+    def entry(name: str, loss: float, parameters: int) -> dict[str, Any]:
+        trial = {"seed": 5, "full_rate": 0.1, "lora_rate": 0.2}
+        trials = [
+            {"trial": trial, "losses": [loss, loss], "accuracy": 0.5, "curve": [3.0, 2.0]}
+        ] * 2
+        return {"name": name, "parameters": parameters, "seconds": 1.0, "trials": trials}
+
+    named = (("full", 0.5, 800), ("lora r=1", 1.2, 100), ("lora r=2", 1.0, 200),
+             ("hybrid hls", 0.6, 200), ("hybrid random 0", 0.7, 210),
+             ("hybrid random 1", 0.9, 220))  # fmt: skip
+    return {name: entry(name, loss, size) for name, loss, size in named}
+
+
+def test_table_of_arms_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = part("arm_table")
+    journal = part("journal").Journal(tmp_path / "arms.jsonl", {})
+    for name, entry in {**reported_arms(), "oracle": {"gains": {"a": 1.0}}}.items():
+        journal.add(name, entry)
+    monkeypatch.setattr(table, "path_of", lambda *_: tmp_path / "arms.jsonl")
+    arms = table.finished_arms("small", "next", 2)
+    assert table.RANDOM in arms
+    assert table.EQUAL not in arms
+    assert table.RANDOM not in table.finished_arms("small", "next", 3)
+    first, blank, _, _, *rows = table.arm_table(arms, "bits")
+    assert first.startswith("LoRA of rank 2 lags full fine-tuning by 0.5000 [0.5000, 0.5000] bits")
+    assert not blank
+    cells = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ")[1:] for row in rows}
+    # LoRA of 200 parameters is r=2 itself.
+    assert cells["hybrid hls"] == ["200", "0.6000", "0.80 [0.80, 0.80]", "-40 % [-40, -40]"]
+    assert cells["lora r=2"][2] == "reference"
+    assert cells["hybrid random"][:2] == ["215", "0.8000"]
+    arms["full"] = {**arms["full"], "trials": arms["lora r=1"]["trials"]}
+    assert " | no gap | " in table.arm_table(arms, "bits")[-1]
+
+
+def test_result_files_hold_means_and_nothing_pooled() -> None:
+    table = part("arm_table")
+    arms = {**reported_arms(), table.RANDOM: reported_arms()["full"]}
+    found = table.published(arms)
+    assert set(found) == set(reported_arms())
+    assert found["hybrid hls"]["trials"][1] == {
+        "seed": 5, "full_rate": 0.1, "lora_rate": 0.2, "loss": 0.6, "accuracy": 0.5,
+        "curve": "3.0 2.0",
+    }  # fmt: skip
+    kinds = {point["kind"]: point for point in part("figure").points({"a, b": found})}
+    assert kinds[part("figure").FULL]["loss"] == pytest.approx(0.5)
+    assert {point["study"] for point in kinds.values()} == {"a, b"}
+
+
+def test_tables_are_put_into_their_place(tmp_path: Path) -> None:
+    published = part("published")
+    readme = tmp_path / "README.md"
+    readme.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n")
+    for _ in range(2):
+        published.put_tables("x", ["| new |"], readme)
+        assert readme.read_text() == "a\n<!-- x -->\n\n| new |\n\n<!-- end of x -->\nb\n"
+    with pytest.raises(ValueError, match="no place for y"):
+        published.put_tables("y", ["| new |"], readme)
+    assert "| new |" in readme.read_text()
+
+
+def test_places_of_the_tables_are_there() -> None:
+    text = part("published").README.read_text()
+    for name in ("tables", "rewards"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
+
+
+def test_newest_result_file_is_read(tmp_path: Path) -> None:
+    latest = part("published").latest
+    assert latest("evidence", tmp_path) == {}
+    for name in ("evidence_2026-01-09", "evidence_2026-01-10", "evidence_rlvr_2026-02-01"):
+        (tmp_path / f"{name}.json").write_text(f'{{"name": "{name}"}}')
+    assert latest("evidence", tmp_path)["name"] == "evidence_2026-01-10"
+    assert latest("evidence_rlvr", tmp_path)["name"] == "evidence_rlvr_2026-02-01"
+
+
+def test_rewards_are_shares_of_words_at_their_place() -> None:
+    rlvr = part("rlvr")
+    found = rlvr.share_right(["a b c", "b a c", "a", "a b c d", ""], ["a b c"] * 5)
+    assert found == pytest.approx([1.0, 1 / 3, 1 / 3, 3 / 4, 0.0])
+    asked = rlvr.rows((7, 2), 3)
+    assert [len(row["answer"].split()) for row in asked] == [part("world").LIST_LENGTH] * 3
+    losses, right = rlvr.measured(tiny_model(), asked)
+    assert len(losses) == 3
+    assert all(0 <= share <= 1 for share in (*losses, right))

@@ -1,12 +1,17 @@
-"""The figure of the study: loss over trained parameters, one panel for each base and task."""
+"""The figure of the study: loss over trained parameters, one panel for each base and task.
+
+`python benchmarks/evidence/figure.py` draws it from the newest result files.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from analysis import Entry, losses
+from bases import BASES
+from published import latest
 
 from hlscore.pages.painter import paint
 
@@ -21,10 +26,13 @@ COLOURS = {
 }  # fmt: skip
 
 
-def draw(studies: Mapping[tuple[str, str], Mapping[str, Entry]]) -> Path:
-    """Write the figure as SVG and give its path."""
+def main() -> None:
+    """Write the figure as SVG."""
+    found = {**latest("evidence"), **latest("evidence_rlvr")}
+    bases = tuple(f"{base}, " for base in BASES)
+    studies = {name: arms for name, arms in found.items() if name.startswith(bases)}
     spec = {
-        "data": {"values": list(_points(studies))},
+        "data": {"values": list(points(studies))},
         "facet": {"field": "study", "type": "nominal", "title": None},
         "columns": 3,
         "resolve": {"scale": {"x": "independent", "y": "independent"}},
@@ -48,7 +56,7 @@ def draw(studies: Mapping[tuple[str, str], Mapping[str, Entry]]) -> Path:
         },
     }  # fmt: skip
     PICTURE.write_bytes(paint(spec, ".svg"))
-    return PICTURE
+    print(PICTURE)
 
 
 def _axis(field: str, title: str, form: str) -> dict[str, Any]:
@@ -59,15 +67,23 @@ def _axis(field: str, title: str, form: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _points(studies: Mapping[tuple[str, str], Mapping[str, Entry]]) -> Iterable[dict[str, Any]]:
-    for (base, task), arms in studies.items():
+def points(studies: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+    """One point for each arm of result files.
+
+    Args:
+        studies: Arms of each base and task.
+
+    Yields:
+        Study, kind of arm, trained parameters and mean loss over seeds.
+    """
+    for study, arms in studies.items():
         for name, entry in arms.items():
             if "trials" in entry:
                 yield {
-                    "study": f"{base}, {task}",
+                    "study": study,
                     "kind": _kind(name),
                     "parameters": entry["parameters"],
-                    "loss": float(losses(entry).mean()),
+                    "loss": mean(trial["loss"] for trial in entry["trials"]),
                 }
 
 
@@ -81,3 +97,7 @@ def _kind(name: str) -> str:
     if name == "hybrid oracle":
         return ORACLE
     return BY_SCORE if name.startswith("hybrid") else PEFT
+
+
+if __name__ == "__main__":
+    main()
