@@ -1,11 +1,12 @@
 """Table and result file of the study with rewards.
 
 `python benchmarks/evidence/rewards_table.py` reads the finished arms of `rlvr.py` and puts their
-table into `README.md`.
+table, best arm first, into `README.md`.
 """
 
 from __future__ import annotations
 
+from analysis import losses
 from arm_table import arm_table, finished_arms, published
 from journal import REWARDED
 from published import publish
@@ -16,9 +17,10 @@ BASE = "small"
 
 def main() -> None:
     """Write both."""
-    arms = finished_arms(BASE, REWARDED, DRAWS)
-    found = {f"{BASE}, {REWARDED}": published(arms)}
-    publish("rewards", arm_table(arms, "of the reward"), "evidence_rlvr", found)
+    found = finished_arms(BASE, REWARDED, DRAWS)
+    arms = dict(sorted(found.items(), key=lambda item: losses(item[1]).mean()))
+    result = {f"{BASE}, {REWARDED}": published(arms)}
+    publish("rewards", arm_table(arms, "of the reward"), "evidence_rlvr", result)
 
 
 if __name__ == "__main__":
