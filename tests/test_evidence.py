@@ -375,6 +375,19 @@ def test_result_files_hold_means_and_nothing_pooled() -> None:
     assert {point["study"] for point in kinds.values()} == {"a, b"}
 
 
+def test_every_published_arm_has_its_kind_in_the_figure() -> None:
+    figure, latest = part("figure"), part("published").latest
+    found = {**latest("evidence"), **latest("evidence_rlvr")}
+    names = {name for study, arms in found.items() if ", " in study for name in arms}
+    kinds: dict[str, set[str]] = {}
+    for name in names - {"oracle"}:
+        kinds.setdefault(figure.kind_of(name), set()).add(name.split()[0])
+    assert set(kinds) == set(figure.COLOURS)
+    assert kinds[figure.PEFT] == {*part("arms").BASELINES, *part("rlvr").PEERS, "adalora"}
+    assert kinds[figure.RANKS] == {"ranks"}
+    assert kinds[figure.TRAINED] == kinds[figure.DRAWN] == kinds[figure.BY_SCORE] == {"hybrid"}
+
+
 def test_tables_are_put_into_their_place(tmp_path: Path) -> None:
     published = part("published")
     readme = tmp_path / "README.md"

@@ -16,13 +16,14 @@ from published import latest
 from hlscore.pages.painter import paint
 
 PICTURE = Path(__file__).resolve().parent.parent / "pictures" / "evidence.svg"
-LORA, PEFT, BY_SCORE, DRAWN, ORACLE, FULL = (
-    "LoRA of ranks 1 to 16", "other PEFT methods", "hybrid by a score", "hybrid at random",
-    "hybrid by the oracle", "full fine-tuning",
+LORA, PEFT, RANKS, FULL, BY_SCORE, TRAINED, DRAWN, ORACLE = (
+    "LoRA of ranks 1 to 16", "other PEFT methods", "a rank for each module", "full fine-tuning",
+    "hybrid by a score", "hybrid by a score after training", "hybrid at random",
+    "hybrid by the oracle",
 )  # fmt: skip
 COLOURS = {
-    LORA: "#4269d0", PEFT: "#97bbf5", BY_SCORE: "#efb118", DRAWN: "#9c9c9c", ORACLE: "#3ca951",
-    FULL: "#222222",
+    LORA: "#4269d0", PEFT: "#97bbf5", RANKS: "#ff725c", FULL: "#222222", BY_SCORE: "#efb118",
+    TRAINED: "#a463f2", DRAWN: "#9c9c9c", ORACLE: "#3ca951",
 }  # fmt: skip
 
 
@@ -45,7 +46,7 @@ def main() -> None:
                 "color": {
                     "field": "kind", "type": "nominal", "title": None,
                     "scale": {"domain": list(COLOURS), "range": list(COLOURS.values())},
-                    "legend": {"orient": "bottom", "columns": 3},
+                    "legend": {"orient": "bottom", "columns": 4, "labelLimit": 0},
                 },
             },
             "layer": [
@@ -81,21 +82,26 @@ def points(studies: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]
             if "trials" in entry:
                 yield {
                     "study": study,
-                    "kind": _kind(name),
+                    "kind": kind_of(name),
                     "parameters": entry["parameters"],
                     "loss": mean(trial["loss"] for trial in entry["trials"]),
                 }
 
 
-def _kind(name: str) -> str:
+def kind_of(name: str) -> str:
+    """Which kind of arm has a name."""
     if name.startswith("lora"):
         return LORA
+    if name.startswith("ranks"):
+        return RANKS
     if name == "full":
         return FULL
     if name.startswith("hybrid random"):
         return DRAWN
     if name == "hybrid oracle":
         return ORACLE
+    if name.endswith(("run", "update")):
+        return TRAINED
     return BY_SCORE if name.startswith("hybrid") else PEFT
 
 
