@@ -25,6 +25,11 @@ COLOURS = {
     LORA: "#4269d0", PEFT: "#97bbf5", RANKS: "#ff725c", FULL: "#222222", BY_SCORE: "#efb118",
     TRAINED: "#a463f2", DRAWN: "#9c9c9c", ORACLE: "#3ca951",
 }  # fmt: skip
+# How the names of arms begin; the first that fits counts.
+STARTS = {
+    "lora": LORA, "ranks": RANKS, "full": FULL, "hybrid random": DRAWN, "hybrid oracle": ORACLE,
+    "hybrid": BY_SCORE,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -90,19 +95,9 @@ def points(studies: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]
 
 def kind_of(name: str) -> str:
     """Which kind of arm has a name."""
-    if name.startswith("lora"):
-        return LORA
-    if name.startswith("ranks"):
-        return RANKS
-    if name == "full":
-        return FULL
-    if name.startswith("hybrid random"):
-        return DRAWN
-    if name == "hybrid oracle":
-        return ORACLE
     if name.endswith(("run", "update")):
         return TRAINED
-    return BY_SCORE if name.startswith("hybrid") else PEFT
+    return next((kind for start, kind in STARTS.items() if name.startswith(start)), PEFT)
 
 
 if __name__ == "__main__":
