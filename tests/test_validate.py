@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +19,7 @@ import pytest
 import torch
 from console import Outcome, hlscore, save_model, write_rows
 from families import FAMILIES
+from rich.console import Console
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
@@ -23,6 +27,7 @@ from hlscore.unfinished import unfinished_runs
 from hlscore.validation import training
 from hlscore.validation.run import prepare
 from hlscore.validation.training import Trial, train
+from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
@@ -119,9 +124,41 @@ def test_verdict_stands_first_and_the_table_below(
     for label in ("LoRA", "LoRA of equal size", "random choice", "the plan", "full"):
         assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
     assert "2 seeds are few" in found.out
-    assert "hlscore plan" in lines[-1]
-    assert "baseline lora-matched" in lines[-1]
     assert not [line for line in found.err.splitlines() if "Warning" in line]
+
+
+def test_last_command_makes_the_lora_of_equal_size(
+    tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
+) -> None:
+    found, content = tried
+    name, *words = shlex.split(found.out.splitlines()[-1])
+    assert words[-2:] == ["-o", "lora.json"]
+    ran = hlscore(*words[:-1], tmp_path / "lora.json")
+    assert (name, ran.code) == ("hlscore", 0), ran.err
+    trained = read_plan(tmp_path / "lora.json").totals.trained_params
+    assert trained == content["arms"]["matched"]["trained_params"]
+
+
+def test_last_command_has_the_budget_and_the_ranks_of_the_plan(
+    desk: Path, tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
+) -> None:
+    scores = desk / "scores" / "scores.parquet"
+    options = ("--budget", "6k", "--ranks", "1,2,4", "--value-power", "0.5")
+    path = tmp_path / "plan.json"
+    assert hlscore("plan", scores, *options, "-o", path).code == 0
+
+    def last_line() -> str:
+        printed = io.StringIO()
+        console = Console(file=printed, width=200)
+        print_validation(tried[1], tmp_path / "x.json", read_plan(path), path, console=console)
+        return printed.getvalue().splitlines()[-1].strip()
+
+    assert last_line() == f"hlscore show {path}"
+    shutil.copy(scores, tmp_path)
+    asked = shlex.join(options)
+    assert last_line() == (
+        f"hlscore plan {tmp_path / 'scores.parquet'} {asked} --baseline lora-matched -o lora.json"
+    )
 
 
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:

@@ -172,7 +172,7 @@ def _run(
     if as_json:
         print_validation_json(content, path)
     else:
-        print_validation(content, path, plan_path)
+        print_validation(content, path, plan, plan_path)
 
 
 def _check_trl() -> None:

@@ -16,8 +16,8 @@ from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
-from hlscore.settings import VALUE_POWER
 from hlscore.views.choice import chosen_in, training
+from hlscore.views.replan import replan, scores_beside
 from hlscore.views.show import plain, resamples_of
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_table, terminal
@@ -61,16 +61,12 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
         console.print()
         print_table(console, _costs(plan, item))
     commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
-    scores = path.with_name("scores.parquet")
-    if plan.method == "score" and scores.is_file():
+    scores = scores_beside(plan, path)
+    if scores:
         lock = shlex.quote(f"{item.module}={'lora' if item.mode == 'full' else 'full'}")
-        ranks = f" --ranks {','.join(map(str, plan.lora.ranks))}" if plan.lora.ranks else ""
-        if plan.solver.value_power not in (None, VALUE_POWER):
-            ranks += f" --value-power {plan.solver.value_power:g}"
         commands.append(
             (
-                f"hlscore plan {shlex.quote(str(scores))} --budget "
-                f"{shlex.quote(plan.budget.asked)}{ranks} --lock {lock} -o plan-locked.json",
+                f"{replan(plan, scores)} --lock {lock} -o plan-locked.json",
                 "decide about this module yourself",
             )
         )

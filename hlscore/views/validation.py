@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hlscore.artifacts.plan import Plan
+from hlscore.views.replan import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
 from hlscore.views.wording import count, short
@@ -26,14 +28,16 @@ _LABELS = {
 
 
 def print_validation(
-    content: dict[str, Any], path: Path, plan: Path, *, console: Console | None = None
-) -> None:
+    content: dict[str, Any], path: Path, plan: Plan, plan_path: Path,
+    *, console: Console | None = None,
+) -> None:  # fmt: skip
     """Print the verdict, the table, the curves and the next command.
 
     Args:
         content: Content of `validation.json`.
         path: Where it was written.
         plan: The plan that was tried out.
+        plan_path: Its file.
         console: Where to print; standard output by default.
     """
     console = console or terminal()
@@ -47,15 +51,16 @@ def print_validation(
     console.print()
     print_notes(console, content["notes"])
     console.print(Text.assemble(("validation  ", "dim"), str(path)), soft_wrap=True)
-    print_next(
-        console,
-        (f"hlscore show {shlex.quote(str(plan))}", "the plan that was tried out"),
-        (
-            f"hlscore plan {shlex.quote(str(plan.with_name('scores.parquet')))} "
-            "--baseline lora-matched -o lora.json",
-            "LoRA with as many trained parameters, as a plan",
-        ),
-    )
+    commands = [(f"hlscore show {shlex.quote(str(plan_path))}", "the plan that was tried out")]
+    scores = scores_beside(plan, plan_path)
+    if scores:
+        commands.append(
+            (
+                f"{replan(plan, scores)} --baseline lora-matched -o lora.json",
+                "LoRA with as many trained parameters, as a plan",
+            )
+        )
+    print_next(console, *commands)
 
 
 def print_validation_json(content: dict[str, Any], path: Path) -> None:
