@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from hlscore._version import __version__
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -24,7 +26,8 @@ def describe() -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpu": gpu,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "numpy", "hlscore")},
+        **{name: version(name) for name in ("torch", "transformers", "numpy")},
+        "hlscore": __version__,
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from marked import fill
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
@@ -22,7 +23,6 @@ from hlscore.views.result import print_result
 
 TARGET = Path(__file__).parent / "pictures" / "rank.svg"
 README = Path(__file__).parent.parent / "README.md"
-MARKS = ("<!-- output -->\n", "<!-- end of output -->\n")
 COMMAND = "hlscore rank builtin:tiny --budget 0.1 --top 8"
 
 
@@ -61,11 +61,8 @@ def main() -> None:
 
 def put_into_readme(text: str) -> None:
     """Replace the output between the marks of the README."""
-    before, rest = README.read_text().split(MARKS[0])
-    _, after = rest.split(MARKS[1])
     lines = "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
-    block = f"```console\n$ {COMMAND}\n{lines}\n```\n"
-    README.write_text(f"{before}{MARKS[0]}{block}{MARKS[1]}{after}")
+    fill(README, "output", f"```console\n$ {COMMAND}\n{lines}\n```")
 
 
 if __name__ == "__main__":

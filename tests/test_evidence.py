@@ -21,7 +21,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
 NAMES = (
     "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
     "ranks", "ranks_table", "replicas", "replicas_table", "cost", "arm_table", "published",
-    "figure", "tables", "rlvr", "rewards_table",
+    "figure", "tables", "rlvr", "rewards_table", "marked",
 )  # fmt: skip
 
 
@@ -364,7 +364,7 @@ def test_table_of_arms_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_result_files_hold_means_and_nothing_pooled() -> None:
     table = part("arm_table")
     arms = {**reported_arms(), table.RANDOM: reported_arms()["full"]}
-    found = table.published(arms)
+    found = table.result_of(arms)
     assert set(found) == set(reported_arms())
     assert found["hybrid hls"]["trials"][1] == {
         "seed": 5, "full_rate": 0.1, "lora_rate": 0.2, "loss": 0.6, "accuracy": 0.5,
@@ -389,14 +389,15 @@ def test_every_published_arm_has_its_kind_in_the_figure() -> None:
 
 
 def test_tables_are_put_into_their_place(tmp_path: Path) -> None:
-    published = part("published")
+    part("published")  # which finds the scripts one folder up
+    fill = part("marked").fill
     readme = tmp_path / "README.md"
     readme.write_text("a\n<!-- x -->\nold\n<!-- end of x -->\nb\n")
     for _ in range(2):
-        published.put_tables("x", ["| new |"], readme)
+        fill(readme, "x", "\n| new |\n")
         assert readme.read_text() == "a\n<!-- x -->\n\n| new |\n\n<!-- end of x -->\nb\n"
     with pytest.raises(ValueError, match="no place for y"):
-        published.put_tables("y", ["| new |"], readme)
+        fill(readme, "y", "\n| new |\n")
     assert "| new |" in readme.read_text()
 
 

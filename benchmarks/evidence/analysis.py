@@ -59,6 +59,13 @@ def against(arm: Entry, other: np.ndarray, *, seed: int = 0) -> Figure:
     return _figure([np.log(a / b) for a, b in zip(*found, strict=True)])
 
 
+def percent(value: float, low: float, high: float) -> str:
+    """The logarithm of a ratio and its interval as a change in percent."""
+    digits = 0 if np.expm1(np.abs([low, high])).max() > 0.1 else 1
+    said = [f"{100 * np.expm1(x):+.{digits}f}" for x in (value, low, high)]
+    return f"{said[0]} % [{said[1]}, {said[2]}]"
+
+
 def lora_of_size(uniform: Sequence[Entry], parameters: float) -> np.ndarray:
     """Losses [seeds, examples] of LoRA with so many parameters, between the two nearest ranks.
 

@@ -14,20 +14,23 @@ from analysis import (
     gap_recovered,
     lora_of_size,
     losses,
+    percent,
     pooled,
 )  # fmt: skip
 from journal import lines_of, path_of
-from study import RANK, UNIFORM_RANKS
+from replicas import LARGEST
+from study import EQUAL, RANDOM, RANK, UNIFORM_RANKS
 
-RANDOM, EQUAL = "hybrid random", "hybrid random of equal size"
+# Random draws that are also reported as one arm.
+DRAWN = (RANDOM, EQUAL, LARGEST)
 
-Arms = dict[str, Entry]
+Arms = Mapping[str, Entry]
 
 
 def finished_arms(base: str, task: str, draws: int) -> Arms:
     """The arms of a base model and a task by name, with so many random draws also as one."""
-    arms: Arms = {line["name"]: line for line in lines_of(path_of(base, task))}
-    for drawn in (RANDOM, EQUAL):
+    arms: dict[str, Entry] = {line["name"]: line for line in lines_of(path_of(base, task))}
+    for drawn in DRAWN:
         found = [arms[name] for place in range(draws) if (name := f"{drawn} {place}") in arms]
         if len(found) == draws:
             arms[drawn] = pooled(found)
@@ -73,26 +76,15 @@ def arm_table(arms: Arms, unit: str) -> list[str]:
         known = str(recovered) if lag.low > 0 else "no gap"
         if name == f"lora r={RANK}":
             known = "reference"
-        lines.append(f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {percent(peer)} |")
+        lines.append(
+            f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {percent(peer.value, peer.low, peer.high)} |"
+        )
     return lines
 
 
-def percent(figure: Figure) -> str:
-    """The logarithm of a ratio as a change in percent."""
-    digits = 0 if np.expm1(np.abs([figure.low, figure.high])).max() > 0.1 else 1
-    low, value, high = (
-        f"{100 * np.expm1(x):+.{digits}f}" for x in (figure.low, figure.value, figure.high)
-    )
-    return f"{value} % [{low}, {high}]"
-
-
-def published(arms: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
+def result_of(arms: Arms) -> dict[str, dict[str, Any]]:
     """Arms as a result file holds them: without losses of single examples, and nothing pooled."""
-    return {
-        name: _without_examples(entry)
-        for name, entry in arms.items()
-        if name not in (RANDOM, EQUAL)
-    }
+    return {name: _without_examples(entry) for name, entry in arms.items() if name not in DRAWN}
 
 
 def _without_examples(entry: Entry) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from analysis import Entry, losses
+from analysis import losses
+from arm_table import Arms
 from ranks import EQUAL_TO, POWERS, SCORES, name_of
 
-Arms = Mapping[str, Entry]
 # Logarithm of a plan's loss over that of LoRA of one rank with as many parameters.
 Ratios = dict[tuple[str, float], dict[tuple[str, int], float]]
 

@@ -15,7 +15,7 @@ from arms import Arm, Planner, full_modules, hybrid
 from bases import REPLICAS
 from journal import lines_of, path_of
 from ranks import EQUAL_TO, ranks_arm
-from study import PROBES, RANK, moved, opened, scored
+from study import EQUAL, PROBES, RANK, moved, opened, scored
 from trials import Rates, rates_of
 from world import fine_tuning_tasks, new_world
 
@@ -26,11 +26,7 @@ SCORES = ("hls", "l1_adam", "spectral")
 RANKED = (("hls", 0.25), ("hls", 1.0))
 # Random draws: of as many parameters as `hls` takes, and of the largest modules.
 DRAWS = 3
-EQUAL, LARGEST, MOVED = (
-    "hybrid random of equal size",
-    "hybrid random of the largest",
-    "hybrid tail of a short update",
-)
+LARGEST, MOVED = "hybrid random of the largest", "hybrid tail of a short update"
 
 
 def replicated(planner: Planner) -> Iterator[tuple[Arm, str]]:

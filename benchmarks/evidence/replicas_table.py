@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from analysis import CONFIDENCE, Entry, lora_of_size, losses, pooled
+from analysis import CONFIDENCE, lora_of_size, losses, percent
+from arm_table import Arms, finished_arms
 from bases import REPLICAS
-from journal import lines_of, path_of
 from ranks import EQUAL_TO, name_of
-from replicas import DRAWS, EQUAL, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
+from replicas import DRAWS, LARGEST, MOVED, RANKED, SCORES, UNIFORM_RANKS
 from scipy.stats import t
-from study import RANK
-
-Arms = Mapping[str, Entry]
+from study import EQUAL, RANK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +44,7 @@ def finished_replicas(tasks: Sequence[str]) -> dict[str, list[Arms]]:
     found: dict[str, list[Arms]] = {}
     for task in tasks:
         for base in REPLICAS:
-            arms = {line["name"]: line for line in lines_of(path_of(base, task))}
-            drawn = {
-                name: [arms[each] for k in range(DRAWS) if (each := f"{name} {k}") in arms]
-                for name in (EQUAL, LARGEST)
-            }
-            arms |= {name: pooled(some) for name, some in drawn.items() if len(some) == DRAWS}
+            arms = finished_arms(base, task, DRAWS)
             if all(name in arms for name in (*names(), "full", f"lora r={RANK}")):
                 found.setdefault(task, []).append(arms)
     return found
@@ -91,15 +84,7 @@ def replicas_table(replicas: Mapping[str, Sequence[Arms]]) -> list[str]:
               "|---" * (len(heads) + 1) + "|"]  # fmt: skip
     for name in names():
         rows = [[over_equal(arms, name) for arms in found] for found in replicas.values()]
-        cells = [_percent(Spread(values=row)) for row in rows]
+        spreads = [Spread(values=row) for row in rows]
+        cells = [percent(float(np.mean(item.values)), *item.ends) for item in spreads]
         lines.append(f"| {name.removeprefix('hybrid ')} | {' | '.join(cells)} |")
     return lines
-
-
-def _percent(spread: Spread) -> str:
-    low, high = spread.ends
-    digits = 0 if np.abs(np.expm1([low, high])).max() > 0.1 else 1
-    low, value, high = (
-        f"{100 * np.expm1(x):+.{digits}f}" for x in (low, float(np.mean(spread.values)), high)
-    )
-    return f"{value} % [{low}, {high}]"

@@ -7,7 +7,7 @@ table, best arm first, into `README.md`.
 from __future__ import annotations
 
 from analysis import losses
-from arm_table import arm_table, finished_arms, published
+from arm_table import arm_table, finished_arms, result_of
 from journal import REWARDED
 from published import publish
 from rlvr import DRAWS
@@ -19,7 +19,7 @@ def main() -> None:
     """Write both."""
     found = finished_arms(BASE, REWARDED, DRAWS)
     arms = dict(sorted(found.items(), key=lambda item: losses(item[1]).mean()))
-    result = {f"{BASE}, {REWARDED}": published(arms)}
+    result = {f"{BASE}, {REWARDED}": result_of(arms)}
     publish("rewards", arm_table(arms, "of the reward"), "evidence_rlvr", result)
 
 

@@ -44,6 +44,7 @@ PROBES = 256
 OTHER_PROBES = (32, 1024)
 ORACLE_SEEDS = (100, 101, 102)
 DRAWS = 5
+RANDOM, EQUAL = "hybrid random", "hybrid random of equal size"
 HELD_OUT = 512
 GRADIENT_SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam")
 WEIGHT_SCORES = ("snr", "spectral", "kappa")
@@ -107,13 +108,13 @@ def random_arm(planner: Planner, draw: int) -> Arm:
     order = stratified_scores(rows, seed=draw)
     count = len(full_modules(planner.scored("hls")))
     chosen = sorted(order, key=lambda module: -order[module])[:count]
-    return planner.chosen(f"hybrid random {draw}", chosen)
+    return planner.chosen(f"{RANDOM} {draw}", chosen)
 
 
 def equal_arm(planner: Planner, draw: int) -> Arm:
     """Modules drawn as for `random_arm`, of as many parameters as the plan of `hls` has in full."""
     return planner.drawn(
-        f"hybrid random of equal size {draw}",
+        f"{EQUAL} {draw}",
         seed=100 + draw,
         params=planner.scored("hls").totals.full_params,
     )

@@ -10,23 +10,23 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from analysis import against, agreement, gap_recovered, lora_of_size, mean, self_agreement
-from arm_table import (
-    EQUAL,
-    RANDOM,
-    Arms,
-    arm_table,
-    finished_arms,
+from analysis import (
+    against,
+    agreement,
+    gap_recovered,
+    lora_of_size,
+    mean,
     percent,
-    published,
-    uniform,
+    self_agreement,
 )  # fmt: skip
+from arm_table import Arms, arm_table, finished_arms, result_of, uniform
 from bases import BASES, REPLICAS
 from published import publish
 from ranks_table import ranks_table
+from replicas import DRAWS as REPLICA_DRAWS
 from replicas import FIRST
 from replicas_table import finished_replicas, replicas_table
-from study import DRAWS, GRADIENT_SCORES, RANK, WEIGHT_SCORES
+from study import DRAWS, EQUAL, GRADIENT_SCORES, RANDOM, RANK, WEIGHT_SCORES
 from world import fine_tuning_tasks, new_world
 
 Studies = dict[tuple[str, str], Arms]
@@ -77,7 +77,8 @@ def rival_table(studies: Studies) -> list[str]:
                 cells.append("")
                 continue
             peer = lora_of_size(uniform(arms), arms[name]["parameters"])
-            cells.append(percent(against(arms[name], peer)))
+            found = against(arms[name], peer)
+            cells.append(percent(found.value, found.low, found.high))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
@@ -120,12 +121,12 @@ def sections(studies: Studies) -> list[str]:
 def result(studies: Studies) -> dict[str, Any]:
     """What the result file holds."""
     repeated = {
-        (base, task): finished_arms(base, task, 0)
+        (base, task): finished_arms(base, task, REPLICA_DRAWS)
         for base in REPLICAS
         for task in fine_tuning_tasks(new_world())
     }
     return {
-        f"{base}, {task}": published(arms)
+        f"{base}, {task}": result_of(arms)
         for (base, task), arms in {**studies, **repeated}.items()
         if arms
     }
