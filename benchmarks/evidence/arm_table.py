@@ -76,9 +76,8 @@ def arm_table(arms: Arms, unit: str) -> list[str]:
         known = str(recovered) if lag.low > 0 else "no gap"
         if name == f"lora r={RANK}":
             known = "reference"
-        lines.append(
-            f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {percent(peer.value, peer.low, peer.high)} |"
-        )
+        over = percent(peer.value, peer.low, peer.high)
+        lines.append(f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {over} |")
     return lines
 
 
