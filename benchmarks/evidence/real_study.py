@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -65,23 +66,23 @@ class Clock:
 
     Attributes:
         ends: When it is over, of `time.monotonic`.
-        longest: Seconds of the longest piece of work so far.
+        longest: Seconds of the longest piece of work of each kind so far.
     """
 
     ends: float
-    longest: float = 0.0
+    longest: dict[str, float] = field(default_factory=dict)
 
-    def timed(self, work: Callable[[], Any]) -> Any:
-        """Do a piece of work unless one as long as the longest would end too late.
+    def timed(self, kind: str, work: Callable[[], Any]) -> Any:
+        """Do a piece of work unless one as long as the longest of its kind would end too late.
 
         Raises:
             TimeOverError: There is no time for it.
         """
         began = time.monotonic()
-        if began + self.longest > self.ends:
+        if began + self.longest.get(kind, 0.0) > self.ends:
             raise TimeOverError
         result = work()
-        self.longest = max(self.longest, time.monotonic() - began)
+        self.longest[kind] = max(self.longest.get(kind, 0.0), time.monotonic() - began)
         return result
 
 
@@ -120,7 +121,7 @@ class RealStudy:
         missing = [trial for trial in trials if key_of(arm, trial) not in self.journal.arms]
         for place in range(0, len(missing), TOGETHER):
             some = missing[place : place + TOGETHER]
-            self.clock.timed(lambda some=some: self._train(arm, some))
+            self.clock.timed("training", lambda some=some: self._train(arm, some))
         return [self.journal.arms[key_of(arm, trial)] for trial in trials]
 
     def _train(self, arm: Arm, trials: Sequence[Trial]) -> None:
@@ -184,7 +185,7 @@ class RealStudy:
                 wanted, self.train(arm, [trial(place) for place in wanted]), strict=True
             ):
                 loss = entry["tuning_loss"]
-                losses[place] = loss if loss == loss else float("inf")
+                losses[place] = float("inf") if math.isnan(loss) else loss
             best = min(losses, key=lambda place: losses[place])
             around = [place for place in (best - 1, best + 1) if place not in losses]
             wanted = around if len(losses) < len(rates) + MOST_EXTENSIONS else []
@@ -215,16 +216,19 @@ class RealStudy:
             return read_report(path)
         start = {"first": 0, "second": SAMPLES}[rows]
         data: Any = self.rows["train"][start : start + SAMPLES]
-        options: dict[str, Any] = {"samples": 0, "batch_size": BATCH, "checkpointing": False}
+        options: dict[str, Any] = {
+            "ranks": RANKS, "samples": 0, "batch_size": BATCH, "checkpointing": False,
+        }  # fmt: skip
         if source == WEIGHTS:
             data, options = "none", {"score": "spectral"}
         elif has_movement():
             options["movement"] = MOVEMENTS[source]
         began = time.monotonic()
         result = self.clock.timed(
+            source,
             lambda: hlscore.rank(
-                deepcopy(self.base), self.tokenizer, data=data, rank=RANK, ranks=RANKS, **options
-            )
+                deepcopy(self.base), self.tokenizer, data=data, rank=RANK, **options
+            ),
         )
         path.parent.mkdir(parents=True, exist_ok=True)
         written = path.with_suffix(f".{self.task}")
@@ -281,7 +285,7 @@ def normalised(study: RealStudy, report: ScoreReport) -> dict[str, float]:
     """`hls / (||A|| ||B||)` times the parameters, A and B the gradients of the two halves."""
     halves = probe_set(study.rows["train"][:SAMPLES], study.tokenizer, study.base).halves
     names = [row.parameter for row in report.candidates]
-    norms = {name: 1.0 for name in names}
+    norms = dict.fromkeys(names, 1.0)
     model = deepcopy(study.base)
     parameters = dict(model.named_parameters())
     weights = [parameters[name].requires_grad_() for name in names]
@@ -340,7 +344,7 @@ def run_study(study: RealStudy) -> None:
     for draw in range(2):
         run(largest(planner, f"hybrid random of the largest {draw}", draw, count), SEEDS)
     if "choice hls_share of gradients" not in study.journal.arms:
-        share = study.clock.timed(lambda: normalised(study, scored))
+        share = study.clock.timed("share", lambda: normalised(study, scored))
         best = sorted(share, key=lambda module: -share[module])[:count]
         study.chosen("hls_share of gradients", best)
     modules = study.journal.arms["choice hls_share of gradients"]["modules"]

@@ -289,7 +289,7 @@ class Stack:
             torch.cuda.synchronize()
         return time.monotonic() - began
 
-    def measure(self, examples: Examples, *, batch: int = 128) -> list[Measured]:
+    def measure(self, examples: Examples, *, batch: int = 64) -> list[Measured]:
         """Loss and exact matches of every training on the examples of a split."""
         losses, exact = [], []
         for start in range(0, len(examples), batch):
@@ -346,7 +346,7 @@ class Stack:
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(self._graph, stream=stream):
             self._train_step()
 
     def _train_step(self) -> None:
@@ -441,7 +441,7 @@ class Stack:
 
 
 def data_order(seed: int, examples: int, steps: int, batch: int) -> torch.Tensor:
-    """The examples of each step [steps, batch], the same for every arm of a seed; epoch by epoch."""
+    """The examples of each step [steps, batch], epoch by epoch; the same for every arm."""
     draw = torch.Generator().manual_seed(seed)
     epochs = -(-steps * batch // examples)
     order = torch.cat([torch.randperm(examples, generator=draw) for _ in range(epochs)])
