@@ -124,3 +124,138 @@ def plain_loss(model: Any, chosen: Any) -> tuple[torch.Tensor, float]:
         exact.append(bool((logits.argmax(dim=-1) == targets)[counted].all()))
     count = sum(item.counted_tokens for item in chosen)
     return torch.stack(sums).sum() / count, sum(exact) / len(exact)
+
+
+def test_no_frozen_weight_moves_and_a_stack_trains_what_the_arm_says() -> None:
+    study, training = part("real_study"), part("real_training")
+    arms = part("arms")
+    base, (_, data) = tiny_model().requires_grad_(requires_grad=False), examples(24)
+    report = study.hlscore.rank(
+        base, byte_tokenizer(), data="none", score="spectral", rank=2
+    ).report
+    planner = arms.Planner(report=report, rank=2)
+    names = {row.module for row in report.candidates}
+    chosen = {"model.layers.1.mlp.up_proj", "model.layers.0.self_attn.k_proj"}
+    for arm, full in (
+        (planner.full(), names), (planner.lora(2), set()), (planner.chosen("h", chosen), chosen),
+    ):  # fmt: skip
+        linears = study.seeded_linears(arm.wrap(study.deepcopy(base)), 1)
+        assert {name for name, item in linears.items() if item.full} == full
+        assert {name for name, item in linears.items() if item.a is not None} == names - full
+        stack = training.Stack(base, linears, data, trainings=1, steps=3, batch=4)
+        trial = training.Trial(seed=1, full_rate=1e-3, lora_rate=1e-2)
+        stack.run([trial], [linears])
+        shapes = {row.module: row for row in report.candidates}
+        assert stack.trained_params == sum(
+            shapes[name].n_params
+            if name in full
+            else 2 * (shapes[name].in_features + shapes[name].out_features)
+            for name in names
+        )
+        for name, item in linears.items():
+            for key, value in item.trained.items():
+                assert not torch.equal(stack.values(0, name, key), value), (name, key)
+            assert torch.equal(item.weight, base.get_submodule(name).weight)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    tiny_model().save_pretrained(tmp_path / "model")
+    byte_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(part("real_study"), "SAMPLES", 16)
+    for place, name in enumerate(("sums", "more")):
+        splits = {"test": rows(12, 1000 * place), "tuning": rows(8, 100), "train": rows(48, 200)}
+        part("real_tasks").write(name, splits, tmp_path)
+    return tmp_path
+
+
+def run(folder: Path, *arguments: str) -> None:
+    part("real_study").main(
+        ["--model", str(folder / "model"), "--folder", str(folder), "--steps", "3",
+         "--batch", "4", "--device", "cpu", *arguments]
+    )  # fmt: skip
+
+
+def test_from_tasks_to_tables_and_nothing_is_trained_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, tables, journal = part("real_study"), part("real_tables"), part("journal")
+    run(folder, "--task", "sums", "--task", "more", "--find")
+    assert capsys.readouterr().out.count("FIND") == 2
+    run(folder, "--task", "sums")
+    lines = journal.lines_of(study.journal_of("sums", folder))
+    names = [line["name"] for line in lines]
+    assert len(names) == len(set(names))
+    by_arm = {line["arm"]: line for line in lines if "arm" in line}
+    assert by_arm["full"]["full"]
+    assert not by_arm["lora r=8"]["full"]
+    for source in ("gradients", *(("trials",) if study.has_movement() else ())):
+        choice = next(line for line in lines if line["name"] == f"choice hls of {source}")
+        assert by_arm[f"hybrid hls of {source}"]["full"] == choice["modules"]
+    deciding = {line["seed"] for line in lines if line.get("arm") == "hybrid hls of gradients"}
+    assert deciding == {0, 1, 2, 3}
+
+    def never(*_: object) -> None:
+        raise AssertionError("a finished training ran again")
+
+    monkeypatch.setattr(study.RealStudy, "_train", never)
+    run(folder, "--task", "sums")
+    assert journal.lines_of(study.journal_of("sums", folder)) == lines
+    capsys.readouterr()
+    tables.main(["--folder", str(folder), "--print"])
+    printed = capsys.readouterr().out
+    assert "### sums" in printed
+    assert "### more" not in printed
+    assert all(f"| {name} |" in printed for name in by_arm)
+
+
+def test_equal_seeds_give_equal_numbers_and_no_time_trains_nothing(folder: Path) -> None:
+    study, journal = part("real_study"), part("journal")
+    run(folder, "--task", "sums", "--find")
+    path = study.journal_of("sums", folder)
+    first = journal.lines_of(path)
+    path.unlink()
+    run(folder, "--task", "sums", "--find", "--minutes", "0")
+    assert not path.exists()
+    run(folder, "--task", "sums", "--find")
+    for before, after in zip(first, journal.lines_of(path), strict=True):
+        assert before["test_losses"] == after["test_losses"]
+        assert before["tuning_loss"] == after["tuning_loss"]
+
+
+def test_figures_of_the_tables() -> None:
+    tables = part("real_tables")
+
+    def lines(arm: str, parameters: int, losses: tuple[float, ...]) -> list[dict[str, Any]]:
+        common = {"arm": arm, "parameters": parameters, "full": [], "seconds": 1.0,
+                  "full_rate": 0.1, "lora_rate": 0.0, "accuracy": 0.5}  # fmt: skip
+        return [{**common, "seed": seed, "test_loss": loss} for seed, loss in enumerate(losses)]
+
+    # The first loss of each is of the tuning seed, which no table reports.
+    arms = tables.arms_of([
+        *lines("full", 1000, (9.0, 1.0, 1.2)), *lines("lora r=8", 10, (9.0, 2.0, 2.2)),
+        *lines("lora r=60", 98, (9.0, 1.5, 1.7)), *lines("hybrid a", 100, (9.0, 1.2, 1.5)),
+    ])  # fmt: skip
+    arm = arms["hybrid a"]
+    assert arm.loss == pytest.approx(1.35)
+    assert tables.recovered(arms, arm).values == pytest.approx([0.8, 0.7])
+    assert tables.equal_lora(arms, arm).name == "lora r=60"
+    assert tables.equal_lora(arms, arms["full"]) is None
+    assert tables.excess(arms, arm).values == pytest.approx([-0.6, -0.4])
+    assert tables.named(arms, "lora equal size").name == "lora r=60"
+
+
+def test_tasks_are_disjoint_and_written_the_same_way_twice(tmp_path: Path) -> None:
+    pytest.importorskip("reasoning_gym")
+    tasks = part("real_tasks")
+    sizes = {"test": 20, "tuning": 10, "train": 50}
+    splits = tasks.draw("base_conversion", byte_tokenizer(), sizes)
+    assert {split: len(found) for split, found in splits.items()} == sizes
+    prompts = [row["prompt"] for found in splits.values() for row in found]
+    assert len(set(prompts)) == 80
+    first = tasks.write("base_conversion", splits, tmp_path).read_bytes()
+    again = tasks.draw("base_conversion", byte_tokenizer(), sizes)
+    assert tasks.write("base_conversion", again, tmp_path).read_bytes() == first
+    assert tasks.read("base_conversion", tmp_path) == splits
+    assert all(row["prompt"].endswith("\n") for row in splits["test"])
+    assert all(row["completion"].startswith(" ") for row in splits["test"])

@@ -10,6 +10,7 @@ trainings count for the study too. `real_tables.py` makes the tables.
 from __future__ import annotations
 
 import argparse
+import gc
 import inspect
 import math
 import time
@@ -52,6 +53,16 @@ MOST_EXTENSIONS = 3
 # Trainings that run as one.
 TOGETHER = 4
 GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
+# The arms of the study in their order; `equal size` stands for the rank of equal size.
+EQUAL_SIZE = "equal size"
+ARMS = (
+    "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
+    "hybrid hls of gradients", "hybrid random of the largest 0", "hybrid random of the largest 1",
+    "hybrid hls_share of gradients", "hybrid spectral", "ranks hls of trials power 1 for r=8",
+    "ranks hls of trials power 0.25 for r=8", "ranks hls of gradients power 0.25 for r=8",
+    "hybrid random 0", "hybrid random 1", *(f"{name} r={RANK}" for name in BASELINES),
+    *(f"{name} {EQUAL_SIZE}" for name in BASELINES),
+)  # fmt: skip
 # The name of the value of `movement` that gives each.
 MOVEMENTS = {GRADIENTS: "gradient", TRIALS: "trial"}
 
@@ -127,6 +138,9 @@ class RealStudy:
     def _train(self, arm: Arm, trials: Sequence[Trial]) -> None:
         if arm.name not in self.built:
             self.built.clear()
+            gc.collect()
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
             with torch.random.fork_rng():
                 torch.manual_seed(0)
                 self.built[arm.name] = arm.wrap(deepcopy(self.base))
@@ -149,7 +163,7 @@ class RealStudy:
                 "tuning_loss": round(tuning[place].loss, 6),
                 "test_loss": round(test[place].loss, 6),
                 "accuracy": round(test[place].accuracy, 6), "test_losses": test[place].digest,
-                "seconds": round(seconds / len(trials), 2),
+                "seconds": round(seconds / len(trials), 2), "device": device_name(self.base.device),
             }  # fmt: skip
             self.journal.add(key_of(arm, trial), found)
             print(
@@ -247,6 +261,11 @@ class RealStudy:
 def key_of(arm: Arm, trial: Trial) -> str:
     """Name of a training in the journal."""
     return f"{arm.name}, rates {trial.full_rate:.3g} {trial.lora_rate:.3g}, seed {trial.seed}"
+
+
+def device_name(device: torch.device) -> str:
+    """What a training ran on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def has_movement() -> bool:

@@ -110,7 +110,7 @@ FAMILIES: dict[str, Family] = {
         options={"min_n": 3, "max_n": 5},
     ),
     "time_intervals": Family(
-        pattern=r"^(.*?\?)", prompt="{}", options={"task_types": ["time_seconds"]}
+        pattern=r"^(.*)$", prompt="{}", options={"task_types": ["time_seconds"]}
     ),
     "word_sequence_reversal": Family(
         pattern=r"words: (.*)", prompt="Reverse: {}", options={"min_words": 4}

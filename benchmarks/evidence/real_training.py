@@ -202,13 +202,13 @@ class Stack:
             for name, value in base.named_parameters()
             if "norm" in name
         }
-        places = torch.arange(train.ids.shape[1])[None]
-        cos, sin = base.model.rotary_emb(torch.zeros(1), places)
+        places = torch.arange(train.ids.shape[1], device=base.device)[None]
+        cos, sin = base.model.rotary_emb(torch.zeros(1, device=base.device), places)
         half = cos.shape[-1] // 2
         # A rolled vector times these is the rotated half of the model times its sine.
         sign = torch.cat([-torch.ones(half), torch.ones(half)])
         self._cos, self._sin = (
-            value.to(device)[:, :, None] for value in (cos.cpu(), sin.cpu() * sign)
+            value.to(device)[:, :, None] for value in (cos, sin * sign.to(sin.device))
         )
         self._frozen = {
             name: item.weight.to(device, dtype) for name, item in linears.items() if not item.full
