@@ -112,6 +112,28 @@ def test_trainings_equal_plain_loops_over_the_wrapped_model(wrapped: Any) -> Non
         assert measured.accuracy == pytest.approx(right)
 
 
+@pytest.mark.parametrize("wrapped", [hybrid, lambda: lora(use_dora=True)])
+def test_linear_layers_in_bfloat16_train_nearly_the_same(wrapped: Any) -> None:
+    training = part("real_training")
+    _, data = examples(24)
+    trials = [training.Trial(seed=0, full_rate=1e-3, lora_rate=1e-2)]
+    linears = training.linears_of(wrapped())
+    curves = []
+    for dtype in (torch.float32, torch.bfloat16):
+        stack = training.Stack(
+            tiny_model(), linears, data, trainings=1, steps=8, batch=4, dtype=dtype
+        )
+        stack.run(trials, [linears])
+        curves.append(stack.curve)
+        # What is trained is kept in float32: small updates do not vanish.
+        name = "model.layers.0.mlp.up_proj"
+        moved = (stack.values(0, name, "a") - linears[name].a).abs()
+        assert moved.max() > 1e-3
+        assert len(moved.unique()) > 10
+    assert torch.allclose(*curves, rtol=2e-2)
+    assert not torch.equal(*curves)
+
+
 def plain_loss(model: Any, chosen: Any) -> tuple[torch.Tensor, float]:
     """Mean over counted tokens, one example after the other; share of exact answers."""
     sums, exact = [], []

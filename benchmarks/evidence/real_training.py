@@ -176,6 +176,7 @@ class Stack:
         trainings: How many run at once.
         steps: Optimizer steps.
         batch: Examples of a step.
+        dtype: Of what linear layers compute; `None` is bfloat16 on a GPU and float32 on a CPU.
     """
 
     def __init__(
@@ -187,11 +188,12 @@ class Stack:
         trainings: int,
         steps: int,
         batch: int,
+        dtype: torch.dtype | None = None,
     ) -> None:
         if base.config.attention_bias or base.config.mlp_bias:
             raise ValueError("Biases are not supported.")
         device = train.ids.device
-        dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+        dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
         self._config, self._linears, self._train = base.config, linears, train
         self._count, self._steps, self._batch = trainings, steps, batch
         self._device = device
