@@ -281,3 +281,29 @@ def test_tasks_are_disjoint_and_written_the_same_way_twice(tmp_path: Path) -> No
     assert tasks.read("base_conversion", tmp_path) == splits
     assert all(row["prompt"].endswith("\n") for row in splits["test"])
     assert all(row["completion"].startswith(" ") for row in splits["test"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("wrapped", [hybrid, lambda: lora(use_dora=True)])
+def test_a_captured_step_trains_as_steps_one_by_one(
+    wrapped: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, training = part("real_study"), part("real_training")
+    encoded = study.encoded(rows(24), byte_tokenizer(), tiny_model())
+    length = max(len(item.input_ids) for item in encoded)
+    data = training.tensors_of(encoded, length, 8, torch.device("cuda"))
+    base = tiny_model().cuda()
+    linears = training.linears_of(wrapped().cuda())
+    trials = [training.Trial(seed=s, full_rate=1e-3, lora_rate=1e-2) for s in (0, 1)]
+    curves = []
+    for capture in (True, True, False):
+        stack = training.Stack(base, linears, data, trainings=2, steps=20, batch=4)
+        if not capture:
+            stack._tried_capture = True
+        for _ in range(2):
+            stack.run(trials, [linears] * 2)
+        curves.append(stack.curve)
+    assert "one by one" not in capsys.readouterr().out
+    for curve in curves[1:]:
+        assert torch.allclose(curves[0], curve, rtol=1e-2)
+    assert curves[0][-1].mean() < curves[0][0].mean()
