@@ -204,6 +204,8 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     study, tables, journal = part("real_study"), part("real_tables"), part("journal")
     run(folder, "--task", "sums", "--task", "more", "--find")
     assert capsys.readouterr().out.count("FIND") == 2
+    run(folder, "--pick", "1")
+    assert capsys.readouterr().out.strip() in {"sums", "more"}
     run(folder, "--task", "sums")
     lines = journal.lines_of(study.journal_of("sums", folder))
     names = [line["name"] for line in lines]

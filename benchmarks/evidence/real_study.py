@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from arms import BASELINES, Arm, Planner, full_modules, hybrid
-from journal import Journal
+from journal import Journal, lines_of
 from peft.tuners.lora.layer import LoraLayer
 from ranks import ranks_arm
 from real_tasks import FAMILIES, FOLDER, MODELS, Row, read
@@ -417,6 +417,22 @@ def find(study: RealStudy) -> None:
     )
 
 
+def picked(folder: Path, count: int) -> list[str]:
+    """The tasks on which LoRA lags most, in exact answers, of those that `--find` tried."""
+    lags = {}
+    for path in sorted(journal_of("*", folder).parent.glob("*.jsonl")):
+        best = {}
+        for kind in FIND_RATES:
+            name = "full" if kind == "full" else f"lora r={RANK}"
+            tried = [line for line in lines_of(path) if line.get("arm") == name]
+            tried = [line for line in tried if line["seed"] == TUNING_SEED]
+            if tried:
+                best[kind] = min(tried, key=lambda line: line["tuning_loss"])["accuracy"]
+        if len(best) == len(FIND_RATES):
+            lags[path.stem] = best["full"] - best["lora"]
+    return sorted(lags, key=lambda task: -lags[task])[:count]
+
+
 def opened(
     task: str, base: LlamaForCausalLM, tokenizer: Any, *, folder: Path, steps: int, clock: Clock,
     batch: int = BATCH,
@@ -463,6 +479,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--task", action="append", help=f"of {', '.join(FAMILIES)}")
     parser.add_argument("--find", action="store_true", help="look for tasks on which LoRA lags")
+    parser.add_argument("--pick", type=int, help="only print so many tasks on which LoRA lags most")
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -470,6 +487,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and journals")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     options = parser.parse_args(arguments)
+    if options.pick:
+        print(*picked(options.folder, options.pick))
+        return
     clock = Clock(ends=time.monotonic() + 60 * options.minutes)
     steps = options.steps or STEPS[torch.device(options.device).type]
     base, tokenizer = loaded(options.model, options.device)
