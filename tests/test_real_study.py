@@ -184,7 +184,12 @@ def test_no_frozen_weight_moves_and_a_stack_trains_what_the_arm_says() -> None:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tiny_model().save_pretrained(tmp_path / "model")
     byte_tokenizer().save_pretrained(tmp_path / "model")
-    monkeypatch.setattr(part("real_study"), "SAMPLES", 16)
+    study = part("real_study")
+    for name, value in (
+        ("SAMPLES", 16), ("FULL_RATES", (-6, -5)), ("LORA_RATES", (-4,)), ("MOST_EXTENSIONS", 1),
+        ("around", lambda _: (-5,)),
+    ):  # fmt: skip
+        monkeypatch.setattr(study, name, value)
     for place, name in enumerate(("sums", "more")):
         splits = {"test": rows(12, 1000 * place), "tuning": rows(8, 100), "train": rows(48, 200)}
         part("real_tasks").write(name, splits, tmp_path)
