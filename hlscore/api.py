@@ -34,10 +34,12 @@ from hlscore.settings import (
     Estimator,
     MemorySettings,
     ModelSettings,
+    Movement,
     Objective,
     ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    TrialOptimizer,
     samples_for,
     score_for,
 )
@@ -135,13 +137,18 @@ def rank(
     sketch_size: int | None = None,
     passes: int = 1,
     accumulate_on: Accumulator = "device",
+    movement: Movement = "auto",
+    trials: int = 4,
+    trial_steps: int = 8,
+    trial_rate: float | None = None,
+    trial_optimizer: TrialOptimizer = "factored",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RankResult:
     """Rank the modules of a model and plan which to train in full.
 
     The model comes back untouched: no hook, `.grad`, changed `requires_grad`, dtype or training
-    flag stays behind, also after an exception.
+    flag stays behind, and its weights are the same bit for bit, also after an exception.
 
     Args:
         model: A causal language model in memory, on any device.
@@ -176,6 +183,11 @@ def rank(
         sketch_size: Columns of a sketch; `None` means four times the rank, at least 64.
         passes: Passes over the probes, an odd number: more of them sharpen sketches.
         accumulate_on: `device` or `host`: where exact sums are kept.
+        movement: `gradient`, `trial` (weight updates of short trainings), or `auto`.
+        trials: Trial trainings, an even number; each has its own part of the probes.
+        trial_steps: Optimizer steps of each trial.
+        trial_rate: Learning rate of the trials; `None` finds one.
+        trial_optimizer: `factored` (Adafactor without momentum), `sign` or `rms`.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
 
@@ -194,7 +206,9 @@ def rank(
     )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
-        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
+        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, movement=movement,
+        trials=trials, trial_steps=trial_steps, trial_rate=trial_rate,
+        trial_optimizer=trial_optimizer,
     )  # fmt: skip
     plan = PlanSettings(
         budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,

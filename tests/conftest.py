@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,14 @@ from hlscore.settings import ModelSettings
 torch.set_num_threads(1)
 
 
+def checksum(parameter: torch.Tensor) -> str:
+    """Hash of the content of a parameter, bit for bit; empty where it is not in memory."""
+    if parameter.is_meta or hasattr(parameter, "full_tensor"):
+        return ""
+    content = parameter.detach().cpu().contiguous().view(-1).view(torch.uint8)
+    return hashlib.sha256(content.numpy().tobytes()).hexdigest()
+
+
 def footprint(model: PreTrainedModel) -> dict[str, Any]:
     """Everything about a model that a probe run could leave behind."""
     state: dict[str, Any] = {}
@@ -42,7 +51,7 @@ def footprint(model: PreTrainedModel) -> dict[str, Any]:
             None if parameter.grad is None else parameter.grad.data_ptr(),
             len(hooks_after),
             len(parameter._backward_hooks or {}),
-            None if parameter.is_inference() else parameter._version,
+            checksum(parameter),
         )
     return state
 

@@ -123,6 +123,45 @@ AccumulateOn = Annotated[
         rich_help_panel=CAPTURE_PANEL,
     ),
 ]
+MovementOption = Annotated[
+    Literal["auto", "gradient", "trial"],
+    typer.Option(
+        "--movement",
+        help="What is scored: first gradients, or weight updates of short trial trainings.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+Trials = Annotated[
+    int,
+    typer.Option(
+        "--trials",
+        help="Trial trainings, an even number; each has its own probes.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+TrialSteps = Annotated[
+    int,
+    typer.Option(
+        "--trial-steps", help="Optimizer steps of each trial.", rich_help_panel=CAPTURE_PANEL
+    ),
+]
+TrialRate = Annotated[
+    float | None,
+    typer.Option(
+        "--trial-rate",
+        help="Learning rate of the trials.",
+        show_default="found by a few steps at several rates",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+TrialOptimizerOption = Annotated[
+    Literal["factored", "sign", "rms"],
+    typer.Option(
+        "--trial-optimizer",
+        help="Optimizer of the trials: Adafactor without momentum, sign, or unit RMS.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
 SaveEvery = Annotated[
     float,
     typer.Option(
