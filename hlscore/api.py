@@ -121,6 +121,7 @@ def rank(
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     ranks: Iterable[int] = (),
+    min_rank: int = 0,
     locks: Iterable[str] = (),
     memory: MemorySettings | None = None,
     include: Iterable[str] = (),
@@ -167,6 +168,7 @@ def rank(
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
         ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        min_rank: With `ranks`: least LoRA rank of every module; 0 may freeze modules.
         locks: Pinned modules, such as `"*.down_proj=full"`.
         memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
         include: Globs over full module names; empty means every candidate.
@@ -212,7 +214,8 @@ def rank(
     )  # fmt: skip
     plan = PlanSettings(
         budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,
-        ranks=tuple(sorted(set(ranks))), locks=_texts(locks), memory=memory or MemorySettings(),
+        ranks=tuple(sorted(set(ranks))), min_rank=min_rank, locks=_texts(locks),
+        memory=memory or MemorySettings(),
     )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),

@@ -208,6 +208,14 @@ Ranks = Annotated[
         show_default="one rank for all",
     ),
 ]
+MinRank = Annotated[
+    int,
+    typer.Option(
+        "--min-rank",
+        help="With --ranks: least LoRA rank of every module; 0 may freeze modules.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
 ValuePower = Annotated[
     float,
     typer.Option(
@@ -230,11 +238,11 @@ Locks = Annotated[
     ),
 ]
 BaselineOption = Annotated[
-    Literal["lora-matched", "random", "all-lora", "all-full"] | None,
+    Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"] | None,
     typer.Option(
         "--baseline",
-        help="Write a plan to compare with instead: LoRA with as many trained parameters, a "
-        "stratified random choice, LoRA everywhere, or full everywhere.",
+        help="Write a plan to compare with instead: LoRA of equal size, a random choice, the "
+        "largest modules, LoRA or full everywhere.",
         rich_help_panel=PLAN_PANEL,
         show_default=False,
     ),

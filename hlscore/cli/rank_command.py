@@ -56,6 +56,7 @@ def rank(
     ] = DEFAULT_RANK,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    min_rank: o.MinRank = 0,
     value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     optimizer: m.Optimizer = "adamw",
@@ -274,6 +275,7 @@ def rank(
             rank=lora_rank,
             alpha=alpha,
             ranks=o.parse_ranks(ranks),
+            min_rank=min_rank,
             value_power=value_power,
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),
