@@ -235,7 +235,7 @@ def test_draws_among_the_largest_take_no_smaller_module() -> None:
 def test_a_least_rank_leaves_no_module_frozen() -> None:
     report = reports.report(21)
     free = plan(report, ranks=(2, 4, 8), budget="0.05p")
-    floored = plan(report, ranks=(2, 4, 8), budget="0.05p", min_rank=2)
+    floored = plan(report, ranks=(2, 4, 8), budget="0.3p", min_rank=2)
     assert any(item.mode == "frozen" for item in free.decisions)
     assert all(item.mode == "full" or item.rank >= 2 for item in floored.decisions)
     assert floored.picks.spent <= floored.picks.limit
