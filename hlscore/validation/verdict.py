@@ -5,10 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from hlscore.validation.arms import FULL, MATCHED, PLAN, RANDOM
+from hlscore.validation.arms import FULL, LARGEST, MATCHED, PLAN, RANDOM
 from hlscore.validation.gaps import ArmResult, Interval
 
 FEW_SEEDS = 5
+_RIVALS = {
+    MATCHED: "LoRA of equal size",
+    RANDOM: "a random choice",
+    LARGEST: "the largest modules",
+}
 _DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 
@@ -24,7 +29,7 @@ def verdict(found: Mapping[str, ArmResult], *, seeds: int) -> tuple[str, ...]:
     """
     lines = [_main(found)]
     lines.append(_against(found, MATCHED, "LoRA with as many trained parameters"))
-    lines.append(_against(found, RANDOM, "a random choice"))
+    lines += [_against(found, name, _RIVALS[name]) for name in (RANDOM, LARGEST) if name in found]
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -49,8 +54,10 @@ def _main(found: Mapping[str, ArmResult]) -> str:
         )
     others = [
         f"{label} {_percent(share)}"
-        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "a random choice"))
-        if (share := found[name].recovered) is not None and math.isfinite(share.value)
+        for name, label in _RIVALS.items()
+        if name in found
+        and (share := found[name].recovered) is not None
+        and math.isfinite(share.value)
     ]
     return (
         f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "
