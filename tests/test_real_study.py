@@ -218,7 +218,7 @@ def test_from_tasks_to_tables_and_nothing_is_trained_twice(
     by_arm = {line["arm"]: line for line in lines if "arm" in line}
     assert by_arm["full"]["full"]
     assert not by_arm["lora r=8"]["full"]
-    for source in ("gradients", *(("trials",) if study.has_movement() else ())):
+    for source in ("gradients", "trials"):
         choice = next(line for line in lines if line["name"] == f"choice hls of {source}")
         assert by_arm[f"hybrid hls of {source}"]["full"] == choice["modules"]
     deciding = {line["seed"] for line in lines if line.get("arm") == "hybrid hls of gradients"}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import inspect
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ import hlscore
 from hlscore.artifacts.report import read_report, write_report
 from hlscore.inputs.formats import example_set
 from hlscore.probes.encode import encode
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample
 from hlscore.records import ScoreReport
 from hlscore.settings import CaptureSettings, DataSettings
 
@@ -235,7 +234,7 @@ class RealStudy:
         }  # fmt: skip
         if source == WEIGHTS:
             data, options = "none", {"score": "spectral"}
-        elif has_movement():
+        else:
             options["movement"] = MOVEMENTS[source]
         began = time.monotonic()
         result = self.clock.timed(
@@ -268,21 +267,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def has_movement() -> bool:
-    """Whether this version of hlscore can score by trials."""
-    return "movement" in inspect.signature(hlscore.rank).parameters
-
-
 def encoded(rows: Sequence[Row], tokenizer: Any, model: Any) -> list[ProbeExample]:
     """Examples as hlscore tokenizes and masks them, in an order that only they decide."""
-    return probe_set(rows, tokenizer, model).sequences
-
-
-def probe_set(rows: Sequence[Row], tokenizer: Any, model: Any) -> ProbeSet:
-    """The halves that `hlscore.rank` compares."""
     examples = example_set(rows, "the task", DataSettings())
     groups = CaptureSettings().groups
-    return encode(examples, tokenizer, model, max_length=None, groups=groups, seed=0)
+    return encode(examples, tokenizer, model, max_length=None, groups=groups, seed=0).sequences
 
 
 def seeded_linears(wrapped: Any, seed: int) -> dict[str, Linear]:
@@ -300,36 +289,6 @@ def seeded_linears(wrapped: Any, seed: int) -> dict[str, Linear]:
     }
 
 
-def normalised(study: RealStudy, report: ScoreReport) -> dict[str, float]:
-    """`hls / (||A|| ||B||)` times the parameters, A and B the gradients of the two halves."""
-    halves = probe_set(study.rows["train"][:SAMPLES], study.tokenizer, study.base).halves
-    names = [row.parameter for row in report.candidates]
-    norms = dict.fromkeys(names, 1.0)
-    model = deepcopy(study.base)
-    parameters = dict(model.named_parameters())
-    weights = [parameters[name].requires_grad_() for name in names]
-    length, answers = study.tensors["train"].ids.shape[1], study.tensors["train"].places.shape[1]
-    for half in halves:
-        data = tensors_of([e for group in half for e in group], length, answers, model.device)
-        sums = [torch.zeros_like(weight) for weight in weights]
-        for start in range(0, len(data), BATCH):
-            part = slice(start, start + BATCH)
-            hidden = model.model(input_ids=data.ids[part]).last_hidden_state
-            before = (data.places[part] - 1)[:, :, None].expand(-1, -1, hidden.shape[-1])
-            logits = model.lm_head(hidden.gather(1, before))
-            nats = torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), data.targets[part].flatten(), reduction="none"
-            )
-            loss = nats @ data.counted[part].flatten() / data.counted.sum()
-            torch._foreach_add_(sums, list(torch.autograd.grad(loss, weights)))
-        for name, total in zip(names, sums, strict=True):
-            norms[name] *= float(total.norm())
-    return {
-        row.module: (row.hls or 0.0) / max(norms[row.parameter], 1e-30) * row.n_params
-        for row in report.candidates
-    }
-
-
 def run_study(study: RealStudy) -> None:
     """All arms, the ones that decide first."""
     planner = Planner(report=study.report(WEIGHTS), rank=RANK)
@@ -343,12 +302,9 @@ def run_study(study: RealStudy) -> None:
         else:
             study.run(arm, lora_rates, seeds=seeds)
 
-    sources = (TRIALS, GRADIENTS) if has_movement() else (GRADIENTS,)
-    if TRIALS not in sources:
-        print("This hlscore has no trials: the arms by trials are left out.", flush=True)
     planners = {}
     matched: list[Arm] = []
-    for source in sources:
+    for source in (TRIALS, GRADIENTS):
         planners[source] = replace(planner, report=study.report(source))
         plan = planners[source].scored("hls")
         study.chosen(f"hls of {source}", full_modules(plan))
@@ -358,24 +314,19 @@ def run_study(study: RealStudy) -> None:
         if all(abs(equal.rank - other.rank) > 0.1 * other.rank for other in matched):
             matched.append(equal)
             run(equal, SEEDS)
-    scored = planners[GRADIENTS].report
     count = len(full_modules(planners[GRADIENTS].scored("hls")))
     for draw in range(2):
         run(largest(planner, f"hybrid random of the largest {draw}", draw, count), SEEDS)
-    if "choice hls_share of gradients" not in study.journal.arms:
-        share = study.clock.timed("share", lambda: normalised(study, scored))
-        best = sorted(share, key=lambda module: -share[module])[:count]
-        study.chosen("hls_share of gradients", best)
-    modules = study.journal.arms["choice hls_share of gradients"]["modules"]
-    run(planner.chosen("hybrid hls_share of gradients", modules))
+    plan = planners[GRADIENTS].scored("hls_share")
+    study.chosen("hls_share of gradients", full_modules(plan))
+    run(hybrid("hybrid hls_share of gradients", plan))
     run(hybrid("hybrid spectral", planner.scored("spectral")))
     for source, power in ((TRIALS, 1.0), (TRIALS, 0.25), (GRADIENTS, 0.25)):
-        if source in planners:
-            arm = ranks_arm(planners[source], "hls", RANK, power, RANKS)
-            run(replace(arm, name=arm.name.replace("hls", f"hls of {source}")))
+        arm = ranks_arm(planners[source], "hls", RANK, power, RANKS)
+        run(replace(arm, name=arm.name.replace("hls", f"hls of {source}")))
     for draw in range(2):
         run(random_arm(planners[GRADIENTS], draw))
-    for source in sources:
+    for source in planners:
         second = replace(planner, report=study.report(source, "second"))
         found = full_modules(second.scored("hls"))
         before = study.journal.arms[f"choice hls of {source}"]["modules"]
