@@ -450,13 +450,16 @@ def test_chat_template_that_raises(desk: Desk) -> None:
 
 
 def test_chat_template_without_marks(desk: Desk) -> None:
-    """Every token counts then, and a note says so."""
+    """Every token counts, a note says so, and the assistant's alone cannot be had."""
     tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
     folder = save_model(desk.folder / "plain", tokenizer=tokenizer)
     rows = [{"messages": chat(f"q{number}", "a")} for number in range(4)]
-    outcome = desk.rank("--data", write_rows(desk.folder / "chat.jsonl", rows), model=folder)
+    data = write_rows(desk.folder / "chat.jsonl", rows)
+    message = desk.refuse("--data", data, "--assistant-only-loss", model=folder)
+    assert "does not mark the assistant's tokens" in message
+    outcome = desk.rank("--data", data, model=folder)
     assert outcome.code == 0
-    assert "does not mark assistant tokens" in outcome.notes[0]
+    assert "Every token of the conversations carries loss" in outcome.notes[0]
 
 
 def test_long_examples(desk: Desk) -> None:
@@ -493,7 +496,8 @@ def test_empty_completions(desk: Desk) -> None:
 def test_no_assistant(desk: Desk) -> None:
     rows = [{"messages": chat(f"q{number}")} for number in range(3)]
     data = write_rows(desk.folder / "asked.jsonl", rows)
-    assert "marks no token as the assistant's" in desk.refuse("--data", data)
+    message = desk.refuse("--data", data, "--assistant-only-loss")
+    assert "No token of example 0" in message
 
 
 def test_single_example(desk: Desk) -> None:

@@ -1,8 +1,9 @@
 """Data formats: every way to hand probe examples over, and the tokens and loss masks they become.
 
 The expected ids and masks are written by hand from what TRL's `SFTTrainer` does: the end of
-sequence is appended to text and to completions, a prompt carries no loss, and of a conversation
-only what the assistant says does where the chat template marks it.
+sequence is appended to text and to completions, a prompt carries no loss, and every token of a
+conversation does unless the assistant's alone are asked for. The same is compared with TRL itself
+in test_trl_tokens.
 """
 
 import csv
@@ -31,7 +32,7 @@ from hlscore.inputs.examples import BUILTIN_PROBES, read_examples
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
-from hlscore.settings import DataSettings
+from hlscore.settings import DataSettings, ObjectiveSettings
 
 BOS_ID, EOS_ID = 257, 258
 USER, ASSISTANT, END = 260, 261, 262
@@ -230,7 +231,8 @@ def test_the_map_decides_the_format(tmp_path: Path) -> None:
     """Of several formats in one file the one that was mapped is read."""
     rows = [TEXTS[place] | PAIRS[place] | CHATS[place] for place in range(6)]
     data = write_rows(tmp_path / "data.jsonl", rows)
-    assert read(data).format == "messages"
+    assert read(data).format == "prompt_completion"  # as in TRL
+    assert rows_of(read(data, columns={"messages": "messages"})) == CHATS
     assert rows_of(read(data, columns={"text": "text"})) == TEXTS
     assert rows_of(read(data, columns={"prompt": "prompt"})) == PAIRS
 
@@ -341,10 +343,11 @@ def test_completion_tokens_are_counted(model: PreTrainedModel) -> None:
 
 
 def test_assistant_ids(model: PreTrainedModel) -> None:
-    """Of a conversation, the assistant's turns count."""
+    """Asked for, only the assistant's turns of a conversation count."""
     tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
     rows = [{"messages": chat("q", "ab", "r", "c")}, {"messages": chat("hi", "d")}]
-    assert masks(probes_of(rows, tokenizer, model)) == {
+    only = ObjectiveSettings(assistant_only_loss=True)
+    assert masks(probes_of(rows, tokenizer, model, objective=only)) == {
         ids(USER, "q", END, ASSISTANT, "ab", END, USER, "r", END, ASSISTANT, "c", END): (
             "....xxx....xx"
         ),
@@ -352,16 +355,19 @@ def test_assistant_ids(model: PreTrainedModel) -> None:
     }
 
 
-def test_conversation_ids_without_marks(model: PreTrainedModel) -> None:
-    """A template that marks nothing makes every token count, with a note."""
-    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE_WITH_GENERATION, CHAT_TEMPLATE_WITHOUT_GENERATION]
+)
+def test_conversation_ids(model: PreTrainedModel, template: str) -> None:
+    """Every token counts, whatever the template marks, with a note."""
+    tokenizer = byte_tokenizer(chat_template=template)
     rows = [{"messages": chat("q", "ab")}, {"messages": chat("r", "c")}]
     probes = probes_of(rows, tokenizer, model)
     assert masks(probes) == {
         ids(USER, "q", END, ASSISTANT, "ab", END): ".xxxxxx",
         ids(USER, "r", END, ASSISTANT, "c", END): ".xxxxx",
     }
-    assert "does not mark assistant tokens" in probes.summary.notes[0]
+    assert "Every token of the conversations carries loss" in probes.summary.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from hlscore.cli import objective_options as j
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted
 from hlscore.settings import DEFAULT_STEPS, DataSettings, ModelSettings, ValidateSettings
@@ -65,6 +66,7 @@ def validate(
         ),
     ] = 0,
     max_length: o.MaxLength = None,
+    assistant_only_loss: j.AssistantOnly = False,
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
@@ -111,7 +113,8 @@ def validate(
             data=data, config=data_config, split=split, columns=o.parse_columns(column),
             samples=samples, max_length=max_length,
         ),
-        steps=steps, batch_size=batch_size, seeds=seeds, held_out=held_out, full=full, seed=seed,
+        assistant_only_loss=assistant_only_loss, steps=steps, batch_size=batch_size, seeds=seeds,
+        held_out=held_out, full=full, seed=seed,
     )  # fmt: skip
     try:
         _run(settings, plan, out, force=force, resume=resume, dry_run=dry_run, as_json=as_json)
