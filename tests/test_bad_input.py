@@ -547,8 +547,8 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
         _jsonl({"text": "a"}, {"text": None}, {"text": "b"}),
         "Column 'text' of example 1 in",
     ),
-    "number.jsonl": (_jsonl({"text": "a"}, {"text": 5}), "is int, not text"),
-    "numbers.csv": (b"text\n1\n2\n", "Column 'text' of example 0 in"),
+    "truth.jsonl": (_jsonl({"text": "a"}, {"text": True}), "is bool, not text"),
+    "truths.csv": (b"text\ntrue\nfalse\n", "Column 'text' of example 0 in"),
     "list.jsonl": (_jsonl({"text": ["a"]}, {"text": ["b"]}), "is list, not text"),
     "gap.jsonl": (_jsonl({"text": "a"}, {"other": "b"}), "is NoneType, not text"),
     "completion.jsonl": (
@@ -567,7 +567,7 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
         'Each message is an object with "role" and "content".',
     ),
     "sharegpt.jsonl": (
-        _jsonl(*[{"messages": [{"from": "user", "value": "x"}]}] * 3),
+        _jsonl(*[{"messages": [{"from": "user", "text": "x"}]}] * 3),
         "is not a list of messages",
     ),
     "parts.jsonl": (

@@ -352,6 +352,18 @@ def test_how_columns_were_read_is_said(rows: Rows, words: str) -> None:
     assert any(words in note for note in encoded(rows, marked()).notes)
 
 
+def test_numbers_are_texts(tmp_path: Path) -> None:
+    """A mapped column of answers may hold integers; TRL gets the same as text."""
+    asked = [{"q": f"{n} + {n} = ", "Answer": 2 * n} for n in range(4)]
+    data = write_rows(tmp_path / "data.jsonl", asked)
+    columns = {"prompt": "q", "completion": "Answer"}
+    found = read_examples(DataSettings(data=str(data), columns=columns), seed=0)
+    assert [dict(row) for row in found.rows] == [
+        {"prompt": row["q"], "completion": str(row["Answer"])} for row in asked
+    ]
+    assert "column 'Answer' were read as text, such as '0'" in found.notes[0]
+
+
 def test_calls_of_sharegpt() -> None:
     """A turn that calls a function, and what it returned, are TRL's tool call and tool turn."""
     call = json.dumps({"name": "weather", "arguments": {"city": "Rome"}})

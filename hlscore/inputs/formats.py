@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hlscore.errors import DataError
+from hlscore.inputs.sharegpt import chatml, from_alpaca, is_sharegpt, speakers_note
 from hlscore.settings import DataSettings
 
 ExampleFormat = Literal[
@@ -53,8 +54,6 @@ _SHOWN: dict[ExampleFormat, str] = {
 }
 _TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
 _SHAREGPT = "conversations"
-_SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
-_CALL = "function_call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +125,7 @@ def _with_sharegpt(row: Row, columns: Columns) -> Columns:
     if "messages" in columns or _SHAREGPT not in row:
         return columns
     # As in TRL, ShareGPT's column hides one of messages.
-    if row.get("messages") is not None and not _is_sharegpt(row[_SHAREGPT]):
+    if row.get("messages") is not None and not is_sharegpt(row[_SHAREGPT]):
         return columns
     return {**columns, "messages": _SHAREGPT}
 
@@ -197,7 +196,7 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, columns: Columns) ->
         return named | _template_arguments(named, shown, place)
     texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
     for role, value in texts.items():
-        texts[role] = _chatml(value) if role in _TURNS else value
+        texts[role] = chatml(value) if role in _TURNS else value
         if _is_number(value):
             texts[role] = str(value)
         _check_turn(texts[role], role, shown[role], place)
@@ -207,11 +206,7 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, columns: Columns) ->
         mapped = {role: row.get(column) for role, column in columns.items()}
         return {**row, **mapped, **texts}
     if found == "alpaca":
-        asked = "\n".join(part for part in (texts["instruction"], texts.get("input")) if part)
-        return {
-            "prompt": [{"role": "user", "content": asked}],
-            "completion": [{"role": "assistant", "content": texts["output"]}],
-        }
+        return from_alpaca(texts)
     if any(isinstance(value, list) for value in texts.values()):
         return texts | _template_arguments(named, shown, place)
     return texts
@@ -220,46 +215,6 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, columns: Columns) ->
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)  # type: ignore[arg-type]
-
-
-def _is_sharegpt(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and _is_sharegpt_turn(value[0])
-
-
-def _is_sharegpt_turn(turn: object) -> bool:
-    return isinstance(turn, Mapping) and {"from", "value"} <= set(turn)
-
-
-def _chatml(value: Any) -> Any:
-    """ShareGPT's turns (`from`, `value`) as messages (`role`, `content`); others as they are."""
-    if not _is_sharegpt(value):
-        return value
-    turns: list[Any] = []
-    for turn in value:
-        if not _is_sharegpt_turn(turn):
-            turns.append(turn)
-            continue
-        rest = {name: part for name, part in turn.items() if name not in ("from", "value")}
-        speaker, said = turn["from"], turn["value"]
-        calls = _calls(said) if speaker == _CALL else []
-        if calls:
-            turns.append({**rest, "role": "assistant", "tool_calls": calls})
-        else:
-            role = "assistant" if speaker == _CALL else _SPEAKERS.get(speaker, speaker)
-            turns.append({**rest, "role": role, "content": said})
-    return turns
-
-
-def _calls(said: object) -> list[Row]:
-    """Tool calls of a `function_call` turn, written as JSON; empty where it is none."""
-    try:
-        content = json.loads(said) if isinstance(said, str) else said
-    except ValueError:
-        return []
-    calls = content if isinstance(content, list) else [content]
-    if not all(isinstance(call, Mapping) and {"name", "arguments"} <= set(call) for call in calls):
-        return []
-    return [{"type": "function", "function": call} for call in calls]
 
 
 def _template_arguments(named: Row, shown: Columns, place: _Place) -> dict[str, Any]:
@@ -296,23 +251,10 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
                 "text there: convert the column before training."
             )
             break
-    speakers = {
-        str(turn["from"])
-        for row in rows
-        for role in _TURNS
-        if _is_sharegpt(row.get(columns.get(role, role)))
-        for turn in row[columns.get(role, role)]
-        if _is_sharegpt_turn(turn)
-    }
-    renamed = sorted(speakers & {*_SPEAKERS, _CALL})
-    if renamed:
-        roles = [_SPEAKERS.get(name, "assistant") for name in renamed]
-        yield (
-            f"Speakers {', '.join(renamed)} were read as {', '.join(roles)}, as LLaMA-Factory and "
-            "axolotl do. TRL hands their names to the chat template unchanged: rename them before "
-            "training with it."
-        )
-    elif found == "messages" and columns.get("messages") == _SHAREGPT and not speakers:
+    given = [row.get(columns.get(role, role)) for row in rows for role in _TURNS]
+    if any(map(is_sharegpt, given)):
+        yield from speakers_note(given)
+    elif found == "messages" and columns.get("messages") == _SHAREGPT:
         yield "TRL reads this column by the name 'messages' only: rename it before training."
     if found == "alpaca":
         yield (
