@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,14 @@ import typer
 from hlscore.cli import objective_options as j
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted
-from hlscore.settings import DEFAULT_STEPS, DataSettings, ModelSettings, ValidateSettings
+from hlscore.settings import (
+    DEFAULT_SAMPLES,
+    DEFAULT_STEPS,
+    NO_DATA,
+    DataSettings,
+    ModelSettings,
+    ValidateSettings,
+)
 
 TRIAL_PANEL = "Trial"
 
@@ -60,11 +68,14 @@ def validate(
     split: o.Split = "train",
     column: o.Columns = ...,  # type: ignore[assignment]
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--samples", help="Examples to draw; 0 means all.", rich_help_panel=o.DATA_PANEL
+            "--samples",
+            help="Examples to draw; 0 means all.",
+            show_default="all; of a hub data set as many as the steps need",
+            rich_help_panel=o.DATA_PANEL,
         ),
-    ] = 0,
+    ] = None,
     max_length: o.MaxLength = None,
     assistant_only_loss: j.AssistantOnly = False,
     revision: o.Revision = None,
@@ -111,7 +122,8 @@ def validate(
         ),
         data=DataSettings(
             data=data, config=data_config, split=split, columns=o.parse_columns(column),
-            samples=samples, max_length=max_length,
+            samples=drawn_by_trial(samples, data, steps * batch_size, held_out),
+            max_length=max_length,
         ),
         assistant_only_loss=assistant_only_loss, steps=steps, batch_size=batch_size, seeds=seeds,
         held_out=held_out, full=full, seed=seed,
@@ -123,6 +135,17 @@ def validate(
             "Interrupted: finished trainings are kept.",
             hint="The same command with --resume goes on.",
         ) from None
+
+
+def drawn_by_trial(asked: int | None, data: str | None, shown: int, held_out: float) -> int:
+    """Examples to draw: of a hub data set at most one for each that a training is shown."""
+    if asked is not None:
+        return asked
+    from hlscore.inputs.examples import is_on_hub
+
+    if data == NO_DATA or not is_on_hub(data) or not 0 < held_out < 1:
+        return 0
+    return max(DEFAULT_SAMPLES, math.ceil(shown / (1 - held_out)))
 
 
 def _run(
