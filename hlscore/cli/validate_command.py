@@ -154,7 +154,7 @@ def _run(
 ) -> None:  # fmt: skip
     from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.progress import status, terminal_progress
+    from hlscore.views.progress import status, terminal_progress, warn
     from hlscore.views.validation import (
         print_forecast,
         print_forecast_json,
@@ -171,10 +171,13 @@ def _run(
     from hlscore.inputs.placement import quiet_libraries
 
     with quiet_libraries():
+        from hlscore.inputs.model import resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.validation.file import document, write_validation
         from hlscore.validation.journal import JOURNAL
         from hlscore.validation.run import prepare, seconds_per_training, validate
 
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
         trial = prepare(settings, plan)
     if dry_run:
