@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import trl
-from console import write_rows
+from console import hlscore as run
+from console import save_model, write_rows
 from datasets import load_dataset
 from tokens import (
     CHAT_TEMPLATE_WITH_GENERATION,
@@ -30,6 +32,8 @@ from transformers import (
 from trl import SFTConfig, SFTTrainer
 
 import hlscore
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.artifacts.report import read_report
 from hlscore.errors import DataError, HlscoreError, UsageError
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import example_set
@@ -37,6 +41,7 @@ from hlscore.inputs.hub import find_model
 from hlscore.probes.encode import encode
 from hlscore.records import ProbeSummary
 from hlscore.settings import DataSettings, ModelSettings, ObjectiveSettings
+from hlscore.validation.run import other_mask
 
 Rows = list[dict[str, Any]]
 Places = list[tuple[tuple[int, ...], tuple[int, ...]]]
@@ -409,6 +414,43 @@ def test_what_the_assistants_mask_cannot_do(
 ) -> None:
     with pytest.raises(error, match=words):
         encoded(rows, tokenizer(), only=True)
+
+
+def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
+    """It is printed, stored, in the next command, and in what is exported for TRL."""
+    model = save_model(tmp_path / "model")
+    rows = [{"messages": talk(city)} for city in CITIES]
+    data = write_rows(tmp_path / "chat.jsonl", rows)
+    options = ("--rank", "4", "--bootstrap", "0", "-o", tmp_path / "out")
+    done = run("rank", model, "--data", data, "--assistant-only-loss", *options)
+    assert done.code == 0, done.err
+    counted = sum(len(f"Sunny in {city}.|Yes, {city}.|") for city in CITIES)
+    assert f"{counted} counted tokens (the assistant's tokens)" in done.out
+    assert f"--data {data} --assistant-only-loss" in done.out.replace("\n", " ")
+    plan = read_plan(tmp_path / "out" / "plan.json")
+    assert plan.provenance.probes.loss_on == "assistant"
+    assert read_report(tmp_path / "out" / "scores.parquet").probes.loss_on == "assistant"
+    done = run("export", tmp_path / "out" / "plan.json", "--to", "trl", "-o", tmp_path / "trl")
+    assert done.code == 0, done.err
+    assert "assistant_only_loss: true" in (tmp_path / "trl" / "sft.yaml").read_text()
+    assert "assistant_only_loss" not in (tmp_path / "trl" / "dpo.yaml").read_text()
+
+
+def test_a_trial_says_that_its_mask_is_another() -> None:
+    planned = SimpleNamespace(
+        provenance=SimpleNamespace(probes=SimpleNamespace(loss_on="assistant"))
+    )
+    rows = [{"messages": talk(city)} for city in CITIES]
+    whole, only = (encoded(rows, marked(), only=only) for only in (False, True))
+    (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
+    assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note
+    assert other_mask(only, planned) == ()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("objective", ["dpo", "grpo"])
+def test_the_mask_is_for_supervised_data(objective: str) -> None:
+    with pytest.raises(UsageError, match="--assistant-only-loss is for --objective sft"):
+        ObjectiveSettings(objective=objective, assistant_only_loss=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -142,14 +142,14 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     return Prepared(
         settings=settings, ground=ground, arms=arms, made_with=made_with,
         notes=(
-            *_other_mask(probes.summary, plan),
+            *other_mask(probes.summary, plan),
             *probes.summary.notes,
             *(str(item.message) for item in other_weights),
         ),
     )  # fmt: skip
 
 
-def _other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
+def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     """Say that a plan was made for a loss on other tokens."""
     planned = plan.provenance.probes.loss_on
     if not planned or planned == probes.loss_on:
