@@ -391,7 +391,7 @@ def test_calls_of_sharegpt() -> None:
 @pytest.mark.parametrize(
     ("rows", "tokenizer", "error", "words"),
     [
-        (PAIRS, marked, UsageError, "is for conversations"),
+        (PAIRS, byte_tokenizer, UsageError, "is for conversations"),
         (
             [{"messages": asked(c)} for c in CITIES],
             marked,

@@ -35,6 +35,7 @@ def encode_supervised(examples: ExampleSet, how: Encoding) -> ProbeSet:
     assistant_only = how.objective.assistant_only_loss
     options: dict[str, Any] = {}
     if assistant_only:
+        _check_conversations(examples)
         options = {"chat_template": assistant_template(how.tokenizer)}
     encoded = [
         _encode_row(examples, index, how.tokenizer, options, assistant_only=assistant_only)
@@ -73,6 +74,17 @@ def encode_supervised(examples: ExampleSet, how: Encoding) -> ProbeSet:
     )
 
 
+def _check_conversations(examples: ExampleSet) -> None:
+    """Refuse texts where the assistant's tokens shall count."""
+    for index, row in enumerate(examples.rows):
+        if "text" in row or isinstance(row.get("prompt"), str):
+            raise UsageError(
+                f"--assistant-only-loss is for conversations, but example {index} of "
+                f"'{examples.source}' is text.",
+                hint="Leave it out: of prompt and completion only the completion carries loss.",
+            )
+
+
 def _encode_row(
     examples: ExampleSet,
     index: int,
@@ -82,13 +94,6 @@ def _encode_row(
     assistant_only: bool,
 ) -> ProbeExample:
     row = examples.rows[index]
-    texts = "text" in row or isinstance(row.get("prompt"), str)
-    if texts and assistant_only:
-        raise UsageError(
-            f"--assistant-only-loss is for conversations, but example {index} of "
-            f"'{examples.source}' is text.",
-            hint="Leave it out: of prompt and completion only the completion carries loss.",
-        )
     try:
         if "text" in row:
             return sequence(text_ids(with_eos(row["text"], tokenizer), tokenizer), 0)
