@@ -22,7 +22,8 @@ from hlscore.cli.main import _run, app
 from hlscore.settings import VALUE_POWER
 
 OPTIONS = {
-    "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --beta --bootstrap "
+    "rank": "--accumulate-on --allow-pickle --alpha --assistant-only-loss --base "
+    "--batch-size --beta --bootstrap "
     "--budget --checkpointing --column --data --data-config --device --device-map "
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
     "--force --generate-batch --generations --groups --head --help --include --json "
@@ -46,7 +47,8 @@ OPTIONS = {
     "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
-    "validate": "--allow-pickle --batch-size --column --data --data-config --device --dry-run "
+    "validate": "--allow-pickle --assistant-only-loss --batch-size --column "
+    "--data --data-config --device --dry-run "
     "--dtype --force --full --held-out --help --json --max-length "
     "--out --plan --resume --revision --samples --seed --seeds --split "
     "--steps --trust-remote-code",

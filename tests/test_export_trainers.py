@@ -20,6 +20,7 @@ from hlscore.exporters.formats import ExportSettings, origin
 from hlscore.exporters.hf_training import optimizer_args, optimizer_name
 from hlscore.exporters.limits import ExportError, check_limits, nearest
 from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.trl import config_fields
 from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
@@ -173,6 +174,36 @@ def test_ms_swift(hybrid: Plan, tmp_path: Path) -> None:
         "dataset": ["FILL_IN"],
         "output_dir": "./outputs",
     }
+
+
+def masked(plan: Plan, loss_on: str) -> Plan:
+    """A plan made from conversations with a loss on these tokens."""
+    changes = {"format": "messages", "loss_on": loss_on}
+    probes = plan.provenance.probes.model_copy(update=changes)
+    return plan.model_copy(
+        update={"provenance": plan.provenance.model_copy(update={"probes": probes})}
+    )
+
+
+def test_trainers_get_the_mask_of_the_probes(hybrid: Plan, tmp_path: Path) -> None:
+    """TRL counts every token of a conversation unless told otherwise, others the assistant's."""
+    whole, only = masked(hybrid, "all"), masked(hybrid, "assistant")
+    for name, key, value in (
+        ("axolotl", "train_on_inputs", True),
+        ("llama-factory", "train_on_prompt", True),
+        ("ms-swift", "loss_scale", "all"),
+    ):
+        assert yaml_of(whole, name, tmp_path)[key] == value
+        assert key not in yaml_of(only, name, tmp_path)
+        assert key not in yaml_of(hybrid, name, tmp_path)
+    toml = [tomllib.loads(file_of(plan, "prime-rl", tmp_path).decode()) for plan in (whole, only)]
+    assert toml[0]["data"]["loss_mask"]["user"] is True
+    assert "loss_mask" not in toml[1]["data"]
+    trl = [config_fields(plan, RATES, "sft")["assistant_only_loss"] for plan in (whole, only)]
+    assert trl == [None, True]
+    assert config_fields(only, RATES, "dpo")["assistant_only_loss"] is None
+    notes = [find_exporter("unsloth").notes(plan, RATES) for plan in (whole, only)]
+    assert ["train_on_responses_only" in " ".join(each) for each in notes] == [False, True]
 
 
 def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from hlscore.artifacts.plan_upgrade import UPGRADED_NOTE
-from hlscore.records import Form, Storage
+from hlscore.records import Form, LossTokens, Storage
 from hlscore.settings import BaseBits, Baseline, Master, Optimizer
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -213,6 +213,11 @@ class PlanProbes(_Strict):
         default="sft", description="The loss that was probed; none where nothing was."
     )
     loss_type: str = Field(default="", description="Its variant; empty for sft.")
+    loss_on: LossTokens = Field(
+        default="",
+        description="Which tokens carry loss: all, those of the completion, or those that the "
+        "chat template marks as the assistant's; empty but for sft.",
+    )
     hash: str
     examples: _Count = Field(description="Examples, pairs or prompts.")
     completions: _Count | None = Field(

@@ -171,6 +171,7 @@ def provenance_of(report: ScoreReport) -> PlanProvenance:
             format=probes.format,
             objective=probes.objective,
             loss_type=probes.loss_type,
+            loss_on=probes.loss_on,
             hash=probes.hash,
             examples=probes.examples,
             completions=None if drawn is None else drawn.completions,

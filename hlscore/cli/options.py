@@ -30,7 +30,11 @@ Revision = Annotated[
 ]
 DtypeOption = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
-    typer.Option("--dtype", help="Dtype of the weights.", rich_help_panel=MODEL_PANEL),
+    typer.Option(
+        "--dtype",
+        help="Dtype of the weights; auto: as stored, but never float16 on a CPU.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Device = Annotated[
     str,

@@ -96,6 +96,7 @@ def rank(
     epsilon: j.Epsilon = 0.2,
     epsilon_high: j.EpsilonHigh = None,
     mask_truncated: j.MaskTruncated = False,
+    assistant_only_loss: j.AssistantOnly = False,
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
@@ -240,7 +241,7 @@ def rank(
         generations=generations, temperature=temperature, top_p=top_p, top_k=top_k,
         max_new_tokens=max_new_tokens, stop=tuple(stop), generate_batch=generate_batch,
         scale_rewards=scale_rewards, epsilon=epsilon, epsilon_high=epsilon_high,
-        mask_truncated=mask_truncated,
+        mask_truncated=mask_truncated, assistant_only_loss=assistant_only_loss,
     )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,

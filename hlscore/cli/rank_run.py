@@ -136,15 +136,17 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
 def _score(
     settings: RankSettings, folder: Path, saved: Saved
 ) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
-    from hlscore.views.progress import status, terminal_progress
+    from hlscore.views.progress import status, terminal_progress, warn
 
     if settings.data.without_probes:
         return _score_weights(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, sample_rollouts, score_model
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model
+        from hlscore.inputs.model import load_model, resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.inputs.sharding import load_sharded
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("reading probe data"):
         examples = read_probes(settings)
     stored = saved.resume or saved.every_seconds > 0
@@ -209,15 +211,17 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         settings: Settings of the run.
         as_json: Print one JSON object instead of text.
     """
-    from hlscore.views.progress import status
+    from hlscore.views.progress import status, warn
 
     _check_settings(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.views.forecast import print_forecast, print_weight_forecast
     device = resolve_device(settings.model.device)
+    warn(dtype_warning(settings.model, device))
     if settings.data.without_probes:
         with status("reading configuration"):
             model, _ = load_shape(settings.model)

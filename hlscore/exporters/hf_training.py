@@ -91,6 +91,20 @@ def training_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
     }
 
 
+def counts_whole_conversations(plan: Plan) -> bool:
+    """Whether the loss that was probed is on every token of conversations.
+
+    TRL's default; other trainers count the assistant's alone unless told otherwise.
+    """
+    probes = plan.provenance.probes
+    return probes.format == "messages" and probes.loss_on == "all"
+
+
+def counts_assistant_only(plan: Plan) -> bool:
+    """Whether the loss that was probed is on the assistant's tokens of conversations alone."""
+    return plan.provenance.probes.loss_on == "assistant"
+
+
 def seed_adapter_lines(lacks: str, key: str, instead_of: str) -> tuple[str, ...]:
     """Lines for the top of a file that say how a plan with several ranks gets to a trainer.
 

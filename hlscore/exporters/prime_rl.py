@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import FILL_IN, one_rate, one_rate_note
+from hlscore.exporters.hf_training import (
+    FILL_IN,
+    counts_whole_conversations,
+    one_rate,
+    one_rate_note,
+)
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.peft_names import pattern
@@ -40,6 +45,11 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
                 "seq_len": plan.memory.train_length,
                 "batch_size": plan.memory.train_batch,
             },
+        ),
+        *(
+            [_table("data.loss_mask", dict.fromkeys(("system", "user", "assistant", "tool"), True))]
+            if counts_whole_conversations(plan)
+            else []
         ),
         _table("optim", {"lr": one_rate(plan, settings)}),
     )

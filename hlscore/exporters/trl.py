@@ -9,6 +9,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
+    counts_assistant_only,
     one_rate,
     optimizer_args,
     optimizer_name,
@@ -73,6 +74,7 @@ def config_fields(plan: Plan, settings: ExportSettings, method: str) -> dict[str
         "optim_args": optimizer_args(plan),
         "per_device_train_batch_size": None if method == "grpo" else memory.train_batch,
         "max_length": None if method == "grpo" else memory.train_length,
+        "assistant_only_loss": (method == "sft" and counts_assistant_only(plan)) or None,
         "use_peft": True,
         **_lora_fields(plan, method),
     }

@@ -29,6 +29,7 @@ from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model
 from hlscore.inputs.identity import identity_of
 from hlscore.inputs.placement import (
+    avoids_float16,
     loading_error,
     out_of_memory,
     plan_placement,
@@ -163,6 +164,10 @@ def _config_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dt
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     configured = config.get_text_config().dtype
+    if configured == torch.float16 and avoids_float16(
+        config, settings, resolve_device(settings.device)
+    ):
+        return torch.float32
     return configured if isinstance(configured, torch.dtype) else torch.float32
 
 
@@ -353,8 +358,10 @@ def _read_weights(
     """Read the weights, and say whether they are where they belong already."""
     check_safetensors(files.directory, settings.model)
     auto = _auto_class(config, settings)
-    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    placement = plan_placement(config, settings, device, _config_dtype(config, settings))
+    planned = _config_dtype(config, settings)
+    widened = config.get_text_config().dtype == torch.float16 != planned
+    dtype = planned if widened or settings.dtype != "auto" else "auto"
+    placement = plan_placement(config, settings, device, planned)
     progress_was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
@@ -379,6 +386,8 @@ def _read_weights(
         if progress_was_on:
             transformers_logging.enable_progress_bar()
     loaded: PreTrainedModel = model
+    if not placement.placed and loaded.dtype == torch.float16 != planned:
+        loaded.float()  # the configuration names no dtype
     settle(loaded, placement)
     check_complete(settings.model, info)
     return loaded, placement.placed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ from hlscore.inputs.model import (
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.placement import out_of_memory
 from hlscore.processes import Processes
-from hlscore.settings import ModelSettings
+from hlscore.settings import Dtype, ModelSettings
 
 
 def is_sharded(model: PreTrainedModel) -> bool:
@@ -55,7 +56,9 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     tokenizer = load_tokenizer(files, settings)
     whole = None
     if processes.is_main:
-        whole = load_model(replace(settings, device="cpu", shard=False))
+        # Not `auto`: what a CPU avoids is no matter of the devices that compute.
+        dtype = cast("Dtype", str(planned_dtype(model, settings)).removeprefix("torch."))
+        whole = load_model(replace(settings, device="cpu", shard=False, dtype=dtype))
     identity = processes.gather(None if whole is None else whole.identity)[0]
     if identity is None:
         raise ModelError(f"The main process could not load '{settings.model}'.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from hlscore.pages.content import Content
-from hlscore.records import ProbeSummary
+from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.views.wording import count, memory, short, visible
 
 Facts = list[tuple[str, str]]
@@ -98,6 +98,8 @@ def _probes(probes: ProbeSummary) -> str:
         return "none: the scores come from the weights alone"
     noun = {"sft": "example", "dpo": "pair", "grpo": "prompt"}[probes.objective]
     texts = [count(probes.examples, noun), f"{probes.counted_tokens:,} counted tokens"]
+    if probes.loss_on:
+        texts.append(f"loss on {LOSS_ON[probes.loss_on]}")
     if probes.truncated:
         texts.append(f"{probes.truncated:,} cut at the maximum length")
     if probes.dropped:

@@ -19,6 +19,7 @@ class ValidateSettings:
     Attributes:
         model: Which model, and how it is loaded.
         data: What it is trained and tested on.
+        assistant_only_loss: Whether only the assistant's tokens of a conversation carry loss.
         steps: Optimizer steps of each training.
         batch_size: Sequences per step.
         seeds: Trainings of each arm that are reported; each has its own examples, adapters and
@@ -31,6 +32,7 @@ class ValidateSettings:
 
     model: ModelSettings
     data: DataSettings = field(default_factory=DataSettings)
+    assistant_only_loss: bool = False
     steps: int = DEFAULT_STEPS
     batch_size: int = 8
     seeds: int = 3

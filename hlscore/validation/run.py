@@ -13,7 +13,8 @@ from hlscore.artifacts.plan import Plan
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
-from hlscore.settings import FACTORS, ValidateSettings
+from hlscore.records import LOSS_ON, ProbeSummary
+from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.model_check import check_model
 from hlscore.validation.arms import FULL, PLAN, Arm, make_arms
@@ -120,6 +121,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
         check_model(loaded.model, plan)
     probes = encode(
         examples, loaded.tokenizer, loaded.model,
+        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
         max_length=settings.data.max_length, groups=2, seed=settings.seed,
     )  # fmt: skip
     sequences = [item for half in probes.halves for group in half for item in group]
@@ -139,8 +141,23 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     }
     return Prepared(
         settings=settings, ground=ground, arms=arms, made_with=made_with,
-        notes=(*probes.summary.notes, *(str(item.message) for item in other_weights)),
+        notes=(
+            *other_mask(probes.summary, plan),
+            *probes.summary.notes,
+            *(str(item.message) for item in other_weights),
+        ),
     )  # fmt: skip
+
+
+def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
+    """Say that a plan was made for a loss on other tokens."""
+    planned = plan.provenance.probes.loss_on
+    if not planned or planned == probes.loss_on:
+        return ()
+    return (
+        f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
+        f"{LOSS_ON[probes.loss_on]}.",
+    )
 
 
 def reported_seeds(settings: ValidateSettings) -> tuple[int, ...]:

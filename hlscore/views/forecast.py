@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
-from hlscore.records import ProbeSummary
+from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import RankSettings
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
@@ -31,7 +31,8 @@ def _probes(probes: ProbeSummary) -> str:
         )
     what = "pair" if probes.objective == "dpo" else "example"
     loss = f"{probes.objective} ({probes.loss_type}): " if probes.loss_type else ""
-    return f"{loss}{count(probes.examples, what)} from {probes.source}, {tokens}"
+    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+    return f"{loss}{count(probes.examples, what)} from {probes.source}, {tokens}{where}"
 
 
 def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
@@ -57,6 +58,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "examples": probes.examples,
                     "total_tokens": probes.total_tokens,
                     "counted_tokens": probes.counted_tokens,
+                    "loss_on": probes.loss_on,
                     "estimator": found.choice.estimator,
                     "estimator_reason": found.choice.reason,
                     "sketch_size": found.choice.sketch_size,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanBudget
-from hlscore.records import ProbeSummary, ScoreReport
+from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.views.wording import count, memory, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
@@ -40,7 +40,8 @@ def _probed(probes: ProbeSummary) -> str:
         return "nothing probed"
     if probes.objective == "sft":
         mean = loss and f", mean loss {loss}"
-        return f"{count(probes.examples, 'probe example')} from {source}, {tokens}{mean}"
+        where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+        return f"{count(probes.examples, 'probe example')} from {source}, {tokens}{where}{mean}"
     mean = loss and f", {loss} each"
     name = f"{probes.objective} ({visible(probes.loss_type)})"
     drawn = probes.rollouts

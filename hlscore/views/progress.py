@@ -78,6 +78,13 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         yield TerminalProgress(bars)
 
 
+def warn(text: str) -> None:
+    """Print a warning on standard error, once for all processes; nothing where it is empty."""
+    if text and started_as().is_main:
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
+
+
 @contextmanager
 def status(what: str) -> Iterator[None]:
     """A spinner while something of unknown length goes on; nothing outside a terminal."""

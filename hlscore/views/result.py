@@ -108,7 +108,8 @@ def _data_options(settings: Mapping[str, Any]) -> str:
         *(("--column", f"{role}={column}", None) for role, column in data["columns"].items()),
         ("--max-length", data["max_length"], None),
     ]
-    return _options(given)
+    only = " --assistant-only-loss" if settings["objective"]["assistant_only_loss"] else ""
+    return _options(given) + only
 
 
 def _other_options(settings: Mapping[str, Any]) -> str:
