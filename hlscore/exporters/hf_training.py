@@ -122,18 +122,19 @@ def revision(plan: Plan, settings: ExportSettings) -> str | None:
     return plan.model.revision if settings.base(plan) == plan.model.name else None
 
 
-def one_rate(plan: Plan, settings: ExportSettings) -> float:
+def one_rate(plan: Plan, settings: ExportSettings, method: str | None = None) -> float:
     """The learning rate where a trainer knows only one.
 
     Args:
         plan: The plan.
         settings: May set the rates.
+        method: The loss that is trained; `None` means the one that was probed.
 
     Returns:
         The smaller one of those that the plan needs: a rate too high ruins modules, one too low
         only trains them slowly.
     """
-    full, lora = settings.rates(plan)
+    full, lora = settings.rates(plan, method)
     if plan.full and plan.lora_modules:
         return min(full, lora)
     return full if plan.full else lora

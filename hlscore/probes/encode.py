@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
@@ -54,10 +56,15 @@ def encode(
     if isinstance(examples, RolloutSet):
         return encode_completions(examples, how)
     if objective.objective == "dpo":
-        return encode_pairs(examples, how)
+        return _with_notes(encode_pairs(examples, how), examples)
     if objective.objective == "grpo":
         raise DataError(
             f"'{examples.source}' holds prompts, but no completions with rewards.",
             hint="Sample them first: without --rollouts the command does it.",
         )
-    return encode_supervised(examples, how)
+    return _with_notes(encode_supervised(examples, how), examples)
+
+
+def _with_notes(probes: ProbeSet, examples: ExampleSet) -> ProbeSet:
+    notes = (*examples.notes, *probes.summary.notes)
+    return replace(probes, summary=replace(probes.summary, notes=notes))

@@ -61,9 +61,12 @@ def rollouts_from(
     return RolloutSet(
         source=examples.source,
         temperature=float(min(heats)) if len(heats) == 1 else None,
-        notes=()
+        notes=examples.notes
         if len(heats) < 2
-        else ("The rows differ in temperature: the loss is computed at 1 (--temperature).",),
+        else (
+            *examples.notes,
+            "The rows differ in temperature: the loss is computed at 1 (--temperature).",
+        ),
         groups=tuple(
             RolloutGroup(
                 name=name,
