@@ -9,6 +9,7 @@ from hlscore.artifacts.plan import (
     SCHEMA_VERSION,
     Plan,
     PlanBudget,
+    PlanCoverage,
     PlanFingerprint,
     PlanLora,
     PlanMemory,
@@ -46,7 +47,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     settings, totals = allocation.settings, allocation.totals
     score = find_score(settings.score)
     full_rate, lora_rate = suggested_rates(report.probes.objective)
-    source = rate_source(report.probes.objective)
+    source, covered = rate_source(report.probes.objective), allocation.coverage
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
@@ -66,6 +67,11 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         ),
         totals=PlanTotals(**{name: getattr(totals, name) for name in PlanTotals.model_fields}),
         memory=_memory(allocation),
+        coverage=None
+        if covered is None
+        else PlanCoverage(
+            of=covered.of, lora=significant(covered.lora), plan=significant(covered.plan)
+        ),
         stability=PlanStability(
             mean_reselection=_rounded(allocation.mean_reselection),
             borderline_modules=allocation.borderline,

@@ -181,6 +181,8 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
             "totals": totals,
             "memory": memory,
             "budget": _budget(plan, totals, memory),
+            # Energies of modules are not in a plan.
+            "coverage": plan.coverage and plan.coverage.model_copy(update={"plan": None}),
             "notes": [*plan.notes, *notes],
         }
     )

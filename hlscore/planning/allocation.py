@@ -11,6 +11,7 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
+from hlscore.planning.coverage import Coverage, coverage, coverage_notes, largest_rank_notes
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
 from hlscore.planning.options import check_curve, check_lock
@@ -91,6 +92,7 @@ class Allocation:
         decisions: One per candidate, the best score first.
         totals: What they add up to.
         memory: Training memory, by use.
+        coverage: What LoRA of the plan's rank and the plan follow; `None` without probes.
         mean_reselection: Mean selection probability of the chosen modules; `None` without
             bootstrap replicates of the score at this rank.
         borderline: Modules whose selection probability lies between 0.1 and 0.9.
@@ -104,6 +106,7 @@ class Allocation:
     decisions: tuple[Decision, ...]
     totals: Totals
     memory: MemoryUse
+    coverage: Coverage | None
     mean_reselection: float | None
     borderline: int | None
     notes: tuple[str, ...]
@@ -185,6 +188,8 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         if item.mode == "full" and share is not None
     ]
     choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
+    modes = {item.row.module: (item.mode, item.rank) for item in decisions}
+    covered = coverage(problem.rows, modes, settings.rank)
     return Allocation(
         settings=settings,
         budget=problem.budget,
@@ -195,11 +200,12 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         decisions=decisions,
         totals=_totals(decisions, settings.rank, report.model.n_params),
         memory=memory_use(report.model, choices, settings.memory),
+        coverage=covered,
         mean_reselection=_mean(kept) if shares else None,
         borderline=sum(BORDERLINE[0] < share < BORDERLINE[1] for share in shares)
         if shares
         else None,
-        notes=_notes(problem, picks, stable=bool(shares)),
+        notes=(*coverage_notes(covered), *_notes(problem, picks, stable=bool(shares))),
     )
 
 
@@ -322,6 +328,8 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             else f"{silent:,} of {len(problem.rows):,} modules stay frozen."
         )
     if settings.ranks:
+        adapters = [item.rank for item in picks.options if item.mode == "lora"]
+        notes += largest_rank_notes(adapters, settings.ranks)
         notes.append(
             "Ranks are chosen by the gradient energy that they reach in the first step, to the "
             f"power {settings.value_power:g}. In trials on small models such plans were as good "

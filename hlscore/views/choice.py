@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan, PlanCoverage, PlanModule
+from hlscore.planning.coverage import rank_counts
 from hlscore.views.heatmap import Cell, print_heat_map
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.wording import count, measure, memory, percent, shape, short
+from hlscore.views.wording import count, measure, memory, near_whole, percent, shape, short
 
 
 def print_choice(
@@ -87,7 +88,10 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
     """
     totals, budget = plan.totals, plan.budget
     times_lora = totals.trained_params / max(1, totals.plain_lora_params)
-    sentences = {
+    sentences = {}
+    if plan.coverage is not None:
+        sentences["reach"] = _reach(plan.coverage, plan.lora.rank)
+    sentences |= {
         "full": f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
         f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
         f"{short(totals.candidate_params)} candidate parameters "
@@ -96,6 +100,9 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
         f"{times_lora:.2f} x plain LoRA of rank {plan.lora.rank}, "
         f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning",
     }
+    if plan.lora.ranks and plan.lora_modules:
+        ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
+        sentences["ranks"] = f"adapters: {ranks}"
     if not plan.upgraded:
         sentences["memory"] = _memory(plan)
     if plan.solver.name == "HiGHS":
@@ -108,6 +115,12 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
         )
         sentences["doubt"] = _doubt(plan, stability.borderline_modules, clear)
     return [Text.assemble((f"{name:<8}", "bold"), said) for name, said in sentences.items()]
+
+
+def _reach(found: PlanCoverage, rank: int) -> str:
+    """What LoRA of a rank and the plan follow of what was measured."""
+    text = f"LoRA {rank} follows {near_whole(found.lora)} of this {found.of}"
+    return text if found.plan is None else f"{text}, the plan {near_whole(found.plan)}"
 
 
 def _memory(plan: Plan) -> str:
