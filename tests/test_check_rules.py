@@ -103,6 +103,9 @@ BROKEN: list[tuple[str, Change, tuple[Any, ...]]] = [
     ("HLS503", update(LORA, score=None), ("modules", LORA, "score")),
     ("HLS504", every(score=-1.0), ("modules", FULL, "mode")),
     ("HLS505", swapped, ("modules", LORA, "mode")),
+    ("HLS506", put("stability", "clear_modules", to=0), ("stability", "clear_modules")),
+    ("HLS507", put("provenance", "probes", "objective", to="grpo"),
+     ("provenance", "probes", "objective")),
     ("HLS704", put("provenance", "hlscore_version", to="99.0.0"),
      ("provenance", "hlscore_version")),
 ]  # fmt: skip

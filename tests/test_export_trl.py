@@ -24,7 +24,8 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
 from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.limits import check_limits, nearest
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
 from hlscore.exporters.registry import find_exporter
 from hlscore.inputs.model import load_model

@@ -169,6 +169,11 @@ class PlanStability(_Strict):
     borderline_modules: _Count | None = Field(
         description="Modules chosen in more than 10 % and less than 90 % of the resamples."
     )
+    clear_modules: _Count | None = Field(
+        default=None,
+        description="Modules whose score lies above zero with 95 % confidence; null where the plan "
+        "has another score or rank than the run.",
+    )
 
 
 class PlanRate(_Strict):

@@ -75,6 +75,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         stability=PlanStability(
             mean_reselection=_rounded(allocation.mean_reselection),
             borderline_modules=allocation.borderline,
+            clear_modules=allocation.clear,
         ),
         learning_rates=PlanRates(
             full=PlanRate(value=full_rate, source=source),

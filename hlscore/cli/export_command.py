@@ -136,7 +136,7 @@ def _export(
 ) -> None:
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.exporters.limits import check_limits
-    from hlscore.exporters.limits import nearest as nearest_plan
+    from hlscore.exporters.nearest import nearest as nearest_plan
     from hlscore.views.export import print_export, print_export_json
     from hlscore.views.progress import status
 

@@ -96,6 +96,8 @@ class Allocation:
         mean_reselection: Mean selection probability of the chosen modules; `None` without
             bootstrap replicates of the score at this rank.
         borderline: Modules whose selection probability lies between 0.1 and 0.9.
+        clear: Modules whose score lies above zero with 95 % confidence; `None` without intervals
+            of the score at this rank.
         notes: Remarks for the reader.
     """
 
@@ -109,6 +111,7 @@ class Allocation:
     coverage: Coverage | None
     mean_reselection: float | None
     borderline: int | None
+    clear: int | None
     notes: tuple[str, ...]
 
 
@@ -205,7 +208,12 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         borderline=sum(BORDERLINE[0] < share < BORDERLINE[1] for share in shares)
         if shares
         else None,
-        notes=(*coverage_notes(covered), *_notes(problem, picks, stable=bool(shares))),
+        clear=_clear(problem),
+        notes=(
+            *coverage_notes(covered),
+            *(_reward_notes(report, picks) if settings.baseline is None else ()),
+            *_notes(problem, picks, stable=bool(shares)),
+        ),
     )
 
 
@@ -262,6 +270,14 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
     )
 
 
+def _clear(problem: Problem) -> int | None:
+    lows = [row.hls_ci_low for row in problem.rows]
+    of_run = problem.score.name == "hls" and problem.settings.rank == problem.run_rank
+    if not of_run or all(low is None for low in lows):
+        return None
+    return sum(low is not None and low > 0 for low in lows)
+
+
 def _stderrs(problem: Problem) -> Sequence[float | None]:
     replicates = replicates_of(problem)
     if len(replicates[0]) < 2:
@@ -287,6 +303,16 @@ def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Tota
         trained_params=full + lora,
         plain_lora_params=sum(lora_params(item.row, rank) for item in decisions),
         model_params=model_params,
+    )
+
+
+def _reward_notes(report: ScoreReport, picks: Picks) -> tuple[str, ...]:
+    full = any(item.mode == "full" for item in picks.options)
+    if report.probes.objective != "grpo" or not full:
+        return ()
+    return (
+        "In trials with rewards (GRPO) on small models LoRA did not lag behind full fine-tuning: "
+        "compare with --baseline lora-matched before you train this plan.",
     )
 
 

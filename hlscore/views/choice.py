@@ -21,7 +21,6 @@ def print_choice(
     *,
     top: int | None,
     stderrs: Mapping[str, float | None] | None = None,
-    clear: int | None = None,
 ) -> None:
     """Print what a plan does with its modules, and what it comes to.
 
@@ -31,14 +30,13 @@ def print_choice(
         modules: Those of its modules that the table and the map show.
         top: Most modules of the table; `None` for all.
         stderrs: Standard error of the score by module; `None` leaves the column out.
-        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
     """
     console.print()
     _table(plan, modules, top, stderrs).print(console)
     cells = [Cell(at=item, score=item.score, marked=item.mode == "full") for item in modules]
     print_heat_map(console, cells, score=plan.score.name)
     console.print()
-    for text in summary(plan, clear=clear):
+    for text in summary(plan):
         console.print(text, soft_wrap=True)
 
 
@@ -76,12 +74,11 @@ def _table(
     return table
 
 
-def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
+def summary(plan: Plan) -> list[Text]:
     """Say in sentences what a plan trains, what that takes, and how stable the choice is.
 
     Args:
         plan: The plan.
-        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
 
     Returns:
         One text per sentence.
@@ -113,7 +110,7 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
             f"{100 * stability.mean_reselection:.0f} % of the resamples of these probes "
             "choose a chosen module again; new probes agree less"
         )
-        sentences["doubt"] = _doubt(plan, stability.borderline_modules, clear)
+        sentences["doubt"] = _doubt(plan, stability.borderline_modules)
     return [Text.assemble((f"{name:<8}", "bold"), said) for name, said in sentences.items()]
 
 
@@ -139,7 +136,8 @@ def _memory(plan: Plan) -> str:
     )
 
 
-def _doubt(plan: Plan, borderline: int, clear: int | None) -> str:
+def _doubt(plan: Plan, borderline: int) -> str:
+    clear = plan.stability.clear_modules
     if clear is None:
         return (
             f"{count(borderline, 'module')} chosen in more than 10 % and less than "
@@ -149,4 +147,4 @@ def _doubt(plan: Plan, borderline: int, clear: int | None) -> str:
     text = f"{clear:,} of {candidates} score above zero with 95 % confidence"
     if clear >= plan.totals.full_modules:
         return text
-    return f"{text}\n        the order is mostly noise: take more probes (--samples)"
+    return f"{text}\n        warning: the order is mostly noise; take more probes (--samples)"
