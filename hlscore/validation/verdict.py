@@ -42,14 +42,14 @@ def verdict(
             f"The plan was made for {objective}, and these trainings are SFT: they say nothing of "
             f"{objective}."
         )
-    if steps < FEW_STEPS or not learned:
-        why = (
-            f"{steps} steps are too few to tell"
-            if steps < FEW_STEPS
-            else "no arm does better than the untrained model"
-        )
-        return (*lines, f"No verdict: {why}. Give more --steps.")
-    if {LORA, PLAN, FULL} & set(unsettled):
+    early = ""
+    if steps < FEW_STEPS:
+        early = f"{steps} steps are too few to tell"
+    elif not learned:
+        early = "no arm does better than the untrained model"
+    if early:
+        lines.append(f"No verdict: {early}. Give more --steps.")
+    elif {LORA, PLAN, FULL} & set(unsettled):
         lines.append(
             f"No verdict on the gap: the best learning rate of {', '.join(unsettled)} is the last "
             "one that was tried, so a better one may lie beyond. Try other --steps."
@@ -58,7 +58,11 @@ def verdict(
         lines.append(_main(found))
     for rival, label in ((MATCHED, "LoRA with as many trained parameters"),
                          (RANDOM, "a random choice")):  # fmt: skip
-        if {PLAN, rival} & set(unsettled):
+        if not math.isfinite(found[PLAN].better_than[rival].value):
+            lines.append(_against(found, rival, label))
+        elif early:
+            continue
+        elif {PLAN, rival} & set(unsettled):
             lines.append(f"Plan and {label}: no verdict, for the best rate is the last one tried.")
         else:
             lines.append(_against(found, rival, label))
