@@ -543,7 +543,8 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
         _jsonl({"text": "a"}, {"text": None}, {"text": "b"}),
         "Column 'text' of example 1 in",
     ),
-    "number.jsonl": (_jsonl({"text": "a"}, {"text": True}), "is bool, not text"),
+    "number.jsonl": (_jsonl({"text": "a"}, {"text": 5}), "is int, not text"),
+    "numbers.csv": (b"text\n1\n2\n", "Column 'text' of example 0 in"),
     "list.jsonl": (_jsonl({"text": ["a"]}, {"text": ["b"]}), "is list, not text"),
     "gap.jsonl": (_jsonl({"text": "a"}, {"other": "b"}), "is NoneType, not text"),
     "completion.jsonl": (

@@ -542,31 +542,3 @@ def test_pad_token_without_an_embedding(model: PreTrainedModel) -> None:
     examples = example_set([{"text": "a b"}, {"text": "c"}], "test", DataSettings())
     found = encode(examples, tokenizer, model, max_length=None, groups=1, seed=0)
     assert found.pad_token_id < rows
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "expected"),
-    [
-        ("all.csv", "q,Answer\na,18\nb,-5\n", ["18", "-5"]),
-        ("missing.csv", "q,Answer,other\na,18,\nb,7,1\n", ["18", "7"]),
-        ("float.jsonl", '{"q": "a", "Answer": 1.5}\n{"q": "b", "Answer": 2.0}\n', ["1.5", "2"]),
-        ("mixed.jsonl", '{"q": "a", "Answer": 3}\n{"q": "b", "Answer": "x"}\n', ["3", "x"]),
-    ],
-)
-def test_numbers_in_a_column_of_text_are_read_as_text(
-    name: str, content: str, expected: list[str], tmp_path: Path
-) -> None:
-    (tmp_path / name).write_text(content)
-    found = read(tmp_path / name, columns={"prompt": "q", "completion": "Answer"})
-    assert [row["completion"] for row in found.rows] == expected
-    assert found.notes == ("The numbers in column 'Answer' are read as text.",)
-
-
-def test_a_note_says_that_numbers_are_read_as_text(tmp_path: Path) -> None:
-    rows = [{"prompt": f"q{number}: ", "completion": number} for number in range(6)]
-    found = example_set(rows, "rows", DataSettings())
-    model = FAMILIES["llama"].build()
-    probes = encode(found, byte_tokenizer(), model, max_length=None, groups=2, seed=0)
-    assert "The numbers in column 'completion' are read as text." in probes.summary.notes
-    with pytest.raises(DataError, match="is float, not text"):
-        example_set([{"text": float("nan")}], "rows", DataSettings())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -30,9 +29,6 @@ _OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 Wanted = tuple[ExampleFormat, ...]
-# Columns whose values are text, or messages.
-TEXT_ROLES = frozenset({"text", "prompt", "completion", "chosen", "rejected"})
-_LARGEST_WHOLE = 1e15  # whole numbers of 64 bits are exact below
 LARGEST_REWARD = 1e30
 SUPERVISED: Wanted = ("messages", "prompt_completion", "text")
 _SHOWN: dict[ExampleFormat, str] = {
@@ -54,13 +50,11 @@ class ExampleSet:
         format: Which of TRL's formats they have, or `rollouts`.
         rows: One mapping per example, holding just the columns of the format; of prompts all
             columns, which reward functions may want.
-        notes: Remarks on how they were read.
     """
 
     source: str
     format: ExampleFormat
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
 
 
 def roles_of(wanted: Wanted) -> set[str]:
@@ -92,37 +86,7 @@ def example_set(
     checked = tuple(
         _checked(row, _Place(index, source), found, settings) for index, row in enumerate(rows)
     )
-    written = dict.fromkeys(
-        column
-        for role in TEXT_ROLES.intersection(_REQUIRED[found] + _OPTIONAL.get(found, ()))
-        for row in rows
-        if is_number(row.get(column := settings.columns.get(role, role)))
-    )
-    notes = [f"The numbers in column '{column}' are read as text." for column in sorted(written)]
-    return ExampleSet(source=source, format=found, rows=checked, notes=tuple(notes))
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a number that can stand for text; a truth value or NaN cannot."""
-    if isinstance(value, bool):
-        return False
-    return isinstance(value, numbers.Real) and math.isfinite(value)
-
-
-def number_text(value: object) -> object:
-    """A number as text, `18.0` as `18`: a table writes whole numbers so beside missing ones.
-
-    Args:
-        value: Any value of a column of text.
-
-    Returns:
-        The text of a number; anything else as it is.
-    """
-    if not is_number(value):
-        return value
-    number = float(value)  # type: ignore[arg-type]
-    whole = number.is_integer() and abs(number) < _LARGEST_WHOLE
-    return str(int(value) if whole or isinstance(value, int) else value)  # type: ignore[call-overload]
+    return ExampleSet(source=source, format=found, rows=checked)
 
 
 def no_examples(source: str) -> DataError:
@@ -189,7 +153,6 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettin
         }
         if settings.columns.get("completion", "completion") in row:
             named.setdefault("completion", "")
-    named |= {role: number_text(named[role]) for role in TEXT_ROLES & set(named)}
     shown = {role: settings.columns.get(role, role) for role in named}
     if found == "rollouts":
         _check_rollout(named, shown, place)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
@@ -56,15 +54,10 @@ def encode(
     if isinstance(examples, RolloutSet):
         return encode_completions(examples, how)
     if objective.objective == "dpo":
-        return _with_notes(encode_pairs(examples, how), examples)
+        return encode_pairs(examples, how)
     if objective.objective == "grpo":
         raise DataError(
             f"'{examples.source}' holds prompts, but no completions with rewards.",
             hint="Sample them first: without --rollouts the command does it.",
         )
-    return _with_notes(encode_supervised(examples, how), examples)
-
-
-def _with_notes(probes: ProbeSet, examples: ExampleSet) -> ProbeSet:
-    notes = (*examples.notes, *probes.summary.notes)
-    return replace(probes, summary=replace(probes.summary, notes=notes))
+    return encode_supervised(examples, how)

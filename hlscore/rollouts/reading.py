@@ -61,12 +61,9 @@ def rollouts_from(
     return RolloutSet(
         source=examples.source,
         temperature=float(min(heats)) if len(heats) == 1 else None,
-        notes=examples.notes
+        notes=()
         if len(heats) < 2
-        else (
-            *examples.notes,
-            "The rows differ in temperature: the loss is computed at 1 (--temperature).",
-        ),
+        else ("The rows differ in temperature: the loss is computed at 1 (--temperature).",),
         groups=tuple(
             RolloutGroup(
                 name=name,

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.probed import probed_columns
-from hlscore.inputs.formats import TEXT_ROLES, number_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+
+# Columns of text: the probes read numbers there as text, and tokenizers take nothing else.
+_TEXTS = ("text", "prompt", "completion", "chosen", "rejected")
 
 
 def as_probed(data: Dataset, plan: Plan) -> Dataset:
@@ -31,8 +34,9 @@ def as_probed(data: Dataset, plan: Plan) -> Dataset:
             values = data[column]
             data = data.remove_columns(role) if role in there else data
             data = data.add_column(role, list(values))
-    for role in TEXT_ROLES & set(data.column_names):
-        if isinstance(data.features[role], Value) and data.features[role].dtype != "string":
-            texts = [number_text(value) for value in data[role]]
+    for role in _TEXTS:
+        kind = data.features.get(role)
+        if isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "float")):
+            texts = [None if value is None else str(value) for value in data[role]]
             data = data.remove_columns(role).add_column(role, texts)
     return data
