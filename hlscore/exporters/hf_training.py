@@ -196,6 +196,12 @@ def refuse_tied(plan: Plan, trainer: str) -> None:
         )
 
 
+def float32_base(plan: Plan) -> str:
+    """How much memory a base model in float32 takes more than the plan counts, in words."""
+    more = 0 if plan.memory.base_bits != 16 else plan.memory.frozen_bytes + plan.memory.copy_bytes
+    return f" ({more / 2**30:.3g} GiB more than the plan counts)" if more else ""
+
+
 def precision_note(plan: Plan) -> tuple[str, ...]:
     """A remark about the precision that PEFT leaves full modules in.
 
@@ -209,5 +215,6 @@ def precision_note(plan: Plan) -> tuple[str, ...]:
         return ()
     return (
         "Modules trained in full keep the precision that the base model is loaded in: in bfloat16 "
-        "small learning rates are lost. Load it in float32 or upcast what is trained.",
+        f"small learning rates are lost. Load it in float32{float32_base(plan)} or upcast what is "
+        "trained.",
     )

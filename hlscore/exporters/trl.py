@@ -9,6 +9,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
+    float32_base,
     one_rate,
     optimizer_args,
     optimizer_name,
@@ -113,8 +114,9 @@ def _remarks(plan: Plan, settings: ExportSettings, method: str) -> tuple[str, ..
     else:
         lines += [
             f"trl {method} --config {method}.yaml --dataset_name DATA{rewards}",
-            "  trains the same modules, all of them at learning_rate, on a model in float32: with",
-            "  dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
+            "  trains the same modules, all of them at learning_rate, on a model in float32"
+            f"{float32_base(plan)}:",
+            "  with dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
         ]
     if found is not None and found.objective == method != "sft":
         lines.append("Loss and sampling are those of the probes.")
