@@ -35,10 +35,12 @@ from hlscore.settings import (
     Estimator,
     MemorySettings,
     ModelSettings,
+    Movement,
     Objective,
     ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    TrialOptimizer,
     samples_for,
     score_for,
 )
@@ -120,6 +122,7 @@ def rank(
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     ranks: Iterable[int] = (),
+    min_rank: int = 0,
     locks: Iterable[str] = (),
     memory: MemorySettings | None = None,
     include: Iterable[str] = (),
@@ -136,13 +139,18 @@ def rank(
     sketch_size: int | None = None,
     passes: int = 1,
     accumulate_on: Accumulator = "device",
+    movement: Movement = "auto",
+    trials: int = 4,
+    trial_steps: int = 8,
+    trial_rate: float | None = None,
+    trial_optimizer: TrialOptimizer = "factored",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RankResult:
     """Rank the modules of a model and plan which to train in full.
 
     The model comes back untouched: no hook, `.grad`, changed `requires_grad`, dtype or training
-    flag stays behind, also after an exception.
+    flag stays behind, and its weights are the same bit for bit, also after an exception.
 
     Args:
         model: A causal language model in memory, on any device.
@@ -161,6 +169,7 @@ def rank(
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
         ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        min_rank: With `ranks`: least LoRA rank of every module; 0 may freeze modules.
         locks: Pinned modules, such as `"*.down_proj=full"`.
         memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
         include: Globs over full module names; empty means every candidate.
@@ -177,6 +186,11 @@ def rank(
         sketch_size: Columns of a sketch; `None` means four times the rank, at least 64.
         passes: Passes over the probes, an odd number: more of them sharpen sketches.
         accumulate_on: `device` or `host`: where exact sums are kept.
+        movement: `gradient`, `trial` (weight updates of short trainings), or `auto`.
+        trials: Trial trainings, an even number; each has its own part of the probes.
+        trial_steps: Optimizer steps of each trial.
+        trial_rate: Learning rate of the trials; `None` finds one.
+        trial_optimizer: `factored` (Adafactor without momentum), `sign` or `rms`.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
 
@@ -195,11 +209,14 @@ def rank(
     )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
-        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
+        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, movement=movement,
+        trials=trials, trial_steps=trial_steps, trial_rate=trial_rate,
+        trial_optimizer=trial_optimizer,
     )  # fmt: skip
     plan = PlanSettings(
         budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,
-        ranks=tuple(sorted(set(ranks))), locks=_texts(locks), memory=memory or MemorySettings(),
+        ranks=tuple(sorted(set(ranks))), min_rank=min_rank, locks=_texts(locks),
+        memory=memory or MemorySettings(),
     )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),

@@ -109,3 +109,9 @@ def test_ranks_that_end_too_low_are_said() -> None:
 )
 def test_shares_near_one_keep_two_digits_of_what_is_missing(share: float, said: str) -> None:
     assert near_whole(share) == said
+
+
+def test_updates_of_trials_are_called_so() -> None:
+    run = replace(TWO.run, settings={**TWO.run.settings, "capture": {"movement": "trial"}})
+    plan = planned(replace(TWO, run=run), budget="1", rank=4)
+    assert summary(plan)[0].plain.startswith("reach   LoRA 4 follows 84.0 % of this update")

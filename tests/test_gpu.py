@@ -11,6 +11,7 @@ from problems import by_module, completions, run_report, settings
 from tokens import byte_tokenizer
 
 import hlscore
+from hlscore.gradients import trials
 from hlscore.settings import ObjectiveSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -38,6 +39,37 @@ def test_scores_agree_with_the_cpu(name: str, run: str) -> None:
         assert row.tail_energy == pytest.approx(other.tail_energy, rel=1e-3, abs=scale)
         assert row.hls == pytest.approx(other.hls, rel=1e-3, abs=scale)
         assert row.hls_stderr == pytest.approx(other.hls_stderr, rel=0.05, abs=scale)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sketch"])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_trials_agree_with_the_cpu_and_put_weights_back(name: str, estimator: str) -> None:
+    options = settings(
+        movement="trial", trial_rate=1e-3, trial_steps=3, groups=2, estimator=estimator,
+        trial_optimizer="rms", sketch_size=8,
+    )  # fmt: skip
+    expected = by_module(run_report(FAMILIES[name].build(), EXAMPLES, options).rows)
+    model = FAMILIES[name].build().to("cuda")
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = by_module(run_report(model, EXAMPLES, options).rows)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    largest = max(row.hls or 0 for row in expected.values())
+    for module, row in found.items():
+        assert row.hls == pytest.approx(expected[module].hls, rel=2e-2, abs=5e-3 * largest)
+
+
+@pytest.mark.parametrize("compensated", [True, False])
+def test_bfloat16_trials_are_near_float32(
+    compensated: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "_residuals_fit", lambda _: compensated)
+    options = settings(movement="trial", trial_rate=2e-3, trial_steps=3, groups=2)
+    examples = completions(64)
+    expected = by_module(run_report(FAMILIES["llama"].build(), examples, options).rows)
+    narrow = FAMILIES["llama"].build(dtype=torch.bfloat16).to("cuda")
+    found = by_module(run_report(narrow, examples, options).rows)
+    total = sum(row.hls or 0 for row in expected.values())
+    assert sum(found[name].hls or 0 for name in expected) == pytest.approx(total, rel=0.3)
 
 
 @pytest.mark.parametrize("run", ["exact", "sketch", "passes"])

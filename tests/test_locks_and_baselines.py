@@ -199,3 +199,45 @@ def test_alpha_keeps_its_ratio_or_is_refused() -> None:
     assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
     with pytest.raises(UsageError, match="no whole alpha"):
         plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
+
+
+def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
+    report = reports.report(42)
+    hybrid, largest = plan(report), plan(report, baseline="largest")
+    full = [item.row for item in largest.decisions if item.mode == "full"]
+    rest = [item.row for item in largest.decisions if item.mode != "full"]
+    assert len(full) == hybrid.totals.full_modules
+    assert min(row.n_params for row in full) >= max(row.n_params for row in rest)
+    assert plan(report, baseline="largest").decisions == largest.decisions
+    with pytest.raises(UsageError, match="--ranks chooses ranks"):
+        plan(report, baseline="largest", ranks=(2, 4))
+
+
+def test_draws_among_the_largest_take_no_smaller_module() -> None:
+    report = reports.report(42)
+    sizes = sorted((row.n_params for row in report.candidates), reverse=True)
+    drawn = [
+        item.row
+        for item in plan(report, baseline="random-largest").decisions
+        if item.mode == "full"
+    ]
+    assert len(drawn) == plan(report).totals.full_modules
+    assert min(row.n_params for row in drawn) >= sizes[len(drawn) - 1]
+    other = replace(report, run=replace(report.run, seed=report.run.seed + 1))
+    names = {
+        item.row.module
+        for item in plan(other, baseline="random-largest").decisions
+        if item.mode == "full"
+    }
+    assert names != {row.module for row in drawn}
+
+
+def test_a_least_rank_leaves_no_module_frozen() -> None:
+    report = reports.report(21)
+    free = plan(report, ranks=(2, 4, 8), budget="0.05p")
+    floored = plan(report, ranks=(2, 4, 8), budget="0.3p", min_rank=2)
+    assert any(item.mode == "frozen" for item in free.decisions)
+    assert all(item.mode == "full" or item.rank >= 2 for item in floored.decisions)
+    assert floored.picks.spent <= floored.picks.limit
+    with pytest.raises(UsageError, match="--min-rank is for plans"):
+        plan(report, min_rank=1)

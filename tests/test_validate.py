@@ -31,7 +31,7 @@ from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
-ARMS = ("lora", "matched", "random", "plan", "full")
+ARMS = ("lora", "matched", "random", "largest", "plan", "full")
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from hlscore.records import (
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _OLDEST_VERSION = 2
 METADATA_KEY = b"hlscore"
 
@@ -58,14 +58,16 @@ _LISTS: dict[str, pa.DataType] = {
     "grad_norm_replicates": pa.list_(pa.float32()),
 }
 
-_NEW_IN_3 = (
-    "l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve", "spectral_ranks",
-    "spectral_curve",
-)  # fmt: skip
-"""Columns that files of version 2 lack; they are null then."""
+_NEW_IN = {
+    3: ("l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve",
+        "spectral_ranks", "spectral_curve"),
+    4: ("hls_share", "halves_norm"),
+}  # fmt: skip
+"""Columns that files of earlier versions lack; they are null then."""
 
 _RESAMPLED = {
     "hls": "hls_replicates",
+    "hls_share": "hls_replicates",
     "tail": "tail_replicates",
     "grad_norm": "grad_norm_replicates",
     "rgn": "grad_norm_replicates",
@@ -117,9 +119,8 @@ def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
     Args:
         version: Version of the file; older ones have fewer columns.
     """
-    names = [item.name for item in fields(ModuleRow)]
-    if version < SCHEMA_VERSION:
-        names = [name for name in names if name not in _NEW_IN_3]
+    later = {name for since, names in _NEW_IN.items() if since > version for name in names}
+    names = [item.name for item in fields(ModuleRow) if item.name not in later]
     return pa.schema([(name, column_type(name)) for name in names])
 
 
@@ -304,7 +305,7 @@ def _identity_faults(row: ModuleRow) -> Iterator[str]:
 
 
 def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
-    for name in (name for name in _LISTS if name not in _NEW_IN_3):
+    for name in (name for name in _LISTS if name not in _NEW_IN[3]):
         lengths = [len(getattr(row, name)) if row.is_candidate else None for row in rows]
         first = next((length for length in lengths if length is not None), None)
         for place, length in enumerate(lengths):

@@ -123,6 +123,45 @@ AccumulateOn = Annotated[
         rich_help_panel=CAPTURE_PANEL,
     ),
 ]
+MovementOption = Annotated[
+    Literal["auto", "gradient", "trial"],
+    typer.Option(
+        "--movement",
+        help="What is scored: first gradients, or weight updates of short trial trainings.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+Trials = Annotated[
+    int,
+    typer.Option(
+        "--trials",
+        help="Trial trainings, an even number; each has its own probes.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+TrialSteps = Annotated[
+    int,
+    typer.Option(
+        "--trial-steps", help="Optimizer steps of each trial.", rich_help_panel=CAPTURE_PANEL
+    ),
+]
+TrialRate = Annotated[
+    float | None,
+    typer.Option(
+        "--trial-rate",
+        help="Learning rate of the trials.",
+        show_default="found by a few steps at several rates",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+TrialOptimizerOption = Annotated[
+    Literal["factored", "sign", "rms"],
+    typer.Option(
+        "--trial-optimizer",
+        help="Optimizer of the trials: Adafactor without momentum, sign, or unit RMS.",
+        rich_help_panel=CAPTURE_PANEL,
+    ),
+]
 SaveEvery = Annotated[
     float,
     typer.Option(
@@ -169,6 +208,14 @@ Ranks = Annotated[
         show_default="one rank for all",
     ),
 ]
+MinRank = Annotated[
+    int,
+    typer.Option(
+        "--min-rank",
+        help="With --ranks: least LoRA rank of every module; 0 may freeze modules.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
 ValuePower = Annotated[
     float,
     typer.Option(
@@ -191,11 +238,11 @@ Locks = Annotated[
     ),
 ]
 BaselineOption = Annotated[
-    Literal["lora-matched", "random", "all-lora", "all-full"] | None,
+    Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"] | None,
     typer.Option(
         "--baseline",
-        help="Write a plan to compare with instead: LoRA with as many trained parameters, a "
-        "stratified random choice, LoRA everywhere, or full everywhere.",
+        help="Write a plan to compare with instead: LoRA of equal size, a random choice, the "
+        "largest modules, LoRA or full everywhere.",
         rich_help_panel=PLAN_PANEL,
         show_default=False,
     ),

@@ -37,6 +37,7 @@ def plan(
     ] = None,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    min_rank: o.MinRank = 0,
     value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     baseline: o.BaselineOption = None,
@@ -101,6 +102,7 @@ def plan(
         rank=report.run.rank if lora_rank is None else lora_rank,
         alpha=alpha,
         ranks=o.parse_ranks(ranks),
+        min_rank=min_rank,
         value_power=value_power,
         locks=tuple(lock),
         baseline=baseline,

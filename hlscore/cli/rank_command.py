@@ -56,6 +56,7 @@ def rank(
     ] = DEFAULT_RANK,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    min_rank: o.MinRank = 0,
     value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     optimizer: m.Optimizer = "adamw",
@@ -162,6 +163,11 @@ def rank(
     sketch_size: o.SketchSize = None,
     passes: o.Passes = 1,
     accumulate_on: o.AccumulateOn = "device",
+    movement: o.MovementOption = "auto",
+    trials: o.Trials = 4,
+    trial_steps: o.TrialSteps = 8,
+    trial_rate: o.TrialRate = None,
+    trial_optimizer: o.TrialOptimizerOption = "factored",
     svd: Annotated[
         Literal["auto", "full", "randomized"],
         typer.Option(
@@ -220,6 +226,8 @@ def rank(
 
     `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
 
+    `hlscore rank ./model --data train.jsonl --movement trial`
+
     `hlscore rank ./model --estimator sketch --load-in 4bit`
 
     `hlscore rank ./model --data none --score snr`
@@ -237,7 +245,8 @@ def rank(
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, svd=svd,
-        groups=groups, bootstrap=bootstrap,
+        groups=groups, bootstrap=bootstrap, movement=movement, trials=trials,
+        trial_steps=trial_steps, trial_rate=trial_rate, trial_optimizer=trial_optimizer,
     )  # fmt: skip
     loaded = ModelSettings(
         model=model, revision=revision, dtype=dtype, device=device, load_in=load_in,
@@ -266,6 +275,7 @@ def rank(
             rank=lora_rank,
             alpha=alpha,
             ranks=o.parse_ranks(ranks),
+            min_rank=min_rank,
             value_power=value_power,
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.probed import encode_probes
-from hlscore.gradients.estimator import Choice, choose_estimator
+from hlscore.gradients.estimator import Choice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -75,6 +75,7 @@ def forecast(
     """
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
+    settings = with_movement(model, chosen, settings)
     if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
         with rewards_of(settings.objective, {}) as rewards:
             prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)

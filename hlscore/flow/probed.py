@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.origin import run_info, with_selection
 from hlscore.flow.weights_alone import weights_beside
+from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.run import (
     CaptureRun,
     Storage,
@@ -167,6 +168,7 @@ def score_model(
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
+    settings = with_movement(model, candidates_of(modules), settings)
     probes = encode_probes(model, tokenizer, examples, settings)
     if storage is not None and storage.resume and isinstance(examples, RolloutSet):
         # The run may have been stopped while it sampled.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -14,13 +14,57 @@ from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate
-from hlscore.settings import RankSettings
+from hlscore.settings import Movement, RankSettings
 
 # Scores of single gradient entries: no sketch tells them.
 _NEEDS_GRADIENT = ("taylor", "l1_adam")
 # The allocator and the kernels want some of what is free, and activations are an estimate.
 _USABLE_SHARE = 0.9
 _GIB = 1024**3
+
+
+# What `--movement auto` means where weights can be moved.
+DEFAULT_MOVEMENT: Movement = "gradient"
+
+
+def with_movement(
+    model: PreTrainedModel, candidates: Sequence[Candidate], settings: RankSettings
+) -> RankSettings:
+    """Decide what is scored, gradients or the updates of trials.
+
+    Args:
+        model: The model; may be on the meta device where it is not loaded yet.
+        candidates: Modules to capture.
+        settings: Settings of the run.
+
+    Returns:
+        The settings with `movement` decided. With trials each probe group is the data of one.
+
+    Raises:
+        UsageError: Trials were asked for, and weights cannot be moved or the score is one of
+            gradients.
+    """
+    capture, score = settings.capture, settings.plan.score
+    loaded = not all(weight.is_meta for weight in model.parameters())
+    obstacle = ""
+    if settings.model.load_in or any(item.quantized for item in candidates):
+        obstacle = "quantized weights cannot be moved"
+    elif settings.model.shard:
+        obstacle = "sharded weights cannot be moved"
+    elif loaded and any(weight.is_meta for weight in model.parameters()):
+        obstacle = "offloaded weights cannot be moved"
+    elif score in _NEEDS_GRADIENT:
+        obstacle = f"the score '{score}' is one of gradients"
+    if capture.movement == "trial" and obstacle:
+        raise UsageError(
+            f"--movement trial cannot be used: {obstacle}.",
+            hint="Use --movement gradient; --score hls_share is nearest to trials there.",
+        )
+    movement = capture.movement
+    if movement == "auto":
+        movement = "gradient" if obstacle or capture.passes > 1 else DEFAULT_MOVEMENT
+    groups = capture.trials // 2 if movement == "trial" else capture.groups
+    return replace(settings, capture=replace(capture, movement=movement, groups=groups))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from inspect import signature
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,13 +13,13 @@ from transformers import PreTrainedModel
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.passes import counted_log_probs, sends_positions
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import decoder_blocks
-from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.objectives.losses import ProbeLoss, probe_loss
-from hlscore.probes.batches import Batch, by_length, collate, cut
+from hlscore.probes.batches import by_length, collate, cut
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings
@@ -81,11 +79,7 @@ class ProbeRun:
         self._in_step = in_step
         self._progress = Progress(place=Place(), loss=0.0, batch_size=settings.batch_size)
         self._here = Place()
-        # Right-padded tokens stand at their own places anyway; the model's own default is safest.
-        self._sends_positions = (
-            settings.padding_side == "left"
-            and "position_ids" in signature(model.forward).parameters
-        )
+        self._positions = sends_positions(model, settings.padding_side)
 
     @property
     def batch_size(self) -> int:
@@ -158,7 +152,7 @@ class ProbeRun:
             self._sources.only(captured),
             gradients,
             taps=gradients if isinstance(gradients, SketchGradients) else None,
-            blocks=_checkpointed_blocks(self._model) if self._settings.checkpointing else (),
+            blocks=checkpointed_blocks(self._model) if self._settings.checkpointing else (),
         )
         start = self._progress.place
         with torch.enable_grad(), capture:
@@ -248,10 +242,9 @@ class ProbeRun:
             device=input_device(self._model),
         )
         capture.begin_batch(skipped)
-        logits = self._model(**self._inputs(batch), use_cache=False).logits
-        labels = batch.labels.to(logits.device)
-        log_probs = token_log_probs(logits, labels, temperature=self._probes.temperature)
-        counted = labels[:, 1:] != IGNORED
+        log_probs, counted = counted_log_probs(
+            self._model, batch, positions=self._positions, temperature=self._probes.temperature
+        )
         old = batch.old_log_probs.to(log_probs)
         loss = self._loss(log_probs, batch.coefficients.to(log_probs), counted, old)
         likelihood = -float(log_probs.detach().sum())
@@ -262,7 +255,7 @@ class ProbeRun:
             )
         if not loss.requires_grad:
             raise CaptureError("The loss does not depend on any candidate module.")
-        scale = FLOAT16_LOSS_SCALE if logits.dtype == torch.float16 else 1.0
+        scale = FLOAT16_LOSS_SCALE if self._model.dtype == torch.float16 else 1.0
         # Gradients of the size of a mean, whatever a batch holds.
         size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
         self._gradients.begin_batch(half, weight * size / scale)
@@ -279,12 +272,6 @@ class ProbeRun:
         low, high = self._clip
         self._known += ratios.numel()
         self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
-
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
-        inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-        if self._sends_positions:
-            inputs["position_ids"] = batch.position_ids
-        return inputs
 
     def _check_finite(self, here: Place) -> None:
         """Look for NaN and infinity, once per group: reading the answer waits for the device."""
@@ -317,7 +304,8 @@ def _overflow_hint(model: PreTrainedModel) -> str:
     return "Check the checkpoint for broken weights, and the probe data for odd examples."
 
 
-def _checkpointed_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+def checkpointed_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
+    """Decoder blocks whose activations can be recomputed in the backward pass."""
     if not model.supports_gradient_checkpointing:
         return ()
     return tuple(model.get_submodule(name) for name in decoder_blocks(model))

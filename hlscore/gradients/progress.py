@@ -47,11 +47,15 @@ class Progress:
         place: The next batch to run.
         loss: Sum of the losses so far, in nats.
         batch_size: Examples per batch that fit so far.
+        tokens: Tokens that the sum of the losses holds, where these are not all.
+        rate: Learning rate of the trials; 0 for gradients.
     """
 
     place: Place
     loss: float
     batch_size: int
+    tokens: float = 0.0
+    rate: float = 0.0
 
 
 class ProgressFile:
@@ -99,12 +103,14 @@ class ProgressFile:
             progress: How far the run is.
             state: Gives the sums.
         """
+        if self.is_due():
+            self.save(progress, state())
+
+    def is_due(self) -> bool:
+        """Whether enough time has passed since progress was stored last."""
         wait = max(self._every, self._cost / _LARGEST_SHARE) if self._every else 0.0
         due = time.monotonic() - self._last >= wait
-        if self._together:
-            due = self._processes.gather(due)[0]
-        if due:
-            self.save(progress, state())
+        return self._processes.gather(due)[0] if self._together else due
 
     def save(self, progress: Progress, state: Mapping[str, torch.Tensor]) -> None:
         """Store progress now.
@@ -244,4 +250,6 @@ def _progress_of(header: Mapping[str, Any]) -> Progress:
         place=Place(**found["place"]),
         loss=float(found["loss"]),
         batch_size=int(found["batch_size"]),
+        tokens=float(found.get("tokens", 0.0)),
+        rate=float(found.get("rate", 0.0)),
     )

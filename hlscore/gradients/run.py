@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,14 @@ from hlscore.gradients.statistics import (
     reduce_sketches,
     unreached,
 )
+from hlscore.gradients.trials import Found, TrialRun
 from hlscore.inputs.model import input_device
 from hlscore.inputs.sharding import is_sharded
 from hlscore.inputs.weights import dense_weight
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
-from hlscore.settings import RankSettings
+from hlscore.settings import CaptureSettings, RankSettings
 from hlscore.steps import Progress
 from hlscore.unfinished import describe_run
 
@@ -77,6 +78,11 @@ class CaptureRun:
         storage: Storage | None,
     ) -> None:
         self._model, self._chosen, self._settings = model, chosen, settings
+        self._by_trials = settings.capture.movement == "trial"
+        if self._by_trials:
+            # Each trial is one update, however many tokens it saw.
+            ones = tuple((1,) * len(half) for half in probes.counts)
+            probes = replace(probes, counts=ones)
         self._probes, self._processes, self._storage = probes, processes, storage
         self._sharded = is_sharded(model)
         self.choice = choose_estimator(
@@ -109,9 +115,11 @@ class CaptureRun:
         return tuple(sorted({*curve_ranks(plan.rank, largest), *plan.ranks}))
 
     def probe(self, progress: Progress) -> float:
-        """Capture every gradient; gives the mean loss."""
+        """Capture every gradient or update; gives the mean loss."""
         capture = self._settings.capture
         self._gradients, sources = self._prepare()
+        if self._by_trials:
+            return self._run_trials(progress)
         tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
         progress.start("probing", sum(tokens) * capture.passes, "tokens")
         run = ProbeRun(
@@ -138,6 +146,26 @@ class CaptureRun:
             )
         return mean_loss
 
+    def _run_trials(self, progress: Progress) -> float:
+        capture = self._settings.capture
+        run = TrialRun(
+            self._model,
+            self._probes,
+            self._gradients,
+            weight_sources(self._model, self._chosen),
+            capture,
+            self._settings.objective,
+            seed=self._settings.seed,
+            told=progress,
+            processes=self._processes,
+            progress_file=self._file,
+        )
+        if self._storage is not None and self._storage.resume:
+            run.resume()
+        found = run.run()
+        self.notes = _trial_notes(found, capture)
+        return found.likelihood
+
     def reduce(
         self, progress: Progress, norms: Mapping[str, float | None]
     ) -> dict[str, GradientStatistics]:
@@ -149,6 +177,7 @@ class CaptureRun:
             svd=self._settings.capture.svd,
             seed=self._settings.seed,
             resamples=self._resamples,
+            of_gradients=not self._by_trials,
         )
         progress.start("scoring", len(self._chosen), "modules")
         statistics = {}
@@ -170,8 +199,11 @@ class CaptureRun:
         groups = None if self._resamples is None else (first, second)
         if self.taps:
             example = self._probes.sequences[0].input_ids
+            sketches = SketchGradients(self._chosen, tests, groups=groups)
+            if self._by_trials:
+                return sketches, Sources()
             return (
-                SketchGradients(self._chosen, tests, groups=groups),
+                sketches,
                 tapped_sources(self._model, self._chosen, example[:8]),
             )
         on_host = settings.capture.accumulate_on == "host"
@@ -224,6 +256,34 @@ def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[
             None if weight is None else float(torch.linalg.vector_norm(weight.float()))
         )
     return norms
+
+
+def _trial_notes(found: Found, capture: CaptureSettings) -> tuple[str, ...]:
+    notes = [
+        f"{capture.trials} trials of {capture.trial_steps} steps at learning rate "
+        f"{found.rate:.2g} ({'found' if found.searched else 'given'}), optimizer "
+        f"{capture.trial_optimizer}."
+    ]
+    if found.loss_before is not None and found.loss_after is not None:
+        change = f"from {found.loss_before:.4g} to {found.loss_after:.4g}"
+        if found.loss_after < found.loss_before:
+            notes.append(f"A few steps at that rate change the loss on other examples {change}.")
+        else:
+            notes.append(
+                f"No learning rate lowered the loss on other examples ({change} at best): there "
+                "may be nothing to learn from these probes."
+            )
+    if found.compensated is False:
+        notes.append(
+            "16-bit weights were rounded at random in the trials, for memory was short: their "
+            "updates carry that noise."
+        )
+    if found.batch_size < capture.batch_size:
+        notes.append(
+            f"The device ran out of memory: batches of {capture.batch_size} were halved down to "
+            f"{found.batch_size}; the steps stayed the same."
+        )
+    return tuple(notes)
 
 
 @contextmanager

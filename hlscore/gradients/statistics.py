@@ -37,6 +37,8 @@ class Reduction:
         svd: `auto`, `full` or `randomized`.
         seed: Seed of the subspace iterations.
         resamples: Draws of the probe groups, or `None`.
+        of_gradients: Whether gradients are reduced: only these have a first step of Adam and a
+            sensitivity. Otherwise updates are.
     """
 
     rank: int
@@ -45,6 +47,7 @@ class Reduction:
     svd: str
     seed: int
     resamples: Resamples | None
+    of_gradients: bool = True
 
     @property
     def first_share(self) -> float:
@@ -81,9 +84,11 @@ def reduce_gradients(
     hls = tuple(spectra.cross_fitted_tail(rank) for rank in ranks)
     at = ranks.index(reduction.rank)
     gradient = torch.lerp(second, first, reduction.first_share)
-    left_over = sign_step_curve(
-        _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
-    )
+    left_over: tuple[float, ...] = ()
+    if reduction.of_gradients:
+        left_over = sign_step_curve(
+            _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
+        )
     norm, taylor, taylor_mean = _weight_terms(gradient, weight)
     rank_for_90 = rank_for_share(mean, _SHARE)
     scores = (
@@ -100,9 +105,10 @@ def reduce_gradients(
         hls_errors=tuple(spectra.cross_fitted_error(rank) for rank in ranks),
         rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90),
         effective_rank=effective_rank(mean),
+        halves_norm=float((spectra.first.total.sum() * spectra.second.total.sum()).sqrt()),
         weight_norm=norm,
-        taylor=taylor,
-        taylor_mean=taylor_mean,
+        taylor=taylor if reduction.of_gradients else None,
+        taylor_mean=taylor_mean if reduction.of_gradients else None,
         l1_adam_curve=left_over,
         matrices_reached=int((mean.total > 0).sum()),
         **_replicates(groups, reduction, scores, min(first.shape[-2:]), name),
@@ -149,6 +155,7 @@ def reduce_sketches(
         hls_errors=tuple(hls[1]),
         rank_for_90=None if found.rank_for_90 is None else Estimate(*found.rank_for_90),
         effective_rank=None,
+        halves_norm=_norm(captured.first) * _norm(captured.second),
         weight_norm=weight_norm,
         taylor=None,
         taylor_mean=None,
@@ -178,10 +185,11 @@ def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatis
         hls_errors=zeros,
         rank_for_90=None,
         effective_rank=None,
+        halves_norm=0.0,
         weight_norm=weight_norm,
-        taylor=0.0,
-        taylor_mean=0.0,
-        l1_adam_curve=zeros,
+        taylor=0.0 if reduction.of_gradients else None,
+        taylor_mean=0.0 if reduction.of_gradients else None,
+        l1_adam_curve=zeros if reduction.of_gradients else (),
         matrices_reached=0,
         hls_replicates=drawn,
         tail_replicates=drawn,
@@ -218,6 +226,12 @@ def _estimates(captured: Sketches, reduction: Reduction) -> SketchEstimates:
         (_with_float64(outside[0]), _with_float64(outside[1])),
         first_share=share,
         ranks=ranks,
+    )
+
+
+def _norm(values: torch.Tensor) -> float:
+    return float(
+        torch.linalg.vector_norm(values.double() if values.device.type != "mps" else values)
     )
 
 

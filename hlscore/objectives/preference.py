@@ -21,51 +21,52 @@ import torch
 from torch.nn.functional import logsigmoid
 
 # Chosen and rejected log-ratio, their numbers of tokens, beta.
-PairLoss = Callable[[torch.Tensor, torch.Tensor, int, int, float], torch.Tensor]
+Size = torch.Tensor | int
+PairLoss = Callable[[torch.Tensor, torch.Tensor, Size, Size, float], torch.Tensor]
 
 
-def _sigmoid(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _sigmoid(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """DPO, https://arxiv.org/abs/2305.18290."""
     return -logsigmoid(beta * (c - r))
 
 
-def _hinge(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _hinge(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """SLiC, https://arxiv.org/abs/2305.10425; RSO, https://arxiv.org/abs/2309.06657."""
     return torch.relu(1 - beta * (c - r))
 
 
-def _ipo(c: torch.Tensor, r: torch.Tensor, m: int, n: int, beta: float) -> torch.Tensor:
+def _ipo(c: torch.Tensor, r: torch.Tensor, m: Size, n: Size, beta: float) -> torch.Tensor:
     """IPO per token, https://arxiv.org/abs/2310.12036 (eq. 17); beta is its tau."""
     return (c / m - r / n - 1 / (2 * beta)) ** 2
 
 
-def _sigmoid_norm(c: torch.Tensor, r: torch.Tensor, m: int, n: int, beta: float) -> torch.Tensor:
+def _sigmoid_norm(c: torch.Tensor, r: torch.Tensor, m: Size, n: Size, beta: float) -> torch.Tensor:
     """Length-normalized DPO, https://arxiv.org/abs/2411.15124."""
     return -logsigmoid(beta * (c / m - r / n))
 
 
-def _nca_pair(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _nca_pair(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """NCA, https://arxiv.org/abs/2402.05369."""
     c, r = beta * c, beta * r
     return -logsigmoid(c) - 0.5 * logsigmoid(-c) - 0.5 * logsigmoid(-r)
 
 
-def _bco_pair(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _bco_pair(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """BCO, https://arxiv.org/abs/2404.04656."""
     return -logsigmoid(beta * c) - logsigmoid(-beta * r)
 
 
-def _sppo_hard(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _sppo_hard(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """SPPO with a sure winner, https://arxiv.org/abs/2405.00675 (eq. 4.7)."""
     return (c - 0.5 / beta) ** 2 + (r + 0.5 / beta) ** 2
 
 
-def _apo_zero(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _apo_zero(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """APO-zero, https://arxiv.org/abs/2408.06266 (eq. 7)."""
     return 1 - torch.sigmoid(beta * c) + torch.sigmoid(beta * r)
 
 
-def _apo_down(c: torch.Tensor, r: torch.Tensor, _m: int, _n: int, beta: float) -> torch.Tensor:
+def _apo_down(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
     """APO-down, https://arxiv.org/abs/2408.06266 (eq. 8)."""
     return torch.sigmoid(beta * c) + 1 - torch.sigmoid(beta * (c - r))
 
@@ -90,8 +91,8 @@ def slopes(
 
     Args:
         loss_type: A key of `PAIR_LOSSES` (TRL's names).
-        chosen_tokens: Tokens of the chosen completion.
-        rejected_tokens: Tokens of the rejected completion.
+        chosen_tokens: Size of the chosen completion.
+        rejected_tokens: Size of the rejected completion.
         beta: Strength of the tie to the reference.
 
     Returns:

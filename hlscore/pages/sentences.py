@@ -13,6 +13,8 @@ _METHODS = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
     "score",
     "random": "a random choice, stratified by kind and size",
+    "largest": "the largest modules",
+    "random-largest": "a random choice among the largest modules",
     "all-lora": "LoRA on every module",
     "all-full": "every module in full",
 }

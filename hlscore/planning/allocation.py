@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,13 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
-from hlscore.planning.coverage import Coverage, coverage, coverage_notes, largest_rank_notes
+from hlscore.planning.coverage import (
+    Coverage,
+    Movement,
+    coverage,
+    coverage_notes,
+    largest_rank_notes,
+)
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
 from hlscore.planning.options import check_curve, check_lock
@@ -192,7 +198,7 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     ]
     choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
     modes = {item.row.module: (item.mode, item.rank) for item in decisions}
-    covered = coverage(problem.rows, modes, settings.rank)
+    covered = coverage(problem.rows, modes, settings.rank, of=_movement(report))
     return Allocation(
         settings=settings,
         budget=problem.budget,
@@ -268,6 +274,13 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
             problem.rows, picks.options, picks.probability, _stderrs(problem), strict=True
         )
     )
+
+
+def _movement(report: ScoreReport) -> Movement:
+    """What the energies of a report are of."""
+    capture = report.run.settings.get("capture")
+    trial = isinstance(capture, Mapping) and capture.get("movement") == "trial"
+    return "update" if trial else "gradient"
 
 
 def _clear(problem: Problem) -> int | None:

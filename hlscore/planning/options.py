@@ -90,7 +90,7 @@ def menu_of(
     """Every option of a module whose rank the solver chooses.
 
     What costs no less than another option and is worth no more is left out; so are ranks that
-    span the whole matrix, as full fine-tuning does.
+    span the whole matrix, as full fine-tuning does, and with a least rank whatever is below it.
 
     Args:
         row: The module.
@@ -116,6 +116,10 @@ def menu_of(
 
     found = [option(row, "frozen", 0, settings.memory)]
     if row.module not in tied:
+        if settings.min_rank and lock is None:
+            ranks = tuple(sorted({settings.min_rank, *ranks}))
+            ranks = tuple(rank for rank in ranks if rank >= settings.min_rank)
+            found = []
         useful = [rank for rank in ranks if rank < row.max_rank]
         found += [
             option(row, "lora", rank, settings.memory, worth(rank))
@@ -178,7 +182,7 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
         UsageError: The score has no curve, or the report does not hold a rank.
     """
     check_curve(score)
-    wanted = sorted({0, settings.rank, *settings.ranks})
+    wanted = sorted({0, settings.rank, settings.min_rank, *settings.ranks})
     left = [max(0.0, score_of(row, score, rank) or 0.0) for rank in wanted]
     return dict(zip(wanted, accumulate(left, min), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from hlscore.planning.choice import Spending, choose, fill, selection_probabilit
 from hlscore.planning.options import Option, alternative, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 from hlscore.scores.registry import replicates_at, score_of
-from hlscore.scores.score import Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,22 +101,22 @@ def choose_uniform(problem: Problem) -> Picks:
     )
 
 
-def draw_uniform(problem: Problem, control: Score, spent: int) -> Picks:
-    """Train modules in full in the order of a random control, as long as they fit.
+def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> Picks:
+    """Train modules in full in a given order, as long as they fit.
 
     Args:
         problem: Rows, budget, locks.
-        control: The score that orders the rows; nothing is maximized.
+        order: A number for each module; the highest comes first.
         spent: What the free modules in full may cost together.
 
     Returns:
         One option per row.
     """
     offer = offer_of(problem)
-    drawn = [score_of(problem.rows[place], control, problem.settings.rank) for place in offer.free]
+    numbers = [order[problem.rows[place].module] for place in offer.free]
     chosen = np.zeros(len(offer.free), dtype=np.bool_)
-    order = np.argsort(-np.array(drawn, dtype=np.float64), kind="stable")
-    chosen[fill(order, offer.spending.costs, spent)] = True
+    places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
+    chosen[fill(places, offer.spending.costs, spent)] = True
     return picks_of(problem, offer, chosen)
 
 

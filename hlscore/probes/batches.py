@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -11,6 +12,8 @@ from hlscore.probes.units import ProbeExample
 from hlscore.settings import PaddingSide
 
 IGNORED = -100
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +46,8 @@ def by_length(group: Sequence[ProbeExample]) -> list[ProbeExample]:
     return sorted(group, key=lambda item: (len(item.input_ids), item.input_ids))
 
 
-def cut(examples: Sequence[ProbeExample], size: int) -> list[Sequence[ProbeExample]]:
-    """Cut examples into parts of at most `size`."""
+def cut(examples: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut examples or units into parts of at most `size`."""
     return [examples[start : start + size] for start in range(0, len(examples), size)]
 
 

@@ -67,6 +67,7 @@ def _weighted(
         ),
         count=1,
         key=_content(chosen, rejected),
+        pair=(chosen, rejected),
     )
 
 

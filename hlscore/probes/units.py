@@ -55,11 +55,14 @@ class ProbeUnit:
         count: What the unit adds to the number that the sum of the loss is divided by: counted
             tokens, pairs or completions.
         key: Orders units that are weighed differently by every loss, or have no sequences.
+        pair: Chosen and rejected sequence of a preference pair, also where the first step of a
+            loss moves only one of them; empty for other objectives.
     """
 
     sequences: tuple[ProbeExample, ...]
     count: int
     key: str = ""
+    pair: tuple[ProbeExample, ...] = ()
 
     def digest(self, seed: int) -> bytes:
         """Order units independently of how they were listed, and of how they are weighed."""
@@ -78,6 +81,7 @@ class ProbeUnit:
 
 
 Halves = tuple[tuple[tuple[ProbeExample, ...], ...], ...]
+UnitHalves = tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,18 +89,26 @@ class ProbeSet:
     """Tokenized sequences, split into two halves of bootstrap groups.
 
     Attributes:
-        halves: Two tuples of groups; a group is a tuple of sequences.
+        units: Two tuples of groups; a group is a tuple of units.
         counts: For each half what each of its groups adds to the divisor of the mean.
         summary: What the artifacts say about them.
         pad_token_id: Id used for padding; padded places count nothing.
         temperature: What logits are divided by in the loss.
     """
 
-    halves: Halves
+    units: UnitHalves
     counts: tuple[tuple[int, ...], ...]
     summary: ProbeSummary
     pad_token_id: int
     temperature: float = 1.0
+
+    @property
+    def halves(self) -> Halves:
+        """Two tuples of groups; a group is a tuple of sequences."""
+        return tuple(
+            tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
+            for half in self.units
+        )
 
     @property
     def sequences(self) -> list[ProbeExample]:
@@ -191,10 +203,7 @@ def make_probe_set(
     sequences = [item for unit in units for item in unit.sequences]
     hashes = sorted(unit.content() for unit in units)
     return ProbeSet(
-        halves=tuple(
-            tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
-            for half in split
-        ),
+        units=split,
         counts=tuple(tuple(sum(unit.count for unit in group) for group in half) for half in split),
         pad_token_id=pad_token_id,
         temperature=temperature,

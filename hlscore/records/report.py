@@ -42,6 +42,7 @@ class GradientStatistics:
         rank_for_90: Smallest rank that holds 90 % of the energy; `None` beyond the curve.
         effective_rank: `exp(entropy(s / sum s))`, mean over matrices that were reached; `None`
             where the spectrum is not exact.
+        halves_norm: `||A||_F ||B||_F` of the two halves.
         weight_norm: `||W||_F`; `None` where the weight cannot be had.
         taylor: `||W * G||_F`, elementwise product; `None` where the gradient is not formed.
         taylor_mean: Mean of `|W * G|`; `None` where the gradient is not formed.
@@ -61,6 +62,7 @@ class GradientStatistics:
     hls_errors: tuple[float, ...]
     rank_for_90: Estimate | None
     effective_rank: float | None
+    halves_norm: float
     weight_norm: float | None
     taylor: float | None
     taylor_mean: float | None
@@ -114,6 +116,7 @@ class ModuleRow:
         hls_stderr: Standard error of `hls` over probe sets and sketches, from its replicates.
         hls_ci_low: Lower end of its 95 % interval.
         hls_ci_high: Upper end of its 95 % interval.
+        hls_share: `S_r / (||A||_F ||B||_F)` times the number of weights.
         hls_error: Estimated error of `hls` that a sketch or randomized decomposition adds.
         selection_probability: Share of resamples in which the module makes the budget.
         tail: Tail energy of the mean gradient (equals `tail_energy`).
@@ -133,6 +136,7 @@ class ModuleRow:
         stable_rank: `||G||_F^2 / s_1^2`.
         effective_rank: `exp(entropy(s / sum s))`, where the spectrum is exact.
         rank_for_90: Smallest rank that holds 90 % of the energy.
+        halves_norm: `||A||_F ||B||_F` of the gradients or updates of the two halves.
         weight_norm: `||W||_F`.
         condition_number: `s_1 / s_min` of the weight; null where it is not finite.
         rgn_error: Estimated error of `rgn`, like the following ones of the column before `_error`.
@@ -174,6 +178,7 @@ class ModuleRow:
     hls_stderr: float | None = None
     hls_ci_low: float | None = None
     hls_ci_high: float | None = None
+    hls_share: float | None = None
     hls_error: float | None = None
     selection_probability: float | None = None
     tail: float | None = None
@@ -193,6 +198,7 @@ class ModuleRow:
     stable_rank: float | None = None
     effective_rank: float | None = None
     rank_for_90: int | None = None
+    halves_norm: float | None = None
     weight_norm: float | None = None
     condition_number: float | None = None
     rgn_error: float | None = None

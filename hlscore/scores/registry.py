@@ -38,6 +38,14 @@ def hls(row: ModuleRow, rank: int) -> float | None:
     return on_curve(row.hls_curve, row, rank)
 
 
+def hls_share(row: ModuleRow, rank: int) -> float | None:
+    """`hls` over the norms of both halves, times the weights: the share of a unit step."""
+    value = on_curve(row.hls_curve, row, rank)
+    if value is None or not row.halves_norm:
+        return value
+    return value / row.halves_norm * _weights(row)
+
+
 def tail(row: ModuleRow, rank: int) -> float | None:
     """Tail energy `T_r = ||G||_F^2 - sum_{i<=r} s_i^2` of the mean gradient."""
     return on_curve(row.tail_curve, row, rank)
@@ -91,6 +99,15 @@ def _spectral_ranks(row: ModuleRow) -> tuple[int, ...]:
     return row.spectral_ranks
 
 
+def _weights(row: ModuleRow) -> int:
+    return row.matrices * row.out_features * row.in_features
+
+
+def _shared(row: ModuleRow) -> tuple[float, ...]:
+    scale = _weights(row) / row.halves_norm if row.halves_norm else 0.0
+    return tuple(value * scale for value in row.hls_replicates)
+
+
 def _relative(row: ModuleRow) -> tuple[float, ...]:
     norm = row.weight_norm or float("inf")
     return tuple(max(value, 0.0) ** 0.5 / norm for value in row.grad_norm_replicates)
@@ -106,6 +123,16 @@ SCORES: dict[str, Score] = {
             source="hlscore: cross-fitted Eckart-Young tail",
             compute=hls,
             replicates=lambda row: row.hls_replicates,
+            follows_rank=True,
+            leaves_over=True,
+        ),
+        Score(
+            name="hls_share",
+            formula="hls / (||A|| ||B||) times the number of weights",
+            unit="weights",
+            source="hlscore: hls of a step whose root mean square is 1 in every matrix",
+            compute=hls_share,
+            replicates=_shared,
             follows_rank=True,
             leaves_over=True,
         ),

@@ -160,6 +160,7 @@ def _probed_row(
         stable_rank=found.grad_energy.value / found.top_energy.value if reached else None,
         effective_rank=found.effective_rank,
         rank_for_90=None if found.rank_for_90 is None else int(found.rank_for_90.value),
+        halves_norm=found.halves_norm,
         weight_norm=found.weight_norm,
         curve_ranks=ranks,
         tail_curve=found.tail_curve,

@@ -6,8 +6,10 @@ from hlscore.settings.capture import (
     Accumulator,
     CaptureSettings,
     Estimator,
+    Movement,
     PaddingSide,
     SvdMethod,
+    TrialOptimizer,
 )
 from hlscore.settings.check import (
     CheckSettings,
@@ -74,6 +76,7 @@ __all__ = [
     "MemorySettings",
     "ModelSettings",
     "Most",
+    "Movement",
     "Objective",
     "ObjectiveSettings",
     "Optimizer",
@@ -81,6 +84,7 @@ __all__ = [
     "PlanSettings",
     "RankSettings",
     "SvdMethod",
+    "TrialOptimizer",
     "ValidateSettings",
     "parse_age",
     "parse_most",

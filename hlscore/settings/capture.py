@@ -11,6 +11,8 @@ PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
 Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
+Movement = Literal["auto", "gradient", "trial"]
+TrialOptimizer = Literal["factored", "sign", "rms"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +33,13 @@ class CaptureSettings:
         bootstrap: Resamples of the groups; 0 turns standard errors off.
         svd: `full` decomposes every gradient exactly, `randomized` finds the head by subspace
             iteration, `auto` is full up to a short side of 512.
+        movement: What is scored: `gradient`, the mean gradient at the base weights; `trial`, the
+            weight updates of short trainings; `auto` chooses.
+        trials: Short trainings, an even number; each sees its own part of the probes.
+        trial_steps: Optimizer steps of each trial.
+        trial_rate: Learning rate of the trials, the root mean square of one step's change;
+            `None` finds one.
+        trial_optimizer: `factored` (Adafactor without momentum), `sign` or `rms`.
     """
 
     batch_size: int = 8
@@ -43,6 +52,11 @@ class CaptureSettings:
     groups: int = 8
     bootstrap: int = 200
     svd: SvdMethod = "auto"
+    movement: Movement = "auto"
+    trials: int = 4
+    trial_steps: int = 8
+    trial_rate: float | None = None
+    trial_optimizer: TrialOptimizer = "factored"
 
     def __post_init__(self) -> None:
         """Check every field.
@@ -81,3 +95,21 @@ class CaptureSettings:
         )
         require_choice("padding side", self.padding_side, get_args(PaddingSide))
         require_choice("--svd", self.svd, get_args(SvdMethod))
+        require_choice("--movement", self.movement, get_args(Movement))
+        require_choice("--trial-optimizer", self.trial_optimizer, get_args(TrialOptimizer))
+        require(
+            2 <= self.trials <= 256 and self.trials % 2 == 0,
+            f"--trials is {self.trials}.",
+            "Use an even number from 2 to 256: two halves are compared.",
+        )
+        require(1 <= self.trial_steps <= 10_000, f"--trial-steps is {self.trial_steps}.", "Use 1+.")
+        require(
+            self.trial_rate is None or 0 < self.trial_rate <= 1,
+            f"--trial-rate is {self.trial_rate}.",
+            "Use a number above 0 and at most 1, such as 1e-4.",
+        )
+        require(
+            self.movement != "trial" or self.passes == 1,
+            f"--passes is {self.passes}, but a trial's update is seen once.",
+            "Leave --passes out, or use --movement gradient.",
+        )

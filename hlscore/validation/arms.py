@@ -18,7 +18,9 @@ from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreR
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
 
-LORA, MATCHED, RANDOM, PLAN, FULL = "lora", "matched", "random", "plan", "full"
+LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
+    "lora", "matched", "random", "largest", "plan", "full",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,7 @@ class Arm:
     """One way to train.
 
     Attributes:
-        name: `lora`, `matched`, `random`, `plan` or `full`.
+        name: `lora`, `matched`, `random`, `largest`, `plan` or `full`.
         plans: The plan of each seed; only `random` has different ones.
     """
 
@@ -52,7 +54,8 @@ def make_arms(
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
     is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
-    with a rank for each module it deals the ranks anew among modules of one shape.
+    with a rank for each module it deals the ranks anew among modules of one shape. `largest` trains
+    the largest modules in full, as many parameters as the plan; plans of ranks have no such rival.
 
     Args:
         plan: The plan.
@@ -82,6 +85,8 @@ def make_arms(
         Arm(name=RANDOM, plans={seed: rivals.random(seed) for seed in seeds}),
         Arm(name=PLAN, plans=dict.fromkeys(seeds, plan)),
     ]
+    if not plan.lora.ranks:
+        arms.insert(3, Arm(name=LARGEST, plans=dict.fromkeys(seeds, rivals.largest())))
     if full:
         everything = rivals.uniform("all-full", plan.lora.rank)
         arms.append(Arm(name=FULL, plans=dict.fromkeys(seeds, everything)))
@@ -139,6 +144,15 @@ class _Rivals:
     def random(self, seed: int) -> Plan:
         """The control: what the plan decides, decided by chance."""
         return self._dealt(seed) if self._plan.lora.ranks else self._drawn(seed)
+
+    def largest(self) -> Plan:
+        """The largest modules in full, as many parameters as the plan has in full."""
+        order = sorted(self._rows, key=lambda row: -row.n_params)
+        taken = fill(
+            range(len(order)), [row.n_params for row in order], self._plan.totals.full_params
+        )
+        locks = tuple(f"{order[place].module}=full" for place in taken)
+        return self.uniform("all-lora", self._plan.lora.rank, locks)
 
     def _dealt(self, seed: int) -> Plan:
         """What the plan does with its modules, dealt anew among those of one shape."""

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 
-from hlscore.validation.arms import FULL, LORA, MATCHED, PLAN, RANDOM
+from hlscore.validation.arms import FULL, LARGEST, LORA, MATCHED, PLAN, RANDOM
 from hlscore.validation.gaps import ArmResult, Interval
 
 FEW_SEEDS = 5
 # An adapter starts at zero, so that in the first steps it lags behind whatever its rank.
 FEW_STEPS = 20
+_RIVALS = {
+    MATCHED: "LoRA of equal size",
+    RANDOM: "a random choice",
+    LARGEST: "the largest modules",
+}
 _DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 
@@ -56,16 +61,15 @@ def verdict(
         )
     else:
         lines.append(_main(found))
-    for rival, label in ((MATCHED, "LoRA with as many trained parameters"),
-                         (RANDOM, "a random choice")):  # fmt: skip
-        if not math.isfinite(found[PLAN].better_than[rival].value):
-            lines.append(_against(found, rival, label))
-        elif early:
-            continue
-        elif {PLAN, rival} & set(unsettled):
-            lines.append(f"Plan and {label}: no verdict, for the best rate is the last one tried.")
-        else:
-            lines.append(_against(found, rival, label))
+    against = {**_RIVALS, MATCHED: "LoRA with as many trained parameters"}
+    for rival in filter(found.__contains__, against):
+        diverged = not math.isfinite(found[PLAN].better_than[rival].value)
+        if not early and not diverged and {PLAN, rival} & set(unsettled):
+            lines.append(
+                f"Plan and {against[rival]}: no verdict, for the best rate is the last one tried."
+            )
+        elif diverged or not early:
+            lines.append(_against(found, rival, against[rival]))
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -90,8 +94,10 @@ def _main(found: Mapping[str, ArmResult]) -> str:
         )
     others = [
         f"{label} {_percent(share)}"
-        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "a random choice"))
-        if (share := found[name].recovered) is not None and math.isfinite(share.value)
+        for name, label in _RIVALS.items()
+        if name in found
+        and (share := found[name].recovered) is not None
+        and math.isfinite(share.value)
     ]
     return (
         f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "

@@ -22,6 +22,7 @@ _LABELS = {
     "lora": "LoRA",
     "matched": "LoRA of equal size",
     "random": "random choice",
+    "largest": "largest modules",
     "plan": "the plan",
     "full": "full",
 }

@@ -1,0 +1,321 @@
+"""What a GPU is asked, in order of worth: one command that goes on where it stopped.
+
+Run `python benchmarks/gpu.py --minutes 9` again and again until it says that everything is
+measured. Each stage is a process of its own and writes into `results/gpu_<date>.json` as soon as it
+has ended, with the name of the card; a stage that is there for this card is not run again.
+Stages: `tests` (tests/test_gpu.py), one per movement and estimator on a model of the shape of
+Qwen3-8B with random weights (time, memory, plain training pass over the same tokens in the same
+process), `out_of_memory` (batches halved by a real allocator), `optimizer` (peak of a real AdamW
+step with PEFT against the memory model) and `four_bit` (where bitsandbytes is installed). The study
+on a real model is `evidence/real_study.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from machine import RESULTS, describe
+from models import MODELS, build, structured_probes
+from transformers import PreTrainedModel
+
+from hlscore.flow import Silent, score_probes
+from hlscore.inputs.model import identify
+from hlscore.inputs.modules import find_modules
+from hlscore.objectives.likelihood import token_log_probs
+from hlscore.probes.batches import by_length, collate, cut
+from hlscore.probes.units import ProbeSet
+from hlscore.settings import (
+    CandidateSettings,
+    CaptureSettings,
+    ModelSettings,
+    PlanSettings,
+    RankSettings,
+)
+
+RANK = 16
+GIB = 2**30
+
+
+class Clock(Silent):
+    """Notes when each step of a run begins."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, float]] = []
+
+    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
+        """Note the time, when the device has come so far."""
+        torch.cuda.synchronize()
+        self.begun.append((what, time.perf_counter()))
+
+
+def settings_of(name: str, **capture: Any) -> RankSettings:
+    """Settings of a run of the flow."""
+    return RankSettings(
+        model=ModelSettings(model=name),
+        capture=CaptureSettings(batch_size=4, **capture),
+        plan=PlanSettings(rank=RANK),
+    )
+
+
+def plain_pass(model: PreTrainedModel, probes: ProbeSet, *, checkpointing: bool) -> float:
+    """Seconds of forward and backward over the probes, with every weight gradient formed."""
+    model.requires_grad_(True)
+    if checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    for group in (group for half in probes.halves for group in half):
+        for examples in cut(by_length(group), 4):
+            batch = collate(
+                examples, pad_token_id=0, padding_side="right", device=torch.device("cuda")
+            )
+            logits = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
+            (-token_log_probs(logits, batch.labels).mean()).backward()
+            model.zero_grad(set_to_none=True)
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - began
+    model.requires_grad_(False)
+    model.gradient_checkpointing_disable()
+    model.eval()
+    return seconds
+
+
+def large_model(options: argparse.Namespace, movement: str, estimator: str) -> dict[str, Any]:
+    """Time and memory of one run on the large shape."""
+    model = build(options.model, dtype=torch.bfloat16, device="cuda")
+    groups = 2 if movement == "trial" else 8
+    probes = structured_probes(
+        model, examples=options.examples, length=options.length, groups=groups
+    )
+    plain = plain_pass(model, probes, checkpointing=True)
+    plain = min(plain, plain_pass(model, probes, checkpointing=True))
+    weights = sum(weight.nbytes for weight in model.parameters())
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run = settings_of(options.model, movement=movement, estimator=estimator)
+    clock, began = Clock(), time.perf_counter()
+    found = score_probes(
+        model,
+        find_modules(model, CandidateSettings()),
+        identify(model, options.model, None),
+        probes,
+        run,
+        clock,
+    )
+    torch.cuda.synchronize()
+    ended = time.perf_counter()
+    assert found is not None
+    ends = [*(when for _, when in clock.begun[1:]), ended]
+    return {
+        "plain_training_pass_seconds": plain,
+        "rank_seconds": ended - began,
+        "over_plain_pass": (ended - began) / plain,
+        "steps": {what: end - start for (what, start), end in zip(clock.begun, ends, strict=True)},
+        "weight_gib": weights / GIB,
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB,
+        "notes": list(found[0].run.notes),
+        "positive": sum((row.hls or 0) > 0 for row in found[0].candidates),
+        "candidates": len(found[0].candidates),
+    }
+
+
+def out_of_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """Leave so little memory that the asked batch size cannot fit, and look what is done."""
+    model = build(options.small, dtype=torch.float32, device="cuda")
+    probes = structured_probes(model, examples=64, length=1024, groups=2)
+    modules = find_modules(model, CandidateSettings())
+    identity = identify(model, options.small, None)
+    found: dict[str, Any] = {}
+    for movement in ("gradient", "trial"):
+        rate = {"trial_rate": 1e-4} if movement == "trial" else {}
+        run = settings_of(options.small, movement=movement, estimator="exact", **rate)
+        roomy = score_probes(model, modules, identity, probes, run, Silent())
+        torch.cuda.empty_cache()
+        free, _ = torch.cuda.mem_get_info()
+        hog = torch.empty(free - options.left_mib * 2**20, dtype=torch.uint8, device="cuda")
+        large = RankSettings(
+            model=run.model,
+            capture=CaptureSettings(
+                batch_size=64, movement=movement, estimator="exact", checkpointing=False, **rate
+            ),
+            plan=run.plan,
+        )
+        tight = score_probes(model, modules, identity, probes, large, Silent())
+        del hog
+        assert roomy is not None
+        assert tight is not None
+        expected = {row.module: row.hls or 0.0 for row in roomy[0].candidates}
+        largest = max(abs(value) for value in expected.values())
+        found[movement] = {
+            "notes": list(tight[0].run.notes),
+            "largest_difference_over_largest_hls": max(
+                abs((row.hls or 0.0) - expected[row.module]) for row in tight[0].candidates
+            )
+            / largest,
+        }
+    return found
+
+
+def optimizer(options: argparse.Namespace) -> dict[str, Any]:
+    """Peak memory of real training steps beside what the memory model says."""
+    import memory
+
+    found: dict[str, Any] = {}
+    for arm in memory.ARMS:
+        dtype = torch.float32 if arm == "full" else torch.bfloat16
+        model = build(options.small, dtype=dtype, device="cuda")
+        model.config.use_cache = False
+        predicted = memory.predict(model, arm, 4, 1024)
+        choices = memory.choices_of(
+            memory.candidates_of(find_modules(model, CandidateSettings())), arm
+        )
+        trained = model if arm == "full" else memory.wrapped(model, choices)
+        for weight in trained.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        trained.train()
+        adamw = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], lr=1e-5)
+        tokens = torch.randint(0, model.config.vocab_size, (4, 1024), device="cuda")
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(2):
+            with torch.autocast("cuda", torch.bfloat16):
+                trained(input_ids=tokens, labels=tokens).loss.backward()
+            adamw.step()
+            adamw.zero_grad(set_to_none=True)
+        peak = torch.cuda.max_memory_allocated()
+        found[arm] = {
+            "measured_gib": peak / GIB,
+            "predicted_gib": predicted.total_bytes / GIB,
+            "predicted_over_measured": predicted.total_bytes / peak,
+        }
+        del model, trained, adamw
+        gc.collect()
+    return found
+
+
+def four_bit(options: argparse.Namespace) -> dict[str, Any]:
+    """A sketch of 4-bit weights: time, memory, and what `auto` says of trials."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    folder = Path("/tmp/hlscore-four-bit")  # noqa: S108 - a bare machine of one user
+    build(options.small, dtype=torch.bfloat16, device="cuda").save_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=BitsAndBytesConfig(load_in_4bit=True), device_map="cuda"
+    )
+    probes = structured_probes(model, examples=64, length=1024)
+    torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    found = score_probes(
+        model,
+        find_modules(model, CandidateSettings()),
+        identify(model, options.small, None),
+        probes,
+        settings_of(options.small, movement="gradient", estimator="sketch"),
+        Silent(),
+    )
+    assert found is not None
+    return {
+        "seconds": time.perf_counter() - began,
+        "peak_gib": torch.cuda.max_memory_allocated() / GIB,
+        "positive": sum((row.hls or 0) > 0 for row in found[0].candidates),
+    }
+
+
+def tests(options: argparse.Namespace) -> dict[str, Any]:  # noqa: ARG001
+    """The GPU tests."""
+    began = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "4", "-p", "no:cacheprovider",
+         "tests/test_gpu.py"],
+        cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = done.stdout.strip().splitlines()
+    failed = [line[:300] for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {
+        "code": done.returncode,
+        "seconds": time.perf_counter() - began,
+        "summary": lines[-1] if lines else done.stderr[-300:],
+        "failed": failed,
+    }
+
+
+STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "tests": tests,
+    "gradient_sketch": lambda options: large_model(options, "gradient", "sketch"),
+    "trial_sketch": lambda options: large_model(options, "trial", "sketch"),
+    "trial_exact": lambda options: large_model(options, "trial", "exact"),
+    "out_of_memory": out_of_memory,
+    "optimizer": optimizer,
+    **({"four_bit": four_bit} if find_spec("bitsandbytes") else {}),
+}
+
+
+def parse() -> argparse.Namespace:
+    """The options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
+    parser.add_argument("--small", choices=MODELS, default="qwen3-60m")
+    parser.add_argument("--examples", type=int, default=64)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--left-mib", type=int, default=4096)
+    parser.add_argument("--only", choices=STAGES, nargs="*", default=list(STAGES))
+    parser.add_argument("--stage", choices=STAGES, help="run one here and print its result")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run what is not measured yet, each stage in a process of its own."""
+    options = parse()
+    if not torch.cuda.is_available():
+        print("No GPU here: nothing is measured.")
+        return
+    if options.stage:
+        print(json.dumps(STAGES[options.stage](options)))
+        return
+    ends = time.monotonic() + 60 * options.minutes
+    card = torch.cuda.get_device_name(0)
+    path = RESULTS / f"gpu_{datetime.now(tz=UTC).date().isoformat()}.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    done: dict[str, Any] = found.setdefault(card, {"machine": describe(), "stages": {}})["stages"]
+    for name in options.only:
+        left = ends - time.monotonic()
+        if name in done or left < 20:
+            continue
+        command = [sys.executable, *sys.argv, "--stage", name]
+        try:
+            run = subprocess.run(  # noqa: S603
+                command, capture_output=True, text=True, timeout=left, check=False
+            )
+        except subprocess.TimeoutExpired:
+            print(f"{name}: stopped for want of time")
+            continue
+        if run.returncode == 0:
+            done[name] = json.loads(run.stdout.strip().splitlines()[-1])
+        else:
+            done[name] = {"failed": run.stderr[-2000:]}
+        print(name, json.dumps(done[name])[:1500], flush=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    missing = [name for name in options.only if name not in done]
+    print("missing: " + ", ".join(missing) if missing else "everything is measured")
+
+
+if __name__ == "__main__":
+    main()

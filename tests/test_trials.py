@@ -1,0 +1,409 @@
+"""Trials against a training loop written out in float64, and what they leave behind."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES
+from problems import RANK, by_module, completions, probe_set, run_report, settings
+from tokens import byte_tokenizer
+from transformers import PreTrainedModel
+
+import hlscore
+from hlscore.errors import CaptureError, UsageError
+from hlscore.flow import Silent, Storage, score_model
+from hlscore.gradients import trials
+from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.trials import round_randomly
+from hlscore.inputs.formats import ExampleSet
+from hlscore.inputs.model import identify
+from hlscore.objectives.preference import PAIR_LOSSES
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.records import ScoreReport
+from hlscore.settings import ObjectiveSettings, RankSettings
+
+EXAMPLES = completions(24)
+RATE = 3e-3
+
+
+def options(**capture: object) -> RankSettings:
+    """Settings of a run with trials at a given rate, unless said otherwise."""
+    chosen: dict[str, object] = {"movement": "trial", "trial_steps": 3, "trial_rate": RATE}
+    return settings(**chosen | capture)
+
+
+def log_probs(model: PreTrainedModel, item: ProbeExample) -> torch.Tensor:
+    ids = torch.tensor([item.input_ids])
+    whole = model(input_ids=ids, use_cache=False).logits.double().log_softmax(-1)
+    picked = whole[0, :-1].gather(1, ids[0, 1:, None])[:, 0]
+    return picked[torch.tensor(item.counted[1:])]
+
+
+class SlowOptimizer:
+    """The three optimizers from their papers, on whole second moments, float64."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.step = name, 0
+        self.rows: dict[str, torch.Tensor] = {}
+        self.columns: dict[str, torch.Tensor] = {}
+
+    def direction(self, key: str, gradient: torch.Tensor) -> torch.Tensor:
+        if self.name == "sign":
+            return gradient.sign()
+        if self.name == "rms":
+            return gradient / gradient.square().mean().sqrt()
+        beta = 1 - (self.step + 1) ** -0.8
+        square = gradient**2 + 1e-30
+        rows = beta * self.rows.get(key, torch.zeros(())) + (1 - beta) * square.sum(1)
+        columns = beta * self.columns.get(key, torch.zeros(())) + (1 - beta) * square.sum(0)
+        self.rows[key], self.columns[key] = rows, columns
+        second = torch.outer(rows, columns) / rows.sum()
+        update = gradient / second.sqrt()
+        return update / max(1.0, float(update.square().mean().sqrt()))
+
+
+def slow_updates(
+    model: PreTrainedModel, probes: ProbeSet, names: list[str], optimizer: str, steps: int,
+    pair_loss: str | None = None,
+) -> list[list[dict[str, np.ndarray]]]:  # fmt: skip
+    """Update of every trial of both halves, one example at a time, in float64."""
+    found = []
+    for half in probes.units:
+        found.append([])
+        for units in half:
+            trained = copy.deepcopy(model).double().eval()
+            for name, parameter in trained.named_parameters():
+                parameter.requires_grad_(name in names)
+            base = copy.deepcopy(trained)
+            slow = SlowOptimizer(optimizer)
+            count = min(steps, len(units))
+            for step in range(count):
+                part = units[len(units) * step // count : len(units) * (step + 1) // count]
+                total = torch.zeros((), dtype=torch.float64)
+                tokens = 0
+                for unit in part:
+                    if pair_loss:
+                        now = [log_probs(trained, item).sum() for item in unit.pair]
+                        then = [log_probs(base, item).sum().detach() for item in unit.pair]
+                        sizes = [item.counted_tokens for item in unit.pair]
+                        ratios = [a - b for a, b in zip(now, then, strict=True)]
+                        total = total + PAIR_LOSSES[pair_loss](*ratios, *sizes, 0.1)
+                        tokens += 1
+                    else:
+                        total = total - log_probs(trained, unit.sequences[0]).sum()
+                        tokens += unit.sequences[0].counted_tokens
+                trained.zero_grad()
+                (total / tokens).backward()
+                warm_up = max(1, round(count / 4))
+                rate = RATE * min(1.0, (step + 1) / warm_up)
+                with torch.no_grad():
+                    for name in names:
+                        weight = trained.get_parameter(name)
+                        assert weight.grad is not None
+                        weight -= rate * slow.direction(name, weight.grad)
+                slow.step += 1
+            found[-1].append(
+                {
+                    name: (base.get_parameter(name) - trained.get_parameter(name)).detach().numpy()
+                    for name in names
+                }
+            )
+    return found
+
+
+def cross_fitted(first: np.ndarray, second: np.ndarray, rank: int) -> float:
+    def tail(matrix: np.ndarray) -> np.ndarray:
+        u, s, v = np.linalg.svd(matrix, full_matrices=False)
+        s[:rank] = 0
+        return np.asarray((u * s) @ v)
+
+    return float((tail(first) * second).sum() + (tail(second) * first).sum()) / 2
+
+
+def expected_hls(found: list[list[dict[str, np.ndarray]]], name: str) -> float:
+    first, second = (np.mean([update[name] for update in half], axis=0) for half in found)
+    return cross_fitted(first, second, RANK)
+
+
+@pytest.mark.parametrize("optimizer", ["factored", "sign", "rms"])
+@pytest.mark.parametrize("estimator", ["exact", "sketch"])
+def test_scores_are_those_of_a_training_written_out(optimizer: str, estimator: str) -> None:
+    model = FAMILIES["llama"].build()
+    run = options(trial_optimizer=optimizer, estimator=estimator, groups=2, trials=4)
+    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    names = [row.parameter for row in rows.values()]
+    slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, optimizer, steps=3)
+    energies = [expected_hls(slow, row.parameter) for row in rows.values()]
+    for row, wanted in zip(rows.values(), energies, strict=True):
+        # Signs of gradients near zero differ between float32 and float64.
+        tolerance = 0.03 if optimizer == "sign" else 2e-3
+        assert row.hls == pytest.approx(wanted, rel=tolerance, abs=tolerance * max(energies))
+
+
+def test_preference_trials_compare_with_the_base_model() -> None:
+    model = FAMILIES["llama"].build()
+    rows = [
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(EXAMPLES.rows, EXAMPLES.rows[1:], strict=False)
+    ]
+    pairs = ExampleSet(source="test", format="preference", rows=tuple(rows))
+    objective = ObjectiveSettings(objective="dpo", loss_type="apo_down", beta=0.1)
+    found = hlscore.rank(
+        model, byte_tokenizer(), data=rows, objective=objective, rank=RANK, movement="trial",
+        trials=2, trial_steps=3, trial_rate=RATE, batch_size=4, trial_optimizer="rms",
+    )  # fmt: skip
+    probes = encode(
+        pairs, byte_tokenizer(), model, objective=objective, max_length=None, groups=1, seed=0
+    )
+    names = [row.parameter for row in found.report.candidates]
+    slow = slow_updates(model, probes, names, "rms", steps=3, pair_loss="apo_down")
+    wanted = [expected_hls(slow, row.parameter) for row in found.report.candidates]
+    for row, value in zip(found.report.candidates, wanted, strict=True):
+        assert row.hls == pytest.approx(value, rel=1e-2, abs=1e-2 * max(wanted))
+
+
+def state(model: PreTrainedModel) -> dict[str, Any]:
+    """Everything of a model that a run must leave as it was."""
+    return {
+        name: (value.detach().clone(), value.requires_grad, value.grad)
+        for name, value in model.named_parameters()
+    }
+
+
+def same(model: PreTrainedModel, before: dict[str, Any]) -> bool:
+    after = state(model)
+    return all(
+        torch.equal(after[name][0], value) and after[name][1:] == (flag, gradient)
+        for name, (value, flag, gradient) in before.items()
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+def test_weights_come_back_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+    model = FAMILIES[name].build().to(dtype)
+    before = state(model)
+    report = run_report(model, EXAMPLES, options(groups=1, trials=2, estimator="exact"))
+    assert same(model, before)
+    assert any((row.grad_energy or 0) > 0 for row in report.candidates)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_weights_come_back_after_an_exception(
+    error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llama"].build()
+    before, calls, real = state(model), [], GradientCapture._take_gradient
+
+    def breaks(self: GradientCapture, name: str, parameter: torch.Tensor) -> None:
+        calls.append(name)
+        real(self, name, parameter)
+        if len(calls) == 20:
+            raise error
+
+    monkeypatch.setattr(GradientCapture, "_take_gradient", breaks)
+    with pytest.raises(error):
+        run_report(model, EXAMPLES, options())
+    assert same(model, before)
+
+
+def test_batch_size_does_not_change_trials() -> None:
+    found = []
+    for size in (1, 3, 8):
+        model = FAMILIES["llama"].build()
+        found.append(by_module(run_report(model, EXAMPLES, options(batch_size=size)).rows))
+    largest = max(row.hls or 0 for row in found[0].values())
+    for name, row in found[0].items():
+        for other in found[1:]:
+            assert other[name].hls == pytest.approx(row.hls, rel=1e-3, abs=1e-4 * largest)
+
+
+def test_out_of_memory_halves_the_batch_and_changes_no_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = FAMILIES["llama"].build()
+    expected = by_module(run_report(model, EXAMPLES, options()).rows)
+    real = trials.counted_log_probs
+
+    def short(model: Any, batch: Any, **how: Any) -> Any:
+        if len(batch.input_ids) > 1:
+            raise torch.OutOfMemoryError("no memory")
+        return real(model, batch, **how)
+
+    monkeypatch.setattr(trials, "counted_log_probs", short)
+    before = state(model)
+    report = run_report(model, EXAMPLES, options())
+    assert same(model, before)
+    assert any("halved down to 1" in note for note in report.run.notes)
+    largest = max(row.hls or 0 for row in expected.values())
+    for name, row in by_module(report.rows).items():
+        assert row.hls == pytest.approx(expected[name].hls, rel=1e-3, abs=1e-4 * largest)
+
+
+@pytest.mark.parametrize(("compensated", "rate"), [(True, 1e-5), (False, 2e-3)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_trials_score_as_float32_does(
+    dtype: torch.dtype, compensated: bool, rate: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compensated also at a rate that rounding to the nearest would lose altogether."""
+    monkeypatch.setattr(trials, "_residuals_fit", lambda _: compensated)
+    examples = completions(64)
+    model = FAMILIES["llama"].build().to(dtype)
+    run = options(trial_rate=rate, groups=2, trials=4)
+    narrow = by_module(run_report(model, examples, run).rows)
+    wide = by_module(run_report(copy.deepcopy(model).float(), examples, run).rows)
+    found = np.array([narrow[name].hls for name in wide])
+    wanted = np.array([row.hls for row in wide.values()])
+    assert np.corrcoef(found, wanted)[0, 1] > 0.95
+    assert found.sum() == pytest.approx(wanted.sum(), rel=0.25)
+
+
+def test_random_rounding_keeps_the_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    values = torch.full((200_000,), 1.0 + 2**-10)
+    for dtype, digit in ((torch.bfloat16, 2**-7), (torch.float16, 2**-10)):
+        rounded = round_randomly(values, dtype, generator)
+        assert set(rounded.float().unique().tolist()) <= {1.0, 1.0 + digit}
+        assert float(rounded.double().mean()) == pytest.approx(1.0 + 2**-10, abs=1e-4)
+    negative = round_randomly(-values, torch.bfloat16, generator)
+    assert float(negative.double().mean()) == pytest.approx(-1.0 - 2**-10, abs=1e-4)
+    assert torch.equal(round_randomly(values, torch.float32, generator), values)
+
+
+def learnable(count: int) -> ExampleSet:
+    """Text that a few steps make likelier: one completion for all."""
+    rows = tuple({"prompt": f"{i:03d}", "completion": "abcabcabc"} for i in range(count))
+    return ExampleSet(source="test", format="prompt_completion", rows=rows)
+
+
+def test_a_rate_is_found_within_a_factor_of_four_of_the_best() -> None:
+    model = FAMILIES["llama"].build()
+    report = run_report(model, learnable(48), options(trial_rate=None, trial_steps=8))
+    note = next(note for note in report.run.notes if "learning rate" in note)
+    rate = float(note.split("learning rate ")[1].split(" ")[0])
+    assert "(found)" in note
+    assert 4e-4 <= rate <= 0.2
+    assert any("change the loss on other examples" in text for text in report.run.notes)
+
+
+@pytest.mark.parametrize("rate", [None, 1e-3])
+def test_rates_that_diverge_are_one_clear_error(
+    rate: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llama"].build()
+    before, real = state(model), trials.counted_log_probs
+
+    def explodes(model: PreTrainedModel, batch: Any, **how: Any) -> Any:
+        found, counted = real(model, batch, **how)
+        weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+        moved = not torch.equal(weight, before["model.layers.0.mlp.down_proj.weight"][0])
+        return found * float("nan") if moved else found, counted
+
+    monkeypatch.setattr(trials, "counted_log_probs", explodes)
+    with pytest.raises(CaptureError, match="diverge at every learning rate"):
+        run_report(model, EXAMPLES, options(trial_rate=rate))
+    assert same(model, before)
+
+
+def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, real = FAMILIES["llama"].build(), trials.counted_log_probs
+
+    def broken(*args: Any, **how: Any) -> Any:
+        found, counted = real(*args, **how)
+        return found * float("inf"), counted
+
+    monkeypatch.setattr(trials, "counted_log_probs", broken)
+    with pytest.raises(CaptureError, match="not finite with the base weights"):
+        run_report(model, EXAMPLES, options(trial_rate=None))
+
+
+def test_too_few_probes_are_refused() -> None:
+    model = FAMILIES["llama"].build()
+    with pytest.raises(CaptureError, match="too few for 8 trials"):
+        run_report(model, completions(6), options(trials=8))
+
+
+def test_odd_numbers_of_trials_and_scores_of_gradients_are_refused() -> None:
+    with pytest.raises(UsageError, match="--trials is 3"):
+        options(trials=3)
+    with pytest.raises(UsageError, match="one of gradients"):
+        hlscore.rank(
+            FAMILIES["llama"].build(), byte_tokenizer(), data=list(EXAMPLES.rows),
+            movement="trial", score="l1_adam",
+        )  # fmt: skip
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def test_a_stopped_run_goes_on_after_its_last_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["llama"].build()
+    run = options(trials=4, trial_rate=None, bootstrap=20)
+
+    def report(*, resume: bool) -> ScoreReport:
+        storage = Storage(folder=tmp_path, every_seconds=0, resume=resume)
+        identity = identify(model, "test", None)
+        found = score_model(
+            model, byte_tokenizer(), identity, EXAMPLES, run, Silent(), storage=storage
+        )
+        assert found is not None
+        return found[0]
+
+    expected = report(resume=False)
+    real, calls = trials.TrialRun._hand_over, []
+
+    def stops(self: trials.TrialRun, half: int, group: int) -> None:
+        calls.append(group)
+        if len(calls) == 3:
+            raise _StoppedError
+        real(self, half, group)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials.TrialRun, "_hand_over", stops)
+        with pytest.raises(_StoppedError):
+            report(resume=False)
+    trained: list[int] = []
+    real_train = trials.TrialRun._train
+
+    def counts(self: trials.TrialRun, *args: Any, trial: int) -> None:
+        trained.append(trial)
+        real_train(self, *args, trial=trial)
+
+    monkeypatch.setattr(trials.TrialRun, "_train", counts)
+    found = report(resume=True)
+    assert trained == [2, 3]
+    assert [row.changed() for row in found.rows] == [row.changed() for row in expected.rows]
+    assert found.probes.mean_loss == expected.probes.mean_loss
+
+
+def test_unreached_modules_stay_unreached() -> None:
+    model = FAMILIES["qwen3_moe"].build()
+    report = run_report(model, EXAMPLES, options(groups=1, trials=2))
+    gradient = run_report(model, EXAMPLES, settings(movement="gradient"))
+    assert {row.module for row in report.rows if row.status == "unreached"} == {
+        row.module for row in gradient.rows if row.status == "unreached"
+    }
+
+
+def test_hls_share_is_hls_over_the_norms_of_the_halves() -> None:
+    model = FAMILIES["llama"].build()
+    run = options(groups=1, trials=2)
+    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    names = [row.parameter for row in rows.values()]
+    slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, "factored", steps=3)
+    for row in rows.values():
+        (first,), (second,) = ([update[row.parameter] for update in half] for half in slow)
+        norms = np.linalg.norm(first) * np.linalg.norm(second)
+        wanted = cross_fitted(first, second, RANK) / norms * first.size
+        assert row.hls_share == pytest.approx(wanted, rel=2e-3, abs=0.5)
