@@ -32,6 +32,13 @@ def memory(size_bytes: float) -> str:
     return f"{size_bytes:.0f} bytes"
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def percent(share: float) -> str:
     """A share in three digits: `9.52 %`."""
     return f"{100 * share:.3g} %"
