@@ -442,3 +442,35 @@ def test_lines_outside_a_terminal_come_now_and_then(monkeypatch: pytest.MonkeyPa
         "probing: 600 of 1,000 tokens, 60 %, about 2 min left",
         "probing: 800 of 1,000 tokens, 80 %, about 60 s left",
     ]
+
+
+def test_few_examples_take_fewer_batches_and_keep_their_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hlscore.probes import units
+
+    model = FAMILIES["llama"].build()
+    modules = find_modules(model, CandidateSettings())
+
+    def scored() -> tuple[int, dict[str, float | None]]:
+        asked = settings(groups=8, batch_size=4, bootstrap=10)
+        probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
+        found = score_probes(model, modules, identify(model, "m", None), probes, asked, Silent())
+        assert found is not None
+        report = found[0]
+        return report.probes.groups, {row.module: row.hls for row in report.candidates}
+
+    few, scores = scored()
+    monkeypatch.setattr(units, "LEAST_GROUPS", 8)
+    many, expected = scored()
+    assert (few, many) == (8, 16)  # 3 examples of a batch of 4, against 1 or 2
+    largest = max(abs(value or 0.0) for value in expected.values())
+    assert scores == pytest.approx(expected, abs=1e-4 * largest)
+
+
+def test_many_examples_fill_all_groups() -> None:
+    model = FAMILIES["llama"].build()
+    asked = settings(groups=8, batch_size=4)
+    assert encode_probes(model, byte_tokenizer(), completions(64), asked).summary.groups == 16
+    trial = settings(groups=8, batch_size=4, movement="trial")
+    assert encode_probes(model, byte_tokenizer(), completions(24), trial).summary.groups == 16

@@ -64,6 +64,8 @@ def encode_probes(
         max_length=settings.data.max_length,
         groups=settings.capture.groups,
         seed=settings.seed,
+        # With trials each group is the data of one.
+        batch_size=None if settings.capture.movement == "trial" else settings.capture.batch_size,
     )
 
 
