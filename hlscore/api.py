@@ -25,6 +25,7 @@ from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.reward_calls import name_of
 from hlscore.rollouts.reward_process import Reward
+from hlscore.rollouts.verifiers import VERIFIERS
 from hlscore.settings import (
     DEFAULT_RANK,
     Accumulator,
@@ -273,7 +274,7 @@ def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
 
 def _named(rewards: tuple[Reward, ...]) -> dict[str, Reward]:
     """Rewards by a name that no other has, in their order."""
-    taken = {item for item in rewards if isinstance(item, str)}
+    taken = {item for item in rewards if isinstance(item, str)} | set(VERIFIERS)
     found: dict[str, Reward] = {}
     for item in rewards:
         name, number = item if isinstance(item, str) else name_of(item), 1

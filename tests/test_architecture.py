@@ -34,11 +34,12 @@ ALLOWED: dict[str, set[str]] = {
     "weights": GROUND | {"scores", "weights"},
     "planning": GROUND | {"scores", "planning"},
     "artifacts": GROUND | {"scores", "planning", "artifacts"},
-    "exporters": GROUND | {"inputs", "planning", "artifacts", "exporters"},
+    "exporters": GROUND | {"inputs", "rollouts", "planning", "artifacts", "exporters"},
     "agreement": GROUND | {"scores", "planning", "artifacts", "agreement"},
     "checks": GROUND
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
-    "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "checks", "training"},
+    "training": GROUND
+    | {"inputs", "rollouts", "planning", "artifacts", "exporters", "checks", "training"},
     "validation": GROUND
     | {"inputs", "probes", "scores", "planning", "artifacts", "training", "validation"},
     "flow": GROUND

@@ -242,6 +242,16 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(call: Run, tmp_path: 
     as_json = json.loads(call("rank", "builtin:tiny", "--dry-run", "--json").stdout)
     assert as_json["candidate_modules"] == 42
     assert as_json["gradient_bytes"] > 8 * 884_736
+    assert as_json["disk_bytes"] == as_json["gradient_bytes"]
+    assert as_json["process_bytes"] > 1e8  # torch alone takes more
+    assert as_json["probe_seconds"] > 0
+    assert as_json["generation_bytes"] == 0
+    sampled = ("rank", "builtin:tiny", "--objective", "grpo", "--reward", "numeric", "--dry-run",
+               "--samples", "8", "--max-new-tokens", "32", "--json")  # fmt: skip
+    more = json.loads(call(*sampled, "--generate-batch", "640").stdout)
+    less = json.loads(call(*sampled).stdout)
+    assert more["generation_bytes"] == 10 * less["generation_bytes"] > 0
+    assert more["peak_bytes"] == more["weight_bytes"] + more["generation_bytes"]
     assert not list(tmp_path.iterdir())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from families import FAMILIES
 from problems import completions, run_report, settings
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokens import byte_tokenizer
@@ -19,13 +21,16 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, score_model
+from hlscore.flow.probed import encode_probes, score_probes
 from hlscore.gradients import progress
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.inputs.model import identify
+from hlscore.inputs.modules import find_modules
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
-from hlscore.settings import PlanSettings, RankSettings
+from hlscore.settings import CandidateSettings, PlanSettings, RankSettings
 from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
+from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)
 RUNS: dict[str, dict[str, Any]] = {
@@ -385,3 +390,87 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
     said[0] = [1]
     with pytest.raises(UsageError, match="no unfinished run"):
         file.load(start, torch.device("cpu"))
+
+
+def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    start = Progress(place=Place(), loss=0.0, batch_size=1)
+    for start_at, stored_at, expected in ((100.0, 130.0, 30.0), (1000.0, 1012.0, 42.0)):
+        now[0] = start_at
+        file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        if expected > 30.0:
+            file.load(start, torch.device("cpu"))
+        now[0] = stored_at
+        file.save(start, {"sums": torch.zeros(1)})
+        again = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        again.load(start, torch.device("cpu"))
+        assert again.earlier_seconds == expected
+
+
+def test_a_report_counts_what_was_done_before() -> None:
+    model = FAMILIES["llama"].build()
+    found = [
+        score_probes(
+            model,
+            find_modules(model, CandidateSettings()),
+            identify(model, "m", None),
+            encode_probes(model, byte_tokenizer(), EXAMPLES, options("exact")),
+            options("exact"),
+            Silent(),
+            earlier_seconds=earlier,
+        )
+        for earlier in (0.0, 5000.0)
+    ]
+    fresh, later = (item[0].run.wall_seconds for item in found if item is not None)
+    assert later > 5000 > fresh
+
+
+def test_lines_outside_a_terminal_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lines.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=40)
+    shown = lines.LineProgress(console, every_seconds=60)
+    shown.start("probing", 1000, "tokens")
+    for _ in range(10):
+        now[0] += 30
+        shown.advance(100)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "probing: 200 of 1,000 tokens, 20 %, about 4 min left",
+        "probing: 400 of 1,000 tokens, 40 %, about 3 min left",
+        "probing: 600 of 1,000 tokens, 60 %, about 2 min left",
+        "probing: 800 of 1,000 tokens, 80 %, about 60 s left",
+    ]
+
+
+def test_few_examples_take_fewer_batches_and_keep_their_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hlscore.probes import units
+
+    model = FAMILIES["llama"].build()
+    modules = find_modules(model, CandidateSettings())
+
+    def scored() -> tuple[int, dict[str, float | None]]:
+        asked = settings(groups=8, batch_size=4, bootstrap=10)
+        probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
+        found = score_probes(model, modules, identify(model, "m", None), probes, asked, Silent())
+        assert found is not None
+        report = found[0]
+        return report.probes.groups, {row.module: row.hls for row in report.candidates}
+
+    few, scores = scored()
+    monkeypatch.setattr(units, "LEAST_GROUPS", 8)
+    many, expected = scored()
+    assert (few, many) == (8, 16)  # 3 examples of a batch of 4, against 1 or 2
+    largest = max(abs(value or 0.0) for value in expected.values())
+    assert scores == pytest.approx(expected, abs=1e-4 * largest)
+
+
+def test_many_examples_fill_all_groups() -> None:
+    model = FAMILIES["llama"].build()
+    asked = settings(groups=8, batch_size=4)
+    assert encode_probes(model, byte_tokenizer(), completions(64), asked).summary.groups == 16
+    trial = settings(groups=8, batch_size=4, movement="trial")
+    assert encode_probes(model, byte_tokenizer(), completions(24), trial).summary.groups == 16

@@ -144,6 +144,22 @@ class PlanTotals(_Strict):
     model_params: _Count
 
 
+class PlanCoverage(_Strict):
+    """Shares of the energy (squared Frobenius norm), summed over all candidates."""
+
+    of: Literal["gradient", "update"] = Field(
+        description="What was measured: gradients, or the weight updates of short trainings."
+    )
+    lora: float = Field(
+        ge=0, le=1, description="Share within LoRA of the plan's rank on every candidate."
+    )
+    plan: float | None = Field(
+        ge=0,
+        le=1,
+        description="Share within what the plan trains; null where an export changed the plan.",
+    )
+
+
 class PlanStability(_Strict):
     """How far the choice depends on the probe examples that were drawn."""
 
@@ -152,6 +168,11 @@ class PlanStability(_Strict):
     )
     borderline_modules: _Count | None = Field(
         description="Modules chosen in more than 10 % and less than 90 % of the resamples."
+    )
+    clear_modules: _Count | None = Field(
+        default=None,
+        description="Modules whose score lies above zero with 95 % confidence; null where the plan "
+        "has another score or rank than the run.",
     )
 
 
@@ -258,6 +279,9 @@ class Plan(_Strict):
     lora: PlanLora
     totals: PlanTotals
     memory: PlanMemory
+    coverage: PlanCoverage | None = Field(
+        default=None, description="What LoRA and the plan follow; null without probes."
+    )
     stability: PlanStability
     learning_rates: PlanRates
     modules: _List[PlanModule]

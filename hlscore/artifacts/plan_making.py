@@ -9,6 +9,7 @@ from hlscore.artifacts.plan import (
     SCHEMA_VERSION,
     Plan,
     PlanBudget,
+    PlanCoverage,
     PlanFingerprint,
     PlanLora,
     PlanMemory,
@@ -27,16 +28,10 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import Allocation, Decision
+from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import remark
-
-FULL_LEARNING_RATE = 2e-5
-LORA_LEARNING_RATE = 2e-4
-_RATE_SOURCE = (
-    "starting point, not measured on this model: LoRA's best rate is about 10 times that of "
-    "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
-)
 
 
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
@@ -51,6 +46,8 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     """
     settings, totals = allocation.settings, allocation.totals
     score = find_score(settings.score)
+    full_rate, lora_rate = suggested_rates(report.probes.objective)
+    source, covered = rate_source(report.probes.objective), allocation.coverage
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
@@ -70,13 +67,19 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         ),
         totals=PlanTotals(**{name: getattr(totals, name) for name in PlanTotals.model_fields}),
         memory=_memory(allocation),
+        coverage=None
+        if covered is None
+        else PlanCoverage(
+            of=covered.of, lora=significant(covered.lora), plan=significant(covered.plan)
+        ),
         stability=PlanStability(
             mean_reselection=_rounded(allocation.mean_reselection),
             borderline_modules=allocation.borderline,
+            clear_modules=allocation.clear,
         ),
         learning_rates=PlanRates(
-            full=PlanRate(value=FULL_LEARNING_RATE, source=_RATE_SOURCE),
-            lora=PlanRate(value=LORA_LEARNING_RATE, source=_RATE_SOURCE),
+            full=PlanRate(value=full_rate, source=source),
+            lora=PlanRate(value=lora_rate, source=source),
         ),
         modules=[_module(item, allocation) for item in allocation.decisions],
         skipped=[

@@ -75,6 +75,7 @@ def plan(
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
     from hlscore.artifacts.plan_making import make_plan
+    from hlscore.artifacts.reading import is_report
     from hlscore.artifacts.report import read_report
     from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget
@@ -88,6 +89,8 @@ def plan(
     if score is not None:
         find_score(score)
     target = out or scores.parent / PLAN_FILE
+    if scores.is_file() and not is_report(scores):
+        read_report(scores)  # says what it is instead
     if target.resolve() == scores.resolve():
         raise UsageError(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."

@@ -115,6 +115,7 @@ EXPORTER = Exporter(
     summary="axolotl.yaml: the whole plan with ranks and both learning rates, for `axolotl train`",
     limits=Limits(trainer=_TRAINER),
     files=_files,
+    methods=("sft",),
     usage="axolotl train {out}",
     notes=_notes,
 )

@@ -1,4 +1,4 @@
-"""What a trainer cannot express, the plans that this refuses, and the nearest plan it can run."""
+"""What a trainer cannot express, and the plans that this refuses."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
-from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
+from hlscore.exporters.revision import (
+    Change,
+    common_rank,
+    default_rank,
+    lora_instead,
+)
 from hlscore.reasons import NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
 
-_SHOWN = 3
+SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BIAS = NO_MAP
@@ -136,49 +141,21 @@ def check_limits(plan: Plan, limits: Limits) -> None:
     """
     found = faults(plan, limits)
     if found:
-        raise _refusal(found, limits)
+        raise refusal(found, limits)
 
 
-def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
-    """Find the nearest plan that a trainer can run; it costs no more than the plan.
+def refusal(found: list[Fault], limits: Limits) -> ExportError:
+    """The error for a plan that a trainer cannot run.
 
     Args:
-        plan: The plan.
-        limits: What the trainer can do.
+        found: What it cannot do.
+        limits: What it can.
 
     Returns:
-        The plan, with the changes among its notes, and a sentence for each change.
-
-    Raises:
-        ExportError: Nothing near it can be run, such as a plan that trains nothing.
+        The error, with the first reasons and the way out.
     """
-    said: list[str] = []
-    current = plan
-    # Every round trains less of some module, or gives all adapters one rank.
-    while found := faults(current, limits):
-        changes: dict[str, Change] = {}
-        for fault in found:
-            if any(change.module in changes for change in fault.changes):
-                continue  # another fault changes these already; the next round looks again
-            changes |= {change.module: change for change in fault.changes}
-            if fault.changes:
-                said.append(_sentence(fault))
-        if not changes:
-            raise _refusal(found, limits)
-        current = revise(current, changes.values())
-    notes = [f"Changed for {limits.trainer}: {sentence}" for sentence in said]
-    return revise(current, (), notes), tuple(said)
-
-
-def _sentence(fault: Fault) -> str:
-    shown = "; ".join(str(change) for change in fault.changes[:_SHOWN])
-    more = len(fault.changes) - _SHOWN
-    return f"{fault.reason} Now {shown}{f'; and {more} more' if more > 0 else ''}."
-
-
-def _refusal(found: list[Fault], limits: Limits) -> ExportError:
-    shown = " ".join(fault.reason for fault in found[:_SHOWN])
-    more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
+    shown = " ".join(fault.reason for fault in found[:SHOWN])
+    more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
     lock = next((change.lock for fault in found for change in fault.changes), "")
     hint = (
         "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, with "

@@ -88,6 +88,7 @@ EXPORTER = Exporter(
         instead=SEED_ADAPTER,
     ),
     files=_files,
+    methods=("sft",),
     usage="llamafactory-cli train {out}",
     notes=lambda plan, settings: (*one_rate_note(plan, settings), *optimizer_note(plan)),
 )

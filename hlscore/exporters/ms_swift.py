@@ -93,6 +93,7 @@ EXPORTER = Exporter(
     "seed adapter",
     limits=Limits(trainer=_TRAINER, ranks=False, instead=SEED_ADAPTER),
     files=_files,
+    methods=("sft",),
     usage="swift sft {out}",
     notes=_notes,
 )

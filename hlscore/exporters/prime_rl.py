@@ -83,6 +83,7 @@ EXPORTER = Exporter(
         trainer=_TRAINER, ranks=False, parameters=False, only_full=False, forms=("linear",)
     ),
     files=_files,
+    methods=("sft",),
     usage="uv run sft @ {out}",
     notes=lambda plan, settings: (
         *one_rate_note(plan, settings),

@@ -144,6 +144,7 @@ EXPORTER = Exporter(
     "Unsloth's FastModel",
     limits=Limits(trainer=_TRAINER, only_full=False),
     files=_files,
+    methods=("sft",),
     usage="python {out}",
     notes=lambda plan, settings: (  # noqa: ARG005
         "FastModel only: on a GPU FastLanguageModel trains no other full modules than lm_head and "

@@ -64,6 +64,8 @@ def encode_probes(
         max_length=settings.data.max_length,
         groups=settings.capture.groups,
         seed=settings.seed,
+        # With trials each group is the data of one.
+        batch_size=None if settings.capture.movement == "trial" else settings.capture.batch_size,
     )
 
 
@@ -175,7 +177,15 @@ def score_model(
         stored = any(processes.gather(captures_stored(storage.folder)))
         storage = replace(storage, resume=stored)
     return score_probes(
-        model, modules, identity, probes, settings, progress, processes=processes, storage=storage
+        model,
+        modules,
+        identity,
+        probes,
+        settings,
+        progress,
+        processes=processes,
+        storage=storage,
+        earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
     )
 
 
@@ -189,6 +199,7 @@ def score_probes(
     *,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     storage: Storage | None = None,
+    earlier_seconds: float = 0.0,
 ) -> tuple[ScoreReport, Allocation] | None:
     """Do what `score_model` does, from tokenized probes on.
 
@@ -201,6 +212,7 @@ def score_probes(
         progress: Told about both long steps.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
+        earlier_seconds: What was done for it before, such as sampling.
 
     Returns:
         The report and the plan made from it; `None` in all but the main process.
@@ -229,7 +241,7 @@ def score_probes(
         probes=replace(probes.summary, mean_loss=mean_loss),
         run=run_info(
             settings,
-            seconds=time.perf_counter() - began,
+            seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
             estimator=run.choice.estimator,
             sketch_size=run.choice.sketch_size if run.taps else None,
             device=input_device(model),

@@ -70,6 +70,9 @@ class ProgressFile:
         processes: This process among those of the run.
         every_seconds: Time between two writes; 0 writes after every batch.
         together: Whether all processes must store the same place.
+
+    Attributes:
+        earlier_seconds: What the run took before it was stored last; 0 unless it was resumed.
     """
 
     def __init__(
@@ -86,9 +89,10 @@ class ProgressFile:
         self._processes = processes
         self._every = every_seconds
         self._together = together
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._cost = 0.0
         self._made_folder = False
+        self.earlier_seconds = 0.0
 
     def path(self, number: int) -> Path:
         """Where the progress of this process in a pass is stored."""
@@ -125,7 +129,11 @@ class ProgressFile:
         began = time.monotonic()
         path = self.path(progress.place.number)
         unfinished = path.with_name(f"{path.name}.unfinished")
-        header = {"identity": self._identity, "progress": asdict(progress)}
+        seconds = self.earlier_seconds + began - self._began
+        header = {
+            "identity": self._identity,
+            "progress": asdict(progress) | {"seconds": seconds},
+        }
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
             if not self._folder.exists():
@@ -167,6 +175,7 @@ class ProgressFile:
             header = read_header(path)
             check_same_run(self._folder, header["identity"], self._identity)
             progress = _progress_of(header)
+            self.earlier_seconds = float(header["progress"].get("seconds", 0.0))
             state = _read_tensors(path, device)
         if self._together and len({part.place for part in self._processes.gather(progress)}) > 1:
             raise UsageError(

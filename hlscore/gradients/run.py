@@ -187,6 +187,11 @@ class CaptureRun:
             progress.advance(1)
         return statistics
 
+    @property
+    def earlier_seconds(self) -> float:
+        """What a resumed run took before; 0 for one that was not stopped."""
+        return 0.0 if self._file is None else self._file.earlier_seconds
+
     def forget_progress(self) -> None:
         """Remove the stored progress of a run that has ended."""
         if self._file is not None:

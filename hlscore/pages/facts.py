@@ -6,7 +6,7 @@ import json
 
 from hlscore.pages.content import Content
 from hlscore.records import LOSS_ON, ProbeSummary
-from hlscore.views.wording import count, memory, short, visible
+from hlscore.views.wording import count, memory, near_whole, short, visible
 
 Facts = list[tuple[str, str]]
 
@@ -26,7 +26,16 @@ def key_figures(content: Content, total_bytes: int) -> Facts:
     """
     totals, stability = content.plan.totals, content.plan.stability
     times = totals.trained_params / max(1, totals.plain_lora_params)
-    figures = [
+    covered = content.plan.coverage
+    figures = []
+    if covered is not None:
+        figures.append(
+            (
+                near_whole(covered.lora),
+                f"of this {covered.of} LoRA {content.plan.lora.rank} follows",
+            )
+        )
+    figures += [
         (f"{totals.full_modules:,} of {totals.candidate_modules:,}", "modules in full"),
         (f"{times:.2f} x", f"the trained parameters of LoRA {content.plan.lora.rank}"),
         (memory(total_bytes), "memory to train, about"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,13 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
+from hlscore.planning.coverage import (
+    Coverage,
+    Movement,
+    coverage,
+    coverage_notes,
+    largest_rank_notes,
+)
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
 from hlscore.planning.options import check_curve, check_lock
@@ -91,9 +98,12 @@ class Allocation:
         decisions: One per candidate, the best score first.
         totals: What they add up to.
         memory: Training memory, by use.
+        coverage: What LoRA of the plan's rank and the plan follow; `None` without probes.
         mean_reselection: Mean selection probability of the chosen modules; `None` without
             bootstrap replicates of the score at this rank.
         borderline: Modules whose selection probability lies between 0.1 and 0.9.
+        clear: Modules whose score lies above zero with 95 % confidence; `None` without intervals
+            of the score at this rank.
         notes: Remarks for the reader.
     """
 
@@ -104,8 +114,10 @@ class Allocation:
     decisions: tuple[Decision, ...]
     totals: Totals
     memory: MemoryUse
+    coverage: Coverage | None
     mean_reselection: float | None
     borderline: int | None
+    clear: int | None
     notes: tuple[str, ...]
 
 
@@ -185,6 +197,8 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         if item.mode == "full" and share is not None
     ]
     choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
+    modes = {item.row.module: (item.mode, item.rank) for item in decisions}
+    covered = coverage(problem.rows, modes, settings.rank, of=_movement(report))
     return Allocation(
         settings=settings,
         budget=problem.budget,
@@ -195,11 +209,17 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         decisions=decisions,
         totals=_totals(decisions, settings.rank, report.model.n_params),
         memory=memory_use(report.model, choices, settings.memory),
+        coverage=covered,
         mean_reselection=_mean(kept) if shares else None,
         borderline=sum(BORDERLINE[0] < share < BORDERLINE[1] for share in shares)
         if shares
         else None,
-        notes=_notes(problem, picks, stable=bool(shares)),
+        clear=_clear(problem),
+        notes=(
+            *coverage_notes(covered),
+            *(_reward_notes(report, picks) if settings.baseline is None else ()),
+            *_notes(problem, picks, stable=bool(shares)),
+        ),
     )
 
 
@@ -256,6 +276,21 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
     )
 
 
+def _movement(report: ScoreReport) -> Movement:
+    """What the energies of a report are of."""
+    capture = report.run.settings.get("capture")
+    trial = isinstance(capture, Mapping) and capture.get("movement") == "trial"
+    return "update" if trial else "gradient"
+
+
+def _clear(problem: Problem) -> int | None:
+    lows = [row.hls_ci_low for row in problem.rows]
+    of_run = problem.score.name == "hls" and problem.settings.rank == problem.run_rank
+    if not of_run or all(low is None for low in lows):
+        return None
+    return sum(low is not None and low > 0 for low in lows)
+
+
 def _stderrs(problem: Problem) -> Sequence[float | None]:
     replicates = replicates_of(problem)
     if len(replicates[0]) < 2:
@@ -281,6 +316,16 @@ def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Tota
         trained_params=full + lora,
         plain_lora_params=sum(lora_params(item.row, rank) for item in decisions),
         model_params=model_params,
+    )
+
+
+def _reward_notes(report: ScoreReport, picks: Picks) -> tuple[str, ...]:
+    full = any(item.mode == "full" for item in picks.options)
+    if report.probes.objective != "grpo" or not full:
+        return ()
+    return (
+        "In trials with rewards (GRPO) on small models LoRA did not lag behind full fine-tuning: "
+        "compare with --baseline lora-matched before you train this plan.",
     )
 
 
@@ -322,6 +367,8 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             else f"{silent:,} of {len(problem.rows):,} modules stay frozen."
         )
     if settings.ranks:
+        adapters = [item.rank for item in picks.options if item.mode == "lora"]
+        notes += largest_rank_notes(adapters, settings.ranks)
         notes.append(
             "Ranks are chosen by the gradient energy that they reach in the first step, to the "
             f"power {settings.value_power:g}. In trials on small models such plans were as good "

@@ -262,7 +262,8 @@ class RunInfo:
         device: Device that computed.
         dtype: Dtype of the weights.
         versions: Versions of the libraries that computed the numbers.
-        wall_seconds: Time of the probe run and the decompositions.
+        wall_seconds: Time of sampling, the probe run and the decompositions, all starts of a
+            resumed run together.
         notes: Remarks on the run: why this estimator, and what had to be changed on the way.
     """
 

@@ -81,6 +81,7 @@ class Prepared:
         ground: What all trainings start from.
         arms: What is compared.
         made_with: All that decides the outcome.
+        objective: The loss that the plan was made for.
         notes: Remarks on the data.
     """
 
@@ -88,6 +89,7 @@ class Prepared:
     ground: Ground
     arms: tuple[Arm, ...]
     made_with: Mapping[str, object]
+    objective: str
     notes: tuple[str, ...]
 
     @property
@@ -141,6 +143,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     }
     return Prepared(
         settings=settings, ground=ground, arms=arms, made_with=made_with,
+        objective=plan.provenance.probes.objective,
         notes=(
             *other_mask(probes.summary, plan),
             *probes.summary.notes,
@@ -225,7 +228,14 @@ def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool)
     return Validation(
         arms=arms,
         results=results,
-        verdict=verdict(results, seeds=settings.seeds),
+        verdict=verdict(
+            results,
+            seeds=settings.seeds,
+            steps=settings.steps,
+            objective=trial.objective,
+            unsettled=[name for name, arm in arms.items() if arm.edge],
+            learned=any(result.loss.value < untrained for result in results.values()),
+        ),
         notes=(*trial.notes, *_notes(trial, arms, results, untrained)),
         examples=_sizes(ground.examples),
         untrained=untrained,

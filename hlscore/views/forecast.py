@@ -12,7 +12,7 @@ from hlscore.inputs.modules import candidates_of
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import RankSettings
 from hlscore.views.terminal import terminal
-from hlscore.views.wording import count, memory, short
+from hlscore.views.wording import count, duration, memory, short
 
 
 def _budget(found: Forecast | WeightForecast) -> str:
@@ -66,7 +66,11 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "weight_bytes": found.weight_bytes,
                     "gradient_bytes": found.gradient_bytes,
                     "activation_bytes": found.activation_bytes,
+                    "generation_bytes": found.generation_bytes,
                     "peak_bytes": found.peak_bytes,
+                    "process_bytes": found.process_bytes,
+                    "disk_bytes": found.disk_bytes,
+                    "probe_seconds": found.probe_seconds,
                     "free_bytes": found.free_bytes,
                     "budget_unit": found.budget_unit,
                     "budget_limit": found.budget_limit,
@@ -86,11 +90,30 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
             f"{memory(found.gradient_bytes)} {held} + about "
             f"{memory(found.activation_bytes)} activations of "
-            f"{count(settings.capture.batch_size, 'example')}",
+            f"{count(settings.capture.batch_size, 'example')}{_beside(found, device)}",
         ),
+        (
+            "time",
+            f"about {duration(found.probe_seconds)} of forward and backward passes at the speed "
+            "measured now; decompositions"
+            f"{', sampling' if found.generation_bytes else ''} and loading come on top",
+        ),
+        ("disk", f"up to {memory(found.disk_bytes)} of stored progress while it runs"),
         ("budget", _budget(found)),
     )
     _print_lines(lines, probes.notes)
+
+
+def _beside(found: Forecast, device: str) -> str:
+    """Memory of sampling, and of the process where it shares that of the tensors."""
+    text = ""
+    if found.generation_bytes:
+        text = f"\n          (while it samples: {memory(found.weight_bytes)} weights + about "
+        text += f"{memory(found.generation_bytes)} cache and logits)"
+    if device == "cpu":
+        whole = memory(found.peak_bytes + found.process_bytes)
+        text += f"\n          {whole} for the process, libraries included"
+    return text
 
 
 def print_weight_forecast(

@@ -19,6 +19,7 @@ from hlscore.scores.registry import SCORES
 from hlscore.settings import DEFAULT_RANK
 from hlscore.views.choice import print_choice
 from hlscore.views.headline import report_headline, run_notes
+from hlscore.views.replan import replan
 from hlscore.views.terminal import print_next, print_notes, terminal
 
 
@@ -68,6 +69,14 @@ def print_result(
                 f" --ranks {','.join(map(str, _ranks(report)))} -o plan-ranks.json",
                 "at the same cost, a rank for each module",
             )
+        )
+    if report.probes.objective == "grpo" and plan.method == "score" and plan.totals.full_modules:
+        commands.insert(
+            0,
+            (
+                f"{replan(plan, paths[SCORES_FILE])} --baseline lora-matched -o lora.json",
+                "LoRA with as many trained parameters: with rewards it was as good in our trials",
+            ),
         )
     model = shlex.quote(report.model.model)
     if report.probes.objective == "sft" and plan.totals.full_modules:
@@ -176,13 +185,4 @@ def _result(plan: Plan) -> dict[str, object]:
 
 def _print_choice(console: Console, plan: Plan, allocation: Allocation, top: int) -> None:
     stderrs = {item.row.module: item.stderr for item in allocation.decisions}
-    lows = [item.row.hls_ci_low for item in allocation.decisions]
-    clear = sum(low is not None and low > 0 for low in lows)
-    print_choice(
-        console,
-        plan,
-        plan.modules,
-        top=top,
-        stderrs=stderrs,
-        clear=clear if plan.score.name == "hls" else None,
-    )
+    print_choice(console, plan, plan.modules, top=top, stderrs=stderrs)

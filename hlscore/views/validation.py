@@ -16,7 +16,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.views.replan import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
-from hlscore.views.wording import count, short
+from hlscore.views.wording import count, duration, memory, short
 
 _LABELS = {
     "lora": "LoRA",
@@ -90,15 +90,16 @@ def print_forecast(
     console = console or terminal()
     least, most = trainings
     console.print(
-        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each: "
-        f"{_minutes(least * seconds)} to {_minutes(most * seconds)}",
+        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with "
+        f"set-up and measuring: "
+        f"{duration(least * seconds)} to {duration(most * seconds)}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
     for heading in ("arm", "trained", "memory"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for name, params, memory in arms:
-        table.add_row(_LABELS[name], short(params), f"{short(memory)}B")
+    for name, params, size in arms:
+        table.add_row(_LABELS[name], short(params), memory(size))
     print_table(console, table)
 
 
@@ -125,7 +126,16 @@ def print_forecast_json(
 
 def _table(content: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "trained", "rank", "rates", "loss", "95 %", "gap recovered", "s"):
+    for heading in (
+        "arm",
+        "trained",
+        "rank",
+        "rates",
+        "loss",
+        "95 %",
+        "gap recovered",
+        "s in steps",
+    ):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for name, arm in content["arms"].items():
         tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
@@ -172,7 +182,3 @@ def _curves(content: dict[str, Any], encoding: str) -> Table:
             f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
     return table
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
