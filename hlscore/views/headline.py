@@ -56,7 +56,7 @@ def _probed(probes: ProbeSummary) -> str:
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
-    """Remarks on a run; that the exact estimator fits is what one expects.
+    """Remarks on a model and a run; that the exact estimator fits is what one expects.
 
     Args:
         report: The scores.
@@ -64,7 +64,8 @@ def run_notes(report: ScoreReport) -> tuple[str, ...]:
     Returns:
         The remarks.
     """
-    return tuple(note for note in report.run.notes if not note.startswith("exact:"))
+    notes = (note for note in report.run.notes if not note.startswith("exact:"))
+    return (*report.model.notes, *notes)
 
 
 def plan_headline(plan: Plan) -> Text:
