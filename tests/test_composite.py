@@ -115,8 +115,9 @@ def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def as_trainers_load(folder: Path) -> PreTrainedModel:
-    architecture = json.loads((folder / "config.json").read_text())["architectures"][0]
-    model: PreTrainedModel = getattr(transformers, architecture).from_pretrained(folder)
+    from trl.trainer.utils import create_model_from_path
+
+    model: PreTrainedModel = create_model_from_path(str(folder))
     return model
 
 
