@@ -21,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import frozen, require_gradient
 from hlscore.gradients.experts import is_fused_experts
+from hlscore.gradients.probe_run import is_out_of_memory
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.packed import is_packed_linear
@@ -58,15 +59,21 @@ def batch_difference(
     Raises:
         CaptureError: A layer lets no gradient through, or the model cannot be run.
     """
+    rounding = max(2e-4, 32 * torch.finfo(model.dtype).eps)
     if any(parameter.is_inference() for parameter in model.parameters()):
-        return 0.0, 1.0  # refused later, with the name of a weight
+        return 0.0, rounding  # refused later, with the name of a weight
     rows = _rows(probes.sequences)
     with frozen(model), torch.enable_grad():
         try:
             alone = _log_probs(model, rows[-1:], probes.pad_token_id, padding_side, watched=True)
-            beside = _log_probs(model, rows, probes.pad_token_id, padding_side)[-1:]
+            try:
+                beside = _log_probs(model, rows, probes.pad_token_id, padding_side)[-1:]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return 0.0, rounding  # batches that do not fit are made smaller
         except _MODEL_ERRORS as error:
-            if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             raise CaptureError(
                 f"A forward and backward pass of {type(model).__name__} fails: {first_line(error)}"
@@ -74,7 +81,7 @@ def batch_difference(
     size = alone.shape[-1]
     beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
     difference = float((alone - beside).square().mean().sqrt())
-    return difference, max(2e-4, 32 * torch.finfo(model.dtype).eps)
+    return difference, rounding
 
 
 def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
