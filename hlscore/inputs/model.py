@@ -37,6 +37,7 @@ from hlscore.inputs.placement import (
     quiet_libraries,
     settle,
 )
+from hlscore.inputs.tied import untie_unequal, untied
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.packing import packed_bytes
 from hlscore.records import ModelIdentity
@@ -153,6 +154,7 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
             f"{first_line(error)}"
         ) from error
     model.tie_weights()
+    untie_unequal(model, files.directory)
     shape: PreTrainedModel = model.eval()
     return shape
 
@@ -176,6 +178,11 @@ def loading_notes(
         notes.append(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
             "names and whose modules have other names."
+        )
+    for first, second in untied(model):
+        notes.append(
+            f"config.json ties {second} to {first}, but the files hold different values: they are "
+            "loaded as two weights."
         )
     if holds_adapter(files.directory):
         notes.append(
