@@ -238,6 +238,6 @@ def test_a_name_that_transformers_does_not_know_falls_back_to_the_configuration(
 ) -> None:
     folder = save_model(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    for names in (["LLaMAForCausalLM"], None):
+    for names in (["LLaMAForCausalLM"], ["Trainer"], ["logging"], [""], [], None):
         (folder / "config.json").write_text(json.dumps(config | {"architectures": names}))
         assert type(load_model(settings(folder)).model).__name__ == "LlamaForCausalLM"

@@ -390,7 +390,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         if auto.__name__ in remote:
             return auto, config
     found = getattr(transformers, named, None) if named else None
-    if found is not None:
+    if isinstance(found, type) and issubclass(found, PreTrainedModel):
         if not found.can_generate():
             raise ModelError(
                 f"The config.json of '{settings.model}' names {named}, which is no causal "
