@@ -389,8 +389,9 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if auto.__name__ in remote:
             return auto, config
-    found = getattr(transformers, named, None) if named else None
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+    found: Any = getattr(transformers, named, None) if named else None
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if is_model:
         if not found.can_generate():
             raise ModelError(
                 f"The config.json of '{settings.model}' names {named}, which is no causal "
