@@ -26,13 +26,13 @@ OPTIONS = {
     "--batch-size --beta --bootstrap "
     "--budget --checkpointing --column --data --data-config --device --device-map "
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
-    "--force --generate-batch --generations --groups --head --help --include --json "
-    "--load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
+    "--force --generate-batch --generations --groups --head --help --ignore-adapter --include "
+    "--json --load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
     "--max-new-tokens --objective --offload-folder --optimizer --out --passes --rank "
     "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
     "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
-    "--stop --svd --temperature --top --top-k --top-p --train-batch --train-length "
-    "--trust-remote-code --value-power --weight-scores",
+    "--stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
+    "--train-length --trust-remote-code --value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
     "--out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
@@ -46,14 +46,15 @@ OPTIONS = {
     "diff": "--budget --exit-code --help --json --rank --score --top",
     "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
-    "--trust-remote-code",
+    "--text-only --trust-remote-code",
     "validate": "--allow-pickle --assistant-only-loss --batch-size --column "
     "--data --data-config --device --dry-run "
     "--dtype --force --full --held-out --help --json --max-length "
     "--out --plan --resume --revision --samples --seed --seeds --split "
     "--steps --trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
-    "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",
+    "--master --optimizer --rank --revision --text-only --train-batch --train-length "
+    "--trust-remote-code",
     "scores": "--help --json",
     "schema": "--help",
 }

@@ -87,7 +87,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             for row in report.rows
             if not row.is_candidate
         ],
-        notes=[*report.probes.notes, *allocation.notes],
+        notes=[*report.model.notes, *report.probes.notes, *allocation.notes],
         provenance=provenance_of(report),
     )
 

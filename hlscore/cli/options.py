@@ -56,6 +56,14 @@ TrustRemoteCode = Annotated[
         rich_help_panel=MODEL_PANEL,
     ),
 ]
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only",
+        help="Load the text-only class of a checkpoint with other inputs too.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
 Include = Annotated[
     list[str],
     typer.Option(

@@ -140,6 +140,15 @@ def rank(
     shard: o.Shard = False,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    text_only: o.TextOnly = False,
+    ignore_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-adapter",
+            help="Rank the weights as they are, without the adapter beside them.",
+            rich_help_panel=o.MODEL_PANEL,
+        ),
+    ] = False,
     include: o.Include = ...,  # type: ignore[assignment]
     exclude: o.Exclude = ...,  # type: ignore[assignment]
     embeddings: o.Embeddings = False,
@@ -253,6 +262,7 @@ def rank(
         model=model, revision=revision, dtype=dtype, device=device, load_in=load_in,
         device_map=device_map, max_memory=o.parse_memory(max_memory), offload_folder=offload_folder,
         shard=shard, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        text_only=text_only, ignore_adapter=ignore_adapter,
     )  # fmt: skip
     candidates = CandidateSettings(
         include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head

@@ -52,7 +52,9 @@ class ExportSettings:
             local = existing_path(name)
             # A trainer may be started in another folder.
             return str(local.resolve()) if local is not None and local.is_dir() else name
-        return str(find_model(ModelSettings(model=name), weights=False).directory)
+        return str(
+            find_model(ModelSettings(model=name, ignore_adapter=True), weights=False).directory
+        )
 
     def rates(self, plan: Plan, method: str | None = None) -> tuple[float, float]:
         """Learning rates of full modules and adapters.

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.origin import run_info, with_selection
 from hlscore.flow.weights_alone import weights_beside
+from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.run import (
     CaptureRun,
@@ -121,7 +122,7 @@ def sample_rollouts(
         rewards_of(settings.objective, functions or {}),
         seed=settings.seed,
     )
-    with torch.inference_mode(False), memory_errors():
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model):
         return sampler.run(
             examples,
             progress,
@@ -223,8 +224,8 @@ def score_probes(
         for item in modules
     )
     chosen = candidates_of(modules)
-    run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
-    with torch.inference_mode(False), memory_errors():
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model):
+        run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
         norms = weight_norms(model, chosen) if run.taps else {}
         weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)

@@ -17,6 +17,11 @@ from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
 from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.resampling import draw_resamples
+from hlscore.gradients.self_check import (
+    batch_difference,
+    check_weights_kept,
+    sampled_parameters,
+)
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import tapped_sources, weight_sources
@@ -83,6 +88,10 @@ class CaptureRun:
             # Each trial is one update, however many tokens it saw.
             ones = tuple((1,) * len(half) for half in probes.counts)
             probes = replace(probes, counts=ones)
+        self._name = identity.model
+        self._samples = sampled_parameters(model)
+        self.notes: tuple[str, ...] = ()
+        self._capture = self._checked(settings.capture, probes, processes)
         self._probes, self._processes, self._storage = probes, processes, storage
         self._sharded = is_sharded(model)
         self.choice = choose_estimator(
@@ -100,7 +109,6 @@ class CaptureRun:
             *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
         )
         self._file = self._progress_file(identity)
-        self.notes: tuple[str, ...] = ()
 
     @property
     def taps(self) -> bool:
@@ -114,9 +122,27 @@ class CaptureRun:
         plan = self._settings.plan
         return tuple(sorted({*curve_ranks(plan.rank, largest), *plan.ranks}))
 
+    def _checked(
+        self, capture: CaptureSettings, probes: ProbeSet, processes: Processes
+    ) -> CaptureSettings:
+        """Try the model on a few tokens; where rows of a batch interact, each runs alone."""
+        difference, rounding = batch_difference(self._model, probes, capture.padding_side)
+        self._check_weights_kept()
+        differs = any(processes.gather(not difference <= rounding))
+        if capture.batch_size == 1 or not differs:
+            return capture
+        self.notes += (
+            f"Examples run one at a time: in a padded batch their tokens get other probabilities "
+            f"(by {difference:.2g} nats) than alone.",
+        )
+        return replace(capture, batch_size=1)
+
+    def _check_weights_kept(self) -> None:
+        check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
+
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update; gives the mean loss."""
-        capture = self._settings.capture
+        capture = self._capture
         self._gradients, sources = self._prepare()
         if self._by_trials:
             return self._run_trials(progress)
@@ -137,7 +163,8 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         mean_loss = run.run()
-        self.notes = tuple(note for note in (run.ratio_note,) if note)
+        self._check_weights_kept()
+        self.notes += tuple(note for note in (run.ratio_note,) if note)
         smallest = min(self._processes.gather(run.batch_size))
         if smallest < capture.batch_size:
             self.notes += (
@@ -147,7 +174,7 @@ class CaptureRun:
         return mean_loss
 
     def _run_trials(self, progress: Progress) -> float:
-        capture = self._settings.capture
+        capture = self._capture
         run = TrialRun(
             self._model,
             self._probes,
@@ -163,7 +190,7 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         found = run.run()
-        self.notes = _trial_notes(found, capture)
+        self.notes += _trial_notes(found, capture)
         return found.likelihood
 
     def reduce(
@@ -245,7 +272,7 @@ class CaptureRun:
                 device=input_device(self._model).type,
                 processes=self._processes.size,
             )
-            | {"estimator": self.choice.estimator},
+            | {"estimator": self.choice.estimator, "batch_size": self._capture.batch_size},
             self._processes,
             every_seconds=self._storage.every_seconds,
             together=self._sharded,

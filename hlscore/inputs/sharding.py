@@ -91,4 +91,4 @@ def _spread(model: PreTrainedModel, whole: PreTrainedModel | None, device: torch
         model.get_submodule(owner)._buffers[leaf] = value
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(model, {} if whole is None else whole.state_dict(), options=options)
-    model.tie_weights()
+    model.tie_weights(recompute_mapping=False)  # what the files tie, not what config.json says

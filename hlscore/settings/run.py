@@ -130,7 +130,7 @@ class RankSettings:
             *_changed(self.data, "data"),
             *_changed(self.capture),
             *_changed(self.model, "model", "revision", "device", "allow_pickle",
-                      "trust_remote_code"),
+                      "trust_remote_code", "text_only", "ignore_adapter"),
         )  # fmt: skip
         require(
             not given,

@@ -117,7 +117,9 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
         HlscoreError: Something cannot be used; the message says what.
     """
     examples = read_examples(settings.data, seed=settings.seed)
-    loaded = load_model(settings.model)
+    loaded = load_model(
+        replace(settings.model, architecture=plan.model.architecture, ignore_adapter=True)
+    )
     with warnings.catch_warnings(record=True) as other_weights:
         warnings.simplefilter("always")
         check_model(loaded.model, plan)
@@ -145,6 +147,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
         settings=settings, ground=ground, arms=arms, made_with=made_with,
         objective=plan.provenance.probes.objective,
         notes=(
+            *loaded.identity.notes,
             *other_mask(probes.summary, plan),
             *probes.summary.notes,
             *(str(item.message) for item in other_weights),

@@ -57,7 +57,7 @@ def _probed(probes: ProbeSummary) -> str:
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
-    """Remarks on a run; that the exact estimator fits is what one expects.
+    """Remarks on a model and a run; that the exact estimator fits is what one expects.
 
     Args:
         report: The scores.
@@ -65,7 +65,8 @@ def run_notes(report: ScoreReport) -> tuple[str, ...]:
     Returns:
         The remarks.
     """
-    return tuple(note for note in report.run.notes if not note.startswith("exact:"))
+    notes = (note for note in report.run.notes if not note.startswith("exact:"))
+    return (*report.model.notes, *notes)
 
 
 def plan_headline(plan: Plan) -> Text:
