@@ -20,7 +20,7 @@ import hlscore as package
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.self_check import batch_difference
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.records import NO_PROBES
 
 ESTIMATORS = ("exact", "sketch")
@@ -36,8 +36,9 @@ def probes() -> ProbeSet:
         )
         for length in (60, 40, 30)
     )
+    units = tuple(ProbeUnit((row,), row.counted_tokens) for row in rows)
     return ProbeSet(
-        halves=((rows[:1],), (rows[1:],)), counts=((59,), (68,)), summary=NO_PROBES,
+        units=((units[:1],), (units[1:],)), counts=((59,), (68,)), summary=NO_PROBES,
         pad_token_id=PAD_ID,
     )  # fmt: skip
 
