@@ -12,13 +12,13 @@ from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
 from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
-from hlscore.reasons import NO_MAP, tied_modules, tied_to
+from hlscore.reasons import CUSTOM, NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
 
 _SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BIAS = NO_MAP
+_BESIDE = (NO_MAP, CUSTOM)
 
 
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
@@ -259,7 +259,7 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         ]  # fmt: skip
         left_out = [
             item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.reason != _BIAS
+            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
         ]  # fmt: skip
         full = [item for item in inside if item.mode == "full"]
         if len(full) == len(inside) and not left_out:
