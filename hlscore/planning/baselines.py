@@ -9,7 +9,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from hlscore.planning.memory import Mode
-from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.options import (
+    Option,
+    alternative,
+    is_unreached,
+    option,
+    stays_frozen,
+)
 from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
 from hlscore.planning.ranked import choose_ranks
 from hlscore.planning.uniform import choose_uniform, draw_uniform, offer_of
@@ -46,7 +52,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     the order of the stratified control; where the plan has ranks of its own, its modes and ranks
     are drawn anew among modules of one kind and size, which costs exactly the same. `all-lora` and
     `all-full` treat every candidate alike, whatever the budget. Locks hold; weights that are tied
-    stay frozen where LoRA is meant.
+    stay frozen where LoRA is meant, and modules that the loss never reaches everywhere.
 
     Args:
         problem: Rows, score, budget, locks.
@@ -81,7 +87,9 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
         The nearest rank, at least 1.
     """
     trained = sum(item.params for item in plan.options)
-    return nearest_rank(trained, (row for row in problem.rows if row.module not in problem.tied))
+    return nearest_rank(
+        trained, (row for row in problem.rows if not stays_frozen(row, problem.tied))
+    )
 
 
 def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
@@ -103,7 +111,7 @@ def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
     options = []
     for row in problem.rows:
         lock = problem.locks.get(row.module)
-        if mode == "full" and lock is None:
+        if mode == "full" and lock is None and not is_unreached(row):
             options.append(option(row, "full", 0, settings.memory))
         else:
             options.append(alternative(row, lock, problem.tied, settings))
@@ -120,7 +128,7 @@ def _drawn(problem: Problem, plan: Picks) -> Picks:
 def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
     strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(problem.rows):
-        if row.module not in problem.locks and row.module not in problem.tied:
+        if row.module not in problem.locks and not stays_frozen(row, problem.tied):
             strata[row.block, row.kind, row.n_params].append(place)
     options = list(plan.options)
     for key, places in sorted(strata.items()):
