@@ -394,7 +394,7 @@ def test_plans_of_version_1_are_refused() -> None:
 
 
 def _refuse_adapters(module: nn.Module, *_: Any) -> None:
-    if hasattr(module.up_proj, "lora_A"):
+    if hasattr(module.up_proj, "lora_A") and not module.up_proj.disable_adapters:
         raise RuntimeError("this layer works in groups")
 
 
