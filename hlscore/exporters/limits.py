@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -247,6 +248,28 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
             )
 
 
+def _wrapped_owners(case: _Case) -> Iterator[Fault]:
+    """LoRA on a parameter wraps the module that owns it, and renames all that lies inside."""
+    if not case.limits.peft:
+        return
+    trained = sorted(
+        (item.parameter.rpartition(".")[0], item.module)
+        for item in case.plan.modules
+        if item.mode != "frozen"
+    )
+    for item in case.plan.lora_modules:
+        owner = item.parameter.rpartition(".")[0]
+        first = bisect_left(trained, (f"{owner}.", ""))
+        inside, name = trained[first] if first < len(trained) else ("", "")
+        if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
+            yield _frozen(
+                "name",
+                item,
+                f"LoRA on '{item.module}' cannot be trained beside '{name}': PEFT wraps '{owner}' "
+                "for it, in which that lies.",
+            )
+
+
 def _mixed_experts(case: _Case) -> Iterator[Fault]:
     """PEFT copies the module that holds all experts, so all tensors are full or none is."""
     if not case.limits.peft:
@@ -369,6 +392,7 @@ _RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
     _read_past,
     _mixed_experts,
     _clashing_names,
+    _wrapped_owners,
     _ranks,
     _whole,
 )
