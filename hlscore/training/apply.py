@@ -219,8 +219,10 @@ def _try_tokens(model: PeftModel) -> tuple[Exception | None, str]:
                 undo.callback(hook.remove)
         # Dropout may be on; what the caller draws afterwards stays the same.
         undo.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        # With gradients: without them bitsandbytes rearranges 4-bit weights on some CPUs.
-        undo.enter_context(torch.enable_grad())
+        # Without gradients bitsandbytes rearranges 4-bit weights on some CPUs; with them some
+        # models keep the graph beside their state (RecurrentGemma).
+        packed = any(is_packed_linear(module) for module in base.modules())
+        undo.enter_context(torch.set_grad_enabled(packed))
         undo.enter_context(torch.autocast(device.type, base.dtype, enabled=short))
         try:
             model(input_ids=ids, use_cache=False)
