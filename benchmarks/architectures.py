@@ -270,18 +270,22 @@ def gradient_error(
     return worst
 
 
-def train_one_step(model: PreTrainedModel, outcome: Outcome) -> None:
-    """Rank, plan, apply, and train one step in training mode."""
+def rank_tiny(model: PreTrainedModel) -> hlscore.RankResult:
+    """Rank a tiny model with a few built-in probes, a fifth of its modules in full."""
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    result = hlscore.rank(
+    return hlscore.rank(
         model, tokenizer, budget=0.2, rank=2, samples=12, max_length=32, estimator="exact"
     )
-    plan, changes = nearest(result.plan, PEFT_LIMITS)
+
+
+def train_one_step(model: PreTrainedModel, outcome: Outcome) -> None:
+    """Rank, plan, apply, and train one step in training mode."""
+    plan, changes = nearest(rank_tiny(model).plan, PEFT_LIMITS)
     outcome.changed = list(changes)
     totals = plan.totals
     outcome.full, outcome.lora = totals.full_modules, totals.lora_modules
     outcome.frozen = totals.frozen_modules
-    wrapped = hlscore.apply(model, plan)
+    wrapped = hlscore.apply(build(outcome.family), plan)
     trained = {name: item for name, item in wrapped.named_parameters() if item.requires_grad}
     with torch.no_grad():
         for name, parameter in trained.items():

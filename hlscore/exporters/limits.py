@@ -249,24 +249,23 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
 
 
 def _wrapped_owners(case: _Case) -> Iterator[Fault]:
-    """LoRA on a parameter wraps the module that owns it, and renames all that lies inside."""
+    """LoRA on a parameter wraps the module that owns it.
+
+    Names inside it change, and the wrapper takes its input by position only.
+    """
     if not case.limits.peft:
         return
-    trained = sorted(
-        (item.parameter.rpartition(".")[0], item.module)
-        for item in case.plan.modules
-        if item.mode != "frozen"
-    )
+    owners = sorted((item.parameter.rpartition(".")[0], item.module) for item in case.plan.modules)
     for item in case.plan.lora_modules:
         owner = item.parameter.rpartition(".")[0]
-        first = bisect_left(trained, (f"{owner}.", ""))
-        inside, name = trained[first] if first < len(trained) else ("", "")
+        first = bisect_left(owners, (f"{owner}.", ""))
+        inside, name = owners[first] if first < len(owners) else ("", "")
         if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
             yield _frozen(
                 "name",
                 item,
-                f"LoRA on '{item.module}' cannot be trained beside '{name}': PEFT wraps '{owner}' "
-                "for it, in which that lies.",
+                f"LoRA on '{item.module}' cannot be trained: PEFT would wrap '{owner}', which "
+                f"holds '{name}' too.",
             )
 
 

@@ -84,12 +84,13 @@ def apply(
     check_model(model, plan, allow_other_weights=allow_other_weights)
     check_limits(plan, PEFT_LIMITS)
     _check_packed(model, plan)
+    runnable = try_forward and _is_runnable(model)
     with _restored_on_error(model):
         wrapped = _wrap(model, plan, adapter_name)
         if plan.memory.master == "fp32":
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
-        if try_forward:
+        if runnable:
             _check_forward(wrapped)
     return wrapped
 
@@ -174,38 +175,40 @@ def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
     return wrapped
 
 
-def _check_forward(model: PeftModel) -> None:
-    """Refuse adapters under which the forward pass fails, while it works without them."""
+def _is_runnable(model: PreTrainedModel) -> bool:
+    """Whether a model takes a few plain tokens; a warning says so if it does not."""
     if model.device.type == "meta":
-        return
-    failure, place = _try_tokens(model)
-    if failure is None:
-        return
-    with model.disable_adapter():
-        own, _ = _try_tokens(model)
-    if own is not None:
+        return False
+    failure, _ = _try_tokens(model)
+    if failure is not None:
         warnings.warn(
-            f"The forward pass under the plan was not checked: with {_TOKENS} tokens it fails "
-            f"without the plan, too ({first_line(own)}).",
+            f"The forward pass under the plan is not checked: with {_TOKENS} plain tokens it fails "
+            f"without the plan, too ({first_line(failure)}).",
             stacklevel=3,
         )
-        return
-    raise ModelError(
-        f"Under the plan the forward pass fails at or after '{place}': {first_line(failure)}",
-        hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to apply.",
-    ) from failure
+    return failure is None
 
 
-def _try_tokens(model: PeftModel) -> tuple[Exception | None, str]:
+def _check_forward(model: PeftModel) -> None:
+    """Refuse adapters under which the forward pass fails."""
+    failure, place = _try_tokens(model)
+    if failure is not None:
+        raise ModelError(
+            f"Under the plan the forward pass fails at or after '{place}': {first_line(failure)}",
+            hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to apply.",
+        ) from failure
+
+
+def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, str]:
     """Run a few tokens forward, in the mode that the model is in.
 
     Args:
-        model: A wrapped model.
+        model: A model, wrapped or not.
 
     Returns:
         What went wrong, if anything, and the last module with an adapter that was called.
     """
-    base: Any = model.get_base_model()
+    base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()
     device, called = input_device(base), [""]
     vocabulary = getattr(base.config.get_text_config(), "vocab_size", None) or _TOKENS
     ids = torch.arange(_TOKENS, device=device)[None] % vocabulary
