@@ -229,10 +229,10 @@ def compare_candidates(
 def _inside_blocks(model: PreTrainedModel) -> set[str]:
     """Parameters inside lists of modules that are as long as the decoder is deep."""
     text = model.config.get_text_config()
-    depth = getattr(text, "num_layers_per_stack", None) or text.num_hidden_layers
+    depth = getattr(text, "num_layers_per_stack", None) or getattr(text, "num_hidden_layers", None)
     lists = [
         name for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == depth
+        if isinstance(module, nn.ModuleList) and depth in (None, len(module))
     ]  # fmt: skip
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     return {

@@ -31,7 +31,10 @@ _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_blocks
 # Sizes by the whole name of a setting; the first pattern that matches counts.
 _SIZES: tuple[tuple[str, int], ...] = (
     (r"((audio|decoder|shape|pronunciation)_)?vocab_size|vocab_size_per_layer_input", VOCABULARY),
-    (r"hidden_size|d_model|n_embd|emb(edding)?_dim|lru_width|word_embed_proj_dim", 64),
+    (
+        r"hidden_size(_global)?|adapter_(in|out)_dim|d_model|n_embd|emb(edding)?_dim|lru_width|word_embed_proj_dim",
+        64,
+    ),
     (r"attention_hidden_size|((in|out)put_)?embedding_size", 64),
     (r"(moe|shared_experts?|expert|shared|moe_shared_expert)_intermediate_size", 32),
     (r"expert_ffn_hidden_size", 32),
@@ -80,6 +83,11 @@ _OWN: dict[str, dict[str, Any]] = {
     "dots1": {
         "n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
+    },
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16, "swa_head_dim": 24, "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 16,
     },
     "gemma3n_text": {
         "num_kv_shared_layers": 0, "intermediate_size": 96, "layer_types": _MIXED,
