@@ -69,7 +69,7 @@ def test_candidates_gradients_and_a_training_step_are_right(family: str) -> None
         warnings.simplefilter("ignore")
         outcome = part("architectures").examine(family)
     assert outcome.right, outcome
-    assert outcome.full > 0
+    assert outcome.lora > 0
 
 
 def test_a_decoder_that_is_the_output_map_is_not_trusted() -> None:
