@@ -79,6 +79,41 @@ def test_a_tied_weight_never_gets_lora(given: dict[str, Any]) -> None:
         plan(report, locks=(f"{tied}=lora",), ranks=given.get("ranks", ()))
 
 
+UNREACHED = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+
+
+def with_unreached(count: int = 20) -> ScoreReport:
+    """A report in which no gradient reaches two modules, though one has the best `random`."""
+    base = reports.report(count)
+    empty = {"status": "unreached", "matrices_reached": 0, "hls": 0.0, "tail": 0.0, "random": 1.0}
+    rows = tuple(row.changed(**empty) if row.module in UNREACHED else row for row in base.rows)
+    return replace(base, rows=rows)
+
+
+@pytest.mark.parametrize("baseline", [None, "all-lora", "all-full", "lora-matched", "random"])
+@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
+@pytest.mark.parametrize("budget", ["0.9", "0.5p", "1GiB"])
+def test_what_the_loss_never_reaches_stays_frozen(
+    baseline: Any, ranks: tuple[int, ...], budget: str
+) -> None:
+    made = plan(with_unreached(), baseline=baseline, ranks=ranks, budget=budget, memory=SMALL)
+    found = modes(made)
+    assert [found[module] for module in UNREACHED] == [("frozen", 0)] * 2
+    assert made.totals.full_modules + made.totals.lora_modules > 10
+    (note,) = (text for text in made.notes if "No gradient" in text)
+    assert all(module in note for module in UNREACHED)
+
+
+@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
+def test_a_lock_trains_what_the_loss_never_reaches(ranks: tuple[int, ...]) -> None:
+    locks = tuple(
+        f"{module}={mode}" for module, mode in zip(UNREACHED, ("full", "rank:4"), strict=True)
+    )
+    made = plan(with_unreached(), ranks=ranks, locks=locks)
+    assert [modes(made)[module] for module in UNREACHED] == [("full", 0), ("lora", 4)]
+    assert not any("No gradient" in note for note in made.notes)
+
+
 def test_a_lora_baseline_trains_as_much_as_the_plan() -> None:
     report = reports.report(40)
     hybrid, matched = plan(report), plan(report, baseline="lora-matched")

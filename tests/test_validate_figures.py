@@ -16,6 +16,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample
+from hlscore.reasons import UNREACHED
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.examples import split_examples, training_order
@@ -44,6 +45,24 @@ def test_arms_are_what_they_say() -> None:
         names = {item.module for item in arm.plans[1].modules}
         assert names == {item.module for item in plan.modules}
         assert arm.plans[1].skipped == plan.skipped != []
+
+
+@pytest.mark.parametrize("ranks", [[], [2, 4, 8]])
+def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
+    model = FAMILIES["llama"].build()
+    dead = "model.layers.0.self_attn.k_proj"
+    plan = plan_for(model, (*LOCKS, f"{dead}=frozen"))
+    modules = [
+        item.model_copy(update={"remark": UNREACHED}) if item.module == dead else item
+        for item in plan.modules
+    ]
+    lora = plan.lora.model_copy(update={"ranks": ranks})
+    plan = plan.model_copy(update={"modules": modules, "lora": lora})
+    for arm in make_arms(plan, report_for(model).model, tuple(range(6)), full=True):
+        for made in arm.plans.values():
+            modes = {item.module: item.mode for item in made.modules}
+            assert modes[dead] == "frozen"
+            assert list(modes.values()).count("frozen") == 1
 
 
 def test_matched_rank_is_the_nearest() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,19 +12,14 @@ from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
-from hlscore.exporters.revision import (
-    Change,
-    common_rank,
-    default_rank,
-    lora_instead,
-)
-from hlscore.reasons import NO_MAP, tied_modules, tied_to
+from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead
+from hlscore.reasons import CUSTOM, NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
 
 SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BIAS = NO_MAP
+_BESIDE = (NO_MAP, CUSTOM)
 
 
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
@@ -224,6 +220,27 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
             )
 
 
+def _wrapped_owners(case: _Case) -> Iterator[Fault]:
+    """LoRA on a parameter wraps the module that owns it.
+
+    Names inside it change, and the wrapper takes its input by position only.
+    """
+    if not case.limits.peft:
+        return
+    owners = sorted((item.parameter.rpartition(".")[0], item.module) for item in case.plan.modules)
+    for item in case.plan.lora_modules:
+        owner = item.parameter.rpartition(".")[0]
+        first = bisect_left(owners, (f"{owner}.", ""))
+        inside, name = owners[first] if first < len(owners) else ("", "")
+        if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
+            yield _frozen(
+                "name",
+                item,
+                f"LoRA on '{item.module}' cannot be trained: PEFT would wrap '{owner}', which "
+                f"holds '{name}' too.",
+            )
+
+
 def _mixed_experts(case: _Case) -> Iterator[Fault]:
     """PEFT copies the module that holds all experts, so all tensors are full or none is."""
     if not case.limits.peft:
@@ -236,7 +253,7 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         ]  # fmt: skip
         left_out = [
             item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.reason != _BIAS
+            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
         ]  # fmt: skip
         full = [item for item in inside if item.mode == "full"]
         if len(full) == len(inside) and not left_out:
@@ -346,6 +363,7 @@ _RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
     _read_past,
     _mixed_experts,
     _clashing_names,
+    _wrapped_owners,
     _ranks,
     _whole,
 )

@@ -257,7 +257,7 @@ class CaptureRun:
         weight = self._model.get_parameter(item.parameter)
         means = gradients.means(name, reduction.counts)
         if means is None:
-            return unreached(float(torch.linalg.vector_norm(weight.float())), reduction)
+            return unreached(float(torch.linalg.vector_norm(weight.detach().float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)
 
     def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:

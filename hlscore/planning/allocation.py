@@ -20,7 +20,7 @@ from hlscore.planning.coverage import (
 )
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
-from hlscore.planning.options import check_curve, check_lock
+from hlscore.planning.options import check_curve, check_lock, is_unreached, stays_frozen
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
@@ -32,6 +32,7 @@ from hlscore.scores.score import Score
 from hlscore.settings import PlanSettings
 
 BORDERLINE = (0.1, 0.9)
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,14 +331,14 @@ def _reward_notes(report: ScoreReport, picks: Picks) -> tuple[str, ...]:
 
 
 def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
-    settings, notes = problem.settings, []
+    settings, notes = problem.settings, _unreached_notes(problem)
     if settings.baseline is not None:
         notes.append(f"A baseline ({settings.baseline}), not the choice of a score.")
         if picks.spent > picks.limit:
             notes.append(f"It takes more than the budget of {problem.budget.text} allows.")
         return tuple(notes)
     if len(problem.locks) == len(problem.rows):
-        return ("Every module is locked: nothing was chosen.",)
+        return (*notes, "Every module is locked: nothing was chosen.")
     values = (score_of(row, problem.score, settings.rank) for row in problem.rows)
     missing = sum(value is None for value in values)
     if missing:
@@ -355,7 +356,9 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             f"zero to buy.{more}"
         )
     silent = sum(
-        item.mode == "frozen" and row.module not in problem.tied and row.module not in problem.locks
+        item.mode == "frozen"
+        and not stays_frozen(row, problem.tied)
+        and row.module not in problem.locks
         for row, item in zip(problem.rows, picks.options, strict=True)
     )
     if settings.ranks and silent:
@@ -385,6 +388,19 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     if frozen:
         notes.append(f"{', '.join(frozen)} stays frozen: LoRA on a tied weight merges wrongly.")
     return tuple(notes)
+
+
+def _unreached_notes(problem: Problem) -> list[str]:
+    names = sorted(
+        row.module for row in problem.rows if is_unreached(row) and row.module not in problem.locks
+    )
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return [
+        f"No gradient of the probe loss reaches {', '.join(names[:_SHOWN])}{more}: such modules "
+        "stay frozen unless --lock says otherwise."
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -10,7 +10,13 @@ from typing import Protocol
 
 from hlscore.errors import UsageError
 from hlscore.planning.memory import Mode
-from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.options import (
+    Option,
+    alternative,
+    is_unreached,
+    option,
+    stays_frozen,
+)
 from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
 from hlscore.planning.ranked import choose_ranks
 from hlscore.planning.uniform import choose_uniform, offer_of, take_in_order
@@ -48,7 +54,8 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     are drawn anew among modules of one kind and size, which costs exactly the same. `largest`
     trains as much in full as the plan in order of size, `random-largest` draws among modules of
     the largest sizes. `all-lora` and `all-full` treat every candidate alike, whatever the budget.
-    Locks hold; weights that are tied stay frozen where LoRA is meant.
+    Locks hold; weights that are tied stay frozen where LoRA is meant, and modules that the loss
+    never reaches everywhere.
 
     Args:
         problem: Rows, score, budget, locks.
@@ -117,7 +124,9 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
         The nearest rank, at least 1.
     """
     trained = sum(item.params for item in plan.options)
-    return nearest_rank(trained, (row for row in problem.rows if row.module not in problem.tied))
+    return nearest_rank(
+        trained, (row for row in problem.rows if not stays_frozen(row, problem.tied))
+    )
 
 
 def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
@@ -139,7 +148,7 @@ def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
     options = []
     for row in problem.rows:
         lock = problem.locks.get(row.module)
-        if mode == "full" and lock is None:
+        if mode == "full" and lock is None and not is_unreached(row):
             options.append(option(row, "full", 0, settings.memory))
         else:
             options.append(alternative(row, lock, problem.tied, settings))
@@ -149,7 +158,7 @@ def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
 def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
     strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(problem.rows):
-        if row.module not in problem.locks and row.module not in problem.tied:
+        if row.module not in problem.locks and not stays_frozen(row, problem.tied):
             strata[row.block, row.kind, row.n_params].append(place)
     options = list(plan.options)
     for key, places in sorted(strata.items()):

@@ -56,6 +56,16 @@ def option(
     return Option(mode=mode, rank=rank, value=value, params=params, bytes=cost)
 
 
+def stays_frozen(row: ModuleRow, tied: frozenset[str]) -> bool:
+    """Whether LoRA on a module is ruled out: its weight is tied, or the loss never reaches it."""
+    return row.module in tied or is_unreached(row)
+
+
+def is_unreached(row: ModuleRow) -> bool:
+    """Whether the probed loss does not depend on a module: no training of it would change it."""
+    return row.status == "unreached"
+
+
 def alternative(
     row: ModuleRow, lock: Lock | None, tied: frozenset[str], settings: PlanSettings
 ) -> Option:
@@ -76,7 +86,7 @@ def alternative(
     if lock is not None:
         check_lock(row.module, lock, tied)
         return option(row, lock.mode, lock.rank or settings.rank, settings.memory)
-    mode: Mode = "frozen" if row.module in tied else "lora"
+    mode: Mode = "frozen" if stays_frozen(row, tied) else "lora"
     return option(row, mode, settings.rank, settings.memory)
 
 
@@ -115,6 +125,8 @@ def menu_of(
         return float(reached**settings.value_power)
 
     found = [option(row, "frozen", 0, settings.memory)]
+    if lock is None and is_unreached(row):
+        return tuple(found)
     if row.module not in tied:
         if settings.min_rank and lock is None:
             ranks = tuple(sorted({settings.min_rank, *ranks}))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, fill, selection_probability
-from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.options import Option, alternative, is_unreached, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 from hlscore.scores.registry import replicates_at, score_of
 
@@ -22,7 +22,7 @@ class Offer:
     Attributes:
         rest: What is done with each row that is not bought.
         full: Full fine-tuning of each row.
-        free: Places of the rows that are not locked, int64 [free].
+        free: Places of the rows that are neither locked nor unreached, int64 [free].
         limit: The most that the budget allows, in its unit.
         spending: Costs of the free rows, and what is left for them.
     """
@@ -52,7 +52,11 @@ def offer_of(problem: Problem) -> Offer:
         alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows
     )
     full = tuple(option(row, "full", 0, settings.memory) for row in problem.rows)
-    free = [place for place, row in enumerate(problem.rows) if row.module not in locks]
+    free = [
+        place
+        for place, row in enumerate(problem.rows)
+        if row.module not in locks and not is_unreached(row)
+    ]
     limit = problem.budget.limit(problem.params)
     unit = problem.budget.unit
     if unit == "bytes":

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hlscore.reasons import UNREACHED
 from hlscore.records import Candidate, GradientStatistics, ModuleRow, WeightStatistics
 from hlscore.scores.registry import SCORES, score_of
 from hlscore.scores.score import Score
@@ -232,7 +233,7 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
         Remarks, parted by semicolons.
     """
     if matrices_reached == 0:
-        return "no probe token reached it"
+        return UNREACHED
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached

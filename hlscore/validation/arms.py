@@ -13,7 +13,8 @@ from hlscore.errors import UsageError
 from hlscore.planning.allocation import allocate
 from hlscore.planning.baselines import nearest_rank
 from hlscore.planning.choice import fill
-from hlscore.reasons import tied_modules
+from hlscore.planning.options import is_unreached
+from hlscore.reasons import UNREACHED, tied_modules
 from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreReport
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
@@ -147,7 +148,8 @@ class _Rivals:
 
     def largest(self) -> Plan:
         """The largest modules in full, as many parameters as the plan has in full."""
-        order = sorted(self._rows, key=lambda row: -row.n_params)
+        reached = [row for row in self._rows if not is_unreached(row)]
+        order = sorted(reached, key=lambda row: -row.n_params)
         taken = fill(
             range(len(order)), [row.n_params for row in order], self._plan.totals.full_params
         )
@@ -156,10 +158,11 @@ class _Rivals:
 
     def _dealt(self, seed: int) -> Plan:
         """What the plan does with its modules, dealt anew among those of one shape."""
-        generator, tied = np.random.default_rng(seed), tied_modules(self._rows)
+        generator, fixed = np.random.default_rng(seed), set(tied_modules(self._rows))
+        fixed |= {row.module for row in self._rows if is_unreached(row)}
         alike: dict[tuple[object, ...], list[PlanModule]] = {}
         for item in self._plan.modules:
-            alone = item.module if item.module in tied else ""
+            alone = item.module if item.module in fixed else ""
             shape = (item.form, item.matrices, item.out_features, item.in_features, alone)
             alike.setdefault(shape, []).append(item)
         locks = tuple(
@@ -172,7 +175,8 @@ class _Rivals:
 
     def _drawn(self, seed: int) -> Plan:
         """Modules in full drawn at random, of as many parameters as the plan has in full."""
-        drawn = drawn_modules(self._rows, seed=seed, params=self._plan.totals.full_params)
+        reached = [row for row in self._rows if not is_unreached(row)]
+        drawn = drawn_modules(reached, seed=seed, params=self._plan.totals.full_params)
         locks = tuple(f"{module}=full" for module in drawn)
         return self.uniform("all-lora", self._plan.lora.rank, locks)
 
@@ -183,6 +187,7 @@ def _row(item: PlanModule, control: float) -> ModuleRow:
         block=item.block, matrices=item.matrices, matrices_reached=None,
         out_features=item.out_features, in_features=item.in_features, n_params=item.params,
         form=item.form, storage=item.storage, random=control, reason=item.remark,
+        status="unreached" if item.remark == UNREACHED else "scored",
     )  # fmt: skip
 
 
