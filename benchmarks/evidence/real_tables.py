@@ -1,15 +1,14 @@
 """Tables of the study on a real model: `python benchmarks/evidence/real_tables.py`.
 
 Reads the journals in `benchmarks/.models/real/journal`, whatever is in them so far, prints the
-tables, names the arms that are missing and writes `benchmarks/results/real_DATE.json`. With
-`--print` nothing is written.
+tables, names the arms that are missing, puts them into the README beside this file and writes
+`benchmarks/results/real_DATE.json`. With `--print` nothing is written.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from typing import Any
 
 import numpy as np
 from journal import lines_of
+from published import publish
 from real_study import ARMS, EQUAL_SIZE, RANK, TUNING_SEED, journal_of
 from real_tasks import FOLDER
 from replicas_table import Spread
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
-from machine import write_result
 
 LORA = f"lora r={RANK}"
 
@@ -268,9 +266,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     journals = {path.stem: lines_of(path) for path in paths}
     studies = {task: arms_of(lines) for task, lines in journals.items()}
     studies = {task: arms for task, arms in studies.items() if "full" in arms and LORA in arms}
-    print("\n".join(sections(studies, journals)))
+    lines = sections(studies, journals)
+    print("\n".join(lines))
     if studies and not options.print:
-        print(write_result("real", result(studies, journals)))
+        publish("real", lines, "real", result(studies, journals))
 
 
 if __name__ == "__main__":
