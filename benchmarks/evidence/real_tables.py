@@ -22,7 +22,6 @@ from real_study import ARMS, EQUAL_SIZE, RANK, TUNING_SEED, journal_of
 from real_tasks import FOLDER
 from replicas_table import Spread
 
-
 LORA = f"lora r={RANK}"
 
 
