@@ -61,7 +61,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             if settings.ranks and settings.baseline is None
             else None,
         ),
-        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
+        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=PlanLora(
             rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
         ),

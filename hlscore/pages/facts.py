@@ -78,7 +78,7 @@ def what_was_run(content: Content) -> Facts:
         ("Objective", _objective(probes)),
         ("Probes", _probes(probes)),
         ("Score", f"{content.score.name}: {content.score.formula}"),
-        ("Unit", content.score.unit),
+        ("Unit", content.score.unit_in(content.report.run)),
         ("LoRA rank", _ranks(content)),
         ("Gradients", f"{how}, {run.device} {run.dtype}, {run.wall_seconds:.1f} s"),
         ("Budget", f"{budget.asked}: {_spent(content)}"),

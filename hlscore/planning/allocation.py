@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,6 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.coverage import (
     Coverage,
-    Movement,
     coverage,
     coverage_notes,
     largest_rank_notes,
@@ -199,7 +198,9 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     ]
     choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
     modes = {item.row.module: (item.mode, item.rank) for item in decisions}
-    covered = coverage(problem.rows, modes, settings.rank, of=_movement(report))
+    covered = coverage(
+        problem.rows, modes, settings.rank, of="update" if report.run.scores_updates else "gradient"
+    )
     return Allocation(
         settings=settings,
         budget=problem.budget,
@@ -275,13 +276,6 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
             problem.rows, picks.options, picks.probability, _stderrs(problem), strict=True
         )
     )
-
-
-def _movement(report: ScoreReport) -> Movement:
-    """What the energies of a report are of."""
-    capture = report.run.settings.get("capture")
-    trial = isinstance(capture, Mapping) and capture.get("movement") == "trial"
-    return "update" if trial else "gradient"
 
 
 def _clear(problem: Problem) -> int | None:

@@ -280,6 +280,12 @@ class RunInfo:
     wall_seconds: float = 0.0
     notes: tuple[str, ...] = ()
 
+    @property
+    def scores_updates(self) -> bool:
+        """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
+        capture = self.settings.get("capture")
+        return isinstance(capture, Mapping) and capture.get("movement") in ("trial", "update")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreReport:

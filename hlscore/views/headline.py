@@ -21,7 +21,8 @@ def report_headline(report: ScoreReport) -> Text:
         Lines of text.
     """
     model, probes, run = report.model, report.probes, report.run
-    how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
+    what = "weight updates" if run.scores_updates else "gradients"
+    how = f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
     if probes.objective == "none":
         how = "singular values of the weights"
     return Text.assemble(
