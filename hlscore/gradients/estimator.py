@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import UsageError
-from hlscore.gradients.memory import Needs, free_bytes, predict
+from hlscore.gradients.memory import USABLE_SHARE, Needs, free_bytes, predict
 from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
@@ -18,8 +18,6 @@ from hlscore.settings import RankSettings
 
 # Scores of single gradient entries: no sketch tells them.
 _NEEDS_GRADIENT = ("taylor", "l1_adam")
-# The allocator and the kernels want some of what is free, and activations are an estimate.
-_USABLE_SHARE = 0.9
 _GIB = 1024**3
 
 
@@ -109,10 +107,10 @@ def _choose(
     if packed:
         return "sketch", "sketch: quantized, offloaded or sharded weights hold no gradients."
     wanted = needs.on_device("exact", capture.accumulate_on)
-    fits = wanted <= _USABLE_SHARE * free
+    fits = wanted <= USABLE_SHARE * free
     host = needs.on_host("exact", capture.accumulate_on)
     if host and device.type != "cpu":
-        fits = fits and host <= _USABLE_SHARE * free_bytes(torch.device("cpu"))
+        fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
     place = "this machine" if device.type == "cpu" else str(device)
     compared = (
         f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from hlscore.errors import CaptureError
 from hlscore.gradients.capture import Sources
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
 from hlscore.gradients.progress import ProgressFile
 from hlscore.gradients.resampling import draw_resamples
@@ -35,6 +37,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
+from hlscore.threads import Workers
 from hlscore.unfinished import describe_run
 
 
@@ -151,12 +154,23 @@ class CaptureRun:
             resamples=self._resamples,
         )
         progress.start("scoring", len(self._chosen), "modules")
-        statistics = {}
-        for item in self._chosen:
-            statistics[item.module] = self._reduce(item, reduction, norms)
+        statistics: dict[str, GradientStatistics] = {}
+
+        def reduced(item: Candidate) -> tuple[str, GradientStatistics]:
+            found = self._reduce(item, reduction, norms)
             self._gradients.forget(item.module)
+            return item.module, found
+
+        def done(found: tuple[str, GradientStatistics]) -> None:
+            statistics[found[0]] = found[1]
             progress.advance(1)
-        return statistics
+
+        # The largest first, so that no thread is left with one of them when the others have ended.
+        sizes = {item.module: self._reduction_bytes(item) for item in self._chosen}
+        with Workers(self._worker_count(max(sizes.values())), done) as workers:
+            for item in sorted(self._chosen, key=lambda item: sizes[item.module], reverse=True):
+                workers.submit(partial(reduced, item))
+        return {item.module: statistics[item.module] for item in self._chosen}
 
     def forget_progress(self) -> None:
         """Remove the stored progress of a run that has ended."""
@@ -179,6 +193,20 @@ class CaptureRun:
             ExactGradients(self._chosen, tests, groups=groups, on_host=on_host),
             weight_sources(self._model, self._chosen),
         )
+
+    def _worker_count(self, job_bytes: int) -> int:
+        """Threads that reduce modules; 0 where the sums lie on an accelerator."""
+        on_host = self._settings.capture.accumulate_on == "host" and not self.taps
+        if not on_host and input_device(self._model).type != "cpu":
+            return 0
+        return worker_count(job_bytes)
+
+    def _reduction_bytes(self, item: Candidate) -> int:
+        """Memory that reducing one module takes besides its sums, an estimate."""
+        short, long = item.max_rank, max(item.out_features, item.in_features)
+        width = min(long, self.choice.sketch_size) if self.taps else long
+        # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
+        return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
 
     def _reduce(
         self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
