@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings
-from hlscore.unfinished import remove_unfinished, unfinished_runs
+from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
     from hlscore.planning.allocation import Allocation
@@ -123,6 +123,7 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
 
     names = (SCORES_FILE, PLAN_FILE, *((ROLLOUTS_FILE,) if sampling else ()))
     check_folder(folder, names, force=saved.force)
+    remove_half_written(folder)
     if saved.resume or not unfinished_runs(folder):
         return
     if not saved.force:

@@ -51,6 +51,7 @@ def choose_estimator(
     itemsize: int,
     packed: bool,
     processes: Processes = Processes(),  # noqa: B008 - frozen
+    stored: tuple[str, str] | None = None,
 ) -> Choice:
     """Choose the estimator that was asked for, or the exact one while it fits the memory.
 
@@ -64,6 +65,8 @@ def choose_estimator(
         itemsize: Bytes of an activation.
         packed: Whether weights are quantized, offloaded or sharded, so that they hold no gradient.
         processes: This process among those that share the probes.
+        stored: Estimator and reason of the unfinished run that is resumed: memory that is free
+            now does not change them.
 
     Returns:
         The choice; the same in every process.
@@ -85,7 +88,7 @@ def choose_estimator(
     )
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
-    estimator, reason = _choose(settings, needs, free, device, packed or offloaded)
+    estimator, reason = stored or _choose(settings, needs, free, device, packed or offloaded)
     if estimator == "sketch" and settings.plan.score in _NEEDS_GRADIENT:
         raise UsageError(
             f"The score '{settings.plan.score}' needs whole gradients: {reason}",

@@ -17,7 +17,7 @@ from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
-from hlscore.gradients.progress import ProgressFile
+from hlscore.gradients.progress import ProgressFile, stored_identity
 from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
@@ -92,6 +92,7 @@ class CaptureRun:
             itemsize=model.dtype.itemsize,
             packed=self._sharded or any(item.quantized for item in chosen),
             processes=processes,
+            stored=self._stored_choice(),
         )
         self._resamples = draw_resamples(
             *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
@@ -224,6 +225,17 @@ class CaptureRun:
             return unreached(float(torch.linalg.vector_norm(weight.float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)
 
+    def _stored_choice(self) -> tuple[str, str] | None:
+        """Estimator and reason of the run that is resumed, where it chose between them."""
+        chosen = self._settings.capture.estimator == "auto"
+        if self._storage is None or not self._storage.resume or not chosen:
+            return None
+        stored = stored_identity(self._storage.folder, self._processes)
+        try:
+            return str(stored["estimator"]), str(stored["reason"])
+        except KeyError:  # nothing is stored, or by a version that is refused later
+            return None
+
     def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:
         if self._storage is None:
             return None
@@ -236,7 +248,7 @@ class CaptureRun:
                 device=input_device(self._model).type,
                 processes=self._processes.size,
             )
-            | {"estimator": self.choice.estimator},
+            | {"estimator": self.choice.estimator, "reason": self.choice.reason},
             self._processes,
             every_seconds=self._storage.every_seconds,
             together=self._sharded,

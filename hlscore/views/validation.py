@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.replan import replan, scores_beside
+from hlscore.views.commands import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
 from hlscore.views.wording import count, short
@@ -56,7 +56,7 @@ def print_validation(
     if scores:
         commands.append(
             (
-                f"{replan(plan, scores)} --baseline lora-matched -o lora.json",
+                replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json"),
                 "LoRA with as many trained parameters, as a plan",
             )
         )
