@@ -27,6 +27,7 @@ from hlscore.rollouts.reward_calls import name_of
 from hlscore.rollouts.reward_process import Reward
 from hlscore.settings import (
     DEFAULT_RANK,
+    VALUE_POWER,
     Accumulator,
     CandidateSettings,
     CaptureSettings,
@@ -38,6 +39,7 @@ from hlscore.settings import (
     ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    SvdMethod,
     samples_for,
     score_for,
 )
@@ -119,6 +121,7 @@ def rank(
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     ranks: Iterable[int] = (),
+    value_power: float = VALUE_POWER,
     locks: Iterable[str] = (),
     memory: MemorySettings | None = None,
     include: Iterable[str] = (),
@@ -135,6 +138,9 @@ def rank(
     sketch_size: int | None = None,
     passes: int = 1,
     accumulate_on: Accumulator = "device",
+    svd: SvdMethod = "auto",
+    groups: int = 8,
+    bootstrap: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RankResult:
@@ -160,6 +166,8 @@ def rank(
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
         ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        value_power: With ranks: power of the gradient energy that a rank captures, above 0 to 1;
+            the lower, the more evenly ranks are spread.
         locks: Pinned modules, such as `"*.down_proj=full"`.
         memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
         include: Globs over full module names; empty means every candidate.
@@ -176,6 +184,10 @@ def rank(
         sketch_size: Columns of a sketch; `None` means four times the rank, at least 64.
         passes: Passes over the probes, an odd number: more of them sharpen sketches.
         accumulate_on: `device` or `host`: where exact sums are kept.
+        svd: `full` or `randomized` decompositions of gradients; `auto` is full up to a short side
+            of 512.
+        groups: Probe groups of each half, used to estimate standard errors.
+        bootstrap: Resamples of the groups; 0 turns standard errors off.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
 
@@ -194,11 +206,13 @@ def rank(
     )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
-        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on,
+        sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, svd=svd,
+        groups=groups, bootstrap=bootstrap,
     )  # fmt: skip
     plan = PlanSettings(
         budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,
-        ranks=tuple(sorted(set(ranks))), locks=_texts(locks), memory=memory or MemorySettings(),
+        ranks=tuple(sorted(set(ranks))), value_power=value_power, locks=_texts(locks),
+        memory=memory or MemorySettings(),
     )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),

@@ -286,13 +286,24 @@ def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Tota
 
 def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     settings, notes = problem.settings, []
+    larger = [
+        (row, item)
+        for row, item in zip(problem.rows, picks.options, strict=True)
+        if item.mode == "lora" and item.params >= row.n_params
+    ]
+    if larger:
+        notes.append(
+            f"LoRA trains {sum(item.params for _, item in larger):,} parameters in "
+            f"{len(larger):,} of {len(problem.rows):,} modules whose weights are "
+            f"{sum(row.n_params for row, _ in larger):,}: use a smaller --rank."
+        )
     if settings.baseline is not None:
         notes.append(f"A baseline ({settings.baseline}), not the choice of a score.")
         if picks.spent > picks.limit:
             notes.append(f"It takes more than the budget of {problem.budget.text} allows.")
         return tuple(notes)
     if len(problem.locks) == len(problem.rows):
-        return ("Every module is locked: nothing was chosen.",)
+        return (*notes, "Every module is locked: nothing was chosen.")
     values = (score_of(row, problem.score, settings.rank) for row in problem.rows)
     missing = sum(value is None for value in values)
     if missing:

@@ -231,7 +231,7 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
         Remarks, parted by semicolons.
     """
     if matrices_reached == 0:
-        return "no probe token reached it"
+        return "its gradient is zero: no probe token reaches it, or the loss ignores what it does"
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached

@@ -155,11 +155,12 @@ def _print_choice(console: Console, plan: Plan, allocation: Allocation, top: int
     stderrs = {item.row.module: item.stderr for item in allocation.decisions}
     lows = [item.row.hls_ci_low for item in allocation.decisions]
     clear = sum(low is not None and low > 0 for low in lows)
+    known = plan.score.name == "hls" and any(low is not None for low in lows)
     print_choice(
         console,
         plan,
         plan.modules,
         top=top,
         stderrs=stderrs,
-        clear=clear if plan.score.name == "hls" else None,
+        clear=clear if known else None,
     )

@@ -207,7 +207,7 @@ def _counts(report: ScoreReport) -> Text:
     found: Counter[str] = Counter(row.status for row in report.rows)
     said = {
         "scored": "",
-        "unreached": " (no probe token got there)",
+        "unreached": " (zero gradient)",
         "skipped": " (--status skipped tells why)",
     }
     parts = [f"{found[status]:,} {status}{why}" for status, why in said.items() if found[status]]

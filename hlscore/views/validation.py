@@ -16,7 +16,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.views.commands import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
-from hlscore.views.wording import count, short
+from hlscore.views.wording import count, memory, short
 
 _LABELS = {
     "lora": "LoRA",
@@ -96,8 +96,8 @@ def print_forecast(
     table = Table(box=None, pad_edge=False)
     for heading in ("arm", "trained", "memory"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for name, params, memory in arms:
-        table.add_row(_LABELS[name], short(params), f"{short(memory)}B")
+    for name, params, size_bytes in arms:
+        table.add_row(_LABELS[name], short(params), memory(size_bytes))
     print_table(console, table)
 
 
@@ -114,8 +114,8 @@ def print_forecast_json(
                 "steps": steps,
                 "seconds_per_training": seconds,
                 "arms": [
-                    {"name": name, "trained_params": params, "memory_bytes": memory}
-                    for name, params, memory in arms
+                    {"name": name, "trained_params": params, "memory_bytes": size_bytes}
+                    for name, params, size_bytes in arms
                 ],
             }
         )
