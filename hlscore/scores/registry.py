@@ -104,6 +104,8 @@ SCORES: dict[str, Score] = {
             formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients of two halves",
             unit="loss per unit learning rate",
             source="hlscore: cross-fitted Eckart-Young tail",
+            caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
+            "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
             compute=hls,
             replicates=lambda row: row.hls_replicates,
             follows_rank=True,
