@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from inspect import signature
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hlscore.errors import CaptureError
+from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.progress import Place, Progress, ProgressFile
@@ -248,7 +249,8 @@ class ProbeRun:
             device=input_device(self._model),
         )
         capture.begin_batch(skipped)
-        logits = self._model(**self._inputs(batch), use_cache=False).logits
+        with _named_errors(self._model, self._here):
+            logits = self._model(**self._inputs(batch), use_cache=False).logits
         labels = batch.labels.to(logits.device)
         log_probs = token_log_probs(logits, labels, temperature=self._probes.temperature)
         counted = labels[:, 1:] != IGNORED
@@ -266,7 +268,8 @@ class ProbeRun:
         # Gradients of the size of a mean, whatever a batch holds.
         size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
         self._gradients.begin_batch(half, weight * size / scale)
-        (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
+        with _named_errors(self._model, self._here):
+            (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
         # Once per token: after what memory may cut off, and not in further passes.
         if self._off_policy and self._here.number == 1:
             self._count_ratios(log_probs.detach(), counted, old)
@@ -303,6 +306,32 @@ class ProbeRun:
 
 def _words(place: Place) -> str:
     return f"probe group {place.group + 1} of half {place.half + 1}"
+
+
+@contextmanager
+def _named_errors(model: PreTrainedModel, here: Place) -> Iterator[None]:
+    """Turn an exception of the model's own code into an error that names the model.
+
+    Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
+
+    Raises:
+        CaptureError: The model cannot run.
+    """
+    try:
+        yield
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CaptureError(
+            f"{type(model).__name__} fails in {_words(here)}: {first_line(error)}",
+            hint="The model's own code raised this. It is run in evaluation mode, with gradients; "
+            "check that it can be trained like that.",
+        ) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
