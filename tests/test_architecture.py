@@ -25,11 +25,12 @@ ALLOWED: dict[str, set[str]] = {
     "steps": set(),
     "unfinished": {"errors", "records", "settings", "_version"},
     "processes": {"errors"},
+    "threads": set(),
     "inputs": GROUND | {"processes", "inputs"},
     "objectives": {"settings", "objectives"},
     "rollouts": GROUND | {"processes", "inputs", "rollouts"},
     "probes": GROUND | {"inputs", "objectives", "rollouts", "probes"},
-    "gradients": GROUND | {"processes", "inputs", "objectives", "probes", "gradients"},
+    "gradients": GROUND | {"processes", "threads", "inputs", "objectives", "probes", "gradients"},
     "scores": GROUND | {"scores"},
     "weights": GROUND | {"scores", "weights"},
     "planning": GROUND | {"scores", "planning"},
@@ -45,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "flow": GROUND
     | {
         "processes",
+        "threads",
         "inputs",
         "rollouts",
         "probes",
@@ -72,6 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": GROUND
     | {
         "processes",
+        "threads",
         "inputs",
         "rollouts",
         "scores",
@@ -95,7 +98,7 @@ HEAVY = {
 }  # fmt: skip
 FREE_OF_TORCH = {
     "errors", "packing", "paths", "unfinished", "reasons", "records", "settings", "processes",
-    "scores", "planning",
+    "threads", "scores", "planning",
     "artifacts", "exporters", "agreement", "checks", "pages", "cli",
 }  # fmt: skip
 FORBIDDEN_NAMES = {"utils", "helpers", "manager", "common", "misc"}

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, score_model
 from hlscore.flow.probed import encode_probes, score_probes
-from hlscore.gradients import progress
+from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import find_modules
@@ -37,9 +37,10 @@ RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "host": {"estimator": "exact", "accumulate_on": "host"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "auto": {"estimator": "auto", "sketch_size": 8},
     "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
 }
-EVERY_RUN = pytest.mark.parametrize("name", list(RUNS))
+EVERY_RUN = pytest.mark.parametrize("name", [name for name in RUNS if name != "auto"])
 
 
 class BrokenError(Exception):
@@ -147,6 +148,25 @@ def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path)
     with pytest.raises(BrokenError):
         stored_run(tmp_path, options(name), resume=False, display=Display(scoring=True))
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
+
+
+@pytest.mark.parametrize(("first", "later"), [(10**12, 0), (0, 10**12)])
+def test_resumed_run_keeps_the_estimator_that_was_chosen(
+    first: int, later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, chosen = options("auto"), "exact" if first else "sketch"
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: first)
+    expected = undisturbed("auto")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=3))
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: later)
+    assert undisturbed("auto").run.estimator != chosen
+    report = stored_run(tmp_path, run, resume=True)
+    assert report.run.estimator == chosen
+    assert report.run.notes == expected.run.notes
+    assert report.rows == expected.rows
+    with pytest.raises(UsageError, match="no unfinished run"):
+        stored_run(tmp_path, run, resume=True)
 
 
 def test_files_of_earlier_passes_are_removed(tmp_path: Path) -> None:
@@ -309,10 +329,12 @@ def test_leftovers_are_harmless(tmp_path: Path) -> None:
         stored_run(tmp_path, run, resume=True)
     with pytest.raises(BrokenError):
         stored_run(tmp_path, run, resume=False, display=Display(batches=2))
-    left.write_bytes(b"half")
+    left.mkdir()
+    (left / ".tmpAbC123").write_bytes(b"half")
     (tmp_path / ".hlscore-progress-0-of-1-pass-x.safetensors").write_bytes(b"other")
     (tmp_path / ".hlscore-progress-0-of-2-pass-2.safetensors").write_bytes(b"other")
     assert stored_run(tmp_path, run, resume=True).rows == undisturbed("exact").rows
+    assert not left.exists()
     (tmp_path / "kept").write_text("mine")
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]

@@ -89,6 +89,11 @@ class PlanSolver(_Strict):
         description="How fast the value of a module levels off with its rank: 1 is not at all, in "
         "the view of the first step. Null where no ranks were chosen.",
     )
+    min_rank: int = Field(
+        default=0,
+        ge=0,
+        description="Least LoRA rank of every module where ranks were chosen; 0 may freeze some.",
+    )
 
 
 class PlanMemory(_Strict):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import glob
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
 
 from hlscore.artifacts.plan import (
     LARGEST_COUNT,
@@ -28,10 +31,12 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import Allocation, Decision
+from hlscore.planning.locks import locks_of
 from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import remark
+from hlscore.settings import VALUE_POWER, MemorySettings, PlanSettings
 
 
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
@@ -60,6 +65,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             value_power=settings.value_power
             if settings.ranks and settings.baseline is None
             else None,
+            min_rank=settings.min_rank,
         ),
         score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=PlanLora(
@@ -90,6 +96,56 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         notes=[*report.model.notes, *report.probes.notes, *allocation.notes],
         provenance=provenance_of(report),
     )
+
+
+def settings_of(plan: Plan) -> PlanSettings:
+    """The settings that make a plan again from the scores that it was made from.
+
+    Locks are those of single modules, unless the patterns that the scores were ranked with pin
+    the same ones.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        The settings.
+    """
+    memory, lora = plan.memory, plan.lora
+    return PlanSettings(
+        budget=plan.budget.asked,
+        score=plan.score.name,
+        rank=lora.rank,
+        alpha=None if lora.alpha == 2 * lora.rank else lora.alpha,
+        ranks=tuple(lora.ranks),
+        min_rank=plan.solver.min_rank,
+        value_power=plan.solver.value_power or VALUE_POWER,
+        locks=_locks(plan),
+        baseline=None if plan.method == "score" else plan.method,
+        memory=MemorySettings(
+            **{field.name: getattr(memory, field.name) for field in fields(MemorySettings)}
+        ),
+    )
+
+
+def _locks(plan: Plan) -> tuple[str, ...]:
+    locked = {item.module: item for item in plan.modules if item.locked}
+    run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
+    patterns = tuple(run.get("locks", ()))
+    try:
+        found = locks_of(patterns, [item.module for item in plan.modules])
+    except UsageError:
+        found = {}
+    if found.keys() == locked.keys() and all(
+        lock.mode == locked[name].mode and lock.rank in (None, locked[name].rank)
+        for name, lock in found.items()
+    ):
+        return patterns
+    locks = []
+    for name, item in locked.items():
+        # Without ranks to choose from, LoRA has that of the plan unless the lock names another.
+        fixed = item.mode == "lora" and (plan.lora.ranks or item.rank != plan.lora.rank)
+        locks.append(f"{glob.escape(name)}={f'rank:{item.rank}' if fixed else item.mode}")
+    return tuple(locks)
 
 
 def model_of(report: ScoreReport) -> PlanModel:

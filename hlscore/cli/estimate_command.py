@@ -102,7 +102,7 @@ def estimate(
     if as_json:
         print_estimate_json(model, shape, plan, trainings, device_bytes=device_bytes)
     else:
-        print_estimate(model, shape, plan, trainings, device_bytes=device_bytes)
+        print_estimate(settings, chosen, shape, plan, trainings, device_bytes=device_bytes)
 
 
 def _device_bytes(text: str) -> int:

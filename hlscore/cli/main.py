@@ -37,6 +37,7 @@ from hlscore.errors import (
     UsageError,
 )
 from hlscore.processes import started_as
+from hlscore.threads import let_waiting_threads_sleep
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 
@@ -134,6 +135,7 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 def _run() -> int:
     # A terminal decides about colour and progress; transformers' own advice is not ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    let_waiting_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings
-from hlscore.unfinished import remove_unfinished, unfinished_runs
+from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
     from hlscore.planning.allocation import Allocation
@@ -123,6 +123,7 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
 
     names = (SCORES_FILE, PLAN_FILE, *((ROLLOUTS_FILE,) if sampling else ()))
     check_folder(folder, names, force=saved.force)
+    remove_half_written(folder)
     if saved.resume or not unfinished_runs(folder):
         return
     if not saved.force:
@@ -216,6 +217,7 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
     _check_settings(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
+        from hlscore.inputs.checkpoint import check_head
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
         from hlscore.inputs.placement import dtype_warning
@@ -230,6 +232,7 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         return
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)
+        check_head(model.config, settings.model.model)
         tokenizer = load_tokenizer(files, settings.model)
         examples = read_probes(settings)
         found = forecast(model, tokenizer, examples, settings, device)

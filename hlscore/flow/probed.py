@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -43,6 +44,7 @@ from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
+from hlscore.threads import thread_limit, torch_threads
 from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
 
 
@@ -122,7 +124,7 @@ def sample_rollouts(
         rewards_of(settings.objective, functions or {}),
         seed=settings.seed,
     )
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model):
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         return sampler.run(
             examples,
             progress,
@@ -130,6 +132,12 @@ def sample_rollouts(
             journal=journal,
             resume=storage is not None and storage.resume,
         )
+
+
+def _threads(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """No more threads than there is CPU time for, where the CPU computes."""
+    on_cpu = input_device(model).type == "cpu"
+    return torch_threads(thread_limit()) if on_cpu else nullcontext()
 
 
 def _journal(storage: Storage, about: Mapping[str, object], processes: Processes) -> RolloutJournal:
@@ -224,7 +232,7 @@ def score_probes(
         for item in modules
     )
     chosen = candidates_of(modules)
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model):
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
         norms = weight_norms(model, chosen) if run.taps else {}

@@ -15,7 +15,13 @@ from safetensors.torch import save_file
 
 from hlscore.errors import ArtifactError, UsageError, first_line
 from hlscore.processes import Processes
-from hlscore.unfinished import PROGRESS_PREFIX, check_same_run, nothing_to_resume
+from hlscore.unfinished import (
+    HALF_WRITTEN,
+    PROGRESS_PREFIX,
+    check_same_run,
+    nothing_to_resume,
+    remove,
+)
 
 _METADATA_KEY = "hlscore"
 # Writing may cost a run about this share of its time, however large the sums are.
@@ -128,7 +134,7 @@ class ProgressFile:
         """
         began = time.monotonic()
         path = self.path(progress.place.number)
-        unfinished = path.with_name(f"{path.name}.unfinished")
+        stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
         header = {
             "identity": self._identity,
@@ -139,14 +145,17 @@ class ProgressFile:
             if not self._folder.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)  # another process may be first
                 self._made_folder = True
-            save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(header)})
-            unfinished.replace(path)
+            remove(stage)
+            stage.mkdir()
+            save_file(tensors, stage / path.name, metadata={_METADATA_KEY: json.dumps(header)})
+            (stage / path.name).replace(path)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
             raise ArtifactError(
                 f"Progress cannot be stored in '{self._folder}': {first_line(error)}",
                 hint="Make room, choose another --out, or use --save-every 0.",
             ) from error
+        finally:
+            remove(stage)
         self._last = time.monotonic()
         self._cost = self._last - began
 
@@ -194,6 +203,9 @@ class ProgressFile:
         for number in stored_passes(self.path(1)):
             if before is None or number < before:
                 self.path(number).unlink(missing_ok=True)
+        first = self.path(1).name.removesuffix("1.safetensors")
+        for left in self._folder.glob(f"{first}*{HALF_WRITTEN}") if before is None else ():
+            remove(left)
         if before is None and self._made_folder and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -226,6 +238,23 @@ def stored_passes(first: Path) -> list[int]:
         if text.isdecimal():
             numbers.append(int(text))
     return sorted(numbers)
+
+
+def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
+    """Read what run the progress in a folder is of.
+
+    Args:
+        folder: Folder of the results.
+        processes: This process among those of the run.
+
+    Returns:
+        The same in every process; empty where none of them has stored progress.
+    """
+    rank, size = processes.rank, processes.size
+    numbers = stored_passes(progress_path(folder, rank, size, 1))[-1:]
+    headers = [read_header(progress_path(folder, rank, size, number)) for number in numbers]
+    own: dict[str, Any] = headers[0]["identity"] if headers else {}
+    return next((part for part in processes.gather(own) if part), {})
 
 
 def read_header(path: Path) -> dict[str, Any]:

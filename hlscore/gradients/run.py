@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,8 +15,9 @@ from hlscore.errors import CaptureError
 from hlscore.gradients.capture import Sources
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
-from hlscore.gradients.progress import ProgressFile
+from hlscore.gradients.progress import ProgressFile, stored_identity
 from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.self_check import (
     batch_difference,
@@ -41,6 +43,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import CaptureSettings, RankSettings
 from hlscore.steps import Progress
+from hlscore.threads import Workers
 from hlscore.unfinished import describe_run
 
 
@@ -104,6 +107,7 @@ class CaptureRun:
             itemsize=model.dtype.itemsize,
             packed=self._sharded or any(item.quantized for item in chosen),
             processes=processes,
+            stored=self._stored_choice(),
         )
         self._resamples = draw_resamples(
             *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
@@ -207,12 +211,23 @@ class CaptureRun:
             of_gradients=not self._by_trials,
         )
         progress.start("scoring", len(self._chosen), "modules")
-        statistics = {}
-        for item in self._chosen:
-            statistics[item.module] = self._reduce(item, reduction, norms)
+        statistics: dict[str, GradientStatistics] = {}
+
+        def reduced(item: Candidate) -> tuple[str, GradientStatistics]:
+            found = self._reduce(item, reduction, norms)
             self._gradients.forget(item.module)
+            return item.module, found
+
+        def done(found: tuple[str, GradientStatistics]) -> None:
+            statistics[found[0]] = found[1]
             progress.advance(1)
-        return statistics
+
+        # The largest first, so that no thread is left with one of them when the others have ended.
+        sizes = {item.module: self._reduction_bytes(item) for item in self._chosen}
+        with Workers(self._worker_count(max(sizes.values())), done) as workers:
+            for item in sorted(self._chosen, key=lambda item: sizes[item.module], reverse=True):
+                workers.submit(partial(reduced, item))
+        return {item.module: statistics[item.module] for item in self._chosen}
 
     @property
     def earlier_seconds(self) -> float:
@@ -244,6 +259,20 @@ class CaptureRun:
             weight_sources(self._model, self._chosen),
         )
 
+    def _worker_count(self, job_bytes: int) -> int:
+        """Threads that reduce modules; 0 where the sums lie on an accelerator."""
+        on_host = self._settings.capture.accumulate_on == "host" and not self.taps
+        if not on_host and input_device(self._model).type != "cpu":
+            return 0
+        return worker_count(job_bytes)
+
+    def _reduction_bytes(self, item: Candidate) -> int:
+        """Memory that reducing one module takes besides its sums, an estimate."""
+        short, long = item.max_rank, max(item.out_features, item.in_features)
+        width = min(long, self.choice.sketch_size) if self.taps else long
+        # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
+        return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
+
     def _reduce(
         self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
     ) -> GradientStatistics:
@@ -260,6 +289,17 @@ class CaptureRun:
             return unreached(float(torch.linalg.vector_norm(weight.detach().float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)
 
+    def _stored_choice(self) -> tuple[str, str] | None:
+        """Estimator and reason of the run that is resumed, where it chose between them."""
+        chosen = self._settings.capture.estimator == "auto"
+        if self._storage is None or not self._storage.resume or not chosen:
+            return None
+        stored = stored_identity(self._storage.folder, self._processes)
+        try:
+            return str(stored["estimator"]), str(stored["reason"])
+        except KeyError:  # nothing is stored, or by a version that is refused later
+            return None
+
     def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:
         if self._storage is None:
             return None
@@ -272,7 +312,11 @@ class CaptureRun:
                 device=input_device(self._model).type,
                 processes=self._processes.size,
             )
-            | {"estimator": self.choice.estimator, "batch_size": self._capture.batch_size},
+            | {
+                "estimator": self.choice.estimator,
+                "reason": self.choice.reason,
+                "batch_size": self._capture.batch_size,
+            },
             self._processes,
             every_seconds=self._storage.every_seconds,
             together=self._sharded,

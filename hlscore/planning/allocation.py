@@ -326,6 +326,17 @@ def _reward_notes(report: ScoreReport, picks: Picks) -> tuple[str, ...]:
 
 def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     settings, notes = problem.settings, _unreached_notes(problem)
+    larger = [
+        (row, item)
+        for row, item in zip(problem.rows, picks.options, strict=True)
+        if item.mode == "lora" and item.params >= row.n_params
+    ]
+    if larger:
+        notes.append(
+            f"LoRA trains {sum(item.params for _, item in larger):,} parameters in "
+            f"{len(larger):,} of {len(problem.rows):,} modules whose weights are "
+            f"{sum(row.n_params for row, _ in larger):,}: use a smaller --rank."
+        )
     if settings.baseline is not None:
         notes.append(f"A baseline ({settings.baseline}), not the choice of a score.")
         if picks.spent > picks.limit:

@@ -157,7 +157,7 @@ class ModuleRow:
         hls_replicates: Resampled `hls`.
         tail_replicates: Resampled `tail`.
         grad_norm_replicates: Resampled `grad_norm`.
-        status: `scored`, `unreached` (no probe token got there) or `skipped`.
+        status: `scored`, `unreached` (its gradient is zero) or `skipped`.
         reason: What the status means here.
     """
 

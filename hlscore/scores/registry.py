@@ -123,6 +123,8 @@ SCORES: dict[str, Score] = {
             unit="loss per unit learning rate",
             update_unit="squared weight change",
             source="hlscore: cross-fitted Eckart-Young tail",
+            caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
+            "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
             compute=hls,
             replicates=lambda row: row.hls_replicates,
             follows_rank=True,

@@ -68,9 +68,9 @@ class CaptureSettings:
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}.", "Use 1 or more.")
         require(self.groups >= 1, f"--groups is {self.groups}.", "Use 1 or more.")
         require(
-            0 <= self.bootstrap <= 10_000,
+            self.bootstrap == 0 or 2 <= self.bootstrap <= 10_000,
             f"--bootstrap is {self.bootstrap}.",
-            "Use 0 (off) to 10000.",
+            "Use 0 (off), or 2 to 10000: a standard error needs several resamples.",
         )
         require_choice("--estimator", self.estimator, get_args(Estimator))
         require(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.replan import replan, scores_beside
+from hlscore.views.commands import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
 from hlscore.views.wording import count, duration, memory, short
@@ -57,7 +57,7 @@ def print_validation(
     if scores:
         commands.append(
             (
-                f"{replan(plan, scores)} --baseline lora-matched -o lora.json",
+                replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json"),
                 "LoRA with as many trained parameters, as a plan",
             )
         )
@@ -98,8 +98,8 @@ def print_forecast(
     table = Table(box=None, pad_edge=False)
     for heading in ("arm", "trained", "memory"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for name, params, size in arms:
-        table.add_row(_LABELS[name], short(params), memory(size))
+    for name, params, size_bytes in arms:
+        table.add_row(_LABELS[name], short(params), memory(size_bytes))
     print_table(console, table)
 
 
@@ -116,8 +116,8 @@ def print_forecast_json(
                 "steps": steps,
                 "seconds_per_training": seconds,
                 "arms": [
-                    {"name": name, "trained_params": params, "memory_bytes": memory}
-                    for name, params, memory in arms
+                    {"name": name, "trained_params": params, "memory_bytes": size_bytes}
+                    for name, params, size_bytes in arms
                 ],
             }
         )
