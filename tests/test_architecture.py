@@ -138,14 +138,8 @@ def test_read_only_rooms_import_nothing_heavy(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_files_and_functions_stay_small(path: Path) -> None:
-    text = path.read_text()
-    assert text.count("\n") <= 400
+def test_files_have_a_subject(path: Path) -> None:
     assert path.stem not in FORBIDDEN_NAMES
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            body = node.body[-1].end_lineno - node.body[0].lineno  # type: ignore[operator]
-            assert body <= 75, f"{node.name} is {body} lines"
 
 
 def test_every_room_is_known() -> None:
