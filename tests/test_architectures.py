@@ -16,7 +16,8 @@ from plans import plan_for
 from torch import nn
 from transformers import PreTrainedModel
 
-from hlscore.exporters.limits import ExportError, check_limits, nearest
+from hlscore.exporters.limits import ExportError, check_limits
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import PEFT_LIMITS, target_modules, target_parameters
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.reasons import CUSTOM, FLAT_EXPERTS
