@@ -255,6 +255,27 @@ def randomized_half_spectra(
     )
 
 
+def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
+    """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one.
+
+    Args:
+        spectrum: Spectrum of `A = B`.
+
+    Returns:
+        What the other functions would give for the matrix twice.
+    """
+    return HalfSpectra(
+        mean=spectrum,
+        first=spectrum,
+        second=spectrum,
+        overlap=spectrum.total,
+        first_overlaps=spectrum.energies,
+        second_overlaps=spectrum.energies,
+        first_shadows=spectrum.energies.sqrt(),
+        second_shadows=spectrum.energies.sqrt(),
+    )
+
+
 def _quadratic_forms(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return (vectors * (matrix @ vectors)).sum(-2)
 

@@ -22,7 +22,9 @@ def report_headline(report: ScoreReport) -> Text:
     """
     model, probes, run = report.model, report.probes, report.run
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
-    if probes.objective == "none":
+    if probes.format == "update":
+        how = "exact updates"
+    elif probes.objective == "none":
         how = "singular values of the weights"
     return Text.assemble(
         (model.model, "bold"),
@@ -36,6 +38,8 @@ def _probed(probes: ProbeSummary) -> str:
     """What the gradients come from, in a sentence or two."""
     loss = "" if probes.mean_loss is None else f"{probes.mean_loss:.3f} nats"
     tokens, source = f"{probes.counted_tokens:,} counted tokens", visible(probes.source)
+    if probes.format == "update":
+        return f"{count(probes.examples, 'finished training')}: {source}"
     if probes.objective == "none":
         return "nothing probed"
     if probes.objective == "sft":
