@@ -156,12 +156,8 @@ class StoredWeights:
 
     def dtype(self, modules: Sequence[Candidate]) -> str:
         """Dtype that most of the tensors of some modules are stored in, such as `bfloat16`."""
-        names = {item.parameter for item in modules}
         found = [
-            self._tensors[name].dtype
-            for source in self._sources
-            if names & set(source.parameters)
-            for name in source.tensors
+            self._tensors[name].dtype for item in modules for name in self.stored_as(item.parameter)
         ]
         known = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         most = max(sorted(set(found)), key=found.count)
