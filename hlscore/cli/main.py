@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from hlscore._version import __version__
+from hlscore.cli.audit_command import audit
 from hlscore.cli.check_command import check
 from hlscore.cli.compare_command import compare
 from hlscore.cli.diff_command import diff
@@ -96,6 +97,7 @@ app.command()(compare)
 app.command()(modules)
 app.command()(estimate)
 app.command()(validate)
+app.command()(audit)
 app.command()(scores)
 app.command()(schema)
 
