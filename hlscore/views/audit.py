@@ -171,6 +171,7 @@ def print_audit(found: Audit, *, top: int | None) -> None:
 
 def _cells(place: int, row: ModuleRow, moved: Movement) -> list[str]:
     beyond = "-" if row.residual_ratio is None else percent(row.residual_ratio)
+    trained = f"r {moved.lora_rank}" if moved.lora_rank else "full"
     return [
         str(place),
         row.module,
@@ -180,11 +181,7 @@ def _cells(place: int, row: ModuleRow, moved: Movement) -> list[str]:
         measure(row.stable_rank),
         beyond,
         shape(row.matrices, row.out_features, row.in_features),
-        "no"
-        if row.status == "unreached"
-        else f"r {moved.lora_rank}"
-        if moved.lora_rank
-        else "full",
+        "no" if row.status == "unreached" else trained,
     ]
 
 
@@ -207,9 +204,9 @@ def _findings(found: Audit) -> list[str]:
         ("hardly", found.hardly, "moved less than a tenth of the median"),
         ("unmoved", found.unmoved, "did not change"),
     )
-    for label, names, what in told:
-        if names:
-            lines.append(f"{label:<8}{count(len(names), 'module')} {what}: {_some(names)}")
+    for label, some, what in told:
+        if some:
+            lines.append(f"{label:<8}{count(len(some), 'module')} {what}: {_some(some)}")
     if found.against is not None:
         lines += _plan_lines(found.against)
     return lines
@@ -222,13 +219,14 @@ def _plan_lines(against: Against) -> list[str]:
         if tau is not None
     )
     lines = [f"plan    its scores against the updates' energies: Kendall's tau {taus or '-'}"]
-    for names, what in (
+    differing: tuple[tuple[tuple[str, ...], str], ...] = (
         (against.trained_unmoved, "planned to train, did not move"),
         (against.frozen_moved, "planned to be frozen, moved"),
         (against.other_rank, "have another rank than planned"),
-    ):
-        if names:
-            lines.append(f"        {count(len(names), 'module')} {what}: {_some(names)}")
+    )
+    for modules, what in differing:
+        if modules:
+            lines.append(f"        {count(len(modules), 'module')} {what}: {_some(modules)}")
     return lines
 
 
