@@ -39,6 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "checks": GROUND
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
     "training": GROUND | {"inputs", "planning", "artifacts", "exporters", "checks", "training"},
+    "serving": GROUND | {"inputs", "gradients", "serving"},
     "validation": GROUND
     | {"inputs", "probes", "scores", "planning", "artifacts", "training", "validation"},
     "flow": GROUND
@@ -83,6 +84,7 @@ ALLOWED: dict[str, set[str]] = {
         "views",
         "pages",
         "validation",
+        "serving",
         "cli",
     },
     "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},

@@ -24,6 +24,7 @@ from hlscore.cli.rank_command import rank
 from hlscore.cli.report_command import report
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
+from hlscore.cli.serving_commands import extract_lora, merge
 from hlscore.cli.show_command import show
 from hlscore.cli.validate_command import validate
 from hlscore.errors import (
@@ -98,6 +99,8 @@ app.command()(modules)
 app.command()(estimate)
 app.command()(validate)
 app.command()(audit)
+app.command()(extract_lora)
+app.command()(merge)
 app.command()(scores)
 app.command()(schema)
 

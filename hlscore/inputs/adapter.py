@@ -106,8 +106,7 @@ class Adapter:
     def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | LowRank | None:
         """How far a weight has moved; see `Trained`."""
         if item.parameter in self.copies:
-            trained = read_tensor(self.copies[item.parameter])
-            found = base.to(torch.float32, copy=True).sub_(trained)
+            found = base.to(torch.float32, copy=True).sub_(self.copied(item.parameter))
             return found.reshape(-1, *base.shape[-2:]) if bool(found.any()) else None
         parts = self._lora.get(item.parameter)
         if parts is None:
@@ -123,6 +122,24 @@ class Adapter:
         rows *= length / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
         found = base.float().reshape(moved.shape) - moved
         return found if bool(found.any()) else None
+
+    def copied(self, parameter: str) -> torch.Tensor:
+        """A weight that was trained in full, as the adapter stores it."""
+        return read_tensor(self.copies[parameter])
+
+    def low_rank(self, item: Candidate) -> LowRank | None:
+        """The factors of a LoRA; `None` for DoRA and for a weight trained in full."""
+        parts = self._lora.get(item.parameter)
+        if parts is None or parts.magnitude is not None or item.parameter in self.copies:
+            return None
+        return self._factors(item, parts)
+
+    def kind_of(self, item: Candidate) -> str:
+        """How a weight was trained: `full`, `lora` or `dora`."""
+        parts = self._lora.get(item.parameter)
+        if parts is None or item.parameter in self.copies:
+            return "full"
+        return "lora" if parts.magnitude is None else "dora"
 
     def rank_of(self, item: Candidate) -> int | None:
         """Rank of the LoRA on a weight; see `Trained`."""

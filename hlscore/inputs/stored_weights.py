@@ -108,6 +108,11 @@ class StoredWeights:
         source = self._source_of.get(parameter)
         return () if source is None else tuple(source.tensors)
 
+    def shares(self, parameter: str) -> set[str]:
+        """Names of all parameters that are the same weight: its own, and those tied to it."""
+        source = self._source_of.get(parameter)
+        return {parameter} if source is None or source.converter else set(source.parameters)
+
     def is_copy(self, parameter: str) -> bool:
         """Whether a parameter is a tensor of the files, and not put together from several."""
         source = self._source_of.get(parameter)
