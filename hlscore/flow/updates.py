@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from hlscore.flow.origin import run_info, with_selection
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.spectrum import energies_of
 from hlscore.gradients.statistics import (
     Reduction,
     curve_ranks,
@@ -41,6 +43,7 @@ from hlscore.weights.measuring import measure_weight, work
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1
 _LEAST_NOISE = 0.01
+_CHUNK_NUMBERS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,7 +189,7 @@ class _Scorer:
             item: Whose weight it is.
             weight: The weight of the base.
         """
-        norm = float(torch.linalg.vector_norm(weight.float()))
+        norm = float(energies_of(weight.reshape(-1, *weight.shape[-2:])).sum()) ** 0.5
         updates = []
         for place, trained in enumerate(self._trainings):
             update = trained.update(item, weight)
@@ -246,6 +249,12 @@ class _Scorer:
                 )
             found += trained.notes
             names = {item.parameter for item in chosen}
+            ranks = [rank for item in chosen if (rank := trained.rank_of(item))]
+            if ranks:
+                found.append(
+                    f"'{trained.name}' trained {len(ranks)} modules with LoRA: its updates have no "
+                    f"more than that rank (up to {max(ranks)}), and say nothing of larger ones."
+                )
             if isinstance(trained, Adapter):
                 others = sorted({*trained.parameters, *trained.copies} - names)
                 if others:
@@ -271,14 +280,19 @@ class _Scorer:
             ).double()
             self._energies[place] += float(gram.sum())
             return
-        if not bool(torch.isfinite(update).all()):
+        energy = float(energies_of(update).sum())
+        if not math.isfinite(energy):
             raise ModelError(
                 f"'{trained.name}' or the base holds NaN or infinity in {item.parameter}."
             )
-        energy = float(torch.linalg.vector_norm(update)) ** 2
         self._energies[place] += energy
         self._noise[place] += (trained.rounding(item) * norm) ** 2
-        inner = norm**2 - float(weight.float().reshape(-1) @ update.reshape(-1))
+        parts = zip(
+            torch.split(weight.reshape(-1), _CHUNK_NUMBERS),
+            torch.split(update.reshape(-1), _CHUNK_NUMBERS),
+            strict=True,
+        )
+        inner = norm**2 - sum(float(part.float() @ other) for part, other in parts)
         trained_norm = max(0.0, 2 * inner - norm**2 + energy) ** 0.5
         if norm and trained_norm:
             self._cosines[place].append(inner / (norm * trained_norm))

@@ -86,15 +86,16 @@ def reduce_gradients(
     tails = tuple(mean.tail(rank) for rank in ranks)
     hls = tuple(spectra.cross_fitted_tail(rank) for rank in ranks)
     at = ranks.index(reduction.rank)
-    gradient = torch.lerp(second, first, reduction.first_share)
     left_over: tuple[float, ...] = ()
-    if reduction.of_gradients:
-        left_over = sign_step_curve(
-            _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
-        )
-    norm, taylor, taylor_mean = (
-        (weight, None, None) if isinstance(weight, float) else _weight_terms(gradient, weight)
-    )
+    if isinstance(weight, float):
+        norm, taylor, taylor_mean = weight, None, None
+    else:
+        gradient = torch.lerp(second, first, reduction.first_share)
+        if reduction.of_gradients:
+            left_over = sign_step_curve(
+                _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
+            )
+        norm, taylor, taylor_mean = _weight_terms(gradient, weight)
     rank_for_90 = rank_for_share(mean, _SHARE)
     scores = (
         Estimate(hls[at], spectra.cross_fitted_error(reduction.rank)),

@@ -22,7 +22,7 @@ from hlscore.errors import ModelError, first_line
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import StoredWeights, read_tensor
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
-from hlscore.inputs.trained import LowRank
+from hlscore.inputs.trained import LowRank, difference
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 
@@ -106,8 +106,8 @@ class Adapter:
     def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | LowRank | None:
         """How far a weight has moved; see `Trained`."""
         if item.parameter in self.copies:
-            found = base.to(torch.float32, copy=True).sub_(self.copied(item.parameter))
-            return found.reshape(-1, *base.shape[-2:]) if bool(found.any()) else None
+            trained = self.copied(item.parameter)
+            return None if torch.equal(trained, base) else difference(base, trained)
         parts = self._lora.get(item.parameter)
         if parts is None:
             return None

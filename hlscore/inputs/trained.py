@@ -21,6 +21,7 @@ from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
 
 _SHOWN = 3
+_CHUNK_NUMBERS = 2**18
 # Root mean square of the rounding of a number to 16 bits, relative to the number: a spacing of
 # 2^-7 (2^-10) within each power of two, `sqrt(spacing^2 / 24)` where mantissas are uniform.
 _ROUNDING = {"bfloat16": 2.0**-7 / 24**0.5, "float16": 2.0**-10 / 24**0.5}
@@ -141,10 +142,7 @@ class Checkpoint:
     def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | None:
         """How far a weight has moved; see `Trained`."""
         trained = self._stored.weight(item.parameter)
-        if torch.equal(trained, base):
-            return None
-        found = base.to(torch.float32, copy=True).sub_(trained)
-        return found.reshape(-1, *base.shape[-2:])
+        return None if torch.equal(trained, base) else difference(base, trained)
 
     def rank_of(self, item: Candidate) -> None:
         """Nothing says what was trained how; see `Trained`."""
@@ -153,6 +151,23 @@ class Checkpoint:
     def rounding(self, item: Candidate) -> float:
         """Rounding of the files; see `Trained`."""
         return _ROUNDING.get(self._stored.dtype([item]), 0.0)
+
+
+def difference(base: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
+    """Subtract two weights of any floating dtypes, a part at a time.
+
+    Args:
+        base: [p, q] or [E, p, q].
+        trained: The same shape.
+
+    Returns:
+        float32 [E, p, q].
+    """
+    found = torch.empty(base.shape)
+    parts = (torch.split(tensor.reshape(-1), _CHUNK_NUMBERS) for tensor in (found, base, trained))
+    for to, before, after in zip(*parts, strict=True):
+        torch.sub(before.float(), after.float(), out=to)
+    return found.reshape(-1, *base.shape[-2:])
 
 
 def _sizes(item: Candidate) -> tuple[object, ...]:

@@ -199,8 +199,12 @@ def _findings(found: Audit) -> list[str]:
                 f"{percent(max(moved))} of the weight, median {percent(statistics.median(moved))}"
             )
     told = (
-        ("used up", found.exhausted, "need their whole rank for 99 % of the update: raise it"),
-        ("spare", found.spare, "need at most half of their rank for 99 % of the update: lower it"),
+        (
+            "used up",
+            found.exhausted,
+            "need all of their rank for 99 % of the update, and could use more",
+        ),
+        ("spare", found.spare, "need at most half of their rank for 99 % of the update"),
         ("hardly", found.hardly, "moved less than a tenth of the median"),
         ("unmoved", found.unmoved, "did not change"),
     )
