@@ -27,11 +27,12 @@ OPTIONS = {
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
     "--force --generate-batch --generations --groups --head --help --include --json "
     "--load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
-    "--max-new-tokens --objective --offload-folder --optimizer --out --passes --rank "
+    "--max-new-tokens --movement --objective --offload-folder --optimizer --out --passes --rank "
     "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
     "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
     "--stop --svd --temperature --top --top-k --top-p --train-batch --train-length "
-    "--trust-remote-code --value-power --weight-scores",
+    "--trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code --update "
+    "--value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
     "--out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
@@ -46,12 +47,17 @@ OPTIONS = {
     "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--trust-remote-code",
-    "validate": "--allow-pickle --batch-size --column --data --data-config --device --dry-run "
-    "--dtype --force --full --held-out --help --json --max-length "
+    "validate": "--allow-pickle --also --batch-size --column --data --data-config --device "
+    "--dry-run --dtype --force --full --held-out --help --json --max-length "
     "--out --plan --resume --revision --samples --seed --seeds --split "
     "--steps --trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
     "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",
+    "audit": "--device --embeddings --exclude --force --head --help --include --json --model --out "
+    "--plan --rank --revision --top --trust-remote-code",
+    "extract-lora": "--device --force --help --json --max-error --max-rank --model --out "
+    "--revision --top --trust-remote-code",
+    "merge": "--force --help --json --model --out --revision --trust-remote-code",
     "scores": "--help --json",
     "schema": "--help",
 }
