@@ -53,10 +53,11 @@ OPTIONS = {
     "--steps --trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
     "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",
-    "audit": "--device --embeddings --exclude --force --head --help --include --json --model --out "
-    "--plan --rank --revision --top --trust-remote-code",
-    "extract-lora": "--device --force --help --json --max-error --max-rank --model --out "
-    "--revision --top --trust-remote-code",
+    "audit": "--column --data --device --embeddings --exclude --force --head --help --include "
+    "--json --max-length --model --out --plan --rank --revision --samples --top "
+    "--trust-remote-code",
+    "extract-lora": "--column --data --device --force --help --json --max-error --max-length "
+    "--max-rank --model --out --revision --samples --top --trust-remote-code",
     "merge": "--force --help --json --model --out --revision --trust-remote-code",
     "scores": "--help --json",
     "schema": "--help",

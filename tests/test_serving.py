@@ -10,13 +10,16 @@ from typing import Any
 import pytest
 import torch
 from console import hlscore as command
-from console import save_model
+from console import save_model, write_rows
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
 from test_updates import adapted, moved, weights
 from training_runs import logits
 from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hlscore.inputs.model import load_model
+from hlscore.settings import ModelSettings
 
 HYBRID: dict[str, Any] = {
     "target_modules": ["q_proj", "up_proj"],
@@ -229,3 +232,32 @@ def test_existing_results_are_kept(tmp_path: Path) -> None:
         assert (again.code, "already exists" in again.message) == (2, True)
     result = command("merge", *options, "-o", tmp_path / "base", "--force")
     assert "is the base or the adapter" in result.message
+
+
+def test_losses_before_and_after_are_those_of_the_models(tmp_path: Path) -> None:
+    wrapped = made(tmp_path, "llama", HYBRID)
+    rows = [{"text": f"{word} and {word}"} for word in ("red", "green", "blue", "grey")]
+    data = write_rows(tmp_path / "other.jsonl", rows)
+    options = ("--model", tmp_path / "base", "--data", data, "--json", "-o")
+    plain = command("extract-lora", tmp_path / "run", *options, tmp_path / "plain", "--max-rank", 4)
+    assert plain.code == 0, plain.err
+    audit = command("audit", tmp_path / "run", *options, tmp_path / "audit.parquet")
+    assert audit.code == 0, audit.err
+    losses = json.loads(plain.out)["held_out"]["losses"]
+    assert json.loads(audit.out)["held_out"]["losses"] == {
+        "base": losses["base"], "after": losses["trained"]
+    }  # fmt: skip
+    served = PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path / "plain").eval()
+    tokenizer = load_model(ModelSettings(model=str(tmp_path / "base"))).tokenizer
+    for name, model in (("base", FAMILIES["llama"].build()), ("trained", wrapped),
+                        ("as plain LoRA", served)):  # fmt: skip
+        nats, tokens = 0.0, 0
+        for row in rows:
+            ids = torch.tensor([[*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id]])
+            found = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
+            nats, tokens = nats - float(found.sum().detach()), tokens + ids.shape[1] - 1
+        assert losses[name] == pytest.approx(nats / tokens, rel=1e-3), name
+    shown = command(
+        "audit", tmp_path / "run", *options[:4], "--force", "-o", tmp_path / "a.parquet"
+    )
+    assert "nats per token on 4 examples of" in shown.out

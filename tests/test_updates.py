@@ -47,6 +47,7 @@ def moved(model: PreTrainedModel, *, scale: float = 0.01, seed: int = 1) -> PreT
 
 def adapted(model: PreTrainedModel, folder: Path, *, seed: int = 1, **config: Any) -> PeftModel:
     """A saved adapter whose weights are all drawn at random."""
+    torch.manual_seed(seed)  # PEFT draws A
     wrapped = get_peft_model(model, LoraConfig(**({"r": 3, "lora_alpha": 5} | config)))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -296,6 +297,18 @@ def pickled(folder: Path) -> None:
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
+def diverged(folder: Path) -> None:
+    model = moved(FAMILIES["llama"].build())
+    model.get_submodule("model.layers.0.self_attn.q_proj").weight.data[0, 0] = float("nan")
+    model.save_pretrained(folder)
+
+
+def diverged_adapter(folder: Path) -> None:
+    adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
+    path = folder / "adapter_model.safetensors"
+    save_file({key: tensor * float("inf") for key, tensor in load_file(path).items()}, path)
+
+
 BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
     "another architecture": (other_base, ModelError, "was not trained from this base"),
     "another width": (wider, ModelError, "96 x 48, the base has 80 x 48"),
@@ -317,6 +330,9 @@ BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
     "damaged": (config_change(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
     "damaged alpha": (config_change(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
     "pickle": (pickled, ModelError, "can run code"),
+    "neither": (lambda folder: folder.mkdir(), ModelError, "is no finished training"),
+    "NaN": (diverged, ModelError, "holds NaN or infinity in model.layers.0.self_attn.q_proj"),
+    "NaN in LoRA": (diverged_adapter, ModelError, "holds NaN or infinity in model.layers."),
     "nothing there": (lambda _: None, ModelError, "There is no model directory"),
 }
 
@@ -330,6 +346,18 @@ def test_bad_trainings_are_refused_in_one_line(kind: str, tmp_path: Path) -> Non
         hlscore.rank_updates(tmp_path / "base", tmp_path / "run", rank=RANK)
     assert text in caught.value.message
     assert "\n" not in caught.value.message
+
+
+def test_names_of_unwrapped_saves_are_understood(tmp_path: Path) -> None:
+    base_of("llama", tmp_path / "base")
+    make = renamed("base_model.model.model.", "base_model.model._fsdp_wrapped_module.model.")
+    make(tmp_path / "run")
+    config_change()(tmp_path / "same")
+    one, other = (
+        hlscore.rank_updates(tmp_path / "base", tmp_path / name, rank=RANK)
+        for name in ("run", "same")
+    )
+    assert [row.hls for row in one.rows] == [row.hls for row in other.rows]
 
 
 def test_options_of_probes_do_not_go_with_updates(tmp_path: Path) -> None:

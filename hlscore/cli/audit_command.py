@@ -13,12 +13,27 @@ from hlscore.settings import (
     DEFAULT_RANK,
     CandidateSettings,
     CaptureSettings,
+    DataSettings,
     ModelSettings,
     PlanSettings,
     RankSettings,
 )
 
 AUDIT_FILE = "audit.parquet"
+HeldOutData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "-d",
+        help="Also load the models and report the loss on this data, before and after.",
+        rich_help_panel=o.DATA_PANEL,
+        show_default=False,
+    ),
+]
+HeldOutSamples = Annotated[
+    int,
+    typer.Option("--samples", help="Examples to draw; 0 means all.", rich_help_panel=o.DATA_PANEL),
+]
 BaseModel = Annotated[
     str,
     typer.Option(
@@ -57,6 +72,10 @@ def audit(
             rich_help_panel=o.PLAN_PANEL,
         ),
     ] = None,
+    data: HeldOutData = None,
+    column: o.Columns = ...,  # type: ignore[assignment]
+    samples: HeldOutSamples = 256,
+    max_length: o.MaxLength = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -87,6 +106,8 @@ def audit(
     `hlscore audit ./hybrid-run --model Qwen/Qwen3-0.6B --plan plan.json`
 
     `hlscore audit ./full-run --model ./base --json`
+
+    `hlscore audit ./hybrid-run --model ./base --data general.jsonl`
     """
     from hlscore.artifacts.files import check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
@@ -115,6 +136,12 @@ def audit(
         from hlscore.views.audit import audit_of, print_audit, print_audit_json
     with terminal_progress() as progress:
         found = score_updates(settings, progress)
+    held_out = None
+    if data is not None:
+        read = DataSettings(
+            data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
+        )
+        held_out = measure(settings.model, read, {"after": run})
     modules = {row.module for row in found.report.candidates}
     if planned is not None and not modules & {item.module for item in planned[0].modules}:
         raise UsageError(
@@ -123,6 +150,19 @@ def audit(
     seen = audit_of(found.report, found.movements, target, planned)
     write_files(target.parent, {target.name: lambda path: write_report(found.report, path)})
     if as_json:
-        print_audit_json(seen)
+        print_audit_json(seen, held_out=held_out)
     else:
-        print_audit(seen, top=top)
+        print_audit(seen, top=top, held_out=held_out)
+
+
+def measure(model: ModelSettings, data: DataSettings, runs: dict[str, str]) -> dict[str, object]:
+    """Measure the loss of a base model and of trainings of it; see `held_out_losses`."""
+    from dataclasses import asdict
+
+    from hlscore.inputs.placement import quiet_libraries
+    from hlscore.views.progress import status
+
+    with status("measuring the loss"), quiet_libraries():
+        from hlscore.validation.held_out import held_out_losses
+
+        return asdict(held_out_losses(model, data, runs))

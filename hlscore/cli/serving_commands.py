@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlscore.cli import options as o
-from hlscore.cli.audit_command import BaseModel
+from hlscore.cli.audit_command import BaseModel, HeldOutData, HeldOutSamples, measure
 from hlscore.errors import UsageError
-from hlscore.settings import ModelSettings
+from hlscore.settings import DataSettings, ModelSettings
 
 if TYPE_CHECKING:
     from hlscore.inputs.adapter import Adapter
@@ -52,6 +52,10 @@ def extract_lora(
             rich_help_panel=o.PLAN_PANEL,
         ),
     ] = None,
+    data: HeldOutData = None,
+    column: o.Columns = ...,  # type: ignore[assignment]
+    samples: HeldOutSamples = 256,
+    max_length: o.MaxLength = None,
     revision: o.Revision = None,
     device: o.Device = "auto",
     trust_remote_code: o.TrustRemoteCode = False,
@@ -101,7 +105,13 @@ def extract_lora(
             _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
         },
     )
-    _print_plain(found, model, out, top=top, as_json=as_json)
+    held_out = None
+    if data is not None:
+        read = DataSettings(
+            data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
+        )
+        held_out = measure(settings, read, {"trained": run, "as plain LoRA": str(out)})
+    _print_plain(found, held_out, model, out, top=top, as_json=as_json)
 
 
 def merge(
@@ -174,8 +184,17 @@ def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
     return trained, base
 
 
-def _print_plain(found: PlainAdapter, model: str, out: Path, *, top: int, as_json: bool) -> None:
+def _print_plain(
+    found: PlainAdapter,
+    held_out: dict[str, object] | None,
+    model: str,
+    out: Path,
+    *,
+    top: int,
+    as_json: bool,
+) -> None:
     from hlscore.serving.plain_adapter import ENGINE_RANKS
+    from hlscore.views.audit import held_out_line
     from hlscore.views.module_table import ModuleTable
     from hlscore.views.terminal import print_next, terminal
     from hlscore.views.wording import count, percent
@@ -191,7 +210,8 @@ def _print_plain(found: PlainAdapter, model: str, out: Path, *, top: int, as_jso
             }
             for each in found.modules
         ]
-        print(json.dumps({"adapter": str(out), "rank": found.rank, "modules": modules}))
+        content = {"adapter": str(out), "rank": found.rank, "modules": modules}
+        print(json.dumps(content | {"held_out": held_out}))
         return
     console = terminal()
     lossy = sorted((each for each in found.modules if each.error), key=lambda each: -each.error)
@@ -211,6 +231,8 @@ def _print_plain(found: PlainAdapter, model: str, out: Path, *, top: int, as_jso
         + (f" with up to {percent(lossy[0].error)} of the update's norm lost" if lossy else ""),
         soft_wrap=True,
     )
+    if held_out is not None:
+        console.print(held_out_line(held_out), soft_wrap=True)
     console.print(f"adapter  {out}", soft_wrap=True)
     allowed = next(rank for rank in ENGINE_RANKS if rank >= found.rank)
     print_next(

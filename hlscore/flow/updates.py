@@ -278,13 +278,17 @@ class _Scorer:
             gram = (update.left.mT @ update.left).double() * (
                 update.right @ update.right.mT
             ).double()
-            self._energies[place] += float(gram.sum())
-            return
-        energy = float(energies_of(update).sum())
+            energy = float(gram.sum())
+        else:
+            energy = float(energies_of(update).sum())
         if not math.isfinite(energy):
             raise ModelError(
-                f"'{trained.name}' or the base holds NaN or infinity in {item.parameter}."
+                f"'{trained.name}' or the base holds NaN or infinity in {item.parameter}.",
+                hint="The training has diverged there: name an earlier checkpoint.",
             )
+        if isinstance(update, LowRank):
+            self._energies[place] += energy
+            return
         self._energies[place] += energy
         self._noise[place] += (trained.rounding(item) * norm) ** 2
         parts = zip(

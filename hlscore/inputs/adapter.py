@@ -32,6 +32,8 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _WRAPPED = ".base_layer"
 _SHOWN = 3
+# What FSDP and torch.compile leave in names that were saved without unwrapping.
+_WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod)\.")
 # Options that make an adapter more than a product of two matrices added to a weight.
 _REFUSED = {
     "use_qalora": "QALoRA",
@@ -167,7 +169,7 @@ class Adapter:
         found: dict[str, dict[str, StoredTensor]] = {}
         lost: list[str] = []
         for key, tensor in sorted(tensors.items()):
-            name = key.removeprefix(_PREFIX)
+            name = _WRAPPERS.sub("", key).removeprefix(_PREFIX)
             part = _PART.fullmatch(name)
             if part is not None:
                 kind = part["matrix"] or part["embedding"] or part["magnitude"]

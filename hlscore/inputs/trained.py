@@ -17,6 +17,7 @@ from hlscore.errors import ModelError
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.paths import existing_path
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
 
@@ -97,7 +98,14 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
 
     # The revision is the base's own.
     named = replace(settings, model=name, revision=None)
-    folder = find_adapter(named)
+    folder, local = find_adapter(named), existing_path(name)
+    if folder is None and local is not None and not (local / "config.json").is_file():
+        raise ModelError(
+            f"'{name}' is no finished training: it has neither config.json nor "
+            "adapter_config.json.",
+            hint="Give the folder that save_pretrained wrote; named adapters have one of their "
+            "own.",
+        )
     return Checkpoint(named) if folder is None else Adapter(name, folder, base)
 
 

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from hlscore.agreement.kendall import tau_b
 from hlscore.artifacts.plan import Plan
@@ -16,7 +17,7 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.views.headline import report_headline, run_notes
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.terminal import print_next, print_notes, terminal
-from hlscore.views.wording import count, measure, percent, shape
+from hlscore.views.wording import count, measure, percent, shape, visible
 
 _HARDLY = 0.1
 _SHOWN = 3
@@ -134,12 +135,15 @@ def _against(
     )
 
 
-def print_audit(found: Audit, *, top: int | None) -> None:
+def print_audit(
+    found: Audit, *, top: int | None, held_out: Mapping[str, Any] | None = None
+) -> None:
     """Print what a training did.
 
     Args:
         found: The findings.
         top: Most lines of the table; `None` for all.
+        held_out: Losses on other data, if they were measured.
     """
     console, report = terminal(), found.report
     rank = report.run.rank
@@ -155,6 +159,8 @@ def print_audit(found: Audit, *, top: int | None) -> None:
     console.print()
     for line in _findings(found):
         console.print(line, soft_wrap=True)
+    if held_out is not None:
+        console.print(held_out_line(held_out), soft_wrap=True)
     print_notes(console, run_notes(report))
     console.print()
     console.print(f"audit  {found.path}", soft_wrap=True)
@@ -239,11 +245,25 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + more
 
 
-def print_audit_json(found: Audit) -> None:
+def held_out_line(held_out: Mapping[str, Any]) -> str:
+    """Losses on the same data in a line.
+
+    Args:
+        held_out: Source, number of examples and losses by name.
+    """
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held_out["losses"].items())
+    return (
+        f"loss    {losses} nats per token on {count(held_out['examples'], 'example')} of "
+        f"{visible(held_out['source'])}"
+    )
+
+
+def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None) -> None:
     """Print the findings as one JSON object.
 
     Args:
         found: The findings.
+        held_out: Losses on other data, if they were measured.
     """
     modules = [
         {
@@ -273,6 +293,7 @@ def print_audit_json(found: Audit) -> None:
                 "modules": modules,
                 **{name: list(getattr(found, name)) for name in lists},
                 "plan": against,
+                "held_out": held_out,
                 "notes": list(run_notes(found.report)),
             }
         )
