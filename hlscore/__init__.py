@@ -10,6 +10,7 @@ from hlscore._version import __version__
 if TYPE_CHECKING:
     from hlscore.api import RankResult as RankResult
     from hlscore.api import rank as rank
+    from hlscore.api import rank_updates as rank_updates
     from hlscore.artifacts.plan_file import read_plan as read_plan
     from hlscore.errors import HlscoreError as HlscoreError
     from hlscore.settings import ObjectiveSettings as ObjectiveSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "rank": "hlscore.api",
+    "rank_updates": "hlscore.api",
     "RankResult": "hlscore.api",
     "HlscoreError": "hlscore.errors",
     "ObjectiveSettings": "hlscore.settings",
@@ -32,7 +34,7 @@ _PLACES = {
 
 __all__ = [
     "HlscoreError", "HybridTrainerMixin", "ObjectiveSettings", "RankResult", "__version__", "apply",
-    "merge", "param_groups", "rank", "read_plan",
+    "merge", "param_groups", "rank", "rank_updates", "read_plan",
 ]  # fmt: skip
 
 

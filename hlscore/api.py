@@ -15,7 +15,14 @@ from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError, UsageError
-from hlscore.flow import Progress, Silent, sample_rollouts, score_held_weights, score_model
+from hlscore.flow import (
+    Progress,
+    Silent,
+    sample_rollouts,
+    score_held_weights,
+    score_model,
+    score_updates,
+)
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.model import identify
@@ -245,6 +252,78 @@ def rank(
     )
     given: Rollouts = data if rollouts is None else rollouts
     return _run(model, tokenizer, given, settings, functions, progress or Silent())
+
+
+def rank_updates(
+    base: str | Path,
+    updates: str | Path | Sequence[str | Path],
+    *,
+    budget: str | float = 0.1,
+    score: str | None = None,
+    weight_scores: bool = False,
+    rank: int = DEFAULT_RANK,
+    alpha: int | None = None,
+    ranks: Iterable[int] = (),
+    locks: Iterable[str] = (),
+    memory: MemorySettings | None = None,
+    include: Iterable[str] = (),
+    exclude: Iterable[str] = (),
+    embeddings: bool = False,
+    head: bool = False,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> RankResult:
+    """Rank the modules by what finished trainings changed, and plan the next one.
+
+    Weights are read from safetensors files, tensor by tensor; no model is loaded.
+
+    Args:
+        base: Hub id or directory of the model that the trainings started from.
+        updates: Fine-tuned models or PEFT adapters, hub ids or directories. Several are
+            cross-fitted, a single one gives plain tails.
+        budget: As for `rank`.
+        score: As for `rank`; scores of single gradient entries are refused.
+        weight_scores: Decompose the weights of the base too, for `snr`, `spectral`, `kappa`.
+        rank: LoRA rank that full fine-tuning is compared against.
+        alpha: LoRA alpha of the plan; `None` means twice the rank.
+        ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        locks: Pinned modules, such as `"*.down_proj=full"`.
+        memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
+        include: Globs over full module names; empty means every candidate.
+        exclude: Globs over full module names to leave out.
+        embeddings: Rank the input embedding too.
+        head: Rank the output head too.
+        seed: Seed of every draw.
+        progress: Told about the decompositions; silent by default.
+
+    Returns:
+        Report, plan and decisions.
+
+    Raises:
+        HlscoreError: Something cannot be used.
+    """
+    several = [updates] if isinstance(updates, str | Path) else list(updates)
+    settings = RankSettings(
+        model=ModelSettings(model=str(base)),
+        candidates=CandidateSettings(
+            include=_texts(include), exclude=_texts(exclude), embeddings=embeddings, head=head
+        ),
+        capture=CaptureSettings(movement="update"),
+        plan=PlanSettings(
+            budget=str(budget), score=score_for(score, None), rank=rank, alpha=alpha,
+            ranks=tuple(sorted(set(ranks))), locks=_texts(locks),
+            memory=memory or MemorySettings(),
+        ),
+        updates=tuple(str(each) for each in several),
+        weight_scores=weight_scores,
+        seed=seed,
+    )  # fmt: skip
+    found = score_updates(settings, progress or Silent())
+    return RankResult(
+        report=found.report,
+        plan=make_plan(found.report, found.allocation),
+        allocation=found.allocation,
+    )
 
 
 def _run(

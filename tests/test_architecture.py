@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"inputs", "scores", "planning", "artifacts", "exporters", "agreement", "checks"},
     "training": GROUND
     | {"inputs", "rollouts", "planning", "artifacts", "exporters", "checks", "training"},
+    "serving": GROUND | {"inputs", "gradients", "serving"},
     "validation": GROUND
     | {"inputs", "probes", "scores", "planning", "artifacts", "training", "validation"},
     "flow": GROUND
@@ -87,6 +88,7 @@ ALLOWED: dict[str, set[str]] = {
         "views",
         "pages",
         "validation",
+        "serving",
         "cli",
     },
     "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},

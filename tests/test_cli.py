@@ -27,11 +27,12 @@ OPTIONS = {
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
     "--force --generate-batch --generations --groups --head --help --ignore-adapter --include "
     "--json --load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
-    "--max-new-tokens --objective --offload-folder --optimizer --out --passes --rank "
-    "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
-    "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
-    "--stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
-    "--train-length --trust-remote-code --value-power --weight-scores",
+    "--max-new-tokens --min-rank --movement --objective --offload-folder --optimizer --out "
+    "--passes --rank --ranks --resume --revision --reward --reward-timeout --reward-weight "
+    "--rollouts --samples --save-every --scale-rewards --score --seed --shard --sketch-size "
+    "--split --stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
+    "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
+    "--update --value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
     "--out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
@@ -46,7 +47,7 @@ OPTIONS = {
     "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
     "--text-only --trust-remote-code",
-    "validate": "--allow-pickle --assistant-only-loss --batch-size --column "
+    "validate": "--allow-pickle --also --assistant-only-loss --batch-size --column "
     "--data --data-config --device --dry-run "
     "--dtype --force --full --held-out --help --json --max-length "
     "--out --plan --resume --revision --samples --seed --seeds --split "
@@ -54,6 +55,12 @@ OPTIONS = {
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
     "--master --optimizer --rank --revision --text-only --train-batch --train-length "
     "--trust-remote-code",
+    "audit": "--column --data --device --embeddings --exclude --force --head --help --include "
+    "--json --max-length --model --out --plan --rank --revision --samples --top "
+    "--trust-remote-code",
+    "extract-lora": "--column --data --device --force --help --json --max-error --max-length "
+    "--max-rank --model --out --revision --samples --top --trust-remote-code",
+    "merge": "--force --help --json --model --out --revision --trust-remote-code",
     "scores": "--help --json",
     "schema": "--help",
 }

@@ -216,7 +216,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[HlscoreError], str]] = {
     "index to nothing": (
         lambda folder: _index(folder, {Q: "gone.safetensors"}),
         ArtifactError,
-        "corrupt or cut short",
+        "which model.safetensors.index.json names",
     ),
     "index without": (lambda folder: _index(folder, 3), ArtifactError, "has no weight_map"),
     "nothing of the model": (

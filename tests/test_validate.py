@@ -22,6 +22,7 @@ from families import FAMILIES
 from rich.console import Console
 
 from hlscore.artifacts.plan_file import read_plan
+from hlscore.inputs.model import load_model
 from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
 from hlscore.unfinished import unfinished_runs
 from hlscore.validation import training
@@ -181,6 +182,47 @@ def test_without_full_no_gap_is_claimed_and_json_is_the_file(desk: Path) -> None
     assert all(arm["recovered"] is None for arm in content["arms"].values())
     early = "No verdict: 3 steps are too few to tell. Give more --steps."
     assert content["verdict"][0] == early
+    assert content["also"] is None
+
+
+def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"{a} plus", "completion": f" {a}{a}"} for a in "abcdefgh"]
+    write_rows(desk / "other.jsonl", rows)
+    trained: dict[tuple[str, int], tuple[float, ...]] = {}
+
+    def watched(ground: Any, plan: Any, wanted: Trial) -> training.Outcome:
+        found = train(ground, plan, wanted)
+        if wanted.seed != 2:  # that of the search for rates
+            trained[wanted.arm, wanted.seed] = found.also_sums
+        return found
+
+    monkeypatch.setattr("hlscore.validation.run.train", watched)
+    found = validate(desk, desk / "also", "--no-full", "--also", desk / "other.jsonl")
+    assert found.code == 0, found.err
+    assert "nats per token before the training" in found.out
+    also = json.loads((desk / "also" / "validation.json").read_text())["also"]
+    assert also["source"] == str(desk / "other.jsonl")
+    assert also["examples"] == 8
+    assert also["arms"].keys() == {"lora", "matched", "random", "largest", "plan"}
+    model = load_model(ModelSettings(model=str(desk / "model")))
+    losses = []
+    for row in rows:
+        prompt = model.tokenizer(row["prompt"]).input_ids
+        ids = model.tokenizer(row["prompt"] + row["completion"]).input_ids
+        whole = torch.tensor([[*ids, model.tokenizer.eos_token_id]])
+        logits = model.model(whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        losses += (-logits.gather(1, whole[0, len(prompt) :, None])[:, 0]).tolist()
+    assert also["untrained_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    for name, arm in also["arms"].items():
+        expected = [sum(trained[name, seed]) / len(losses) for seed in (0, 1)]
+        assert arm["seeds"] == pytest.approx(expected)
+        assert arm["forgotten"] == pytest.approx(sum(expected) / 2 - also["untrained_loss"])
+
+
+def test_forgetting_needs_other_data(desk: Path) -> None:
+    found = validate(desk, desk / "same", "--also", desk / "train.jsonl")
+    assert found.code == 2
+    assert "forgetting is measured on other data" in found.message
 
 
 def test_killed_trial_goes_on_to_the_same_figures(

@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from hlscore._version import __version__
+from hlscore.cli.audit_command import audit
 from hlscore.cli.check_command import check
 from hlscore.cli.compare_command import compare
 from hlscore.cli.diff_command import diff
@@ -24,6 +25,7 @@ from hlscore.cli.rank_command import rank
 from hlscore.cli.report_command import report
 from hlscore.cli.schema_command import schema
 from hlscore.cli.scores_command import scores
+from hlscore.cli.serving_commands import extract_lora, merge
 from hlscore.cli.show_command import show
 from hlscore.cli.validate_command import validate
 from hlscore.errors import (
@@ -98,6 +100,9 @@ app.command()(compare)
 app.command()(modules)
 app.command()(estimate)
 app.command()(validate)
+app.command()(audit)
+app.command()(extract_lora)
+app.command()(merge)
 app.command()(scores)
 app.command()(schema)
 

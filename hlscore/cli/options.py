@@ -136,11 +136,23 @@ AccumulateOn = Annotated[
     ),
 ]
 MovementOption = Annotated[
-    Literal["auto", "gradient", "trial"],
+    Literal["auto", "gradient", "trial", "update"],
     typer.Option(
         "--movement",
-        help="What is scored: first gradients, or weight updates of short trial trainings.",
+        help="What is scored: first gradients, or weight updates of trials or of --update.",
         rich_help_panel=CAPTURE_PANEL,
+    ),
+]
+Updates = Annotated[
+    list[str],
+    typer.Option(
+        "--update",
+        metavar="CHECKPOINT",
+        help="Score a finished training instead of probes: a fine-tuned model or PEFT adapter, "
+        "read beside MODEL. Repeat for further runs.",
+        rich_help_panel=CAPTURE_PANEL,
+        default_factory=list,
+        show_default=False,
     ),
 ]
 Trials = Annotated[

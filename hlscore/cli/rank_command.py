@@ -20,6 +20,7 @@ from hlscore.settings import (
     ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    movement_for,
     samples_for,
     score_for,
 )
@@ -174,6 +175,7 @@ def rank(
     passes: o.Passes = 1,
     accumulate_on: o.AccumulateOn = "device",
     movement: o.MovementOption = "auto",
+    update: o.Updates = ...,  # type: ignore[assignment]
     trials: o.Trials = 4,
     trial_steps: o.TrialSteps = 8,
     trial_rate: o.TrialRate = None,
@@ -242,6 +244,8 @@ def rank(
 
     `hlscore rank ./model --data none --score snr`
 
+    `hlscore rank ./model --update ./run-seed-0 --update ./run-seed-1`
+
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     probed = ObjectiveSettings(
@@ -255,7 +259,8 @@ def rank(
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, svd=svd,
-        groups=groups, bootstrap=bootstrap, movement=movement, trials=trials,
+        groups=groups, bootstrap=bootstrap, movement=movement_for(movement, update),
+        trials=trials,
         trial_steps=trial_steps, trial_rate=trial_rate, trial_optimizer=trial_optimizer,
     )  # fmt: skip
     loaded = ModelSettings(
@@ -291,6 +296,7 @@ def rank(
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),
         ),
+        updates=tuple(update),
         weight_scores=weight_scores,
         seed=seed,
     )

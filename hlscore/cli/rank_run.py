@@ -93,9 +93,11 @@ def run_rank(
 
 def _check_settings(settings: RankSettings) -> None:
     from hlscore.planning.allocation import check_plan_settings
-    from hlscore.scores.registry import check_without_probes
+    from hlscore.scores.registry import check_of_updates, check_without_probes
 
     check_plan_settings(settings.plan)
+    if settings.updates:
+        check_of_updates(settings.plan.score)
     if settings.data.without_probes:
         check_without_probes(settings.plan.score)
     if settings.objective.rewards:
@@ -105,15 +107,16 @@ def _check_settings(settings: RankSettings) -> None:
 
 
 def _check_saved(settings: RankSettings, saved: Saved) -> None:
-    if not settings.data.without_probes:
+    if not (settings.data.without_probes or settings.updates):
         return
+    option = "--update" if settings.updates else "--data none"
     if saved.resume:
         raise UsageError(
-            "--resume goes on with stored probes, and --data none has none.", hint="Leave it out."
+            f"--resume goes on with stored probes, and {option} has none.", hint="Leave it out."
         )
     if started_as().size > 1:
         raise UsageError(
-            f"--data none runs in one process, and {started_as().size} were started.",
+            f"{option} runs in one process, and {started_as().size} were started.",
             hint="Start it without torchrun.",
         )
 
@@ -139,8 +142,8 @@ def _score(
 ) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
     from hlscore.views.progress import status, terminal_progress, warn
 
-    if settings.data.without_probes:
-        return _score_weights(settings)
+    if settings.data.without_probes or settings.updates:
+        return _score_files(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, sample_rollouts, score_model
         from hlscore.inputs.examples import read_probes
@@ -179,12 +182,15 @@ def _score(
         return None if found is None else (*found, rollouts)
 
 
-def _score_weights(settings: RankSettings) -> tuple[ScoreReport, Allocation, None]:
+def _score_files(settings: RankSettings) -> tuple[ScoreReport, Allocation, None]:
     from hlscore.views.progress import status, terminal_progress
 
     with status("loading torch and transformers"):
-        from hlscore.flow import score_stored_weights
+        from hlscore.flow import score_stored_weights, score_updates
     with terminal_progress() as progress:
+        if settings.updates:
+            found = score_updates(settings, progress)
+            return found.report, found.allocation, None
         return (*score_stored_weights(settings, progress), None)
 
 
@@ -224,7 +230,7 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         from hlscore.views.forecast import print_forecast, print_weight_forecast
     device = resolve_device(settings.model.device)
     warn(dtype_warning(settings.model, device))
-    if settings.data.without_probes:
+    if settings.data.without_probes or settings.updates:
         with status("reading configuration"):
             model, _ = load_shape(settings.model)
             weights = forecast_weights(model, settings)

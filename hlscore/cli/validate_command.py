@@ -63,6 +63,15 @@ def validate(
             rich_help_panel=TRIAL_PANEL,
         ),
     ] = True,
+    also: Annotated[
+        str | None,
+        typer.Option(
+            "--also",
+            help="Other data, in the same columns: report the loss there before and after.",
+            show_default=False,
+            rich_help_panel=TRIAL_PANEL,
+        ),
+    ] = None,
     data: o.Data = None,
     data_config: o.DataConfig = None,
     split: o.Split = "train",
@@ -126,7 +135,7 @@ def validate(
             max_length=max_length,
         ),
         assistant_only_loss=assistant_only_loss, steps=steps, batch_size=batch_size, seeds=seeds,
-        held_out=held_out, full=full, seed=seed,
+        held_out=held_out, full=full, seed=seed, also=also,
     )  # fmt: skip
     try:
         _run(settings, plan, out, force=force, resume=resume, dry_run=dry_run, as_json=as_json)

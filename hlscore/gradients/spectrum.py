@@ -16,6 +16,7 @@ import torch
 OVERSAMPLING = 32
 POWER_ITERATIONS = 3
 FULL_UP_TO = 512
+_CHUNK_NUMBERS = 2**18
 # Gradients are float32: a share of the energy as small as this is rounding, reported as zero.
 ROUNDING = 1e-12
 
@@ -106,6 +107,22 @@ def full_spectrum(gram: torch.Tensor, *, vectors: bool = True) -> Spectrum:
     )
 
 
+def energies_of(matrices: torch.Tensor) -> torch.Tensor:
+    """Squared Frobenius norms, without a copy in float64 of the whole.
+
+    Args:
+        matrices: Any floating dtype, [E, m, n].
+
+    Returns:
+        float64 [E]; not finite where an entry is not.
+    """
+    rows = max(1, _CHUNK_NUMBERS // (matrices.shape[0] * matrices.shape[-1]))
+    total = torch.zeros(matrices.shape[0], dtype=torch.float64, device=matrices.device)
+    for part in torch.split(matrices, rows, dim=-2):
+        total += part.double().square_().sum((-2, -1))
+    return total
+
+
 def randomized_spectrum(matrices: torch.Tensor, vectors: int, *, seed: int) -> Spectrum:
     """Find the leading singular triples by randomized subspace iteration.
 
@@ -139,7 +156,7 @@ def randomized_spectrum(matrices: torch.Tensor, vectors: int, *, seed: int) -> S
     return Spectrum(
         energies=energies,
         basis=left,
-        total=matrices.double().square().sum((-2, -1)),
+        total=energies_of(matrices),
         residuals=torch.linalg.vector_norm(gap, dim=-2),
         exact=False,
     )
@@ -252,6 +269,27 @@ def randomized_half_spectra(
         second_overlaps=(own_b * other_b).sum(-1),
         first_shadows=torch.linalg.vector_norm(other_a, dim=-1),
         second_shadows=torch.linalg.vector_norm(other_b, dim=-1),
+    )
+
+
+def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
+    """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one.
+
+    Args:
+        spectrum: Spectrum of `A = B`.
+
+    Returns:
+        What the other functions would give for the matrix twice.
+    """
+    return HalfSpectra(
+        mean=spectrum,
+        first=spectrum,
+        second=spectrum,
+        overlap=spectrum.total,
+        first_overlaps=spectrum.energies,
+        second_overlaps=spectrum.energies,
+        first_shadows=spectrum.energies.sqrt(),
+        second_shadows=spectrum.energies.sqrt(),
     )
 
 

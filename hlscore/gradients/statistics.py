@@ -15,15 +15,18 @@ from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined
 from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.spectrum import (
     HalfSpectra,
+    alike_spectra,
     chooses_full,
     effective_rank,
     full_half_spectra,
+    full_spectrum,
     randomized_half_spectra,
+    randomized_spectrum,
     rank_for_share,
 )
 from hlscore.records import Estimate, GradientStatistics
 
-_SHARE = 0.9
+_SHARE, _LARGER_SHARE = 0.9, 0.99
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +61,7 @@ class Reduction:
 def reduce_gradients(
     first: torch.Tensor,
     second: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | float,
     groups: torch.Tensor | None,
     reduction: Reduction,
     *,
@@ -69,7 +72,7 @@ def reduce_gradients(
     Args:
         first: Mean gradient of the first half, float32 [E, p, q].
         second: Mean gradient of the second half, float32 [E, p, q].
-        weight: The weight, any floating dtype, [p, q] or [E, p, q].
+        weight: The weight, any floating dtype, [p, q] or [E, p, q]; of updates `||W||_F` will do.
         groups: Group sketches, float32 [g, e, p', k], or `None`.
         reduction: How.
         name: Module name, mixed into the seed of the errors that replicates carry.
@@ -83,13 +86,16 @@ def reduce_gradients(
     tails = tuple(mean.tail(rank) for rank in ranks)
     hls = tuple(spectra.cross_fitted_tail(rank) for rank in ranks)
     at = ranks.index(reduction.rank)
-    gradient = torch.lerp(second, first, reduction.first_share)
     left_over: tuple[float, ...] = ()
-    if reduction.of_gradients:
-        left_over = sign_step_curve(
-            _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
-        )
-    norm, taylor, taylor_mean = _weight_terms(gradient, weight)
+    if isinstance(weight, float):
+        norm, taylor, taylor_mean = weight, None, None
+    else:
+        gradient = torch.lerp(second, first, reduction.first_share)
+        if reduction.of_gradients:
+            left_over = sign_step_curve(
+                _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
+            )
+        norm, taylor, taylor_mean = _weight_terms(gradient, weight)
     rank_for_90 = rank_for_share(mean, _SHARE)
     scores = (
         Estimate(hls[at], spectra.cross_fitted_error(reduction.rank)),
@@ -104,6 +110,7 @@ def reduce_gradients(
         hls_curve=hls,
         hls_errors=tuple(spectra.cross_fitted_error(rank) for rank in ranks),
         rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90),
+        rank_for_99=rank_for_share(mean, _LARGER_SHARE),
         effective_rank=effective_rank(mean),
         halves_norm=float((spectra.first.total.sum() * spectra.second.total.sum()).sqrt()),
         weight_norm=norm,
@@ -154,6 +161,7 @@ def reduce_sketches(
         hls_curve=tuple(hls[0]),
         hls_errors=tuple(hls[1]),
         rank_for_90=None if found.rank_for_90 is None else Estimate(*found.rank_for_90),
+        rank_for_99=None,
         effective_rank=None,
         halves_norm=_norm(captured.first) * _norm(captured.second),
         weight_norm=weight_norm,
@@ -202,14 +210,23 @@ def half_spectra(first: torch.Tensor, second: torch.Tensor, reduction: Reduction
 
     Args:
         first: Mean gradient of the first half, float32 [E, p, q].
-        second: Mean gradient of the second half, float32 [E, p, q].
+        second: Mean gradient of the second half, float32 [E, p, q]; the same tensor where there
+            is one only.
         reduction: How.
 
     Returns:
         The spectra.
     """
-    a, b = (short_first(_with_float64(half)) for half in (first, second))
     share, vectors = reduction.first_share, max(reduction.ranks)
+    if first is second:
+        matrix = short_first(_with_float64(first))
+        full = chooses_full(matrix.shape[-2], vectors, reduction.svd)
+        return alike_spectra(
+            full_spectrum(matrix.double() @ matrix.double().mT, vectors=False)
+            if full
+            else randomized_spectrum(matrix, vectors, seed=reduction.seed)
+        )
+    a, b = (short_first(_with_float64(half)) for half in (first, second))
     if chooses_full(a.shape[-2], vectors, reduction.svd):
         return full_half_spectra(a, b, first_share=share)
     return randomized_half_spectra(a, b, first_share=share, vectors=vectors, seed=reduction.seed)

@@ -75,6 +75,30 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     return files
 
 
+def find_adapter(settings: ModelSettings) -> Path | None:
+    """Find the folder of a PEFT adapter.
+
+    Args:
+        settings: Which adapter, or which model.
+
+    Returns:
+        The folder; `None` where the name is no adapter's.
+
+    Raises:
+        ModelError: There is nothing of that name, or it cannot be reached.
+    """
+    name = settings.model
+    local = existing_path(name)
+    if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):
+        return None
+    if local is not None:
+        return local if (local / "adapter_config.json").is_file() else None
+    files = _download(settings, weights=False)
+    if not (files.directory / "adapter_config.json").is_file():
+        return None
+    return _download(settings, weights=True).directory
+
+
 def _builtin_directory(name: str) -> Path:
     short = name.removeprefix(BUILTIN_PREFIX)
     if short not in BUILTIN_MODELS:

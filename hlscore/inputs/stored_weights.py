@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, first_line
@@ -30,6 +31,15 @@ from hlscore.inputs.placement import quantization_method
 from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import CandidateSettings, ModelSettings
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+
+# Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+_Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,63 @@ class StoredWeights:
             )
         check_safetensors(self._files.directory, settings.model)
         self._tensors = stored_tensors(self._files.directory)
-        self._sources = _sources(self.shape, self._tensors, self._read)
+        self._held = self.shape.state_dict()
+        self._current_name = _renamer(self.shape)
+        self._sources = _sources(self.shape, self._tensors, self._current_name, self._read)
+        self._source_of = {name: source for source in self._sources for name in source.parameters}
+
+    @property
+    def directory(self) -> Path:
+        """Folder of the checkpoint."""
+        return self._files.directory
+
+    @property
+    def tensors(self) -> Mapping[str, StoredTensor]:
+        """Tensors of the files by the names that they have there."""
+        return self._tensors
+
+    def stored_as(self, parameter: str) -> tuple[str, ...]:
+        """Names in the files of the tensors that a parameter is made of; empty where none is."""
+        source = self._source_of.get(parameter)
+        return () if source is None else tuple(source.tensors)
+
+    def shares(self, parameter: str) -> set[str]:
+        """Names of all parameters that are the same weight: its own, and those tied to it."""
+        source = self._source_of.get(parameter)
+        return {parameter} if source is None or source.converter else set(source.parameters)
+
+    def is_copy(self, parameter: str) -> bool:
+        """Whether a parameter is a tensor of the files, and not put together from several."""
+        source = self._source_of.get(parameter)
+        return source is not None and source.converter is None
+
+    def current_name(self, name: str) -> str | None:
+        """Name in the model of what a file may call otherwise; `None` where it is not there."""
+        if name in self._held:
+            return name
+        target, pattern = self._current_name(name)
+        return target if pattern is None and target in self._held else None
+
+    def weight(self, parameter: str) -> torch.Tensor:
+        """Read one weight as the model would hold it.
+
+        Args:
+            parameter: Full name of a parameter that is stored.
+
+        Returns:
+            The weight, in the dtype of the files.
+
+        Raises:
+            ModelError: The weight is not as the configuration says.
+        """
+        source = self._source_of[parameter]
+        if source.converter is None:
+            weight = self._read(source.tensors[0])
+        else:
+            weight = self._converted(source)[parameter]
+            weight = weight.pop() if isinstance(weight, list) else weight
+        self._check_shape(parameter, weight)
+        return weight
 
     def identity(self, weights_hash: str = "") -> ModelIdentity:
         """Describe the model for the artifacts.
@@ -97,12 +163,8 @@ class StoredWeights:
 
     def dtype(self, modules: Sequence[Candidate]) -> str:
         """Dtype that most of the tensors of some modules are stored in, such as `bfloat16`."""
-        names = {item.parameter for item in modules}
         found = [
-            self._tensors[name].dtype
-            for source in self._sources
-            if names & set(source.parameters)
-            for name in source.tensors
+            self._tensors[name].dtype for item in modules for name in self.stored_as(item.parameter)
         ]
         known = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
         most = max(sorted(set(found)), key=found.count)
@@ -117,8 +179,9 @@ class StoredWeights:
         Raises:
             ModelError: A weight is missing.
         """
-        there = {name for source in self._sources for name in source.parameters}
-        missing = sorted(item.parameter for item in modules if item.parameter not in there)
+        missing = sorted(
+            item.parameter for item in modules if item.parameter not in self._source_of
+        )
         if missing:
             number = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors, first"
             raise ModelError(
@@ -187,9 +250,7 @@ class StoredWeights:
         return found
 
     def _read(self, name: str) -> torch.Tensor:
-        with safe_open(self._tensors[name].path, framework="pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
-        return tensor
+        return read_tensor(self._tensors[name])
 
     def _check_shape(self, name: str, weight: torch.Tensor) -> None:
         planned = self.shape.get_parameter(name)
@@ -202,17 +263,31 @@ class StoredWeights:
             )
 
 
-def _sources(
-    shape: PreTrainedModel,
-    tensors: Mapping[str, StoredTensor],
-    read: Callable[[str], torch.Tensor],
-) -> list[_Source]:
-    """File each tensor under the parameters that it belongs to, as transformers does."""
+def read_tensor(tensor: StoredTensor) -> torch.Tensor:
+    """Read a tensor of a safetensors file into memory of its own.
+
+    Args:
+        tensor: Where it is.
+
+    Returns:
+        The tensor, on the host.
+
+    Raises:
+        ModelError: Its dtype is none that torch has.
+    """
+    if tensor.dtype not in _DTYPES:
+        raise ModelError(f"'{tensor.path}' holds a tensor of dtype {tensor.dtype}.")
+    # The header was read once: opening the file again for each tensor would parse it again.
+    data = np.fromfile(tensor.path, dtype=np.uint8, count=tensor.size, offset=tensor.start)
+    return torch.from_numpy(data).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
+
+
+def _renamer(shape: PreTrainedModel) -> _Renamer:
+    """Transformers' own renaming of stored tensors, for one model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
         WeightConverter,
         WeightRenaming,
-        dot_natural_key,
         rename_source_key,
     )
 
@@ -221,19 +296,37 @@ def _sources(
     converters = [entry for entry in table if isinstance(entry, WeightConverter)]
     by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
     held, prefix = shape.state_dict(), shape.base_model_prefix
-    found: dict[str, _Source] = {}
-    for name in sorted(tensors, key=dot_natural_key):
+
+    def current(name: str) -> tuple[str, tuple[str, Any] | None]:
         target, pattern = rename_source_key(name, renamings, converters, prefix, held)
         if target not in held and name in held:
             target, pattern = rename_source_key(name, [], [], prefix, held)
+        return target, None if pattern is None else (pattern, by_pattern[pattern])
+
+    return current
+
+
+def _sources(
+    shape: PreTrainedModel,
+    tensors: Mapping[str, StoredTensor],
+    current: _Renamer,
+    read: Callable[[str], torch.Tensor],
+) -> list[_Source]:
+    """File each tensor under the parameters that it belongs to, as transformers does."""
+    from transformers.core_model_loading import dot_natural_key
+
+    held = shape.state_dict()
+    found: dict[str, _Source] = {}
+    for name in sorted(tensors, key=dot_natural_key):
+        target, conversion = current(name)
         if target not in held:
             continue
-        if pattern is None:
+        if conversion is None:
             found.setdefault(
                 target, _Source(parameters=(target,), tensors=[], converter=None)
             ).tensors.append(name)
             continue
-        entry = by_pattern[pattern]
+        pattern, entry = conversion
         first = entry.target_patterns[0]
         targets = tuple(target.replace(first, other) for other in entry.target_patterns)
         source = found.setdefault(

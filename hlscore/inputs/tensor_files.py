@@ -242,6 +242,12 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
 def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
     """Take each tensor from the file that the index names for it."""
     places = _weight_map(index)
+    absent = sorted(name for name in set(places.values()) if not (index.parent / name).is_file())
+    if absent:
+        raise ArtifactError(
+            f"'{index.parent}' lacks {absent[0]}, which {index.name} names.",
+            hint="Download or save the model again.",
+        )
     files = {name: file_tensors(index.parent / name) for name in sorted(set(places.values()))}
     missing = next((name for name, file in places.items() if name not in files[file]), None)
     if missing is not None:

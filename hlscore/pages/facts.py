@@ -64,7 +64,9 @@ def what_was_run(content: Content) -> Facts:
     model, probes, run = report.model, report.probes, report.run
     revision = f", revision {model.revision}" if model.revision else ""
     how = f"sketches, k = {run.sketch_size}" if run.sketch_size else f"{run.estimator} gradients"
-    if probes.objective == "none":
+    if probes.format == "update":
+        how = "none: exact updates"
+    elif probes.objective == "none":
         how = "none"
     budget, left = plan.budget, count(len(content.skipped), "weight")
     facts = [
@@ -92,6 +94,8 @@ def what_was_run(content: Content) -> Facts:
 
 
 def _source(probes: ProbeSummary) -> str:
+    if probes.format == "update":
+        return "none"
     return "none" if probes.objective == "none" else f"{probes.source} ({probes.format})"
 
 
@@ -103,6 +107,8 @@ def _objective(probes: ProbeSummary) -> str:
 
 
 def _probes(probes: ProbeSummary) -> str:
+    if probes.format == "update":
+        return f"none: updates of {count(probes.examples, 'finished training')}, {probes.source}"
     if probes.objective == "none":
         return "none: the scores come from the weights alone"
     noun = {"sft": "example", "dpo": "pair", "grpo": "prompt"}[probes.objective]

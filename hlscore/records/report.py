@@ -49,6 +49,8 @@ class GradientStatistics:
         l1_adam_curve: `||G||_1 - <G, P_r(sign G)>` at each rank of the run's curve; empty where
             the gradient is not formed.
         matrices_reached: Matrices with a gradient other than zero.
+        rank_for_99: Smallest rank that holds 99 % of the energy; `None` beyond the curve and
+            with sketches.
         hls_replicates: Resampled `hls` at the run's rank.
         tail_replicates: Resampled tail energy at the run's rank.
         grad_norm_replicates: Resampled gradient energy.
@@ -68,6 +70,7 @@ class GradientStatistics:
     taylor_mean: float | None
     matrices_reached: int
     l1_adam_curve: tuple[float, ...] = ()
+    rank_for_99: int | None = None
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
     grad_norm_replicates: tuple[float, ...] = ()

@@ -261,6 +261,25 @@ def check_without_probes(name: str) -> None:
         )
 
 
+def check_of_updates(name: str) -> None:
+    """Refuse a score of single gradient entries, of a run that has updates instead.
+
+    Args:
+        name: Name of the score.
+
+    Raises:
+        UsageError: There is no such score, or it needs whole gradients.
+    """
+    if find_score(name).needs == "whole gradients":
+        others = ", ".join(
+            score.name for score in SCORES.values() if score.needs != "whole gradients"
+        )
+        raise UsageError(
+            f"The score '{name}' is one of gradients, and --update reads weight updates.",
+            hint=f"Use --score with one of {others}.",
+        )
+
+
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """Value of a score for a row; `None` for skipped and unreached rows without one.
 

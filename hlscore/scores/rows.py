@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from hlscore.reasons import UNREACHED
+from hlscore.reasons import UNMOVED, UNREACHED
 from hlscore.records import Candidate, GradientStatistics, ModuleRow, WeightStatistics
 from hlscore.scores.registry import SCORES, score_of
 from hlscore.scores.score import Score
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
+# What is said of matrices whose gradient is zero, and of those whose update is.
+_UNMOVED = "no probe token reached", "no training changed"
 
 
 def build_rows(
@@ -25,6 +27,7 @@ def build_rows(
     rank: int,
     seed: int,
     weights: Mapping[str, WeightStatistics] | None = None,
+    of_updates: bool = False,
 ) -> tuple[ModuleRow, ...]:
     """Make the rows of a report, not yet ordered.
 
@@ -35,6 +38,8 @@ def build_rows(
         rank: LoRA rank compared against.
         seed: Seed of the `random` score.
         weights: Statistics of the weight of each candidate, where they were asked for.
+        of_updates: Whether a matrix of zeros is a weight that a training did not change, rather
+            than one that no probe token reached.
 
     Returns:
         One row per module, in module order.
@@ -46,6 +51,10 @@ def build_rows(
             rows.append(_skipped_row(item))
             continue
         row = _probed_row(item, statistics[item.module], ranks, rank)
+        if of_updates:
+            row = row.changed(
+                reason=UNMOVED if row.reason == UNREACHED else row.reason.replace(*_UNMOVED)
+            )
         found = None if weights is None else weights[item.module]
         rows.append(_with_scores(row, found, ranks, rank, control[item.module]))
     return tuple(rows)
@@ -232,12 +241,13 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
     Returns:
         Remarks, parted by semicolons.
     """
+    missed_by = next((text for text in _UNMOVED if text in item.reason), _UNMOVED[0])
     if matrices_reached == 0:
-        return UNREACHED
+        return UNMOVED if missed_by == _UNMOVED[1] else UNREACHED
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached
-        remarks.append(f"no probe token reached {missed} of {item.matrices} experts")
+        remarks.append(f"{missed_by} {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
         remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
     return "; ".join(remarks)

@@ -48,6 +48,7 @@ from hlscore.settings.plan import (
 )
 from hlscore.settings.run import (
     RankSettings,
+    movement_for,
     samples_for,
     score_for,
 )
@@ -88,6 +89,7 @@ __all__ = [
     "SvdMethod",
     "TrialOptimizer",
     "ValidateSettings",
+    "movement_for",
     "parse_age",
     "parse_most",
     "samples_for",

@@ -11,7 +11,7 @@ PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
 Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
-Movement = Literal["auto", "gradient", "trial"]
+Movement = Literal["auto", "gradient", "trial", "update"]
 TrialOptimizer = Literal["factored", "sign", "rms"]
 
 
@@ -35,7 +35,7 @@ class CaptureSettings:
         svd: `full` decomposes every gradient exactly, `randomized` finds the head by subspace
             iteration, `auto` is full up to a short side of 512.
         movement: What is scored: `gradient`, the mean gradient at the base weights; `trial`, the
-            weight updates of short trainings; `auto` chooses.
+            weight updates of short trainings; `update`, those of finished ones; `auto` chooses.
         trials: Short trainings, an even number; each sees its own part of the probes.
         trial_steps: Optimizer steps of each trial.
         trial_rate: Learning rate of the trials, the root mean square of one step's change;

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import Any
 
-from hlscore.settings.capture import CaptureSettings
+from hlscore.settings.capture import CaptureSettings, Movement
 from hlscore.settings.checking import require
 from hlscore.settings.data import (
     DEFAULT_SAMPLES,
@@ -36,6 +37,19 @@ def samples_for(asked: int | None, objective: ObjectiveSettings) -> int:
     return DEFAULT_PROMPTS if objective.samples_rollouts else 0
 
 
+def movement_for(asked: Movement, updates: Sequence[str]) -> Movement:
+    """Fill in what is scored.
+
+    Args:
+        asked: As given.
+        updates: Finished trainings.
+
+    Returns:
+        `update` where there are finished trainings and nothing else was asked for.
+    """
+    return "update" if updates and asked == "auto" else asked
+
+
 def score_for(asked: str | None, data: object) -> str:
     """Fill in which score decides.
 
@@ -62,6 +76,8 @@ class RankSettings:
         candidates: Which modules.
         capture: How gradients are captured.
         plan: How scores become a plan.
+        updates: Finished trainings whose weight updates are scored: directories or hub ids of
+            fine-tuned models or PEFT adapters.
         weight_scores: Decompose the weights too, for the scores that need nothing else. Without
             probes, and where such a score decides, that is done anyway.
         seed: Seed of sampling, halves, sketches, bootstrap and the `random` score.
@@ -73,6 +89,7 @@ class RankSettings:
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
     plan: PlanSettings = field(default_factory=PlanSettings)
+    updates: tuple[str, ...] = ()
     weight_scores: bool = False
     seed: int = 0
 
@@ -120,21 +137,41 @@ class RankSettings:
             "--data is given beside --rollouts, which brings prompts of its own.",
             "Leave one of them out.",
         )
-        if self.data.without_probes:
-            self._check_without_probes()
+        moved = self.capture.movement
+        require(
+            (moved == "update") == bool(self.updates),
+            f"--movement is {moved}, but --update is given."
+            if self.updates
+            else "--movement update needs a finished training.",
+            "Leave --movement out." if self.updates else "Give --update CHECKPOINT.",
+        )
+        if self.updates:
+            require(
+                len(set(self.updates)) == len(self.updates),
+                "--update names a training twice: its noise would count as signal.",
+                "Name each one once.",
+            )
+            require(
+                not self.data.without_probes,
+                "--data none and --update exclude each other.",
+                "Leave one of them out.",
+            )
+            self._check_without_probes("--update", "data", "svd", "bootstrap", "movement")
+        elif self.data.without_probes:
+            self._check_without_probes("--data none", "data")
 
-    def _check_without_probes(self) -> None:
+    def _check_without_probes(self, why: str, *beside: str) -> None:
         """Refuse options that say how to probe, or how to load a model that is not loaded."""
         given = (
             *_changed(self.objective),  # first: it decides what is drawn by default
-            *_changed(self.data, "data"),
-            *_changed(self.capture),
+            *_changed(self.data, *(() if self.updates else beside)),
+            *_changed(self.capture, *beside),
             *_changed(self.model, "model", "revision", "device", "allow_pickle",
                       "trust_remote_code", "text_only", "ignore_adapter"),
         )  # fmt: skip
         require(
             not given,
-            f"--{option_name(given[0]) if given else ''} is for probes, and --data none has none: "
+            f"--{option_name(given[0]) if given else ''} is for probes, and {why} has none: "
             "weights are read from the files, as they are stored.",
             "Leave one of them out.",
         )

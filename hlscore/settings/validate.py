@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from hlscore.settings.checking import require
-from hlscore.settings.data import DataSettings
+from hlscore.settings.data import NO_DATA, DataSettings
 from hlscore.settings.model import ModelSettings
 
 FACTORS = (1 / 3, 1.0, 3.0)
@@ -20,6 +20,7 @@ class ValidateSettings:
         model: Which model, and how it is loaded.
         data: What it is trained and tested on.
         assistant_only_loss: Whether only the assistant's tokens of a conversation carry loss.
+        also: Other data, on which forgetting is measured; `None` measures none.
         steps: Optimizer steps of each training.
         batch_size: Sequences per step.
         seeds: Trainings of each arm that are reported; each has its own examples, adapters and
@@ -33,6 +34,7 @@ class ValidateSettings:
     model: ModelSettings
     data: DataSettings = field(default_factory=DataSettings)
     assistant_only_loss: bool = False
+    also: str | None = None
     steps: int = DEFAULT_STEPS
     batch_size: int = 8
     seeds: int = 3
@@ -58,4 +60,9 @@ class ValidateSettings:
             not self.data.without_probes,
             "--data none has nothing to train on.",
             "Give examples, or leave it out for the built-in ones.",
+        )
+        require(
+            self.also is None or (self.also not in ("", NO_DATA) and self.also != self.data.data),
+            f"--also is '{self.also}', and forgetting is measured on other data.",
+            "Give examples of what the model should still do.",
         )

@@ -14,7 +14,7 @@ from hlscore.planning.allocation import allocate
 from hlscore.planning.baselines import nearest_rank
 from hlscore.planning.choice import fill
 from hlscore.planning.options import is_unreached
-from hlscore.reasons import UNREACHED, tied_modules
+from hlscore.reasons import UNMOVED, UNREACHED, tied_modules
 from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreReport
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
@@ -187,7 +187,7 @@ def _row(item: PlanModule, control: float) -> ModuleRow:
         block=item.block, matrices=item.matrices, matrices_reached=None,
         out_features=item.out_features, in_features=item.in_features, n_params=item.params,
         form=item.form, storage=item.storage, random=control, reason=item.remark,
-        status="unreached" if item.remark == UNREACHED else "scored",
+        status="unreached" if item.remark in (UNREACHED, UNMOVED) else "scored",
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hlscore.validation.run import ArmTrial, Prepared, Validation
+from hlscore.validation.run import ArmTrial, Forgetting, Prepared, Validation
 
 SCHEMA_VERSION = 1
 
@@ -35,6 +35,7 @@ def document(trial: Prepared, found: Validation) -> dict[str, Any]:
             name: {**_arm(arm), **asdict(found.results[name])} for name, arm in found.arms.items()
         },
         "examples": dict(found.examples),
+        "also": None if found.also is None else _also(found.also),
         "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
         "machine": {
             "device": str(trial.ground.model.device),
@@ -56,6 +57,22 @@ def write_validation(content: dict[str, Any], path: Path) -> None:
         path: Where it goes.
     """
     path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def _also(also: Forgetting) -> dict[str, Any]:
+    return {
+        "source": also.source,
+        "examples": also.examples,
+        "untrained_loss": also.untrained,
+        "arms": {
+            name: {
+                "loss": sum(losses) / len(losses),
+                "forgotten": sum(losses) / len(losses) - also.untrained,
+                "seeds": list(losses),
+            }
+            for name, losses in also.arms.items()
+        },
+    }
 
 
 def _arm(arm: ArmTrial) -> dict[str, Any]:

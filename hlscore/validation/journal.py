@@ -84,4 +84,5 @@ def _outcome(line: Mapping[str, Any]) -> Outcome:
         sums=tuple(line["sums"]),
         seconds=float(line["seconds"]),
         measuring_seconds=float(line["measuring_seconds"]),
+        also_sums=tuple(line["also_sums"]),
     )

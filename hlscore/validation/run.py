@@ -11,8 +11,9 @@ from pathlib import Path
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
 from hlscore.inputs.examples import read_examples
-from hlscore.inputs.model import load_model
+from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
@@ -61,6 +62,7 @@ class Validation:
         examples: Sizes of the parts of the data.
         untrained: Test loss of the base model, nats per counted token.
         seconds: Wall time of all trainings, those of an earlier start too.
+        also: Forgetting on other data; `None` where none was given.
     """
 
     arms: Mapping[str, ArmTrial]
@@ -70,6 +72,24 @@ class Validation:
     examples: Mapping[str, int]
     untrained: float
     seconds: float
+    also: Forgetting | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgetting:
+    """Loss on other data before and after the trainings.
+
+    Attributes:
+        source: The data, as given.
+        examples: How many examples.
+        untrained: Loss of the base model, nats per counted token.
+        arms: Loss after each training of each arm, in the order of the seeds.
+    """
+
+    source: str
+    examples: int
+    untrained: float
+    arms: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,16 +150,19 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     )  # fmt: skip
     sequences = [item for half in probes.halves for group in half for item in group]
     parts = split_examples(sequences, held_out=settings.held_out, seed=settings.seed)
+    also = _other_examples(settings, loaded)
     seeds = (tuning_seed(settings), *reported_seeds(settings))
     arms = make_arms(plan, loaded.identity, seeds, full=settings.full)
     ground = Ground(
         model=loaded.model, tokenizer=loaded.tokenizer, examples=parts,
         steps=settings.steps, batch_size=settings.batch_size,
+        also=() if also is None else tuple(also.sequences),
     )  # fmt: skip
     made_with = {
         "hlscore": __version__,
         "settings": asdict(settings),
         "data": probes.summary.hash,
+        "also": None if also is None else also.summary.hash,
         "model": asdict(loaded.identity.fingerprint),
         "plan": plan.model_dump(mode="json"),
     }
@@ -163,6 +186,35 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     return (
         f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
         f"{LOSS_ON[probes.loss_on]}.",
+    )
+
+
+def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet | None:
+    """Examples of what the model should still do after the training."""
+    if settings.also is None:
+        return None
+    data = replace(settings.data, data=settings.also, config=None)
+    objective = ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss)
+    return encode(
+        read_examples(data, seed=settings.seed), loaded.tokenizer, loaded.model,
+        objective=objective, max_length=data.max_length, groups=2, seed=settings.seed,
+    )  # fmt: skip
+
+
+def _forgetting(
+    source: str | None, ground: Ground, arms: Mapping[str, ArmTrial]
+) -> Forgetting | None:
+    if source is None:
+        return None
+    counted = sum(item.counted_tokens for item in ground.also)
+    return Forgetting(
+        source=source,
+        examples=len(ground.also),
+        untrained=sum(example_sums(ground.model, ground.also, ground)) / counted,
+        arms={
+            name: tuple(sum(outcome.also_sums) / counted for outcome in arm.outcomes)
+            for name, arm in arms.items()
+        },
     )
 
 
@@ -243,6 +295,7 @@ def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool)
         examples=_sizes(ground.examples),
         untrained=untrained,
         seconds=sum(outcome.seconds for arm in arms.values() for outcome in arm.outcomes),
+        also=_forgetting(settings.also, ground, arms),
     )
 
 

@@ -55,6 +55,7 @@ class Outcome:
         sums: Loss of each test example at the end, nats.
         seconds: Wall time of the steps.
         measuring_seconds: Wall time of measuring along the way.
+        also_sums: Loss of each example of the other data at the end, nats; empty without such.
     """
 
     trial: Trial
@@ -64,6 +65,7 @@ class Outcome:
     sums: tuple[float, ...]
     seconds: float
     measuring_seconds: float
+    also_sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +78,7 @@ class Ground:
         examples: What is trained and tested on.
         steps: Optimizer steps.
         batch_size: Sequences per step.
+        also: Examples of other data, on which forgetting is measured.
     """
 
     model: PreTrainedModel
@@ -83,6 +86,7 @@ class Ground:
     examples: Examples
     steps: int
     batch_size: int
+    also: tuple[ProbeExample, ...] = ()
 
 
 def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
@@ -123,6 +127,7 @@ def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
         sums=tuple(measured.sums),
         seconds=seconds,
         measuring_seconds=measured.seconds,
+        also_sums=tuple(example_sums(model, ground.also, ground)),
     )
 
 

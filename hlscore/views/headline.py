@@ -37,6 +37,8 @@ def _probed(probes: ProbeSummary) -> str:
     """What the gradients come from, in a sentence or two."""
     loss = "" if probes.mean_loss is None else f"{probes.mean_loss:.3f} nats"
     tokens, source = f"{probes.counted_tokens:,} counted tokens", visible(probes.source)
+    if probes.format == "update":
+        return f"{count(probes.examples, 'finished training')}: {source}"
     if probes.objective == "none":
         return "nothing probed"
     if probes.objective == "sft":

@@ -16,7 +16,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.views.commands import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
-from hlscore.views.wording import count, duration, memory, short
+from hlscore.views.wording import count, duration, memory, short, visible
 
 _LABELS = {
     "lora": "LoRA",
@@ -50,6 +50,8 @@ def print_validation(
     console.print()
     print_table(console, _curves(content, console.encoding))
     console.print()
+    if content.get("also"):
+        _print_forgetting(console, content["also"])
     print_notes(console, content["notes"])
     console.print(Text.assemble(("validation  ", "dim"), str(path)), soft_wrap=True)
     commands = [(f"hlscore show {shlex.quote(str(plan_path))}", "the plan that was tried out")]
@@ -154,6 +156,28 @@ def _table(content: dict[str, Any]) -> Table:
             f"{arm['seconds_per_training']:.1f}",
         )
     return table
+
+
+def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
+    """Print the loss on other data before and after, of each arm."""
+    console.print(
+        f"{count(also['examples'], 'example')} of {visible(also['source'])}: "
+        f"{also['untrained_loss']:.4f} nats per token before the training",
+        soft_wrap=True,
+    )
+    table = Table(box=None, pad_edge=False)
+    for heading in ("arm", "after", "forgotten", "by seed"):
+        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    for name, arm in also["arms"].items():
+        known = arm["loss"] is not None
+        table.add_row(
+            _LABELS[name],
+            f"{arm['loss']:.4f}" if known else "diverged",
+            f"{arm['forgotten']:+.4f}" if known else "",
+            " ".join("?" if loss is None else f"{loss:.4f}" for loss in arm["seeds"]),
+        )
+    print_table(console, table)
+    console.print()
 
 
 def _loss(loss: dict[str, float | None]) -> tuple[str, str]:

@@ -1,0 +1,245 @@
+"""`hlscore extract-lora` and `hlscore merge`: a trained adapter, made ready for serving."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hlscore.cli import options as o
+from hlscore.cli.audit_command import BaseModel, HeldOutData, HeldOutSamples, measure
+from hlscore.errors import UsageError
+from hlscore.settings import DataSettings, ModelSettings
+
+if TYPE_CHECKING:
+    from hlscore.inputs.adapter import Adapter
+    from hlscore.inputs.stored_weights import StoredWeights
+    from hlscore.serving.plain_adapter import PlainAdapter
+
+_Run = Annotated[
+    str, typer.Argument(help="A trained PEFT adapter: directory or hub id.", show_default=False)
+]
+_Out = Annotated[
+    Path,
+    typer.Option(
+        "--out", "-o", help="Folder to write.", rich_help_panel=o.OUTPUT_PANEL, show_default=False
+    ),
+]
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def extract_lora(
+    run: _Run,
+    model: BaseModel,
+    out: _Out,
+    max_rank: Annotated[
+        int,
+        typer.Option(
+            "--max-rank",
+            help="Largest LoRA rank; vLLM loads up to 512.",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = 64,
+    max_error: Annotated[
+        float | None,
+        typer.Option(
+            "--max-error",
+            help="Largest relative error of a module's update: takes the smallest rank within it.",
+            show_default="none: the largest rank",
+            rich_help_panel=o.PLAN_PANEL,
+        ),
+    ] = None,
+    data: HeldOutData = None,
+    column: o.Columns = ...,  # type: ignore[assignment]
+    samples: HeldOutSamples = 256,
+    max_length: o.MaxLength = None,
+    revision: o.Revision = None,
+    device: o.Device = "auto",
+    trust_remote_code: o.TrustRemoteCode = False,
+    force: o.Force = False,
+    top: o.Top = 15,
+    as_json: o.Json = False,
+) -> None:
+    """Turn a hybrid adapter into one plain LoRA adapter that inference engines load.
+
+    Modules trained in full become LoRA by truncated singular value decomposition of their update;
+    LoRA is kept as it is.
+
+    **Examples**
+
+    `hlscore extract-lora ./hybrid-run --model Qwen/Qwen3-0.6B -o ./plain --max-rank 64`
+
+    `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
+    """
+    if not 1 <= max_rank <= 512:
+        raise UsageError(f"--max-rank is {max_rank}.", hint="Use 1 to 512: vLLM loads no more.")
+    if max_error is not None and not 0 < max_error < 1:
+        raise UsageError(f"--max-error is {max_error}.", hint="Use a share, such as 0.05.")
+    from hlscore.artifacts.files import check_folder, write_files
+    from hlscore.exporters.formats import text_file
+    from hlscore.views.progress import status, terminal_progress
+
+    check_folder(out, (_CONFIG, _WEIGHTS), force=force)
+    settings = _settings(model, revision, device, trust_remote_code=trust_remote_code)
+    adapter, base = _opened(run, settings)
+    with status("loading torch"):
+        from safetensors.torch import save_file
+
+        from hlscore.inputs.model import resolve_device
+        from hlscore.serving.plain_adapter import plain_adapter
+    with terminal_progress() as progress:
+        progress.start("decomposing", len({*adapter.parameters, *adapter.copies}), "modules")
+        found = plain_adapter(
+            adapter, base, max_rank=max_rank, max_error=max_error,
+            device=resolve_device(device), advance=progress.advance,
+        )  # fmt: skip
+    config = found.config | {"base_model_name_or_path": model}
+    text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    write_files(
+        out,
+        {
+            _CONFIG: text_file(text),
+            _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
+        },
+    )
+    held_out = None
+    if data is not None:
+        read = DataSettings(
+            data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
+        )
+        held_out = measure(settings, read, {"trained": run, "as plain LoRA": str(out)})
+    _print_plain(found, held_out, model, out, top=top, as_json=as_json)
+
+
+def merge(
+    run: _Run,
+    model: BaseModel,
+    out: _Out,
+    revision: o.Revision = None,
+    trust_remote_code: o.TrustRemoteCode = False,
+    force: o.Force = False,
+    as_json: o.Json = False,
+) -> None:
+    """Write the base model with a trained adapter merged into it, tensor by tensor.
+
+    Needs the memory of the largest tensor, not of the model; files and dtypes are the base's.
+
+    **Examples**
+
+    `hlscore merge ./hybrid-run --model Qwen/Qwen3-0.6B -o ./merged`
+    """
+    from hlscore.artifacts.files import check_folder, write_files
+    from hlscore.views.progress import terminal_progress
+    from hlscore.views.terminal import print_next, terminal
+    from hlscore.views.wording import count
+
+    check_folder(out, ("config.json", "model.safetensors"), force=force)
+    adapter, base = _opened(
+        run, _settings(model, revision, "cpu", trust_remote_code=trust_remote_code)
+    )
+    if out.resolve() in (base.directory.resolve(), adapter.folder.resolve()):
+        raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
+    from hlscore.serving.merge_files import merge_writers
+
+    changed = len({*adapter.parameters, *adapter.copies})
+    with terminal_progress() as progress:
+        progress.start("merging", changed, "tensors")
+        writers = merge_writers(adapter, base, progress.advance)
+        check_folder(out, tuple(writers), force=force)
+        paths = write_files(out, writers)
+    if as_json:
+        files = {name: str(path) for name, path in paths.items()}
+        print(json.dumps({"merged": str(out), "changed_tensors": changed, "files": files}))
+        return
+    console = terminal()
+    console.print(f"merged  {out}: {count(changed, 'tensor')} changed", soft_wrap=True)
+    print_next(console, (f"vllm serve {shlex.quote(str(out))}", "serve it"))
+
+
+def _settings(
+    model: str, revision: str | None, device: str, *, trust_remote_code: bool
+) -> ModelSettings:
+    return ModelSettings(
+        model=model, revision=revision, device=device, trust_remote_code=trust_remote_code
+    )
+
+
+def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
+    from hlscore.views.progress import status
+
+    with status("loading torch and transformers"):
+        from hlscore.inputs.adapter import Adapter
+        from hlscore.inputs.stored_weights import StoredWeights
+        from hlscore.inputs.trained import open_trained
+    base = StoredWeights(settings)
+    trained = open_trained(run, base, settings)
+    if not isinstance(trained, Adapter):
+        raise UsageError(
+            f"'{run}' is a whole model: it can be served as it is.",
+            hint="Name a folder with adapter_config.json.",
+        )
+    return trained, base
+
+
+def _print_plain(
+    found: PlainAdapter,
+    held_out: dict[str, object] | None,
+    model: str,
+    out: Path,
+    *,
+    top: int,
+    as_json: bool,
+) -> None:
+    from hlscore.serving.plain_adapter import ENGINE_RANKS
+    from hlscore.views.audit import held_out_line
+    from hlscore.views.module_table import ModuleTable
+    from hlscore.views.terminal import print_next, terminal
+    from hlscore.views.wording import count, percent
+
+    if as_json:
+        modules = [
+            {
+                "module": each.module,
+                "trained": each.trained,
+                "trained_rank": each.trained_rank,
+                "rank": each.rank,
+                "error": each.error,
+            }
+            for each in found.modules
+        ]
+        content = {"adapter": str(out), "rank": found.rank, "modules": modules}
+        print(json.dumps(content | {"held_out": held_out}))
+        return
+    console = terminal()
+    lossy = sorted((each for each in found.modules if each.error), key=lambda each: -each.error)
+    if lossy:
+        table = ModuleTable(("rank", "error"), ("trained",))
+        for place, each in enumerate(lossy[:top], start=1):
+            table.add_row(
+                str(place), each.module, str(each.rank), percent(each.error), each.trained
+            )
+        table.leave_out(len(lossy) - top)
+        table.print(console)
+        console.print()
+    exact = len(found.modules) - len(lossy)
+    console.print(
+        f"{count(len(found.modules), 'module')} as LoRA of rank {found.rank}: {exact:,} exact, "
+        f"{len(lossy):,} truncated"
+        + (f" with up to {percent(lossy[0].error)} of the update's norm lost" if lossy else ""),
+        soft_wrap=True,
+    )
+    if held_out is not None:
+        console.print(held_out_line(held_out), soft_wrap=True)
+    console.print(f"adapter  {out}", soft_wrap=True)
+    allowed = next(rank for rank in ENGINE_RANKS if rank >= found.rank)
+    print_next(
+        console,
+        (
+            f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {allowed} "
+            f"--lora-modules hybrid={shlex.quote(str(out))}",
+            "serve it beside other adapters",
+        ),
+    )

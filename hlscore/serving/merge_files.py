@@ -1,0 +1,155 @@
+"""A trained adapter merged into the files of its base, tensor by tensor.
+
+No model is loaded: each file of the base is written again, unchanged tensors byte by byte, and
+of the changed ones one at a time is in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hlscore.errors import ModelError
+from hlscore.inputs.adapter import Adapter
+from hlscore.inputs.packed import tied_names
+from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.tensor_files import NewTensor, StoredTensor, write_tensors
+
+INDEX_FILE = "model.safetensors.index.json"
+_CHUNK = 1 << 24
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
+# Of the training's own files these replace those of the base: it may have added tokens.
+_TOKENIZER = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt",
+)  # fmt: skip
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def merge_writers(
+    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None] = lambda _: None
+) -> dict[str, Callable[[Path], None]]:
+    """Say how each file of the merged model is written.
+
+    Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
+    weights was trained, both are written, and the configuration says that they are not tied.
+
+    Args:
+        adapter: The trained adapter.
+        base: The model that it is for.
+        advance: Told about each changed tensor.
+
+    Returns:
+        For each file name, a function that writes it to a path.
+
+    Raises:
+        ModelError: A changed weight is not stored as one tensor.
+    """
+    changed = {*adapter.parameters, *adapter.copies}
+    for name in sorted(changed):
+        if not base.is_copy(name):
+            raise ModelError(
+                f"{name} is stored in pieces by the base model, and cannot be merged in place.",
+                hint="Merge in memory: hlscore.merge(PeftModel.from_pretrained(model, RUN)).",
+            )
+    files: dict[Path, dict[str, NewTensor]] = {}
+    for name, tensor in base.tensors.items():
+        files.setdefault(tensor.path, {})[name] = _kept(tensor)
+    for stored in {base.stored_as(name)[0] for name in sorted(changed)}:
+        tensor = base.tensors[stored]
+        held, current = files[tensor.path], base.current_name(stored)
+        shared = base.shares(current or stored)
+        made = {name: _merged(adapter, base, name, tensor, advance) for name in shared & changed}
+        if len(shared) == 1 or _trained_as_one(adapter, shared):
+            held[stored] = next(iter(made.values()))
+            continue
+        del held[stored]
+        held |= {name: made.get(name, _kept(tensor)) for name in shared}
+    places = {name: path.name for path, tensors in files.items() for name in tensors}
+    untied = any(
+        {name, first} & changed and not _trained_as_one(adapter, {name, first})
+        for name, first in tied_names(base.shape).items()
+        if name != first
+    )
+    writers: dict[str, Callable[[Path], None]] = {
+        path.name: partial(write_tensors, tensors=tensors, metadata={"format": "pt"})
+        for path, tensors in files.items()
+    }
+    if len(files) > 1:
+        total = sum(tensor.size for tensors in files.values() for tensor in tensors.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": dict(sorted(places.items())),
+        }
+        writers[INDEX_FILE] = partial(_write_json, content=index)
+    return writers | _other_files(adapter, base, untied=untied)
+
+
+def _trained_as_one(adapter: Adapter, names: set[str]) -> bool:
+    """Whether tied weights were trained in full, to one and the same."""
+    if any(name not in adapter.copies for name in names):
+        return False
+    first, *others = (adapter.copied(name) for name in sorted(names))
+    return all(torch.equal(first, other) for other in others)
+
+
+def _kept(tensor: StoredTensor) -> NewTensor:
+    return NewTensor(dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks)
+
+
+def _merged(
+    adapter: Adapter,
+    base: StoredWeights,
+    name: str,
+    stored: StoredTensor,
+    advance: Callable[[int], None],
+) -> NewTensor:
+    def chunks() -> Iterator[bytes]:
+        if name in adapter.copies:
+            merged = adapter.copied(name)
+        else:
+            weight = base.weight(name)
+            update = adapter.update(adapter.layout(name), weight)
+            dense = update if isinstance(update, torch.Tensor | None) else update.dense()
+            merged = weight if dense is None else weight.float().sub_(dense.reshape(weight.shape))
+            del weight, update, dense
+        flat = merged.to(_DTYPES[stored.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
+        for start in range(0, flat.size, _CHUNK):
+            yield flat[start : start + _CHUNK].tobytes()
+        advance(1)
+
+    return NewTensor(dtype=stored.dtype, shape=stored.shape, size=stored.size, chunks=chunks)
+
+
+def _other_files(
+    adapter: Adapter, base: StoredWeights, *, untied: bool
+) -> dict[str, Callable[[Path], None]]:
+    """Configuration and tokenizer: those of the base, with the training's tokenizer if any."""
+    found: dict[str, Callable[[Path], None]] = {}
+    for path in sorted(base.directory.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHTS and path.name != INDEX_FILE:
+            found[path.name] = partial(_copy, path)
+    for name in _TOKENIZER:
+        if (adapter.folder / name).is_file():
+            found[name] = partial(_copy, adapter.folder / name)
+    if untied:
+        config: dict[str, Any] = json.loads((base.directory / "config.json").read_bytes())
+        config["tie_word_embeddings"] = False
+        if isinstance(config.get("text_config"), dict):
+            config["text_config"]["tie_word_embeddings"] = False
+        found["config.json"] = partial(_write_json, content=config)
+    return found
+
+
+def _copy(source: Path, path: Path) -> None:
+    shutil.copyfile(source, path)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

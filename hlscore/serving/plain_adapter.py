@@ -1,0 +1,232 @@
+"""One plain LoRA adapter out of a hybrid one: what inference engines load.
+
+Engines take LoRA of one rank on linear layers and reject modules trained in full, DoRA and
+biases. vLLM (`vllm/lora/peft_helper.py`) also ignores ranks and alphas by pattern and scales all
+modules alike, so every module is written with one rank, padded with zeros, and a scale of 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hlscore.errors import ModelError, UsageError
+from hlscore.gradients.sketch import short_first
+from hlscore.gradients.spectrum import chooses_full, full_spectrum, randomized_spectrum
+from hlscore.inputs.adapter import Adapter
+from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.trained import LowRank
+from hlscore.records import Candidate
+
+# Largest `--max-lora-rank` of vLLM, and the values that it takes.
+ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_PREFIX = "base_model.model."
+_FORMS = ("linear", "conv1d", "embedding")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Served:
+    """How one module is served.
+
+    Attributes:
+        module: Its name.
+        trained: `full`, `lora` or `dora`.
+        trained_rank: Rank of what was trained; `None` for a module trained in full.
+        rank: Rank that is kept.
+        error: `||U - U_r|| / ||U||`, U the update.
+    """
+
+    module: str
+    trained: str
+    trained_rank: int | None
+    rank: int
+    error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlainAdapter:
+    """A plain LoRA adapter.
+
+    Attributes:
+        config: Fields of `adapter_config.json`.
+        tensors: Tensors of `adapter_model.safetensors`, float32.
+        modules: How each module is served, by name.
+        rank: Rank of all modules.
+    """
+
+    config: dict[str, object]
+    tensors: dict[str, torch.Tensor]
+    modules: tuple[Served, ...]
+    rank: int
+
+
+def plain_adapter(
+    adapter: Adapter,
+    base: StoredWeights,
+    *,
+    max_rank: int,
+    max_error: float | None,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda _: None,
+) -> PlainAdapter:
+    """Turn what was trained into LoRA of one rank, by truncated singular value decompositions.
+
+    LoRA within the rank is kept as it is; only what was trained in full, DoRA and LoRA of a
+    larger rank are decomposed.
+
+    Args:
+        adapter: The trained adapter.
+        base: The model that it is for.
+        max_rank: Largest rank to write.
+        max_error: Largest relative error of a module's update: the smallest rank within it is
+            taken; `None` takes all of `max_rank`.
+        device: Where to decompose.
+        advance: Told about each module.
+
+    Returns:
+        The adapter.
+
+    Raises:
+        ModelError: Something was trained that LoRA cannot hold.
+        UsageError: The error bound needs a larger rank.
+    """
+    items = _expressible(adapter, base)
+    factors: dict[str, LowRank] = {}
+    served = []
+    for item in items:
+        trained_rank = adapter.rank_of(item)
+        trained = adapter.kind_of(item)
+        update: torch.Tensor | LowRank | None = adapter.low_rank(item)
+        if update is None:
+            update = adapter.update(item, base.weight(item.parameter))
+        error = 0.0
+        if isinstance(update, LowRank) and update.rank > max_rank:
+            update = update.dense()
+        if isinstance(update, torch.Tensor):
+            update, error = _truncated(update.to(device), max_rank, max_error)
+        if update is not None:
+            factors[item.parameter] = update
+        rank = 0 if update is None else update.rank
+        served.append(
+            Served(
+                module=item.module, trained=trained, trained_rank=trained_rank, rank=rank,
+                error=error,
+            )
+        )  # fmt: skip
+        advance(1)
+    _check_error(served, max_rank, max_error)
+    if not factors:
+        raise UsageError(f"'{adapter.name}' changes no weight: there is nothing to serve.")
+    rank = max(each.rank for each in factors.values())
+    written = [item for item in items if item.parameter in factors]
+    return PlainAdapter(
+        config=_config(adapter, written, rank),
+        tensors={
+            name: tensor
+            for item in written
+            for name, tensor in _tensors(item, factors[item.parameter], rank).items()
+        },
+        modules=tuple(served),
+        rank=rank,
+    )
+
+
+def _expressible(adapter: Adapter, base: StoredWeights) -> list[Candidate]:
+    """What was trained, all of it linear maps or embeddings."""
+    names = [*adapter.parameters]
+    for name, copy in adapter.copies.items():
+        if len(copy.shape) < 2:
+            if not torch.equal(adapter.copied(name).float(), base.weight(name).float()):
+                raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
+            continue
+        names.append(name)
+    items = [adapter.layout(name) for name in names]
+    for item in items:
+        if item.form not in _FORMS:
+            raise _inexpressible(
+                adapter, f"{item.module} is no linear layer, and engines load LoRA on those only"
+            )
+    return sorted(items, key=lambda item: item.module)
+
+
+def _inexpressible(adapter: Adapter, what: str) -> ModelError:
+    return ModelError(
+        f"'{adapter.name}' cannot become a plain LoRA adapter: {what}.",
+        hint="Write the whole model with `hlscore merge`.",
+    )
+
+
+def _truncated(
+    update: torch.Tensor, max_rank: int, max_error: float | None
+) -> tuple[LowRank, float]:
+    """Best approximation of a rank, and its relative error."""
+    flip = update.shape[-2] > update.shape[-1]
+    matrix = short_first(update)
+    if chooses_full(matrix.shape[-2], max_rank, "auto"):
+        double = matrix.double()
+        spectrum = full_spectrum(double @ double.mT)
+    else:
+        spectrum = randomized_spectrum(matrix, max_rank, seed=0)
+    total = float(spectrum.total.sum())
+    heads = spectrum.energies[0].cumsum(-1)
+    lost = (1 - heads / total).clamp(min=0).sqrt()
+    rank = min(max_rank, matrix.shape[-2])
+    if max_error is not None:
+        within = (lost[:rank] <= max_error).nonzero()
+        rank = int(within[0]) + 1 if len(within) else rank
+    basis = spectrum.basis[..., :rank].double()
+    right = basis.mT @ matrix.double()
+    # Both factors alike in size: engines hold them in 16 bits.
+    root = spectrum.energies[:, :rank].clamp(min=1e-300).sqrt().sqrt()
+    left, right = (basis * root.unsqueeze(-2)).float(), (right / root.unsqueeze(-1)).float()
+    factors = LowRank(right.mT, left.mT) if flip else LowRank(left, right)
+    # The last energies are rounding of the total where nothing is lost.
+    error = 0.0 if rank == matrix.shape[-2] else float(lost[rank - 1])
+    return LowRank(factors.left.cpu(), factors.right.cpu()), error
+
+
+def _check_error(served: Sequence[Served], max_rank: int, max_error: float | None) -> None:
+    beyond = [each for each in served if max_error is not None and each.error > max_error]
+    if beyond:
+        worst = max(beyond, key=lambda each: each.error)
+        raise UsageError(
+            f"Rank {max_rank} leaves an error of {worst.error:.1%} in {worst.module}, more than "
+            f"--max-error {max_error} ({len(beyond)} modules).",
+            hint="Give a larger --max-rank, or write the whole model with `hlscore merge`.",
+        )
+
+
+def _tensors(item: Candidate, update: LowRank, rank: int) -> dict[str, torch.Tensor]:
+    """Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added."""
+    left, right = -update.left[0], update.right[0]
+    left = torch.nn.functional.pad(left, (0, rank - left.shape[1]))
+    right = torch.nn.functional.pad(right, (0, 0, 0, rank - right.shape[0]))
+    if item.form == "embedding":  # [vocabulary, r] x [r, width]
+        return {
+            f"{_PREFIX}{item.module}.lora_embedding_A": left.T.contiguous(),
+            f"{_PREFIX}{item.module}.lora_embedding_B": right.T.contiguous(),
+        }
+    if item.storage == "in_out":
+        left, right = right.T, left.T
+    return {
+        f"{_PREFIX}{item.module}.lora_A.weight": right.contiguous(),
+        f"{_PREFIX}{item.module}.lora_B.weight": left.contiguous(),
+    }
+
+
+def _config(adapter: Adapter, items: Sequence[Candidate], rank: int) -> dict[str, object]:
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+        "revision": adapter.config.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": all(item.form == "conv1d" for item in items),
+        "target_modules": [item.module for item in items],
+    }
