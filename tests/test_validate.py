@@ -171,6 +171,8 @@ def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     assert not (desk / "dry").exists()
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
     assert shown.out.startswith("20 to 28 trainings of 3 steps")
+    assert " MiB" in shown.out
+    assert "BB" not in shown.out
 
 
 def test_without_full_no_gap_is_claimed_and_json_is_the_file(desk: Path) -> None:
