@@ -34,7 +34,7 @@ OPTIONS = {
     "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
     "--update --value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
-    "--out --rank --ranks --score --top --train-batch --train-length --value-power",
+    "--min-rank --out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",
