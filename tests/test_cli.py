@@ -33,8 +33,8 @@ OPTIONS = {
     "--split --stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
     "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
     "--update --value-power --weight-scores",
-    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
-    "--min-rank --out --rank --ranks --score --top --train-batch --train-length --value-power",
+    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master "
+    "--min-rank --optimizer --out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",
