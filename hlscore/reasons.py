@@ -1,4 +1,4 @@
-"""Why a weight is no candidate: words that reports and plans carry, and that are read back."""
+"""Why a weight is no candidate or stays frozen: words of reports and plans that are read back."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ NOT_INCLUDED = "not matched by --include"
 EXCLUDED = "matched by --exclude"
 
 NO_MAP = "state, bias or table, not a linear map"
+CUSTOM = "custom parameter that may not be a linear map"
+FLAT_EXPERTS = "experts stacked in two dimensions, which LoRA cannot adapt one by one"
+
+UNREACHED = "its gradient is zero: no probe token reaches it, or the loss ignores what it does"
+UNMOVED = "no training changed it"
 
 _TIED = "tied to "
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,6 +16,10 @@ from hlscore.errors import UsageError
 from hlscore.records import ModelIdentity
 
 PROGRESS_PREFIX = ".hlscore-progress"
+# Folders in which results are written before they are moved to their place.
+STAGE_PREFIX = ".hlscore-unfinished-"
+# Libraries write to files of their own naming first: the folder around them has this suffix.
+HALF_WRITTEN = ".unfinished"
 _SUFFIXES = (".safetensors", ".jsonl")
 
 
@@ -25,8 +30,25 @@ def unfinished_runs(folder: Path) -> bool:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove every stored progress from a folder."""
+    """Remove every stored progress from a folder, and what a killed run left half-written."""
+    remove_half_written(folder)
     for path in folder.glob(f"{PROGRESS_PREFIX}-*"):
+        remove(path)
+
+
+def remove_half_written(folder: Path) -> None:
+    """Remove what a run that was killed in the middle of a write left in a folder."""
+    for path in folder.glob(f"{PROGRESS_PREFIX}-*{HALF_WRITTEN}"):
+        remove(path)
+    for path in folder.glob(f"{STAGE_PREFIX}*"):
+        remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with its content, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
         path.unlink(missing_ok=True)
 
 

@@ -32,8 +32,26 @@ def checksum(parameter: torch.Tensor) -> str:
     return hashlib.sha256(content.numpy().tobytes()).hexdigest()
 
 
+class Weight:
+    """Content of a weight: equal where nothing was written, or where the same bits are there again.
+
+    A hash is compared only where something was written: the file that a weight was mapped from may
+    have been replaced since.
+    """
+
+    def __init__(self, parameter: torch.Tensor) -> None:
+        self._parameter = parameter
+        self._version = None if parameter.is_inference() else parameter._version
+        self._hash = checksum(parameter)
+
+    def unchanged(self) -> bool:
+        """Whether the weight holds what it did."""
+        now = None if self._parameter.is_inference() else self._parameter._version
+        return now == self._version or checksum(self._parameter) == self._hash
+
+
 def footprint(model: PreTrainedModel) -> dict[str, Any]:
-    """Everything about a model that a probe run could leave behind."""
+    """Everything about a model that a probe run could leave behind, but the content of weights."""
     state: dict[str, Any] = {}
     for name, module in model.named_modules():
         state[f"{name}:attributes"] = sorted(set(module.__dict__))
@@ -51,7 +69,6 @@ def footprint(model: PreTrainedModel) -> dict[str, Any]:
             None if parameter.grad is None else parameter.grad.data_ptr(),
             len(hooks_after),
             len(parameter._backward_hooks or {}),
-            checksum(parameter),
         )
     return state
 
@@ -60,16 +77,19 @@ def footprint(model: PreTrainedModel) -> dict[str, Any]:
 def untouched_models(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Compare every model that was captured in a test with what it was before."""
     seen: list[tuple[PreTrainedModel, dict[str, Any]]] = []
+    weights: list[Weight] = []
     enter = capture.GradientCapture.__enter__
 
     def watched(self: capture.GradientCapture) -> capture.GradientCapture:
         seen.append((self._model, footprint(self._model)))
+        weights.extend(map(Weight, self._model.parameters()))
         return enter(self)
 
     known = set(ALL_EXPERTS_FUNCTIONS)
     monkeypatch.setattr(capture.GradientCapture, "__enter__", watched)
     yield
     assert set(ALL_EXPERTS_FUNCTIONS) == known, "a way to run experts was left registered"
+    assert all(weight.unchanged() for weight in weights), "a weight was left changed"
     for model, before in seen:
         after = footprint(model)
         changed = [key for key, value in before.items() if after.get(key) != value]

@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.errors import ArtifactError, ModelError, UsageError
-from hlscore.exporters.limits import ExportError, nearest
+from hlscore.exporters.limits import ExportError
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
 from hlscore.training import apply as applying
 from hlscore.training.apply import apply, check_trainables, skip_modules
@@ -92,7 +93,7 @@ def test_trained_parameters_are_as_many_as_the_plan_says(name: str) -> None:
     sizes = {key: value.numel() for key, value in wrapped.named_parameters()}
     found = groups(wrapped, plan)
     lora = sum(sizes[key] for key in found["lora"])
-    full = sum(sizes[key] for key in found["full"] if not key.endswith("_proj_bias"))
+    full = sum(sizes[key] for key in found["full"])
     assert (full, lora) == (plan.totals.full_params, plan.totals.lora_params)
     by_module = expected_trainables(wrapped, plan)
     assert set(by_module) == {item.module for item in plan.modules}
@@ -391,3 +392,49 @@ def test_plans_of_version_1_are_refused() -> None:
     old = Path(__file__).parent / "data" / "plan_v1.json"
     with pytest.raises(ArtifactError, match=r"older hlscore.*Make it again with `hlscore rank`"):
         apply(FAMILIES["llama"].build(), old)
+
+
+def _refuse_adapters(module: nn.Module, *_: Any) -> None:
+    if hasattr(module.up_proj, "lora_A"):
+        raise RuntimeError("this layer works in groups")
+
+
+def test_adapters_that_break_the_forward_pass_are_refused() -> None:
+    """Some layers take no adapter, which shows only when they are called."""
+    model = FAMILIES["llama"].build()
+    model.model.layers[1].mlp.register_forward_pre_hook(_refuse_adapters)
+    plan, before = plan_for(model, ("*.1.*.down_proj=full",)), set(dict(model.named_modules()))
+    with pytest.raises(ModelError, match=r"fails at or after '.*1.self_attn.o_proj': this layer"):
+        apply(model, plan)
+    assert set(dict(model.named_modules())) == before
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    wrapped = apply(model, plan, try_forward=False)
+    with pytest.raises(RuntimeError, match="in groups"):
+        logits(wrapped)
+
+
+def test_a_model_that_takes_no_plain_tokens_is_wrapped_with_a_warning() -> None:
+    model = FAMILIES["llama"].build()
+    plan = plan_for(model, ("*.1.*.down_proj=full",))
+
+    def failing(*_: Any) -> None:
+        raise RuntimeError("pixels are missing")
+
+    hook = model.register_forward_pre_hook(failing)
+    with pytest.warns(UserWarning, match="is not checked.*pixels are missing"):
+        wrapped = apply(model, plan)
+    hook.remove()
+    check_trainables(wrapped, plan)
+    logits(wrapped)
+
+
+def test_trying_the_forward_pass_changes_nothing() -> None:
+    model = FAMILIES["llama"].build().train()
+    plan = plan_for(model, ("*.1.*.down_proj=full",))
+    states = []
+    for tried in (True, False):
+        torch.manual_seed(5)
+        wrapped = apply(FAMILIES["llama"].build().train(), plan, try_forward=tried)
+        hooks = [name for name, module in wrapped.named_modules() if module._forward_pre_hooks]
+        states.append((torch.get_rng_state().tolist(), hooks, wrapped.training))
+    assert states[0] == states[1]

@@ -14,12 +14,13 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from console import hlscore
 from pydantic import ValidationError
 from reports import report
 
 from hlscore.artifacts.files import check_folder, default_folder, write_files
 from hlscore.artifacts.plan import Plan, plan_schema
-from hlscore.artifacts.plan_file import plan_text
+from hlscore.artifacts.plan_file import plan_text, write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import METADATA_KEY, read_report, report_schema, write_report
 from hlscore.errors import ArtifactError, UsageError
@@ -240,3 +241,27 @@ def test_sketched_runs_say_their_size_and_what_is_missing(tmp_path: Path) -> Non
     assert [row.taylor for row in found.rows] == [None] * 5
     assert found.rows[0].tail_curve_errors == base.rows[0].tail_curve_errors
     assert found.rows[0].rank_for_90_error == 1.5
+
+
+def test_the_other_artifact_is_named(tmp_path: Path) -> None:
+    made = report(20)
+    scores, plan = tmp_path / "scores.parquet", tmp_path / "plan.json"
+    write_report(made, scores)
+    write_plan(make_plan(made, allocate(made, PlanSettings(rank=4))), plan)
+    for command in (("report", plan), ("plan", plan)):
+        done = hlscore(*command)
+        assert done.code != 0
+        assert f"'{plan}' is JSON, such as a plan, and scores are asked for" in done.err
+        assert "scores.parquet" in done.err.split("try:")[1]
+    for command in (("export", scores, "--to", "trl"), ("validate", "x", "--plan", scores)):
+        done = hlscore(*command)
+        assert done.code != 0
+        assert "is not a plan: it is a Parquet file, such as scores.parquet" in done.err
+    (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
+    assert "is not a Parquet file" in hlscore("report", tmp_path / "torn.parquet").err
+
+
+def test_names_on_a_page_break_after_dots() -> None:
+    from hlscore.pages.page import _breakable
+
+    assert _breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"

@@ -450,13 +450,16 @@ def test_chat_template_that_raises(desk: Desk) -> None:
 
 
 def test_chat_template_without_marks(desk: Desk) -> None:
-    """Every token counts then, and a note says so."""
+    """Every token counts, a note says so, and the assistant's alone cannot be had."""
     tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
     folder = save_model(desk.folder / "plain", tokenizer=tokenizer)
     rows = [{"messages": chat(f"q{number}", "a")} for number in range(4)]
-    outcome = desk.rank("--data", write_rows(desk.folder / "chat.jsonl", rows), model=folder)
+    data = write_rows(desk.folder / "chat.jsonl", rows)
+    message = desk.refuse("--data", data, "--assistant-only-loss", model=folder)
+    assert "does not mark the assistant's tokens" in message
+    outcome = desk.rank("--data", data, model=folder)
     assert outcome.code == 0
-    assert "does not mark assistant tokens" in outcome.notes[0]
+    assert "Every token of the conversations carries loss" in outcome.notes[0]
 
 
 def test_long_examples(desk: Desk) -> None:
@@ -493,7 +496,8 @@ def test_empty_completions(desk: Desk) -> None:
 def test_no_assistant(desk: Desk) -> None:
     rows = [{"messages": chat(f"q{number}")} for number in range(3)]
     data = write_rows(desk.folder / "asked.jsonl", rows)
-    assert "marks no token as the assistant's" in desk.refuse("--data", data)
+    message = desk.refuse("--data", data, "--assistant-only-loss")
+    assert "No token of example 0" in message
 
 
 def test_single_example(desk: Desk) -> None:
@@ -543,8 +547,8 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
         _jsonl({"text": "a"}, {"text": None}, {"text": "b"}),
         "Column 'text' of example 1 in",
     ),
-    "number.jsonl": (_jsonl({"text": "a"}, {"text": 5}), "is int, not text"),
-    "numbers.csv": (b"text\n1\n2\n", "Column 'text' of example 0 in"),
+    "truth.jsonl": (_jsonl({"text": "a"}, {"text": True}), "is bool, not text"),
+    "truths.csv": (b"text\ntrue\nfalse\n", "Column 'text' of example 0 in"),
     "list.jsonl": (_jsonl({"text": ["a"]}, {"text": ["b"]}), "is list, not text"),
     "gap.jsonl": (_jsonl({"text": "a"}, {"other": "b"}), "is NoneType, not text"),
     "completion.jsonl": (
@@ -563,7 +567,7 @@ BROKEN_DATA: dict[str, tuple[bytes, str]] = {
         'Each message is an object with "role" and "content".',
     ),
     "sharegpt.jsonl": (
-        _jsonl(*[{"messages": [{"from": "user", "value": "x"}]}] * 3),
+        _jsonl(*[{"messages": [{"from": "user", "text": "x"}]}] * 3),
         "is not a list of messages",
     ),
     "parts.jsonl": (
@@ -732,16 +736,17 @@ main()
 """
 
 
-@pytest.mark.skipif(os.name == "nt", reason="sends SIGINT")
-def test_interrupt_signal(desk: Desk) -> None:
-    """A real Ctrl-C ends the process with 130 and one line."""
+@pytest.mark.skipif(os.name == "nt", reason="sends signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_signal(desk: Desk, number: signal.Signals) -> None:
+    """A real Ctrl-C, and what a job scheduler sends, end the process with 130 and one line."""
     command = [sys.executable, "-c", SLOW, "rank", str(desk.model), "--out", str(desk.out)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "probing\n"
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=30)
     assert (process.returncode, out) == (130, "")
     assert err == "error: Interrupted: nothing was written.\n"

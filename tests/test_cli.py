@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -22,19 +21,20 @@ from hlscore.cli.main import _run, app
 from hlscore.settings import VALUE_POWER
 
 OPTIONS = {
-    "rank": "--accumulate-on --allow-pickle --alpha --base --batch-size --beta --bootstrap "
+    "rank": "--accumulate-on --allow-pickle --alpha --assistant-only-loss --base "
+    "--batch-size --beta --bootstrap "
     "--budget --checkpointing --column --data --data-config --device --device-map "
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
-    "--force --generate-batch --generations --groups --head --help --include --json "
-    "--load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
-    "--max-new-tokens --movement --objective --offload-folder --optimizer --out --passes --rank "
-    "--ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
+    "--force --generate-batch --generations --groups --head --help --ignore-adapter --include "
+    "--json --load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
+    "--max-new-tokens --min-rank --movement --objective --offload-folder --optimizer --out --passes "
+    "--rank --ranks --resume --revision --reward --reward-timeout --reward-weight --rollouts "
     "--samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
-    "--stop --svd --temperature --top --top-k --top-p --train-batch --train-length "
-    "--trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code --update "
-    "--value-power --weight-scores",
-    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --optimizer "
-    "--out --rank --ranks --score --top --train-batch --train-length --value-power",
+    "--stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
+    "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
+    "--update --value-power --weight-scores",
+    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --min-rank "
+    "--optimizer --out --rank --ranks --score --top --train-batch --train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",
@@ -46,13 +46,15 @@ OPTIONS = {
     "diff": "--budget --exit-code --help --json --rank --score --top",
     "compare": "--help --json --rank --ranks --score --top-k --within-kinds",
     "modules": "--all --embeddings --exclude --head --help --include --json --revision "
-    "--trust-remote-code",
-    "validate": "--allow-pickle --also --batch-size --column --data --data-config --device "
-    "--dry-run --dtype --force --full --held-out --help --json --max-length "
+    "--text-only --trust-remote-code",
+    "validate": "--allow-pickle --also --assistant-only-loss --batch-size --column "
+    "--data --data-config --device --dry-run "
+    "--dtype --force --full --held-out --help --json --max-length "
     "--out --plan --resume --revision --samples --seed --seeds --split "
     "--steps --trust-remote-code",
     "estimate": "--base --budget --embeddings --exclude --gpu --head --help --include --json "
-    "--master --optimizer --rank --revision --train-batch --train-length --trust-remote-code",
+    "--master --optimizer --rank --revision --text-only --train-batch --train-length "
+    "--trust-remote-code",
     "audit": "--column --data --device --embeddings --exclude --force --head --help --include "
     "--json --max-length --model --out --plan --rank --revision --samples --top "
     "--trust-remote-code",
@@ -161,26 +163,6 @@ def test_read_only_commands_import_no_torch(run: Run, scores: Path, arguments: l
     assert found.returncode == 0, found.stderr
 
 
-def test_read_only_commands_start_fast(run: Run, scores: Path) -> None:
-    limits = {
-        ("--help",): 0.4,
-        ("schema",): 0.4,
-        ("plan", "--help"): 0.4,
-        ("plan", str(scores), "-o", "p.json", "--force"): 1.0,
-        ("check", "p.json"): 0.5,
-        ("show", "p.json"): 0.5,
-        ("diff", "p.json", "p.json"): 0.5,
-    }
-    for arguments, seconds in limits.items():
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            assert run(*arguments).returncode == 0
-            times.append(time.perf_counter() - began)
-        # The fastest of five: a machine that is busy with other tests is not what is measured.
-        assert min(times) < 2 * seconds, (arguments, times)
-
-
 def test_schema_prints_json(run: Run) -> None:
     assert json.loads(run("schema").stdout)["title"] == "Plan"
 
@@ -247,6 +229,16 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(call: Run, tmp_path: 
     as_json = json.loads(call("rank", "builtin:tiny", "--dry-run", "--json").stdout)
     assert as_json["candidate_modules"] == 42
     assert as_json["gradient_bytes"] > 8 * 884_736
+    assert as_json["disk_bytes"] == as_json["gradient_bytes"]
+    assert as_json["process_bytes"] > 1e8  # torch alone takes more
+    assert as_json["probe_seconds"] > 0
+    assert as_json["generation_bytes"] == 0
+    sampled = ("rank", "builtin:tiny", "--objective", "grpo", "--reward", "numeric", "--dry-run",
+               "--samples", "8", "--max-new-tokens", "32", "--json")  # fmt: skip
+    more = json.loads(call(*sampled, "--generate-batch", "640").stdout)
+    less = json.loads(call(*sampled).stdout)
+    assert more["generation_bytes"] == 10 * less["generation_bytes"] > 0
+    assert more["peak_bytes"] == more["weight_bytes"] + more["generation_bytes"]
     assert not list(tmp_path.iterdir())
 
 

@@ -17,7 +17,7 @@ from families import FAMILIES, token_batch
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from hlscore.cli.options import parse_memory
 from hlscore.errors import ModelError, UsageError
@@ -163,7 +163,7 @@ def test_failure_leaves_no_folder(
         assert Path(options["offload_folder"]).parent == temporary
         raise error
 
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(PreTrainedModel, "from_pretrained", fail)
     with pytest.raises((ModelError, KeyboardInterrupt)):
         load_model(half_on_disk(folder, original))
     assert not list(temporary.iterdir())

@@ -1,13 +1,18 @@
 """Data formats: every way to hand probe examples over, and the tokens and loss masks they become.
 
 The expected ids and masks are written by hand from what TRL's `SFTTrainer` does: the end of
-sequence is appended to text and to completions, a prompt carries no loss, and of a conversation
-only what the assistant says does where the chat template marks it.
+sequence is appended to text and to completions, a prompt carries no loss, and every token of a
+conversation does unless the assistant's alone are asked for. The same is compared with TRL itself
+in test_trl_tokens.
 """
 
+import bz2
 import csv
+import gzip
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+import lzma
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +31,14 @@ from tokens import (
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hlscore.cli.validate_command import drawn_by_trial
 from hlscore.errors import DataError
+from hlscore.inputs import examples
 from hlscore.inputs.examples import BUILTIN_PROBES, read_examples
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
-from hlscore.settings import DataSettings
+from hlscore.settings import DataSettings, ObjectiveSettings
 
 BOS_ID, EOS_ID = 257, 258
 USER, ASSISTANT, END = 260, 261, 262
@@ -186,6 +193,45 @@ def test_cut_arrow_file(tmp_path: Path) -> None:
         read(tmp_path / "data.arrow")
 
 
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress,
+    ".bz2": bz2.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: pa.compress(content, codec="zstd", asbytes=True),
+}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_packed_file(tmp_path: Path, suffix: str) -> None:
+    """A packed file gives what is in it, alone, in a directory, and where no table holds it."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    path = folder / f"train.jsonl{suffix}"
+    path.write_bytes(PACKERS[suffix](write_rows(tmp_path / "plain.jsonl", TEXTS).read_bytes()))
+    assert rows_of(read(path)) == rows_of(read(folder)) == TEXTS
+    mixed = [row | {"other": other} for row, other in zip(TEXTS, [1, "x", [2], 3, 4, 5])]  # noqa: B905
+    plain = write_rows(tmp_path / "mixed.jsonl", mixed)
+    path.write_bytes(PACKERS[suffix](plain.read_bytes()))
+    assert [row["text"] for row in read(path).rows] == [row["text"] for row in TEXTS]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("cut.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 99)[:-12], "cannot be read"),
+        ("other.jsonl.zst", b"no zstd", "cannot be read"),
+        ("broken.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"text"'), "at line 2"),
+        ("empty.jsonl.gz", gzip.compress(b""), "holds no examples"),
+        ("data.tar.gz", b"", "is a .gz file"),
+        ("data.parquet.gz", b"", "is a .gz file"),
+    ],
+)
+def test_faulty_packed_file(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        read(tmp_path / name)
+
+
 # Draws
 
 
@@ -204,6 +250,51 @@ def test_draw_is_reproducible(tmp_path: Path) -> None:
 def test_all_rows(tmp_path: Path, samples: int) -> None:
     data = write_rows(tmp_path / "data.jsonl", TEXTS)
     assert rows_of(read(data, samples=samples)) == TEXTS
+
+
+@pytest.mark.parametrize(("samples", "taken"), [(0, 21), (7, 7)])
+def test_a_hub_data_set_is_never_streamed_without_a_limit(
+    monkeypatch: pytest.MonkeyPatch, samples: int, taken: int
+) -> None:
+    """Asked for everything, a data set without an end is refused after a bounded number of rows."""
+    given = []
+
+    def rows() -> Iterator[dict[str, str]]:
+        for number in itertools.count():
+            given.append(number)
+            yield {"text": f"{number}"}
+
+    class Stream:
+        def shuffle(self, **_: object) -> "Stream":
+            return self
+
+        def __iter__(self) -> Iterator[dict[str, str]]:
+            return rows()
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream())
+    monkeypatch.setattr(examples, "_MOST_STREAMED", 20)
+    if samples:
+        assert len(read("org/data", samples=samples).rows) == samples
+    else:
+        with pytest.raises(DataError, match="holds more than 20 rows"):
+            read("org/data", samples=samples)
+    assert len(given) == taken
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ((None, "org/data", 480, 0.3), 686),
+        ((None, "org/data", 8, 0.3), 256),
+        ((None, "train.jsonl", 480, 0.3), 0),
+        ((None, None, 480, 0.3), 0),
+        ((0, "org/data", 480, 0.3), 0),
+        ((9, "org/data", 480, 0.3), 9),
+    ],
+)
+def test_examples_of_a_trial(options: tuple[Any, ...], expected: int) -> None:
+    """Of a hub data set a trial draws what its steps need, of a file everything."""
+    assert drawn_by_trial(*options) == expected
 
 
 def test_draw_of_the_built_in_probes() -> None:
@@ -230,7 +321,8 @@ def test_the_map_decides_the_format(tmp_path: Path) -> None:
     """Of several formats in one file the one that was mapped is read."""
     rows = [TEXTS[place] | PAIRS[place] | CHATS[place] for place in range(6)]
     data = write_rows(tmp_path / "data.jsonl", rows)
-    assert read(data).format == "messages"
+    assert read(data).format == "prompt_completion"  # as in TRL
+    assert rows_of(read(data, columns={"messages": "messages"})) == CHATS
     assert rows_of(read(data, columns={"text": "text"})) == TEXTS
     assert rows_of(read(data, columns={"prompt": "prompt"})) == PAIRS
 
@@ -341,10 +433,11 @@ def test_completion_tokens_are_counted(model: PreTrainedModel) -> None:
 
 
 def test_assistant_ids(model: PreTrainedModel) -> None:
-    """Of a conversation, the assistant's turns count."""
+    """Asked for, only the assistant's turns of a conversation count."""
     tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
     rows = [{"messages": chat("q", "ab", "r", "c")}, {"messages": chat("hi", "d")}]
-    assert masks(probes_of(rows, tokenizer, model)) == {
+    only = ObjectiveSettings(assistant_only_loss=True)
+    assert masks(probes_of(rows, tokenizer, model, objective=only)) == {
         ids(USER, "q", END, ASSISTANT, "ab", END, USER, "r", END, ASSISTANT, "c", END): (
             "....xxx....xx"
         ),
@@ -352,16 +445,19 @@ def test_assistant_ids(model: PreTrainedModel) -> None:
     }
 
 
-def test_conversation_ids_without_marks(model: PreTrainedModel) -> None:
-    """A template that marks nothing makes every token count, with a note."""
-    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
+@pytest.mark.parametrize(
+    "template", [CHAT_TEMPLATE_WITH_GENERATION, CHAT_TEMPLATE_WITHOUT_GENERATION]
+)
+def test_conversation_ids(model: PreTrainedModel, template: str) -> None:
+    """Every token counts, whatever the template marks, with a note."""
+    tokenizer = byte_tokenizer(chat_template=template)
     rows = [{"messages": chat("q", "ab")}, {"messages": chat("r", "c")}]
     probes = probes_of(rows, tokenizer, model)
     assert masks(probes) == {
         ids(USER, "q", END, ASSISTANT, "ab", END): ".xxxxxx",
         ids(USER, "r", END, ASSISTANT, "c", END): ".xxxxx",
     }
-    assert "does not mark assistant tokens" in probes.summary.notes[0]
+    assert "Every token of the conversations carries loss" in probes.summary.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,9 @@ from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run
-from hlscore.exporters.limits import faults, nearest
+from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.limits import faults
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.registry import exporter_names, find_exporter
 from hlscore.planning.allocation import allocate
 from hlscore.settings import PlanSettings
@@ -117,8 +119,33 @@ def test_learning_rates_are_used_or_said_to_be_lost(
         assert code == 0, error
         said = json.loads(out)["notes"]
         assert (lost in said) == (name in ("peft", "freeze", "csv"))
-    written = b"".join(files_of(tmp_path / "out").values()).decode()
+    written = "".join(Path(path).read_text() for path in json.loads(out)["files"])
     assert (lost in said) != ("3.25e-05" in written or "3.25e-05" in " ".join(said))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_single_file_gets_the_suffix_that_its_trainer_reads(
+    name: str, call: Call, plan_file: Path, tmp_path: Path
+) -> None:
+    exporter = find_exporter(name)
+    code, shown, error = call(
+        "export", plan_file, "--to", name, "-o", tmp_path / "mine", "--nearest"
+    )
+    assert code == 0, error
+    if exporter.folder:
+        assert (tmp_path / "mine").is_dir()
+        return
+    (default,) = exporter.files(
+        nearest(made_plan(budget="0.25"), exporter.limits)[0], ExportSettings()
+    )
+    written = tmp_path / f"mine{Path(default).suffix}"
+    assert written.is_file()
+    assert not (tmp_path / "mine").exists()
+    if "{out}" in exporter.usage:
+        assert exporter.usage.replace("{out}", str(written)) in shown.replace("\n", " ")
+    (tmp_path / "folder").mkdir()
+    assert call("export", plan_file, "--to", name, "-o", tmp_path / "folder", "--nearest")[0] == 0
+    assert (tmp_path / "folder" / default).is_file()
 
 
 def test_list_and_json(call: Call, plan_file: Path, tmp_path: Path) -> None:

@@ -27,8 +27,8 @@ from hlscore.exporters.limits import (
     Limits,
     check_limits,
     faults,
-    nearest,
 )
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import EXPORTER, PEFT_LIMITS, adapter_config, lora_config
 from hlscore.exporters.peft_names import pattern, skip_modules
 from hlscore.exporters.registry import find_exporter

@@ -22,7 +22,7 @@ from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters import seed_adapter
 from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.limits import nearest
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
 from hlscore.exporters.seed_adapter import adapter_tensors, seed_files
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights

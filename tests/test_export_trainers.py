@@ -18,8 +18,10 @@ from transformers import Trainer, TrainingArguments
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import ExportSettings, origin
 from hlscore.exporters.hf_training import optimizer_args, optimizer_name
-from hlscore.exporters.limits import ExportError, check_limits, nearest
+from hlscore.exporters.limits import ExportError, check_limits
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.trl import config_fields
 from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
@@ -175,6 +177,36 @@ def test_ms_swift(hybrid: Plan, tmp_path: Path) -> None:
     }
 
 
+def masked(plan: Plan, loss_on: str) -> Plan:
+    """A plan made from conversations with a loss on these tokens."""
+    changes = {"format": "messages", "loss_on": loss_on}
+    probes = plan.provenance.probes.model_copy(update=changes)
+    return plan.model_copy(
+        update={"provenance": plan.provenance.model_copy(update={"probes": probes})}
+    )
+
+
+def test_trainers_get_the_mask_of_the_probes(hybrid: Plan, tmp_path: Path) -> None:
+    """TRL counts every token of a conversation unless told otherwise, others the assistant's."""
+    whole, only = masked(hybrid, "all"), masked(hybrid, "assistant")
+    for name, key, value in (
+        ("axolotl", "train_on_inputs", True),
+        ("llama-factory", "train_on_prompt", True),
+        ("ms-swift", "loss_scale", "all"),
+    ):
+        assert yaml_of(whole, name, tmp_path)[key] == value
+        assert key not in yaml_of(only, name, tmp_path)
+        assert key not in yaml_of(hybrid, name, tmp_path)
+    toml = [tomllib.loads(file_of(plan, "prime-rl", tmp_path).decode()) for plan in (whole, only)]
+    assert toml[0]["data"]["loss_mask"]["user"] is True
+    assert "loss_mask" not in toml[1]["data"]
+    trl = [config_fields(plan, RATES, "sft")["assistant_only_loss"] for plan in (whole, only)]
+    assert trl == [None, True]
+    assert config_fields(only, RATES, "dpo")["assistant_only_loss"] is None
+    notes = [find_exporter("unsloth").notes(plan, RATES) for plan in (whole, only)]
+    assert ["train_on_responses_only" in " ".join(each) for each in notes] == [False, True]
+
+
 def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:
     assert json.loads(file_of(hybrid, "twinkle", tmp_path)) == {
         "method": "spectral_hybrid_lora",
@@ -231,9 +263,32 @@ def test_prime_rl_writes_an_empty_list_of_full_modules(tmp_path: Path) -> None:
 def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="one LoRA rank for all modules"):
         file_of(ranked, name, tmp_path)
-    (rank,) = {item.rank for item in near(ranked, name).lora_modules}
-    assert rank in range(2, 5)
-    file_of(near(ranked, name), name, tmp_path)
+    exported = near(ranked, name)
+    file_of(exported, name, tmp_path)
+    (rank,) = {item.rank for item in exported.lora_modules}
+    assert rank is not None
+    # One rank more would train more than the plan asks for.
+    one_rank = exported.totals.lora_params // rank
+    asked, trained = ranked.totals.trained_params, exported.totals.trained_params
+    assert trained <= asked < trained + one_rank
+    assert exported.notes[-1].endswith(
+        f"Trained parameters: {asked:,} in the plan, {trained:,} in the export."
+    )
+
+
+def test_nearest_keeps_the_cost_of_ranks_above_the_plans_own(tmp_path: Path) -> None:
+    plan = plan_of("llama", "*=rank:16", "*.0.self_attn.q_proj=rank:4")
+    assert plan.lora.rank == 4
+    exported = near(plan, "ms-swift")
+    ranks = {item.rank for item in exported.lora_modules}
+    assert ranks == {15}  # 1 of 14 adapters gets more, so the others get less
+
+
+def test_many_changes_take_few_lines(tmp_path: Path) -> None:
+    plan = plan_of("llama", "*=full", "*.0.self_attn.q_proj=lora")
+    sentences = nearest(plan, find_exporter("verl").limits)[1]
+    assert len(sentences) <= 5
+    assert sentences[3] == "And 10 more like these."
 
 
 def test_verl_refuses_full_modules(hybrid: Plan, tmp_path: Path) -> None:

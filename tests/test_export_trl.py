@@ -24,10 +24,12 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
 from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.limits import check_limits, nearest
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
 from hlscore.exporters.registry import find_exporter
 from hlscore.inputs.model import load_model
+from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
 
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
@@ -125,13 +127,13 @@ def test_the_script_trains_the_plan(
     more = {
         "sft": ["--merged_dir", str(tmp_path / "merged"), *FLOAT32],
         "dpo": [],
-        "grpo": ["--reward_module", "rewards:characters", "--num_generations", "2",
+        "grpo": ["--reward_funcs", "rewards:characters", "--num_generations", "2",
                  "--max_completion_length", "6"],
     }[method]  # fmt: skip
     done = run([
         str(folder / "train.py"), method, "--config", str(folder / f"{method}.yaml"),
         "--dataset_name", str(data[method]), "--output_dir", str(tmp_path / "out"), *QUICK, *more,
-    ], PYTHONPATH=str(tmp_path))  # fmt: skip
+    ], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert "'learning_rate_full': '0.001', 'learning_rate_lora': '0.01'" in done.stdout
     assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")
@@ -178,7 +180,8 @@ def test_the_trl_command_reads_the_plan(
     script, arguments, model = parsed(export(plan, tmp_path) / f"{method}.yaml")
     assert script.dataset_name is None
     assert model.model_name_or_path == "org/model"
-    assert arguments.learning_rate == plan.learning_rates.full.value or not plan.full
+    full, lora = suggested_rates(method)
+    assert arguments.learning_rate == (full if plan.full else lora)
     found = trainables(build(), trl.get_peft_config(model))
     assert found == trainables(build(), lora_config(plan))
 
@@ -237,19 +240,12 @@ def test_no_adapter_goes_on_the_head() -> None:
 @functools.cache
 def script() -> dict[str, Any]:
     path = Path(find_exporter.__code__.co_filename).parent / "templates/trl_train.py.txt"
-    text = path.read_text().replace("{{FULL_LR}}", "1e-5").replace("{{LORA_LR}}", "1e-4")
+    text = path.read_text().replace("{{RATES}}", "{}")
     module = type(sys)("train")
     module.__dict__["__file__"] = str(path)
     sys.modules["train"] = module  # dataclasses look their module up
     exec(compile(text, str(path), "exec"), module.__dict__)  # noqa: S102
     return module.__dict__
-
-
-def test_the_default_reward_is_an_exact_match() -> None:
-    rows = [{"role": "assistant", "content": "4 - 2 = 2.\n#### 2"}]
-    completions = ["2", "so #### 2 ", rows, "#### 3", "22"]
-    found = script()["exact_match"](completions, ["2", "#### 2", "2", "2", "2"])
-    assert found == [1.0, 1.0, 1.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("flag", ["--lora_r=4", "--lora-alpha", "--use_peft"])
@@ -258,13 +254,11 @@ def test_the_script_takes_what_is_trained_from_the_plan_only(flag: str) -> None:
         script()["parse"]("sft", [flag])
 
 
-def test_the_script_checks_its_arguments(data: dict[str, Path]) -> None:
+def test_the_script_checks_its_arguments() -> None:
     with pytest.raises(SystemExit, match=r"sft\.yaml"):
         script()["main"](["ppo"])
-    options = script()["Options"](dataset_name=str(data["dpo"]))
-    rows = script()["load_data"](options, "train")
-    with pytest.raises(SystemExit, match="--reward_module"):
-        script()["with_answers"](rows, script()["exact_match"])
+    with pytest.raises(SystemExit, match="--reward_funcs"):
+        script()["find_rewards"](None)
     with pytest.raises(SystemExit, match="--dataset_name"):
         script()["load_data"](script()["Options"](), "train")
 

@@ -79,6 +79,41 @@ def test_a_tied_weight_never_gets_lora(given: dict[str, Any]) -> None:
         plan(report, locks=(f"{tied}=lora",), ranks=given.get("ranks", ()))
 
 
+UNREACHED = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
+
+
+def with_unreached(count: int = 20) -> ScoreReport:
+    """A report in which no gradient reaches two modules, though one has the best `random`."""
+    base = reports.report(count)
+    empty = {"status": "unreached", "matrices_reached": 0, "hls": 0.0, "tail": 0.0, "random": 1.0}
+    rows = tuple(row.changed(**empty) if row.module in UNREACHED else row for row in base.rows)
+    return replace(base, rows=rows)
+
+
+@pytest.mark.parametrize("baseline", [None, "all-lora", "all-full", "lora-matched", "random"])
+@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
+@pytest.mark.parametrize("budget", ["0.9", "0.5p", "1GiB"])
+def test_what_the_loss_never_reaches_stays_frozen(
+    baseline: Any, ranks: tuple[int, ...], budget: str
+) -> None:
+    made = plan(with_unreached(), baseline=baseline, ranks=ranks, budget=budget, memory=SMALL)
+    found = modes(made)
+    assert [found[module] for module in UNREACHED] == [("frozen", 0)] * 2
+    assert made.totals.full_modules + made.totals.lora_modules > 10
+    (note,) = (text for text in made.notes if "No gradient" in text)
+    assert all(module in note for module in UNREACHED)
+
+
+@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
+def test_a_lock_trains_what_the_loss_never_reaches(ranks: tuple[int, ...]) -> None:
+    locks = tuple(
+        f"{module}={mode}" for module, mode in zip(UNREACHED, ("full", "rank:4"), strict=True)
+    )
+    made = plan(with_unreached(), ranks=ranks, locks=locks)
+    assert [modes(made)[module] for module in UNREACHED] == [("full", 0), ("lora", 4)]
+    assert not any("No gradient" in note for note in made.notes)
+
+
 def test_a_lora_baseline_trains_as_much_as_the_plan() -> None:
     report = reports.report(40)
     hybrid, matched = plan(report), plan(report, baseline="lora-matched")
@@ -199,3 +234,45 @@ def test_alpha_keeps_its_ratio_or_is_refused() -> None:
     assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
     with pytest.raises(UsageError, match="no whole alpha"):
         plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
+
+
+def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
+    report = reports.report(42)
+    hybrid, largest = plan(report), plan(report, baseline="largest")
+    full = [item.row for item in largest.decisions if item.mode == "full"]
+    rest = [item.row for item in largest.decisions if item.mode != "full"]
+    assert len(full) == hybrid.totals.full_modules
+    assert min(row.n_params for row in full) >= max(row.n_params for row in rest)
+    assert plan(report, baseline="largest").decisions == largest.decisions
+    with pytest.raises(UsageError, match="--ranks chooses ranks"):
+        plan(report, baseline="largest", ranks=(2, 4))
+
+
+def test_draws_among_the_largest_take_no_smaller_module() -> None:
+    report = reports.report(42)
+    sizes = sorted((row.n_params for row in report.candidates), reverse=True)
+    drawn = [
+        item.row
+        for item in plan(report, baseline="random-largest").decisions
+        if item.mode == "full"
+    ]
+    assert len(drawn) == plan(report).totals.full_modules
+    assert min(row.n_params for row in drawn) >= sizes[len(drawn) - 1]
+    other = replace(report, run=replace(report.run, seed=report.run.seed + 1))
+    names = {
+        item.row.module
+        for item in plan(other, baseline="random-largest").decisions
+        if item.mode == "full"
+    }
+    assert names != {row.module for row in drawn}
+
+
+def test_a_least_rank_leaves_no_module_frozen() -> None:
+    report = reports.report(21)
+    free = plan(report, ranks=(2, 4, 8), budget="0.05p")
+    floored = plan(report, ranks=(2, 4, 8), budget="0.3p", min_rank=2)
+    assert any(item.mode == "frozen" for item in free.decisions)
+    assert all(item.mode == "full" or item.rank >= 2 for item in floored.decisions)
+    assert floored.picks.spent <= floored.picks.limit
+    with pytest.raises(UsageError, match="--min-rank is for plans"):
+        plan(report, min_rank=1)

@@ -254,7 +254,7 @@ def test_other_errors_are_not_taken_for_memory() -> None:
     assert not is_out_of_memory(RuntimeError("shape '[2, 3]' is invalid for input of size 5"))
     model = FAMILIES["llama"].build()
     in_the_forward_pass(model, 2, RuntimeError("a bug"))
-    with pytest.raises(RuntimeError, match="a bug"):
+    with pytest.raises(CaptureError, match="LlamaForCausalLM fails: a bug"):
         run_report(model, EXAMPLES, settings())
 
 

@@ -77,7 +77,7 @@ def test_a_reward_that_hangs(desk: Desk) -> None:
         ([{"prompt": "x" * 300}] * 3, "each fills the context of 256 tokens"),
         ([{"prompt": ""}] * 3, "all are empty"),
         ([{"question": "x"}] * 3, "--column prompt=question"),
-        ([{"prompt": 3}] * 3, "is int, not text"),
+        ([{"prompt": True}] * 3, "is bool, not text"),
         ([{"prompt": []}] * 3, "not a list of messages"),
     ],
 )

@@ -16,7 +16,7 @@ from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.limits import nearest
+from hlscore.exporters.nearest import nearest
 from hlscore.exporters.registry import find_exporter
 from hlscore.exporters.revision import Change, revise
 from hlscore.planning.allocation import allocate

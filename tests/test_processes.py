@@ -116,7 +116,10 @@ def assert_alike(together: ScoreReport, alone: ScoreReport) -> None:
         floor = 1e-5 * (other.grad_energy or 0)
         # Where few tokens reach an expert, some directions of a second pass are mere rounding:
         # they find a little more of the other half, or a little less.
-        loose = together.run.settings["capture"]["passes"] > 1 and row.matrices > 1
+        capture = together.run.settings["capture"]
+        loose = capture["passes"] > 1 and row.matrices > 1
+        # Steps follow rounding: a gradient near zero is scaled up as any other.
+        loose = loose or capture["movement"] == "trial"
         for column in ("hls", "tail_energy", "grad_energy", "stable_rank", "rgn"):
             pair = getattr(row, column), getattr(other, column)
             if not close(*pair, 1e-3 if loose else 1e-5, floor=floor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import torch
 from families import FAMILIES
 from problems import completions, run_report, settings
+from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
 from tokens import byte_tokenizer
@@ -19,22 +21,26 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, score_model
-from hlscore.gradients import progress
+from hlscore.flow.probed import encode_probes, score_probes
+from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.inputs.model import identify
+from hlscore.inputs.modules import find_modules
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
-from hlscore.settings import PlanSettings, RankSettings
+from hlscore.settings import CandidateSettings, PlanSettings, RankSettings
 from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
+from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)
 RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "host": {"estimator": "exact", "accumulate_on": "host"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "auto": {"estimator": "auto", "sketch_size": 8},
     "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
 }
-EVERY_RUN = pytest.mark.parametrize("name", list(RUNS))
+EVERY_RUN = pytest.mark.parametrize("name", [name for name in RUNS if name != "auto"])
 
 
 class BrokenError(Exception):
@@ -142,6 +148,25 @@ def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path)
     with pytest.raises(BrokenError):
         stored_run(tmp_path, options(name), resume=False, display=Display(scoring=True))
     assert stored_run(tmp_path, options(name), resume=True).rows == expected
+
+
+@pytest.mark.parametrize(("first", "later"), [(10**12, 0), (0, 10**12)])
+def test_resumed_run_keeps_the_estimator_that_was_chosen(
+    first: int, later: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, chosen = options("auto"), "exact" if first else "sketch"
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: first)
+    expected = undisturbed("auto")
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, run, resume=False, display=Display(batches=3))
+    monkeypatch.setattr(estimator, "free_bytes", lambda _: later)
+    assert undisturbed("auto").run.estimator != chosen
+    report = stored_run(tmp_path, run, resume=True)
+    assert report.run.estimator == chosen
+    assert report.run.notes == expected.run.notes
+    assert report.rows == expected.rows
+    with pytest.raises(UsageError, match="no unfinished run"):
+        stored_run(tmp_path, run, resume=True)
 
 
 def test_files_of_earlier_passes_are_removed(tmp_path: Path) -> None:
@@ -304,10 +329,12 @@ def test_leftovers_are_harmless(tmp_path: Path) -> None:
         stored_run(tmp_path, run, resume=True)
     with pytest.raises(BrokenError):
         stored_run(tmp_path, run, resume=False, display=Display(batches=2))
-    left.write_bytes(b"half")
+    left.mkdir()
+    (left / ".tmpAbC123").write_bytes(b"half")
     (tmp_path / ".hlscore-progress-0-of-1-pass-x.safetensors").write_bytes(b"other")
     (tmp_path / ".hlscore-progress-0-of-2-pass-2.safetensors").write_bytes(b"other")
     assert stored_run(tmp_path, run, resume=True).rows == undisturbed("exact").rows
+    assert not left.exists()
     (tmp_path / "kept").write_text("mine")
     remove_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
@@ -385,3 +412,87 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
     said[0] = [1]
     with pytest.raises(UsageError, match="no unfinished run"):
         file.load(start, torch.device("cpu"))
+
+
+def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    start = Progress(place=Place(), loss=0.0, batch_size=1)
+    for start_at, stored_at, expected in ((100.0, 130.0, 30.0), (1000.0, 1012.0, 42.0)):
+        now[0] = start_at
+        file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        if expected > 30.0:
+            file.load(start, torch.device("cpu"))
+        now[0] = stored_at
+        file.save(start, {"sums": torch.zeros(1)})
+        again = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        again.load(start, torch.device("cpu"))
+        assert again.earlier_seconds == expected
+
+
+def test_a_report_counts_what_was_done_before() -> None:
+    model = FAMILIES["llama"].build()
+    found = [
+        score_probes(
+            model,
+            find_modules(model, CandidateSettings()),
+            identify(model, "m", None),
+            encode_probes(model, byte_tokenizer(), EXAMPLES, options("exact")),
+            options("exact"),
+            Silent(),
+            earlier_seconds=earlier,
+        )
+        for earlier in (0.0, 5000.0)
+    ]
+    fresh, later = (item[0].run.wall_seconds for item in found if item is not None)
+    assert later > 5000 > fresh
+
+
+def test_lines_outside_a_terminal_come_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(lines.time, "monotonic", lambda: now[0])
+    console = Console(file=io.StringIO(), width=40)
+    shown = lines.LineProgress(console, every_seconds=60)
+    shown.start("probing", 1000, "tokens")
+    for _ in range(10):
+        now[0] += 30
+        shown.advance(100)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().splitlines() == [
+        "probing: 200 of 1,000 tokens, 20 %, about 4 min left",
+        "probing: 400 of 1,000 tokens, 40 %, about 3 min left",
+        "probing: 600 of 1,000 tokens, 60 %, about 2 min left",
+        "probing: 800 of 1,000 tokens, 80 %, about 60 s left",
+    ]
+
+
+def test_few_examples_take_fewer_batches_and_keep_their_scores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from hlscore.probes import units
+
+    model = FAMILIES["llama"].build()
+    modules = find_modules(model, CandidateSettings())
+
+    def scored() -> tuple[int, dict[str, float | None]]:
+        asked = settings(groups=8, batch_size=4, bootstrap=10)
+        probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
+        found = score_probes(model, modules, identify(model, "m", None), probes, asked, Silent())
+        assert found is not None
+        report = found[0]
+        return report.probes.groups, {row.module: row.hls for row in report.candidates}
+
+    few, scores = scored()
+    monkeypatch.setattr(units, "LEAST_GROUPS", 8)
+    many, expected = scored()
+    assert (few, many) == (8, 16)  # 3 examples of a batch of 4, against 1 or 2
+    largest = max(abs(value or 0.0) for value in expected.values())
+    assert scores == pytest.approx(expected, abs=1e-4 * largest)
+
+
+def test_many_examples_fill_all_groups() -> None:
+    model = FAMILIES["llama"].build()
+    asked = settings(groups=8, batch_size=4)
+    assert encode_probes(model, byte_tokenizer(), completions(64), asked).summary.groups == 16
+    trial = settings(groups=8, batch_size=4, movement="trial")
+    assert encode_probes(model, byte_tokenizer(), completions(24), trial).summary.groups == 16

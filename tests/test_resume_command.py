@@ -30,7 +30,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 
 def wait_for_progress(folder: Path, process: subprocess.Popen[str], name: str) -> None:
     ends = time.monotonic() + 120
-    while not list(folder.glob(f".hlscore-progress-*{name}*")):
+    while not list(folder.glob(f".hlscore-progress-*{name}")):
         assert process.poll() is None, "it ended before it stored any progress"
         assert time.monotonic() < ends
         time.sleep(0.005)
@@ -69,6 +69,44 @@ def test_killed_run_resumes_to_the_same_files(
     tables = [pq.read_table(folder / "scores.parquet") for folder in (whole, again)]
     assert tables[0].equals(tables[1])
     assert sorted(path.name for path in again.iterdir()) == ["plan.json", "scores.parquet"]
+
+
+KILLED_WHILE_IT_WRITES = """
+import os, signal, sys
+from pathlib import Path
+from hlscore.gradients import progress
+
+def killed(tensors, path, metadata, calls=[]):
+    # safetensors writes to a file of its own naming beside the one that is asked for.
+    calls.append(path)
+    if len(calls) == 3:
+        Path(path).with_name(".tmpAbC123").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(tensors, path, metadata=metadata)
+
+real, progress.save_file = progress.save_file, killed
+from hlscore.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize("go_on", ["--resume", "--force"])
+def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(
+    tmp_path: Path, go_on: str
+) -> None:
+    out = tmp_path / "out"
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED_WHILE_IT_WRITES, "rank", "builtin:tiny", *QUICK, *SAVING,
+         "-o", str(out)],
+        check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL
+    assert [path.name for path in out.rglob(".tmp*")] == [".tmpAbC123"]
+    # As if it had been killed once more, while it wrote its results.
+    (out / ".hlscore-unfinished-x1").mkdir()
+    (out / ".hlscore-unfinished-x1" / "scores.parquet").write_bytes(b"half")
+    assert hlscore("rank", "builtin:tiny", *QUICK, *SAVING, "-o", out, go_on).code == 0
+    assert sorted(path.name for path in out.iterdir()) == ["plan.json", "scores.parquet"]
 
 
 def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from hlscore.errors import DataError
 from hlscore.inputs.examples import read_probes
+from hlscore.processes import Processes
+from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.reading import rollouts_from
-from hlscore.rollouts.records import Rollout, RolloutSet
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import (
     CaptureSettings,
     DataSettings,
@@ -327,3 +329,19 @@ def test_log_probs_that_do_not_fit(
     whole = {"prompt": "p", **row, "reward": 1.0, "logprobs": [-1.0] * given}
     with pytest.raises(DataError, match=f"Example 0 .* has {given} log-probabilities for 3 tokens"):
         from_rows(tmp_path, model, [whole])
+
+
+def test_a_journal_keeps_what_its_groups_took(tmp_path: Path) -> None:
+    group = RolloutGroup(
+        name="0",
+        rollouts=(
+            Rollout(prompt="a", prompt_ids=(1,), completion="b", completion_ids=(2,), reward=1.0,
+                    truncated=False),
+        ),
+    )  # fmt: skip
+    journal = RolloutJournal(tmp_path, {}, Processes())
+    journal.append({0: group, 1: group}, seconds=3.0)
+    journal.append({2: group}, seconds=1.5)
+    again = RolloutJournal(tmp_path, {}, Processes())
+    assert list(again.load()) == [0, 1, 2]
+    assert again.seconds == pytest.approx(4.5)

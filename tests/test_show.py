@@ -213,7 +213,7 @@ def test_the_table_says_what_the_file_says(scores: Path, score: str) -> None:
             assert f"\n     {row['reason']}\n" in out
     chosen = [line for line in out.split("\n") if " 75 % " in line]
     assert len(chosen) == (score == "hls")
-    assert "\nmodules 29 scored, 1 unreached (no probe token got there), 1 skipped" in out
+    assert "\nmodules 29 scored, 1 unreached (zero gradient), 1 skipped" in out
 
 
 def shade(score: float | None, largest: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,45 @@ def test_what_all_find_wrong_is_said_once(tmp_path: Path) -> None:
     assert done.stderr.count("error: ") == 1
     assert "missing.jsonl" in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs, and is more than an entry that nobody has collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
+    launcher = subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
+            "--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", "-m", "hlscore", "rank",
+            "builtin:tiny", *QUICK[2:], "--samples", "256", "--batch-size", "1", "--save-every",
+            "0.001", "-o", "out",
+        ],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        ends = time.monotonic() + 120
+        while not list(tmp_path.glob("out/.hlscore-progress-*")):
+            assert launcher.poll() is None
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        listed = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text()
+        workers = [int(pid) for pid in listed.split()]
+        assert len(workers) == 2
+    finally:
+        launcher.kill()
+        launcher.wait()
+    while any(alive(pid) for pid in workers):
+        assert time.monotonic() < ends
+        time.sleep(0.05)
+    assert not (tmp_path / "out" / "plan.json").exists()
 
 
 def test_shard_alone_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,36 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Pat
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
     ):
         torch.testing.assert_close(one, other, atol=1e-7, rtol=0, msg=name)
+
+
+def test_a_merge_says_what_rounding_loses_and_float32_keeps_it() -> None:
+    def trained() -> tuple[Any, dict[str, torch.Tensor]]:
+        """Weights moved by a hundredth of their last place in bfloat16, adapters by a lot."""
+        model = tiny(torch.bfloat16)
+        before = {name: value.float() for name, value in model.state_dict().items()}
+        wrapped = apply(model, tiny_plan())
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if parameter.requires_grad and "modules_to_save" in name:
+                    parameter.mul_(1 + 2**-14)
+                elif "lora_B" in name:
+                    parameter.fill_(0.1)
+        return wrapped, before
+
+    wrapped, before = trained()
+    with pytest.warns(UserWarning, match=r"keeps .*: 0 % of that of full modules and \d\d"):
+        rounded = merge(wrapped).state_dict()
+    full = {item.parameter for item in tiny_plan().full}
+    assert all(torch.equal(rounded[name].float(), before[name]) for name in full)
+    wrapped, _ = trained()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        whole = merge(wrapped, dtype="float32").state_dict()
+    assert {value.dtype for value in whole.values()} == {torch.float32}
+    for name in full:
+        torch.testing.assert_close(whole[name], before[name] * (1 + 2**-14), rtol=1e-7, atol=0)
+    with pytest.raises(UsageError, match="dtype is 'int8'"):
+        merge(trained()[0], dtype="int8")
 
 
 def test_saved_adapters_and_merged_models_agree(tmp_path: Path) -> None:

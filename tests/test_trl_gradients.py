@@ -155,8 +155,11 @@ SFT_FORMATS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", list(SFT_FORMATS))
-def test_sft(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "assistant_only"),
+    [*((name, False) for name in SFT_FORMATS), ("messages", True), ("conversation", True)],
+)
+def test_sft(tmp_path: Path, name: str, assistant_only: bool) -> None:
     rows = SFT_FORMATS[name]
     chat = name in ("messages", "conversation")
     tokens = tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
@@ -166,14 +169,15 @@ def test_sft(tmp_path: Path, name: str) -> None:
             **arguments(tmp_path),
             packing=False,
             max_length=None,
-            assistant_only_loss=name == "messages",
+            assistant_only_loss=assistant_only,
         ),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokens,
     )
     trained = first_gradient(trainer)
     examples = example_set(rows, "rows", DataSettings(), SUPERVISED)
-    assert_equal(captured(build(), examples, ObjectiveSettings(), tokens), trained)
+    objective = ObjectiveSettings(assistant_only_loss=assistant_only)
+    assert_equal(captured(build(), examples, objective, tokens), trained)
 
 
 @pytest.mark.parametrize("chat", [False, True])

@@ -16,6 +16,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample
+from hlscore.reasons import UNREACHED
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.examples import split_examples, training_order
@@ -44,6 +45,24 @@ def test_arms_are_what_they_say() -> None:
         names = {item.module for item in arm.plans[1].modules}
         assert names == {item.module for item in plan.modules}
         assert arm.plans[1].skipped == plan.skipped != []
+
+
+@pytest.mark.parametrize("ranks", [[], [2, 4, 8]])
+def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
+    model = FAMILIES["llama"].build()
+    dead = "model.layers.0.self_attn.k_proj"
+    plan = plan_for(model, (*LOCKS, f"{dead}=frozen"))
+    modules = [
+        item.model_copy(update={"remark": UNREACHED}) if item.module == dead else item
+        for item in plan.modules
+    ]
+    lora = plan.lora.model_copy(update={"ranks": ranks})
+    plan = plan.model_copy(update={"modules": modules, "lora": lora})
+    for arm in make_arms(plan, report_for(model).model, tuple(range(6)), full=True):
+        for made in arm.plans.values():
+            modes = {item.module: item.mode for item in made.modules}
+            assert modes[dead] == "frozen"
+            assert list(modes.values()).count("frozen") == 1
 
 
 def test_matched_rank_is_the_nearest() -> None:
@@ -236,23 +255,54 @@ def test_verdict(
         "lora": other, "matched": other, "random": other, "full": other,
         "plan": result({"matched": matched, "random": drawn}, 0.62),
     }  # fmt: skip
-    text = " ".join(verdict(found, seeds=5))
+    text = " ".join(verdict(found, seeds=5, steps=60))
     assert "recovers 62 % [52, 72] of the gap" in text
     assert "a random choice 30 % [20, 40]" in text
     assert all(part in text for part in says)
     assert "few" not in text
-    assert "3 seeds are few" in " ".join(verdict(found, seeds=3))
+    assert "3 seeds are few" in " ".join(verdict(found, seeds=3, steps=60))
 
 
 def test_verdict_without_a_gap() -> None:
     plan = result({"matched": OPEN, "random": OPEN}, None)
     other = result({}, None)
     found = {"lora": other, "matched": other, "random": other, "full": other, "plan": plan}
-    first = verdict(found, seeds=5)[0]
+    first = verdict(found, seeds=5, steps=60)[0]
     assert "nothing for a plan to recover" in first
     assert "%" not in first
     del found["full"]
-    assert "left out" in verdict(found, seeds=5)[0]
+    assert "left out" in verdict(found, seeds=5, steps=60)[0]
+
+
+def test_no_verdict_while_it_is_too_early() -> None:
+    other = result({}, 0.3)
+    found = {
+        "lora": other, "matched": other, "random": other, "full": other,
+        "plan": result({"matched": AHEAD, "random": AHEAD}, 0.62),
+    }  # fmt: skip
+    assert verdict(found, seeds=5, steps=2) == (
+        "No verdict: 2 steps are too few to tell. Give more --steps.",
+    )
+    (unlearned,) = verdict(found, seeds=5, steps=60, learned=False)
+    assert unlearned.startswith("No verdict: no arm does better than the untrained model.")
+    gap, matched, drawn = verdict(found, seeds=5, steps=60, unsettled=["full", "random"])
+    assert gap.startswith("No verdict on the gap: the best learning rate of full, random is")
+    assert "better than LoRA with as many" in matched
+    assert drawn.startswith("Plan and a random choice: no verdict")
+    every = verdict(found, seeds=5, steps=60, unsettled=["plan"])
+    assert all("o verdict" in line for line in every)
+
+
+def test_a_plan_for_another_loss_is_said_first() -> None:
+    other = result({}, 0.3)
+    found = {
+        "lora": other, "matched": other, "random": other, "full": other,
+        "plan": result({"matched": AHEAD, "random": AHEAD}, 0.62),
+    }  # fmt: skip
+    lines = verdict(found, seeds=5, steps=60, objective="grpo")
+    assert lines[0].startswith("The plan was made for grpo, and these trainings are SFT")
+    assert lines[1:] == verdict(found, seeds=5, steps=60)
+    assert verdict(found, seeds=5, steps=60, objective="none") == lines[1:]
 
 
 def test_example_sums_are_plain_losses() -> None:

@@ -24,7 +24,11 @@ RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
     "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
-}
+    "trial": {
+        "movement": "trial", "trials": 2, "trial_steps": 2, "trial_rate": 1e-3,
+        "trial_optimizer": "rms",
+    },
+}  # fmt: skip
 # Groups of several examples, and of one, which only one of the processes has.
 COUNTS = {"many": 14, "few": 6}
 PAIRS = (("llama", "many"), ("gpt2", "many"), ("qwen3_moe", "many"), ("qwen3_moe", "few"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import peft
 import torch
@@ -87,14 +87,14 @@ class Planner:
         )
         return planned(name, "hybrid", self.plan(settings))
 
-    def peer(self, method: str) -> Arm:
-        """A method of PEFT, at the rank of the study, on every candidate."""
+    def peer(self, method: str, **more: Any) -> Arm:
+        """A method of PEFT, at the rank of the study, on every candidate; more options of PEFT."""
         options = {"dora": {"use_dora": True}, "rslora": {"use_rslora": True},
                    "pissa": {"init_lora_weights": "pissa"},
                    "olora": {"init_lora_weights": "olora"}}[method]  # fmt: skip
         config = peft.LoraConfig(
             r=self.rank, lora_alpha=2 * self.rank,
-            target_modules=[row.module for row in self.report.candidates], **options,
+            target_modules=[row.module for row in self.report.candidates], **{**options, **more},
         )  # fmt: skip
         return Arm(
             name=f"{method} r={self.rank}",

@@ -28,13 +28,19 @@ SCORES = ("hls", "tail", "l1_adam")
 EQUAL_TO = (4, 8)
 
 
-def ranks_arm(planner: Planner, score: str, equal_to: int, power: float) -> Arm:
+def ranks_arm(
+    planner: Planner,
+    score: str,
+    equal_to: int,
+    power: float,
+    ranks: Sequence[int] = UNIFORM_RANKS,
+) -> Arm:
     """The solver's choice among ranks and full, for the parameters of LoRA of one rank."""
     each = sum(row.in_features + row.out_features for row in planner.report.candidates)
     plan = planner.plan(
         PlanSettings(
-            score=score, budget=f"{each * equal_to / 1000!r}k", rank=RANK, ranks=UNIFORM_RANKS,
-            value_power=power,
+            score=score, budget=f"{each * equal_to / 1000!r}k", rank=planner.rank,
+            ranks=tuple(ranks), value_power=power,
         )
     )  # fmt: skip
     kind = "hybrid" if full_modules(plan) else "lora"

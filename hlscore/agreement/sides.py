@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hlscore.agreement.facts import fit_for_plans
 from hlscore.agreement.resamples import resampled_tau
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import make_plan
+from hlscore.artifacts.plan_making import make_plan, settings_of
 from hlscore.errors import HlscoreError
 from hlscore.planning.allocation import allocate
+from hlscore.planning.locks import matches
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score, replicates_at
-from hlscore.settings import MemorySettings, PlanSettings
+from hlscore.settings import PlanSettings
 
 DEFAULT_BUDGET = "0.1"
 
@@ -56,7 +57,8 @@ def sides_of(
 ) -> tuple[Side, Side]:
     """Turn two files into plans that can be compared.
 
-    A report beside a plan is planned like that plan: with its budget, score, ranks and memory.
+    A report beside a plan is planned like that plan: with its budget, score, ranks, value power,
+    locks, memory and method.
 
     Args:
         files: Path and content of both.
@@ -87,21 +89,17 @@ def _settings(report: ScoreReport, like: Plan | None, wishes: Wishes) -> PlanSet
             score=wishes.score or report.run.score,
             rank=report.run.rank if wishes.rank is None else wishes.rank,
         )
-    rank = like.lora.rank if wishes.rank is None else wishes.rank
-    memory = like.memory
-    return PlanSettings(
-        budget=wishes.budget or like.budget.asked,
-        score=wishes.score or like.score.name,
+    settings = settings_of(like)
+    rank = settings.rank if wishes.rank is None else wishes.rank
+    names = [row.module for row in report.candidates]
+    return replace(
+        settings,
+        budget=wishes.budget or settings.budget,
+        score=wishes.score or settings.score,
         rank=rank,
-        alpha=like.lora.alpha if rank == like.lora.rank else None,
-        ranks=tuple(like.lora.ranks),
-        memory=MemorySettings(
-            optimizer=memory.optimizer,
-            master=memory.master,
-            base_bits=memory.base_bits,
-            train_batch=memory.train_batch,
-            train_length=memory.train_length,
-        ),
+        alpha=settings.alpha if rank == settings.rank else None,
+        # The report may be of a model that lacks some of the modules.
+        locks=tuple(lock for lock in settings.locks if matches(lock, names)),
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.paths import existing_path
+from hlscore.unfinished import STAGE_PREFIX
 
 SCORES_FILE = "scores.parquet"
 PLAN_FILE = "plan.json"
@@ -19,7 +20,6 @@ VALIDATION_FILE = "validation.json"
 UNSCORED_FILE = "unscored-rollouts.jsonl"
 
 _LONGEST_NAME = 100
-_STAGE_PREFIX = ".hlscore-unfinished-"
 
 
 def default_folder(model: str) -> Path:
@@ -69,7 +69,7 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         parent = folder
         while not parent.exists() and parent != parent.parent:
             parent = parent.parent
-        with tempfile.TemporaryDirectory(prefix=_STAGE_PREFIX, dir=parent):
+        with tempfile.TemporaryDirectory(prefix=STAGE_PREFIX, dir=parent):
             pass
     except OSError as error:
         raise ArtifactError(
@@ -110,7 +110,7 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> 
     made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=_STAGE_PREFIX, dir=folder))
+        stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=folder))
         for name, write in writers.items():
             write(stage / name)
         for name in writers:

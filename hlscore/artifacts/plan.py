@@ -7,7 +7,7 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from hlscore.artifacts.plan_upgrade import UPGRADED_NOTE
-from hlscore.records import Form, Storage
+from hlscore.records import Form, LossTokens, Storage
 from hlscore.settings import BaseBits, Baseline, Master, Optimizer
 
 SCHEMA_VERSION: Literal[2] = 2
@@ -89,6 +89,11 @@ class PlanSolver(_Strict):
         description="How fast the value of a module levels off with its rank: 1 is not at all, in "
         "the view of the first step. Null where no ranks were chosen.",
     )
+    min_rank: int = Field(
+        default=0,
+        ge=0,
+        description="Least LoRA rank of every module where ranks were chosen; 0 may freeze some.",
+    )
 
 
 class PlanMemory(_Strict):
@@ -144,6 +149,22 @@ class PlanTotals(_Strict):
     model_params: _Count
 
 
+class PlanCoverage(_Strict):
+    """Shares of the energy (squared Frobenius norm), summed over all candidates."""
+
+    of: Literal["gradient", "update"] = Field(
+        description="What was measured: gradients, or the weight updates of short trainings."
+    )
+    lora: float = Field(
+        ge=0, le=1, description="Share within LoRA of the plan's rank on every candidate."
+    )
+    plan: float | None = Field(
+        ge=0,
+        le=1,
+        description="Share within what the plan trains; null where an export changed the plan.",
+    )
+
+
 class PlanStability(_Strict):
     """How far the choice depends on the probe examples that were drawn."""
 
@@ -152,6 +173,11 @@ class PlanStability(_Strict):
     )
     borderline_modules: _Count | None = Field(
         description="Modules chosen in more than 10 % and less than 90 % of the resamples."
+    )
+    clear_modules: _Count | None = Field(
+        default=None,
+        description="Modules whose score lies above zero with 95 % confidence; null where the plan "
+        "has another score or rank than the run.",
     )
 
 
@@ -213,6 +239,11 @@ class PlanProbes(_Strict):
         default="sft", description="The loss that was probed; none where nothing was."
     )
     loss_type: str = Field(default="", description="Its variant; empty for sft.")
+    loss_on: LossTokens = Field(
+        default="",
+        description="Which tokens carry loss: all, those of the completion, or those that the "
+        "chat template marks as the assistant's; empty but for sft.",
+    )
     hash: str
     examples: _Count = Field(description="Examples, pairs or prompts.")
     completions: _Count | None = Field(
@@ -253,6 +284,9 @@ class Plan(_Strict):
     lora: PlanLora
     totals: PlanTotals
     memory: PlanMemory
+    coverage: PlanCoverage | None = Field(
+        default=None, description="What LoRA and the plan follow; null without probes."
+    )
     stability: PlanStability
     learning_rates: PlanRates
     modules: _List[PlanModule]

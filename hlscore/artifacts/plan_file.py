@@ -115,6 +115,11 @@ def inspect_plan(data: bytes) -> Inspection:
     Returns:
         The plan as far as there is one, and the problems.
     """
+    if data.startswith(b"PAR1"):
+        message = (
+            "it is a Parquet file, such as scores.parquet, from which `hlscore plan` makes one"
+        )
+        return _no_plan(Problem(kind="json", message=message))
     try:
         document = parse_json(data)
     except ValueError as error:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import glob
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any
 
 from hlscore.artifacts.plan import (
     LARGEST_COUNT,
     SCHEMA_VERSION,
     Plan,
     PlanBudget,
+    PlanCoverage,
     PlanFingerprint,
     PlanLora,
     PlanMemory,
@@ -27,16 +31,12 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import Allocation, Decision
+from hlscore.planning.locks import locks_of
+from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import remark
-
-FULL_LEARNING_RATE = 2e-5
-LORA_LEARNING_RATE = 2e-4
-_RATE_SOURCE = (
-    "starting point, not measured on this model: LoRA's best rate is about 10 times that of "
-    "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
-)
+from hlscore.settings import VALUE_POWER, MemorySettings, PlanSettings
 
 
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
@@ -51,6 +51,8 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     """
     settings, totals = allocation.settings, allocation.totals
     score = find_score(settings.score)
+    full_rate, lora_rate = suggested_rates(report.probes.objective)
+    source, covered = rate_source(report.probes.objective), allocation.coverage
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
@@ -63,20 +65,27 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             value_power=settings.value_power
             if settings.ranks and settings.baseline is None
             else None,
+            min_rank=settings.min_rank,
         ),
-        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit),
+        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=PlanLora(
             rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
         ),
         totals=PlanTotals(**{name: getattr(totals, name) for name in PlanTotals.model_fields}),
         memory=_memory(allocation),
+        coverage=None
+        if covered is None
+        else PlanCoverage(
+            of=covered.of, lora=significant(covered.lora), plan=significant(covered.plan)
+        ),
         stability=PlanStability(
             mean_reselection=_rounded(allocation.mean_reselection),
             borderline_modules=allocation.borderline,
+            clear_modules=allocation.clear,
         ),
         learning_rates=PlanRates(
-            full=PlanRate(value=FULL_LEARNING_RATE, source=_RATE_SOURCE),
-            lora=PlanRate(value=LORA_LEARNING_RATE, source=_RATE_SOURCE),
+            full=PlanRate(value=full_rate, source=source),
+            lora=PlanRate(value=lora_rate, source=source),
         ),
         modules=[_module(item, allocation) for item in allocation.decisions],
         skipped=[
@@ -84,9 +93,59 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
             for row in report.rows
             if not row.is_candidate
         ],
-        notes=[*report.probes.notes, *allocation.notes],
+        notes=[*report.model.notes, *report.probes.notes, *allocation.notes],
         provenance=provenance_of(report),
     )
+
+
+def settings_of(plan: Plan) -> PlanSettings:
+    """The settings that make a plan again from the scores that it was made from.
+
+    Locks are those of single modules, unless the patterns that the scores were ranked with pin
+    the same ones.
+
+    Args:
+        plan: The plan.
+
+    Returns:
+        The settings.
+    """
+    memory, lora = plan.memory, plan.lora
+    return PlanSettings(
+        budget=plan.budget.asked,
+        score=plan.score.name,
+        rank=lora.rank,
+        alpha=None if lora.alpha == 2 * lora.rank else lora.alpha,
+        ranks=tuple(lora.ranks),
+        min_rank=plan.solver.min_rank,
+        value_power=plan.solver.value_power or VALUE_POWER,
+        locks=_locks(plan),
+        baseline=None if plan.method == "score" else plan.method,
+        memory=MemorySettings(
+            **{field.name: getattr(memory, field.name) for field in fields(MemorySettings)}
+        ),
+    )
+
+
+def _locks(plan: Plan) -> tuple[str, ...]:
+    locked = {item.module: item for item in plan.modules if item.locked}
+    run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
+    patterns = tuple(run.get("locks", ()))
+    try:
+        found = locks_of(patterns, [item.module for item in plan.modules])
+    except UsageError:
+        found = {}
+    if found.keys() == locked.keys() and all(
+        lock.mode == locked[name].mode and lock.rank in (None, locked[name].rank)
+        for name, lock in found.items()
+    ):
+        return patterns
+    locks = []
+    for name, item in locked.items():
+        # Without ranks to choose from, LoRA has that of the plan unless the lock names another.
+        fixed = item.mode == "lora" and (plan.lora.ranks or item.rank != plan.lora.rank)
+        locks.append(f"{glob.escape(name)}={f'rank:{item.rank}' if fixed else item.mode}")
+    return tuple(locks)
 
 
 def model_of(report: ScoreReport) -> PlanModel:
@@ -171,6 +230,7 @@ def provenance_of(report: ScoreReport) -> PlanProvenance:
             format=probes.format,
             objective=probes.objective,
             loss_type=probes.loss_type,
+            loss_on=probes.loss_on,
             hash=probes.hash,
             examples=probes.examples,
             completions=None if drawn is None else drawn.completions,

@@ -180,6 +180,11 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
         _check_columns(path, file.schema_arrow, origin.schema_version)
         table = file.read(columns=_wanted(origin, resamples))
     except (pa.ArrowException, OSError) as error:
+        if _is_object(path):
+            raise ArtifactError(
+                f"'{path}' is JSON, such as a plan, and scores are asked for.",
+                hint="Give the scores.parquet that `hlscore rank` wrote, mostly beside it.",
+            ) from error
         raise ArtifactError(f"'{path}' is not a Parquet file: {first_line(error)}") from error
     rows = _rows(table, None if resamples is None else resamples.most)
     for place, fault in _faults(rows):
@@ -188,6 +193,14 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
             hint="Write it again with `hlscore rank`.",
         )
     return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
+
+
+def _is_object(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    except OSError:
+        return False
 
 
 def _wanted(origin: _Metadata, resamples: Resamples | None) -> list[str]:

@@ -12,7 +12,7 @@ from hlscore.artifacts.json_places import JsonPath, Place
 Level = Literal["error", "warning"]
 
 # A plan for another model differs in every module; more than this helps nobody.
-MOST_PER_CODE = 20
+MOST_PER_CODE = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

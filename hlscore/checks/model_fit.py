@@ -166,6 +166,8 @@ def model_settings(plan: Plan, settings: CheckSettings) -> ModelSettings:
         model=name,
         revision=settings.revision or own,
         trust_remote_code=settings.trust_remote_code,
+        architecture=plan.model.architecture,
+        ignore_adapter=True,  # the plan names modules of the base model
     )
 
 

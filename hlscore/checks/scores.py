@@ -47,7 +47,27 @@ ORDER = Rule(
     remedy=f"{PLAN_AGAIN} --lock keeps a choice of your own, and marks it.",
 )
 
-RULES = (ALL_ZERO, CONSTANT, NO_SCORE, NO_GAIN, ORDER)
+NOISE = Rule(
+    code="HLS506",
+    name="scores above their noise",
+    asks="At least as many scores lie above zero with 95 % confidence as modules are in full.",
+    why="Below that the choice is mostly noise: other probes would make another.",
+    remedy="Rank again with more probes (--samples), or train LoRA of the same size "
+    "(`hlscore plan scores.parquet --baseline lora-matched`).",
+    level="warning",
+)
+REWARDS = Rule(
+    code="HLS507",
+    name="worth it with rewards",
+    asks="A plan for reinforcement learning is compared with LoRA of the same size.",
+    why="In the project's trials with rewards (GRPO) LoRA did not lag behind full fine-tuning, so "
+    "there was nothing for a plan to recover.",
+    remedy="Train `hlscore plan scores.parquet --baseline lora-matched` first; ignore this code "
+    "once you know that the plan is better.",
+    level="warning",
+)
+
+RULES = (ALL_ZERO, CONSTANT, NO_SCORE, NO_GAIN, ORDER, NOISE, REWARDS)
 
 
 def check_scores(plan: Plan) -> Iterator[Finding]:
@@ -74,6 +94,19 @@ def check_scores(plan: Plan) -> Iterator[Finding]:
                 ("modules", place, "score"),
                 level="warning" if known else "error",
             )
+    clear, full = plan.stability.clear_modules, len(plan.full)
+    if clear is not None and clear < full:
+        yield NOISE.finding(
+            f"{clear:,} of {len(plan.modules):,} scores lie above zero with 95 % confidence, fewer "
+            f"than the {full:,} modules in full: the choice is mostly noise.",
+            ("stability", "clear_modules"),
+        )
+    if plan.provenance.probes.objective == "grpo" and full:
+        yield REWARDS.finding(
+            "The plan is for training with rewards, where LoRA did not lag behind in our trials: "
+            "compare with `hlscore plan scores.parquet --baseline lora-matched`.",
+            ("provenance", "probes", "objective"),
+        )
     if not plan.lora.ranks:
         yield from _choice(plan)
 

@@ -15,6 +15,7 @@ def estimate(
     model: o.Model,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    text_only: o.TextOnly = False,
     include: o.Include = ...,  # type: ignore[assignment]
     exclude: o.Exclude = ...,  # type: ignore[assignment]
     embeddings: o.Embeddings = False,
@@ -68,7 +69,13 @@ def estimate(
     from hlscore.views.estimate import print_estimate, print_estimate_json
     from hlscore.views.progress import status
 
-    settings = ModelSettings(model=model, revision=revision, trust_remote_code=trust_remote_code)
+    settings = ModelSettings(
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        text_only=text_only,
+        ignore_adapter=True,  # only the shape of the base model is built
+    )
     chosen = CandidateSettings(
         include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
     )
@@ -95,7 +102,7 @@ def estimate(
     if as_json:
         print_estimate_json(model, shape, plan, trainings, device_bytes=device_bytes)
     else:
-        print_estimate(model, shape, plan, trainings, device_bytes=device_bytes)
+        print_estimate(settings, chosen, shape, plan, trainings, device_bytes=device_bytes)
 
 
 def _device_bytes(text: str) -> int:

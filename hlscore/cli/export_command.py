@@ -136,7 +136,7 @@ def _export(
 ) -> None:
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.exporters.limits import check_limits
-    from hlscore.exporters.limits import nearest as nearest_plan
+    from hlscore.exporters.nearest import nearest as nearest_plan
     from hlscore.views.export import print_export, print_export_json
     from hlscore.views.progress import status
 
@@ -152,7 +152,7 @@ def _export(
             folder = out or source.parent / exporter.name
         else:
             (default, writer), *_ = writers.items()
-            target = out or source.parent / default
+            target = source.parent / default if out is None else _named(out, default)
             if target.resolve() == source.resolve():
                 raise UsageError(f"--out '{target}' is the plan itself.", hint="Give another file.")
             folder, writers = target.parent, {target.name: writer}
@@ -164,3 +164,11 @@ def _export(
         print_export_json(exporter, result, paths, changes=changes, notes=said)
     else:
         print_export(exporter, plan, result, paths, changes=changes, notes=said)
+
+
+def _named(out: Path, default: str) -> Path:
+    """The file to write: trainers tell the format of a configuration by its suffix."""
+    if out.is_dir():
+        return out / default
+    suffix = Path(default).suffix
+    return out if out.suffix else out.with_name(f"{out.name}{suffix}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -38,6 +39,7 @@ from hlscore.errors import (
     UsageError,
 )
 from hlscore.processes import started_as
+from hlscore.threads import let_waiting_threads_sleep
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 
@@ -125,12 +127,20 @@ def root(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 success, 1 check failed, 2 usage, 3 could not run."""
+    # Job schedulers end jobs with SIGTERM: the same way out as Ctrl-C, with progress kept.
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(_run())
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    del number, frame
+    raise KeyboardInterrupt
 
 
 def _run() -> int:
     # A terminal decides about colour and progress; transformers' own advice is not ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    let_waiting_threads_sleep()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter

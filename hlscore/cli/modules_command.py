@@ -13,6 +13,7 @@ def modules(
     model: o.Model,
     revision: o.Revision = None,
     trust_remote_code: o.TrustRemoteCode = False,
+    text_only: o.TextOnly = False,
     include: o.Include = ...,  # type: ignore[assignment]
     exclude: o.Exclude = ...,  # type: ignore[assignment]
     embeddings: o.Embeddings = False,
@@ -39,7 +40,13 @@ def modules(
     from hlscore.views.modules import print_modules, print_modules_json
     from hlscore.views.progress import status
 
-    settings = ModelSettings(model=model, revision=revision, trust_remote_code=trust_remote_code)
+    settings = ModelSettings(
+        model=model,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
+        text_only=text_only,
+        ignore_adapter=True,  # only the shape of the base model is built
+    )
     chosen = CandidateSettings(
         include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
     )

@@ -160,6 +160,14 @@ EpsilonHigh = Annotated[
         show_default="--epsilon",
     ),
 ]
+AssistantOnly = Annotated[
+    bool,
+    typer.Option(
+        "--assistant-only-loss",
+        help="sft: of conversations, count only the assistant's tokens (TRL's option).",
+        rich_help_panel=OBJECTIVE_PANEL,
+    ),
+]
 MaskTruncated = Annotated[
     bool,
     typer.Option(

@@ -30,7 +30,11 @@ Revision = Annotated[
 ]
 DtypeOption = Annotated[
     Literal["auto", "bfloat16", "float16", "float32"],
-    typer.Option("--dtype", help="Dtype of the weights.", rich_help_panel=MODEL_PANEL),
+    typer.Option(
+        "--dtype",
+        help="Dtype of the weights; auto: as stored, but never float16 on a CPU.",
+        rich_help_panel=MODEL_PANEL,
+    ),
 ]
 Device = Annotated[
     str,
@@ -49,6 +53,14 @@ TrustRemoteCode = Annotated[
     typer.Option(
         "--trust-remote-code",
         help="Run Python code that comes with the model.",
+        rich_help_panel=MODEL_PANEL,
+    ),
+]
+TextOnly = Annotated[
+    bool,
+    typer.Option(
+        "--text-only",
+        help="Load the text-only class of a checkpoint with other inputs too.",
         rich_help_panel=MODEL_PANEL,
     ),
 ]
@@ -220,6 +232,14 @@ Ranks = Annotated[
         show_default="one rank for all",
     ),
 ]
+MinRank = Annotated[
+    int,
+    typer.Option(
+        "--min-rank",
+        help="With --ranks: least LoRA rank of every module; 0 may freeze modules.",
+        rich_help_panel=PLAN_PANEL,
+    ),
+]
 ValuePower = Annotated[
     float,
     typer.Option(
@@ -242,11 +262,11 @@ Locks = Annotated[
     ),
 ]
 BaselineOption = Annotated[
-    Literal["lora-matched", "random", "all-lora", "all-full"] | None,
+    Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"] | None,
     typer.Option(
         "--baseline",
-        help="Write a plan to compare with instead: LoRA with as many trained parameters, a "
-        "stratified random choice, LoRA everywhere, or full everywhere.",
+        help="Write a plan to compare with instead: LoRA of equal size, a random choice, the "
+        "largest modules, LoRA or full everywhere.",
         rich_help_panel=PLAN_PANEL,
         show_default=False,
     ),

@@ -37,6 +37,7 @@ def plan(
     ] = None,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    min_rank: o.MinRank = 0,
     value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     baseline: o.BaselineOption = None,
@@ -74,6 +75,7 @@ def plan(
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
     from hlscore.artifacts.plan_making import make_plan
+    from hlscore.artifacts.reading import is_report
     from hlscore.artifacts.report import read_report
     from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget
@@ -87,6 +89,8 @@ def plan(
     if score is not None:
         find_score(score)
     target = out or scores.parent / PLAN_FILE
+    if scores.is_file() and not is_report(scores):
+        read_report(scores)  # says what it is instead
     if target.resolve() == scores.resolve():
         raise UsageError(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
@@ -98,6 +102,7 @@ def plan(
         rank=report.run.rank if lora_rank is None else lora_rank,
         alpha=alpha,
         ranks=o.parse_ranks(ranks),
+        min_rank=min_rank,
         value_power=value_power,
         locks=tuple(lock),
         baseline=baseline,

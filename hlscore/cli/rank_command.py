@@ -57,6 +57,7 @@ def rank(
     ] = DEFAULT_RANK,
     alpha: o.Alpha = None,
     ranks: o.Ranks = None,
+    min_rank: o.MinRank = 0,
     value_power: o.ValuePower = VALUE_POWER,
     lock: o.Locks = ...,  # type: ignore[assignment]
     optimizer: m.Optimizer = "adamw",
@@ -96,6 +97,7 @@ def rank(
     epsilon: j.Epsilon = 0.2,
     epsilon_high: j.EpsilonHigh = None,
     mask_truncated: j.MaskTruncated = False,
+    assistant_only_loss: j.AssistantOnly = False,
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
@@ -139,6 +141,15 @@ def rank(
     shard: o.Shard = False,
     allow_pickle: o.AllowPickle = False,
     trust_remote_code: o.TrustRemoteCode = False,
+    text_only: o.TextOnly = False,
+    ignore_adapter: Annotated[
+        bool,
+        typer.Option(
+            "--ignore-adapter",
+            help="Rank the weights as they are, without the adapter beside them.",
+            rich_help_panel=o.MODEL_PANEL,
+        ),
+    ] = False,
     include: o.Include = ...,  # type: ignore[assignment]
     exclude: o.Exclude = ...,  # type: ignore[assignment]
     embeddings: o.Embeddings = False,
@@ -243,7 +254,7 @@ def rank(
         generations=generations, temperature=temperature, top_p=top_p, top_k=top_k,
         max_new_tokens=max_new_tokens, stop=tuple(stop), generate_batch=generate_batch,
         scale_rewards=scale_rewards, epsilon=epsilon, epsilon_high=epsilon_high,
-        mask_truncated=mask_truncated,
+        mask_truncated=mask_truncated, assistant_only_loss=assistant_only_loss,
     )  # fmt: skip
     capture = CaptureSettings(
         batch_size=batch_size, checkpointing=checkpointing, estimator=estimator,
@@ -256,6 +267,7 @@ def rank(
         model=model, revision=revision, dtype=dtype, device=device, load_in=load_in,
         device_map=device_map, max_memory=o.parse_memory(max_memory), offload_folder=offload_folder,
         shard=shard, allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
+        text_only=text_only, ignore_adapter=ignore_adapter,
     )  # fmt: skip
     candidates = CandidateSettings(
         include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
@@ -279,6 +291,7 @@ def rank(
             rank=lora_rank,
             alpha=alpha,
             ranks=o.parse_ranks(ranks),
+            min_rank=min_rank,
             value_power=value_power,
             locks=tuple(lock),
             memory=m.memory_settings(optimizer, master, base, train_batch, train_length),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import RankSettings
-from hlscore.unfinished import remove_unfinished, unfinished_runs
+from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
     from hlscore.planning.allocation import Allocation
@@ -126,6 +126,7 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
 
     names = (SCORES_FILE, PLAN_FILE, *((ROLLOUTS_FILE,) if sampling else ()))
     check_folder(folder, names, force=saved.force)
+    remove_half_written(folder)
     if saved.resume or not unfinished_runs(folder):
         return
     if not saved.force:
@@ -139,15 +140,17 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
 def _score(
     settings: RankSettings, folder: Path, saved: Saved
 ) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
-    from hlscore.views.progress import status, terminal_progress
+    from hlscore.views.progress import status, terminal_progress, warn
 
     if settings.data.without_probes or settings.updates:
         return _score_files(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, sample_rollouts, score_model
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model
+        from hlscore.inputs.model import load_model, resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.inputs.sharding import load_sharded
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("reading probe data"):
         examples = read_probes(settings)
     stored = saved.resume or saved.every_seconds > 0
@@ -215,15 +218,18 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         settings: Settings of the run.
         as_json: Print one JSON object instead of text.
     """
-    from hlscore.views.progress import status
+    from hlscore.views.progress import status, warn
 
     _check_settings(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
+        from hlscore.inputs.checkpoint import check_head
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.views.forecast import print_forecast, print_weight_forecast
     device = resolve_device(settings.model.device)
+    warn(dtype_warning(settings.model, device))
     if settings.data.without_probes or settings.updates:
         with status("reading configuration"):
             model, _ = load_shape(settings.model)
@@ -232,6 +238,7 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         return
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)
+        check_head(model.config, settings.model.model)
         tokenizer = load_tokenizer(files, settings.model)
         examples = read_probes(settings)
         found = forecast(model, tokenizer, examples, settings, device)

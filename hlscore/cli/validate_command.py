@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hlscore.cli import objective_options as j
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted
-from hlscore.settings import DEFAULT_STEPS, DataSettings, ModelSettings, ValidateSettings
+from hlscore.settings import (
+    DEFAULT_SAMPLES,
+    DEFAULT_STEPS,
+    NO_DATA,
+    DataSettings,
+    ModelSettings,
+    ValidateSettings,
+)
 
 TRIAL_PANEL = "Trial"
 
@@ -68,12 +77,16 @@ def validate(
     split: o.Split = "train",
     column: o.Columns = ...,  # type: ignore[assignment]
     samples: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--samples", help="Examples to draw; 0 means all.", rich_help_panel=o.DATA_PANEL
+            "--samples",
+            help="Examples to draw; 0 means all.",
+            show_default="all; of a hub data set as many as the steps need",
+            rich_help_panel=o.DATA_PANEL,
         ),
-    ] = 0,
+    ] = None,
     max_length: o.MaxLength = None,
+    assistant_only_loss: j.AssistantOnly = False,
     revision: o.Revision = None,
     dtype: o.DtypeOption = "auto",
     device: o.Device = "auto",
@@ -118,10 +131,11 @@ def validate(
         ),
         data=DataSettings(
             data=data, config=data_config, split=split, columns=o.parse_columns(column),
-            samples=samples, max_length=max_length,
+            samples=drawn_by_trial(samples, data, steps * batch_size, held_out),
+            max_length=max_length,
         ),
-        steps=steps, batch_size=batch_size, seeds=seeds, held_out=held_out, full=full, seed=seed,
-        also=also,
+        assistant_only_loss=assistant_only_loss, steps=steps, batch_size=batch_size, seeds=seeds,
+        held_out=held_out, full=full, seed=seed, also=also,
     )  # fmt: skip
     try:
         _run(settings, plan, out, force=force, resume=resume, dry_run=dry_run, as_json=as_json)
@@ -132,13 +146,24 @@ def validate(
         ) from None
 
 
+def drawn_by_trial(asked: int | None, data: str | None, shown: int, held_out: float) -> int:
+    """Examples to draw: of a hub data set at most one for each that a training is shown."""
+    if asked is not None:
+        return asked
+    from hlscore.inputs.examples import is_on_hub
+
+    if data == NO_DATA or not is_on_hub(data) or not 0 < held_out < 1:
+        return 0
+    return max(DEFAULT_SAMPLES, math.ceil(shown / (1 - held_out)))
+
+
 def _run(
     settings: ValidateSettings, plan_path: Path, out: Path | None,
     *, force: bool, resume: bool, dry_run: bool, as_json: bool,
 ) -> None:  # fmt: skip
     from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.progress import status, terminal_progress
+    from hlscore.views.progress import status, terminal_progress, warn
     from hlscore.views.validation import (
         print_forecast,
         print_forecast_json,
@@ -155,10 +180,13 @@ def _run(
     from hlscore.inputs.placement import quiet_libraries
 
     with quiet_libraries():
+        from hlscore.inputs.model import resolve_device
+        from hlscore.inputs.placement import dtype_warning
         from hlscore.validation.file import document, write_validation
         from hlscore.validation.journal import JOURNAL
         from hlscore.validation.run import prepare, seconds_per_training, validate
 
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
         trial = prepare(settings, plan)
     if dry_run:

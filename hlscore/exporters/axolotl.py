@@ -6,6 +6,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
     FILL_IN,
+    counts_whole_conversations,
     optimizer_args,
     optimizer_name,
     optimizer_note,
@@ -56,6 +57,7 @@ def axolotl_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
         "sequence_len": plan.memory.train_length,
         "gradient_checkpointing": True,
         "bf16": "auto",
+        "train_on_inputs": counts_whole_conversations(plan) or None,
         "datasets": [{"path": FILL_IN, "type": FILL_IN}],
         "output_dir": "./outputs",
     }
@@ -95,6 +97,11 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
     del settings
     notes = [*precision_note(plan), *optimizer_note(plan)]
+    if counts_whole_conversations(plan):
+        notes.append(
+            "train_on_inputs counts every turn, as the probes did; axolotl leaves the tokens "
+            "between turns out of the loss."
+        )
     if plan.full and plan.lora_modules:
         notes.append(
             "embedding_lr reaches the weights of full modules, not their biases or fused experts: "
@@ -108,6 +115,7 @@ EXPORTER = Exporter(
     summary="axolotl.yaml: the whole plan with ranks and both learning rates, for `axolotl train`",
     limits=Limits(trainer=_TRAINER),
     files=_files,
+    methods=("sft",),
     usage="axolotl train {out}",
     notes=_notes,
 )

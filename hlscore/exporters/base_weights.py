@@ -56,6 +56,8 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
+        architecture=plan.model.architecture,
+        ignore_adapter=True,  # the plan names modules of the base model
     )
     stored = _checked_tensors(plan, model)
     if not settings.allow_other_weights and not _are_the_weights(plan, stored):

@@ -13,6 +13,7 @@ from hlscore.exporters.limits import Limits
 from hlscore.exporters.quoting import printable
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.paths import existing_path
+from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.settings import ModelSettings
 
 Writer = Callable[[Path], None]
@@ -51,12 +52,34 @@ class ExportSettings:
             local = existing_path(name)
             # A trainer may be started in another folder.
             return str(local.resolve()) if local is not None and local.is_dir() else name
-        return str(find_model(ModelSettings(model=name), weights=False).directory)
+        return str(
+            find_model(ModelSettings(model=name, ignore_adapter=True), weights=False).directory
+        )
 
-    def rates(self, plan: Plan) -> tuple[float, float]:
-        """Learning rates of full modules and adapters."""
-        rates = plan.learning_rates
-        return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
+    def rates(self, plan: Plan, method: str | None = None) -> tuple[float, float]:
+        """Learning rates of full modules and adapters.
+
+        Args:
+            plan: The plan.
+            method: `sft`, `dpo` or `grpo`; `None` means the loss that the plan was made for.
+
+        Returns:
+            The rates: those given, else the plan's, else what is usual for another loss than its.
+        """
+        full, lora = plan.learning_rates.full.value, plan.learning_rates.lora.value
+        if method not in (None, _loss(plan)):
+            full, lora = suggested_rates(method)
+        return self.full_lr or full, self.lora_lr or lora
+
+    def rate_source(self, plan: Plan, method: str) -> str:
+        """Where suggested rates come from."""
+        return plan.learning_rates.full.source if method == _loss(plan) else rate_source(method)
+
+
+def _loss(plan: Plan) -> str:
+    """The loss that a plan was made for; weights alone are ranked for SFT."""
+    objective = plan.provenance.probes.objective
+    return "sft" if objective == "none" else objective
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +96,7 @@ class Exporter:
         usage: The command or code that uses the result; `{out}` stands for its path.
         notes: Remarks for the reader about a given plan: what has to be set besides.
         rates: Whether the files or the notes give the learning rates.
+        methods: Losses that the files are for; empty where the trainer is told later.
     """
 
     name: str
@@ -83,10 +107,17 @@ class Exporter:
     usage: str = ""
     notes: Callable[[Plan, ExportSettings], tuple[str, ...]] = lambda plan, settings: ()  # noqa: ARG005
     rates: bool = True
+    methods: tuple[str, ...] = ()
 
     def all_notes(self, plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-        """The notes, and that learning rates were asked for in vain."""
+        """The notes, that another loss was probed, and that rates were asked for in vain."""
         notes = self.notes(plan, settings)
+        if self.methods and _loss(plan) not in self.methods:
+            notes = (
+                f"The plan was made for {_loss(plan)}, this file trains {self.methods[0]}: what "
+                "LoRA lags behind in can differ between them.",
+                *notes,
+            )
         if self.rates or settings.full_lr is settings.lora_lr is None:
             return notes
         return (

@@ -91,6 +91,20 @@ def training_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
     }
 
 
+def counts_whole_conversations(plan: Plan) -> bool:
+    """Whether the loss that was probed is on every token of conversations.
+
+    TRL's default; other trainers count the assistant's alone unless told otherwise.
+    """
+    probes = plan.provenance.probes
+    return probes.format == "messages" and probes.loss_on == "all"
+
+
+def counts_assistant_only(plan: Plan) -> bool:
+    """Whether the loss that was probed is on the assistant's tokens of conversations alone."""
+    return plan.provenance.probes.loss_on == "assistant"
+
+
 def seed_adapter_lines(lacks: str, key: str, instead_of: str) -> tuple[str, ...]:
     """Lines for the top of a file that say how a plan with several ranks gets to a trainer.
 
@@ -122,18 +136,19 @@ def revision(plan: Plan, settings: ExportSettings) -> str | None:
     return plan.model.revision if settings.base(plan) == plan.model.name else None
 
 
-def one_rate(plan: Plan, settings: ExportSettings) -> float:
+def one_rate(plan: Plan, settings: ExportSettings, method: str | None = None) -> float:
     """The learning rate where a trainer knows only one.
 
     Args:
         plan: The plan.
         settings: May set the rates.
+        method: The loss that is trained; `None` means the one that was probed.
 
     Returns:
         The smaller one of those that the plan needs: a rate too high ruins modules, one too low
         only trains them slowly.
     """
-    full, lora = settings.rates(plan)
+    full, lora = settings.rates(plan, method)
     if plan.full and plan.lora_modules:
         return min(full, lora)
     return full if plan.full else lora
@@ -195,6 +210,12 @@ def refuse_tied(plan: Plan, trainer: str) -> None:
         )
 
 
+def float32_base(plan: Plan) -> str:
+    """How much memory a base model in float32 takes more than the plan counts, in words."""
+    more = 0 if plan.memory.base_bits != 16 else plan.memory.frozen_bytes + plan.memory.copy_bytes
+    return f" ({more / 2**30:.3g} GiB more than the plan counts)" if more else ""
+
+
 def precision_note(plan: Plan) -> tuple[str, ...]:
     """A remark about the precision that PEFT leaves full modules in.
 
@@ -208,5 +229,6 @@ def precision_note(plan: Plan) -> tuple[str, ...]:
         return ()
     return (
         "Modules trained in full keep the precision that the base model is loaded in: in bfloat16 "
-        "small learning rates are lost. Load it in float32 or upcast what is trained.",
+        f"small learning rates are lost. Load it in float32{float32_base(plan)} or upcast what is "
+        "trained.",
     )

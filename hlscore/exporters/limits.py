@@ -1,7 +1,8 @@
-"""What a trainer cannot express, the plans that this refuses, and the nearest plan it can run."""
+"""What a trainer cannot express, and the plans that this refuses."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -11,14 +12,14 @@ from hlscore.errors import UsageError
 from hlscore.exporters.moe_names import needs_parameter_name
 from hlscore.exporters.name_clashes import Names
 from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
-from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
-from hlscore.reasons import NO_MAP, tied_modules, tied_to
+from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead
+from hlscore.reasons import CUSTOM, NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
 
-_SHOWN = 3
+SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BIAS = NO_MAP
+_BESIDE = (NO_MAP, CUSTOM)
 
 
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
@@ -136,49 +137,21 @@ def check_limits(plan: Plan, limits: Limits) -> None:
     """
     found = faults(plan, limits)
     if found:
-        raise _refusal(found, limits)
+        raise refusal(found, limits)
 
 
-def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
-    """Find the nearest plan that a trainer can run; it costs no more than the plan.
+def refusal(found: list[Fault], limits: Limits) -> ExportError:
+    """The error for a plan that a trainer cannot run.
 
     Args:
-        plan: The plan.
-        limits: What the trainer can do.
+        found: What it cannot do.
+        limits: What it can.
 
     Returns:
-        The plan, with the changes among its notes, and a sentence for each change.
-
-    Raises:
-        ExportError: Nothing near it can be run, such as a plan that trains nothing.
+        The error, with the first reasons and the way out.
     """
-    said: list[str] = []
-    current = plan
-    # Every round trains less of some module, or gives all adapters one rank.
-    while found := faults(current, limits):
-        changes: dict[str, Change] = {}
-        for fault in found:
-            if any(change.module in changes for change in fault.changes):
-                continue  # another fault changes these already; the next round looks again
-            changes |= {change.module: change for change in fault.changes}
-            if fault.changes:
-                said.append(_sentence(fault))
-        if not changes:
-            raise _refusal(found, limits)
-        current = revise(current, changes.values())
-    notes = [f"Changed for {limits.trainer}: {sentence}" for sentence in said]
-    return revise(current, (), notes), tuple(said)
-
-
-def _sentence(fault: Fault) -> str:
-    shown = "; ".join(str(change) for change in fault.changes[:_SHOWN])
-    more = len(fault.changes) - _SHOWN
-    return f"{fault.reason} Now {shown}{f'; and {more} more' if more > 0 else ''}."
-
-
-def _refusal(found: list[Fault], limits: Limits) -> ExportError:
-    shown = " ".join(fault.reason for fault in found[:_SHOWN])
-    more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
+    shown = " ".join(fault.reason for fault in found[:SHOWN])
+    more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
     lock = next((change.lock for fault in found for change in fault.changes), "")
     hint = (
         "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, with "
@@ -247,6 +220,27 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
             )
 
 
+def _wrapped_owners(case: _Case) -> Iterator[Fault]:
+    """LoRA on a parameter wraps the module that owns it.
+
+    Names inside it change, and the wrapper takes its input by position only.
+    """
+    if not case.limits.peft:
+        return
+    owners = sorted((item.parameter.rpartition(".")[0], item.module) for item in case.plan.modules)
+    for item in case.plan.lora_modules:
+        owner = item.parameter.rpartition(".")[0]
+        first = bisect_left(owners, (f"{owner}.", ""))
+        inside, name = owners[first] if first < len(owners) else ("", "")
+        if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
+            yield _frozen(
+                "name",
+                item,
+                f"LoRA on '{item.module}' cannot be trained: PEFT would wrap '{owner}', which "
+                f"holds '{name}' too.",
+            )
+
+
 def _mixed_experts(case: _Case) -> Iterator[Fault]:
     """PEFT copies the module that holds all experts, so all tensors are full or none is."""
     if not case.limits.peft:
@@ -259,7 +253,7 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         ]  # fmt: skip
         left_out = [
             item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.reason != _BIAS
+            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
         ]  # fmt: skip
         full = [item for item in inside if item.mode == "full"]
         if len(full) == len(inside) and not left_out:
@@ -369,6 +363,7 @@ _RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
     _read_past,
     _mixed_experts,
     _clashing_names,
+    _wrapped_owners,
     _ranks,
     _whole,
 )

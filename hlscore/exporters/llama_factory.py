@@ -7,6 +7,7 @@ from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, 
 from hlscore.exporters.hf_training import (
     FILL_IN,
     SEED_ADAPTER,
+    counts_whole_conversations,
     one_rate_note,
     optimizer_note,
     refuse_packed,
@@ -57,6 +58,7 @@ def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, obje
         "lora_target": target_modules(plan),
         "additional_target": modules_to_save(plan),
         **training_fields(plan, settings),
+        "train_on_prompt": counts_whole_conversations(plan) or None,
         "cutoff_len": plan.memory.train_length,
         "bf16": True,
         # Otherwise what is trained is upcast to float32.
@@ -86,6 +88,7 @@ EXPORTER = Exporter(
         instead=SEED_ADAPTER,
     ),
     files=_files,
+    methods=("sft",),
     usage="llamafactory-cli train {out}",
     notes=lambda plan, settings: (*one_rate_note(plan, settings), *optimizer_note(plan)),
 )

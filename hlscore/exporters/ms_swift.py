@@ -7,6 +7,7 @@ from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, 
 from hlscore.exporters.hf_training import (
     FILL_IN,
     SEED_ADAPTER,
+    counts_whole_conversations,
     one_rate_note,
     optimizer_note,
     precision_note,
@@ -69,6 +70,7 @@ def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
         "lora_dropout": 0.0,
         **training_fields(plan, settings),
         "max_length": plan.memory.train_length,
+        "loss_scale": "all" if counts_whole_conversations(plan) else None,
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
     }
@@ -91,6 +93,7 @@ EXPORTER = Exporter(
     "seed adapter",
     limits=Limits(trainer=_TRAINER, ranks=False, instead=SEED_ADAPTER),
     files=_files,
+    methods=("sft",),
     usage="swift sft {out}",
     notes=_notes,
 )

@@ -14,15 +14,18 @@ TIEABLE = ("embed_tokens", "lm_head")
 _KERNELS = frozenset({"out_proj"})
 _SCAN = frozenset({"dt_proj"})
 
-# Linear layers of state-space models whose weight is read past an adapter, by model type: always
-# (`dt_proj`), or where fast kernels are installed. PEFT refuses some of these and trains others
-# for nothing.
+# Linear layers whose weight is read past an adapter, by model type: always (`dt_proj`, the router
+# of LongCat), in training mode (Gemma 3n), or where fast kernels are installed. PEFT refuses some
+# of these and trains others for nothing.
 _READ_PAST = {
     "bamba": _KERNELS,
     "falcon_h1": _KERNELS,
     "falcon_mamba": _KERNELS | _SCAN | {"x_proj"},
+    "gemma3n": frozenset({"correction_coefs"}),
+    "gemma3n_text": frozenset({"correction_coefs"}),
     "granitemoehybrid": _KERNELS,
     "jamba": _SCAN,
+    "longcat_flash": frozenset({"classifier"}),
     "mamba": _KERNELS | _SCAN | {"x_proj"},
     "mamba2": _KERNELS,
     "nemotron_h": _KERNELS,

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import FILL_IN, one_rate, one_rate_note
+from hlscore.exporters.hf_training import (
+    FILL_IN,
+    counts_whole_conversations,
+    one_rate,
+    one_rate_note,
+)
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.peft_names import pattern
@@ -41,6 +46,11 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
                 "batch_size": plan.memory.train_batch,
             },
         ),
+        *(
+            [_table("data.loss_mask", dict.fromkeys(("system", "user", "assistant", "tool"), True))]
+            if counts_whole_conversations(plan)
+            else []
+        ),
         _table("optim", {"lr": one_rate(plan, settings)}),
     )
     return {"prime_rl.toml": text_file("\n".join(parts))}
@@ -73,6 +83,7 @@ EXPORTER = Exporter(
         trainer=_TRAINER, ranks=False, parameters=False, only_full=False, forms=("linear",)
     ),
     files=_files,
+    methods=("sft",),
     usage="uv run sft @ {out}",
     notes=lambda plan, settings: (
         *one_rate_note(plan, settings),

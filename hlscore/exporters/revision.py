@@ -7,7 +7,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals, significant
+from hlscore.artifacts.plan import (
+    LARGEST_RANK,
+    Plan,
+    PlanBudget,
+    PlanMemory,
+    PlanModule,
+    PlanTotals,
+    significant,
+)
 from hlscore.planning.costs import lora_params
 from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
 from hlscore.planning.options import option
@@ -127,19 +135,54 @@ def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Cha
 
 
 def common_rank(plan: Plan) -> int:
-    """The largest rank up to the plan's that all adapters can have without spending more.
+    """The largest rank that all adapters can have without spending more.
 
     Args:
         plan: A plan with LoRA.
 
     Returns:
-        The rank; at least 1.
+        The rank; at least 1, and no more than the largest that an adapter has.
     """
-    return max(1, _largest_rank(plan, plan.lora_modules, plan.lora.rank))
+    most = max(item.rank or 1 for item in plan.lora_modules)
+    return max(1, _largest_rank(plan, plan.lora_modules, most))
 
 
-def _largest_rank(plan: Plan, items: Sequence[PlanModule], most: int) -> int:
-    """The largest rank up to `most` at which LoRA on modules costs no more than they do; 0: none.
+def equal_cost_rank(plan: Plan, asked: Plan) -> int:
+    """The largest rank of all adapters at which a plan costs no more than another.
+
+    Args:
+        plan: A plan with LoRA of one rank.
+        asked: The plan that it stands in for.
+
+    Returns:
+        The rank; that of the plan where no larger one fits.
+    """
+    settings, adapters = memory_settings(plan), plan.lora_modules
+    others = [item for item in plan.modules if item.mode != "lora"]
+    own = adapters[0].rank or 1
+    most = max(own, *(min(item.out_features, item.in_features) for item in adapters))
+    found = _largest_rank(
+        plan,
+        adapters,
+        min(most, LARGEST_RANK),
+        params=asked.totals.trained_params - sum(item.trained_params for item in others),
+        room=sum(extra_bytes(_choice(item), settings) for item in asked.modules)
+        - sum(extra_bytes(_choice(item), settings) for item in others),
+    )
+    return max(own, found)
+
+
+def _largest_rank(
+    plan: Plan,
+    items: Sequence[PlanModule],
+    most: int,
+    *,
+    params: int | None = None,
+    room: int | None = None,
+) -> int:
+    """The largest rank up to `most` at which LoRA on modules costs no more than given; 0: none.
+
+    Without `params` and `room` (bytes) it may cost what the modules do now.
 
     Parameters grow with the rank, so one division bounds it. Bytes need not: 8-bit moments of a
     tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
@@ -150,9 +193,12 @@ def _largest_rank(plan: Plan, items: Sequence[PlanModule], most: int) -> int:
     def cost(rank: int) -> int:
         return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
 
-    trained = sum(item.trained_params for item in items)
-    rank = min(most, trained // sum(lora_params(row, 1) for row in rows))
-    room, first = sum(extra_bytes(_choice(item), settings) for item in items), cost(1)
+    if params is None:
+        params = sum(item.trained_params for item in items)
+    if room is None:
+        room = sum(extra_bytes(_choice(item), settings) for item in items)
+    rank = min(most, params // sum(lora_params(row, 1) for row in rows))
+    first = cost(1)
     while rank > 0 and (excess := cost(rank) - room) > 0:
         rank -= -(-excess // first)
     return max(rank, 0)
@@ -181,6 +227,8 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
             "totals": totals,
             "memory": memory,
             "budget": _budget(plan, totals, memory),
+            # Energies of modules are not in a plan.
+            "coverage": plan.coverage and plan.coverage.model_copy(update={"plan": None}),
             "notes": [*plan.notes, *notes],
         }
     )

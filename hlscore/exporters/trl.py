@@ -9,6 +9,8 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
+    counts_assistant_only,
+    float32_base,
     one_rate,
     optimizer_args,
     optimizer_name,
@@ -18,15 +20,13 @@ from hlscore.exporters.hf_training import (
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
 from hlscore.exporters.peft_names import never_packed
+from hlscore.exporters.probed import loss_fields, probed_objective, reward_funcs
 from hlscore.exporters.quoting import comment
 from hlscore.exporters.yaml_text import yaml_text
 
 METHODS = ("sft", "dpo", "grpo")
 
 _TEMPLATE = Path(__file__).with_name("templates") / "trl_train.py.txt"
-
-# TRL's own learning rates, to say where a suggestion made for SFT may be too high.
-_USUAL = {"dpo": "1e-6", "grpo": "1e-6"}
 
 
 def obstacles(plan: Plan) -> tuple[str, ...]:
@@ -68,11 +68,13 @@ def config_fields(plan: Plan, settings: ExportSettings, method: str) -> dict[str
         "load_in_4bit": memory.base_bits == 4 or None,
         "load_in_8bit": memory.base_bits == 8 or None,
         "output_dir": f"{method}-output",
-        "learning_rate": one_rate(plan, settings),
+        "learning_rate": one_rate(plan, settings, method),
         "optim": optimizer_name(plan),
         "optim_args": optimizer_args(plan),
         "per_device_train_batch_size": None if method == "grpo" else memory.train_batch,
         "max_length": None if method == "grpo" else memory.train_length,
+        "assistant_only_loss": (method == "sft" and counts_assistant_only(plan)) or None,
+        **loss_fields(plan, method),
         "use_peft": True,
         **_lora_fields(plan, method),
     }
@@ -98,34 +100,38 @@ def _lora_fields(plan: Plan, method: str) -> dict[str, object]:
 
 
 def _remarks(plan: Plan, settings: ExportSettings, method: str) -> tuple[str, ...]:
-    full, lora = settings.rates(plan)
-    reasons = obstacles(plan)
+    full, lora = settings.rates(plan, method)
+    reasons, rewards = obstacles(plan), ""
+    found = probed_objective(plan)
+    if method == "grpo" and not loss_fields(plan, method).get("reward_funcs"):
+        rewards = " --reward_funcs REWARD"
     lines = [
         "",
-        f"python train.py {method} --config {method}.yaml --dataset_name DATA",
+        f"python train.py {method} --config {method}.yaml --dataset_name DATA{rewards}",
         f"  trains the plan, full modules at {full:g} and adapters at {lora:g}; --full_lr and",
         "  --lora_lr change these, and learning_rate and lora_* below are not read.",
     ]
     if reasons:
         lines.append(f"Not for the trl command: {' and '.join(reasons)}. It stops at lora_r.")
     else:
-        more = " --reward_funcs FUNCTION" if method == "grpo" else ""
         lines += [
-            f"trl {method} --config {method}.yaml --dataset_name DATA{more}",
-            "  trains the same modules, all of them at learning_rate, on a model in float32: with",
-            "  dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
+            f"trl {method} --config {method}.yaml --dataset_name DATA{rewards}",
+            "  trains the same modules, all of them at learning_rate, on a model in float32"
+            f"{float32_base(plan)}:",
+            "  with dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
         ]
-    if method in _USUAL:
-        lines.append(
-            f"The rates are suggested for SFT; TRL's own for {method.upper()} is {_USUAL[method]}."
-        )
+    if found is not None and found.objective == method != "sft":
+        lines.append("Loss and sampling are those of the probes.")
+    elif plan.provenance.probes.objective != "none" and method != "sft":
+        lines.append(f"The probes were of {plan.provenance.probes.objective}, not of {method}.")
+    if settings.full_lr is None or settings.lora_lr is None:
+        lines.append(f"Rates: {settings.rate_source(plan, method)}.")
     return tuple(lines)
 
 
 def _script(plan: Plan, settings: ExportSettings) -> str:
-    full, lora = settings.rates(plan)
-    text = _TEMPLATE.read_text(encoding="utf-8")
-    text = text.replace("{{FULL_LR}}", repr(full)).replace("{{LORA_LR}}", repr(lora))
+    rates = {method: settings.rates(plan, method) for method in METHODS}
+    text = _TEMPLATE.read_text(encoding="utf-8").replace("{{RATES}}", repr(rates))
     return comment(origin(plan)) + text
 
 
@@ -143,13 +149,23 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
 
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
     del settings
-    reasons = obstacles(plan)
-    if not reasons:
-        return optimizer_note(plan)
-    return (
-        f"The trl command cannot run this plan ({'; '.join(reasons)}); train.py does.",
-        *optimizer_note(plan),
-    )
+    reasons, notes = obstacles(plan), []
+    if reasons:
+        notes.append(f"The trl command cannot run this plan ({'; '.join(reasons)}); train.py does.")
+    found = probed_objective(plan)
+    if found is not None and found.objective == "grpo":
+        if not reward_funcs(found):
+            notes.append(
+                "No reward is in grpo.yaml: the probed completions had theirs from "
+                f"{'a file' if found.rollouts else 'a function in memory'}. "
+                "Give --reward_funcs package.module:function."
+            )
+        if found.stop:
+            notes.append(
+                f"TRL has no stop texts: training does not end completions at "
+                f"{', '.join(map(repr, found.stop))}, as the probes did."
+            )
+    return (*notes, *optimizer_note(plan))
 
 
 EXPORTER = Exporter(
@@ -161,4 +177,5 @@ EXPORTER = Exporter(
     folder=True,
     usage="python {out}/train.py {objective} --config {out}/{objective}.yaml --dataset_name DATA",
     notes=_notes,
+    methods=METHODS,
 )

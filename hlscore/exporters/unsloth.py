@@ -8,6 +8,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
 from hlscore.exporters.hf_training import (
     FILL_IN,
+    counts_assistant_only,
     optimizer_args,
     optimizer_name,
     optimizer_note,
@@ -143,10 +144,19 @@ EXPORTER = Exporter(
     "Unsloth's FastModel",
     limits=Limits(trainer=_TRAINER, only_full=False),
     files=_files,
+    methods=("sft",),
     usage="python {out}",
     notes=lambda plan, settings: (  # noqa: ARG005
         "FastModel only: on a GPU FastLanguageModel trains no other full modules than lm_head and "
         "embed_tokens.",
+        *(
+            (
+                "The probes counted the assistant's tokens alone: call "
+                "unsloth.chat_templates.train_on_responses_only on the trainer.",
+            )
+            if counts_assistant_only(plan)
+            else ()
+        ),
         *precision_note(plan),
         *optimizer_note(plan),
     ),

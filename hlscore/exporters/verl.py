@@ -37,7 +37,7 @@ def verl_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
     Returns:
         The keys in the order they are written in.
     """
-    _, rate = settings.rates(plan)
+    _, rate = settings.rates(plan, "grpo")
     return {
         "defaults": ["ppo_trainer", "_self_"],
         "actor_rollout_ref": {
@@ -89,6 +89,7 @@ EXPORTER = Exporter(
         instead=SEED_ADAPTER,
     ),
     files=_files,
+    methods=("grpo",),
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
     notes=lambda plan, settings: (  # noqa: ARG005

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +14,7 @@ from hlscore.gradients.estimator import Choice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.tokens import embedding_rows
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
@@ -33,6 +36,12 @@ class Forecast:
         weight_bytes: Memory of the weights.
         gradient_bytes: Memory of the gradient sums or sketches.
         activation_bytes: Memory of the activations of the largest batch, an estimate.
+        generation_bytes: Memory of the cache and the logits while completions are sampled; 0 where
+            none are.
+        process_bytes: Memory that the process holds beside tensors: the libraries.
+        disk_bytes: Largest size of the stored progress, removed when the run has ended.
+        probe_seconds: Time of the forward and backward passes over the probes, from the speed of
+            a matrix product; decompositions and sampling come on top.
         free_bytes: Memory that is free on the device now.
         budget_unit: `module` or `parameter`.
         budget_limit: How many of them the budget allows in full.
@@ -44,14 +53,19 @@ class Forecast:
     weight_bytes: int
     gradient_bytes: int
     activation_bytes: int
+    generation_bytes: int
+    process_bytes: int
+    disk_bytes: int
+    probe_seconds: float
     free_bytes: int
     budget_unit: str
     budget_limit: int
 
     @property
     def peak_bytes(self) -> int:
-        """Predicted peak on the device of the model."""
-        return self.weight_bytes + self.gradient_bytes + self.activation_bytes
+        """Predicted peak of tensors on the device of the model, in sampling or in probing."""
+        probing = self.gradient_bytes + self.activation_bytes
+        return self.weight_bytes + max(probing, self.generation_bytes)
 
 
 def forecast(
@@ -83,6 +97,13 @@ def forecast(
             prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
         )
     probes = encode_probes(model, tokenizer, examples, settings)
+    dtype = planned_dtype(model, settings.model)
+    generation_bytes = 0
+    if settings.objective.samples_rollouts:
+        longest = max(
+            len(item.input_ids) for half in probes.halves for group in half for item in group
+        )
+        generation_bytes = _generation_bytes(model, settings, longest, dtype.itemsize)
     budget = parse_budget(settings.plan.budget)
     weight_bytes = planned_weight_bytes(model, settings.model)
     choice = choose_estimator(
@@ -92,7 +113,7 @@ def forecast(
         settings,
         device=device,
         reserved_bytes=weight_bytes,
-        itemsize=planned_dtype(model, settings.model).itemsize,
+        itemsize=dtype.itemsize,
         packed=settings.model.load_in is not None,
     )
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
@@ -103,10 +124,50 @@ def forecast(
         weight_bytes=weight_bytes,
         gradient_bytes=kept - choice.needs.activations,
         activation_bytes=choice.needs.activations,
+        generation_bytes=generation_bytes,
+        process_bytes=psutil.Process().memory_info().rss,
+        disk_bytes=kept - choice.needs.activations,
+        probe_seconds=_FLOPS_PER_WEIGHT
+        * settings.capture.passes
+        * probes.summary.total_tokens
+        * sum(item.n_params // item.matrices for item in chosen)
+        / _flops_per_second(model, dtype, device),
         free_bytes=choice.free_bytes,
         budget_unit=budget.unit.removesuffix("s"),
         budget_limit=budget.limit([item.n_params for item in chosen]),
     )
+
+
+# Forward, forward again for checkpointed blocks, and both products of the backward pass.
+_FLOPS_PER_WEIGHT = 8
+_TIMED_SECONDS = 0.1
+_TIMED_TOKENS = 512
+
+
+def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> float:
+    """Speed of a matrix product of about the size of the model's."""
+    width = min(8192, int(getattr(model.config.get_text_config(), "hidden_size", 1024)))
+    left = torch.ones(_TIMED_TOKENS, width, dtype=dtype, device=device)
+    right = torch.ones(width, width, dtype=dtype, device=device)
+    (left @ right).sum().item()  # the first product loads libraries
+    products, began = 0, time.perf_counter()
+    while (passed := time.perf_counter() - began) < _TIMED_SECONDS:
+        (left @ right)[0, 0].item()
+        products += 1
+    return 2.0 * products * _TIMED_TOKENS * width**2 / passed
+
+
+def _generation_bytes(
+    model: PreTrainedModel, settings: RankSettings, longest: int, itemsize: int
+) -> int:
+    """Cache of keys and values of a batch of completions, and its logits in float32."""
+    config = model.config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+    held = int(getattr(config, "num_key_value_heads", None) or heads)
+    cache = 2 * int(config.num_hidden_layers) * held * int(width) * longest * itemsize
+    logits = 2 * embedding_rows(model) * torch.float32.itemsize
+    return int(settings.objective.generate_batch * (cache + logits))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.origin import run_info, with_selection
 from hlscore.flow.weights_alone import weights_beside
+from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.run import (
     CaptureRun,
@@ -42,6 +44,7 @@ from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
+from hlscore.threads import thread_limit, torch_threads
 from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
 
 
@@ -64,6 +67,8 @@ def encode_probes(
         max_length=settings.data.max_length,
         groups=settings.capture.groups,
         seed=settings.seed,
+        # With trials each group is the data of one.
+        batch_size=None if settings.capture.movement == "trial" else settings.capture.batch_size,
     )
 
 
@@ -119,7 +124,7 @@ def sample_rollouts(
         rewards_of(settings.objective, functions or {}),
         seed=settings.seed,
     )
-    with torch.inference_mode(False), memory_errors():
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         return sampler.run(
             examples,
             progress,
@@ -127,6 +132,12 @@ def sample_rollouts(
             journal=journal,
             resume=storage is not None and storage.resume,
         )
+
+
+def _threads(model: PreTrainedModel) -> AbstractContextManager[None]:
+    """No more threads than there is CPU time for, where the CPU computes."""
+    on_cpu = input_device(model).type == "cpu"
+    return torch_threads(thread_limit()) if on_cpu else nullcontext()
 
 
 def _journal(storage: Storage, about: Mapping[str, object], processes: Processes) -> RolloutJournal:
@@ -175,7 +186,15 @@ def score_model(
         stored = any(processes.gather(captures_stored(storage.folder)))
         storage = replace(storage, resume=stored)
     return score_probes(
-        model, modules, identity, probes, settings, progress, processes=processes, storage=storage
+        model,
+        modules,
+        identity,
+        probes,
+        settings,
+        progress,
+        processes=processes,
+        storage=storage,
+        earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
     )
 
 
@@ -189,6 +208,7 @@ def score_probes(
     *,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     storage: Storage | None = None,
+    earlier_seconds: float = 0.0,
 ) -> tuple[ScoreReport, Allocation] | None:
     """Do what `score_model` does, from tokenized probes on.
 
@@ -201,6 +221,7 @@ def score_probes(
         progress: Told about both long steps.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
+        earlier_seconds: What was done for it before, such as sampling.
 
     Returns:
         The report and the plan made from it; `None` in all but the main process.
@@ -211,8 +232,8 @@ def score_probes(
         for item in modules
     )
     chosen = candidates_of(modules)
-    run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
-    with torch.inference_mode(False), memory_errors():
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
+        run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
         norms = weight_norms(model, chosen) if run.taps else {}
         weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
@@ -229,7 +250,7 @@ def score_probes(
         probes=replace(probes.summary, mean_loss=mean_loss),
         run=run_info(
             settings,
-            seconds=time.perf_counter() - began,
+            seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
             estimator=run.choice.estimator,
             sketch_size=run.choice.sketch_size if run.taps else None,
             device=input_device(model),

@@ -38,7 +38,7 @@ from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.weights.measuring import measure_weight, work
+from hlscore.weights.measuring import measure_weight
 
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1
@@ -113,10 +113,10 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
     def use(item: Candidate, weight: torch.Tensor) -> None:
         scorer.add(item, weight)
         if of_weights:
-            weights[item.module] = measure_weight(weight, item, ranks, device, lambda _: None)
-        progress.advance(work([item]))
+            weights[item.module] = measure_weight(weight, item, ranks, device)
+        progress.advance(1)
 
-    progress.start("decomposing", work(chosen), "weights")
+    progress.start("decomposing", len(chosen), "modules")
     identity = base.identity(base.read(chosen, use))
     scorer.check()
     rows = build_rows(

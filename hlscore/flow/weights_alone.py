@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.flow.origin import run_info, with_selection
+from hlscore.gradients.memory import worker_count
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -28,7 +30,9 @@ from hlscore.scores.registry import check_without_probes, find_score
 from hlscore.scores.rows import build_weight_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.weights.measuring import measure_weight, work
+from hlscore.threads import Workers
+from hlscore.weights.measuring import measure_weight
+from hlscore.weights.singular_values import decomposition_bytes
 
 
 def score_stored_weights(
@@ -55,13 +59,9 @@ def score_stored_weights(
     chosen, ranks = candidates_of(modules), _ranks(settings)
     stored.check(chosen)
     began = time.perf_counter()
-    found: dict[str, WeightStatistics] = {}
-
-    def use(item: Candidate, weight: torch.Tensor) -> None:
-        found[item.module] = measure_weight(weight, item, ranks, device, progress.advance)
-
-    progress.start("decomposing", work(chosen), "weights")
-    identity = stored.identity(stored.read(chosen, use))
+    with _decomposing(chosen, ranks, device, progress) as (found, use):
+        weights_hash = stored.read(chosen, use)
+    identity = stored.identity(weights_hash)
     run = run_info(
         settings,
         seconds=time.perf_counter() - began,
@@ -142,14 +142,50 @@ def _held(
     ranks: tuple[int, ...],
     progress: Progress,
 ) -> dict[str, WeightStatistics]:
-    device = input_device(model)
-    progress.start("decomposing", work(chosen), "weights")
-    return {
-        item.module: measure_weight(
-            dense_weight(model, item), item, ranks, device, progress.advance
-        )
-        for item in chosen
-    }
+    with _decomposing(chosen, ranks, input_device(model), progress) as (found, use):
+        for item in chosen:
+            use(item, dense_weight(model, item))
+    return found
+
+
+@contextmanager
+def _decomposing(
+    chosen: tuple[Candidate, ...],
+    ranks: tuple[int, ...],
+    device: torch.device,
+    progress: Progress,
+) -> Iterator[tuple[dict[str, WeightStatistics], Callable[[Candidate, torch.Tensor | None], None]]]:
+    """Spread the decompositions of weights over threads.
+
+    Args:
+        chosen: Modules whose weights are decomposed.
+        ranks: LoRA ranks of the curves.
+        device: Where to compute; an accelerator decomposes one weight after the other.
+        progress: Told about the decompositions.
+
+    Yields:
+        Statistics by module name, complete when the block ends, and a function that takes one
+        weight; it waits while all threads are busy.
+    """
+    found: dict[str, WeightStatistics] = {}
+
+    def done(ended: tuple[Candidate, WeightStatistics]) -> None:
+        item, found[item.module] = ended
+        progress.advance(_numbers(item))
+
+    largest = max(4 * _numbers(item) + decomposition_bytes(item) for item in chosen)
+    count = worker_count(largest) if device.type in ("cpu", "mps") else 0
+    progress.start("decomposing", sum(_numbers(item) for item in chosen), "weights")
+    with Workers(count, done) as workers:
+
+        def use(item: Candidate, weight: torch.Tensor | None) -> None:
+            workers.submit(lambda: (item, measure_weight(weight, item, ranks, device)))
+
+        yield found, use
+
+
+def _numbers(item: Candidate) -> int:
+    return item.matrices * item.out_features * item.in_features
 
 
 def _ranks(settings: RankSettings) -> tuple[int, ...]:

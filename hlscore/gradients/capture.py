@@ -7,8 +7,8 @@ at the output over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -185,17 +185,7 @@ class GradientCapture:
                 )
 
     def _set_flags(self) -> None:
-        for module in self._model.modules():
-            self._undo.callback(setattr, module, "training", module.training)
-        self._model.eval()
-        for module in self._model.modules():
-            for leaf, parameter in module.named_parameters(recurse=False):
-                self._undo.callback(
-                    _restore_parameter, module, leaf, parameter.requires_grad, parameter.grad
-                )
-        for parameter in self._model.parameters():
-            parameter.grad = None
-            parameter.requires_grad_(False)
+        self._undo.enter_context(frozen(self._model))
         for parameter in self._sources.weights.values():
             parameter.requires_grad_(True)
 
@@ -211,7 +201,7 @@ class GradientCapture:
             return
         # With every weight frozen, the graph has to begin somewhere.
         embedding = self._model.get_input_embeddings()
-        self._undo.callback(embedding.register_forward_hook(_require_gradient).remove)
+        self._undo.callback(embedding.register_forward_hook(require_gradient).remove)
         for name, module in self._sources.maps.items():
             before = module.register_forward_pre_hook(
                 partial(self._see_input, name), with_kwargs=True
@@ -335,6 +325,58 @@ class GradientCapture:
         )
 
 
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Context in which a model is in inference mode and none of its weights requires gradients."""
+    with ExitStack() as undo:
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        model.eval()
+        for module in model.modules():
+            for leaf, parameter in module.named_parameters(recurse=False):
+                undo.callback(
+                    _restore_parameter, module, leaf, parameter.requires_grad, parameter.grad
+                )
+        for parameter in model.parameters():
+            parameter.grad = None
+            parameter.requires_grad_(False)
+        yield
+
+
+@contextmanager
+def weights_as_trained(model: PreTrainedModel) -> Iterator[None]:
+    """Context in which no weight is rescaled for inference.
+
+    RWKV divides the weights of its later blocks by powers of two as soon as it runs in inference
+    mode, and multiplies them again in training mode: scores are those of the weights that train.
+    """
+    with ExitStack() as undo:
+        for module in model.modules():
+            rescale = getattr(module, "_rescale_layers", None)
+            if rescale is None or not hasattr(module, "layers_are_rescaled"):
+                continue
+            rescaled, training = module.layers_are_rescaled, module.training
+            every = module.config.rescale_every
+            if rescaled:
+                module.training = True
+                rescale()
+                module.training = training
+
+            def put_back(
+                module: Any = module, rescaled: Any = rescaled, training: bool = training,
+                every: int = every,
+            ) -> None:  # fmt: skip
+                module.config.rescale_every, module.layers_are_rescaled = every, False
+                if rescaled:
+                    module.training = False
+                    module._rescale_layers()
+                module.training = training
+
+            undo.callback(put_back)
+            module.config.rescale_every = 0
+        yield
+
+
 def called_modules(
     model: PreTrainedModel, modules: Mapping[str, nn.Module], input_ids: torch.Tensor
 ) -> set[str]:
@@ -354,7 +396,7 @@ def called_modules(
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
         model.eval()
-        undo.callback(model.get_input_embeddings().register_forward_hook(_require_gradient).remove)
+        undo.callback(model.get_input_embeddings().register_forward_hook(require_gradient).remove)
         for name, module in modules.items():
             hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
             undo.callback(hook.remove)
@@ -362,7 +404,8 @@ def called_modules(
     return called
 
 
-def _require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+def require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """Forward hook of the input embedding: with every weight frozen, the graph begins here."""
     # Not a leaf of the graph, which a model could not write into.
     return output if output.requires_grad else output.requires_grad_().clone()
 

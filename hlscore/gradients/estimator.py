@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import UsageError
-from hlscore.gradients.memory import Needs, free_bytes, predict
+from hlscore.gradients.memory import USABLE_SHARE, Needs, free_bytes, predict
 from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
@@ -18,8 +18,6 @@ from hlscore.settings import Movement, RankSettings
 
 # Scores of single gradient entries: no sketch tells them.
 _NEEDS_GRADIENT = ("taylor", "l1_adam")
-# The allocator and the kernels want some of what is free, and activations are an estimate.
-_USABLE_SHARE = 0.9
 _GIB = 1024**3
 
 
@@ -97,6 +95,7 @@ def choose_estimator(
     itemsize: int,
     packed: bool,
     processes: Processes = Processes(),  # noqa: B008 - frozen
+    stored: tuple[str, str] | None = None,
 ) -> Choice:
     """Choose the estimator that was asked for, or the exact one while it fits the memory.
 
@@ -110,6 +109,8 @@ def choose_estimator(
         itemsize: Bytes of an activation.
         packed: Whether weights are quantized, offloaded or sharded, so that they hold no gradient.
         processes: This process among those that share the probes.
+        stored: Estimator and reason of the unfinished run that is resumed: memory that is free
+            now does not change them.
 
     Returns:
         The choice; the same in every process.
@@ -131,7 +132,7 @@ def choose_estimator(
     )
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
-    estimator, reason = _choose(settings, needs, free, device, packed or offloaded)
+    estimator, reason = stored or _choose(settings, needs, free, device, packed or offloaded)
     if estimator == "sketch" and settings.plan.score in _NEEDS_GRADIENT:
         raise UsageError(
             f"The score '{settings.plan.score}' needs whole gradients: {reason}",
@@ -153,10 +154,10 @@ def _choose(
     if packed:
         return "sketch", "sketch: quantized, offloaded or sharded weights hold no gradients."
     wanted = needs.on_device("exact", capture.accumulate_on)
-    fits = wanted <= _USABLE_SHARE * free
+    fits = wanted <= USABLE_SHARE * free
     host = needs.on_host("exact", capture.accumulate_on)
     if host and device.type != "cpu":
-        fits = fits and host <= _USABLE_SHARE * free_bytes(torch.device("cpu"))
+        fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
     place = "this machine" if device.type == "cpu" else str(device)
     compared = (
         f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"

@@ -18,8 +18,11 @@ from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import Candidate
 from hlscore.settings import CaptureSettings
+from hlscore.threads import thread_limit
 
 _CGROUP = Path("/sys/fs/cgroup")
+# The allocator and the kernels want some of what is free, and activations are an estimate.
+USABLE_SHARE = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +120,19 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
     return available if limit is None or used is None else min(available, max(0, limit - used))
+
+
+def worker_count(job_bytes: int) -> int:
+    """Threads that decompose matrices on the CPU, as many as fit its memory.
+
+    Args:
+        job_bytes: Memory of the largest decomposition.
+
+    Returns:
+        At least 1.
+    """
+    fitting = int(USABLE_SHARE * free_bytes(torch.device("cpu"))) // max(1, job_bytes)
+    return max(1, min(thread_limit(), fitting))
 
 
 def _cgroup_number(name: str) -> int | None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from hlscore.errors import CaptureError
+from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.passes import counted_log_probs, sends_positions
@@ -242,9 +243,10 @@ class ProbeRun:
             device=input_device(self._model),
         )
         capture.begin_batch(skipped)
-        log_probs, counted = counted_log_probs(
-            self._model, batch, positions=self._positions, temperature=self._probes.temperature
-        )
+        with _named_errors(self._model, self._here):
+            log_probs, counted = counted_log_probs(
+                self._model, batch, positions=self._positions, temperature=self._probes.temperature
+            )
         old = batch.old_log_probs.to(log_probs)
         loss = self._loss(log_probs, batch.coefficients.to(log_probs), counted, old)
         likelihood = -float(log_probs.detach().sum())
@@ -259,7 +261,8 @@ class ProbeRun:
         # Gradients of the size of a mean, whatever a batch holds.
         size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
         self._gradients.begin_batch(half, weight * size / scale)
-        (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
+        with _named_errors(self._model, self._here):
+            (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
         # Once per token: after what memory may cut off, and not in further passes.
         if self._off_policy and self._here.number == 1:
             self._count_ratios(log_probs.detach(), counted, old)
@@ -290,6 +293,32 @@ class ProbeRun:
 
 def _words(place: Place) -> str:
     return f"probe group {place.group + 1} of half {place.half + 1}"
+
+
+@contextmanager
+def _named_errors(model: PreTrainedModel, here: Place) -> Iterator[None]:
+    """Turn an exception of the model's own code into an error that names the model.
+
+    Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
+
+    Raises:
+        CaptureError: The model cannot run.
+    """
+    try:
+        yield
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise CaptureError(
+            f"{type(model).__name__} fails in {_words(here)}: {first_line(error)}",
+            hint="The model's own code raised this. It is run in evaluation mode, with gradients; "
+            "check that it can be trained like that.",
+        ) from error
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

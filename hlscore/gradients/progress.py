@@ -15,7 +15,13 @@ from safetensors.torch import save_file
 
 from hlscore.errors import ArtifactError, UsageError, first_line
 from hlscore.processes import Processes
-from hlscore.unfinished import PROGRESS_PREFIX, check_same_run, nothing_to_resume
+from hlscore.unfinished import (
+    HALF_WRITTEN,
+    PROGRESS_PREFIX,
+    check_same_run,
+    nothing_to_resume,
+    remove,
+)
 
 _METADATA_KEY = "hlscore"
 # Writing may cost a run about this share of its time, however large the sums are.
@@ -70,6 +76,9 @@ class ProgressFile:
         processes: This process among those of the run.
         every_seconds: Time between two writes; 0 writes after every batch.
         together: Whether all processes must store the same place.
+
+    Attributes:
+        earlier_seconds: What the run took before it was stored last; 0 unless it was resumed.
     """
 
     def __init__(
@@ -86,9 +95,10 @@ class ProgressFile:
         self._processes = processes
         self._every = every_seconds
         self._together = together
-        self._last = time.monotonic()
+        self._began = self._last = time.monotonic()
         self._cost = 0.0
         self._made_folder = False
+        self.earlier_seconds = 0.0
 
     def path(self, number: int) -> Path:
         """Where the progress of this process in a pass is stored."""
@@ -124,21 +134,28 @@ class ProgressFile:
         """
         began = time.monotonic()
         path = self.path(progress.place.number)
-        unfinished = path.with_name(f"{path.name}.unfinished")
-        header = {"identity": self._identity, "progress": asdict(progress)}
+        stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
+        seconds = self.earlier_seconds + began - self._began
+        header = {
+            "identity": self._identity,
+            "progress": asdict(progress) | {"seconds": seconds},
+        }
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
             if not self._folder.exists():
                 self._folder.mkdir(parents=True, exist_ok=True)  # another process may be first
                 self._made_folder = True
-            save_file(tensors, unfinished, metadata={_METADATA_KEY: json.dumps(header)})
-            unfinished.replace(path)
+            remove(stage)
+            stage.mkdir()
+            save_file(tensors, stage / path.name, metadata={_METADATA_KEY: json.dumps(header)})
+            (stage / path.name).replace(path)
         except (OSError, SafetensorError) as error:
-            unfinished.unlink(missing_ok=True)
             raise ArtifactError(
                 f"Progress cannot be stored in '{self._folder}': {first_line(error)}",
                 hint="Make room, choose another --out, or use --save-every 0.",
             ) from error
+        finally:
+            remove(stage)
         self._last = time.monotonic()
         self._cost = self._last - began
 
@@ -167,6 +184,7 @@ class ProgressFile:
             header = read_header(path)
             check_same_run(self._folder, header["identity"], self._identity)
             progress = _progress_of(header)
+            self.earlier_seconds = float(header["progress"].get("seconds", 0.0))
             state = _read_tensors(path, device)
         if self._together and len({part.place for part in self._processes.gather(progress)}) > 1:
             raise UsageError(
@@ -185,6 +203,9 @@ class ProgressFile:
         for number in stored_passes(self.path(1)):
             if before is None or number < before:
                 self.path(number).unlink(missing_ok=True)
+        first = self.path(1).name.removesuffix("1.safetensors")
+        for left in self._folder.glob(f"{first}*{HALF_WRITTEN}") if before is None else ():
+            remove(left)
         if before is None and self._made_folder and not any(self._folder.iterdir()):
             self._folder.rmdir()
 
@@ -217,6 +238,23 @@ def stored_passes(first: Path) -> list[int]:
         if text.isdecimal():
             numbers.append(int(text))
     return sorted(numbers)
+
+
+def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
+    """Read what run the progress in a folder is of.
+
+    Args:
+        folder: Folder of the results.
+        processes: This process among those of the run.
+
+    Returns:
+        The same in every process; empty where none of them has stored progress.
+    """
+    rank, size = processes.rank, processes.size
+    numbers = stored_passes(progress_path(folder, rank, size, 1))[-1:]
+    headers = [read_header(progress_path(folder, rank, size, number)) for number in numbers]
+    own: dict[str, Any] = headers[0]["identity"] if headers else {}
+    return next((part for part in processes.gather(own) if part), {})
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +15,15 @@ from hlscore.errors import CaptureError
 from hlscore.gradients.capture import Sources
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
-from hlscore.gradients.progress import ProgressFile
+from hlscore.gradients.progress import ProgressFile, stored_identity
 from hlscore.gradients.resampling import draw_resamples
+from hlscore.gradients.self_check import (
+    batch_difference,
+    check_weights_kept,
+    sampled_parameters,
+)
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import tapped_sources, weight_sources
@@ -36,6 +43,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import CaptureSettings, RankSettings
 from hlscore.steps import Progress
+from hlscore.threads import Workers
 from hlscore.unfinished import describe_run
 
 
@@ -83,6 +91,10 @@ class CaptureRun:
             # Each trial is one update, however many tokens it saw.
             ones = tuple((1,) * len(half) for half in probes.counts)
             probes = replace(probes, counts=ones)
+        self._name = identity.model
+        self._samples = sampled_parameters(model)
+        self.notes: tuple[str, ...] = ()
+        self._capture = self._checked(settings.capture, probes, processes)
         self._probes, self._processes, self._storage = probes, processes, storage
         self._sharded = is_sharded(model)
         self.choice = choose_estimator(
@@ -95,12 +107,12 @@ class CaptureRun:
             itemsize=model.dtype.itemsize,
             packed=self._sharded or any(item.quantized for item in chosen),
             processes=processes,
+            stored=self._stored_choice(),
         )
         self._resamples = draw_resamples(
             *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
         )
         self._file = self._progress_file(identity)
-        self.notes: tuple[str, ...] = ()
 
     @property
     def taps(self) -> bool:
@@ -114,9 +126,27 @@ class CaptureRun:
         plan = self._settings.plan
         return tuple(sorted({*curve_ranks(plan.rank, largest), *plan.ranks}))
 
+    def _checked(
+        self, capture: CaptureSettings, probes: ProbeSet, processes: Processes
+    ) -> CaptureSettings:
+        """Try the model on a few tokens; where rows of a batch interact, each runs alone."""
+        difference, rounding = batch_difference(self._model, probes, capture.padding_side)
+        self._check_weights_kept()
+        differs = any(processes.gather(not difference <= rounding))
+        if capture.batch_size == 1 or not differs:
+            return capture
+        self.notes += (
+            f"Examples run one at a time: in a padded batch their tokens get other probabilities "
+            f"(by {difference:.2g} nats) than alone.",
+        )
+        return replace(capture, batch_size=1)
+
+    def _check_weights_kept(self) -> None:
+        check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
+
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update; gives the mean loss."""
-        capture = self._settings.capture
+        capture = self._capture
         self._gradients, sources = self._prepare()
         if self._by_trials:
             return self._run_trials(progress)
@@ -137,7 +167,8 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         mean_loss = run.run()
-        self.notes = tuple(note for note in (run.ratio_note,) if note)
+        self._check_weights_kept()
+        self.notes += tuple(note for note in (run.ratio_note,) if note)
         smallest = min(self._processes.gather(run.batch_size))
         if smallest < capture.batch_size:
             self.notes += (
@@ -147,7 +178,7 @@ class CaptureRun:
         return mean_loss
 
     def _run_trials(self, progress: Progress) -> float:
-        capture = self._settings.capture
+        capture = self._capture
         run = TrialRun(
             self._model,
             self._probes,
@@ -163,7 +194,7 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         found = run.run()
-        self.notes = _trial_notes(found, capture)
+        self.notes += _trial_notes(found, capture)
         return found.likelihood
 
     def reduce(
@@ -180,12 +211,28 @@ class CaptureRun:
             of_gradients=not self._by_trials,
         )
         progress.start("scoring", len(self._chosen), "modules")
-        statistics = {}
-        for item in self._chosen:
-            statistics[item.module] = self._reduce(item, reduction, norms)
+        statistics: dict[str, GradientStatistics] = {}
+
+        def reduced(item: Candidate) -> tuple[str, GradientStatistics]:
+            found = self._reduce(item, reduction, norms)
             self._gradients.forget(item.module)
+            return item.module, found
+
+        def done(found: tuple[str, GradientStatistics]) -> None:
+            statistics[found[0]] = found[1]
             progress.advance(1)
-        return statistics
+
+        # The largest first, so that no thread is left with one of them when the others have ended.
+        sizes = {item.module: self._reduction_bytes(item) for item in self._chosen}
+        with Workers(self._worker_count(max(sizes.values())), done) as workers:
+            for item in sorted(self._chosen, key=lambda item: sizes[item.module], reverse=True):
+                workers.submit(partial(reduced, item))
+        return {item.module: statistics[item.module] for item in self._chosen}
+
+    @property
+    def earlier_seconds(self) -> float:
+        """What a resumed run took before; 0 for one that was not stopped."""
+        return 0.0 if self._file is None else self._file.earlier_seconds
 
     def forget_progress(self) -> None:
         """Remove the stored progress of a run that has ended."""
@@ -212,6 +259,20 @@ class CaptureRun:
             weight_sources(self._model, self._chosen),
         )
 
+    def _worker_count(self, job_bytes: int) -> int:
+        """Threads that reduce modules; 0 where the sums lie on an accelerator."""
+        on_host = self._settings.capture.accumulate_on == "host" and not self.taps
+        if not on_host and input_device(self._model).type != "cpu":
+            return 0
+        return worker_count(job_bytes)
+
+    def _reduction_bytes(self, item: Candidate) -> int:
+        """Memory that reducing one module takes besides its sums, an estimate."""
+        short, long = item.max_rank, max(item.out_features, item.in_features)
+        width = min(long, self.choice.sketch_size) if self.taps else long
+        # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
+        return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
+
     def _reduce(
         self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
     ) -> GradientStatistics:
@@ -225,8 +286,19 @@ class CaptureRun:
         weight = self._model.get_parameter(item.parameter)
         means = gradients.means(name, reduction.counts)
         if means is None:
-            return unreached(float(torch.linalg.vector_norm(weight.float())), reduction)
+            return unreached(float(torch.linalg.vector_norm(weight.detach().float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)
+
+    def _stored_choice(self) -> tuple[str, str] | None:
+        """Estimator and reason of the run that is resumed, where it chose between them."""
+        chosen = self._settings.capture.estimator == "auto"
+        if self._storage is None or not self._storage.resume or not chosen:
+            return None
+        stored = stored_identity(self._storage.folder, self._processes)
+        try:
+            return str(stored["estimator"]), str(stored["reason"])
+        except KeyError:  # nothing is stored, or by a version that is refused later
+            return None
 
     def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:
         if self._storage is None:
@@ -240,7 +312,11 @@ class CaptureRun:
                 device=input_device(self._model).type,
                 processes=self._processes.size,
             )
-            | {"estimator": self.choice.estimator},
+            | {
+                "estimator": self.choice.estimator,
+                "reason": self.choice.reason,
+                "batch_size": self._capture.batch_size,
+            },
             self._processes,
             every_seconds=self._storage.every_seconds,
             together=self._sharded,

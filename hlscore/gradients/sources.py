@@ -68,7 +68,7 @@ def tapped_sources(
         if item.module in called or (item.quantized and item.module in maps):
             continue
         maps.pop(item.module, None)
-        if item.matrices > 1 and is_fused_experts(owner):
+        if item.form == "experts" and is_fused_experts(owner):
             named = experts.setdefault(id(owner), (owner, {}))[1]
             named[item.parameter.rpartition(".")[2]] = item.module
         else:
@@ -127,7 +127,7 @@ def _elsewhere(parameter: nn.Parameter) -> str:
 def formed_gradients(model: PreTrainedModel, item: Candidate) -> bool:
     """Whether the sketch estimator forms the gradient of a module, told without a trial pass."""
     owner = model.get_submodule(item.parameter.rpartition(".")[0])
-    fused = item.matrices > 1 and is_fused_experts(owner)
+    fused = item.form == "experts" and is_fused_experts(owner)
     return not (fused or _is_linear_map(owner, item))
 
 

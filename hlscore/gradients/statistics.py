@@ -173,7 +173,7 @@ def reduce_sketches(
 
 
 def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatistics:
-    """Statistics of a module that no probe token got to: its gradient is zero.
+    """Statistics of a module whose gradient is zero.
 
     Args:
         weight_norm: `||W||_F`, or `None` where it cannot be had.

@@ -215,12 +215,15 @@ class Mover:
             weight.copy_(round_randomly(wanted, weight.dtype, self._generators[weight.device]))
         self.moved.add(name)
 
-    def update(self, name: str, base: torch.Tensor) -> torch.Tensor:
-        """How far a weight is from its base, base minus now: float32 on its device."""
-        weight = self._weights[name].detach()
-        found = base.to(weight.device, torch.float32, copy=True).sub_(weight)
+    @torch.no_grad()
+    def take_back(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """Put a weight back to its base; gives how far it was, base minus weight, in float32."""
+        weight = self._weights[name]
+        here = base.to(weight.device)
+        found = here.to(torch.float32, copy=True).sub_(weight)
         if name in self._residuals:
-            found -= self._residuals[name]
+            found -= self._residuals.pop(name)
+        weight.copy_(here)
         return found
 
 
@@ -301,7 +304,7 @@ class TrialRun:
         # Negative log-likelihood and tokens seen with the base weights.
         self._nats = self._tokens = 0.0
         self._base: dict[str, torch.Tensor] = {}
-        self._compensated = all(processes.gather(_residuals_fit(sources)))
+        self._compensated = all(processes.gather(_residuals_fit(sources.weights)))
         # The gradients that reach weights go to whoever trains at the moment.
         self._mover = self._new_mover()
 
@@ -385,17 +388,32 @@ class TrialRun:
 
     @contextmanager
     def _base_weights_kept(self) -> Iterator[None]:
-        """Copy the weights to the host, and put them back at the end, whatever happens."""
-        needed = sum(weight.nbytes for weight in self._weights.values())
+        """Copy the weights, and put them back at the end, whatever happens.
+
+        Copies stay on the device of a weight where they fit it twice, beside what else is kept
+        there; others go to the host, in memory that a GPU reads fast.
+        """
+        weights = self._weights.values()
+        stay = {
+            device
+            for device in {weight.device for weight in weights}
+            if device.type == "cpu" or free_bytes(device) > 2 * _kept_bytes(self._weights, device)
+        }
+        on_host = sum(
+            weight.nbytes
+            for weight in weights
+            if weight.device not in stay or weight.device.type == "cpu"
+        )
         free = free_bytes(torch.device("cpu"))
-        if needed > free:
+        if on_host > free:
             raise CaptureError(
-                f"Trials keep a copy of the weights on the host: {needed / 2**30:.1f} GiB, and "
+                f"Trials keep a copy of the weights on the host: {on_host / 2**30:.1f} GiB, and "
                 f"{free / 2**30:.1f} GiB are free.",
                 hint="Use --movement gradient, or --include fewer modules.",
             )
         self._base = {
-            name: weight.detach().to("cpu", copy=True) for name, weight in self._weights.items()
+            name: weight.detach().clone() if weight.device in stay else _pinned(weight.detach())
+            for name, weight in self._weights.items()
         }
         try:
             yield
@@ -489,7 +507,6 @@ class TrialRun:
                     if torch.cuda.is_available():
                         torch.cuda.empty_cache()
             self._hand_over(half, len(self._probes.units[0]) * half + index)
-            self._restore()
             self._place = Place(number=1, half=half, group=index + 1)
             if self._file is not None and self._file.is_due():
                 stored = Progress(
@@ -632,15 +649,16 @@ class TrialRun:
         return max(1, self._batch_size // longest)
 
     def _hand_over(self, half: int, group: int) -> None:
-        """Give the update of every weight that moved to the receiver, as if it were a gradient."""
+        """Put every weight back, and give its update to the receiver as if it were a gradient."""
         finite: list[torch.Tensor] = []
-        if self._processes.is_main:
-            self._gradients.begin_batch(half, 1.0)
-            for name in self._weights:
-                if name not in self._mover.moved:
-                    continue
-                update = self._mover.update(name, self._base[name])
-                finite.append(torch.isfinite(update.sum()).cpu())
+        self._gradients.begin_batch(half, 1.0)
+        for name in self._weights:
+            if name not in self._mover.moved:
+                continue
+            update = self._mover.take_back(name, self._base[name])
+            finite.append(torch.isfinite(update.sum()).cpu())
+            # Every process holds the same update, and one of them scores.
+            if self._processes.is_main:
                 self._gradients.add(name, update)
         if not self._processes.gather(not finite or bool(torch.stack(finite).all()))[0]:
             raise DivergedError
@@ -651,13 +669,22 @@ def _sequences(units: Sequence[ProbeUnit]) -> list[ProbeExample]:
     return [item for unit in units for item in (unit.pair or unit.sequences)]
 
 
-def _residuals_fit(sources: Sources) -> bool:
-    """Whether what 16-bit weights cannot hold fits twice into the free memory of each device."""
-    needed: dict[torch.device, int] = {}
-    for weight in sources.weights.values():
-        if weight.dtype.itemsize == 2:
-            needed[weight.device] = needed.get(weight.device, 0) + weight.nbytes
-    return all(free_bytes(device) > 2 * size for device, size in needed.items())
+def _pinned(weight: torch.Tensor) -> torch.Tensor:
+    """A copy on the host that the device of a weight reads without a detour."""
+    pin = weight.device.type == "cuda"
+    return torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pin).copy_(weight)
+
+
+def _kept_bytes(weights: Mapping[str, nn.Parameter], device: torch.device) -> int:
+    """Bytes of the weights on a device, and of what those of 16 bits cannot hold."""
+    here = [weight for weight in weights.values() if weight.device == device]
+    return sum(weight.nbytes * (2 if weight.dtype.itemsize == 2 else 1) for weight in here)
+
+
+def _residuals_fit(weights: Mapping[str, nn.Parameter]) -> bool:
+    """Whether as many bytes as the weights have are free on each device, and half of it again."""
+    devices = {weight.device for weight in weights.values()}
+    return all(free_bytes(device) > 0.75 * _kept_bytes(weights, device) for device in devices)
 
 
 def _diverges(rates: str) -> CaptureError:

@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 
 from hlscore.errors import DataError, HlscoreError, UsageError, first_line
+from hlscore.inputs.compression import PACKED, kind_of, register_zstd, unpacked_lines
 from hlscore.inputs.formats import (
     SUPERVISED,
     ExampleSet,
@@ -36,6 +38,8 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_MOST_STREAMED = 100_000
+"""Rows that are read of a hub data set where all are asked for."""
 
 
 def wanted_formats(objective: ObjectiveSettings) -> Wanted:
@@ -98,8 +102,13 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
 
 
 def _looks_like_path(name: str) -> bool:
-    known = Path(name).suffix.lower() in _BUILDERS
+    known = kind_of(Path(name)) in _BUILDERS
     return known or name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def is_on_hub(data: str | None) -> bool:
+    """Whether data is named by a hub id."""
+    return data is not None and existing_path(data) is None and not _looks_like_path(data)
 
 
 def _refuse_config(settings: DataSettings) -> None:
@@ -150,6 +159,7 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
     import datasets
 
     _check_local(path, settings)
+    register_zstd()
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
         try:
             if (path / "state.json").is_file():
@@ -158,7 +168,7 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
                 table = table.select(_sliced(settings.split, len(table)))
             elif path.is_file():
                 table = datasets.load_dataset(
-                    _BUILDERS[path.suffix.lower()],
+                    _BUILDERS[kind_of(path)],
                     data_files={settings.split.partition("[")[0]: glob.escape(str(path))},
                     split=settings.split,
                     cache_dir=cache,
@@ -194,16 +204,19 @@ def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
 
     Empty where the file is not in JSON lines.
     """
-    if path.suffix.lower() != ".jsonl" or _broken_line(path):
+    if kind_of(path) != ".jsonl" or _broken_line(path):
         return []
-    rows = [json.loads(line) for line in path.read_bytes().split(b"\n") if line.strip()]
+    rows = [json.loads(line) for line in unpacked_lines(path) if line.strip()]
     empty = dict.fromkeys(name for row in rows for name in row)
     part = _sliced(settings.split, len(rows))
     return draw_rows([empty | rows[place] for place in part], settings.samples, seed)
 
 
 def _check_local(path: Path, settings: DataSettings) -> None:
-    readable = f"hlscore reads {' '.join(_BUILDERS)} files, and directories of them."
+    readable = (
+        f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(PACKED)}, and "
+        "directories of them."
+    )
     if path.is_dir():
         files = (item for item in path.rglob("*") if item.is_file())
         if not any(set(item.suffixes) & set(_BUILDERS) for item in files):
@@ -211,7 +224,7 @@ def _check_local(path: Path, settings: DataSettings) -> None:
         _refuse_remote_files(path)
         return
     _refuse_config(settings)
-    if path.suffix.lower() not in _BUILDERS:
+    if kind_of(path) not in _BUILDERS:
         raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
     if path.stat().st_size == 0:
         raise no_examples(str(path))
@@ -251,7 +264,11 @@ def _local_error(path: Path, settings: DataSettings, error: Exception) -> Hlscor
         return DataError(
             f"'{path}' has no split '{settings.split}': {text}", hint="Name another with --split."
         )
-    if "corresponds to no data" in text or "BatchSize must be greater" in first_line(cause):
+    if (
+        isinstance(cause, StopIteration)
+        or "corresponds to no data" in text
+        or "BatchSize must be greater" in first_line(cause)
+    ):
         return no_examples(str(path))
     place = _broken_line(path)
     return DataError(
@@ -262,16 +279,18 @@ def _local_error(path: Path, settings: DataSettings, error: Exception) -> Hlscor
 
 def _broken_line(path: Path) -> str:
     """Where a `.jsonl` file stops to be JSON, as ` at line 3`; empty where that is not known."""
-    if path.suffix.lower() != ".jsonl":
+    if kind_of(path) != ".jsonl":
         return ""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                content = json.loads(line) if line.strip() else {}
-            except ValueError:
+    number = 0
+    try:
+        for line in unpacked_lines(path):
+            number += 1
+            if not isinstance(json.loads(line) if line.strip() else {}, dict):
                 return f" at line {number}"
-            if not isinstance(content, dict):
-                return f" at line {number}"
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return f" at line {number}"
+    except (ValueError, OSError, EOFError, LZMAError):  # packed, but damaged
+        return ""
     return ""
 
 
@@ -279,18 +298,24 @@ def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:
     import datasets
 
     name = settings.data or ""
-    count = settings.samples or None
+    count = settings.samples or _MOST_STREAMED + 1
     buffer = max(1000, 4 * settings.samples)
     try:
         with _quiet_datasets():
             stream = datasets.load_dataset(
                 name, name=settings.config, split=settings.split, streaming=True
             )
-            if count:
+            if settings.samples:
                 stream = stream.shuffle(seed=seed, buffer_size=buffer)
-            return [dict(row) for row in islice(stream, count)]
+            rows: list[Row] = [dict(row) for row in islice(stream, count)]
     except Exception as error:
         raise _hub_data_error(settings, error) from error
+    if len(rows) > max(settings.samples, _MOST_STREAMED):
+        raise DataError(
+            f"The data set '{name}' holds more than {_MOST_STREAMED:,} rows, too many to stream.",
+            hint="Give --samples N, or download the data set and give its path.",
+        )
+    return rows
 
 
 def _hub_data_error(settings: DataSettings, error: Exception) -> HlscoreError:

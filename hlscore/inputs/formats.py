@@ -2,43 +2,58 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from hlscore.errors import DataError
+from hlscore.inputs.sharegpt import chatml, from_alpaca, is_sharegpt, speakers_note
 from hlscore.settings import DataSettings
 
-ExampleFormat = Literal["text", "messages", "prompt_completion", "preference", "prompt", "rollouts"]
+ExampleFormat = Literal[
+    "text", "messages", "prompt_completion", "alpaca", "preference", "prompt", "rollouts"
+]
 Row = Mapping[str, Any]
+Columns = Mapping[str, str]
 
 _REQUIRED: dict[ExampleFormat, tuple[str, ...]] = {
-    "messages": ("messages",),
     "prompt_completion": ("prompt", "completion"),
+    "messages": ("messages",),
     "text": ("text",),
+    "alpaca": ("instruction", "output"),
     "preference": ("chosen", "rejected"),
     "prompt": ("prompt",),
     "rollouts": ("reward",),
 }
+# What TRL hands to the chat template beside the messages.
+_TEMPLATE = ("tools", "chat_template_kwargs")
 _OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
-    "preference": ("prompt",),
+    "prompt_completion": _TEMPLATE,
+    "messages": _TEMPLATE,
+    "alpaca": ("input",),
+    "preference": ("prompt", *_TEMPLATE),
     "rollouts": (
         "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs", "truncated",
-        "finish_reason", "temperature", "step",
+        "finish_reason", "temperature", "step", *_TEMPLATE,
     ),
 }  # fmt: skip
 Wanted = tuple[ExampleFormat, ...]
 LARGEST_REWARD = 1e30
-SUPERVISED: Wanted = ("messages", "prompt_completion", "text")
+# The first that fits is read: TRL's order. It does not read Alpaca's columns.
+SUPERVISED: Wanted = ("prompt_completion", "messages", "text", "alpaca")
 _SHOWN: dict[ExampleFormat, str] = {
     "messages": "messages",
     "prompt_completion": "prompt and completion",
     "text": "text",
+    "alpaca": "instruction and output",
     "preference": "chosen and rejected",
     "prompt": "prompt",
     "rollouts": "reward",
 }
+_TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
+_SHAREGPT = "conversations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,16 +65,19 @@ class ExampleSet:
         format: Which of TRL's formats they have, or `rollouts`.
         rows: One mapping per example, holding just the columns of the format; of prompts all
             columns, which reward functions may want.
+        notes: Remarks on how the columns were read.
     """
 
     source: str
     format: ExampleFormat
     rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
 
 
 def roles_of(wanted: Wanted) -> set[str]:
     """Columns that formats read; rewards may want any other of a prompt."""
-    return {role for name in wanted for role in (*_REQUIRED[name], *_OPTIONAL.get(name, ()))}
+    roles = {role for name in wanted for role in (*_REQUIRED[name], *_OPTIONAL.get(name, ()))}
+    return roles | {_SHAREGPT} if "messages" in roles else roles
 
 
 def example_set(
@@ -82,11 +100,19 @@ def example_set(
     rows = tuple(rows)
     if not rows:
         raise no_examples(source)
-    found = _find_format(rows[0], source, settings, wanted)
+    columns = settings.columns
+    if "messages" in wanted:
+        columns = _with_sharegpt(rows[0], columns)
+    found = _find_format(rows[0], source, columns, set(settings.columns), wanted)
     checked = tuple(
-        _checked(row, _Place(index, source), found, settings) for index, row in enumerate(rows)
+        _checked(row, _Place(index, source), found, columns) for index, row in enumerate(rows)
     )
-    return ExampleSet(source=source, format=found, rows=checked)
+    return ExampleSet(
+        source=source,
+        format="prompt_completion" if found == "alpaca" else found,
+        rows=checked,
+        notes=tuple(_remarks(rows, columns, found)),
+    )
 
 
 def no_examples(source: str) -> DataError:
@@ -94,9 +120,20 @@ def no_examples(source: str) -> DataError:
     return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
 
 
-def _find_format(row: Row, source: str, settings: DataSettings, wanted: Wanted) -> ExampleFormat:
-    mapped = set(settings.columns)
-    missing = sorted(set(settings.columns.values()) - set(row))
+def _with_sharegpt(row: Row, columns: Columns) -> Columns:
+    """Read `conversations` as messages, where nothing else was asked for."""
+    if "messages" in columns or _SHAREGPT not in row:
+        return columns
+    # As in TRL, ShareGPT's column hides one of messages.
+    if row.get("messages") is not None and not is_sharegpt(row[_SHAREGPT]):
+        return columns
+    return {**columns, "messages": _SHAREGPT}
+
+
+def _find_format(
+    row: Row, source: str, columns: Columns, mapped: set[str], wanted: Wanted
+) -> ExampleFormat:
+    missing = sorted(set(columns.values()) - set(row))
     if missing:
         raise DataError(
             f"'{source}' has no column '{missing[0]}'; it has: {', '.join(sorted(row))}.",
@@ -104,7 +141,7 @@ def _find_format(row: Row, source: str, settings: DataSettings, wanted: Wanted) 
         )
     by_preference = sorted(wanted, key=lambda name: -len(mapped & set(_REQUIRED[name])))
     for name in by_preference:
-        if all(settings.columns.get(role, role) in row for role in _REQUIRED[name]):
+        if all(columns.get(role, role) in row for role in _REQUIRED[name]):
             return name
     if {"chosen", "rejected"} <= set(row) and "preference" not in wanted:
         raise DataError(
@@ -140,10 +177,10 @@ class _Place:
         )
 
 
-def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettings) -> Row:
-    named = {role: row.get(settings.columns.get(role, role)) for role in _REQUIRED[found]}
+def _checked(row: Row, place: _Place, found: ExampleFormat, columns: Columns) -> Row:
+    named = {role: row.get(columns.get(role, role)) for role in _REQUIRED[found]}
     for role in _OPTIONAL.get(found, ()):
-        value = row.get(settings.columns.get(role, role))
+        value = row.get(columns.get(role, role))
         if value is not None:
             named[role] = value
     if found == "rollouts":
@@ -151,24 +188,99 @@ def _checked(row: Row, place: _Place, found: ExampleFormat, settings: DataSettin
         named = {
             role: getattr(value, "tolist", lambda v=value: v)() for role, value in named.items()
         }
-        if settings.columns.get("completion", "completion") in row:
+        if columns.get("completion", "completion") in row:
             named.setdefault("completion", "")
-    shown = {role: settings.columns.get(role, role) for role in named}
+    shown = {role: columns.get(role, role) for role in named}
     if found == "rollouts":
         _check_rollout(named, shown, place)
-        return named
-    for role, value in named.items():
-        _check_turn(value, role, shown[role], place, found)
+        return named | _template_arguments(named, shown, place)
+    texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
+    for role, value in texts.items():
+        texts[role] = chatml(value) if role in _TURNS else value
+        if _is_number(value):
+            texts[role] = str(value)
+        _check_turn(texts[role], role, shown[role], place)
     if found in ("prompt_completion", "preference"):
-        _check_alike(named, place)
+        _check_alike(texts, place)
     if found == "prompt":
-        mapped = {role: row.get(column) for role, column in settings.columns.items()}
-        return {**row, **mapped, **named}
-    return named
+        mapped = {role: row.get(column) for role, column in columns.items()}
+        return {**row, **mapped, **texts}
+    if found == "alpaca":
+        return from_alpaca(texts)
+    if any(isinstance(value, list) for value in texts.values()):
+        return texts | _template_arguments(named, shown, place)
+    return texts
 
 
-def _check_turn(value: object, role: str, column: str, place: _Place, found: ExampleFormat) -> None:
-    if found != "text" and (role == "messages" or isinstance(value, list)):
+def _is_number(value: object) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _template_arguments(named: Row, shown: Columns, place: _Place) -> dict[str, Any]:
+    """What a row hands to the chat template: tools, given as a list or as its JSON, and more."""
+    found: dict[str, Any] = {}
+    if "tools" in named:
+        tools = named["tools"]
+        try:
+            tools = json.loads(tools) if isinstance(tools, str) else tools
+        except ValueError:
+            tools = ""
+        if tools is not None and not isinstance(tools, list):
+            raise place.error(shown["tools"], "not a list of tools, nor the JSON of one")
+        found["tools"] = tools
+    if "chat_template_kwargs" in named:
+        arguments = named["chat_template_kwargs"]
+        if not isinstance(arguments, Mapping):
+            raise place.error(
+                shown["chat_template_kwargs"], f"{type(arguments).__name__}, not an object"
+            )
+        found["chat_template_kwargs"] = arguments
+    return found
+
+
+def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Iterator[str]:
+    """What a reader should know of how columns were read, above all where TRL reads otherwise."""
+    first = rows[0]
+    for role in (*_REQUIRED[found], "prompt"):
+        column = columns.get(role, role)
+        number = next((row[column] for row in rows if _is_number(row.get(column))), None)
+        if role in (*_TURNS, "text", "instruction", "output") and number is not None:
+            yield (
+                f"Numbers in column '{column}' were read as text, such as '{number}'. TRL needs "
+                "text there: convert the column before training."
+            )
+            break
+    given = [row.get(columns.get(role, role)) for row in rows for role in _TURNS]
+    if any(map(is_sharegpt, given)):
+        yield from speakers_note(given)
+    elif found == "messages" and columns.get("messages") == _SHAREGPT:
+        yield "TRL reads this column by the name 'messages' only: rename it before training."
+    if found == "alpaca":
+        yield (
+            "Instruction and input were read as the user's turn, output as the assistant's, as "
+            "LLaMA-Factory does. TRL needs them as columns prompt and completion."
+        )
+    beside = [name for name in ("messages", "text", _SHAREGPT) if first.get(name) is not None]
+    if found == "prompt_completion" and beside and not set(beside) & set(columns.values()):
+        yield f"Read were prompt and completion, as in TRL, not {' and '.join(beside)}." + (
+            " TRL adds no end token to completions beside a column text: remove it."
+            if "text" in beside and isinstance(first.get("prompt"), str)
+            else ""
+        )
+    if found == "messages" and first.get("prompt") is not None and "messages" not in columns:
+        yield "TRL cannot read a column prompt beside messages: remove it before training."
+    if found == "prompt" and any(first.get(name) for name in _TEMPLATE):
+        yield (
+            "Columns tools and chat_template_kwargs are not rendered into prompts: TRL's "
+            "GRPOTrainer takes both as arguments, not from the data."
+        )
+    if any(first.get(name) is not None for name in ("image", "images")):
+        yield "Images are not read: the probes are text alone."
+
+
+def _check_turn(value: object, role: str, column: str, place: _Place) -> None:
+    if role == "messages" or (role in _TURNS and isinstance(value, list)):
         _check_messages(value, column, place)
     else:
         _check_text(value, column, place)
@@ -198,7 +310,13 @@ def _check_messages(value: object, column: str, place: _Place) -> None:
     well_formed = (
         isinstance(value, list)
         and value
-        and all(isinstance(turn, Mapping) and {"role", "content"} <= set(turn) for turn in value)
+        and all(
+            isinstance(turn, Mapping)
+            and "role" in turn
+            # A turn that only calls tools has nothing to say.
+            and ("content" in turn or turn.get("tool_calls"))
+            for turn in value
+        )
     )
     if not well_formed:
         raise place.error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -18,6 +19,8 @@ _SAFETENSORS_PATTERNS = ("*.safetensors",)
 _PICKLE_PATTERNS = ("*.bin",)
 _CODE_PATTERNS = ("*.py",)
 # The same weights again, in folders or formats that transformers does not read.
+_ADAPTER_CONFIG = "adapter_config.json"
+_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _IGNORED_PATTERNS = ("*/*.safetensors", "*/*.bin", "consolidated*.safetensors")
 
 
@@ -53,6 +56,8 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         files = ModelFiles(directory=_builtin_directory(name), revision=None)
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
+    elif local is not None and local.suffix == ".gguf":
+        raise _gguf_error(name, str(local.parent), local.name)
     elif _looks_like_path(name):
         raise ModelError(
             f"There is no model directory at '{name}'.",
@@ -87,9 +92,11 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):
         return None
     if local is not None:
-        return local if (local / "adapter_config.json").is_file() else None
+        # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
+        adapter = holds_adapter(local)
+        return local if adapter and not _weights(local, ".safetensors") else None
     files = _download(settings, weights=False)
-    if not (files.directory / "adapter_config.json").is_file():
+    if not holds_adapter(files.directory):
         return None
     return _download(settings, weights=True).directory
 
@@ -146,13 +153,22 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 
 
 def _hub_pickles(settings: ModelSettings) -> list[str]:
+    """Pickle weights in a hub repository; refuses one that holds only GGUF files."""
     from huggingface_hub import HfApi
 
     try:
         names = HfApi().list_repo_files(settings.model, revision=settings.revision)
     except Exception:  # offline: what is in the cache has to do
         return []
-    return sorted(name for name in names if name.endswith(".bin") and "/" not in name)
+    gguf = sorted(name for name in names if name.endswith(".gguf") and "/" not in name)
+    pickles = sorted(
+        name
+        for name in names
+        if name.endswith(".bin") and "/" not in name and name not in _ADAPTER_WEIGHTS
+    )
+    if gguf and not pickles:
+        raise _gguf_error(settings.model, settings.model, gguf[0])
+    return pickles
 
 
 def _refuse_pickles(model: str, pickles: list[str]) -> None:
@@ -209,11 +225,29 @@ def hub_error(name: str, revision: str | None, what: str, error: Exception) -> H
 
 
 def _weights(directory: Path, suffix: str) -> list[Path]:
-    return sorted(directory.glob(f"*{suffix}"))
+    """Files of the model's own weights."""
+    found = directory.glob(f"*{suffix}")
+    return sorted(path for path in found if path.name not in _ADAPTER_WEIGHTS)
 
 
 def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:
-    if not (directory / "config.json").is_file():
+    adapter = holds_adapter(directory)
+    has_config = (directory / "config.json").is_file()
+    there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
+    # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
+    if adapter and (not has_config or (weights and not there)):
+        raise _adapter_alone(directory, settings.model)
+    gguf = sorted(path.name for path in directory.glob("*.gguf"))
+    if gguf and (not has_config or (weights and not there)):
+        raise _gguf_error(settings.model, str(directory), gguf[0])
+    if adapter and not settings.ignore_adapter:
+        raise ModelError(
+            f"'{settings.model}' holds an adapter ({_ADAPTER_CONFIG}) beside the weights: "
+            "transformers attaches it when it loads the model, which renames modules.",
+            hint="If it is merged into the weights already, remove the adapter's files or pass "
+            "--ignore-adapter; otherwise merge it with PEFT's merge_and_unload.",
+        )
+    if not has_config:
         raise ModelError(
             f"'{settings.model}' has no config.json.",
             hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
@@ -230,3 +264,31 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
         )
     if not settings.allow_pickle:
         _refuse_pickles(settings.model, [path.name for path in pickles])
+
+
+def holds_adapter(directory: Path) -> bool:
+    """Whether transformers finds an adapter in a folder and attaches it."""
+    return (directory / _ADAPTER_CONFIG).is_file()
+
+
+def _adapter_alone(directory: Path, name: str) -> ModelError:
+    try:
+        base = json.loads((directory / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        base = str(base.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError):
+        base = ""
+    return ModelError(
+        f"'{name}' is an adapter, not a model.",
+        hint=f"Give its base model, '{base}', or the model with the adapter merged."
+        if base.isprintable() and base
+        else "Give its base model, or the model with the adapter merged.",
+    )
+
+
+def _gguf_error(name: str, folder: str, file: str) -> ModelError:
+    return ModelError(
+        f"'{name}' holds GGUF weights ({file}), which cannot be ranked.",
+        hint="Give the original checkpoint. If there is none, dequantize it: "
+        f"AutoModelForCausalLM.from_pretrained('{folder}', gguf_file='{file}'), then "
+        "save_pretrained(DIRECTORY); the same with AutoTokenizer.",
+    )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,12 +24,13 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.inputs.checkpoint import check_complete, check_safetensors
+from hlscore.inputs.checkpoint import check_complete, check_head, check_safetensors
 from hlscore.inputs.dimensions import packable_sizes
 from hlscore.inputs.fingerprint import fingerprint
-from hlscore.inputs.hub import ModelFiles, find_model
+from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
 from hlscore.inputs.identity import identity_of
 from hlscore.inputs.placement import (
+    avoids_float16,
     loading_error,
     out_of_memory,
     plan_placement,
@@ -36,12 +38,14 @@ from hlscore.inputs.placement import (
     quiet_libraries,
     settle,
 )
+from hlscore.inputs.tied import untie_unequal, untied
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.packing import packed_bytes
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
 _ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
+_NO_ADAPTER = "no-adapter"
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
@@ -75,12 +79,12 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """
     resolve_device(settings.device)
     files = find_model(settings, weights=True)
-    _read_config(files, settings)
+    check_head(_read_config(files, settings), settings.model)
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
-    return LoadedModel(
-        model=model, tokenizer=tokenizer, identity=identify(model, settings.model, files.revision)
-    )
+    identity = identify(model, settings.model, files.revision)
+    notes = loading_notes(model, files, settings)
+    return LoadedModel(model=model, tokenizer=tokenizer, identity=replace(identity, notes=notes))
 
 
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
@@ -98,8 +102,7 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
         UsageError: The device does not exist, or settings contradict the model.
     """
     device = resolve_device(settings.device)
-    config = _read_config(files, settings)
-    model, placed = _read_weights(files, config, settings, device)
+    model, placed = _read_weights(files, settings, device)
     model.eval()
     try:
         if not placed:
@@ -138,19 +141,56 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     Raises:
         ModelError: The configuration cannot be read or used.
     """
-    config = _read_config(files, settings)
-    auto = _auto_class(config, settings)
+    loader, config = _loader(files, settings)
     try:
         with torch.device("meta"):
-            model = auto.from_config(config, trust_remote_code=settings.trust_remote_code)
+            model = (
+                loader._from_config(config)  # what the classes with from_config call
+                if issubclass(loader, PreTrainedModel)
+                else loader.from_config(config, trust_remote_code=settings.trust_remote_code)
+            )
     except Exception as error:
         raise ModelError(
             f"A model cannot be built from the config.json of '{settings.model}': "
             f"{first_line(error)}"
         ) from error
     model.tie_weights()
+    untie_unequal(model, files.directory)
     shape: PreTrainedModel = model.eval()
     return shape
+
+
+def loading_notes(
+    model: PreTrainedModel, files: ModelFiles, settings: ModelSettings
+) -> tuple[str, ...]:
+    """Say where a model differs from what a trainer would load from the same files.
+
+    Args:
+        model: The model, also on the meta device.
+        files: Where it was loaded from.
+        settings: How it was loaded.
+
+    Returns:
+        The remarks.
+    """
+    notes, loaded = [], type(model).__name__
+    named = str((_read_config(files, settings).architectures or [loaded])[0])
+    if settings.text_only and named != loaded:
+        notes.append(
+            f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
+            "names and whose modules have other names."
+        )
+    for first, second in untied(model):
+        notes.append(
+            f"config.json ties {second} to {first}, but the files hold different values: they are "
+            "loaded as two weights."
+        )
+    if holds_adapter(files.directory):
+        notes.append(
+            "The adapter beside the weights was ignored (--ignore-adapter): remove its files "
+            "before training, or transformers attaches it."
+        )
+    return tuple(notes)
 
 
 def planned_dtype(model: PreTrainedModel, settings: ModelSettings) -> torch.dtype:
@@ -163,6 +203,10 @@ def _config_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dt
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     configured = config.get_text_config().dtype
+    if configured == torch.float16 and avoids_float16(
+        config, settings, resolve_device(settings.device)
+    ):
+        return torch.float32
     return configured if isinstance(configured, torch.dtype) else torch.float32
 
 
@@ -237,6 +281,11 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
     """
     if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            f"'{name}' has an adapter of PEFT attached.",
+            hint="Merge it first with merge_and_unload(), or load the base model alone.",
+        )
     check_4bit(model, name)
     return identity_of(model, name, revision, fingerprint(model))
 
@@ -320,23 +369,66 @@ def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig
     return config
 
 
-def _auto_class(config: PreTrainedConfig, settings: ModelSettings) -> Any:
-    remote = getattr(config, "auto_map", None) or {}
+def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
+    """Class that loads a model, and the configuration that it takes.
+
+    It is the class that `architectures` in config.json names, because that is what trainers load
+    (TRL's `create_model_from_path`). Auto classes go by the type of the configuration instead:
+    for a vision-language checkpoint they may choose a text-only class with other module names.
+    """
+    config = _read_config(files, settings)
     kind = _other_kind(config)
     if kind:
         raise ModelError(
             f"'{settings.model}' is {kind} model ({config.model_type}).", hint=_ONLY_DECODERS
         )
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or (
-        settings.trust_remote_code and "AutoModelForCausalLM" in remote
-    ):
-        return AutoModelForCausalLM
+    named = str((config.architectures or [""])[0])
+    causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    mapped = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ if causal else ""
+    if settings.text_only:
+        _check_text_class(config, mapped)
+        return AutoModelForCausalLM, config
+    if causal and settings.architecture == mapped:
+        return AutoModelForCausalLM, config
+    remote = (getattr(config, "auto_map", None) or {}) if settings.trust_remote_code else {}
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        if auto.__name__ in remote:
+            return auto, config
+    found: Any = getattr(transformers, named, None) if named else None
+    is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    if is_model:
+        if not found.can_generate():
+            raise ModelError(
+                f"The config.json of '{settings.model}' names {named}, which is no causal "
+                "language model.",
+                hint=f'Set its architectures to ["{mapped}"], as trainers load what it names, '
+                "if the weights hold an output head."
+                if mapped
+                else _ONLY_DECODERS,
+            )
+        if not isinstance(config, found.config_class):
+            config = found.config_class.from_pretrained(files.directory)
+        return found, config
+    if causal:
+        return AutoModelForCausalLM, config
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText
+        return AutoModelForImageTextToText, config
     raise ModelError(
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
         hint=_ONLY_DECODERS,
     )
+
+
+def _check_text_class(config: PreTrainedConfig, mapped: str) -> None:
+    """Refuse --text-only where transformers has no class for the text decoder alone."""
+    named = str((config.architectures or [""])[0])
+    whole = config.get_text_config() is not config and mapped == named
+    if whole or not mapped:
+        raise UsageError(
+            f"--text-only: transformers has no text-only class for {config.model_type} "
+            "checkpoints.",
+            hint=f"Leave it out to load {named}." if named else _ONLY_DECODERS,
+        )
 
 
 def _other_kind(config: PreTrainedConfig) -> str:
@@ -348,22 +440,26 @@ def _other_kind(config: PreTrainedConfig) -> str:
 
 
 def _read_weights(
-    files: ModelFiles, config: PreTrainedConfig, settings: ModelSettings, device: torch.device
+    files: ModelFiles, settings: ModelSettings, device: torch.device
 ) -> tuple[PreTrainedModel, bool]:
     """Read the weights, and say whether they are where they belong already."""
     check_safetensors(files.directory, settings.model)
-    auto = _auto_class(config, settings)
-    dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    placement = plan_placement(config, settings, device, _config_dtype(config, settings))
+    loader, config = _loader(files, settings)
+    planned = _config_dtype(config, settings)
+    widened = config.get_text_config().dtype == torch.float16 != planned
+    dtype = planned if widened or settings.dtype != "auto" else "auto"
+    placement = plan_placement(config, settings, device, planned)
     progress_was_on = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         with quiet_libraries():
-            model, info = auto.from_pretrained(
+            model, info = loader.from_pretrained(
                 files.directory,
                 config=config,
                 dtype=dtype,
                 use_safetensors=None if settings.allow_pickle else True,
+                # Transformers would look for an adapter beside the weights and attach it.
+                adapter_kwargs={"subfolder": _NO_ADAPTER},
                 trust_remote_code=settings.trust_remote_code,
                 # Mismatches are refused by name below; transformers only counts on its own log.
                 ignore_mismatched_sizes=True,
@@ -379,6 +475,8 @@ def _read_weights(
         if progress_was_on:
             transformers_logging.enable_progress_bar()
     loaded: PreTrainedModel = model
+    if not placement.placed and loaded.dtype == torch.float16 != planned:
+        loaded.float()  # the configuration names no dtype
     settle(loaded, placement)
     check_complete(settings.model, info)
     return loaded, placement.placed

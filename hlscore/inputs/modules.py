@@ -8,8 +8,9 @@ left out.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
-from hlscore.reasons import EXCLUDED, NO_MAP, NOT_INCLUDED, tied_to
+from hlscore.reasons import CUSTOM, EXCLUDED, FLAT_EXPERTS, NO_MAP, NOT_INCLUDED, tied_to
 from hlscore.records import Candidate, Form, Storage
 from hlscore.settings import CandidateSettings
 
@@ -76,11 +77,16 @@ def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
 
 def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     """Find the language decoder and its name; the whole model when it has no inner decoder."""
-    decoder = model.get_decoder()
-    for name, module in model.named_modules():
-        if module is decoder:
-            return name, module
+    # The decoder of some models is their output map (ModernBERT).
+    for decoder in (model.get_decoder(), model.base_model):
+        for name, module in model.named_modules():
+            if module is decoder and any(_is_block_list(inner) for inner in module.modules()):
+                return name, module
     return "", model
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList) and _holds_matrices(module)
 
 
 def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
@@ -93,7 +99,7 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
     lists: dict[str, nn.ModuleList] = {}
     for name, module in decoder.named_modules(prefix=prefix):
         inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if isinstance(module, nn.ModuleList) and not inside and _holds_matrices(module):
+        if not inside and isinstance(module, nn.ModuleList) and _holds_matrices(module):
             lists[name] = module
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     full_length = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
@@ -190,10 +196,32 @@ def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -
         return "embedding table inside a block"
     if not is_plain(parameter):
         return QUANTIZED
-    linear = isinstance(module, (nn.Linear, Conv1D))
-    experts = parameter.dim() == 3 and min(parameter.shape) > 1
-    router = parameter.dim() == 2 and leaf == "weight" and not list(module.children())
-    return "" if linear or experts or router else NO_MAP
+    if leaf == "weight" and parameter.dim() == 2:
+        return ""
+    return _parameter_reason(module, leaf, parameter)
+
+
+def _parameter_reason(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
+    """Say why a parameter of a module of its own kind is no stack of matrices; empty if it is."""
+    if "bias" in leaf:
+        return NO_MAP
+    counts = _expert_counts(module)
+    if parameter.dim() == 3:
+        experts = "expert" in type(module).__name__.lower() or len(parameter) in counts
+        named = leaf.endswith("weight") and len(parameter) > 1
+        return "" if (experts or named) and min(parameter.shape[1:]) > 1 else CUSTOM
+    rows = len(parameter)
+    flat = any(rows > count and rows % count == 0 for count in counts)
+    return FLAT_EXPERTS if flat and parameter.dim() == 2 else CUSTOM
+
+
+def _expert_counts(module: nn.Module) -> set[int]:
+    """Numbers that a module keeps under a name that speaks of experts."""
+    return {
+        value
+        for name, value in vars(module).items()
+        if "expert" in name and type(value) is int and value > 0
+    }
 
 
 def _describe(
@@ -211,7 +239,7 @@ def _describe(
     block, _, kind = inner.rpartition(".")
     storage = _storage(module)
     matrices, out_features, in_features = _shape(module, parameter, storage)
-    bias = getattr(module, "bias", None) if own_name else None
+    bias = getattr(module, _bias_name(leaf), None)
     bias_params = bias.numel() if isinstance(bias, torch.Tensor) else 0
     return Candidate(
         module=name,
@@ -229,17 +257,60 @@ def _describe(
     )
 
 
+def _bias_name(leaf: str) -> str:
+    """Name of the bias that goes with a weight: fused experts hold several."""
+    return f"{leaf.removesuffix('weight')}bias" if leaf.endswith("weight") else f"{leaf}_bias"
+
+
 def _form(module: nn.Module, parameter: nn.Parameter | None, storage: Storage) -> Form:
     """Tell what holds a weight; packed layers have the form of what they stand for."""
     if is_packed_linear(module):
         return "conv1d" if storage == "in_out" else "linear"
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and _maps_as_linear(module):
         return "linear"
     if isinstance(module, Conv1D):
         return "conv1d"
     if isinstance(module, nn.Embedding):
         return "embedding"
     return "experts" if parameter is not None and parameter.dim() == 3 else "parameter"
+
+
+def _maps_as_linear(module: nn.Linear) -> bool:
+    """Whether a linear layer gives what its type says: one tensor, a row for each row.
+
+    Subclasses may return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
+    (DeepSeek-V4). An adapter that adds to the output breaks them, one on the weight does not.
+    """
+    forward: Callable[..., object] = type(module).forward
+    if forward is nn.Linear.forward:
+        return True
+    given = torch.empty(1, 2, module.in_features, device="meta", dtype=module.weight.dtype)
+    try:
+        with torch.no_grad():
+            output = forward(_on_meta(module), given)
+    except Exception:
+        return False
+    wanted = (1, 2, module.out_features)
+    return isinstance(output, torch.Tensor) and tuple(output.shape) == wanted
+
+
+def _on_meta(module: nn.Module) -> nn.Module:
+    """The same module without weights: its forward pass touches nothing of the model."""
+    shadow = copy.copy(module)
+    for kind in ("_parameters", "_buffers"):
+        own: dict[str, torch.Tensor | None] = getattr(module, kind)
+        empty = {
+            name: None
+            if tensor is None
+            else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+            for name, tensor in own.items()
+        }
+        object.__setattr__(shadow, kind, empty)
+    children = {
+        name: None if child is None else _on_meta(child) for name, child in module._modules.items()
+    }
+    object.__setattr__(shadow, "_modules", children)
+    return shadow
 
 
 def _storage(module: nn.Module) -> Storage:

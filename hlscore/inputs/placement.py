@@ -98,6 +98,21 @@ def plan_placement(
     )
 
 
+def avoids_float16(config: PreTrainedConfig, settings: ModelSettings, device: torch.device) -> bool:
+    """Whether weights in float16 are widened: most CPUs compute in it very slowly."""
+    return settings.dtype == "auto" and device.type == "cpu" and not quantization_settings(config)
+
+
+def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
+    """A warning about the dtype that was asked for; empty where there is none."""
+    if settings.dtype != "float16" or device.type != "cpu":
+        return ""
+    return (
+        "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype float32 "
+        "holds the same weights exactly."
+    )
+
+
 def quantization_method(config: PreTrainedConfig) -> str:
     """Name the method that a checkpoint was quantized with.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import torch
 from transformers import PreTrainedModel
@@ -19,7 +20,7 @@ from hlscore.inputs.model import (
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.placement import out_of_memory
 from hlscore.processes import Processes
-from hlscore.settings import ModelSettings
+from hlscore.settings import Dtype, ModelSettings
 
 
 def is_sharded(model: PreTrainedModel) -> bool:
@@ -55,7 +56,9 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     tokenizer = load_tokenizer(files, settings)
     whole = None
     if processes.is_main:
-        whole = load_model(replace(settings, device="cpu", shard=False))
+        # Not `auto`: what a CPU avoids is no matter of the devices that compute.
+        dtype = cast("Dtype", str(planned_dtype(model, settings)).removeprefix("torch."))
+        whole = load_model(replace(settings, device="cpu", shard=False, dtype=dtype))
     identity = processes.gather(None if whole is None else whole.identity)[0]
     if identity is None:
         raise ModelError(f"The main process could not load '{settings.model}'.")
@@ -88,4 +91,4 @@ def _spread(model: PreTrainedModel, whole: PreTrainedModel | None, device: torch
         model.get_submodule(owner)._buffers[leaf] = value
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
     set_model_state_dict(model, {} if whole is None else whole.state_dict(), options=options)
-    model.tie_weights()
+    model.tie_weights(recompute_mapping=False)  # what the files tie, not what config.json says

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from hlscore.inputs.checkpoint import check_safetensors
 from hlscore.inputs.fingerprint import sampled_bytes, structure_hash
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.identity import identity_of
-from hlscore.inputs.model import shape_of
+from hlscore.inputs.model import loading_notes, shape_of
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.packed import tied_names
 from hlscore.inputs.placement import quantization_method
@@ -73,6 +73,7 @@ class StoredWeights:
         self._files = find_model(settings, weights=True)
         self._name = settings.model
         self.shape = shape_of(self._files, settings)
+        self._notes = loading_notes(self.shape, self._files, settings)
         method = quantization_method(self.shape.config)
         if method:
             raise ModelError(
@@ -157,7 +158,8 @@ class StoredWeights:
         """
         structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
-        return identity_of(self.shape, self._name, self._files.revision, fingerprint)
+        found = identity_of(self.shape, self._name, self._files.revision, fingerprint)
+        return replace(found, notes=self._notes)
 
     def dtype(self, modules: Sequence[Candidate]) -> str:
         """Dtype that most of the tensors of some modules are stored in, such as `bfloat16`."""

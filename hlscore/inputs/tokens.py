@@ -37,8 +37,13 @@ def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text if not eos or text.endswith(eos) else text + eos
 
 
+def rendering(row: Row) -> dict[str, Any]:
+    """Arguments of the chat template that a row brings: its tools and `chat_template_kwargs`."""
+    return {"tools": row.get("tools"), **(row.get("chat_template_kwargs") or {})}
+
+
 def template_ids(
-    messages: Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: bool
+    messages: Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> dict[str, list[int]]:
     """Apply the chat template.
 
@@ -64,23 +69,29 @@ def template_ids(
     return encoded
 
 
-def prompt_ids(prompt: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def prompt_ids(
+    prompt: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> list[int]:
     """Token ids of a prompt, ready to be continued.
 
     Args:
         prompt: Text, or a conversation.
         tokenizer: The model's tokenizer.
+        **options: Arguments of the chat template.
 
     Returns:
         The ids; those of a conversation end where the assistant begins.
     """
     if isinstance(prompt, str):
         return text_ids(prompt, tokenizer)
-    return template_ids(prompt, tokenizer, add_generation_prompt=True)["input_ids"]
+    return template_ids(prompt, tokenizer, add_generation_prompt=True, **options)["input_ids"]
 
 
 def prompt_and_whole(
-    prompt: str | Sequence[Row], completion: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase
+    prompt: str | Sequence[Row],
+    completion: str | Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    **options: Any,
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt, and of prompt and completion together, ended.
 
@@ -88,6 +99,7 @@ def prompt_and_whole(
         prompt: Text, or a conversation.
         completion: Text, or messages; messages only after a conversation.
         tokenizer: The model's tokenizer.
+        **options: Arguments of the chat template.
 
     Returns:
         Both; the first need not be a prefix of the second.
@@ -95,13 +107,19 @@ def prompt_and_whole(
     if isinstance(prompt, str):
         whole = text_ids(with_eos(f"{prompt}{completion}", tokenizer), tokenizer)
         return text_ids(prompt, tokenizer), whole
-    turns = [assistant(completion)] if isinstance(completion, str) else list(completion)
-    return prompt_ids(prompt, tokenizer), template_ids([*prompt, *turns], tokenizer)["input_ids"]
+    whole = template_ids(joined_turns(prompt, completion), tokenizer, **options)["input_ids"]
+    return prompt_ids(prompt, tokenizer, **options), whole
 
 
 def assistant(text: str) -> Row:
     """One message of the assistant."""
     return {"role": "assistant", "content": text}
+
+
+def joined_turns(prompt: Sequence[Row], completion: str | Sequence[Row]) -> list[Row]:
+    """A conversation and its continuation; text is one message of the assistant."""
+    turns = [assistant(completion)] if isinstance(completion, str) else completion
+    return [*prompt, *turns]
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
@@ -110,9 +128,39 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     return sum(1 for _ in takewhile(bool, same))
 
 
-def marks_assistant(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template tells which tokens the assistant wrote."""
-    return bool(_GENERATION_TAG.search(str(tokenizer.chat_template or "")))
+def assistant_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Chat template that marks the tokens of the assistant, as TRL's `assistant_only_loss` has it.
+
+    Args:
+        tokenizer: The model's tokenizer.
+
+    Returns:
+        `None` where the tokenizer's own template marks them, else TRL's version of it.
+
+    Raises:
+        DataError: Neither does.
+    """
+    own = tokenizer.chat_template or ""
+    if _GENERATION_TAG.search(own["default"] if isinstance(own, dict) else own):
+        return None
+    try:
+        from trl.chat_template_utils import get_training_chat_template
+
+        known: str | None = get_training_chat_template(tokenizer)
+        return known
+    except Exception as error:
+        missing = isinstance(error, ImportError)
+        raise DataError(
+            "The chat template does not mark the assistant's tokens ({% generation %}), and "
+            + (
+                "TRL, which knows others, is not installed."
+                if missing
+                else "TRL knows none for it."
+            ),
+            hint="Run pip install 'hlscore[trl]', or give columns prompt and completion."
+            if missing
+            else "Give columns prompt and completion, or a chat template that marks them.",
+        ) from error
 
 
 def context_length(model: PreTrainedModel) -> int | None:

@@ -86,7 +86,7 @@ class Content:
     @property
     def clear(self) -> int | None:
         """Modules above zero with 95 % confidence; `None` where zero is no bound to exceed."""
-        if self.score.name != "hls" or not self.replicates.shape[1]:
+        if self.score.name != "hls" or self.replicates.shape[1] < 2:
             return None
         return sum(line.low is not None and line.low > 0 for line in self.lines)
 

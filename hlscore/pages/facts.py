@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from hlscore.pages.content import Content
-from hlscore.records import ProbeSummary
-from hlscore.views.wording import count, memory, short, visible
+from hlscore.records import LOSS_ON, ProbeSummary
+from hlscore.views.wording import count, memory, near_whole, short, visible
 
 Facts = list[tuple[str, str]]
 
@@ -26,7 +26,16 @@ def key_figures(content: Content, total_bytes: int) -> Facts:
     """
     totals, stability = content.plan.totals, content.plan.stability
     times = totals.trained_params / max(1, totals.plain_lora_params)
-    figures = [
+    covered = content.plan.coverage
+    figures = []
+    if covered is not None:
+        figures.append(
+            (
+                near_whole(covered.lora),
+                f"of this {covered.of} LoRA {content.plan.lora.rank} follows",
+            )
+        )
+    figures += [
         (f"{totals.full_modules:,} of {totals.candidate_modules:,}", "modules in full"),
         (f"{times:.2f} x", f"the trained parameters of LoRA {content.plan.lora.rank}"),
         (memory(total_bytes), "memory to train, about"),
@@ -71,7 +80,7 @@ def what_was_run(content: Content) -> Facts:
         ("Objective", _objective(probes)),
         ("Probes", _probes(probes)),
         ("Score", f"{content.score.name}: {content.score.formula}"),
-        ("Unit", content.score.unit),
+        ("Unit", content.score.unit_in(content.report.run)),
         ("LoRA rank", _ranks(content)),
         ("Gradients", f"{how}, {run.device} {run.dtype}, {run.wall_seconds:.1f} s"),
         ("Budget", f"{budget.asked}: {_spent(content)}"),
@@ -104,6 +113,8 @@ def _probes(probes: ProbeSummary) -> str:
         return "none: the scores come from the weights alone"
     noun = {"sft": "example", "dpo": "pair", "grpo": "prompt"}[probes.objective]
     texts = [count(probes.examples, noun), f"{probes.counted_tokens:,} counted tokens"]
+    if probes.loss_on:
+        texts.append(f"loss on {LOSS_ON[probes.loss_on]}")
     if probes.truncated:
         texts.append(f"{probes.truncated:,} cut at the maximum length")
     if probes.dropped:

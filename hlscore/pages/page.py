@@ -42,6 +42,7 @@ def html_text(board: Board, bundle: str) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["name"] = _breakable
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
     script = _source("report.js")
     style = "\n".join((colours(), _source("report.css"), repainting()))
@@ -53,6 +54,13 @@ def html_text(board: Board, bundle: str) -> str:
         data=_data(board),
         **_words(board),
     )
+
+
+def _breakable(name: str) -> str:
+    """A full name that a narrow column breaks after its dots, not inside a word."""
+    from markupsafe import Markup, escape
+
+    return escape(name).replace(".", Markup(".<wbr>"))
 
 
 def _source(name: str) -> str:

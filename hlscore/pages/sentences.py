@@ -13,6 +13,8 @@ _METHODS = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
     "score",
     "random": "a random choice, stratified by kind and size",
+    "largest": "the largest modules",
+    "random-largest": "a random choice among the largest modules",
     "all-lora": "LoRA on every module",
     "all-full": "every module in full",
 }
@@ -126,8 +128,14 @@ def heat_caption(content: Content) -> str:
     """How to read the heat map."""
     if not content.signal:
         return "No score is above zero, so there is nothing to tell the cells apart."
-    texts = ["The darker (on a dark page: the lighter) a cell, the more of that module's gradient "
-             "LoRA cannot follow. A diamond marks a module that is trained in full."]  # fmt: skip
+    score = content.score
+    what = (
+        "the more LoRA cannot follow there: an amount, not a share of the module's own gradient"
+        if score.leaves_over
+        else f"the higher {score.name} beside the highest of all modules"
+    )
+    texts = [f"The darker (on a dark page: the lighter) a cell, {what}. A diamond marks a module "
+             "that is trained in full."]  # fmt: skip
     wide = columns_of(content.lines)
     if wide > 1:
         texts.append(f"A column stands for {wide} layers and shows the highest of them.")
@@ -164,9 +172,10 @@ def bars_caption(content: Content) -> str:
 def tail_caption(content: Content) -> str:
     """How to read a tail curve."""
     return (
-        "What LoRA of each rank leaves of the module's gradient. tail: all of it, noise of the "
-        "probes too. hls: the part on which two halves of the probes agree; below zero it is "
-        f"noise. The dashed line marks rank {content.plan.lora.rank}, which the plan compares with."
+        "What LoRA of each rank leaves of the module's gradient, as an amount and not as a share "
+        "(rank 0 leaves all of it). tail: all that is left, noise of the probes too. hls: the part "
+        "on which two halves of the probes agree; below zero it is noise. The dashed line marks "
+        f"rank {content.plan.lora.rank}, which the plan compares with."
     )
 
 

@@ -11,9 +11,15 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.costs import full_params, lora_params
+from hlscore.planning.coverage import (
+    Coverage,
+    coverage,
+    coverage_notes,
+    largest_rank_notes,
+)
 from hlscore.planning.locks import locks_of, parse_lock
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
-from hlscore.planning.options import check_curve, check_lock
+from hlscore.planning.options import check_curve, check_lock, is_unreached, stays_frozen
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
@@ -25,6 +31,7 @@ from hlscore.scores.score import Score
 from hlscore.settings import PlanSettings
 
 BORDERLINE = (0.1, 0.9)
+_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +98,12 @@ class Allocation:
         decisions: One per candidate, the best score first.
         totals: What they add up to.
         memory: Training memory, by use.
+        coverage: What LoRA of the plan's rank and the plan follow; `None` without probes.
         mean_reselection: Mean selection probability of the chosen modules; `None` without
             bootstrap replicates of the score at this rank.
         borderline: Modules whose selection probability lies between 0.1 and 0.9.
+        clear: Modules whose score lies above zero with 95 % confidence; `None` without intervals
+            of the score at this rank.
         notes: Remarks for the reader.
     """
 
@@ -104,8 +114,10 @@ class Allocation:
     decisions: tuple[Decision, ...]
     totals: Totals
     memory: MemoryUse
+    coverage: Coverage | None
     mean_reselection: float | None
     borderline: int | None
+    clear: int | None
     notes: tuple[str, ...]
 
 
@@ -185,6 +197,10 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         if item.mode == "full" and share is not None
     ]
     choices = (Choice(row=item.row, mode=item.mode, rank=item.rank) for item in decisions)
+    modes = {item.row.module: (item.mode, item.rank) for item in decisions}
+    covered = coverage(
+        problem.rows, modes, settings.rank, of="update" if report.run.scores_updates else "gradient"
+    )
     return Allocation(
         settings=settings,
         budget=problem.budget,
@@ -195,11 +211,17 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
         decisions=decisions,
         totals=_totals(decisions, settings.rank, report.model.n_params),
         memory=memory_use(report.model, choices, settings.memory),
+        coverage=covered,
         mean_reselection=_mean(kept) if shares else None,
         borderline=sum(BORDERLINE[0] < share < BORDERLINE[1] for share in shares)
         if shares
         else None,
-        notes=_notes(problem, picks, stable=bool(shares)),
+        clear=_clear(problem),
+        notes=(
+            *coverage_notes(covered),
+            *(_reward_notes(report, picks) if settings.baseline is None else ()),
+            *_notes(problem, picks, stable=bool(shares)),
+        ),
     )
 
 
@@ -256,6 +278,14 @@ def _decisions(problem: Problem, picks: Picks) -> tuple[Decision, ...]:
     )
 
 
+def _clear(problem: Problem) -> int | None:
+    lows = [row.hls_ci_low for row in problem.rows]
+    of_run = problem.score.name == "hls" and problem.settings.rank == problem.run_rank
+    if not of_run or all(low is None for low in lows):
+        return None
+    return sum(low is not None and low > 0 for low in lows)
+
+
 def _stderrs(problem: Problem) -> Sequence[float | None]:
     replicates = replicates_of(problem)
     if len(replicates[0]) < 2:
@@ -284,15 +314,36 @@ def _totals(decisions: Sequence[Decision], rank: int, model_params: int) -> Tota
     )
 
 
+def _reward_notes(report: ScoreReport, picks: Picks) -> tuple[str, ...]:
+    full = any(item.mode == "full" for item in picks.options)
+    if report.probes.objective != "grpo" or not full:
+        return ()
+    return (
+        "In trials with rewards (GRPO) on small models LoRA did not lag behind full fine-tuning: "
+        "compare with --baseline lora-matched before you train this plan.",
+    )
+
+
 def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
-    settings, notes = problem.settings, []
+    settings, notes = problem.settings, _unreached_notes(problem)
+    larger = [
+        (row, item)
+        for row, item in zip(problem.rows, picks.options, strict=True)
+        if item.mode == "lora" and item.params >= row.n_params
+    ]
+    if larger:
+        notes.append(
+            f"LoRA trains {sum(item.params for _, item in larger):,} parameters in "
+            f"{len(larger):,} of {len(problem.rows):,} modules whose weights are "
+            f"{sum(row.n_params for row, _ in larger):,}: use a smaller --rank."
+        )
     if settings.baseline is not None:
         notes.append(f"A baseline ({settings.baseline}), not the choice of a score.")
         if picks.spent > picks.limit:
             notes.append(f"It takes more than the budget of {problem.budget.text} allows.")
         return tuple(notes)
     if len(problem.locks) == len(problem.rows):
-        return ("Every module is locked: nothing was chosen.",)
+        return (*notes, "Every module is locked: nothing was chosen.")
     values = (score_of(row, problem.score, settings.rank) for row in problem.rows)
     missing = sum(value is None for value in values)
     if missing:
@@ -310,7 +361,9 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             f"zero to buy.{more}"
         )
     silent = sum(
-        item.mode == "frozen" and row.module not in problem.tied and row.module not in problem.locks
+        item.mode == "frozen"
+        and not stays_frozen(row, problem.tied)
+        and row.module not in problem.locks
         for row, item in zip(problem.rows, picks.options, strict=True)
     )
     if settings.ranks and silent:
@@ -322,6 +375,8 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
             else f"{silent:,} of {len(problem.rows):,} modules stay frozen."
         )
     if settings.ranks:
+        adapters = [item.rank for item in picks.options if item.mode == "lora"]
+        notes += largest_rank_notes(adapters, settings.ranks)
         notes.append(
             "Ranks are chosen by the gradient energy that they reach in the first step, to the "
             f"power {settings.value_power:g}. In trials on small models such plans were as good "
@@ -338,6 +393,19 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
     if frozen:
         notes.append(f"{', '.join(frozen)} stays frozen: LoRA on a tied weight merges wrongly.")
     return tuple(notes)
+
+
+def _unreached_notes(problem: Problem) -> list[str]:
+    names = sorted(
+        row.module for row in problem.rows if is_unreached(row) and row.module not in problem.locks
+    )
+    if not names:
+        return []
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return [
+        f"No gradient of the probe loss reaches {', '.join(names[:_SHOWN])}{more}: such modules "
+        "stay frozen unless --lock says otherwise."
+    ]
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from hlscore.errors import UsageError
 from hlscore.planning.memory import Mode
-from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.options import (
+    Option,
+    alternative,
+    is_unreached,
+    option,
+    stays_frozen,
+)
 from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
 from hlscore.planning.ranked import choose_ranks
-from hlscore.planning.uniform import choose_uniform, draw_uniform, offer_of
-from hlscore.scores.registry import find_score
+from hlscore.planning.uniform import choose_uniform, offer_of, take_in_order
+from hlscore.records import ModuleRow
 from hlscore.settings import Baseline
 
 
@@ -44,9 +51,11 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     `lora-matched` is LoRA of one rank on every candidate, with the rank whose parameters come
     nearest to what the plan of the score trains. `random` trains as much in full as that plan, in
     the order of the stratified control; where the plan has ranks of its own, its modes and ranks
-    are drawn anew among modules of one kind and size, which costs exactly the same. `all-lora` and
-    `all-full` treat every candidate alike, whatever the budget. Locks hold; weights that are tied
-    stay frozen where LoRA is meant.
+    are drawn anew among modules of one kind and size, which costs exactly the same. `largest`
+    trains as much in full as the plan in order of size, `random-largest` draws among modules of
+    the largest sizes. `all-lora` and `all-full` treat every candidate alike, whatever the budget.
+    Locks hold; weights that are tied stay frozen where LoRA is meant, and modules that the loss
+    never reaches everywhere.
 
     Args:
         problem: Rows, score, budget, locks.
@@ -57,6 +66,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
 
     Raises:
         BudgetError: The plan of the score cannot be had.
+        UsageError: The largest modules are wanted for a plan with a rank for each module.
     """
     if baseline == "all-full":
         return _alike(problem, "full", 0)
@@ -65,9 +75,42 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     plan = choose_for_score(problem)
     if baseline == "lora-matched":
         return _alike(problem, "lora", matched_rank(problem, plan))
-    if problem.settings.ranks:
+    if baseline == "random" and problem.settings.ranks:
         return _picks(problem, _shuffled(problem, plan))
-    return _drawn(problem, plan)
+    if problem.settings.ranks:
+        raise UsageError(
+            f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
+            hint="Leave --ranks out, or use --baseline random or lora-matched.",
+        )
+    offer = offer_of(problem)
+    in_full = [plan.options[place].mode == "full" for place in offer.free]
+    orders = {
+        "random": lambda: {row.module: row.random or 0.0 for row in problem.rows},
+        "largest": lambda: {row.module: float(row.n_params) for row in problem.rows},
+        "random-largest": lambda: random_among_largest(problem.rows, sum(in_full), problem.seed),
+    }
+    spent = int(offer.spending.costs[in_full].sum())
+    return take_in_order(problem, orders[baseline](), spent)
+
+
+def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> dict[str, float]:
+    """Order modules at random, those of the largest sizes first.
+
+    Args:
+        rows: The modules.
+        count: How many will be taken: the first so many come from as few of the largest sizes as
+            hold that many.
+        seed: Seed of the draw.
+
+    Returns:
+        A number for each module; the highest comes first.
+    """
+    sizes = sorted((row.n_params for row in rows), reverse=True)
+    smallest = sizes[min(max(count, 1), len(sizes)) - 1]
+    draw = random.Random(f"{seed}:largest")
+    names = sorted(row.module for row in rows)
+    numbers = {name: draw.random() for name in names}
+    return {row.module: numbers[row.module] + (row.n_params >= smallest) for row in rows}
 
 
 def matched_rank(problem: Problem, plan: Picks) -> int:
@@ -81,7 +124,9 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
         The nearest rank, at least 1.
     """
     trained = sum(item.params for item in plan.options)
-    return nearest_rank(trained, (row for row in problem.rows if row.module not in problem.tied))
+    return nearest_rank(
+        trained, (row for row in problem.rows if not stays_frozen(row, problem.tied))
+    )
 
 
 def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
@@ -103,24 +148,17 @@ def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
     options = []
     for row in problem.rows:
         lock = problem.locks.get(row.module)
-        if mode == "full" and lock is None:
+        if mode == "full" and lock is None and not is_unreached(row):
             options.append(option(row, "full", 0, settings.memory))
         else:
             options.append(alternative(row, lock, problem.tied, settings))
     return _picks(problem, tuple(options))
 
 
-def _drawn(problem: Problem, plan: Picks) -> Picks:
-    """Spend as much in full as the plan of the score has, whatever that score found."""
-    offer = offer_of(problem)
-    bought = [plan.options[place].mode == "full" for place in offer.free]
-    return draw_uniform(problem, find_score("random"), int(offer.spending.costs[bought].sum()))
-
-
 def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
     strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(problem.rows):
-        if row.module not in problem.locks and row.module not in problem.tied:
+        if row.module not in problem.locks and not stays_frozen(row, problem.tied):
             strata[row.block, row.kind, row.n_params].append(place)
     options = list(plan.options)
     for key, places in sorted(strata.items()):

@@ -73,7 +73,7 @@ def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
     found = {}
     for text in texts:
         lock = parse_lock(text)
-        names = [name for name in modules if fnmatch.fnmatchcase(name, lock.pattern)]
+        names = matches(text, modules)
         if not names:
             raise UsageError(
                 f"--lock '{text}' matches none of the candidate modules.",
@@ -81,3 +81,17 @@ def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
             )
         found.update(dict.fromkeys(names, lock))
     return found
+
+
+def matches(text: str, modules: Sequence[str]) -> list[str]:
+    """Modules that a lock is for.
+
+    Args:
+        text: The lock.
+        modules: Full names.
+
+    Returns:
+        Those of the names that its pattern matches.
+    """
+    pattern = parse_lock(text).pattern
+    return [name for name in modules if fnmatch.fnmatchcase(name, pattern)]

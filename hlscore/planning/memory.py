@@ -7,8 +7,7 @@ module that is trained in full, which is never packed.
 
 Everything but the activations is a sum over tensors. The tests compare it with the tensors of
 real training steps: equal for a 16-bit base, within 8 bytes per layer for a packed one. Left out
-are step counters and tables that all layers share, biases that a stack of experts may have, and
-what allocators round up.
+are step counters and tables that all layers share, and what allocators round up.
 """
 
 from __future__ import annotations
@@ -262,11 +261,14 @@ def _trained(choice: Choice) -> tuple[ParameterSize, ...]:
     row = choice.row
     shape = (row.out_features, row.in_features)
     weight = ParameterSize(
-        shape=shape if row.matrices == 1 else (row.matrices, *shape),
+        shape=(row.matrices, *shape) if row.form == "experts" else shape,
         embedding=row.form == "embedding",
     )
     bias = row.n_params - prod(weight.shape)
-    return (weight, ParameterSize(shape=(bias,))) if bias else (weight,)
+    if not bias:
+        return (weight,)
+    rows = bias // row.matrices
+    return weight, ParameterSize(shape=(row.matrices, rows) if row.form == "experts" else (rows,))
 
 
 def _state_bytes(choice: Choice, settings: MemorySettings) -> int:

@@ -56,6 +56,16 @@ def option(
     return Option(mode=mode, rank=rank, value=value, params=params, bytes=cost)
 
 
+def stays_frozen(row: ModuleRow, tied: frozenset[str]) -> bool:
+    """Whether LoRA on a module is ruled out: its weight is tied, or the loss never reaches it."""
+    return row.module in tied or is_unreached(row)
+
+
+def is_unreached(row: ModuleRow) -> bool:
+    """Whether the probed loss does not depend on a module: no training of it would change it."""
+    return row.status == "unreached"
+
+
 def alternative(
     row: ModuleRow, lock: Lock | None, tied: frozenset[str], settings: PlanSettings
 ) -> Option:
@@ -76,7 +86,7 @@ def alternative(
     if lock is not None:
         check_lock(row.module, lock, tied)
         return option(row, lock.mode, lock.rank or settings.rank, settings.memory)
-    mode: Mode = "frozen" if row.module in tied else "lora"
+    mode: Mode = "frozen" if stays_frozen(row, tied) else "lora"
     return option(row, mode, settings.rank, settings.memory)
 
 
@@ -90,7 +100,7 @@ def menu_of(
     """Every option of a module whose rank the solver chooses.
 
     What costs no less than another option and is worth no more is left out; so are ranks that
-    span the whole matrix, as full fine-tuning does.
+    span the whole matrix, as full fine-tuning does, and with a least rank whatever is below it.
 
     Args:
         row: The module.
@@ -115,7 +125,13 @@ def menu_of(
         return float(reached**settings.value_power)
 
     found = [option(row, "frozen", 0, settings.memory)]
+    if lock is None and is_unreached(row):
+        return tuple(found)
     if row.module not in tied:
+        if settings.min_rank and lock is None:
+            ranks = tuple(sorted({settings.min_rank, *ranks}))
+            ranks = tuple(rank for rank in ranks if rank >= settings.min_rank)
+            found = []
         useful = [rank for rank in ranks if rank < row.max_rank]
         found += [
             option(row, "lora", rank, settings.memory, worth(rank))
@@ -178,7 +194,7 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
         UsageError: The score has no curve, or the report does not hold a rank.
     """
     check_curve(score)
-    wanted = sorted({0, settings.rank, *settings.ranks})
+    wanted = sorted({0, settings.rank, settings.min_rank, *settings.ranks})
     left = [max(0.0, score_of(row, score, rank) or 0.0) for rank in wanted]
     return dict(zip(wanted, accumulate(left, min), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
 from hlscore.planning.choice import Spending, choose, fill, selection_probability
-from hlscore.planning.options import Option, alternative, option
+from hlscore.planning.options import Option, alternative, is_unreached, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 from hlscore.scores.registry import replicates_at, score_of
-from hlscore.scores.score import Score
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +22,7 @@ class Offer:
     Attributes:
         rest: What is done with each row that is not bought.
         full: Full fine-tuning of each row.
-        free: Places of the rows that are not locked, int64 [free].
+        free: Places of the rows that are neither locked nor unreached, int64 [free].
         limit: The most that the budget allows, in its unit.
         spending: Costs of the free rows, and what is left for them.
     """
@@ -53,7 +52,11 @@ def offer_of(problem: Problem) -> Offer:
         alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows
     )
     full = tuple(option(row, "full", 0, settings.memory) for row in problem.rows)
-    free = [place for place, row in enumerate(problem.rows) if row.module not in locks]
+    free = [
+        place
+        for place, row in enumerate(problem.rows)
+        if row.module not in locks and not is_unreached(row)
+    ]
     limit = problem.budget.limit(problem.params)
     unit = problem.budget.unit
     if unit == "bytes":
@@ -102,22 +105,22 @@ def choose_uniform(problem: Problem) -> Picks:
     )
 
 
-def draw_uniform(problem: Problem, control: Score, spent: int) -> Picks:
-    """Train modules in full in the order of a random control, as long as they fit.
+def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> Picks:
+    """Train modules in full in a given order, as long as they fit.
 
     Args:
         problem: Rows, budget, locks.
-        control: The score that orders the rows; nothing is maximized.
+        order: A number for each module; the highest comes first.
         spent: What the free modules in full may cost together.
 
     Returns:
         One option per row.
     """
     offer = offer_of(problem)
-    drawn = [score_of(problem.rows[place], control, problem.settings.rank) for place in offer.free]
+    numbers = [order[problem.rows[place].module] for place in offer.free]
     chosen = np.zeros(len(offer.free), dtype=np.bool_)
-    order = np.argsort(-np.array(drawn, dtype=np.float64), kind="stable")
-    chosen[fill(order, offer.spending.costs, spent)] = True
+    places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
+    chosen[fill(places, offer.spending.costs, spent)] = True
     return picks_of(problem, offer, chosen)
 
 

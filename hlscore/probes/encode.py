@@ -24,6 +24,7 @@ def encode(
     max_length: int | None,
     groups: int,
     seed: int,
+    batch_size: int | None = None,
 ) -> ProbeSet:
     """Tokenize what is probed and split it into halves: by example, pair or prompt.
 
@@ -35,6 +36,7 @@ def encode(
         max_length: Tokens kept of each sequence.
         groups: Bootstrap groups per half, at most.
         seed: Seed of the split into halves.
+        batch_size: Sequences that a group should have at least, see `make_probe_set`.
 
     Returns:
         The probe set.
@@ -50,6 +52,7 @@ def encode(
         max_length=max_length,
         groups=groups,
         seed=seed,
+        batch_size=batch_size,
     )
     if isinstance(examples, RolloutSet):
         return encode_completions(examples, how)

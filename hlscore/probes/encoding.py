@@ -25,6 +25,7 @@ class Encoding:
         max_length: Tokens kept of each sequence; `None` for the default of the objective.
         groups: Bootstrap groups per half, at most.
         seed: Seed of the split into halves.
+        batch_size: Sequences that a group should have; `None` leaves the number of groups alone.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -33,6 +34,7 @@ class Encoding:
     max_length: int | None
     groups: int
     seed: int
+    batch_size: int | None = None
 
     def limit(self, default: int | None = None) -> int | None:
         """Tokens kept of each sequence; `None` where there is no limit."""
@@ -62,6 +64,7 @@ class Encoding:
             pad_token_id=pad_token_id(self.tokenizer, self.model),
             groups=self.groups,
             seed=self.seed,
+            batch_size=self.batch_size,
             temperature=temperature,
         )
 

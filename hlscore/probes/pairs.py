@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
 from hlscore.inputs.formats import ExampleSet, Row
-from hlscore.inputs.tokens import common_prefix, prompt_and_whole
+from hlscore.inputs.tokens import common_prefix, prompt_and_whole, rendering
 from hlscore.objectives.preference import slopes
 from hlscore.probes.encoding import Encoding, check_two, shortened
 from hlscore.probes.sft import not_tokenized, sequence
@@ -46,7 +46,7 @@ def encode_pairs(examples: ExampleSet, how: Encoding) -> ProbeSet:
             examples=len(units),
             truncated=truncated,
             dropped=dropped,
-            notes=_notes(truncated, limit, equal, dropped - equal),
+            notes=(*examples.notes, *_notes(truncated, limit, equal, dropped - equal)),
         ),
     )
 
@@ -82,8 +82,9 @@ def _encode_row(
 ) -> tuple[ProbeExample, ProbeExample]:
     try:
         prompt, chosen, rejected = _parts(row)
-        start, whole_chosen = prompt_and_whole(prompt, chosen, tokenizer)
-        _, whole_rejected = prompt_and_whole(prompt, rejected, tokenizer)
+        options = rendering(row)
+        start, whole_chosen = prompt_and_whole(prompt, chosen, tokenizer, **options)
+        _, whole_rejected = prompt_and_whole(prompt, rejected, tokenizer, **options)
     except DataError:
         raise
     except Exception as error:

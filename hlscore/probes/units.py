@@ -80,6 +80,10 @@ class ProbeUnit:
         return content.digest()
 
 
+# Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
+# with 8 to 19 % (one over the root of twice the degrees of freedom).
+LEAST_GROUPS = 4
+
 Halves = tuple[tuple[tuple[ProbeExample, ...], ...], ...]
 UnitHalves = tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
 
@@ -184,6 +188,7 @@ def make_probe_set(
     pad_token_id: int,
     groups: int,
     seed: int,
+    batch_size: int | None = None,
     temperature: float = 1.0,
 ) -> ProbeSet:
     """Split units into halves.
@@ -194,11 +199,18 @@ def make_probe_set(
         pad_token_id: Id used for padding.
         groups: Bootstrap groups per half, at most.
         seed: Seed of the split.
+        batch_size: Sequences that a group should have at least, as each is run in batches of its
+            own: of few sequences there are fewer groups, but no fewer than 4. The halves, and
+            with them every score, stay the same; only standard errors are known less well.
+            `None` leaves `groups` as it is.
         temperature: What logits are divided by in the loss.
 
     Returns:
         The probe set.
     """
+    if batch_size is not None:
+        filled = sum(len(unit.sequences) for unit in units) // (2 * batch_size)
+        groups = min(groups, max(LEAST_GROUPS, filled))
     split = tuple(_counting(half) for half in split_halves(units, groups=groups, seed=seed))
     sequences = [item for unit in units for item in unit.sequences]
     hashes = sorted(unit.content() for unit in units)

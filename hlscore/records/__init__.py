@@ -12,7 +12,9 @@ from hlscore.records.model import (
     Storage,
 )
 from hlscore.records.probes import (
+    LOSS_ON,
     NO_PROBES,
+    LossTokens,
     ProbeSummary,
     RolloutSummary,
 )
@@ -27,12 +29,14 @@ from hlscore.records.report import (
 )
 
 __all__ = [
+    "LOSS_ON",
     "NO_PROBES",
     "Candidate",
     "Estimate",
     "Fingerprint",
     "Form",
     "GradientStatistics",
+    "LossTokens",
     "ModelDimensions",
     "ModelIdentity",
     "ModuleRow",

@@ -122,6 +122,7 @@ class ModelIdentity:
         n_params: All parameters, tied ones counted once.
         dimensions: Sizes that the memory of a training depends on.
         fingerprint: Identity of the candidate weights.
+        notes: Where it differs from what a trainer would load from the same files.
     """
 
     model: str
@@ -131,3 +132,4 @@ class ModelIdentity:
     n_params: int
     dimensions: ModelDimensions
     fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()

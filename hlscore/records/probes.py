@@ -5,6 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+LossTokens = Literal["", "all", "completion", "assistant"]
+LOSS_ON: dict[LossTokens, str] = {
+    "all": "all tokens",
+    "completion": "completions",
+    "assistant": "the assistant's tokens",
+}
+"""What the places of the loss are called."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSummary:
@@ -40,6 +48,8 @@ class ProbeSummary:
         format: Data format found, such as `prompt_completion`.
         objective: The loss that was probed: `sft`, `dpo`, `grpo`, or `none`.
         loss_type: Its variant; empty for sft.
+        loss_on: Which tokens carry loss: `all`, those of the `completion`, or those that the chat
+            template marks as the `assistant`'s; empty but for sft.
         hash: SHA-256 over the token ids, loss masks and weights, independent of their order.
         examples: Examples, pairs or prompts used.
         groups: Bootstrap groups over both halves.
@@ -57,6 +67,7 @@ class ProbeSummary:
     format: str
     objective: Literal["sft", "dpo", "grpo", "none"] = "sft"
     loss_type: str = ""
+    loss_on: LossTokens = ""
     hash: str = ""
     examples: int
     groups: int = 0

@@ -160,7 +160,7 @@ class ModuleRow:
         hls_replicates: Resampled `hls`.
         tail_replicates: Resampled `tail`.
         grad_norm_replicates: Resampled `grad_norm`.
-        status: `scored`, `unreached` (no probe token got there) or `skipped`.
+        status: `scored`, `unreached` (its gradient is zero) or `skipped`.
         reason: What the status means here.
     """
 
@@ -265,7 +265,8 @@ class RunInfo:
         device: Device that computed.
         dtype: Dtype of the weights.
         versions: Versions of the libraries that computed the numbers.
-        wall_seconds: Time of the probe run and the decompositions.
+        wall_seconds: Time of sampling, the probe run and the decompositions, all starts of a
+            resumed run together.
         notes: Remarks on the run: why this estimator, and what had to be changed on the way.
     """
 
@@ -281,6 +282,12 @@ class RunInfo:
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_seconds: float = 0.0
     notes: tuple[str, ...] = ()
+
+    @property
+    def scores_updates(self) -> bool:
+        """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
+        capture = self.settings.get("capture")
+        return isinstance(capture, Mapping) and capture.get("movement") in ("trial", "update")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

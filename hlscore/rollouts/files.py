@@ -67,11 +67,15 @@ class RolloutJournal:
         folder: Where results will go; made when first needed.
         identity: What the run is; a journal of another run is refused.
         processes: This process among those of the run.
+
+    Attributes:
+        seconds: What the stored groups took to sample and judge.
     """
 
     def __init__(self, folder: Path, identity: Mapping[str, object], processes: Processes) -> None:
         self._folder = folder
         self._identity = json.loads(json.dumps(identity))
+        self.seconds = 0.0
         self._path = folder / (
             f"{PROGRESS_PREFIX}-rollouts-{processes.rank}-of-{processes.size}.jsonl"
         )
@@ -96,6 +100,7 @@ class RolloutJournal:
             lines = stored_lines(self._path)
             if lines:
                 check_same_run(self._folder, lines[0]["identity"], self._identity)
+            self.seconds = sum(float(line.get("seconds", 0.0)) for line in lines[1:])
             return {int(line["number"]): _group(line["rollouts"]) for line in lines[1:]}
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise ArtifactError(
@@ -103,18 +108,23 @@ class RolloutJournal:
                 hint="Start anew with --force.",
             ) from error
 
-    def append(self, groups: Mapping[int, RolloutGroup]) -> None:
+    def append(self, groups: Mapping[int, RolloutGroup], *, seconds: float = 0.0) -> None:
         """Store finished groups.
 
         Args:
             groups: Groups by the number of their prompt.
+            seconds: What they took together.
 
         Raises:
             ArtifactError: The disk refuses.
         """
         try:
             lines: list[Mapping[str, object]] = [
-                {"number": number, "rollouts": list(_rows(group, None))}
+                {
+                    "number": number,
+                    "seconds": seconds / len(groups),
+                    "rollouts": list(_rows(group, None)),
+                }
                 for number, group in groups.items()
             ]
             if not self.exists() or self._path.stat().st_size == 0:

@@ -64,7 +64,7 @@ def encode_prompts(
         long += context is not None and len(ids) >= context
         if ids and (context is None or len(ids) < context):
             found.setdefault(ids, Prompt(number=number, row=row, ids=ids))
-    notes = []
+    notes = [*examples.notes]
     if long:
         notes.append(f"{long} prompts were left out: they fill the context of {context} tokens.")
     if empty:

@@ -17,6 +17,7 @@ from hlscore.inputs.tokens import (
     end_token_ids,
     prompt_and_whole,
     prompt_ids,
+    rendering,
     text_ids,
 )
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
@@ -61,9 +62,12 @@ def rollouts_from(
     return RolloutSet(
         source=examples.source,
         temperature=float(min(heats)) if len(heats) == 1 else None,
-        notes=()
+        notes=examples.notes
         if len(heats) < 2
-        else ("The rows differ in temperature: the loss is computed at 1 (--temperature).",),
+        else (
+            *examples.notes,
+            "The rows differ in temperature: the loss is computed at 1 (--temperature).",
+        ),
         groups=tuple(
             RolloutGroup(
                 name=name,
@@ -94,7 +98,10 @@ def _rollout(
 ) -> Rollout:
     said = _said_truncated(row)
     try:
-        start = row["prompt_ids"] if "prompt_ids" in row else prompt_ids(row["prompt"], tokenizer)
+        if "prompt_ids" in row:
+            start = row["prompt_ids"]
+        else:
+            start = prompt_ids(row["prompt"], tokenizer, **rendering(row))
         if "completion_ids" in row:
             ids = list(row["completion_ids"])
         else:
@@ -140,7 +147,7 @@ def _completion_ids(
         if ended and isinstance(end, int) and (not ids or ids[-1] not in ends):
             ids.append(end)
         return ids
-    start, whole = prompt_and_whole(row["prompt"], completion, tokenizer)
+    start, whole = prompt_and_whole(row["prompt"], completion, tokenizer, **rendering(row))
     ids = whole[common_prefix(start, whole) :]
     # A template may put more behind the end of a turn than a model would ever write; a completion
     # that was cut short has no end either.
@@ -151,7 +158,7 @@ def _completion_ids(
 def _turn_end(row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int | None:
     """The token that ends a completion: in a conversation, the one that its template puts there."""
     if isinstance(row.get("prompt"), list):
-        start, whole = prompt_and_whole(row["prompt"], "x", tokenizer)
+        start, whole = prompt_and_whole(row["prompt"], "x", tokenizer, **rendering(row))
         found = [token for token in whole[common_prefix(start, whole) :] if token in ends]
         if found:
             return found[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Prompt = str | Sequence[Any]
@@ -55,9 +55,12 @@ class RolloutSet:
         groups: One per prompt.
         temperature: What logits were divided by in sampling; `None` where not known.
         notes: Remarks for the reader.
+        seconds: What it took to sample and judge them, all starts of a resumed run together; 0
+            where they come from a file.
     """
 
     source: str
     groups: tuple[RolloutGroup, ...]
     temperature: float | None = None
     notes: tuple[str, ...] = ()
+    seconds: float = field(default=0.0, compare=False)

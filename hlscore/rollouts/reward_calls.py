@@ -18,7 +18,7 @@ from hlscore.errors import RewardError, UsageError, first_line
 from hlscore.rollouts.verifiers import VERIFIERS, find_verifier, is_builtin
 
 _FUNCTION = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*(\.[^\W\d]\w*)*")
-_NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +136,7 @@ def call_function(name: str, function: Callable[..., Any], batch: Completions) -
     Raises:
         RewardError: It raised, or gave something else.
     """
-    columns = {key: value for key, value in batch.columns.items() if key not in _NOT_COLUMNS}
+    columns = {key: value for key, value in batch.columns.items() if key not in NOT_COLUMNS}
     given = {
         **columns,
         "prompts": batch.prompts,

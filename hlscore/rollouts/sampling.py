@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -75,7 +76,9 @@ class Sampler:
         """
         count = self._settings.generations
         at_once = max(1, self._settings.generate_batch // count)
+        began = time.perf_counter()
         done = journal.load() if journal is not None and resume else {}
+        earlier = 0.0 if journal is None else journal.seconds
         with self._rewards, untouched(self._model):
             prompts, notes = judgeable_prompts(
                 examples, self._tokenizer, self._model, self._rewards
@@ -98,6 +101,7 @@ class Sampler:
             groups=tuple(everywhere[number] for number in sorted(everywhere)),
             temperature=self._settings.temperature_value,
             notes=notes,
+            seconds=earlier + time.perf_counter() - began,
         )
 
     def _write(
@@ -109,9 +113,10 @@ class Sampler:
     ) -> None:
         for batch in batches:
             if not all(prompt.number in done for prompt in batch):
+                began = time.perf_counter()
                 groups = self._batch(batch)
                 if journal is not None:
-                    journal.append(groups)
+                    journal.append(groups, seconds=time.perf_counter() - began)
                 done.update(groups)
             progress.advance(self._settings.generations * len(batch))
 

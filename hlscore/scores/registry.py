@@ -118,9 +118,13 @@ SCORES: dict[str, Score] = {
     for score in (
         Score(
             name="hls",
-            formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients of two halves",
+            formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients "
+            "or updates of two halves",
             unit="loss per unit learning rate",
+            update_unit="squared weight change",
             source="hlscore: cross-fitted Eckart-Young tail",
+            caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
+            "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
             compute=hls,
             replicates=lambda row: row.hls_replicates,
             follows_rank=True,
@@ -140,6 +144,7 @@ SCORES: dict[str, Score] = {
             name="tail",
             formula="||G||_F^2 - sum of the r largest s_i^2",
             unit="loss per unit learning rate",
+            update_unit="squared weight change",
             source="Eckart and Young 1936",
             compute=tail,
             replicates=lambda row: row.tail_replicates,
@@ -150,6 +155,7 @@ SCORES: dict[str, Score] = {
             name="grad_norm",
             formula="||G||_F^2",
             unit="loss per unit learning rate",
+            update_unit="squared weight change",
             source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
             compute=grad_norm,
             replicates=lambda row: row.grad_norm_replicates,
@@ -166,6 +172,7 @@ SCORES: dict[str, Score] = {
             name="rgn",
             formula="||G||_F / ||W||_F",
             unit="loss per squared weight",
+            update_unit="none",
             source="surgical fine-tuning, arXiv 2210.11466",
             compute=rgn,
             replicates=_relative,

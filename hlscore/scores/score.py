@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from hlscore.records import ModuleRow
+from hlscore.records import ModuleRow, RunInfo
 
 ScoreFunction = Callable[[ModuleRow, int], float | None]
 Needs = Literal["gradients", "whole gradients", "weights", "nothing"]
@@ -27,7 +27,8 @@ class Score:
     Attributes:
         name: Name on the command line and column in the report.
         formula: Formula in plain text.
-        unit: Unit of the value.
+        unit: Unit of the value, from gradients where it is made of these.
+        update_unit: Unit of the value where it is made of weight updates; empty for the same.
         source: Where it comes from.
         compute: Value of a row at a LoRA rank; `None` where it cannot be had.
         needs: What has to be read of a model: `gradients`, `whole gradients` (sketches do not
@@ -37,6 +38,7 @@ class Score:
         leaves_over: Whether the value at rank r is what rank r leaves over of a gain: only such a
             score can choose a rank for each module.
         ranks: LoRA ranks at which a row holds the value, where that depends on the rank.
+        caveat: What is known to be wrong with the value; mostly nothing.
     """
 
     name: str
@@ -45,10 +47,16 @@ class Score:
     source: str
     compute: ScoreFunction
     needs: Needs = "gradients"
+    update_unit: str = ""
     replicates: Callable[[ModuleRow], tuple[float, ...]] = _none
     follows_rank: bool = False
     leaves_over: bool = False
     ranks: Callable[[ModuleRow], tuple[int, ...]] = _gradient_ranks
+    caveat: str = ""
+
+    def unit_in(self, run: RunInfo) -> str:
+        """Unit of the value in a run."""
+        return self.update_unit if run.scores_updates and self.update_unit else self.unit
 
     @property
     def reads_weights(self) -> bool:

@@ -21,6 +21,7 @@ from hlscore.settings.check import (
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
+    NO_DATA,
     CandidateSettings,
     DataSettings,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "DEFAULT_SAMPLES",
     "DEFAULT_STEPS",
     "FACTORS",
+    "NO_DATA",
     "VALUE_POWER",
     "Accumulator",
     "BaseBits",

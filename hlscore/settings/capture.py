@@ -29,7 +29,8 @@ class CaptureSettings:
         passes: Passes over the probes, an odd number; every two after the first are a power
             iteration, which finds the leading directions of each gradient themselves.
         accumulate_on: Where the sums of the exact estimator are kept.
-        groups: Probe groups per half, the unit that standard errors are told from.
+        groups: Most probe groups per half, from which standard errors are estimated; fewer, down
+            to 4, where there are too few examples to fill a batch of each.
         bootstrap: Resamples of the groups; 0 turns standard errors off.
         svd: `full` decomposes every gradient exactly, `randomized` finds the head by subspace
             iteration, `auto` is full up to a short side of 512.
@@ -67,9 +68,9 @@ class CaptureSettings:
         require(self.batch_size >= 1, f"--batch-size is {self.batch_size}.", "Use 1 or more.")
         require(self.groups >= 1, f"--groups is {self.groups}.", "Use 1 or more.")
         require(
-            0 <= self.bootstrap <= 10_000,
+            self.bootstrap == 0 or 2 <= self.bootstrap <= 10_000,
             f"--bootstrap is {self.bootstrap}.",
-            "Use 0 (off) to 10000.",
+            "Use 0 (off), or 2 to 10000: a standard error needs several resamples.",
         )
         require_choice("--estimator", self.estimator, get_args(Estimator))
         require(

@@ -12,7 +12,7 @@ DEFAULT_SAMPLES = 256
 ROLES = (
     "text", "messages", "prompt", "completion", "chosen", "rejected", "answer", "reward", "group",
     "prompt_ids", "completion_ids", "logprobs", "truncated", "finish_reason", "temperature", "step",
-    "solution", "ground_truth",
+    "solution", "ground_truth", "tools", "chat_template_kwargs", "instruction", "input", "output",
 )  # fmt: skip
 DEFAULT_MAX_LENGTH = 1024
 NO_DATA = "none"

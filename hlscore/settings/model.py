@@ -33,6 +33,11 @@ class ModelSettings:
         shard: Spread the weights over the processes that torchrun started.
         allow_pickle: Accept `.bin` checkpoints, which can run code when opened.
         trust_remote_code: Run Python code that comes with the model.
+        text_only: Of a checkpoint with text and other inputs, load the class for text alone
+            instead of the one that config.json names.
+        architecture: Class that a plan was made with; it is loaded if it is the one for text
+            alone.
+        ignore_adapter: Load the weights as they are where an adapter lies beside them.
         load_in: Quantize linear layers to this width while loading; `None` keeps them as they
             are. The embeddings, the output head and fused experts are not quantized.
         device_map: `auto` spreads the model over all GPUs, then host memory, then disk; `None`
@@ -48,6 +53,9 @@ class ModelSettings:
     device: str = "auto"
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    text_only: bool = False
+    architecture: str | None = None
+    ignore_adapter: bool = False
     load_in: LoadIn | None = None
     device_map: DeviceMap | None = None
     max_memory: Mapping[str, str] = field(default_factory=dict)

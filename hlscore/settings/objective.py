@@ -56,6 +56,8 @@ class ObjectiveSettings:
         epsilon: How far below 1 a ratio may be before it is clipped.
         epsilon_high: How far above 1; `None` means `epsilon`.
         mask_truncated: Whether completions cut short at the limit count nothing.
+        assistant_only_loss: Whether only the assistant's tokens of a conversation carry loss, for
+            sft; TRL's option of this name.
     """
 
     objective: Objective = "sft"
@@ -76,6 +78,7 @@ class ObjectiveSettings:
     epsilon: float = 0.2
     epsilon_high: float | None = None
     mask_truncated: bool = False
+    assistant_only_loss: bool = False
 
     def __post_init__(self) -> None:
         """Check every field, and that it belongs to the objective.
@@ -109,6 +112,7 @@ class ObjectiveSettings:
         )
         owners = dict.fromkeys((item.name for item in fields(self)), "grpo")
         owners |= {"objective": self.objective, "loss_type": self.objective, "beta": "dpo"}
+        owners |= {"assistant_only_loss": "sft"}
         for name in given:
             require(
                 owners[name] == self.objective,

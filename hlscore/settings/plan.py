@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from hlscore.settings.checking import require, require_choice
 
-Baseline = Literal["lora-matched", "random", "all-lora", "all-full"]
+Baseline = Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"]
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum"]
 Master = Literal["fp32", "bf16"]
 BaseBits = Literal[4, 8, 16]
@@ -63,6 +63,7 @@ class PlanSettings:
         alpha: LoRA alpha at that rank; `None` means twice the rank. Other ranks get the same
             ratio.
         ranks: LoRA ranks that each module may get; empty means `rank` for all.
+        min_rank: With ranks: the least that each module gets; 0 may leave modules frozen.
         value_power: With ranks: what an option is worth is the gradient energy that it reaches to
             this power. At 1 it is the energy itself; the lower, the sooner a module's gain levels
             off, and the more evenly ranks are spread.
@@ -76,6 +77,7 @@ class PlanSettings:
     rank: int = DEFAULT_RANK
     alpha: int | None = None
     ranks: tuple[int, ...] = ()
+    min_rank: int = 0
     value_power: float = VALUE_POWER
     locks: tuple[str, ...] = ()
     baseline: Baseline | None = None
@@ -103,6 +105,12 @@ class PlanSettings:
             )
         for rank in self.ranks:
             require(1 <= rank <= 8192, f"--ranks holds {rank}.", "Use 1 to 8192.")
+        require(0 <= self.min_rank <= 8192, f"--min-rank is {self.min_rank}.", "Use 0 to 8192.")
+        require(
+            not self.min_rank or bool(self.ranks),
+            "--min-rank is for plans with a rank for each module.",
+            "Give the ranks to choose from: --ranks 1,2,4,8.",
+        )
         require(
             0 < self.value_power <= 1,
             f"--value-power is {self.value_power:g}.",

@@ -167,7 +167,7 @@ class RankSettings:
             *_changed(self.data, *(() if self.updates else beside)),
             *_changed(self.capture, *beside),
             *_changed(self.model, "model", "revision", "device", "allow_pickle",
-                      "trust_remote_code"),
+                      "trust_remote_code", "text_only", "ignore_adapter"),
         )  # fmt: skip
         require(
             not given,

@@ -19,6 +19,7 @@ class ValidateSettings:
     Attributes:
         model: Which model, and how it is loaded.
         data: What it is trained and tested on.
+        assistant_only_loss: Whether only the assistant's tokens of a conversation carry loss.
         also: Other data, on which forgetting is measured; `None` measures none.
         steps: Optimizer steps of each training.
         batch_size: Sequences per step.
@@ -32,6 +33,7 @@ class ValidateSettings:
 
     model: ModelSettings
     data: DataSettings = field(default_factory=DataSettings)
+    assistant_only_loss: bool = False
     also: str | None = None
     steps: int = DEFAULT_STEPS
     batch_size: int = 8

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -17,6 +18,7 @@ from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.limits import check_limits
 from hlscore.exporters.peft import PEFT_LIMITS, lora_config
 from hlscore.exporters.peft_names import never_packed, skip_modules
+from hlscore.inputs.model import input_device
 from hlscore.inputs.packed import is_packed_linear
 from hlscore.training.model_check import check_model
 from hlscore.training.trainables import expected_trainables, groups
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["apply", "check_trainables", "skip_modules", "upcast"]
 
 _SHOWN = 3
+_TOKENS = 8
 
 # PEFT says these where all is as it should be: it looks for the patterns of parameters among the
 # modules only, and mends the layout of each Conv1D itself.
@@ -42,6 +45,7 @@ def apply(
     *,
     allow_other_weights: bool = False,
     adapter_name: str = "default",
+    try_forward: bool = True,
 ) -> PeftModel:
     """Wrap a model so that exactly what a plan says is trained.
 
@@ -53,6 +57,8 @@ def apply(
         plan: The plan, or the path of a `plan.json`.
         allow_other_weights: Do not warn when the weights are not those that were scored.
         adapter_name: What PEFT calls the adapter.
+        try_forward: Run a few tokens through the wrapped model: some layers fail under an
+            adapter only when they are called.
 
     Returns:
         The wrapped model. If an error is raised, the model is as it was.
@@ -78,11 +84,14 @@ def apply(
     check_model(model, plan, allow_other_weights=allow_other_weights)
     check_limits(plan, PEFT_LIMITS)
     _check_packed(model, plan)
+    runnable = try_forward and _is_runnable(model)
     with _restored_on_error(model):
         wrapped = _wrap(model, plan, adapter_name)
         if plan.memory.master == "fp32":
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
+        if runnable:
+            _check_forward(wrapped)
     return wrapped
 
 
@@ -164,6 +173,65 @@ def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
     config.base_model_name_or_path = getattr(model, "name_or_path", "") or plan.model.name
     assert isinstance(wrapped, peft.PeftModel)  # noqa: S101 - mixed models are not asked for
     return wrapped
+
+
+def _is_runnable(model: PreTrainedModel) -> bool:
+    """Whether a model takes a few plain tokens; a warning says so if it does not."""
+    if model.device.type == "meta":
+        return False
+    failure, _ = _try_tokens(model)
+    if failure is not None:
+        warnings.warn(
+            f"The forward pass under the plan is not checked: with {_TOKENS} plain tokens it fails "
+            f"without the plan, too ({first_line(failure)}).",
+            stacklevel=3,
+        )
+    return failure is None
+
+
+def _check_forward(model: PeftModel) -> None:
+    """Refuse adapters under which the forward pass fails."""
+    failure, place = _try_tokens(model)
+    if failure is not None:
+        raise ModelError(
+            f"Under the plan the forward pass fails at or after '{place}': {first_line(failure)}",
+            hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to apply.",
+        ) from failure
+
+
+def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, str]:
+    """Run a few tokens forward, in the mode that the model is in.
+
+    Args:
+        model: A model, wrapped or not.
+
+    Returns:
+        What went wrong, if anything, and the last module with an adapter that was called.
+    """
+    base: Any = model if isinstance(model, PreTrainedModel) else model.get_base_model()
+    device, called = input_device(base), [""]
+    vocabulary = getattr(base.config.get_text_config(), "vocab_size", None) or _TOKENS
+    ids = torch.arange(_TOKENS, device=device)[None] % vocabulary
+    short = base.dtype in (torch.float16, torch.bfloat16)
+    with ExitStack() as undo:
+        for name, module in base.named_modules():
+            if hasattr(module, "lora_A"):
+                hook = module.register_forward_pre_hook(
+                    lambda *_, name=name: called.append(name.replace(".base_layer", ""))
+                )
+                undo.callback(hook.remove)
+        # Dropout may be on; what the caller draws afterwards stays the same.
+        undo.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        # Without gradients bitsandbytes rearranges 4-bit weights on some CPUs; with them some
+        # models keep the graph beside their state (RecurrentGemma).
+        packed = any(is_packed_linear(module) for module in base.modules())
+        undo.enter_context(torch.set_grad_enabled(packed))
+        undo.enter_context(torch.autocast(device.type, base.dtype, enabled=short))
+        try:
+            model(input_ids=ids, use_cache=False)
+        except Exception as error:
+            return error, called[-1]
+    return None, ""
 
 
 def _check_packed(model: PreTrainedModel, plan: Plan) -> None:

@@ -13,12 +13,15 @@ from hlscore.errors import UsageError
 from hlscore.planning.allocation import allocate
 from hlscore.planning.baselines import nearest_rank
 from hlscore.planning.choice import fill
-from hlscore.reasons import tied_modules
+from hlscore.planning.options import is_unreached
+from hlscore.reasons import UNMOVED, UNREACHED, tied_modules
 from hlscore.records import NO_PROBES, ModelIdentity, ModuleRow, RunInfo, ScoreReport
 from hlscore.scores.stratified import stratified_scores
 from hlscore.settings import Baseline, MemorySettings, PlanSettings
 
-LORA, MATCHED, RANDOM, PLAN, FULL = "lora", "matched", "random", "plan", "full"
+LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
+    "lora", "matched", "random", "largest", "plan", "full",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +29,7 @@ class Arm:
     """One way to train.
 
     Attributes:
-        name: `lora`, `matched`, `random`, `plan` or `full`.
+        name: `lora`, `matched`, `random`, `largest`, `plan` or `full`.
         plans: The plan of each seed; only `random` has different ones.
     """
 
@@ -52,7 +55,8 @@ def make_arms(
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
     is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
-    with a rank for each module it deals the ranks anew among modules of one shape.
+    with a rank for each module it deals the ranks anew among modules of one shape. `largest` trains
+    the largest modules in full, as many parameters as the plan; plans of ranks have no such rival.
 
     Args:
         plan: The plan.
@@ -82,6 +86,8 @@ def make_arms(
         Arm(name=RANDOM, plans={seed: rivals.random(seed) for seed in seeds}),
         Arm(name=PLAN, plans=dict.fromkeys(seeds, plan)),
     ]
+    if not plan.lora.ranks:
+        arms.insert(3, Arm(name=LARGEST, plans=dict.fromkeys(seeds, rivals.largest())))
     if full:
         everything = rivals.uniform("all-full", plan.lora.rank)
         arms.append(Arm(name=FULL, plans=dict.fromkeys(seeds, everything)))
@@ -140,12 +146,23 @@ class _Rivals:
         """The control: what the plan decides, decided by chance."""
         return self._dealt(seed) if self._plan.lora.ranks else self._drawn(seed)
 
+    def largest(self) -> Plan:
+        """The largest modules in full, as many parameters as the plan has in full."""
+        reached = [row for row in self._rows if not is_unreached(row)]
+        order = sorted(reached, key=lambda row: -row.n_params)
+        taken = fill(
+            range(len(order)), [row.n_params for row in order], self._plan.totals.full_params
+        )
+        locks = tuple(f"{order[place].module}=full" for place in taken)
+        return self.uniform("all-lora", self._plan.lora.rank, locks)
+
     def _dealt(self, seed: int) -> Plan:
         """What the plan does with its modules, dealt anew among those of one shape."""
-        generator, tied = np.random.default_rng(seed), tied_modules(self._rows)
+        generator, fixed = np.random.default_rng(seed), set(tied_modules(self._rows))
+        fixed |= {row.module for row in self._rows if is_unreached(row)}
         alike: dict[tuple[object, ...], list[PlanModule]] = {}
         for item in self._plan.modules:
-            alone = item.module if item.module in tied else ""
+            alone = item.module if item.module in fixed else ""
             shape = (item.form, item.matrices, item.out_features, item.in_features, alone)
             alike.setdefault(shape, []).append(item)
         locks = tuple(
@@ -158,7 +175,8 @@ class _Rivals:
 
     def _drawn(self, seed: int) -> Plan:
         """Modules in full drawn at random, of as many parameters as the plan has in full."""
-        drawn = drawn_modules(self._rows, seed=seed, params=self._plan.totals.full_params)
+        reached = [row for row in self._rows if not is_unreached(row)]
+        drawn = drawn_modules(reached, seed=seed, params=self._plan.totals.full_params)
         locks = tuple(f"{module}=full" for module in drawn)
         return self.uniform("all-lora", self._plan.lora.rank, locks)
 
@@ -169,6 +187,7 @@ def _row(item: PlanModule, control: float) -> ModuleRow:
         block=item.block, matrices=item.matrices, matrices_reached=None,
         out_features=item.out_features, in_features=item.in_features, n_params=item.params,
         form=item.form, storage=item.storage, random=control, reason=item.remark,
+        status="unreached" if item.remark in (UNMOVED, UNREACHED) else "scored",
     )  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet
-from hlscore.settings import FACTORS, ValidateSettings
+from hlscore.records import LOSS_ON, ProbeSummary
+from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.model_check import check_model
 from hlscore.validation.arms import FULL, PLAN, Arm, make_arms
@@ -100,6 +101,7 @@ class Prepared:
         ground: What all trainings start from.
         arms: What is compared.
         made_with: All that decides the outcome.
+        objective: The loss that the plan was made for.
         notes: Remarks on the data.
     """
 
@@ -107,6 +109,7 @@ class Prepared:
     ground: Ground
     arms: tuple[Arm, ...]
     made_with: Mapping[str, object]
+    objective: str
     notes: tuple[str, ...]
 
     @property
@@ -134,12 +137,15 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
         HlscoreError: Something cannot be used; the message says what.
     """
     examples = read_examples(settings.data, seed=settings.seed)
-    loaded = load_model(settings.model)
+    loaded = load_model(
+        replace(settings.model, architecture=plan.model.architecture, ignore_adapter=True)
+    )
     with warnings.catch_warnings(record=True) as other_weights:
         warnings.simplefilter("always")
         check_model(loaded.model, plan)
     probes = encode(
         examples, loaded.tokenizer, loaded.model,
+        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
         max_length=settings.data.max_length, groups=2, seed=settings.seed,
     )  # fmt: skip
     sequences = [item for half in probes.halves for group in half for item in group]
@@ -162,7 +168,13 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     }
     return Prepared(
         settings=settings, ground=ground, arms=arms, made_with=made_with,
-        notes=(*probes.summary.notes, *(str(item.message) for item in other_weights)),
+        objective=plan.provenance.probes.objective,
+        notes=(
+            *loaded.identity.notes,
+            *other_mask(probes.summary, plan),
+            *probes.summary.notes,
+            *(str(item.message) for item in other_weights),
+        ),
     )  # fmt: skip
 
 
@@ -173,6 +185,7 @@ def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet
     data = replace(settings.data, data=settings.also, config=None)
     return encode(
         read_examples(data, seed=settings.seed), loaded.tokenizer, loaded.model,
+        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
         max_length=data.max_length, groups=2, seed=settings.seed,
     )  # fmt: skip
 
@@ -191,6 +204,17 @@ def _forgetting(
             name: tuple(sum(outcome.also_sums) / counted for outcome in arm.outcomes)
             for name, arm in arms.items()
         },
+    )
+
+
+def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
+    """Say that a plan was made for a loss on other tokens."""
+    planned = plan.provenance.probes.loss_on
+    if not planned or planned == probes.loss_on:
+        return ()
+    return (
+        f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
+        f"{LOSS_ON[probes.loss_on]}.",
     )
 
 
@@ -259,7 +283,14 @@ def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool)
     return Validation(
         arms=arms,
         results=results,
-        verdict=verdict(results, seeds=settings.seeds),
+        verdict=verdict(
+            results,
+            seeds=settings.seeds,
+            steps=settings.steps,
+            objective=trial.objective,
+            unsettled=[name for name, arm in arms.items() if arm.edge],
+            learned=any(result.loss.value < untrained for result in results.values()),
+        ),
         notes=(*trial.notes, *_notes(trial, arms, results, untrained)),
         examples=_sizes(ground.examples),
         untrained=untrained,

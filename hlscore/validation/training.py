@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
 from hlscore.inputs.tokens import pad_token_id
+from hlscore.planning.rates import suggested_rates
 from hlscore.probes.batches import IGNORED, by_length, collate, cut
 from hlscore.probes.units import ProbeExample
 from hlscore.validation.examples import Examples, training_order
@@ -213,7 +214,11 @@ def _trainer(
     order = training_order(
         ground.examples.training, count=ground.steps * ground.batch_size, seed=trial.seed
     )
-    rates = plan.learning_rates
+    # Plans for other losses suggest their rates, and this is SFT.
+    full_rate, lora_rate = suggested_rates("sft")
+    if plan.provenance.probes.objective in ("sft", "none"):
+        full_rate = plan.learning_rates.full.value
+        lora_rate = plan.learning_rates.lora.value
     device = next(model.parameters()).device
     arguments = SFTConfig(
         output_dir=folder, max_steps=ground.steps, per_device_train_batch_size=ground.batch_size,
@@ -228,7 +233,7 @@ def _trainer(
             model=model, args=arguments, processing_class=_padded(ground.tokenizer),
             train_dataset=Dataset.from_list([_row(item) for item in order]),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=trial.factor * rates.full.value, lora_lr=trial.factor * rates.lora.value,
+            full_lr=trial.factor * full_rate, lora_lr=trial.factor * lora_rate,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error

@@ -3,28 +3,73 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from hlscore.validation.arms import FULL, MATCHED, PLAN, RANDOM
+from hlscore.validation.arms import FULL, LARGEST, LORA, MATCHED, PLAN, RANDOM
 from hlscore.validation.gaps import ArmResult, Interval
 
 FEW_SEEDS = 5
+# An adapter starts at zero, so that in the first steps it lags behind whatever its rank.
+FEW_STEPS = 20
+_RIVALS = {
+    MATCHED: "LoRA of equal size",
+    RANDOM: "a random choice",
+    LARGEST: "the largest modules",
+}
 _DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 
-def verdict(found: Mapping[str, ArmResult], *, seeds: int) -> tuple[str, ...]:
+def verdict(
+    found: Mapping[str, ArmResult],
+    *,
+    seeds: int,
+    steps: int,
+    objective: str = "sft",
+    unsettled: Collection[str] = (),
+    learned: bool = True,
+) -> tuple[str, ...]:
     """Say what the trial shows of the plan, and what it does not.
 
     Args:
         found: How each arm did.
         seeds: Trainings of each arm.
+        steps: Steps of each training.
+        objective: The loss that the plan was made for.
+        unsettled: Arms whose best learning rate is the last one that was tried.
+        learned: Whether any arm does better than the untrained model.
 
     Returns:
         Sentences; the most important first.
     """
-    lines = [_main(found)]
-    lines.append(_against(found, MATCHED, "LoRA with as many trained parameters"))
-    lines.append(_against(found, RANDOM, "a random choice"))
+    lines = []
+    if objective not in ("sft", "none"):
+        lines.append(
+            f"The plan was made for {objective}, and these trainings are SFT: they say nothing of "
+            f"{objective}."
+        )
+    early = ""
+    if steps < FEW_STEPS:
+        early = f"{steps} steps are too few to tell"
+    elif not learned:
+        early = "no arm does better than the untrained model"
+    if early:
+        lines.append(f"No verdict: {early}. Give more --steps.")
+    elif {LORA, PLAN, FULL} & set(unsettled):
+        lines.append(
+            f"No verdict on the gap: the best learning rate of {', '.join(unsettled)} is the last "
+            "one that was tried, so a better one may lie beyond. Try other --steps."
+        )
+    else:
+        lines.append(_main(found))
+    against = {**_RIVALS, MATCHED: "LoRA with as many trained parameters"}
+    for rival in filter(found.__contains__, against):
+        diverged = not math.isfinite(found[PLAN].better_than[rival].value)
+        if not early and not diverged and {PLAN, rival} & set(unsettled):
+            lines.append(
+                f"Plan and {against[rival]}: no verdict, for the best rate is the last one tried."
+            )
+        elif diverged or not early:
+            lines.append(_against(found, rival, against[rival]))
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -49,8 +94,10 @@ def _main(found: Mapping[str, ArmResult]) -> str:
         )
     others = [
         f"{label} {_percent(share)}"
-        for name, label in ((MATCHED, "LoRA of equal size"), (RANDOM, "a random choice"))
-        if (share := found[name].recovered) is not None and math.isfinite(share.value)
+        for name, label in _RIVALS.items()
+        if name in found
+        and (share := found[name].recovered) is not None
+        and math.isfinite(share.value)
     ]
     return (
         f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan, PlanCoverage, PlanModule
+from hlscore.planning.coverage import rank_counts
 from hlscore.views.heatmap import Cell, print_heat_map
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.wording import count, measure, memory, percent, shape, short
+from hlscore.views.wording import count, measure, memory, near_whole, percent, shape, short
 
 
 def print_choice(
@@ -20,7 +21,6 @@ def print_choice(
     *,
     top: int | None,
     stderrs: Mapping[str, float | None] | None = None,
-    clear: int | None = None,
 ) -> None:
     """Print what a plan does with its modules, and what it comes to.
 
@@ -30,14 +30,13 @@ def print_choice(
         modules: Those of its modules that the table and the map show.
         top: Most modules of the table; `None` for all.
         stderrs: Standard error of the score by module; `None` leaves the column out.
-        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
     """
     console.print()
     _table(plan, modules, top, stderrs).print(console)
     cells = [Cell(at=item, score=item.score, marked=item.mode == "full") for item in modules]
     print_heat_map(console, cells, score=plan.score.name)
     console.print()
-    for text in summary(plan, clear=clear):
+    for text in summary(plan):
         console.print(text, soft_wrap=True)
 
 
@@ -75,19 +74,21 @@ def _table(
     return table
 
 
-def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
+def summary(plan: Plan) -> list[Text]:
     """Say in sentences what a plan trains, what that takes, and how stable the choice is.
 
     Args:
         plan: The plan.
-        clear: Modules whose score lies above zero with 95 % confidence; `None` if not known.
 
     Returns:
         One text per sentence.
     """
     totals, budget = plan.totals, plan.budget
     times_lora = totals.trained_params / max(1, totals.plain_lora_params)
-    sentences = {
+    sentences = {}
+    if plan.coverage is not None:
+        sentences["reach"] = _reach(plan.coverage, plan.lora.rank)
+    sentences |= {
         "full": f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
         f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
         f"{short(totals.candidate_params)} candidate parameters "
@@ -96,6 +97,9 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
         f"{times_lora:.2f} x plain LoRA of rank {plan.lora.rank}, "
         f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning",
     }
+    if plan.lora.ranks and plan.lora_modules:
+        ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
+        sentences["ranks"] = f"adapters: {ranks}"
     if not plan.upgraded:
         sentences["memory"] = _memory(plan)
     if plan.solver.name == "HiGHS":
@@ -106,8 +110,14 @@ def summary(plan: Plan, *, clear: int | None = None) -> list[Text]:
             f"{100 * stability.mean_reselection:.0f} % of the resamples of these probes "
             "choose a chosen module again; new probes agree less"
         )
-        sentences["doubt"] = _doubt(plan, stability.borderline_modules, clear)
+        sentences["doubt"] = _doubt(plan, stability.borderline_modules)
     return [Text.assemble((f"{name:<8}", "bold"), said) for name, said in sentences.items()]
+
+
+def _reach(found: PlanCoverage, rank: int) -> str:
+    """What LoRA of a rank and the plan follow of what was measured."""
+    text = f"LoRA {rank} follows {near_whole(found.lora)} of this {found.of}"
+    return text if found.plan is None else f"{text}, the plan {near_whole(found.plan)}"
 
 
 def _memory(plan: Plan) -> str:
@@ -126,7 +136,8 @@ def _memory(plan: Plan) -> str:
     )
 
 
-def _doubt(plan: Plan, borderline: int, clear: int | None) -> str:
+def _doubt(plan: Plan, borderline: int) -> str:
+    clear = plan.stability.clear_modules
     if clear is None:
         return (
             f"{count(borderline, 'module')} chosen in more than 10 % and less than "
@@ -136,4 +147,4 @@ def _doubt(plan: Plan, borderline: int, clear: int | None) -> str:
     text = f"{clear:,} of {candidates} score above zero with 95 % confidence"
     if clear >= plan.totals.full_modules:
         return text
-    return f"{text}\n        the order is mostly noise: take more probes (--samples)"
+    return f"{text}\n        warning: the order is mostly noise; take more probes (--samples)"

@@ -12,13 +12,15 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
-from hlscore.settings import PlanSettings
+from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings
+from hlscore.views.commands import model_options, options_of, plan_options
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
 
 def print_estimate(
-    model: str,
+    model: ModelSettings,
+    candidates: CandidateSettings,
     shape: ModelShape,
     settings: PlanSettings,
     trainings: Sequence[Training],
@@ -29,7 +31,8 @@ def print_estimate(
     """Print what each training takes, and the next command.
 
     Args:
-        model: Name of the model as given.
+        model: Which model.
+        candidates: Which modules.
         shape: The model.
         settings: What was asked for.
         trainings: The estimates.
@@ -37,13 +40,19 @@ def print_estimate(
         console: Where to print; standard output by default.
     """
     console = console or terminal()
-    console.print(_headline(model, shape, settings), soft_wrap=True)
+    console.print(_headline(model.model, shape, settings), soft_wrap=True)
     console.print()
     console.print(_table(settings, trainings, device_bytes))
     console.print()
     for note in _notes(shape, trainings):
         console.print(Text(note, style="dim"), soft_wrap=True)
-    command = f"hlscore rank {shlex.quote(model)} --budget {shlex.quote(settings.budget)}"
+    words = [
+        *model_options(asdict(model)),
+        *options_of(CandidateSettings, asdict(candidates)),
+        *("--budget", settings.budget),
+        *plan_options(asdict(settings), without=("budget",)),
+    ]
+    command = shlex.join(["hlscore", "rank", model.model, *words])
     console.print()
     console.print(Text("next", style="bold"))
     console.print(Text.assemble("  ", ("# which modules to train in full", "dim")))

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
-from hlscore.records import ProbeSummary
+from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import RankSettings
 from hlscore.views.terminal import terminal
-from hlscore.views.wording import count, memory, short
+from hlscore.views.wording import count, duration, memory, short
 
 
 def _budget(found: Forecast | WeightForecast) -> str:
@@ -31,7 +31,8 @@ def _probes(probes: ProbeSummary) -> str:
         )
     what = "pair" if probes.objective == "dpo" else "example"
     loss = f"{probes.objective} ({probes.loss_type}): " if probes.loss_type else ""
-    return f"{loss}{count(probes.examples, what)} from {probes.source}, {tokens}"
+    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+    return f"{loss}{count(probes.examples, what)} from {probes.source}, {tokens}{where}"
 
 
 def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
@@ -57,6 +58,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "examples": probes.examples,
                     "total_tokens": probes.total_tokens,
                     "counted_tokens": probes.counted_tokens,
+                    "loss_on": probes.loss_on,
                     "estimator": found.choice.estimator,
                     "estimator_reason": found.choice.reason,
                     "sketch_size": found.choice.sketch_size,
@@ -64,7 +66,11 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "weight_bytes": found.weight_bytes,
                     "gradient_bytes": found.gradient_bytes,
                     "activation_bytes": found.activation_bytes,
+                    "generation_bytes": found.generation_bytes,
                     "peak_bytes": found.peak_bytes,
+                    "process_bytes": found.process_bytes,
+                    "disk_bytes": found.disk_bytes,
+                    "probe_seconds": found.probe_seconds,
                     "free_bytes": found.free_bytes,
                     "budget_unit": found.budget_unit,
                     "budget_limit": found.budget_limit,
@@ -84,11 +90,30 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
             f"{memory(found.gradient_bytes)} {held} + about "
             f"{memory(found.activation_bytes)} activations of "
-            f"{count(settings.capture.batch_size, 'example')}",
+            f"{count(settings.capture.batch_size, 'example')}{_beside(found, device)}",
         ),
+        (
+            "time",
+            f"about {duration(found.probe_seconds)} of forward and backward passes at the speed "
+            "measured now; decompositions"
+            f"{', sampling' if found.generation_bytes else ''} and loading come on top",
+        ),
+        ("disk", f"up to {memory(found.disk_bytes)} of stored progress while it runs"),
         ("budget", _budget(found)),
     )
     _print_lines(lines, probes.notes)
+
+
+def _beside(found: Forecast, device: str) -> str:
+    """Memory of sampling, and of the process where it shares that of the tensors."""
+    text = ""
+    if found.generation_bytes:
+        text = f"\n          (while it samples: {memory(found.weight_bytes)} weights + about "
+        text += f"{memory(found.generation_bytes)} cache and logits)"
+    if device == "cpu":
+        whole = memory(found.peak_bytes + found.process_bytes)
+        text += f"\n          {whole} for the process, libraries included"
+    return text
 
 
 def print_weight_forecast(

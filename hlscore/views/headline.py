@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanBudget
-from hlscore.records import ProbeSummary, ScoreReport
+from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.views.wording import count, memory, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
@@ -21,10 +21,9 @@ def report_headline(report: ScoreReport) -> Text:
         Lines of text.
     """
     model, probes, run = report.model, report.probes, report.run
-    how = f"sketches, k = {run.sketch_size}" if run.sketch_size else "exact gradients"
-    if probes.format == "update":
-        how = "exact updates"
-    elif probes.objective == "none":
+    what = "weight updates" if run.scores_updates else "gradients"
+    how = f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
+    if probes.objective == "none" and probes.format != "update":
         how = "singular values of the weights"
     return Text.assemble(
         (model.model, "bold"),
@@ -44,7 +43,8 @@ def _probed(probes: ProbeSummary) -> str:
         return "nothing probed"
     if probes.objective == "sft":
         mean = loss and f", mean loss {loss}"
-        return f"{count(probes.examples, 'probe example')} from {source}, {tokens}{mean}"
+        where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+        return f"{count(probes.examples, 'probe example')} from {source}, {tokens}{where}{mean}"
     mean = loss and f", {loss} each"
     name = f"{probes.objective} ({visible(probes.loss_type)})"
     drawn = probes.rollouts
@@ -60,7 +60,7 @@ def _probed(probes: ProbeSummary) -> str:
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
-    """Remarks on a run; that the exact estimator fits is what one expects.
+    """Remarks on a model and a run; that the exact estimator fits is what one expects.
 
     Args:
         report: The scores.
@@ -68,7 +68,8 @@ def run_notes(report: ScoreReport) -> tuple[str, ...]:
     Returns:
         The remarks.
     """
-    return tuple(note for note in report.run.notes if not note.startswith("exact:"))
+    notes = (note for note in report.run.notes if not note.startswith("exact:"))
+    return (*report.model.notes, *notes)
 
 
 def plan_headline(plan: Plan) -> Text:

@@ -1,7 +1,8 @@
-"""Progress on standard error: bars with time left on a terminal, silence elsewhere."""
+"""Progress on standard error: bars with time left on a terminal, now and then a line elsewhere."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,7 +19,9 @@ from rich.progress import (
 from rich.text import Text
 
 from hlscore.processes import started_as
-from hlscore.views.wording import short
+from hlscore.views.wording import duration, short
+
+LINE_SECONDS = 60.0
 
 
 class _RateColumn(ProgressColumn):
@@ -52,9 +55,42 @@ class TerminalProgress:
             self._bars.advance(self._task, amount)
 
 
+class LineProgress:
+    """Writes a line of progress now and then, for logs.
+
+    Args:
+        console: Where the lines go.
+        every_seconds: Least time between two lines, and before the first.
+    """
+
+    def __init__(self, console: Console, *, every_seconds: float = LINE_SECONDS) -> None:
+        self._console, self._every = console, every_seconds
+        self._what, self._unit, self._total, self._done = "", "", 0, 0
+        self._began = self._last = time.monotonic()
+
+    def start(self, what: str, total: int, unit: str) -> None:
+        """Begin a step of `total` units."""
+        self._what, self._unit, self._total, self._done = what, unit, total, 0
+        self._began = time.monotonic()
+
+    def advance(self, amount: int) -> None:
+        """Report units done."""
+        self._done += amount
+        now = time.monotonic()
+        if now - self._last < self._every or not 0 < self._done < self._total:
+            return
+        self._last = now
+        left = (now - self._began) * (self._total - self._done) / self._done
+        self._console.print(
+            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, "
+            f"{100 * self._done // self._total} %, about {duration(left)} left",
+            soft_wrap=True,
+        )
+
+
 @contextmanager
-def terminal_progress() -> Iterator[TerminalProgress]:
-    """Bars that vanish when the work is done; nothing at all outside a terminal.
+def terminal_progress() -> Iterator[TerminalProgress | LineProgress]:
+    """Bars that vanish when the work is done; outside a terminal a line every minute.
 
     Yields:
         A display for the flow.
@@ -71,11 +107,21 @@ def terminal_progress() -> Iterator[TerminalProgress]:
         transient=True,
         disable=not shown,
     )
+    if not shown and started_as().is_main:
+        yield LineProgress(console)
+        return
     if not shown:  # even a disabled bar ends in an empty line in some versions
         yield TerminalProgress(bars)
         return
     with bars:
         yield TerminalProgress(bars)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error, once for all processes; nothing where it is empty."""
+    if text and started_as().is_main:
+        console = Console(stderr=True, markup=False, emoji=False, highlight=False)
+        console.print(Text.assemble(("warning: ", "yellow"), text), soft_wrap=True)
 
 
 @contextmanager

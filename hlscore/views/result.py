@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.text import Text
@@ -16,8 +15,13 @@ from hlscore.artifacts.plan import Plan
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.settings import DEFAULT_RANK
 from hlscore.views.choice import print_choice
+from hlscore.views.commands import (
+    plan_again,
+    rank_rollouts,
+    settings_in,
+    validate_plan,
+)
 from hlscore.views.headline import report_headline, run_notes
 from hlscore.views.terminal import print_next, print_notes, terminal
 
@@ -50,40 +54,52 @@ def print_result(
     for name, path in paths.items():
         label = f"{Path(name).stem:<{width}}"
         console.print(Text.assemble((label, "bold"), str(path)), soft_wrap=True)
-    quoted = {name: shlex.quote(str(path)) for name, path in paths.items()}
+    scores = paths[SCORES_FILE]
+    plan_file = shlex.quote(str(paths[PLAN_FILE]))
     commands = [
         (
-            f"hlscore plan {quoted[SCORES_FILE]} --budget 0.2 -o plan-20.json",
+            plan_again(report, scores, *("--budget", "0.2", "-o", "plan-20.json"),
+                       without=("budget",)),
             "another budget, without the model",
         ),
         (
-            f"hlscore export {quoted[PLAN_FILE]} --to trl -o hybrid",
+            f"hlscore export {plan_file} --to trl -o hybrid",
             "for your trainer; hlscore export --list names the others",
         ),
-    ]
-    if SCORES[plan.score.name].leaves_over and plan.totals.full_modules and not plan.lora.ranks:
+    ]  # fmt: skip
+    ranks = _ranks(report)
+    varied = SCORES[plan.score.name].leaves_over and plan.totals.full_modules and ranks
+    if varied and not plan.lora.ranks:
+        budget = f"{plan.totals.trained_params // 1000}k"
+        options = ("--budget", budget, "--ranks", ",".join(map(str, ranks)))
         commands.append(
             (
-                f"hlscore plan {quoted[SCORES_FILE]} --budget {plan.totals.trained_params // 1000}k"
-                f" --ranks {','.join(map(str, _ranks(report)))} -o plan-ranks.json",
+                plan_again(report, scores, *options, "-o", "plan-ranks.json", without=("budget",)),
                 "at the same cost, a rank for each module",
             )
         )
-    model = shlex.quote(report.model.model)
+    if report.probes.objective == "grpo" and plan.method == "score" and plan.totals.full_modules:
+        commands.insert(
+            0,
+            (
+                plan_again(
+                    report, paths[SCORES_FILE], "--baseline", "lora-matched", "-o", "lora.json"
+                ),
+                "LoRA with as many trained parameters: with rewards it was as good in our trials",
+            ),
+        )
     if report.probes.objective == "sft" and plan.totals.full_modules:
         commands.append(
             (
-                f"hlscore validate {model} --plan {quoted[PLAN_FILE]}"
-                f"{_data_options(report.run.settings)}",
+                validate_plan(report, paths[PLAN_FILE]),
                 "does it beat LoRA with as many parameters here? often it does not",
             )
         )
-    if ROLLOUTS_FILE in quoted:
+    if ROLLOUTS_FILE in paths:
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
         commands.append(
             (
-                f"hlscore rank {model} --objective grpo --rollouts {quoted[ROLLOUTS_FILE]}"
-                f"{_other_options(report.run.settings)} --loss-type {other} -o {other}",
+                rank_rollouts(report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other),
                 "another loss on the same completions, without sampling again",
             )
         )
@@ -91,44 +107,16 @@ def print_result(
 
 
 def _ranks(report: ScoreReport) -> list[int]:
-    """Ranks to choose from: those around the rank of a run that all its curves hold."""
+    """Ranks to choose from: those around the rank of a run that all its curves hold.
+
+    Empty where the run's alpha gives them no whole alpha of their own.
+    """
     curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
     held = set(curves[0]).intersection(*curves) if curves else set()
     rank = report.run.rank
-    return sorted(each for each in held if max(1, rank // 4) <= each <= 4 * rank)
-
-
-def _data_options(settings: Mapping[str, Any]) -> str:
-    """Options that name the data of a run."""
-    data = settings["data"]
-    given = [
-        ("--data", data["data"], None),
-        ("--data-config", data["config"], None),
-        ("--split", data["split"], "train"),
-        *(("--column", f"{role}={column}", None) for role, column in data["columns"].items()),
-        ("--max-length", data["max_length"], None),
-    ]
-    return _options(given)
-
-
-def _other_options(settings: Mapping[str, Any]) -> str:
-    """Options of a run that change its scores and that rollouts do not bring with them."""
-    probed, plan, data = settings["objective"], settings["plan"], settings["data"]
-    given = [
-        ("--scale-rewards", probed["scale_rewards"], "group"),
-        ("--max-new-tokens", probed["max_new_tokens"], 512),
-        ("--max-length", data["max_length"], None),
-        ("--rank", plan["rank"], DEFAULT_RANK),
-        ("--seed", settings["seed"], 0),
-    ]
-    return _options(given) + (" --mask-truncated" if probed["mask_truncated"] else "")
-
-
-def _options(given: Iterable[tuple[str, object, object]]) -> str:
-    """Options of a command line, those left out whose value is the default; a space before each."""
-    return "".join(
-        f" {name} {shlex.quote(str(value))}" for name, value, default in given if value != default
-    )
+    alpha = settings_in(report, "plan").get("alpha") or 2 * rank
+    found = [each for each in held if max(1, rank // 4) <= each <= 4 * rank]
+    return sorted(found) if all(alpha * each % rank == 0 for each in found) else []
 
 
 def print_replanned(
@@ -175,13 +163,4 @@ def _result(plan: Plan) -> dict[str, object]:
 
 def _print_choice(console: Console, plan: Plan, allocation: Allocation, top: int) -> None:
     stderrs = {item.row.module: item.stderr for item in allocation.decisions}
-    lows = [item.row.hls_ci_low for item in allocation.decisions]
-    clear = sum(low is not None and low > 0 for low in lows)
-    print_choice(
-        console,
-        plan,
-        plan.modules,
-        top=top,
-        stderrs=stderrs,
-        clear=clear if plan.score.name == "hls" else None,
-    )
+    print_choice(console, plan, plan.modules, top=top, stderrs=stderrs)

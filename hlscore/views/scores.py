@@ -22,10 +22,13 @@ def print_scores(scores: Sequence[Score]) -> None:
     console = terminal()
     console.print(table)
     console.print()
+    for score in scores:
+        if score.caveat:
+            console.print(Text(f"{score.name}: {score.caveat}", style="dim"))
     console.print(Text("That any of them predicts what training gains is unproven.", style="dim"))
 
 
 def print_scores_json(scores: Sequence[Score]) -> None:
     """Print the scores as one JSON list."""
-    keys = ("name", "formula", "unit", "needs", "source")
+    keys = ("name", "formula", "unit", "needs", "source", "caveat")
     print(json.dumps([{key: getattr(score, key) for key in keys} for score in scores]))

@@ -19,6 +19,7 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import standard_error
 from hlscore.views.choice import chosen_in, print_choice
+from hlscore.views.commands import plan_again
 from hlscore.views.headline import plan_headline, report_headline, run_notes
 from hlscore.views.heatmap import Cell, print_heat_map
 from hlscore.views.module_table import ModuleTable
@@ -104,7 +105,7 @@ def print_report(
     print_next(
         console,
         (f"hlscore show {file} --module {module}", "one module, and what each rank leaves over"),
-        (f"hlscore plan {file} --budget 0.1 -o plan.json", "which to train in full"),
+        (plan_again(report, asked.path, "-o", "plan.json"), "which to train in full"),
     )
 
 
@@ -206,7 +207,7 @@ def _counts(report: ScoreReport) -> Text:
     found: Counter[str] = Counter(row.status for row in report.rows)
     said = {
         "scored": "",
-        "unreached": " (no probe token got there)",
+        "unreached": " (zero gradient)",
         "skipped": " (--status skipped tells why)",
     }
     parts = [f"{found[status]:,} {status}{why}" for status, why in said.items() if found[status]]

@@ -17,7 +17,7 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.views.choice import chosen_in, training
-from hlscore.views.replan import replan, scores_beside
+from hlscore.views.commands import plan_again, replan, scores_beside
 from hlscore.views.show import plain, resamples_of
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_table, terminal
@@ -63,10 +63,10 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
-        lock = shlex.quote(f"{item.module}={'lora' if item.mode == 'full' else 'full'}")
+        lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
         commands.append(
             (
-                f"{replan(plan, scores)} --lock {lock} -o plan-locked.json",
+                replan(plan, scores, "--lock", lock, "-o", "plan-locked.json"),
                 "decide about this module yourself",
             )
         )
@@ -105,10 +105,10 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
     file = shlex.quote(str(path))
     commands = [(f"hlscore show {file} --kind {shlex.quote(row.kind)}", "its kind in every layer")]
     if row.is_candidate:
-        lock = shlex.quote(f"{row.module}=full")
+        lock = ("--lock", f"{row.module}=full")
         commands.append(
             (
-                f"hlscore plan {file} --budget 0.1 --lock {lock} -o plan-locked.json",
+                plan_again(report, path, *lock, "-o", "plan-locked.json"),
                 "a plan that trains it",
             )
         )

@@ -13,15 +13,16 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.replan import replan, scores_beside
+from hlscore.views.commands import replan, scores_beside
 from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_notes, print_table, terminal
-from hlscore.views.wording import count, short, visible
+from hlscore.views.wording import count, duration, memory, short, visible
 
 _LABELS = {
     "lora": "LoRA",
     "matched": "LoRA of equal size",
     "random": "random choice",
+    "largest": "largest modules",
     "plan": "the plan",
     "full": "full",
 }
@@ -58,7 +59,7 @@ def print_validation(
     if scores:
         commands.append(
             (
-                f"{replan(plan, scores)} --baseline lora-matched -o lora.json",
+                replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json"),
                 "LoRA with as many trained parameters, as a plan",
             )
         )
@@ -91,15 +92,16 @@ def print_forecast(
     console = console or terminal()
     least, most = trainings
     console.print(
-        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each: "
-        f"{_minutes(least * seconds)} to {_minutes(most * seconds)}",
+        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with "
+        f"set-up and measuring: "
+        f"{duration(least * seconds)} to {duration(most * seconds)}",
         soft_wrap=True,
     )
     table = Table(box=None, pad_edge=False)
     for heading in ("arm", "trained", "memory"):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
-    for name, params, memory in arms:
-        table.add_row(_LABELS[name], short(params), f"{short(memory)}B")
+    for name, params, size_bytes in arms:
+        table.add_row(_LABELS[name], short(params), memory(size_bytes))
     print_table(console, table)
 
 
@@ -116,8 +118,8 @@ def print_forecast_json(
                 "steps": steps,
                 "seconds_per_training": seconds,
                 "arms": [
-                    {"name": name, "trained_params": params, "memory_bytes": memory}
-                    for name, params, memory in arms
+                    {"name": name, "trained_params": params, "memory_bytes": size_bytes}
+                    for name, params, size_bytes in arms
                 ],
             }
         )
@@ -126,7 +128,16 @@ def print_forecast_json(
 
 def _table(content: dict[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "trained", "rank", "rates", "loss", "95 %", "gap recovered", "s"):
+    for heading in (
+        "arm",
+        "trained",
+        "rank",
+        "rates",
+        "loss",
+        "95 %",
+        "gap recovered",
+        "s in steps",
+    ):
         table.add_column(heading, justify="left" if heading == "arm" else "right")
     for name, arm in content["arms"].items():
         tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
@@ -195,7 +206,3 @@ def _curves(content: dict[str, Any], encoding: str) -> Table:
             f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
     return table
-
-
-def _minutes(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

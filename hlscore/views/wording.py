@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.cells import cell_len, set_cell_size
 
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
@@ -30,9 +32,25 @@ def memory(size_bytes: float) -> str:
     return f"{size_bytes:.0f} bytes"
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: `45 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def percent(share: float) -> str:
     """A share in three digits: `9.52 %`."""
     return f"{100 * share:.3g} %"
+
+
+def near_whole(share: float) -> str:
+    """A share close to 1, with two digits of what is missing: `99.3 %`, `99.973 %`."""
+    missing = 100 * (1 - share)
+    if missing < 1e-4:  # percent points
+        return "100 %"
+    digits = max(1, 1 - math.floor(math.log10(missing)))
+    return f"{100 * share:.{digits}f} %"
 
 
 def measure(value: float | None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -24,7 +24,6 @@ def measure_weight(
     item: Candidate,
     ranks: Sequence[int],
     device: torch.device,
-    advance: Callable[[int], None],
 ) -> WeightStatistics:
     """Decompose one weight, matrix by matrix, and score it.
 
@@ -33,7 +32,6 @@ def measure_weight(
         item: Whose weight it is.
         ranks: LoRA ranks of the curve.
         device: Where to compute.
-        advance: Told the numbers of each matrix once it is decomposed.
 
     Returns:
         The scores.
@@ -41,9 +39,7 @@ def measure_weight(
     Raises:
         ModelError: The device ran out of memory.
     """
-    size = item.out_features * item.in_features
     if weight is None or not bool(torch.isfinite(weight).all()):
-        advance(item.matrices * size)
         return WeightStatistics(remark=NOT_THERE if weight is None else NOT_FINITE)
     values = []
     for matrix in weight.detach().reshape(-1, *weight.shape[-2:]):
@@ -56,10 +52,4 @@ def measure_weight(
                 f"{device} ran out of memory while it decomposed {item.module}.",
                 hint="Use --device cpu, or leave it out with --exclude.",
             ) from error
-        advance(size)
     return weight_statistics(np.stack(values), (item.out_features, item.in_features), ranks)
-
-
-def work(modules: Sequence[Candidate]) -> int:
-    """How far `advance` counts over some modules."""
-    return sum(item.matrices * item.out_features * item.in_features for item in modules)

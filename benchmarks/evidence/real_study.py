@@ -1,0 +1,460 @@
+"""Does a hybrid pay on a real model? SmolLM2-135M-Instruct on one task of `real_tasks.py`.
+
+`python benchmarks/evidence/real_study.py --task base_conversion --minutes 9` trains arm after arm,
+the ones that decide first, stops before the time is over and goes on when it is called again. Every
+finished training is a line of `benchmarks/.models/real/journal/TASK.jsonl`. `--find` trains in
+full and with LoRA only, at two rates each and one seed, to find tasks on which LoRA lags; its
+trainings count for the study too. `real_tables.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import BASELINES, Arm, Planner, full_modules, hybrid
+from journal import Journal, lines_of
+from peft.tuners.lora.layer import LoraLayer
+from ranks import ranks_arm
+from real_tasks import FAMILIES, FOLDER, MODELS, Row, read
+from real_training import Examples, Linear, Stack, Trial, linears_of, tensors_of
+from replicas import largest
+from study import random_arm
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+import hlscore
+from hlscore.artifacts.report import read_report, write_report
+from hlscore.inputs.formats import example_set
+from hlscore.probes.encode import encode
+from hlscore.probes.units import ProbeExample
+from hlscore.records import ScoreReport
+from hlscore.settings import CaptureSettings, DataSettings
+
+RANK = 8
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+SAMPLES = 256
+BATCH = 32
+STEPS = {"cuda": 250, "cpu": 40}
+TUNING_SEED, SEEDS = 0, (1, 2, 3)
+# Learning rates in half decades: -7 is 10 ** -3.5.
+FULL_RATES, LORA_RATES = (-10, -9, -8, -7), (-8, -7, -6, -5)
+FIND_RATES = {"full": (-8, -7), "lora": (-6, -5)}
+# Rates beyond those that an arm begins with.
+MOST_EXTENSIONS = 3
+# Trainings that run as one.
+TOGETHER = 4
+GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
+# The arms of the study in their order; `equal size` stands for the rank of equal size.
+EQUAL_SIZE = "equal size"
+ARMS = (
+    "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
+    "hybrid hls of gradients", "hybrid random of the largest 0", "hybrid random of the largest 1",
+    "hybrid hls_share of gradients", "hybrid spectral", "ranks hls of trials power 1 for r=8",
+    "ranks hls of trials power 0.25 for r=8", "ranks hls of gradients power 0.25 for r=8",
+    "hybrid random 0", "hybrid random 1", *(f"{name} r={RANK}" for name in BASELINES),
+    *(f"{name} {EQUAL_SIZE}" for name in BASELINES),
+)  # fmt: skip
+# The name of the value of `movement` that gives each.
+MOVEMENTS = {GRADIENTS: "gradient", TRIALS: "trial"}
+
+
+class TimeOverError(Exception):
+    """The minutes of this call are over; what is finished is in the journal."""
+
+
+@dataclass
+class Clock:
+    """The time of this call.
+
+    Attributes:
+        ends: When it is over, of `time.monotonic`.
+        longest: Seconds of the longest piece of work of each kind so far.
+    """
+
+    ends: float
+    longest: dict[str, float] = field(default_factory=dict)
+
+    def timed(self, kind: str, work: Callable[[], Any]) -> Any:
+        """Do a piece of work unless one as long as the longest of its kind would end too late.
+
+        Raises:
+            TimeOverError: There is no time for it.
+        """
+        began = time.monotonic()
+        if began + self.longest.get(kind, 0.0) > self.ends:
+            raise TimeOverError
+        result = work()
+        self.longest[kind] = max(self.longest.get(kind, 0.0), time.monotonic() - began)
+        return result
+
+
+@dataclass(kw_only=True)
+class RealStudy:
+    """One task.
+
+    Attributes:
+        task: Its name.
+        base: The base model, on the device of the study.
+        tokenizer: Its tokenizer.
+        rows: Examples of each split.
+        tensors: The same as tensors.
+        steps: Optimizer steps of every training.
+        batch: Examples of a step.
+        journal: Finished trainings and choices.
+        scores: Folder of the score reports of the task.
+        clock: The time of this call.
+    """
+
+    task: str
+    base: LlamaForCausalLM
+    tokenizer: Any
+    rows: Mapping[str, Sequence[Row]]
+    tensors: Mapping[str, Examples]
+    steps: int
+    batch: int
+    journal: Journal
+    scores: Path
+    clock: Clock
+    # What was built for the arm in hand.
+    built: dict[Any, Any] = field(default_factory=dict)
+
+    def train(self, arm: Arm, trials: Sequence[Trial]) -> list[dict[str, Any]]:
+        """Train what is not in the journal, several at a time; the entries of all trials."""
+        missing = [trial for trial in trials if key_of(arm, trial) not in self.journal.arms]
+        for place in range(0, len(missing), TOGETHER):
+            some = missing[place : place + TOGETHER]
+            self.clock.timed("training", lambda some=some: self._train(arm, some))
+        return [self.journal.arms[key_of(arm, trial)] for trial in trials]
+
+    def _train(self, arm: Arm, trials: Sequence[Trial]) -> None:
+        if arm.name not in self.built:
+            self.built.clear()
+            gc.collect()
+            if self.base.device.type == "cuda":
+                torch.cuda.empty_cache()
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                self.built[arm.name] = arm.wrap(deepcopy(self.base))
+        wrapped = self.built[arm.name]
+        starts = [seeded_linears(wrapped, trial.seed) for trial in trials]
+        if len(trials) not in self.built:
+            self.built[len(trials)] = Stack(
+                self.base, starts[0], self.tensors["train"],
+                trainings=len(trials), steps=self.steps, batch=self.batch,
+            )  # fmt: skip
+        stack: Stack = self.built[len(trials)]
+        seconds = stack.run(trials, starts)
+        tuning = stack.measure(self.tensors["tuning"])
+        test = stack.measure(self.tensors["test"])
+        for place, trial in enumerate(trials):
+            found = {
+                "arm": arm.name, "kind": arm.kind, "seed": trial.seed,
+                "full_rate": trial.full_rate, "lora_rate": trial.lora_rate,
+                "parameters": stack.trained_params, "full": sorted(arm.full),
+                "tuning_loss": round(tuning[place].loss, 6),
+                "test_loss": round(test[place].loss, 6),
+                "accuracy": round(test[place].accuracy, 6), "test_losses": test[place].digest,
+                "seconds": round(seconds / len(trials), 2), "device": device_name(self.base.device),
+            }  # fmt: skip
+            self.journal.add(key_of(arm, trial), found)
+            print(
+                f"{self.task:20} {arm.name:34} {stack.trained_params:11,} parameters, rates "
+                f"{trial.full_rate:.3g} {trial.lora_rate:.3g}, seed {trial.seed}: tuning "
+                f"{found['tuning_loss']:.4f}, test {found['test_loss']:.4f}, exact "
+                f"{100 * found['accuracy']:.1f} %, {found['seconds']:.1f} s",
+                flush=True,
+            )
+
+    def tuned(self, arm: Arm, rates: Sequence[int], other: float = 0.0) -> Trial:
+        """The best rates of an arm on the tuning split; the grid grows where the best is its end.
+
+        Args:
+            arm: The arm.
+            rates: Half decades to begin with: of the adapters of LoRA, else of full modules.
+            other: Rate of the adapters of an arm that has both.
+
+        Returns:
+            The best training of the tuning seed.
+        """
+        losses: dict[int, float] = {}
+
+        def trial(place: int) -> Trial:
+            rate = float(f"{10 ** (place / 2):.3g}")
+            if arm.kind == "lora":
+                return Trial(seed=TUNING_SEED, full_rate=0.0, lora_rate=rate)
+            return Trial(seed=TUNING_SEED, full_rate=rate, lora_rate=other)
+
+        wanted = list(rates)
+        while wanted:
+            for place, entry in zip(
+                wanted, self.train(arm, [trial(place) for place in wanted]), strict=True
+            ):
+                loss = entry["tuning_loss"]
+                losses[place] = float("inf") if math.isnan(loss) else loss
+            best = min(losses, key=lambda place: losses[place])
+            around = [place for place in (best - 1, best + 1) if place not in losses]
+            wanted = around if len(losses) < len(rates) + MOST_EXTENSIONS else []
+        return trial(best)
+
+    def run(
+        self, arm: Arm, rates: Sequence[int], *, other: float = 0.0, seeds: Sequence[int]
+    ) -> Trial:
+        """Tune an arm and train it with the seeds that are reported."""
+        best = self.tuned(arm, rates, other)
+        self.train(arm, [replace(best, seed=seed) for seed in seeds])
+        return best
+
+    def report(self, source: str, rows: str = "first") -> ScoreReport:
+        """Scores of the base model, computed once.
+
+        Args:
+            source: `gradients`, `trials`, or `weights` without any data.
+            rows: Which examples: the `first` ones or the `second` as many.
+
+        Returns:
+            The report.
+        """
+        path = self.scores / f"{self.task}-{source}-{rows}.parquet"
+        if source == WEIGHTS:
+            path = self.scores / f"{WEIGHTS}.parquet"
+        if path.exists():
+            return read_report(path)
+        start = {"first": 0, "second": SAMPLES}[rows]
+        data: Any = self.rows["train"][start : start + SAMPLES]
+        options: dict[str, Any] = {
+            "ranks": RANKS, "samples": 0, "batch_size": BATCH, "checkpointing": False,
+        }  # fmt: skip
+        if source == WEIGHTS:
+            data, options = "none", {"score": "spectral"}
+        else:
+            options["movement"] = MOVEMENTS[source]
+        began = time.monotonic()
+        result = self.clock.timed(
+            source,
+            lambda: hlscore.rank(
+                deepcopy(self.base), self.tokenizer, data=data, rank=RANK, **options
+            ),
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        written = path.with_suffix(f".{self.task}")
+        write_report(result.report, written)
+        written.rename(path)
+        seconds = time.monotonic() - began
+        print(f"{self.task:20} scores by {source}, {rows} examples: {seconds:.0f} s", flush=True)
+        return result.report
+
+    def chosen(self, label: str, modules: Sequence[str], **more: Any) -> None:
+        """Write down what a score chose."""
+        if f"choice {label}" not in self.journal.arms:
+            self.journal.add(f"choice {label}", {"modules": sorted(modules), **more})
+
+
+def key_of(arm: Arm, trial: Trial) -> str:
+    """Name of a training in the journal."""
+    return f"{arm.name}, rates {trial.full_rate:.3g} {trial.lora_rate:.3g}, seed {trial.seed}"
+
+
+def device_name(device: torch.device) -> str:
+    """What a training ran on."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def encoded(rows: Sequence[Row], tokenizer: Any, model: Any) -> list[ProbeExample]:
+    """Examples as hlscore tokenizes and masks them, in an order that only they decide."""
+    examples = example_set(rows, "the task", DataSettings())
+    groups = CaptureSettings().groups
+    return encode(examples, tokenizer, model, max_length=None, groups=groups, seed=0).sequences
+
+
+def seeded_linears(wrapped: Any, seed: int) -> dict[str, Linear]:
+    """The linear layers of a wrapped model, with adapters drawn from a seed where any are drawn."""
+    config = wrapped.peft_config["default"]
+    if config.init_lora_weights is True:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            for module in wrapped.modules():
+                if isinstance(module, LoraLayer):
+                    module.reset_lora_parameters("default", True)
+    return {
+        name: replace(item, a=None if item.a is None else item.a.clone())
+        for name, item in linears_of(wrapped).items()
+    }
+
+
+def run_study(study: RealStudy) -> None:
+    """All arms, the ones that decide first."""
+    planner = Planner(report=study.report(WEIGHTS), rank=RANK)
+    best_full = study.run(planner.full(), FULL_RATES, seeds=SEEDS)
+    best_lora = study.run(planner.lora(RANK), LORA_RATES, seeds=SEEDS)
+    full_rates, lora_rates = around(best_full.full_rate), around(best_lora.lora_rate)
+
+    def run(arm: Arm, seeds: Sequence[int] = SEEDS[:1]) -> None:
+        if arm.kind == "hybrid":
+            study.run(arm, full_rates, other=best_lora.lora_rate, seeds=seeds)
+        else:
+            study.run(arm, lora_rates, seeds=seeds)
+
+    planners = {}
+    matched: list[Arm] = []
+    for source in (TRIALS, GRADIENTS):
+        planners[source] = replace(planner, report=study.report(source))
+        plan = planners[source].scored("hls")
+        study.chosen(f"hls of {source}", full_modules(plan))
+        run(hybrid(f"hybrid hls of {source}", plan), SEEDS)
+        equal = planner.matched(plan)
+        # One rank serves hybrids of nearly the same size.
+        if all(abs(equal.rank - other.rank) > 0.1 * other.rank for other in matched):
+            matched.append(equal)
+            run(equal, SEEDS)
+    count = len(full_modules(planners[GRADIENTS].scored("hls")))
+    for draw in range(2):
+        run(largest(planner, f"hybrid random of the largest {draw}", draw, count), SEEDS)
+    plan = planners[GRADIENTS].scored("hls_share")
+    study.chosen("hls_share of gradients", full_modules(plan))
+    run(hybrid("hybrid hls_share of gradients", plan))
+    run(hybrid("hybrid spectral", planner.scored("spectral")))
+    for source, power in ((TRIALS, 1.0), (TRIALS, 0.25), (GRADIENTS, 0.25)):
+        arm = ranks_arm(planners[source], "hls", RANK, power, RANKS)
+        run(replace(arm, name=arm.name.replace("hls", f"hls of {source}")))
+    for draw in range(2):
+        run(random_arm(planners[GRADIENTS], draw))
+    for source in planners:
+        second = replace(planner, report=study.report(source, "second"))
+        found = full_modules(second.scored("hls"))
+        before = study.journal.arms[f"choice hls of {source}"]["modules"]
+        study.chosen(f"hls of {source}, other examples", found, common=len({*found} & {*before}))
+    for rank in (RANK, matched[0].rank):
+        for method in BASELINES:
+            # The whole decomposition of every weight takes longer than the training.
+            more = {"init_lora_weights": "pissa_niter_16"} if method == "pissa" else {}
+            run(replace(planner, rank=rank).peer(method, **more))
+
+
+def around(rate: float) -> tuple[int, int, int]:
+    """Half decades around a rate."""
+    middle = round(2 * torch.tensor(rate).log10().item())
+    return middle - 1, middle, middle + 1
+
+
+def find(study: RealStudy) -> None:
+    """Full fine-tuning and LoRA at two rates each: does LoRA lag?"""
+    planner = Planner(report=study.report(WEIGHTS), rank=RANK)
+    best = {}
+    for arm, rates in ((planner.full(), "full"), (planner.lora(RANK), "lora")):
+        trials = [
+            Trial(
+                seed=TUNING_SEED,
+                full_rate=rate if arm.kind == "full" else 0.0,
+                lora_rate=rate if arm.kind == "lora" else 0.0,
+            )
+            for rate in (float(f"{10 ** (place / 2):.3g}") for place in FIND_RATES[rates])
+        ]
+        best[rates] = min(study.train(arm, trials), key=lambda entry: entry["tuning_loss"])
+    full, lora = best["full"], best["lora"]
+    print(
+        f"FIND {study.task:26} full {full['test_loss']:.4f} ({100 * full['accuracy']:.1f} %)  "
+        f"lora {lora['test_loss']:.4f} ({100 * lora['accuracy']:.1f} %)  gap "
+        f"{lora['test_loss'] - full['test_loss']:+.4f} "
+        f"({100 * (full['accuracy'] - lora['accuracy']):+.1f} points)",
+        flush=True,
+    )
+
+
+def picked(folder: Path, count: int) -> list[str]:
+    """The tasks on which LoRA lags most, in exact answers, of those that `--find` tried."""
+    lags = {}
+    for path in sorted(journal_of("*", folder).parent.glob("*.jsonl")):
+        best = {}
+        for kind in FIND_RATES:
+            name = "full" if kind == "full" else f"lora r={RANK}"
+            tried = [line for line in lines_of(path) if line.get("arm") == name]
+            tried = [line for line in tried if line["seed"] == TUNING_SEED]
+            if tried:
+                best[kind] = min(tried, key=lambda line: line["tuning_loss"])["accuracy"]
+        if len(best) == len(FIND_RATES):
+            lags[path.stem] = best["full"] - best["lora"]
+    return sorted(lags, key=lambda task: -lags[task])[:count]
+
+
+def opened(
+    task: str, base: LlamaForCausalLM, tokenizer: Any, *, folder: Path, steps: int, clock: Clock,
+    batch: int = BATCH,
+) -> RealStudy:  # fmt: skip
+    """The study of a task, with what is finished of it."""
+    rows = read(task, folder)
+    tokens = {split: encoded(some, tokenizer, base) for split, some in rows.items()}
+    every = [item for split in tokens.values() for item in split]
+    # Multiples of 8 suit the kernels.
+    length = -(-max(len(item.input_ids) for item in every) // 8) * 8
+    answers = max(item.counted_tokens for item in every)
+    settings = {"task": task, "steps": steps, "batch": batch, "rank": RANK,
+                "device": base.device.type}  # fmt: skip
+    return RealStudy(
+        task=task,
+        base=base,
+        tokenizer=tokenizer,
+        rows=rows,
+        tensors={
+            split: tensors_of(items, length, answers, base.device)
+            for split, items in tokens.items()
+        },
+        steps=steps,
+        batch=batch,
+        journal=Journal(journal_of(task, folder), settings),
+        scores=folder / "scores",
+        clock=clock,
+    )
+
+
+def journal_of(task: str, folder: Path = FOLDER) -> Path:
+    """Where the finished trainings of a task are."""
+    return folder / "journal" / f"{task}.jsonl"
+
+
+def loaded(folder: Path, device: str) -> tuple[LlamaForCausalLM, Any]:
+    """The base model in float32, frozen, and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(device)
+    return model.requires_grad_(requires_grad=False).eval(), AutoTokenizer.from_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", action="append", help=f"of {', '.join(FAMILIES)}")
+    parser.add_argument("--find", action="store_true", help="look for tasks on which LoRA lags")
+    parser.add_argument("--pick", type=int, help="only print so many tasks on which LoRA lags most")
+    parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
+    parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
+    parser.add_argument("--batch", type=int, default=BATCH)
+    parser.add_argument("--model", type=Path, default=MODELS / "smollm2")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="of tasks and journals")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    if options.pick:
+        print(*picked(options.folder, options.pick))
+        return
+    clock = Clock(ends=time.monotonic() + 60 * options.minutes)
+    steps = options.steps or STEPS[torch.device(options.device).type]
+    base, tokenizer = loaded(options.model, options.device)
+    try:
+        for task in options.task or FAMILIES:
+            study = opened(
+                task, base, tokenizer, folder=options.folder, steps=steps, clock=clock,
+                batch=options.batch,
+            )  # fmt: skip
+            (find if options.find else run_study)(study)
+            print(f"{task} is finished.", flush=True)
+    except TimeOverError:
+        print("Time is over; the same command goes on from here.", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,333 @@
+"""Checks that a model can be probed at all: gradients flow, rows are independent, weights stay.
+
+They cost two forward passes and one backward pass over a few tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from hlscore.errors import CaptureError, first_line
+from hlscore.gradients.capture import frozen, require_gradient
+from hlscore.gradients.experts import is_fused_experts
+from hlscore.gradients.probe_run import is_out_of_memory
+from hlscore.inputs.model import input_device
+from hlscore.inputs.modules import decoder_blocks
+from hlscore.inputs.packed import is_packed_linear
+from hlscore.objectives.likelihood import token_log_probs
+from hlscore.probes.batches import collate
+from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.settings import PaddingSide
+
+# Tokens of the rows of the batch that is compared with its last row alone.
+_LENGTHS = (48, 32, 24)
+_SAMPLES = 8
+# What modelling code raises for inputs or kernels that do not fit.
+_MODEL_ERRORS = (
+    RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError,
+)  # fmt: skip
+
+
+def batch_difference(
+    model: PreTrainedModel, probes: ProbeSet, padding_side: PaddingSide
+) -> tuple[float, float]:
+    """Compare one example in a padded batch with the same example alone.
+
+    They differ where a model assumes padding on the other side, or where the rows of a batch
+    interact. The pass over the single example goes backward too, to see that gradients flow.
+
+    Args:
+        model: The model; comes back as it was.
+        probes: Examples to take a few tokens of.
+        padding_side: Where padding goes.
+
+    Returns:
+        Root mean square of the difference between the log-probabilities of the example's tokens,
+        in nats, and how much rounding explains.
+
+    Raises:
+        CaptureError: A layer lets no gradient through, or the model cannot be run.
+    """
+    rounding = max(2e-4, 32 * torch.finfo(model.dtype).eps)
+    if any(parameter.is_inference() for parameter in model.parameters()):
+        return 0.0, rounding  # refused later, with the name of a weight
+    rows = _rows(probes.sequences)
+    with frozen(model), torch.enable_grad():
+        try:
+            alone = _log_probs(model, rows[-1:], probes.pad_token_id, padding_side, watched=True)
+            try:
+                beside = _log_probs(model, rows, probes.pad_token_id, padding_side)[-1:]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                return 0.0, rounding  # batches that do not fit are made smaller
+        except _MODEL_ERRORS as error:
+            if isinstance(error, RuntimeError) and is_out_of_memory(error):
+                raise
+            raise CaptureError(
+                f"A forward and backward pass of {type(model).__name__} fails: {first_line(error)}"
+            ) from error
+    size = alone.shape[-1]
+    beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
+    difference = float((alone - beside).square().mean().sqrt())
+    return difference, rounding
+
+
+def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
+    """The last tokens of three examples; the last row is the shortest, so that it is padded.
+
+    The first tokens are often a prompt that all examples begin with.
+    """
+    rows, longest = [], 2
+    for place, length in enumerate(_LENGTHS):
+        item = examples[place * len(examples) // len(_LENGTHS)]
+        size = min(length, len(item.input_ids))
+        if place == len(_LENGTHS) - 1:
+            size = max(min(size, longest * 2 // 3), min(size, 2))
+        longest = max(longest, size)
+        ids = item.input_ids[-size:]
+        rows.append(replace(item, input_ids=ids, counted=(False, *(True,) * (size - 1)),
+                            old_log_probs=()))  # fmt: skip
+    return rows
+
+
+def _log_probs(
+    model: PreTrainedModel,
+    rows: Sequence[ProbeExample],
+    pad_token_id: int,
+    padding_side: PaddingSide,
+    *,
+    watched: bool = False,
+) -> torch.Tensor:
+    """Log-probabilities of the tokens of each row, on the CPU."""
+    batch = collate(
+        rows, pad_token_id=pad_token_id, padding_side=padding_side, device=input_device(model)
+    )
+    inputs: dict[str, Any] = {
+        "input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False,
+    }  # fmt: skip
+    if padding_side == "left" and "position_ids" in signature(model.forward).parameters:
+        inputs["position_ids"] = batch.position_ids
+    # Offloaded weights would all be held for the backward pass, so they are given no graph.
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    with ExitStack() as undo:
+        if not offloaded:
+            embedding = model.get_input_embeddings()
+            undo.callback(embedding.register_forward_hook(require_gradient).remove)
+        watch = _Watch(model, undo) if watched and not offloaded else None
+        logits = model(**inputs).logits
+        log_probs = token_log_probs(logits, batch.labels.to(logits.device))
+        if watch is not None:
+            if log_probs.requires_grad:
+                log_probs.sum().backward()  # type: ignore[no-untyped-call]
+            watch.check()
+    return log_probs.detach().float().cpu()
+
+
+@dataclass(slots=True, kw_only=True)
+class _Seen:
+    """What was seen of one module: whether its input and output are in the graph.
+
+    Attributes:
+        enters: The input requires a gradient.
+        leaves: The output does.
+        output_gradient: A gradient came to the output.
+        input_gradient: The module gave one back to its input.
+    """
+
+    enters: bool = False
+    leaves: bool = True
+    output_gradient: bool = False
+    input_gradient: bool = False
+
+
+class _Watch:
+    """Follows the graph through the layers of the decoder blocks.
+
+    Args:
+        model: The model.
+        undo: Removes the hooks.
+    """
+
+    def __init__(self, model: PreTrainedModel, undo: ExitStack) -> None:
+        self._model = model
+        self._seen: dict[str, _Seen] = {}
+        for block in decoder_blocks(model):
+            for name, module in model.get_submodule(block).named_modules(prefix=block):
+                if _is_linear_map(module) or not list(module.children()):
+                    before = module.register_forward_pre_hook(
+                        partial(self._before, name), with_kwargs=True
+                    )
+                    undo.callback(before.remove)
+                    after = module.register_forward_hook(
+                        partial(self._after, name), with_kwargs=True
+                    )
+                    undo.callback(after.remove)
+        self._blocks = tuple(decoder_blocks(model))
+
+    def check(self) -> None:
+        """Refuse a model in which a layer lets no gradient through.
+
+        Raises:
+            CaptureError: There is one.
+        """
+        for name, seen in self._seen.items():
+            cut = seen.enters and not seen.leaves
+            cut = cut or (seen.enters and seen.output_gradient and not seen.input_gradient)
+            if cut or self._behind_a_cut(name, seen):
+                kind = type(self._model.get_submodule(name)).__name__
+                where = f"through '{name}' ({kind})" if cut else f"to the input of '{name}'"
+                raise CaptureError(
+                    f"No gradient flows back {where}: something there has no backward pass, and "
+                    "the scores of all modules before it would be wrong.",
+                    hint="Load the model without the kernel or quantization that computes there.",
+                )
+
+    def _behind_a_cut(self, name: str, seen: _Seen) -> bool:
+        """Whether a linear map has a gradient, and one before it in its block has none."""
+        if seen.enters or not seen.output_gradient or not self._is_map(name):
+            return False
+        block = next(block for block in self._blocks if name.startswith(f"{block}."))
+        for other, before in self._seen.items():
+            if other == name:
+                return False
+            beside = other.startswith(f"{block}.") and self._is_map(other)
+            if beside and before.enters and not before.output_gradient:
+                return True
+        return False
+
+    def _is_map(self, name: str) -> bool:
+        return _is_linear_map(self._model.get_submodule(name))
+
+    def _before(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not torch.is_grad_enabled():
+            return None
+        seen = self._seen.setdefault(name, _Seen())
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(given, torch.Tensor) or not given.is_floating_point():
+            return None
+        if given.requires_grad:
+            seen.enters = True
+            # A node of its own, so that gradients on other ways to the same tensor do not count.
+            own = given.view_as(given)
+        elif _is_linear_map(module):
+            # Begins the graph anew, to see whether the loss depends on the output.
+            own = given.detach().requires_grad_().clone()
+        else:
+            return None
+        _on_gradient(own, seen, "input_gradient")
+        if args:
+            return (own, *args[1:]), kwargs
+        return args, {**kwargs, next(iter(kwargs)): own}
+
+    def _after(
+        self,
+        name: str,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        seen = self._seen.get(name)
+        if seen is None or not torch.is_grad_enabled():
+            return
+        given = args[0] if args else next(iter(kwargs.values()), None)
+        outputs = [
+            item
+            for item in (output if isinstance(output, tuple) else (output,))
+            if isinstance(item, torch.Tensor) and item.is_floating_point()
+        ]
+        if not _is_linear_map(module):
+            # Others may compute masks or places; a norm or an activation keeps the shape.
+            outputs = [item for item in outputs if item.shape == getattr(given, "shape", None)]
+        if not outputs:
+            return
+        connected = [item for item in outputs if item.requires_grad]
+        seen.leaves = bool(connected)
+        for item in connected:
+            _on_gradient(item, seen, "output_gradient")
+
+
+def _on_gradient(tensor: torch.Tensor, seen: _Seen, mark: str) -> None:
+    tensor.register_hook(  # type: ignore[no-untyped-call]
+        lambda gradient: setattr(seen, mark, getattr(seen, mark) or gradient is not None)
+    )
+
+
+def _is_linear_map(module: nn.Module) -> bool:
+    """Whether a module is a linear map, packed or not, or a stack of experts."""
+    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
+    return plain or is_packed_linear(module) or is_fused_experts(module)
+
+
+def check_weights_kept(
+    name: str, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+) -> None:
+    """Refuse the scores of a model whose weights changed while it was probed.
+
+    Args:
+        name: The model.
+        before: What `sampled_parameters` gave before.
+        after: What it gives now.
+
+    Raises:
+        CaptureError: A parameter changed.
+    """
+    changed = [
+        key for key, sample in after.items() if key in before and not sample.equal(before[key])
+    ]
+    if changed:
+        more = f" and {len(changed) - 1:,} more" if len(changed) > 1 else ""
+        raise CaptureError(
+            f"The weights of '{name}' changed while it was probed: '{changed[0]}'{more}. Its "
+            "forward pass writes into them, so that no score belongs to the checkpoint.",
+            hint="Load the model again before you use it. If its configuration has a switch for "
+            "this, turn it off.",
+        )
+
+
+def sampled_parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Take a few evenly spaced numbers of every parameter.
+
+    Args:
+        model: Any model; parameters that are offloaded, or of a quantization library's own
+            tensor type, are left out.
+
+    Returns:
+        By name, on the CPU, in float32; 8 numbers or fewer, NaN as 0.
+    """
+    drawn: dict[torch.device, dict[str, torch.Tensor]] = {}
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            local = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+            if parameter.is_meta or is_traceable_wrapper_subclass(local):
+                continue
+            flat = local.detach().as_subclass(torch.Tensor).reshape(-1)
+            if flat.itemsize == 1:  # 8-bit floats cannot be picked from on every device
+                flat = flat.view(torch.uint8)
+            count = min(_SAMPLES, flat.numel())
+            places = torch.arange(count, device=flat.device) * flat.numel() // max(count, 1)
+            drawn.setdefault(flat.device, {})[name] = flat[places].float().nan_to_num()
+    found: dict[str, torch.Tensor] = {}
+    for samples in drawn.values():  # one transfer per device
+        together = torch.cat(list(samples.values())).cpu()
+        sizes = [sample.numel() for sample in samples.values()]
+        found |= dict(zip(samples, torch.split(together, sizes), strict=True))
+    return found

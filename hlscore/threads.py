@@ -1,0 +1,145 @@
+"""How many CPU threads a run uses, and work that is spread over them.
+
+Threads that share one matrix operation wait for each other many times in each decomposition.
+Where another program holds one of the cores, or a control group limits the CPU time, they spend
+most of their time waiting. Modules are therefore spread over threads, and one thread decomposes a
+module alone: no thread waits, and results do not depend on how many there are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+Result = TypeVar("Result")
+
+_OWN_GROUPS = Path("/proc/self/cgroup")
+_GROUPS = Path("/sys/fs/cgroup")
+
+
+def cpu_limit() -> int:
+    """CPUs that this process may use: its affinity and the quotas of its control groups.
+
+    Returns:
+        Whole CPUs, at least 1; a quota of 2.5 gives 2.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, int(min([float(usable or 1), *_quotas()])))
+
+
+def _quotas() -> Iterator[float]:
+    """CPUs that each control group of this process, and each group above it, may use."""
+    try:
+        lines = _OWN_GROUPS.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        # Version 2: `0::/path`, version 1: `4:cpu,cpuacct:/path`. A container that sees its own
+        # group as the root of the mount may still be told its path on the host: groups that are
+        # not there have no quota.
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mounts = [_GROUPS / name for name in {"cpu", controllers}] if controllers else [_GROUPS]
+        below = Path(path.lstrip("/"))
+        for folder in (mount / part for mount in mounts for part in (below, *below.parents)):
+            try:
+                if controllers:
+                    limit = (folder / "cpu.cfs_quota_us").read_text()
+                    period = (folder / "cpu.cfs_period_us").read_text()
+                else:
+                    limit, period = (folder / "cpu.max").read_text().split()
+                if float(limit) > 0 and float(period) > 0:
+                    yield float(limit) / float(period)
+            except (OSError, ValueError):  # no such group, or `max`
+                continue
+
+
+def let_waiting_threads_sleep() -> None:
+    """Keep OpenMP threads from spinning while they wait; must be called before torch is imported.
+
+    A thread that spins takes a busy core from the one it waits for.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def thread_limit() -> int:
+    """Threads of torch, such as `OMP_NUM_THREADS` sets them, but no more than `cpu_limit`."""
+    import torch
+
+    return min(torch.get_num_threads(), cpu_limit())
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Let torch use this many threads for one operation, for the length of a `with` block."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class Workers(Generic[Result]):
+    """Threads that each run one job at a time, with one thread of torch.
+
+    Args:
+        count: Number of threads; 0 runs each job in the calling thread and changes nothing, for
+            work on an accelerator.
+        done: Called in the calling thread with what each job returned, in the order in which jobs
+            end.
+    """
+
+    def __init__(self, count: int, done: Callable[[Result], None]) -> None:
+        self._count, self._done = count, done
+        self._running: set[Future[Result]] = set()
+
+    def __enter__(self) -> Workers[Result]:
+        if self._count:
+            import torch
+
+            self._before = torch.get_num_threads()
+            self._pool = ThreadPoolExecutor(
+                self._count, initializer=torch.set_num_threads, initargs=(1,)
+            )
+        return self
+
+    def submit(self, job: Callable[[], Result]) -> None:
+        """Run a job; waits while every thread is busy, so that few inputs are held at a time."""
+        if not self._count:
+            self._done(job())
+            return
+        while len(self._running) >= self._count:
+            self._collect()
+        self._running.add(self._pool.submit(job))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self._count:
+            return
+        import torch
+
+        try:
+            while self._running and error is None:
+                self._collect()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            # What a thread of the pool sets also holds for threads that start later.
+            torch.set_num_threads(self._before)
+
+    def _collect(self) -> None:
+        ended, self._running = wait(self._running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            self._done(future.result())

@@ -1,0 +1,42 @@
+"""Training data as `rank` read them: columns by the names that trainers know, numbers as text."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hlscore.artifacts.plan import Plan
+from hlscore.exporters.probed import probed_columns
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+# Columns of text: the probes read numbers there as text, and tokenizers take nothing else.
+_TEXTS = ("text", "prompt", "completion", "chosen", "rejected")
+
+
+def as_probed(data: Dataset, plan: Plan) -> Dataset:
+    """Give rows the columns that the probes had.
+
+    Args:
+        data: Rows as they are stored.
+        plan: The plan; its `--column` options name the columns.
+
+    Returns:
+        The rows with a column for each role that the data have under another name; the columns
+        that were there stay, for reward functions. Numbers in columns of text are text.
+    """
+    from datasets import Value
+
+    there = set(data.column_names)
+    for role, column in probed_columns(plan).items():
+        if column in there and column != role:
+            values = data[column]
+            data = data.remove_columns(role) if role in there else data
+            data = data.add_column(role, list(values))
+    for role in _TEXTS:
+        kind = data.features.get(role)
+        if isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "float")):
+            texts = [None if value is None else str(value) for value in data[role]]
+            data = data.remove_columns(role).add_column(role, texts)
+    return data

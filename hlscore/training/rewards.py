@@ -1,0 +1,96 @@
+"""Rewards for TRL's GRPOTrainer: the built-in verifiers by name, and functions to import.
+
+`numeric` and the others here are what `trl grpo --reward_funcs hlscore.training.rewards.numeric`
+imports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hlscore.errors import DataError
+from hlscore.rollouts.reward_calls import NOT_COLUMNS, check_names, load_function
+from hlscore.rollouts.verifiers import is_builtin, verify_all
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Reward = Callable[..., Sequence[float | None]]
+
+_HERE = f"{__name__}."
+
+
+def _verifier(name: str) -> Reward:
+    """A built-in verifier as a function that TRL calls."""
+
+    def reward(
+        prompts: Sequence[Any], completions: Sequence[Any], **given: Any
+    ) -> list[float | None]:
+        columns = {key: value for key, value in given.items() if key not in NOT_COLUMNS}
+        return verify_all(name, prompts, completions, columns)
+
+    reward.__name__ = name  # TRL logs rewards by their names
+    return reward
+
+
+math = _verifier("math")
+numeric = _verifier("numeric")
+exact = _verifier("exact")
+regex = _verifier("regex")
+json = _verifier("json")
+
+
+def reward_functions(names: Sequence[str]) -> list[Reward]:
+    """The functions that rewards name.
+
+    Args:
+        names: Values of `--reward`: built-in verifiers, or `package.module:function`. A dotted
+            path without a colon, as TRL writes it, is read too.
+
+    Returns:
+        One function per name, for `reward_funcs` of TRL's GRPOTrainer.
+
+    Raises:
+        UsageError: A name is unknown, or its module cannot be imported.
+    """
+    plain = [_plain(name) for name in names]
+    check_names(plain)
+    return [_verifier(name) if is_builtin(name) else load_function(name) for name in plain]
+
+
+def judgeable(data: Dataset, names: Sequence[str]) -> Dataset:
+    """The rows that `rank` samples from: those whose answers a built-in verifier can judge.
+
+    Args:
+        data: Rows with a column `prompt`.
+        names: Rewards by name; with a function among them, every row counts.
+
+    Returns:
+        Those rows.
+
+    Raises:
+        DataError: No answer can be judged.
+    """
+    plain = [_plain(name) for name in names]
+    if not all(map(is_builtin, plain)):
+        return data
+    columns = {name: data[name] for name in data.column_names if name not in NOT_COLUMNS}
+    judged = [verify_all(name, data["prompt"], [""] * len(data), columns) for name in plain]
+    kept = [place for place, row in enumerate(zip(*judged, strict=True)) if set(row) != {None}]
+    if not kept:
+        raise DataError(
+            f"No row has an answer that the reward {', '.join(plain)} can judge.",
+            hint="Check the column of answers.",
+        )
+    return data if len(kept) == len(data) else data.select(kept)
+
+
+def _plain(name: str) -> str:
+    """A name as `--reward` takes it."""
+    if is_builtin(name) or ":" in name:
+        return name
+    if name.startswith(_HERE):
+        return name.removeprefix(_HERE)
+    module, _, function = name.rpartition(".")
+    return f"{module}:{function}" if module else name

@@ -1,0 +1,182 @@
+"""A sample of `benchmarks/architectures.py`: architectures that hold something out of the way."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from families import FAMILIES
+from plans import plan_for
+from torch import nn
+from transformers import PreTrainedModel
+
+from hlscore.exporters.limits import ExportError, check_limits
+from hlscore.exporters.nearest import nearest
+from hlscore.exporters.peft import PEFT_LIMITS, target_modules, target_parameters
+from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
+from hlscore.reasons import CUSTOM, FLAT_EXPERTS
+from hlscore.records import Candidate
+from hlscore.settings import CandidateSettings
+from hlscore.training.apply import apply
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+NAMES = ("architectures", "tiny_architectures", "models", "machine")
+SAMPLE = (
+    "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "llama4_text",
+    "phimoe", "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _path() -> Iterator[None]:
+    sys.path.insert(0, str(FOLDER))
+    yield
+    sys.path.remove(str(FOLDER))
+    for name in NAMES:
+        sys.modules.pop(name, None)
+
+
+def part(name: str) -> ModuleType:
+    return importlib.import_module(name)
+
+
+def build(family: str) -> PreTrainedModel:
+    model: PreTrainedModel = part("tiny_architectures").build(family)
+    return model
+
+
+def found_in(family: str) -> dict[str, Candidate]:
+    return {item.parameter: item for item in find_modules(build(family), CandidateSettings())}
+
+
+def forms(family: str, ending: str) -> dict[str, tuple[str, int]]:
+    return {
+        name: (item.form, item.matrices)
+        for name, item in found_in(family).items()
+        if name.endswith(ending) and not item.skipped
+    }
+
+
+@pytest.mark.parametrize("family", SAMPLE)
+def test_candidates_gradients_and_a_training_step_are_right(family: str) -> None:
+    """Against torch's own products, a plain backward pass, and what one step moves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = part("architectures").examine(family)
+    assert outcome.right, outcome
+    assert outcome.lora > 0
+
+
+def test_a_decoder_that_is_the_output_map_is_not_trusted() -> None:
+    model = build("modernbert-decoder")
+    assert isinstance(model.get_decoder(), nn.Linear)
+    assert list(decoder_blocks(model)) == [f"model.layers.{index}" for index in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("family", "ending", "count"),
+    [
+        ("ernie4_5_moe", "mlp.gate.weight", 3),  # holds a child with its correction bias
+        ("deepseek_v4", "mlp.gate.weight", 4),  # holds its activation
+        ("deepseek_v4", "o_a_proj.weight", 4),  # works in groups
+        ("llama4_text", "router.weight", 4),  # returns two tensors
+        ("phimoe", "router.weight", 4),
+    ],
+)
+def test_what_is_no_plain_linear_layer_is_adapted_by_parameter(
+    family: str, ending: str, count: int
+) -> None:
+    assert list(forms(family, ending).values()) == [("parameter", 1)] * count
+    model = build(family)
+    plan = plan_for(model, ())
+    by_parameter = [name for name in target_parameters(plan) if name.endswith(ending)]
+    assert len(by_parameter) == count
+    assert not any(f"{name}.weight".endswith(ending) for name in target_modules(plan))
+
+
+def test_linear_layers_of_another_class_stay_linear() -> None:
+    """The layers of Falcon compute the product in two steps, and give what a linear layer does."""
+    model = build("falcon")
+    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    owners = {type(model.get_submodule(item.module)) for item in candidates}
+    assert nn.Linear not in owners
+    assert {item.form for item in candidates} == {"linear"}
+
+
+def test_one_expert_is_a_stack_of_one() -> None:
+    found = forms("inkling_text", "shared_experts.down_proj")
+    assert list(found.values()) == [("experts", 1)] * 4
+
+
+@pytest.mark.parametrize(
+    ("family", "ending", "reason"),
+    [
+        ("dbrx", "ffn.experts.mlp.w1", FLAT_EXPERTS),
+        ("dbrx", "ffn.experts.mlp.w2", FLAT_EXPERTS),
+        ("deepseek_v4", "attn_hc.fn", CUSTOM),
+        ("xlnet", "rel_attn.q", CUSTOM),
+        ("xlnet", "rel_attn.seg_embed", CUSTOM),
+        ("zamba", "mamba.A_log", CUSTOM),
+    ],
+)
+def test_what_is_left_out_has_a_true_reason(family: str, ending: str, reason: str) -> None:
+    found = [item.reason for name, item in found_in(family).items() if name.endswith(ending)]
+    assert found == [reason] * 4
+
+
+def test_stacks_of_matrices_that_are_no_experts_are_candidates() -> None:
+    assert len(forms("zamba", "mamba.x_proj_weight")) == 4
+    assert len(forms("recurrent_gemma", "rg_lru.input_gate_weight")) == 3
+
+
+@pytest.mark.parametrize("family", ["deepseek_v4", "phimoe", "ernie4_5_moe", "zamba"])
+def test_the_meta_device_gives_the_same_candidates(family: str) -> None:
+    model = build(family)
+    before = find_modules(model, CandidateSettings())
+    assert find_modules(model.to("meta"), CandidateSettings()) == before
+
+
+def test_biases_of_experts_count() -> None:
+    model = FAMILIES["gpt_oss"].build()
+    for item in candidates_of(find_modules(model, CandidateSettings())):
+        if item.form == "experts":
+            own: Any = model.get_parameter(item.parameter)
+            bias: Any = model.get_parameter(f"{item.parameter}_bias")
+            assert item.n_params == own.numel() + bias.numel()
+
+
+def test_a_parameter_whose_owner_holds_other_adapters_is_refused() -> None:
+    """PEFT wraps the owner of a parameter: names inside change, and input must be positional."""
+    model = build("zamba")
+    around = "model.layers.0.mamba"
+    plan = plan_for(model, ("*=frozen", f"{around}.x_proj_weight=lora", f"{around}.in_proj=lora"))
+    with pytest.raises(ExportError, match=f"x_proj_weight' cannot be .*'{around}', which holds"):
+        check_limits(plan, PEFT_LIMITS)
+    with pytest.raises(ExportError, match="x_proj_weight' cannot be trained"):
+        apply(model, plan)
+    changed, _ = nearest(plan, PEFT_LIMITS)
+    assert [item.module for item in changed.lora_modules] == [f"{around}.in_proj"]
+    apply(model, changed)
+
+
+def test_the_loss_never_reaches_an_indexer() -> None:
+    """What picks tokens gets no gradient: it stays frozen, and torch says nothing."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        result = part("architectures").rank_tiny(build("glm_moe_dsa"))
+    indexers = {
+        item.module: item.mode for item in result.plan.modules if ".indexer." in item.module
+    }
+    assert set(indexers.values()) == {"frozen"}
+    assert len(indexers) == 12
+    (note,) = (text for text in result.plan.notes if "No gradient" in text)
+    assert "and 9 more" in note
+    rows = {row.module: row.status for row in result.rows}
+    assert {rows[name] for name in indexers} == {"unreached"}

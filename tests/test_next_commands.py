@@ -1,0 +1,204 @@
+"""Commands that are printed as the next ones: pasted, they do what the run before them did."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from console import Outcome, hlscore, save_model, texts, write_rows
+
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.artifacts.plan_making import settings_of
+from hlscore.settings import (
+    CandidateSettings,
+    CaptureSettings,
+    DataSettings,
+    MemorySettings,
+    ModelSettings,
+    PlanSettings,
+)
+from hlscore.views.commands import data_options, model_options, options_of, plan_options
+
+TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-batch", "2")
+LOCK = "*.down_proj=lora"
+
+
+def next_commands(outcome: Outcome) -> list[list[str]]:
+    assert outcome.code == 0, outcome.err
+    lines = outcome.out.split("\nnext\n")[1].splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("  hlscore ")]
+
+
+def command(outcome: Outcome, name: str, *options: str) -> list[str]:
+    (found,) = [
+        words
+        for words in next_commands(outcome)
+        if words[0] == name and all(option in words for option in options)
+    ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def ranked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    folder = tmp_path_factory.mktemp("ranked")
+    save_model(folder / "my model")
+    write_rows(folder / "rows.jsonl", [{"body": row["text"]} for row in texts(12)])
+    found = hlscore(
+        "rank", folder / "my model", "--data", folder / "rows.jsonl", "--column", "text=body",
+        "--max-length", "40", "--dtype", "bfloat16", "--device", "cpu", "--trust-remote-code",
+        "--rank", "2", "--alpha", "6", "--budget", "0.3", "--lock", LOCK, *TRAINING,
+        "--bootstrap", "0", "-o", folder / "out",
+    )  # fmt: skip
+    assert found.code == 0, found.err
+    return folder, found
+
+
+def test_pasted_commands_of_rank_keep_its_options(
+    ranked: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, found = ranked
+    monkeypatch.chdir(tmp_path)
+    first = settings_of(read_plan(folder / "out" / "plan.json"))
+    assert (first.alpha, first.locks, first.memory.base_bits) == (6, (LOCK,), 8)
+
+    for words, budget, ranks in (
+        (command(found, "plan", "plan-20.json"), "0.2", ()),
+        (command(found, "plan", "plan-ranks.json"), None, (1, 2, 4, 8)),
+    ):
+        assert hlscore(*words).code == 0
+        made = settings_of(read_plan(tmp_path / words[-1]))
+        expected = asdict(first) | {"budget": budget or made.budget, "ranks": ranks}
+        assert asdict(made) == expected
+    assert hlscore(*command(found, "export")).code == 0
+
+    trial = command(found, "validate")
+    for option in ("--trust-remote-code", "--dtype bfloat16", "--device cpu", "--max-length 40",
+                   "--column text=body"):  # fmt: skip
+        assert option in " ".join(trial)
+    outcome = hlscore(*trial, "--dry-run", "--steps", "2", "--batch-size", "2")
+    assert outcome.code == 0, outcome.err
+
+
+def test_pasted_commands_of_show_keep_the_options_of_the_run(
+    ranked: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = ranked
+    monkeypatch.chdir(tmp_path)
+    plan_file, scores = folder / "out" / "plan.json", folder / "out" / "scores.parquet"
+    first = settings_of(read_plan(plan_file))
+    shown = hlscore("show", scores)
+    assert hlscore(*command(shown, "show")).code == 0
+    assert hlscore(*command(shown, "plan")).code == 0
+    assert read_plan(tmp_path / "plan.json") == read_plan(plan_file)
+
+    name = "model.layers.1.mlp.down_proj"
+    for file in (scores, plan_file):
+        words = command(hlscore("show", file, "--module", name), "plan")
+        assert hlscore(*words, "--force").code == 0
+        made = read_plan(tmp_path / "plan-locked.json")
+        assert {item.mode for item in made.modules if item.module == name} == {"full"}
+        others = [item.mode for item in made.modules
+                  if item.module.endswith("down_proj") and item.module != name]  # fmt: skip
+        assert set(others) == {"lora"}
+        assert asdict(settings_of(made)) == asdict(first) | {"locks": settings_of(made).locks}
+
+
+def test_a_rank_without_whole_alphas_at_other_ranks_gets_no_command_for_them(
+    tmp_path: Path,
+) -> None:
+    save_model(tmp_path / "model")
+    rows = write_rows(tmp_path / "rows.jsonl", texts(4))
+    found = hlscore(
+        "rank", tmp_path / "model", "--data", rows, "--rank", "4", "--alpha", "5", "--bootstrap",
+        "0", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert not [words for words in next_commands(found) if "--ranks" in words]
+
+
+def test_plans_made_from_a_plan_keep_its_own_options(
+    ranked: tuple[Path, Outcome], tmp_path: Path
+) -> None:
+    scores = tmp_path / "scores.parquet"
+    scores.write_bytes((ranked[0] / "out" / "scores.parquet").read_bytes())
+    own = ("--budget", "0.4p", "--ranks", "1,2,4", "--value-power", "0.5", "--rank", "4",
+           "--score", "tail", "--lock", "*.q_proj=rank:1", "--lock", "*.0.*.k_proj=full",
+           "--alpha", "12", "--train-length", "64")  # fmt: skip
+    assert hlscore("plan", scores, *own).code == 0
+    first = read_plan(tmp_path / "plan.json")
+    name = first.modules[0].module
+    words = command(hlscore("show", tmp_path / "plan.json", "--module", name), "plan")
+    again = words[: words.index("--lock", len(words) - 4)]
+    assert hlscore(*again, "-o", tmp_path / "again.json").code == 0
+    assert read_plan(tmp_path / "again.json") == first
+
+
+@pytest.mark.parametrize("baseline", [None, "lora-matched", "random", "all-lora", "all-full"])
+def test_diff_plans_scores_as_the_plan_beside_them(
+    ranked: tuple[Path, Outcome], tmp_path: Path, baseline: str | None
+) -> None:
+    scores, plan_file = ranked[0] / "out" / "scores.parquet", tmp_path / "plan.json"
+    own = ("--ranks", "1,2,4,8", "--value-power", "0.5", "--alpha", "8", "--budget", "0.2p")
+    chosen = own if baseline is None else ("--baseline", baseline, "--budget", "0.2")
+    locks = ("--lock", "*.o_proj=full", "--lock", "*.v_proj=frozen") if baseline is None else ()
+    assert hlscore("plan", scores, *chosen, *locks, "-o", plan_file).code == 0
+    for files in ((scores, plan_file), (plan_file, scores)):
+        found = hlscore("diff", *files, "--json")
+        assert found.code == 0, found.err
+        assert json.loads(found.out)["moves"] == []
+
+
+def test_estimate_hands_its_options_to_rank(tmp_path: Path) -> None:
+    save_model(tmp_path / "model")
+    found = hlscore(
+        "estimate", tmp_path / "model", "--exclude", "*.0.*", "--head", "--rank", "4", "--budget",
+        "0.2p", "--trust-remote-code", *TRAINING,
+    )  # fmt: skip
+    words = command(found, "rank")
+    rows = write_rows(tmp_path / "rows.jsonl", texts(4))
+    outcome = hlscore(*words, "--data", rows, "--bootstrap", "0", "-o", tmp_path / "out")
+    assert outcome.code == 0, outcome.err
+    plan = read_plan(tmp_path / "out" / "plan.json")
+    settings: Any = plan.provenance.settings
+    assert settings["candidates"]["exclude"] == ["*.0.*"]
+    assert settings["candidates"]["head"]
+    assert settings["model"]["trust_remote_code"]
+    made = settings_of(plan)
+    assert (made.rank, made.budget) == (4, "0.2p")
+    assert made.memory == MemorySettings(optimizer="sgd", master="bf16", base_bits=8, train_batch=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (model_options(asdict(ModelSettings(model="m"))), ""),
+        (
+            model_options(
+                asdict(
+                    ModelSettings(
+                        model="m", revision="v 2", dtype="float32", device_map="auto",
+                        max_memory={"0": "20GiB", "cpu": "64GiB"}, allow_pickle=True,
+                    )
+                )
+            ),
+            "--revision 'v 2' --dtype float32 --allow-pickle --device-map auto "
+            "--max-memory 0=20GiB --max-memory cpu=64GiB",
+        ),
+        (data_options(asdict(DataSettings(data="d", config="c", samples=3))),
+         "--data d --data-config c"),
+        (
+            options_of(CaptureSettings, asdict(CaptureSettings(checkpointing=False, passes=3))),
+            "--no-checkpointing --passes 3",
+        ),
+        (options_of(CandidateSettings, {"include": ["a*", "b"]}), "--include 'a*' --include b"),
+        (
+            plan_options(asdict(PlanSettings(ranks=(4, 8), rank=4, locks=("*=full", "x=lora")))),
+            "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora",
+        ),
+    ],
+)  # fmt: skip
+def test_options_are_those_that_differ_from_the_defaults(words: list[str], expected: str) -> None:
+    assert shlex.join(words) == expected
