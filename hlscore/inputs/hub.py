@@ -92,9 +92,11 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):
         return None
     if local is not None:
-        return local if (local / "adapter_config.json").is_file() else None
+        # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
+        adapter = holds_adapter(local)
+        return local if adapter and not _weights(local, ".safetensors") else None
     files = _download(settings, weights=False)
-    if not (files.directory / "adapter_config.json").is_file():
+    if not holds_adapter(files.directory):
         return None
     return _download(settings, weights=True).directory
 

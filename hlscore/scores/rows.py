@@ -15,8 +15,8 @@ from hlscore.scores.score import Score
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
-# What is said of matrices whose gradient is zero, and of those whose update is.
-_UNMOVED = "no probe token reached", "no training changed"
+# What is said of experts whose gradient is zero, and of those whose update is.
+_MISSED = "no probe token reached", "no training changed"
 
 
 def build_rows(
@@ -52,9 +52,8 @@ def build_rows(
             continue
         row = _probed_row(item, statistics[item.module], ranks, rank)
         if of_updates:
-            row = row.changed(
-                reason=UNMOVED if row.reason == UNREACHED else row.reason.replace(*_UNMOVED)
-            )
+            reason = row.reason.replace(UNREACHED, UNMOVED).replace(*_MISSED)
+            row = row.changed(reason=reason)
         found = None if weights is None else weights[item.module]
         rows.append(_with_scores(row, found, ranks, rank, control[item.module]))
     return tuple(rows)
@@ -241,13 +240,13 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
     Returns:
         Remarks, parted by semicolons.
     """
-    missed_by = next((text for text in _UNMOVED if text in item.reason), _UNMOVED[0])
+    of_updates = _MISSED[1] in item.reason
     if matrices_reached == 0:
-        return UNMOVED if missed_by == _UNMOVED[1] else UNREACHED
+        return UNMOVED if of_updates else UNREACHED
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached
-        remarks.append(f"{missed_by} {missed} of {item.matrices} experts")
+        remarks.append(f"{_MISSED[of_updates]} {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
         remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
     return "; ".join(remarks)

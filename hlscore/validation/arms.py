@@ -187,7 +187,7 @@ def _row(item: PlanModule, control: float) -> ModuleRow:
         block=item.block, matrices=item.matrices, matrices_reached=None,
         out_features=item.out_features, in_features=item.in_features, n_params=item.params,
         form=item.form, storage=item.storage, random=control, reason=item.remark,
-        status="unreached" if item.remark in (UNREACHED, UNMOVED) else "scored",
+        status="unreached" if item.remark in (UNMOVED, UNREACHED) else "scored",
     )  # fmt: skip
 
 

@@ -178,6 +178,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     )  # fmt: skip
 
 
+<<<<<<< HEAD
 def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     """Say that a plan was made for a loss on other tokens."""
     planned = plan.provenance.probes.loss_on
@@ -189,6 +190,8 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     )
 
 
+=======
+>>>>>>> after
 def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet | None:
     """Examples of what the model should still do after the training."""
     if settings.also is None:
@@ -197,7 +200,12 @@ def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet
     objective = ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss)
     return encode(
         read_examples(data, seed=settings.seed), loaded.tokenizer, loaded.model,
+<<<<<<< HEAD
         objective=objective, max_length=data.max_length, groups=2, seed=settings.seed,
+=======
+        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
+        max_length=data.max_length, groups=2, seed=settings.seed,
+>>>>>>> after
     )  # fmt: skip
 
 
@@ -215,6 +223,20 @@ def _forgetting(
             name: tuple(sum(outcome.also_sums) / counted for outcome in arm.outcomes)
             for name, arm in arms.items()
         },
+<<<<<<< HEAD
+=======
+    )
+
+
+def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
+    """Say that a plan was made for a loss on other tokens."""
+    planned = plan.provenance.probes.loss_on
+    if not planned or planned == probes.loss_on:
+        return ()
+    return (
+        f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
+        f"{LOSS_ON[probes.loss_on]}.",
+>>>>>>> after
     )
 
 
