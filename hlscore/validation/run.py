@@ -178,34 +178,15 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     )  # fmt: skip
 
 
-<<<<<<< HEAD
-def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
-    """Say that a plan was made for a loss on other tokens."""
-    planned = plan.provenance.probes.loss_on
-    if not planned or planned == probes.loss_on:
-        return ()
-    return (
-        f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
-        f"{LOSS_ON[probes.loss_on]}.",
-    )
-
-
-=======
->>>>>>> after
 def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet | None:
     """Examples of what the model should still do after the training."""
     if settings.also is None:
         return None
     data = replace(settings.data, data=settings.also, config=None)
-    objective = ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss)
     return encode(
         read_examples(data, seed=settings.seed), loaded.tokenizer, loaded.model,
-<<<<<<< HEAD
-        objective=objective, max_length=data.max_length, groups=2, seed=settings.seed,
-=======
         objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
         max_length=data.max_length, groups=2, seed=settings.seed,
->>>>>>> after
     )  # fmt: skip
 
 
@@ -223,8 +204,6 @@ def _forgetting(
             name: tuple(sum(outcome.also_sums) / counted for outcome in arm.outcomes)
             for name, arm in arms.items()
         },
-<<<<<<< HEAD
-=======
     )
 
 
@@ -236,7 +215,6 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     return (
         f"The plan was made for a loss on {LOSS_ON[planned]}, but this trial trains on "
         f"{LOSS_ON[probes.loss_on]}.",
->>>>>>> after
     )
 
 

@@ -23,11 +23,7 @@ def report_headline(report: ScoreReport) -> Text:
     model, probes, run = report.model, report.probes, report.run
     what = "weight updates" if run.scores_updates else "gradients"
     how = f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
-<<<<<<< HEAD
-    if probes.objective == "none":
-=======
     if probes.objective == "none" and probes.format != "update":
->>>>>>> after
         how = "singular values of the weights"
     return Text.assemble(
         (model.model, "bold"),
