@@ -56,18 +56,25 @@ _WARM_UP_SHARE = 0.25
 _ATTEMPTS = 3
 
 # Module name, gradient float32 [E, p, q], number of the step from 0: a direction of unit scale.
+# The gradient may be written over.
 Direction = Callable[[str, torch.Tensor, int], torch.Tensor]
 
 
 def sign_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
     """The sign of each entry (signSGD, arXiv 1802.04434)."""
-    return gradient.sign()
+    return gradient.sign_()
 
 
 def unit_rms_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
     """The gradient of each matrix, scaled to a root mean square of 1."""
-    rms = gradient.square().mean((-2, -1), keepdim=True).sqrt()
-    return gradient / rms.clamp(min=1e-30)
+    return gradient.div_(_rms(gradient).clamp(min=1e-30))
+
+
+def _rms(matrices: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each matrix, [E, 1, 1]; makes no copy, as squaring would."""
+    size = matrices.shape[-2] * matrices.shape[-1]
+    norms: torch.Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    return norms / math.sqrt(size)
 
 
 class FactoredDirection:
@@ -82,17 +89,18 @@ class FactoredDirection:
 
     def __call__(self, name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:
         """Give the direction; see `Direction`."""
-        square = gradient.square() + 1e-30
-        rows, columns = square.mean(-1), square.mean(-2)
+        rows, columns = (
+            torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side] + 1e-30
+            for side in (-1, -2)
+        )
         if name in self._moments:
             decay = 1 - (step + 1) ** -0.8
             rows = torch.lerp(rows, self._moments[name][0], decay)
             columns = torch.lerp(columns, self._moments[name][1], decay)
         self._moments[name] = rows, columns
-        by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt().unsqueeze(-1)
-        found = gradient * by_row * columns.rsqrt().unsqueeze(-2)
-        rms = found.square().mean((-2, -1), keepdim=True).sqrt()
-        return found / rms.clamp(min=1)
+        by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
+        gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
+        return gradient.div_(_rms(gradient).clamp(min=1))
 
 
 def direction_of(optimizer: str) -> Direction:
@@ -184,7 +192,9 @@ class Mover:
             name: Module name.
             gradient: In the layout of the weight, any floating dtype.
         """
-        whole = gradient.reshape(-1, *gradient.shape[-2:]).float() * self._share
+        whole = gradient.reshape(-1, *gradient.shape[-2:]).float()
+        if self._share != 1:
+            whole = whole.mul_(self._share)
         if name in self._held:
             whole += self._held.pop(name)
         if self._last_part and self._processes.size == 1:
@@ -201,17 +211,17 @@ class Mover:
     @torch.no_grad()
     def _move(self, name: str, gradient: torch.Tensor) -> None:
         weight = self._weights[name]
-        step = self._direction(name, gradient, self._step).mul_(-self._rate).view(weight.shape)
+        step = self._direction(name, gradient, self._step).view(weight.shape)
         if weight.dtype not in (torch.bfloat16, torch.float16):
-            weight.add_(step)
+            weight.add_(step, alpha=-self._rate)
         elif self._compensated:
-            wanted = step.add_(weight)
+            wanted = step.mul_(-self._rate).add_(weight)
             if name in self._residuals:
                 wanted += self._residuals[name]
             weight.copy_(wanted)
             self._residuals[name] = (wanted - weight).to(weight.dtype)
         else:
-            wanted = step.add_(weight)
+            wanted = step.mul_(-self._rate).add_(weight)
             weight.copy_(round_randomly(wanted, weight.dtype, self._generators[weight.device]))
         self.moved.add(name)
 
