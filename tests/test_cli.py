@@ -29,7 +29,8 @@ OPTIONS = {
     "--json --load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
     "--max-new-tokens --min-rank --movement --objective --offload-folder --optimizer --out "
     "--passes --rank --ranks --resume --revision --reward --reward-timeout --reward-weight "
-    "--rollouts --samples --save-every --scale-rewards --score --seed --shard --sketch-size --split "
+    "--rollouts --samples --save-every --scale-rewards --score --seed --shard --sketch-size "
+    "--split "
     "--stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
     "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
     "--update --value-power --weight-scores",
