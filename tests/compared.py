@@ -35,14 +35,14 @@ HOSTILE = {
 """Names that could steer a terminal, or do not fit it."""
 Document = dict[str, Any]
 Values = Mapping[str, float | None]
-SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "snr", "spectral", "kappa",
-          "random")  # fmt: skip
+SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "hls_share", "snr",
+          "spectral", "kappa", "random")  # fmt: skip
 _CURVES = {"hls": "curve_ranks", "tail": "curve_ranks", "l1_adam": "curve_ranks",
            "spectral": "spectral_ranks"}  # fmt: skip
 _REPLICATES = ("hls_replicates", "tail_replicates", "grad_norm_replicates")
 NO_SCORES: dict[str, Any] = {
     "status": "unreached",
-    **dict.fromkeys((*SCORES, "grad_energy", "weight_norm")),
+    **dict.fromkeys((*SCORES, "grad_energy", "halves_norm", "weight_norm")),
     **dict.fromkeys(("hls_stderr", "hls_ci_low", "hls_ci_high")),
     **dict.fromkeys((*_CURVES.values(), "tail_curve_errors", "hls_curve_errors"), ()),
     **dict.fromkeys((f"{name}_curve" for name in _CURVES), ()),
@@ -51,6 +51,7 @@ NO_SCORES: dict[str, Any] = {
 """A row that no score was computed for."""
 ONE: dict[str, Any] = {
     **dict.fromkeys((*SCORES, "grad_energy", "weight_norm"), 1.0),
+    "halves_norm": 0.0,
     **dict.fromkeys((f"{name}_curve" for name in _CURVES), (1.0,) * len(reports.RANKS)),
     **dict.fromkeys(_REPLICATES, (1.0,) * 20),
 }
@@ -187,13 +188,17 @@ def _shaken(row: ModuleRow, draw: random.Random) -> ModuleRow:
     for name in _CURVES:
         curve = tuple(map(times, getattr(row, f"{name}_curve")))
         changed |= {f"{name}_curve": curve, name: curve[reports.RANKS.index(RUN_RANK)]}
-    return replace(row, **changed, random=draw.random())
+    return replace(row, **changed, halves_norm=draw.uniform(1, 9), random=draw.random())
 
 
 def _value(row: ModuleRow, score: str, rank: int) -> float | None:
     if score in _CURVES:
         curve, ranks = getattr(row, f"{score}_curve"), getattr(row, _CURVES[score])
         return curve[ranks.index(rank)] if curve else None
+    if score == "hls_share":
+        hls, norm = _value(row, "hls", rank), row.halves_norm
+        size = row.matrices * row.out_features * row.in_features
+        return None if hls is None or norm is None else hls / norm * size if norm else 0.0
     if score == "rgn":
         energy, norm = row.grad_energy, row.weight_norm
         return None if energy is None or not norm else math.sqrt(energy) / norm

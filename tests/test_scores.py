@@ -19,8 +19,8 @@ from hlscore.settings import CandidateSettings
 
 def test_registry_names_formula_unit_and_source() -> None:
     assert list(SCORES) == [
-        "hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "snr", "spectral", "kappa",
-        "random",
+        "hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "hls_share", "snr",
+        "spectral", "kappa", "random",
     ]  # fmt: skip
     assert all(score.formula and score.unit and score.source for score in SCORES.values())
     with pytest.raises(UsageError, match="no score 'nonsense'"):

@@ -277,6 +277,7 @@ def test_scores_lists_what_each_of_them_needs() -> None:
     assert listed == {
         "hls": "gradients", "tail": "gradients", "grad_norm": "gradients",
         "taylor": "whole gradients", "rgn": "gradients", "l1_adam": "whole gradients",
-        "snr": "weights", "spectral": "weights", "kappa": "weights", "random": "nothing",
+        "hls_share": "gradients", "snr": "weights", "spectral": "weights", "kappa": "weights",
+        "random": "nothing",
     }  # fmt: skip
     assert "needs" in hlscore("scores").out

@@ -175,6 +175,8 @@ def _decomposing(
 
     largest = max(4 * _numbers(item) + decomposition_bytes(item) for item in chosen)
     count = worker_count(largest) if device.type in ("cpu", "mps") else 0
+    # A single worker would only hold a second weight beside the one that is being read.
+    count = count if count > 1 else 0
     progress.start("decomposing", sum(_numbers(item) for item in chosen), "weights")
     with Workers(count, done) as workers:
 

@@ -41,9 +41,9 @@ def hls(row: ModuleRow, rank: int) -> float | None:
 def hls_share(row: ModuleRow, rank: int) -> float | None:
     """`hls` over the norms of both halves, times the weights: the share of a unit step."""
     value = on_curve(row.hls_curve, row, rank)
-    if value is None or not row.halves_norm:
-        return value
-    return value / row.halves_norm * _weights(row)
+    if value is None or row.halves_norm is None:
+        return None
+    return value / row.halves_norm * _weights(row) if row.halves_norm else 0.0
 
 
 def tail(row: ModuleRow, rank: int) -> float | None:
@@ -131,16 +131,6 @@ SCORES: dict[str, Score] = {
             leaves_over=True,
         ),
         Score(
-            name="hls_share",
-            formula="hls / (||A|| ||B||) times the number of weights",
-            unit="weights",
-            source="hlscore: hls of a step whose root mean square is 1 in every matrix",
-            compute=hls_share,
-            replicates=_shared,
-            follows_rank=True,
-            leaves_over=True,
-        ),
-        Score(
             name="tail",
             formula="||G||_F^2 - sum of the r largest s_i^2",
             unit="loss per unit learning rate",
@@ -184,6 +174,16 @@ SCORES: dict[str, Score] = {
             source="hlscore: first step of Adam instead of SGD",
             compute=l1_adam,
             needs="whole gradients",
+            follows_rank=True,
+            leaves_over=True,
+        ),
+        Score(
+            name="hls_share",
+            formula="hls / (||A|| ||B||) times the number of weights",
+            unit="weights",
+            source="hlscore: hls of a step whose root mean square is 1 in every matrix",
+            compute=hls_share,
+            replicates=_shared,
             follows_rank=True,
             leaves_over=True,
         ),
