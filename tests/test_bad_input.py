@@ -904,7 +904,7 @@ def _origin(**changes: object) -> Callable[[dict[str, Any]], bytes]:
         (lambda _: b'{"schema', "is damaged: Unterminated string"),
         (lambda _: b"\xff\xfe\x00", "is damaged"),
         (lambda _: b"[]", "has report schema None"),
-        (_origin(schema_version=4), "has report schema 4; this hlscore reads 2 to 3."),
+        (_origin(schema_version=5), "has report schema 5; this hlscore reads 2 to 4."),
         (_origin(schema_version=True), "has report schema True"),
         (_origin(schema_version="x"), "has report schema x"),
         (_origin(run={}), "is damaged at 'run.hlscore_version': Field required."),

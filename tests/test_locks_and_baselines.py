@@ -244,6 +244,12 @@ def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
     assert len(full) == hybrid.totals.full_modules
     assert min(row.n_params for row in full) >= max(row.n_params for row in rest)
     assert plan(report, baseline="largest").decisions == largest.decisions
+    # Modules of one size are not taken in the order of the score.
+    turned = replace(report, rows=tuple(reversed(report.rows)))
+    again = plan(turned, baseline="largest").decisions
+    assert {item.row.module for item in again if item.mode == "full"} == {
+        row.module for row in full
+    }
     with pytest.raises(UsageError, match="--ranks chooses ranks"):
         plan(report, baseline="largest", ranks=(2, 4))
 

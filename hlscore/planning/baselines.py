@@ -86,11 +86,26 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     in_full = [plan.options[place].mode == "full" for place in offer.free]
     orders = {
         "random": lambda: {row.module: row.random or 0.0 for row in problem.rows},
-        "largest": lambda: {row.module: float(row.n_params) for row in problem.rows},
+        "largest": lambda: by_size(problem.rows, problem.seed),
         "random-largest": lambda: random_among_largest(problem.rows, sum(in_full), problem.seed),
     }
     spent = int(offer.spending.costs[in_full].sum())
     return take_in_order(problem, orders[baseline](), spent)
+
+
+def by_size(rows: Sequence[ModuleRow], seed: int) -> dict[str, float]:
+    """Order modules by size; a seeded draw orders those of one size, which a score would else do.
+
+    Args:
+        rows: The modules.
+        seed: Seed of the draw.
+
+    Returns:
+        A number for each module; the highest comes first.
+    """
+    draw = random.Random(f"{seed}:size")
+    numbers = {name: draw.random() for name in sorted(row.module for row in rows)}
+    return {row.module: row.n_params + numbers[row.module] for row in rows}
 
 
 def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import UsageError
 from hlscore.planning.allocation import allocate
-from hlscore.planning.baselines import nearest_rank
+from hlscore.planning.baselines import by_size, nearest_rank
 from hlscore.planning.choice import fill
 from hlscore.planning.options import is_unreached
 from hlscore.reasons import UNMOVED, UNREACHED, tied_modules
@@ -149,7 +149,8 @@ class _Rivals:
     def largest(self) -> Plan:
         """The largest modules in full, as many parameters as the plan has in full."""
         reached = [row for row in self._rows if not is_unreached(row)]
-        order = sorted(reached, key=lambda row: -row.n_params)
+        sizes = by_size(reached, self._plan.provenance.seed)
+        order = sorted(reached, key=lambda row: -sizes[row.module])
         taken = fill(
             range(len(order)), [row.n_params for row in order], self._plan.totals.full_params
         )
