@@ -35,7 +35,7 @@ def arms(full: bool = True) -> dict[str, Arm]:
 
 def test_arms_are_what_they_say() -> None:
     found = arms()
-    assert list(found) == ["lora", "matched", "random", "plan", "full"]
+    assert list(found) == ["lora", "matched", "random", "largest", "plan", "full"]
     plan = found["plan"].plans[0]
     assert {item.mode for item in found["lora"].plans[0].modules} == {"lora"}
     assert {item.rank for item in found["lora"].plans[0].modules} == {plan.lora.rank}
