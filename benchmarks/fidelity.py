@@ -28,7 +28,7 @@ from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
-from hlscore.inputs.examples import read_examples
+from hlscore.inputs.examples import BUILTIN_KNOWN, read_examples
 from hlscore.inputs.model import identify, load_model
 from hlscore.inputs.modules import find_modules
 from hlscore.planning.budget import parse_budget
@@ -90,7 +90,9 @@ def load(name: str, options: argparse.Namespace) -> tuple[PreTrainedModel, Probe
         model = build(name, device=options.device)
         return model, structured_probes(model, examples=options.examples, length=options.length)
     loaded = load_model(ModelSettings(model=name, device=options.device))
-    examples = read_examples(DataSettings(samples=options.builtin_examples), seed=0)
+    examples = read_examples(
+        DataSettings(data=BUILTIN_KNOWN, samples=options.builtin_examples), seed=0
+    )
     probes = encode(examples, loaded.tokenizer, loaded.model, max_length=None, groups=8, seed=0)
     return loaded.model, probes
 

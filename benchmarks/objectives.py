@@ -37,7 +37,7 @@ from scipy.stats import kendalltau, spearmanr
 from second_model import second_model
 
 from hlscore.flow import Silent, sample_rollouts, score_model
-from hlscore.inputs.examples import BUILTIN_PROBES, builtin_pairs, builtin_rows, wanted_formats
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows, wanted_formats
 from hlscore.inputs.formats import ExampleSet, Row, example_set
 from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.planning.budget import parse_budget
@@ -147,7 +147,7 @@ def examples_of(rows: Sequence[Row], objective: ObjectiveSettings, source: str) 
 def sample(subject: Subject, rows: Sequence[Row], seed: int) -> RolloutSet:
     """Let the model complete every prompt and judge what it wrote."""
     loaded, settings = subject.loaded, settings_of(subject, GRPO, seed)
-    examples = examples_of(rows, GRPO, BUILTIN_PROBES)
+    examples = examples_of(rows, GRPO, BUILTIN_KNOWN)
     return sample_rollouts(
         loaded.model, loaded.tokenizer, loaded.identity, examples, settings, Silent()
     )
@@ -435,11 +435,11 @@ def measure(
     Returns:
         What the result file says of the model.
     """
-    places = range(len(builtin_rows()))
+    places = range(len(builtin_rows(BUILTIN_KNOWN)))
     if options.probes:
         places = sorted(random.Random(0).sample(places, options.probes))
-    rows = [builtin_rows()[place] for place in places]
-    pairs = [builtin_pairs()[place] for place in places]
+    rows = [builtin_rows(BUILTIN_KNOWN)[place] for place in places]
+    pairs = [builtin_pairs(BUILTIN_KNOWN)[place] for place in places]
     halves: Halves = {name: [] for name in OBJECTIVES}
     runs: list[dict[str, Any]] = []
     seconds = []
@@ -492,9 +492,9 @@ def _given(
     groups = tuple(group for group in rollouts.groups if group.name in chosen)
     own = on_policy_pairs(groups, seed)
     return {
-        "sft": (SFT, examples_of([rows[place] for place in part], SFT, BUILTIN_PROBES)),
+        "sft": (SFT, examples_of([rows[place] for place in part], SFT, BUILTIN_KNOWN)),
         "grpo": (GRPO, replace(rollouts, groups=groups)),
-        "dpo built-in": (DPO, examples_of([pairs[place] for place in part], DPO, BUILTIN_PROBES)),
+        "dpo built-in": (DPO, examples_of([pairs[place] for place in part], DPO, BUILTIN_KNOWN)),
         "dpo on-policy": (DPO, examples_of(own, DPO, "on-policy pairs")),
         CONTROL: (DPO, examples_of(swapped(own, seed), DPO, "swapped pairs")),
     }

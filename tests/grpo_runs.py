@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 from console import hlscore, write_rows
 
-from hlscore.inputs.examples import builtin_rows
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 
 GRPO = ("rank", "builtin:tiny", "--objective", "grpo")
 QUICK = (
@@ -23,7 +23,7 @@ QUICK = (
     "--rank", "4",
 )  # fmt: skip
 MINE = (*GRPO, *QUICK, "--data", "prompts.jsonl", "--reward", "mine:judge")
-PROMPTS = [row["prompt"] for row in builtin_rows()[:8]]
+PROMPTS = [row["prompt"] for row in builtin_rows(BUILTIN_KNOWN)[:8]]
 FILES = ["plan.json", "rollouts.jsonl", "scores.parquet"]
 JOURNAL = ".hlscore-progress-rollouts-0-of-1.jsonl"
 # Stores which prompts it judged, and can be slow or fail at a chosen batch.

@@ -123,7 +123,7 @@ def report(count: int, *, resamples: int = 20) -> ScoreReport:
             fingerprint=Fingerprint(structure="sha256:0", weights="sha256:1"),
         ),
         probes=ProbeSummary(
-            source="builtin:probes",
+            source="builtin:new",
             format="prompt_completion",
             hash="sha256:2",
             examples=64,

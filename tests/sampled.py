@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow import Silent
-from hlscore.inputs.examples import builtin_rows
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.inputs.formats import example_set
 from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.records import Rollout, RolloutSet
@@ -17,7 +17,7 @@ from hlscore.rollouts.reward_process import RewardProcess
 from hlscore.rollouts.sampling import Sampler
 from hlscore.settings import DataSettings, ObjectiveSettings
 
-ROWS = builtin_rows()[:5]
+ROWS = builtin_rows(BUILTIN_KNOWN)[:5]
 END = 0  # of the built-in model
 BYTE_END = 258  # of the byte tokenizer
 

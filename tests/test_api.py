@@ -43,7 +43,7 @@ def test_data_may_be_a_dataset_a_path_or_nothing(tmp_path: Path) -> None:
     table.to_parquet(str(tmp_path / "rows.parquet"))
     assert hlscore.rank(model, tokenizer, data=tmp_path / "rows.parquet", rank=4).rows == expected
     builtin = hlscore.rank(model, tokenizer, samples=8, rank=4)
-    assert builtin.report.probes.source == "builtin:probes"
+    assert builtin.report.probes.source == "builtin:new"
 
 
 def test_saved_files_hold_the_records(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from hlscore.flow import Silent, score_model
-from hlscore.inputs.examples import read_examples
+from hlscore.inputs.examples import BUILTIN_NEW, builtin_rows, read_examples
 from hlscore.inputs.model import load_model
 from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.batches import by_length, collate, cut
@@ -37,11 +37,26 @@ def test_probes_are_many_distinct_and_answered() -> None:
     }  # fmt: skip
 
 
-def test_model_is_trained_as_the_record_says() -> None:
+def test_new_probes_follow_one_code() -> None:
+    """Each word is decoded alike wherever it stands, so that examples teach the code."""
+    rows = builtin_rows(BUILTIN_NEW)
+    assert len({row["prompt"] for row in rows}) == len(rows) == 320
+    meaning: dict[str, str] = {}
+    for row in rows:
+        words = row["prompt"].split("'")[1].split()
+        worked = " ".join(
+            f"{word} is {meaning.setdefault(word, code)}."
+            for word, code in zip(words, row["answer"].split(), strict=True)
+        )
+        assert row["completion"] == f"{worked}\nAnswer: {row['answer']}"
+    assert len(set(meaning.values())) == len(meaning) == 30
+
+
+def mean_loss(data: str) -> float:
+    """Loss of the built-in model on built-in probes, nats per counted token."""
     loaded = load_model(ModelSettings(model="builtin:tiny", device="cpu"))
-    record = json.loads(RECORDS[-1].read_text())
     probes = encode(
-        read_examples(DataSettings(samples=0), seed=0),
+        read_examples(DataSettings(data=data, samples=0), seed=0),
         loaded.tokenizer,
         loaded.model,
         max_length=None,
@@ -63,15 +78,23 @@ def test_model_is_trained_as_the_record_says() -> None:
                 ).logits
                 total -= float(token_log_probs(logits, batch.labels).sum())
                 tokens += sum(item.counted_tokens for item in part)
-    text = json.dumps(record)
-    assert f"{total / tokens:.2f}" in text
-    assert total / tokens < 0.5
+    return total / tokens
 
 
-def test_gradient_has_signal_on_the_built_in_probes() -> None:
+def test_model_is_trained_as_the_record_says() -> None:
+    loss = mean_loss("builtin:known")
+    assert f"{loss:.2f}" in json.dumps(json.loads(RECORDS[-1].read_text()))
+    assert loss < 0.5
+
+
+def test_model_does_not_know_the_new_task() -> None:
+    assert mean_loss("builtin:new") > 3
+
+
+def test_the_order_on_the_new_probes_is_not_noise() -> None:
     settings = RankSettings(
         model=ModelSettings(model="builtin:tiny", device="cpu"),
-        capture=CaptureSettings(bootstrap=0, batch_size=16),
+        capture=CaptureSettings(bootstrap=20, batch_size=16),
     )
     loaded = load_model(settings.model)
     report, allocation = score_model(
@@ -82,6 +105,8 @@ def test_gradient_has_signal_on_the_built_in_probes() -> None:
         settings,
         Silent(),
     )
+    assert report.probes.source == "builtin:new"
     assert len(report.candidates) == 42
+    assert sum(row.hls_ci_low > 0 for row in report.candidates) > 21
     assert allocation.totals.full_modules == 4
     assert all(row.status == "scored" for row in report.candidates)

@@ -175,7 +175,8 @@ def test_scores_lists_formulas(run: Run) -> None:
 
 
 def test_rank_writes_shows_and_repeats(call: Run, tmp_path: Path) -> None:
-    options = ("--samples", "32", "--bootstrap", "20")
+    # Probes that the model knows: some modules have no signal, and a plan of ranks freezes them.
+    options = ("--data", "builtin:known", "--samples", "32", "--bootstrap", "20")
     first = call("rank", "builtin:tiny", "--budget", "0.1", *options)
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""

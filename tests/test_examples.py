@@ -34,11 +34,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.cli.validate_command import drawn_by_trial
 from hlscore.errors import DataError
 from hlscore.inputs import examples
-from hlscore.inputs.examples import BUILTIN_PROBES, read_examples
+from hlscore.inputs.examples import BUILTIN_NEW, read_examples, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
-from hlscore.settings import DataSettings, ObjectiveSettings
+from hlscore.settings import DataSettings, Objective, ObjectiveSettings
 
 BOS_ID, EOS_ID = 257, 258
 USER, ASSISTANT, END = 260, 261, 262
@@ -288,6 +288,7 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
         ((None, "org/data", 8, 0.3), 256),
         ((None, "train.jsonl", 480, 0.3), 0),
         ((None, None, 480, 0.3), 0),
+        ((None, "builtin:new", 480, 0.3), 0),
         ((0, "org/data", 480, 0.3), 0),
         ((9, "org/data", 480, 0.3), 9),
     ],
@@ -301,7 +302,27 @@ def test_draw_of_the_built_in_probes() -> None:
     drawn = [read_examples(DataSettings(samples=9), seed=seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1]
     assert drawn[0] != drawn[2]
-    assert (drawn[0].source, len(drawn[0].rows)) == (BUILTIN_PROBES, 9)
+    assert (drawn[0].source, len(drawn[0].rows)) == (BUILTIN_NEW, 9)
+
+
+@pytest.mark.parametrize(
+    ("objective", "source"),
+    [("sft", "builtin:new"), ("dpo", "builtin:known"), ("grpo", "builtin:known")],
+)
+def test_built_in_probes_of_an_objective(objective: Objective, source: str) -> None:
+    wanted = wanted_formats(ObjectiveSettings(objective=objective))
+    found = read_examples(DataSettings(samples=0), seed=0, wanted=wanted)
+    assert (found.source, len(found.rows)) == (source, 320)
+    for name in ("builtin:new", "builtin:known"):
+        named = read_examples(DataSettings(data=name, samples=0), seed=0, wanted=wanted)
+        assert named.source == name
+        assert (named.rows == found.rows) == (name == source)
+
+
+def test_unknown_built_in_probes() -> None:
+    with pytest.raises(DataError, match=r"no built-in probes 'builtin:old'") as found:
+        read_examples(DataSettings(data="builtin:old"), seed=0)
+    assert found.value.hint == "There are: builtin:known, builtin:new."
 
 
 # Columns

@@ -23,7 +23,7 @@ from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import DataError, UsageError
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.registry import exporter_names, find_exporter
-from hlscore.inputs.examples import builtin_rows
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
 from hlscore.training.data import as_probed
 from hlscore.training.rewards import judgeable, numeric, reward_functions
@@ -58,7 +58,7 @@ def files_of(plan: Plan, out: Path, **settings: Any) -> dict[str, str]:
 def test_two_steps_have_the_reward_of_the_probe(tmp_path: Path) -> None:
     rows = [
         {"question": row["prompt"], "right": row["answer"]}
-        for row in builtin_rows()[:24] if row["kind"] != "code"
+        for row in builtin_rows(BUILTIN_KNOWN)[:24] if row["kind"] != "code"
     ]  # fmt: skip
     write_rows(tmp_path / "rows.jsonl", rows)
     done = hlscore(

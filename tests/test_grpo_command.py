@@ -42,7 +42,7 @@ def test_math_rewards_give_all_files(tmp_path: Path) -> None:
     assert len(lines) == 4 * groups
     known = [line["reward"] for line in lines if line["reward"] is not None]
     assert {*known} == {0.0, 1.0}
-    drawn = f"{4 * groups} completions of {groups} prompts from builtin:probes"
+    drawn = f"{4 * groups} completions of {groups} prompts from builtin:known"
     assert f"{drawn}, mean reward {mean(known)}" in shown
     assert "rollouts  out/rollouts.jsonl" in shown
 

@@ -19,7 +19,7 @@ from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-from hlscore.inputs.examples import builtin_pairs, builtin_rows
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows
 from hlscore.inputs.formats import example_set
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
@@ -162,7 +162,7 @@ def test_pairs_are_cut_as_in_trl(tmp_path: Path, length: int) -> None:
 
 
 def test_builtin_pairs_differ_in_the_answer() -> None:
-    rows, pairs = builtin_rows(), builtin_pairs()
+    rows, pairs = builtin_rows(BUILTIN_KNOWN), builtin_pairs(BUILTIN_KNOWN)
     assert len(pairs) == len(rows) >= 256
     for row, pair in zip(rows, pairs, strict=True):
         assert pair["prompt"] == row["prompt"]

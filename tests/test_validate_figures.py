@@ -35,7 +35,7 @@ def arms(full: bool = True) -> dict[str, Arm]:
 
 def test_arms_are_what_they_say() -> None:
     found = arms()
-    assert list(found) == ["lora", "matched", "random", "plan", "full"]
+    assert list(found) == ["lora", "matched", "random", "largest", "plan", "full"]
     plan = found["plan"].plans[0]
     assert {item.mode for item in found["lora"].plans[0].modules} == {"lora"}
     assert {item.rank for item in found["lora"].plans[0].modules} == {plan.lora.rank}
@@ -150,7 +150,7 @@ def test_every_epoch_has_every_example_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimum", "edge"), [(1.0, False), (3.0, False), (0.4, False), (9.0, False), (1e4, True)]
+    ("optimum", "edge"), [(1.0, False), (3.0, False), (0.4, False), (243.0, False), (1e4, True)]
 )
 def test_search_goes_on_beyond_its_edges(optimum: float, edge: bool) -> None:
     tried: list[float] = []
@@ -160,7 +160,7 @@ def test_search_goes_on_beyond_its_edges(optimum: float, edge: bool) -> None:
         return abs(math.log(factor / optimum))
 
     found = search(loss_at)
-    assert len(tried) == len(set(tried)) == len(found) <= 5
+    assert len(tried) == len(set(tried)) == len(found) <= 8
     assert at_edge(found) == edge
     assert best(found) == min(found, key=lambda factor: abs(math.log(factor / optimum)))
 

@@ -276,8 +276,9 @@ Data = Annotated[
     typer.Option(
         "--data",
         "-d",
-        help="Hub id, or local .jsonl .json .csv .parquet .arrow file or directory.",
-        show_default="built-in probes",
+        help="Hub id, .jsonl .json .csv .parquet .arrow file, directory, "
+        "builtin:new or builtin:known.",
+        show_default="builtin:new; builtin:known for grpo and dpo",
         rich_help_panel=DATA_PANEL,
     ),
 ]

@@ -25,11 +25,15 @@ from hlscore.inputs.formats import (
     no_examples,
     roles_of,
 )
-from hlscore.inputs.hub import hub_error
+from hlscore.inputs.hub import BUILTIN_PREFIX, hub_error
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
 
-BUILTIN_PROBES = "builtin:probes"
+BUILTIN_KNOWN = "builtin:known"
+"""Tasks that the built-in model was trained on."""
+BUILTIN_NEW = "builtin:new"
+"""A task that it was not trained on and can learn."""
+_BUILTIN_FILES = {BUILTIN_KNOWN: "probes.jsonl", BUILTIN_NEW: "new_probes.jsonl"}
 
 _BUILDERS = {
     ".jsonl": "json",
@@ -82,12 +86,13 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
     Raises:
         HlscoreError: The data cannot be found or read, is empty, or lacks a column.
     """
-    if settings.data is None:
+    # Rewards and preferences need a task that the built-in model solves at times.
+    default = BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN
+    if settings.data is None or settings.data.startswith(BUILTIN_PREFIX):
         _refuse_config(settings)
-        rows = builtin_pairs() if wanted == ("preference",) else builtin_rows()
-        return example_set(
-            draw_rows(rows, settings.samples, seed), BUILTIN_PROBES, settings, wanted
-        )
+        name = settings.data or default
+        rows = builtin_pairs(name) if wanted == ("preference",) else builtin_rows(name)
+        return example_set(draw_rows(rows, settings.samples, seed), name, settings, wanted)
     path = existing_path(settings.data)
     if path is not None:
         rows = _local_rows(path, settings, seed, wanted)
@@ -108,7 +113,12 @@ def _looks_like_path(name: str) -> bool:
 
 def is_on_hub(data: str | None) -> bool:
     """Whether data is named by a hub id."""
-    return data is not None and existing_path(data) is None and not _looks_like_path(data)
+    return (
+        data is not None
+        and not data.startswith(BUILTIN_PREFIX)
+        and existing_path(data) is None
+        and not _looks_like_path(data)
+    )
 
 
 def _refuse_config(settings: DataSettings) -> None:
@@ -131,15 +141,24 @@ def _draw_places(count: int, samples: int, seed: int) -> Sequence[int]:
     return sorted(random.Random(seed).sample(range(count), samples))
 
 
-def builtin_rows() -> list[Row]:
-    """The built-in probes: prompt, completion, answer and kind."""
-    text = (resources.files("hlscore.inputs") / "builtin" / "probes.jsonl").read_text("utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+def builtin_rows(name: str) -> list[Row]:
+    """Built-in probes by name: prompt, completion, answer and kind.
+
+    Raises:
+        DataError: There are none of this name.
+    """
+    if name not in _BUILTIN_FILES:
+        raise DataError(
+            f"There are no built-in probes '{name}'.",
+            hint=f"There are: {', '.join(_BUILTIN_FILES)}.",
+        )
+    file = resources.files("hlscore.inputs") / "builtin" / _BUILTIN_FILES[name]
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def builtin_pairs() -> list[Row]:
-    """Pairs from the built-in probes: the rejected completion ends in another probe's answer."""
-    rows = builtin_rows()
+def builtin_pairs(name: str) -> list[Row]:
+    """Pairs from built-in probes: the rejected completion ends in another probe's answer."""
+    rows = builtin_rows(name)
     pairs: list[Row] = []
     for index, row in enumerate(rows):
         worked = row["completion"].removesuffix(row["answer"])

@@ -44,7 +44,7 @@ class ProbeSummary:
     """What the gradients come from.
 
     Attributes:
-        source: Name of the data as given, or `builtin:probes`.
+        source: Name of the data as given, or of the built-in probes.
         format: Data format found, such as `prompt_completion`.
         objective: The loss that was probed: `sft`, `dpo`, `grpo`, or `none`.
         loss_type: Its variant; empty for sft.

@@ -23,8 +23,9 @@ class DataSettings:
     """Which probe examples to read.
 
     Attributes:
-        data: Hub id, local file or directory; `None` means the built-in probes, `"none"` that
-            nothing is probed.
+        data: Hub id, local file or directory; `"builtin:known"`, tasks that the built-in model was
+            trained on; `"builtin:new"`, a task that is new to it; `None`, the new task for SFT and
+            the known ones for rewards and preferences; `"none"`, nothing is probed.
         config: Configuration name of a hub data set that has several.
         split: Split to read.
         samples: Number of examples, drawn with `seed`; 0 means all.

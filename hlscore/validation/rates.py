@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 
 from hlscore.settings import FACTORS
 
-MOST_EXTENSIONS = 2
+MOST_EXTENSIONS = 5
+"""The suggested rates suit large models; a small one can want some hundred times as much."""
 
 
 def search(loss_at: Callable[[float], float]) -> dict[float, float]:

@@ -147,7 +147,7 @@ def _table(content: dict[str, Any]) -> Table:
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
-            "?" if best is None else f"x {best['factor']:.2g}",
+            "?" if best is None else f"x {best['factor']:.3g}",
             *_loss(arm["loss"]),
             ""
             if share is None or share["value"] is None or name in ("lora", "full")
