@@ -34,10 +34,11 @@ BY_SHARE = "hybrid hls_share of gradients"
 LARGEST, DRAWN = "hybrid largest", "hybrid random of the largest"
 SPECTRAL = "hybrid spectral"
 DRAWS = 2
-# Where the search for the rates of hybrids begins: near what the earlier study found for them.
-HYBRID_FULL_RATES, HYBRID_LORA_RATES = (8e-3, 1.6e-2), (2e-2,)
+# The search for the rates of hybrids begins near what the earlier study found for them.
+SEARCH = {"full_rates": (8e-3, 1.6e-2), "lora_rates": (2e-2,), "most": 6}
+SEEDS = (0, 1, 2)
 # Those between which LoRA of equal size is interpolated.
-UNIFORM_RANKS = (2, 6, 4, 3, 8)
+UNIFORM_RANKS = (RANK, 6, 4, 3)
 # Plans with a rank for each module: what the score is of, and power of the value model.
 RANKED: tuple[tuple[Source, float], ...] = (("trials", 1.0), ("trials", 0.25), ("gradients", 0.25))
 
@@ -51,9 +52,10 @@ def study_of(base: str, task: str) -> Study:
     """The study of a base model on a task of its world, with a journal of its own."""
     seed = {**BASES, **REPLICAS}[base].seed
     study = opened(base, fine_tuning_tasks(new_world(seed))[task])
-    settings = {"rank": RANK, "steps": study.steps, "probes": PROBES, "seeds": list(study.seeds),
+    settings = {"rank": RANK, "steps": study.steps, "probes": PROBES, "seeds": list(SEEDS),
                 "base": base, "task": task, "batch": study.task.batch_size}  # fmt: skip
-    return replace(study, journal=Journal(path_of(base, f"{task}-movement"), settings), curve=1)
+    journal = Journal(path_of(base, f"{task}-movement"), settings)
+    return replace(study, journal=journal, seeds=SEEDS, curve=1)
 
 
 def planners_of(study: Study) -> dict[Source, Planner]:
@@ -76,10 +78,15 @@ def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     for draw in range(DRAWS):
         yield largest(trials, f"{DRAWN} {draw}", draw, len(full_modules(by_trials)))
     yield hybrid(LARGEST, trials.plan(PlanSettings(baseline="largest", score="hls", rank=RANK)))
-    yield hybrid(BY_SHARE, gradients.scored("hls_share"))
     for rank in UNIFORM_RANKS[1:]:
         yield trials.lora(rank)
-    yield hybrid(SPECTRAL, gradients.scored("spectral"))
+
+
+def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
+    """Hybrids by other scores, and LoRA of the ranks that plans of ranks are compared with."""
+    yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
+    yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
+    yield planners["gradients"].lora(EQUAL_TO[-1])
 
 
 def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
@@ -92,7 +99,7 @@ def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
 
 def published_rates(task: str) -> dict[str, Rates]:
     """The rates that the earlier study found for full fine-tuning and LoRA of one rank."""
-    plain = ("full", *(f"lora r={rank}" for rank in UNIFORM_RANKS))
+    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, *EQUAL_TO)))
     arms = latest("evidence").get(f"{FIRST}, {task}", {})
     first = {name: arms[name]["trials"][0] for name in plain if name in arms}
     return {name: (found["full_rate"], found["lora_rate"]) for name, found in first.items()}
@@ -116,12 +123,12 @@ def run_part(part: str, base: str, task: str) -> None:
         if base != FIRST or arm.name in rates:
             study.repeat(arm, rates[arm.name])
         elif arm.kind == "hybrid":
-            study.run(arm, HYBRID_FULL_RATES, HYBRID_LORA_RATES)
+            study.run(arm, **SEARCH)
         else:
             study.run(arm)
 
 
-PARTS = {"deciding": deciding_arms, "ranks": ranks_arms}
+PARTS = {"deciding": deciding_arms, "others": other_arms, "ranks": ranks_arms}
 
 
 def main() -> None:

@@ -93,23 +93,20 @@ class Study:
             values += [{n: v[k].detach() for n, v in stacked.items()} for k in range(len(some))]
         return found, values
 
-    def run(
-        self,
-        arm: Arm,
-        full_rates: Sequence[float] = FULL_RATES,
-        lora_rates: Sequence[float] = LORA_RATES,
-    ) -> dict[str, Any]:
-        """Tune an arm's rates, from these on, on seeds of its own and train it with every seed."""
+    def run(self, arm: Arm, **search: Any) -> dict[str, Any]:
+        """Tune an arm's rates on seeds of its own and train it with every seed.
+
+        Args:
+            arm: The arm.
+            **search: Where the search for rates begins and ends, see `tune`.
+        """
         if arm.name in self.journal.arms:
             return self.journal.arms[arm.name]
         for entry in tuple(self.journal.arms.values()):
             if same(entry, arm):
                 return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
         began = time.monotonic()
-        tuned = tune(
-            arm.kind, lambda trials: self.train(arm, trials)[0],
-            full_rates=full_rates, lora_rates=lora_rates,
-        )  # fmt: skip
+        tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0], **search)
         found, _ = self.train(arm, trials_at(best_of(tuned), self.seeds))
         entry = self.journal.add(
             arm.name, finished(arm, found, began, tuned, trainable(arm.wrap(self.model())))
