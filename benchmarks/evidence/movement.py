@@ -21,7 +21,7 @@ from published import latest
 from ranks import EQUAL_TO, ranks_arm
 from replicas import FIRST, largest
 from study import PROBES, RANK, opened, scored
-from trials import Rates, Study, rates_of
+from trials import TUNING_SEEDS, Rates, Study, rates_of
 from world import fine_tuning_tasks, new_world
 
 from hlscore.settings import PlanSettings
@@ -34,11 +34,19 @@ BY_SHARE = "hybrid hls_share of gradients"
 LARGEST, DRAWN = "hybrid largest", "hybrid random of the largest"
 SPECTRAL = "hybrid spectral"
 DRAWS = 2
-# The search for the rates of hybrids begins near what the earlier study found for them.
-SEARCH = {"full_rates": (8e-3, 1.6e-2), "lora_rates": (2e-2,), "most": 6}
+# Rates are searched among these alone: those of adapters and the range of the others are what
+# the earlier study found for hybrids with large modules.
+SEARCH = {
+    "hybrid": {
+        "full_rates": (4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2),
+        "lora_rates": (2e-2,),
+        "most": 1,
+    },
+    "lora": {"lora_rates": (1e-2, 2e-2, 4e-2), "most": 1},
+}
 SEEDS = (0, 1, 2)
 # Those between which LoRA of equal size is interpolated.
-UNIFORM_RANKS = (RANK, 6, 4, 3)
+UNIFORM_RANKS = (RANK, 6, 4)
 # Plans with a rank for each module: what the score is of, and power of the value model.
 RANKED: tuple[tuple[Source, float], ...] = (("trials", 1.0), ("trials", 0.25), ("gradients", 0.25))
 
@@ -83,10 +91,11 @@ def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
 
 
 def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
-    """Hybrids by other scores, and LoRA of the ranks that plans of ranks are compared with."""
+    """Hybrids by other scores, and LoRA of more ranks."""
     yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
     yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
-    yield planners["gradients"].lora(EQUAL_TO[-1])
+    for rank in (3, 8):
+        yield planners["gradients"].lora(rank)
 
 
 def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
@@ -99,7 +108,7 @@ def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
 
 def published_rates(task: str) -> dict[str, Rates]:
     """The rates that the earlier study found for full fine-tuning and LoRA of one rank."""
-    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, *EQUAL_TO)))
+    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, 3, 8)))
     arms = latest("evidence").get(f"{FIRST}, {task}", {})
     first = {name: arms[name]["trials"][0] for name in plain if name in arms}
     return {name: (found["full_rate"], found["lora_rate"]) for name, found in first.items()}
@@ -122,10 +131,8 @@ def run_part(part: str, base: str, task: str) -> None:
     for arm in PARTS[part](planners_of(study)):
         if base != FIRST or arm.name in rates:
             study.repeat(arm, rates[arm.name])
-        elif arm.kind == "hybrid":
-            study.run(arm, **SEARCH)
         else:
-            study.run(arm)
+            study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
 
 
 PARTS = {"deciding": deciding_arms, "others": other_arms, "ranks": ranks_arms}

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
-from analysis import losses, lora_of_size, pooled
-from arm_table import Arms, result_of
+from analysis import lora_of_size, losses, pooled
+from arm_table import Arms, result_of, uniform
 from bases import REPLICAS
 from journal import lines_of, path_of
 from movement import (
@@ -37,7 +38,8 @@ from study import RANK
 from world import fine_tuning_tasks, new_world
 
 TASKS = tuple(fine_tuning_tasks(new_world()))
-HYBRIDS = (BY_TRIALS, BY_GRADIENTS, BY_SHARE, LARGEST, DRAWN, SPECTRAL)
+HYBRIDS = (BY_TRIALS, BY_GRADIENTS, LARGEST, DRAWN)
+OTHERS = (BY_SHARE, SPECTRAL)
 RANKS = tuple(ranks_name(source, power, equal) for source, power in RANKED for equal in EQUAL_TO)
 EQUAL_LORA = "LoRA of equal size"
 CHOSEN = (2, 7)
@@ -56,7 +58,7 @@ def arms_of(base: str, task: str) -> Arms:
 
 
 def finished(cells: Cells, names: Iterable[str]) -> dict[str, list[str]]:
-    """Of each task, the base models that have all of these arms and what they are compared with."""
+    """Of each task, the base models that have all of these arms, full fine-tuning and LoRA."""
     wanted = {"full", *(f"lora r={rank}" for rank in UNIFORM_RANKS), *names}
     return {
         task: [base for (base, at), arms in cells.items() if at == task and wanted <= set(arms)]
@@ -66,8 +68,7 @@ def finished(cells: Cells, names: Iterable[str]) -> dict[str, list[str]]:
 
 def equal_lora(arms: Arms, name: str) -> float:
     """Mean loss of LoRA with as many parameters as an arm."""
-    plain = [arms[f"lora r={rank}"] for rank in UNIFORM_RANKS]
-    return float(lora_of_size(plain, arms[name]["parameters"]).mean())
+    return float(lora_of_size(uniform(arms), arms[name]["parameters"]).mean())
 
 
 def recovered_by_equal_lora(arms: Arms, name: str) -> float:
@@ -77,9 +78,10 @@ def recovered_by_equal_lora(arms: Arms, name: str) -> float:
 
 
 def excess_change(arms: Arms, name: str) -> float:
-    """Excess loss over full fine-tuning against that of LoRA of equal size: -0.3 is 30 % less."""
+    """Excess loss over full fine-tuning against that of LoRA of equal size, in per cent."""
     full = losses(arms["full"]).mean()
-    return float((losses(arms[name]).mean() - full) / (equal_lora(arms, name) - full) - 1)
+    ratio = (losses(arms[name]).mean() - full) / (equal_lora(arms, name) - full)
+    return float(100 * (ratio - 1))
 
 
 def excess_loss(arms: Arms, name: str) -> float:
@@ -101,7 +103,7 @@ def row(
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """A mean over base models and its 95 % interval of Student's t; a mean alone of fewer than 3."""
+    """A mean over base models, from three on with its 95 % interval of Student's t."""
     if not values:
         return ""
     said = form.format(np.mean(values))
@@ -117,35 +119,31 @@ def heading(first: str, bases: Mapping[str, Sequence[str]]) -> list[str]:
     return [f"| {first} | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
 
 
-def recovered_table(cells: Cells, bases: Mapping[str, Sequence[str]]) -> list[str]:
-    """Gap recovered by the hybrids, and by LoRA with as many parameters as that of trials."""
+def recovered_table(
+    cells: Cells, bases: Mapping[str, Sequence[str]], names: Sequence[str]
+) -> list[str]:
+    """Gap recovered by hybrids, and by LoRA with as many parameters as that of trials."""
     lines = heading("full modules chosen by", bases)
-    for name in HYBRIDS:
-        figure = lambda arms, name=name: recovered(arms, name)  # noqa: E731
+    for name in names:
+        figure = partial(recovered, name=name)
         lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:.2f}"))
-    return [
-        *lines,
-        row(
-            f"none: {EQUAL_LORA} as trials", cells, bases,
-            lambda arms: recovered_by_equal_lora(arms, BY_TRIALS), "{:.2f}",
-        ),
-    ]  # fmt: skip
+    figure = partial(recovered_by_equal_lora, name=BY_TRIALS)
+    return [*lines, row(f"none: {EQUAL_LORA} as trials", cells, bases, figure, "{:.2f}")]
 
 
-def lead_table(cells: Cells, bases: Mapping[str, Sequence[str]]) -> list[str]:
+def lead_table(cells: Cells, bases: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
     """How much more of the gap trials recover than each other choice, base model by base model."""
+
+    def lead(arms: Arms, other: Figure) -> float:
+        return recovered(arms, BY_TRIALS) - other(arms)
+
     lines = heading("lead of trials over", bases)
-    for name in HYBRIDS[1:]:
-        figure = lambda arms, name=name: recovered(arms, BY_TRIALS) - recovered(arms, name)  # noqa: E731
-        lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:+.2f}"))
-    return [
-        *lines,
-        row(
-            EQUAL_LORA, cells, bases,
-            lambda arms: recovered(arms, BY_TRIALS) - recovered_by_equal_lora(arms, BY_TRIALS),
-            "{:+.2f}",
-        ),
-    ]  # fmt: skip
+    for name in names:
+        if name != BY_TRIALS:
+            figure = partial(lead, other=partial(recovered, name=name))
+            lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:+.2f}"))
+    figure = partial(lead, other=partial(recovered_by_equal_lora, name=BY_TRIALS))
+    return [*lines, row(EQUAL_LORA, cells, bases, figure, "{:+.2f}")]
 
 
 def excess_table(
@@ -154,13 +152,13 @@ def excess_table(
     """Excess loss over full fine-tuning against LoRA of equal size."""
     lines = heading("excess loss against LoRA of equal size", bases)
     for name in names:
-        figure = lambda arms, name=name: 100 * excess_change(arms, name)  # noqa: E731
+        figure = partial(excess_change, name=name)
         lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:+.0f} %"))
     return lines
 
 
 def cell_table(cells: Cells) -> list[str]:
-    """Every base model and task: excess loss of LoRA, what hybrids recover, and what trials chose."""
+    """Of every base model and task, LoRA's excess loss, what hybrids recover and chosen modules."""
     names = (BY_TRIALS, BY_GRADIENTS, LARGEST, DRAWN)
     lines = [
         f"| base, task | excess loss of LoRA r={RANK}, 1e-3 nats | "
@@ -248,14 +246,18 @@ def calibration_table(choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 def sections(cells: Cells, choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """All tables as Markdown."""
-    hybrids, ranks = finished(cells, HYBRIDS), finished(cells, RANKS)
     parts: list[str] = []
-    if all(hybrids.values()):
-        parts += ["#### Gap recovered by hybrids", "", *recovered_table(cells, hybrids), "",
-                  *lead_table(cells, hybrids), "", *excess_table(cells, hybrids, HYBRIDS)]  # fmt: skip
-    if all(ranks.values()):
-        parts += ["", "#### A rank for each module", "", *excess_table(cells, ranks, RANKS)]
-    parts += ["", "#### Base model by base model", "", *cell_table(cells)]
+    for title, names in (("", HYBRIDS), (" of other scores", (BY_TRIALS, *OTHERS))):
+        bases = finished(cells, names)
+        if all(bases.values()):
+            parts += [f"#### Gap recovered by hybrids{title}", "",
+                      *recovered_table(cells, bases, names), "",
+                      *lead_table(cells, bases, names), "",
+                      *excess_table(cells, bases, names), ""]  # fmt: skip
+    bases = finished(cells, (*RANKS, f"lora r={EQUAL_TO[-1]}"))
+    if all(bases.values()):
+        parts += ["#### A rank for each module", "", *excess_table(cells, bases, RANKS), ""]
+    parts += ["#### Base model by base model", "", *cell_table(cells)]
     if choices:
         parts += ["", "#### The choice by other trials", "", *choice_table(choices), "",
                   "#### Stated standard error over observed spread", "",

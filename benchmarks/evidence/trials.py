@@ -211,6 +211,7 @@ def tune(
     full_rates: Sequence[float] = FULL_RATES,
     lora_rates: Sequence[float] = LORA_RATES,
     most: int = MOST_RATES,
+    seeds: Sequence[int] = TUNING_SEEDS,
 ) -> dict[Rates, float]:
     """Try the learning rates of a kind of arm, and those around the best until none is better.
 
@@ -220,6 +221,7 @@ def tune(
         full_rates: Rates of full modules to begin with.
         lora_rates: Rates of adapters to begin with.
         most: Pairs of rates after which the search ends.
+        seeds: Seeds of its trainings.
 
     Returns:
         Mean loss over the tuning seeds of each pair of rates that was tried.
@@ -229,7 +231,7 @@ def tune(
     wanted = [(a, b) for a in full for b in lora]
     done: dict[Rates, float] = {}
     while fresh := [pair for pair in wanted if pair not in done]:
-        pairs = [(pair, seed) for pair in fresh for seed in TUNING_SEEDS]
+        pairs = [(pair, seed) for pair in fresh for seed in seeds]
         found = run([Trial(seed=seed, full_rate=a, lora_rate=b) for (a, b), seed in pairs])
         for pair in fresh:
             losses = [f.tuning_loss for (p, _), f in zip(pairs, found, strict=True) if p == pair]
