@@ -455,7 +455,7 @@ def test_movement_goes_on_and_replicas_take_the_rates(
     assert drawn == {sizes[movement.LARGEST]} == {max(hybrids)}
     first, second = (movement.study_of(base, "next").journal.arms for base in ("small", "small-1"))
     assert list(first) == list(second) == ["full", "lora r=2", movement.BY_TRIALS]
-    assert len(first[movement.BY_TRIALS]["tuning"]) == 5
+    assert len(first[movement.BY_TRIALS]["tuning"]) == 6
     assert not second[movement.BY_TRIALS]["tuning"]
     assert all(trials.rates_of(first[name]) == trials.rates_of(second[name]) for name in first)
     published = part("published").latest("evidence")["small, next"]["full"]["trials"][0]
