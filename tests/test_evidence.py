@@ -1,5 +1,6 @@
 """The evidence study: its trainings against plain loops, its figures against plain arithmetic."""
 
+import dataclasses
 import importlib
 import itertools
 import sys
@@ -449,10 +450,9 @@ def test_movement_goes_on_and_replicas_take_the_rates(
     monkeypatch.setitem(movement.PARTS, "deciding", first_arms)
     for base in ("small", "small-1"):
         movement.run_part("deciding", base, "next")
-    sizes = {name: trained_by(arm) for name, arm in arms.items()}
-    drawn = {sizes[f"{movement.DRAWN} {draw}"] for draw in range(movement.DRAWS)}
-    hybrids = [size for name, size in sizes.items() if arms[name].kind == "hybrid"]
-    assert drawn == {sizes[movement.LARGEST]} == {max(hybrids)}
+    apart = [name.rsplit(".", 1)[-1] for name in arms[movement.APART].full]
+    assert len(apart) == len(arms[movement.BY_TRIALS].full)
+    assert not {"gate_proj", "up_proj"} <= set(apart)
     first, second = (movement.study_of(base, "next").journal.arms for base in ("small", "small-1"))
     assert list(first) == list(second) == ["full", "lora r=2", movement.BY_TRIALS]
     assert len(first[movement.BY_TRIALS]["tuning"]) == 6
@@ -462,6 +462,17 @@ def test_movement_goes_on_and_replicas_take_the_rates(
     assert trials.rates_of(first["full"]) == (published["full_rate"], 0.0)
     monkeypatch.setattr(trials.Study, "train", None)
     movement.run_part("deciding", "small", "next")
+
+
+def test_of_gate_and_up_only_the_better_one_is_chosen() -> None:
+    report = planner().report
+    scores = {"0.mlp.gate_proj": 3.0, "0.mlp.up_proj": 4.0, "1.mlp.gate_proj": 2.0}
+    rows = tuple(
+        dataclasses.replace(row, hls=scores.get(row.module.removeprefix("model.layers."), 0.0))
+        for row in report.rows
+    )
+    found = part("movement").gate_or_up(dataclasses.replace(report, rows=rows), 2)
+    assert found == ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.gate_proj"]
 
 
 def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:

@@ -19,20 +19,23 @@ from bases import BASES, REPLICAS
 from journal import Journal, path_of
 from published import latest
 from ranks import EQUAL_TO, ranks_arm
-from replicas import FIRST, largest
+from replicas import FIRST, LARGEST, largest
 from study import PROBES, RANK, opened, scored
 from trials import TUNING_SEEDS, Rates, Study, rates_of
 from world import fine_tuning_tasks, new_world
 
-from hlscore.settings import PlanSettings
+from hlscore.records import ScoreReport
 
 Source = Literal["trials", "gradients"]
 
 BY_TRIALS = "hybrid hls of trials"
 BY_GRADIENTS = "hybrid hls of gradients"
 BY_SHARE = "hybrid hls_share of gradients"
-LARGEST, DRAWN = "hybrid largest", "hybrid random of the largest"
+# The same, but never both gate_proj and up_proj of one MLP, whose outputs are multiplied. This arm
+# was added after the small model's `chain` had come out.
+APART = "hybrid hls of trials, gate or up"
 SPECTRAL = "hybrid spectral"
+# No plan by size alone is an arm: twelve matrices of an MLP are the largest, all of one size.
 DRAWS = 2
 # A short search for rates: from where hybrids with large modules had theirs in the earlier study,
 # once around the better one.
@@ -80,10 +83,21 @@ def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     yield hybrid(BY_TRIALS, by_trials)
     yield hybrid(BY_GRADIENTS, gradients.scored("hls"))
     for draw in range(DRAWS):
-        yield largest(trials, f"{DRAWN} {draw}", draw, len(full_modules(by_trials)))
-    yield hybrid(LARGEST, trials.plan(PlanSettings(baseline="largest", score="hls", rank=RANK)))
+        yield largest(trials, f"{LARGEST} {draw}", draw, len(full_modules(by_trials)))
+    yield trials.chosen(APART, gate_or_up(trials.report, len(full_modules(by_trials))))
     for rank in UNIFORM_RANKS[1:]:
         yield trials.lora(rank)
+
+
+def gate_or_up(report: ScoreReport, count: int) -> list[str]:
+    """So many modules of the largest `hls`, of `gate_proj` and `up_proj` of an MLP only one."""
+    found: dict[str, str] = {}
+    for row in sorted(report.candidates, key=lambda row: -(row.hls or 0.0)):
+        group = row.module
+        if row.kind in ("gate_proj", "up_proj"):
+            group = row.module.replace(row.kind, "gate_proj or up_proj")
+        found.setdefault(group, row.module)
+    return list(found.values())[:count]
 
 
 def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:

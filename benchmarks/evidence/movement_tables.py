@@ -16,12 +16,11 @@ from arm_table import Arms, result_of, uniform
 from bases import REPLICAS
 from journal import lines_of, path_of
 from movement import (
+    APART,
     BY_GRADIENTS,
     BY_SHARE,
     BY_TRIALS,
-    DRAWN,
     DRAWS,
-    LARGEST,
     RANKED,
     SPECTRAL,
     UNIFORM_RANKS,
@@ -31,14 +30,14 @@ from movement import (
 from movement_choices import ADAMW, CALIBRATED, GRADIENTS, PLAIN, SETS, SETTINGS
 from published import publish
 from ranks import EQUAL_TO
-from replicas import FIRST
+from replicas import FIRST, LARGEST
 from replicas_table import Spread, recovered
 from scipy.stats import spearmanr
 from study import RANK
 from world import fine_tuning_tasks, new_world
 
 TASKS = tuple(fine_tuning_tasks(new_world()))
-HYBRIDS = (BY_TRIALS, BY_GRADIENTS, LARGEST, DRAWN)
+HYBRIDS = (BY_TRIALS, APART, BY_GRADIENTS, LARGEST)
 OTHERS = (BY_SHARE, SPECTRAL)
 RANKS = tuple(ranks_name(source, power, equal) for source, power in RANKED for equal in EQUAL_TO)
 EQUAL_LORA = "LoRA of equal size"
@@ -53,8 +52,8 @@ Figure = Callable[[Arms], float]
 def arms_of(base: str, task: str) -> Arms:
     """The finished arms; the random draws also as one, once all are there."""
     arms: dict[str, Any] = dict(study_of(base, task).journal.arms)
-    draws = [arms[name] for place in range(DRAWS) if (name := f"{DRAWN} {place}") in arms]
-    return {**arms, DRAWN: pooled(draws)} if len(draws) == DRAWS else arms
+    draws = [arms[name] for place in range(DRAWS) if (name := f"{LARGEST} {place}") in arms]
+    return {**arms, LARGEST: pooled(draws)} if len(draws) == DRAWS else arms
 
 
 def finished(cells: Cells, names: Iterable[str]) -> dict[str, list[str]]:
@@ -159,7 +158,7 @@ def excess_table(
 
 def cell_table(cells: Cells) -> list[str]:
     """Of every base model and task, LoRA's excess loss, what hybrids recover and chosen modules."""
-    names = (BY_TRIALS, BY_GRADIENTS, LARGEST, DRAWN)
+    names = HYBRIDS
     lines = [
         f"| base, task | excess loss of LoRA r={RANK}, 1e-3 nats | "
         f"{' | '.join(name.removeprefix('hybrid ') for name in names)} | {EQUAL_LORA} | "
@@ -279,7 +278,7 @@ def main(arguments: Sequence[str]) -> None:
         print("\n".join(lines))
         return
     content: dict[str, Any] = {
-        f"{base}, {task}": result_of({name: arms[name] for name in arms if name != DRAWN})
+        f"{base}, {task}": result_of({name: arms[name] for name in arms if name != LARGEST})
         for (base, task), arms in cells.items()
     }
     content |= {f"choices, {task}": found for task, found in choices.items()}
