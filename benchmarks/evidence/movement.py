@@ -81,10 +81,10 @@ def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     yield trials.full()
     yield trials.lora(RANK)
     yield hybrid(BY_TRIALS, by_trials)
+    yield trials.chosen(APART, gate_or_up(trials.report, len(full_modules(by_trials))))
     yield hybrid(BY_GRADIENTS, gradients.scored("hls"))
     for draw in range(DRAWS):
         yield largest(trials, f"{LARGEST} {draw}", draw, len(full_modules(by_trials)))
-    yield trials.chosen(APART, gate_or_up(trials.report, len(full_modules(by_trials))))
     for rank in UNIFORM_RANKS[1:]:
         yield trials.lora(rank)
 
