@@ -100,25 +100,25 @@ def gate_or_up(report: ScoreReport, count: int) -> list[str]:
     return list(found.values())[:count]
 
 
-def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
-    """Hybrids by other scores, and LoRA of more ranks."""
-    yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
-    yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
-    for rank in (3, 8):
-        yield planners["gradients"].lora(rank)
-
-
 def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
-    """Plans with a rank for each module, for the parameters of LoRA of rank 4 and 8."""
+    """Plans with a rank for each module, for the parameters of LoRA of rank 4 and 8, and those."""
+    for equal_to in EQUAL_TO:
+        yield planners["trials"].lora(equal_to)
     for source, power in RANKED:
         for equal_to in EQUAL_TO:
             arm = ranks_arm(planners[source], "hls", equal_to, power)
             yield replace(arm, name=ranks_name(source, power, equal_to))
 
 
+def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
+    """Hybrids by other scores."""
+    yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
+    yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
+
+
 def published_rates(task: str) -> dict[str, Rates]:
     """The rates that the earlier study found for full fine-tuning and LoRA of one rank."""
-    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, 3, 8)))
+    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, *EQUAL_TO)))
     arms = latest("evidence").get(f"{FIRST}, {task}", {})
     first = {name: arms[name]["trials"][0] for name in plain if name in arms}
     return {name: (found["full_rate"], found["lora_rate"]) for name, found in first.items()}
@@ -145,7 +145,7 @@ def run_part(part: str, base: str, task: str) -> None:
             study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
 
 
-PARTS = {"deciding": deciding_arms, "others": other_arms, "ranks": ranks_arms}
+PARTS = {"deciding": deciding_arms, "ranks": ranks_arms, "others": other_arms}
 
 
 def main() -> None:
