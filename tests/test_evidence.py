@@ -1,5 +1,6 @@
 """The evidence study: its trainings against plain loops, its figures against plain arithmetic."""
 
+import dataclasses
 import importlib
 import itertools
 import sys
@@ -21,7 +22,8 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
 NAMES = (
     "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
     "ranks", "ranks_table", "replicas", "replicas_table", "cost", "arm_table", "published",
-    "figure", "tables", "rlvr", "rewards_table", "marked",
+    "figure", "tables", "rlvr", "rewards_table", "marked", "movement", "movement_choices",
+    "movement_tables",
 )  # fmt: skip
 
 
@@ -403,7 +405,7 @@ def test_tables_are_put_into_their_place(tmp_path: Path) -> None:
 
 def test_places_of_the_tables_are_there() -> None:
     text = part("published").README.read_text()
-    for name in ("tables", "rewards"):
+    for name in ("tables", "rewards", "movement"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
 
 
@@ -425,3 +427,101 @@ def test_rewards_are_shares_of_words_at_their_place() -> None:
     losses, right = rlvr.measured(tiny_model(), asked)
     assert len(losses) == 3
     assert all(0 <= share <= 1 for share in (*losses, right))
+
+
+def test_movement_goes_on_and_replicas_take_the_rates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    movement, trials, study = part("movement"), part("trials"), part("study")
+    monkeypatch.setattr(trials, "load_base", lambda *_, **__: tiny_model())
+    for steps in (trials.STEPS, study.STEPS):
+        monkeypatch.setitem(steps, "next", 2)
+    monkeypatch.setattr(study, "HELD_OUT", 8)
+    monkeypatch.setattr(movement, "PROBES", 16)
+    monkeypatch.setattr(movement, "SEEDS", (0, 1))
+    for module in (movement, study):
+        monkeypatch.setattr(module, "path_of", lambda *names: tmp_path / f"{names}.jsonl")
+    arms: dict[str, Any] = {}
+
+    def first_arms(planners: Any) -> list[Any]:
+        arms.update((arm.name, arm) for arm in movement.deciding_arms(planners))
+        return list(arms.values())[:3]
+
+    monkeypatch.setitem(movement.PARTS, "deciding", first_arms)
+    for base in ("small", "small-1"):
+        movement.run_part("deciding", base, "next")
+    apart = [name.rsplit(".", 1)[-1] for name in arms[movement.APART].full]
+    assert len(apart) == len(arms[movement.BY_TRIALS].full)
+    assert not {"gate_proj", "up_proj"} <= set(apart)
+    first, second = (movement.study_of(base, "next").journal.arms for base in ("small", "small-1"))
+    assert list(first) == list(second) == ["full", "lora r=2", movement.BY_TRIALS]
+    assert len(first[movement.BY_TRIALS]["tuning"]) == 6
+    assert not second[movement.BY_TRIALS]["tuning"]
+    assert all(trials.rates_of(first[name]) == trials.rates_of(second[name]) for name in first)
+    published = part("published").latest("evidence")["small, next"]["full"]["trials"][0]
+    assert trials.rates_of(first["full"]) == (published["full_rate"], 0.0)
+    monkeypatch.setattr(trials.Study, "train", None)
+    movement.run_part("deciding", "small", "next")
+
+
+def test_of_gate_and_up_only_the_better_one_is_chosen() -> None:
+    report = planner().report
+    scores = {"0.mlp.gate_proj": 3.0, "0.mlp.up_proj": 4.0, "1.mlp.gate_proj": 2.0}
+    rows = tuple(
+        dataclasses.replace(row, hls=scores.get(row.module.removeprefix("model.layers."), 0.0))
+        for row in report.rows
+    )
+    found = part("movement").gate_or_up(dataclasses.replace(report, rows=rows), 2)
+    assert found == ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.gate_proj"]
+
+
+def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:
+    table, movement = part("movement_tables"), part("movement")
+    arms = {
+        "full": entry_of(1.0, 900),
+        "lora r=2": entry_of(2.0, 200),
+        "lora r=3": entry_of(1.8, 300),
+        "lora r=4": entry_of(1.6, 400),
+        "lora r=6": entry_of(1.4, 600),
+    } | {name: entry_of(1.3, 400) for name in table.HYBRIDS}
+    assert table.excess_change(arms, movement.BY_TRIALS) == pytest.approx(-50.0)
+    assert table.recovered_by_equal_lora(arms, movement.BY_TRIALS) == pytest.approx(0.4)
+    cells = {(base, task): arms for base in ("a", "b", "c") for task in table.TASKS}
+    del cells["c", "next"]
+    bases = table.finished(cells, table.HYBRIDS)
+    assert {task: len(found) for task, found in bases.items()} == {
+        "chain": 3, "facts": 3, "next": 2,
+    }  # fmt: skip
+    row = table.lead_table(cells, bases, table.HYBRIDS)[-1]
+    assert row == (
+        "| LoRA of equal size | +0.30 [+0.30, +0.30] | +0.30 [+0.30, +0.30] | +0.30 | +0.30 |"
+    )
+
+
+def test_cross_fitted_tail_against_the_products_own() -> None:
+    choices, world = part("movement_choices"), part("world")
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
+    tail = torch.linalg.svdvals(a)[2:].square().sum()
+    assert choices.cross_fitted_tail(a, a, 2) == pytest.approx(float(tail))
+    assert choices.cross_fitted_tail(a, b, 2) == pytest.approx(choices.cross_fitted_tail(b, a, 2))
+    assert choices.cross_fitted_tail(a, b, 5) == pytest.approx(0.0, abs=1e-12)
+    rows = world.fine_tuning_tasks(world.new_world())["next"].draw(np.random.default_rng(0), 8)
+    report = hlscore.rank(
+        tiny_model(), world.tokenizer(), data=rows, rank=2, samples=0, checkpointing=False,
+        movement="trial", trials=2, trial_steps=2, trial_rate=1e-3,
+    ).report  # fmt: skip
+    assert choices.rate_of(report) == 1e-3
+
+
+def test_calibration_is_one_where_errors_are_right() -> None:
+    tables = part("movement_tables")
+    rng = np.random.default_rng(0)
+    sets = {
+        f"4 trials, probe set {number}": {
+            "scores": {f"m{place}": float(rng.normal(scale=3.0)) for place in range(200)},
+            "errors": {f"m{place}": 3.0 for place in range(200)},
+        }
+        for number in range(tables.SETS)
+    }
+    assert tables.calibration(sets, 4) == pytest.approx(1.0, abs=0.1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +51,22 @@ GRADIENT_SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam")
 WEIGHT_SCORES = ("snr", "spectral", "kappa")
 
 
-def scored(study: Study, model: LlamaForCausalLM, probes: int) -> ScoreReport:
-    """Scores of a model on examples of the task."""
+def scored(
+    study: Study, model: LlamaForCausalLM, probes: int, *, draw: int = 0, **options: Any
+) -> ScoreReport:
+    """Scores of a model on examples of the task.
+
+    Args:
+        study: The task.
+        model: The model.
+        probes: Number of examples.
+        draw: Other numbers draw other examples; 1 and 2 draw those that are held out.
+        **options: Of `hlscore.rank`; without them the scores are those of gradients.
+    """
+    settings = {"movement": "gradient", "weight_scores": True, **options}
     return hlscore.rank(
-        model.cpu(), tokenizer(), data=study.rows(0, probes), rank=RANK, ranks=UNIFORM_RANKS,
-        samples=0, batch_size=64, checkpointing=False, estimator="exact", weight_scores=True,
+        model.cpu(), tokenizer(), data=study.rows(draw, probes), rank=RANK, ranks=UNIFORM_RANKS,
+        samples=0, batch_size=64, checkpointing=False, estimator="exact", **settings,
     ).report  # fmt: skip
 
 

@@ -39,6 +39,8 @@ class Study:
         journal: What is finished.
         tuning: Examples that choose learning rates.
         test: Examples that are reported.
+        seeds: Seeds of the reported trainings.
+        curve: Parts of a training after which the test loss is measured; 1 measures the end only.
     """
 
     base: str
@@ -47,6 +49,8 @@ class Study:
     journal: Journal
     tuning: Batch
     test: Batch
+    seeds: Sequence[int] = SEEDS
+    curve: int = 8
     models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
 
     @property
@@ -81,7 +85,7 @@ class Study:
             some = trials[place : place + TOGETHER]
             done, stacked = train(
                 model, some, self.batch, steps=steps or self.steps,
-                measured=tuple(self.steps * part // 8 for part in range(1, 8)),
+                measured=tuple(self.steps * part // self.curve for part in range(1, self.curve)),
                 tuning=self.tuning, test=self.test,
                 start=lambda seed: start_values(arm, self.model, seed),
             )  # fmt: skip
@@ -89,16 +93,21 @@ class Study:
             values += [{n: v[k].detach() for n, v in stacked.items()} for k in range(len(some))]
         return found, values
 
-    def run(self, arm: Arm) -> dict[str, Any]:
-        """Tune an arm's rates on a seed of its own and train it with every seed."""
+    def run(self, arm: Arm, **search: Any) -> dict[str, Any]:
+        """Tune an arm's rates on seeds of its own and train it with every seed.
+
+        Args:
+            arm: The arm.
+            **search: Where the search for rates begins and ends, see `tune`.
+        """
         if arm.name in self.journal.arms:
             return self.journal.arms[arm.name]
         for entry in tuple(self.journal.arms.values()):
             if same(entry, arm):
                 return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
         began = time.monotonic()
-        tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0])
-        found, _ = self.train(arm, trials_at(best_of(tuned)))
+        tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0], **search)
+        found, _ = self.train(arm, trials_at(best_of(tuned), self.seeds))
         entry = self.journal.add(
             arm.name, finished(arm, found, began, tuned, trainable(arm.wrap(self.model())))
         )
@@ -109,8 +118,11 @@ class Study:
         """Train an arm with every seed at rates that were found elsewhere."""
         if arm.name in self.journal.arms:
             return self.journal.arms[arm.name]
+        for entry in tuple(self.journal.arms.values()):
+            if same(entry, arm) and rates_of(entry) == rates:
+                return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
         began = time.monotonic()
-        found, _ = self.train(arm, trials_at(rates))
+        found, _ = self.train(arm, trials_at(rates, self.seeds))
         entry = self.journal.add(
             arm.name, finished(arm, found, began, {}, trainable(arm.wrap(self.model())))
         )
@@ -186,10 +198,10 @@ def rates_of(entry: Mapping[str, Any]) -> Rates:
     return trial["full_rate"], trial["lora_rate"]
 
 
-def trials_at(rates: Rates) -> list[Trial]:
+def trials_at(rates: Rates, seeds: Sequence[int] = SEEDS) -> list[Trial]:
     """The reported trainings at these rates of full modules and of adapters."""
     full, lora = rates
-    return [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in SEEDS]
+    return [Trial(seed=seed, full_rate=full, lora_rate=lora) for seed in seeds]
 
 
 def tune(
@@ -199,6 +211,7 @@ def tune(
     full_rates: Sequence[float] = FULL_RATES,
     lora_rates: Sequence[float] = LORA_RATES,
     most: int = MOST_RATES,
+    seeds: Sequence[int] = TUNING_SEEDS,
 ) -> dict[Rates, float]:
     """Try the learning rates of a kind of arm, and those around the best until none is better.
 
@@ -208,6 +221,7 @@ def tune(
         full_rates: Rates of full modules to begin with.
         lora_rates: Rates of adapters to begin with.
         most: Pairs of rates after which the search ends.
+        seeds: Seeds of its trainings.
 
     Returns:
         Mean loss over the tuning seeds of each pair of rates that was tried.
@@ -217,7 +231,7 @@ def tune(
     wanted = [(a, b) for a in full for b in lora]
     done: dict[Rates, float] = {}
     while fresh := [pair for pair in wanted if pair not in done]:
-        pairs = [(pair, seed) for pair in fresh for seed in TUNING_SEEDS]
+        pairs = [(pair, seed) for pair in fresh for seed in seeds]
         found = run([Trial(seed=seed, full_rate=a, lora_rate=b) for (a, b), seed in pairs])
         for pair in fresh:
             losses = [f.tuning_loss for (p, _), f in zip(pairs, found, strict=True) if p == pair]

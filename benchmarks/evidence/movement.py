@@ -1,0 +1,167 @@
+"""Does `hls` of trials choose better than `hls` of gradients, the largest modules, or chance?
+
+`python benchmarks/evidence/movement.py` runs the small base model and the four others on every
+task, the arms that decide first; a stopped study goes on. Rates are tuned with the small base
+model, and the other base models take them. Those of full fine-tuning and of LoRA of one rank come
+from the published result of `study.py`. `movement_tables.py` makes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from arms import Arm, Planner, full_modules, hybrid
+from bases import BASES, REPLICAS
+from journal import Journal, path_of
+from published import latest
+from ranks import EQUAL_TO, ranks_arm
+from replicas import FIRST, LARGEST, largest
+from study import PROBES, RANK, opened, scored
+from trials import TUNING_SEEDS, Rates, Study, rates_of
+from world import fine_tuning_tasks, new_world
+
+from hlscore.records import ScoreReport
+
+Source = Literal["trials", "gradients"]
+
+BY_TRIALS = "hybrid hls of trials"
+BY_GRADIENTS = "hybrid hls of gradients"
+BY_SHARE = "hybrid hls_share of gradients"
+# The same, but never both gate_proj and up_proj of one MLP, whose outputs are multiplied. This arm
+# was added after the small model's `chain` had come out.
+APART = "hybrid hls of trials, gate or up"
+SPECTRAL = "hybrid spectral"
+# No plan by size alone is an arm: twelve matrices of an MLP are the largest, all of one size.
+DRAWS = 2
+# A short search for rates: from where hybrids with large modules had theirs in the earlier study,
+# once around the better one.
+SEARCH = {
+    "hybrid": {"full_rates": (8e-3, 3.2e-2), "lora_rates": (2e-2,), "most": 6},
+    "lora": {"lora_rates": (1e-2, 2e-2, 4e-2), "most": 3},
+}
+SEEDS = (0, 1, 2)
+# Those between which LoRA of equal size is interpolated.
+UNIFORM_RANKS = (RANK, 6, 4)
+# Plans with a rank for each module: what the score is of, and power of the value model.
+RANKED: tuple[tuple[Source, float], ...] = (("trials", 1.0), ("trials", 0.25), ("gradients", 0.25))
+
+
+def ranks_name(source: Source, power: float, equal_to: int) -> str:
+    """Name of a plan's arm."""
+    return f"ranks hls of {source} power {power:g} for r={equal_to}"
+
+
+def study_of(base: str, task: str) -> Study:
+    """The study of a base model on a task of its world, with a journal of its own."""
+    seed = {**BASES, **REPLICAS}[base].seed
+    study = opened(base, fine_tuning_tasks(new_world(seed))[task])
+    settings = {"rank": RANK, "steps": study.steps, "probes": PROBES, "seeds": list(SEEDS),
+                "base": base, "task": task, "batch": study.task.batch_size}  # fmt: skip
+    journal = Journal(path_of(base, f"{task}-movement"), settings)
+    return replace(study, journal=journal, seeds=SEEDS, curve=1)
+
+
+def planners_of(study: Study) -> dict[Source, Planner]:
+    """What makes plans from trials, and from gradients."""
+    sources: dict[Source, str] = {"trials": "trial", "gradients": "gradient"}
+    return {
+        source: Planner(report=scored(study, study.model(), PROBES, movement=movement), rank=RANK)
+        for source, movement in sources.items()
+    }
+
+
+def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
+    """Full fine-tuning, LoRA, and hybrids with a tenth of the modules, the main ones first."""
+    trials, gradients = planners["trials"], planners["gradients"]
+    by_trials = trials.scored("hls")
+    yield trials.full()
+    yield trials.lora(RANK)
+    yield hybrid(BY_TRIALS, by_trials)
+    yield trials.chosen(APART, gate_or_up(trials.report, len(full_modules(by_trials))))
+    yield hybrid(BY_GRADIENTS, gradients.scored("hls"))
+    for draw in range(DRAWS):
+        yield largest(trials, f"{LARGEST} {draw}", draw, len(full_modules(by_trials)))
+    for rank in UNIFORM_RANKS[1:]:
+        yield trials.lora(rank)
+
+
+def gate_or_up(report: ScoreReport, count: int) -> list[str]:
+    """So many modules of the largest `hls`, of `gate_proj` and `up_proj` of an MLP only one."""
+    found: dict[str, str] = {}
+    for row in sorted(report.candidates, key=lambda row: -(row.hls or 0.0)):
+        group = row.module
+        if row.kind in ("gate_proj", "up_proj"):
+            group = row.module.replace(row.kind, "gate_proj or up_proj")
+        found.setdefault(group, row.module)
+    return list(found.values())[:count]
+
+
+def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
+    """Plans with a rank for each module, for the parameters of LoRA of rank 4 and 8, and those."""
+    for equal_to in EQUAL_TO:
+        yield planners["trials"].lora(equal_to)
+    for source, power in RANKED:
+        for equal_to in EQUAL_TO:
+            arm = ranks_arm(planners[source], "hls", equal_to, power)
+            yield replace(arm, name=ranks_name(source, power, equal_to))
+
+
+def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
+    """Hybrids by other scores."""
+    yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
+    yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
+
+
+def published_rates(task: str) -> dict[str, Rates]:
+    """The rates that the earlier study found for full fine-tuning and LoRA of one rank."""
+    plain = ("full", *(f"lora r={rank}" for rank in (*UNIFORM_RANKS, *EQUAL_TO)))
+    arms = latest("evidence").get(f"{FIRST}, {task}", {})
+    first = {name: arms[name]["trials"][0] for name in plain if name in arms}
+    return {name: (found["full_rate"], found["lora_rate"]) for name, found in first.items()}
+
+
+def run_part(part: str, base: str, task: str) -> None:
+    """Run the arms of a part of the study: the first base model tunes, the others take its rates.
+
+    Args:
+        part: Of `PARTS`.
+        base: Name of the base model.
+        task: Name of the task.
+    """
+    study = study_of(base, task)
+    print(f"{part}, {base}, {task}", flush=True)
+    if base == FIRST:
+        rates = published_rates(task)
+    else:
+        rates = {n: rates_of(entry) for n, entry in study_of(FIRST, task).journal.arms.items()}
+    for arm in PARTS[part](planners_of(study)):
+        if base != FIRST or arm.name in rates:
+            study.repeat(arm, rates[arm.name])
+        else:
+            study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
+
+
+PARTS = {"deciding": deciding_arms, "ranks": ranks_arms, "others": other_arms}
+
+
+def main() -> None:
+    """Read the command line and run."""
+    tasks, bases = tuple(fine_tuning_tasks(new_world())), (FIRST, *REPLICAS)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", choices=tuple(PARTS), action="append")
+    parser.add_argument("--base", choices=bases, action="append")
+    parser.add_argument("--task", choices=tasks, action="append")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for part in options.part or PARTS:
+        for base in options.base or bases:
+            for task in options.task or tasks:
+                run_part(part, base, task)
+
+
+if __name__ == "__main__":
+    main()
