@@ -238,16 +238,15 @@ def test_other_examples(lane: Lane, figures: Figures, movement: str) -> None:
 def test_resume(lane: Lane, figures: Figures, movement: str) -> None:
     """A run that is killed goes on to the same scores and the same plan."""
     whole, out = lane.report(movement), f"{movement}-resumed"
-    # The first run stores progress as often as it can.
-    command = lane.rank(movement, out, "--save-every", "0.001")
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    often = lane.rank(movement, out, "--save-every", "0.001")
+    run = subprocess.Popen(often, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     while not any((lane.folder / out).glob(".hlscore-progress-*.safetensors")):
         assert run.poll() is None, "the run ended before it stored any progress"
         time.sleep(0.05)
     run.send_signal(signal.SIGKILL)
     run.wait()
     assert not (lane.folder / out / "scores.parquet").exists()
-    succeed([*command, "--resume"])
+    succeed(lane.rank(movement, out, "--resume"))
     again = read_report(lane.folder / out / "scores.parquet")
     figures.add(f"resume, {movement}", equal=again.rows == whole.rows)
     assert again.rows == whole.rows
