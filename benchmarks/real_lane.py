@@ -210,7 +210,8 @@ def test_sketch_against_exact(lane: Lane, figures: Figures, movement: str) -> No
     assert sketch.run.estimator == "sketch"
     assert exact.run.estimator == "exact"
     assert found["spearman_hls"] > 0.8
-    assert found["tenth_in_common"] > 0.5
+    # .95 for gradients and .57 for trials, whose updates have flatter spectra; .1 by chance.
+    assert found["tenth_in_common"] > {"gradient": 0.7, "trial": 0.3}[movement]
     assert sum(covered) > 0.7 * len(covered)
 
 

@@ -91,8 +91,8 @@ class Size:
 
 WHOLE = Size()
 SMOKE = Size(
-    steps=3, prompts=4, generations=4, warm_steps=3, warm_batch=8, probed=8, tuning=4, test=8,
-    full_rates=(-10,), lora_rates=(-8,), extensions=0, seeds=(1,),
+    steps=3, prompts=4, generations=4, warm_steps=3, warm_batch=8, probed=24, tuning=4, test=8,
+    full_rates=(-10,), lora_rates=(-8,), extensions=0, seeds=(),
 )  # fmt: skip
 SMOKE_TASK, SMOKE_ARMS = "spell_backward", (f"lora r={RANK}", f"hybrid hls of {TRIALS}")
 
