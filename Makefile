@@ -5,7 +5,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # More threads than this only wait for each other on models as small as those of the tests.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: demo test test-trainers schema picture evidence smollm2 clean
+.PHONY: demo test test-real test-trainers schema picture evidence smollm2 clean
 
 demo: $(VENV)/ready  ## The main job on the built-in model.
 	$(BIN)/hlscore rank builtin:tiny --budget 0.1 --force
@@ -15,6 +15,9 @@ test: $(VENV)/ready-dev  ## Lint, types, and every test.
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-real: $(VENV)/ready-dev  ## The whole way on SmolLM2 (after make smollm2; 10 minutes).
+	$(TEST_ENV) $(BIN)/python -m pytest -s benchmarks/real_lane.py
 
 test-trainers: $(VENV)/ready-dev  ## Two steps of the real trainers, in environments of their own (6 GB).
 	$(TEST_ENV) $(BIN)/python tests/trainers/run.py

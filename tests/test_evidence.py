@@ -23,7 +23,7 @@ NAMES = (
     "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
     "ranks", "ranks_table", "replicas", "replicas_table", "cost", "arm_table", "published",
     "figure", "tables", "rlvr", "rewards_table", "marked", "movement", "movement_choices",
-    "movement_tables",
+    "movement_tables", "real_rlvr", "real_study", "real_tasks", "real_training",
 )  # fmt: skip
 
 
@@ -525,3 +525,31 @@ def test_calibration_is_one_where_errors_are_right() -> None:
         for number in range(tables.SETS)
     }
     assert tables.calibration(sets, 4) == pytest.approx(1.0, abs=0.1)
+
+
+def test_rewards_of_reasoning_gym() -> None:
+    scorers = part("real_rlvr").SCORERS
+    letters = [scorers["spell_backward"](text, "cba") for text in ("CBA", "cab", "cbaa", "cb", "")]
+    assert letters == pytest.approx([1.0, 1 / 3, 0.8, 2 / 3, 0.0])
+    words = [
+        scorers["letter_jumble"](text, "Two words")
+        for text in ("two words", "two", "words two", "two words more", "")
+    ]
+    assert words == [1.0, 0.5, 0.0, 1.0, 0.0]
+    reward = part("real_rlvr").reward_of("spell_backward")
+    assert reward(completions=[" cba\n", "x"], answer=["cba", "cba"], prompts=[]) == [1.0, 0.0]
+
+
+def test_adapters_and_full_modules_have_rates_of_their_own() -> None:
+    optimizer, schedule = part("rlvr").optimizers(
+        lora_model(modules_to_save=["lm_head"]), full_rate=1e-3, lora_rate=1e-2, steps=20
+    )
+    rates = []
+    for _ in range(20):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        schedule.step()
+    assert max(rates) == [1e-2, 1e-3]
+    assert all(lora == pytest.approx(10 * full) for lora, full in rates)
+    assert rates[0] == pytest.approx([5e-3, 5e-4])
+    assert rates[-1] == pytest.approx([1e-2 / 18, 1e-3 / 18])

@@ -130,20 +130,27 @@ def measured(model: Any, asked: Sequence[Row]) -> tuple[list[float], float]:
     return (1 - sampled).tolist(), float((rewards(1, do_sample=False) == 1.0).mean())
 
 
-def _trainer(model: Any, trial: Trial, folder: str) -> GRPOTrainer:
+def optimizers(
+    model: Any, *, full_rate: float, lora_rate: float, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
+    """AdamW with a rate for adapters and one for all else, warming up for a tenth of the steps."""
     groups = {True: [], False: []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             groups["lora_" in name].append(parameter)
-    rates = {True: trial.lora_rate, False: trial.full_rate}
+    rates = {True: lora_rate, False: full_rate}
     optimizer = torch.optim.AdamW(
         [{"params": group, "lr": rates[key]} for key, group in groups.items() if group],
         weight_decay=0.0,
     )
-    warm = STEPS // 10
+    warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / warm, (STEPS - step) / (STEPS - warm), 1.0)
+        optimizer, lambda step: min((step + 1) / warm, (steps - step) / (steps - warm), 1.0)
     )
+    return optimizer, schedule
+
+
+def _trainer(model: Any, trial: Trial, folder: str) -> GRPOTrainer:
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=share_right,
@@ -158,7 +165,9 @@ def _trainer(model: Any, trial: Trial, folder: str) -> GRPOTrainer:
             rows((trial.seed,), STEPS * PROMPTS)
         ),
         processing_class=tokenizer(),
-        optimizers=(optimizer, schedule),
+        optimizers=optimizers(
+            model, full_rate=trial.full_rate, lora_rate=trial.lora_rate, steps=STEPS
+        ),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     return trainer
