@@ -280,5 +280,7 @@ def test_a_least_rank_leaves_no_module_frozen() -> None:
     assert any(item.mode == "frozen" for item in free.decisions)
     assert all(item.mode == "full" or item.rank >= 2 for item in floored.decisions)
     assert floored.picks.spent <= floored.picks.limit
+    with pytest.raises(UsageError, match="--min-rank 3 is not one of --ranks 2,4,8"):
+        plan(report, ranks=(2, 4, 8), min_rank=3)
     with pytest.raises(UsageError, match="--min-rank is for plans"):
         plan(report, min_rank=1)

@@ -331,9 +331,25 @@ def test_too_few_probes_are_refused() -> None:
         run_report(model, completions(6), options(trials=8))
 
 
+def test_trial_options_need_trials() -> None:
+    for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
+        with pytest.raises(UsageError, match="is for trials, and none are run"):
+            settings(movement="gradient", **given)
+
+
+def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
+    report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
+    assert report.run.notes[1].startswith("4 trials of 6 steps (not 50: each example is seen once)")
+
+
 def test_odd_numbers_of_trials_and_scores_of_gradients_are_refused() -> None:
     with pytest.raises(UsageError, match="--trials is 3"):
         options(trials=3)
+    with pytest.raises(UsageError, match="does not use trials"):
+        hlscore.rank(
+            FAMILIES["llama"].build(), byte_tokenizer(), data=list(EXAMPLES.rows),
+            movement="trial", score="kappa",
+        )  # fmt: skip
     with pytest.raises(UsageError, match="one of gradients"):
         hlscore.rank(
             FAMILIES["llama"].build(), byte_tokenizer(), data=list(EXAMPLES.rows),

@@ -36,6 +36,7 @@ class Forecast:
         weight_bytes: Memory of the weights.
         gradient_bytes: Memory of the gradient sums or sketches.
         activation_bytes: Memory of the activations of the largest batch, an estimate.
+        copy_bytes: Memory of the copy of the base weights that trials keep; 0 without trials.
         generation_bytes: Memory of the cache and the logits while completions are sampled; 0 where
             none are.
         process_bytes: Memory that the process holds beside tensors: the libraries.
@@ -53,6 +54,7 @@ class Forecast:
     weight_bytes: int
     gradient_bytes: int
     activation_bytes: int
+    copy_bytes: int
     generation_bytes: int
     process_bytes: int
     disk_bytes: int
@@ -64,7 +66,7 @@ class Forecast:
     @property
     def peak_bytes(self) -> int:
         """Predicted peak of tensors on the device of the model, in sampling or in probing."""
-        probing = self.gradient_bytes + self.activation_bytes
+        probing = self.gradient_bytes + self.activation_bytes + self.copy_bytes
         return self.weight_bytes + max(probing, self.generation_bytes)
 
 
@@ -124,6 +126,10 @@ def forecast(
         weight_bytes=weight_bytes,
         gradient_bytes=kept - choice.needs.activations,
         activation_bytes=choice.needs.activations,
+        copy_bytes=dtype.itemsize
+        * sum(item.matrices * item.out_features * item.in_features for item in chosen)
+        if settings.capture.movement == "trial"
+        else 0,
         generation_bytes=generation_bytes,
         process_bytes=psutil.Process().memory_info().rss,
         disk_bytes=kept - choice.needs.activations,

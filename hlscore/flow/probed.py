@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hlscore.errors import UsageError
 from hlscore.flow.origin import run_info, with_selection
 from hlscore.flow.weights_alone import weights_beside
 from hlscore.gradients.capture import weights_as_trained
@@ -180,6 +181,12 @@ def score_model(
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
     settings = with_movement(model, candidates_of(modules), settings)
+    trials = settings.capture.movement == "trial"
+    if trials and not find_score(settings.plan.score).reads_gradients:
+        raise UsageError(
+            f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
+            hint="Remove --movement, or use --score hls with --weight-scores for both.",
+        )
     probes = encode_probes(model, tokenizer, examples, settings)
     if storage is not None and storage.resume and isinstance(examples, RolloutSet):
         # The run may have been stopped while it sampled.

@@ -56,7 +56,7 @@ def with_movement(
     if capture.movement == "trial" and obstacle:
         raise UsageError(
             f"--movement trial cannot be used: {obstacle}.",
-            hint="Use --movement gradient; --score hls_share is nearest to trials there.",
+            hint="Use --movement gradient, for instance with --score hls_share.",
         )
     movement = capture.movement
     if movement == "auto":

@@ -335,19 +335,24 @@ def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[
 
 
 def _trial_notes(found: Found, capture: CaptureSettings) -> tuple[str, ...]:
+    fewer = found.steps < capture.trial_steps
     notes = [
-        f"{capture.trials} trials of {capture.trial_steps} steps at learning rate "
-        f"{found.rate:.2g} ({'found' if found.searched else 'given'}), optimizer "
+        f"{capture.trials} trials of {found.steps} steps "
+        f"{f'(not {capture.trial_steps}: each example is seen once) ' if fewer else ''}"
+        f"at learning rate {found.rate:.2g} ({'found' if found.searched else 'given'}), optimizer "
         f"{capture.trial_optimizer}."
     ]
     if found.loss_before is not None and found.loss_after is not None:
-        change = f"from {found.loss_before:.4g} to {found.loss_after:.4g}"
         if found.loss_after < found.loss_before:
-            notes.append(f"A few steps at that rate change the loss on other examples {change}.")
+            notes.append(
+                "A few steps at that rate change the loss on other examples from "
+                f"{found.loss_before:.4g} to {found.loss_after:.4g}."
+            )
         else:
             notes.append(
-                f"No learning rate lowered the loss on other examples ({change} at best): there "
-                "may be nothing to learn from these probes."
+                "Warning: no learning rate lowered the loss on other examples "
+                f"({found.loss_before:.4g}), so that the trials moved by noise. Use other probes "
+                "(--data), more of them (--samples), or --movement gradient."
             )
     if found.compensated is False:
         notes.append(

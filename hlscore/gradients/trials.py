@@ -251,6 +251,7 @@ class Found:
 
     Attributes:
         rate: Learning rate.
+        steps: Optimizer steps of each trial: at most one per example.
         searched: Whether the rate was found rather than given.
         batch_size: Sequences per pass that fitted the memory.
         loss_before: Mean loss of the search's test examples at the base weights; `None` where the
@@ -263,6 +264,7 @@ class Found:
     """
 
     rate: float
+    steps: int
     searched: bool
     batch_size: int
     loss_before: float | None
@@ -370,6 +372,7 @@ class TrialRun:
         nats, tokens = self._processes.total([self._nats, self._tokens])
         return Found(
             rate=self._rate,
+            steps=min(self._settings.trial_steps, *(len(units) for _, _, units in trials)),
             searched=searched,
             batch_size=self._batch_size,
             loss_before=self._before,

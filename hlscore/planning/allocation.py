@@ -378,7 +378,7 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
         adapters = [item.rank for item in picks.options if item.mode == "lora"]
         notes += largest_rank_notes(adapters, settings.ranks)
         notes.append(
-            "Ranks are chosen by the gradient energy that they reach in the first step, to the "
+            "Ranks are chosen by the energy of the gradient or update that they capture, to the "
             f"power {settings.value_power:g}. In trials on small models such plans were as good "
             "as one rank for all of equal cost on average, with hls often better, not always: "
             "compare with --baseline lora-matched, or try it out with `hlscore validate`."

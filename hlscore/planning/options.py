@@ -129,7 +129,6 @@ def menu_of(
         return tuple(found)
     if row.module not in tied:
         if settings.min_rank and lock is None:
-            ranks = tuple(sorted({settings.min_rank, *ranks}))
             ranks = tuple(rank for rank in ranks if rank >= settings.min_rank)
             found = []
         useful = [rank for rank in ranks if rank < row.max_rank]
@@ -194,7 +193,7 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
         UsageError: The score has no curve, or the report does not hold a rank.
     """
     check_curve(score)
-    wanted = sorted({0, settings.rank, settings.min_rank, *settings.ranks})
+    wanted = sorted({0, settings.rank, *settings.ranks})
     left = [max(0.0, score_of(row, score, rank) or 0.0) for rank in wanted]
     return dict(zip(wanted, accumulate(left, min), strict=True))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from hlscore.settings.checking import require, require_choice
@@ -103,14 +103,28 @@ class CaptureSettings:
             f"--trials is {self.trials}.",
             "Use an even number from 2 to 256: two halves are compared.",
         )
-        require(1 <= self.trial_steps <= 10_000, f"--trial-steps is {self.trial_steps}.", "Use 1+.")
+        require(
+            1 <= self.trial_steps <= 10_000,
+            f"--trial-steps is {self.trial_steps}.",
+            "Use 1 to 10000.",
+        )
         require(
             self.trial_rate is None or 0 < self.trial_rate <= 1,
             f"--trial-rate is {self.trial_rate}.",
             "Use a number above 0 and at most 1, such as 1e-4.",
+        )
+        options = ("trials", "trial_steps", "trial_rate", "trial_optimizer")
+        given = [name for name in options if getattr(self, name) != _DEFAULTS[name]]
+        require(
+            self.movement == "trial" or not given,
+            f"--{given[0].replace('_', '-') if given else ''} is for trials, and none are run.",
+            "Add --movement trial, or remove it.",
         )
         require(
             self.movement != "trial" or self.passes == 1,
             f"--passes is {self.passes}, but a trial's update is seen once.",
             "Leave --passes out, or use --movement gradient.",
         )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(CaptureSettings)}

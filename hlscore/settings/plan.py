@@ -112,6 +112,11 @@ class PlanSettings:
             "Give the ranks to choose from: --ranks 1,2,4,8.",
         )
         require(
+            not self.min_rank or self.min_rank in self.ranks,
+            f"--min-rank {self.min_rank} is not one of --ranks {','.join(map(str, self.ranks))}.",
+            "Add it to --ranks.",
+        )
+        require(
             0 < self.value_power <= 1,
             f"--value-power is {self.value_power:g}.",
             "Use a number above 0 and at most 1.",

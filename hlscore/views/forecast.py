@@ -68,6 +68,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
                     "activation_bytes": found.activation_bytes,
                     "generation_bytes": found.generation_bytes,
                     "peak_bytes": found.peak_bytes,
+                    "copy_bytes": found.copy_bytes,
                     "process_bytes": found.process_bytes,
                     "disk_bytes": found.disk_bytes,
                     "probe_seconds": found.probe_seconds,
@@ -78,7 +79,10 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             )
         )
         return
-    held = "gradient sums" if found.choice.estimator == "exact" else "sketches"
+    trial = settings.capture.movement == "trial"
+    held = "sketches"
+    if found.choice.estimator == "exact":
+        held = "sums of updates" if trial else "gradient sums"
     params = sum(item.n_params for item in chosen)
     lines = (
         ("model", f"{settings.model.model} on {device}"),
@@ -92,6 +96,7 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
             f"{memory(found.activation_bytes)} activations of "
             f"{count(settings.capture.batch_size, 'example')}{_beside(found, device)}",
         ),
+        *([("trials", _trials(settings, found))] if trial else []),
         (
             "time",
             f"about {duration(found.probe_seconds)} of forward and backward passes at the speed "
@@ -102,6 +107,17 @@ def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_j
         ("budget", _budget(found)),
     )
     _print_lines(lines, probes.notes)
+
+
+def _trials(settings: RankSettings, found: Forecast) -> str:
+    """What trials add to memory and time."""
+    capture = settings.capture
+    search = ", and a search for the learning rate" if capture.trial_rate is None else ""
+    return (
+        f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of the "
+        f"base weights ({memory(found.copy_bytes)}); the optimizer "
+        "takes time of its own"
+    )
 
 
 def _beside(found: Forecast, device: str) -> str:
