@@ -23,7 +23,7 @@ from hlscore.planning.options import check_curve, check_lock, is_unreached, stay
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
-from hlscore.reasons import tied_modules
+from hlscore.reasons import UNMOVED, tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import find_score, score_of
 from hlscore.scores.rows import order_rows
@@ -396,15 +396,15 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
 
 
 def _unreached_notes(problem: Problem) -> list[str]:
-    names = sorted(
-        row.module for row in problem.rows if is_unreached(row) and row.module not in problem.locks
-    )
+    rows = [row for row in problem.rows if is_unreached(row) and row.module not in problem.locks]
+    names = sorted(row.module for row in rows)
     if not names:
         return []
+    what = "No training changed" if UNMOVED in rows[0].reason else "No probe gradient reaches"
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return [
-        f"No gradient of the probe loss reaches {', '.join(names[:_SHOWN])}{more}: such modules "
-        "stay frozen unless --lock says otherwise."
+        f"{what} {', '.join(names[:_SHOWN])}{more}: such modules stay frozen unless --lock says "
+        "otherwise."
     ]
 
 
