@@ -492,7 +492,7 @@ def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:
     assert {task: len(found) for task, found in bases.items()} == {
         "chain": 3, "facts": 3, "next": 2,
     }  # fmt: skip
-    row = table.lead_table(cells, bases, table.HYBRIDS)[-1]
+    row = table.lead_table(cells, bases, movement.APART, table.HYBRIDS)[-1]
     assert row == (
         "| LoRA of equal size | +0.30 [+0.30, +0.30] | +0.30 [+0.30, +0.30] | +0.30 | +0.30 |"
     )

@@ -114,7 +114,10 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def heading(first: str, bases: Mapping[str, Sequence[str]]) -> list[str]:
     """Head of a table over tasks."""
-    heads = [f"{task} ({len(found)} models)" for task, found in bases.items()]
+    heads = [
+        f"{task} ({len(found)} {'model' if len(found) == 1 else 'models'})"
+        for task, found in bases.items()
+    ]
     return [f"| {first} | {' | '.join(heads)} | mean |", "|---" * (len(heads) + 2) + "|"]
 
 
@@ -130,18 +133,20 @@ def recovered_table(
     return [*lines, row(f"none: {EQUAL_LORA} as trials", cells, bases, figure, "{:.2f}")]
 
 
-def lead_table(cells: Cells, bases: Mapping[str, Sequence[str]], names: Sequence[str]) -> list[str]:
-    """How much more of the gap trials recover than each other choice, base model by base model."""
+def lead_table(
+    cells: Cells, bases: Mapping[str, Sequence[str]], ours: str, names: Sequence[str]
+) -> list[str]:
+    """How much more of the gap a hybrid recovers than each other one, base model by base model."""
 
     def lead(arms: Arms, other: Figure) -> float:
-        return recovered(arms, BY_TRIALS) - other(arms)
+        return recovered(arms, ours) - other(arms)
 
-    lines = heading("lead of trials over", bases)
+    lines = heading(f"lead of {ours.removeprefix('hybrid ')} over", bases)
     for name in names:
-        if name != BY_TRIALS:
+        if name != ours:
             figure = partial(lead, other=partial(recovered, name=name))
             lines.append(row(name.removeprefix("hybrid "), cells, bases, figure, "{:+.2f}"))
-    figure = partial(lead, other=partial(recovered_by_equal_lora, name=BY_TRIALS))
+    figure = partial(lead, other=partial(recovered_by_equal_lora, name=ours))
     return [*lines, row(EQUAL_LORA, cells, bases, figure, "{:+.2f}")]
 
 
@@ -243,15 +248,29 @@ def calibration_table(choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def orders(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Of each setting, its rate and the modules from the largest score to the smallest."""
+    return {
+        name: {
+            "rate": item.get("rate"),
+            "order": " ".join(map(short, sorted(item["scores"], key=lambda n: -item["scores"][n]))),
+        }
+        for name, item in found.items()
+    }
+
+
 def sections(cells: Cells, choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """All tables as Markdown."""
     parts: list[str] = []
-    for title, names in (("", HYBRIDS), (" of other scores", (BY_TRIALS, *OTHERS))):
+    for title, ours, names in (
+        ("", APART, HYBRIDS),
+        (" of other scores", BY_TRIALS, (BY_TRIALS, *OTHERS)),
+    ):
         bases = finished(cells, names)
         if all(bases.values()):
             parts += [f"#### Gap recovered by hybrids{title}", "",
                       *recovered_table(cells, bases, names), "",
-                      *lead_table(cells, bases, names), "",
+                      *lead_table(cells, bases, ours, names), "",
                       *excess_table(cells, bases, names), ""]  # fmt: skip
     bases = finished(cells, (*RANKS, f"lora r={EQUAL_TO[-1]}"))
     if all(bases.values()):
@@ -281,7 +300,7 @@ def main(arguments: Sequence[str]) -> None:
         f"{base}, {task}": result_of({name: arms[name] for name in arms if name != LARGEST})
         for (base, task), arms in cells.items()
     }
-    content |= {f"choices, {task}": found for task, found in choices.items()}
+    content |= {f"choices, {task}": orders(found) for task, found in choices.items()}
     publish("movement", lines, "evidence_movement", content)
 
 
