@@ -324,9 +324,9 @@ def test_merge(lane: Lane, figures: Figures, trained: dict[str, Any]) -> None:
     wrong = (logits - trained["logits"])[kept].abs().max().item()
     moved = (base - trained["logits"])[kept].abs().max().item()
     figures.add("merge", largest_difference=wrong, largest_change_by_training=moved)
-    # float32 rounding of logits of about 20, and far below what the training changed.
-    assert wrong < 1e-3
-    assert moved > 100 * wrong
+    # 6e-5 is rounding of float32 through 30 layers; one of 210 modules missed would be far more.
+    assert moved > 0.1
+    assert wrong < 1e-3 * moved
 
 
 def test_update(lane: Lane, figures: Figures, trained: dict[str, Any]) -> None:
