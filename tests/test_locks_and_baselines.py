@@ -100,7 +100,7 @@ def test_what_the_loss_never_reaches_stays_frozen(
     found = modes(made)
     assert [found[module] for module in UNREACHED] == [("frozen", 0)] * 2
     assert made.totals.full_modules + made.totals.lora_modules > 10
-    (note,) = (text for text in made.notes if "No gradient" in text)
+    (note,) = (text for text in made.notes if "No probe gradient" in text)
     assert all(module in note for module in UNREACHED)
 
 
@@ -111,7 +111,7 @@ def test_a_lock_trains_what_the_loss_never_reaches(ranks: tuple[int, ...]) -> No
     )
     made = plan(with_unreached(), ranks=ranks, locks=locks)
     assert [modes(made)[module] for module in UNREACHED] == [("full", 0), ("lora", 4)]
-    assert not any("No gradient" in note for note in made.notes)
+    assert not any("No probe gradient" in note for note in made.notes)
 
 
 def test_a_lora_baseline_trains_as_much_as_the_plan() -> None:
