@@ -176,7 +176,7 @@ def test_the_loss_never_reaches_an_indexer() -> None:
     }
     assert set(indexers.values()) == {"frozen"}
     assert len(indexers) == 12
-    (note,) = (text for text in result.plan.notes if "No gradient" in text)
+    (note,) = (text for text in result.plan.notes if "No probe gradient" in text)
     assert "and 9 more" in note
     rows = {row.module: row.status for row in result.rows}
     assert {rows[name] for name in indexers} == {"unreached"}
