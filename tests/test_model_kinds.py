@@ -10,6 +10,9 @@ from console import hlscore, save_model, texts, write_rows
 from families import FAMILIES
 from transformers import LlamaForSequenceClassification, LlamaModel
 
+from hlscore.errors import ModelError
+from hlscore.inputs.sharding import check_blocks_share_nothing
+
 QUICK = ("--samples", "4", "--bootstrap", "0", "--rank", "4")
 
 
@@ -59,3 +62,12 @@ def test_an_error_of_the_model_is_no_bug_of_hlscore(
     found = hlscore("rank", model, "--data", rows, *QUICK, "-o", tmp_path / "out")
     assert found.code == 3
     assert "LlamaForCausalLM fails in probe group 1 of half 1: use `model.train()`" in found.message
+
+
+def test_blocks_that_share_a_parameter_are_not_sharded() -> None:
+    model = FAMILIES["llama"].build()
+    check_blocks_share_nothing(model, "some/model")
+    layers = model.model.layers
+    layers[1].mlp.down_proj.weight = layers[0].mlp.down_proj.weight
+    with pytest.raises(ModelError, match=r"share mlp\.down_proj\.weight"):
+        check_blocks_share_nothing(model, "some/model")

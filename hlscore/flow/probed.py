@@ -234,11 +234,15 @@ def score_probes(
         The report and the plan made from it; `None` in all but the main process.
     """
     began = time.perf_counter()
+    found_before = len(candidates_of(modules))
     modules = tuple(
         item if item.skipped else replace(item, reason=out_of_reach(model, item))
         for item in modules
     )
     chosen = candidates_of(modules)
+    lost = found_before - len(chosen)
+    left_out = (f"{lost:,} of {found_before:,} modules are left out: no linear layer computes with "
+                "their weights, which are sharded or offloaded.",) if lost else ()  # fmt: skip
     with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
@@ -262,7 +266,7 @@ def score_probes(
             sketch_size=run.choice.sketch_size if run.taps else None,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
-            notes=(run.choice.reason, *run.notes),
+            notes=(run.choice.reason, *run.notes, *left_out),
         ),
     )
     allocation = allocate(report, settings.plan)

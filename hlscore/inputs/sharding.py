@@ -52,6 +52,7 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
         )
     device = resolve_device(settings.device)
     model, files = load_shape(settings)
+    check_blocks_share_nothing(model, settings.model)
     model = model.to(planned_dtype(model, settings))
     tokenizer = load_tokenizer(files, settings)
     whole = None
@@ -67,6 +68,27 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
     return LoadedModel(model=model.eval(), tokenizer=tokenizer, identity=identity)
+
+
+def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose blocks hold one parameter together: each block is gathered alone.
+
+    Args:
+        model: The model, on the meta device.
+        name: As given.
+
+    Raises:
+        ModelError: Two blocks hold one parameter, as in Zamba2.
+    """
+    owners: dict[int, str] = {}
+    for block in decoder_blocks(model):
+        for leaf, parameter in model.get_submodule(block).named_parameters():
+            owner = owners.setdefault(id(parameter), block)
+            if owner != block:
+                raise ModelError(
+                    f"'{name}' cannot be sharded: {owner} and {block} share {leaf}.",
+                    hint="Use --device-map auto, or one process with --estimator sketch.",
+                )
 
 
 def _spread(model: PreTrainedModel, whole: PreTrainedModel | None, device: torch.device) -> None:
