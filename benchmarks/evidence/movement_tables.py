@@ -272,9 +272,11 @@ def sections(cells: Cells, choices: Mapping[str, Mapping[str, Any]]) -> list[str
                       *recovered_table(cells, bases, names), "",
                       *lead_table(cells, bases, ours, names), "",
                       *excess_table(cells, bases, names), ""]  # fmt: skip
-    bases = finished(cells, (*RANKS, f"lora r={EQUAL_TO[-1]}"))
-    if all(bases.values()):
-        parts += ["#### A rank for each module", "", *excess_table(cells, bases, RANKS), ""]
+    eight = f"lora r={EQUAL_TO[-1]}"
+    ranks = [name for name in RANKS if all(finished(cells, (name, eight)).values())]
+    if ranks:
+        bases = finished(cells, (*ranks, eight))
+        parts += ["#### A rank for each module", "", *excess_table(cells, bases, ranks), ""]
     parts += ["#### Base model by base model", "", *cell_table(cells)]
     if choices:
         parts += ["", "#### The choice by other trials", "", *choice_table(choices), "",
