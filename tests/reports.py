@@ -60,6 +60,7 @@ def row(index: int, *, resamples: int = 20, seed: int = 0) -> ModuleRow:
         stable_rank=3.0,
         effective_rank=20.5,
         rank_for_90=12,
+        halves_norm=7.0,
         weight_norm=5.0,
         condition_number=10.0 * (index + 1),
         hls_error=0.01 * energy,

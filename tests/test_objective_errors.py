@@ -164,7 +164,6 @@ DPO: dict[str, tuple[Rows, str]] = {
     "equal": (everywhere(PAIRS, rejected="x", chosen="x"), "In every pair of"),
     "no chosen": ([{"prompt": "a", "rejected": "b"}] * 4, "it has: prompt, rejected"),
     "null chosen": (changed(PAIRS, 2, chosen=None), "Column 'chosen' of example 2"),
-    "number": (everywhere(PAIRS, chosen=1), "is int, not text"),
     "messages after text": (
         everywhere(PAIRS, chosen=chat("x"), rejected=chat("y")), "has a prompt of text and",
     ),
