@@ -12,7 +12,7 @@ NO_MAP = "state, bias or table, not a linear map"
 CUSTOM = "custom parameter that may not be a linear map"
 FLAT_EXPERTS = "experts stacked in two dimensions, which LoRA cannot adapt one by one"
 
-UNREACHED = "its gradient is zero: no probe token reaches it, or the loss ignores what it does"
+UNREACHED = "its gradient is zero"
 UNMOVED = "no training changed it"
 
 _TIED = "tied to "

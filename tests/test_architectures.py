@@ -29,7 +29,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 NAMES = ("architectures", "tiny_architectures", "models", "machine")
 SAMPLE = (
     "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "llama4_text",
-    "phimoe", "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
+    "olmo2", "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
 )  # fmt: skip
 
 

@@ -33,12 +33,13 @@ DOCUMENTED = {
     "out_features": "int64", "in_features": "int64", "n_params": "int64", "form": "string",
     "storage": "string", "hls": "double",
     "hls_stderr": "double", "hls_ci_low": "double", "hls_ci_high": "double",
-    "hls_error": "double", "selection_probability": "double", "tail": "double",
+    "hls_share": "double", "hls_error": "double", "selection_probability": "double",
+    "tail": "double",
     "grad_norm": "double", "taylor": "double", "taylor_mean": "double", "rgn": "double",
     "l1_adam": "double", "snr": "double", "spectral": "double", "kappa": "double",
     "random": "double", "grad_energy": "double", "head_energy": "double", "tail_energy": "double",
     "residual_ratio": "double", "stable_rank": "double", "effective_rank": "double",
-    "rank_for_90": "int32", "weight_norm": "double",
+    "rank_for_90": "int32", "halves_norm": "double", "weight_norm": "double",
     "condition_number": "double", "rgn_error": "double",
     "grad_energy_error": "double", "head_energy_error": "double", "tail_energy_error": "double",
     "residual_ratio_error": "double", "stable_rank_error": "double",
@@ -123,7 +124,7 @@ def test_reports_of_version_2_are_read(scores: Path, tmp_path: Path) -> None:
     table = pq.read_table(scores)
     newer = [
         "l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve",
-        "spectral_ranks", "spectral_curve",
+        "spectral_ranks", "spectral_curve", "hls_share", "halves_norm",
     ]  # fmt: skip
     origin = json.loads(table.schema.metadata[METADATA_KEY]) | {"schema_version": 2}
     old = table.drop_columns(newer).replace_schema_metadata({METADATA_KEY: json.dumps(origin)})
@@ -139,7 +140,7 @@ def test_reports_of_version_2_are_read(scores: Path, tmp_path: Path) -> None:
 
 def test_metadata_names_the_origin(scores: Path) -> None:
     origin = json.loads(pq.read_schema(scores).metadata[METADATA_KEY])
-    assert origin["schema_version"] == 3
+    assert origin["schema_version"] == 4
     assert origin["model"]["fingerprint"] == {"structure": "sha256:0", "weights": "sha256:1"}
     assert origin["run"]["versions"] == {"torch": "2.13.0"}
     assert origin["run"]["estimator"] == "exact"

@@ -93,7 +93,7 @@ def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
         assert len(seeds) == 2
         assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
         assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
-        assert 3 <= len(arm["rate_factors"]) <= 5
+        assert 3 <= len(arm["rate_factors"]) <= 8
         assert arm["memory_bytes"] > 0
     losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
     ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]

@@ -223,7 +223,6 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
     _check_settings(settings)
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
-        from hlscore.inputs.checkpoint import check_head
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
         from hlscore.inputs.placement import dtype_warning
@@ -238,7 +237,6 @@ def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
         return
     with status("reading configuration and probe data"):
         model, files = load_shape(settings.model)
-        check_head(model.config, settings.model.model)
         tokenizer = load_tokenizer(files, settings.model)
         examples = read_probes(settings)
         found = forecast(model, tokenizer, examples, settings, device)

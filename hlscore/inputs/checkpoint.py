@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig
-from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES
 
 from hlscore.errors import ModelError, first_line
 
@@ -61,28 +59,3 @@ def check_safetensors(directory: Path, name: str) -> None:
                 f"{path.name} of '{name}' is corrupt or cut short: {first_line(error)}",
                 hint="Download or save the model again.",
             ) from error
-
-
-def check_head(config: PreTrainedConfig, name: str) -> None:
-    """Refuse to probe a checkpoint that has no language-model head, before weights are read.
-
-    Args:
-        config: Its configuration.
-        name: The model as the user names it.
-
-    Raises:
-        ModelError: `architectures` names a classifier, or a model without any head whose
-            embeddings do not serve as one.
-    """
-    tied = getattr(config.get_text_config(), "tie_word_embeddings", False)
-    without_head = MODEL_MAPPING_NAMES.get(config.model_type, ())
-    bare = (without_head,) if isinstance(without_head, str) else without_head
-    for architecture in getattr(config, "architectures", None) or ():
-        classifies = architecture.endswith(_CLASSIFIERS)
-        if classifies or (architecture in bare and not tied):
-            what = "a classifier" if classifies else "a model without an output head"
-            raise ModelError(
-                f"'{name}' is {what} ({architecture} in its config.json): it has no language-model "
-                "loss to probe.",
-                hint="Give a causal language model, or score the weights alone with --data none.",
-            )

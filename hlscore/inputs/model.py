@@ -24,7 +24,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.inputs.checkpoint import check_complete, check_head, check_safetensors
+from hlscore.inputs.checkpoint import check_complete, check_safetensors
 from hlscore.inputs.dimensions import packable_sizes
 from hlscore.inputs.fingerprint import fingerprint
 from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
@@ -79,7 +79,6 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """
     resolve_device(settings.device)
     files = find_model(settings, weights=True)
-    check_head(_read_config(files, settings), settings.model)
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
     identity = identify(model, settings.model, files.revision)

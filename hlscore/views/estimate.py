@@ -47,7 +47,7 @@ def print_estimate(
     for note in _notes(shape, trainings):
         console.print(Text(note, style="dim"), soft_wrap=True)
     words = [
-        *model_options(asdict(model)),
+        *model_options(asdict(model), without=("ignore_adapter",)),
         *options_of(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
         *plan_options(asdict(settings), without=("budget",)),
