@@ -92,7 +92,8 @@ class CaptureRun:
             ones = tuple((1,) * len(half) for half in probes.counts)
             probes = replace(probes, counts=ones)
         self._name = identity.model
-        self._samples = sampled_parameters(model)
+        # Sharded weights change their form when they are gathered: no sample would compare them.
+        self._samples = None if is_sharded(model) else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
         self._capture = self._checked(settings.capture, probes, processes)
         self._probes, self._processes, self._storage = probes, processes, storage
@@ -142,7 +143,8 @@ class CaptureRun:
         return replace(capture, batch_size=1)
 
     def _check_weights_kept(self) -> None:
-        check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
+        if self._samples is not None:
+            check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
 
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update; gives the mean loss."""
