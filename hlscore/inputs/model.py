@@ -79,6 +79,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """
     resolve_device(settings.device)
     files = find_model(settings, weights=True)
+    _read_config(files, settings)  # a broken one is named before the tokenizer trips over it
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
     identity = identify(model, settings.model, files.revision)
