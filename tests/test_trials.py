@@ -311,6 +311,31 @@ def test_rates_that_diverge_are_one_clear_error(
     assert same(model, before)
 
 
+def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A found rate at which a later trial diverges is lowered; nothing of the failure is left."""
+    model = FAMILIES["llama"].build()
+    rate = RATE * trials.RATE_FACTOR
+    before, real, failed = state(model), trials.TrialRun._backward, []
+
+    def fails_once(self: Any, units: Any, references: Any, step: int, trial: int) -> str:
+        found = real(self, units, references, step, trial)
+        if trial == 1 and step == 2 and not failed:
+            failed.append(trial)
+            return "not finite"
+        return found
+
+    monkeypatch.setattr(trials.TrialRun, "_find_rate", lambda *_: rate)
+    monkeypatch.setattr(trials.TrialRun, "_backward", fails_once)
+    report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
+    assert failed
+    assert same(model, before)
+    expected = run_report(model, EXAMPLES, options(trial_rate=RATE, bootstrap=20))
+    assert [row.changed() for row in report.rows] == [row.changed() for row in expected.rows]
+    assert report.probes.mean_loss == expected.probes.mean_loss
+
+
 def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -365,6 +365,7 @@ class TrialRun:
                 except DivergedError as error:
                     if attempt + 1 == _ATTEMPTS or not searched:
                         raise _diverges(f"{self._rate:.1e}") from error
+                    self._restore()
                     self._rate /= RATE_FACTOR
                     for name in self._weights:
                         self._gradients.forget(name)
