@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal, get_args
 
-from hlscore.settings.checking import require, require_choice
+from hlscore.settings.checking import changed, require, require_choice
 
 PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
@@ -113,10 +113,10 @@ class CaptureSettings:
             f"--trial-rate is {self.trial_rate}.",
             "Use a number above 0 and at most 1, such as 1e-4.",
         )
-        options = ("trials", "trial_steps", "trial_rate", "trial_optimizer")
-        given = [name for name in options if getattr(self, name) != _DEFAULTS[name]]
+        given = [name for name in changed(self) if name.startswith("trial")]
+        # Beside finished trainings every option of probes is refused by the settings of the run.
         require(
-            self.movement == "trial" or not given,
+            self.movement in ("trial", "update") or not given,
             f"--{given[0].replace('_', '-') if given else ''} is for trials, and none are run.",
             "Add --movement trial, or remove it.",
         )
@@ -125,6 +125,3 @@ class CaptureSettings:
             f"--passes is {self.passes}, but a trial's update is seen once.",
             "Leave --passes out, or use --movement gradient.",
         )
-
-
-_DEFAULTS = {field.name: field.default for field in fields(CaptureSettings)}

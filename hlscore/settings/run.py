@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
 
 from hlscore.settings.capture import CaptureSettings, Movement
-from hlscore.settings.checking import require
+from hlscore.settings.checking import changed, require
 from hlscore.settings.data import (
     DEFAULT_SAMPLES,
     NO_DATA,
@@ -163,10 +162,10 @@ class RankSettings:
     def _check_without_probes(self, why: str, *beside: str) -> None:
         """Refuse options that say how to probe, or how to load a model that is not loaded."""
         given = (
-            *_changed(self.objective),  # first: it decides what is drawn by default
-            *_changed(self.data, *(() if self.updates else beside)),
-            *_changed(self.capture, *beside),
-            *_changed(self.model, "model", "revision", "device", "allow_pickle",
+            *changed(self.objective),  # first: it decides what is drawn by default
+            *changed(self.data, *(() if self.updates else beside)),
+            *changed(self.capture, *beside),
+            *changed(self.model, "model", "revision", "device", "allow_pickle",
                       "trust_remote_code", "text_only", "ignore_adapter"),
         )  # fmt: skip
         require(
@@ -175,16 +174,3 @@ class RankSettings:
             "weights are read from the files, as they are stored.",
             "Leave one of them out.",
         )
-
-
-def _changed(settings: Any, *beside: str) -> list[str]:
-    """Fields that differ from their defaults, but for some."""
-    return [
-        item.name
-        for item in fields(settings)
-        if item.name not in beside and getattr(settings, item.name) != _default(item)
-    ]
-
-
-def _default(item: Field[Any]) -> object:
-    return item.default if item.default_factory is MISSING else item.default_factory()
