@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from hlscore.flow.forecast import Forecast, WeightForecast, forecast, forecast_weights
 from hlscore.flow.probed import sample_rollouts, score_model, score_probes
-from hlscore.flow.updates import Movement, UpdateScores, score_updates
+from hlscore.flow.updates import Moved, UpdateScores, score_updates
 from hlscore.flow.weights_alone import score_held_weights, score_stored_weights
 from hlscore.gradients.run import Storage
 from hlscore.steps import Progress, Silent
 
 __all__ = [
     "Forecast",
-    "Movement",
+    "Moved",
     "Progress",
     "Silent",
     "Storage",

@@ -234,15 +234,13 @@ def score_probes(
         The report and the plan made from it; `None` in all but the main process.
     """
     began = time.perf_counter()
-    found_before = len(candidates_of(modules))
+    planned = len(candidates_of(modules))
     modules = tuple(
         item if item.skipped else replace(item, reason=out_of_reach(model, item))
         for item in modules
     )
     chosen = candidates_of(modules)
-    lost = found_before - len(chosen)
-    left_out = (f"{lost:,} of {found_before:,} modules are left out: no linear layer computes with "
-                "their weights, which are sharded or offloaded.",) if lost else ()  # fmt: skip
+    left_out = planned - len(chosen)
     with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
@@ -255,6 +253,12 @@ def score_probes(
     rows = build_rows(
         modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
     )
+    notes = [run.choice.reason, *run.notes]
+    if left_out:
+        notes.append(
+            f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
+            "their weights, which are sharded or offloaded."
+        )
     report = ScoreReport(
         rows=order_rows(rows, score, rank),
         model=identity,
@@ -266,7 +270,7 @@ def score_probes(
             sketch_size=run.choice.sketch_size if run.taps else None,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
-            notes=(run.choice.reason, *run.notes, *left_out),
+            notes=tuple(notes),
         ),
     )
     allocation = allocate(report, settings.plan)

@@ -11,6 +11,7 @@ import torch
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.weights_alone import opened
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
@@ -23,10 +24,9 @@ from hlscore.gradients.statistics import (
 )
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.model import resolve_device
-from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.trained import LowRank, Trained, Update, open_trained
-from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
+from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
 from hlscore.records import (
     Candidate,
     GradientStatistics,
@@ -47,7 +47,7 @@ _CHUNK_NUMBERS = 2**18
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Movement:
+class Moved:
     """What finished trainings did to one weight, besides its statistics.
 
     Attributes:
@@ -73,7 +73,7 @@ class UpdateScores:
 
     report: ScoreReport
     allocation: Allocation
-    movements: dict[str, Movement]
+    movements: dict[str, Moved]
 
 
 def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
@@ -95,17 +95,14 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
     check_plan_settings(settings.plan)
     check_of_updates(settings.plan.score)
     device = resolve_device(settings.model.device)
-    base = StoredWeights(settings.model)
-    modules = find_modules(base.shape, settings.candidates)
-    check_plan_for(base.identity(), modules, settings.plan)
+    base, modules = opened(settings)
     chosen = candidates_of(modules)
-    base.check(chosen)
     trainings = [open_trained(name, base, settings.model) for name in settings.updates]
     for trained in trainings:
         trained.check(chosen)
     began = time.perf_counter()
     plan = settings.plan
-    ranks = tuple(sorted({*curve_ranks(plan.rank), *plan.ranks}))
+    ranks = curve_ranks(plan.rank, also=plan.ranks)
     scorer = _Scorer(trainings, settings, ranks, device)
     of_weights = settings.weight_scores or find_score(plan.score).reads_weights
     weights: dict[str, WeightStatistics] = {}
@@ -160,7 +157,7 @@ class _Scorer:
         device: torch.device,
     ) -> None:
         self.statistics: dict[str, GradientStatistics] = {}
-        self.movements: dict[str, Movement] = {}
+        self.movements: dict[str, Moved] = {}
         self._trainings, self._settings, self._device = trainings, settings, device
         # Of several, the first half has one more where their number is odd.
         self._first = (len(trainings) + 1) // 2
@@ -200,7 +197,7 @@ class _Scorer:
         found = self._reduce(item, updates, norm)
         self.statistics[item.module] = found
         energy = found.grad_energy.value
-        self.movements[item.module] = Movement(
+        self.movements[item.module] = Moved(
             lora_rank=max(ranks, default=None),
             rank_for_99=found.rank_for_99,
             relative=energy**0.5 / norm if norm else 0.0,

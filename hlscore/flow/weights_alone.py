@@ -53,11 +53,8 @@ def score_stored_weights(
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
     device = resolve_device(settings.model.device)
-    stored = StoredWeights(settings.model)
-    modules = find_modules(stored.shape, settings.candidates)
-    check_plan_for(stored.identity(), modules, settings.plan)
+    stored, modules = opened(settings)
     chosen, ranks = candidates_of(modules), _ranks(settings)
-    stored.check(chosen)
     began = time.perf_counter()
     with _decomposing(chosen, ranks, device, progress) as (found, use):
         weights_hash = stored.read(chosen, use)
@@ -70,6 +67,26 @@ def score_stored_weights(
         dtype=stored.dtype(chosen),
     )
     return _report(modules, found, identity, run, settings)
+
+
+def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]]:
+    """Open the files of a model, and refuse what cannot be planned or is not in them.
+
+    Args:
+        settings: Settings of the run.
+
+    Returns:
+        The stored weights, and every module found in the model.
+
+    Raises:
+        HlscoreError: The model cannot be used, a lock or a budget does not fit it, or the weight of
+            a candidate is missing.
+    """
+    stored = StoredWeights(settings.model)
+    modules = find_modules(stored.shape, settings.candidates)
+    check_plan_for(stored.identity(), modules, settings.plan)
+    stored.check(candidates_of(modules))
+    return stored, modules
 
 
 def score_held_weights(
@@ -191,7 +208,7 @@ def _numbers(item: Candidate) -> int:
 
 
 def _ranks(settings: RankSettings) -> tuple[int, ...]:
-    return tuple(sorted({*curve_ranks(settings.plan.rank), *settings.plan.ranks}))
+    return curve_ranks(settings.plan.rank, also=settings.plan.ranks)
 
 
 def _report(

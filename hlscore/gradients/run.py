@@ -93,11 +93,11 @@ class CaptureRun:
             probes = replace(probes, counts=ones)
         self._name = identity.model
         # Sharded weights change their form when they are gathered: no sample would compare them.
-        self._samples = None if is_sharded(model) else sampled_parameters(model)
+        self._sharded = is_sharded(model)
+        self._samples = None if self._sharded else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
         self._capture = self._checked(settings.capture, probes, processes)
         self._probes, self._processes, self._storage = probes, processes, storage
-        self._sharded = is_sharded(model)
         self.choice = choose_estimator(
             model,
             chosen,
@@ -125,7 +125,7 @@ class CaptureRun:
         """Ranks of the tail curves."""
         largest = self.choice.sketch_size // 2 if self.taps else None
         plan = self._settings.plan
-        return tuple(sorted({*curve_ranks(plan.rank, largest), *plan.ranks}))
+        return curve_ranks(plan.rank, largest, also=plan.ranks)
 
     def _checked(
         self, capture: CaptureSettings, probes: ProbeSet, processes: Processes
@@ -148,10 +148,17 @@ class CaptureRun:
 
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update; gives the mean loss."""
-        capture = self._capture
         self._gradients, sources = self._prepare()
-        if self._by_trials:
-            return self._run_trials(progress)
+        mean_loss = (
+            self._run_trials(progress, sources)
+            if self._by_trials
+            else self._run_probes(progress, sources)
+        )
+        self._check_weights_kept()
+        return mean_loss
+
+    def _run_probes(self, progress: Progress, sources: Sources) -> float:
+        capture = self._capture
         tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
         progress.start("probing", sum(tokens) * capture.passes, "tokens")
         run = ProbeRun(
@@ -169,7 +176,6 @@ class CaptureRun:
         if self._storage is not None and self._storage.resume:
             run.resume()
         mean_loss = run.run()
-        self._check_weights_kept()
         self.notes += tuple(note for note in (run.ratio_note,) if note)
         smallest = min(self._processes.gather(run.batch_size))
         if smallest < capture.batch_size:
@@ -179,13 +185,13 @@ class CaptureRun:
             )
         return mean_loss
 
-    def _run_trials(self, progress: Progress) -> float:
+    def _run_trials(self, progress: Progress, sources: Sources) -> float:
         capture = self._capture
         run = TrialRun(
             self._model,
             self._probes,
             self._gradients,
-            weight_sources(self._model, self._chosen),
+            sources,
             capture,
             self._settings.objective,
             seed=self._settings.seed,
@@ -246,20 +252,17 @@ class CaptureRun:
         tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
         first, second = (len(half) for half in self._probes.counts)
         groups = None if self._resamples is None else (first, second)
-        if self.taps:
-            example = self._probes.sequences[0].input_ids
-            sketches = SketchGradients(self._chosen, tests, groups=groups)
-            if self._by_trials:
-                return sketches, Sources()
-            return (
-                sketches,
-                tapped_sources(self._model, self._chosen, example[:8]),
-            )
-        on_host = settings.capture.accumulate_on == "host"
-        return (
-            ExactGradients(self._chosen, tests, groups=groups, on_host=on_host),
-            weight_sources(self._model, self._chosen),
+        # Trials move the weights themselves, whatever their updates are reduced to.
+        tapped = self.taps and not self._by_trials
+        sources = (
+            tapped_sources(self._model, self._chosen, self._probes.sequences[0].input_ids[:8])
+            if tapped
+            else weight_sources(self._model, self._chosen)
         )
+        if self.taps:
+            return SketchGradients(self._chosen, tests, groups=groups), sources
+        on_host = settings.capture.accumulate_on == "host"
+        return ExactGradients(self._chosen, tests, groups=groups, on_host=on_host), sources
 
     def _worker_count(self, job_bytes: int) -> int:
         """Threads that reduce modules; 0 where the sums lie on an accelerator."""

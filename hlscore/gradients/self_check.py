@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from inspect import signature
 from typing import Any
 
 import torch
@@ -21,11 +20,11 @@ from transformers.pytorch_utils import Conv1D
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import frozen, require_gradient
 from hlscore.gradients.experts import is_fused_experts
+from hlscore.gradients.passes import counted_log_probs, sends_positions
 from hlscore.gradients.probe_run import is_out_of_memory
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.packed import is_packed_linear
-from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.batches import collate
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
@@ -114,11 +113,6 @@ def _log_probs(
     batch = collate(
         rows, pad_token_id=pad_token_id, padding_side=padding_side, device=input_device(model)
     )
-    inputs: dict[str, Any] = {
-        "input_ids": batch.input_ids, "attention_mask": batch.attention_mask, "use_cache": False,
-    }  # fmt: skip
-    if padding_side == "left" and "position_ids" in signature(model.forward).parameters:
-        inputs["position_ids"] = batch.position_ids
     # Offloaded weights would all be held for the backward pass, so they are given no graph.
     offloaded = any(parameter.is_meta for parameter in model.parameters())
     with ExitStack() as undo:
@@ -126,8 +120,9 @@ def _log_probs(
             embedding = model.get_input_embeddings()
             undo.callback(embedding.register_forward_hook(require_gradient).remove)
         watch = _Watch(model, undo) if watched and not offloaded else None
-        logits = model(**inputs).logits
-        log_probs = token_log_probs(logits, batch.labels.to(logits.device))
+        log_probs, _ = counted_log_probs(
+            model, batch, positions=sends_positions(model, padding_side), temperature=1.0
+        )
         if watch is not None:
             if log_probs.requires_grad:
                 log_probs.sum().backward()  # type: ignore[no-untyped-call]

@@ -309,16 +309,19 @@ def _influences(groups: torch.Tensor, resamples: Resamples, rank: int, energy: f
     return found.scaled(energy / found.energy) if found.energy > 0 else found
 
 
-def curve_ranks(rank: int, largest: int | None = None) -> tuple[int, ...]:
+def curve_ranks(
+    rank: int, largest: int | None = None, *, also: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
 
     Args:
         rank: LoRA rank of the run.
         largest: Largest rank besides the run's own; `None` means at least 64 and twice the rank.
+        also: Ranks that a plan may choose from.
 
     Returns:
-        0 (nothing expressed: the whole energy), 1, 2, 4, ... and the rank.
+        0 (nothing expressed: the whole energy), 1, 2, 4, ..., the rank and the others.
     """
     limit = max(64, 2 * rank) if largest is None else largest
     powers: Sequence[int] = [2**i for i in range(limit.bit_length()) if 2**i <= limit]
-    return tuple(sorted({0, *powers, rank}))
+    return tuple(sorted({0, *powers, rank, *also}))

@@ -408,16 +408,12 @@ class TrialRun:
         there; others go to the host, in memory that a GPU reads fast.
         """
         weights = self._weights.values()
-        stay = {
+        roomy = {
             device
             for device in {weight.device for weight in weights}
-            if device.type == "cpu" or free_bytes(device) > 2 * _kept_bytes(self._weights, device)
+            if device.type != "cpu" and free_bytes(device) > 2 * _kept_bytes(self._weights, device)
         }
-        on_host = sum(
-            weight.nbytes
-            for weight in weights
-            if weight.device not in stay or weight.device.type == "cpu"
-        )
+        on_host = sum(weight.nbytes for weight in weights if weight.device not in roomy)
         free = free_bytes(torch.device("cpu"))
         if on_host > free:
             raise CaptureError(
@@ -426,7 +422,7 @@ class TrialRun:
                 hint="Use --movement gradient, or --include fewer modules.",
             )
         self._base = {
-            name: weight.detach().clone() if weight.device in stay else _pinned(weight.detach())
+            name: weight.detach().clone() if weight.device in roomy else _on_host(weight.detach())
             for name, weight in self._weights.items()
         }
         try:
@@ -683,8 +679,8 @@ def _sequences(units: Sequence[ProbeUnit]) -> list[ProbeExample]:
     return [item for unit in units for item in (unit.pair or unit.sequences)]
 
 
-def _pinned(weight: torch.Tensor) -> torch.Tensor:
-    """A copy on the host that the device of a weight reads without a detour."""
+def _on_host(weight: torch.Tensor) -> torch.Tensor:
+    """A copy on the host; a GPU reads it without a detour."""
     pin = weight.device.type == "cuda"
     return torch.empty(weight.shape, dtype=weight.dtype, pin_memory=pin).copy_(weight)
 

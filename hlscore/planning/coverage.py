@@ -11,7 +11,7 @@ from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow
 from hlscore.scores.registry import tail
 
-Movement = Literal["gradient", "update"]
+Covered = Literal["gradient", "update"]
 
 # Below it nothing is left that one would train for.
 NOTHING_LEFT = 5e-4
@@ -28,7 +28,7 @@ class Coverage:
         plan: Share within what the plan trains: all of a module in full, nothing of a frozen one.
     """
 
-    of: Movement
+    of: Covered
     rank: int
     lora: float
     plan: float
@@ -39,7 +39,7 @@ def coverage(
     choices: Mapping[str, tuple[Mode, int]],
     rank: int,
     *,
-    of: Movement = "gradient",
+    of: Covered = "gradient",
 ) -> Coverage | None:
     """Work out what LoRA of a rank and a plan follow.
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from hlscore.agreement.kendall import tau_b
 from hlscore.artifacts.plan import Plan
-from hlscore.flow import Movement
+from hlscore.flow import Moved
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.views.headline import report_headline, run_notes
 from hlscore.views.module_table import ModuleTable
@@ -59,7 +59,7 @@ class Audit:
     """
 
     report: ScoreReport
-    movements: Mapping[str, Movement]
+    movements: Mapping[str, Moved]
     path: Path
     unmoved: tuple[str, ...]
     hardly: tuple[str, ...]
@@ -70,7 +70,7 @@ class Audit:
 
 def audit_of(
     report: ScoreReport,
-    movements: Mapping[str, Movement],
+    movements: Mapping[str, Moved],
     path: Path,
     plan: tuple[Plan, Path] | None,
 ) -> Audit:
@@ -108,7 +108,7 @@ def audit_of(
 
 
 def _against(
-    report: ScoreReport, movements: Mapping[str, Movement], plan: Plan, path: Path
+    report: ScoreReport, movements: Mapping[str, Moved], plan: Plan, path: Path
 ) -> Against:
     energies = {row.module: row.grad_energy for row in report.candidates}
     kendall = {}
@@ -175,7 +175,7 @@ def print_audit(
     )
 
 
-def _cells(place: int, row: ModuleRow, moved: Movement) -> list[str]:
+def _cells(place: int, row: ModuleRow, moved: Moved) -> list[str]:
     beyond = "-" if row.residual_ratio is None else percent(row.residual_ratio)
     trained = f"r {moved.lora_rank}" if moved.lora_rank else "full"
     return [
