@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -38,6 +40,21 @@ def write_result(name: str, content: Mapping[str, object]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path.write_text(json.dumps({"date": today, "machine": describe(), **content}, indent=2) + "\n")
     return path
+
+
+def cpu_peak_bytes(work: Callable[[], object]) -> int:
+    """Largest sum of tensor memory that some work allocates on the CPU, as the profiler counts."""
+    gc.collect()
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
+        work()
+    assert profiler.profiler is not None
+    events = [
+        (event.start_ns(), event.nbytes())
+        for event in profiler.profiler.kineto_results.events()
+        if event.name() == "[memory]"
+    ]
+    return max(accumulate(size for _, size in sorted(events)))
 
 
 def _processor() -> str:

@@ -14,10 +14,9 @@ import gc
 import statistics
 import time
 from collections.abc import Callable
-from itertools import accumulate
 
 import torch
-from machine import write_result
+from machine import cpu_peak_bytes, write_result
 from models import MODELS, build, random_probes
 from rich.console import Console
 from rich.progress import track
@@ -84,7 +83,7 @@ def plain_pass(
             for examples in cut(by_length(group), options.batch_size):
                 batch = collate(
                     examples,
-                    pad_token_id=0,
+                    pad_token_id=probes.pad_token_id,
                     padding_side="right",
                     device=embedding.weight.device,
                 )
@@ -180,16 +179,7 @@ def peak_bytes(
         before = torch.cuda.memory_allocated()
         run_arm(model, probes, options, arm)
         return torch.cuda.max_memory_allocated() - before
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
-        run_arm(model, probes, options, arm)
-    assert profiler.profiler is not None
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    return max(accumulate(size for _, size in sorted(events)))
+    return cpu_peak_bytes(lambda: run_arm(model, probes, options, arm))
 
 
 def load(options: argparse.Namespace) -> tuple[PreTrainedModel, ProbeSet]:

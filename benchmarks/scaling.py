@@ -18,11 +18,10 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
-from machine import write_result
+from machine import cpu_peak_bytes, write_result
 from models import random_probes
 from rich.console import Console
 from rich.progress import track
@@ -182,17 +181,7 @@ def peak_bytes(point: Point) -> int:
         Bytes.
     """
     model, probes = build(point)
-    gc.collect()
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
-        run(model, probes, point)
-    assert profiler.profiler is not None
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    return max(accumulate(size for _, size in sorted(events)))
+    return cpu_peak_bytes(lambda: run(model, probes, point))
 
 
 # --- several processes ------------------------------------------------------------------------

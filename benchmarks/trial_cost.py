@@ -1,8 +1,8 @@
 """What do trials cost, and does their choice come back?
 
 Run it with `python benchmarks/trial_cost.py` (a random Qwen3 of 41 M parameters) or with
-`--model benchmarks/.models/smollm2 --data FILE`. A plain training pass (forward and backward over
-the same batches, every weight gradient of the candidates formed and dropped) and whole runs by
+`--model benchmarks/.models/smollm2 --data FILE`. A plain training pass (`overhead.py`: forward and
+backward over the same batches, all weight gradients) and whole runs by
 trials and by gradients take turns in one process. Then chosen tenths are compared: trials in
 bfloat16 against float32, other optimizers against `factored`, and disjoint halves of the examples.
 Times are processor time, which other work on the machine changes least. Peak memory: all tensors
@@ -18,20 +18,20 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 import torch
-from machine import write_result
+from machine import cpu_peak_bytes, write_result
 from models import MODELS, build, structured_probes
+from overhead import plain_pass
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import identify
-from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.modules import find_modules
 from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import by_length, collate, cut
+from hlscore.probes.batches import by_length, collate
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet, ProbeUnit, make_probe_set
 from hlscore.settings import (
@@ -70,35 +70,6 @@ def part(probes: ProbeSet, start: int, count: int, groups: int) -> ProbeSet:
     )
 
 
-def plain_pass(model: PreTrainedModel, probes: ProbeSet, options: argparse.Namespace) -> None:
-    """Forward and backward over every batch, as a training step without its optimizer."""
-    weights = [model.get_parameter(item.parameter) for item in chosen_of(model)]
-    for weight in model.parameters():
-        weight.requires_grad_(False)
-    for weight in weights:
-        weight.requires_grad_(True)
-    for group in (group for half in probes.halves for group in half):
-        for examples in cut(by_length(group), options.batch_size):
-            batch = collate(
-                examples,
-                pad_token_id=probes.pad_token_id,
-                padding_side="right",
-                device=torch.device("cpu"),
-            )
-            logits = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-            (-token_log_probs(logits, batch.labels).sum()).backward()
-            for weight in weights:
-                weight.grad = None
-    model.requires_grad_(False)
-
-
-def chosen_of(model: PreTrainedModel) -> tuple[Any, ...]:
-    """The candidates."""
-    return candidates_of(find_modules(model, CandidateSettings()))
-
-
 def run(
     model: PreTrainedModel, probes: ProbeSet, options: argparse.Namespace, **capture: Any
 ) -> dict[str, float]:
@@ -127,21 +98,6 @@ def tenth(scores: dict[str, float]) -> set[str]:
     return set(sorted(scores, key=lambda name: -scores[name])[: max(1, len(scores) // 10)])
 
 
-def peak_bytes(work: Callable[[], object]) -> int:
-    """Largest sum of tensor memory that some work allocates on the CPU."""
-    gc.collect()
-    cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profiler:
-        work()
-    assert profiler.profiler is not None
-    events = [
-        (event.start_ns(), event.nbytes())
-        for event in profiler.profiler.kineto_results.events()
-        if event.name() == "[memory]"
-    ]
-    return max(accumulate(size for _, size in sorted(events)))
-
-
 def inference_bytes(model: PreTrainedModel, probes: ProbeSet, options: argparse.Namespace) -> int:
     """Peak of forward and backward with gradients at the inputs alone, beside the weights."""
 
@@ -160,7 +116,7 @@ def inference_bytes(model: PreTrainedModel, probes: ProbeSet, options: argparse.
         ).logits
         (-token_log_probs(logits, batch.labels).sum()).backward()
 
-    return peak_bytes(work)
+    return cpu_peak_bytes(work)
 
 
 def parse() -> argparse.Namespace:
@@ -181,6 +137,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Time, compare, write a dated JSON."""
     options = parse()
+    options.checkpointing = False
     torch.set_num_threads(options.threads)
     model, everything = load(options)
     trial_probes = part(everything, 0, options.examples, TRIALS // 2)
@@ -188,7 +145,7 @@ def main() -> None:
     gradient_probes = part(everything, 0, options.examples, 8)
     trial = partial(run, movement="trial", trials=TRIALS)
     works: dict[str, Callable[[], object]] = {
-        "plain training pass": lambda: plain_pass(model, gradient_probes, options),
+        "plain training pass": lambda: plain_pass(model, gradient_probes, options, gradients=True),
         "trials": lambda: trial(model, trial_probes, options),
         "gradients": lambda: run(model, gradient_probes, options, movement="gradient"),
     }
@@ -225,7 +182,7 @@ def main() -> None:
         found["tenth"] = len(best)
         found["in_common"] = {name: len(best & tenth(scores)) for name, scores in others.items()}
         # Exact sums of both halves aside, which a sketch does without.
-        peak = peak_bytes(lambda: trial(model, trial_probes, options))
+        peak = cpu_peak_bytes(lambda: trial(model, trial_probes, options))
         found["peak_bytes"] = {
             "trials": weights + peak,
             "inference with gradients at the inputs": weights

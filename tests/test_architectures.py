@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
 import warnings
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from benchmark_scripts import BENCHMARKS, part, scripts_in
 from families import FAMILIES
 from plans import plan_for
 from torch import nn
@@ -25,25 +21,13 @@ from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 from hlscore.training.apply import apply
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
-NAMES = ("architectures", "tiny_architectures", "models", "machine")
+FOLDER = BENCHMARKS
 SAMPLE = (
     "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "llama4_text",
     "olmo2", "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
 )  # fmt: skip
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-
-
-def part(name: str) -> ModuleType:
-    return importlib.import_module(name)
+_path = scripts_in(FOLDER)
 
 
 def build(family: str) -> PreTrainedModel:

@@ -1,43 +1,23 @@
 """The evidence study: its trainings against plain loops, its figures against plain arithmetic."""
 
 import dataclasses
-import importlib
 import itertools
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import peft
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, part, scripts_in
 from scipy.stats import kendalltau, ttest_1samp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hlscore
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
-NAMES = (
-    "world", "bases", "stacked", "adaptive", "journal", "arms", "trials", "study", "analysis",
-    "ranks", "ranks_table", "replicas", "replicas_table", "cost", "arm_table", "published",
-    "figure", "tables", "rlvr", "rewards_table", "marked", "movement", "movement_choices",
-    "movement_tables", "real_rlvr", "real_study", "real_tasks", "real_training",
-)  # fmt: skip
+FOLDER = BENCHMARKS / "evidence"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in NAMES:
-        sys.modules.pop(name, None)
-
-
-def part(name: str) -> ModuleType:
-    return importlib.import_module(name)
+_path = scripts_in(FOLDER)
 
 
 def tiny_model() -> LlamaForCausalLM:

@@ -1,35 +1,19 @@
 """The study on a real model, on a tiny one: trainings against plain loops, resuming, tables."""
 
-import importlib
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import peft
 import pytest
 import torch
+from benchmark_scripts import BENCHMARKS, part, scripts_in
 from tokens import VOCAB_SIZE, byte_tokenizer
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-FOLDER = Path(__file__).resolve().parent.parent / "benchmarks" / "evidence"
+FOLDER = BENCHMARKS / "evidence"
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _path() -> Iterator[None]:
-    before = set(sys.modules)
-    sys.path.insert(0, str(FOLDER))
-    yield
-    sys.path.remove(str(FOLDER))
-    for name in set(sys.modules) - before:
-        if str(FOLDER) in str(getattr(sys.modules[name], "__file__", "")):
-            sys.modules.pop(name)
-
-
-def part(name: str) -> ModuleType:
-    return importlib.import_module(name)
+_path = scripts_in(FOLDER)
 
 
 def tiny_model() -> LlamaForCausalLM:

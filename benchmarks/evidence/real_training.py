@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from stacked import Trial
 from torch import nn
 from torch.nn import functional
 from transformers import LlamaForCausalLM
@@ -27,21 +28,6 @@ WARMUP, LARGEST_NORM = 0.05, 1.0
 ADAPTER = "default"
 # Full modules and adapters have learning rates of their own.
 FULL, LORA = 0, 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """One training of an arm.
-
-    Attributes:
-        seed: Decides the order of the examples and the first values of the adapters.
-        full_rate: Peak learning rate of the modules that are trained in full.
-        lora_rate: Peak learning rate of the adapters.
-    """
-
-    seed: int
-    full_rate: float
-    lora_rate: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

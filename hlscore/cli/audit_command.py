@@ -136,12 +136,9 @@ def audit(
         from hlscore.views.audit import audit_of, print_audit, print_audit_json
     with terminal_progress() as progress:
         found = score_updates(settings, progress)
-    held_out = None
-    if data is not None:
-        read = DataSettings(
-            data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
-        )
-        held_out = measure(settings.model, read, {"after": run})
+    held_out = held_out_losses_of(
+        {"after": run}, settings.model, data, column, samples=samples, max_length=max_length
+    )
     modules = {row.module for row in found.report.candidates}
     if planned is not None and not modules & {item.module for item in planned[0].modules}:
         raise UsageError(
@@ -155,14 +152,27 @@ def audit(
         print_audit(seen, top=top, held_out=held_out)
 
 
-def measure(model: ModelSettings, data: DataSettings, runs: dict[str, str]) -> dict[str, object]:
-    """Measure the loss of a base model and of trainings of it; see `held_out_losses`."""
+def held_out_losses_of(
+    runs: dict[str, str],
+    model: ModelSettings,
+    data: str | None,
+    column: list[str],
+    *,
+    samples: int,
+    max_length: int | None,
+) -> dict[str, object] | None:
+    """Measure a base model and trainings of it on held-out data, where some is given."""
+    if data is None:
+        return None
     from dataclasses import asdict
 
     from hlscore.inputs.placement import quiet_libraries
     from hlscore.views.progress import status
 
+    read = DataSettings(
+        data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
+    )
     with status("measuring the loss"), quiet_libraries():
         from hlscore.validation.held_out import held_out_losses
 
-        return asdict(held_out_losses(model, data, runs))
+        return asdict(held_out_losses(model, read, runs))

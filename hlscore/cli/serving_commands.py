@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlscore.cli import options as o
-from hlscore.cli.audit_command import BaseModel, HeldOutData, HeldOutSamples, measure
+from hlscore.cli.audit_command import BaseModel, HeldOutData, HeldOutSamples, held_out_losses_of
 from hlscore.errors import UsageError
-from hlscore.settings import DataSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
     from hlscore.inputs.adapter import Adapter
@@ -105,12 +105,10 @@ def extract_lora(
             _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
         },
     )
-    held_out = None
-    if data is not None:
-        read = DataSettings(
-            data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
-        )
-        held_out = measure(settings, read, {"trained": run, "as plain LoRA": str(out)})
+    held_out = held_out_losses_of(
+        {"trained": run, "as plain LoRA": str(out)}, settings, data, column,
+        samples=samples, max_length=max_length,
+    )  # fmt: skip
     _print_plain(found, held_out, model, out, top=top, as_json=as_json)
 
 
