@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +16,11 @@ from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,
     DataSettings,
-    MemorySettings,
     ModelSettings,
     ObjectiveSettings,
     PlanSettings,
+    arguments,
 )
-
-# Options whose names do not follow from those of the settings.
-_NAMES = {"locks": "--lock", "base_bits": "--base", "config": "--data-config",
-          "columns": "--column"}  # fmt: skip
-
-
-def options_of(
-    kind: type[Any], settings: Mapping[str, Any], *, without: Iterable[str] = ()
-) -> list[str]:
-    """Command-line options that give settings again; those with their default are left out.
-
-    Args:
-        kind: A class of settings, whose fields are options.
-        settings: Values as plain data; fields that an older version did not write have their
-            default.
-        without: Fields to leave out.
-
-    Returns:
-        Words of a command line.
-    """
-    words: list[str] = []
-    for field in fields(kind):
-        default: Any = field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        value = settings.get(field.name, default)
-        if isinstance(value, list):
-            value = tuple(value)
-        # Settings within settings are another class's options.
-        if field.name in without or value == default or isinstance(default, MemorySettings):
-            continue
-        name = _NAMES.get(field.name, f"--{field.name.replace('_', '-')}")
-        if isinstance(value, bool):
-            words.append(name if value else name.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                words += [name, f"{key}={item}"]
-        elif field.name == "ranks":
-            words += [name, ",".join(map(str, value))]
-        elif isinstance(value, tuple):
-            for item in value:
-                words += [name, str(item)]
-        else:
-            words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
-    return words
 
 
 def plan_options(
@@ -86,20 +41,17 @@ def plan_options(
         left |= {
             name for name in ("score", "rank") if settings.get(name) == getattr(scores.run, name)
         }
-    return [
-        *options_of(PlanSettings, settings, without=left),
-        *options_of(MemorySettings, settings.get("memory", {})),
-    ]
+    return arguments(PlanSettings, settings, without=left)
 
 
 def model_options(settings: Mapping[str, Any], *, without: Iterable[str] = ()) -> list[str]:
     """Options that load the model of a run in the same way."""
-    return options_of(ModelSettings, settings, without=("model", *without))
+    return arguments(ModelSettings, settings, without=("model", *without))
 
 
 def data_options(settings: Mapping[str, Any]) -> list[str]:
     """Options that read the data of a run; how many examples is another matter."""
-    return options_of(DataSettings, settings, without=("samples",))
+    return arguments(DataSettings, settings, without=("samples",))
 
 
 def plan_again(report: ScoreReport, path: Path, *options: str, without: Iterable[str] = ()) -> str:
@@ -153,11 +105,11 @@ def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
     length = settings_in(report, "data").get("max_length")
     words = [
         *("--objective", "grpo", "--rollouts", str(rollouts)),
-        *options_of(ObjectiveSettings, settings_in(report, "objective"), without=brought),
+        *arguments(ObjectiveSettings, settings_in(report, "objective"), without=brought),
         *model_options(settings_in(report, "model")),
-        *options_of(DataSettings, {"max_length": length}),
-        *options_of(CandidateSettings, settings_in(report, "candidates")),
-        *options_of(CaptureSettings, settings_in(report, "capture"), without=("padding_side",)),
+        *arguments(DataSettings, {"max_length": length}),
+        *arguments(CandidateSettings, settings_in(report, "candidates")),
+        *arguments(CaptureSettings, settings_in(report, "capture"), without=("padding_side",)),
         *plan_options(settings_in(report, "plan")),
         *(["--weight-scores"] if run.get("weight_scores") else []),
         *(["--seed", str(run["seed"])] if run.get("seed") else []),
