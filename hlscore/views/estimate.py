@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
-from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings
-from hlscore.views.commands import model_options, options_of, plan_options
+from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
+from hlscore.views.commands import model_options, plan_options
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
@@ -48,7 +48,7 @@ def print_estimate(
         console.print(Text(note, style="dim"), soft_wrap=True)
     words = [
         *model_options(asdict(model), without=("ignore_adapter",)),
-        *options_of(CandidateSettings, asdict(candidates)),
+        *arguments(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
         *plan_options(asdict(settings), without=("budget",)),
     ]
