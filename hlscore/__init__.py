@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from hlscore._version import __version__
 
 if TYPE_CHECKING:
-    from hlscore.api import RankResult as RankResult
     from hlscore.api import rank as rank
     from hlscore.api import rank_updates as rank_updates
     from hlscore.artifacts.plan_file import read_plan as read_plan
     from hlscore.errors import HlscoreError as HlscoreError
+    from hlscore.flow.result import RankResult as RankResult
     from hlscore.training.apply import apply as apply
     from hlscore.training.groups import param_groups as param_groups
     from hlscore.training.merge import merge as merge
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "rank": "hlscore.api",
     "rank_updates": "hlscore.api",
-    "RankResult": "hlscore.api",
+    "RankResult": "hlscore.flow.result",
     "HlscoreError": "hlscore.errors",
     "read_plan": "hlscore.artifacts.plan_file",
     "apply": "hlscore.training.apply",

@@ -3,34 +3,25 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_origin
+from typing import Any, get_origin
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder, write_files
-from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.plan_making import make_plan
-from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.errors import DataError, UsageError
 from hlscore.flow import (
     Progress,
+    RankResult,
     Silent,
-    sample_rollouts,
+    rank_model,
     score_held_weights,
-    score_model,
     score_updates,
 )
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.model import identify
-from hlscore.planning.allocation import Allocation
-from hlscore.records import ModuleRow, ScoreReport
-from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.reward_calls import name_of
 from hlscore.rollouts.reward_process import Reward
@@ -46,67 +37,9 @@ from hlscore.settings import (
     settings_in,
 )
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Data = str | Path | Iterable[Mapping[str, Any]] | None
 Rollouts = Data | RolloutSet
 IN_MEMORY = "examples in memory"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RankResult:
-    """What a run found.
-
-    Attributes:
-        report: Content of `scores.parquet`.
-        plan: Content of `plan.json`.
-        allocation: The decisions behind the plan, with totals and stability.
-        rollouts: Completions that the model sampled, if it did.
-    """
-
-    report: ScoreReport
-    plan: Plan
-    allocation: Allocation
-    rollouts: RolloutSet | None = None
-
-    @property
-    def rows(self) -> tuple[ModuleRow, ...]:
-        """Rows of the report, the best first."""
-        return self.report.rows
-
-    @property
-    def full_modules(self) -> tuple[str, ...]:
-        """Names of the modules to train in full, the best first."""
-        return tuple(item.row.module for item in self.allocation.decisions if item.mode == "full")
-
-    def to_pandas(self) -> pd.DataFrame:
-        """The report as a pandas frame."""
-        return to_pandas(self.report)
-
-    def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Path]:
-        """Write `scores.parquet` and `plan.json`, and `rollouts.jsonl` where some were sampled.
-
-        Args:
-            folder: Made when missing.
-            force: Replace results that are already there.
-
-        Returns:
-            The path of each file.
-
-        Raises:
-            UsageError: The folder already holds results and `force` is off.
-            ArtifactError: The folder cannot be written to.
-        """
-        target, rollouts = Path(folder), self.rollouts
-        writers: dict[str, Callable[[Path], None]] = {
-            SCORES_FILE: lambda path: write_report(self.report, path),
-            PLAN_FILE: lambda path: write_plan(self.plan, path),
-        }
-        if rollouts is not None:
-            writers[ROLLOUTS_FILE] = lambda path: write_rollouts(rollouts, path)
-        check_folder(target, tuple(writers), force=force)
-        return write_files(target, writers)
 
 
 def rank(
@@ -152,8 +85,14 @@ def rank(
     if rollouts is not None:
         values["rollouts"] = str(rollouts) if isinstance(rollouts, str | Path) else IN_MEMORY
     settings = RankSettings.of(values)
-    given: Rollouts = data if rollouts is None else rollouts
-    return _run(model, tokenizer, given, settings, functions, progress or Silent())
+    told = progress or Silent()
+    identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
+    if settings.data.without_probes:
+        return score_held_weights(model, identity, settings, told)
+    examples = _examples(data if rollouts is None else rollouts, settings)
+    result = rank_model(model, tokenizer, identity, examples, settings, told, functions=functions)
+    assert result is not None  # noqa: S101 - a process alone is the main one
+    return result
 
 
 def rank_updates(
@@ -185,12 +124,8 @@ def rank_updates(
     settings = RankSettings.of(
         values | {"model": str(base), "updates": tuple(str(each) for each in several)}
     )
-    found = score_updates(settings, progress or Silent())
-    return RankResult(
-        report=found.report,
-        plan=make_plan(found.report, found.allocation),
-        allocation=found.allocation,
-    )
+    result, _ = score_updates(settings, progress or Silent())
+    return result
 
 
 def _options(*without: str, of: tuple[type, ...]) -> dict[str, Setting]:
@@ -260,31 +195,6 @@ def _describe(function: Any, known: Mapping[str, Setting]) -> None:
 
 _describe(rank, _RANK_OPTIONS)
 _describe(rank_updates, _UPDATE_OPTIONS)
-
-
-def _run(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    data: Rollouts,
-    settings: RankSettings,
-    functions: Mapping[str, Reward],
-    progress: Progress,
-) -> RankResult:
-    identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
-    if settings.data.without_probes:
-        report, allocation = score_held_weights(model, identity, settings, progress)
-        plan = make_plan(report, allocation)
-        return RankResult(report=report, plan=plan, allocation=allocation)
-    examples, rollouts = _examples(data, settings), None
-    if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
-        rollouts = sample_rollouts(
-            model, tokenizer, identity, examples, settings, progress, functions=functions
-        )
-    found = score_model(model, tokenizer, identity, rollouts or examples, settings, progress)
-    assert found is not None  # noqa: S101 - a process alone is the main one
-    report, allocation = found
-    plan = make_plan(report, allocation)
-    return RankResult(report=report, plan=plan, allocation=allocation, rollouts=rollouts)
 
 
 def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:

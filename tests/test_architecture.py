@@ -55,9 +55,10 @@ ALLOWED: dict[str, set[str]] = {
         "scores",
         "weights",
         "planning",
+        "artifacts",
         "flow",
     },
-    "api": GROUND | {"inputs", "rollouts", "planning", "artifacts", "flow"},
+    "api": GROUND | {"inputs", "rollouts", "flow"},
     "views": GROUND
     | {
         "processes",

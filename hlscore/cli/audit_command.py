@@ -117,15 +117,15 @@ def audit(
         from hlscore.flow import score_updates
         from hlscore.views.audit import audit_of, print_audit, print_audit_json
     with terminal_progress() as progress:
-        found = score_updates(settings, progress)
+        result, movements = score_updates(settings, progress)
     losses = held_out_losses_of({"after": run}, settings.model, held_out)
-    modules = {row.module for row in found.report.candidates}
+    modules = {row.module for row in result.report.candidates}
     if planned is not None and not modules & {item.module for item in planned[0].modules}:
         raise UsageError(
             f"'{plan}' plans none of the modules of '{model}'.", hint="Give the run's own plan."
         )
-    seen = audit_of(found.report, found.movements, target, planned)
-    write_files(target.parent, {target.name: lambda path: write_report(found.report, path)})
+    seen = audit_of(result.report, movements, target, planned)
+    write_files(target.parent, {target.name: lambda path: write_report(result.report, path)})
     if as_json:
         print_audit_json(seen, held_out=losses)
     else:

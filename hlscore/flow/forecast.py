@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.flow.probed import encode_probes
+from hlscore.flow.rank import encode_probes
 from hlscore.gradients.estimator import Choice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes

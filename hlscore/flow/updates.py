@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import opened
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.resampling import draw_resamples
@@ -26,7 +26,7 @@ from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.trained import LowRank, Trained, Update, open_trained
-from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
+from hlscore.planning.allocation import check_plan_settings
 from hlscore.records import (
     Candidate,
     GradientStatistics,
@@ -61,22 +61,9 @@ class Moved:
     relative: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateScores:
-    """What `score_updates` found.
-
-    Attributes:
-        report: The scores.
-        allocation: The plan made from them.
-        movements: Further figures of each candidate, by module.
-    """
-
-    report: ScoreReport
-    allocation: Allocation
-    movements: dict[str, Moved]
-
-
-def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
+def score_updates(
+    settings: RankSettings, progress: Progress
+) -> tuple[RankResult, dict[str, Moved]]:
     """Score the weight updates of finished trainings without loading a model, and plan.
 
     The updates of the first half of the trainings are averaged to A, those of the second to B,
@@ -87,7 +74,7 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
         progress: Told about the decompositions.
 
     Returns:
-        The report, the plan made from it, and what the report has no columns for.
+        Report and plan, and by module what the report has no columns for.
 
     Raises:
         HlscoreError: Something cannot be used; the message says what.
@@ -138,12 +125,7 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
             notes=scorer.notes(chosen),
         ),
     )
-    allocation = allocate(report, plan)
-    return UpdateScores(
-        report=with_selection(report, allocation),
-        allocation=allocation,
-        movements=scorer.movements,
-    )
+    return with_plan(report, plan), scorer.movements
 
 
 class _Scorer:

@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
-from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
+from hlscore.planning.allocation import check_plan_for, check_plan_settings
 from hlscore.processes import Processes
 from hlscore.records import (
     NO_PROBES,
@@ -35,17 +35,12 @@ from hlscore.weights.measuring import measure_weight
 from hlscore.weights.singular_values import decomposition_bytes
 
 
-def score_stored_weights(
-    settings: RankSettings, progress: Progress
-) -> tuple[ScoreReport, Allocation]:
+def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:
     """Score the weights of a checkpoint without loading its model, and allocate the budget.
 
     Args:
         settings: Settings of the run, without probes.
         progress: Told about the decompositions.
-
-    Returns:
-        The report and the plan made from it.
 
     Raises:
         HlscoreError: Something cannot be used; the message says what.
@@ -91,7 +86,7 @@ def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]
 
 def score_held_weights(
     model: PreTrainedModel, identity: ModelIdentity, settings: RankSettings, progress: Progress
-) -> tuple[ScoreReport, Allocation]:
+) -> RankResult:
     """Score the weights of a model in memory without probing it, and allocate the budget.
 
     Args:
@@ -99,9 +94,6 @@ def score_held_weights(
         identity: What the artifacts say about the model.
         settings: Settings of the run, without probes.
         progress: Told about the decompositions.
-
-    Returns:
-        The report and the plan made from it.
 
     Raises:
         HlscoreError: Something cannot be used; the message says what.
@@ -217,12 +209,11 @@ def _report(
     identity: ModelIdentity,
     run: RunInfo,
     settings: RankSettings,
-) -> tuple[ScoreReport, Allocation]:
+) -> RankResult:
     plan = settings.plan
     rows = build_weight_rows(
         modules, found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
     )
     ordered = order_rows(rows, find_score(plan.score), plan.rank)
     report = ScoreReport(rows=ordered, model=identity, probes=NO_PROBES, run=run)
-    allocation = allocate(report, plan)
-    return with_selection(report, allocation), allocation
+    return with_plan(report, plan)

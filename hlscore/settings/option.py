@@ -170,9 +170,14 @@ def require(condition: bool, message: str, hint: str = "") -> None:
 def check(settings: Any) -> None:
     """Refuse settings with a value outside the choices or the range of its option."""
     known = settings_in(type(settings))  # type: ignore[arg-type]
+    hints = get_type_hints(type(settings))
     for item in fields(settings):
         value, setting = getattr(settings, item.name), known.get(item.name)
-        if setting is None or is_dataclass(value) or (value is None and setting.optional):
+        if (
+            is_dataclass(hints[item.name])
+            or setting is None
+            or (value is None and setting.optional)
+        ):
             continue
         if setting.choices:
             require(
