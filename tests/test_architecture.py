@@ -92,7 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "serving",
         "cli",
     },
-    "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},
+    "__init__": {"_version", "api", "artifacts", "errors", "flow", "training"},
     "__main__": {"cli"},
 }
 HEAVY = {

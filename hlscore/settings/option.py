@@ -172,12 +172,10 @@ def check(settings: Any) -> None:
     known = settings_in(type(settings))  # type: ignore[arg-type]
     hints = get_type_hints(type(settings))
     for item in fields(settings):
-        value, setting = getattr(settings, item.name), known.get(item.name)
-        if (
-            is_dataclass(hints[item.name])
-            or setting is None
-            or (value is None and setting.optional)
-        ):
+        if is_dataclass(hints[item.name]):
+            continue
+        value, setting = getattr(settings, item.name), known[item.name]
+        if value is None and setting.optional:
             continue
         if setting.choices:
             require(
