@@ -33,14 +33,7 @@ def run_rank(
     """Score a model, plan, write and print.
 
     Args:
-        settings: Settings of the run.
         out: Folder for the results; `None` for the default one.
-        saved: What is done with stored progress and earlier results.
-        top: Modules to show.
-        as_json: Print one JSON object instead of text.
-
-    Raises:
-        Interrupted: The user pressed Ctrl-C, and progress is kept.
     """
     from hlscore.artifacts.files import default_folder
 
@@ -178,12 +171,7 @@ def _kept(sampled: list[RolloutSet], folder: Path, *, is_main: bool) -> Iterator
 
 
 def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
-    """Say what a run would do.
-
-    Args:
-        settings: Settings of the run.
-        as_json: Print one JSON object instead of text.
-    """
+    """Say what a run would do."""
     from hlscore.views.progress import status, warn
 
     _check_settings(settings)

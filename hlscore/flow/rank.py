@@ -66,15 +66,8 @@ def rank_model(
 
     Args:
         model: The model with weights; comes back as it was.
-        tokenizer: Its tokenizer.
-        identity: What the artifacts say about the model.
-        examples: The probe examples, or the prompts to complete.
-        settings: Settings of the run.
-        progress: Receives the long steps.
-        functions: Reward functions of the Python API by name.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
-        sampled: Receives completions that the model sampled, before they are probed.
 
     Returns:
         Report, plan and completions; `None` in all but the main process.
@@ -131,15 +124,8 @@ def score_probes(
 
     Args:
         model: The model with weights; comes back as it was.
-        modules: What `find_modules` found in it.
-        identity: What the artifacts say about the model.
-        probes: The probe set.
-        settings: Settings of the run.
-        progress: Told about both long steps.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
-        earlier_seconds: What was done for it before, such as sampling.
-        rollouts: Completions that the model sampled for it, to be kept with the result.
     """
     began = time.perf_counter()
     planned = len(candidates_of(modules))
@@ -226,20 +212,8 @@ def sample_rollouts(
 
     Args:
         model: The model with weights; comes back as it was.
-        tokenizer: Its tokenizer.
-        identity: What the artifacts say about the model.
-        examples: The prompts.
-        settings: Settings of the run.
-        progress: Told about the completions.
-        functions: Reward functions of the Python API by name.
         processes: This process among those that share the prompts.
         storage: Where finished groups are stored, if anywhere.
-
-    Returns:
-        The completions with rewards, the same in every process.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     # What would be refused afterwards is refused before.
     length_limit(model, settings.data.max_length, default=None)

@@ -58,19 +58,7 @@ class RankResult:
         return to_pandas(self.report)
 
     def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Path]:
-        """Write `scores.parquet` and `plan.json`, and `rollouts.jsonl` where some were sampled.
-
-        Args:
-            folder: Made when missing.
-            force: Replace results that are already there.
-
-        Returns:
-            The path of each file.
-
-        Raises:
-            UsageError: The folder already holds results and `force` is off.
-            ArtifactError: The folder cannot be written to.
-        """
+        """Write `scores.parquet` and `plan.json`, and `rollouts.jsonl` where some were sampled."""
         target, rollouts = Path(folder), self.rollouts
         writers: dict[str, Callable[[Path], None]] = {
             SCORES_FILE: lambda path: write_report(self.report, path),
@@ -111,16 +99,8 @@ def run_info(
     """Say where and how a report was made.
 
     Args:
-        settings: Settings of the run.
-        seconds: How long it took.
         estimator: How gradients were captured; `none` without probes.
-        device: Device that computed.
-        dtype: Dtype of the weights.
         sketch_size: Columns of a sketch; `None` without sketches.
-        notes: Remarks on the run.
-
-    Returns:
-        What the report says.
     """
     return RunInfo(
         hlscore_version=__version__,

@@ -71,13 +71,6 @@ def score_updates(
 
     Args:
         settings: Settings of the run, with `updates`.
-        progress: Told about the decompositions.
-
-    Returns:
-        Report and plan, and by module what the report has no columns for.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     check_plan_settings(settings.plan)
     check_of_updates(settings.plan.score)
@@ -162,12 +155,7 @@ class _Scorer:
         self._noise = [0.0] * len(trainings)
 
     def add(self, item: Candidate, weight: torch.Tensor) -> None:
-        """Score the updates of one weight.
-
-        Args:
-            item: Whose weight it is.
-            weight: The weight of the base.
-        """
+        """Score the updates of one weight."""
         norm = float(energies_of(weight.reshape(-1, *weight.shape[-2:])).sum()) ** 0.5
         updates = []
         for place, trained in enumerate(self._trainings):
@@ -186,12 +174,7 @@ class _Scorer:
         )
 
     def check(self) -> None:
-        """Refuse trainings that changed nothing, or that started from other weights.
-
-        Raises:
-            UsageError: An update is zero.
-            ModelError: The weights of a training have nothing in common with the base.
-        """
+        """Refuse trainings that changed nothing, or that started from other weights."""
         for trained, energy, cosines in zip(
             self._trainings, self._energies, self._cosines, strict=True
         ):

@@ -36,15 +36,7 @@ from hlscore.weights.singular_values import decomposition_bytes
 
 
 def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:
-    """Score the weights of a checkpoint without loading its model, and allocate the budget.
-
-    Args:
-        settings: Settings of the run, without probes.
-        progress: Told about the decompositions.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
-    """
+    """Score the weights of a checkpoint without loading its model, and allocate the budget."""
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
     device = resolve_device(settings.model.device)
@@ -65,18 +57,7 @@ def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResu
 
 
 def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]]:
-    """Open the files of a model, and refuse what cannot be planned or is not in them.
-
-    Args:
-        settings: Settings of the run.
-
-    Returns:
-        The stored weights, and every module found in the model.
-
-    Raises:
-        HlscoreError: The model cannot be used, a lock or a budget does not fit it, or the weight of
-            a candidate is missing.
-    """
+    """Open the files of a model, and refuse what cannot be planned or is not in them."""
     stored = StoredWeights(settings.model)
     modules = find_modules(stored.shape, settings.candidates)
     check_plan_for(stored.identity(), modules, settings.plan)
@@ -91,12 +72,6 @@ def score_held_weights(
 
     Args:
         model: The model with weights; it is only read.
-        identity: What the artifacts say about the model.
-        settings: Settings of the run, without probes.
-        progress: Told about the decompositions.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
@@ -126,10 +101,6 @@ def weights_beside(
 
     Args:
         model: The model with weights; it is only read.
-        chosen: Its candidates.
-        settings: Settings of the run.
-        ranks: Ranks of the curves.
-        progress: Told about the decompositions.
         processes: This process among those that share the probes; all take part where weights
             are sharded, and the main one decomposes.
 
@@ -167,10 +138,7 @@ def _decomposing(
     """Spread the decompositions of weights over threads.
 
     Args:
-        chosen: Modules whose weights are decomposed.
-        ranks: LoRA ranks of the curves.
         device: Where to compute; an accelerator decomposes one weight after the other.
-        progress: Told about the decompositions.
 
     Yields:
         Statistics by module name, complete when the block ends, and a function that takes one

@@ -115,11 +115,7 @@ class Setting:
 
 @cache
 def settings_in(kind: Any) -> dict[str, Setting]:
-    """Settings of a class and of the classes that its fields hold, by name.
-
-    Args:
-        kind: A dataclass whose fields carry options.
-    """
+    """Settings of a class and of the classes that its fields hold, by name."""
     found: dict[str, Setting] = {}
     hints = get_type_hints(kind, include_extras=True)
     for item in fields(kind):
@@ -148,7 +144,6 @@ def build(kind: type[T], values: Mapping[str, Any]) -> T:
     """Make settings, and those within them, from values by name; the others have their defaults.
 
     Args:
-        kind: Class of the settings.
         values: Values by name, as `settings_in` names them.
     """
     hints = get_type_hints(kind)
@@ -208,9 +203,7 @@ def arguments(kind: type, values: Mapping[str, Any], *, without: Iterable[str] =
     """Words of a command line that give settings again; those with their default are left out.
 
     Args:
-        kind: Class of the settings.
         values: Values as plain data, nested as the class is; missing ones have their default.
-        without: Names to leave out.
     """
     words: list[str] = []
     known, left_out, hints = settings_in(kind), set(without), get_type_hints(kind)

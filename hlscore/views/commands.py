@@ -29,12 +29,7 @@ def plan_options(
     """Options that make a plan as settings say.
 
     Args:
-        settings: Settings of a plan as plain data.
-        without: Fields to leave out.
         scores: The report that is planned from: what its run says needs no option.
-
-    Returns:
-        Words of a command line.
     """
     left = set(without)
     if scores is not None:
@@ -58,13 +53,7 @@ def plan_again(report: ScoreReport, path: Path, *options: str, without: Iterable
     """`hlscore plan` with the plan options of a run.
 
     Args:
-        report: Scores.
-        path: Their file.
-        options: Further options.
         without: Fields of the plan settings that `options` give.
-
-    Returns:
-        The command.
     """
     settings = settings_in(report, "plan")
     kept = plan_options(settings, without=without, scores=report)
@@ -86,16 +75,7 @@ def validate_plan(report: ScoreReport, plan_file: Path) -> str:
 
 
 def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
-    """`hlscore rank` on the completions of a run, with the options of that run.
-
-    Args:
-        report: Its scores.
-        rollouts: Its completions.
-        options: Further options.
-
-    Returns:
-        The command.
-    """
+    """`hlscore rank` on the completions of a run, with the options of that run."""
     # The file brings the prompts, how they were completed, and the rewards.
     brought = (
         "objective", "loss_type", "beta", "rollouts", "rewards", "reward_weights",
@@ -127,10 +107,6 @@ def settings_in(report: ScoreReport, part: str) -> Mapping[str, Any]:
 def scores_beside(plan: Plan, path: Path) -> Path | None:
     """The scores that a plan was chosen by, where they lie in its directory.
 
-    Args:
-        plan: The plan.
-        path: Its file.
-
     Returns:
         The file; None where there is none, or where no score chose the plan.
     """
@@ -142,12 +118,7 @@ def replan(plan: Plan, scores: Path, *options: str) -> str:
     """`hlscore plan` with everything that made a plan.
 
     Args:
-        plan: The plan.
-        scores: The scores that it was chosen by.
         options: Further options; they come last, so that a lock among them counts.
-
-    Returns:
-        The command.
     """
     run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
     settings = asdict(settings_of(plan))

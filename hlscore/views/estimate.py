@@ -31,11 +31,6 @@ def print_estimate(
     """Print what each training takes, and the next command.
 
     Args:
-        model: Which model.
-        candidates: Which modules.
-        shape: The model.
-        settings: What was asked for.
-        trainings: The estimates.
         device_bytes: Memory of the device; `None` if that was not given.
         console: Where to print; standard output by default.
     """
@@ -70,10 +65,6 @@ def print_estimate_json(
     """Print the same as one JSON object.
 
     Args:
-        model: Name of the model as given.
-        shape: The model.
-        settings: What was asked for.
-        trainings: The estimates.
         device_bytes: Memory of the device; `None` if that was not given.
     """
     print(
