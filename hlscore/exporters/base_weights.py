@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.formats import ExportSettings
 from hlscore.exporters.peft_names import full_name
@@ -52,7 +51,6 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
         ArtifactError: A file of the model cannot be read, or the plan is too old.
         ModelError: Names or shapes differ from the plan's, or the model cannot be found.
     """
-    refuse_upgraded(plan, "seed-adapter")
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
@@ -83,7 +81,6 @@ def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
         ArtifactError: A file of the model cannot be read, or the plan is too old.
         ModelError: Names or shapes differ from the plan's, or the model cannot be found.
     """
-    refuse_upgraded(plan, "comparing weights")
     return _are_the_weights(plan, _checked_tensors(plan, model))
 
 

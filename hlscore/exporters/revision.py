@@ -112,8 +112,7 @@ def default_rank(plan: Plan) -> int:
 
 def memory_settings(plan: Plan) -> MemorySettings:
     """What the memory of a plan was computed for."""
-    names = MemorySettings.__dataclass_fields__
-    return MemorySettings(**{name: getattr(plan.memory, name) for name in names})
+    return plan.settings.memory
 
 
 def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Change:

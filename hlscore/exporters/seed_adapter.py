@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.peft import PEFT_LIMITS, adapter_config, config_text
@@ -48,7 +47,6 @@ def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     Raises:
         ArtifactError: The plan was written by an hlscore too old for this.
     """
-    refuse_upgraded(plan, "seed-adapter")
     config = adapter_config(plan, settings.base(plan))
 
     def write_weights(path: Path) -> None:

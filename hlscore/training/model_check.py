@@ -7,7 +7,6 @@ import warnings
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError
 from hlscore.inputs.fingerprint import fingerprint, structure_hash
@@ -31,7 +30,6 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
         ArtifactError: The plan was written by an hlscore too old for this.
         ModelError: Names, shapes or kinds of the candidate modules differ.
     """
-    refuse_upgraded(plan, "apply")
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
     other = structure_hash(candidates) != plan.model.fingerprint.structure
