@@ -17,10 +17,9 @@ from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import write_report
 from hlscore.cli.main import _run
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
 from hlscore.exporters.limits import faults
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.registry import exporter_names, find_exporter
 from hlscore.planning.allocation import allocate
 from hlscore.settings import PlanSettings
 

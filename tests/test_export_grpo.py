@@ -21,8 +21,7 @@ from plans import plan_for
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import DataError, UsageError
-from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.registry import exporter_names, find_exporter
+from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
 from hlscore.training.data import as_probed

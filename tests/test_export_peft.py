@@ -20,18 +20,18 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from hlscore.artifacts.plan import Plan, PlanSkipped
 from hlscore.artifacts.plan_file import plan_text, read_plan
-from hlscore.exporters import moe_names
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters import peft as moe_names
+from hlscore.exporters.exporter import ExportSettings, find_exporter
+from hlscore.exporters.formats.peft import EXPORTER
 from hlscore.exporters.limits import (
+    PEFT_LIMITS,
     ExportError,
     Limits,
     check_limits,
     faults,
 )
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import EXPORTER, PEFT_LIMITS, adapter_config, lora_config
-from hlscore.exporters.peft_names import pattern, skip_modules
-from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.peft import adapter_config, lora_config, pattern, skip_modules
 from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)

@@ -16,12 +16,17 @@ from plans import plan_for, renamed
 from transformers import Trainer, TrainingArguments
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import ExportSettings, origin
+from hlscore.exporters.exporter import (
+    ExportSettings,
+    experimental,
+    exporter_names,
+    find_exporter,
+    origin,
+)
+from hlscore.exporters.formats.trl import config_fields
 from hlscore.exporters.hf_training import optimizer_args, optimizer_name
 from hlscore.exporters.limits import ExportError, check_limits
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.registry import find_exporter
-from hlscore.exporters.trl import config_fields
 from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
@@ -216,7 +221,7 @@ def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:
         "r": 4,
         "lora_alpha": 8,
         "lora_dropout": 0.0,
-        "origin": list(origin(hybrid)),
+        "origin": [*origin(hybrid), experimental("twinkle")],
     }
 
 
@@ -462,10 +467,10 @@ def test_the_trainer_of_transformers_reads_the_momentum(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a${b}", "a$b", "???"])
 def test_verl_refuses_names_that_hydra_would_resolve(name: str, tmp_path: Path) -> None:
     plan = plan_of("llama")
-    with pytest.raises(ExportError, match="a meaning of its own"):
+    with pytest.raises(ExportError, match=r"does not read .* as text"):
         file_of(plan, "verl", tmp_path, ExportSettings(model=name))
     plan = renamed(plan, "model.layers.0.self_attn.q_proj", name)
-    with pytest.raises(ExportError, match="a meaning of its own"):
+    with pytest.raises(ExportError, match=r"does not read .* as text"):
         file_of(plan, "verl", tmp_path)
 
 
@@ -492,3 +497,15 @@ def test_freeze_refuses_names_that_are_no_regular_expressions(name: str, tmp_pat
     plan = renamed(plan_of("llama", "*=frozen", *MODES[:2]), FULL[0], name)
     with pytest.raises(ExportError, match="regular expression"):
         file_of(plan, "freeze", tmp_path)
+
+
+@pytest.mark.parametrize("name", exporter_names())
+def test_formats_that_never_ran_with_their_trainer_say_so(name: str, tmp_path: Path) -> None:
+    exporter = find_exporter(name)
+    assert exporter.name == name
+    assert exporter.experimental == (name in ("prime-rl", "twinkle", "unsloth", "verl"))
+    if exporter.experimental:
+        plan = near(plan_of("llama", *MODES), name)
+        said = experimental(exporter.limits.trainer)
+        assert said in file_of(plan, name, tmp_path).decode()
+        assert said in exporter.all_notes(plan, RATES)

@@ -23,11 +23,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.limits import check_limits
 from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
-from hlscore.exporters.registry import find_exporter
 from hlscore.inputs.model import load_model
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
@@ -239,7 +238,7 @@ def test_no_adapter_goes_on_the_head() -> None:
 
 @functools.cache
 def script() -> dict[str, Any]:
-    path = Path(find_exporter.__code__.co_filename).parent / "templates/trl_train.py.txt"
+    path = Path(find_exporter.__code__.co_filename).parent / "formats/trl_train.py.txt"
     text = path.read_text().replace("{{RATES}}", "{}")
     module = type(sys)("train")
     module.__dict__["__file__"] = str(path)

@@ -15,9 +15,8 @@ import reports
 from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.registry import find_exporter
 from hlscore.exporters.revision import Change, revise
 from hlscore.planning.allocation import allocate
 from hlscore.settings import MemorySettings, PlanSettings

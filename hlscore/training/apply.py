@@ -15,9 +15,8 @@ from transformers import PreTrainedModel
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.exporters.limits import check_limits
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.peft_names import never_packed, skip_modules
+from hlscore.exporters.limits import PEFT_LIMITS, check_limits
+from hlscore.exporters.peft import lora_config, never_packed, skip_modules
 from hlscore.inputs.model import input_device
 from hlscore.inputs.packed import is_packed_linear
 from hlscore.training.model_check import check_model

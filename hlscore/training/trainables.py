@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.peft_names import full_name
+from hlscore.exporters.peft import full_name, needs_parameter_name
 
 if TYPE_CHECKING:
     from peft import PeftModel
