@@ -27,7 +27,7 @@ from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
 from hlscore.training import apply as applying
 from hlscore.training.apply import apply, check_trainables, skip_modules
-from hlscore.training.trainables import expected_trainables, groups
+from hlscore.training.groups import expected_trainables, groups
 
 STATE_SPACE = ("out_proj", "dt_proj", "x_proj")
 REFUSED = {"mamba": STATE_SPACE, "mamba2": STATE_SPACE[:1], "falcon_h1": STATE_SPACE[:1],

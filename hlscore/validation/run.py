@@ -17,7 +17,7 @@ from hlscore.probes.units import ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
-from hlscore.training.model_check import check_model
+from hlscore.training.apply import check_model
 from hlscore.validation.arms import FULL, PLAN, Arm, make_arms
 from hlscore.validation.examples import Examples, split_examples
 from hlscore.validation.gaps import ArmResult, compare_arms
