@@ -326,7 +326,7 @@ def test_the_model_is_left_as_it_was_when_peft_fails(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="PEFT cannot put the plan on this model"):
         apply(model, plan)
     good = plan_for(model, every_mode(model))
-    monkeypatch.setattr(applying, "groups", lambda *_, **__: {"full": ["x"], "lora": []})
+    monkeypatch.setattr(applying, "expected_trainables", lambda *_, **__: {"any": ("x",)})
     with pytest.raises(ModelError, match="1 are missing: x; "):
         apply(model, good)
     assert {name: type(module) for name, module in model.named_modules()} == kinds

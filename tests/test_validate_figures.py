@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +18,9 @@ from hlscore.probes.units import ProbeExample
 from hlscore.reasons import UNREACHED
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
-from hlscore.validation.examples import split_examples, training_order
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
-from hlscore.validation.rates import at_edge, best, search
+from hlscore.validation.run import at_edge, best, search, split_examples
+from hlscore.validation.training import example_sums, training_order
 from hlscore.validation.verdict import verdict
 
 LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
@@ -131,9 +130,8 @@ def examples(count: int) -> list[ProbeExample]:
 def test_parts_share_nothing_and_follow_content() -> None:
     listed = examples(50)
     parts = split_examples(listed, held_out=0.4, seed=1)
-    assert [len(parts.training), len(parts.tuning), len(parts.test)] == [30, 10, 10]
-    everything = [*parts.training, *parts.tuning, *parts.test]
-    assert Counter(everything) == Counter(listed)
+    assert [len(part) for part in parts] == [30, 10, 10]
+    assert Counter(item for part in parts for item in part) == Counter(listed)
     again = split_examples([*reversed(listed), listed[3]], held_out=0.4, seed=1)
     assert again == parts
     assert split_examples(listed, held_out=0.4, seed=2) != parts
@@ -306,20 +304,13 @@ def test_a_plan_for_another_loss_is_said_first() -> None:
 
 
 def test_example_sums_are_plain_losses() -> None:
-    from tokens import byte_tokenizer
-
-    from hlscore.validation.examples import Examples
-    from hlscore.validation.training import Ground, example_sums
-
     model = FAMILIES["llama"].build().eval()
     listed = [
         ProbeExample((1, 2, 3, 4, 5), (False, False, True, True, True)),
         ProbeExample((7, 8, 9), (False, True, False)),
         ProbeExample((5, 6, 7, 8, 9, 10, 11), (False, *(True,) * 6)),
     ]
-    parts = Examples(training=(), tuning=(), test=())
-    ground = Ground(model=model, tokenizer=byte_tokenizer(), examples=parts, steps=2, batch_size=1)
-    found = example_sums(model, listed, replace(ground, batch_size=8))
+    found = example_sums(model, listed, 0, batch_size=8)
     for item, total in zip(listed, found, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([item.input_ids])).logits[0].log_softmax(-1)

@@ -50,25 +50,13 @@ class Arm:
 def make_arms(
     plan: Plan, model: ModelIdentity, seeds: tuple[int, ...], *, full: bool
 ) -> tuple[Arm, ...]:
-    """Make the rivals of a plan.
+    """A plan and its rivals, each with a plan for each seed.
 
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
     is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
     with a rank for each module it deals the ranks anew among modules of one shape. `largest` trains
     the largest modules in full, as many parameters as the plan; plans of ranks have no such rival.
-
-    Args:
-        plan: The plan.
-        model: The model that it is for.
-        seeds: Seeds of the trainings.
-        full: Whether full fine-tuning is among them.
-
-    Returns:
-        The arms, the plan and LoRA among them.
-
-    Raises:
-        UsageError: The plan trains no module in full, and ranks were not chosen.
     """
     if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(
@@ -95,16 +83,9 @@ def make_arms(
 
 
 def drawn_modules(rows: Sequence[ModuleRow], *, seed: int, params: int) -> list[str]:
-    """Draw modules at random, spread over kinds and sizes, of at most so many parameters.
+    """Names of modules drawn at random, spread over kinds and sizes, of at most `params` together.
 
-    Args:
-        rows: Modules to draw from.
-        seed: Seed of the draw.
-        params: Parameters of all drawn modules together; less than the smallest of the others is
-            left over.
-
-    Returns:
-        Their names, in the order of the draw.
+    The rest of `params` is smaller than any module that was not drawn.
     """
     drawn = stratified_scores(rows, seed=seed)
     order = sorted(range(len(rows)), key=lambda place: -drawn[rows[place].module])
@@ -112,12 +93,7 @@ def drawn_modules(rows: Sequence[ModuleRow], *, seed: int, params: int) -> list[
 
 
 class _Rivals:
-    """Makes plans for the modules of another plan.
-
-    Args:
-        plan: The plan.
-        model: The model that it is for.
-    """
+    """Makes plans for the modules of another plan."""
 
     def __init__(self, plan: Plan, model: ModelIdentity) -> None:
         self._plan = plan
