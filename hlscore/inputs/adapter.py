@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _WRAPPED = ".base_layer"
 _SHOWN = 3
+_BLOCK_NUMBERS = 1 << 20
 # What FSDP and torch.compile leave in names that were saved without unwrapping.
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod)\.")
 # Options that make an adapter more than a product of two matrices added to a weight.
@@ -116,14 +117,42 @@ class Adapter:
         product = self._factors(item, parts)
         if parts.magnitude is None:
             return product if bool(product.left.any()) and bool(product.right.any()) else None
-        # DoRA: each row of the sum, in the layout [out, in], is scaled to a length of its own.
-        moved = base.to(torch.float32, copy=True).reshape(-1, *base.shape[-2:])
-        moved -= product.dense()
-        rows = moved.mT if item.storage == "in_out" else moved
-        length = read_tensor(parts.magnitude).float().reshape(-1, 1)
-        rows *= length / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        found = base.float().reshape(moved.shape) - moved
+        found = base.to(torch.float32, copy=True).reshape(-1, *base.shape[-2:])
+        rows = found.reshape(-1, base.shape[-1])  # a view
+        start = 0
+        for part in self.merged(item, base):
+            rows[start : start + len(part)] -= part
+            start += len(part)
         return found if bool(found.any()) else None
+
+    def merged(self, item: Candidate, base: torch.Tensor) -> Iterator[torch.Tensor]:
+        """The weight with its LoRA, a few rows at a time, float32 [rows, base.shape[-1]]."""
+        parts = self._lora[item.parameter]
+        product = self._factors(item, parts)
+        stacked = base.reshape(-1, *base.shape[-2:])
+        count = max(1, _BLOCK_NUMBERS // stacked.shape[-1])
+
+        def sums(place: int) -> Iterator[torch.Tensor]:
+            lefts = torch.split(product.left[place], count)
+            for left, part in zip(lefts, torch.split(stacked[place], count), strict=True):
+                yield part.float() - left @ product.right[place]
+
+        for place in range(len(stacked)):
+            if parts.magnitude is None:
+                yield from sums(place)
+                continue
+            # DoRA: each row of the sum, in the layout [out, in], is scaled to a length of its own.
+            length = read_tensor(parts.magnitude).float().flatten()
+            if item.storage == "in_out":
+                scale = (
+                    length
+                    / torch.stack([part.square().sum(0) for part in sums(place)]).sum(0).sqrt()
+                )
+                yield from (part * scale for part in sums(place))
+                continue
+            for part, wanted in zip(sums(place), torch.split(length, count), strict=True):
+                found = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+                yield part * (wanted[:, None] / found)
 
     def copied(self, parameter: str) -> torch.Tensor:
         """A weight that was trained in full, as the adapter stores it."""

@@ -1,7 +1,8 @@
 """A trained adapter merged into the files of its base, tensor by tensor.
 
-No model is loaded: each file of the base is written again, unchanged tensors byte by byte, and
-of the changed ones one at a time is in memory.
+No model is loaded: each file of the base is written again, unchanged tensors byte by byte. Of the
+changed tensors one at a time is in memory, as it is stored, and its sum with the adapter is formed
+a few rows at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, write_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
-_CHUNK = 1 << 24
+_CHUNK_NUMBERS = 1 << 22
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 # Of the training's own files these replace those of the base: it may have added tokens.
 _TOKENIZER = (
@@ -33,23 +34,12 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def merge_writers(
-    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None] = lambda _: None
+    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None]
 ) -> dict[str, Callable[[Path], None]]:
-    """Say how each file of the merged model is written.
+    """Writers of the files of the merged model, by name; `advance` hears of each changed tensor.
 
     Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
     weights was trained, both are written, and the configuration says that they are not tied.
-
-    Args:
-        adapter: The trained adapter.
-        base: The model that it is for.
-        advance: Told about each changed tensor.
-
-    Returns:
-        For each file name, a function that writes it to a path.
-
-    Raises:
-        ModelError: A changed weight is not stored as one tensor.
     """
     changed = {*adapter.parameters, *adapter.copies}
     for name in sorted(changed):
@@ -58,9 +48,9 @@ def merge_writers(
                 f"{name} is stored in pieces by the base model, and cannot be merged in place.",
                 hint="Merge in memory: hlscore.merge(PeftModel.from_pretrained(model, RUN)).",
             )
-    files: dict[Path, dict[str, NewTensor]] = {}
+    files: dict[Path, dict[str, NewTensor | StoredTensor]] = {}
     for name, tensor in base.tensors.items():
-        files.setdefault(tensor.path, {})[name] = _kept(tensor)
+        files.setdefault(tensor.path, {})[name] = tensor
     for stored in {base.stored_as(name)[0] for name in sorted(changed)}:
         tensor = base.tensors[stored]
         held, current = files[tensor.path], base.current_name(stored)
@@ -70,7 +60,7 @@ def merge_writers(
             held[stored] = next(iter(made.values()))
             continue
         del held[stored]
-        held |= {name: made.get(name, _kept(tensor)) for name in shared}
+        held |= {name: made.get(name, tensor) for name in shared}
     places = {name: path.name for path, tensors in files.items() for name in tensors}
     untied = any(
         {name, first} & changed and not _trained_as_one(adapter, {name, first})
@@ -95,12 +85,12 @@ def _trained_as_one(adapter: Adapter, names: set[str]) -> bool:
     """Whether tied weights were trained in full, to one and the same."""
     if any(name not in adapter.copies for name in names):
         return False
-    first, *others = (adapter.copied(name) for name in sorted(names))
-    return all(torch.equal(first, other) for other in others)
-
-
-def _kept(tensor: StoredTensor) -> NewTensor:
-    return NewTensor(dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks)
+    first, *others = (adapter.copies[name] for name in sorted(names))
+    return all(
+        other.dtype == first.dtype
+        and all(a == b for a, b in zip(first.chunks(), other.chunks(), strict=True))
+        for other in others
+    )
 
 
 def _merged(
@@ -112,16 +102,12 @@ def _merged(
 ) -> NewTensor:
     def chunks() -> Iterator[bytes]:
         if name in adapter.copies:
-            merged = adapter.copied(name)
+            parts = iter(torch.split(adapter.copied(name).reshape(-1), _CHUNK_NUMBERS))
         else:
-            weight = base.weight(name)
-            update = adapter.update(adapter.layout(name), weight)
-            dense = update if isinstance(update, torch.Tensor | None) else update.dense()
-            merged = weight if dense is None else weight.float().sub_(dense.reshape(weight.shape))
-            del weight, update, dense
-        flat = merged.to(_DTYPES[stored.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
-        for start in range(0, flat.size, _CHUNK):
-            yield flat[start : start + _CHUNK].tobytes()
+            parts = adapter.merged(adapter.layout(name), base.weight(name))
+        for part in parts:
+            rounded = part.to(_DTYPES[stored.dtype]).contiguous()
+            yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
         advance(1)
 
     return NewTensor(dtype=stored.dtype, shape=stored.shape, size=stored.size, chunks=chunks)

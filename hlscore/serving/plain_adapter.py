@@ -69,9 +69,9 @@ def plain_adapter(
     max_rank: int,
     max_error: float | None,
     device: torch.device,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None],
 ) -> PlainAdapter:
-    """Turn what was trained into LoRA of one rank, by truncated singular value decompositions.
+    """What was trained as LoRA of one rank, by truncated singular value decompositions.
 
     LoRA within the rank is kept as it is; only what was trained in full, DoRA and LoRA of a
     larger rank are decomposed.
@@ -84,13 +84,6 @@ def plain_adapter(
             taken; `None` takes all of `max_rank`.
         device: Where to decompose.
         advance: Told about each module.
-
-    Returns:
-        The adapter.
-
-    Raises:
-        ModelError: Something was trained that LoRA cannot hold.
-        UsageError: The error bound needs a larger rank.
     """
     items = _expressible(adapter, base)
     factors: dict[str, LowRank] = {}
