@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ import torch
 
 from hlscore.errors import ModelError, first_line
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import StoredWeights, read_tensor
+from hlscore.inputs.stored_weights import (
+    Rows,
+    StoredWeights,
+    read_rows,
+    read_tensor,
+    rows_of,
+)
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.inputs.trained import LowRank, difference
 from hlscore.records import Candidate
@@ -106,38 +113,45 @@ class Adapter:
         """What is known of a weight of the base that is trained."""
         return self._layouts[parameter]
 
-    def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | LowRank | None:
-        """How far a weight has moved; see `Trained`."""
-        if item.parameter in self.copies:
-            trained = self.copied(item.parameter)
-            return None if torch.equal(trained, base) else difference(base, trained)
-        parts = self._lora.get(item.parameter)
+    def update(
+        self, item: Candidate, base: torch.Tensor | None = None
+    ) -> torch.Tensor | LowRank | None:
+        """How far a weight has moved; see `Trained`. Without `base` its rows are read as needed."""
+        name = item.parameter
+        shape = self._base.shape.get_parameter(name).shape
+        if name in self.copies:
+            rows = self._base.rows(name) if base is None else rows_of(base)
+            return difference(shape, rows, partial(read_rows, self.copies[name]))
+        parts = self._lora.get(name)
         if parts is None:
             return None
-        product = self._factors(item, parts)
         if parts.magnitude is None:
+            product = self._factors(item, parts)
             return product if bool(product.left.any()) and bool(product.right.any()) else None
-        found = base.to(torch.float32, copy=True).reshape(-1, *base.shape[-2:])
-        rows = found.reshape(-1, base.shape[-1])  # a view
+        rows = self._base.rows(name) if base is None else rows_of(base)
+        merged = self.merged(item, rows)
+        found = torch.empty(math.prod(shape[:-1]), shape[-1])
         start = 0
-        for part in self.merged(item, base):
-            rows[start : start + len(part)] -= part
-            start += len(part)
-        return found if bool(found.any()) else None
+        for part in merged:
+            stop = start + len(part)
+            torch.sub(rows(start, stop).float(), part, out=found[start:stop])
+            start = stop
+        return found.reshape(-1, *shape[-2:]) if bool(found.any()) else None
 
-    def merged(self, item: Candidate, base: torch.Tensor) -> Iterator[torch.Tensor]:
-        """The weight with its LoRA, a few rows at a time, float32 [rows, base.shape[-1]]."""
+    def merged(self, item: Candidate, base: Rows | None = None) -> Iterator[torch.Tensor]:
+        """The weight with its LoRA, a few rows at a time, float32 [rows, last size]."""
         parts = self._lora[item.parameter]
-        product = self._factors(item, parts)
-        stacked = base.reshape(-1, *base.shape[-2:])
-        count = max(1, _BLOCK_NUMBERS // stacked.shape[-1])
+        product, rows = self._factors(item, parts), base or self._base.rows(item.parameter)
+        count = max(1, _BLOCK_NUMBERS // product.right.shape[-1])
 
         def sums(place: int) -> Iterator[torch.Tensor]:
-            lefts = torch.split(product.left[place], count)
-            for left, part in zip(lefts, torch.split(stacked[place], count), strict=True):
-                yield part.float() - left @ product.right[place]
+            start = place * product.left.shape[-2]
+            for left in torch.split(product.left[place], count):
+                stop = start + len(left)
+                yield rows(start, stop).float() - left @ product.right[place]
+                start = stop
 
-        for place in range(len(stacked)):
+        for place in range(len(product.left)):
             if parts.magnitude is None:
                 yield from sums(place)
                 continue

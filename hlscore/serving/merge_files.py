@@ -1,13 +1,13 @@
 """A trained adapter merged into the files of its base, tensor by tensor.
 
-No model is loaded: each file of the base is written again, unchanged tensors byte by byte. Of the
-changed tensors one at a time is in memory, as it is stored, and its sum with the adapter is formed
-a few rows at a time.
+No model is loaded: each file of the base is written again, unchanged tensors byte by byte,
+changed ones a few rows at a time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,11 +19,11 @@ import torch
 from hlscore.errors import ModelError
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.packed import tied_names
-from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.stored_weights import StoredWeights, read_rows
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, write_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
-_CHUNK_NUMBERS = 1 << 22
+_PART_NUMBERS = 1 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 # Of the training's own files these replace those of the base: it may have added tokens.
 _TOKENIZER = (
@@ -55,7 +55,7 @@ def merge_writers(
         tensor = base.tensors[stored]
         held, current = files[tensor.path], base.current_name(stored)
         shared = base.shares(current or stored)
-        made = {name: _merged(adapter, base, name, tensor, advance) for name in shared & changed}
+        made = {name: _merged(adapter, name, tensor, advance) for name in shared & changed}
         if len(shared) == 1 or _trained_as_one(adapter, shared):
             held[stored] = next(iter(made.values()))
             continue
@@ -94,18 +94,19 @@ def _trained_as_one(adapter: Adapter, names: set[str]) -> bool:
 
 
 def _merged(
-    adapter: Adapter,
-    base: StoredWeights,
-    name: str,
-    stored: StoredTensor,
-    advance: Callable[[int], None],
+    adapter: Adapter, name: str, stored: StoredTensor, advance: Callable[[int], None]
 ) -> NewTensor:
+    def parts() -> Iterator[torch.Tensor]:
+        if name not in adapter.copies:
+            yield from adapter.merged(adapter.layout(name))
+            return
+        *leading, width = adapter.copies[name].shape
+        rows, count = math.prod(leading), max(1, _PART_NUMBERS // width)
+        for start in range(0, rows, count):
+            yield read_rows(adapter.copies[name], start, min(rows, start + count))
+
     def chunks() -> Iterator[bytes]:
-        if name in adapter.copies:
-            parts = iter(torch.split(adapter.copied(name).reshape(-1), _CHUNK_NUMBERS))
-        else:
-            parts = adapter.merged(adapter.layout(name), base.weight(name))
-        for part in parts:
+        for part in parts():
             rounded = part.to(_DTYPES[stored.dtype]).contiguous()
             yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
         advance(1)

@@ -23,6 +23,7 @@ from hlscore.records import Candidate
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PREFIX = "base_model.model."
+_PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
 
 
@@ -93,7 +94,7 @@ def plain_adapter(
         trained = adapter.kind_of(item)
         update: torch.Tensor | LowRank | None = adapter.low_rank(item)
         if update is None:
-            update = adapter.update(item, base.weight(item.parameter))
+            update = adapter.update(item)
         error = 0.0
         if isinstance(update, LowRank) and update.rank > max_rank:
             update = update.dense()
@@ -157,9 +158,11 @@ def _truncated(
     """Best approximation of a rank, and its relative error."""
     flip = update.shape[-2] > update.shape[-1]
     matrix = short_first(update)
+    # In double precision, some columns at a time.
+    parts = torch.split(matrix, max(1, _PART_NUMBERS // matrix.shape[-2]), dim=-1)
     if chooses_full(matrix.shape[-2], max_rank, "auto"):
-        double = matrix.double()
-        spectrum = full_spectrum(double @ double.mT)
+        gram = sum((part.double() @ part.double().mT for part in parts), torch.zeros(()))
+        spectrum = full_spectrum(gram)
     else:
         spectrum = randomized_spectrum(matrix, max_rank, seed=0)
     total = float(spectrum.total.sum())
@@ -170,7 +173,7 @@ def _truncated(
         within = (lost[:rank] <= max_error).nonzero()
         rank = int(within[0]) + 1 if len(within) else rank
     basis = spectrum.basis[..., :rank].double()
-    right = basis.mT @ matrix.double()
+    right = torch.cat([basis.mT @ part.double() for part in parts], dim=-1)
     # Both factors alike in size: engines hold them in 16 bits.
     root = spectrum.energies[:, :rank].clamp(min=1e-300).sqrt().sqrt()
     left, right = (basis * root.unsqueeze(-2)).float(), (right / root.unsqueeze(-1)).float()
