@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from plans import plan_for, report_for
+from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
@@ -28,7 +28,7 @@ LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
 
 def arms(full: bool = True) -> dict[str, Arm]:
     model = FAMILIES["llama"].build()
-    made = make_arms(plan_for(model, LOCKS), report_for(model).model, (0, 1, 2), full=full)
+    made = make_arms(plan_for(model, LOCKS), (0, 1, 2), full=full)
     return {arm.name: arm for arm in made}
 
 
@@ -57,7 +57,7 @@ def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
     ]
     lora = plan.lora.model_copy(update={"ranks": ranks})
     plan = plan.model_copy(update={"modules": modules, "lora": lora})
-    for arm in make_arms(plan, report_for(model).model, tuple(range(6)), full=True):
+    for arm in make_arms(plan, tuple(range(6)), full=True):
         for made in arm.plans.values():
             modes = {item.module: item.mode for item in made.modules}
             assert modes[dead] == "frozen"
@@ -98,7 +98,7 @@ def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
     plan = plan_for(model, locks)
     plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": [2, 4, 8]})})
     found = {arm.name: arm for arm in make_arms(
-        plan, report_for(model).model, tuple(range(6)), full=False
+        plan, tuple(range(6)), full=False
     )}  # fmt: skip
 
     def choices(of: Plan) -> Counter[tuple[object, ...]]:
@@ -116,7 +116,7 @@ def test_plan_without_full_modules_is_refused() -> None:
     model = FAMILIES["llama"].build()
     plan = plan_for(model, ("*=rank:4",))
     with pytest.raises(UsageError, match="no module in full"):
-        make_arms(plan, report_for(model).model, (0,), full=True)
+        make_arms(plan, (0,), full=True)
 
 
 def examples(count: int) -> list[ProbeExample]:

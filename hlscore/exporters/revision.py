@@ -64,7 +64,7 @@ def cost_of(plan: Plan, item: PlanModule, mode: Mode, rank: int = 0) -> tuple[in
     Returns:
         Parameters trained, and bytes on top of leaving the module frozen.
     """
-    found = option(_row(item), mode, rank, _memory_settings(plan))
+    found = option(module_row(item), mode, rank, _memory_settings(plan))
     return found.params, found.bytes
 
 
@@ -136,7 +136,7 @@ def _largest_rank(
     tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
     than the first one, so an excess says how many ranks below cannot fit either.
     """
-    settings, rows = _memory_settings(plan), [_row(item) for item in items]
+    settings, rows = _memory_settings(plan), [module_row(item) for item in items]
 
     def cost(rank: int) -> int:
         return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
@@ -233,11 +233,11 @@ def _share(part: int, whole: int) -> float:
 
 
 def _choice(item: PlanModule) -> Choice:
-    return Choice(row=_row(item), mode=item.mode, rank=item.rank or 0)
+    return Choice(row=module_row(item), mode=item.mode, rank=item.rank or 0)
 
 
-def _row(item: PlanModule) -> ModuleRow:
-    """What costs depend on; scores play no part."""
+def module_row(item: PlanModule) -> ModuleRow:
+    """A module of a plan as a row of a report, without scores."""
     names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
              "in_features", "form", "storage")  # fmt: skip
     fields: dict[str, Any] = {name: getattr(item, name) for name in names}

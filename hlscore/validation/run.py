@@ -104,7 +104,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
             also=() if also is None else tuple(also.sequences),
             steps=settings.steps, batch_size=settings.batch_size,
         ),
-        arms=make_arms(plan, loaded.identity, seeds, full=settings.full),
+        arms=make_arms(plan, seeds, full=settings.full),
         made_with={
             "hlscore": __version__,
             "settings": asdict(settings),
