@@ -388,12 +388,6 @@ def test_wrong_weights_and_forms_are_named(change: dict[str, str], message: str)
         apply(model, plan.model_copy(update={"modules": modules}))
 
 
-def test_plans_of_version_1_are_refused() -> None:
-    old = Path(__file__).parent / "data" / "plan_v1.json"
-    with pytest.raises(ArtifactError, match=r"older hlscore.*Make it again with `hlscore rank`"):
-        apply(FAMILIES["llama"].build(), old)
-
-
 def _refuse_adapters(module: nn.Module, *_: Any) -> None:
     if hasattr(module.up_proj, "lora_A"):
         raise RuntimeError("this layer works in groups")

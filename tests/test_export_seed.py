@@ -17,7 +17,7 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import read_plan, write_plan
+from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters.base_weights import base_tensors
@@ -247,14 +247,6 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model directory"):
         export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_plans_of_version_1_are_refused() -> None:
-    plan = read_plan(Path(__file__).parent / "data" / "plan_v1.json")
-    with pytest.raises(ArtifactError, match=r"older hlscore.*`hlscore rank`"):
-        seed_files(plan, ExportSettings())
-    with pytest.raises(ArtifactError, match="older hlscore"):
-        base_tensors(plan, ExportSettings())
 
 
 def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:

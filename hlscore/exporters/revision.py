@@ -214,8 +214,6 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
 
 
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
-    if plan.memory.total_bytes == 0:  # a plan of version 1, which knows no memory
-        return plan.memory
     settings = _memory_settings(plan)
     before = asdict(memory_use(_ANY_MODEL, map(_choice, plan.modules), settings))
     after = asdict(memory_use(_ANY_MODEL, map(_choice, modules), settings))

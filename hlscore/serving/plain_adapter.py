@@ -159,7 +159,8 @@ def _truncated(
     flip = update.shape[-2] > update.shape[-1]
     matrix = short_first(update)
     # In double precision, some columns at a time.
-    parts = torch.split(matrix, max(1, _PART_NUMBERS // matrix.shape[-2]), dim=-1)
+    count = max(1, _PART_NUMBERS // matrix.shape[-2])
+    parts = torch.split(matrix, count, dim=-1)
     if chooses_full(matrix.shape[-2], max_rank, "auto"):
         gram = sum((part.double() @ part.double().mT for part in parts), torch.zeros(()))
         spectrum = full_spectrum(gram)
@@ -173,7 +174,9 @@ def _truncated(
         within = (lost[:rank] <= max_error).nonzero()
         rank = int(within[0]) + 1 if len(within) else rank
     basis = spectrum.basis[..., :rank].double()
-    right = torch.cat([basis.mT @ part.double() for part in parts], dim=-1)
+    right = torch.empty(1, rank, matrix.shape[-1], dtype=torch.float64, device=matrix.device)
+    for to, part in zip(torch.split(right, count, dim=-1), parts, strict=True):
+        to.copy_(basis.mT @ part.double())
     # Both factors alike in size: engines hold them in 16 bits.
     root = spectrum.energies[:, :rank].clamp(min=1e-300).sqrt().sqrt()
     left, right = (basis * root.unsqueeze(-2)).float(), (right / root.unsqueeze(-1)).float()

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
@@ -115,7 +114,6 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
 
     Weights of a quantized model are rounded, so they are not compared.
     """
-    refuse_upgraded(plan, "apply")
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
     other = structure_hash(candidates) != plan.model.fingerprint.structure

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.exporter import Exporter, ExportSettings, Writer, text_file
 from hlscore.exporters.limits import PEFT_LIMITS
@@ -37,7 +36,6 @@ def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
     The base model is found, read and checked only when the weights are written: the output folder
     is checked first.
     """
-    refuse_upgraded(plan, "seed-adapter")
     config = adapter_config(plan, settings.base(plan))
 
     def write_weights(path: Path) -> None:
