@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -19,12 +20,13 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
-from hlscore.exporters import seed_adapter
 from hlscore.exporters.base_weights import base_tensors
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.formats import seed_adapter
+from hlscore.exporters.formats.seed_adapter import adapter_tensors, seed_files
+from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.seed_adapter import adapter_tensors, seed_files
+from hlscore.exporters.peft import lora_config
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
@@ -211,7 +213,7 @@ def test_a_tensor_can_be_written_twice_and_must_have_its_size(tmp_path: Path) ->
 
 def test_adapters_are_drawn_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_for(FAMILIES["llama"].build(), [], embeddings=True)
-    monkeypatch.setattr(seed_adapter, "_generator", lambda *_: pytest.fail("drawn too early"))
+    monkeypatch.setattr(np.random, "PCG64", lambda *_: pytest.fail("drawn too early"))
     tensors = adapter_tensors(plan)
     monkeypatch.undo()
     whole = {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
