@@ -175,8 +175,8 @@ def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
         seen[passed] = seen.get(passed, 0) + 1
 
     run(2500, check)
-    assert sum(seen.values()) >= 9_900
-    assert min(seen[None], seen[False], seen[True]) > 100, seen
+    assert sum(seen.values()) >= 2400
+    assert min(seen[None], seen[False], seen[True]) > 25, seen
 
 
 def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
