@@ -18,7 +18,6 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, order_rows
 from hlscore.scores.score import Score
-from hlscore.settings import MemorySettings
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
@@ -43,6 +42,7 @@ class Line:
         low: Lower end of its 95 % interval.
         high: Upper end of its 95 % interval.
         chosen: Share of resamples in which the module is trained in full.
+        remark: Anything the reader should know; mostly empty.
     """
 
     row: ModuleRow
@@ -55,6 +55,7 @@ class Line:
     low: float | None
     high: float | None
     chosen: float | None
+    remark: str
 
     @property
     def full(self) -> bool:
@@ -196,14 +197,6 @@ class Content:
     def costs(self) -> tuple[TrainingCost, ...]:
         """The plan, LoRA of its rank on every module, and every module in full, run with PEFT."""
         plan, rank, tied = self.plan, self.plan.lora.rank, tied_modules(self.report.rows)
-        asked = plan.memory
-        settings = MemorySettings(
-            optimizer=asked.optimizer,
-            master=asked.master,
-            base_bits=asked.base_bits,
-            train_batch=asked.train_batch,
-            train_length=asked.train_length,
-        )
         rows = [line.row for line in self.lines]
         lora = [
             Choice(row=row, mode="frozen")
@@ -217,7 +210,7 @@ class Content:
         return tuple(
             TrainingCost(
                 name=name,
-                use=memory_use(self.report.model, choices, settings),
+                use=memory_use(self.report.model, choices, plan.settings.memory),
                 trained_params=trained_params,
             )
             for name, choices, trained_params in (
@@ -262,6 +255,7 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
                 low=low,
                 high=high,
                 chosen=None if item is None else item.selection_probability,
+                remark=row.reason if item is None else item.remark,
             )
         )
     return Content(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from hlscore.pages.content import Line
 from hlscore.records import ModuleRow
-from hlscore.scores.rows import remark
 from hlscore.views.summary import chosen_in, training
 from hlscore.views.wording import measure, shape
 
@@ -27,7 +26,6 @@ COLUMNS = {
 def table_cells(line: Line) -> list[str]:
     """Texts of a candidate, one per column."""
     row = line.row
-    note = remark(row, row.matrices_reached, line.rank) if line.rank else row.reason
     return [
         str(row.rank),
         row.module,
@@ -39,7 +37,7 @@ def table_cells(line: Line) -> list[str]:
         f"{row.n_params:,}",
         training(line.mode, line.rank),
         f"{line.trained_params:,}",
-        "; ".join(text for text in ("locked" if line.locked else "", note) if text),
+        "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text),
     ]
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter
-from hlscore.exporters.registry import exporter_names, find_exporter
+from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
 from hlscore.views.terminal import plain_table, print_labelled, print_next, print_notes, terminal
 from hlscore.views.wording import count
 
@@ -23,7 +22,8 @@ def print_exporters() -> None:
         item = find_exporter(name)
         limits = item.limits
         flags = (limits.full, limits.lora, limits.ranks, limits.parameters)
-        table.add_row(name, *("yes" if flag else "-" for flag in flags), item.summary)
+        summary = f"{item.summary} (experimental)" if item.experimental else item.summary
+        table.add_row(name, *("yes" if flag else "-" for flag in flags), summary)
     console = terminal()
     console.print(table)
     console.print()
@@ -45,6 +45,7 @@ def print_exporters_json() -> None:
                 "ranks": limits.ranks,
                 "parameters": limits.parameters,
                 "folder": item.folder,
+                "experimental": item.experimental,
             }
         )
     print(json.dumps(found))

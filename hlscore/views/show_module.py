@@ -62,14 +62,13 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
         ("remark", item.remark),
     ]
     print_labelled(console, lines, width=_LABEL_WIDTH)
-    if not plan.upgraded:
-        table = plain_table("cost", "parameters", "memory", "")
-        for mode, rank, params, size in _costs(plan, item):
-            planned = mode == item.mode and rank == (item.rank or 0)
-            cells = (training(mode, rank), f"{params:,}", memory(size))
-            table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
-        console.print()
-        print_table(console, table)
+    table = plain_table("cost", "parameters", "memory", "")
+    for mode, rank, params, size in _costs(plan, item):
+        planned = mode == item.mode and rank == (item.rank or 0)
+        cells = (training(mode, rank), f"{params:,}", memory(size))
+        table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
+    console.print()
+    print_table(console, table)
     commands = [(command("show", path), "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
@@ -125,7 +124,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
 
 def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
     """Print one module of a plan as one JSON object."""
-    costs = [] if plan.upgraded else [
+    costs = [
         {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
         for mode, rank, params, size in _costs(plan, item)
     ]  # fmt: skip

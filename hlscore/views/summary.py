@@ -173,17 +173,16 @@ def summary(plan: Plan) -> list[tuple[str, str]]:
     if plan.lora.ranks and plan.lora_modules:
         ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
         lines.append(("ranks", f"adapters: {ranks}"))
-    if not plan.upgraded:
-        use = plan.memory
-        weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
-        lines.append(
-            (
-                "memory",
-                f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
-                f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
-                f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})",
-            )
+    use = plan.memory
+    weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
+    lines.append(
+        (
+            "memory",
+            f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
+            f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
+            f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})",
         )
+    )
     if plan.solver.name == "HiGHS":
         gap = f"HiGHS, within {plan.solver.gap:.1e} of the best value"
         lines.append(("solver", gap))
