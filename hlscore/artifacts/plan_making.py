@@ -35,7 +35,7 @@ from hlscore.planning.locks import locks_of
 from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
-from hlscore.scores.rows import remark
+from hlscore.scores.rows import remark_at
 from hlscore.settings import VALUE_POWER, MemorySettings, PlanSettings
 
 
@@ -200,7 +200,7 @@ def _module(item: Decision, allocation: Allocation) -> PlanModule:
         in_features=row.in_features,
         params=row.n_params,
         trained_params=item.trained_params,
-        remark=remark(row, row.matrices_reached, rank or settings.rank),
+        remark=remark_at(row, rank or settings.rank),
     )
 
 

@@ -27,6 +27,7 @@ from hlscore.records import (
     Status,
     Storage,
 )
+from hlscore.scores.registry import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -66,13 +67,12 @@ _NEW_IN = {
 """Columns that files of earlier versions lack; they are null then."""
 
 _RESAMPLED = {
-    "hls": "hls_replicates",
-    "hls_share": "hls_replicates",
-    "tail": "tail_replicates",
-    "grad_norm": "grad_norm_replicates",
-    "rgn": "grad_norm_replicates",
+    score.name: score.replicates_column for score in SCORES.values() if score.replicates_column
 }
 """Column that the resamples of a score come from."""
+
+# Scores whose value has no field in `ModuleRow`: each has a column of floats all the same.
+_MORE_SCORES = tuple(name for name in SCORES if name not in ModuleRow.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +110,13 @@ def column_type(name: str) -> pa.DataType:
     return pa.string() if name in _TEXTS else pa.float64()
 
 
-_NUMBERS = tuple(f.name for f in fields(ModuleRow) if column_type(f.name) == pa.float64())
+def report_columns() -> tuple[str, ...]:
+    """Columns of `scores.parquet` in order."""
+    own = tuple(item.name for item in fields(ModuleRow) if item.name != "more_scores")
+    return own + _MORE_SCORES
+
+
+_NUMBERS = tuple(name for name in report_columns() if column_type(name) == pa.float64())
 
 
 def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
@@ -120,7 +126,7 @@ def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
         version: Version of the file; older ones have fewer columns.
     """
     later = {name for since, names in _NEW_IN.items() if since > version for name in names}
-    names = [item.name for item in fields(ModuleRow) if item.name not in later]
+    names = [name for name in report_columns() if name not in later]
     return pa.schema([(name, column_type(name)) for name in names])
 
 
@@ -307,9 +313,14 @@ def _rows(table: pa.Table, most: int | None) -> tuple[ModuleRow, ...]:
         for name in table.schema.names
     }
     return tuple(
-        ModuleRow(**dict(zip(columns, values, strict=True)))
+        _row(dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     )
+
+
+def _row(values: dict[str, Any]) -> ModuleRow:
+    more = {name: values.pop(name) for name in _MORE_SCORES if name in values}
+    return ModuleRow(**values, more_scores=more)
 
 
 def _list_column(

@@ -22,7 +22,7 @@ from hlscore.rollouts.prompts import longest_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.sampling import judgeable_prompts, rewards_of
 from hlscore.settings import RankSettings
-from hlscore.weights.singular_values import decomposition_bytes
+from hlscore.weights.spectrum import decomposition_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -145,7 +145,12 @@ def score_probes(
         statistics = run.reduce(progress, norms)
     rank, score = settings.plan.rank, find_score(settings.plan.score)
     rows = build_rows(
-        modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
+        modules,
+        statistics=statistics,
+        weights=weights,
+        ranks=run.ranks,
+        rank=rank,
+        seed=settings.seed,
     )
     notes = [run.choice.reason, *run.notes]
     if left_out:

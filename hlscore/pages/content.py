@@ -12,9 +12,8 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import find_score, replicates_at, score_of
+from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, order_rows
-from hlscore.scores.score import Score
 
 Replicates = NDArray[np.float64]
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from hlscore.pages.content import Line
 from hlscore.records import ModuleRow
-from hlscore.scores.rows import remark
+from hlscore.scores.rows import remark_at
 from hlscore.views.wording import measure, shape
 
 Cells = tuple[str, ...]
@@ -63,7 +63,7 @@ def table_cells(line: Line) -> Cells:
 
 def _remark(line: Line) -> str:
     row = line.row
-    said = remark(row, row.matrices_reached, line.rank) if line.rank else row.reason
+    said = remark_at(row, line.rank) if line.rank else row.reason
     return "; ".join(text for text in ("locked" if line.locked else "", said) if text)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from hlscore.scores.score import Score
+from hlscore.scores.registry import Score
 from hlscore.views.terminal import terminal
 
 

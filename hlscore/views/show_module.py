@@ -23,13 +23,6 @@ from hlscore.views.sparkline import ASCII, UNICODE, sparkline
 from hlscore.views.terminal import print_next, print_table, terminal
 from hlscore.views.wording import count, measure, memory, percent, shape, short
 
-_ERRORS = {
-    "hls": "hls_error",
-    "tail": "tail_energy_error",
-    "grad_norm": "grad_energy_error",
-    "rgn": "rgn_error",
-}
-
 
 def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     """Print one module of a plan: what is done with it, why, and what that costs."""
@@ -167,8 +160,8 @@ def _costs(plan: Plan, item: PlanModule) -> Table:
 
 def _scores(report: ScoreReport, row: ModuleRow) -> Table:
     table = _table("score", "value", "± se", "95 % interval", "estimator's error", "place")
-    for name in SCORES:
-        value, error = getattr(row, name), getattr(row, _ERRORS.get(name, ""), None)
+    for name, score in SCORES.items():
+        value, error = getattr(row, name), getattr(row, score.error_column, None)
         resamples = resamples_of(row, name)
         low, high = interval(resamples)
         table.add_row(
