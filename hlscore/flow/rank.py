@@ -138,7 +138,7 @@ def score_probes(
     with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
-        norms = weight_norms(model, chosen) if run.taps else {}
+        norms = weight_norms(model, chosen) if run.sketched else {}
         weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
         if not processes.is_main:
             return None
@@ -166,7 +166,7 @@ def score_probes(
             settings,
             seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
             estimator=run.choice.estimator,
-            sketch_size=run.choice.sketch_size if run.taps else None,
+            sketch_size=run.choice.sketch_size if run.sketched else None,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
             notes=tuple(notes),

@@ -287,7 +287,7 @@ class _Scorer:
         means = received.means(item.module, reduction.counts)
         assert means is not None  # noqa: S101 - one of them is there
         return reduce_gradients(
-            *means, norm, received.group_sketches(item.module), reduction, name=item.module
+            *means, norm, received.groups.of(item.module), reduction, name=item.module
         )
 
 
