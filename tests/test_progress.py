@@ -213,7 +213,8 @@ def test_progress_is_not_written_before_it_is_due(
     monkeypatch.setattr(progress, "save_file", state_writer)
     for second in range(120):
         now[0] = max(now[0], float(second))
-        file.save_when_due(_progress(1), slow)
+        if file.is_due():
+            file.save(_progress(1), slow())
     # Once after ten seconds; then a write may take a twentieth of the time.
     assert saved == [10.0, 52.0, 94.0]
 
