@@ -14,12 +14,8 @@ from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate
+from hlscore.scores.registry import find_score
 from hlscore.settings import Movement, RankSettings
-
-# Scores of single gradient entries: no sketch tells them.
-_NEEDS_GRADIENT = ("taylor", "l1_adam")
-_GIB = 1024**3
-
 
 # What `--movement auto` means where weights can be moved.
 DEFAULT_MOVEMENT: Movement = "gradient"
@@ -45,7 +41,7 @@ def with_movement(
         obstacle = "sharded weights cannot be moved"
     elif loaded and any(weight.is_meta for weight in model.parameters()):
         obstacle = "offloaded weights cannot be moved"
-    elif score in _NEEDS_GRADIENT:
+    elif find_score(score).needs == "whole gradients":
         obstacle = f"the score '{score}' is one of gradients"
     if capture.movement == "trial" and obstacle:
         raise UsageError(
@@ -60,7 +56,7 @@ def with_movement(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class EstimatorChoice:
     """How gradients are captured.
 
     Attributes:
@@ -90,7 +86,7 @@ def choose_estimator(
     packed: bool,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     stored: tuple[str, str] | None = None,
-) -> Choice:
+) -> EstimatorChoice:
     """Choose the estimator that was asked for, or the exact one while it fits the memory.
 
     Args:
@@ -118,12 +114,13 @@ def choose_estimator(
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     estimator, reason = stored or _choose(settings, needs, free, device, packed or offloaded)
-    if estimator == "sketch" and settings.plan.score in _NEEDS_GRADIENT:
+    score = find_score(settings.plan.score)
+    if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(
-            f"The score '{settings.plan.score}' needs whole gradients: {reason}",
+            f"The score '{score.name}' needs whole gradients: {reason}",
             hint="Use --estimator exact, or another --score.",
         )
-    return Choice(
+    return EstimatorChoice(
         estimator=estimator, reason=reason, sketch_size=size, needs=needs, free_bytes=free
     )
 
@@ -153,4 +150,4 @@ def _choose(
 
 
 def _size(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

@@ -1,4 +1,4 @@
-"""What a probe run needs in memory, told before it starts, and what there is."""
+"""The memory that a probe run needs, predicted before it starts, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from hlscore.threads import thread_limit
 _CGROUP = Path("/sys/fs/cgroup")
 # The allocator and the kernels want some of what is free, and activations are an estimate.
 USABLE_SHARE = 0.9
+_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +112,18 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
     return available if limit is None or used is None else min(available, max(0, limit - used))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device or the host has no memory left."""
+    on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
+    return on_host or isinstance(error, torch.OutOfMemoryError)
+
+
+def empty_cache() -> None:
+    """Give memory that torch holds without use back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def worker_count(job_bytes: int) -> int:

@@ -22,10 +22,10 @@ def weight_sources(model: PreTrainedModel, candidates: Sequence[Candidate]) -> S
     return Sources(weights={item.module: _at_hand(model, item) for item in candidates})
 
 
-def tapped_sources(
+def observed_sources(
     model: PreTrainedModel, candidates: Sequence[Candidate], input_ids: Sequence[int]
 ) -> Sources:
-    """Tap inputs and outputs wherever they can be seen, and form the other gradients.
+    """Observe linear maps wherever that can be done, and form the other gradients.
 
     Formed are those of routers and other modules that compute with their weight themselves, of
     weights that several modules hold, of linear maps whose forward is never called, and of fused
