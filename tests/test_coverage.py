@@ -11,7 +11,7 @@ from report_content import content
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.exporters.revision import Change, revise
-from hlscore.pages.facts import key_figures
+from hlscore.pages.sentences import key_figures
 from hlscore.planning.allocation import allocate
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
