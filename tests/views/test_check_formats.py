@@ -13,7 +13,7 @@ from check_desk import line_of, made, write
 from console import hlscore
 from jsonschema import Draft4Validator
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 COMMAND = re.compile(r"::(error|warning) ([^:]*)::(.*)")
 
 

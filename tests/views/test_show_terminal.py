@@ -79,7 +79,7 @@ def test_one_module_of_any_name(
     hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in hostile:
-        for name in NAMES:
+        for name in NAMES[::4]:
             plain = show(path, f"--module={name}")
             assert plain.startswith(f"{name}\n")
             assert f" · {name}.weight\n" in plain
@@ -132,7 +132,7 @@ def test_a_path_that_would_steer_the_terminal(tmp_path: Path) -> None:
         assert show_json(path)["file"] == str(path)
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 80, 120])
+@pytest.mark.parametrize("width", [20, 80])
 def test_nothing_is_cut_at_any_width(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
@@ -148,7 +148,7 @@ def test_nothing_is_cut_at_any_width(
         assert out.split()[-20:] == wide.split()[-20:]
 
 
-@pytest.mark.parametrize("width", [40, 60, 80])
+@pytest.mark.parametrize("width", [40, 80])
 def test_names_fold_to_the_width_as_far_as_numbers_leave_room(
     files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:

@@ -11,52 +11,49 @@ import pytest
 import vl_convert
 from report_content import HOSTILE, content, hostile_report, planned
 
-from hlscore.pages.board import Board, draw
-from hlscore.pages.charts import VEGA_LITE_VERSION, Chart, whole
-from hlscore.pages.content import join
-from hlscore.pages.page import _chart
-from hlscore.pages.painter import paint
+from hlscore.pages.charts import whole
+from hlscore.pages.content import Content, join
+from hlscore.pages.formats import VEGA_LITE_VERSION, paint
+from hlscore.pages.page import chart_data
 from hlscore.pages.palette import COLOURS
+from hlscore.pages.plan_charts import charts_of
 from hlscore.pages.poster import poster
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"count": 21},
     "many": {"count": 900, "budget": "0.1"},
-    "parameters": {"count": 21, "budget": "0.3p"},
-    "memory": {"count": 21, "budget": "0.2GiB"},
     "ranks": {"count": 21, "budget": "0.2p", "ranks": (2, 4, 8)},
     "no resamples": {"count": 21, "resamples": 0},
     "baseline": {"count": 21, "baseline": "random"},
-    "frozen": {"count": 21, "locks": ("*.0.*=frozen",)},
     "one": {"count": 1, "budget": "1"},
 }
 
 
 @pytest.fixture(params=CASES, scope="module")
-def board(request: pytest.FixtureRequest) -> Board:
-    return draw(content(**CASES[request.param]))
+def case(request: pytest.FixtureRequest) -> Content:
+    return content(**CASES[request.param])
 
 
-def test_every_chart_is_valid_vega_lite(board: Board) -> None:
-    assert len(board.charts) >= 4
-    for chart in board.charts:
+def test_every_chart_is_valid_vega_lite(case: Content) -> None:
+    assert len(charts_of(case)) >= 4
+    for chart in charts_of(case).values():
         spec = whole(chart.view(400), datasets={chart.name: chart.rows()})
         alt.Chart.from_dict(spec, validate=True)
         compiled = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION)
         assert compiled["marks"]
 
 
-def test_the_poster_and_the_page_use_the_same_charts(board: Board) -> None:
-    spec = poster(board)
+def test_the_poster_and_the_page_use_the_same_charts(case: Content) -> None:
+    spec, charts = poster(case), charts_of(case)
     alt.VConcatChart.from_dict(spec, validate=True)
     views = [view for row in spec["vconcat"] for view in row.get("hconcat", [row])]
-    assert len(views) == len(board.charts)
+    assert len(views) == len(charts)
     shown = {view["data"]["name"]: view for view in views}
-    for chart in board.charts:
-        alt.Chart.from_dict(_chart(chart)["spec"], validate=True)
+    for chart in charts.values():
+        alt.Chart.from_dict(chart_data(chart)["spec"], validate=True)
         for part in ("layer", "encoding", "height"):
             assert shown[chart.name].get(part) == chart.spec.get(part)
-            assert _chart(chart)["spec"].get(part) == chart.spec.get(part)
+            assert chart_data(chart)["spec"].get(part) == chart.spec.get(part)
         assert spec["datasets"][chart.name] == chart.rows()
 
 
@@ -69,8 +66,8 @@ def literals(value: Any) -> set[str]:
     return {value} if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]+", value) else set()
 
 
-def test_every_colour_has_one_for_dark_pages(board: Board) -> None:
-    used = literals([whole(chart.view(400)) for chart in board.charts])
+def test_every_colour_has_one_for_dark_pages(case: Content) -> None:
+    used = literals([whole(chart.view(400)) for chart in charts_of(case).values()])
     assert len(used) > 8
     assert used <= {item.light for item in COLOURS}
 
@@ -103,30 +100,29 @@ def test_colours_can_be_told_apart(theme: str) -> None:
 
 def test_ranked_bars_carry_the_scores_in_order() -> None:
     found = content(60, budget="0.2")
-    bars = draw(found).bars
+    bars = charts_of(found)["bars"]
     assert len(bars.columns["id"]) == 40
     assert bars.columns["score"] == [line.score for line in found.lines[:40]]
     assert bars.columns["low"] == [line.low for line in found.lines[:40]]
     assert bars.columns["train"].count("full") == 12
     texts = str(bars.spec)
-    assert f"'datum': {bars.columns['label'][11]!r}" in texts  # the line under the last one bought
-    scattered = draw(content(60, budget="0.2", locks=("*.5.*=full",))).bars
+    assert f"'datum': {bars.columns['label'][11]!r}" in texts  # the line under the last one in full
+    scattered = charts_of(content(60, budget="0.2", locks=("*.5.*=full",)))["bars"]
     assert "bandPosition" not in str(scattered.spec)
 
 
 def test_the_chart_of_stability_holds_the_shares_of_the_plan() -> None:
     found = content(30, budget="0.2")
-    chart = draw(found).stability
-    assert chart is not None
+    chart = charts_of(found)["stability"]
     shares = {item.position: item.selection_probability for item in found.plan.modules}
     drawn = dict(zip(chart.columns["place"], chart.columns["chosen"], strict=True))
     assert drawn == shares
-    assert len(draw(content(900)).stability.columns["id"]) == 300  # type: ignore[union-attr]
+    assert len(charts_of(content(900))["stability"].columns["id"]) == 300
 
 
 def test_svg_keeps_hostile_names_as_text() -> None:
     found = hostile_report()
-    text = paint(poster(draw(join(found, planned(found), planned_here=False))), ".svg").decode()
+    text = paint(poster(join(found, planned(found), planned_here=False)), ".svg").decode()
     root = ET.fromstring(text)  # noqa: S314 - made a line above
     tags = {item.tag.rpartition("}")[2] for item in root.iter()}
     assert tags <= {"svg", "g", "path", "text", "defs", "clipPath", "rect", "line", "tspan"}
@@ -136,13 +132,7 @@ def test_svg_keeps_hostile_names_as_text() -> None:
 
 
 def test_images_are_the_same_every_time() -> None:
-    board = draw(content(21))
-    assert paint(poster(board), ".png").startswith(b"\x89PNG\r\n")
-    assert paint(poster(board), ".png") == paint(poster(board), ".png")
-    assert paint(poster(board), ".svg") == paint(poster(board), ".svg")
-
-
-def test_rows_of_a_chart_are_its_columns() -> None:
-    columns = {"a": [1, 2], "b": ["x", None]}
-    chart = Chart(name="c", title="", description="", spec={}, columns=columns)
-    assert chart.rows() == [{"a": 1, "b": "x"}, {"a": 2, "b": None}]
+    found = content(21)
+    assert paint(poster(found), ".png").startswith(b"\x89PNG\r\n")
+    assert paint(poster(found), ".png") == paint(poster(found), ".png")
+    assert paint(poster(found), ".svg") == paint(poster(found), ".svg")

@@ -12,9 +12,9 @@ from reports import report
 
 import hlscore.pages
 from hlscore.pages import sentences
-from hlscore.pages.board import draw
 from hlscore.pages.content import Content, join
-from hlscore.pages.facts import key_figures, what_was_run
+from hlscore.pages.plan_charts import charts_of
+from hlscore.pages.sentences import key_figures, what_was_run
 
 TEMPLATES = Path(hlscore.pages.__file__).parent / "templates"
 
@@ -35,10 +35,10 @@ def noisy_content(modules: int) -> Content:
 def test_scores_of_zero_are_called_nothing_found() -> None:
     found = silent_content(30)
     assert "No score is above zero" in sentences.certainty(found)
-    assert "no proof that there is nothing" in sentences.certainty(found)
-    assert "nothing to tell the cells apart" in sentences.heat_caption(found)
-    assert "no choice" in sentences.stability_caption(found)
-    assert draw(found).stability is None
+    assert "does not prove that there is none" in sentences.certainty(found)
+    assert "all cells look alike" in sentences.heat_caption(found)
+    assert "undefined" in sentences.stability_caption(found)
+    assert "stability" not in charts_of(found)
 
 
 def test_an_order_of_noise_is_called_noise_and_chance_is_given() -> None:
@@ -52,8 +52,8 @@ def test_an_order_of_noise_is_called_noise_and_chance_is_given() -> None:
 @pytest.mark.parametrize(
     ("baseline", "said"),
     [
-        ("random", "No score chose these modules"),
-        ("all-full", "No score chose these modules"),
+        ("random", "No score selected these modules"),
+        ("all-full", "No score selected these modules"),
         ("all-lora", "No module is trained in full"),
     ],
 )
@@ -67,8 +67,8 @@ def test_of_baselines_no_stability_is_told(baseline: str, said: str) -> None:
 def test_where_everything_is_chosen_nothing_was_to_choose() -> None:
     found = content(5, budget="1")
     assert "nothing to choose" in sentences.certainty(found)
-    assert draw(found).stability is None
-    assert "budget ends" not in str(draw(found).bars.spec)
+    assert "stability" not in charts_of(found)
+    assert "budget ends" not in str(charts_of(found)["bars"].spec)
 
 
 def test_missing_resamples_are_the_reason_only_where_they_are_missing() -> None:
@@ -78,15 +78,13 @@ def test_missing_resamples_are_the_reason_only_where_they_are_missing() -> None:
 
 
 def test_small_numbers_are_written_out() -> None:
-    assert dict(what_was_run(content(1, budget="1")))["Budget"].startswith(
-        "1: 1 of at most 1 module"
-    )
+    assert dict(what_was_run(content(1, budget="1")))["Budget"].startswith("1: 1 of 1 module")
     large = dict(what_was_run(content(1200, budget="0.8334")))["Budget"]
-    assert "1,000 of at most 1,000 modules" in large
-    assert ("1 of 1", "modules in full") in key_figures(content(1, budget="1"), 1)
-    assert draw(content(1, budget="1")).bars.title == "The only module"
-    assert draw(content(12)).bars.title == "All 12 modules, the highest first"
-    assert draw(content(60)).bars.title == "The 40 highest of 60 modules"
+    assert "1,000 of 1,000 modules" in large
+    assert ("1 of 1", "modules in full") in key_figures(content(1, budget="1"))
+    assert charts_of(content(1, budget="1"))["bars"].title == "The only module"
+    assert charts_of(content(12))["bars"].title == "All 12 modules, the highest first"
+    assert charts_of(content(60))["bars"].title == "The 40 highest of 60 modules"
 
 
 def test_nothing_on_the_page_moves() -> None:

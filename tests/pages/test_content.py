@@ -11,13 +11,13 @@ from reports import report
 
 from hlscore.errors import UsageError
 from hlscore.pages import sentences
-from hlscore.pages.board import draw
 from hlscore.pages.charts import signed
 from hlscore.pages.content import Content, join
-from hlscore.pages.figures import level, level_names, reach, ways
-from hlscore.pages.module_charts import heat_chart, shared_start, short_names
+from hlscore.pages.module_charts import heat_chart, level_names, shared_start
 from hlscore.pages.page import html_text
+from hlscore.pages.plan_charts import charts_of
 from hlscore.scores.registry import SCORES
+from hlscore.views.drawings import shade_of
 from hlscore.views.wording import measure, memory
 
 
@@ -60,19 +60,18 @@ def test_another_rank_has_its_own_scores_and_no_resamples() -> None:
     assert found.clear is None
     assert "no resamples" in sentences.certainty(found)
     assert "no resamples" in sentences.bars_caption(found)
-    assert draw(found).stability is None
+    assert "stability" not in charts_of(found)
 
 
 @pytest.mark.parametrize("unit", ["modules", "parameters"])
 @pytest.mark.parametrize("budget", ["0.2", "0.2p"])
-def test_reach_is_the_share_of_positive_scores(unit: str, budget: str) -> None:
+def test_cumulative_scores_are_the_share_of_positive_scores(unit: str, budget: str) -> None:
     found = content(30, budget=budget)
     spoiled = tuple(
         replace(line, score=-1.0) if place > 20 else line for place, line in enumerate(found.lines)
     )
     found = replace(found, lines=spoiled)
-    curve = reach(found, unit)  # type: ignore[arg-type]
-    assert curve is not None
+    curve = found.cumulative[unit]  # type: ignore[index]
     lines = found.lines
     cost = [line.row.n_params if unit == "parameters" else 1 for line in lines]
     gain = [max(0.0, line.score or 0.0) for line in lines]
@@ -93,21 +92,18 @@ def test_reach_is_the_share_of_positive_scores(unit: str, budget: str) -> None:
     )
 
 
-def test_reach_needs_a_positive_score_and_resamples_for_its_band() -> None:
+def test_cumulative_scores_need_a_positive_score_and_resamples_for_its_band() -> None:
     found = content(8, resamples=0, budget="0.2")
-    curve = reach(found, "modules")
-    assert curve is not None
-    assert curve.low == ()
+    assert found.cumulative["modules"].low == ()
     nothing = tuple(replace(line, score=-1.0) for line in found.lines)
     empty = replace(found, lines=nothing)
-    assert reach(empty, "modules") is None
-    text = html_text(draw(empty), "0")
+    assert empty.cumulative == {}
+    text = html_text(empty, "0")
     assert "No score is above zero" in text
 
 
 def test_long_curves_keep_their_ends() -> None:
-    curve = reach(content(700), "parameters")
-    assert curve is not None
+    curve = content(700).cumulative["parameters"]
     assert len(curve.taken) <= 200
     assert (curve.taken[0], curve.held[0]) == (0, 0)
     assert (curve.taken[-1], curve.held[-1]) == (pytest.approx(1), pytest.approx(1))
@@ -117,7 +113,7 @@ def test_levels_are_what_the_legend_says() -> None:
     names = level_names()
     assert len(names) == 6
     for share in [number / 1000 for number in range(1001)]:
-        name = names[level(share, 1.0)]
+        name = names[shade_of(share, 1.0, 5)]
         numbers = [float(word) for word in name.split() if word.isdecimal()]
         percent = 100 * share
         if share == 0:
@@ -128,23 +124,23 @@ def test_levels_are_what_the_legend_says() -> None:
             assert percent >= numbers[0] - 0.5
         else:
             assert numbers[0] - 0.5 <= percent <= numbers[1] + 0.5
-    assert level(None, 1.0) == level(-1.0, 1.0) == level(1.0, 0.0) == 0
+    assert shade_of(None, 1, 5) == shade_of(-1, 1, 5) == shade_of(1, 0, 5) == 0
 
 
 def test_memory_of_the_plan_is_that_of_the_plan_file() -> None:
     for settings in ({}, {"budget": "0.3p"}, {"locks": ("*.0.*=frozen",)}):
         found = content(21, **settings)
-        mine, lora, full = ways(found)
+        mine, lora, full = found.costs
         assert mine.use.total_bytes == found.plan.memory.total_bytes
         for name, baseline in (("all-lora", lora), ("all-full", full)):
             other = planned(found.report, baseline=name)
             assert baseline.use.total_bytes == other.memory.total_bytes
             assert baseline.trained_params == other.totals.trained_params
-        assert memory(mine.use.total_bytes) in html_text(draw(found), "0")
+        assert memory(mine.use.total_bytes) in html_text(found, "0")
 
 
 def cells_of(found: Content) -> list[list[str]]:
-    page = read_page(html_text(draw(found), "0"))
+    page = read_page(html_text(found, "0"))
     return page.tables["modules"][1:]
 
 
@@ -172,7 +168,7 @@ def test_the_table_holds_every_module_with_the_numbers_of_the_report() -> None:
 
 def test_curves_of_the_page_are_those_of_the_report() -> None:
     found = content(12, budget="0.2")
-    page = read_page(html_text(draw(found), "0"))
+    page = read_page(html_text(found, "0"))
     (data,) = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
     assert data["curves"]["ranks"] == list(found.lines[0].row.curve_ranks)
     for line, tail, hls in zip(
@@ -201,7 +197,7 @@ def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
     ))  # fmt: skip
     assert heat_chart(outside) is None
     assert "35 modules outside the layers" in sentences.heat_caption(outside)
-    assert "there is no map" in html_text(draw(outside), "0")
+    assert "there is no map" in html_text(outside, "0")
 
 
 def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
@@ -231,12 +227,10 @@ def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
     assert max(mixed.columns["modules"]) == 41
 
 
-def test_short_names_lose_only_what_all_share() -> None:
+def test_names_lose_only_what_all_share() -> None:
     found = content(10)
     assert shared_start(found.lines) == "model.layers."
-    assert len(set(short_names(found.lines))) == 10
-    one = content(1, budget="1")
-    assert short_names(one.lines) == [one.lines[0].row.module]
+    assert shared_start(content(1, budget="1").lines) == ""
 
 
 def test_the_headline_says_what_the_plan_does() -> None:
@@ -248,7 +242,7 @@ def test_the_headline_says_what_the_plan_does() -> None:
         assert part in text
     baseline = content(20, baseline="lora-matched")
     assert "baseline" in sentences.headline(baseline)
-    assert "baseline lora-matched" in html_text(draw(baseline), "0")
+    assert "baseline lora-matched" in html_text(baseline, "0")
     assert "No module is trained in full" in sentences.certainty(baseline)
 
 
@@ -302,6 +296,6 @@ def test_modules_that_a_plan_does_not_list_are_frozen() -> None:
 def test_other_probes_are_told() -> None:
     found = report(10)
     other = replace(found, probes=replace(found.probes, hash="sha256:9", source="other.jsonl"))
-    text = html_text(draw(join(other, planned(found), planned_here=False)), "0")
+    text = html_text(join(other, planned(found), planned_here=False), "0")
     assert "made from other probes" in text
-    assert "made from other probes" not in html_text(draw(content(10)), "0")
+    assert "made from other probes" not in html_text(content(10), "0")
