@@ -116,7 +116,7 @@ def run(
     found = score_probes(model, modules, identity, probes, settings, Silent())
     seconds = time.perf_counter() - began
     assert found is not None
-    report = found[0]
+    report = found.report
     assert report.probes.mean_loss is not None
     return {row.module: row for row in report.candidates}, seconds, report.probes.mean_loss
 

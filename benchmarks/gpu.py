@@ -114,9 +114,9 @@ def large_model(options: argparse.Namespace, movement: str, estimator: str) -> d
         "steps": {what: end - start for (what, start), end in zip(clock.begun, ends, strict=True)},
         "weight_gib": weights / GIB,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB,
-        "notes": list(found[0].run.notes),
-        "positive": sum((row.hls or 0) > 0 for row in found[0].candidates),
-        "candidates": len(found[0].candidates),
+        "notes": list(found.report.run.notes),
+        "positive": sum((row.hls or 0) > 0 for row in found.report.candidates),
+        "candidates": len(found.report.candidates),
     }
 
 
@@ -145,12 +145,12 @@ def out_of_memory(options: argparse.Namespace) -> dict[str, Any]:
         del hog
         assert roomy is not None
         assert tight is not None
-        expected = {row.module: row.hls or 0.0 for row in roomy[0].candidates}
+        expected = {row.module: row.hls or 0.0 for row in roomy.report.candidates}
         largest = max(abs(value) for value in expected.values())
         found[movement] = {
-            "notes": list(tight[0].run.notes),
+            "notes": list(tight.report.run.notes),
             "largest_difference_over_largest_hls": max(
-                abs((row.hls or 0.0) - expected[row.module]) for row in tight[0].candidates
+                abs((row.hls or 0.0) - expected[row.module]) for row in tight.report.candidates
             )
             / largest,
         }
@@ -220,7 +220,7 @@ def four_bit(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "seconds": time.perf_counter() - began,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB,
-        "positive": sum((row.hls or 0) > 0 for row in found[0].candidates),
+        "positive": sum((row.hls or 0) > 0 for row in found.report.candidates),
     }
 
 

@@ -36,7 +36,7 @@ from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 from second_model import second_model
 
-from hlscore.flow import Silent, sample_rollouts, score_model
+from hlscore.flow import Silent, rank_model, sample_rollouts
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows, wanted_formats
 from hlscore.inputs.formats import ExampleSet, Row, example_set
 from hlscore.inputs.model import LoadedModel, load_model
@@ -211,7 +211,7 @@ def run(
     """
     gc.collect()
     loaded, began = subject.loaded, time.perf_counter()
-    found = score_model(
+    found = rank_model(
         loaded.model,
         loaded.tokenizer,
         loaded.identity,
@@ -220,7 +220,7 @@ def run(
         Silent(),
     )
     assert found is not None
-    report = found[0]
+    report = found.report
     every = sorted(report.candidates, key=lambda row: row.module)
     rows = tuple(row for row in every if row.max_rank > max(RANKS))
     values = {

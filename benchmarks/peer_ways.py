@@ -68,7 +68,7 @@ def hlscore_scores(
     modules, identity = find_modules(model, settings.candidates), identify(model, name, None)
     found = score_probes(model, modules, identity, probes, settings, Silent())
     assert found is not None
-    return {row.module: row.hls for row in found[0].rows if row.hls is not None}
+    return {row.module: row.hls for row in found.report.rows if row.hls is not None}
 
 
 def _hlscore(estimator: str, bootstrap: bool) -> Way:

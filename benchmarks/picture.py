@@ -15,7 +15,7 @@ from rich.terminal_theme import MONOKAI
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
 from hlscore.artifacts.plan_making import make_plan
-from hlscore.flow import Silent, score_model
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
 from hlscore.settings import ModelSettings, RankSettings
@@ -30,7 +30,7 @@ def main() -> None:
     """Run the main job with its default settings and save the terminal as SVG."""
     settings = RankSettings(model=ModelSettings(model="builtin:tiny", device="cpu"))
     loaded = load_model(settings.model)
-    found = score_model(
+    found = rank_model(
         loaded.model,
         loaded.tokenizer,
         loaded.identity,
@@ -39,7 +39,7 @@ def main() -> None:
         Silent(),
     )
     assert found is not None
-    report, allocation = found
+    report, allocation = found.report, found.allocation
     console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
     folder = Path("hlscore-out/builtin-tiny")
     print_result(

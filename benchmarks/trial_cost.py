@@ -90,7 +90,7 @@ def run(
         Silent(),
     )
     assert found is not None
-    return {row.module: row.hls or 0.0 for row in found[0].candidates}
+    return {row.module: row.hls or 0.0 for row in found.report.candidates}
 
 
 def tenth(scores: dict[str, float]) -> set[str]:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 from hlscore._version import __version__
 
 if TYPE_CHECKING:
-    from hlscore.api import RankResult as RankResult
     from hlscore.api import rank as rank
     from hlscore.api import rank_updates as rank_updates
     from hlscore.artifacts.plan_file import read_plan as read_plan
     from hlscore.errors import HlscoreError as HlscoreError
-    from hlscore.settings import ObjectiveSettings as ObjectiveSettings
+    from hlscore.flow.result import RankResult as RankResult
     from hlscore.training.apply import apply as apply
     from hlscore.training.groups import param_groups as param_groups
     from hlscore.training.merge import merge as merge
@@ -22,9 +21,8 @@ if TYPE_CHECKING:
 _PLACES = {
     "rank": "hlscore.api",
     "rank_updates": "hlscore.api",
-    "RankResult": "hlscore.api",
+    "RankResult": "hlscore.flow.result",
     "HlscoreError": "hlscore.errors",
-    "ObjectiveSettings": "hlscore.settings",
     "read_plan": "hlscore.artifacts.plan_file",
     "apply": "hlscore.training.apply",
     "param_groups": "hlscore.training.groups",
@@ -33,7 +31,7 @@ _PLACES = {
 }
 
 __all__ = [
-    "HlscoreError", "HybridTrainerMixin", "ObjectiveSettings", "RankResult", "__version__", "apply",
+    "HlscoreError", "HybridTrainerMixin", "RankResult", "__version__", "apply",
     "merge", "param_groups", "rank", "rank_updates", "read_plan",
 ]  # fmt: skip
 

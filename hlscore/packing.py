@@ -7,8 +7,6 @@ def packed_bytes(params: int, rows: int, bits: int) -> int:
     """Bytes of linear weights as bitsandbytes packs them, with their scales.
 
     Args:
-        params: Weights.
-        rows: Output rows.
         bits: 4 (two levels of scales) or 8.
 
     Returns:

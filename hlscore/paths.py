@@ -8,9 +8,6 @@ from pathlib import Path
 def typed_path(text: str) -> Path:
     """Expand `~` where there is such a home.
 
-    Args:
-        text: As typed.
-
     Returns:
         The path; of a home that does not exist, the text as it is.
     """

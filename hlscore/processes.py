@@ -138,9 +138,6 @@ def joined() -> Iterator[Processes]:
 
     Yields:
         This process among them; alone when there are no others.
-
-    Raises:
-        CaptureError: Another process ended while this one waited for it.
     """
     found = started_as()
     if found.size == 1:

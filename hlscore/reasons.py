@@ -32,14 +32,7 @@ def tied_to(module: str) -> str:
 
 
 def tied_modules(items: Iterable[Reasoned]) -> frozenset[str]:
-    """Modules whose weight another module shares: LoRA on one of the two merges wrongly.
-
-    Args:
-        items: All weights of a model, left out ones too.
-
-    Returns:
-        Full names of those that come first.
-    """
+    """Modules whose weight another module shares: LoRA on one of the two merges wrongly."""
     return frozenset(
         item.reason.removeprefix(_TIED) for item in items if item.reason.startswith(_TIED)
     )

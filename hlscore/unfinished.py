@@ -62,12 +62,6 @@ def stored_lines(path: Path) -> list[Any]:
 
     What follows the last whole line is removed from the file, so that it can be appended to.
 
-    Args:
-        path: The file.
-
-    Returns:
-        The values of the whole lines.
-
     Raises:
         OSError: The disk refuses.
         ValueError: A whole line is not JSON.
@@ -86,7 +80,6 @@ def store_lines(path: Path, values: Iterable[object]) -> None:
 
     Args:
         path: The file; made with its folder where it is not there.
-        values: What JSON can hold.
 
     Raises:
         OSError: The disk refuses.
@@ -107,18 +100,7 @@ def describe_run(
     device: str,
     processes: int,
 ) -> dict[str, object]:
-    """Say what run progress belongs to.
-
-    Args:
-        settings: Settings that decide the outcome, as plain data.
-        model: Which model.
-        probes: Hash of what is probed.
-        device: Kind of device.
-        processes: Processes that share the probes.
-
-    Returns:
-        A record that JSON can hold.
-    """
+    """Say what run progress belongs to."""
     return {
         "hlscore": __version__,
         "torch": version("torch"),
@@ -131,16 +113,7 @@ def describe_run(
 
 
 def check_same_run(folder: Path, stored: object, wanted: object) -> None:
-    """Refuse to go on with another run.
-
-    Args:
-        folder: Where the progress is stored.
-        stored: What the run that was stopped is.
-        wanted: What the run that asks is.
-
-    Raises:
-        UsageError: They differ.
-    """
+    """Refuse to go on with another run."""
     difference = first_difference(stored, wanted)
     if difference:
         raise UsageError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_model
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import identify
 from hlscore.probes.encode import encode
@@ -67,8 +67,9 @@ def halves(probes: ProbeSet) -> list[list[ProbeExample]]:
 def run_report(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) -> ScoreReport:
     """Score a model."""
     identity = identify(model, "test", None)
-    report, _ = score_model(model, byte_tokenizer(), identity, examples, run, Silent())
-    return report
+    found = rank_model(model, byte_tokenizer(), identity, examples, run, Silent())
+    assert found is not None
+    return found.report
 
 
 def by_module(rows: Sequence[ModuleRow]) -> Mapping[str, ModuleRow]:

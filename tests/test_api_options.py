@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from dataclasses import fields
 
 import pytest
 from families import FAMILIES
@@ -11,16 +10,32 @@ from tokens import byte_tokenizer
 
 import hlscore
 from hlscore.errors import UsageError
-from hlscore.settings import CaptureSettings, PlanSettings
+from hlscore.settings import CaptureSettings, ModelSettings, RankSettings, settings_in
 
 ROWS = [{"text": f"number {number} of some"} for number in range(8)]
 
 
-@pytest.mark.parametrize("settings", [CaptureSettings, PlanSettings])
-def test_every_setting_is_a_parameter(settings: type) -> None:
-    # A baseline is a plan to compare with; padding is for tests.
-    names = {field.name for field in fields(settings)} - {"baseline", "padding_side"}
-    assert names <= set(inspect.signature(hlscore.rank).parameters)
+def test_keywords_are_the_options_of_the_command_line() -> None:
+    # Files, and how a model is loaded, are for the command line; so is a plan to compare with.
+    taken = {
+        setting.option.name or name.replace("_", "-")
+        for name, setting in settings_in(RankSettings).items()
+        if setting.option and name not in settings_in(ModelSettings) and name != "baseline"
+    } - {"update"}
+    keywords = inspect.signature(hlscore.rank).parameters
+    own = {"data", "reward", "rollouts", "progress", "model", "tokenizer", "options"}
+    named = {
+        settings_in(RankSettings)[name].flag.removeprefix("--")
+        for name in keywords
+        if name not in own
+    }
+    assert taken - own == named
+    assert all(f"    {name}: " in str(hlscore.rank.__doc__) for name in keywords if name not in own)
+
+
+def test_an_unknown_keyword_is_named() -> None:
+    with pytest.raises(TypeError, match=r"argument 'sketchsize'\. Did you mean 'sketch_size'\?"):
+        hlscore.rank(FAMILIES["llama"].build(), byte_tokenizer(), sketchsize=64)
 
 
 def test_settings_reach_the_run() -> None:

@@ -55,9 +55,10 @@ ALLOWED: dict[str, set[str]] = {
         "scores",
         "weights",
         "planning",
+        "artifacts",
         "flow",
     },
-    "api": GROUND | {"inputs", "rollouts", "planning", "artifacts", "flow"},
+    "api": GROUND | {"inputs", "rollouts", "flow"},
     "views": GROUND
     | {
         "processes",
@@ -91,7 +92,7 @@ ALLOWED: dict[str, set[str]] = {
         "serving",
         "cli",
     },
-    "__init__": {"_version", "api", "artifacts", "errors", "settings", "training"},
+    "__init__": {"_version", "api", "artifacts", "errors", "flow", "training"},
     "__main__": {"cli"},
 }
 HEAVY = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from hlscore.flow import Silent, score_model
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import BUILTIN_NEW, builtin_rows, read_examples
 from hlscore.inputs.model import load_model
 from hlscore.objectives.likelihood import token_log_probs
@@ -97,7 +97,7 @@ def test_the_order_on_the_new_probes_is_not_noise() -> None:
         capture=CaptureSettings(bootstrap=20, batch_size=16),
     )
     loaded = load_model(settings.model)
-    report, allocation = score_model(
+    found = rank_model(
         loaded.model,
         loaded.tokenizer,
         loaded.identity,
@@ -105,6 +105,8 @@ def test_the_order_on_the_new_probes_is_not_noise() -> None:
         settings,
         Silent(),
     )
+    assert found is not None
+    report, allocation = found.report, found.allocation
     assert report.probes.source == "builtin:new"
     assert len(report.candidates) == 42
     assert sum(row.hls_ci_low > 0 for row in report.candidates) > 21

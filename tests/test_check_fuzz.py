@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hlscore.checks.run import check_plan
-from hlscore.settings import CheckSettings, Most
+from hlscore.settings import CheckSettings, Limit
 from hlscore.views.check import check_json, check_text
 from hlscore.views.check_formats import github, junit, sarif
 
@@ -150,10 +150,10 @@ def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> 
     asked = CheckSettings(
         trainers=("peft", "axolotl", "trl"),
         min_selection_probability=0.9,
-        max_borderline=Most(text="1", count=1),
+        max_borderline=Limit(text="1", count=1),
         max_drift="patch",
         baseline=folder / "baseline.json",
-        max_changed=Most(text="1", count=1),
+        max_changed=Limit(text="1", count=1),
         min_overlap=0.5,
         min_tau=0.5,
     )

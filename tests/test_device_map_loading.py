@@ -19,12 +19,12 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_dev
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
-from hlscore.cli.options import parse_memory
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.model import identify, input_device, load_model, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_offloaded
 from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings.model import parse_memory
 
 ALL = CandidateSettings()
 EVERYTHING = CandidateSettings(head=True, embeddings=True)
@@ -297,8 +297,8 @@ def test_quantized_weights_do_not_go_to_disk(
 
 
 def test_memory_option_is_split() -> None:
-    assert parse_memory(["0=20GiB", "cpu=64GiB"]) == {"0": "20GiB", "cpu": "64GiB"}
+    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
     with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
-        parse_memory(["20GiB"])
+        parse_memory(["20GiB"], "--max-memory")
     with pytest.raises(UsageError, match="device '0' twice"):
-        parse_memory(["0=20GiB", "0=10GiB"])
+        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")

@@ -38,7 +38,13 @@ from hlscore.inputs.examples import BUILTIN_NEW, read_examples, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
-from hlscore.settings import DataSettings, Objective, ObjectiveSettings
+from hlscore.settings import (
+    DataSettings,
+    ModelSettings,
+    Objective,
+    ObjectiveSettings,
+    ValidateSettings,
+)
 
 BOS_ID, EOS_ID = 257, 258
 USER, ASSISTANT, END = 260, 261, 262
@@ -282,20 +288,21 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("data", "steps", "expected"),
     [
-        ((None, "org/data", 480, 0.3), 686),
-        ((None, "org/data", 8, 0.3), 256),
-        ((None, "train.jsonl", 480, 0.3), 0),
-        ((None, None, 480, 0.3), 0),
-        ((None, "builtin:new", 480, 0.3), 0),
-        ((0, "org/data", 480, 0.3), 0),
-        ((9, "org/data", 480, 0.3), 9),
+        ("org/data", 60, 686),
+        ("org/data", 2, 256),
+        ("train.jsonl", 60, 0),
+        (None, 60, 0),
+        ("builtin:new", 60, 0),
     ],
 )
-def test_examples_of_a_trial(options: tuple[Any, ...], expected: int) -> None:
+def test_examples_of_a_trial(data: str | None, steps: int, expected: int) -> None:
     """Of a hub data set a trial draws what its steps need, of a file everything."""
-    assert drawn_by_trial(*options) == expected
+    settings = ValidateSettings(
+        model=ModelSettings(model="m"), data=DataSettings(data=data), steps=steps
+    )
+    assert drawn_by_trial(settings) == expected
 
 
 def test_draw_of_the_built_in_probes() -> None:

@@ -20,8 +20,9 @@ from hlscore.settings import (
     MemorySettings,
     ModelSettings,
     PlanSettings,
+    arguments,
 )
-from hlscore.views.commands import data_options, model_options, options_of, plan_options
+from hlscore.views.commands import data_options, model_options, plan_options
 
 TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-batch", "2")
 LOCK = "*.down_proj=lora"
@@ -83,7 +84,7 @@ def test_pasted_commands_of_rank_keep_its_options(
     assert outcome.code == 0, outcome.err
 
 
-def test_pasted_commands_of_show_keep_the_options_of_the_run(
+def test_pasted_commands_of_show_keep_the_arguments_the_run(
     ranked: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = ranked
@@ -184,16 +185,16 @@ def test_estimate_hands_its_options_to_rank(tmp_path: Path) -> None:
                     )
                 )
             ),
-            "--revision 'v 2' --dtype float32 --allow-pickle --device-map auto "
-            "--max-memory 0=20GiB --max-memory cpu=64GiB",
+            "--revision 'v 2' --dtype float32 --device-map auto --max-memory 0=20GiB "
+            "--max-memory cpu=64GiB --allow-pickle",
         ),
         (data_options(asdict(DataSettings(data="d", config="c", samples=3))),
          "--data d --data-config c"),
         (
-            options_of(CaptureSettings, asdict(CaptureSettings(checkpointing=False, passes=3))),
+            arguments(CaptureSettings, asdict(CaptureSettings(checkpointing=False, passes=3))),
             "--no-checkpointing --passes 3",
         ),
-        (options_of(CandidateSettings, {"include": ["a*", "b"]}), "--include 'a*' --include b"),
+        (arguments(CandidateSettings, {"include": ["a*", "b"]}), "--include 'a*' --include b"),
         (
             plan_options(asdict(PlanSettings(ranks=(4, 8), rank=4, locks=("*=full", "x=lora")))),
             "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora",

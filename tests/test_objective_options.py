@@ -117,7 +117,7 @@ def _objective(name: str) -> Callable[[Desk], tuple[object, ...]]:
         ("rollouts", "--reward-weight 2", "--reward-weight is for completions that are sampled"),
         ("rollouts", "--generations 4", "--generations is for completions that are sampled now"),
         ("rollouts", "--stop x", "--stop is for completions that are sampled now"),
-        ("rollouts", "--data x.jsonl", "--data is given beside --rollouts"),
+        ("rollouts", "--data x.jsonl", "--data and --rollouts are mutually exclusive"),
         ("rollouts", "--epsilon -1", "--epsilon is -1"),
         ("rollouts", "--epsilon nan", "--epsilon is nan"),
         ("rollouts", "--max-length 300", "Use --max-length 256 or less"),

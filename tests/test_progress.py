@@ -20,8 +20,8 @@ from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.flow import Silent, Storage, score_model
-from hlscore.flow.probed import encode_probes, score_probes
+from hlscore.flow import Silent, Storage, rank_model
+from hlscore.flow.rank import encode_probes, score_probes
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import Place, Progress, ProgressFile
 from hlscore.inputs.model import identify
@@ -83,7 +83,7 @@ def stored_run(
 ) -> ScoreReport:
     """Score a model, and store the progress after every batch."""
     model = FAMILIES["qwen3_moe"].build() if model is None else model
-    found = score_model(
+    found = rank_model(
         model,
         byte_tokenizer(),
         identify(model, "test", None),
@@ -93,7 +93,7 @@ def stored_run(
         storage=Storage(folder=folder, every_seconds=0, resume=resume),
     )
     assert found is not None
-    return found[0]
+    return found.report
 
 
 def undisturbed(name: str) -> ScoreReport:
@@ -444,7 +444,7 @@ def test_a_report_counts_what_was_done_before() -> None:
         )
         for earlier in (0.0, 5000.0)
     ]
-    fresh, later = (item[0].run.wall_seconds for item in found if item is not None)
+    fresh, later = (item.report.run.wall_seconds for item in found if item is not None)
     assert later > 5000 > fresh
 
 
@@ -479,7 +479,7 @@ def test_few_examples_take_fewer_batches_and_keep_their_scores(
         probes = encode_probes(model, byte_tokenizer(), completions(24), asked)
         found = score_probes(model, modules, identify(model, "m", None), probes, asked, Silent())
         assert found is not None
-        report = found[0]
+        report = found.report
         return report.probes.groups, {row.module: row.hls for row in report.candidates}
 
     few, scores = scored()

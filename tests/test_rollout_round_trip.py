@@ -16,7 +16,7 @@ from problems import by_module, close
 from test_rollout_files import everything, read, settings, tokenizer
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_model
+from hlscore.flow import Silent, rank_model
 from hlscore.inputs.model import identify
 from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
@@ -99,9 +99,9 @@ def test_rewards_that_begin_as_whole_numbers(tmp_path: Path, model: PreTrainedMo
 
 def scores(model: PreTrainedModel, rollouts: RolloutSet, run: RankSettings) -> Any:
     identity = identify(model, "test", None)
-    found = score_model(model, tokenizer(), identity, rollouts, run, Silent())
+    found = rank_model(model, tokenizer(), identity, rollouts, run, Silent())
     assert found is not None
-    return found[0]
+    return found.report
 
 
 def random_rows(count: int, *, seed: int = 3) -> list[dict[str, Any]]:

@@ -83,9 +83,9 @@ def test_streamed_weights_are_those_of_the_loaded_model(name: str, tmp_path: Pat
 def test_scores_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES[name].build())
     model = loaded(tmp_path)
-    streaming, _ = score_stored_weights(run(tmp_path), Silent())
+    streaming = score_stored_weights(run(tmp_path), Silent()).report
     identity = identify(model, str(tmp_path), None)
-    held, _ = score_held_weights(model, identity, run(tmp_path), Silent())
+    held = score_held_weights(model, identity, run(tmp_path), Silent()).report
     assert streaming.rows == held.rows
     assert streaming.model == held.model
     assert streaming.probes == held.probes
@@ -154,7 +154,7 @@ def test_one_parameter_is_in_memory_at_a_time(
     monkeypatch.setattr(StoredWeights, "_read", watched)
     monkeypatch.setattr("hlscore.inputs.model._read_weights", refuse)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
-    report, _ = score_stored_weights(run(tmp_path), Silent())
+    report = score_stored_weights(run(tmp_path), Silent()).report
     assert all(row.condition_number is not None for row in report.candidates)
     # The pieces of one fused weight are needed together: gate and up of four experts.
     assert most == (8 if name == "mixtral" else 1)
@@ -163,9 +163,9 @@ def test_one_parameter_is_in_memory_at_a_time(
 
 def test_modules_left_out_are_sampled_and_not_decomposed(tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES["llama"].build())
-    whole, _ = score_stored_weights(run(tmp_path), Silent())
+    whole = score_stored_weights(run(tmp_path), Silent()).report
     some = CandidateSettings(include=("*.q_proj",))
-    part, _ = score_stored_weights(run(tmp_path, some), Silent())
+    part = score_stored_weights(run(tmp_path, some), Silent()).report
     assert part.model == whole.model
     assert {row.kind for row in part.candidates} == {"q_proj"}
     values = {row.module: row.snr for row in whole.candidates}
@@ -247,7 +247,7 @@ def test_pieces_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
 def test_a_weight_with_nan_is_told_and_the_others_are_scored(tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES["llama"].build())
     _rewrite(tmp_path, lambda tensors: tensors[Q].fill_(float("nan")) is None)
-    report, _ = score_stored_weights(run(tmp_path, CandidateSettings()), Silent())
+    report = score_stored_weights(run(tmp_path, CandidateSettings()), Silent()).report
     for row in report.candidates:
         broken = row.parameter == Q
         assert (row.kappa is None) == broken

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import CaptureError, UsageError
-from hlscore.flow import Silent, Storage, score_model
+from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.trials import round_randomly
@@ -155,7 +155,8 @@ def test_preference_trials_compare_with_the_base_model() -> None:
     pairs = ExampleSet(source="test", format="preference", rows=tuple(rows))
     objective = ObjectiveSettings(objective="dpo", loss_type="apo_down", beta=0.1)
     found = hlscore.rank(
-        model, byte_tokenizer(), data=rows, objective=objective, rank=RANK, movement="trial",
+        model, byte_tokenizer(), data=rows, objective="dpo", loss_type="apo_down", beta=0.1,
+        rank=RANK, movement="trial",
         trials=2, trial_steps=3, trial_rate=RATE, batch_size=4, trial_optimizer="rms",
     )  # fmt: skip
     probes = encode(
@@ -395,11 +396,11 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
     def report(*, resume: bool) -> ScoreReport:
         storage = Storage(folder=tmp_path, every_seconds=0, resume=resume)
         identity = identify(model, "test", None)
-        found = score_model(
+        found = rank_model(
             model, byte_tokenizer(), identity, EXAMPLES, run, Silent(), storage=storage
         )
         assert found is not None
-        return found[0]
+        return found.report
 
     expected = report(resume=False)
     real, calls = trials.TrialRun._hand_over, []

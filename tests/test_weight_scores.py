@@ -209,7 +209,9 @@ def run_settings(**plan: object) -> RankSettings:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "mamba", "llava"])
 def test_every_module_of_a_model_is_scored(name: str) -> None:
     model = FAMILIES[name].build()
-    report, _ = score_held_weights(model, identify(model, "test", None), run_settings(), Silent())
+    report = score_held_weights(
+        model, identify(model, "test", None), run_settings(), Silent()
+    ).report
     rows = {row.module: row for row in report.candidates}
     for item in candidates_of(find_modules(model, CandidateSettings())):
         weight = dense_weight(model, item)
@@ -231,9 +233,9 @@ def test_every_module_of_a_model_is_scored(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
 def test_kappa_orders_as_peft_does(name: str) -> None:
     model = FAMILIES[name].build()
-    report, _ = score_held_weights(
+    report = score_held_weights(
         model, identify(model, "test", None), run_settings(score="kappa"), Silent()
-    )
+    ).report
     peer = KappaTuneSelector(model, show_progress=False)
     peer.get_best_targets()
     known = dict(peer._condition_numbers or {}) | dict(peer._parameter_condition_numbers or {})
@@ -250,7 +252,7 @@ def test_kappa_orders_as_peft_does(name: str) -> None:
 
 def test_probes_do_not_change_what_weights_say() -> None:
     model = FAMILIES["qwen3_moe"].build()
-    alone, _ = score_held_weights(model, identify(model, "t", None), run_settings(), Silent())
+    alone = score_held_weights(model, identify(model, "t", None), run_settings(), Silent()).report
     weights: dict[str, ModuleRow] = {row.module: row for row in alone.candidates}
     run = settings()
     plain = run_report(model, completions(6), run)

@@ -14,7 +14,7 @@ from tokens import byte_tokenizer
 from torch import distributed
 
 from hlscore import processes as module
-from hlscore.flow import Silent, Storage, score_model
+from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients.progress import ProgressFile
 from hlscore.inputs.model import identify
 from hlscore.processes import Processes, joined
@@ -88,7 +88,7 @@ def given(me: Processes) -> dict[str, torch.Tensor]:
 def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None = None) -> Any:
     """Score a model together; only the main process gets a report."""
     model = FAMILIES[name].build()
-    found = score_model(
+    found = rank_model(
         model,
         byte_tokenizer(),
         identify(model, "test", None),
@@ -99,7 +99,7 @@ def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None
         storage=storage,
     )
     assert (found is not None) == me.is_main
-    return None if found is None else found[0]
+    return None if found is None else found.report
 
 
 def resumed(me: Processes, folder: Path) -> Any:

@@ -269,9 +269,9 @@ class RewardStudy:
         if path.exists():
             return read_report(path)
         options: dict[str, Any] = {
-            "objective": hlscore.ObjectiveSettings(
-                objective="grpo", max_new_tokens=LONGEST_ANSWER, generations=self.size.generations
-            )
+            "objective": "grpo",
+            "max_new_tokens": LONGEST_ANSWER,
+            "generations": self.size.generations,
         }
         if sampled.exists():
             options = {"objective": "grpo", "rollouts": sampled}

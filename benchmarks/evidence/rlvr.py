@@ -212,9 +212,7 @@ def run_study(base: str, only: Sequence[str] | None = None) -> None:
     journal = Journal(path_of(base, REWARDED), settings)
     report = hlscore.rank(
         setup.model(), tokenizer(), data=rows((7, 0), PROBE_PROMPTS), samples=0, rank=RANK,
-        objective=hlscore.ObjectiveSettings(
-            objective="grpo", max_new_tokens=LIST_LENGTH + 1, generations=GENERATIONS
-        ),
+        objective="grpo", max_new_tokens=LIST_LENGTH + 1, generations=GENERATIONS,
         reward=share_right, checkpointing=False, estimator="exact", weight_scores=True,
     ).report  # fmt: skip
     planner = Planner(report=report, rank=RANK)

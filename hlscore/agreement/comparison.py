@@ -75,17 +75,7 @@ class Top:
     number: int | None = None
 
     def of(self, modules: int) -> int:
-        """Number of modules out of so many; of a share at least one.
-
-        Args:
-            modules: How many there are.
-
-        Returns:
-            The number.
-
-        Raises:
-            UsageError: There are fewer.
-        """
+        """Number of modules out of so many; of a share at least one."""
         if self.number is None:
             return max(1, share_of(self.share or 0.0, modules))
         if self.number > modules:
@@ -100,12 +90,6 @@ def parse_top(text: str) -> Top:
 
     Args:
         text: `10%` or a number of modules.
-
-    Returns:
-        How many modules count as the highest.
-
-    Raises:
-        UsageError: The text is neither, or out of range.
     """
     plain = text.strip()
     if (match := _SHARE.fullmatch(plain)) and 0 < float(match.group(1)) <= 100:
@@ -122,15 +106,6 @@ def compare(rankings: Sequence[Ranking], top: Top, *, within_kinds: bool) -> Com
 
     Args:
         rankings: All with values; of one nothing but its resamples is compared.
-        top: How many modules count as the highest.
-        within_kinds: Whether to look within kinds too.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        ArtifactError: There are none, or they have no two modules in common.
-        UsageError: `top` is more than they have in common.
     """
     if not rankings:
         raise ArtifactError(

@@ -135,15 +135,7 @@ class Difference:
 
 
 def difference(a: Side, b: Side) -> Difference:
-    """Hold two plans against each other, module by module.
-
-    Args:
-        a: The first side.
-        b: The second side.
-
-    Returns:
-        What they differ in.
-    """
+    """Hold two plans against each other, module by module."""
     first, second = _by_name(a.plan), _by_name(b.plan)
     names = [name for name in first if name in second]
     every = [*first, *(name for name in second if name not in first)]

@@ -45,9 +45,6 @@ class Fact:
 def side_by_side(sides: list[Facts]) -> tuple[Fact, ...]:
     """Put facts of several sides together.
 
-    Args:
-        sides: Facts by name.
-
     Returns:
         One per name, in the order in which names come.
     """
@@ -57,9 +54,6 @@ def side_by_side(sides: list[Facts]) -> tuple[Fact, ...]:
 
 def plan_facts(plan: Plan) -> dict[str, Value]:
     """Budget, totals and stability of a plan.
-
-    Args:
-        plan: The plan.
 
     Returns:
         Values by name; `None` for what a plan of version 1 does not know.
@@ -87,18 +81,7 @@ def plan_facts(plan: Plan) -> dict[str, Value]:
 
 
 def report_facts(path: Path, report: ScoreReport) -> dict[str, Value]:
-    """Score, model, probes and versions of a run.
-
-    Args:
-        path: Its file.
-        report: What it holds.
-
-    Returns:
-        Values by name.
-
-    Raises:
-        ArtifactError: The report holds values that no run has.
-    """
+    """Score, model, probes and versions of a run."""
     with fit_for_plans(path):
         facts = run_facts(model_of(report), provenance_of(report))
     own: dict[str, Value] = {"score": report.run.score, "LoRA rank": report.run.rank}
@@ -109,14 +92,8 @@ def report_facts(path: Path, report: ScoreReport) -> dict[str, Value]:
 def fit_for_plans(path: Path) -> Iterator[None]:
     """Refuse a report with values that no plan can hold.
 
-    Args:
-        path: Its file.
-
     Yields:
         Nothing; what is done inside turns the report into parts of a plan.
-
-    Raises:
-        ArtifactError: A value is out of range.
     """
     try:
         yield
@@ -131,10 +108,6 @@ def fit_for_plans(path: Path) -> Iterator[None]:
 
 def run_facts(model: PlanModel, run: PlanProvenance) -> dict[str, Value]:
     """Model, probes and versions of the run that the scores come from.
-
-    Args:
-        model: The model.
-        run: Where the numbers come from.
 
     Returns:
         Values by name; differing settings of the run come under their own names.

@@ -52,9 +52,6 @@ def kendall(x: Sequence[float | None], y: Sequence[float | None]) -> RankAgreeme
         x: Values of the items; pairs with `None` or NaN on either side are left out.
         y: Values of the same items in the same order.
 
-    Returns:
-        Tau with standard error and interval.
-
     Raises:
         ValueError: The lists differ in length.
     """

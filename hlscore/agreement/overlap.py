@@ -14,7 +14,6 @@ def jaccard(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
 
     Args:
         a: One set; what comes twice counts once.
-        b: The other.
 
     Returns:
         0 to 1; two empty sets are the same set: 1.
@@ -46,7 +45,6 @@ def top_overlap(x: Sequence[float | None], y: Sequence[float | None], count: int
     Args:
         x: Values of the items; pairs with `None` or NaN on either side are left out.
         y: Values of the same items in the same order.
-        count: How many are the highest.
 
     Returns:
         0 to 1; `None` where there is nothing to choose or one side is constant.

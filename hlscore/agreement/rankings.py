@@ -41,14 +41,10 @@ def scores_of(report: ScoreReport, rank: int | None) -> list[Ranking]:
     """Every score of a run.
 
     Args:
-        report: The run.
         rank: LoRA rank; `None` for the run's own.
 
     Returns:
         One ranking per known score, those without values too.
-
-    Raises:
-        UsageError: The curves do not hold that rank.
     """
     rank = report.run.rank if rank is None else rank
     return [_ranking(report, score, rank, label=name) for name, score in SCORES.items()]
@@ -58,15 +54,7 @@ def ranks_of(report: ScoreReport, score: str | None, ranks: Sequence[int]) -> li
     """One score of a run at several LoRA ranks.
 
     Args:
-        report: The run.
         score: Name of the score; `None` for the run's own.
-        ranks: LoRA ranks.
-
-    Returns:
-        One ranking per rank.
-
-    Raises:
-        UsageError: The score does not depend on the rank, or the curves do not hold a rank.
     """
     chosen = find_score(score or report.run.score)
     if not chosen.follows_rank:
@@ -81,16 +69,8 @@ def run_ranking(report: ScoreReport, label: str, score: str | None, rank: int | 
     """The order that a run gives.
 
     Args:
-        report: The run.
-        label: Its name among the others.
         score: Name of the score; `None` for the run's own.
         rank: LoRA rank; `None` for the run's own.
-
-    Returns:
-        The ranking.
-
-    Raises:
-        UsageError: The run has no values of that score at that rank.
     """
     chosen = find_score(score or report.run.score)
     try:

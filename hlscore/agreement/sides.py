@@ -60,16 +60,8 @@ def sides_of(
     A report beside a plan is planned like that plan: with its budget, score, ranks, value power,
     locks, memory and method.
 
-    Args:
-        files: Path and content of both.
-        wishes: How reports become plans.
-
     Returns:
         Both sides in the order given.
-
-    Raises:
-        UsageError: The budget, score or rank cannot be used.
-        ArtifactError: A report holds no candidates, or values that no plan can have.
     """
     plans = [content for _, content in files if isinstance(content, Plan)]
     like = plans[0] if plans else None

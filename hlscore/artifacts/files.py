@@ -25,9 +25,6 @@ _LONGEST_NAME = 100
 def default_folder(model: str) -> Path:
     """Folder for the results of a model when `--out` is not given.
 
-    Args:
-        model: Hub id, directory or built-in name.
-
     Returns:
         `hlscore-out/<model>`, relative to the working directory.
     """
@@ -38,15 +35,7 @@ def default_folder(model: str) -> Path:
 
 
 def check_file(path: Path, *, hint: str) -> None:
-    """Refuse a path that is no file.
-
-    Args:
-        path: What shall be read.
-        hint: Where such files come from.
-
-    Raises:
-        ArtifactError: There is nothing, or a directory.
-    """
+    """Refuse a path that is no file."""
     if not path.is_file():
         what = f"'{path}' is a directory" if path.is_dir() else f"There is no file '{path}'"
         raise ArtifactError(f"{what}.", hint=hint)
@@ -57,12 +46,7 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
 
     Args:
         folder: Where results will go; need not exist.
-        names: Files that will be written.
         force: Whether existing results may be replaced.
-
-    Raises:
-        UsageError: The folder already holds results and `force` is off.
-        ArtifactError: The folder cannot be written to.
     """
     try:
         _check_names(folder, names, force=force)
@@ -97,14 +81,10 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> 
     """Write files beside their final place, then move all of them there.
 
     Args:
-        folder: Made when missing.
         writers: For each file name, a function that writes to a given path.
 
     Returns:
         The final path of each file.
-
-    Raises:
-        ArtifactError: The disk refuses, for example because it is full.
     """
     stage: Path | None = None
     made = not folder.exists()

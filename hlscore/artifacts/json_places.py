@@ -31,7 +31,6 @@ def find_places(text: str, wanted: Collection[JsonPath]) -> dict[JsonPath, Place
     """Find the lines of some values.
 
     Args:
-        text: A JSON text that can be parsed.
         wanted: Keys and indices that lead to each value; the empty path is the whole document.
 
     Returns:

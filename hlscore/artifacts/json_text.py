@@ -26,9 +26,6 @@ def parse_json(data: bytes) -> dict[str, Any]:
     Args:
         data: The content of a file, UTF-8.
 
-    Returns:
-        The object.
-
     Raises:
         JSONDecodeError: The text is no JSON; it says where.
         ValueError: It is JSON that no file of this project holds: too large, too deep, a key
@@ -59,11 +56,7 @@ def quoted(value: object) -> str:
 
 
 def syntax_fault(error: ValueError) -> str:
-    """What is wrong with a JSON text, in a sentence without a full stop.
-
-    Args:
-        error: What `parse_json` raised.
-    """
+    """What is wrong with a JSON text, in a sentence without a full stop."""
     if isinstance(error, JSONDecodeError):
         return f"{error.msg}: line {error.lineno} column {error.colno} (char {error.pos})"
     return str(error)

@@ -68,17 +68,7 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: Path | str) -> Plan:
-    """Read a plan, of this schema version or an older one.
-
-    Args:
-        path: A `plan.json`.
-
-    Returns:
-        The plan, in the newest version of the format.
-
-    Raises:
-        ArtifactError: There is no such file, or it is no plan that this version reads.
-    """
+    """Read a plan, of this schema version or an older one."""
     path = Path(path)
     found = inspect_plan(read_bytes(path))
     if found.plan is None or found.problems:
@@ -89,14 +79,8 @@ def read_plan(path: Path | str) -> Plan:
 def read_bytes(path: Path) -> bytes:
     """Read the content of a plan file.
 
-    Args:
-        path: The file.
-
     Returns:
         Its bytes; of a file larger than any plan one more than a plan may have.
-
-    Raises:
-        ArtifactError: There is no such file, or it cannot be read.
     """
     check_file(path, hint=_HINT)
     try:
@@ -107,14 +91,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def inspect_plan(data: bytes) -> Inspection:
-    """Find everything that keeps a text from being a plan.
-
-    Args:
-        data: The content of a file.
-
-    Returns:
-        The plan as far as there is one, and the problems.
-    """
+    """Find everything that keeps a text from being a plan."""
     if data.startswith(b"PAR1"):
         message = (
             "it is a Parquet file, such as scores.parquet, from which `hlscore plan` makes one"

@@ -42,10 +42,6 @@ from hlscore.settings import VALUE_POWER, MemorySettings, PlanSettings
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     """Put an allocation into the public format.
 
-    Args:
-        report: The scores that it was made from.
-        allocation: The decisions.
-
     Returns:
         The plan. Equal inputs give equal plans: no time or host name is in it.
     """
@@ -103,12 +99,6 @@ def settings_of(plan: Plan) -> PlanSettings:
 
     Locks are those of single modules, unless the patterns that the scores were ranked with pin
     the same ones.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The settings.
     """
     memory, lora = plan.memory, plan.lora
     return PlanSettings(

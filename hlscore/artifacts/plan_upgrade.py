@@ -36,13 +36,6 @@ def refuse_upgraded(plan: Plan, use: str) -> None:
     """Refuse a plan of version 1 where its model has to be recognized.
 
     Version 1 lists no weights but the candidates, and its hash of the weights is another one.
-
-    Args:
-        plan: The plan.
-        use: What it cannot be used for.
-
-    Raises:
-        ArtifactError: The plan was read from version 1.
     """
     if plan.upgraded:
         raise ArtifactError(

@@ -24,14 +24,7 @@ def read_artifact(path: Path, *, resamples: Resamples | None = None) -> Plan | S
     """Read a plan or a score report; the content decides which, not the name.
 
     Args:
-        path: A `plan.json` or a `scores.parquet`.
         resamples: Which resamples of a report are read; all by default.
-
-    Returns:
-        The plan or the report.
-
-    Raises:
-        ArtifactError: There is no such file, or it is neither.
     """
     if not is_report(path):
         return read_plan(path)
@@ -42,11 +35,7 @@ def read_artifact(path: Path, *, resamples: Resamples | None = None) -> Plan | S
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from walking over the rows of large files while they are made.
-
-    Yields:
-        Nothing.
-    """
+    """Keep the garbage collector from walking over the rows of large files while they are made."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -57,17 +46,7 @@ def uncollected() -> Iterator[None]:
 
 
 def is_report(path: Path) -> bool:
-    """Whether a file is a table; anything else is taken for a plan.
-
-    Args:
-        path: The file.
-
-    Returns:
-        Whether it starts as Parquet files do.
-
-    Raises:
-        ArtifactError: There is no such file, or it cannot be read.
-    """
+    """Whether a file is a table; anything else is taken for a plan."""
     check_file(path, hint="`hlscore rank MODEL` writes scores.parquet and plan.json.")
     try:
         with path.open("rb") as file:

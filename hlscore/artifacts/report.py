@@ -125,14 +125,7 @@ def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
 
 
 def to_table(report: ScoreReport) -> pa.Table:
-    """Turn a report into an Arrow table with metadata.
-
-    Args:
-        report: Rows and origin.
-
-    Returns:
-        The table as it is written.
-    """
+    """Turn a report into an Arrow table with metadata."""
     schema = report_schema()
     columns = {
         name: pa.array([getattr(row, name) for row in report.rows], type=schema.field(name).type)
@@ -163,14 +156,7 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
     """Read a report, without pandas or torch.
 
     Args:
-        path: A `scores.parquet`.
         resamples: Which resamples the rows hold; all by default.
-
-    Returns:
-        Rows and origin.
-
-    Raises:
-        ArtifactError: There is no such file, or it is no report that this version reads.
     """
     check_file(path, hint="`hlscore rank MODEL` writes scores.parquet.")
     try:

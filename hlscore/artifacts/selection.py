@@ -79,9 +79,6 @@ class Filters:
     def pick(self, modules: Sequence[M]) -> tuple[M, ...]:
         """Leave out what does not pass.
 
-        Args:
-            modules: Plan modules or report rows.
-
         Returns:
             Those that pass, in the same order.
         """
@@ -117,9 +114,6 @@ class Filters:
 def plan_columns(plan: Plan) -> dict[str, Column]:
     """What the modules of a plan can be ordered by.
 
-    Args:
-        plan: The plan.
-
     Returns:
         Column by name; the score also has its own name.
     """
@@ -135,11 +129,7 @@ def plan_columns(plan: Plan) -> dict[str, Column]:
 
 
 def report_columns() -> dict[str, Column]:
-    """What the rows of a report can be ordered by: all but lists and free texts.
-
-    Returns:
-        Column by name.
-    """
+    """What the rows of a report can be ordered by: all but lists and free texts."""
     rising = {"place": "rank"} | {
         name: name for name in ("rank", "module", "layer", "kind", "block", "status")
     }
@@ -149,19 +139,7 @@ def report_columns() -> dict[str, Column]:
 
 
 def find_column(columns: Mapping[str, Column], name: str, option: str) -> Column:
-    """Look a column up by name.
-
-    Args:
-        columns: What there is.
-        name: As given.
-        option: The option that it was given with.
-
-    Returns:
-        The column.
-
-    Raises:
-        UsageError: There is no such column.
-    """
+    """Look a column up by name."""
     if name not in columns:
         raise UsageError(
             f"{option} '{name}' is no column of this file.",
@@ -171,16 +149,7 @@ def find_column(columns: Mapping[str, Column], name: str, option: str) -> Column
 
 
 def ordered(modules: Sequence[M], column: Column, *, reverse: bool) -> tuple[M, ...]:
-    """Order modules by a column; those without a value go last, ties keep their order.
-
-    Args:
-        modules: Plan modules or report rows.
-        column: What decides.
-        reverse: Whether to turn the column's own direction round.
-
-    Returns:
-        The modules.
-    """
+    """Order modules by a column; those without a value go last, ties keep their order."""
     known = [item for item in modules if getattr(item, column.field) is not None]
     missing = [item for item in modules if getattr(item, column.field) is None]
     known.sort(key=lambda item: getattr(item, column.field), reverse=column.rising == reverse)
@@ -188,19 +157,7 @@ def ordered(modules: Sequence[M], column: Column, *, reverse: bool) -> tuple[M, 
 
 
 def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
-    """Find one module by its full name, or by an end of it that no other module has.
-
-    Args:
-        modules: Plan modules or report rows, as the filters leave them.
-        name: As given.
-        filters: What was asked of them besides.
-
-    Returns:
-        The module.
-
-    Raises:
-        UsageError: None or several are called so.
-    """
+    """Find one module by its full name, or by an end of it that no other module has."""
     whole = [item for item in modules if item.module == name]
     ends = whole or [item for item in modules if item.module.endswith(f".{name}")]
     if len(ends) == 1:

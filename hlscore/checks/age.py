@@ -61,14 +61,6 @@ def check_age(plan: Plan, file: Path, settings: CheckSettings) -> Iterator[Findi
 
     A plan carries no date, so that equal inputs give equal files. Its age is that of the last
     commit that touched it, or of the file where it is not under git or differs from the commit.
-
-    Args:
-        plan: The plan.
-        file: Where it is.
-        settings: Most days, most drift.
-
-    Yields:
-        What is too old, and what has drifted.
     """
     if settings.max_age_days is not None:
         yield from _age(file, settings.max_age_days)

@@ -87,14 +87,7 @@ _DIGITS = 2e-6
 
 
 def check_arithmetic(plan: Plan) -> Iterator[Finding]:
-    """Add a plan up again.
-
-    Args:
-        plan: The plan.
-
-    Yields:
-        What does not follow from the modules.
-    """
+    """Add a plan up again."""
     for place, item in enumerate(plan.modules):
         yield from _parameters(item, place)
         yield from _alpha(plan, item, place)

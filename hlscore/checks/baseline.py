@@ -59,16 +59,7 @@ RULES = (CHANGED, OVERLAPS_BASELINE, TAU, OTHER_MODEL, NO_TAU)
 
 
 def compare(plan: Plan, baseline: Plan, settings: CheckSettings) -> Comparison:
-    """Measure how far a plan is from its baseline.
-
-    Args:
-        plan: The plan.
-        baseline: The other one.
-        settings: Where the baseline is.
-
-    Returns:
-        Changed decisions, overlap of the modules in full, rank correlation of the scores.
-    """
+    """Measure how far a plan is from its baseline."""
     old, new = (
         {item.module: (item.mode, item.rank) for item in side.modules} for side in (baseline, plan)
     )
@@ -97,17 +88,7 @@ def _common_scores(plan: Plan, baseline: Plan) -> tuple[list[float | None], list
 def check_baseline(
     plan: Plan, baseline: Plan, found: Comparison, settings: CheckSettings
 ) -> Iterator[Finding]:
-    """Hold the distance of a plan from its baseline against what is allowed.
-
-    Args:
-        plan: The plan.
-        baseline: The other one.
-        found: How far they are apart.
-        settings: What is allowed.
-
-    Yields:
-        What is exceeded.
-    """
+    """Hold the distance of a plan from its baseline against what is allowed."""
     if plan.model.fingerprint.structure != baseline.model.fingerprint.structure:
         yield OTHER_MODEL.finding(
             f"The plan is for '{plan.model.name}', the baseline for '{baseline.model.name}', and "

@@ -5,128 +5,91 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any, get_origin
 
 from hlscore.errors import UsageError, first_line
 from hlscore.paths import existing_path
-from hlscore.settings import CheckSettings, Drift, parse_age, parse_most
+from hlscore.settings import CheckSettings, Setting, settings_in
 
 CONFIG_FILE = "hlscore-check.toml"
 PROJECT_FILE = "pyproject.toml"
+PLANS = "plans"
 _TABLE = "tool.hlscore.check"
 _LARGEST_BYTES = 2**20
 
-_Most = int | float | str
-_Share = Annotated[float, Field(ge=-1, le=1)]
 
-
-class CheckOptions(BaseModel):
-    """What can be asked of a plan, as it is typed; `None` and empty where nothing is asked.
-
-    The fields are the options of `hlscore check`, and the keys of the configuration, where a dash
-    stands for each underscore.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, populate_by_name=True, allow_inf_nan=False,
-        alias_generator=lambda name: name.rstrip("_").replace("_", "-"),
-    )  # fmt: skip
-
-    plans: list[str] = []
-    model: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    weights: bool = False
-    for_: list[str] = []
-    min_selection_probability: _Share | None = None
-    max_borderline: _Most | None = None
-    max_age: str | None = None
-    max_drift: Drift | None = None
-    baseline: str | None = None
-    max_changed: _Most | None = None
-    min_overlap: _Share | None = None
-    min_tau: _Share | None = None
-    ignore: list[str] = []
-    strict: bool = False
-
-    def settings(self) -> CheckSettings:
-        """Read the numbers, and check what belongs together.
-
-        Returns:
-            The settings.
-
-        Raises:
-            UsageError: A value cannot be used.
-        """
-        most = {
-            name: None if value is None else parse_most(f"--{name.replace('_', '-')}", str(value))
-            for name, value in (
-                ("max_borderline", self.max_borderline), ("max_changed", self.max_changed),
-            )
-        }  # fmt: skip
-        return CheckSettings(
-            model=self.model,
-            revision=self.revision,
-            trust_remote_code=self.trust_remote_code,
-            weights=self.weights,
-            trainers=tuple(dict.fromkeys(self.for_)),
-            min_selection_probability=self.min_selection_probability,
-            max_borderline=most["max_borderline"],
-            max_age_days=None if self.max_age is None else parse_age(self.max_age),
-            max_drift=self.max_drift,
-            baseline=None if self.baseline is None else Path(self.baseline),
-            max_changed=most["max_changed"],
-            min_overlap=self.min_overlap,
-            min_tau=self.min_tau,
-            ignore=tuple(self.ignore),
-            strict=self.strict,
-        )
-
-
-def read_options(config: Path | None, given: Mapping[str, Any]) -> CheckOptions:
-    """Put what the repository asks together with what is typed, which counts where both speak.
+def read_configuration(config: Path | None) -> dict[str, Any]:
+    """Options of `hlscore check` that a repository keeps, by field; and `plans`, a list of paths.
 
     Args:
-        config: A TOML file; `None` looks for `hlscore-check.toml`, then for the table of
-            `pyproject.toml`, in the working directory.
-        given: What is typed, by field; `None`, false and empty values are not.
-
-    Returns:
-        The options; files that the configuration names are seen from its folder.
-
-    Raises:
-        UsageError: The configuration cannot be read, or has a key or value that it must not have.
+        config: A TOML file whose keys are the options without dashes before them; `None` looks
+            for `hlscore-check.toml`, then for the table of `pyproject.toml`, in the working
+            directory. Files that it names are relative to its folder.
     """
-    file = config or _find()
-    typed = {name: value for name, value in given.items() if not _is_left_out(value)}
-    kept = CheckOptions() if file is None else _read(file, asked=config is not None)
-    return kept.model_copy(update=typed)
-
-
-def _find() -> Path | None:
-    return next((path for name in (CONFIG_FILE, PROJECT_FILE) if (path := Path(name)).is_file()),
-                None)  # fmt: skip
-
-
-def _read(file: Path, *, asked: bool) -> CheckOptions:
-    content = _read_toml(file)
+    file = config or next(
+        (path for name in (CONFIG_FILE, PROJECT_FILE) if (path := Path(name)).is_file()), None
+    )
+    if file is None:
+        return {}
+    table = _read_toml(file)
     project = file.name == PROJECT_FILE
     for key in _TABLE.split(".") if project else ():
-        content = content.get(key, {}) if isinstance(content, dict) else {}
-    if project and asked and not content:
-        raise UsageError(
-            f"'{file}' has no table [{_TABLE}].", hint="Add it, or leave --config out."
-        )
-    try:
-        options = CheckOptions.model_validate(content)
-    except ValidationError as error:
-        raise _refusal(file, error) from error
-    return options.model_copy(update=_seen_from(file.parent, options))
+        table = table.get(key, {}) if isinstance(table, dict) else {}
+    if project and config is not None and not table:
+        raise UsageError(f"'{file}' has no table [{_TABLE}].", hint="Add it, or remove --config.")
+    known = {item.flag.removeprefix("--"): item for item in settings_in(CheckSettings).values()}
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if key == PLANS and _is_texts(value):
+            found[PLANS] = [str(file.parent / plan) for plan in value]
+        elif key in known:
+            found[known[key].name] = _read(known[key], value, file)
+        elif key == PLANS:
+            raise UsageError(f"'{file}': 'plans' is not a list of texts.")
+        else:
+            raise UsageError(
+                f"'{file}' has the key {key!r}.", hint=f"Use {', '.join([PLANS, *known])}."
+            )
+    if "baseline" in found:
+        found["baseline"] = file.parent / found["baseline"]
+    # A model may be a hub id instead.
+    if "model" in found and existing_path(str(file.parent / found["model"])) is not None:
+        found["model"] = str(file.parent / found["model"])
+    return found
 
 
-def _read_toml(file: Path) -> Any:
+def _read(setting: Setting, value: Any, file: Path) -> Any:
+    """A value of the configuration, in the type of its setting."""
+    option = setting.option
+    if option is not None and option.parse is not None:
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return option.parse(str(value), setting.flag)
+        wanted = "a text or a number"
+    elif setting.type is bool:
+        if isinstance(value, bool):
+            return value
+        wanted = "true or false"
+    elif get_origin(setting.type) is tuple:
+        if _is_texts(value):
+            return tuple(value)
+        wanted = "a list of texts"
+    elif setting.type is float:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+        wanted = "a number"
+    else:
+        if isinstance(value, str):
+            return Path(value) if setting.type is Path else value
+        wanted = "a text"
+    key = setting.flag.removeprefix("--")
+    raise UsageError(f"'{file}': {key!r} cannot be used: it is not {wanted}.")
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _read_toml(file: Path) -> Mapping[str, Any]:
     try:
         with file.open("rb") as stream:
             data = stream.read(_LARGEST_BYTES + 1)
@@ -138,28 +101,3 @@ def _read_toml(file: Path) -> Any:
             f"--config '{file}' cannot be read: {first_line(error)}.",
             hint=f"Give a TOML file such as {CONFIG_FILE}.",
         ) from error
-
-
-def _refusal(file: Path, error: ValidationError) -> UsageError:
-    first = error.errors(include_url=False)[0]
-    key = str(first["loc"][0]) if first["loc"] else "the table"
-    if first["type"] == "extra_forbidden":
-        known = (field.alias or name for name, field in CheckOptions.model_fields.items())
-        return UsageError(f"'{file}' has the key {key!r}.", hint=f"Use {', '.join(known)}.")
-    return UsageError(f"'{file}': {key!r} cannot be used: {first['msg']}.")
-
-
-def _seen_from(folder: Path, options: CheckOptions) -> dict[str, object]:
-    """Files that the configuration names, from its own folder."""
-    changed: dict[str, object] = {"plans": [str(folder / plan) for plan in options.plans]}
-    if options.baseline is not None:
-        changed["baseline"] = str(folder / options.baseline)
-    # A model may be a hub id instead.
-    if options.model is not None and existing_path(str(folder / options.model)) is not None:
-        changed["model"] = str(folder / options.model)
-    return changed
-
-
-def _is_left_out(value: object) -> bool:
-    """Whether an option was not typed; a zero was."""
-    return value is None or value is False or value == []

@@ -99,14 +99,7 @@ RULES = (
 
 
 def check_format(found: Inspection) -> Iterator[Finding]:
-    """Find what keeps a file from being a plan of the newest version.
-
-    Args:
-        found: The file, inspected.
-
-    Yields:
-        One finding per problem.
-    """
+    """Find what keeps a file from being a plan of the newest version."""
     for problem in found.problems:
         at = ".".join(str(part) for part in problem.path)
         where = f"at '{at}': " if problem.kind == "schema" and at else ""
@@ -121,14 +114,7 @@ def check_format(found: Inspection) -> Iterator[Finding]:
 
 
 def check_modules(plan: Plan) -> Iterator[Finding]:
-    """Find entries that share a weight, and ranks that do not fit their matrix.
-
-    Args:
-        plan: The plan.
-
-    Yields:
-        One finding per entry.
-    """
+    """Find entries that share a weight, and ranks that do not fit their matrix."""
     yield from _overlaps(plan)
     for place, item in enumerate(plan.modules):
         side = min(item.out_features, item.in_features)

@@ -92,9 +92,6 @@ class CheckResult:
 def limited(found: Iterable[Finding]) -> list[Finding]:
     """Keep the first findings of each code, and say how many more there are.
 
-    Args:
-        found: Findings of any number.
-
     Returns:
         At most `MOST_PER_CODE` of each code; the last one names how many were left out.
     """

@@ -72,15 +72,7 @@ class Difference:
 
 
 def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Difference]:
-    """Compare the weights of a model with those that a plan names.
-
-    Args:
-        found: All weights of the model, left out ones too.
-        plan: The plan.
-
-    Yields:
-        What differs.
-    """
+    """Compare the weights of a model with those that a plan names."""
     by_name = {item.module: item for item in found}
     for place, planned in enumerate(plan.modules):
         path = ("modules", place, "module")
@@ -124,16 +116,6 @@ def check_model(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
     """Hold a plan against a model, built from its configuration alone.
 
     This imports torch. Weights are read only where they are to be compared.
-
-    Args:
-        plan: The plan.
-        settings: Which model, and whether its weights are compared.
-
-    Yields:
-        What differs.
-
-    Raises:
-        HlscoreError: The model cannot be found or built.
     """
     from hlscore.inputs.fingerprint import structure_hash
     from hlscore.inputs.model import load_shape
@@ -154,12 +136,7 @@ def check_model(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
 
 
 def model_settings(plan: Plan, settings: CheckSettings) -> ModelSettings:
-    """Which model to load: of the plan's own one the plan's revision, unless another is asked for.
-
-    Args:
-        plan: The plan.
-        settings: Model and revision as asked.
-    """
+    """Which model to load: the plan's own at the plan's revision, unless another is asked for."""
     name = settings.model or plan.model.name
     own = plan.model.revision if name == plan.model.name else None
     return ModelSettings(

@@ -24,12 +24,6 @@ def find_rule(code: str) -> Rule:
 
     Args:
         code: Its code; case does not matter.
-
-    Returns:
-        The rule.
-
-    Raises:
-        UsageError: There is no such code.
     """
     rule = RULES.get(code.strip().upper())
     if rule is None:

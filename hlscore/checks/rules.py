@@ -36,11 +36,6 @@ class Rule:
         """A finding of this rule.
 
         Args:
-            message: What is wrong, in one sentence.
-            path: Keys and indices that lead to it.
             level: `error` or `warning` where it is not the rule's own.
-
-        Returns:
-            The finding, without its place.
         """
         return Finding(code=self.code, level=level or self.level, message=message, path=path)

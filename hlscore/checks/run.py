@@ -25,14 +25,7 @@ from hlscore.settings import CheckSettings
 
 
 def check_settings(settings: CheckSettings) -> None:
-    """Refuse settings that name what there is not, before any file is read.
-
-    Args:
-        settings: Trainers and codes.
-
-    Raises:
-        UsageError: There is no such trainer or code.
-    """
+    """Refuse settings that name what there is not, before any file is read."""
     for name in settings.trainers:
         find_exporter(name)
     for code in settings.ignore:
@@ -43,14 +36,10 @@ def check_plan(file: Path, settings: CheckSettings) -> CheckResult:
     """Hold a plan file against everything that is asked.
 
     Args:
-        file: A plan.json, or what claims to be one.
         settings: What is asked besides the plan's own order.
 
     Returns:
         The findings, in the order of the file.
-
-    Raises:
-        HlscoreError: The file, the baseline or the model cannot be read.
     """
     data = read_bytes(file)
     found = inspect_plan(data)

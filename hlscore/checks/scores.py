@@ -71,14 +71,7 @@ RULES = (ALL_ZERO, CONSTANT, NO_SCORE, NO_GAIN, ORDER, NOISE, REWARDS)
 
 
 def check_scores(plan: Plan) -> Iterator[Finding]:
-    """Look at the scores of a plan.
-
-    Args:
-        plan: The plan.
-
-    Yields:
-        What makes them useless, and modes that do not follow from them.
-    """
+    """Look at the scores of a plan."""
     if plan.method != "score":
         return
     known = [item.score for item in plan.modules if item.score is not None]

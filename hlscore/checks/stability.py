@@ -41,10 +41,6 @@ RULES = (SELECTION, BORDERLINE, NO_STABILITY)
 def check_stability(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
     """Hold the selection probabilities of a plan against what is asked.
 
-    Args:
-        plan: The plan.
-        settings: Least probability, most borderline modules.
-
     Yields:
         Modules in full below the one, and that there are more than the other.
     """

@@ -83,15 +83,8 @@ RULES = tuple(_BY_FAULT.values())
 def check_trainers(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
     """Hold a plan against the limits of trainers.
 
-    Args:
-        plan: The plan.
-        settings: Names of the trainers.
-
     Yields:
         What each of them cannot express.
-
-    Raises:
-        UsageError: There is no exporter of that name.
     """
     places = {item.module: place for place, item in enumerate(plan.modules)}
     for name in settings.trainers:

@@ -11,6 +11,8 @@ from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import (
     DEFAULT_RANK,
+    DEFAULT_SAMPLES,
+    PLAN_PANEL,
     CandidateSettings,
     CaptureSettings,
     DataSettings,
@@ -20,31 +22,25 @@ from hlscore.settings import (
 )
 
 AUDIT_FILE = "audit.parquet"
-HeldOutData = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        "-d",
-        help="Also load the models and report the loss on this data, before and after.",
-        rich_help_panel=o.DATA_PANEL,
-        show_default=False,
-    ),
+# How the base is loaded, and the data that a loss is measured on.
+Loading = Annotated[
+    o.Given, o.Options(ModelSettings, only=("revision", "device", "trust_remote_code"))
 ]
-HeldOutSamples = Annotated[
-    int,
-    typer.Option("--samples", help="Examples to draw; 0 means all.", rich_help_panel=o.DATA_PANEL),
-]
-BaseModel = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="Base model that the training started from: hub id or directory.",
-        rich_help_panel=o.MODEL_PANEL,
-        show_default=False,
+HeldOut = Annotated[
+    o.Given,
+    o.Options(
+        DataSettings,
+        only=("data", "columns", "samples", "max_length"),
+        defaults={"data": "", "samples": str(DEFAULT_SAMPLES)},
+        helps={
+            "data": "Also load the models and report the loss on this data, before and after.",
+            "samples": "Examples to draw; 0 means all.",
+        },
     ),
 ]
 
 
+@o.takes_settings
 def audit(
     run: Annotated[
         str,
@@ -52,37 +48,28 @@ def audit(
             help="A PEFT adapter or a fine-tuned model: directory or hub id.", show_default=False
         ),
     ],
-    model: BaseModel,
+    model: o.BaseModel,
+    loading: Loading,
+    held_out: HeldOut,
+    candidates: Annotated[CandidateSettings, o.Options()],
+    ranked: Annotated[
+        o.Given,
+        o.Options(
+            PlanSettings,
+            only=("rank",),
+            defaults={"rank": f"the plan's, or {DEFAULT_RANK}"},
+            helps={"rank": "LoRA rank beyond which energy is counted."},
+        ),
+    ],
     plan: Annotated[
         Path | None,
         typer.Option(
             "--plan",
             help="The plan.json of the training, to hold against what happened.",
-            rich_help_panel=o.PLAN_PANEL,
+            rich_help_panel=PLAN_PANEL,
             show_default=False,
         ),
     ] = None,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank",
-            "-r",
-            help="LoRA rank beyond which energy is counted.",
-            show_default=f"the plan's, or {DEFAULT_RANK}",
-            rich_help_panel=o.PLAN_PANEL,
-        ),
-    ] = None,
-    data: HeldOutData = None,
-    column: o.Columns = ...,  # type: ignore[assignment]
-    samples: HeldOutSamples = 256,
-    max_length: o.MaxLength = None,
-    revision: o.Revision = None,
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
-    include: o.Include = ...,  # type: ignore[assignment]
-    exclude: o.Exclude = ...,  # type: ignore[assignment]
-    embeddings: o.Embeddings = False,
-    head: o.Head = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -116,18 +103,13 @@ def audit(
 
     target = out or default_folder(run) / AUDIT_FILE
     planned = None if plan is None else (read_plan(plan), plan)
-    if lora_rank is None:
-        lora_rank = DEFAULT_RANK if planned is None else planned[0].lora.rank
+    rank = ranked.get("rank") or (DEFAULT_RANK if planned is None else planned[0].lora.rank)
     settings = RankSettings(
-        model=ModelSettings(
-            model=model, revision=revision, device=device, trust_remote_code=trust_remote_code
-        ),
-        candidates=CandidateSettings(
-            include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
-        ),
+        model=ModelSettings(model=model, **loading),
+        candidates=candidates,
         capture=CaptureSettings(movement="update"),
-        # A budget that always fits: the audit itself chooses nothing.
-        plan=PlanSettings(budget="1.0", rank=lora_rank),
+        # A budget that always fits: the audit itself selects nothing.
+        plan=PlanSettings(budget="1.0", rank=rank),
         updates=(run,),
     )
     check_folder(target.parent, (target.name,), force=force)
@@ -135,44 +117,34 @@ def audit(
         from hlscore.flow import score_updates
         from hlscore.views.audit import audit_of, print_audit, print_audit_json
     with terminal_progress() as progress:
-        found = score_updates(settings, progress)
-    held_out = held_out_losses_of(
-        {"after": run}, settings.model, data, column, samples=samples, max_length=max_length
-    )
-    modules = {row.module for row in found.report.candidates}
+        result, movements = score_updates(settings, progress)
+    losses = held_out_losses_of({"after": run}, settings.model, held_out)
+    modules = {row.module for row in result.report.candidates}
     if planned is not None and not modules & {item.module for item in planned[0].modules}:
         raise UsageError(
             f"'{plan}' plans none of the modules of '{model}'.", hint="Give the run's own plan."
         )
-    seen = audit_of(found.report, found.movements, target, planned)
-    write_files(target.parent, {target.name: lambda path: write_report(found.report, path)})
+    seen = audit_of(result.report, movements, target, planned)
+    write_files(target.parent, {target.name: lambda path: write_report(result.report, path)})
     if as_json:
-        print_audit_json(seen, held_out=held_out)
+        print_audit_json(seen, held_out=losses)
     else:
-        print_audit(seen, top=top, held_out=held_out)
+        print_audit(seen, top=top, held_out=losses)
 
 
 def held_out_losses_of(
-    runs: dict[str, str],
-    model: ModelSettings,
-    data: str | None,
-    column: list[str],
-    *,
-    samples: int,
-    max_length: int | None,
+    runs: dict[str, str], model: ModelSettings, held_out: o.Given
 ) -> dict[str, object] | None:
-    """Measure a base model and trainings of it on held-out data, where some is given."""
-    if data is None:
+    """Losses of a base model and of trainings of it on held-out data; `None` if none is given."""
+    if "data" not in held_out:
         return None
     from dataclasses import asdict
 
     from hlscore.inputs.placement import quiet_libraries
     from hlscore.views.progress import status
 
-    read = DataSettings(
-        data=data, columns=o.parse_columns(column), samples=samples, max_length=max_length
-    )
+    data = DataSettings(**held_out)
     with status("measuring the loss"), quiet_libraries():
         from hlscore.validation.held_out import held_out_losses
 
-        return asdict(held_out_losses(model, read, runs))
+        return asdict(held_out_losses(model, data, runs))

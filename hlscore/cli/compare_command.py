@@ -10,6 +10,7 @@ import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
+from hlscore.settings import parse_ranks
 
 if TYPE_CHECKING:
     from hlscore.agreement.rankings import Ranking
@@ -125,6 +126,10 @@ def compare(
         print_comparison(compared)
 
 
+def _ranks(text: str | None) -> tuple[int, ...]:
+    return () if text is None else parse_ranks(text, "--ranks")
+
+
 def _check_options(
     files: Sequence[Path], score: str | None, rank: int | None, ranks: str | None
 ) -> None:
@@ -135,12 +140,12 @@ def _check_options(
     if ranks is not None and rank is not None:
         raise UsageError("--rank and --ranks exclude each other.", hint="Leave one of them out.")
     for option, asked in (("--rank", [rank] if rank is not None else []),
-                          ("--ranks", o.parse_ranks(ranks))):  # fmt: skip
+                          ("--ranks", _ranks(ranks))):  # fmt: skip
         if not all(1 <= item <= LARGEST_RANK for item in asked):
             raise UsageError(
                 f"{option} is {ranks if rank is None else rank}.", hint=f"Use 1 to {LARGEST_RANK}."
             )
-    if ranks is not None and len(o.parse_ranks(ranks)) < 2:
+    if ranks is not None and len(_ranks(ranks)) < 2:
         raise UsageError(f"--ranks {ranks} is one rank.", hint="Give two or more, such as 4,16.")
     if len(files) == 1 and ranks is None and score is not None:
         raise UsageError(
@@ -185,5 +190,5 @@ def _rankings(
             for report, label in zip(reports, labels, strict=True)
         ]
     if ranks is not None:
-        return ranks_of(reports[0], score, o.parse_ranks(ranks))
+        return ranks_of(reports[0], score, _ranks(ranks))
     return scores_of(reports[0], rank)

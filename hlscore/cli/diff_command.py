@@ -9,6 +9,7 @@ import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import EXIT_CHECK_FAILED, UsageError
+from hlscore.settings import PlanSettings
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
@@ -17,38 +18,26 @@ if TYPE_CHECKING:
 _FILE = "A plan.json or a scores.parquet."
 
 
+@o.takes_settings
 def diff(
     a: Annotated[Path, typer.Argument(metavar="A", help=_FILE, show_default=False)],
     b: Annotated[Path, typer.Argument(metavar="B", help=_FILE, show_default=False)],
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            "-b",
-            help="Budget that scores are planned with, as in `hlscore plan`.",
-            show_default="that of the plan beside them, else 0.1",
-            rich_help_panel=o.PLAN_PANEL,
+    settings: Annotated[
+        o.Given,
+        o.Options(
+            PlanSettings,
+            only=("budget", "score", "rank"),
+            defaults={
+                "budget": "that of the plan beside them, else 0.1",
+                "score": "that of the plan beside them, else the report's",
+                "rank": "that of the plan beside them, else the report's",
+            },
+            helps={
+                "budget": "Budget that scores are planned with, as in `hlscore plan`.",
+                "rank": "LoRA rank.",
+            },
         ),
-    ] = None,
-    score: Annotated[
-        str | None,
-        typer.Option(
-            "--score",
-            help="Score that decides; `hlscore scores` lists them.",
-            show_default="that of the plan beside them, else the report's",
-            rich_help_panel=o.PLAN_PANEL,
-        ),
-    ] = None,
-    rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank",
-            "-r",
-            help="LoRA rank.",
-            show_default="that of the plan beside them, else the report's",
-            rich_help_panel=o.PLAN_PANEL,
-        ),
-    ] = None,
+    ],
     top: o.Top = 15,
     exit_code: Annotated[
         bool,
@@ -81,6 +70,7 @@ def diff(
     from hlscore.views.diff import print_difference, print_difference_json
     from hlscore.views.progress import status
 
+    budget, score, rank = (settings.get(name) for name in ("budget", "score", "rank"))
     if budget is not None:
         parse_budget(budget)
     if score is not None:

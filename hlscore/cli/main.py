@@ -52,14 +52,7 @@ class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command.
 
-        Args:
-            ctx: The parsed command line.
-
-        Returns:
-            What the command returns.
-
         Raises:
-            Interrupted: Ctrl-C.
             Exit: The reader of standard output has left.
             SystemExit: A library ends the program.
         """

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 import typer
 
 from hlscore.cli import options as o
+from hlscore.settings import CandidateSettings, ModelSettings
+
+# What decides the shape of a model.
+SHAPE_OPTIONS = ("model", "revision", "trust_remote_code", "text_only")
 
 
+@o.takes_settings
 def modules(
-    model: o.Model,
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
-    text_only: o.TextOnly = False,
-    include: o.Include = ...,  # type: ignore[assignment]
-    exclude: o.Exclude = ...,  # type: ignore[assignment]
-    embeddings: o.Embeddings = False,
-    head: o.Head = False,
+    settings: Annotated[ModelSettings, o.Options(only=SHAPE_OPTIONS)],
+    candidates: Annotated[CandidateSettings, o.Options()],
     show_all: Annotated[
         bool,
         typer.Option(
@@ -36,28 +36,18 @@ def modules(
 
     `hlscore modules Qwen/Qwen3-8B --all`
     """
-    from hlscore.settings import CandidateSettings, ModelSettings
     from hlscore.views.modules import print_modules, print_modules_json
     from hlscore.views.progress import status
 
-    settings = ModelSettings(
-        model=model,
-        revision=revision,
-        trust_remote_code=trust_remote_code,
-        text_only=text_only,
-        ignore_adapter=True,  # only the shape of the base model is built
-    )
-    chosen = CandidateSettings(
-        include=tuple(include), exclude=tuple(exclude), embeddings=embeddings, head=head
-    )
+    settings = replace(settings, ignore_adapter=True)  # only the shape of the base is built
     with status("building the model's shape"):
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 
         shape, _ = load_shape(settings)
-        found = find_modules(shape, chosen)
+        found = find_modules(shape, candidates)
         total = sum(parameter.numel() for parameter in shape.parameters())
     if as_json:
-        print_modules_json(found, model=model, total=total)
+        print_modules_json(found, model=settings.model, total=total)
     else:
-        print_modules(found, model=model, total=total, show_all=show_all)
+        print_modules(found, model=settings.model, total=total, show_all=show_all)

@@ -7,45 +7,22 @@ from typing import Annotated
 
 import typer
 
-from hlscore.cli import memory_options as m
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import VALUE_POWER
+from hlscore.settings import PlanSettings, build
 
 
+@o.takes_settings
 def plan(
     scores: Annotated[Path, typer.Argument(help="A scores.parquet written by `hlscore rank`.")],
-    budget: o.BudgetOption = "0.1",
-    score: Annotated[
-        str | None,
-        typer.Option(
-            "--score",
-            help="Score that decides; `hlscore scores` lists them.",
-            show_default="the one the report was ranked by",
-            rich_help_panel=o.PLAN_PANEL,
+    settings: Annotated[
+        o.Given,
+        o.Options(
+            PlanSettings,
+            defaults={"score": "the one the report was ranked by", "rank": "the report's"},
+            helps={"rank": "LoRA rank; one of those that the report's curves hold."},
         ),
-    ] = None,
-    lora_rank: Annotated[
-        int | None,
-        typer.Option(
-            "--rank",
-            "-r",
-            help="LoRA rank; one of those that the report's curves hold.",
-            show_default="the report's",
-            rich_help_panel=o.PLAN_PANEL,
-        ),
-    ] = None,
-    alpha: o.Alpha = None,
-    ranks: o.Ranks = None,
-    min_rank: o.MinRank = 0,
-    value_power: o.ValuePower = VALUE_POWER,
-    lock: o.Locks = ...,  # type: ignore[assignment]
-    baseline: o.BaselineOption = None,
-    optimizer: m.Optimizer = "adamw",
-    master: m.Master = "fp32",
-    base: m.Base = "16",
-    train_batch: m.TrainBatch = 1,
-    train_length: m.TrainLength = 2048,
+    ],
     out: Annotated[
         Path | None,
         typer.Option(
@@ -80,14 +57,12 @@ def plan(
     from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
-    from hlscore.settings import PlanSettings
     from hlscore.views.progress import status
     from hlscore.views.result import print_plan_json, print_replanned
 
-    parse_budget(budget)
-    memory = m.memory_settings(optimizer, master, base, train_batch, train_length)
-    if score is not None:
-        find_score(score)
+    parse_budget(settings.get("budget", "0.1"))
+    if "score" in settings:
+        find_score(settings["score"])
     target = out or scores.parent / PLAN_FILE
     if scores.is_file() and not is_report(scores):
         read_report(scores)  # says what it is instead
@@ -96,21 +71,11 @@ def plan(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
         )
     report = read_report(scores)
-    settings = PlanSettings(
-        budget=budget,
-        score=report.run.score if score is None else score,
-        rank=report.run.rank if lora_rank is None else lora_rank,
-        alpha=alpha,
-        ranks=o.parse_ranks(ranks),
-        min_rank=min_rank,
-        value_power=value_power,
-        locks=tuple(lock),
-        baseline=baseline,
-        memory=memory,
-    )
+    run = {"score": report.run.score, "rank": report.run.rank}
+    asked = build(PlanSettings, run | settings)
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):
-        allocation = allocate(report, settings)
+        allocation = allocate(report, asked)
     made = make_plan(report, allocation)
     paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
     if as_json:

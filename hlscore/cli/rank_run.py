@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,7 @@ from hlscore.settings import RankSettings
 from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
-    from hlscore.planning.allocation import Allocation
-    from hlscore.records import ScoreReport
+    from hlscore.flow import RankResult
     from hlscore.rollouts.records import RolloutSet
 
 
@@ -34,22 +33,9 @@ def run_rank(
     """Score a model, plan, write and print.
 
     Args:
-        settings: Settings of the run.
         out: Folder for the results; `None` for the default one.
-        saved: What is done with stored progress and earlier results.
-        top: Modules to show.
-        as_json: Print one JSON object instead of text.
-
-    Raises:
-        Interrupted: The user pressed Ctrl-C, and progress is kept.
     """
-    from hlscore.artifacts.files import (
-        PLAN_FILE,
-        ROLLOUTS_FILE,
-        SCORES_FILE,
-        default_folder,
-        write_files,
-    )
+    from hlscore.artifacts.files import default_folder
 
     # What can be refused at once is refused before torch is even imported.
     _check_settings(settings)
@@ -58,14 +44,10 @@ def run_rank(
     if started_as().is_main:
         _check_folder(folder, saved, sampling=settings.objective.samples_rollouts)
 
-    from hlscore.artifacts.plan_file import write_plan
-    from hlscore.artifacts.plan_making import make_plan
-    from hlscore.artifacts.report import write_report
-    from hlscore.rollouts.files import write_rollouts
     from hlscore.views.result import print_rank_json, print_result
 
     try:
-        found = _score(settings, folder, saved)
+        result = _score(settings, folder, saved)
     except KeyboardInterrupt:
         if unfinished_runs(folder):
             raise Interrupted(
@@ -73,22 +55,14 @@ def run_rank(
                 hint="The same command with --resume goes on.",
             ) from None
         raise
-    if found is None:  # the main process writes and prints
+    if result is None:  # the main process writes and prints
         return
-    report, allocation, rollouts = found
-    plan = make_plan(report, allocation)
-    writers: dict[str, Callable[[Path], None]] = {
-        SCORES_FILE: lambda path: write_report(report, path),
-        PLAN_FILE: lambda path: write_plan(plan, path),
-    }
-    if rollouts is not None:
-        writers[ROLLOUTS_FILE] = lambda path: write_rollouts(rollouts, path)
-    paths = write_files(folder, writers)
+    paths = result.save(folder, force=True)  # looked at before the run
     remove_unfinished(folder)
     if as_json:
-        print_rank_json(plan, paths)
+        print_rank_json(result.plan, paths)
     else:
-        print_result(report, allocation, plan, paths, top=top)
+        print_result(result.report, result.allocation, result.plan, paths, top=top)
 
 
 def _check_settings(settings: RankSettings) -> None:
@@ -137,25 +111,26 @@ def _check_folder(folder: Path, saved: Saved, *, sampling: bool) -> None:
     remove_unfinished(folder)
 
 
-def _score(
-    settings: RankSettings, folder: Path, saved: Saved
-) -> tuple[ScoreReport, Allocation, RolloutSet | None] | None:
+def _score(settings: RankSettings, folder: Path, saved: Saved) -> RankResult | None:
     from hlscore.views.progress import status, terminal_progress, warn
 
-    if settings.data.without_probes or settings.updates:
-        return _score_files(settings)
     with status("loading torch and transformers"):
-        from hlscore.flow import Storage, sample_rollouts, score_model
+        from hlscore.flow import Storage, rank_model, score_stored_weights, score_updates
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_model, resolve_device
         from hlscore.inputs.placement import dtype_warning
         from hlscore.inputs.sharding import load_sharded
+    if settings.updates:
+        with terminal_progress() as progress:
+            return score_updates(settings, progress)[0]
+    if settings.data.without_probes:
+        with terminal_progress() as progress:
+            return score_stored_weights(settings, progress)
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("reading probe data"):
         examples = read_probes(settings)
-    stored = saved.resume or saved.every_seconds > 0
     every = saved.every_seconds or float("inf")
-    storage = Storage(folder=folder, every_seconds=every, resume=saved.resume) if stored else None
+    storage = Storage(folder=folder, every_seconds=every, resume=saved.resume)
     with joined() as processes:
         with status(f"loading {settings.model.model}"):
             loaded = (
@@ -163,61 +138,40 @@ def _score(
                 if settings.model.shard
                 else load_model(settings.model)
             )
-        of_model = (loaded.model, loaded.tokenizer, loaded.identity)
-        rollouts = None
-        with terminal_progress() as progress:
-            if settings.objective.samples_rollouts:
-                rollouts = sample_rollouts(
-                    *of_model, examples, settings, progress, processes=processes, storage=storage
-                )
-            with _kept(rollouts, folder, is_main=processes.is_main):
-                found = score_model(
-                    *of_model,
-                    rollouts or examples,
-                    settings,
-                    progress,
-                    processes=processes,
-                    storage=storage,
-                )
-        return None if found is None else (*found, rollouts)
-
-
-def _score_files(settings: RankSettings) -> tuple[ScoreReport, Allocation, None]:
-    from hlscore.views.progress import status, terminal_progress
-
-    with status("loading torch and transformers"):
-        from hlscore.flow import score_stored_weights, score_updates
-    with terminal_progress() as progress:
-        if settings.updates:
-            found = score_updates(settings, progress)
-            return found.report, found.allocation, None
-        return (*score_stored_weights(settings, progress), None)
+        kept: list[RolloutSet] = []
+        with terminal_progress() as progress, _kept(kept, folder, is_main=processes.is_main):
+            return rank_model(
+                loaded.model,
+                loaded.tokenizer,
+                loaded.identity,
+                examples,
+                settings,
+                progress,
+                processes=processes,
+                storage=storage if saved.resume or saved.every_seconds > 0 else None,
+                sampled=kept.append,
+            )
 
 
 @contextmanager
-def _kept(rollouts: RolloutSet | None, folder: Path, *, is_main: bool) -> Iterator[None]:
+def _kept(sampled: list[RolloutSet], folder: Path, *, is_main: bool) -> Iterator[None]:
     """Leave completions that cannot be probed for the user to look at."""
     try:
         yield
     except HlscoreError as error:
-        if rollouts is None or not is_main:
+        if not (sampled and is_main):
             raise
         from hlscore.artifacts.files import UNSCORED_FILE, write_files
         from hlscore.rollouts.files import write_rollouts
 
-        paths = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(rollouts, path)})
+        paths = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(sampled[0], path)})
         remove_unfinished(folder)
         hint = f"{error.hint} The completions are in '{paths[UNSCORED_FILE]}' (--rollouts)."
         raise type(error)(error.message, hint=hint.strip()) from error
 
 
 def run_forecast(settings: RankSettings, *, as_json: bool) -> None:
-    """Say what a run would do.
-
-    Args:
-        settings: Settings of the run.
-        as_json: Print one JSON object instead of text.
-    """
+    """Say what a run would do."""
     from hlscore.views.progress import status, warn
 
     _check_settings(settings)

@@ -9,6 +9,7 @@ import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
+from hlscore.settings import PlanSettings
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
@@ -17,26 +18,25 @@ if TYPE_CHECKING:
 _DEFAULT_NAME = "report.html"
 
 
+@o.takes_settings
 def report(
     scores: Annotated[
         Path,
         typer.Argument(help="A scores.parquet written by `hlscore rank`.", show_default=False),
+    ],
+    settings: Annotated[
+        o.Given,
+        o.Options(
+            PlanSettings,
+            only=("budget",),
+            helps={"budget": "Budget of the plan that is made where none is given."},
+        ),
     ],
     plan: Annotated[
         Path | None,
         typer.Argument(
             help="A plan.json for the same model; without one, a plan is made for the page.",
             show_default=False,
-        ),
-    ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            "-b",
-            help="Budget of the plan that is made where none is given.",
-            show_default="0.1",
-            rich_help_panel=o.PLAN_PANEL,
         ),
     ] = None,
     out: Annotated[
@@ -73,6 +73,7 @@ def report(
     from hlscore.views.page import print_page, print_page_json
     from hlscore.views.progress import status
 
+    budget = settings.get("budget")
     target = out or scores.parent / _DEFAULT_NAME
     suffix = check_format(target)
     if plan is not None and budget is not None:
@@ -105,7 +106,6 @@ def _made(report: ScoreReport, scores: Path, budget: str | None) -> Plan:
     from hlscore.agreement.facts import fit_for_plans
     from hlscore.artifacts.plan_making import make_plan
     from hlscore.planning.allocation import allocate
-    from hlscore.settings import PlanSettings
 
     settings = PlanSettings(score=report.run.score, rank=report.run.rank)
     if budget is not None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from hlscore.cli import options as o
-from hlscore.cli.audit_command import BaseModel, HeldOutData, HeldOutSamples, held_out_losses_of
+from hlscore.cli.audit_command import HeldOut, Loading, held_out_losses_of
 from hlscore.errors import UsageError
-from hlscore.settings import ModelSettings
+from hlscore.settings import PLAN_PANEL, ModelSettings
 
 if TYPE_CHECKING:
     from hlscore.inputs.adapter import Adapter
@@ -31,16 +31,19 @@ _Out = Annotated[
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
+@o.takes_settings
 def extract_lora(
     run: _Run,
-    model: BaseModel,
+    model: o.BaseModel,
     out: _Out,
+    loading: Loading,
+    held_out: HeldOut,
     max_rank: Annotated[
         int,
         typer.Option(
             "--max-rank",
             help="Largest LoRA rank; vLLM loads up to 512.",
-            rich_help_panel=o.PLAN_PANEL,
+            rich_help_panel=PLAN_PANEL,
         ),
     ] = 64,
     max_error: Annotated[
@@ -49,16 +52,9 @@ def extract_lora(
             "--max-error",
             help="Largest relative error of a module's update: takes the smallest rank within it.",
             show_default="none: the largest rank",
-            rich_help_panel=o.PLAN_PANEL,
+            rich_help_panel=PLAN_PANEL,
         ),
     ] = None,
-    data: HeldOutData = None,
-    column: o.Columns = ...,  # type: ignore[assignment]
-    samples: HeldOutSamples = 256,
-    max_length: o.MaxLength = None,
-    revision: o.Revision = None,
-    device: o.Device = "auto",
-    trust_remote_code: o.TrustRemoteCode = False,
     force: o.Force = False,
     top: o.Top = 15,
     as_json: o.Json = False,
@@ -83,7 +79,7 @@ def extract_lora(
     from hlscore.views.progress import status, terminal_progress
 
     check_folder(out, (_CONFIG, _WEIGHTS), force=force)
-    settings = _settings(model, revision, device, trust_remote_code=trust_remote_code)
+    settings = ModelSettings(model=model, **loading)
     adapter, base = _opened(run, settings)
     with status("loading torch"):
         from safetensors.torch import save_file
@@ -94,7 +90,7 @@ def extract_lora(
         progress.start("decomposing", len({*adapter.parameters, *adapter.copies}), "modules")
         found = plain_adapter(
             adapter, base, max_rank=max_rank, max_error=max_error,
-            device=resolve_device(device), advance=progress.advance,
+            device=resolve_device(settings.device), advance=progress.advance,
         )  # fmt: skip
     config = found.config | {"base_model_name_or_path": model}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -105,19 +101,16 @@ def extract_lora(
             _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
         },
     )
-    held_out = held_out_losses_of(
-        {"trained": run, "as plain LoRA": str(out)}, settings, data, column,
-        samples=samples, max_length=max_length,
-    )  # fmt: skip
-    _print_plain(found, held_out, model, out, top=top, as_json=as_json)
+    losses = held_out_losses_of({"trained": run, "as plain LoRA": str(out)}, settings, held_out)
+    _print_plain(found, losses, model, out, top=top, as_json=as_json)
 
 
+@o.takes_settings
 def merge(
     run: _Run,
-    model: BaseModel,
+    model: o.BaseModel,
     out: _Out,
-    revision: o.Revision = None,
-    trust_remote_code: o.TrustRemoteCode = False,
+    loading: Annotated[o.Given, o.Options(ModelSettings, only=("revision", "trust_remote_code"))],
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
@@ -135,9 +128,7 @@ def merge(
     from hlscore.views.wording import count
 
     check_folder(out, ("config.json", "model.safetensors"), force=force)
-    adapter, base = _opened(
-        run, _settings(model, revision, "cpu", trust_remote_code=trust_remote_code)
-    )
+    adapter, base = _opened(run, ModelSettings(model=model, device="cpu", **loading))
     if out.resolve() in (base.directory.resolve(), adapter.folder.resolve()):
         raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
     from hlscore.serving.merge_files import merge_writers
@@ -155,14 +146,6 @@ def merge(
     console = terminal()
     console.print(f"merged  {out}: {count(changed, 'tensor')} changed", soft_wrap=True)
     print_next(console, (f"vllm serve {shlex.quote(str(out))}", "serve it"))
-
-
-def _settings(
-    model: str, revision: str | None, device: str, *, trust_remote_code: bool
-) -> ModelSettings:
-    return ModelSettings(
-        model=model, revision=revision, device=device, trust_remote_code=trust_remote_code
-    )
 
 
 def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:

@@ -9,23 +9,30 @@ from typing import Annotated
 
 import typer
 
-from hlscore.cli import objective_options as j
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted
-from hlscore.settings import (
-    DEFAULT_SAMPLES,
-    DEFAULT_STEPS,
-    NO_DATA,
-    DataSettings,
-    ModelSettings,
-    ValidateSettings,
-)
-
-TRIAL_PANEL = "Trial"
+from hlscore.settings import DEFAULT_SAMPLES, TRIAL_PANEL, ValidateSettings, build
 
 
+@o.takes_settings
 def validate(
-    model: o.Model,
+    given: Annotated[
+        o.Given,
+        o.Options(
+            ValidateSettings,
+            without=(
+                "load_in",
+                "device_map",
+                "max_memory",
+                "offload_folder",
+                "shard",
+                "text_only",
+                "ignore_adapter",
+            ),
+            defaults={"samples": "all; of a hub data set as many as the steps need"},
+            helps={"samples": "Examples to draw; 0 means all."},
+        ),
+    ],
     plan: Annotated[
         Path,
         typer.Option(
@@ -36,66 +43,6 @@ def validate(
             rich_help_panel=TRIAL_PANEL,
         ),
     ],
-    steps: Annotated[
-        int,
-        typer.Option("--steps", help="Steps of each training.", rich_help_panel=TRIAL_PANEL),
-    ] = DEFAULT_STEPS,
-    seeds: Annotated[
-        int,
-        typer.Option("--seeds", help="Trainings of each arm.", rich_help_panel=TRIAL_PANEL),
-    ] = 3,
-    batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", help="Sequences per step.", rich_help_panel=TRIAL_PANEL),
-    ] = 8,
-    held_out: Annotated[
-        float,
-        typer.Option(
-            "--held-out",
-            help="Share of the examples that is not trained on; half of it chooses the rates.",
-            rich_help_panel=TRIAL_PANEL,
-        ),
-    ] = 0.3,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full/--no-full",
-            help="Train in full too: without it no gap is known.",
-            rich_help_panel=TRIAL_PANEL,
-        ),
-    ] = True,
-    also: Annotated[
-        str | None,
-        typer.Option(
-            "--also",
-            help="Other data, in the same columns: report the loss there before and after.",
-            show_default=False,
-            rich_help_panel=TRIAL_PANEL,
-        ),
-    ] = None,
-    data: o.Data = None,
-    data_config: o.DataConfig = None,
-    split: o.Split = "train",
-    column: o.Columns = ...,  # type: ignore[assignment]
-    samples: Annotated[
-        int | None,
-        typer.Option(
-            "--samples",
-            help="Examples to draw; 0 means all.",
-            show_default="all; of a hub data set as many as the steps need",
-            rich_help_panel=o.DATA_PANEL,
-        ),
-    ] = None,
-    max_length: o.MaxLength = None,
-    assistant_only_loss: j.AssistantOnly = False,
-    revision: o.Revision = None,
-    dtype: o.DtypeOption = "auto",
-    device: o.Device = "auto",
-    allow_pickle: o.AllowPickle = False,
-    trust_remote_code: o.TrustRemoteCode = False,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Seed of every draw.", rich_help_panel=TRIAL_PANEL)
-    ] = 0,
     out: o.Out = None,
     force: o.Force = False,
     resume: Annotated[
@@ -125,19 +72,9 @@ def validate(
 
     `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
-    settings = ValidateSettings(
-        model=ModelSettings(
-            model=model, revision=revision, dtype=dtype, device=device,
-            allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-        ),
-        data=DataSettings(
-            data=data, config=data_config, split=split, columns=o.parse_columns(column),
-            samples=drawn_by_trial(samples, data, steps * batch_size, held_out),
-            max_length=max_length,
-        ),
-        assistant_only_loss=assistant_only_loss, steps=steps, batch_size=batch_size, seeds=seeds,
-        held_out=held_out, full=full, seed=seed, also=also,
-    )  # fmt: skip
+    if "samples" not in given:
+        given["samples"] = drawn_by_trial(build(ValidateSettings, given))
+    settings = build(ValidateSettings, given)
     try:
         _run(settings, plan, out, force=force, resume=resume, dry_run=dry_run, as_json=as_json)
     except KeyboardInterrupt:
@@ -147,15 +84,14 @@ def validate(
         ) from None
 
 
-def drawn_by_trial(asked: int | None, data: str | None, shown: int, held_out: float) -> int:
+def drawn_by_trial(settings: ValidateSettings) -> int:
     """Examples to draw: of a hub data set at most one for each that a training is shown."""
-    if asked is not None:
-        return asked
     from hlscore.inputs.examples import is_on_hub
 
-    if data == NO_DATA or not is_on_hub(data) or not 0 < held_out < 1:
+    if not is_on_hub(settings.data.data):
         return 0
-    return max(DEFAULT_SAMPLES, math.ceil(shown / (1 - held_out)))
+    shown = settings.steps * settings.batch_size
+    return max(DEFAULT_SAMPLES, math.ceil(shown / (1 - settings.held_out)))
 
 
 def _run(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from hlscore.flow.forecast import Forecast, WeightForecast, forecast, forecast_weights
-from hlscore.flow.probed import sample_rollouts, score_model, score_probes
-from hlscore.flow.updates import Moved, UpdateScores, score_updates
+from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts, score_probes
+from hlscore.flow.result import RankResult
+from hlscore.flow.updates import Moved, score_updates
 from hlscore.flow.weights_alone import score_held_weights, score_stored_weights
 from hlscore.gradients.run import Storage
 from hlscore.steps import Progress, Silent
@@ -13,15 +14,16 @@ __all__ = [
     "Forecast",
     "Moved",
     "Progress",
+    "RankResult",
     "Silent",
     "Storage",
-    "UpdateScores",
     "WeightForecast",
+    "encode_probes",
     "forecast",
     "forecast_weights",
+    "rank_model",
     "sample_rollouts",
     "score_held_weights",
-    "score_model",
     "score_probes",
     "score_stored_weights",
     "score_updates",

@@ -9,7 +9,7 @@ import psutil
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.flow.probed import encode_probes
+from hlscore.flow.rank import encode_probes
 from hlscore.gradients.estimator import Choice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
@@ -77,18 +77,7 @@ def forecast(
     settings: RankSettings,
     device: torch.device,
 ) -> Forecast:
-    """Say what a run would do.
-
-    Args:
-        model: The model, on the meta device.
-        tokenizer: Its tokenizer.
-        examples: The probe examples.
-        settings: Settings of the run.
-        device: Where the model would go.
-
-    Returns:
-        The forecast.
-    """
+    """Say what a run would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     settings = with_movement(model, chosen, settings)
@@ -198,15 +187,7 @@ class WeightForecast:
 
 
 def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightForecast:
-    """Say what a run on the weights alone would do.
-
-    Args:
-        model: The model, on the meta device.
-        settings: Settings of the run.
-
-    Returns:
-        The forecast.
-    """
+    """Say what a run on the weights alone would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     budget = parse_budget(settings.plan.budget)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import opened
 from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.resampling import draw_resamples
@@ -26,7 +26,7 @@ from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.trained import LowRank, Trained, Update, open_trained
-from hlscore.planning.allocation import Allocation, allocate, check_plan_settings
+from hlscore.planning.allocation import check_plan_settings
 from hlscore.records import (
     Candidate,
     GradientStatistics,
@@ -61,22 +61,9 @@ class Moved:
     relative: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpdateScores:
-    """What `score_updates` found.
-
-    Attributes:
-        report: The scores.
-        allocation: The plan made from them.
-        movements: Further figures of each candidate, by module.
-    """
-
-    report: ScoreReport
-    allocation: Allocation
-    movements: dict[str, Moved]
-
-
-def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
+def score_updates(
+    settings: RankSettings, progress: Progress
+) -> tuple[RankResult, dict[str, Moved]]:
     """Score the weight updates of finished trainings without loading a model, and plan.
 
     The updates of the first half of the trainings are averaged to A, those of the second to B,
@@ -84,13 +71,6 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
 
     Args:
         settings: Settings of the run, with `updates`.
-        progress: Told about the decompositions.
-
-    Returns:
-        The report, the plan made from it, and what the report has no columns for.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     check_plan_settings(settings.plan)
     check_of_updates(settings.plan.score)
@@ -138,12 +118,7 @@ def score_updates(settings: RankSettings, progress: Progress) -> UpdateScores:
             notes=scorer.notes(chosen),
         ),
     )
-    allocation = allocate(report, plan)
-    return UpdateScores(
-        report=with_selection(report, allocation),
-        allocation=allocation,
-        movements=scorer.movements,
-    )
+    return with_plan(report, plan), scorer.movements
 
 
 class _Scorer:
@@ -180,12 +155,7 @@ class _Scorer:
         self._noise = [0.0] * len(trainings)
 
     def add(self, item: Candidate, weight: torch.Tensor) -> None:
-        """Score the updates of one weight.
-
-        Args:
-            item: Whose weight it is.
-            weight: The weight of the base.
-        """
+        """Score the updates of one weight."""
         norm = float(energies_of(weight.reshape(-1, *weight.shape[-2:])).sum()) ** 0.5
         updates = []
         for place, trained in enumerate(self._trainings):
@@ -204,12 +174,7 @@ class _Scorer:
         )
 
     def check(self) -> None:
-        """Refuse trainings that changed nothing, or that started from other weights.
-
-        Raises:
-            UsageError: An update is zero.
-            ModelError: The weights of a training have nothing in common with the base.
-        """
+        """Refuse trainings that changed nothing, or that started from other weights."""
         for trained, energy, cosines in zip(
             self._trainings, self._energies, self._cosines, strict=True
         ):

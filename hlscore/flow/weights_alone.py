@@ -9,14 +9,14 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
-from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
+from hlscore.planning.allocation import check_plan_for, check_plan_settings
 from hlscore.processes import Processes
 from hlscore.records import (
     NO_PROBES,
@@ -35,21 +35,8 @@ from hlscore.weights.measuring import measure_weight
 from hlscore.weights.singular_values import decomposition_bytes
 
 
-def score_stored_weights(
-    settings: RankSettings, progress: Progress
-) -> tuple[ScoreReport, Allocation]:
-    """Score the weights of a checkpoint without loading its model, and allocate the budget.
-
-    Args:
-        settings: Settings of the run, without probes.
-        progress: Told about the decompositions.
-
-    Returns:
-        The report and the plan made from it.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
-    """
+def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:
+    """Score the weights of a checkpoint without loading its model, and allocate the budget."""
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
     device = resolve_device(settings.model.device)
@@ -70,18 +57,7 @@ def score_stored_weights(
 
 
 def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]]:
-    """Open the files of a model, and refuse what cannot be planned or is not in them.
-
-    Args:
-        settings: Settings of the run.
-
-    Returns:
-        The stored weights, and every module found in the model.
-
-    Raises:
-        HlscoreError: The model cannot be used, a lock or a budget does not fit it, or the weight of
-            a candidate is missing.
-    """
+    """Open the files of a model, and refuse what cannot be planned or is not in them."""
     stored = StoredWeights(settings.model)
     modules = find_modules(stored.shape, settings.candidates)
     check_plan_for(stored.identity(), modules, settings.plan)
@@ -91,20 +67,11 @@ def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]
 
 def score_held_weights(
     model: PreTrainedModel, identity: ModelIdentity, settings: RankSettings, progress: Progress
-) -> tuple[ScoreReport, Allocation]:
+) -> RankResult:
     """Score the weights of a model in memory without probing it, and allocate the budget.
 
     Args:
         model: The model with weights; it is only read.
-        identity: What the artifacts say about the model.
-        settings: Settings of the run, without probes.
-        progress: Told about the decompositions.
-
-    Returns:
-        The report and the plan made from it.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
@@ -134,10 +101,6 @@ def weights_beside(
 
     Args:
         model: The model with weights; it is only read.
-        chosen: Its candidates.
-        settings: Settings of the run.
-        ranks: Ranks of the curves.
-        progress: Told about the decompositions.
         processes: This process among those that share the probes; all take part where weights
             are sharded, and the main one decomposes.
 
@@ -175,10 +138,7 @@ def _decomposing(
     """Spread the decompositions of weights over threads.
 
     Args:
-        chosen: Modules whose weights are decomposed.
-        ranks: LoRA ranks of the curves.
         device: Where to compute; an accelerator decomposes one weight after the other.
-        progress: Told about the decompositions.
 
     Yields:
         Statistics by module name, complete when the block ends, and a function that takes one
@@ -217,12 +177,11 @@ def _report(
     identity: ModelIdentity,
     run: RunInfo,
     settings: RankSettings,
-) -> tuple[ScoreReport, Allocation]:
+) -> RankResult:
     plan = settings.plan
     rows = build_weight_rows(
         modules, found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
     )
     ordered = order_rows(rows, find_score(plan.score), plan.rank)
     report = ScoreReport(rows=ordered, model=identity, probes=NO_PROBES, run=run)
-    allocation = allocate(report, plan)
-    return with_selection(report, allocation), allocation
+    return with_plan(report, plan)

@@ -121,14 +121,7 @@ class GradientCapture:
         self._anchor = torch.zeros((), requires_grad=True)
 
     def __enter__(self) -> GradientCapture:
-        """Set flags and hooks.
-
-        Returns:
-            This context.
-
-        Raises:
-            CaptureError: A weight can hold no gradient.
-        """
+        """Set flags and hooks."""
         self._check_weights()
         try:
             self._set_flags()
@@ -384,11 +377,7 @@ def called_modules(
 
     Args:
         model: The model; comes back as it was.
-        modules: Modules in question, by name.
         input_ids: A few tokens, int64 [examples, length].
-
-    Returns:
-        Names of the modules that were called.
     """
     called: set[str] = set()
     # With gradients, because without them bitsandbytes rearranges 4-bit weights on some CPUs.

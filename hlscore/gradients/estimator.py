@@ -32,15 +32,9 @@ def with_movement(
 
     Args:
         model: The model; may be on the meta device where it is not loaded yet.
-        candidates: Modules to capture.
-        settings: Settings of the run.
 
     Returns:
         The settings with `movement` decided. With trials each probe group is the data of one.
-
-    Raises:
-        UsageError: Trials were asked for, and weights cannot be moved or the score is one of
-            gradients.
     """
     capture, score = settings.capture, settings.plan.score
     loaded = not all(weight.is_meta for weight in model.parameters())
@@ -101,22 +95,13 @@ def choose_estimator(
 
     Args:
         model: The model; may be on the meta device.
-        candidates: Modules to capture.
-        probes: The probe examples.
-        settings: Settings of the run.
-        device: Where the model is, or goes.
         reserved_bytes: What the weights will take of the free memory; 0 once they are loaded.
-        itemsize: Bytes of an activation.
-        packed: Whether weights are quantized, offloaded or sharded, so that they hold no gradient.
         processes: This process among those that share the probes.
         stored: Estimator and reason of the unfinished run that is resumed: memory that is free
             now does not change them.
 
     Returns:
         The choice; the same in every process.
-
-    Raises:
-        UsageError: The score needs gradients, and these cannot be formed.
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)

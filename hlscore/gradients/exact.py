@@ -48,7 +48,6 @@ class ExactGradients:
         """Add one gradient of the current batch.
 
         Args:
-            name: Module name.
             gradient: In the layout of the weight, any floating dtype.
         """
         if self._on_host:
@@ -69,7 +68,6 @@ class ExactGradients:
         """Close a group of examples.
 
         Args:
-            half: Its half.
             group: Its number, those of the first half first.
         """
         if self._groups is None:
@@ -81,7 +79,6 @@ class ExactGradients:
         """Give the mean gradients of both halves, and forget their sums.
 
         Args:
-            name: Module name.
             counts: What the sum of each half is divided by.
 
         Returns:
@@ -125,7 +122,6 @@ class ExactGradients:
         """Take a state, or a part of one, over.
 
         Args:
-            state: What `state` or `sums` gave.
             number: Pass that it belongs to; there is one.
         """
         if self._groups is not None:

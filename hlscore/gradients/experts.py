@@ -34,7 +34,6 @@ def experts_forward(
     """Send each token through its experts.
 
     Args:
-        module: The module of fused experts.
         tap: Called with each linear map's attribute, inputs [rows, in], outputs [rows, out] and
             rows of each expert; rows come sorted by expert. What it returns is gone on with.
         hidden_states: [tokens, hidden].

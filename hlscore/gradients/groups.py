@@ -48,7 +48,6 @@ class GroupSketches:
         """Close a group.
 
         Args:
-            name: Module name.
             group: Its number, those of the first half first.
             total: Sketched sum of its half so far, float32 [E, m, k].
         """
@@ -87,16 +86,6 @@ class GroupSketches:
 
 
 def group_bytes(matrices: int, rows: int, columns: int, groups: int) -> int:
-    """Memory of the group sketches of one module.
-
-    Args:
-        matrices: Matrices E.
-        rows: Short side m.
-        columns: Columns k of its sketch.
-        groups: Groups of both halves.
-
-    Returns:
-        Bytes.
-    """
+    """Memory of the group sketches of one module."""
     kept = min(matrices, SAMPLED_MATRICES)
     return _DTYPE.itemsize * groups * kept * folded_rows(rows, columns) * columns

@@ -77,7 +77,6 @@ def influences(
         sketches: Sketched sums of the groups, first half first, float32 [g, E, p, k].
         first_counts: What each group of the first half counts, float64.
         second_counts: What each group of the second half counts, float64.
-        rank: LoRA rank, below k.
 
     Returns:
         Influences on scores summed over the E matrices.

@@ -70,12 +70,6 @@ def predict(
 
     Args:
         model: The model; may be on the meta device.
-        candidates: Modules to capture.
-        probes: The probe examples.
-        settings: Batch size, checkpointing, groups, resamples.
-        sketch_size: Columns of a sketch.
-        itemsize: Bytes of an activation.
-        processes: Processes that share the probes.
 
     Returns:
         The prediction. Sums are exact; activations are an estimate.
@@ -107,9 +101,6 @@ def predict(
 def free_bytes(device: torch.device) -> int:
     """Memory that a run may take on a device.
 
-    Args:
-        device: Where the model is, or goes.
-
     Returns:
         Free bytes; on the host, within the limit of its control group.
     """
@@ -123,14 +114,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def worker_count(job_bytes: int) -> int:
-    """Threads that decompose matrices on the CPU, as many as fit its memory.
-
-    Args:
-        job_bytes: Memory of the largest decomposition.
-
-    Returns:
-        At least 1.
-    """
+    """Threads that decompose matrices on the CPU, as many as fit its memory."""
     fitting = int(USABLE_SHARE * free_bytes(torch.device("cpu"))) // max(1, job_bytes)
     return max(1, min(thread_limit(), fitting))
 

@@ -22,12 +22,6 @@ def counted_log_probs(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run a batch forward.
 
-    Args:
-        model: The model.
-        batch: The padded batch.
-        positions: Whether position ids are passed.
-        temperature: What the logits are divided by.
-
     Returns:
         Log-probabilities of the counted tokens in nats, [examples, length - 1], 0 elsewhere, with
         the graph of the pass; and which tokens count, bool of the same shape.

@@ -101,11 +101,7 @@ class ProbeRun:
         )
 
     def resume(self) -> None:
-        """Go on where a stored run ended.
-
-        Raises:
-            UsageError: No run is stored, or another one.
-        """
+        """Go on where a stored run ended."""
         if self._file is None:
             return
         on_host = self._settings.accumulate_on == "host"
@@ -118,9 +114,6 @@ class ProbeRun:
 
         Returns:
             Mean negative log-likelihood over the counted tokens of the whole set, in nats.
-
-        Raises:
-            CaptureError: A loss or gradient is NaN or infinite, or no gradient arrived.
         """
         first = self._progress.place.number
         for number in range(first, self._settings.passes + 1):
@@ -300,9 +293,6 @@ def _named_errors(model: PreTrainedModel, here: Place) -> Iterator[None]:
     """Turn an exception of the model's own code into an error that names the model.
 
     Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
-
-    Raises:
-        CaptureError: The model cannot run.
     """
     try:
         yield

@@ -61,13 +61,6 @@ def product_of(
 ) -> Product:
     """Say how a module is multiplied.
 
-    Args:
-        item: The module.
-        columns: Columns of the test matrix, at most its rows.
-        long_side: Whether it multiplies the long side of the gradient, else the short one.
-        shared: Whether all matrices of the module are multiplied with the same test matrix.
-        factor: What the product is multiplied with.
-
     Returns:
         The product; of a square gradient, the input is the long side.
     """
@@ -117,7 +110,6 @@ class ProductSums:
         Modules that read one tensor, such as q, k and v, share its projection.
 
         Args:
-            name: Module name.
             inputs: X, [..., in].
 
         Returns:
@@ -143,7 +135,6 @@ class ProductSums:
         """Add what a module's input and output gradient say about its weight gradient.
 
         Args:
-            name: Module name.
             kept: What `keep` gave, on any device.
             delta: Gradient at the output, [..., out].
             counts: For fused experts, rows of each expert; rows come sorted by expert.
@@ -176,7 +167,6 @@ class ProductSums:
         """Add a weight gradient, of a module whose input and output cannot be seen.
 
         Args:
-            name: Module name.
             gradient: In the layout of the weight, any floating dtype.
         """
         product = self.products[name]

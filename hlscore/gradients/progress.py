@@ -107,12 +107,7 @@ class ProgressFile:
     def save_when_due(
         self, progress: Progress, state: Callable[[], Mapping[str, torch.Tensor]]
     ) -> None:
-        """Store progress when enough time has passed since it was stored last.
-
-        Args:
-            progress: How far the run is.
-            state: Gives the sums.
-        """
+        """Store progress when enough time has passed since it was stored last."""
         if self.is_due():
             self.save(progress, state())
 
@@ -123,15 +118,7 @@ class ProgressFile:
         return self._processes.gather(due)[0] if self._together else due
 
     def save(self, progress: Progress, state: Mapping[str, torch.Tensor]) -> None:
-        """Store progress now.
-
-        Args:
-            progress: How far the run is.
-            state: The sums.
-
-        Raises:
-            ArtifactError: The disk refuses.
-        """
+        """Store progress now."""
         began = time.monotonic()
         path = self.path(progress.place.number)
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
@@ -164,15 +151,8 @@ class ProgressFile:
     ) -> tuple[Progress, dict[str, torch.Tensor]]:
         """Read the progress of the latest pass that every process has stored.
 
-        Args:
-            start: Progress of a process that was stopped before it stored any.
-            device: Where the sums go.
-
         Returns:
             How far the run is, and its sums.
-
-        Raises:
-            UsageError: There is no progress of this run.
         """
         stored = self._processes.gather(stored_passes(self.path(1)))
         common = set.intersection(*({*numbers} or {start.place.number} for numbers in stored))
@@ -223,14 +203,7 @@ def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
 
 
 def stored_passes(first: Path) -> list[int]:
-    """Passes of which a process has stored progress.
-
-    Args:
-        first: File of the first pass.
-
-    Returns:
-        Their numbers, rising.
-    """
+    """Passes of which a process has stored progress."""
     stem = first.name.removesuffix("1.safetensors")
     numbers = []
     for path in first.parent.glob(f"{stem}*.safetensors"):
@@ -243,10 +216,6 @@ def stored_passes(first: Path) -> list[int]:
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
     """Read what run the progress in a folder is of.
 
-    Args:
-        folder: Folder of the results.
-        processes: This process among those of the run.
-
     Returns:
         The same in every process; empty where none of them has stored progress.
     """
@@ -258,17 +227,7 @@ def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
 
 
 def read_header(path: Path) -> dict[str, Any]:
-    """Read what a progress file says about its run.
-
-    Args:
-        path: The file.
-
-    Returns:
-        `identity` and `progress`.
-
-    Raises:
-        ArtifactError: It is no progress file.
-    """
+    """Read what a progress file says about its run."""
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])

@@ -42,7 +42,6 @@ class Resamples:
         """Draw a score again and again.
 
         Args:
-            value: The score.
             influence: What each group does to it.
 
         Returns:
@@ -60,8 +59,6 @@ def draw_resamples(
     Args:
         first_counts: What each group of the first half counts.
         second_counts: What each group of the second half counts.
-        count: Resamples.
-        seed: Seed of the draws.
 
     Returns:
         The draws, or `None` when there is nothing to draw from: no resamples were asked for,

@@ -374,11 +374,7 @@ def _trial_notes(found: Found, capture: CaptureSettings) -> tuple[str, ...]:
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Turn an allocator's error into one that says what to do.
-
-    Raises:
-        CaptureError: There is not enough memory.
-    """
+    """Turn an allocator's error into one that says what to do."""
     try:
         yield
     except RuntimeError as error:

@@ -49,14 +49,10 @@ def batch_difference(
     Args:
         model: The model; comes back as it was.
         probes: Examples to take a few tokens of.
-        padding_side: Where padding goes.
 
     Returns:
         Root mean square of the difference between the log-probabilities of the example's tokens,
         in nats, and how much rounding explains.
-
-    Raises:
-        CaptureError: A layer lets no gradient through, or the model cannot be run.
     """
     rounding = max(2e-4, 32 * torch.finfo(model.dtype).eps)
     if any(parameter.is_inference() for parameter in model.parameters()):
@@ -172,11 +168,7 @@ class _Watch:
         self._blocks = tuple(decoder_blocks(model))
 
     def check(self) -> None:
-        """Refuse a model in which a layer lets no gradient through.
-
-        Raises:
-            CaptureError: There is one.
-        """
+        """Refuse a model in which a layer lets no gradient through."""
         for name, seen in self._seen.items():
             cut = seen.enters and not seen.leaves
             cut = cut or (seen.enters and seen.output_gradient and not seen.input_gradient)
@@ -275,16 +267,7 @@ def _is_linear_map(module: nn.Module) -> bool:
 def check_weights_kept(
     name: str, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
 ) -> None:
-    """Refuse the scores of a model whose weights changed while it was probed.
-
-    Args:
-        name: The model.
-        before: What `sampled_parameters` gave before.
-        after: What it gives now.
-
-    Raises:
-        CaptureError: A parameter changed.
-    """
+    """Refuse the scores of a model whose weights changed while it was probed."""
     changed = [
         key for key, sample in after.items() if key in before and not sample.equal(before[key])
     ]

@@ -34,9 +34,6 @@ def sign_step_curve(
 
     Args:
         gradients: Mean gradients `G`, [E, p, q].
-        ranks: LoRA ranks.
-        method: `auto`, `full` or `randomized`.
-        seed: Seed of the subspace iteration.
 
     Returns:
         Loss per unit step, at each rank; zero where the rank spans the whole matrix.

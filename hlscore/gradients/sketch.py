@@ -76,8 +76,6 @@ class TestMatrices:
         """Give the test matrix of a width; the same on every device, run and process.
 
         Args:
-            width: Long side n of the matrices.
-            device: Where the result goes.
             dtype: Dtype of the result; all hold its entries exactly.
 
         Returns:
@@ -121,7 +119,6 @@ def fold_rows(sketches: torch.Tensor, rows: int) -> torch.Tensor:
 
     Args:
         sketches: [E, m, k].
-        rows: Rows p that are kept.
 
     Returns:
         [E, p, k], or the sketches themselves when m <= p.

@@ -91,10 +91,6 @@ def estimate(
         second: `Y_B`, float32 [E, m, k].
         first_share: Share of the counted tokens in the first half.
         ranks: LoRA ranks r, rising, below k unless `exact`.
-        exact: Whether the sketch is the gradient itself.
-
-    Returns:
-        The estimates.
     """
     if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices tell the same
         first, second = first.mT, second.mT
@@ -128,7 +124,6 @@ def refined_estimate(
         inside: A and B in the span, float32 [E, l, w] each.
         outside: Sketches of what is outside, float32 [E, m, c] each.
         first_share: Share of the counted tokens in the first half.
-        ranks: LoRA ranks r, rising.
 
     Returns:
         The estimates. Leading vectors are sought in the span alone, which overstates tails a
@@ -254,17 +249,7 @@ def _longer(curves: torch.Tensor, length: int) -> torch.Tensor:
 def _unseen_curves(
     vectors: _Decomposed, grams: SketchGrams, kept: torch.Tensor, out: torch.Tensor
 ) -> torch.Tensor:
-    """What is outside subspaces of some columns in the others, for r = 0 .. k', [2, k' + 1].
-
-    Args:
-        vectors: Of the columns K that subspaces are found on.
-        grams: All products.
-        kept: Numbers of the columns K.
-        out: Numbers of the columns O that are measured.
-
-    Returns:
-        Tails and cross-fitted tails of O.
-    """
+    """What is outside subspaces of some columns in the others, for r = 0 .. k', [2, k' + 1]."""
     across, outer = grams.part(kept, out), grams.part(out, out)
     turned = grams.cross[:, out][:, :, kept].mT  # of the second half's K with the first half's O
     tails = _trace(outer.mean).sum() - vectors.mean.inside_unseen(across.mean, across.mean)

@@ -112,7 +112,6 @@ class SketchGradients:
         """Close a group of examples.
 
         Args:
-            half: Its half.
             group: Its number, those of the first half first.
         """
         if self._groups is None or self._pass > 1:
@@ -137,7 +136,6 @@ class SketchGradients:
         """Give what was captured of a module.
 
         Args:
-            name: Module name.
             counts: What the sum of each half is divided by.
 
         Returns:
@@ -193,12 +191,7 @@ class SketchGradients:
         return groups | sketched | bases | self.sums()
 
     def load(self, state: Mapping[str, torch.Tensor], *, number: int) -> None:
-        """Take a state, or a part of one, over.
-
-        Args:
-            state: What `state` or `sums` gave.
-            number: Pass that it belongs to.
-        """
+        """Take a state, or a part of one, over."""
         if self._groups is not None:
             self._groups.load(state)
         self._sketched.sums.update(_entries(state, _SKETCH))

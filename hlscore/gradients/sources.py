@@ -18,18 +18,7 @@ from hlscore.records import Candidate
 
 
 def weight_sources(model: PreTrainedModel, candidates: Sequence[Candidate]) -> Sources:
-    """Take every gradient at its weight, for the exact estimator.
-
-    Args:
-        model: The model.
-        candidates: Modules to capture.
-
-    Returns:
-        The sources.
-
-    Raises:
-        CaptureError: A weight is packed, or not in memory.
-    """
+    """Take every gradient at its weight, for the exact estimator."""
     return Sources(weights={item.module: _at_hand(model, item) for item in candidates})
 
 
@@ -44,11 +33,7 @@ def tapped_sources(
 
     Args:
         model: The model; comes back as it was.
-        candidates: Modules to capture.
         input_ids: A few tokens, for a trial forward pass.
-
-    Returns:
-        The sources.
     """
     owners = {
         item.module: model.get_submodule(item.parameter.rpartition(".")[0]) for item in candidates
@@ -103,10 +88,6 @@ def _try_out(
 
 def out_of_reach(model: PreTrainedModel, item: Candidate) -> str:
     """Say why the gradient of a module can neither be formed nor seen.
-
-    Args:
-        model: The model.
-        item: A candidate.
 
     Returns:
         The reason; empty for nearly all modules.

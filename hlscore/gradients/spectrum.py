@@ -70,11 +70,6 @@ class Spectrum:
 def chooses_full(short_side: int, vectors: int, method: str) -> bool:
     """Whether a matrix is decomposed completely.
 
-    Args:
-        short_side: Smaller of its two sizes.
-        vectors: Leading vectors that are wanted.
-        method: `auto`, `full` or `randomized`.
-
     Returns:
         True for the full decomposition; always where the iteration would find nearly all.
     """
@@ -89,9 +84,6 @@ def full_spectrum(gram: torch.Tensor, *, vectors: bool = True) -> Spectrum:
     Args:
         gram: Symmetric, float64 [E, m, m].
         vectors: Whether the vectors are wanted; without them it takes half the time.
-
-    Returns:
-        All energies and vectors, or no vectors.
     """
     if vectors:
         values, basis = torch.linalg.eigh(gram)
@@ -131,8 +123,6 @@ def randomized_spectrum(matrices: torch.Tensor, vectors: int, *, seed: int) -> S
 
     Args:
         matrices: float32 [E, m, n].
-        vectors: Leading triples wanted.
-        seed: Seed of the start.
 
     Returns:
         `vectors` + 32 triples with their residuals.
@@ -249,11 +239,6 @@ def randomized_half_spectra(
         first: Mean gradient `A`, float32 [E, m, n].
         second: Mean gradient `B`, float32 [E, m, n].
         first_share: Share of the counted tokens in the first half.
-        vectors: Leading triples wanted.
-        seed: Seed of the iterations.
-
-    Returns:
-        Leading spectra with their residuals.
     """
     mean = torch.lerp(second, first, first_share)
     spectrum_a = randomized_spectrum(first, vectors, seed=seed)
@@ -274,9 +259,6 @@ def randomized_half_spectra(
 
 def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
     """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one.
-
-    Args:
-        spectrum: Spectrum of `A = B`.
 
     Returns:
         What the other functions would give for the matrix twice.
@@ -324,10 +306,6 @@ def effective_rank(spectrum: Spectrum) -> float | None:
 
 def rank_for_share(spectrum: Spectrum, share: float) -> int | None:
     """Smallest rank whose head holds a share of the energy.
-
-    Args:
-        spectrum: Complete or leading spectrum.
-        share: Between 0 and 1.
 
     Returns:
         The rank, or `None` when it lies beyond the vectors that were found, or nothing is there.

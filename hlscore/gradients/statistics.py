@@ -74,11 +74,6 @@ def reduce_gradients(
         second: Mean gradient of the second half, float32 [E, p, q].
         weight: The weight, any floating dtype, [p, q] or [E, p, q]; of updates `||W||_F` will do.
         groups: Group sketches, float32 [g, e, p', k], or `None`.
-        reduction: How.
-        name: Module name, mixed into the seed of the errors that replicates carry.
-
-    Returns:
-        The statistics.
     """
     spectra = half_spectra(first, second, reduction)
     mean, ranks = spectra.mean, reduction.ranks
@@ -136,14 +131,8 @@ def reduce_sketches(
     (`effective_rank`) cannot be had from a sketch.
 
     Args:
-        captured: Sketches of both halves.
         weight_norm: `||W||_F`, or `None` where the weight cannot be had.
         groups: Group sketches, float32 [g, e, p, k], or `None`.
-        reduction: How.
-        name: Module name, mixed into the seed of the errors that replicates carry.
-
-    Returns:
-        The statistics.
     """
     found = _estimates(captured, reduction)
     at = reduction.ranks.index(reduction.rank)
@@ -177,10 +166,6 @@ def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatis
 
     Args:
         weight_norm: `||W||_F`, or `None` where it cannot be had.
-        reduction: How the others are reduced.
-
-    Returns:
-        Zeros.
     """
     zeros = (0.0,) * len(reduction.ranks)
     drawn = (0.0,) * (0 if reduction.resamples is None else reduction.resamples.count)
@@ -212,10 +197,6 @@ def half_spectra(first: torch.Tensor, second: torch.Tensor, reduction: Reduction
         first: Mean gradient of the first half, float32 [E, p, q].
         second: Mean gradient of the second half, float32 [E, p, q]; the same tensor where there
             is one only.
-        reduction: How.
-
-    Returns:
-        The spectra.
     """
     share, vectors = reduction.first_share, max(reduction.ranks)
     if first is second:
@@ -315,7 +296,6 @@ def curve_ranks(
     """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
 
     Args:
-        rank: LoRA rank of the run.
         largest: Largest rank besides the run's own; `None` means at least 64 and twice the rank.
         also: Ranks that a plan may choose from.
 

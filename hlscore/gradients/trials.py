@@ -123,7 +123,6 @@ def round_randomly(
     Args:
         values: float32, any shape.
         dtype: `bfloat16` or `float16`; other dtypes are converted as usual.
-        generator: On the device of the values.
 
     Returns:
         The values in the dtype. Below 6e-5 float16 has fewer digits, and the nearest is taken.
@@ -189,7 +188,6 @@ class Mover:
         """Take a gradient; in the last part of a step the weight moves at once.
 
         Args:
-            name: Module name.
             gradient: In the layout of the weight, any floating dtype.
         """
         whole = gradient.reshape(-1, *gradient.shape[-2:]).float()
@@ -321,11 +319,7 @@ class TrialRun:
         self._mover = self._new_mover()
 
     def resume(self) -> None:
-        """Go on after the last trial of a stored run.
-
-        Raises:
-            UsageError: No run is stored, or another one.
-        """
+        """Go on after the last trial of a stored run."""
         if self._file is None:
             return
         device = input_device(self._model)
@@ -339,15 +333,7 @@ class TrialRun:
         self._gradients.load(state, number=1)
 
     def run(self) -> Found:
-        """Find a rate where none is given, run every trial, and put the weights back.
-
-        Returns:
-            What was done.
-
-        Raises:
-            CaptureError: Every rate diverges, there are too few probes, a weight cannot be
-                moved, or there is no memory for the base weights.
-        """
+        """Find a rate where none is given, run every trial, and put the weights back."""
         trials = [
             (half, index, [unit for unit in group if unit.sequences or unit.pair])
             for half, groups in enumerate(self._probes.units)

@@ -13,15 +13,7 @@ _CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification", "ForQuest
 
 
 def check_complete(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model in which weights were filled with random numbers.
-
-    Args:
-        name: The model, as given.
-        info: What transformers says about loading it.
-
-    Raises:
-        ModelError: A weight is missing from the files, or has another shape there.
-    """
+    """Refuse a model in which weights were filled with random numbers."""
     for key, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
         keys = sorted(_describe_key(item) for item in info.get(key) or ())
         if keys:
@@ -41,15 +33,7 @@ def _describe_key(item: Any) -> str:
 
 
 def check_safetensors(directory: Path, name: str) -> None:
-    """Read the header of each file, so that a broken one is named before anything is loaded.
-
-    Args:
-        directory: Folder of the model.
-        name: The model, as given.
-
-    Raises:
-        ModelError: A file cannot be read.
-    """
+    """Read the header of each file, so that a broken one is named before anything is loaded."""
     for path in sorted(directory.glob("*.safetensors")):
         try:
             with safe_open(path, framework="pt") as file:

@@ -16,14 +16,7 @@ from hlscore.settings import CandidateSettings
 
 
 def dimensions(model: PreTrainedModel) -> ModelDimensions:
-    """Measure a model; reads names, types and shapes only.
-
-    Args:
-        model: Any causal language model, also on the meta device, quantized or sharded.
-
-    Returns:
-        Its sizes.
-    """
+    """Measure a model; reads names, types and shapes only."""
     config = model.config.get_text_config()
     per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
     widths, experts = Counter[int | None](), Counter[int | None]()
@@ -45,27 +38,13 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
 
 
 def packable_sizes(model: PreTrainedModel) -> tuple[int, int]:
-    """Count what 4-bit and 8-bit loading packs.
-
-    Args:
-        model: Any model, also on the meta device, quantized or sharded.
-
-    Returns:
-        Weights of those linear layers, and their output rows.
-    """
+    """Count what 4-bit and 8-bit loading packs."""
     found = list(_packable(model))
     return sum(rows * columns for rows, columns in found), sum(rows for rows, _ in found)
 
 
 def parameter_sizes(model: PreTrainedModel) -> tuple[ParameterSize, ...]:
-    """List the parameters of a model that is not quantized; reads names, types and shapes only.
-
-    Args:
-        model: Any model, also on the meta device.
-
-    Returns:
-        Its parameters, tied ones once, with a count of those that are alike.
-    """
+    """List the parameters of a model that is not quantized; reads names, types and shapes only."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     found = Counter(
         (tuple(parameter.shape), id(parameter) in tables) for parameter in model.parameters()

@@ -54,17 +54,7 @@ def wanted_formats(objective: ObjectiveSettings) -> Wanted:
 
 
 def read_probes(settings: RankSettings) -> ExampleSet:
-    """Read what a run probes: examples, pairs, prompts or rollouts.
-
-    Args:
-        settings: Settings of the run.
-
-    Returns:
-        The examples.
-
-    Raises:
-        HlscoreError: They cannot be found or read, or lack a column.
-    """
+    """Read what a run probes: examples, pairs, prompts or rollouts."""
     data, wanted = settings.data, wanted_formats(settings.objective)
     if settings.objective.rollouts is not None:
         # Groups are drawn later, when all completions of each are known.
@@ -76,15 +66,7 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
     """Read the probe examples.
 
     Args:
-        settings: Which examples.
         seed: Seed of the draw where there are more than `settings.samples`.
-        wanted: Formats that can be used.
-
-    Returns:
-        The examples, with columns renamed to the ones hlscore knows.
-
-    Raises:
-        HlscoreError: The data cannot be found or read, is empty, or lacks a column.
     """
     # Rewards and preferences need a task that the built-in model solves at times.
     default = BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN
@@ -142,11 +124,7 @@ def _draw_places(count: int, samples: int, seed: int) -> Sequence[int]:
 
 
 def builtin_rows(name: str) -> list[Row]:
-    """Built-in probes by name: prompt, completion, answer and kind.
-
-    Raises:
-        DataError: There are none of this name.
-    """
+    """Built-in probes by name: prompt, completion, answer and kind."""
     if name not in _BUILTIN_FILES:
         raise DataError(
             f"There are no built-in probes '{name}'.",

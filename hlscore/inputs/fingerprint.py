@@ -63,9 +63,6 @@ def sampled_bytes(weight: torch.Tensor) -> bytes:
 def sampled_weights(weight: torch.Tensor) -> torch.Tensor:
     """Take evenly spaced weights from a tensor.
 
-    Args:
-        weight: Any floating-point tensor.
-
     Returns:
         Up to 16 values in storage order, bfloat16, on the CPU.
     """

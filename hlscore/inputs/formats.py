@@ -83,20 +83,7 @@ def roles_of(wanted: Wanted) -> set[str]:
 def example_set(
     rows: Iterable[Row], source: str, settings: DataSettings, wanted: Wanted = SUPERVISED
 ) -> ExampleSet:
-    """Recognize the format of rows and check each of them.
-
-    Args:
-        rows: Examples as mappings.
-        source: Where they come from.
-        settings: The column map.
-        wanted: Formats that can be used.
-
-    Returns:
-        The checked examples.
-
-    Raises:
-        DataError: There are no rows, a column is missing, or a value has the wrong type.
-    """
+    """Recognize the format of rows and check each of them."""
     rows = tuple(rows)
     if not rows:
         raise no_examples(source)

@@ -41,15 +41,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     """Find a model's files, downloading what is needed from the hub.
 
     Args:
-        settings: Which model.
         weights: Whether the weights are needed too, or only configuration and tokenizer.
-
-    Returns:
-        The folder and the commit.
-
-    Raises:
-        ModelError: There is no such model, or it cannot be reached or used.
-        UsageError: A revision is given for a model that has none.
     """
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
@@ -78,14 +70,8 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 def find_adapter(settings: ModelSettings) -> Path | None:
     """Find the folder of a PEFT adapter.
 
-    Args:
-        settings: Which adapter, or which model.
-
     Returns:
         The folder; `None` where the name is no adapter's.
-
-    Raises:
-        ModelError: There is nothing of that name, or it cannot be reached.
     """
     name = settings.model
     local = existing_path(name)
@@ -180,17 +166,7 @@ def _refuse_pickles(model: str, pickles: list[str]) -> None:
 
 
 def hub_error(name: str, revision: str | None, what: str, error: Exception) -> HlscoreError:
-    """Turn a failure of the hub client into one clear error.
-
-    Args:
-        name: Hub id.
-        revision: Revision asked for.
-        what: `model` or `data set`.
-        error: What the client raised.
-
-    Returns:
-        The error to raise. Unknown failures keep the client's own words.
-    """
+    """Turn a failure of the hub client into one clear error."""
     from huggingface_hub import errors as hub
 
     if isinstance(error, hub.GatedRepoError):

@@ -16,12 +16,6 @@ def identity_of(
 
     Args:
         model: The model; only names, types and shapes are read.
-        name: Its name.
-        revision: Commit of a hub model.
-        found: Its fingerprint.
-
-    Returns:
-        What is written about the model.
     """
     return ModelIdentity(
         model=name,

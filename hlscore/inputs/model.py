@@ -65,18 +65,7 @@ class LoadedModel:
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:
-    """Load a model with its weights, and its tokenizer.
-
-    Args:
-        settings: Which model, and how.
-
-    Returns:
-        Model, tokenizer and identity.
-
-    Raises:
-        ModelError: The model cannot be found, read or used.
-        UsageError: The device does not exist, or settings contradict the model.
-    """
+    """Load a model with its weights, and its tokenizer."""
     resolve_device(settings.device)
     files = find_model(settings, weights=True)
     _read_config(files, settings)  # a broken one is named before the tokenizer trips over it
@@ -88,19 +77,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 
 
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
-    """Load a model with its weights, without a tokenizer.
-
-    Args:
-        files: Where the model is.
-        settings: Which model, and how.
-
-    Returns:
-        The model in inference mode, on its device or devices.
-
-    Raises:
-        ModelError: The model cannot be read or used.
-        UsageError: The device does not exist, or settings contradict the model.
-    """
+    """Load a model with its weights, without a tokenizer."""
     device = resolve_device(settings.device)
     model, placed = _read_weights(files, settings, device)
     model.eval()
@@ -115,32 +92,15 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
     """Build a model on the meta device from its configuration alone, never quantized.
 
-    Args:
-        settings: Which model.
-
     Returns:
         The model without weights, and where its files are.
-
-    Raises:
-        ModelError: The configuration cannot be found, read or used.
     """
     files = find_model(settings, weights=False)
     return shape_of(files, settings), files
 
 
 def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
-    """Build a model on the meta device from the configuration that lies in a folder.
-
-    Args:
-        files: Where the model is.
-        settings: Which model.
-
-    Returns:
-        The model without weights.
-
-    Raises:
-        ModelError: The configuration cannot be read or used.
-    """
+    """Build a model on the meta device from the configuration that lies in a folder."""
     loader, config = _loader(files, settings)
     try:
         with torch.device("meta"):
@@ -163,16 +123,7 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
 def loading_notes(
     model: PreTrainedModel, files: ModelFiles, settings: ModelSettings
 ) -> tuple[str, ...]:
-    """Say where a model differs from what a trainer would load from the same files.
-
-    Args:
-        model: The model, also on the meta device.
-        files: Where it was loaded from.
-        settings: How it was loaded.
-
-    Returns:
-        The remarks.
-    """
+    """Say where a model differs from what a trainer would load from the same files."""
     notes, loaded = [], type(model).__name__
     named = str((_read_config(files, settings).architectures or [loaded])[0])
     if settings.text_only and named != loaded:
@@ -217,13 +168,6 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     bitsandbytes where they are or will be quantized; fused experts and all else count in the
     planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
     cent; checkpoints of unknown width count as if they were not quantized.
-
-    Args:
-        model: The model on the meta device, not quantized.
-        settings: How it would be loaded.
-
-    Returns:
-        Bytes of the parameters.
     """
     bits = _planned_bits(model.config, settings)
     size: int = planned_dtype(model, settings).itemsize
@@ -252,9 +196,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
     Args:
         model: Any model; it may be spread over devices by accelerate.
-
-    Returns:
-        The device on which the input embedding runs.
     """
     embedding = model.get_input_embeddings()
     for hook in accelerate_hooks(embedding):
@@ -270,14 +211,6 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
 
     Args:
         model: The model; its weights may be quantized, offloaded by accelerate, or sharded.
-        name: Its name.
-        revision: Commit of a hub model.
-
-    Returns:
-        What is written about the model.
-
-    Raises:
-        ModelError: The model has no weights, or bitsandbytes would compute wrong gradients.
     """
     if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
@@ -295,12 +228,6 @@ def resolve_device(device: str) -> torch.device:
 
     Args:
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-
-    Returns:
-        The device.
-
-    Raises:
-        UsageError: The machine has no such device.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -325,18 +252,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside a model.
-
-    Args:
-        files: Where the model is.
-        settings: Which model.
-
-    Returns:
-        The tokenizer.
-
-    Raises:
-        ModelError: There is none, or it cannot be read.
-    """
+    """Load the tokenizer that lies beside a model."""
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             files.directory, trust_remote_code=settings.trust_remote_code

@@ -39,16 +39,8 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
     Works on the meta device: only names, types and shapes are read. A model gives the same
     candidates whether it is quantized or not, but for their field `quantized`.
 
-    Args:
-        model: A causal language model, or a vision-language model with a text decoder.
-        settings: Globs and extra modules asked for.
-
     Returns:
         One record per weight of two or more dimensions, in module order.
-
-    Raises:
-        ModelError: The model is an encoder-decoder, or has no candidate at all.
-        UsageError: A glob matches no candidate.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(

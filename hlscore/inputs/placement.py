@@ -53,17 +53,10 @@ def plan_placement(
     """Decide how to read the weights of a model.
 
     Args:
-        config: The model's configuration.
-        settings: Which model, and how.
         device: Where the weights go unless `settings.device_map` is set.
-        dtype: Dtype of what is not quantized, and of the computations.
 
     Returns:
         The decision; it may have made a temporary folder.
-
-    Raises:
-        ModelError: A package is missing, or the quantization method is not known.
-        UsageError: Settings contradict the model or the machine.
     """
     stored = quantization_method(config)
     if settings.load_in is not None and stored:
@@ -116,9 +109,6 @@ def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
 def quantization_method(config: PreTrainedConfig) -> str:
     """Name the method that a checkpoint was quantized with.
 
-    Args:
-        config: The model's configuration.
-
     Returns:
         Such as `bitsandbytes` or `gptq`; empty where it is not quantized.
     """
@@ -146,10 +136,6 @@ def settle(model: PreTrainedModel, placement: Placement) -> None:
     float16 would lose small gradients, and biases would be cast in place. On CPUs with AVX512-BF16
     bitsandbytes would rearrange the weights in a forward pass without gradients, after which no
     gradient flows through them: that is turned off.
-
-    Args:
-        model: The model, changed in place.
-        placement: How it was loaded.
     """
     if placement.own_folder is not None:
         weakref.finalize(model, placement.discard)
@@ -161,16 +147,7 @@ def settle(model: PreTrainedModel, placement: Placement) -> None:
 
 
 def loading_error(name: str, placement: Placement, error: Exception) -> HlscoreError:
-    """Turn a failure of `from_pretrained` into one clear error.
-
-    Args:
-        name: The model, as given.
-        placement: How it was to be loaded.
-        error: What transformers raised.
-
-    Returns:
-        The error to raise.
-    """
+    """Turn a failure of `from_pretrained` into one clear error."""
     if isinstance(error, torch.OutOfMemoryError):
         return out_of_memory(name, "the device")
     if placement.method and isinstance(error, ImportError):

@@ -35,15 +35,7 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     part of every weight on its device. Blocks are gathered one at a time when they are run.
 
     Args:
-        settings: Which model, and how.
         processes: This process among those that share the weights; they are connected.
-
-    Returns:
-        The sharded model, tokenizer and identity.
-
-    Raises:
-        UsageError: There is a single process.
-        ModelError: The model cannot be found, read or used, or its parts do not fit.
     """
     if processes.size == 1:
         raise UsageError(
@@ -71,15 +63,7 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
 
 
 def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
-    """Refuse a model whose blocks hold one parameter together: each block is gathered alone.
-
-    Args:
-        model: The model, on the meta device.
-        name: As given.
-
-    Raises:
-        ModelError: Two blocks hold one parameter, as in Zamba2.
-    """
+    """Refuse a model whose blocks hold one parameter together: each block is gathered alone."""
     owners: dict[int, str] = {}
     for block in decoder_blocks(model):
         for leaf, parameter in model.get_submodule(block).named_parameters():

@@ -23,9 +23,6 @@ def _is_turn(turn: object) -> bool:
 def chatml(value: Any) -> Any:
     """Turn ShareGPT's turns (`from`, `value`) into messages (`role`, `content`).
 
-    Args:
-        value: A column's value.
-
     Returns:
         The messages; anything else as it is.
     """
@@ -60,14 +57,7 @@ def _calls(said: object) -> list[Mapping[str, Any]]:
 
 
 def speakers_note(values: Iterable[Any]) -> Iterator[str]:
-    """Say which speakers were renamed: TRL renames none.
-
-    Args:
-        values: Values of columns, some of them turns of ShareGPT.
-
-    Yields:
-        A note, if there is such a speaker.
-    """
+    """Say which speakers were renamed: TRL renames none."""
     spoke = {
         str(turn["from"])
         for value in values

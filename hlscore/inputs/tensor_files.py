@@ -57,9 +57,6 @@ class StoredTensor:
     def sample(self, count: int) -> NDArray[np.int16]:
         """Evenly spaced numbers, rounded to bfloat16.
 
-        Args:
-            count: How many at most.
-
         Returns:
             Their bits, int16 [count or fewer]; empty where the dtype is no floating-point one.
         """
@@ -140,16 +137,6 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
     Files count as transformers counts them: `model.safetensors`, or else the files that
     `model.safetensors.index.json` names. Where there is neither, all safetensors files count.
-
-    Args:
-        folder: Folder of a checkpoint.
-
-    Returns:
-        The tensors by name.
-
-    Raises:
-        ArtifactError: A file cannot be read, the index is wrong, or nothing says which of two
-            files holds a tensor.
     """
     if (folder / _WHOLE_FILE).is_file():
         return file_tensors(folder / _WHOLE_FILE)
@@ -176,12 +163,7 @@ def write_tensors(
     """Write a safetensors file.
 
     Args:
-        path: The file.
         tensors: Tensors by name; written in the order of their names.
-        metadata: Texts for the header.
-
-    Raises:
-        ArtifactError: A tensor gives more or fewer bytes than it says.
     """
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -204,17 +186,7 @@ def write_tensors(
 
 
 def file_tensors(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of one safetensors file; reads only its header.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The tensors by name.
-
-    Raises:
-        ArtifactError: The file cannot be read.
-    """
+    """List the tensors of one safetensors file; reads only its header."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -47,9 +47,6 @@ def untied(model: PreTrainedModel) -> list[tuple[str, str]]:
 
     Args:
         model: A loaded model, or a shape after `untie_unequal`.
-
-    Returns:
-        Pairs of names.
     """
     kept = getattr(model, "all_tied_weights_keys", None)
     if kept is None:

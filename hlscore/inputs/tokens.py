@@ -19,12 +19,7 @@ def text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = T
     """Token ids of a text.
 
     Args:
-        text: Any text.
-        tokenizer: The model's tokenizer.
         special: Whether the tokenizer may add tokens that begin or end a text.
-
-    Returns:
-        The ids.
     """
     # verbose=False: the tokenizer's own warning about long texts is ours to give, once.
     ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
@@ -47,16 +42,8 @@ def template_ids(
 ) -> dict[str, list[int]]:
     """Apply the chat template.
 
-    Args:
-        messages: A conversation.
-        tokenizer: The model's tokenizer.
-        **options: Passed on to `apply_chat_template`.
-
     Returns:
         `input_ids`, and what else was asked for.
-
-    Raises:
-        DataError: The tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         raise DataError(
@@ -73,11 +60,6 @@ def prompt_ids(
     prompt: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> list[int]:
     """Token ids of a prompt, ready to be continued.
-
-    Args:
-        prompt: Text, or a conversation.
-        tokenizer: The model's tokenizer.
-        **options: Arguments of the chat template.
 
     Returns:
         The ids; those of a conversation end where the assistant begins.
@@ -96,10 +78,7 @@ def prompt_and_whole(
     """Token ids of a prompt, and of prompt and completion together, ended.
 
     Args:
-        prompt: Text, or a conversation.
         completion: Text, or messages; messages only after a conversation.
-        tokenizer: The model's tokenizer.
-        **options: Arguments of the chat template.
 
     Returns:
         Both; the first need not be a prefix of the second.
@@ -131,14 +110,8 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 def assistant_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Chat template that marks the tokens of the assistant, as TRL's `assistant_only_loss` has it.
 
-    Args:
-        tokenizer: The model's tokenizer.
-
     Returns:
         `None` where the tokenizer's own template marks them, else TRL's version of it.
-
-    Raises:
-        DataError: Neither does.
     """
     own = tokenizer.chat_template or ""
     if _GENERATION_TAG.search(own["default"] if isinstance(own, dict) else own):
@@ -185,10 +158,6 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
     """Ids that end a completion: those of the tokenizer and of the generation settings.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        model: The model.
 
     Returns:
         The ids, rising; empty where nothing ends a completion.

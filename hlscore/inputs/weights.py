@@ -22,10 +22,6 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     bitsandbytes are dequantized (8 bits to float32, 4 bits to the dtype they were made from).
     Weights sharded by FSDP2 are gathered: then every rank must call this, in the same order.
 
-    Args:
-        model: The model.
-        item: One of its candidates.
-
     Returns:
         The weight in the layout of the candidate (`[out, in]`, `[in, out]` or
         `[matrices, ..., ...]`); `None` where it cannot be had, as with the packed integers of
@@ -45,23 +41,12 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
 
 
 def is_offloaded(model: PreTrainedModel, parameter: str) -> bool:
-    """Tell whether accelerate keeps a parameter on the host or on disk between forward passes.
-
-    Args:
-        model: The model.
-        parameter: Full name of a parameter on the meta device.
-
-    Returns:
-        Whether there is a hook that knows its weights.
-    """
+    """Tell whether accelerate keeps a parameter on the host or on disk between forward passes."""
     return _offload_source(model, parameter) is not None
 
 
 def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     """List the hooks that accelerate put on a module.
-
-    Args:
-        module: Any module.
 
     Returns:
         The hooks, unpacked where several were chained; empty where there is none.
@@ -71,16 +56,7 @@ def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
 
 
 def check_4bit(model: PreTrainedModel, name: str) -> None:
-    """Refuse 4-bit weights of bitsandbytes that would give wrong gradients or none.
-
-    Args:
-        model: The model with its weights.
-        name: What to call it.
-
-    Raises:
-        ModelError: A forward pass without gradients has rearranged the weights for inference on
-            this CPU, or they have a width that bitsandbytes computes wrongly on CPUs.
-    """
+    """Refuse 4-bit weights of bitsandbytes that would give wrong gradients or none."""
     for module_name, module in model.named_modules():
         weight = module._parameters.get("weight")
         state = getattr(weight, "quant_state", None)

@@ -17,9 +17,6 @@ ProbeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], t
 def probe_loss(settings: ObjectiveSettings) -> ProbeLoss:
     """Choose the loss of an objective.
 
-    Args:
-        settings: The objective.
-
     Returns:
         A function of log-probabilities [examples, length - 1], coefficients [examples], the mask
         of counted tokens and old log-probabilities [examples, length - 1] that gives a scalar.

@@ -75,10 +75,6 @@ def token_share(loss_type: str, tokens: int) -> float:
     Args:
         loss_type: `grpo`, `gspo` (the mean over a completion's tokens), `dapo` or `dr_grpo` (their
             sum).
-        tokens: Counted tokens of the completion.
-
-    Returns:
-        The factor.
     """
     return 1 / max(tokens, 1) if loss_type in ("grpo", "gspo") else 1.0
 
@@ -91,12 +87,7 @@ def divisor_share(loss_type: str, tokens: int, max_tokens: int) -> int:
     https://arxiv.org/abs/2503.20783 (completions times a constant length).
 
     Args:
-        loss_type: `grpo`, `gspo`, `dapo` or `dr_grpo`.
-        tokens: Counted tokens of the completion.
         max_tokens: Most tokens that a completion may have.
-
-    Returns:
-        The share.
     """
     return {"grpo": 1, "gspo": 1, "dapo": tokens, "dr_grpo": max_tokens}[loss_type]
 
@@ -125,9 +116,6 @@ def clipped_loss(
         low: A ratio below `1 - low` is clipped.
         high: A ratio above `1 + high` is clipped.
         by_sequence: One ratio per sequence (GSPO) instead of one per token.
-
-    Returns:
-        A scalar with a graph.
     """
     old = torch.where(torch.isnan(old_log_probs), log_probs.detach(), old_log_probs)
     log_ratios = (log_probs - old) * counted

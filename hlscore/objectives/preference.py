@@ -91,12 +91,6 @@ def slopes(
 
     Args:
         loss_type: A key of `PAIR_LOSSES` (TRL's names).
-        chosen_tokens: Size of the chosen completion.
-        rejected_tokens: Size of the rejected completion.
-        beta: Strength of the tie to the reference.
-
-    Returns:
-        Derivatives by the log-ratio of the chosen and of the rejected completion.
     """
     chosen, rejected = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in "cr")
     with torch.enable_grad():

@@ -16,8 +16,5 @@ def likelihood_loss(log_probs: torch.Tensor, coefficients: torch.Tensor) -> torc
     Args:
         log_probs: Nats, float [examples, length - 1], 0 where nothing is counted.
         coefficients: One per sequence, float [examples].
-
-    Returns:
-        A scalar with a graph.
     """
     return -(log_probs.sum(-1) * coefficients).sum()

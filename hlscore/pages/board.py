@@ -45,14 +45,7 @@ class Board:
 
 
 def draw(content: Content) -> Board:
-    """Make every chart of a report.
-
-    Args:
-        content: Scores and plan.
-
-    Returns:
-        The charts.
-    """
+    """Make every chart of a report."""
     by_modules, by_parameters = reach(content, "modules"), reach(content, "parameters")
     priced = ways(content)
     reached: tuple[Reach, ...] = ()

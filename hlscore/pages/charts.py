@@ -70,14 +70,7 @@ class Chart:
         ]
 
     def view(self, width: int | str) -> Spec:
-        """The chart as a view that names its data set.
-
-        Args:
-            width: Pixels, or `container`.
-
-        Returns:
-            A view without data.
-        """
+        """The chart as a view that names its data set."""
         return {
             "description": self.description,
             "data": {"name": self.name},
@@ -87,15 +80,7 @@ class Chart:
 
 
 def whole(view: Spec, **rest: Any) -> Spec:
-    """Turn a view into a specification that stands alone.
-
-    Args:
-        view: A view, or several put together.
-        rest: Further properties of the top level.
-
-    Returns:
-        The specification.
-    """
+    """Turn a view into a specification that stands alone."""
     return {"$schema": SCHEMA, "config": config(), **rest, **view}
 
 
@@ -105,14 +90,7 @@ def shown_parameter(place: int = 0) -> list[Spec]:
 
 
 def number_axis(largest: float) -> Spec:
-    """An axis of scores, which may be very small.
-
-    Args:
-        largest: The largest of their sizes.
-
-    Returns:
-        Properties of the axis.
-    """
+    """An axis of scores, which may be very small."""
     plain = largest == 0 or 0.01 <= largest < 1e5
     return {
         "format": ".4~g" if plain else ".3~e",

@@ -108,20 +108,7 @@ class Content:
 
 
 def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
-    """Join a plan with the scores of its model.
-
-    Args:
-        report: The scores.
-        plan: A plan for the same model.
-        planned_here: Whether the plan was made for the page.
-
-    Returns:
-        The content of a page.
-
-    Raises:
-        UsageError: The plan is for another model, or for a score or rank that the report lacks.
-        ArtifactError: The report holds no candidates.
-    """
+    """Join a plan with the scores of its model."""
     _check_model(report, plan)
     score, rank = find_score(plan.score.name), plan.lora.rank
     rows = order_rows(report.rows, score, rank)

@@ -15,15 +15,7 @@ _LIMITS = {"full": "trained in full", "trained": "trained in all", "memory": "tr
 
 
 def key_figures(content: Content, total_bytes: int) -> Facts:
-    """The few numbers that stand first, each with what it is.
-
-    Args:
-        content: The page.
-        total_bytes: Training memory of the plan.
-
-    Returns:
-        Number and meaning.
-    """
+    """The few numbers that stand first, each with what it is."""
     totals, stability = content.plan.totals, content.plan.stability
     times = totals.trained_params / max(1, totals.plain_lora_params)
     covered = content.plan.coverage
@@ -52,14 +44,7 @@ def key_figures(content: Content, total_bytes: int) -> Facts:
 
 
 def what_was_run(content: Content) -> Facts:
-    """Model, data, objective, method and budget.
-
-    Args:
-        content: The page.
-
-    Returns:
-        Label and value.
-    """
+    """Model, data, objective, method and budget."""
     report, plan = content.report, content.plan
     model, probes, run = report.model, report.probes, report.run
     revision = f", revision {model.revision}" if model.revision else ""
@@ -146,14 +131,7 @@ def _spent(content: Content) -> str:
 
 
 def provenance(content: Content) -> Facts:
-    """Versions, seed, settings, fingerprints and hashes.
-
-    Args:
-        content: The page.
-
-    Returns:
-        Label and value.
-    """
+    """Versions, seed, settings, fingerprints and hashes."""
     report, plan = content.report, content.plan
     run = report.run
     rates = plan.learning_rates

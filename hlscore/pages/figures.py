@@ -51,10 +51,6 @@ def reach(content: Content, unit: Unit) -> Reach | None:
 
     The band keeps that order and adds up the positive part of each resample.
 
-    Args:
-        content: Lines in order, with resamples.
-        unit: What is counted.
-
     Returns:
         The curve at 200 points or fewer; `None` where no score is above zero.
     """
@@ -89,15 +85,7 @@ def _shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def level(score: float | None, largest: float) -> int:
-    """Shade of a score: 0 for none or none above zero, then 1 to 5 by its square root.
-
-    Args:
-        score: The score.
-        largest: The largest of all.
-
-    Returns:
-        The shade.
-    """
+    """Shade of a score: 0 for none or none above zero, then 1 to 5 by its square root."""
     if score is None or score <= 0 or largest <= 0:
         return 0
     return 1 + round((LEVELS - 1) * float((score / largest) ** _LEVEL_POWER))
@@ -128,9 +116,6 @@ class Way:
 
 def ways(content: Content) -> tuple[Way, ...]:
     """Price the plan, LoRA of its rank everywhere, and every candidate in full.
-
-    Args:
-        content: Lines, and the settings of memory in the plan.
 
     Returns:
         The three ways; all are run as PEFT runs a plan.

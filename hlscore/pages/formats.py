@@ -15,18 +15,7 @@ FORMATS = (".html", ".png", ".svg", ".md")
 
 
 def check_format(target: Path) -> str:
-    """Refuse a file that cannot be written, before anything is read.
-
-    Args:
-        target: The file to write.
-
-    Returns:
-        Its suffix, in lower case.
-
-    Raises:
-        UsageError: The suffix is unknown.
-        HlscoreError: The library that draws charts is missing.
-    """
+    """Refuse a file that cannot be written, before anything is read."""
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(
@@ -44,9 +33,6 @@ def check_format(target: Path) -> str:
 def start(suffix: str) -> AbstractContextManager[Bundle | Painter | None]:
     """Begin with what takes longest, while the files are read.
 
-    Args:
-        suffix: Of the file to write.
-
     Returns:
         The scripts of a page, or the drawing of an image, in the making; nothing for Markdown.
     """
@@ -57,10 +43,6 @@ def start(suffix: str) -> AbstractContextManager[Bundle | Painter | None]:
 
 def render(board: Board, started: Bundle | Painter | None) -> bytes:
     """Write a report.
-
-    Args:
-        board: Content and charts.
-        started: What `start` gave.
 
     Returns:
         The content of the file; equal inputs give equal bytes.

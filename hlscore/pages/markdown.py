@@ -24,9 +24,6 @@ def markdown_text(board: Board) -> str:
 
     Args:
         board: Content and charts; of the charts only the numbers are used.
-
-    Returns:
-        The text of the file. Names in it stay text, whatever they hold.
     """
     content = board.content
     parts = [
@@ -60,9 +57,6 @@ def prose(text: str) -> str:
 
     Args:
         text: A sentence; names in it may be hostile.
-
-    Returns:
-        Markdown that reads as the text.
     """
     escaped = html.escape(text, quote=False)
     escaped = re.sub(r"[\\`*_{}\[\]|~#!^$]|:(?=\S)", lambda found: f"&#{ord(found[0])};", escaped)

@@ -29,9 +29,6 @@ def heat_chart(content: Content) -> Chart | None:
     Modules that share a cell are shown by the highest of them: of models with many layers, several
     layers share a column.
 
-    Args:
-        content: The lines.
-
     Returns:
         The chart; `None` where no module lies in a numbered layer.
     """
@@ -128,14 +125,7 @@ def _kinds(lines: Sequence[Line]) -> list[str]:
 
 
 def bars_chart(content: Content) -> Chart:
-    """The highest scores with their 95 % intervals and the line of the budget.
-
-    Args:
-        content: The lines.
-
-    Returns:
-        The chart.
-    """
+    """The highest scores with their 95 % intervals and the line of the budget."""
     lines = content.lines[:TOP]
     labels = [signed(name) for name in short_names(content.lines)[:TOP]]
     modes = [_mode(line) for line in lines]
@@ -230,9 +220,6 @@ def _mode(line: Line) -> str:
 def short_names(lines: Sequence[Line]) -> list[str]:
     """Names without what all of them begin with, up to a dot.
 
-    Args:
-        lines: Modules.
-
     Returns:
         A name per line; no two are equal.
     """
@@ -251,15 +238,7 @@ def shared_start(lines: Sequence[Line]) -> str:
 
 
 def tail_chart(content: Content, place: int = 0) -> Chart:
-    """What a LoRA of each rank leaves of the gradient of one module.
-
-    Args:
-        content: The lines.
-        place: Which of them.
-
-    Returns:
-        The chart.
-    """
+    """What a LoRA of each rank leaves of the gradient of one module."""
     row, rank = content.lines[place].row, content.plan.lora.rank
     curves = {"tail": row.tail_curve, "hls": row.hls_curve}
     points = [

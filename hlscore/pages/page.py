@@ -25,7 +25,6 @@ def html_text(board: Board, bundle: str) -> str:
     """Write the page.
 
     Args:
-        board: Content and charts.
         bundle: JavaScript that draws the charts, safe inside a `<script>`.
 
     Returns:

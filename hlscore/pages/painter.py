@@ -28,14 +28,7 @@ class Painter(SideProcess):
         self._suffix: Image = suffix
 
     def draw(self, spec: Spec) -> bytes:
-        """Draw a specification.
-
-        Args:
-            spec: Vega-Lite with its data.
-
-        Returns:
-            The content of the file.
-        """
+        """Draw a specification."""
         drawn = self.answer(json.dumps(spec).encode())
         return paint(spec, self._suffix) if drawn is None else drawn
 
@@ -44,7 +37,6 @@ def paint(spec: Spec, suffix: Image) -> bytes:
     """Draw a specification in this process.
 
     Args:
-        spec: Vega-Lite with its data.
         suffix: `.svg`, or `.png` with two pixels for each one of the layout.
 
     Returns:

@@ -18,9 +18,6 @@ _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 def stability_chart(content: Content) -> Chart | None:
     """The share of resamples that choose each module, over its place.
 
-    Args:
-        content: The lines.
-
     Returns:
         The chart; `None` where the plan holds no such shares, or nothing was to choose.
     """
@@ -92,15 +89,7 @@ def _rule_after(place: int) -> Spec:
 
 
 def reach_chart(found: Reach, unit: Unit) -> Chart:
-    """The share of all positive scores that the best modules hold, over their share of the model.
-
-    Args:
-        found: The curve.
-        unit: What its horizontal axis counts.
-
-    Returns:
-        The chart.
-    """
+    """Share of all positive scores that the best modules hold, over their share of the model."""
     share = {"type": "quantitative", "scale": {"domain": [0, 1]},
              "axis": {"format": ".0%", "tickCount": 5}}  # fmt: skip
     x = {"field": "taken", **share, "title": f"share of {unit} in full"}
@@ -152,14 +141,7 @@ def _beside(taken: float) -> Spec:
 
 
 def memory_chart(priced: tuple[Way, ...]) -> Chart:
-    """Memory by use, a bar per way to train.
-
-    Args:
-        priced: The ways.
-
-    Returns:
-        The chart.
-    """
+    """Memory by use, a bar per way to train."""
     uses = list(USES)
     largest = max(way.use.total_bytes for way in priced)
     unit = memory(largest).split()[-1]

@@ -18,14 +18,7 @@ _APART = {"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "inde
 
 
 def poster(board: Board) -> Spec:
-    """Put all charts into one specification, under the headline.
-
-    Args:
-        board: The charts.
-
-    Returns:
-        A Vega-Lite specification with its data.
-    """
+    """Put all charts into one specification, under the headline."""
     content = board.content
     said = " ".join((sentences.headline(content), sentences.certainty(content)))
     rows: list[Spec] = [

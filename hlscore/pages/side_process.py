@@ -51,9 +51,6 @@ class SideProcess:
     def answer(self, question: bytes = b"") -> bytes | None:
         """Wait for what it prints.
 
-        Args:
-            question: Its standard input.
-
         Returns:
             What it printed; `None` where it failed.
         """

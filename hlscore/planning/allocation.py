@@ -122,14 +122,7 @@ class Allocation:
 
 
 def check_plan_settings(settings: PlanSettings) -> None:
-    """Refuse a bad score name, budget or lock before a model is loaded.
-
-    Args:
-        settings: Budget, score, locks.
-
-    Raises:
-        UsageError: One of them cannot be used.
-    """
+    """Refuse a bad score name, budget or lock before a model is loaded."""
     score = find_score(settings.score)
     if settings.ranks:
         check_curve(score)
@@ -141,17 +134,7 @@ def check_plan_settings(settings: PlanSettings) -> None:
 def check_plan_for(
     model: ModelIdentity, modules: Sequence[Candidate | ModuleRow], settings: PlanSettings
 ) -> None:
-    """Refuse a budget or a lock that cannot work for a model, before it is probed.
-
-    Args:
-        model: The model.
-        modules: All its modules, skipped ones too.
-        settings: Budget, locks, memory.
-
-    Raises:
-        BudgetError: Not a single module fits, or the frozen model alone does not.
-        UsageError: A lock matches no candidate, or asks for LoRA on a tied weight.
-    """
+    """Refuse a budget or a lock that cannot work for a model, before it is probed."""
     candidates = [item for item in modules if not _skipped(item)]
     tied = tied_modules(modules)
     locks = locks_of(settings.locks, [item.module for item in candidates])
@@ -169,20 +152,7 @@ def _skipped(item: Candidate | ModuleRow) -> bool:
 
 
 def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
-    """Decide for every candidate of a report how it is trained.
-
-    Args:
-        report: Scores.
-        settings: Budget, score, ranks, locks, memory.
-
-    Returns:
-        The plan.
-
-    Raises:
-        UsageError: There is no such score, the report lacks a rank, or the budget or a lock is
-            unusable.
-        ArtifactError: The report holds no candidates.
-    """
+    """Decide for every candidate of a report how it is trained."""
     problem = _problem(report, settings)
     picks = (
         choose_for_score(problem)

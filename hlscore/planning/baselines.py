@@ -56,17 +56,6 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     the largest sizes. `all-lora` and `all-full` treat every candidate alike, whatever the budget.
     Locks hold; weights that are tied stay frozen where LoRA is meant, and modules that the loss
     never reaches everywhere.
-
-    Args:
-        problem: Rows, score, budget, locks.
-        baseline: Which plan.
-
-    Returns:
-        One option per row.
-
-    Raises:
-        BudgetError: The plan of the score cannot be had.
-        UsageError: The largest modules are wanted for a plan with a rank for each module.
     """
     if baseline == "all-full":
         return _alike(problem, "full", 0)
@@ -96,10 +85,6 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
 def by_size(rows: Sequence[ModuleRow], seed: int) -> dict[str, float]:
     """Order modules by size; a seeded draw orders those of one size, which a score would else do.
 
-    Args:
-        rows: The modules.
-        seed: Seed of the draw.
-
     Returns:
         A number for each module; the highest comes first.
     """
@@ -112,10 +97,8 @@ def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> di
     """Order modules at random, those of the largest sizes first.
 
     Args:
-        rows: The modules.
         count: How many will be taken: the first so many come from as few of the largest sizes as
             hold that many.
-        seed: Seed of the draw.
 
     Returns:
         A number for each module; the highest comes first.
@@ -131,10 +114,6 @@ def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> di
 def matched_rank(problem: Problem, plan: Picks) -> int:
     """Rank at which LoRA on every candidate trains about as many parameters as a plan.
 
-    Args:
-        problem: The rows.
-        plan: The plan.
-
     Returns:
         The nearest rank, at least 1.
     """
@@ -146,10 +125,6 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
 
 def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
     """Rank at which LoRA trains about so many parameters.
-
-    Args:
-        trained: Trained parameters.
-        modules: What LoRA of one rank is put on.
 
     Returns:
         The nearest rank, at least 1.

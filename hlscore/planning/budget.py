@@ -44,9 +44,6 @@ class Budget:
     def limit(self, params: Sequence[int]) -> int:
         """Largest number of modules, parameters or bytes that the budget allows.
 
-        Args:
-            params: Parameters of each candidate.
-
         Returns:
             The limit in the budget's unit; it may be too small for any module.
         """
@@ -57,14 +54,7 @@ class Budget:
         return share_of(self.share, len(params) if self.unit == "modules" else sum(params))
 
     def check_one_fits(self, params: Sequence[int]) -> None:
-        """Refuse a budget that trains no module in full.
-
-        Args:
-            params: Parameters of each candidate.
-
-        Raises:
-            BudgetError: Not a single module fits; says which budget would do.
-        """
+        """Refuse a budget that trains no module in full."""
         limit, whole = self.limit(params), len(params) if self.unit == "modules" else sum(params)
         if self.unit == "modules" and limit < 1:
             raise BudgetError(
@@ -88,18 +78,7 @@ def share_of(share: float, whole: int) -> int:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read a budget.
-
-    Args:
-        text: `0.1`, `0.1p`, `500M` or `24GiB`.
-
-    Returns:
-        The budget.
-
-    Raises:
-        BudgetError: The text is no budget, the share is not above 0 and at most 1, or the amount
-            is not above 0.
-    """
+    """Read a budget."""
     plain = text.strip()
     if match := _SHARE.fullmatch(plain):
         share = float(match.group(1))

@@ -54,10 +54,6 @@ def choose(scores: Numbers, spending: Spending) -> Bought:
 
     Args:
         scores: Score of each candidate, NaN where unknown, float64 [n], the best first.
-        spending: Costs and limit.
-
-    Returns:
-        The choice.
     """
     worth = _worth(scores)
     if spending.by_count:
@@ -68,11 +64,6 @@ def choose(scores: Numbers, spending: Spending) -> Bought:
 
 def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[int]:
     """Take what fits, one after the other.
-
-    Args:
-        order: Places, the first to take first.
-        costs: Cost of each place.
-        limit: What they may cost together.
 
     Returns:
         The places taken, in that order.
@@ -93,7 +84,6 @@ def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:
 
     Args:
         replicates: Scores of each candidate in each resample, float64 [n, resamples].
-        spending: Costs and limit.
 
     Returns:
         float64 [n], between 0 and 1.

@@ -43,12 +43,6 @@ def coverage(
 ) -> Coverage | None:
     """Work out what LoRA of a rank and a plan follow.
 
-    Args:
-        rows: The candidates.
-        choices: Mode and LoRA rank by module.
-        rank: The LoRA rank to compare with.
-        of: Whether the energies are of gradients or of weight updates.
-
     Returns:
         The shares; `None` where nothing was probed, or a curve does not hold a rank.
     """
@@ -91,10 +85,6 @@ def largest_rank_notes(ranks: Sequence[int], allowed: Sequence[int]) -> tuple[st
 
     Args:
         ranks: Rank of each adapter of the plan.
-        allowed: Ranks that could be chosen.
-
-    Returns:
-        One remark or none.
     """
     if not allowed or not ranks:
         return ()

@@ -68,17 +68,7 @@ class Training:
 
 
 def check_budget(budget: str) -> Budget:
-    """Read the budget of an estimate, before a model is built.
-
-    Args:
-        budget: `0.1`, `0.1p` or `500M`.
-
-    Returns:
-        The budget.
-
-    Raises:
-        BudgetError: It is no budget, or one of memory.
-    """
+    """Read the budget of an estimate, before a model is built."""
     found = parse_budget(budget)
     if found.unit == "bytes":
         raise BudgetError(
@@ -97,15 +87,8 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> tuple[Training, ...]:
     from which a plan of whole modules differs by little.
 
     Args:
-        shape: The model.
         settings: Budget, rank, and what memory depends on. LoRA and hybrids come with the base
             of these and with a 4-bit base.
-
-    Returns:
-        The trainings.
-
-    Raises:
-        BudgetError: The budget is no budget, too small for a single module, or one of memory.
     """
     budget, memory = check_budget(settings.budget), settings.memory
     sizes = [full_params(item) for item in shape.candidates]

@@ -67,14 +67,8 @@ class Picked:
 def choose_options(menu: Menu) -> Picked:
     """Choose one option per module.
 
-    Args:
-        menu: The options.
-
     Returns:
         The best choice, to a relative gap of 1e-4 or as far as the solver came; `bound` says.
-
-    Raises:
-        BudgetError: Even the cheapest options exceed a limit together.
     """
     cheapest = _cheapest(menu)
     if not menu.fits(cheapest):

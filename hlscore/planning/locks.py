@@ -28,17 +28,7 @@ class Lock:
 
 
 def parse_lock(text: str) -> Lock:
-    """Read a lock.
-
-    Args:
-        text: `PATTERN=full|lora|frozen|rank:N`.
-
-    Returns:
-        The lock.
-
-    Raises:
-        UsageError: The text is no lock.
-    """
+    """Read a lock."""
     pattern, found, what = text.rpartition("=")
     rank = what.removeprefix("rank:")
     if not found or not pattern:
@@ -60,15 +50,8 @@ def parse_lock(text: str) -> Lock:
 def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
     """Find the lock of each module; of several that match, the last one counts.
 
-    Args:
-        texts: Locks as given.
-        modules: Full names of all candidates.
-
     Returns:
         The lock of each locked module, by name.
-
-    Raises:
-        UsageError: A text is no lock, or matches no candidate.
     """
     found = {}
     for text in texts:
@@ -84,14 +67,6 @@ def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
 
 
 def matches(text: str, modules: Sequence[str]) -> list[str]:
-    """Modules that a lock is for.
-
-    Args:
-        text: The lock.
-        modules: Full names.
-
-    Returns:
-        Those of the names that its pattern matches.
-    """
+    """Modules that a lock is for."""
     pattern = parse_lock(text).pattern
     return [name for name in modules if fnmatch.fnmatchcase(name, pattern)]

@@ -101,12 +101,7 @@ def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySett
     """Add up the memory of a training under a plan, run with PEFT.
 
     Args:
-        model: The model.
         choices: One per candidate; what is not named stays frozen.
-        settings: Optimizer, precisions, batch.
-
-    Returns:
-        The memory by use.
     """
     width = _master_bytes(settings)
     frozen = base_bytes(model, settings)
@@ -136,12 +131,7 @@ def full_training(
     """Add up the memory of plain full fine-tuning: every parameter trained, no PEFT, no copies.
 
     Args:
-        model: The model.
-        parameters: All its parameters, tied ones once.
         settings: Optimizer, precision, batch; nothing is packed, whatever they say.
-
-    Returns:
-        The memory by use.
     """
     weights = _master_bytes(settings) * model.n_params
     return MemoryUse(
@@ -160,10 +150,6 @@ def full_training(
 def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
     """Bytes that training a module takes on top of leaving it frozen.
 
-    Args:
-        choice: The module and what is done with it.
-        settings: Optimizer and precisions.
-
     Returns:
         The difference; `memory_use` is the sum of these over `base_bytes` and the activations.
     """
@@ -179,15 +165,7 @@ def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
 
 
 def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
-    """Bytes of the weights when nothing is trained.
-
-    Args:
-        model: The model.
-        settings: Bits of the packed weights.
-
-    Returns:
-        The bytes.
-    """
+    """Bytes of the weights when nothing is trained."""
     sizes = model.dimensions
     if settings.base_bits == 16:
         return _FROZEN_BYTES * model.n_params
@@ -220,12 +198,7 @@ def activation_bytes(
     come on top. Nor what a fused or chunked loss saves, or padding masks and score matrices add.
 
     Args:
-        sizes: Sizes of the model.
-        settings: Batch and length.
         residual_bytes: Of each number in the residual stream: those of the embedding's weights.
-
-    Returns:
-        The bytes.
     """
     tokens, hidden = settings.train_batch * settings.train_length, sizes.hidden_size
     kept = tokens * residual_bytes * hidden * sizes.blocks

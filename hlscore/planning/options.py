@@ -41,14 +41,7 @@ def option(
     """Price one option of a module.
 
     Args:
-        row: The module.
-        mode: What is done with it.
         rank: LoRA rank; ignored unless the mode is `lora`.
-        memory: What bytes depend on.
-        value: What it is worth.
-
-    Returns:
-        The option.
     """
     rank = rank if mode == "lora" else 0
     params = {"full": full_params(row), "lora": lora_params(row, rank), "frozen": 0}[mode]
@@ -72,16 +65,7 @@ def alternative(
     """What is done with a module that is not trained in full, under one rank for all.
 
     Args:
-        row: The module.
         lock: Its lock, if any; one on `full` gives the full option.
-        tied: Modules whose weight is shared.
-        settings: Rank and memory.
-
-    Returns:
-        The option.
-
-    Raises:
-        UsageError: The lock asks for LoRA on a tied weight.
     """
     if lock is not None:
         check_lock(row.module, lock, tied)
@@ -103,17 +87,7 @@ def menu_of(
     span the whole matrix, as full fine-tuning does, and with a least rank whatever is below it.
 
     Args:
-        row: The module.
-        lock: Its lock, if any.
-        tied: Modules whose weight is shared.
-        settings: Ranks and memory.
         curve: What rank r leaves over, by r; rank 0 leaves everything.
-
-    Returns:
-        At least one option.
-
-    Raises:
-        UsageError: The lock asks for LoRA on a tied weight.
     """
     if lock is not None:
         check_lock(row.module, lock, tied)
@@ -159,14 +133,7 @@ def _worthwhile(options: Sequence[Option]) -> tuple[Option, ...]:
 
 
 def check_curve(score: Score) -> None:
-    """Refuse a score that cannot choose ranks.
-
-    Args:
-        score: The score.
-
-    Raises:
-        UsageError: It does not say what each rank leaves over.
-    """
+    """Refuse a score that cannot choose ranks."""
     if not score.leaves_over:
         raise UsageError(
             f"--ranks needs a score that says what each rank leaves over; '{score.name}' does not.",
@@ -181,16 +148,8 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
     is taken as at most what a smaller rank leaves, and at least nothing. A module without
     measured signal is then worth nothing at any rank.
 
-    Args:
-        row: The module.
-        score: A score with a curve over ranks.
-        settings: The ranks.
-
     Returns:
         The score at rank 0 and at every rank that may be chosen.
-
-    Raises:
-        UsageError: The score has no curve, or the report does not hold a rank.
     """
     check_curve(score)
     wanted = sorted({0, settings.rank, *settings.ranks})
@@ -199,16 +158,7 @@ def curve_of(row: ModuleRow, score: Score, settings: PlanSettings) -> dict[int, 
 
 
 def check_lock(module: str, lock: Lock, tied: frozenset[str]) -> None:
-    """Refuse LoRA on a tied weight.
-
-    Args:
-        module: Full name of the locked module.
-        lock: Its lock.
-        tied: Modules whose weight is shared.
-
-    Raises:
-        UsageError: The lock asks for it.
-    """
+    """Refuse LoRA on a tied weight."""
     if lock.mode == "lora" and module in tied:
         raise UsageError(
             f"--lock '{lock.pattern}' asks for LoRA on '{module}', whose weight is tied.",

@@ -51,19 +51,7 @@ class Problem:
 
 
 def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings) -> int:
-    """Bytes that trained modules may take, under a budget of memory.
-
-    Args:
-        model: The model.
-        budget: The budget, of bytes.
-        memory: What memory depends on.
-
-    Returns:
-        The budget less the frozen model and the activations.
-
-    Raises:
-        BudgetError: The frozen model and the activations do not fit.
-    """
+    """Bytes that trained modules may take, under a budget of memory."""
     free = (budget.amount or 0) - fixed_bytes(model, memory)
     if free <= 0:
         raise too_small(model, budget, memory)
@@ -79,12 +67,6 @@ def too_small(
     model: ModelIdentity, budget: Budget, memory: MemorySettings, trained: int = 0
 ) -> BudgetError:
     """The error for a memory budget into which not even the least fits.
-
-    Args:
-        model: The model.
-        budget: The budget.
-        memory: What memory depends on.
-        trained: Bytes of the least that has to be trained.
 
     Returns:
         The error, with what each part takes.
@@ -145,7 +127,6 @@ def spent_of(problem: Problem, options: Sequence[Option]) -> int:
     """What a choice takes of the budget, in its unit.
 
     Args:
-        problem: The budget, and what counts.
         options: What is done with each module.
 
     Returns:

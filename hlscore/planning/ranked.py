@@ -16,16 +16,6 @@ def choose_ranks(problem: Problem) -> Picks:
 
     A budget of parameters or memory holds everything that is trained. A budget of modules limits
     the modules in full; the same share of the candidate parameters limits all that is trained.
-
-    Args:
-        problem: Rows, score, ranks, budget, locks.
-
-    Returns:
-        One option per row.
-
-    Raises:
-        BudgetError: Not even the cheapest options fit.
-        UsageError: A lock, a rank or the score cannot be used.
     """
     menus = [
         menu_of(

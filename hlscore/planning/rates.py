@@ -16,9 +16,6 @@ def suggested_rates(objective: str) -> tuple[float, float]:
 
     Args:
         objective: `sft`, `dpo` or `grpo`; `none` counts as `sft`.
-
-    Returns:
-        The rate of modules trained in full, and that of adapters.
     """
     full = _FULL["sft" if objective == "none" else objective]
     return full, float(f"{_LORA_FACTOR * full:.6g}")

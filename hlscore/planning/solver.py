@@ -53,14 +53,8 @@ class Solution:
 def solve(program: Program) -> Solution:
     """Solve a 0/1 program to a relative gap of 1e-4, or as far as 5,000 nodes lead.
 
-    Args:
-        program: What to choose from.
-
     Returns:
         The choice; costs may exceed a limit by the tolerance of the solver (1e-6 of it).
-
-    Raises:
-        BudgetError: There is no choice within the limits, or the solver failed.
     """
     highs = quiet_highs()
     for option, value in (

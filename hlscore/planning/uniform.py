@@ -35,18 +35,7 @@ class Offer:
 
 
 def offer_of(problem: Problem) -> Offer:
-    """Price full fine-tuning of every row against its alternative.
-
-    Args:
-        problem: Rows, budget, locks.
-
-    Returns:
-        The offer.
-
-    Raises:
-        BudgetError: Locked modules alone exceed the budget, or LoRA on the rest does.
-        UsageError: A lock cannot be used.
-    """
+    """Price full fine-tuning of every row against its alternative."""
     settings, locks = problem.settings, problem.locks
     rest = tuple(
         alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows
@@ -77,18 +66,7 @@ def offer_of(problem: Problem) -> Offer:
 
 
 def choose_uniform(problem: Problem) -> Picks:
-    """Buy full fine-tuning for the modules of the largest total score.
-
-    Args:
-        problem: Rows, score, budget, locks.
-
-    Returns:
-        One option per row.
-
-    Raises:
-        BudgetError: Locked modules alone, or not a single module, fit.
-        UsageError: A lock or the score cannot be used.
-    """
+    """Buy full fine-tuning for the modules of the largest total score."""
     offer = offer_of(problem)
     if len(offer.free):
         problem.budget.check_one_fits(problem.params)
@@ -109,12 +87,8 @@ def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> P
     """Train modules in full in a given order, as long as they fit.
 
     Args:
-        problem: Rows, budget, locks.
         order: A number for each module; the highest comes first.
         spent: What the free modules in full may cost together.
-
-    Returns:
-        One option per row.
     """
     offer = offer_of(problem)
     numbers = [order[problem.rows[place].module] for place in offer.free]
@@ -137,16 +111,8 @@ def picks_of(
     """Put a choice among the free rows together with the locked ones.
 
     Args:
-        problem: The rows.
-        offer: What could be bought.
         chosen: Whether each free row is, bool [free].
-        solver: What chose.
-        value: Sum of the scores bought.
-        bound: Upper bound of that sum.
         probability: Selection probability of each row; `None` where it cannot be told.
-
-    Returns:
-        One option per row.
     """
     options = list(offer.rest)
     for place in offer.free[chosen]:
@@ -200,9 +166,6 @@ def _probability(problem: Problem, offer: Offer) -> tuple[float | None, ...]:
 
 def replicates_of(problem: Problem) -> list[tuple[float, ...]]:
     """Resamples of each row's score; empty where there are none for the score and the rank.
-
-    Args:
-        problem: Rows and score.
 
     Returns:
         One tuple per row, all of the same length.

@@ -58,17 +58,7 @@ def collate(
     padding_side: PaddingSide,
     device: torch.device,
 ) -> Batch:
-    """Pad examples to one length.
-
-    Args:
-        examples: At least one example.
-        pad_token_id: Id put on padded places.
-        padding_side: Where padding goes.
-        device: Where the tensors are made.
-
-    Returns:
-        The batch.
-    """
+    """Pad examples to one length."""
     length = max(len(item.input_ids) for item in examples)
     shape = (len(examples), length)
     input_ids = torch.full(shape, pad_token_id, dtype=torch.int64)

@@ -32,18 +32,9 @@ def encode(
         examples: Checked examples; rollouts for reinforcement learning.
         tokenizer: The model's tokenizer; needs no padding token.
         model: The model, for its context length and vocabulary; may be on the meta device.
-        objective: The loss that is probed.
-        max_length: Tokens kept of each sequence.
         groups: Bootstrap groups per half, at most.
         seed: Seed of the split into halves.
         batch_size: Sequences that a group should have at least, see `make_probe_set`.
-
-    Returns:
-        The probe set.
-
-    Raises:
-        UsageError: `max_length` is beyond the model's context.
-        DataError: Too few examples carry loss, or a token id has no embedding.
     """
     how = Encoding(
         tokenizer=tokenizer,

@@ -43,19 +43,7 @@ class Encoding:
     def probe_set(
         self, units: Sequence[ProbeUnit], summary: ProbeSummary, *, temperature: float = 1.0
     ) -> ProbeSet:
-        """Check the token ids of units and split them into halves.
-
-        Args:
-            units: At least two different ones.
-            summary: What is known about them.
-            temperature: What logits are divided by in the loss.
-
-        Returns:
-            The probe set.
-
-        Raises:
-            DataError: A token id has no embedding.
-        """
+        """Check the token ids of units and split them into halves."""
         sequences = (item for unit in units for item in unit.sequences)
         check_vocabulary(sequences, self.tokenizer, self.model)
         return make_probe_set(
@@ -75,15 +63,10 @@ def length_limit(
     """Tokens kept of each sequence.
 
     Args:
-        model: The model, for its context.
-        max_length: As asked for.
         default: The limit where nothing was asked for; `None` leaves only the context.
 
     Returns:
         The limit; `None` where there is none.
-
-    Raises:
-        UsageError: More was asked for than the model can read.
     """
     context = context_length(model)
     if max_length is None:
@@ -110,16 +93,7 @@ def shortened(item: ProbeExample, limit: int | None) -> ProbeExample:
 def check_vocabulary(
     sequences: Iterable[ProbeExample], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> None:
-    """Refuse token ids that the model has no embedding for.
-
-    Args:
-        sequences: What will be run.
-        tokenizer: The model's tokenizer.
-        model: The model.
-
-    Raises:
-        DataError: There is such an id.
-    """
+    """Refuse token ids that the model has no embedding for."""
     rows = embedding_rows(model)
     largest = max((max(item.input_ids) for item in sequences), default=0)
     if largest >= rows:
@@ -132,16 +106,7 @@ def check_vocabulary(
 
 
 def check_two(units: Sequence[ProbeUnit], source: str, what: str) -> None:
-    """Refuse data that cannot be split into two halves.
-
-    Args:
-        units: What carries loss.
-        source: Where it comes from.
-        what: What a unit is called.
-
-    Raises:
-        DataError: There are fewer than two different units.
-    """
+    """Refuse data that cannot be split into two halves."""
     if len({unit.digest(0) for unit in units}) < 2:
         copies = "" if len(units) == 1 else f", {len(units)} times"
         raise DataError(

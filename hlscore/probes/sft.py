@@ -182,9 +182,6 @@ def _all_tokens_note(examples: ExampleSet, kept: Sequence[ProbeExample]) -> list
 def shared_beginning(sequences: Sequence[ProbeExample]) -> float:
     """Share of the counted tokens that lie in the longest prefix of more than half the sequences.
 
-    Args:
-        sequences: Tokenized sequences, at least one with a counted token.
-
     Returns:
         A share in [0, 1].
     """

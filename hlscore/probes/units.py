@@ -141,12 +141,7 @@ def split_halves(
     groups stay independent.
 
     Args:
-        items: At least two different ones.
         groups: Groups per half, at most one per item.
-        seed: Seed of the hash.
-
-    Returns:
-        Two tuples of groups.
     """
     ordered = sorted(items, key=lambda item: item.digest(seed))
     middle = _cut_near(ordered, (len(ordered) + 1) // 2)
@@ -194,19 +189,12 @@ def make_probe_set(
     """Split units into halves.
 
     Args:
-        units: At least two different ones.
         summary: What is known about them; hash, groups and tokens are filled in here.
-        pad_token_id: Id used for padding.
         groups: Bootstrap groups per half, at most.
-        seed: Seed of the split.
         batch_size: Sequences that a group should have at least, as each is run in batches of its
             own: of few sequences there are fewer groups, but no fewer than 4. The halves, and
             with them every score, stay the same; only standard errors are known less well.
             `None` leaves `groups` as it is.
-        temperature: What logits are divided by in the loss.
-
-    Returns:
-        The probe set.
     """
     if batch_size is not None:
         filled = sum(len(unit.sequences) for unit in units) // (2 * batch_size)

@@ -236,14 +236,7 @@ class ModuleRow:
         return min(self.out_features, self.in_features)
 
     def changed(self, **values: object) -> ModuleRow:
-        """Copy the row with other values; `dataclasses.replace` takes three times as long.
-
-        Args:
-            values: By field.
-
-        Returns:
-            The copy.
-        """
+        """Copy the row with other values; `dataclasses.replace` takes three times as long."""
         copy = object.__new__(ModuleRow)
         for name in ModuleRow.__slots__:
             object.__setattr__(copy, name, values[name] if name in values else getattr(self, name))

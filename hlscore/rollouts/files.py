@@ -15,12 +15,7 @@ from hlscore.unfinished import PROGRESS_PREFIX, check_same_run, store_lines, sto
 
 
 def write_rollouts(rollouts: RolloutSet, path: Path) -> None:
-    """Write one line per completion.
-
-    Args:
-        rollouts: The completions.
-        path: The file.
-    """
+    """Write one line per completion."""
     with path.open("w", encoding="utf-8") as lines:
         for group in rollouts.groups:
             rows = _rows(group, rollouts.temperature)
@@ -89,10 +84,6 @@ class RolloutJournal:
 
         Returns:
             Groups by the number of their prompt; empty where there is no journal.
-
-        Raises:
-            UsageError: The journal is of another run.
-            ArtifactError: It cannot be read.
         """
         if not self.exists():
             return {}
@@ -109,15 +100,7 @@ class RolloutJournal:
             ) from error
 
     def append(self, groups: Mapping[int, RolloutGroup], *, seconds: float = 0.0) -> None:
-        """Store finished groups.
-
-        Args:
-            groups: Groups by the number of their prompt.
-            seconds: What they took together.
-
-        Raises:
-            ArtifactError: The disk refuses.
-        """
+        """Store finished groups."""
         try:
             lines: list[Mapping[str, object]] = [
                 {

@@ -40,9 +40,6 @@ def final_answer(text: str) -> FinalAnswer | None:
     The marker is the last `####`, else the last `\boxed{...}` with balanced braces, else the last
     `Answer:` or `# ->`. A `####` with another marker behind it is a heading, and does not count.
 
-    Args:
-        text: A completion, or a worked solution.
-
     Returns:
         What stands in the box, or on the first line with text behind the marker; `None` when
         there is no marker.
@@ -110,7 +107,6 @@ def number_in(text: str, *, last: bool) -> float | None:
     """Find a number in a text.
 
     Args:
-        text: Any text.
         last: Whether to give the last number of the text; otherwise it is the first one behind
             the last `=`, for `2 * 3 = 6 m^2`.
 
@@ -123,15 +119,7 @@ def number_in(text: str, *, last: bool) -> float | None:
 
 
 def same_number(one: float, other: float) -> bool:
-    """Compare two numbers up to rounding.
-
-    Args:
-        one: A number.
-        other: Another one.
-
-    Returns:
-        Whether they are equal to six digits.
-    """
+    """Compare two numbers up to rounding."""
     return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE)
 
 
@@ -156,9 +144,6 @@ def completion_text(completion: Any) -> str:
 
     Args:
         completion: A text, or a conversation: a list of messages.
-
-    Returns:
-        The text, for a conversation that of its last message.
     """
     if not isinstance(completion, list):
         return "" if completion is None else str(completion)

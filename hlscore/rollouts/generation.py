@@ -79,13 +79,6 @@ class Writer:
             prompts: Token ids; the same ones as often as they are to be completed.
             label: Tells these prompts from others: every label has draws of its own, so that a
                 run that is resumed draws what it would have drawn.
-
-        Returns:
-            The completions, finished.
-
-        Raises:
-            CaptureError: The memory does not suffice for one, or the model gives no
-                probabilities.
         """
         drafts = [
             Draft(prompt=ids, room=room_for(len(ids), self._context, self._settings))
@@ -199,14 +192,7 @@ class _Finish(StoppingCriteria):  # type: ignore[misc]
 
 @contextmanager
 def untouched(model: PreTrainedModel) -> Iterator[None]:
-    """Write in inference mode, by our settings alone, and put everything back.
-
-    Args:
-        model: The model.
-
-    Yields:
-        Nothing.
-    """
+    """Write in inference mode, by our settings alone, and put everything back."""
     training = {name: module.training for name, module in model.named_modules()}
     own = model.generation_config
     # What a checkpoint suggests for sampling must not leak into what is not set here.

@@ -40,10 +40,6 @@ def math_reward(completion: str, answer: str | None) -> float | None:
     word or letter (`Wednesday`, `h`) may be anything, so that it is none; a letter as the answer
     is written `$x$` or `\boxed{x}`. Neither is prose with numbers (`Room 5`, `12:30`).
 
-    Args:
-        completion: Text of the completion.
-        answer: The right answer, or a worked solution that ends in it.
-
     Returns:
         1.0 when both are equal, 0.0 when they are not or the completion has none, `None` when
         the right answer is no mathematics.

@@ -38,14 +38,9 @@ def encode_prompts(
 
     Args:
         examples: Checked examples in the format `prompt`.
-        tokenizer: The model's tokenizer.
-        model: The model, for its context.
 
     Returns:
         The prompts that leave room for a completion, and notes about the others.
-
-    Raises:
-        DataError: A prompt cannot be tokenized, or none is left.
     """
     context = context_length(model)
     found: dict[tuple[int, ...], Prompt] = {}
@@ -82,26 +77,14 @@ def room_for(prompt_tokens: int, context: int | None, settings: ObjectiveSetting
     """Most tokens that a completion may have.
 
     Args:
-        prompt_tokens: Tokens before it.
         context: Tokens that the model reads at once; `None` where there is no limit.
-        settings: What was asked for.
-
-    Returns:
-        The smaller of what was asked for and what the context leaves.
     """
     room = settings.max_new_tokens
     return room if context is None else min(room, context - prompt_tokens)
 
 
 def prompts_hash(examples: ExampleSet) -> str:
-    """Hash of all columns, in order: rewards may read any of them.
-
-    Args:
-        examples: Examples in the format `prompt`.
-
-    Returns:
-        SHA-256.
-    """
+    """Hash of all columns, in order: rewards may read any of them."""
     rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
     return f"sha256:{hashlib.sha256(rows.encode()).hexdigest()}"
 
@@ -118,12 +101,7 @@ def longest_rollouts(
     """Stand-ins for rollouts that are not sampled yet, as long as they may become.
 
     Args:
-        prompts: The prompts.
-        tokenizer: The model's tokenizer.
         model: The model; may be on the meta device.
-        settings: How completions will be sampled.
-        source: Where the prompts come from.
-        notes: Remarks about them.
 
     Returns:
         Completions that all differ, every other one of them right.

@@ -39,16 +39,11 @@ def rollouts_from(
 
     Args:
         examples: Checked rows in the format `rollouts`.
-        tokenizer: The model's tokenizer.
         model: The model, for the tokens that end a completion.
         samples: Groups to draw; 0 means all.
-        seed: Seed of the draw.
 
     Returns:
         The rollouts, groups in the order in which they begin.
-
-    Raises:
-        DataError: A row cannot be tokenized, or its log-probabilities do not fit its tokens.
     """
     rows: dict[str, list[tuple[int, Row]]] = {}
     for index, row in enumerate(examples.rows):

@@ -38,14 +38,7 @@ class Completions:
     columns: dict[str, list[Any]]
 
     def one(self, index: int) -> Completions:
-        """Take a single completion out.
-
-        Args:
-            index: Which one.
-
-        Returns:
-            A batch of one.
-        """
+        """Take a single completion out."""
         return Completions(
             prompts=[self.prompts[index]],
             completions=[self.completions[index]],
@@ -54,11 +47,7 @@ class Completions:
         )
 
     def named(self) -> dict[str, Any]:
-        """Give the lists by name, as they travel to the worker.
-
-        Returns:
-            The lists themselves, not copies.
-        """
+        """Give the lists by name, as they travel to the worker."""
         return {
             "prompts": self.prompts,
             "completions": self.completions,
@@ -72,9 +61,6 @@ def check_names(names: Iterable[str]) -> None:
 
     Args:
         names: Names of built-in verifiers, or `package.module:function`.
-
-    Raises:
-        UsageError: A name is neither.
     """
     for name in names:
         if is_builtin(name):
@@ -89,17 +75,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def load_function(name: str) -> Callable[..., Any]:
-    """Import a reward function.
-
-    Args:
-        name: `package.module:function`.
-
-    Returns:
-        The function.
-
-    Raises:
-        UsageError: It cannot be imported, or is no function.
-    """
+    """Import a reward function."""
     module_name, _, path = name.partition(":")
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.append(str(Path.cwd()))  # behind all others: nothing there may replace them
@@ -126,15 +102,10 @@ def call_function(name: str, function: Callable[..., Any], batch: Completions) -
     """Call a reward function as TRL does, and check what it gives.
 
     Args:
-        name: Its name, for errors.
         function: The function; a coroutine function is awaited.
-        batch: What to judge.
 
     Returns:
         One number or `None` per completion.
-
-    Raises:
-        RewardError: It raised, or gave something else.
     """
     columns = {key: value for key, value in batch.columns.items() if key not in NOT_COLUMNS}
     given = {
@@ -216,14 +187,7 @@ def _number(name: str, index: int, reward: Any) -> float | None:
 
 
 def name_of(reward: str | Callable[..., Sequence[float | None]]) -> str:
-    """Name a reward for messages.
-
-    Args:
-        reward: A name, or a function.
-
-    Returns:
-        The name.
-    """
+    """Name a reward for messages."""
     if isinstance(reward, str):
         return reward
     return str(getattr(reward, "__name__", type(reward).__name__))

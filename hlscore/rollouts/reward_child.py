@@ -78,15 +78,9 @@ class RewardChild:
         """Judge completions with one reward.
 
         Args:
-            reward: Number of the reward among those of this worker.
-            batch: What to judge.
             timeout: How long it may take, in seconds.
 
-        Returns:
-            One reward per completion.
-
         Raises:
-            HlscoreError: The worker reported an error.
             NoAnswer: It took too long, or died.
         """
         request = {"reward": reward, "batch": batch.named(), "timeout": timeout}

@@ -28,11 +28,7 @@ def check_rewards(names: Sequence[str], weights: Sequence[float] = ()) -> None:
     """Check what the command line was given, without importing or starting anything.
 
     Args:
-        names: Values of `--reward`.
         weights: Values of `--reward-weight`: none, or one per reward.
-
-    Raises:
-        UsageError: A name is unknown, or the weights do not fit.
     """
     check_names(names)
     _check_weights(len(names), weights)
@@ -106,16 +102,9 @@ class RewardProcess:
     def judge(self, batch: Completions) -> list[float | None]:
         """Judge completions.
 
-        Args:
-            batch: The completions and what the data say about them.
-
         Returns:
             Per completion the weighted sum of its rewards, over those that are not `None`; `None`
             where all are.
-
-        Raises:
-            DataError: The data lack an answer column, or an answer cannot be used.
-            RewardError: A reward function failed, or took too long.
         """
         if not batch.completions:
             return []

@@ -62,17 +62,11 @@ class Sampler:
 
         Args:
             examples: Checked examples in the format `prompt`.
-            progress: Told about each finished completion.
             processes: This process among those that share the prompts.
             journal: Where finished groups are stored, if anywhere.
-            resume: Go on with what is stored.
 
         Returns:
             The rollouts of all processes, in the order of the data.
-
-        Raises:
-            DataError: Nothing can be sampled from a prompt.
-            RewardError: A reward function failed.
         """
         count = self._settings.generations
         at_once = max(1, self._settings.generate_batch // count)
@@ -168,15 +162,7 @@ def judgeable_prompts(
 
     Args:
         examples: Checked examples in the format `prompt`.
-        tokenizer: The model's tokenizer.
         model: The model; may be on the meta device.
-        rewards: What judges completions, started.
-
-    Returns:
-        The prompts, and notes about those that were left out.
-
-    Raises:
-        DataError: None is left.
     """
     prompts, notes = encode_prompts(examples, tokenizer, model)
     if not rewards.builtin:
@@ -234,15 +220,7 @@ def _told_by_each(processes: Processes) -> Iterator[None]:
 
 
 def rewards_of(settings: ObjectiveSettings, functions: Mapping[str, Any]) -> RewardProcess:
-    """What judges completions.
-
-    Args:
-        settings: Names and weights of the rewards, and their time limit.
-        functions: Functions of the Python API by the name that stands for them.
-
-    Returns:
-        The judge, not started.
-    """
+    """What judges completions."""
     return RewardProcess(
         [functions.get(name, name) for name in settings.rewards],
         weights=settings.reward_weights,

@@ -28,10 +28,6 @@ _PATTERN_PREFIX = "regex:"
 def numeric_reward(completion: str, answer: str | None) -> float | None:
     """Compare the final number of a completion with the right one.
 
-    Args:
-        completion: Text of the completion.
-        answer: The right number, or a worked solution that ends in it.
-
     Returns:
         1.0 when both are equal to six digits, else 0.0; `None` when the answer is no number.
     """
@@ -49,10 +45,6 @@ def numeric_reward(completion: str, answer: str | None) -> float | None:
 def exact_reward(completion: str, answer: str | None) -> float | None:
     """Compare the final answer of a completion, or all of it, with the right text.
 
-    Args:
-        completion: Text of the completion.
-        answer: The right text, or a worked solution that ends in it.
-
     Returns:
         1.0 when both are the same but for white space around them, else 0.0; `None` without an
         answer.
@@ -65,15 +57,8 @@ def exact_reward(completion: str, answer: str | None) -> float | None:
 def regex_reward(completion: str, answer: str | None) -> float | None:
     """Search a completion for a pattern.
 
-    Args:
-        completion: Text of the completion.
-        answer: The regular expression.
-
     Returns:
         1.0 when it matches somewhere, else 0.0; `None` without a pattern.
-
-    Raises:
-        DataError: The answer is no regular expression.
     """
     if answer is None:
         return None
@@ -99,29 +84,12 @@ VERIFIERS: Mapping[str, Verifier] = {
 
 
 def is_builtin(name: str) -> bool:
-    """Say whether a reward is one of the built-in verifiers.
-
-    Args:
-        name: Value of `--reward`.
-
-    Returns:
-        Whether it is.
-    """
+    """Say whether a reward is one of the built-in verifiers."""
     return name in VERIFIERS or name.startswith(_PATTERN_PREFIX)
 
 
 def find_verifier(name: str) -> Verifier:
-    """Find a built-in verifier.
-
-    Args:
-        name: One of `VERIFIERS`, or `regex:PATTERN`.
-
-    Returns:
-        The verifier.
-
-    Raises:
-        UsageError: The pattern is no regular expression.
-    """
+    """Find a built-in verifier."""
     if not name.startswith(_PATTERN_PREFIX):
         return VERIFIERS[name]
     pattern = name.removeprefix(_PATTERN_PREFIX)
@@ -154,16 +122,10 @@ def verify_all(
     """Judge completions with a built-in verifier.
 
     Args:
-        name: One of `VERIFIERS`, or `regex:PATTERN`.
-        prompts: The prompt of each completion.
-        completions: Texts or conversations.
         columns: The other columns of the data, one value per completion.
 
     Returns:
         One reward per completion, `None` where the answer cannot be judged.
-
-    Raises:
-        DataError: There is no answer column, or an answer cannot be used.
     """
     verifier = find_verifier(name)
     answers = _answers(name, len(completions), columns)

@@ -18,11 +18,6 @@ from hlscore.scores.score import Score
 def on_curve(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | None:
     """Read a curve of what a rank leaves over; zero where the rank spans the whole matrix.
 
-    Args:
-        curve: Values at `row.curve_ranks`.
-        row: The row that the curve belongs to.
-        rank: LoRA rank.
-
     Returns:
         The value, or `None` when the curve does not hold that rank.
     """
@@ -228,31 +223,14 @@ SCORES: dict[str, Score] = {
 
 
 def find_score(name: str) -> Score:
-    """Look a score up by name.
-
-    Args:
-        name: Name as given on the command line.
-
-    Returns:
-        The score.
-
-    Raises:
-        UsageError: There is no such score.
-    """
+    """Look a score up by name."""
     if name not in SCORES:
         raise UsageError(f"There is no score '{name}'.", hint=f"Use one of: {', '.join(SCORES)}.")
     return SCORES[name]
 
 
 def check_without_probes(name: str) -> None:
-    """Refuse a score that needs probes, of a run that has none.
-
-    Args:
-        name: Name of the score.
-
-    Raises:
-        UsageError: There is no such score, or it comes from gradients.
-    """
+    """Refuse a score that needs probes, of a run that has none."""
     if find_score(name).reads_gradients:
         others = ", ".join(score.name for score in SCORES.values() if not score.reads_gradients)
         raise UsageError(
@@ -262,14 +240,7 @@ def check_without_probes(name: str) -> None:
 
 
 def check_of_updates(name: str) -> None:
-    """Refuse a score of single gradient entries, of a run that has updates instead.
-
-    Args:
-        name: Name of the score.
-
-    Raises:
-        UsageError: There is no such score, or it needs whole gradients.
-    """
+    """Refuse a score of single gradient entries, of a run that has updates instead."""
     if find_score(name).needs == "whole gradients":
         others = ", ".join(
             score.name for score in SCORES.values() if score.needs != "whole gradients"
@@ -281,19 +252,7 @@ def check_of_updates(name: str) -> None:
 
 
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
-    """Value of a score for a row; `None` for skipped and unreached rows without one.
-
-    Args:
-        row: A row of the report.
-        score: The score.
-        rank: LoRA rank compared against.
-
-    Returns:
-        The value.
-
-    Raises:
-        UsageError: The row's curves do not hold that rank.
-    """
+    """Value of a score for a row; `None` for skipped and unreached rows without one."""
     value = score.compute(row, rank)
     held = score.ranks(row)
     if value is None and score.follows_rank and held and rank not in held:
@@ -309,12 +268,6 @@ def replicates_at(
     rows: Sequence[ModuleRow], score: Score, rank: int, run_rank: int
 ) -> list[tuple[float, ...]]:
     """Resamples of a score at a LoRA rank.
-
-    Args:
-        rows: Rows of a report.
-        score: The score.
-        rank: LoRA rank compared against.
-        run_rank: The rank that the report's resamples are for.
 
     Returns:
         One tuple per row, all of the same length; empty ones where there are no resamples of the

@@ -32,11 +32,7 @@ def build_rows(
     """Make the rows of a report, not yet ordered.
 
     Args:
-        modules: Every module found, skipped ones too.
         statistics: Statistics of each candidate, by module name.
-        ranks: Ranks of the curves.
-        rank: LoRA rank compared against.
-        seed: Seed of the `random` score.
         weights: Statistics of the weight of each candidate, where they were asked for.
         of_updates: Whether a matrix of zeros is a weight that a training did not change, rather
             than one that no probe token reached.
@@ -70,11 +66,7 @@ def build_weight_rows(
     """Make the rows of a report on the weights alone, not yet ordered.
 
     Args:
-        modules: Every module found, skipped ones too.
         weights: Statistics of the weight of each candidate, by module name.
-        ranks: Ranks of the curves.
-        rank: LoRA rank compared against.
-        seed: Seed of the `random` score.
 
     Returns:
         One row per module, in module order.
@@ -120,11 +112,6 @@ def _with_scores(
 
 def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
     """Order rows by a score, the highest first, and number them; skipped rows go last.
-
-    Args:
-        rows: Rows of a report.
-        score: The score that decides.
-        rank: LoRA rank compared against.
 
     Returns:
         The same rows with their new places; ties go by name.
@@ -233,12 +220,7 @@ def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int)
     """What a reader should know of a module at a LoRA rank; mostly nothing.
 
     Args:
-        item: The module.
         matrices_reached: How many of its matrices have a gradient; `None` without probes.
-        rank: LoRA rank compared against.
-
-    Returns:
-        Remarks, parted by semicolons.
     """
     of_updates = _MISSED[1] in item.reason
     if matrices_reached == 0:
@@ -259,9 +241,6 @@ def standard_error(replicates: Sequence[float]) -> float | None:
 
 def interval(replicates: Sequence[float]) -> tuple[float | None, float | None]:
     """Ends of the 95 % interval of a score from its replicates.
-
-    Args:
-        replicates: Resampled values.
 
     Returns:
         Lower and upper end; `None` where there are fewer than two replicates.

@@ -18,10 +18,6 @@ def stratified_scores(
     random order with a random offset, so that the best k of all modules hold about the same
     share of every stratum.
 
-    Args:
-        candidates: Modules to draw for.
-        seed: Seed of the draw.
-
     Returns:
         A number in (0, 1] per module name, without ties in practice.
     """

@@ -36,10 +36,6 @@ def weight_statistics(
     Args:
         values: Singular values of each matrix, the largest first, float64 [matrices, d].
         sides: The two sizes of a matrix, in any order.
-        ranks: LoRA ranks of the curve.
-
-    Returns:
-        The scores.
     """
     norm = float(np.sqrt((values**2).sum()))
     rounding = max(sides) * np.finfo(np.float64).eps * values[:, :1]
@@ -89,10 +85,6 @@ def spectral_curve(values: Values, ranks: Sequence[int]) -> tuple[float, ...]:
 
     Args:
         values: Singular values, not all zero, float64 [matrices, d].
-        ranks: LoRA ranks.
-
-    Returns:
-        One score per rank.
     """
     held = np.maximum(values, _SMALLEST)
     shares = held / held.sum(-1, keepdims=True)

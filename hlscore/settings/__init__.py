@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hlscore.settings.capture import (
+    CAPTURE_PANEL,
     Accumulator,
     CaptureSettings,
     Estimator,
@@ -14,18 +15,21 @@ from hlscore.settings.capture import (
 from hlscore.settings.check import (
     CheckSettings,
     Drift,
-    Most,
+    Limit,
     parse_age,
-    parse_most,
+    parse_limit,
 )
 from hlscore.settings.data import (
+    DATA_PANEL,
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
     NO_DATA,
     CandidateSettings,
     DataSettings,
+    parse_columns,
 )
 from hlscore.settings.model import (
+    MODEL_PANEL,
     DeviceMap,
     Dtype,
     LoadIn,
@@ -36,8 +40,12 @@ from hlscore.settings.objective import (
     Objective,
     ObjectiveSettings,
 )
+from hlscore.settings.option import Option, Setting, arguments, build, changed, settings_in
 from hlscore.settings.plan import (
     DEFAULT_RANK,
+    LARGEST_RANK,
+    MEMORY_PANEL,
+    PLAN_PANEL,
     VALUE_POWER,
     BaseBits,
     Baseline,
@@ -45,23 +53,28 @@ from hlscore.settings.plan import (
     MemorySettings,
     Optimizer,
     PlanSettings,
+    parse_ranks,
 )
 from hlscore.settings.run import (
     RankSettings,
-    movement_for,
-    samples_for,
-    score_for,
 )
-from hlscore.settings.validate import DEFAULT_STEPS, FACTORS, ValidateSettings
+from hlscore.settings.validate import DEFAULT_STEPS, FACTORS, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
+    "CAPTURE_PANEL",
+    "DATA_PANEL",
     "DEFAULT_MAX_LENGTH",
     "DEFAULT_PROMPTS",
     "DEFAULT_RANK",
     "DEFAULT_SAMPLES",
     "DEFAULT_STEPS",
     "FACTORS",
+    "LARGEST_RANK",
+    "MEMORY_PANEL",
+    "MODEL_PANEL",
     "NO_DATA",
+    "PLAN_PANEL",
+    "TRIAL_PANEL",
     "VALUE_POWER",
     "Accumulator",
     "BaseBits",
@@ -74,24 +87,29 @@ __all__ = [
     "Drift",
     "Dtype",
     "Estimator",
+    "Limit",
     "LoadIn",
     "Master",
     "MemorySettings",
     "ModelSettings",
-    "Most",
     "Movement",
     "Objective",
     "ObjectiveSettings",
     "Optimizer",
+    "Option",
     "PaddingSide",
     "PlanSettings",
     "RankSettings",
+    "Setting",
     "SvdMethod",
     "TrialOptimizer",
     "ValidateSettings",
-    "movement_for",
+    "arguments",
+    "build",
+    "changed",
     "parse_age",
-    "parse_most",
-    "samples_for",
-    "score_for",
+    "parse_columns",
+    "parse_limit",
+    "parse_ranks",
+    "settings_in",
 ]

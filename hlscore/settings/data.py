@@ -2,46 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from hlscore.settings.checking import require, require_choice
+from hlscore.errors import UsageError
+from hlscore.settings.option import Option, check, require
 
+DATA_PANEL = "Probe data"
+MODULES_PANEL = "Modules"
 DEFAULT_SAMPLES = 256
+DEFAULT_MAX_LENGTH = 1024
+NO_DATA = "none"
 # What hlscore calls the columns that it reads.
 ROLES = (
     "text", "messages", "prompt", "completion", "chosen", "rejected", "answer", "reward", "group",
     "prompt_ids", "completion_ids", "logprobs", "truncated", "finish_reason", "temperature", "step",
     "solution", "ground_truth", "tools", "chat_template_kwargs", "instruction", "input", "output",
 )  # fmt: skip
-DEFAULT_MAX_LENGTH = 1024
-NO_DATA = "none"
+
+
+def parse_columns(pairs: Sequence[str], flag: str) -> dict[str, str]:
+    """Column by role, from `ROLE=COLUMN` pairs."""
+    columns: dict[str, str] = {}
+    for pair in pairs:
+        role, found, column = pair.partition("=")
+        if not (role and found and column):
+            raise UsageError(
+                f"{flag} '{pair}' is not ROLE=COLUMN.", hint="For example prompt=question."
+            )
+        if role in columns:
+            raise UsageError(
+                f"{flag} maps '{role}' twice: to '{columns[role]}' and to '{column}'.",
+                hint="Put both into one column of the data first, or choose one.",
+            )
+        columns[role] = column
+    return columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataSettings:
-    """Which probe examples to read.
+    """Which probe examples to read."""
 
-    Attributes:
-        data: Hub id, local file or directory; `"builtin:known"`, tasks that the built-in model was
-            trained on; `"builtin:new"`, a task that is new to it; `None`, the new task for SFT and
-            the known ones for rewards and preferences; `"none"`, nothing is probed.
-        config: Configuration name of a hub data set that has several.
-        split: Split to read.
-        samples: Number of examples, drawn with `seed`; 0 means all.
-        max_length: Tokens kept of each example; `None` means 1024 or the model's context,
-            whichever is smaller.
-        columns: Maps the columns hlscore knows (`text`, `messages`, `prompt`, `completion`,
-            `chosen`, `rejected`, `answer`, `reward`, `group`, ...) to the names they have in the
-            data.
-    """
-
-    data: str | None = None
-    config: str | None = None
-    split: str = "train"
-    samples: int = DEFAULT_SAMPLES
-    max_length: int | None = None
-    columns: Mapping[str, str] = field(default_factory=dict)
+    data: Annotated[
+        str | None,
+        Option(
+            "Hub id, .jsonl .json .csv .parquet .arrow file, directory, builtin:new or "
+            "builtin:known; none: no probes.",
+            DATA_PANEL,
+            short="d",
+            default="builtin:new; builtin:known for grpo and dpo",
+        ),
+    ] = None
+    config: Annotated[
+        str | None,
+        Option("Configuration of a hub data set that has several.", DATA_PANEL, name="data-config"),
+    ] = None
+    split: Annotated[str, Option("Split to read.", DATA_PANEL)] = "train"
+    columns: Annotated[
+        Mapping[str, str],
+        Option(
+            "Map a column, such as prompt=question (roles: text, messages, prompt, completion, "
+            "chosen, rejected, answer, reward, group, ...; repeatable).",
+            DATA_PANEL,
+            name="column",
+            parse=parse_columns,
+        ),
+    ] = field(default_factory=dict)
+    samples: Annotated[
+        int,
+        Option(
+            "Examples, pairs or prompts to draw; 0 means all.",
+            DATA_PANEL,
+            default="256; 128 prompts to sample from; all rollouts of a file",
+            low=0,
+            hint="Use 0 (all) or more.",
+        ),
+    ] = DEFAULT_SAMPLES
+    max_length: Annotated[
+        int | None,
+        Option(
+            "Tokens kept of each example.",
+            DATA_PANEL,
+            default="1024, or the context if smaller; grpo: the context",
+            low=2,
+            hint="A causal loss needs at least 2 tokens.",
+        ),
+    ] = None
 
     @property
     def without_probes(self) -> bool:
@@ -49,33 +96,23 @@ class DataSettings:
         return self.data == NO_DATA
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            UsageError: A field has a value that cannot be used.
-        """
-        require(self.samples >= 0, f"--samples is {self.samples}.", "Use 0 (all) or more.")
-        require(
-            self.max_length is None or self.max_length >= 2,
-            f"--max-length is {self.max_length}.",
-            "A causal loss needs at least 2 tokens.",
-        )
+        """Check every field."""
+        check(self)
         for role in self.columns:
-            require_choice("--column", role, ROLES)
+            require(role in ROLES, f"--column is '{role}'.", f"Use one of: {', '.join(ROLES)}.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateSettings:
-    """Which modules may be ranked.
+    """Which modules may be ranked."""
 
-    Attributes:
-        include: Globs over full module names; empty means every candidate.
-        exclude: Globs over full module names to leave out.
-        embeddings: Rank the input embedding too.
-        head: Rank the output head too.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    embeddings: bool = False
-    head: bool = False
+    include: Annotated[
+        tuple[str, ...],
+        Option("Rank only modules whose full name matches this glob (repeatable).", MODULES_PANEL),
+    ] = ()
+    exclude: Annotated[
+        tuple[str, ...],
+        Option("Leave out modules whose full name matches this glob (repeatable).", MODULES_PANEL),
+    ] = ()
+    embeddings: Annotated[bool, Option("Rank the input embedding too.", MODULES_PANEL)] = False
+    head: Annotated[bool, Option("Rank the output head too.", MODULES_PANEL)] = False

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from hlscore.settings.checking import require, require_choice
+from hlscore.errors import UsageError
+from hlscore.settings.option import Option, check, require
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadIn = Literal["4bit", "8bit"]
 DeviceMap = Literal["auto"]
 
+MODEL_PANEL = "Model"
 _MEMORY_UNITS = {
     f"{letter}{base}": (1024 if base == "IB" else 1000) ** power
     for power, letter in enumerate("KMGT", start=1)
@@ -21,86 +23,103 @@ _MEMORY_UNITS = {
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT]i?B)", re.IGNORECASE | re.ASCII)
 
 
+def parse_memory(pairs: Sequence[str], flag: str) -> dict[str, str]:
+    """Size by device, from `DEVICE=SIZE` pairs."""
+    sizes: dict[str, str] = {}
+    for pair in pairs:
+        device, found, size = pair.partition("=")
+        if not found:
+            raise UsageError(f"{flag} '{pair}' is not DEVICE=SIZE.", hint="For example 0=20GiB.")
+        if device in sizes:
+            raise UsageError(f"{flag} names device '{device}' twice.")
+        sizes[device] = size
+    return sizes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """Which model to load, and how.
+    """Which model to load, and how."""
 
-    Attributes:
-        model: Hub id, local directory, or `builtin:tiny`.
-        revision: Branch, tag or commit of a hub id.
-        dtype: Floating-point type of the loaded weights; `auto` keeps the checkpoint's own.
-        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-        shard: Spread the weights over the processes that torchrun started.
-        allow_pickle: Accept `.bin` checkpoints, which can run code when opened.
-        trust_remote_code: Run Python code that comes with the model.
-        text_only: Of a checkpoint with text and other inputs, load the class for text alone
-            instead of the one that config.json names.
-        architecture: Class that a plan was made with; it is loaded if it is the one for text
-            alone.
-        ignore_adapter: Load the weights as they are where an adapter lies beside them.
-        load_in: Quantize linear layers to this width while loading; `None` keeps them as they
-            are. The embeddings, the output head and fused experts are not quantized.
-        device_map: `auto` spreads the model over all GPUs, then host memory, then disk; `None`
-            puts it on `device`.
-        max_memory: Memory that weights may take, such as `20GiB`, by device: `cpu`, `mps` or the
-            number of a GPU. Devices that are not named give nine tenths of what is free.
-        offload_folder: Folder for weights that go to disk; `None` makes a temporary one.
-    """
-
-    model: str
-    revision: str | None = None
-    dtype: Dtype = "auto"
-    device: str = "auto"
-    allow_pickle: bool = False
-    trust_remote_code: bool = False
-    text_only: bool = False
+    model: Annotated[str, Option("Hub id, local directory, or builtin:tiny.", argument=True)]
+    revision: Annotated[
+        str | None, Option("Branch, tag or commit of a hub model.", MODEL_PANEL)
+    ] = None
+    dtype: Annotated[
+        Dtype,
+        Option("Dtype of the weights; auto: as stored, but never float16 on a CPU.", MODEL_PANEL),
+    ] = "auto"
+    device: Annotated[str, Option("auto, cpu, mps, cuda or cuda:N.", MODEL_PANEL)] = "auto"
+    # The embeddings, the output head and fused experts are not quantized.
+    load_in: Annotated[
+        LoadIn | None,
+        Option("Quantize the weights while loading (needs hlscore[quant]).", MODEL_PANEL),
+    ] = None
+    device_map: Annotated[
+        DeviceMap | None,
+        Option(
+            "auto: over all GPUs, then CPU memory, then disk (needs hlscore[devices]).", MODEL_PANEL
+        ),
+    ] = None
+    # Devices that are not named give nine tenths of what is free.
+    max_memory: Annotated[
+        Mapping[str, str],
+        Option(
+            "Memory for weights of one device, such as 0=20GiB or cpu=64GiB (repeatable).",
+            MODEL_PANEL,
+            parse=parse_memory,
+        ),
+    ] = field(default_factory=dict)
+    offload_folder: Annotated[
+        str | None,
+        Option("Folder for weights that go to disk.", MODEL_PANEL, default="a temporary one"),
+    ] = None
+    shard: Annotated[
+        bool, Option("Spread the weights over the processes that torchrun started.", MODEL_PANEL)
+    ] = False
+    allow_pickle: Annotated[
+        bool, Option("Accept .bin weights, which can run code when opened.", MODEL_PANEL)
+    ] = False
+    trust_remote_code: Annotated[
+        bool, Option("Run Python code that comes with the model.", MODEL_PANEL)
+    ] = False
+    text_only: Annotated[
+        bool,
+        Option("Load the text-only class of a checkpoint with other inputs too.", MODEL_PANEL),
+    ] = False
+    ignore_adapter: Annotated[
+        bool,
+        Option("Rank the weights as they are, without the adapter beside them.", MODEL_PANEL),
+    ] = False
+    # Class that a plan was made with; it is loaded if it is the one for text alone.
     architecture: str | None = None
-    ignore_adapter: bool = False
-    load_in: LoadIn | None = None
-    device_map: DeviceMap | None = None
-    max_memory: Mapping[str, str] = field(default_factory=dict)
-    offload_folder: str | None = None
-    shard: bool = False
 
     def __post_init__(self) -> None:
-        """Check every field.
-
-        Raises:
-            UsageError: A field has a value that cannot be used.
-        """
+        """Check every field, and those that belong together."""
+        check(self)
         require(bool(self.model.strip()), "The model name is empty.")
-        require_choice("--dtype", self.dtype, get_args(Dtype))
         kind, _, index = self.device.partition(":")
-        plain = self.device in ("auto", "cpu", "mps", "cuda")
         require(
-            plain or (kind == "cuda" and index.isdecimal()),
+            self.device in ("auto", "cpu", "mps", "cuda") or (kind == "cuda" and index.isdecimal()),
             f"--device is '{self.device}'.",
             "Use auto, cpu, mps, cuda or cuda:N.",
         )
-        if self.load_in is not None:
-            require_choice("--load-in", self.load_in, get_args(LoadIn))
-        self._check_device_map()
-
-    def _check_device_map(self) -> None:
-        quantized, spread = self.load_in is not None, self.device_map is not None
-        for option, given in (("--load-in", quantized), ("--device-map", spread)):
+        for flag, given in (("--load-in", self.load_in), ("--device-map", self.device_map)):
             require(
-                not (self.shard and given),
-                f"--shard does not go with {option}.",
-                "Leave one of them away.",
+                not self.shard or given is None,
+                f"--shard and {flag} exclude each other.",
+                "Remove one of them.",
             )
-        if self.device_map is not None:
-            require_choice("--device-map", self.device_map, get_args(DeviceMap))
-            require(
-                self.device == "auto",
-                f"--device is '{self.device}', but --device-map chooses the devices.",
-                "Leave one of them away.",
-            )
-        needs_map = (("--max-memory", self.max_memory), ("--offload-folder", self.offload_folder))
-        for option, value in needs_map:
+        require(
+            self.device_map is None or self.device == "auto",
+            f"--device is '{self.device}', but --device-map chooses the devices.",
+            "Remove one of them.",
+        )
+        for flag, value in (
+            ("--max-memory", self.max_memory), ("--offload-folder", self.offload_folder),
+        ):  # fmt: skip
             require(
                 not value or self.device_map is not None,
-                f"{option} is given, but no device map.",
+                f"{flag} is given, but no device map.",
                 "Add --device-map auto.",
             )
         require(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
-from hlscore.settings.checking import require, require_choice
+from hlscore.settings.option import Option, changed, check, flag_of, require, settings_in
 
 Objective = Literal["sft", "dpo", "grpo"]
 PolicyLossType = Literal["dapo", "grpo", "dr_grpo", "gspo"]
@@ -16,6 +15,7 @@ PairLossType = Literal[
 ]  # fmt: skip
 RewardScale = Literal["group", "batch", "none"]
 
+OBJECTIVE_PANEL = "Objective"
 DEFAULT_PROMPTS = 128
 DEFAULT_BETA = 0.1
 
@@ -24,7 +24,7 @@ _LOSS_TYPES: dict[str, tuple[str, ...]] = {
     "dpo": get_args(PairLossType),
     "grpo": get_args(PolicyLossType),
 }
-_LIVE_ONLY = (
+_OF_SAMPLING = (
     "rewards", "reward_weights", "reward_timeout", "generations", "top_p", "top_k", "stop",
     "generate_batch",
 )  # fmt: skip
@@ -32,121 +32,199 @@ _LIVE_ONLY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectiveSettings:
-    """Which loss is probed.
+    """Which loss is probed, and where its completions come from."""
 
-    Attributes:
-        objective: `sft` (cross-entropy), `dpo` (pairs) or `grpo` (rewards).
-        loss_type: Variant of the loss by TRL's name; `None` is TRL's default: `sigmoid` for dpo,
-            `dapo` for grpo.
-        beta: Strength of the tie to the reference, for dpo; `None` means 0.1.
-        rollouts: Completions with rewards from a file or the hub, for grpo.
-        rewards: Names of reward functions for completions that the model samples itself.
-        reward_weights: One per reward; empty means 1 each.
-        reward_timeout: Seconds that a reward function may take for one batch.
-        generations: Completions per prompt.
-        temperature: What logits are divided by, in sampling and in the loss; `None` means what a
-            file of rollouts says, else 1.
-        top_p: Sample from the most probable tokens that make up this share.
-        top_k: Sample from so many of the most probable tokens; 0 means all.
-        max_new_tokens: Most tokens of a sampled completion, and the constant length of `dr_grpo`.
-        stop: Texts that end a completion.
-        generate_batch: Completions sampled at a time; changes which ones are drawn.
-        scale_rewards: What advantages are divided by: the standard deviation of the rewards of
-            the `group`, of the whole `batch`, or nothing (`none`).
-        epsilon: How far below 1 a ratio may be before it is clipped.
-        epsilon_high: How far above 1; `None` means `epsilon`.
-        mask_truncated: Whether completions cut short at the limit count nothing.
-        assistant_only_loss: Whether only the assistant's tokens of a conversation carry loss, for
-            sft; TRL's option of this name.
-    """
-
-    objective: Objective = "sft"
-    loss_type: str | None = None
-    beta: float | None = None
-    rollouts: str | None = None
-    rewards: tuple[str, ...] = ()
-    reward_weights: tuple[float, ...] = ()
-    reward_timeout: float = 60.0
-    generations: int = 8
-    temperature: float | None = None
-    top_p: float = 1.0
-    top_k: int = 0
-    max_new_tokens: int = 512
-    stop: tuple[str, ...] = ()
-    generate_batch: int = 64
-    scale_rewards: RewardScale = "group"
-    epsilon: float = 0.2
-    epsilon_high: float | None = None
-    mask_truncated: bool = False
-    assistant_only_loss: bool = False
+    objective: Annotated[
+        Objective,
+        Option(
+            "The loss of the training to come: cross-entropy, preference pairs, or rewards.",
+            OBJECTIVE_PANEL,
+        ),
+    ] = "sft"
+    loss_type: Annotated[
+        str | None,
+        Option(
+            "grpo: dapo, grpo, dr_grpo or gspo. dpo: sigmoid, hinge, ipo, sigmoid_norm, "
+            "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names (gspo: its grpo "
+            "with importance_sampling_level sequence).",
+            OBJECTIVE_PANEL,
+            default="dapo or sigmoid, as in TRL",
+        ),
+    ] = None
+    beta: Annotated[
+        float | None,
+        Option(
+            "dpo: strength of the KL penalty towards the reference.",
+            OBJECTIVE_PANEL,
+            default="0.1",
+            low=1e-6,
+            high=1e6,
+            hint="Use 1e-6 to 1e6, such as 0.1.",
+        ),
+    ] = None
+    rollouts: Annotated[
+        str | None,
+        Option(
+            "grpo: completions with rewards of any engine: a file or hub id with prompt, "
+            "completion, reward, and group, completion_ids, logprobs where known.",
+            OBJECTIVE_PANEL,
+        ),
+    ] = None
+    rewards: Annotated[
+        tuple[str, ...],
+        Option(
+            "grpo: sample completions now and judge them: math, numeric, exact, regex:PATTERN, "
+            "json, or package.module:function as TRL calls it (repeatable; summed).",
+            OBJECTIVE_PANEL,
+            name="reward",
+        ),
+    ] = ()
+    reward_weights: Annotated[
+        tuple[float, ...],
+        Option(
+            "Weight of each --reward, in their order (repeatable).",
+            OBJECTIVE_PANEL,
+            name="reward-weight",
+        ),
+    ] = ()
+    reward_timeout: Annotated[
+        float,
+        Option(
+            "Seconds that a reward may take for one batch.",
+            OBJECTIVE_PANEL,
+            above=0,
+            hint="Use seconds above 0.",
+        ),
+    ] = 60.0
+    generations: Annotated[
+        int,
+        Option(
+            "Completions sampled per prompt.",
+            OBJECTIVE_PANEL,
+            low=2,
+            high=4096,
+            hint="Use 2 to 4096: an advantage compares the completions of one prompt.",
+        ),
+    ] = 8
+    temperature: Annotated[
+        float | None,
+        Option(
+            "Sampling temperature, also in the loss.",
+            OBJECTIVE_PANEL,
+            default="1, or that of the rollouts",
+            low=0.001,
+            high=1000,
+        ),
+    ] = None
+    top_p: Annotated[
+        float,
+        Option(
+            "Sample from the most probable tokens that make up this share.",
+            OBJECTIVE_PANEL,
+            above=0,
+            high=1,
+            hint="Use a share in (0, 1].",
+        ),
+    ] = 1.0
+    top_k: Annotated[
+        int,
+        Option(
+            "Sample from this many of the most probable tokens; 0 means all.",
+            OBJECTIVE_PANEL,
+            low=0,
+            hint="Use 0 (all) or more.",
+        ),
+    ] = 0
+    max_new_tokens: Annotated[
+        int,
+        Option(
+            "Most tokens of a completion; the constant length of dr_grpo.", OBJECTIVE_PANEL, low=1
+        ),
+    ] = 512
+    stop: Annotated[
+        tuple[str, ...], Option("Text that ends a completion (repeatable).", OBJECTIVE_PANEL)
+    ] = ()
+    generate_batch: Annotated[
+        int,
+        Option(
+            "Completions sampled at a time; the batch size changes the samples.",
+            OBJECTIVE_PANEL,
+            low=1,
+        ),
+    ] = 64
+    scale_rewards: Annotated[
+        RewardScale,
+        Option(
+            "Advantage normalisation: standard deviation of the rewards of the group, of the "
+            "batch, or none.",
+            OBJECTIVE_PANEL,
+        ),
+    ] = "group"
+    epsilon: Annotated[
+        float,
+        Option(
+            "Ratios further below 1 are clipped, where rollouts bring log-probabilities.",
+            OBJECTIVE_PANEL,
+            low=0,
+        ),
+    ] = 0.2
+    epsilon_high: Annotated[
+        float | None,
+        Option("Ratios further above 1 are clipped.", OBJECTIVE_PANEL, default="--epsilon", low=0),
+    ] = None
+    mask_truncated: Annotated[
+        bool,
+        Option(
+            "Ignore completions that were cut at the length limit.",
+            OBJECTIVE_PANEL,
+        ),
+    ] = False
+    assistant_only_loss: Annotated[
+        bool,
+        Option(
+            "sft: of conversations, count only the assistant's tokens (TRL's option).",
+            OBJECTIVE_PANEL,
+        ),
+    ] = False
 
     def __post_init__(self) -> None:
-        """Check every field, and that it belongs to the objective.
-
-        Raises:
-            UsageError: A field has a value that cannot be used, or does nothing here.
-        """
-        require_choice("--objective", self.objective, get_args(Objective))
-        self._check_belonging()
-        if self.loss_type is not None:
-            require_choice("--loss-type", self.loss_type, _LOSS_TYPES[self.objective])
-        beta = self.beta_value
-        require(1e-6 <= beta <= 1e6, f"--beta is {beta:g}.", "Use 1e-6 to 1e6, such as 0.1.")
-        require_choice("--scale-rewards", self.scale_rewards, get_args(RewardScale))
-        self._check_sampling()
-        if self.rollouts is not None:
-            self._check_rollouts()
-
-    def _check_belonging(self) -> None:
-        given = [item.name for item in fields(self) if getattr(self, item.name) != item.default]
+        """Check every field, and that it belongs to the objective."""
+        check(self)
+        given = changed(self)
         require(
             self.objective != "sft" or "loss_type" not in given,
             f"--loss-type is '{self.loss_type}', but --objective sft has one loss.",
-            "Use --objective grpo or dpo, or leave it out.",
+            "Use --objective grpo or dpo, or remove it.",
         )
         require(
             self.objective != "grpo" or "beta" not in given,
             "--beta does nothing at the point that is probed: there the model is its own "
             "reference, and the KL term has no gradient.",
-            "Leave it out.",
+            "Remove it.",
         )
-        owners = dict.fromkeys((item.name for item in fields(self)), "grpo")
+        owners = dict.fromkeys(settings_in(ObjectiveSettings), "grpo")
         owners |= {"objective": self.objective, "loss_type": self.objective, "beta": "dpo"}
         owners |= {"assistant_only_loss": "sft"}
         for name in given:
+            flag = flag_of(ObjectiveSettings, name)
             require(
                 owners[name] == self.objective,
-                f"--{option_name(name)} is for --objective {owners[name]}, not {self.objective}.",
-                "Leave it out, or add the objective.",
+                f"{flag} is for --objective {owners[name]}, not {self.objective}.",
+                "Remove it, or add the objective.",
             )
-
-    def _check_sampling(self) -> None:
-        heat, limit = self.temperature_value, self.reward_timeout
-        require(0.001 <= heat <= 1000, f"--temperature is {heat:g}.", "Use 0.001 to 1000.")
-        require(0 < limit < math.inf, f"--reward-timeout is {limit:g}.", "Use seconds above 0.")
-        require(0 < self.top_p <= 1, f"--top-p is {self.top_p:g}.", "Use a share in (0, 1].")
-        require(self.top_k >= 0, f"--top-k is {self.top_k}.", "Use 0 (all) or more.")
-        require(
-            2 <= self.generations <= 4096,
-            f"--generations is {self.generations}.",
-            "Use 2 to 4096: an advantage compares the completions of one prompt.",
-        )
-        require(self.max_new_tokens >= 1, f"--max-new-tokens is {self.max_new_tokens}.", "Use 1+.")
-        require(self.generate_batch >= 1, f"--generate-batch is {self.generate_batch}.", "Use 1+.")
-        require(all(self.stop), "A --stop text is empty.")
-        for name, clip in (("epsilon", self.epsilon), ("epsilon-high", self.epsilon_high)):
-            require(clip is None or 0 <= clip < math.inf, f"--{name} is {clip}.", "Use 0 or more.")
-
-    def _check_rollouts(self) -> None:
-        require(bool(self.rollouts and self.rollouts.strip()), "--rollouts is empty.")
-        for name in _LIVE_ONLY:
-            default = next(item.default for item in fields(self) if item.name == name)
             require(
-                getattr(self, name) == default,
-                f"--{option_name(name)} is for completions that are sampled now, but --rollouts "
-                "brings its own.",
-                "Leave one of them out.",
+                self.rollouts is None or name not in _OF_SAMPLING,
+                f"{flag} is for completions that are sampled now; --rollouts has its own.",
+                "Remove one of them.",
             )
+        kinds = _LOSS_TYPES[self.objective]
+        require(
+            self.loss_type is None or self.loss_type in kinds,
+            f"--loss-type is '{self.loss_type}'.",
+            f"Use one of: {', '.join(kinds)}.",
+        )
+        require(all(self.stop), "A --stop text is empty.")
+        require(self.rollouts is None or bool(self.rollouts.strip()), "--rollouts is empty.")
 
     @property
     def loss_type_name(self) -> str:
@@ -173,14 +251,3 @@ class ObjectiveSettings:
     def samples_rollouts(self) -> bool:
         """Whether the model has to sample completions itself."""
         return self.objective == "grpo" and self.rollouts is None
-
-
-def option_name(name: str) -> str:
-    """Name of the option that a field of the settings comes from, without dashes before it."""
-    others = {
-        "rewards": "reward",
-        "reward_weights": "reward-weight",
-        "columns": "column",
-        "config": "data-config",
-    }
-    return others.get(name, name.replace("_", "-"))

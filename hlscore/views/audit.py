@@ -76,12 +76,6 @@ def audit_of(
 ) -> Audit:
     """Tell which modules moved and which used their rank.
 
-    Args:
-        report: The updates as a score report.
-        movements: What the report has no columns for, by module.
-        path: Where the report is.
-        plan: The plan of the training and its file, if there is one.
-
     Returns:
         The findings; module names in the order of the report.
     """
@@ -141,7 +135,6 @@ def print_audit(
     """Print what a training did.
 
     Args:
-        found: The findings.
         top: Most lines of the table; `None` for all.
         held_out: Losses on other data, if they were measured.
     """
@@ -246,11 +239,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def held_out_line(held_out: Mapping[str, Any]) -> str:
-    """Losses on the same data in a line.
-
-    Args:
-        held_out: Source, number of examples and losses by name.
-    """
+    """Losses on the same data in a line."""
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held_out["losses"].items())
     return (
         f"loss    {losses} nats per token on {count(held_out['examples'], 'example')} of "
@@ -262,7 +251,6 @@ def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None)
     """Print the findings as one JSON object.
 
     Args:
-        found: The findings.
         held_out: Losses on other data, if they were measured.
     """
     modules = [

@@ -23,7 +23,6 @@ def print_check(results: Sequence[CheckResult], *, console: Console | None = Non
     """Print what was found in plans, file by file, and a line for each file.
 
     Args:
-        results: One per plan.
         console: Where to print; standard output by default.
     """
     console = console or terminal()
@@ -87,9 +86,6 @@ def _distance(found: Comparison) -> str:
 
 def check_document(results: Sequence[CheckResult]) -> dict[str, Any]:
     """What was found in plans, as plain data.
-
-    Args:
-        results: One per plan.
 
     Returns:
         `passed`, and for each file its findings with code, level, message, place and remedy, the

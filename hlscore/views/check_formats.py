@@ -21,9 +21,6 @@ SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 def github(results: Sequence[CheckResult]) -> str:
     """Workflow commands that annotate the lines of the plan files.
 
-    Args:
-        results: One per plan.
-
     Returns:
         One command per finding, errors first: GitHub shows ten of each level.
     """
@@ -57,14 +54,7 @@ def _relative(file: Path) -> str:
 
 
 def junit(results: Sequence[CheckResult]) -> str:
-    """A JUnit report: a test suite per plan, a test case per rule.
-
-    Args:
-        results: One per plan.
-
-    Returns:
-        XML.
-    """
+    """A JUnit report: a test suite per plan, a test case per rule."""
     root = ET.Element("testsuites", name="hlscore check")
     for result in results:
         suite = ET.SubElement(root, "testsuite", name=_printable(str(result.file)))
@@ -105,14 +95,7 @@ def _printable(text: str) -> str:
 
 
 def sarif(results: Sequence[CheckResult]) -> str:
-    """A SARIF 2.1.0 log, as code scanning reads it.
-
-    Args:
-        results: One per plan.
-
-    Returns:
-        JSON.
-    """
+    """A SARIF 2.1.0 log, as code scanning reads it."""
     codes = [code for code in RULES if any(code in result.rules for result in results)]
     found = [_sarif_result(result, item, codes) for result in results for item in result.findings]
     run = {

@@ -25,9 +25,6 @@ def print_choice(
     """Print what a plan does with its modules, and what it comes to.
 
     Args:
-        console: Where to print.
-        plan: The plan.
-        modules: Those of its modules that the table and the map show.
         top: Most modules of the table; `None` for all.
         stderrs: Standard error of the score by module; `None` leaves the column out.
     """
@@ -75,14 +72,7 @@ def _table(
 
 
 def summary(plan: Plan) -> list[Text]:
-    """Say in sentences what a plan trains, what that takes, and how stable the choice is.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        One text per sentence.
-    """
+    """Say in sentences what a plan trains, what that takes, and how stable the choice is."""
     totals, budget = plan.totals, plan.budget
     times_lora = totals.trained_params / max(1, totals.plain_lora_params)
     sentences = {}

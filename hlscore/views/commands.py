@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,56 +16,11 @@ from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,
     DataSettings,
-    MemorySettings,
     ModelSettings,
     ObjectiveSettings,
     PlanSettings,
+    arguments,
 )
-
-# Options whose names do not follow from those of the settings.
-_NAMES = {"locks": "--lock", "base_bits": "--base", "config": "--data-config",
-          "columns": "--column"}  # fmt: skip
-
-
-def options_of(
-    kind: type[Any], settings: Mapping[str, Any], *, without: Iterable[str] = ()
-) -> list[str]:
-    """Command-line options that give settings again; those with their default are left out.
-
-    Args:
-        kind: A class of settings, whose fields are options.
-        settings: Values as plain data; fields that an older version did not write have their
-            default.
-        without: Fields to leave out.
-
-    Returns:
-        Words of a command line.
-    """
-    words: list[str] = []
-    for field in fields(kind):
-        default: Any = field.default
-        if field.default_factory is not MISSING:
-            default = field.default_factory()
-        value = settings.get(field.name, default)
-        if isinstance(value, list):
-            value = tuple(value)
-        # Settings within settings are another class's options.
-        if field.name in without or value == default or isinstance(default, MemorySettings):
-            continue
-        name = _NAMES.get(field.name, f"--{field.name.replace('_', '-')}")
-        if isinstance(value, bool):
-            words.append(name if value else name.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping):
-            for key, item in value.items():
-                words += [name, f"{key}={item}"]
-        elif field.name == "ranks":
-            words += [name, ",".join(map(str, value))]
-        elif isinstance(value, tuple):
-            for item in value:
-                words += [name, str(item)]
-        else:
-            words += [name, f"{value:g}" if isinstance(value, float) else str(value)]
-    return words
 
 
 def plan_options(
@@ -74,45 +29,31 @@ def plan_options(
     """Options that make a plan as settings say.
 
     Args:
-        settings: Settings of a plan as plain data.
-        without: Fields to leave out.
         scores: The report that is planned from: what its run says needs no option.
-
-    Returns:
-        Words of a command line.
     """
     left = set(without)
     if scores is not None:
         left |= {
             name for name in ("score", "rank") if settings.get(name) == getattr(scores.run, name)
         }
-    return [
-        *options_of(PlanSettings, settings, without=left),
-        *options_of(MemorySettings, settings.get("memory", {})),
-    ]
+    return arguments(PlanSettings, settings, without=left)
 
 
 def model_options(settings: Mapping[str, Any], *, without: Iterable[str] = ()) -> list[str]:
     """Options that load the model of a run in the same way."""
-    return options_of(ModelSettings, settings, without=("model", *without))
+    return arguments(ModelSettings, settings, without=("model", *without))
 
 
 def data_options(settings: Mapping[str, Any]) -> list[str]:
     """Options that read the data of a run; how many examples is another matter."""
-    return options_of(DataSettings, settings, without=("samples",))
+    return arguments(DataSettings, settings, without=("samples",))
 
 
 def plan_again(report: ScoreReport, path: Path, *options: str, without: Iterable[str] = ()) -> str:
     """`hlscore plan` with the plan options of a run.
 
     Args:
-        report: Scores.
-        path: Their file.
-        options: Further options.
         without: Fields of the plan settings that `options` give.
-
-    Returns:
-        The command.
     """
     settings = settings_in(report, "plan")
     kept = plan_options(settings, without=without, scores=report)
@@ -134,16 +75,7 @@ def validate_plan(report: ScoreReport, plan_file: Path) -> str:
 
 
 def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
-    """`hlscore rank` on the completions of a run, with the options of that run.
-
-    Args:
-        report: Its scores.
-        rollouts: Its completions.
-        options: Further options.
-
-    Returns:
-        The command.
-    """
+    """`hlscore rank` on the completions of a run, with the options of that run."""
     # The file brings the prompts, how they were completed, and the rewards.
     brought = (
         "objective", "loss_type", "beta", "rollouts", "rewards", "reward_weights",
@@ -153,11 +85,11 @@ def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
     length = settings_in(report, "data").get("max_length")
     words = [
         *("--objective", "grpo", "--rollouts", str(rollouts)),
-        *options_of(ObjectiveSettings, settings_in(report, "objective"), without=brought),
+        *arguments(ObjectiveSettings, settings_in(report, "objective"), without=brought),
         *model_options(settings_in(report, "model")),
-        *options_of(DataSettings, {"max_length": length}),
-        *options_of(CandidateSettings, settings_in(report, "candidates")),
-        *options_of(CaptureSettings, settings_in(report, "capture"), without=("padding_side",)),
+        *arguments(DataSettings, {"max_length": length}),
+        *arguments(CandidateSettings, settings_in(report, "candidates")),
+        *arguments(CaptureSettings, settings_in(report, "capture"), without=("padding_side",)),
         *plan_options(settings_in(report, "plan")),
         *(["--weight-scores"] if run.get("weight_scores") else []),
         *(["--seed", str(run["seed"])] if run.get("seed") else []),
@@ -175,10 +107,6 @@ def settings_in(report: ScoreReport, part: str) -> Mapping[str, Any]:
 def scores_beside(plan: Plan, path: Path) -> Path | None:
     """The scores that a plan was chosen by, where they lie in its directory.
 
-    Args:
-        plan: The plan.
-        path: Its file.
-
     Returns:
         The file; None where there is none, or where no score chose the plan.
     """
@@ -190,12 +118,7 @@ def replan(plan: Plan, scores: Path, *options: str) -> str:
     """`hlscore plan` with everything that made a plan.
 
     Args:
-        plan: The plan.
-        scores: The scores that it was chosen by.
         options: Further options; they come last, so that a lock among them counts.
-
-    Returns:
-        The command.
     """
     run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
     settings = asdict(settings_of(plan))

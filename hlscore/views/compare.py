@@ -56,7 +56,6 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
     """Print how well rankings agree, each with each.
 
     Args:
-        compared: The comparison.
         console: Where to print; standard output by default.
     """
     console = console or terminal()

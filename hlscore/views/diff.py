@@ -32,8 +32,6 @@ def print_difference(found: Difference, *, top: int, console: Console | None = N
     """Print what two plans decide differently, and whether that is more than noise.
 
     Args:
-        found: The difference.
-        top: Moved modules, kinds and layers to show.
         console: Where to print; standard output by default.
     """
     console = console or terminal()

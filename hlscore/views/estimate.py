@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
-from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings
-from hlscore.views.commands import model_options, options_of, plan_options
+from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
+from hlscore.views.commands import model_options, plan_options
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count, memory, short
 
@@ -31,11 +31,6 @@ def print_estimate(
     """Print what each training takes, and the next command.
 
     Args:
-        model: Which model.
-        candidates: Which modules.
-        shape: The model.
-        settings: What was asked for.
-        trainings: The estimates.
         device_bytes: Memory of the device; `None` if that was not given.
         console: Where to print; standard output by default.
     """
@@ -48,7 +43,7 @@ def print_estimate(
         console.print(Text(note, style="dim"), soft_wrap=True)
     words = [
         *model_options(asdict(model), without=("ignore_adapter",)),
-        *options_of(CandidateSettings, asdict(candidates)),
+        *arguments(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
         *plan_options(asdict(settings), without=("budget",)),
     ]
@@ -70,10 +65,6 @@ def print_estimate_json(
     """Print the same as one JSON object.
 
     Args:
-        model: Name of the model as given.
-        shape: The model.
-        settings: What was asked for.
-        trainings: The estimates.
         device_bytes: Memory of the device; `None` if that was not given.
     """
     print(

@@ -62,16 +62,7 @@ def print_export(
     changes: Sequence[str],
     notes: Sequence[str],
 ) -> None:
-    """Print what was written and how it is used.
-
-    Args:
-        exporter: The format.
-        plan: The plan as exported.
-        result: The file or folder.
-        paths: Every file written, by name.
-        changes: How the plan differs from the one asked for.
-        notes: Remarks for the reader.
-    """
+    """Print what was written and how it is used."""
     console = terminal()
     totals = plan.totals
     modes = ((totals.full_modules, "full"), (totals.lora_modules, "LoRA"),
@@ -107,15 +98,7 @@ def print_export_json(
     changes: Sequence[str],
     notes: Sequence[str],
 ) -> None:
-    """Print the same as one JSON object.
-
-    Args:
-        exporter: The format.
-        result: The file or folder.
-        paths: Every file written, by name.
-        changes: How the plan differs from the one asked for.
-        notes: Remarks for the reader.
-    """
+    """Print the same as one JSON object."""
     print(
         json.dumps(
             {

@@ -21,9 +21,6 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 def fact_texts(fact: Fact) -> list[str]:
     """The values of a fact as they are shown side by side.
 
-    Args:
-        fact: What is known of several sides.
-
     Returns:
         A text per side; whole values where short ones would look the same and are not.
     """
@@ -37,11 +34,7 @@ def fact_text(name: str, value: Value) -> str:
     """A fact as it is shown.
 
     Args:
-        name: What it is.
         value: Its value; texts come from files.
-
-    Returns:
-        A short text.
     """
     if value is None:
         return "-"

@@ -36,14 +36,7 @@ def _probes(probes: ProbeSummary) -> str:
 
 
 def print_forecast(found: Forecast, settings: RankSettings, *, device: str, as_json: bool) -> None:
-    """Print what a run would do.
-
-    Args:
-        found: The forecast.
-        settings: Settings of the run.
-        device: Device that would be used.
-        as_json: Print one JSON object instead of text.
-    """
+    """Print what a run would do."""
     chosen = candidates_of(found.modules)
     probes = found.probes.summary
     if as_json:
@@ -135,14 +128,7 @@ def _beside(found: Forecast, device: str) -> str:
 def print_weight_forecast(
     found: WeightForecast, settings: RankSettings, *, device: str, as_json: bool
 ) -> None:
-    """Print what a run on the weights alone would do.
-
-    Args:
-        found: The forecast.
-        settings: Settings of the run.
-        device: Device that would be used.
-        as_json: Print one JSON object instead of text.
-    """
+    """Print what a run on the weights alone would do."""
     chosen = candidates_of(found.modules)
     params = sum(item.n_params for item in chosen)
     if as_json:

@@ -12,14 +12,7 @@ _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 
 
 def report_headline(report: ScoreReport) -> Text:
-    """Say in a few lines what was probed, on what, and how.
-
-    Args:
-        report: The scores.
-
-    Returns:
-        Lines of text.
-    """
+    """Say in a few lines what was probed, on what, and how."""
     model, probes, run = report.model, report.probes, report.run
     what = "weight updates" if run.scores_updates else "gradients"
     how = f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
@@ -60,27 +53,13 @@ def _probed(probes: ProbeSummary) -> str:
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
-    """Remarks on a model and a run; that the exact estimator fits is what one expects.
-
-    Args:
-        report: The scores.
-
-    Returns:
-        The remarks.
-    """
+    """Remarks on a model and a run; that the exact estimator fits is what one expects."""
     notes = (note for note in report.run.notes if not note.startswith("exact:"))
     return (*report.model.notes, *notes)
 
 
 def plan_headline(plan: Plan) -> Text:
-    """Say in a few lines what a plan is for, what it was allowed, and how it was made.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Lines of text.
-    """
+    """Say in a few lines what a plan is for, what it was allowed, and how it was made."""
     model, budget, lora = plan.model, plan.budget, plan.lora
     made = f"by {plan.score.name}" if plan.method == "score" else f"as the baseline {plan.method}"
     at = f" at rank {lora.rank}" if lora.ranks else ""

@@ -69,13 +69,7 @@ _MOST_KINDS = 40
 
 
 def print_heat_map(console: Console, cells: Sequence[Cell], *, score: str) -> None:
-    """Print the map with its legend after an empty line; nothing where no module has a layer.
-
-    Args:
-        console: Where to print.
-        cells: Modules with their scores.
-        score: Name of the score.
-    """
+    """Print the map with its legend after an empty line; nothing where no module has a layer."""
     shades = ASCII if console.options.ascii_only else UNICODE
     lines = heat_map(cells, width=console.width, shades=shades)
     if not lines:
@@ -95,9 +89,7 @@ def heat_map(cells: Sequence[Cell], *, width: int, shades: Shades = UNICODE) -> 
     with the mark (◆) is trained in full.
 
     Args:
-        cells: Modules with their scores.
         width: Characters that a line may take.
-        shades: Characters to draw with.
 
     Returns:
         Lines of text, the layer ruler after the kinds, and last what has no room. Empty when no
@@ -131,14 +123,7 @@ def heat_map(cells: Sequence[Cell], *, width: int, shades: Shades = UNICODE) -> 
 
 
 def kind_labels(modules: Iterable[Placed]) -> dict[str, str]:
-    """Label each module by its kind, with the block before it where kinds would collide.
-
-    Args:
-        modules: Modules of one model.
-
-    Returns:
-        Label by full name.
-    """
+    """Label each module by its kind, with the block before it where kinds would collide."""
     found = list(modules)
     places: dict[tuple[int | None, str], set[str]] = {}
     for item in found:

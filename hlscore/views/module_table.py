@@ -29,13 +29,7 @@ class ModuleTable:
         self.add_row("#", "module", *numbers, *texts, style="bold")
 
     def add_row(self, *cells: str, style: str | None = None, remark: str = "") -> None:
-        """Add a module.
-
-        Args:
-            cells: Place, name, numbers, texts.
-            style: Style of the line.
-            remark: What is said on a line of its own.
-        """
+        """Add a module."""
         self._rows.append((cells, style or "", remark))
 
     def leave_out(self, number: int) -> None:
@@ -43,11 +37,7 @@ class ModuleTable:
         self._rest = max(0, number)
 
     def print(self, console: Console) -> None:
-        """Print the table, beyond the width of the console where its columns need that.
-
-        Args:
-            console: Where to print.
-        """
+        """Print the table, beyond the width of the console where its columns need that."""
         console.print(self._drawn(console.width), end="", soft_wrap=True)
 
     def _drawn(self, width: int) -> Text:
@@ -78,15 +68,7 @@ class ModuleTable:
 
 
 def folded(name: str, width: int) -> list[str]:
-    """Cut a name into lines, before its dots where that is possible.
-
-    Args:
-        name: The name.
-        width: Most columns of a line.
-
-    Returns:
-        The lines.
-    """
+    """Cut a name into lines, before its dots where that is possible."""
     lines: list[str] = []
     for part in re.split(r"(?=\.)", name):
         if lines and cell_len(lines[-1] + part) <= width:

@@ -19,9 +19,6 @@ def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_al
     """Print the modules of a model, by kind or one by one.
 
     Args:
-        found: Every module, skipped ones too.
-        model: Name of the model as given.
-        total: All parameters of the model.
         show_all: One line per module instead of one per kind.
     """
     console = terminal()

@@ -19,9 +19,6 @@ def print_page(plan: Plan, path: Path, scores: Path, plan_file: Path | None) -> 
     """Print where a report is, how large, and what to do next.
 
     Args:
-        plan: The plan on it.
-        path: The report.
-        scores: The scores that it was made from.
         plan_file: The plan that it was made from; `None` where it was made for the report.
     """
     console, totals = terminal(), plan.totals
@@ -58,8 +55,6 @@ def print_page_json(plan: Plan, path: Path, plan_file: Path | None) -> None:
     """Print the same as one JSON object.
 
     Args:
-        plan: The plan on the report.
-        path: The report.
         plan_file: The plan that it was made from; `None` where it was made for the report.
     """
     print(

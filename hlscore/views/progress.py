@@ -90,11 +90,7 @@ class LineProgress:
 
 @contextmanager
 def terminal_progress() -> Iterator[TerminalProgress | LineProgress]:
-    """Bars that vanish when the work is done; outside a terminal a line every minute.
-
-    Yields:
-        A display for the flow.
-    """
+    """Bars that vanish when the work is done; outside a terminal a line every minute."""
     console = Console(stderr=True)
     shown = console.is_terminal and started_as().is_main
     bars = Progress(

@@ -38,11 +38,7 @@ def print_result(
     """Print what a run found, where it is, and what to do next.
 
     Args:
-        report: Scores.
-        allocation: Decisions.
-        plan: The same in the public format.
         paths: Where each file is, by its name.
-        top: Modules to show in the table.
         console: Where to print; standard output by default.
     """
     console = console or terminal()
@@ -131,11 +127,6 @@ def print_replanned(
     """Print a plan made from stored scores.
 
     Args:
-        report: Scores.
-        allocation: Decisions.
-        plan: The same in the public format.
-        path: Where the plan file is.
-        top: Modules to show in the table.
         console: Where to print; standard output by default.
     """
     console = console or terminal()

@@ -50,9 +50,7 @@ def print_plan(plan: Plan, modules: Sequence[PlanModule], asked: Asked) -> None:
     """Print a plan.
 
     Args:
-        plan: The plan.
         modules: Those of its modules that are shown, in order.
-        asked: What is shown.
     """
     console = terminal()
     console.print(plan_headline(plan), soft_wrap=True)
@@ -77,13 +75,7 @@ def print_report(
     """Print a report.
 
     Args:
-        report: The scores.
         rows: Those of its rows that are shown, in order.
-        asked: What is shown.
-        columns: Further columns of the table.
-
-    Raises:
-        ArtifactError: The report was ordered by a score that there is not.
     """
     console, score = terminal(), shown_score(report, asked.column)
     console.print(report_headline(report), soft_wrap=True)
@@ -115,9 +107,7 @@ def print_modules_json(
     """Print modules as one JSON object.
 
     Args:
-        artifact: The plan or report.
         modules: Those of its modules that are shown, in order.
-        asked: What is shown.
     """
     if isinstance(artifact, Plan):
         kind, model, of = "plan", artifact.model.name, len(artifact.modules)
@@ -151,15 +141,8 @@ def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
 def shown_score(report: ScoreReport, column: Column | None = None) -> str:
     """The score that a view of a report is about.
 
-    Args:
-        report: The scores.
-        column: What orders the rows.
-
     Returns:
         The score that orders them, or else that of the run.
-
-    Raises:
-        ArtifactError: The run's score is none that there is.
     """
     if column is not None and column.field in SCORES:
         return column.field

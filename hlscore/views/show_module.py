@@ -32,13 +32,7 @@ _ERRORS = {
 
 
 def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
-    """Print one module of a plan: what is done with it, why, and what that costs.
-
-    Args:
-        plan: The plan.
-        item: The module.
-        path: The file.
-    """
+    """Print one module of a plan: what is done with it, why, and what that costs."""
     console = terminal()
     _print_identity(console, item, item.params)
     why = ", asked for by a lock" if item.locked else ""
@@ -74,13 +68,7 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
 
 
 def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None:
-    """Print one row of a report: sizes, scores with errors, and what each rank leaves over.
-
-    Args:
-        report: The scores.
-        row: The row.
-        path: The file.
-    """
+    """Print one row of a report: sizes, scores with errors, and what each rank leaves over."""
     console = terminal()
     _print_identity(console, row, row.n_params)
     of = len(report.candidates)
@@ -116,13 +104,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
 
 
 def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
-    """Print one module of a plan as one JSON object.
-
-    Args:
-        plan: The plan.
-        item: The module.
-        path: The file.
-    """
+    """Print one module of a plan as one JSON object."""
     costs = [] if plan.upgraded else [
         {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
         for mode, rank, params, size in _ways(plan, item)
@@ -132,13 +114,7 @@ def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
 
 
 def print_report_module_json(report: ScoreReport, row: ModuleRow, path: Path) -> None:
-    """Print one row of a report as one JSON object.
-
-    Args:
-        report: The scores.
-        row: The row.
-        path: The file.
-    """
+    """Print one row of a report as one JSON object."""
     found = {
         "file": str(path),
         "artifact": "report",

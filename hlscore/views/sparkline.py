@@ -12,11 +12,7 @@ def sparkline(values: Sequence[float], *, levels: str = UNICODE) -> str:
     """Draw a curve, one character per value, from zero to the largest.
 
     Args:
-        values: The curve.
         levels: Characters to draw with; the first is for what is not above zero.
-
-    Returns:
-        As many characters as there are values.
     """
     largest = max(values, default=0.0)
     return "".join(_level(value, largest, levels) for value in values)

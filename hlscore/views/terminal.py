@@ -20,35 +20,20 @@ def terminal() -> Console:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Print a table beyond the width of the console where its cells need that: none is cut.
-
-    Args:
-        console: Where to print.
-        table: The table.
-    """
+    """Print a table beyond the width of the console where its cells need that: none is cut."""
     room = console.options.update(max_width=_WIDEST)
     table.width = Measurement.get(console, room, table).maximum
     console.print(table, crop=False)
 
 
 def print_notes(console: Console, notes: Iterable[str]) -> None:
-    """Print remarks for the reader, a line each.
-
-    Args:
-        console: Where to print.
-        notes: The remarks.
-    """
+    """Print remarks for the reader, a line each."""
     for note in notes:
         console.print(Text.assemble(("note: ", "yellow"), visible(note)), soft_wrap=True)
 
 
 def print_next(console: Console, *commands: tuple[str, str]) -> None:
-    """Print commands to go on with.
-
-    Args:
-        console: Where to print.
-        commands: Each with what it is for.
-    """
+    """Print commands to go on with."""
     console.print()
     console.print(Text("next", style="bold"))
     for command, why in commands:

@@ -35,10 +35,6 @@ def print_validation(
     """Print the verdict, the table, the curves and the next command.
 
     Args:
-        content: Content of `validation.json`.
-        path: Where it was written.
-        plan: The plan that was tried out.
-        plan_path: Its file.
         console: Where to print; standard output by default.
     """
     console = console or terminal()
@@ -67,12 +63,7 @@ def print_validation(
 
 
 def print_validation_json(content: dict[str, Any], path: Path) -> None:
-    """Print the figures as one JSON object.
-
-    Args:
-        content: Content of `validation.json`.
-        path: Where it was written.
-    """
+    """Print the figures as one JSON object."""
     print(json.dumps({"path": str(path), **content}))
 
 
@@ -83,9 +74,6 @@ def print_forecast(
     """Print what a trial will take.
 
     Args:
-        trainings: Fewest and most trainings.
-        steps: Steps of each.
-        seconds: Estimated time of one.
         arms: Name, trained parameters and predicted bytes of each arm.
         console: Where to print; standard output by default.
     """

@@ -29,15 +29,6 @@ def measure_weight(
 
     Args:
         weight: The weight, of any floating dtype and on any device; `None` where it cannot be had.
-        item: Whose weight it is.
-        ranks: LoRA ranks of the curve.
-        device: Where to compute.
-
-    Returns:
-        The scores.
-
-    Raises:
-        ModelError: The device ran out of memory.
     """
     if weight is None or not bool(torch.isfinite(weight).all()):
         return WeightStatistics(remark=NOT_THERE if weight is None else NOT_FINITE)

@@ -1,9 +1,9 @@
-"""The flow with probes: model and probes, gradients, scores, plan."""
+"""`rank` of a model in memory: candidates, probes, measuring, scores, plan."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import UsageError
-from hlscore.flow.origin import run_info, with_selection
+from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import weights_beside
 from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
@@ -25,7 +25,7 @@ from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.allocation import Allocation, allocate, check_plan_for, check_plan_settings
+from hlscore.planning.allocation import check_plan_for, check_plan_settings
 from hlscore.probes.encode import encode
 from hlscore.probes.encoding import length_limit
 from hlscore.probes.units import ProbeSet
@@ -47,6 +47,129 @@ from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import thread_limit, torch_threads
 from hlscore.unfinished import captures_stored, describe_run, nothing_to_resume
+
+
+def rank_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    identity: ModelIdentity,
+    examples: ExampleSet | RolloutSet,
+    settings: RankSettings,
+    progress: Progress,
+    *,
+    functions: Mapping[str, Reward] | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    storage: Storage | None = None,
+    sampled: Callable[[RolloutSet], None] = lambda _: None,
+) -> RankResult | None:
+    """Probe a model, score its modules and allocate the budget.
+
+    Args:
+        model: The model with weights; comes back as it was.
+        processes: This process among those that share the probes.
+        storage: Where progress is stored, if anywhere.
+
+    Returns:
+        Report, plan and completions; `None` in all but the main process.
+    """
+    check_plan_settings(settings.plan)
+    modules = find_modules(model, settings.candidates)
+    check_plan_for(identity, modules, settings.plan)
+    settings = with_movement(model, candidates_of(modules), settings)
+    if settings.capture.movement == "trial" and not find_score(settings.plan.score).reads_gradients:
+        raise UsageError(
+            f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
+            hint="Remove --movement, or use --score hls with --weight-scores for both.",
+        )
+    rollouts = None
+    if settings.objective.samples_rollouts and isinstance(examples, ExampleSet):
+        examples = rollouts = sample_rollouts(
+            model, tokenizer, identity, examples, settings, progress,
+            functions=functions, processes=processes, storage=storage,
+        )  # fmt: skip
+        sampled(rollouts)
+    probes = encode_probes(model, tokenizer, examples, settings)
+    if storage is not None and storage.resume and isinstance(examples, RolloutSet):
+        # The run may have been stopped while it sampled.
+        stored = any(processes.gather(captures_stored(storage.folder)))
+        storage = replace(storage, resume=stored)
+    return score_probes(
+        model,
+        modules,
+        identity,
+        probes,
+        settings,
+        progress,
+        processes=processes,
+        storage=storage,
+        earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
+        rollouts=rollouts,
+    )
+
+
+def score_probes(
+    model: PreTrainedModel,
+    modules: tuple[Candidate, ...],
+    identity: ModelIdentity,
+    probes: ProbeSet,
+    settings: RankSettings,
+    progress: Progress,
+    *,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+    storage: Storage | None = None,
+    earlier_seconds: float = 0.0,
+    rollouts: RolloutSet | None = None,
+) -> RankResult | None:
+    """Do what `rank_model` does, from tokenized probes on.
+
+    Args:
+        model: The model with weights; comes back as it was.
+        processes: This process among those that share the probes.
+        storage: Where progress is stored, if anywhere.
+    """
+    began = time.perf_counter()
+    planned = len(candidates_of(modules))
+    modules = tuple(
+        item if item.skipped else replace(item, reason=out_of_reach(model, item))
+        for item in modules
+    )
+    chosen = candidates_of(modules)
+    left_out = planned - len(chosen)
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
+        run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
+        mean_loss = run.probe(progress)
+        norms = weight_norms(model, chosen) if run.taps else {}
+        weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
+        if not processes.is_main:
+            return None
+        statistics = run.reduce(progress, norms)
+    rank, score = settings.plan.rank, find_score(settings.plan.score)
+    rows = build_rows(
+        modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
+    )
+    notes = [run.choice.reason, *run.notes]
+    if left_out:
+        notes.append(
+            f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
+            "their weights, which are sharded or offloaded."
+        )
+    report = ScoreReport(
+        rows=order_rows(rows, score, rank),
+        model=identity,
+        probes=replace(probes.summary, mean_loss=mean_loss),
+        run=run_info(
+            settings,
+            seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
+            estimator=run.choice.estimator,
+            sketch_size=run.choice.sketch_size if run.taps else None,
+            device=input_device(model),
+            dtype=str(model.dtype).removeprefix("torch."),
+            notes=tuple(notes),
+        ),
+    )
+    result = with_plan(report, settings.plan, rollouts)
+    run.forget_progress()
+    return result
 
 
 def encode_probes(
@@ -89,24 +212,10 @@ def sample_rollouts(
 
     Args:
         model: The model with weights; comes back as it was.
-        tokenizer: Its tokenizer.
-        identity: What the artifacts say about the model.
-        examples: The prompts.
-        settings: Settings of the run.
-        progress: Told about the completions.
-        functions: Reward functions of the Python API by name.
         processes: This process among those that share the prompts.
         storage: Where finished groups are stored, if anywhere.
-
-    Returns:
-        The completions with rewards, the same in every process.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     # What would be refused afterwards is refused before.
-    check_plan_settings(settings.plan)
-    check_plan_for(identity, find_modules(model, settings.candidates), settings.plan)
     length_limit(model, settings.data.max_length, default=None)
     journal = None
     if storage is not None:
@@ -146,133 +255,3 @@ def _journal(storage: Storage, about: Mapping[str, object], processes: Processes
     if storage.resume and not any(processes.gather(journal.exists())):
         raise nothing_to_resume(storage.folder)
     return journal
-
-
-def score_model(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    identity: ModelIdentity,
-    examples: ExampleSet | RolloutSet,
-    settings: RankSettings,
-    progress: Progress,
-    *,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
-    storage: Storage | None = None,
-) -> tuple[ScoreReport, Allocation] | None:
-    """Probe a model, score its modules and allocate the budget.
-
-    Args:
-        model: The model with weights; comes back as it was.
-        tokenizer: Its tokenizer.
-        identity: What the artifacts say about the model.
-        examples: The probe examples.
-        settings: Settings of the run.
-        progress: Told about both long steps.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
-
-    Returns:
-        The report and the plan made from it; `None` in all but the main process.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
-    """
-    check_plan_settings(settings.plan)
-    modules = find_modules(model, settings.candidates)
-    check_plan_for(identity, modules, settings.plan)
-    settings = with_movement(model, candidates_of(modules), settings)
-    trials = settings.capture.movement == "trial"
-    if trials and not find_score(settings.plan.score).reads_gradients:
-        raise UsageError(
-            f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
-            hint="Remove --movement, or use --score hls with --weight-scores for both.",
-        )
-    probes = encode_probes(model, tokenizer, examples, settings)
-    if storage is not None and storage.resume and isinstance(examples, RolloutSet):
-        # The run may have been stopped while it sampled.
-        stored = any(processes.gather(captures_stored(storage.folder)))
-        storage = replace(storage, resume=stored)
-    return score_probes(
-        model,
-        modules,
-        identity,
-        probes,
-        settings,
-        progress,
-        processes=processes,
-        storage=storage,
-        earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
-    )
-
-
-def score_probes(
-    model: PreTrainedModel,
-    modules: tuple[Candidate, ...],
-    identity: ModelIdentity,
-    probes: ProbeSet,
-    settings: RankSettings,
-    progress: Progress,
-    *,
-    processes: Processes = Processes(),  # noqa: B008 - frozen
-    storage: Storage | None = None,
-    earlier_seconds: float = 0.0,
-) -> tuple[ScoreReport, Allocation] | None:
-    """Do what `score_model` does, from tokenized probes on.
-
-    Args:
-        model: The model with weights; comes back as it was.
-        modules: What `find_modules` found in it.
-        identity: What the artifacts say about the model.
-        probes: The probe set.
-        settings: Settings of the run.
-        progress: Told about both long steps.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
-        earlier_seconds: What was done for it before, such as sampling.
-
-    Returns:
-        The report and the plan made from it; `None` in all but the main process.
-    """
-    began = time.perf_counter()
-    planned = len(candidates_of(modules))
-    modules = tuple(
-        item if item.skipped else replace(item, reason=out_of_reach(model, item))
-        for item in modules
-    )
-    chosen = candidates_of(modules)
-    left_out = planned - len(chosen)
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
-        run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
-        mean_loss = run.probe(progress)
-        norms = weight_norms(model, chosen) if run.taps else {}
-        weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
-        if not processes.is_main:
-            return None
-        statistics = run.reduce(progress, norms)
-    rank, score = settings.plan.rank, find_score(settings.plan.score)
-    rows = build_rows(
-        modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
-    )
-    notes = [run.choice.reason, *run.notes]
-    if left_out:
-        notes.append(
-            f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
-            "their weights, which are sharded or offloaded."
-        )
-    report = ScoreReport(
-        rows=order_rows(rows, score, rank),
-        model=identity,
-        probes=replace(probes.summary, mean_loss=mean_loss),
-        run=run_info(
-            settings,
-            seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
-            estimator=run.choice.estimator,
-            sketch_size=run.choice.sketch_size if run.taps else None,
-            device=input_device(model),
-            dtype=str(model.dtype).removeprefix("torch."),
-            notes=tuple(notes),
-        ),
-    )
-    allocation = allocate(report, settings.plan)
-    run.forget_progress()
-    return with_selection(report, allocation), allocation

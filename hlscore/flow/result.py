@@ -1,0 +1,121 @@
+"""What a run found: a report that says how it was made, the plan, and the files of both."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hlscore._version import __version__
+from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder, write_files
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.artifacts.plan_making import make_plan
+from hlscore.artifacts.report import to_pandas, write_report
+from hlscore.planning.allocation import Allocation, allocate
+from hlscore.records import ModuleRow, RunInfo, ScoreReport
+from hlscore.rollouts.files import write_rollouts
+from hlscore.rollouts.records import RolloutSet
+from hlscore.settings import PlanSettings, RankSettings
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """What a run found.
+
+    Attributes:
+        report: Content of `scores.parquet`.
+        plan: Content of `plan.json`.
+        allocation: The decisions behind the plan, with totals and stability.
+        rollouts: Completions that the model sampled, if it did.
+    """
+
+    report: ScoreReport
+    plan: Plan
+    allocation: Allocation
+    rollouts: RolloutSet | None = None
+
+    @property
+    def rows(self) -> tuple[ModuleRow, ...]:
+        """Rows of the report, the best first."""
+        return self.report.rows
+
+    @property
+    def full_modules(self) -> tuple[str, ...]:
+        """Names of the modules to train in full, the best first."""
+        return tuple(item.row.module for item in self.allocation.decisions if item.mode == "full")
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The report as a pandas frame."""
+        return to_pandas(self.report)
+
+    def save(self, folder: str | Path, *, force: bool = False) -> dict[str, Path]:
+        """Write `scores.parquet` and `plan.json`, and `rollouts.jsonl` where some were sampled."""
+        target, rollouts = Path(folder), self.rollouts
+        writers: dict[str, Callable[[Path], None]] = {
+            SCORES_FILE: lambda path: write_report(self.report, path),
+            PLAN_FILE: lambda path: write_plan(self.plan, path),
+        }
+        if rollouts is not None:
+            writers[ROLLOUTS_FILE] = lambda path: write_rollouts(rollouts, path)
+        check_folder(target, tuple(writers), force=force)
+        return write_files(target, writers)
+
+
+def with_plan(
+    report: ScoreReport, settings: PlanSettings, rollouts: RolloutSet | None = None
+) -> RankResult:
+    """Allocate the budget by the scores of a report, whose rows get the selection probabilities."""
+    allocation = allocate(report, settings)
+    shares = {item.row.module: item.row.selection_probability for item in allocation.decisions}
+    rows = tuple(row.changed(selection_probability=shares.get(row.module)) for row in report.rows)
+    report = replace(report, rows=rows)
+    return RankResult(
+        report=report,
+        plan=make_plan(report, allocation),
+        allocation=allocation,
+        rollouts=rollouts,
+    )
+
+
+def run_info(
+    settings: RankSettings,
+    *,
+    seconds: float,
+    estimator: str,
+    device: torch.device,
+    dtype: str,
+    sketch_size: int | None = None,
+    notes: tuple[str, ...] = (),
+) -> RunInfo:
+    """Say where and how a report was made.
+
+    Args:
+        estimator: How gradients were captured; `none` without probes.
+        sketch_size: Columns of a sketch; `None` without sketches.
+    """
+    return RunInfo(
+        hlscore_version=__version__,
+        settings=asdict(settings),
+        seed=settings.seed,
+        score=settings.plan.score,
+        rank=settings.plan.rank,
+        estimator=estimator,
+        sketch_size=sketch_size,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        dtype=dtype,
+        versions={
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
+        },
+        wall_seconds=round(seconds, 3),
+        notes=notes,
+    )
