@@ -97,7 +97,7 @@ def test_a_single_file_gets_the_suffix_that_its_trainer_reads(
     if exporter.folder:
         assert (tmp_path / "mine").is_dir()
         return
-    (default,) = exporter.files(
+    (default,) = exporter.writers(
         nearest(made_plan(budget="0.25"), exporter.limits)[0], ExportSettings()
     )
     written = tmp_path / f"mine{Path(default).suffix}"

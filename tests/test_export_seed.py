@@ -23,7 +23,7 @@ from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.formats import seed_adapter
-from hlscore.exporters.formats.seed_adapter import adapter_tensors, seed_files
+from hlscore.exporters.formats.seed_adapter import adapter_tensors
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
@@ -35,7 +35,7 @@ MODEL_FILE = "adapter_model.safetensors"
 
 def write_seed(plan: Plan, folder: Path, **settings: Any) -> Path:
     folder.mkdir()
-    for name, write in seed_files(plan, ExportSettings(**settings)).items():
+    for name, write in seed_adapter.EXPORTER.writers(plan, ExportSettings(**settings)).items():
         write(folder / name)
     return folder
 

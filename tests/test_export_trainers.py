@@ -43,7 +43,7 @@ def file_of(plan: Plan, name: str, folder: Path, settings: ExportSettings = RATE
     """The one file of an export, as the command writes it."""
     exporter = find_exporter(name)
     check_limits(plan, exporter.limits)
-    (write,) = exporter.files(plan, settings).values()
+    (write,) = exporter.writers(plan, settings).values()
     write(folder / "file")
     return (folder / "file").read_bytes()
 

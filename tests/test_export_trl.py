@@ -74,7 +74,7 @@ def plan_of(base: Path, *locks: str, **changes: Any) -> Plan:
 
 def export(plan: Plan, out: Path, **settings: Any) -> Path:
     out.mkdir(exist_ok=True)
-    for name, write in find_exporter("trl").files(plan, ExportSettings(**settings)).items():
+    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
         write(out / name)
     return out
 

@@ -17,7 +17,6 @@ from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.revision import Change, revise
 from hlscore.planning.allocation import allocate
 from hlscore.settings import MemorySettings, PlanSettings
 
@@ -241,21 +240,11 @@ def test_many_equal_keys_are_refused_at_once(tmp_path: Path) -> None:
     assert time.process_time() - began < 2
 
 
-def test_version_1_knows_no_memory_after_a_change_either() -> None:
-    plan = read_plan(OLD)
-    assert plan.upgraded
-    full = plan.full[0].module
-    changed_plan = revise(plan, [Change(module=full, mode="frozen")])
-    assert changed_plan.upgraded
-    assert changed_plan.memory == plan.memory
-    assert changed_plan.totals.full_modules == plan.totals.full_modules - 1
-
-
 @pytest.mark.parametrize("name", ["csv", "peft", "axolotl"])
 def test_version_1_is_still_exported_as_text(name: str, tmp_path: Path) -> None:
     exporter = find_exporter(name)
     plan, _ = nearest(read_plan(OLD), exporter.limits)
-    for file, write in exporter.files(plan, ExportSettings()).items():
+    for file, write in exporter.writers(plan, ExportSettings()).items():
         write(tmp_path / file)
         assert (tmp_path / file).stat().st_size
 
