@@ -196,22 +196,22 @@ def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
 
 LARGE = {
     "100 MB of modules": lambda module: (
-        b'{"schema_version": 2, "modules": ['
+        b'{"schema_version": 1, "modules": ['
         + b",".join([module] * (100_000_000 // len(module)))
         + b"]}"
     ),
     "40 MB of modules": lambda module: (
-        b'{"schema_version": 2, "modules": ['
+        b'{"schema_version": 1, "modules": ['
         + b",".join([module] * (40_000_000 // len(module)))
         + b"]}"
     ),
     "100 MB of brackets": lambda _: b"[" * 100_000_000,
     "60 MB of brackets": lambda _: b"[" * 60_000_000,
     "60 MB of digits": lambda _: b'{"schema_version": ' + b"9" * 60_000_000 + b"}",
-    "60 MB of text": lambda _: b'{"schema_version": 2, "notes": ["' + b"x" * 60_000_000 + b'"]}',
+    "60 MB of text": lambda _: b'{"schema_version": 1, "notes": ["' + b"x" * 60_000_000 + b'"]}',
     "30 MB of keys": lambda _: b"{" + b",".join(b'"%d":1' % n for n in range(3_000_000)) + b"}",
     "60 MB of escapes": lambda _: (
-        b'{"schema_version": 2, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
+        b'{"schema_version": 1, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
     ),
     "60 MB of bad UTF-8": lambda _: b'{"a": "' + b"\xff" * 60_000_000 + b'"}',
 }

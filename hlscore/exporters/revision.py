@@ -12,7 +12,6 @@ from hlscore.planning.costs import lora_params
 from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
 from hlscore.planning.options import option
 from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity, ModuleRow
-from hlscore.settings import MemorySettings
 
 # Only differences between two uses are taken, in which everything about the model cancels out.
 _ANY_MODEL = ModelIdentity(
@@ -64,7 +63,7 @@ def cost_of(plan: Plan, item: PlanModule, mode: Mode, rank: int = 0) -> tuple[in
     Returns:
         Parameters trained, and bytes on top of leaving the module frozen.
     """
-    found = option(module_row(item), mode, rank, _memory_settings(plan))
+    found = option(module_row(item), mode, rank, plan.settings.memory)
     return found.params, found.bytes
 
 
@@ -105,7 +104,7 @@ def equal_cost_rank(plan: Plan, asked: Plan) -> int:
 
     At least the one rank that the adapters of the plan have.
     """
-    settings, adapters = _memory_settings(plan), plan.lora_modules
+    settings, adapters = plan.settings.memory, plan.lora_modules
     others = [item for item in plan.modules if item.mode != "lora"]
     own = adapters[0].rank or 1
     most = max(own, *(min(item.out_features, item.in_features) for item in adapters))
@@ -136,7 +135,7 @@ def _largest_rank(
     tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
     than the first one, so an excess says how many ranks below cannot fit either.
     """
-    settings, rows = _memory_settings(plan), [module_row(item) for item in items]
+    settings, rows = plan.settings.memory, [module_row(item) for item in items]
 
     def cost(rank: int) -> int:
         return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
@@ -214,16 +213,11 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
 
 
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
-    settings = _memory_settings(plan)
+    settings = plan.settings.memory
     before = asdict(memory_use(_ANY_MODEL, map(_choice, plan.modules), settings))
     after = asdict(memory_use(_ANY_MODEL, map(_choice, modules), settings))
     parts = {name: getattr(plan.memory, name) + after[name] - before[name] for name in after}
     return plan.memory.model_copy(update={**parts, "total_bytes": sum(parts.values())})
-
-
-def _memory_settings(plan: Plan) -> MemorySettings:
-    names = MemorySettings.__dataclass_fields__
-    return MemorySettings(**{name: getattr(plan.memory, name) for name in names})
 
 
 def _share(part: int, whole: int) -> float:

@@ -131,7 +131,17 @@ class StoredWeights:
         return target if pattern is None and target in self._held else None
 
     def weight(self, parameter: str) -> torch.Tensor:
-        """Read one weight as the model would hold it."""
+        """Read one weight as the model would hold it.
+
+        Args:
+            parameter: Full name of a parameter that is stored.
+
+        Returns:
+            The weight, in the dtype of the files.
+
+        Raises:
+            ModelError: The weight is not as the configuration says.
+        """
         source = self._source_of[parameter]
         if source.converter is None:
             weight = self._read(source.tensors[0])
@@ -160,6 +170,9 @@ class StoredWeights:
 
         Args:
             weights_hash: What `read` gave in the end.
+
+        Returns:
+            What is written about the model.
         """
         structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
@@ -176,7 +189,14 @@ class StoredWeights:
         return known.get(most, most)
 
     def check(self, modules: Sequence[Candidate]) -> None:
-        """Refuse files that lack the weight of a module, before any is read."""
+        """Refuse files that lack the weight of a module, before any is read.
+
+        Args:
+            modules: Candidates.
+
+        Raises:
+            ModelError: A weight is missing.
+        """
         missing = sorted(
             item.parameter for item in modules if item.parameter not in self._source_of
         )
@@ -193,7 +213,14 @@ class StoredWeights:
         """Hand over one weight after the other, in the order of their names in the files.
 
         Args:
+            modules: Candidates whose weights are wanted.
             use: Called with each of them and its weight, as the model would hold it.
+
+        Returns:
+            Hash over sampled weights, as in the fingerprint of the loaded model.
+
+        Raises:
+            ModelError: A weight is missing, or is not as the configuration says.
         """
         wanted = {item.parameter: item for item in modules}
         sampled = candidates_of(find_modules(self.shape, CandidateSettings()))

@@ -66,6 +66,10 @@ class Trained(Protocol):
     def update(self, item: Candidate, base: torch.Tensor) -> Update | None:
         """How far a weight has moved from its base, base minus trained.
 
+        Args:
+            item: Whose weight it is.
+            base: The weight of the base, in the layout of the module.
+
         Returns:
             float32 [E, p, q] or two factors; `None` where nothing was trained.
         """
@@ -81,10 +85,15 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
     """Find a training and say what kind it is.
 
     Args:
+        name: Directory or hub id of a fine-tuned model or of a PEFT adapter.
+        base: The model that it started from.
         settings: How the base is read: the training is read in the same way.
 
     Returns:
         The training; its tensors are not read yet.
+
+    Raises:
+        ModelError: It cannot be found, or is of a kind that cannot be read.
     """
     from hlscore.inputs.adapter import Adapter
 

@@ -15,8 +15,6 @@ from hlscore.scores.score import Score
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
-# What is said of experts whose gradient is zero, and of those whose update is.
-_MISSED = "no probe token reached", "no training changed"
 
 
 def build_rows(
@@ -46,10 +44,7 @@ def build_rows(
         if item.skipped:
             rows.append(_skipped_row(item))
             continue
-        row = _probed_row(item, statistics[item.module], ranks, rank)
-        if of_updates:
-            reason = row.reason.replace(UNREACHED, UNMOVED).replace(*_MISSED)
-            row = row.changed(reason=reason)
+        row = _probed_row(item, statistics[item.module], ranks, rank, of_updates=of_updates)
         found = None if weights is None else weights[item.module]
         rows.append(_with_scores(row, found, ranks, rank, control[item.module]))
     return tuple(rows)
@@ -132,7 +127,12 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
 
 
 def _probed_row(
-    item: Candidate, found: GradientStatistics, ranks: tuple[int, ...], rank: int
+    item: Candidate,
+    found: GradientStatistics,
+    ranks: tuple[int, ...],
+    rank: int,
+    *,
+    of_updates: bool,
 ) -> ModuleRow:
     spanned = rank >= item.max_rank
     at = ranks.index(rank)
@@ -168,7 +168,7 @@ def _probed_row(
         tail_replicates=found.tail_replicates,
         grad_norm_replicates=found.grad_norm_replicates,
         status="scored" if reached else "unreached",
-        reason=remark(item, found.matrices_reached, rank),
+        reason=remark(item, found.matrices_reached, rank, of_updates=of_updates),
     )
     errors = _errors(found, tail, 0.0 if spanned else found.tail_errors[at])
     return row.changed(**errors)
@@ -216,19 +216,26 @@ def _identity(item: Candidate) -> dict[str, Any]:
     return {name: getattr(item, name) for name in names}
 
 
-def remark(item: Candidate | ModuleRow, matrices_reached: int | None, rank: int) -> str:
+def remark(
+    item: Candidate | ModuleRow,
+    matrices_reached: int | None,
+    rank: int,
+    *,
+    of_updates: bool = False,
+) -> str:
     """What a reader should know of a module at a LoRA rank; mostly nothing.
 
     Args:
         matrices_reached: How many of its matrices have a gradient; `None` without probes.
+        of_updates: Whether the others are weights that no finished training changed.
     """
-    of_updates = _MISSED[1] in item.reason
     if matrices_reached == 0:
         return UNMOVED if of_updates else UNREACHED
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached
-        remarks.append(f"{_MISSED[of_updates]} {missed} of {item.matrices} experts")
+        what = "no training changed" if of_updates else "no probe token reached"
+        remarks.append(f"{what} {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
         remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
     return "; ".join(remarks)

@@ -38,6 +38,7 @@ class Score:
         leaves_over: Whether the value at rank r is what rank r leaves over of a gain: only such a
             score can choose a rank for each module.
         ranks: LoRA ranks at which a row holds the value, where that depends on the rank.
+        resampled: Column of the report that the replicates come from; empty for none.
         caveat: What is known to be wrong with the value; mostly nothing.
     """
 
@@ -52,6 +53,7 @@ class Score:
     follows_rank: bool = False
     leaves_over: bool = False
     ranks: Callable[[ModuleRow], tuple[int, ...]] = _gradient_ranks
+    resampled: str = ""
     caveat: str = ""
 
     def unit_in(self, run: RunInfo) -> str:
