@@ -243,7 +243,7 @@ AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
     [
         (AHEAD, AHEAD, ("better than LoRA with as many", "better than a random choice")),
         (BEHIND, AHEAD, ("worse than LoRA with as many", "train that instead")),
-        (OPEN, BEHIND, ("stays open", "chose badly")),
+        (OPEN, BEHIND, ("is not settled", "chose badly")),
     ],
 )
 def test_verdict(

@@ -143,10 +143,7 @@ class Exporter:
         if self.experimental:
             notes.insert(0, experimental(self.limits.trainer))
         if not self.rates and not (settings.full_lr is settings.lora_lr is None):
-            notes.append(
-                f"{self.name} carries no learning rates: give --full-lr and --lora-lr to your "
-                "trainer."
-            )
+            notes.append(f"The format {self.name} has no learning rates: set them in your trainer.")
         return tuple(notes)
 
 
