@@ -89,8 +89,8 @@ def apply(
     if runnable and (failure := _try_tokens(model)[0]) is not None:
         runnable = False
         warnings.warn(
-            f"The forward pass with the plan applied is not checked: with {_TOKENS} plain tokens it "
-            f"fails without the plan, too ({first_line(failure)}).",
+            f"The forward pass with the plan applied is not checked: with {_TOKENS} plain tokens "
+            f"it fails without the plan, too ({first_line(failure)}).",
             stacklevel=2,
         )
     with _restored_on_error(model):

@@ -235,6 +235,15 @@ def result(ahead: dict[str, tuple[float, float]], share: float | None) -> ArmRes
     )
 
 
+Ends = tuple[float, float]
+
+
+def results(matched: Ends, drawn: Ends) -> dict[str, ArmResult]:
+    """Results in which the plan recovers 62 % of the gap, and its rivals 30 %."""
+    rivals = dict.fromkeys(("lora", "matched", "random", "full"), result({}, 0.3))
+    return {**rivals, "plan": result({"matched": matched, "random": drawn}, 0.62)}
+
+
 AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
 
 
@@ -246,14 +255,8 @@ AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
         (OPEN, BEHIND, ("is not settled", "chose badly")),
     ],
 )
-def test_verdict(
-    matched: tuple[float, float], drawn: tuple[float, float], says: tuple[str, str]
-) -> None:
-    other = result({}, 0.3)
-    found = {
-        "lora": other, "matched": other, "random": other, "full": other,
-        "plan": result({"matched": matched, "random": drawn}, 0.62),
-    }  # fmt: skip
+def test_verdict(matched: Ends, drawn: Ends, says: tuple[str, str]) -> None:
+    found = results(matched, drawn)
     text = " ".join(verdict(found, seeds=5, steps=60))
     assert "recovers 62 % [52, 72] of the gap" in text
     assert "a random choice 30 % [20, 40]" in text
@@ -274,11 +277,7 @@ def test_verdict_without_a_gap() -> None:
 
 
 def test_no_verdict_while_it_is_too_early() -> None:
-    other = result({}, 0.3)
-    found = {
-        "lora": other, "matched": other, "random": other, "full": other,
-        "plan": result({"matched": AHEAD, "random": AHEAD}, 0.62),
-    }  # fmt: skip
+    found = results(AHEAD, AHEAD)
     assert verdict(found, seeds=5, steps=2) == (
         "No verdict: 2 steps are too few to tell. Give more --steps.",
     )
@@ -293,11 +292,7 @@ def test_no_verdict_while_it_is_too_early() -> None:
 
 
 def test_a_plan_for_another_loss_is_said_first() -> None:
-    other = result({}, 0.3)
-    found = {
-        "lora": other, "matched": other, "random": other, "full": other,
-        "plan": result({"matched": AHEAD, "random": AHEAD}, 0.62),
-    }  # fmt: skip
+    found = results(AHEAD, AHEAD)
     lines = verdict(found, seeds=5, steps=60, objective="grpo")
     assert lines[0].startswith("The plan was made for grpo, and these trainings are SFT")
     assert lines[1:] == verdict(found, seeds=5, steps=60)

@@ -32,7 +32,7 @@ from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
 
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
-PROBES = Path(__file__).parents[1] / "hlscore/inputs/builtin/probes.jsonl"
+PROBES = Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl"
 QUICK = (
     "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
     "--save_strategy", "no", "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
