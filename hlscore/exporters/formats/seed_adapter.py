@@ -54,13 +54,13 @@ def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, str | Writer]:
     }
 
 
-def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor | NewTensor]:
+def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
     """The weights of modules trained in full, with their biases and buffers, by adapter name.
 
     A tied weight is copied once for each of its names: PEFT looks for all of them.
     """
     holders = tuple(f"{full_name(item)}." for item in plan.full)
-    found: dict[str, BaseTensor | NewTensor] = {
+    found: dict[str, BaseTensor] = {
         _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
     }
     for item in plan.full:
