@@ -167,11 +167,11 @@ def test_the_file_is_read_by_peft_and_is_stable(name: str, tmp_path: Path) -> No
     plan = plan_for(model, every_mode(model))
     assert find_exporter("peft") is EXPORTER
     settings = ExportSettings(model="elsewhere")
-    (file,) = EXPORTER.files(plan, settings)
+    (file,) = EXPORTER.writers(plan, settings)
     path = tmp_path / file
     for _ in range(2):
         before = path.read_bytes() if path.exists() else b""
-        EXPORTER.files(plan, settings)[file](path)
+        EXPORTER.writers(plan, settings)[file](path)
         assert before in (b"", path.read_bytes())
     assert list(json.loads(path.read_text())) == sorted(json.loads(path.read_text()))
     with warnings.catch_warnings():
