@@ -43,7 +43,7 @@ def test_settings_reach_the_run() -> None:
         FAMILIES["llama"].build(), byte_tokenizer(), data=ROWS, rank=2, ranks=(1, 2, 4),
         value_power=0.5, groups=2, bootstrap=6, svd="full",
     )  # fmt: skip
-    assert found.plan.solver.value_power == 0.5
+    assert found.plan.settings.value_power == 0.5
     assert {len(row.hls_replicates) for row in found.report.candidates} == {6}
     assert found.report.probes.groups == 4
     assert found.report.run.settings["capture"]["svd"] == "full"  # type: ignore[index]

@@ -22,12 +22,12 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.errors import ArtifactError, ModelError, UsageError
-from hlscore.exporters.limits import ExportError
+from hlscore.exporters.limits import PEFT_LIMITS, ExportError
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
+from hlscore.exporters.peft import lora_config
 from hlscore.training import apply as applying
 from hlscore.training.apply import apply, check_trainables, skip_modules
-from hlscore.training.trainables import expected_trainables, groups
+from hlscore.training.groups import expected_trainables, groups
 
 STATE_SPACE = ("out_proj", "dt_proj", "x_proj")
 REFUSED = {"mamba": STATE_SPACE, "mamba2": STATE_SPACE[:1], "falcon_h1": STATE_SPACE[:1],
@@ -326,7 +326,7 @@ def test_the_model_is_left_as_it_was_when_peft_fails(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="PEFT cannot put the plan on this model"):
         apply(model, plan)
     good = plan_for(model, every_mode(model))
-    monkeypatch.setattr(applying, "groups", lambda *_, **__: {"full": ["x"], "lora": []})
+    monkeypatch.setattr(applying, "expected_trainables", lambda *_, **__: {"any": ("x",)})
     with pytest.raises(ModelError, match="1 are missing: x; "):
         apply(model, good)
     assert {name: type(module) for name, module in model.named_modules()} == kinds
@@ -386,12 +386,6 @@ def test_wrong_weights_and_forms_are_named(change: dict[str, str], message: str)
                else item for item in plan.modules]  # fmt: skip
     with pytest.raises(ModelError, match=message):
         apply(model, plan.model_copy(update={"modules": modules}))
-
-
-def test_plans_of_version_1_are_refused() -> None:
-    old = Path(__file__).parent / "data" / "plan_v1.json"
-    with pytest.raises(ArtifactError, match=r"older hlscore.*Make it again with `hlscore rank`"):
-        apply(FAMILIES["llama"].build(), old)
 
 
 def _refuse_adapters(module: nn.Module, *_: Any) -> None:

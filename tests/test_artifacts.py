@@ -28,8 +28,8 @@ from hlscore.planning.allocation import allocate
 from hlscore.settings import PlanSettings
 
 DOCUMENTED = {
-    "rank": "int32", "module": "string", "parameter": "string", "layer": "int32",
-    "kind": "string", "block": "string", "matrices": "int32", "matrices_reached": "int32",
+    "rank": "int64", "module": "string", "parameter": "string", "layer": "int64",
+    "kind": "string", "block": "string", "matrices": "int64", "matrices_reached": "int64",
     "out_features": "int64", "in_features": "int64", "n_params": "int64", "form": "string",
     "storage": "string", "hls": "double",
     "hls_stderr": "double", "hls_ci_low": "double", "hls_ci_high": "double",
@@ -39,14 +39,14 @@ DOCUMENTED = {
     "l1_adam": "double", "snr": "double", "spectral": "double", "kappa": "double",
     "random": "double", "grad_energy": "double", "head_energy": "double", "tail_energy": "double",
     "residual_ratio": "double", "stable_rank": "double", "effective_rank": "double",
-    "rank_for_90": "int32", "halves_norm": "double", "weight_norm": "double",
+    "rank_for_90": "int64", "halves_norm": "double", "weight_norm": "double",
     "condition_number": "double", "rgn_error": "double",
     "grad_energy_error": "double", "head_energy_error": "double", "tail_energy_error": "double",
     "residual_ratio_error": "double", "stable_rank_error": "double",
-    "rank_for_90_error": "double", "curve_ranks": "list<int32>", "tail_curve": "list<double>",
+    "rank_for_90_error": "double", "curve_ranks": "list<int64>", "tail_curve": "list<double>",
     "tail_curve_errors": "list<double>", "hls_curve": "list<double>",
     "hls_curve_errors": "list<double>", "l1_adam_curve": "list<double>",
-    "spectral_ranks": "list<int32>", "spectral_curve": "list<double>",
+    "spectral_ranks": "list<int64>", "spectral_curve": "list<double>",
     "hls_replicates": "list<float>", "tail_replicates": "list<float>",
     "grad_norm_replicates": "list<float>", "status": "string", "reason": "string",
 }  # fmt: skip
@@ -81,7 +81,7 @@ def test_duckdb_reads_it(scores: Path) -> None:
     found = duckdb.sql(f"describe select * from '{scores}'").fetchall()
     kinds = {name: kind for name, kind, *_ in found}
     assert kinds["module"] == "VARCHAR"
-    assert kinds["layer"] == "INTEGER"
+    assert kinds["layer"] == "BIGINT"
     assert kinds["n_params"] == "BIGINT"
     assert kinds["hls"] == "DOUBLE"
     assert kinds["tail_curve"] == "DOUBLE[]"
@@ -94,7 +94,7 @@ def test_polars_reads_it(scores: Path) -> None:
     schema = pl.read_parquet(scores).schema
     assert list(schema) == list(DOCUMENTED)
     assert schema["module"] == pl.String
-    assert schema["layer"] == pl.Int32
+    assert schema["layer"] == pl.Int64
     assert schema["n_params"] == pl.Int64
     assert schema["hls"] == pl.Float64
     assert schema["hls_curve"] == pl.List(pl.Float64)
@@ -120,27 +120,9 @@ def test_folders_named_like_partitions_change_nothing(tmp_path: Path) -> None:
     assert len(read_report(folder / "scores.parquet").candidates) == 3
 
 
-def test_reports_of_version_2_are_read(scores: Path, tmp_path: Path) -> None:
-    table = pq.read_table(scores)
-    newer = [
-        "l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve",
-        "spectral_ranks", "spectral_curve", "hls_share", "halves_norm",
-    ]  # fmt: skip
-    origin = json.loads(table.schema.metadata[METADATA_KEY]) | {"schema_version": 2}
-    old = table.drop_columns(newer).replace_schema_metadata({METADATA_KEY: json.dumps(origin)})
-    path = tmp_path / "old.parquet"
-    pq.write_table(old, path)
-    for mine, theirs in zip(read_report(path).rows, read_report(scores).rows, strict=True):
-        lacking = {name: () if name.endswith(("_curve", "_ranks")) else None for name in newer}
-        assert mine == theirs.changed(**lacking)
-    pq.write_table(table.drop_columns(["snr"]), path)
-    with pytest.raises(ArtifactError, match="column 'snr' is missing"):
-        read_report(path)
-
-
 def test_metadata_names_the_origin(scores: Path) -> None:
     origin = json.loads(pq.read_schema(scores).metadata[METADATA_KEY])
-    assert origin["schema_version"] == 4
+    assert origin["schema_version"] == 1
     assert origin["model"]["fingerprint"] == {"structure": "sha256:0", "weights": "sha256:1"}
     assert origin["run"]["versions"] == {"torch": "2.13.0"}
     assert origin["run"]["estimator"] == "exact"

@@ -670,7 +670,7 @@ def test_force(desk: Desk) -> None:
     assert set(desk.contents().values()) == {b"mine"}
     assert desk.rank("--force").code == 0
     assert desk.contents()["other.txt"] == b"mine"
-    assert json.loads(desk.contents()["plan.json"])["schema_version"] == 2
+    assert json.loads(desk.contents()["plan.json"])["schema_version"] == 1
 
 
 @pytest.mark.parametrize(
@@ -680,7 +680,7 @@ def test_force(desk: Desk) -> None:
         (KeyboardInterrupt(), 130, "Interrupted"),
     ],
 )
-@pytest.mark.parametrize("writer", ["report.write_report", "plan_file.write_plan"])
+@pytest.mark.parametrize("writer", ["write_report", "write_plan"])
 def test_end_while_writing(
     desk: Desk,
     monkeypatch: pytest.MonkeyPatch,
@@ -695,7 +695,7 @@ def test_end_while_writing(
         path.write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(f"hlscore.artifacts.{writer}", fail)
+    monkeypatch.setattr(f"hlscore.flow.result.{writer}", fail)
     assert says in desk.refuse(code=code)
     desk.out.mkdir()
     for name in ("scores.parquet", "plan.json"):
@@ -829,7 +829,7 @@ def test_plan_exists(scores: Path) -> None:
     assert "already exists" in outcome.message
     assert plan.read_text() == "mine"
     assert _plan(scores, "--force").code == 0
-    assert json.loads(plan.read_text())["schema_version"] == 2
+    assert json.loads(plan.read_text())["schema_version"] == 1
 
 
 def test_plan_over_its_own_scores(scores: Path) -> None:
@@ -904,7 +904,7 @@ def _origin(**changes: object) -> Callable[[dict[str, Any]], bytes]:
         (lambda _: b'{"schema', "is damaged: Unterminated string"),
         (lambda _: b"\xff\xfe\x00", "is damaged"),
         (lambda _: b"[]", "has report schema None"),
-        (_origin(schema_version=5), "has report schema 5; this hlscore reads 2 to 4."),
+        (_origin(schema_version=5), "has report schema 5; this hlscore reads 1."),
         (_origin(schema_version=True), "has report schema True"),
         (_origin(schema_version="x"), "has report schema x"),
         (_origin(run={}), "is damaged at 'run.hlscore_version': Field required."),

@@ -146,7 +146,7 @@ def run(examples: int, check: Callable[[bytes], None]) -> None:
 
 
 # Building the command line takes longer than a check: all but the command line, then that too.
-def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
+def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
     asked = CheckSettings(
         trainers=("peft", "axolotl", "trl"),
         min_selection_probability=0.9,
@@ -174,9 +174,9 @@ def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> 
         )  # fmt: skip
         seen[passed] = seen.get(passed, 0) + 1
 
-    run(10_000, check)
-    assert sum(seen.values()) >= 9_900
-    assert min(seen[None], seen[False], seen[True]) > 100, seen
+    run(2500, check)
+    assert sum(seen.values()) >= 2400
+    assert min(seen[None], seen[False], seen[True]) > 25, seen
 
 
 def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
@@ -196,22 +196,22 @@ def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
 
 LARGE = {
     "100 MB of modules": lambda module: (
-        b'{"schema_version": 2, "modules": ['
+        b'{"schema_version": 1, "modules": ['
         + b",".join([module] * (100_000_000 // len(module)))
         + b"]}"
     ),
     "40 MB of modules": lambda module: (
-        b'{"schema_version": 2, "modules": ['
+        b'{"schema_version": 1, "modules": ['
         + b",".join([module] * (40_000_000 // len(module)))
         + b"]}"
     ),
     "100 MB of brackets": lambda _: b"[" * 100_000_000,
     "60 MB of brackets": lambda _: b"[" * 60_000_000,
     "60 MB of digits": lambda _: b'{"schema_version": ' + b"9" * 60_000_000 + b"}",
-    "60 MB of text": lambda _: b'{"schema_version": 2, "notes": ["' + b"x" * 60_000_000 + b'"]}',
+    "60 MB of text": lambda _: b'{"schema_version": 1, "notes": ["' + b"x" * 60_000_000 + b'"]}',
     "30 MB of keys": lambda _: b"{" + b",".join(b'"%d":1' % n for n in range(3_000_000)) + b"}",
     "60 MB of escapes": lambda _: (
-        b'{"schema_version": 2, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
+        b'{"schema_version": 1, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
     ),
     "60 MB of bad UTF-8": lambda _: b'{"a": "' + b"\xff" * 60_000_000 + b'"}',
 }

@@ -15,7 +15,7 @@ from check_desk import made, write
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from hlscore.exporters.registry import exporter_names
+from hlscore.exporters.exporter import exporter_names
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / ".ci" / "check-requirements.txt"

@@ -194,7 +194,7 @@ def test_rank_writes_shows_and_repeats(call: Run, tmp_path: Path) -> None:
     assert ranked.totals.trained_params <= plan.totals.trained_params
     silent = f"{ranked.totals.frozen_modules} of 42 modules stay frozen"
     assert any(note.startswith(silent) for note in ranked.notes)
-    assert (plan.solver.value_power, ranked.solver.value_power) == (None, VALUE_POWER)
+    assert (plan.settings.value_power, ranked.settings.value_power) == (VALUE_POWER, VALUE_POWER)
     second = call("rank", "builtin:tiny", "--budget", "0.1", *options, "-o", "again", "--json")
     result = json.loads(second.stdout)
     again = tmp_path / "again"

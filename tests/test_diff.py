@@ -31,7 +31,6 @@ from console import hlscore
 from hlscore.records import ScoreReport
 
 COUNT = 21
-OLD_PLAN = Path(__file__).parent / "data" / "plan_v1.json"
 Modules = dict[str, Document]
 
 
@@ -61,7 +60,6 @@ def plans(runs: Sequence[ScoreReport], tmp_path_factory: pytest.TempPathFactory)
         "tail": save_plan(two, folder / "tail.json", score="tail"),
         "locks": save_plan(one, folder / "locks.json", locks=("*q_proj=frozen", "*.0.mlp.*=full")),
         "smaller": save_plan(smaller, folder / "smaller.json"),
-        "old": OLD_PLAN,
     }
 
 
@@ -151,8 +149,7 @@ def check_groups(found: Document, a: Modules, b: Modules) -> None:
 
 PAIRS = [
     ("one", "two"), ("two", "one"), ("one", "rank 8"), ("ranks", "one"), ("one", "tail"),
-    ("one", "locks"), ("one", "smaller"), ("smaller", "ranks"), ("old", "one"), ("one", "old"),
-    ("old", "smaller"),
+    ("one", "locks"), ("one", "smaller"), ("smaller", "ranks"),
 ]  # fmt: skip
 
 
@@ -291,15 +288,6 @@ def test_facts_are_those_of_the_files(plans: dict[str, Path]) -> None:
     assert all(fact["same"] == (fact["a"] == fact["b"]) for fact in facts.values())
 
 
-def test_what_an_old_plan_does_not_know_is_no_number(plans: dict[str, Path]) -> None:
-    found = told("diff", OLD_PLAN, plans["one"])
-    facts = {fact["name"]: fact for fact in found["facts"]}
-    assert facts["training memory"]["a"] is None
-    assert facts["weights"]["a"] is None
-    assert found["same_weights"] is None
-    assert told("diff", OLD_PLAN, OLD_PLAN)["same"] is True
-
-
 def test_nothing_differs(plans: dict[str, Path], tables: Sequence[Path]) -> None:
     for path in (*plans.values(), *tables):
         found = told("diff", path, path)
@@ -363,6 +351,6 @@ def test_one_module_and_none(
     document = json.loads(plans["one"].read_text()) | {"modules": []}
     empty = tmp_path / "empty.json"
     empty.write_text(json.dumps(document))
-    for a, b in ((empty, plans["one"]), (plans["one"], empty), (empty, empty), (empty, OLD_PLAN)):
+    for a, b in ((empty, plans["one"]), (plans["one"], empty), (empty, empty)):
         check(told("diff", a, b), modules_of(a), modules_of(b))
         assert printed("diff", a, b)

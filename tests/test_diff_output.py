@@ -28,7 +28,6 @@ from rich.cells import cell_len
 from hlscore.records import ScoreReport
 
 COUNT = 21
-OLD_PLAN = Path(__file__).parent / "data" / "plan_v1.json"
 SENTENCES = ("moved  ", "full   ", "order  ", "noise  ", "       the ", "       A and", "note: ")
 PRINTABLE = {"markup", "wide", "long"}
 """Names that a file may hold; the others are refused when it is read."""
@@ -167,16 +166,6 @@ def test_other_weights_and_other_scores_are_told(
         "note: A is ordered by hls, B by tail: scores of different kinds are compared",
     ]
     assert "Kendall's tau of hls and tail " in printed("diff", plans[0], path)
-
-
-def test_an_old_plan_has_a_dash_for_what_it_does_not_know(plans: Sequence[Path]) -> None:
-    for pair, order in (((OLD_PLAN, plans[0]), 0), ((plans[0], OLD_PLAN), 1)):
-        text = printed("diff", *pair)
-        (line,) = re.findall(r"^training memory +(.*)$", text, re.MULTILINE)
-        assert re.split(r"  +", line.strip())[order] == "-"
-        kinds = [words[0] for words in table_under("kind", text)]
-        assert all(kind.startswith(("self_attn.", "mlp.")) for kind in kinds)
-        assert hlscore("diff", *pair).notes == []
 
 
 def test_values_that_look_the_same_shortened_are_shown_whole(

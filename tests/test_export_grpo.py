@@ -19,10 +19,8 @@ from families import FAMILIES
 from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import DataError, UsageError
-from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.registry import exporter_names, find_exporter
+from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
 from hlscore.training.data import as_probed
@@ -188,14 +186,6 @@ def test_rates_follow_the_loss_that_is_trained(objective: str, tmp_path: Path) -
     assert {yaml.safe_load(given[f"{method}.yaml"])["learning_rate"] for method in usual} == {3e-6}
 
 
-def test_a_plan_of_rank_has_the_rates_of_its_loss() -> None:
-    from hlscore.planning.rates import rate_source, suggested_rates
-
-    assert suggested_rates("grpo") == (1e-6, 1e-5)
-    assert suggested_rates("none") == suggested_rates("sft") == (2e-5, 2e-4)
-    assert "1e-06 is the default of TRL's DPOTrainer" in rate_source("dpo")
-
-
 @pytest.mark.parametrize("name", exporter_names())
 def test_another_loss_than_the_file_trains_is_said(name: str) -> None:
     exporter = find_exporter(name)
@@ -234,9 +224,3 @@ def test_the_trainer_reads_the_columns_of_the_probe() -> None:
         "q": ["a", "b"], "Answer": [4, 5], "prompt": ["a", "b"], "completion": ["4", "5"]
     }  # fmt: skip
     assert as_probed(data, probed({"objective": "sft"})).to_dict() == data.to_dict()
-
-
-def test_the_exported_plan_is_the_one_that_was_made(tmp_path: Path) -> None:
-    plan = probed({"rewards": ["exact"]})
-    files_of(plan, tmp_path)
-    assert read_plan(tmp_path / "plan.json") == plan

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -16,15 +17,16 @@ from safetensors import safe_open
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import read_plan, write_plan
+from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
-from hlscore.exporters import seed_adapter
 from hlscore.exporters.base_weights import base_tensors
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.formats import seed_adapter
+from hlscore.exporters.formats.seed_adapter import adapter_tensors, seed_files
+from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.seed_adapter import adapter_tensors, seed_files
+from hlscore.exporters.peft import lora_config
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
@@ -211,7 +213,7 @@ def test_a_tensor_can_be_written_twice_and_must_have_its_size(tmp_path: Path) ->
 
 def test_adapters_are_drawn_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = plan_for(FAMILIES["llama"].build(), [], embeddings=True)
-    monkeypatch.setattr(seed_adapter, "_generator", lambda *_: pytest.fail("drawn too early"))
+    monkeypatch.setattr(np.random, "PCG64", lambda *_: pytest.fail("drawn too early"))
     tensors = adapter_tensors(plan)
     monkeypatch.undo()
     whole = {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
@@ -245,14 +247,6 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model directory"):
         export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_plans_of_version_1_are_refused() -> None:
-    plan = read_plan(Path(__file__).parent / "data" / "plan_v1.json")
-    with pytest.raises(ArtifactError, match=r"older hlscore.*`hlscore rank`"):
-        seed_files(plan, ExportSettings())
-    with pytest.raises(ArtifactError, match="older hlscore"):
-        base_tensors(plan, ExportSettings())
 
 
 def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:

@@ -23,11 +23,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.limits import check_limits
 from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
-from hlscore.exporters.registry import find_exporter
 from hlscore.inputs.model import load_model
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
@@ -160,18 +159,17 @@ def test_the_trl_command_trains_the_same_modules(
 
 
 @pytest.mark.parametrize(
-    ("family", "locks"),
+    ("method", "family", "locks"),
     [
-        ("llama", LOCKS),
-        ("llama", ("*=full",)),
-        ("llama", ("*=frozen", "*.1.*q_proj=lora", "*.0.*q_proj=full")),
-        ("gpt2", ("*c_proj=full",)),
-        ("qwen3_moe", ("*.0.*experts*=full", "*.1.mlp.gate=full")),
-        ("qwen3_moe", ("*=frozen", "*.1.*experts*=lora")),
-        ("qwen3_moe", ("*=frozen", "*.1.*experts*down_proj=lora")),
+        ("sft", "llama", LOCKS),
+        ("dpo", "llama", ("*=full",)),
+        ("grpo", "llama", ("*=frozen", "*.1.*q_proj=lora", "*.0.*q_proj=full")),
+        ("sft", "gpt2", ("*c_proj=full",)),
+        ("dpo", "qwen3_moe", ("*.0.*experts*=full", "*.1.mlp.gate=full")),
+        ("grpo", "qwen3_moe", ("*=frozen", "*.1.*experts*=lora")),
+        ("sft", "qwen3_moe", ("*=frozen", "*.1.*experts*down_proj=lora")),
     ],
 )
-@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
 def test_the_trl_command_reads_the_plan(
     method: str, family: str, locks: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -239,7 +237,7 @@ def test_no_adapter_goes_on_the_head() -> None:
 
 @functools.cache
 def script() -> dict[str, Any]:
-    path = Path(find_exporter.__code__.co_filename).parent / "templates/trl_train.py.txt"
+    path = Path(find_exporter.__code__.co_filename).parent / "formats/trl_train.py.txt"
     text = path.read_text().replace("{{RATES}}", "{}")
     module = type(sys)("train")
     module.__dict__["__file__"] = str(path)
@@ -248,22 +246,16 @@ def script() -> dict[str, Any]:
     return module.__dict__
 
 
-@pytest.mark.parametrize("flag", ["--lora_r=4", "--lora-alpha", "--use_peft"])
-def test_the_script_takes_what_is_trained_from_the_plan_only(flag: str) -> None:
-    with pytest.raises(SystemExit, match=r"plan\.json"):
-        script()["parse"]("sft", [flag])
-
-
 def test_the_script_checks_its_arguments() -> None:
+    for flag in ("--lora_r=4", "--lora-alpha", "--use_peft"):
+        with pytest.raises(SystemExit, match=r"plan\.json"):
+            script()["parse"]("sft", [flag])
+    for words in (["sft"], ["dpo", "--config"], ["grpo", "--config", "none.yaml"]):
+        with pytest.raises(SystemExit, match=f"give --config {words[0]}.yaml"):
+            script()["main"](words)
     with pytest.raises(SystemExit, match=r"sft\.yaml"):
         script()["main"](["ppo"])
     with pytest.raises(SystemExit, match="--reward_funcs"):
         script()["find_rewards"](None)
     with pytest.raises(SystemExit, match="--dataset_name"):
         script()["load_data"](script()["Options"](), "train")
-
-
-@pytest.mark.parametrize("words", [["sft"], ["dpo", "--config"], ["grpo", "--config", "none.yaml"]])
-def test_the_script_says_what_it_needs(words: list[str]) -> None:
-    with pytest.raises(SystemExit, match=f"give --config {words[0]}.yaml"):
-        script()["main"](words)

@@ -16,8 +16,8 @@ from families import FAMILIES
 from plans import plan_for, renamed
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.unsloth import EXPORTER
+from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.formats.unsloth import EXPORTER
 
 MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
 FULL = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]

@@ -12,7 +12,6 @@ import pytest
 from console import Outcome, hlscore, save_model, texts, write_rows
 
 from hlscore.artifacts.plan_file import read_plan
-from hlscore.artifacts.plan_making import settings_of
 from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,
@@ -63,7 +62,7 @@ def test_pasted_commands_of_rank_keep_its_options(
 ) -> None:
     folder, found = ranked
     monkeypatch.chdir(tmp_path)
-    first = settings_of(read_plan(folder / "out" / "plan.json"))
+    first = read_plan(folder / "out" / "plan.json").settings
     assert (first.alpha, first.locks, first.memory.base_bits) == (6, (LOCK,), 8)
 
     for words, budget, ranks in (
@@ -71,7 +70,7 @@ def test_pasted_commands_of_rank_keep_its_options(
         (command(found, "plan", "plan-ranks.json"), None, (1, 2, 4, 8)),
     ):
         assert hlscore(*words).code == 0
-        made = settings_of(read_plan(tmp_path / words[-1]))
+        made = read_plan(tmp_path / words[-1]).settings
         expected = asdict(first) | {"budget": budget or made.budget, "ranks": ranks}
         assert asdict(made) == expected
     assert hlscore(*command(found, "export")).code == 0
@@ -90,7 +89,7 @@ def test_pasted_commands_of_show_keep_the_arguments_the_run(
     folder, _ = ranked
     monkeypatch.chdir(tmp_path)
     plan_file, scores = folder / "out" / "plan.json", folder / "out" / "scores.parquet"
-    first = settings_of(read_plan(plan_file))
+    first = read_plan(plan_file).settings
     shown = hlscore("show", scores)
     assert hlscore(*command(shown, "show")).code == 0
     assert hlscore(*command(shown, "plan")).code == 0
@@ -105,7 +104,7 @@ def test_pasted_commands_of_show_keep_the_arguments_the_run(
         others = [item.mode for item in made.modules
                   if item.module.endswith("down_proj") and item.module != name]  # fmt: skip
         assert set(others) == {"lora"}
-        assert asdict(settings_of(made)) == asdict(first) | {"locks": settings_of(made).locks}
+        assert asdict(made.settings) == asdict(first) | {"locks": made.settings.locks}
 
 
 def test_a_rank_without_whole_alphas_at_other_ranks_gets_no_command_for_them(
@@ -167,7 +166,7 @@ def test_estimate_hands_its_options_to_rank(tmp_path: Path) -> None:
     assert settings["candidates"]["exclude"] == ["*.0.*"]
     assert settings["candidates"]["head"]
     assert settings["model"]["trust_remote_code"]
-    made = settings_of(plan)
+    made = plan.settings
     assert (made.rank, made.budget) == (4, "0.2p")
     assert made.memory == MemorySettings(optimizer="sgd", master="bf16", base_bits=8, train_batch=2)
 

@@ -15,14 +15,8 @@ import reports
 from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
 from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.nearest import nearest
-from hlscore.exporters.registry import find_exporter
-from hlscore.exporters.revision import Change, revise
 from hlscore.planning.allocation import allocate
 from hlscore.settings import MemorySettings, PlanSettings
-
-OLD = Path(__file__).parent / "data" / "plan_v1.json"
 
 
 @pytest.fixture
@@ -46,38 +40,23 @@ def test_every_kind_of_plan_survives_the_round_trip(given: dict[str, Any], tmp_p
     assert read_plan(tmp_path / "plan.json") == made
 
 
-def test_version_1_is_still_read() -> None:
-    old = json.loads(OLD.read_text())
-    plan = read_plan(OLD)
-    assert old["schema_version"] == 1
-    assert plan.schema_version == 2
-    assert [(item.module, item.mode, item.rank) for item in plan.modules] == [
-        (item["module"], item["mode"], item["rank"]) for item in old["modules"]
-    ]
-    assert plan.budget.spent == old["totals"]["full_params"] <= plan.budget.limit
-    assert plan.totals.trained_params == old["totals"]["trained_params"]
-    assert any("schema version 1" in note for note in plan.notes)
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         (b"", "not a plan"),
         (b"[]", "no JSON object"),
         (b'{"schema_version": NaN}', "NaN is no number"),
-        (b'{"schema_version": 2, "schema_version": 2}', "comes twice"),
+        (b'{"schema_version": 1, "schema_version": 1}', "comes twice"),
         (b'{"schema_version": 3}', "plan schema 3"),
         (b'{"schema_version": true}', "plan schema True"),
         (b'{"schema_version": "2"}', "plan schema '2'"),
-        (b'{"schema_version": 2}', "at 'model'"),
-        (b'{"schema_version": 1}', "modules"),
-        (b'{"schema_version": 1, "modules": 5}', "not a plan"),
+        (b'{"schema_version": 1}', "at 'model'"),
         (b"\xff\xfe", "not a plan"),
         (b"[" * 100_000, "not a plan"),
         (b"1" * 10_000, "not a plan"),
         (b'{"schema_version": ' + b"[" * 60 + b"]" * 60 + b"}", "more than 40 deep"),
         (b'{"schema_version": "' + b"x" * 10_000 + b'"}', "plan schema 'x+\\.\\.\\.;"),
-        (b'{"schema_version": 2, "\\ud800": 1}', "cannot be printed"),
+        (b'{"schema_version": 1, "\\ud800": 1}', "cannot be printed"),
     ],
 )
 def test_other_files_are_refused_in_one_line(text: bytes, message: str, tmp_path: Path) -> None:
@@ -137,12 +116,11 @@ def changed(document: dict[str, Any], path: tuple[Any, ...], value: str) -> str:
     return json.dumps(copy).replace('"PLACE"', value)
 
 
-@pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "1" + "0" * 25, "1" + "0" * 4000])
 def test_numbers_too_large_are_refused_anywhere(
-    number: str, version: int, document: dict[str, Any], tmp_path: Path
+    number: str, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = json.loads(OLD.read_text()) if version == 1 else document
+    whole = document
     whole["provenance"]["settings"] = {"deep": [{"er": 1}]}
     for path in places(whole, (int, float, type(None))):
         (tmp_path / "plan.json").write_text(changed(whole, path, number))
@@ -152,11 +130,8 @@ def test_numbers_too_large_are_refused_anywhere(
         assert time.process_time() - began < 0.5, path
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_numbers_of_64_bits_give_no_other_error(
-    version: int, document: dict[str, Any], tmp_path: Path
-) -> None:
-    whole = json.loads(OLD.read_text()) if version == 1 else document
+def test_numbers_of_64_bits_give_no_other_error(document: dict[str, Any], tmp_path: Path) -> None:
+    whole = document
     for number in ("1e308", "-1e308", str(2**63 - 1), str(1 - 2**63), "-1", "0"):
         for path in places(whole, (int, float)):
             (tmp_path / "plan.json").write_text(changed(whole, path, number))
@@ -240,25 +215,6 @@ def test_many_equal_keys_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="'99999' comes twice"):
         read_plan(tmp_path / "plan.json")
     assert time.process_time() - began < 2
-
-
-def test_version_1_knows_no_memory_after_a_change_either() -> None:
-    plan = read_plan(OLD)
-    assert plan.upgraded
-    full = plan.full[0].module
-    changed_plan = revise(plan, [Change(module=full, mode="frozen")])
-    assert changed_plan.upgraded
-    assert changed_plan.memory == plan.memory
-    assert changed_plan.totals.full_modules == plan.totals.full_modules - 1
-
-
-@pytest.mark.parametrize("name", ["csv", "peft", "axolotl"])
-def test_version_1_is_still_exported_as_text(name: str, tmp_path: Path) -> None:
-    exporter = find_exporter(name)
-    plan, _ = nearest(read_plan(OLD), exporter.limits)
-    for file, write in exporter.files(plan, ExportSettings()).items():
-        write(tmp_path / file)
-        assert (tmp_path / file).stat().st_size
 
 
 @pytest.mark.parametrize("alpha", [2**19 + 1, 10**30])

@@ -13,7 +13,6 @@ from console import UNFINISHED, hlscore
 from report_content import hostile_report, planned, read_page, saved
 from reports import report
 
-from hlscore.artifacts.plan_file import read_plan
 from hlscore.artifacts.report import write_report
 
 FORMATS = ("html", "png", "svg", "md")
@@ -88,30 +87,6 @@ def test_baselines_are_shown_as_such(tmp_path: Path, baseline: str) -> None:
     files = saved(tmp_path, found, planned(found, baseline=baseline))
     assert hlscore("report", *files, "-o", tmp_path / "a.md").code == 0
     assert f"baseline {baseline}" in (tmp_path / "a.md").read_text()
-
-
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_a_plan_of_version_1_works(tmp_path: Path, suffix: str) -> None:
-    old = Path(__file__).parent / "data" / "plan_v1.json"
-    rows = report(10).rows
-    known = {item.module: item for item in read_plan(old).modules}
-    kept = tuple(
-        replace(
-            row,
-            out_features=known[row.module].out_features,
-            in_features=known[row.module].in_features,
-            n_params=known[row.module].params,
-        )
-        for row in rows
-        if row.module in known
-    )
-    scores = tmp_path / "scores.parquet"
-    write_report(replace(report(10), rows=kept), scores)
-    target = tmp_path / f"a.{suffix}"
-    found = hlscore("report", scores, old, "-o", target)
-    assert found.code == 0, found.err
-    if suffix in ("html", "md"):
-        assert "schema version 1" in target.read_text()
 
 
 def test_hostile_files_give_every_format(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +14,6 @@ from reports import report
 from shown import (
     heat_map,
     mixed_report,
-    modules,
     number,
     read_modules,
     read_rows,
@@ -27,8 +25,6 @@ from shown import (
 )
 
 from hlscore.artifacts.plan_file import write_plan
-
-OLD_PLAN = Path(__file__).parent / "data" / "plan_v1.json"
 
 
 @pytest.fixture(autouse=True)
@@ -79,18 +75,6 @@ def test_scores_that_are_all_the_same(tmp_path: Path, value: float | None, mark:
         assert set("".join(drawn.values())) <= {mark, " "}
 
 
-def test_a_plan_of_version_1() -> None:
-    rows = json.loads(OLD_PLAN.read_text())["modules"]
-    out = show(OLD_PLAN)
-    assert [cells[:2] for cells in table(out)] == [
-        [str(row["position"]), row["module"]] for row in rows
-    ]
-    assert "\nmemory " not in out
-    assert "\nnote: " in out
-    full = modules(show_json(OLD_PLAN, "--mode", "full"))
-    assert full == [row["module"] for row in rows if row["mode"] == "full"]
-
-
 def test_a_score_that_this_version_does_not_know(tmp_path: Path) -> None:
     found = mixed_report()
     path = write(replace(found, run=replace(found.run, score="gone")), tmp_path / "scores.parquet")
@@ -115,7 +99,7 @@ def _damaged(folder: Path) -> dict[str, Path]:
         "hole": good[:4] + b"\0" * (len(good) - 8) + good[-4:],
         "torn plan": plan.read_bytes()[:900],
         "list": b"[]",
-        "object": b'{"schema_version": 2}',
+        "object": b'{"schema_version": 1}',
         "newer": b'{"schema_version": 99}',
         "csv": b"a,b\n1,2\n",
         "deep": b"[" * 100_000,
@@ -135,7 +119,7 @@ def test_files_that_are_none_of_ours_give_one_clear_line(tmp_path: Path) -> None
         "missing": "There is no file",
         "directory": "is a directory",
         "foreign": "was not written by hlscore",
-        "newer": "has plan schema 99; this hlscore reads 1 to 2",
+        "newer": "has plan schema 99; this hlscore reads 1",
         **dict.fromkeys(("head", "magic", "hole"), "is not a Parquet file"),
     }
     for name, path in _damaged(tmp_path).items():

@@ -30,7 +30,6 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.scores.registry import SCORES
 
-OLD_PLAN = Path(__file__).parent / "data" / "plan_v1.json"
 DOWN = "model.layers.0.mlp.down_proj"
 
 
@@ -282,15 +281,6 @@ def test_locks_and_baselines_are_named(tmp_path: Path) -> None:
     assert "\ntrain    full, asked for by a lock: 3.07 k parameters, " in show(path, "-m", DOWN)
     write_plan(planned(report(12), baseline="all-lora"), path)
     assert "\ntrain    LoRA 4, alpha 8, as the baseline all-lora does: " in show(path, "-m", DOWN)
-
-
-def test_a_plan_of_version_1_knows_no_costs() -> None:
-    row = read_modules(OLD_PLAN)[0]
-    out = show(OLD_PLAN, "--module", row["module"])
-    assert out.startswith(f"{row['module']}\n")
-    assert "\ntrain    full: " in out
-    assert "what it costs" not in out
-    assert show_json(OLD_PLAN, "--module", row["module"])["costs"] == []
 
 
 def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

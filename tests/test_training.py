@@ -347,7 +347,7 @@ def test_groups_have_rates_and_decays_of_their_own(tmp_path: Path) -> None:
 
 
 def test_groups_refuse_what_the_plan_does_not_train() -> None:
-    with pytest.raises(UsageError, match="trains no plan"):
+    with pytest.raises(UsageError, match="has no plan applied"):
         param_groups(tiny(), tiny_plan())
     wrapped = apply(tiny(), tiny_plan())
     wrapped.get_parameter("base_model.model.model.norm.weight").requires_grad_(True)

@@ -27,7 +27,7 @@ from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
 from hlscore.unfinished import unfinished_runs
 from hlscore.validation import training
 from hlscore.validation.run import prepare
-from hlscore.validation.training import Trial, train
+from hlscore.validation.training import Training, train
 from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
@@ -192,8 +192,8 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
     write_rows(desk / "other.jsonl", rows)
     trained: dict[tuple[str, int], tuple[float, ...]] = {}
 
-    def watched(ground: Any, plan: Any, wanted: Trial) -> training.Outcome:
-        found = train(ground, plan, wanted)
+    def watched(setup: Any, plan: Any, wanted: Training) -> training.Outcome:
+        found = train(setup, plan, wanted)
         if wanted.seed != 2:  # that of the search for rates
             trained[wanted.arm, wanted.seed] = found.also_sums
         return found
@@ -259,7 +259,7 @@ def test_killed_trial_goes_on_to_the_same_figures(
     assert "is another one: settings.seed was 0, now it is 1" in other.message
 
     finished = len(journal.read_text().splitlines()) - 1
-    done: list[Trial] = []
+    done: list[Training] = []
 
     def counted(*arguments: Any) -> Any:
         done.append(arguments[2])
@@ -289,13 +289,13 @@ def test_arms_see_the_same_batches_and_the_model_stays(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = prepared(desk)
-    before = {name: value.clone() for name, value in trial.ground.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trial.setup.model.state_dict().items()}
     seen: dict[str, list[torch.Tensor]] = {}
     kinds = {}
     inner = training._trainer
 
-    def watched(ground: Any, plan: Any, wanted: Trial, *given: Any) -> Any:
-        trainer = inner(ground, plan, wanted, *given)
+    def watched(setup: Any, plan: Any, wanted: Training, *given: Any) -> Any:
+        trainer = inner(setup, plan, wanted, *given)
         compute = trainer.compute_loss
 
         def loss(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
@@ -308,7 +308,7 @@ def test_arms_see_the_same_batches_and_the_model_stays(
 
     monkeypatch.setattr(training, "_trainer", watched)
     for arm in trial.arms:
-        train(trial.ground, arm.plans[0], Trial(arm=arm.name, seed=0, factor=1.0))
+        train(trial.setup, arm.plans[0], Training(arm=arm.name, seed=0, factor=1.0))
     assert set(seen) == set(ARMS)
     for batches in seen.values():
         assert len(batches) == 3
@@ -316,7 +316,7 @@ def test_arms_see_the_same_batches_and_the_model_stays(
             assert torch.equal(mine, first)
     for arm in trial.arms:
         assert kinds[arm.name] == arm.plans[0].totals.trained_params
-    for name, value in trial.ground.model.state_dict().items():
+    for name, value in trial.setup.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
@@ -324,11 +324,11 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
     """The arm `full` against a loop over the listed examples."""
     trial = prepared(desk, steps=4)
     arm = next(arm for arm in trial.arms if arm.name == "full")
-    found = train(trial.ground, arm.plans[1], Trial(arm="full", seed=1, factor=0.5))
+    found = train(trial.setup, arm.plans[1], Training(arm="full", seed=1, factor=0.5))
 
-    ground = trial.ground
+    setup = trial.setup
     model = FAMILIES["llama"].build()
-    model.load_state_dict(ground.model.state_dict())
+    model.load_state_dict(setup.model.state_dict())
     model.requires_grad_(False)
     wanted = {item.parameter for item in arm.plans[1].modules}
     weights = [value for name, value in model.named_parameters() if name in wanted]
@@ -336,7 +336,7 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         weight.requires_grad_(True)
     peak = 0.5 * arm.plans[1].learning_rates.full.value
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
-    order = training.training_order(ground.examples.training, count=16, seed=1)
+    order = training.training_order(setup.training, count=16, seed=1)
     model.train()
     for step in range(4):
         rate = peak * (step / 1 if step < 1 else (4 - step) / 3)
@@ -357,21 +357,21 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
     model.eval()
-    expected = training.example_sums(model, ground.examples.test, ground)
+    expected = setup.sums(model, setup.test)
     assert found.sums == pytest.approx(expected, rel=2e-5)
 
 
 def test_divergence_is_said_and_written_as_null(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(ground: Any, plan: Any, wanted: Trial) -> Any:
-        outcome = train(ground, plan, wanted)
+    def broken(setup: Any, plan: Any, wanted: Training) -> Any:
+        outcome = train(setup, plan, wanted)
         if wanted.arm != "matched" or wanted.seed != 1:
             return outcome
         nan = math.nan
         return training.Outcome(
-            trial=wanted, steps=outcome.steps, curve=(nan,) * len(outcome.curve), tuning_loss=nan,
-            sums=(nan,) * len(outcome.sums), seconds=1.0, measuring_seconds=0.0,
+            training=wanted, steps=outcome.steps, curve=(nan,) * len(outcome.curve),
+            tuning_loss=nan, sums=(nan,) * len(outcome.sums), seconds=1.0, measuring_seconds=0.0,
         )  # fmt: skip
 
     monkeypatch.setattr("hlscore.validation.run.train", broken)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from plans import plan_for, report_for
+from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
@@ -19,9 +18,9 @@ from hlscore.probes.units import ProbeExample
 from hlscore.reasons import UNREACHED
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
-from hlscore.validation.examples import split_examples, training_order
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
-from hlscore.validation.rates import at_edge, best, search
+from hlscore.validation.run import at_edge, best, search, split_examples
+from hlscore.validation.training import example_sums, training_order
 from hlscore.validation.verdict import verdict
 
 LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
@@ -29,7 +28,7 @@ LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
 
 def arms(full: bool = True) -> dict[str, Arm]:
     model = FAMILIES["llama"].build()
-    made = make_arms(plan_for(model, LOCKS), report_for(model).model, (0, 1, 2), full=full)
+    made = make_arms(plan_for(model, LOCKS), (0, 1, 2), full=full)
     return {arm.name: arm for arm in made}
 
 
@@ -58,7 +57,7 @@ def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
     ]
     lora = plan.lora.model_copy(update={"ranks": ranks})
     plan = plan.model_copy(update={"modules": modules, "lora": lora})
-    for arm in make_arms(plan, report_for(model).model, tuple(range(6)), full=True):
+    for arm in make_arms(plan, tuple(range(6)), full=True):
         for made in arm.plans.values():
             modes = {item.module: item.mode for item in made.modules}
             assert modes[dead] == "frozen"
@@ -99,7 +98,7 @@ def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
     plan = plan_for(model, locks)
     plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": [2, 4, 8]})})
     found = {arm.name: arm for arm in make_arms(
-        plan, report_for(model).model, tuple(range(6)), full=False
+        plan, tuple(range(6)), full=False
     )}  # fmt: skip
 
     def choices(of: Plan) -> Counter[tuple[object, ...]]:
@@ -117,7 +116,7 @@ def test_plan_without_full_modules_is_refused() -> None:
     model = FAMILIES["llama"].build()
     plan = plan_for(model, ("*=rank:4",))
     with pytest.raises(UsageError, match="no module in full"):
-        make_arms(plan, report_for(model).model, (0,), full=True)
+        make_arms(plan, (0,), full=True)
 
 
 def examples(count: int) -> list[ProbeExample]:
@@ -131,9 +130,8 @@ def examples(count: int) -> list[ProbeExample]:
 def test_parts_share_nothing_and_follow_content() -> None:
     listed = examples(50)
     parts = split_examples(listed, held_out=0.4, seed=1)
-    assert [len(parts.training), len(parts.tuning), len(parts.test)] == [30, 10, 10]
-    everything = [*parts.training, *parts.tuning, *parts.test]
-    assert Counter(everything) == Counter(listed)
+    assert [len(part) for part in parts] == [30, 10, 10]
+    assert Counter(item for part in parts for item in part) == Counter(listed)
     again = split_examples([*reversed(listed), listed[3]], held_out=0.4, seed=1)
     assert again == parts
     assert split_examples(listed, held_out=0.4, seed=2) != parts
@@ -306,20 +304,13 @@ def test_a_plan_for_another_loss_is_said_first() -> None:
 
 
 def test_example_sums_are_plain_losses() -> None:
-    from tokens import byte_tokenizer
-
-    from hlscore.validation.examples import Examples
-    from hlscore.validation.training import Ground, example_sums
-
     model = FAMILIES["llama"].build().eval()
     listed = [
         ProbeExample((1, 2, 3, 4, 5), (False, False, True, True, True)),
         ProbeExample((7, 8, 9), (False, True, False)),
         ProbeExample((5, 6, 7, 8, 9, 10, 11), (False, *(True,) * 6)),
     ]
-    parts = Examples(training=(), tuning=(), test=())
-    ground = Ground(model=model, tokenizer=byte_tokenizer(), examples=parts, steps=2, batch_size=1)
-    found = example_sums(model, listed, replace(ground, batch_size=8))
+    found = example_sums(model, listed, 0, batch_size=8)
     for item, total in zip(listed, found, strict=True):
         with torch.no_grad():
             logits = model(input_ids=torch.tensor([item.input_ids])).logits[0].log_softmax(-1)

@@ -121,10 +121,8 @@ class Difference:
         return first.structure == second.structure
 
     @property
-    def same_weights(self) -> bool | None:
-        """Whether both are for the same weights; `None` where an old plan cannot tell."""
-        if self.a.plan.upgraded != self.b.plan.upgraded:
-            return None
+    def same_weights(self) -> bool:
+        """Whether both are for the same weights."""
         first, second = self.a.plan.model.fingerprint, self.b.plan.model.fingerprint
         return first.weights == second.weights
 
@@ -146,7 +144,7 @@ def difference(a: Side, b: Side) -> Difference:
     return Difference(
         a=a,
         b=b,
-        facts=side_by_side([_facts(side.plan, other.plan) for side, other in ((a, b), (b, a))]),
+        facts=side_by_side([_facts(side.plan) for side in (a, b)]),
         moves=tuple(sorted(moves, key=lambda move: move.importance)),
         common=len(names),
         only_a=len(first) - len(names),
@@ -166,10 +164,8 @@ def difference(a: Side, b: Side) -> Difference:
     )
 
 
-def _facts(plan: Plan, other: Plan) -> dict[str, Value]:
-    facts = plan_facts(plan) | run_facts(plan.model, plan.provenance)
-    # Version 1 has another hash of the weights.
-    return facts | {"weights": None} if plan.upgraded and not other.upgraded else facts
+def _facts(plan: Plan) -> dict[str, Value]:
+    return plan_facts(plan) | run_facts(plan.model, plan.provenance)
 
 
 def _by_name(plan: Plan) -> dict[str, PlanModule]:

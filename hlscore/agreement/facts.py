@@ -74,7 +74,7 @@ def plan_facts(plan: Plan) -> dict[str, Value]:
         "locked": sum(item.locked for item in plan.modules),
         "parameters in full": totals.full_params,
         "trained parameters": totals.trained_params,
-        "training memory": None if plan.upgraded else plan.memory.total_bytes,
+        "training memory": plan.memory.total_bytes,
         "chosen again": plan.stability.mean_reselection,
         "borderline": plan.stability.borderline_modules,
     }

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hlscore.agreement.facts import fit_for_plans
 from hlscore.agreement.resamples import resampled_tau
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import make_plan, settings_of
+from hlscore.artifacts.plan_making import planned, replan, run_settings
 from hlscore.errors import HlscoreError
-from hlscore.planning.allocation import allocate
-from hlscore.planning.locks import matches
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score, replicates_at
-from hlscore.settings import PlanSettings
-
-DEFAULT_BUDGET = "0.1"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wishes:
-    """How a report becomes a plan; `None` leaves it to the other side, or to the report.
-
-    Attributes:
-        budget: Budget.
-        score: Name of the score that decides.
-        rank: LoRA rank.
-    """
-
-    budget: str | None = None
-    score: str | None = None
-    rank: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,12 +35,15 @@ class Side:
 
 
 def sides_of(
-    files: tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]], wishes: Wishes
+    files: tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]],
+    given: Mapping[str, Any],
 ) -> tuple[Side, Side]:
     """Turn two files into plans that can be compared.
 
-    A report beside a plan is planned like that plan: with its budget, score, ranks, value power,
-    locks, memory and method.
+    A report beside a plan is planned with the settings of that plan.
+
+    Args:
+        given: Plan settings that were asked for, by name.
 
     Returns:
         Both sides in the order given.
@@ -68,40 +53,21 @@ def sides_of(
     first, second = (
         Side(path=path, plan=content, from_scores=False)
         if isinstance(content, Plan)
-        else _planned(path, content, _settings(content, like, wishes))
+        else _side(path, content, like, given)
         for path, content in files
     )
     return first, second
 
 
-def _settings(report: ScoreReport, like: Plan | None, wishes: Wishes) -> PlanSettings:
-    if like is None:
-        return PlanSettings(
-            budget=wishes.budget or DEFAULT_BUDGET,
-            score=wishes.score or report.run.score,
-            rank=report.run.rank if wishes.rank is None else wishes.rank,
-        )
-    settings = settings_of(like)
-    rank = settings.rank if wishes.rank is None else wishes.rank
-    names = [row.module for row in report.candidates]
-    return replace(
-        settings,
-        budget=wishes.budget or settings.budget,
-        score=wishes.score or settings.score,
-        rank=rank,
-        alpha=settings.alpha if rank == settings.rank else None,
-        # The report may be of a model that lacks some of the modules.
-        locks=tuple(lock for lock in settings.locks if matches(lock, names)),
-    )
-
-
-def _planned(path: Path, report: ScoreReport, settings: PlanSettings) -> Side:
+def _side(path: Path, report: ScoreReport, like: Plan | None, given: Mapping[str, Any]) -> Side:
     with fit_for_plans(path):
         try:
-            plan = make_plan(report, allocate(report, settings))
+            if like is None:
+                plan = planned(report, run_settings(report, given))
+            else:
+                plan = replan(like, report, **given)
         except HlscoreError as error:  # of two files, which one
             raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
-    replicates = replicates_at(
-        report.candidates, find_score(settings.score), settings.rank, report.run.rank
-    )
+    score, rank = find_score(plan.settings.score), plan.settings.rank
+    replicates = replicates_at(report.candidates, score, rank, report.run.rank)
     return Side(path=path, plan=plan, from_scores=True, resampled_tau=resampled_tau(replicates))

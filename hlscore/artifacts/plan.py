@@ -6,11 +6,10 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.artifacts.plan_upgrade import UPGRADED_NOTE
 from hlscore.records import Form, LossTokens, Storage
-from hlscore.settings import BaseBits, Baseline, Master, Optimizer
+from hlscore.settings import BaseBits, Baseline, Master, Optimizer, PlanSettings
 
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[1] = 1
 
 LARGEST_RANK = 8192
 LARGEST_ALPHA = 64 * LARGEST_RANK
@@ -78,21 +77,10 @@ class PlanSolver(_Strict):
     name: str = Field(description="`sorted` for the highest scores, or the solver.")
     value: float = Field(
         description="Sum of the values bought: scores in their unit, or with ranks what is reached "
-        "of the score to the power of value_power."
+        "of the score to the power of settings.value_power."
     )
     gap: float = Field(
         ge=0, description="(upper bound - value) / value; 0 where the choice is the best one."
-    )
-    value_power: float | None = Field(
-        gt=0,
-        le=1,
-        description="How fast the value of a module levels off with its rank: 1 is not at all, in "
-        "the view of the first step. Null where no ranks were chosen.",
-    )
-    min_rank: int = Field(
-        default=0,
-        ge=0,
-        description="Least LoRA rank of every module where ranks were chosen; 0 may freeze some.",
     )
 
 
@@ -169,7 +157,7 @@ class PlanStability(_Strict):
     """How far the choice depends on the probe examples that were drawn."""
 
     mean_reselection: float | None = Field(
-        description="Mean share of bootstrap resamples that choose a chosen module again."
+        description="Mean share of bootstrap resamples that select a selected module again."
     )
     borderline_modules: _Count | None = Field(
         description="Modules chosen in more than 10 % and less than 90 % of the resamples."
@@ -273,12 +261,13 @@ class PlanProvenance(_Strict):
 class Plan(_Strict):
     """A module plan: full fine-tuning for a few modules, LoRA for the others."""
 
-    schema_version: Literal[2]
+    schema_version: Literal[1]
     model: PlanModel
     method: Literal["score"] | Baseline = Field(
         description="`score`, or the baseline that the plan is."
     )
     budget: PlanBudget
+    settings: PlanSettings = Field(description="Settings that make the plan again from scores.")
     solver: PlanSolver
     score: PlanScore
     lora: PlanLora
@@ -293,11 +282,6 @@ class Plan(_Strict):
     skipped: _List[PlanSkipped]
     notes: _List[str]
     provenance: PlanProvenance
-
-    @property
-    def upgraded(self) -> bool:
-        """Whether the plan comes from schema version 1, which says less about the model."""
-        return UPGRADED_NOTE in self.notes
 
     @property
     def full(self) -> list[PlanModule]:

@@ -14,8 +14,7 @@ from hlscore.artifacts.files import check_file
 from hlscore.artifacts.json_places import JsonPath, Place
 from hlscore.artifacts.json_text import LARGEST_BYTES, parse_json, quoted, syntax_fault
 from hlscore.artifacts.plan import SCHEMA_VERSION, Plan, PlanModule
-from hlscore.artifacts.plan_upgrade import upgrade
-from hlscore.errors import ArtifactError, first_line
+from hlscore.errors import ArtifactError, HlscoreError, first_line
 
 _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
 
@@ -107,11 +106,11 @@ def inspect_plan(data: bytes) -> Inspection:
         )
         return _no_plan(Problem(kind="json", message=syntax_fault(error), place=place))
     version = document.get("schema_version")
-    if type(version) is not int or not 1 <= version <= SCHEMA_VERSION:
-        message = f"it has plan schema {quoted(version)}; this hlscore reads 1 to {SCHEMA_VERSION}"
+    if type(version) is not int or version != SCHEMA_VERSION:
+        message = f"it has plan schema {quoted(version)}; this hlscore reads {SCHEMA_VERSION}"
         return _no_plan(Problem(kind="version", message=message, path=("schema_version",)))
     try:
-        plan = Plan.model_validate(upgrade(document))
+        plan = Plan.model_validate(document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         return _no_plan(
@@ -119,7 +118,8 @@ def inspect_plan(data: bytes) -> Inspection:
             version=version,
         )
     except (
-        ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+        HlscoreError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
+        RecursionError,
     ) as error:  # fmt: skip
         return _no_plan(Problem(kind="schema", message=first_line(error)), version=version)
     return Inspection(plan=plan, version=version, problems=tuple(_faults(plan)))

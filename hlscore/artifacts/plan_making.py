@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, replace
 from typing import Any
 
 from hlscore.artifacts.plan import (
@@ -30,13 +29,13 @@ from hlscore.artifacts.plan import (
     significant,
 )
 from hlscore.errors import UsageError
-from hlscore.planning.allocation import Allocation, Decision
-from hlscore.planning.locks import locks_of
+from hlscore.planning.allocation import Allocation, Decision, allocate
+from hlscore.planning.locks import matches
 from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score
-from hlscore.scores.rows import remark_at
-from hlscore.settings import VALUE_POWER, MemorySettings, PlanSettings
+from hlscore.scores.rows import remark
+from hlscore.settings import PlanSettings, build
 
 
 def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
@@ -54,14 +53,11 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         model=model_of(report),
         method=settings.baseline or "score",
         budget=_budget(allocation),
+        settings=settings,
         solver=PlanSolver(
             name=allocation.picks.solver,
             value=significant(allocation.picks.value),
             gap=significant(allocation.picks.gap),
-            value_power=settings.value_power
-            if settings.ranks and settings.baseline is None
-            else None,
-            min_rank=settings.min_rank,
         ),
         score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=PlanLora(
@@ -94,48 +90,28 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
     )
 
 
-def settings_of(plan: Plan) -> PlanSettings:
-    """The settings that make a plan again from the scores that it was made from.
+def planned(report: ScoreReport, settings: PlanSettings) -> Plan:
+    """The plan that settings make from scores."""
+    return make_plan(report, allocate(report, settings))
 
-    Locks are those of single modules, unless the patterns that the scores were ranked with pin
-    the same ones.
+
+def run_settings(report: ScoreReport, given: Mapping[str, Any]) -> PlanSettings:
+    """Plan settings that were given by name, with the score and the rank of a run by default."""
+    return build(PlanSettings, {"score": report.run.score, "rank": report.run.rank} | dict(given))
+
+
+def replan(plan: Plan, report: ScoreReport, **changes: Any) -> Plan:
+    """Make a plan again from scores, with some of its settings changed.
+
+    Locks that match none of the modules are left out: the report may be of a model without them.
+    With another rank the default alpha is that of the new rank.
     """
-    memory, lora = plan.memory, plan.lora
-    return PlanSettings(
-        budget=plan.budget.asked,
-        score=plan.score.name,
-        rank=lora.rank,
-        alpha=None if lora.alpha == 2 * lora.rank else lora.alpha,
-        ranks=tuple(lora.ranks),
-        min_rank=plan.solver.min_rank,
-        value_power=plan.solver.value_power or VALUE_POWER,
-        locks=_locks(plan),
-        baseline=None if plan.method == "score" else plan.method,
-        memory=MemorySettings(
-            **{field.name: getattr(memory, field.name) for field in fields(MemorySettings)}
-        ),
-    )
-
-
-def _locks(plan: Plan) -> tuple[str, ...]:
-    locked = {item.module: item for item in plan.modules if item.locked}
-    run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
-    patterns = tuple(run.get("locks", ()))
-    try:
-        found = locks_of(patterns, [item.module for item in plan.modules])
-    except UsageError:
-        found = {}
-    if found.keys() == locked.keys() and all(
-        lock.mode == locked[name].mode and lock.rank in (None, locked[name].rank)
-        for name, lock in found.items()
-    ):
-        return patterns
-    locks = []
-    for name, item in locked.items():
-        # Without ranks to choose from, LoRA has that of the plan unless the lock names another.
-        fixed = item.mode == "lora" and (plan.lora.ranks or item.rank != plan.lora.rank)
-        locks.append(f"{glob.escape(name)}={f'rank:{item.rank}' if fixed else item.mode}")
-    return tuple(locks)
+    settings = plan.settings
+    if changes.get("rank", settings.rank) != settings.rank:
+        changes = {"alpha": None} | changes
+    names = [row.module for row in report.candidates]
+    locks = tuple(lock for lock in settings.locks if matches(lock, names))
+    return planned(report, replace(settings, **({"locks": locks} | changes)))
 
 
 def model_of(report: ScoreReport) -> PlanModel:
@@ -200,7 +176,9 @@ def _module(item: Decision, allocation: Allocation) -> PlanModule:
         in_features=row.in_features,
         params=row.n_params,
         trained_params=item.trained_params,
-        remark=remark_at(row, rank or settings.rank),
+        remark=remark(
+            row, row.matrices_reached, rank or settings.rank, of_updates=allocation.of_updates
+        ),
     )
 
 

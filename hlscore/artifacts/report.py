@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
@@ -17,62 +18,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from hlscore.artifacts.files import check_file
 from hlscore.errors import ArtifactError, first_line
-from hlscore.records import (
-    Form,
-    ModelIdentity,
-    ModuleRow,
-    ProbeSummary,
-    RunInfo,
-    ScoreReport,
-    Status,
-    Storage,
-)
+from hlscore.records import ModelIdentity, ModuleRow, ProbeSummary, RunInfo, ScoreReport
 from hlscore.scores.registry import SCORES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SCHEMA_VERSION = 4
-_OLDEST_VERSION = 2
+SCHEMA_VERSION = 1
 METADATA_KEY = b"hlscore"
 
-_INTEGERS = ("rank", "layer", "matrices", "matrices_reached", "rank_for_90")
-_WIDE_INTEGERS = ("out_features", "in_features", "n_params")
 _SIZES = ("matrices", "out_features", "in_features", "n_params")
-_TEXTS = ("module", "parameter", "kind", "block", "form", "storage", "status", "reason")
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "form": get_args(Form),
-    "storage": get_args(Storage),
-    "status": get_args(Status),
-}
-_LISTS: dict[str, pa.DataType] = {
-    "curve_ranks": pa.list_(pa.int32()),
-    "tail_curve": pa.list_(pa.float64()),
-    "tail_curve_errors": pa.list_(pa.float64()),
-    "hls_curve": pa.list_(pa.float64()),
-    "hls_curve_errors": pa.list_(pa.float64()),
-    "l1_adam_curve": pa.list_(pa.float64()),
-    "spectral_ranks": pa.list_(pa.int32()),
-    "spectral_curve": pa.list_(pa.float64()),
-    "hls_replicates": pa.list_(pa.float32()),
-    "tail_replicates": pa.list_(pa.float32()),
-    "grad_norm_replicates": pa.list_(pa.float32()),
-}
-
-_NEW_IN = {
-    3: ("l1_adam", "snr", "spectral", "kappa", "condition_number", "l1_adam_curve",
-        "spectral_ranks", "spectral_curve"),
-    4: ("hls_share", "halves_norm"),
-}  # fmt: skip
-"""Columns that files of earlier versions lack; they are null then."""
-
-_RESAMPLED = {
-    score.name: score.replicates_column for score in SCORES.values() if score.replicates_column
-}
-"""Column that the resamples of a score come from."""
-
-# Scores whose value has no field in `ModuleRow`: each has a column of floats all the same.
-_MORE_SCORES = tuple(name for name in SCORES if name not in ModuleRow.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,43 +54,48 @@ class _Metadata(BaseModel):
     run: RunInfo
 
 
-def column_type(name: str) -> pa.DataType:
-    """Arrow type of a column of the report."""
-    if name in _LISTS:
-        return _LISTS[name]
-    if name in _INTEGERS:
-        return pa.int32()
-    if name in _WIDE_INTEGERS:
-        return pa.int64()
-    return pa.string() if name in _TEXTS else pa.float64()
+def _columns() -> dict[str, tuple[Any, pa.DataType]]:
+    """Python type, without `None`, and Arrow type of each field of a row."""
+    arrow = {int: pa.int64(), float: pa.float64()}
+    resampled = {score.resampled for score in SCORES.values()}
+    found: dict[str, tuple[Any, pa.DataType]] = {}
+    hints = {
+        name: hint for name, hint in get_type_hints(ModuleRow).items() if name != "more_scores"
+    }
+    for name, hint in hints.items():
+        arms = get_args(hint) if get_origin(hint) is UnionType else (hint,)
+        kind = next(arm for arm in arms if arm is not NoneType)
+        if get_origin(kind) is tuple:
+            item = get_args(kind)[0]
+            stored = pa.list_(pa.float32() if name in resampled else arrow[item])
+        else:
+            stored = arrow.get(kind, pa.string())  # texts and choices among texts
+        found[name] = (kind, stored)
+    return found
 
 
-def report_columns() -> tuple[str, ...]:
-    """Columns of `scores.parquet` in order."""
-    own = tuple(item.name for item in fields(ModuleRow) if item.name != "more_scores")
-    return own + _MORE_SCORES
+_COLUMNS = _columns()
+_LISTS = tuple(name for name, (kind, _) in _COLUMNS.items() if get_origin(kind) is tuple)
+_TEXTS = tuple(name for name, (_, stored) in _COLUMNS.items() if stored == pa.string())
+_NUMBERS = tuple(name for name, (_, stored) in _COLUMNS.items() if stored == pa.float64())
+_CHOICES = {name: get_args(kind) for name, (kind, _) in _COLUMNS.items()
+            if get_origin(kind) is Literal}  # fmt: skip
+_EVEN = tuple(name for name in _LISTS if not name.startswith(("l1_adam", "spectral")))
+_MORE_SCORES = tuple(name for name in SCORES if name not in _COLUMNS)
 
 
-_NUMBERS = tuple(name for name in report_columns() if column_type(name) == pa.float64())
-
-
-def report_schema(version: int = SCHEMA_VERSION) -> pa.Schema:
-    """Columns of `scores.parquet` in order, with their types.
-
-    Args:
-        version: Version of the file; older ones have fewer columns.
-    """
-    later = {name for since, names in _NEW_IN.items() if since > version for name in names}
-    names = [name for name in report_columns() if name not in later]
-    return pa.schema([(name, column_type(name)) for name in names])
+def report_schema() -> pa.Schema:
+    """Columns of `scores.parquet` in order, with their types."""
+    stored = [(name, stored) for name, (_, stored) in _COLUMNS.items()]
+    return pa.schema(stored + [(name, pa.float64()) for name in _MORE_SCORES])
 
 
 def to_table(report: ScoreReport) -> pa.Table:
     """Turn a report into an Arrow table with metadata."""
     schema = report_schema()
     columns = {
-        name: pa.array([getattr(row, name) for row in report.rows], type=schema.field(name).type)
-        for name in schema.names
+        field.name: pa.array([getattr(row, field.name, None) for row in report.rows], field.type)
+        for field in schema
     }
     origin = {
         "schema_version": SCHEMA_VERSION,
@@ -169,7 +129,7 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
         # Not the file as a data set: `k=v` folders in the path would become columns.
         file = pq.ParquetFile(path)
         origin = _read_metadata(path, file.schema_arrow)
-        _check_columns(path, file.schema_arrow, origin.schema_version)
+        _check_columns(path, file.schema_arrow)
         table = file.read(columns=_wanted(origin, resamples))
     except (pa.ArrowException, OSError) as error:
         if _is_object(path):
@@ -197,15 +157,15 @@ def _is_object(path: Path) -> bool:
 
 def _wanted(origin: _Metadata, resamples: Resamples | None) -> list[str]:
     """Columns to read: what nobody asks for is not even decoded."""
-    names: list[str] = report_schema(origin.schema_version).names
     if resamples is None:
-        return names
-    kept = {_RESAMPLED.get(score) for score in resamples.scores(origin.run)}
-    return [name for name in names if name not in _RESAMPLED.values() or name in kept]
+        return list(report_schema().names)
+    left_out = {score.resampled for score in SCORES.values()}
+    left_out -= {SCORES[name].resampled for name in resamples.scores(origin.run) if name in SCORES}
+    return [name for name in report_schema().names if name not in left_out]
 
 
-def _check_columns(path: Path, schema: pa.Schema, version: int) -> None:
-    wanted = report_schema(version)
+def _check_columns(path: Path, schema: pa.Schema) -> None:
+    wanted = report_schema()
     if not schema.equals(wanted, check_metadata=False):
         raise ArtifactError(
             f"The columns of '{path}' are not those of an hlscore report: "
@@ -226,10 +186,9 @@ def _read_metadata(path: Path, schema: pa.Schema) -> _Metadata:
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"The metadata of '{path}' is damaged: {first_line(error)}") from error
     version = content.get("schema_version") if isinstance(content, dict) else None
-    if version not in range(_OLDEST_VERSION, SCHEMA_VERSION + 1) or isinstance(version, bool):
+    if type(version) is not int or version != SCHEMA_VERSION:
         raise ArtifactError(
-            f"'{path}' has report schema {version}; this hlscore reads {_OLDEST_VERSION} to "
-            f"{SCHEMA_VERSION}.",
+            f"'{path}' has report schema {version}; this hlscore reads {SCHEMA_VERSION}.",
             hint="Use the hlscore that wrote it, or run `hlscore rank` again.",
         )
     try:
@@ -297,7 +256,7 @@ def _identity_faults(row: ModuleRow) -> Iterator[str]:
 
 
 def _uneven_replicates(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
-    for name in (name for name in _LISTS if name not in _NEW_IN[3]):
+    for name in _EVEN:
         lengths = [len(getattr(row, name)) if row.is_candidate else None for row in rows]
         first = next((length for length in lengths if length is not None), None)
         for place, length in enumerate(lengths):
@@ -312,22 +271,19 @@ def _rows(table: pa.Table, most: int | None) -> tuple[ModuleRow, ...]:
         else table.column(name).to_pylist()
         for name in table.schema.names
     }
-    return tuple(
-        _row(dict(zip(columns, values, strict=True)))
-        for values in zip(*columns.values(), strict=True)
-    )
-
-
-def _row(values: dict[str, Any]) -> ModuleRow:
-    more = {name: values.pop(name) for name in _MORE_SCORES if name in values}
-    return ModuleRow(**values, more_scores=more)
+    rows = []
+    for values in zip(*columns.values(), strict=True):
+        row = dict(zip(columns, values, strict=True))
+        more = {name: row.pop(name) for name in _MORE_SCORES if name in row}
+        rows.append(ModuleRow(**row, more_scores=more))
+    return tuple(rows)
 
 
 def _list_column(
     column: pa.ChunkedArray, name: str, most_resamples: int | None
 ) -> list[tuple[Any, ...]]:
     """Tuples of numbers, empty for null; much faster than Arrow's own way for long lists."""
-    resampled = name in _RESAMPLED.values()
+    resampled = any(name == score.resampled for score in SCORES.values())
     most = most_resamples if resampled else None
     found: list[tuple[Any, ...]] = []
     for chunk in column.chunks:

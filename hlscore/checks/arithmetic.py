@@ -95,10 +95,9 @@ def check_arithmetic(plan: Plan) -> Iterator[Finding]:
     yield from _budget(plan)
     yield from _positions(plan)
     yield from _stability(plan)
-    if not plan.upgraded:
-        parts = {name: size for name, size in plan.memory if name.endswith("_bytes")}
-        total = parts.pop("total_bytes")
-        yield from _stated(MEMORY, "memory", {"total_bytes": (total, sum(parts.values()))})
+    parts = {name: size for name, size in plan.memory if name.endswith("_bytes")}
+    total = parts.pop("total_bytes")
+    yield from _stated(MEMORY, "memory", {"total_bytes": (total, sum(parts.values()))})
 
 
 def _stated(
@@ -204,8 +203,7 @@ def _budget(plan: Plan) -> Iterator[Finding]:
         "realized_module_share": significant(len(plan.full) / max(1, len(params))),
         "realized_parameter_share": significant(full / max(1, whole)),
     }
-    if not plan.upgraded or budget.unit != "bytes":
-        true["spent"] = _spent(plan)
+    true["spent"] = _spent(plan)
     if stated.trained_limit is not None:
         true["trained_limit"] = None if budget.share is None else share_of(budget.share, whole)
     yield from _stated(

@@ -31,14 +31,6 @@ SCHEMA = Rule(
     why="A trainer that reads such a plan stops, or trains something else.",
     remedy=f"`hlscore schema` prints the JSON Schema. {PLAN_AGAIN}",
 )
-OLD_VERSION = Rule(
-    code="HLS104",
-    name="newest version",
-    asks="The plan is written in the newest version of the format.",
-    why="Older versions know neither memory nor what holds a weight, so less can be checked.",
-    remedy="Make the plan again with `hlscore plan` on new scores.",
-    level="warning",
-)
 DUPLICATE = Rule(
     code="HLS105",
     name="each module once",
@@ -93,7 +85,7 @@ _BY_PROBLEM: dict[ProblemKind, Rule] = {
     "text": PRINTABLE,
 }
 RULES = (
-    FILE, VERSION, SCHEMA, OLD_VERSION, DUPLICATE, OVERLAP, MODE_RANK, WEIGHT_NAME, PRINTABLE,
+    FILE, VERSION, SCHEMA, DUPLICATE, OVERLAP, MODE_RANK, WEIGHT_NAME, PRINTABLE,
     RANK_FITS,
 )  # fmt: skip
 
@@ -108,9 +100,6 @@ def check_format(found: Inspection) -> Iterator[Finding]:
         yield replace(
             rule.finding(message[0].upper() + message[1:], problem.path), place=problem.place
         )
-    if found.plan is not None and found.plan.upgraded:
-        message = f"The plan is written in schema version {found.version}."
-        yield OLD_VERSION.finding(message, ("schema_version",))
 
 
 def check_modules(plan: Plan) -> Iterator[Finding]:

@@ -128,7 +128,7 @@ def check_model(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
     for item in differing:
         yield item.rule.finding(f"Of '{name}': {item.message}.", item.path)
     other = structure_hash(candidates_of(found)) != plan.model.fingerprint.structure
-    if other and not plan.upgraded:
+    if other:
         message = f"The structure of '{name}' is not the one that the plan was made for."
         yield STRUCTURE.finding(message, ("model", "fingerprint", "structure"))
     if settings.weights and not differing:

@@ -20,7 +20,7 @@ from hlscore.checks.rules import Rule
 from hlscore.checks.scores import check_scores
 from hlscore.checks.stability import check_stability
 from hlscore.checks.trainers import check_trainers
-from hlscore.exporters.registry import find_exporter
+from hlscore.exporters.exporter import find_exporter
 from hlscore.settings import CheckSettings
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.findings import Finding
 from hlscore.checks.rules import Rule
+from hlscore.exporters.exporter import find_exporter
 from hlscore.exporters.limits import FaultKind, faults
-from hlscore.exporters.registry import find_exporter
 from hlscore.settings import CheckSettings
 
 TRAINER_MODE = Rule(

@@ -127,7 +127,7 @@ def _show(results: Sequence[CheckResult], form: Format, out: Path | None) -> Non
 
 def _write(out: Path, text: str) -> None:
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.exporters.formats import text_file
+    from hlscore.exporters.exporter import text_file
 
     check_folder(out.parent, (out.name,), force=True)
     write_files(out.parent, {out.name: text_file(text)})

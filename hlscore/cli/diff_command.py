@@ -62,7 +62,7 @@ def diff(
     `hlscore diff plan.json scores.parquet --exit-code --json`
     """
     from hlscore.agreement.difference import difference
-    from hlscore.agreement.sides import Wishes, sides_of
+    from hlscore.agreement.sides import sides_of
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.reading import uncollected
     from hlscore.planning.budget import parse_budget
@@ -70,20 +70,19 @@ def diff(
     from hlscore.views.diff import print_difference, print_difference_json
     from hlscore.views.progress import status
 
-    budget, score, rank = (settings.get(name) for name in ("budget", "score", "rank"))
-    if budget is not None:
-        parse_budget(budget)
+    score = settings.get("score")
+    if "budget" in settings:
+        parse_budget(settings["budget"])
     if score is not None:
         find_score(score)
     with status("comparing"), uncollected():
         files = _read(a, b, score)
-        wished = any(wish is not None for wish in (budget, score, rank))
-        if wished and all(isinstance(content, Plan) for _, content in files):
+        if settings and all(isinstance(content, Plan) for _, content in files):
             raise UsageError(
                 "Both files are plans: nothing is left to plan.",
                 hint="Leave --budget, --score and --rank out, or give score files.",
             )
-        found = difference(*sides_of(files, Wishes(budget=budget, score=score, rank=rank)))
+        found = difference(*sides_of(files, settings))
     if as_json:
         print_difference_json(found)
     else:

@@ -13,7 +13,7 @@ from hlscore.errors import UsageError
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
-    from hlscore.exporters.formats import Exporter, ExportSettings
+    from hlscore.exporters.exporter import Exporter, ExportSettings
 
 _PANEL = "Export"
 
@@ -112,8 +112,7 @@ def export(
             hint="hlscore export plan.json --to peft; hlscore export --list names the formats.",
         )
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.exporters.formats import ExportSettings
-    from hlscore.exporters.registry import find_exporter
+    from hlscore.exporters.exporter import ExportSettings, find_exporter
 
     exporter = find_exporter(to)
     settings = ExportSettings(

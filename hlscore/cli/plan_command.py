@@ -9,7 +9,7 @@ import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import PlanSettings, build
+from hlscore.settings import PlanSettings
 
 
 @o.takes_settings
@@ -51,7 +51,7 @@ def plan(
     """
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
-    from hlscore.artifacts.plan_making import make_plan
+    from hlscore.artifacts.plan_making import make_plan, run_settings
     from hlscore.artifacts.reading import is_report
     from hlscore.artifacts.report import read_report
     from hlscore.planning.allocation import allocate
@@ -71,8 +71,7 @@ def plan(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
         )
     report = read_report(scores)
-    run = {"score": report.run.score, "rank": report.run.rank}
-    asked = build(PlanSettings, run | settings)
+    asked = run_settings(report, settings)
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):
         allocation = allocate(report, asked)

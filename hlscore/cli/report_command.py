@@ -90,7 +90,7 @@ def report(
         given = None if plan is None else read_plan(plan)
         decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
         found = read_report(scores, resamples=decides)
-        made = _made(found, scores, budget) if given is None else given
+        made = _made(found, scores, settings) if given is None else given
         content = join(found, made, planned_here=plan is None)
         page = render(draw(content), started)
     paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
@@ -100,18 +100,12 @@ def report(
         print_page(made, paths[target.name], scores, plan)
 
 
-def _made(report: ScoreReport, scores: Path, budget: str | None) -> Plan:
-    from dataclasses import replace
-
+def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
     from hlscore.agreement.facts import fit_for_plans
-    from hlscore.artifacts.plan_making import make_plan
-    from hlscore.planning.allocation import allocate
+    from hlscore.artifacts.plan_making import planned, run_settings
 
-    settings = PlanSettings(score=report.run.score, rank=report.run.rank)
-    if budget is not None:
-        settings = replace(settings, budget=budget)
     with fit_for_plans(scores):
-        return make_plan(report, allocate(report, settings))
+        return planned(report, run_settings(report, settings))
 
 
 def _write(path: Path, page: bytes) -> None:

@@ -75,7 +75,7 @@ def extract_lora(
     if max_error is not None and not 0 < max_error < 1:
         raise UsageError(f"--max-error is {max_error}.", hint="Use a share, such as 0.05.")
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.exporters.formats import text_file
+    from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress
 
     check_folder(out, (_CONFIG, _WEIGHTS), force=force)

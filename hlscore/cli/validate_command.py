@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Annotated
@@ -99,6 +100,7 @@ def _run(
 ) -> None:  # fmt: skip
     from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
+    from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress, warn
     from hlscore.views.validation import (
         print_forecast,
@@ -118,7 +120,6 @@ def _run(
     with quiet_libraries():
         from hlscore.inputs.model import resolve_device
         from hlscore.inputs.placement import dtype_warning
-        from hlscore.validation.file import document, write_validation
         from hlscore.validation.journal import JOURNAL
         from hlscore.validation.run import prepare, seconds_per_training, validate
 
@@ -137,11 +138,9 @@ def _run(
     if force and not resume:
         journal.unlink(missing_ok=True)
     with terminal_progress() as progress:
-        found = validate(trial, folder, progress, resume=resume)
-    content = document(trial, found)
-    path = write_files(folder, {VALIDATION_FILE: lambda path: write_validation(content, path)})[
-        VALIDATION_FILE
-    ]
+        content = validate(trial, folder, progress, resume=resume)
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    path = write_files(folder, {VALIDATION_FILE: text_file(text)})[VALIDATION_FILE]
     journal.unlink(missing_ok=True)
     if as_json:
         print_validation_json(content, path)

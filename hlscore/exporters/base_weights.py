@@ -9,10 +9,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.plan_upgrade import refuse_upgraded
 from hlscore.errors import ModelError, first_line
-from hlscore.exporters.formats import ExportSettings
-from hlscore.exporters.peft_names import full_name
+from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.peft import full_name
 from hlscore.inputs.tensor_files import HeldTensor, StoredTensor, stored_tensors
 from hlscore.reasons import EXCLUDED, NOT_INCLUDED
 from hlscore.settings import ModelSettings
@@ -35,24 +34,12 @@ _DTYPES = {
 
 
 def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTensor]:
-    """Find the tensors of the base model, by the names that its modules have in memory.
+    """The tensors of the base model, by the names that its modules have in memory.
 
     Checkpoints that store them under other names (older ones of mixtures of experts, for
     example) are loaded by transformers once; of these, the tensors of modules trained in full
     are held in memory, and a sample of the others.
-
-    Args:
-        plan: The plan.
-        settings: Where the base model is, and whether other weights are accepted.
-
-    Returns:
-        Tensors by name.
-
-    Raises:
-        ArtifactError: A file of the model cannot be read, or the plan is too old.
-        ModelError: Names or shapes differ from the plan's, or the model cannot be found.
     """
-    refuse_upgraded(plan, "seed-adapter")
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
@@ -70,20 +57,7 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
 
 
 def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
-    """Whether the weights of a model are those that a plan was made from.
-
-    Args:
-        plan: The plan.
-        model: Which model; its weights are sampled from its files.
-
-    Returns:
-        Whether they hash to the plan's fingerprint.
-
-    Raises:
-        ArtifactError: A file of the model cannot be read, or the plan is too old.
-        ModelError: Names or shapes differ from the plan's, or the model cannot be found.
-    """
-    refuse_upgraded(plan, "comparing weights")
+    """Whether the sampled weights of a model hash to the plan's fingerprint."""
     return _are_the_weights(plan, _checked_tensors(plan, model))
 
 

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.limits import ExportError
-from hlscore.exporters.peft import ties_weights
-from hlscore.exporters.peft_names import never_packed
-
-# What stands where the reader has to fill something in.
-FILL_IN = "FILL_IN"
+from hlscore.exporters.peft import never_packed, ties_weights
 
 _MOMENTUM = "momentum=0.9"
 
@@ -30,58 +26,28 @@ SEED_ADAPTER = (
 
 
 def optimizer_name(plan: Plan) -> str:
-    """Name of the plan's optimizer in transformers.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        A value of `TrainingArguments.optim`.
-    """
+    """The plan's optimizer as a value of `TrainingArguments.optim`."""
     return _OPTIMIZERS[plan.memory.optimizer]
 
 
 def optimizer_args(plan: Plan) -> str | None:
-    """Arguments of the plan's optimizer in transformers.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        A value of `TrainingArguments.optim_args`; `None` where the name says it all.
-    """
+    """A value of `TrainingArguments.optim_args`; `None` where the name says it all."""
     return _MOMENTUM if plan.memory.optimizer == "sgd-momentum" else None
 
 
 def optimizer_note(plan: Plan) -> tuple[str, ...]:
-    """A remark about the arguments of the optimizer.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The remark; empty where the optimizer has no arguments.
-    """
+    """A remark about the arguments of the optimizer, if it has any."""
     if optimizer_args(plan) is None:
         return ()
     return (
-        f"SGD's momentum stands in optim_args as {_MOMENTUM}; transformers 5.0 and older pass over "
-        "it.",
+        f"SGD's momentum is set by optim_args ({_MOMENTUM}), which transformers up to 5.0 ignores.",
     )
 
 
 def training_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
-    """Arguments of transformers' Trainer, for trainers that know one learning rate.
-
-    Args:
-        plan: The plan.
-        settings: May set the rates.
-
-    Returns:
-        The arguments by their names in `TrainingArguments`.
-    """
+    """Arguments of transformers' Trainer, for trainers that have one learning rate."""
     return {
-        "learning_rate": one_rate(plan, settings),
+        "learning_rate": settings.one_rate(plan),
         "optim": optimizer_name(plan),
         "optim_args": optimizer_args(plan),
         "lr_scheduler_type": "cosine",
@@ -105,65 +71,23 @@ def counts_assistant_only(plan: Plan) -> bool:
     return plan.provenance.probes.loss_on == "assistant"
 
 
-def seed_adapter_lines(lacks: str, key: str, instead_of: str) -> tuple[str, ...]:
+def seed_adapter_lines(lacks: str, key: str, replaced: str) -> tuple[str, ...]:
     """Lines for the top of a file that say how a plan with several ranks gets to a trainer.
 
     Args:
-        lacks: What the trainer does not know, in a sentence.
+        lacks: What the trainer cannot express, in a sentence.
         key: The key that takes the path of an adapter.
-        instead_of: What the keys that it replaces have in their names.
-
-    Returns:
-        The lines.
+        replaced: What the keys that it replaces have in their names.
     """
     return (
         f"{lacks} A plan with more:",
         SEED_ADAPTER,
-        f"Give its path as {key}, in place of the keys with {instead_of}.",
+        f"Give its path as {key}, in place of the keys with {replaced}.",
     )
 
 
-def revision(plan: Plan, settings: ExportSettings) -> str | None:
-    """Revision of the base model to load.
-
-    Args:
-        plan: The plan.
-        settings: May name another base model.
-
-    Returns:
-        The plan's revision; `None` where it has none, or the base model is another one.
-    """
-    return plan.model.revision if settings.base(plan) == plan.model.name else None
-
-
-def one_rate(plan: Plan, settings: ExportSettings, method: str | None = None) -> float:
-    """The learning rate where a trainer knows only one.
-
-    Args:
-        plan: The plan.
-        settings: May set the rates.
-        method: The loss that is trained; `None` means the one that was probed.
-
-    Returns:
-        The smaller one of those that the plan needs: a rate too high ruins modules, one too low
-        only trains them slowly.
-    """
-    full, lora = settings.rates(plan, method)
-    if plan.full and plan.lora_modules:
-        return min(full, lora)
-    return full if plan.full else lora
-
-
 def one_rate_note(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-    """A remark about the learning rate where a trainer knows only one.
-
-    Args:
-        plan: The plan.
-        settings: May set the rates.
-
-    Returns:
-        The remark; empty where the plan needs only one rate.
-    """
+    """A remark about the learning rate of a trainer that has one, where the plan needs two."""
     if not plan.full or not plan.lora_modules:
         return ()
     full, lora = settings.rates(plan)
@@ -173,41 +97,15 @@ def one_rate_note(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
     )
 
 
-def refuse_packed(plan: Plan, trainer: str) -> None:
-    """Refuse what needs unpacked weights where a trainer packs the whole base model.
-
-    Args:
-        plan: The plan.
-        trainer: What to call the trainer.
-
-    Raises:
-        ExportError: A packed weight would be trained in full, or by the name of its parameter.
-    """
-    bits = plan.memory.base_bits
-    for module, what in never_packed(plan):
-        if bits != 16:
-            raise ExportError(
-                f"{trainer} packs every linear layer into {bits} bits, also '{module}', which is "
-                f"to be {what}.",
-                hint="Plan again with --base 16.",
-            )
-
-
-def refuse_tied(plan: Plan, trainer: str) -> None:
-    """Refuse to train a tied embedding in full where a trainer would untie it.
-
-    Args:
-        plan: The plan.
-        trainer: What to call the trainer.
-
-    Raises:
-        ExportError: The plan trains a tied embedding in full.
-    """
-    if ties_weights(plan):
-        raise ExportError(
-            f"{trainer} would untie the embedding that the plan trains in full.",
-            hint=SEED_ADAPTER,
-        )
+def precision_note(plan: Plan) -> tuple[str, ...]:
+    """A remark about modules trained in full where a trainer does not upcast them."""
+    if not plan.full or plan.memory.master != "fp32":
+        return ()
+    return (
+        "Modules trained in full keep the precision that the base model is loaded in: in bfloat16 "
+        f"small learning rates are lost. Load it in float32{float32_base(plan)} or upcast what is "
+        "trained.",
+    )
 
 
 def float32_base(plan: Plan) -> str:
@@ -216,19 +114,28 @@ def float32_base(plan: Plan) -> str:
     return f" ({more / 2**30:.3g} GiB more than the plan counts)" if more else ""
 
 
-def precision_note(plan: Plan) -> tuple[str, ...]:
-    """A remark about the precision that PEFT leaves full modules in.
+def refuse_quantized(plan: Plan, trainer: str) -> None:
+    """Refuse a quantized base model where a trainer takes none."""
+    if plan.memory.base_bits != 16:
+        raise ExportError(
+            f"{trainer} trains on weights of 16 bits only.", hint="Plan again with --base 16."
+        )
 
-    Args:
-        plan: The plan.
 
-    Returns:
-        The remark; empty where nothing is trained in full, or 16 bits are meant.
-    """
-    if not plan.full or plan.memory.master != "fp32":
-        return ()
-    return (
-        "Modules trained in full keep the precision that the base model is loaded in: in bfloat16 "
-        f"small learning rates are lost. Load it in float32{float32_base(plan)} or upcast what is "
-        "trained.",
-    )
+def refuse_packed(plan: Plan, trainer: str) -> None:
+    """Refuse what needs unquantized weights where a trainer quantizes the whole base model."""
+    for module, what in never_packed(plan):
+        if plan.memory.base_bits != 16:
+            raise ExportError(
+                f"{trainer} packs every linear layer into {plan.memory.base_bits} bits, also "
+                f"'{module}', which is to be {what}.",
+                hint="Plan again with --base 16.",
+            )
+
+
+def refuse_tied(plan: Plan, trainer: str) -> None:
+    """Refuse to train a tied embedding in full where a trainer would untie it."""
+    if ties_weights(plan):
+        raise ExportError(
+            f"{trainer} would untie the embedding that the plan trains in full.", hint=SEED_ADAPTER
+        )

@@ -9,9 +9,13 @@ from typing import Literal, get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.name_clashes import Names
-from hlscore.exporters.peft_names import TIEABLE, full_name, is_read_past, lora_name
+from hlscore.exporters.peft import (
+    TIEABLE,
+    full_name,
+    is_read_past,
+    lora_name,
+    needs_parameter_name,
+)
 from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead
 from hlscore.reasons import CUSTOM, NO_MAP, tied_modules, tied_to
 from hlscore.records import Form
@@ -21,6 +25,8 @@ SHOWN = 3
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BESIDE = (NO_MAP, CUSTOM)
 
+# After every character of a name.
+_LAST = "\U0010ffff"
 
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
 
@@ -61,6 +67,9 @@ class Limits:
     instead: str = ""
 
 
+PEFT_LIMITS = Limits(trainer="PEFT")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """Something in a plan that a trainer cannot do.
@@ -80,76 +89,22 @@ class Fault:
     changes: tuple[Change, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A plan held against the limits of a trainer."""
-
-    plan: Plan
-    limits: Limits
-    names: Names
-    tied: frozenset[str]
-
-    def has_lora_by(self, item: PlanModule) -> bool:
-        """Whether the trainer can put LoRA on a module."""
-        limits = self.limits
-        by_parameter = needs_parameter_name(self.plan, item)
-        peft = not limits.peft or not (
-            item.module in self.tied
-            or is_read_past(self.plan, item)
-            or self.names.longer(lora_name(self.plan, item), whole_parts=True)
-        )
-        reached = limits.parameters or not by_parameter
-        able = item.form in limits.forms and (limits.head or not _is_head(item))
-        return limits.lora and peft and reached and able
-
-    def lower(self, item: PlanModule, rank: int | None = None) -> Change:
-        """The nearest thing below full fine-tuning of a module."""
-        if not self.has_lora_by(item):
-            return Change(module=item.module, mode="frozen")
-        if not self.limits.ranks:
-            rank = default_rank(self.plan)
-        return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
-
-
 def faults(plan: Plan, limits: Limits) -> list[Fault]:
-    """Find everything in a plan that a trainer cannot do.
-
-    Args:
-        plan: The plan.
-        limits: What the trainer can do.
-
-    Returns:
-        The faults, those of single modules first; empty for a plan that it can run.
-    """
-    case = _Case(plan, limits, Names(plan), tied_modules(plan.skipped))
-    return [fault for rule in _RULES for fault in rule(case)]
+    """Everything in a plan that a trainer cannot do, the faults of single modules first."""
+    case = _Case(plan, limits, _Names(plan), tied_modules(plan.skipped))
+    rules = (_modes, *(_PEFT_RULES if limits.peft else ()), _ranks, _whole)
+    return [fault for rule in rules for fault in rule(case)]
 
 
 def check_limits(plan: Plan, limits: Limits) -> None:
-    """Refuse a plan that a trainer cannot run.
-
-    Args:
-        plan: The plan.
-        limits: What the trainer can do.
-
-    Raises:
-        ExportError: The trainer cannot run it.
-    """
+    """Refuse a plan that a trainer cannot run."""
     found = faults(plan, limits)
     if found:
         raise refusal(found, limits)
 
 
 def refusal(found: list[Fault], limits: Limits) -> ExportError:
-    """The error for a plan that a trainer cannot run.
-
-    Args:
-        found: What it cannot do.
-        limits: What it can.
-
-    Returns:
-        The error, with the first reasons and the way out.
-    """
+    """The error for a plan that a trainer cannot run, with the first reasons and the way out."""
     shown = " ".join(fault.reason for fault in found[:SHOWN])
     more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
     lock = next((change.lock for fault in found for change in fault.changes), "")
@@ -163,54 +118,174 @@ def refusal(found: list[Fault], limits: Limits) -> ExportError:
     return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
 
 
+class _Names:
+    """Every name of a model that its plan knows: modules, parameters, and what holds them."""
+
+    def __init__(self, plan: Plan) -> None:
+        listed = [(item.module, item.parameter) for item in plan.modules]
+        listed += [(item.module, item.parameter) for item in plan.skipped]
+        self._modules = sorted(module for module, _ in listed)
+        every = set()
+        for name in {name for pair in listed for name in pair}:
+            parts = name.split(".")
+            every |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
+        self._reversed = sorted(name[::-1] for name in every)
+
+    def longer(self, name: str, *, whole_parts: bool) -> str:
+        """The first longer name that ends in a name, with a dot before it if `whole_parts`."""
+        start = name[::-1] + ("." if whole_parts else "")
+        first = bisect_left(self._reversed, start)
+        for found in self._reversed[first : first + 2]:
+            if found.startswith(start) and len(found) > len(name):
+                return found[::-1]
+        return ""
+
+    def inside(self, item: PlanModule) -> str:
+        """The first other weight that would be trained in full with a module, as it is in it."""
+        start = f"{full_name(item)}."
+        first = bisect_left(self._modules, start)
+        last = bisect_left(self._modules, start + _LAST)
+        for name in self._modules[first:last]:
+            # The tensors of fused experts lie side by side in one module, with their biases.
+            if item.form != "experts" or f"{name.rpartition('.')[0]}." != start:
+                return name
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """A plan held against the limits of a trainer."""
+
+    plan: Plan
+    limits: Limits
+    names: _Names
+    tied: frozenset[str]
+
+    def takes_lora(self, item: PlanModule) -> bool:
+        """Whether the trainer can put LoRA on a module."""
+        limits = self.limits
+        reached = limits.parameters or not needs_parameter_name(self.plan, item)
+        able = item.form in limits.forms and (limits.head or not _is_head(item))
+        trapped = limits.peft and (
+            item.module in self.tied
+            or is_read_past(self.plan, item)
+            or self.names.longer(lora_name(self.plan, item), whole_parts=True) != ""
+        )
+        return limits.lora and reached and able and not trapped
+
+    def lower(self, item: PlanModule, rank: int | None = None) -> Change:
+        """The nearest thing below full fine-tuning of a module."""
+        if not self.takes_lora(item):
+            return Change(module=item.module, mode="frozen")
+        if not self.limits.ranks:
+            rank = default_rank(self.plan)
+        return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
+
+
 def _frozen(kind: FaultKind, item: PlanModule, reason: str) -> Fault:
     change = Change(module=item.module, mode="frozen")
     return Fault(kind=kind, modules=(item.module,), reason=reason, changes=(change,))
 
 
+def _is_head(item: PlanModule) -> bool:
+    return item.layer is None and item.form != "embedding"
+
+
+def _modes(case: _Case) -> Iterator[Fault]:
+    limits, trainer = case.limits, case.limits.trainer
+    for item in case.plan.full:
+        if not limits.full:
+            yield Fault(
+                kind="mode",
+                modules=(item.module,),
+                reason=f"{trainer} cannot train '{item.module}' in full beside LoRA.",
+                changes=(case.lower(item),),
+            )
+    for item in case.plan.lora_modules:
+        place = f"'{item.module}'"
+        if not limits.lora:
+            why = place
+        elif not limits.parameters and needs_parameter_name(case.plan, item):
+            why = f"{place}: only the name of its parameter reaches it"
+        elif item.form not in limits.forms:
+            why = f"{place}, which is no linear layer"
+        elif not limits.head and _is_head(item):
+            why = f"the output head {place}"
+        else:
+            continue
+        yield _frozen("mode", item, f"{trainer} cannot put LoRA on {why}.")
+
+
 def _tied_weights(case: _Case) -> Iterator[Fault]:
-    if not case.limits.peft:
-        return
     for item in case.plan.modules:
         if item.module not in case.tied or item.mode == "frozen":
             continue
+        others = [
+            other.module for other in case.plan.skipped if other.reason == tied_to(item.module)
+        ]
+        leaves = {name.rpartition(".")[2] for name in (item.module, *others)}
         if item.mode == "lora":
-            yield _frozen(
-                "tied", item, f"LoRA on '{item.module}' would merge wrongly: its weight is tied."
-            )
-        elif not _can_be_tied(case.plan, item):
-            yield _frozen(
-                "tied",
-                item,
+            reason = f"LoRA on '{item.module}' would merge wrongly: its weight is tied."
+        elif item.form != "embedding" or not leaves <= {*TIEABLE}:
+            reason = (
                 f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
-                "only embed_tokens and lm_head tied.",
+                "only embed_tokens and lm_head tied."
             )
+        else:
+            continue
+        yield _frozen("tied", item, reason)
 
 
-def _can_be_tied(plan: Plan, item: PlanModule) -> bool:
-    others = [other.module for other in plan.skipped if other.reason == tied_to(item.module)]
-    leaves = [name.rpartition(".")[2] for name in (item.module, *others)]
-    return item.form == "embedding" and all(leaf in TIEABLE for leaf in leaves)
+def _read_past(case: _Case) -> Iterator[Fault]:
+    for item in case.plan.lora_modules:
+        if is_read_past(case.plan, item):
+            reason = (
+                f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
+                "models or their kernels read the weight past the adapter."
+            )
+            yield _frozen("read_past", item, reason)
+
+
+def _mixed_experts(case: _Case) -> Iterator[Fault]:
+    """PEFT copies the module that holds all experts, so all tensors are full or none is."""
+    for holder in sorted({full_name(item) for item in case.plan.full if item.form == "experts"}):
+        inside = [
+            item for item in case.plan.modules
+            if item.form == "experts" and full_name(item) == holder
+        ]  # fmt: skip
+        left_out = [
+            item.module for item in case.plan.skipped
+            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
+        ]  # fmt: skip
+        full = [item for item in inside if item.mode == "full"]
+        others = [*(item.module for item in inside if item.mode != "full"), *left_out]
+        if others:
+            rank = next((item.rank for item in inside if item.mode == "lora"), None)
+            yield Fault(
+                kind="experts",
+                modules=tuple(item.module for item in full),
+                reason=f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
+                f"trains all weights of '{holder}' in full, or none.",
+                changes=tuple(case.lower(item, rank) for item in full),
+            )
 
 
 def _clashing_names(case: _Case) -> Iterator[Fault]:
-    if not case.limits.peft:
-        return
     for item in case.plan.modules:
+        if item.mode == "frozen":
+            continue
         if item.mode == "lora":
             other = case.names.longer(lora_name(case.plan, item), whole_parts=True)
         else:
             other = case.names.longer(full_name(item), whole_parts=False)
-        if item.mode != "frozen" and other:
-            yield _frozen(
-                "name",
-                item,
+        if other:
+            reason = (
                 f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and "
-                f"'{other}' ends like it.",
+                f"'{other}' ends like it."
             )
+            yield _frozen("name", item, reason)
     for item in case.plan.full:
-        inner = case.names.inside(item)
-        if inner:
+        if inner := case.names.inside(item):
             yield Fault(
                 kind="name",
                 modules=(item.module,),
@@ -225,145 +300,56 @@ def _wrapped_owners(case: _Case) -> Iterator[Fault]:
 
     Names inside it change, and the wrapper takes its input by position only.
     """
-    if not case.limits.peft:
-        return
     owners = sorted((item.parameter.rpartition(".")[0], item.module) for item in case.plan.modules)
     for item in case.plan.lora_modules:
         owner = item.parameter.rpartition(".")[0]
         first = bisect_left(owners, (f"{owner}.", ""))
         inside, name = owners[first] if first < len(owners) else ("", "")
         if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
-            yield _frozen(
-                "name",
-                item,
+            reason = (
                 f"LoRA on '{item.module}' cannot be trained: PEFT would wrap '{owner}', which "
-                f"holds '{name}' too.",
+                f"holds '{name}' too."
             )
-
-
-def _mixed_experts(case: _Case) -> Iterator[Fault]:
-    """PEFT copies the module that holds all experts, so all tensors are full or none is."""
-    if not case.limits.peft:
-        return
-    holders = {full_name(item) for item in case.plan.full if item.form == "experts"}
-    for holder in sorted(holders):
-        inside = [
-            item for item in case.plan.modules
-            if item.form == "experts" and full_name(item) == holder
-        ]  # fmt: skip
-        left_out = [
-            item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
-        ]  # fmt: skip
-        full = [item for item in inside if item.mode == "full"]
-        if len(full) == len(inside) and not left_out:
-            continue
-        rank = next((item.rank for item in inside if item.mode == "lora"), None)
-        other = next((item.module for item in inside if item.mode != "full"), *left_out[:1])
-        yield Fault(
-            kind="experts",
-            modules=tuple(item.module for item in full),
-            reason=f"'{full[0].module}' cannot be trained in full without '{other}': PEFT trains "
-            f"all weights of '{holder}' in full, or none.",
-            changes=tuple(case.lower(item, rank) for item in full),
-        )
-
-
-def _read_past(case: _Case) -> Iterator[Fault]:
-    if case.limits.peft:
-        for item in case.plan.lora_modules:
-            if is_read_past(case.plan, item):
-                yield _frozen(
-                    "read_past",
-                    item,
-                    f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
-                    "models or their kernels read the weight past the adapter.",
-                )
-
-
-def _modes(case: _Case) -> Iterator[Fault]:
-    limits, trainer = case.limits, case.limits.trainer
-    for item in case.plan.modules:
-        if item.mode == "full" and not limits.full:
-            yield Fault(
-                kind="mode",
-                modules=(item.module,),
-                reason=f"{trainer} cannot train '{item.module}' in full beside LoRA.",
-                changes=(case.lower(item),),
-            )
-        elif item.mode == "lora" and not limits.lora:
-            yield _frozen("mode", item, f"{trainer} cannot put LoRA on '{item.module}'.")
-        elif (
-            item.mode == "lora" and not limits.parameters and needs_parameter_name(case.plan, item)
-        ):
-            yield _frozen(
-                "mode",
-                item,
-                f"{trainer} cannot put LoRA on '{item.module}': only the name of its parameter "
-                "reaches it.",
-            )
-        elif item.mode == "lora" and item.form not in limits.forms:
-            yield _frozen(
-                "mode",
-                item,
-                f"{trainer} cannot put LoRA on '{item.module}', which is no linear layer.",
-            )
-        elif item.mode == "lora" and not limits.head and _is_head(item):
-            yield _frozen(
-                "mode", item, f"{trainer} cannot put LoRA on the output head '{item.module}'."
-            )
-
-
-def _is_head(item: PlanModule) -> bool:
-    return item.layer is None and item.form != "embedding"
+            yield _frozen("name", item, reason)
 
 
 def _ranks(case: _Case) -> Iterator[Fault]:
-    ranks = {item.rank for item in case.plan.lora_modules}
-    if case.limits.ranks or len(ranks) < 2:
-        return
-    rank = common_rank(case.plan)
-    items = [item for item in case.plan.lora_modules if item.rank != rank]
-    yield Fault(
-        kind="ranks",
-        modules=tuple(item.module for item in items),
-        reason=f"{case.limits.trainer} knows one LoRA rank for all modules.",
-        changes=tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
-    )
+    if not case.limits.ranks and len({item.rank for item in case.plan.lora_modules}) > 1:
+        rank = common_rank(case.plan)
+        items = [item for item in case.plan.lora_modules if item.rank != rank]
+        yield Fault(
+            kind="ranks",
+            modules=tuple(item.module for item in items),
+            reason=f"{case.limits.trainer} has one LoRA rank for all modules.",
+            changes=tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
+        )
 
 
 def _whole(case: _Case) -> Iterator[Fault]:
     plan, limits = case.plan, case.limits
-    demanding = limits.peft or not (limits.full and limits.lora)
+    changes: tuple[Change, ...] = ()
     if not plan.full and not plan.lora_modules:
-        if demanding:
-            yield Fault(kind="whole", modules=(), reason="The plan trains nothing.", changes=())
+        if not limits.peft and limits.full and limits.lora:
+            return
+        reason = "The plan trains nothing."
     elif not plan.lora_modules and not limits.only_full:
-        yield Fault(
-            kind="whole",
-            modules=(),
-            reason=f"{limits.trainer} cannot run a plan without LoRA.",
-            changes=_last_to_lora(case),
-        )
+        reason = f"{limits.trainer} cannot run a plan without LoRA."
+        # The module of the lowest score that can have LoRA; one that was asked for last.
+        order = sorted(plan.full, key=lambda item: (item.locked, -item.position))
+        lower = (case.lower(item) for item in order)
+        changes = tuple(change for change in lower if change.mode == "lora")[:1]
     elif not plan.full and not limits.only_lora:
         reason = f"{limits.trainer} cannot run a plan without modules trained in full."
-        yield Fault(kind="whole", modules=(), reason=reason, changes=())
+    else:
+        return
+    yield Fault(kind="whole", modules=(), reason=reason, changes=changes)
 
 
-def _last_to_lora(case: _Case) -> tuple[Change, ...]:
-    """LoRA for the module of the lowest score that can have it; one that was asked for last."""
-    order = sorted(case.plan.full, key=lambda item: (item.locked, -item.position))
-    changes = (case.lower(item) for item in order)
-    return tuple(change for change in changes if change.mode == "lora")[:1]
-
-
-_RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
-    _modes,
+# Rules for trainers in which PEFT finds the modules.
+_PEFT_RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
     _tied_weights,
     _read_past,
     _mixed_experts,
     _clashing_names,
     _wrapped_owners,
-    _ranks,
-    _whole,
 )

@@ -10,19 +10,12 @@ from hlscore.exporters.revision import Change, equal_cost_rank, revise
 
 
 def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
-    """Find the nearest plan that a trainer can run; it costs no more than the plan.
+    """The nearest plan that a trainer can run, which costs no more, and a sentence per change.
 
-    Args:
-        plan: The plan.
-        limits: What the trainer can do.
-
-    Returns:
-        The plan, with the changes among its notes, and a sentence for each change.
-
-    Raises:
-        ExportError: Nothing near it can be run, such as a plan that trains nothing.
+    The sentences are among the notes of the new plan. Raises ExportError where no plan near it
+    can be run, such as for a plan that trains nothing.
     """
-    said: dict[FaultKind, list[Fault]] = {}
+    settled: dict[FaultKind, list[Fault]] = {}
     current = plan
     # Every round trains less of some module, or gives all adapters one rank.
     while found := faults(current, limits):
@@ -32,31 +25,33 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
                 continue  # another fault changes these already; the next round looks again
             changes |= {change.module: change for change in fault.changes}
             if fault.changes:
-                said.setdefault(fault.kind, []).append(fault)
+                settled.setdefault(fault.kind, []).append(fault)
         if not changes:
             raise refusal(found, limits)
         current = revise(current, changes.values())
-    if not said:
+    if not settled:
         return plan, ()
     adapters = current.lora_modules
-    if adapters and not limits.ranks:  # what full modules and higher ranks took is left
+    if adapters and not limits.ranks:  # full modules and higher ranks leave room for a higher rank
         rank = equal_cost_rank(current, plan)
         current = revise(
             current, [Change(module=item.module, mode="lora", rank=rank) for item in adapters]
         )
-    sentences = _sentences(said, plan, current)
+    sentences = _sentences(settled, plan, current)
     notes = [f"Changed for {limits.trainer}: {sentence}" for sentence in sentences]
     return revise(current, (), notes), sentences
 
 
-def _sentences(said: Mapping[FaultKind, list[Fault]], plan: Plan, changed: Plan) -> tuple[str, ...]:
+def _sentences(
+    settled: Mapping[FaultKind, list[Fault]], plan: Plan, changed: Plan
+) -> tuple[str, ...]:
     """What became of a plan, a few sentences for each kind of fault."""
     now = {
         item.module: Change(module=item.module, mode=item.mode, rank=item.rank or 0)
         for item in changed.modules
     }
     sentences = []
-    for kind, faults_of_kind in said.items():
+    for kind, faults_of_kind in settled.items():
         if kind == "ranks":
             continue
         for fault in faults_of_kind[:SHOWN]:
@@ -66,10 +61,10 @@ def _sentences(said: Mapping[FaultKind, list[Fault]], plan: Plan, changed: Plan)
             sentences.append(f"{fault.reason} Now {shown}{more}.")
         if len(faults_of_kind) > SHOWN:
             sentences.append(f"And {len(faults_of_kind) - SHOWN:,} more like these.")
-    if "ranks" in said:
+    if "ranks" in settled:
         ranks = {item.rank for item in changed.lora_modules}
         sentences.append(
-            f"{said['ranks'][0].reason} Now rank {', '.join(map(str, ranks))} for all "
+            f"{settled['ranks'][0].reason} Now rank {', '.join(map(str, ranks))} for all "
             f"{len(changed.lora_modules):,} adapters, at equal cost."
         )
     before, after = plan.totals.trained_params, changed.totals.trained_params

@@ -1,123 +1,168 @@
-"""A whole plan as the configuration of one PEFT adapter."""
+"""How PEFT names weights, and a whole plan as the configuration of one PEFT adapter."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Literal
 
-from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
-from hlscore.exporters.limits import Limits
-from hlscore.exporters.moe_names import needs_parameter_name
-from hlscore.exporters.peft_names import full_name, lora_name, pattern, skip_modules
 from hlscore.exporters.revision import default_rank
 from hlscore.reasons import tied_modules
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-PEFT_LIMITS = Limits(trainer="PEFT")
-
 # With no target PEFT raises, and without the field it would choose targets of its own.
 NO_TARGETS = "dummy-target-modules"
 
-_MISSING = "pip install 'hlscore[peft]'"
+# The only names by which PEFT finds the weights that are tied to the input embedding.
+TIEABLE = ("embed_tokens", "lm_head")
+
+# For mixture-of-experts models whose experts transformers 5 fuses, PEFT turns every LoRA target
+# that ends in the old name of an expert matrix into the experts of all layers, also the exact name
+# of a dense layer. A target that names the parameter is left alone. Here are the last parts of
+# names that PEFT rewrites, and what it takes a model type for. A type too many costs nothing: its
+# weights are then named by parameter, which any model allows. A type too few would train other
+# weights than planned.
+REWRITTEN_LEAVES: dict[str, frozenset[str]] = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
+LIKE_MIXTRAL = frozenset({"minimax", "minimax_m2", "mixtral"})
+LIKE_QWEN2_MOE = frozenset({
+    "Dots3NoteTextModel", "UnlimitedOcrTextModel", "afmoe", "beam", "cohere2_moe", "deepseek_v2",
+    "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe",
+    "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum",
+    "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text",
+    "qwen3_omni_moe_thinker", "solar_open",
+})  # fmt: skip
+
+_KERNELS = frozenset({"out_proj"})
+_SCAN = frozenset({"dt_proj"})
+
+# Linear layers whose weight is read past an adapter, by model type: always (`dt_proj`, the router
+# of LongCat), in training mode (Gemma 3n), or where fast kernels are installed. PEFT refuses some
+# of these and trains others for nothing.
+_READ_PAST = {
+    "bamba": _KERNELS,
+    "falcon_h1": _KERNELS,
+    "falcon_mamba": _KERNELS | _SCAN | {"x_proj"},
+    "gemma3n": frozenset({"correction_coefs"}),
+    "gemma3n_text": frozenset({"correction_coefs"}),
+    "granitemoehybrid": _KERNELS,
+    "jamba": _SCAN,
+    "longcat_flash": frozenset({"classifier"}),
+    "mamba": _KERNELS | _SCAN | {"x_proj"},
+    "mamba2": _KERNELS,
+    "nemotron_h": _KERNELS,
+    "zamba2": _KERNELS,
+}
+
+
+def needs_parameter_name(plan: Plan, item: PlanModule) -> bool:
+    """Whether LoRA reaches a weight by the name of its parameter only, whatever its mode.
+
+    True for routers and experts, which are no linear layers, and for the linear layers whose
+    names PEFT would rewrite.
+    """
+    if item.form in ("parameter", "experts"):
+        return True
+    model_type = plan.model.model_type
+    like = "mixtral" if model_type in LIKE_MIXTRAL else "qwen2_moe"
+    rewritten = model_type in LIKE_MIXTRAL | LIKE_QWEN2_MOE and item.form != "embedding"
+    return rewritten and item.module.rpartition(".")[2] in REWRITTEN_LEAVES[like]
+
+
+def is_read_past(plan: Plan, item: PlanModule) -> bool:
+    """Whether LoRA on a weight does nothing, at least on some machines; full fine-tuning works."""
+    leaf = item.module.rpartition(".")[2]
+    return leaf in _READ_PAST.get(plan.model.model_type, ())
+
+
+def full_name(item: PlanModule) -> str:
+    """Name of the module that PEFT copies to train a weight in full, whatever its mode.
+
+    For fused experts the module that holds them, with both of its tensors; else the module.
+    """
+    return item.parameter.rpartition(".")[0] if item.form == "experts" else item.module
+
+
+def lora_name(plan: Plan, item: PlanModule) -> str:
+    """Name by which PEFT puts LoRA on a weight, whatever its mode."""
+    return item.parameter if needs_parameter_name(plan, item) else item.module
+
+
+def pattern(name: str) -> str:
+    """A key of `rank_pattern` and `alpha_pattern` that matches one full name and no other.
+
+    The name is bound to its start: PEFT matches the ends of names otherwise.
+    """
+    return f"^{re.escape(name)}"
+
+
+def never_packed(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Full names of the modules that cannot be trained once quantized, and what trains them."""
+    for item in plan.full:
+        yield full_name(item), "trained in full"
+    for item in plan.lora_modules:
+        if item.form in ("linear", "conv1d") and needs_parameter_name(plan, item):
+            yield item.module, "given LoRA by parameter"
+
+
+def skip_modules(plan: Plan) -> list[str]:
+    """Modules to keep out of 4-bit and 8-bit loading, so that the plan can be put on the model.
+
+    Pass them as `BitsAndBytesConfig(llm_int8_skip_modules=...)`, also when the adapter is loaded
+    again: a packed weight can neither be trained in full nor carry LoRA by parameter. The output
+    head comes last.
+    """
+    heads = [item.module for item in plan.skipped if item.reason.startswith("output head")]
+    names = sorted({name for name, _ in never_packed(plan)} - {"lm_head", *heads})
+    return [*names, *dict.fromkeys([*heads, "lm_head"])]
 
 
 def default_alpha(plan: Plan) -> int:
-    """Alpha at the default rank.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The alpha to write once.
-    """
+    """Alpha at the default rank."""
     rank = default_rank(plan)
     found = (item.alpha for item in plan.lora_modules if item.rank == rank)
     return next((alpha for alpha in found if alpha is not None), plan.lora.alpha)
 
 
 def target_modules(plan: Plan) -> list[str]:
-    """Full names of the modules with LoRA that PEFT finds by module, sorted.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The names; empty where every adapter sits on a parameter, or there is none.
-    """
+    """Full names of the modules with LoRA that PEFT finds by module, sorted."""
     return sorted(item.module for item in plan.lora_modules if not needs_parameter_name(plan, item))
 
 
 def target_parameters(plan: Plan) -> list[str]:
-    """Full names of the weights with LoRA that PEFT finds only by parameter, sorted.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Routers, fused experts, and the linear layers whose names PEFT would rewrite.
-    """
+    """Full names of the weights with LoRA that PEFT finds only by parameter, sorted."""
     return sorted(item.parameter for item in plan.lora_modules if needs_parameter_name(plan, item))
 
 
 def modules_to_save(plan: Plan) -> list[str]:
-    """Full names of the modules that PEFT trains in full, sorted.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        The names, with fused experts by the module that holds both of their tensors.
-    """
+    """Full names of the modules that PEFT trains in full, sorted; experts by their holder."""
     return sorted({full_name(item) for item in plan.full})
 
 
-def rank_pattern(plan: Plan) -> dict[str, int]:
-    """Ranks that differ from the default rank.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Ranks by regular expression; each matches one weight, so their order is of no matter.
-    """
-    default = default_rank(plan)
-    return {
-        pattern(lora_name(plan, item)): item.rank
-        for item in sorted(plan.lora_modules, key=lambda item: item.module)
-        if item.rank is not None and item.rank != default
-    }
-
-
-def alpha_pattern(plan: Plan) -> dict[str, int]:
-    """Alphas that differ from the default alpha.
-
-    Args:
-        plan: The plan.
-
-    Returns:
-        Alphas by regular expression.
-    """
-    default = default_alpha(plan)
-    return {
-        pattern(lora_name(plan, item)): item.alpha
-        for item in sorted(plan.lora_modules, key=lambda item: item.module)
-        if item.alpha is not None and item.alpha != default
-    }
-
-
 def ties_weights(plan: Plan) -> bool:
-    """Tell whether PEFT has to keep a tied embedding tied while it is trained in full."""
+    """Whether PEFT has to keep a tied embedding tied while it is trained in full."""
     tied = tied_modules(plan.skipped)
     return any(item.module in tied for item in plan.full)
 
 
+def _patterns(plan: Plan, field: Literal["rank", "alpha"], default: int) -> dict[str, int]:
+    """Ranks or alphas that differ from the default one; each pattern matches one weight."""
+    return {
+        pattern(lora_name(plan, item)): value
+        for item in sorted(plan.lora_modules, key=lambda item: item.module)
+        if (value := getattr(item, field)) not in (None, default)
+    }
+
+
 def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
-    """The fields of an `adapter_config.json` that carries the whole plan.
+    """The fields of an `adapter_config.json` that carries the whole plan, with lists sorted.
 
     Every name is a full one and every pattern matches one weight: PEFT matches the ends of names,
     and would train more than the plan otherwise.
@@ -125,20 +170,18 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
     Args:
         plan: A plan within PEFT's limits (`check_limits`).
         model: Hub id or directory of the base model; `None` means the one that the plan names.
-
-    Returns:
-        Plain data, with lists sorted.
     """
     targets, parameters = target_modules(plan), target_parameters(plan)
     other_base = model is not None and model != plan.model.name
+    rank, alpha = default_rank(plan), default_alpha(plan)
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": model or plan.model.name,
         "revision": None if other_base else plan.model.revision,
         "inference_mode": False,
-        "r": default_rank(plan),
-        "lora_alpha": default_alpha(plan),
+        "r": rank,
+        "lora_alpha": alpha,
         # LoRA on a parameter refuses dropout, and one value holds for all.
         "lora_dropout": 0.0,
         "bias": "none",
@@ -148,29 +191,20 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
         "target_modules": targets if targets or parameters else NO_TARGETS,
         "target_parameters": parameters or None,
         "modules_to_save": modules_to_save(plan) or None,
-        "rank_pattern": rank_pattern(plan),
-        "alpha_pattern": alpha_pattern(plan),
+        "rank_pattern": _patterns(plan, "rank", rank),
+        "alpha_pattern": _patterns(plan, "alpha", alpha),
         "ensure_weight_tying": ties_weights(plan),
     }
 
 
 def lora_config(plan: Plan, model: str | None = None) -> LoraConfig:
-    """The same as a `peft.LoraConfig`.
-
-    Args:
-        plan: A plan within PEFT's limits (`check_limits`).
-        model: Hub id or directory of the base model; `None` means the one that the plan names.
-
-    Returns:
-        A configuration for `peft.get_peft_model`, or for the `peft_config` of a trainer.
-
-    Raises:
-        UsageError: PEFT is not installed.
-    """
+    """The same as a `peft.LoraConfig`, for `get_peft_model` or the `peft_config` of a trainer."""
     try:
         from peft import LoraConfig
     except ImportError as error:
-        raise UsageError("This needs PEFT, which is not installed.", hint=_MISSING) from error
+        raise UsageError(
+            "This needs PEFT, which is not installed.", hint="pip install 'hlscore[peft]'"
+        ) from error
     fields = {
         key: value for key, value in adapter_config(plan, model).items() if key != "peft_type"
     }
@@ -178,48 +212,5 @@ def lora_config(plan: Plan, model: str | None = None) -> LoraConfig:
 
 
 def config_text(config: Mapping[str, object]) -> str:
-    """Write an adapter's configuration as JSON, the same bytes for the same plan.
-
-    Args:
-        config: Fields, from `adapter_config`.
-
-    Returns:
-        Indented JSON with sorted keys.
-    """
+    """An adapter's configuration as JSON with sorted keys, the same bytes for the same plan."""
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    config = adapter_config(plan, settings.base(plan))
-    return {"adapter_config.json": text_file(config_text(config))}
-
-
-def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-    """What has to be set besides, for every trainer that runs PEFT."""
-    del settings
-    found = []
-    if plan.full and plan.memory.master == "fp32":
-        found.append(
-            "PEFT leaves full copies of a 16-bit model in 16 bits, where small updates are lost: "
-            "load the base model in float32, or wrap it with hlscore.training.apply."
-        )
-    if plan.memory.base_bits != 16:
-        found.append(
-            "Load the quantized base model with llm_int8_skip_modules="
-            f"{json.dumps(skip_modules(plan))}, also when the adapter is loaded again."
-        )
-    if plan.full:
-        found.append("Merge before serving: vLLM rejects adapters with modules in full.")
-    return tuple(found)
-
-
-EXPORTER = Exporter(
-    name="peft",
-    summary="adapter_config.json: the whole plan, for PEFT and whatever takes a LoraConfig",
-    limits=PEFT_LIMITS,
-    files=_files,
-    folder=True,
-    usage="get_peft_model(model, LoraConfig.from_pretrained('{out}'))",
-    notes=_notes,
-    rates=False,
-)

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hlscore.artifacts.plan import (
-    LARGEST_RANK,
-    Plan,
-    PlanBudget,
-    PlanMemory,
-    PlanModule,
-    PlanTotals,
-    significant,
-)
+from hlscore.artifacts.plan import LARGEST_RANK, Plan, PlanMemory, PlanModule, significant
 from hlscore.planning.costs import lora_params
 from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
 from hlscore.planning.options import option
 from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity, ModuleRow
-from hlscore.settings import MemorySettings
 
 # Only differences between two uses are taken, in which everything about the model cancels out.
 _ANY_MODEL = ModelIdentity(
@@ -66,54 +57,24 @@ class Change:
         return f"{self.module}={f'rank:{self.rank}' if self.mode == 'lora' else self.mode}"
 
 
-def lora_size(item: PlanModule, rank: int) -> int:
-    """Parameters of an adapter of a given rank on a module.
-
-    Args:
-        item: The module.
-        rank: The rank; 0 for none.
-
-    Returns:
-        The parameters.
-    """
-    return lora_params(_row(item), rank)
-
-
 def cost_of(plan: Plan, item: PlanModule, mode: Mode, rank: int = 0) -> tuple[int, int]:
-    """What it costs to train a module in one way.
-
-    Args:
-        plan: The plan, whose memory settings count.
-        item: The module.
-        mode: `full`, `lora` or `frozen`.
-        rank: LoRA rank; ignored unless the mode is `lora`.
+    """What it costs to train a module in one way, under the plan's memory settings.
 
     Returns:
         Parameters trained, and bytes on top of leaving the module frozen.
     """
-    found = option(_row(item), mode, rank, memory_settings(plan))
+    found = option(module_row(item), mode, rank, plan.settings.memory)
     return found.params, found.bytes
 
 
 def default_rank(plan: Plan) -> int:
-    """The rank that most adapters have; ties go to the plan's rank, then to the smallest.
+    """The rank to write once, which most adapters have; the others have entries of their own.
 
-    Args:
-        plan: The plan.
-
-    Returns:
-        The rank to write once; the others have entries of their own. The plan's rank where
-        nothing has LoRA.
+    Ties go to the plan's rank, then to the smallest. The plan's rank where nothing has LoRA.
     """
     counts = Counter(item.rank for item in plan.lora_modules if item.rank is not None)
     ranks = sorted(counts, key=lambda rank: (-counts[rank], rank != plan.lora.rank, rank))
     return ranks[0] if ranks else plan.lora.rank
-
-
-def memory_settings(plan: Plan) -> MemorySettings:
-    """What the memory of a plan was computed for."""
-    names = MemorySettings.__dataclass_fields__
-    return MemorySettings(**{name: getattr(plan.memory, name) for name in names})
 
 
 def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Change:
@@ -123,10 +84,8 @@ def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Cha
         plan: The plan that the module is in.
         item: The module.
         rank: The rank wanted.
-        lower: Whether a lower rank will do where that one costs more than before.
-
-    Returns:
-        LoRA of the largest such rank; frozen where no rank costs as little.
+        lower: Whether a lower rank will do where that one costs more than before; else the module
+            is frozen, as it is where no rank costs as little.
     """
     found = _largest_rank(plan, [item], rank)
     if found == 0 or (found < rank and not lower):
@@ -135,29 +94,17 @@ def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Cha
 
 
 def common_rank(plan: Plan) -> int:
-    """The largest rank that all adapters can have without spending more.
-
-    Args:
-        plan: A plan with LoRA.
-
-    Returns:
-        The rank; at least 1, and no more than the largest that an adapter has.
-    """
+    """The largest rank, at least 1, that all adapters can have without spending more."""
     most = max(item.rank or 1 for item in plan.lora_modules)
     return max(1, _largest_rank(plan, plan.lora_modules, most))
 
 
 def equal_cost_rank(plan: Plan, asked: Plan) -> int:
-    """The largest rank of all adapters at which a plan costs no more than another.
+    """The largest rank of all adapters at which a plan costs no more than the one asked for.
 
-    Args:
-        plan: A plan with LoRA of one rank.
-        asked: The plan that it stands in for.
-
-    Returns:
-        The rank; that of the plan where no larger one fits.
+    At least the one rank that the adapters of the plan have.
     """
-    settings, adapters = memory_settings(plan), plan.lora_modules
+    settings, adapters = plan.settings.memory, plan.lora_modules
     others = [item for item in plan.modules if item.mode != "lora"]
     own = adapters[0].rank or 1
     most = max(own, *(min(item.out_features, item.in_features) for item in adapters))
@@ -188,7 +135,7 @@ def _largest_rank(
     tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
     than the first one, so an excess says how many ranks below cannot fit either.
     """
-    settings, rows = memory_settings(plan), [_row(item) for item in items]
+    settings, rows = plan.settings.memory, [module_row(item) for item in items]
 
     def cost(rank: int) -> int:
         return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
@@ -205,28 +152,59 @@ def _largest_rank(
 
 
 def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> Plan:
-    """Change what is done with some modules.
+    """A plan with other modes or ranks for some modules, and further notes.
 
-    Value and gap of the solver stay those of the choice that it made.
-
-    Args:
-        plan: The plan.
-        changes: What to do with which module; the others stay as they are.
-        notes: Remarks to add to the plan.
-
-    Returns:
-        A new plan with totals, shares, memory and spending made again.
+    Totals, shares, memory and spending are made again; value and gap of the solver stay those of
+    the choice that it made.
     """
     by_name = {change.module: change for change in changes}
-    modules = [_changed(plan, item, by_name) for item in plan.modules]
-    totals = _totals(plan, modules)
+    modules = []
+    for item in plan.modules:
+        if change := by_name.get(item.module):
+            lora = change.mode == "lora"
+            alpha = max(1, round(plan.lora.alpha * change.rank / plan.lora.rank))
+            values = {
+                "mode": change.mode,
+                "rank": change.rank if lora else None,
+                "alpha": alpha if lora else None,
+                "trained_params": cost_of(plan, item, change.mode, change.rank)[0],
+            }
+            modules.append(item.model_copy(update=values))
+        else:
+            modules.append(item)
+    full, adapters = ([item for item in modules if item.mode == mode] for mode in ("full", "lora"))
+    full_params, adapter_params = (
+        sum(item.trained_params for item in items) for items in (full, adapters)
+    )
+    totals = plan.totals.model_copy(
+        update={
+            "full_modules": len(full),
+            "lora_modules": len(adapters),
+            "frozen_modules": len(modules) - len(full) - len(adapters),
+            "full_params": full_params,
+            "lora_params": adapter_params,
+            "trained_params": full_params + adapter_params,
+        }
+    )
     memory = _memory(plan, modules)
+    spent = {
+        "modules": len(full),
+        "parameters": totals.trained_params if plan.budget.counts == "trained" else full_params,
+        "bytes": memory.total_bytes,
+    }
+    budget = plan.budget.model_copy(
+        update={
+            "spent": spent[plan.budget.unit],
+            "realized_module_share": _share(len(full), totals.candidate_modules),
+            "realized_parameter_share": _share(full_params, totals.candidate_params),
+        }
+    )
     return plan.model_copy(
         update={
             "modules": modules,
             "totals": totals,
             "memory": memory,
-            "budget": _budget(plan, totals, memory),
+            "budget": budget,
             # Energies of modules are not in a plan.
             "coverage": plan.coverage and plan.coverage.model_copy(update={"plan": None}),
             "notes": [*plan.notes, *notes],
@@ -234,65 +212,12 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
     )
 
 
-def _changed(plan: Plan, item: PlanModule, changes: Mapping[str, Change]) -> PlanModule:
-    change = changes.get(item.module)
-    if change is None:
-        return item
-    lora = change.mode == "lora"
-    sizes = {"full": item.params, "lora": lora_size(item, change.rank), "frozen": 0}
-    alpha = max(1, round(plan.lora.alpha * change.rank / plan.lora.rank))
-    return item.model_copy(
-        update={
-            "mode": change.mode,
-            "rank": change.rank if lora else None,
-            "alpha": alpha if lora else None,
-            "trained_params": sizes[change.mode],
-        }
-    )
-
-
-def _totals(plan: Plan, modules: Sequence[PlanModule]) -> PlanTotals:
-    count = {mode: sum(item.mode == mode for item in modules) for mode in ("full", "lora")}
-    size = {
-        mode: sum(item.trained_params for item in modules if item.mode == mode)
-        for mode in ("full", "lora")
-    }
-    return plan.totals.model_copy(
-        update={
-            "full_modules": count["full"],
-            "lora_modules": count["lora"],
-            "frozen_modules": len(modules) - count["full"] - count["lora"],
-            "full_params": size["full"],
-            "lora_params": size["lora"],
-            "trained_params": size["full"] + size["lora"],
-        }
-    )
-
-
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
-    if plan.memory.total_bytes == 0:  # a plan of version 1, which knows no memory
-        return plan.memory
-    settings = memory_settings(plan)
+    settings = plan.settings.memory
     before = asdict(memory_use(_ANY_MODEL, map(_choice, plan.modules), settings))
     after = asdict(memory_use(_ANY_MODEL, map(_choice, modules), settings))
     parts = {name: getattr(plan.memory, name) + after[name] - before[name] for name in after}
     return plan.memory.model_copy(update={**parts, "total_bytes": sum(parts.values())})
-
-
-def _budget(plan: Plan, totals: PlanTotals, memory: PlanMemory) -> PlanBudget:
-    budget = plan.budget
-    spent: dict[str, int] = {
-        "modules": totals.full_modules,
-        "parameters": totals.trained_params if budget.counts == "trained" else totals.full_params,
-        "bytes": memory.total_bytes,
-    }
-    return budget.model_copy(
-        update={
-            "spent": spent[budget.unit],
-            "realized_module_share": _share(totals.full_modules, totals.candidate_modules),
-            "realized_parameter_share": _share(totals.full_params, totals.candidate_params),
-        }
-    )
 
 
 def _share(part: int, whole: int) -> float:
@@ -300,11 +225,11 @@ def _share(part: int, whole: int) -> float:
 
 
 def _choice(item: PlanModule) -> Choice:
-    return Choice(row=_row(item), mode=item.mode, rank=item.rank or 0)
+    return Choice(row=module_row(item), mode=item.mode, rank=item.rank or 0)
 
 
-def _row(item: PlanModule) -> ModuleRow:
-    """What costs depend on; scores play no part."""
+def module_row(item: PlanModule) -> ModuleRow:
+    """A module of a plan as a row of a report, without scores."""
     names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
              "in_features", "form", "storage")  # fmt: skip
     fields: dict[str, Any] = {name: getattr(item, name) for name in names}

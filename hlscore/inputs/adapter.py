@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,13 @@ import torch
 
 from hlscore.errors import ModelError, first_line
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import StoredWeights, read_tensor
+from hlscore.inputs.stored_weights import (
+    Rows,
+    StoredWeights,
+    read_rows,
+    read_tensor,
+    rows_of,
+)
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.inputs.trained import LowRank, difference
 from hlscore.records import Candidate
@@ -32,6 +39,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _WRAPPED = ".base_layer"
 _SHOWN = 3
+_BLOCK_NUMBERS = 1 << 20
 # What FSDP and torch.compile leave in names that were saved without unwrapping.
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod)\.")
 # Options that make an adapter more than a product of two matrices added to a weight.
@@ -105,25 +113,60 @@ class Adapter:
         """What is known of a weight of the base that is trained."""
         return self._layouts[parameter]
 
-    def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | LowRank | None:
-        """How far a weight has moved; see `Trained`."""
-        if item.parameter in self.copies:
-            trained = self.copied(item.parameter)
-            return None if torch.equal(trained, base) else difference(base, trained)
-        parts = self._lora.get(item.parameter)
+    def update(
+        self, item: Candidate, base: torch.Tensor | None = None
+    ) -> torch.Tensor | LowRank | None:
+        """How far a weight has moved; see `Trained`. Without `base` its rows are read as needed."""
+        name = item.parameter
+        shape = self._base.shape.get_parameter(name).shape
+        if name in self.copies:
+            rows = self._base.rows(name) if base is None else rows_of(base)
+            return difference(shape, rows, partial(read_rows, self.copies[name]))
+        parts = self._lora.get(name)
         if parts is None:
             return None
-        product = self._factors(item, parts)
         if parts.magnitude is None:
+            product = self._factors(item, parts)
             return product if bool(product.left.any()) and bool(product.right.any()) else None
-        # DoRA: each row of the sum, in the layout [out, in], is scaled to a length of its own.
-        moved = base.to(torch.float32, copy=True).reshape(-1, *base.shape[-2:])
-        moved -= product.dense()
-        rows = moved.mT if item.storage == "in_out" else moved
-        length = read_tensor(parts.magnitude).float().reshape(-1, 1)
-        rows *= length / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        found = base.float().reshape(moved.shape) - moved
-        return found if bool(found.any()) else None
+        rows = self._base.rows(name) if base is None else rows_of(base)
+        merged = self.merged(item, rows)
+        found = torch.empty(math.prod(shape[:-1]), shape[-1])
+        start = 0
+        for part in merged:
+            stop = start + len(part)
+            torch.sub(rows(start, stop).float(), part, out=found[start:stop])
+            start = stop
+        return found.reshape(-1, *shape[-2:]) if bool(found.any()) else None
+
+    def merged(self, item: Candidate, base: Rows | None = None) -> Iterator[torch.Tensor]:
+        """The weight with its LoRA, a few rows at a time, float32 [rows, last size]."""
+        parts = self._lora[item.parameter]
+        product, rows = self._factors(item, parts), base or self._base.rows(item.parameter)
+        count = max(1, _BLOCK_NUMBERS // product.right.shape[-1])
+
+        def sums(place: int) -> Iterator[torch.Tensor]:
+            start = place * product.left.shape[-2]
+            for left in torch.split(product.left[place], count):
+                stop = start + len(left)
+                yield rows(start, stop).float() - left @ product.right[place]
+                start = stop
+
+        for place in range(len(product.left)):
+            if parts.magnitude is None:
+                yield from sums(place)
+                continue
+            # DoRA: each row of the sum, in the layout [out, in], is scaled to a length of its own.
+            length = read_tensor(parts.magnitude).float().flatten()
+            if item.storage == "in_out":
+                scale = (
+                    length
+                    / torch.stack([part.square().sum(0) for part in sums(place)]).sum(0).sqrt()
+                )
+                yield from (part * scale for part in sums(place))
+                continue
+            for part, wanted in zip(sums(place), torch.split(length, count), strict=True):
+                found = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+                yield part * (wanted[:, None] / found)
 
     def copied(self, parameter: str) -> torch.Tensor:
         """A weight that was trained in full, as the adapter stores it."""

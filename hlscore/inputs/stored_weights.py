@@ -8,6 +8,7 @@ time: at most the pieces of one parameter are in memory.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -39,6 +40,9 @@ _DTYPES = {
 }  # fmt: skip
 
 # Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+Rows = Callable[[int, int], torch.Tensor]
+"""Gives the rows from one number up to another of a weight whose leading sizes are joined."""
+
 _Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 
 
@@ -127,7 +131,17 @@ class StoredWeights:
         return target if pattern is None and target in self._held else None
 
     def weight(self, parameter: str) -> torch.Tensor:
-        """Read one weight as the model would hold it."""
+        """Read one weight as the model would hold it.
+
+        Args:
+            parameter: Full name of a parameter that is stored.
+
+        Returns:
+            The weight, in the dtype of the files.
+
+        Raises:
+            ModelError: The weight is not as the configuration says.
+        """
         source = self._source_of[parameter]
         if source.converter is None:
             weight = self._read(source.tensors[0])
@@ -137,11 +151,28 @@ class StoredWeights:
         self._check_shape(parameter, weight)
         return weight
 
+    def rows(self, parameter: str) -> Rows:
+        """Read parts of a weight: the files are read again for each, so that no whole is held.
+
+        A weight that is put together from several tensors is held whole.
+        """
+        source = self._source_of[parameter]
+        if source.converter is not None:
+            return rows_of(self.weight(parameter))
+        tensor = self._tensors[source.tensors[0]]
+        if tensor.dtype in _DTYPES:
+            kind = _DTYPES[tensor.dtype]
+            self._check_shape(parameter, torch.empty(tensor.shape, dtype=kind, device="meta"))
+        return partial(read_rows, tensor)
+
     def identity(self, weights_hash: str = "") -> ModelIdentity:
         """Describe the model for the artifacts.
 
         Args:
             weights_hash: What `read` gave in the end.
+
+        Returns:
+            What is written about the model.
         """
         structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
@@ -158,7 +189,14 @@ class StoredWeights:
         return known.get(most, most)
 
     def check(self, modules: Sequence[Candidate]) -> None:
-        """Refuse files that lack the weight of a module, before any is read."""
+        """Refuse files that lack the weight of a module, before any is read.
+
+        Args:
+            modules: Candidates.
+
+        Raises:
+            ModelError: A weight is missing.
+        """
         missing = sorted(
             item.parameter for item in modules if item.parameter not in self._source_of
         )
@@ -175,7 +213,14 @@ class StoredWeights:
         """Hand over one weight after the other, in the order of their names in the files.
 
         Args:
+            modules: Candidates whose weights are wanted.
             use: Called with each of them and its weight, as the model would hold it.
+
+        Returns:
+            Hash over sampled weights, as in the fingerprint of the loaded model.
+
+        Raises:
+            ModelError: A weight is missing, or is not as the configuration says.
         """
         wanted = {item.parameter: item for item in modules}
         sampled = candidates_of(find_modules(self.shape, CandidateSettings()))
@@ -237,12 +282,26 @@ class StoredWeights:
 
 
 def read_tensor(tensor: StoredTensor) -> torch.Tensor:
-    """Read a tensor of a safetensors file into memory of its own."""
+    """A tensor of a safetensors file, in memory of its own on the host."""
+    return read_rows(tensor, 0, math.prod(tensor.shape[:-1])).reshape(tensor.shape)
+
+
+def read_rows(tensor: StoredTensor, start: int, stop: int) -> torch.Tensor:
+    """Some rows of a tensor of a safetensors file, [rows, last size]; see `Rows`."""
     if tensor.dtype not in _DTYPES:
         raise ModelError(f"'{tensor.path}' holds a tensor of dtype {tensor.dtype}.")
+    size = tensor.size // max(1, math.prod(tensor.shape[:-1]))
     # The header was read once: opening the file again for each tensor would parse it again.
-    data = np.fromfile(tensor.path, dtype=np.uint8, count=tensor.size, offset=tensor.start)
-    return torch.from_numpy(data).view(_DTYPES[tensor.dtype]).reshape(tensor.shape)
+    data = np.fromfile(
+        tensor.path, dtype=np.uint8, count=(stop - start) * size, offset=tensor.start + start * size
+    )
+    return torch.from_numpy(data).view(_DTYPES[tensor.dtype]).reshape(stop - start, -1)
+
+
+def rows_of(tensor: torch.Tensor) -> Rows:
+    """Rows of a tensor in memory."""
+    flat = tensor.reshape(-1, tensor.shape[-1])
+    return lambda start, stop: flat[start:stop]
 
 
 def _renamer(shape: PreTrainedModel) -> _Renamer:

@@ -156,7 +156,9 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, NewTensor], metadata: Mapping[str, str]
+    path: Path,
+    tensors: Mapping[str, NewTensor | StoredTensor | HeldTensor],
+    metadata: Mapping[str, str],
 ) -> None:
     """Write a safetensors file.
 

@@ -7,6 +7,7 @@ that of the checkpoint, or the factors of the adapter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -16,7 +17,7 @@ import torch
 from hlscore.errors import ModelError
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.stored_weights import Rows, StoredWeights, rows_of
 from hlscore.paths import existing_path
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
@@ -65,6 +66,10 @@ class Trained(Protocol):
     def update(self, item: Candidate, base: torch.Tensor) -> Update | None:
         """How far a weight has moved from its base, base minus trained.
 
+        Args:
+            item: Whose weight it is.
+            base: The weight of the base, in the layout of the module.
+
         Returns:
             float32 [E, p, q] or two factors; `None` where nothing was trained.
         """
@@ -80,10 +85,15 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
     """Find a training and say what kind it is.
 
     Args:
+        name: Directory or hub id of a fine-tuned model or of a PEFT adapter.
+        base: The model that it started from.
         settings: How the base is read: the training is read in the same way.
 
     Returns:
         The training; its tensors are not read yet.
+
+    Raises:
+        ModelError: It cannot be found, or is of a kind that cannot be read.
     """
     from hlscore.inputs.adapter import Adapter
 
@@ -140,8 +150,7 @@ class Checkpoint:
 
     def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | None:
         """How far a weight has moved; see `Trained`."""
-        trained = self._stored.weight(item.parameter)
-        return None if torch.equal(trained, base) else difference(base, trained)
+        return difference(base.shape, rows_of(base), self._stored.rows(item.parameter))
 
     def rank_of(self, item: Candidate) -> None:
         """Nothing says what was trained how; see `Trained`."""
@@ -152,20 +161,21 @@ class Checkpoint:
         return _ROUNDING.get(self._stored.dtype([item]), 0.0)
 
 
-def difference(base: torch.Tensor, trained: torch.Tensor) -> torch.Tensor:
-    """Subtract two weights of any floating dtypes, a part at a time.
-
-    Args:
-        base: [p, q] or [E, p, q].
+def difference(shape: Sequence[int], base: Rows, trained: Rows) -> torch.Tensor | None:
+    """A weight minus another of the same shape, [p, q] or [E, p, q], a few rows at a time.
 
     Returns:
-        float32 [E, p, q].
+        float32 [E, p, q]; `None` where they are equal.
     """
-    found = torch.empty(base.shape)
-    parts = (torch.split(tensor.reshape(-1), _CHUNK_NUMBERS) for tensor in (found, base, trained))
-    for to, before, after in zip(*parts, strict=True):
-        torch.sub(before.float(), after.float(), out=to)
-    return found.reshape(-1, *base.shape[-2:])
+    found = torch.empty(math.prod(shape[:-1]), shape[-1])
+    count = max(1, _CHUNK_NUMBERS // shape[-1])
+    moved = False
+    for start in range(0, len(found), count):
+        part = found[start : start + count]
+        stop = start + len(part)
+        torch.sub(base(start, stop).float(), trained(start, stop).float(), out=part)
+        moved = moved or bool(part.any())
+    return found.reshape(-1, *shape[-2:]) if moved else None
 
 
 def _sizes(item: Candidate) -> tuple[object, ...]:

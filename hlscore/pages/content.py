@@ -35,6 +35,7 @@ class Line:
         low: Lower end of its 95 % interval.
         high: Upper end of its 95 % interval.
         chosen: Share of resamples in which the module is trained in full.
+        remark: Anything the reader should know; mostly empty.
     """
 
     row: ModuleRow
@@ -47,6 +48,7 @@ class Line:
     low: float | None
     high: float | None
     chosen: float | None
+    remark: str
 
     @property
     def full(self) -> bool:
@@ -182,4 +184,5 @@ def _line(row: ModuleRow, item: PlanModule | None, score: float | None, spread: 
         low=low,
         high=high,
         chosen=None if item is None else item.selection_probability,
+        remark=row.reason if item is None else item.remark,
     )

@@ -7,7 +7,6 @@ from typing import Literal
 
 from hlscore.pages.content import Line
 from hlscore.records import ModuleRow
-from hlscore.scores.rows import remark_at
 from hlscore.views.wording import measure, shape
 
 Cells = tuple[str, ...]
@@ -62,9 +61,7 @@ def table_cells(line: Line) -> Cells:
 
 
 def _remark(line: Line) -> str:
-    row = line.row
-    said = remark_at(row, line.rank) if line.rank else row.reason
-    return "; ".join(text for text in ("locked" if line.locked else "", said) if text)
+    return "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text)
 
 
 def skipped_cells(row: ModuleRow) -> Cells:

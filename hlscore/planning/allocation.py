@@ -23,7 +23,7 @@ from hlscore.planning.options import check_curve, check_lock, is_unreached, stay
 from hlscore.planning.problem import Picks, Problem, free_bytes
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
-from hlscore.reasons import UNMOVED, tied_modules
+from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, score_of
 from hlscore.scores.rows import order_rows
@@ -91,6 +91,7 @@ class Allocation:
 
     Attributes:
         settings: What was asked for.
+        of_updates: Whether the scores are of finished trainings.
         budget: The budget, parsed.
         picks: What was chosen, against which limit, and how.
         trained_limit: Most parameters that may be trained, where a budget of modules sets that too.
@@ -107,6 +108,7 @@ class Allocation:
     """
 
     settings: PlanSettings
+    of_updates: bool
     budget: Budget
     picks: Picks
     trained_limit: int | None
@@ -172,6 +174,7 @@ def allocate(report: ScoreReport, settings: PlanSettings) -> Allocation:
     )
     return Allocation(
         settings=settings,
+        of_updates=problem.of_updates,
         budget=problem.budget,
         picks=picks,
         trained_limit=trained_limit(problem)
@@ -205,6 +208,7 @@ def _problem(report: ScoreReport, settings: PlanSettings) -> Problem:
         rows=rows,
         seed=report.run.seed,
         run_rank=report.run.rank,
+        of_updates=report.run.scores_trainings,
         score=score,
         budget=budget,
         locks=locks_of(settings.locks, [row.module for row in rows]),
@@ -369,7 +373,7 @@ def _unreached_notes(problem: Problem) -> list[str]:
     names = sorted(row.module for row in rows)
     if not names:
         return []
-    what = "No training changed" if UNMOVED in rows[0].reason else "No probe gradient reaches"
+    what = "No training changed" if problem.of_updates else "No probe gradient reaches"
     more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
     return [
         f"{what} {', '.join(names[:_SHOWN])}{more}: such modules stay frozen unless --lock says "

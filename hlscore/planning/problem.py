@@ -27,6 +27,7 @@ class Problem:
         rows: Its candidates, the best first by the score.
         seed: Seed of the run, for random draws.
         run_rank: LoRA rank that the stored resamples belong to.
+        of_updates: Whether the scores are of finished trainings.
         score: The score that decides.
         budget: The budget.
         locks: Lock of each locked module, by name.
@@ -38,6 +39,7 @@ class Problem:
     rows: tuple[ModuleRow, ...]
     seed: int
     run_rank: int
+    of_updates: bool
     score: Score
     budget: Budget
     locks: Mapping[str, Lock]

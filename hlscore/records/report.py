@@ -290,10 +290,20 @@ class RunInfo:
     notes: tuple[str, ...] = ()
 
     @property
+    def movement(self) -> str:
+        """What was scored: `gradient`, `trial` or `update`; empty where the report does not say."""
+        capture = self.settings.get("capture")
+        return str(capture.get("movement", "")) if isinstance(capture, Mapping) else ""
+
+    @property
     def scores_updates(self) -> bool:
         """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
-        capture = self.settings.get("capture")
-        return isinstance(capture, Mapping) and capture.get("movement") in ("trial", "update")
+        return self.movement in ("trial", "update")
+
+    @property
+    def scores_trainings(self) -> bool:
+        """Whether they are the updates of finished trainings."""
+        return self.movement == "update"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

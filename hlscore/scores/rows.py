@@ -14,7 +14,6 @@ from hlscore.scores.registry import SCORES, Score, score_of
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
-_UNCHANGED = "no training changed"
 _IDENTITY = (
     "module", "parameter", "layer", "kind", "block", "matrices", "out_features", "in_features",
     "n_params", "form", "storage",
@@ -138,7 +137,11 @@ def _gradient_columns(
 
 
 def remark(
-    item: Candidate | ModuleRow, matrices_reached: int | None, rank: int, *, of_updates: bool
+    item: Candidate | ModuleRow,
+    matrices_reached: int | None,
+    rank: int,
+    *,
+    of_updates: bool = False,
 ) -> str:
     """What a reader should know of a module at a LoRA rank; mostly nothing.
 
@@ -151,16 +154,11 @@ def remark(
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached
-        why = _UNCHANGED if of_updates else "no probe token reached"
+        why = "no training changed" if of_updates else "no probe token reached"
         remarks.append(f"{why} {missed} of {item.matrices} experts")
     if rank >= item.max_rank:
         remarks.append(f"LoRA of rank {rank} spans the whole matrix (min side {item.max_rank})")
     return "; ".join(remarks)
-
-
-def remark_at(row: ModuleRow, rank: int) -> str:
-    """The remark on a row at another LoRA rank than that of the run."""
-    return remark(row, row.matrices_reached, rank, of_updates=_UNCHANGED in row.reason)
 
 
 def standard_error(replicates: Sequence[float]) -> float | None:

@@ -1,12 +1,13 @@
 """A trained adapter merged into the files of its base, tensor by tensor.
 
-No model is loaded: each file of the base is written again, unchanged tensors byte by byte, and
-of the changed ones one at a time is in memory.
+No model is loaded: each file of the base is written again, unchanged tensors byte by byte,
+changed ones a few rows at a time.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,11 +19,11 @@ import torch
 from hlscore.errors import ModelError
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.packed import tied_names
-from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.stored_weights import StoredWeights, read_rows
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, write_tensors
 
 INDEX_FILE = "model.safetensors.index.json"
-_CHUNK = 1 << 24
+_PART_NUMBERS = 1 << 20
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 # Of the training's own files these replace those of the base: it may have added tokens.
 _TOKENIZER = (
@@ -33,23 +34,12 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF
 
 
 def merge_writers(
-    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None] = lambda _: None
+    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None]
 ) -> dict[str, Callable[[Path], None]]:
-    """Say how each file of the merged model is written.
+    """Writers of the files of the merged model, by name; `advance` hears of each changed tensor.
 
     Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
     weights was trained, both are written, and the configuration says that they are not tied.
-
-    Args:
-        adapter: The trained adapter.
-        base: The model that it is for.
-        advance: Told about each changed tensor.
-
-    Returns:
-        For each file name, a function that writes it to a path.
-
-    Raises:
-        ModelError: A changed weight is not stored as one tensor.
     """
     changed = {*adapter.parameters, *adapter.copies}
     for name in sorted(changed):
@@ -58,19 +48,19 @@ def merge_writers(
                 f"{name} is stored in pieces by the base model, and cannot be merged in place.",
                 hint="Merge in memory: hlscore.merge(PeftModel.from_pretrained(model, RUN)).",
             )
-    files: dict[Path, dict[str, NewTensor]] = {}
+    files: dict[Path, dict[str, NewTensor | StoredTensor]] = {}
     for name, tensor in base.tensors.items():
-        files.setdefault(tensor.path, {})[name] = _kept(tensor)
+        files.setdefault(tensor.path, {})[name] = tensor
     for stored in {base.stored_as(name)[0] for name in sorted(changed)}:
         tensor = base.tensors[stored]
         held, current = files[tensor.path], base.current_name(stored)
         shared = base.shares(current or stored)
-        made = {name: _merged(adapter, base, name, tensor, advance) for name in shared & changed}
+        made = {name: _merged(adapter, name, tensor, advance) for name in shared & changed}
         if len(shared) == 1 or _trained_as_one(adapter, shared):
             held[stored] = next(iter(made.values()))
             continue
         del held[stored]
-        held |= {name: made.get(name, _kept(tensor)) for name in shared}
+        held |= {name: made.get(name, tensor) for name in shared}
     places = {name: path.name for path, tensors in files.items() for name in tensors}
     untied = any(
         {name, first} & changed and not _trained_as_one(adapter, {name, first})
@@ -95,33 +85,30 @@ def _trained_as_one(adapter: Adapter, names: set[str]) -> bool:
     """Whether tied weights were trained in full, to one and the same."""
     if any(name not in adapter.copies for name in names):
         return False
-    first, *others = (adapter.copied(name) for name in sorted(names))
-    return all(torch.equal(first, other) for other in others)
-
-
-def _kept(tensor: StoredTensor) -> NewTensor:
-    return NewTensor(dtype=tensor.dtype, shape=tensor.shape, size=tensor.size, chunks=tensor.chunks)
+    first, *others = (adapter.copies[name] for name in sorted(names))
+    return all(
+        other.dtype == first.dtype
+        and all(a == b for a, b in zip(first.chunks(), other.chunks(), strict=True))
+        for other in others
+    )
 
 
 def _merged(
-    adapter: Adapter,
-    base: StoredWeights,
-    name: str,
-    stored: StoredTensor,
-    advance: Callable[[int], None],
+    adapter: Adapter, name: str, stored: StoredTensor, advance: Callable[[int], None]
 ) -> NewTensor:
+    def parts() -> Iterator[torch.Tensor]:
+        if name not in adapter.copies:
+            yield from adapter.merged(adapter.layout(name))
+            return
+        *leading, width = adapter.copies[name].shape
+        rows, count = math.prod(leading), max(1, _PART_NUMBERS // width)
+        for start in range(0, rows, count):
+            yield read_rows(adapter.copies[name], start, min(rows, start + count))
+
     def chunks() -> Iterator[bytes]:
-        if name in adapter.copies:
-            merged = adapter.copied(name)
-        else:
-            weight = base.weight(name)
-            update = adapter.update(adapter.layout(name), weight)
-            dense = update if isinstance(update, torch.Tensor | None) else update.dense()
-            merged = weight if dense is None else weight.float().sub_(dense.reshape(weight.shape))
-            del weight, update, dense
-        flat = merged.to(_DTYPES[stored.dtype]).contiguous().reshape(-1).view(torch.uint8).numpy()
-        for start in range(0, flat.size, _CHUNK):
-            yield flat[start : start + _CHUNK].tobytes()
+        for part in parts():
+            rounded = part.to(_DTYPES[stored.dtype]).contiguous()
+            yield rounded.reshape(-1).view(torch.uint8).numpy().tobytes()
         advance(1)
 
     return NewTensor(dtype=stored.dtype, shape=stored.shape, size=stored.size, chunks=chunks)

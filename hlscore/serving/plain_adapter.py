@@ -23,6 +23,7 @@ from hlscore.records import Candidate
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _PREFIX = "base_model.model."
+_PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
 
 
@@ -69,9 +70,9 @@ def plain_adapter(
     max_rank: int,
     max_error: float | None,
     device: torch.device,
-    advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None],
 ) -> PlainAdapter:
-    """Turn what was trained into LoRA of one rank, by truncated singular value decompositions.
+    """What was trained as LoRA of one rank, by truncated singular value decompositions.
 
     LoRA within the rank is kept as it is; only what was trained in full, DoRA and LoRA of a
     larger rank are decomposed.
@@ -84,13 +85,6 @@ def plain_adapter(
             taken; `None` takes all of `max_rank`.
         device: Where to decompose.
         advance: Told about each module.
-
-    Returns:
-        The adapter.
-
-    Raises:
-        ModelError: Something was trained that LoRA cannot hold.
-        UsageError: The error bound needs a larger rank.
     """
     items = _expressible(adapter, base)
     factors: dict[str, LowRank] = {}
@@ -100,7 +94,7 @@ def plain_adapter(
         trained = adapter.kind_of(item)
         update: torch.Tensor | LowRank | None = adapter.low_rank(item)
         if update is None:
-            update = adapter.update(item, base.weight(item.parameter))
+            update = adapter.update(item)
         error = 0.0
         if isinstance(update, LowRank) and update.rank > max_rank:
             update = update.dense()
@@ -164,9 +158,12 @@ def _truncated(
     """Best approximation of a rank, and its relative error."""
     flip = update.shape[-2] > update.shape[-1]
     matrix = short_first(update)
+    # In double precision, some columns at a time.
+    count = max(1, _PART_NUMBERS // matrix.shape[-2])
+    parts = torch.split(matrix, count, dim=-1)
     if chooses_full(matrix.shape[-2], max_rank, "auto"):
-        double = matrix.double()
-        spectrum = full_spectrum(double @ double.mT)
+        gram = sum((part.double() @ part.double().mT for part in parts), torch.zeros(()))
+        spectrum = full_spectrum(gram)
     else:
         spectrum = randomized_spectrum(matrix, max_rank, seed=0)
     total = float(spectrum.total.sum())
@@ -177,7 +174,9 @@ def _truncated(
         within = (lost[:rank] <= max_error).nonzero()
         rank = int(within[0]) + 1 if len(within) else rank
     basis = spectrum.basis[..., :rank].double()
-    right = basis.mT @ matrix.double()
+    right = torch.empty(1, rank, matrix.shape[-1], dtype=torch.float64, device=matrix.device)
+    for to, part in zip(torch.split(right, count, dim=-1), parts, strict=True):
+        to.copy_(basis.mT @ part.double())
     # Both factors alike in size: engines hold them in 16 bits.
     root = spectrum.energies[:, :rank].clamp(min=1e-300).sqrt().sqrt()
     left, right = (basis * root.unsqueeze(-2)).float(), (right / root.unsqueeze(-1)).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from hlscore.errors import UsageError
 from hlscore.settings.option import Option, check, require
@@ -33,6 +33,8 @@ def parse_ranks(text: str, flag: str) -> tuple[int, ...]:
 class MemorySettings:
     """What the memory of the training depends on besides the plan."""
 
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
     optimizer: Annotated[Optimizer, Option("Optimizer of the training.", MEMORY_PANEL)] = "adamw"
     master: Annotated[
         Master, Option("Precision of what is trained, its gradients and moments.", MEMORY_PANEL)
@@ -55,6 +57,9 @@ class MemorySettings:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
     """How scores become a plan."""
+
+    # A plan holds these settings; what pydantic shall make of unknown keys there.
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     budget: Annotated[
         str,

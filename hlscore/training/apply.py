@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
+from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.exporters.limits import check_limits
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.exporters.peft_names import never_packed, skip_modules
+from hlscore.exporters.limits import PEFT_LIMITS, check_limits
+from hlscore.exporters.peft import lora_config, never_packed, skip_modules
+from hlscore.inputs.fingerprint import fingerprint, structure_hash
 from hlscore.inputs.model import input_device
+from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.packed import is_packed_linear
-from hlscore.training.model_check import check_model
-from hlscore.training.trainables import expected_trainables, groups
+from hlscore.settings import CandidateSettings
+from hlscore.training.groups import expected_trainables
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-__all__ = ["apply", "check_trainables", "skip_modules", "upcast"]
+__all__ = ["apply", "check_model", "check_trainables", "skip_modules", "upcast"]
 
 _SHOWN = 3
 _TOKENS = 8
@@ -62,12 +63,6 @@ def apply(
 
     Returns:
         The wrapped model. If an error is raised, the model is as it was.
-
-    Raises:
-        ArtifactError: The file is no plan.
-        ModelError: The model is not the plan's, is wrapped already, or a module cannot be
-            trained in the way that the plan says.
-        UsageError: PEFT is not installed, or cannot run the plan.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     try:
@@ -83,69 +78,99 @@ def apply(
         )
     check_model(model, plan, allow_other_weights=allow_other_weights)
     check_limits(plan, PEFT_LIMITS)
-    _check_packed(model, plan)
-    runnable = try_forward and _is_runnable(model)
+    for name, what in never_packed(plan):
+        if is_packed_linear(model.get_submodule(name)):
+            raise ModelError(
+                f"'{name}' cannot be {what}: its weight is quantized.",
+                hint="Load the model with BitsAndBytesConfig(..., llm_int8_skip_modules="
+                "skip_modules(plan)), from hlscore.training.apply.",
+            )
+    runnable = try_forward and model.device.type != "meta"
+    if runnable and (failure := _try_tokens(model)[0]) is not None:
+        runnable = False
+        warnings.warn(
+            f"The forward pass under the plan is not checked: with {_TOKENS} plain tokens it fails "
+            f"without the plan, too ({first_line(failure)}).",
+            stacklevel=2,
+        )
     with _restored_on_error(model):
         wrapped = _wrap(model, plan, adapter_name)
         if plan.memory.master == "fp32":
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
-        if runnable:
-            _check_forward(wrapped)
+        failure, place = _try_tokens(wrapped) if runnable else (None, "")
+        if failure is not None:
+            raise ModelError(
+                f"Under the plan the forward pass fails at or after '{place}': "
+                f"{first_line(failure)}",
+                hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to "
+                "apply.",
+            ) from failure
     return wrapped
 
 
-def upcast(model: PeftModel) -> None:
-    """Convert every trainable parameter of 16 bits to float32, in place.
+def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool = False) -> None:
+    """Refuse a model whose names or shapes are not the plan's; warn if its weights are not.
 
-    Args:
-        model: A wrapped model.
+    Weights of a quantized model are rounded, so they are not compared.
     """
+    found = find_modules(model, CandidateSettings())
+    candidates = candidates_of(found)
+    other = structure_hash(candidates) != plan.model.fingerprint.structure
+    differing = [item.message for item in differences(found, plan)]
+    if other and not differing:
+        differing = ["its candidate modules are not those of the plan"]
+    if differing:
+        more = len(differing) - _SHOWN
+        raise ModelError(
+            f"The plan was made for '{plan.model.name}' ({plan.model.architecture}), and this "
+            f"{type(model).__name__} differs: {'; '.join(differing[:_SHOWN])}"
+            f"{f'; and {more} more' if more > 0 else ''}.",
+            hint="Load the model that the plan names, or rank the modules of this one.",
+        )
+    if allow_other_weights or any(item.quantized for item in candidates):
+        return
+    if fingerprint(model).weights != plan.model.fingerprint.weights:
+        warnings.warn(
+            f"The weights of this model are not those of '{plan.model.name}' that were scored: "
+            "the plan may not suit it. Pass allow_other_weights=True if they differ on purpose.",
+            stacklevel=3,
+        )
+
+
+def upcast(model: PeftModel) -> None:
+    """Convert every trainable parameter of 16 bits to float32, in place."""
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.itemsize < 4:
             parameter.data = parameter.data.float()
 
 
 def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None = None) -> None:
-    """Make sure that the trainable parameters are exactly the plan's, and the ranks too.
-
-    Args:
-        model: A wrapped model.
-        plan: The plan.
-        adapter_name: Name of the adapter; `None` means the active one.
-
-    Raises:
-        ModelError: A parameter is missing or trains unplanned, or an adapter has another rank.
-    """
-    planned = {name for part in groups(model, plan, adapter_name=adapter_name).values()
-               for name in part}  # fmt: skip
-    actual = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if planned == actual:
-        _check_sizes(model, plan, adapter_name)
-        return
+    """Make sure that the trainable parameters are exactly the plan's, and the ranks too."""
+    by_module = expected_trainables(model, plan, adapter_name=adapter_name)
+    planned = {name for names in by_module.values() for name in names}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     parts = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
         for what, names in (
-            ("are missing", planned - actual), ("train unplanned", actual - planned)
+            ("are missing", planned - trained), ("train unplanned", trained - planned)
         )
         if names
     ]  # fmt: skip
-    raise ModelError(
-        f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
-        hint="This version of PEFT may match names in another way; lock these modules to frozen.",
-    )
-
-
-def _check_sizes(model: PeftModel, plan: Plan, adapter_name: str | None) -> None:
-    """Adapters of another rank than planned have the right names but another size."""
+    if parts:
+        raise ModelError(
+            f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
+            hint="This version of PEFT may match names in another way; lock these modules to "
+            "frozen.",
+        )
+    # Adapters of another rank than planned have the right names but another size.
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    by_module = expected_trainables(model, plan, adapter_name=adapter_name)
     for item in plan.lora_modules:
-        parts = [sizes[name] for name in by_module[item.module]]
+        found = [sizes[name] for name in by_module[item.module]]
         # Parts of another process are empty where weights are sharded.
-        if all(parts) and sum(parts) != item.trained_params:
+        if all(found) and sum(found) != item.trained_params:
             raise ModelError(
-                f"The adapter on '{item.module}' has {sum(parts):,} parameters, not the "
+                f"The adapter on '{item.module}' has {sum(found):,} parameters, not the "
                 f"{item.trained_params:,} of rank {item.rank}.",
                 hint="This version of PEFT may match rank patterns in another way; lock the "
                 "module to the plan's rank.",
@@ -175,35 +200,8 @@ def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
     return wrapped
 
 
-def _is_runnable(model: PreTrainedModel) -> bool:
-    """Whether a model takes a few plain tokens; a warning says so if it does not."""
-    if model.device.type == "meta":
-        return False
-    failure, _ = _try_tokens(model)
-    if failure is not None:
-        warnings.warn(
-            f"The forward pass under the plan is not checked: with {_TOKENS} plain tokens it fails "
-            f"without the plan, too ({first_line(failure)}).",
-            stacklevel=3,
-        )
-    return failure is None
-
-
-def _check_forward(model: PeftModel) -> None:
-    """Refuse adapters under which the forward pass fails."""
-    failure, place = _try_tokens(model)
-    if failure is not None:
-        raise ModelError(
-            f"Under the plan the forward pass fails at or after '{place}': {first_line(failure)}",
-            hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to apply.",
-        ) from failure
-
-
 def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, str]:
     """Run a few tokens forward, in the mode that the model is in.
-
-    Args:
-        model: A model, wrapped or not.
 
     Returns:
         What went wrong, if anything, and the last module with an adapter that was called.
@@ -234,16 +232,6 @@ def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, s
     return None, ""
 
 
-def _check_packed(model: PreTrainedModel, plan: Plan) -> None:
-    for name, what in never_packed(plan):
-        if is_packed_linear(model.get_submodule(name)):
-            raise ModelError(
-                f"'{name}' cannot be {what}: its weight is quantized.",
-                hint="Load the model with BitsAndBytesConfig(..., llm_int8_skip_modules="
-                "skip_modules(plan)), from hlscore.training.apply.",
-            )
-
-
 @contextmanager
 def _restored_on_error(model: PreTrainedModel) -> Iterator[None]:
     """Put a model back together when wrapping it fails half-way."""
@@ -258,17 +246,13 @@ def _restored_on_error(model: PreTrainedModel) -> Iterator[None]:
         yield
     except BaseException:
         for module, before in children:
-            _put_back(module, before, hooks.get(id(module), set()))
+            module._modules.clear()
+            module._modules.update(before)
+            for key in set(module._forward_hooks) - hooks.get(id(module), set()):
+                del module._forward_hooks[key]
         for parameter, flag, data in flags:
             parameter.data = data
             parameter.requires_grad_(flag)
         for name in set(model.__dict__) - attributes:
             delattr(model, name)
         raise
-
-
-def _put_back(module: nn.Module, children: dict[str, nn.Module | None], hooks: set[int]) -> None:
-    module._modules.clear()
-    module._modules.update(children)
-    for key in set(module._forward_hooks) - hooks:
-        del module._forward_hooks[key]

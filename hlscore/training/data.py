@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.probed import probed_columns
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -16,20 +16,17 @@ _TEXTS = ("text", "prompt", "completion", "chosen", "rejected")
 
 
 def as_probed(data: Dataset, plan: Plan) -> Dataset:
-    """Give rows the columns that the probes had.
+    """The rows with the columns that the probes had.
 
-    Args:
-        data: Rows as they are stored.
-        plan: The plan; its `--column` options name the columns.
-
-    Returns:
-        The rows with a column for each role that the data have under another name; the columns
-        that were there stay, for reward functions. Numbers in columns of text are text.
+    There is a column for each role that the plan's `--column` options name; the columns that were
+    there stay, for reward functions. Numbers in columns of text become text.
     """
     from datasets import Value
 
     there = set(data.column_names)
-    for role, column in probed_columns(plan).items():
+    read = plan.provenance.settings.get("data")
+    named = read.get("columns") if isinstance(read, Mapping) else None
+    for role, column in (named if isinstance(named, Mapping) else {}).items():
         if column in there and column != role:
             values = data[column]
             data = data.remove_columns(role) if role in there else data

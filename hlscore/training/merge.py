@@ -35,12 +35,10 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
     Returns:
         A model without adapters, in evaluation mode; `save_pretrained` writes what
         `from_pretrained` reads without PEFT.
-
-    Raises:
-        UsageError: The model has no adapter, its base model is quantized, or there is no such
-            dtype.
     """
     from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
 
     if not isinstance(model, PeftModel):
         raise UsageError(f"A {type(model).__name__} has nothing to merge.")
@@ -55,7 +53,9 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
         "adapters": _merge_adapters(model, wanted),
     }
     merged: Any = model.unload()
-    _check_plain(merged)
+    for name, module in merged.named_modules():
+        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+            raise UsageError(f"PEFT left an adapter at '{name}'.")
     _settle_ties(merged)
     if wanted is not None:
         merged.to(wanted)
@@ -81,8 +81,7 @@ def _float_type(dtype: torch.dtype | str) -> torch.dtype:
 def _round_copies(model: nn.Module, wanted: torch.dtype | None) -> list[float]:
     """Give trained copies the wanted dtype, by default that of the weights that they replace.
 
-    Returns:
-        For each weight that was rounded, the share of its change that is left.
+    Returns for each weight that was rounded the share of its change that is left.
     """
     from peft.utils import ModulesToSaveWrapper
 
@@ -103,9 +102,9 @@ def _round_copies(model: nn.Module, wanted: torch.dtype | None) -> list[float]:
 def _merge_adapters(model: nn.Module, wanted: torch.dtype | None) -> list[float]:
     """Add each adapter to its weight in float32, one layer at a time to save memory.
 
-    Returns:
-        For each weight that was rounded, the share of its change that is left.
+    Returns for each weight that was rounded the share of its change that is left.
     """
+    import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     kept = []
@@ -116,7 +115,9 @@ def _merge_adapters(model: nn.Module, wanted: torch.dtype | None) -> list[float]
         before = {
             name: (item.data, item.dtype) for name, item in base.named_parameters(recurse=False)
         }
-        _to_float32(base)
+        for parameter in base.parameters(recurse=False):
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()
         layer.merge(safe_merge=False)
         for name, parameter in base.named_parameters(recurse=False):
             weight, dtype = before[name]
@@ -125,14 +126,6 @@ def _merge_adapters(model: nn.Module, wanted: torch.dtype | None) -> list[float]
                 kept += _kept(weight, parameter.data, rounded)
             parameter.data = rounded
     return kept
-
-
-def _to_float32(base: nn.Module) -> None:
-    import torch
-
-    for parameter in base.parameters(recurse=False):
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter.data = parameter.data.float()
 
 
 def _kept(before: torch.Tensor, after: torch.Tensor, rounded: torch.Tensor) -> list[float]:
@@ -155,15 +148,6 @@ def _warn_of_rounding(kept: Mapping[str, list[float]]) -> None:
         "with dtype='float32' to keep all of it.",
         stacklevel=3,
     )
-
-
-def _check_plain(model: nn.Module) -> None:
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
-            raise UsageError(f"PEFT left an adapter at '{name}'.")
 
 
 def _settle_ties(model: Any) -> None:

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
-from hlscore.exporters.limits import check_limits
-from hlscore.exporters.peft import PEFT_LIMITS, lora_config
-from hlscore.training.apply import apply, check_trainables, upcast
+from hlscore.exporters.limits import PEFT_LIMITS, check_limits
+from hlscore.exporters.peft import lora_config
+from hlscore.training.apply import apply, check_model, check_trainables, upcast
 from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, param_groups
-from hlscore.training.model_check import check_model
 
 if TYPE_CHECKING:
     import torch
@@ -47,10 +46,6 @@ class HybridTrainerMixin:
         allow_other_weights: Do not warn when the weights of `model` are not those of the plan.
             A model that is given by name is not compared.
         **kwargs: What the trainer takes.
-
-    Raises:
-        ModelError: The model is not the plan's, or something else would be trained.
-        UsageError: The trainer cannot train the plan with these arguments.
     """
 
     # What the trainer beside this class provides.
@@ -87,17 +82,7 @@ class HybridTrainerMixin:
         _check_precision(self.model, self.args)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Make the optimizer that the training arguments name, with the groups of the plan.
-
-        Args:
-            model: The model, where it is not the trainer's own.
-
-        Returns:
-            The optimizer, also kept by the trainer.
-
-        Raises:
-            UsageError: The optimizer sorts parameters by itself, such as GaLore.
-        """
+        """The optimizer that the training arguments name, with the groups of the plan."""
         trainer: Any = super()
         optimizer: torch.optim.Optimizer
         if self.optimizer is not None:
@@ -111,8 +96,12 @@ class HybridTrainerMixin:
                 f"The optimizer '{self.args.optim}' makes groups of its own.",
                 hint="Use one that takes groups, such as adamw_torch.",
             )
+        chosen = dict(self._group_settings)
+        if chosen["weight_decay"] is None:
+            chosen["weight_decay"] = self.args.weight_decay
+        groups = param_groups(trained, self.plan, **chosen)  # type: ignore[arg-type]
         # The trainer takes `params` from here in place of groups of its own.
-        self.optimizer_cls_and_kwargs = kind, {**settings, "params": self._groups(trained)}
+        self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
         try:
             optimizer = trainer.create_optimizer(model)
         finally:
@@ -120,13 +109,7 @@ class HybridTrainerMixin:
         return optimizer
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add the rates of both groups wherever a rate is logged.
-
-        Args:
-            logs: What is logged.
-            *args: What the trainer takes.
-            **kwargs: What the trainer takes.
-        """
+        """Add the rates of both groups wherever a rate is logged."""
         if "learning_rate" in logs:
             logs.update(self._rates)
         trainer: Any = super()
@@ -172,15 +155,9 @@ class HybridTrainerMixin:
             config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
             return args, {**kwargs, "peft_config": config}
         if not isinstance(model, PreTrainedModel):
-            raise UsageError(f"A {type(model).__name__} is no model that a plan can be applied to.")
+            raise UsageError(f"Cannot apply a plan to a {type(model).__name__}.")
         model = apply(model, self.plan, allow_other_weights=allow_other_weights)
         return ((model, *args[1:]), kwargs) if args else (args, {**kwargs, "model": model})
-
-    def _groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        settings = dict(self._group_settings)
-        if settings["weight_decay"] is None:
-            settings["weight_decay"] = self.args.weight_decay
-        return param_groups(model, self.plan, **settings)  # type: ignore[arg-type]
 
 
 def _takes(trainer: type, name: str) -> bool:

@@ -42,17 +42,11 @@ json = _verifier("json")
 
 
 def reward_functions(names: Sequence[str]) -> list[Reward]:
-    """The functions that rewards name.
+    """One function per name, for `reward_funcs` of TRL's GRPOTrainer.
 
     Args:
         names: Values of `--reward`: built-in verifiers, or `package.module:function`. A dotted
             path without a colon, as TRL writes it, is read too.
-
-    Returns:
-        One function per name, for `reward_funcs` of TRL's GRPOTrainer.
-
-    Raises:
-        UsageError: A name is unknown, or its module cannot be imported.
     """
     plain = [_plain(name) for name in names]
     check_names(plain)
@@ -65,12 +59,6 @@ def judgeable(data: Dataset, names: Sequence[str]) -> Dataset:
     Args:
         data: Rows with a column `prompt`.
         names: Rewards by name; with a function among them, every row counts.
-
-    Returns:
-        Those rows.
-
-    Raises:
-        DataError: No answer can be judged.
     """
     plain = [_plain(name) for name in names]
     if not all(map(is_builtin, plain)):

@@ -18,13 +18,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interval:
-    """A figure with its 95 % interval.
-
-    Attributes:
-        value: The figure.
-        low: Lower end.
-        high: Upper end.
-    """
+    """A figure with its 95 % confidence interval from `low` to `high`."""
 
     value: float
     low: float
@@ -52,7 +46,7 @@ class ArmResult:
 def compare_arms(
     sums: Mapping[str, Sequence[Sequence[float]]], counts: Sequence[int], *, seed: int
 ) -> dict[str, ArmResult]:
-    """Compare arms that were trained with the same seeds and tested on the same examples.
+    """How each arm did; arms were trained with the same seeds and tested on the same examples.
 
     Seeds and test examples are resampled together, the same ones for every arm.
 
@@ -60,42 +54,37 @@ def compare_arms(
         sums: Loss of each test example in nats, by arm [seeds, examples].
         counts: Counted tokens of each test example.
         seed: Seed of the resampling.
-
-    Returns:
-        How each arm did.
     """
-    losses = _resampled({name: np.array(table) for name, table in sums.items()}, counts, seed)
+    rng = np.random.default_rng(seed)
+    tables = {name: np.array(table) for name, table in sums.items()}
+    seeds, examples = next(iter(tables.values())).shape
+    tokens = np.array(counts, dtype=np.float64)
+    # Loss per counted token of each arm, of all data first and then of the resamples.
+    drawn: dict[str, list[float]] = {name: [] for name in tables}
+    rows: NDArray[np.int64] = np.arange(seeds)
+    weights: Array = np.ones(examples)
+    for _ in range(RESAMPLES + 1):
+        total = float(tokens @ weights) * seeds
+        for name, table in tables.items():
+            drawn[name].append(float(table[rows].sum(axis=0) @ weights) / total)
+        rows = np.asarray(rng.integers(seeds, size=seeds))
+        places = np.asarray(rng.integers(examples, size=examples))
+        weights = np.bincount(places, minlength=examples).astype(np.float64)
+    losses = {name: np.array(values) for name, values in drawn.items()}
     gap = losses[LORA] - losses[FULL] if FULL in losses else None
-    known = gap is not None and _interval(gap).low > 0
+    if gap is not None and not _interval(gap).low > 0:
+        gap = None
     return {
         name: ArmResult(
             loss=_interval(own),
             gain=_interval(losses[LORA] - own),
-            recovered=_interval((losses[LORA] - own) / gap) if known and gap is not None else None,
+            recovered=None if gap is None else _interval((losses[LORA] - own) / gap),
             better_than={
                 other: _interval(theirs - own) for other, theirs in losses.items() if other != name
             },
         )
         for name, own in losses.items()
     }
-
-
-def _resampled(tables: Mapping[str, Array], counts: Sequence[int], seed: int) -> dict[str, Array]:
-    """Loss per counted token of each arm, of all data first and then of the resamples."""
-    rng = np.random.default_rng(seed)
-    seeds, examples = next(iter(tables.values())).shape
-    tokens = np.array(counts, dtype=np.float64)
-    found: dict[str, list[float]] = {name: [] for name in tables}
-    rows: NDArray[np.int64] = np.arange(seeds)
-    weights: Array = np.ones(examples)
-    for _ in range(RESAMPLES + 1):
-        total = float(tokens @ weights) * seeds
-        for name, table in tables.items():
-            found[name].append(float(table[rows].sum(axis=0) @ weights) / total)
-        rows = np.asarray(rng.integers(seeds, size=seeds))
-        drawn = np.asarray(rng.integers(examples, size=examples))
-        weights = np.bincount(drawn, minlength=examples).astype(np.float64)
-    return {name: np.array(values) for name, values in found.items()}
 
 
 def _interval(values: Array) -> Interval:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
+
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.settings import DataSettings, ModelSettings
-from hlscore.validation.examples import Examples
-from hlscore.validation.training import Ground, example_sums
+from hlscore.validation.training import example_sums
 
 BASE = "base"
 
@@ -35,19 +36,13 @@ class HeldOut:
 def held_out_losses(
     base: ModelSettings, data: DataSettings, runs: Mapping[str, str], *, seed: int = 0
 ) -> HeldOut:
-    """Measure a base model and trainings of it on data, one after the other.
+    """The loss of a base model and of trainings of it on the same data, one after the other.
 
     Args:
         base: The base model.
         data: What is measured on.
         runs: PEFT adapters or whole models by name.
         seed: Seed of the draw of examples.
-
-    Returns:
-        The losses.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
     """
     examples = read_examples(data, seed=seed)
     loaded = load_model(base)
@@ -56,19 +51,17 @@ def held_out_losses(
         max_length=data.max_length, groups=2, seed=seed,
     )  # fmt: skip
     sequences = tuple(probes.sequences)
-    counted = sum(item.counted_tokens for item in sequences)
-    ground = Ground(
-        model=loaded.model, tokenizer=loaded.tokenizer, steps=1, batch_size=4,
-        examples=Examples(training=(), tuning=(), test=sequences),
-    )  # fmt: skip
-    loaded.model.eval()
-    losses = {BASE: sum(example_sums(loaded.model, sequences, ground)) / counted}
+
+    def loss(model: torch.nn.Module) -> float:
+        sums = example_sums(model.eval(), sequences, probes.pad_token_id, batch_size=16)
+        return sum(sums) / sum(item.counted_tokens for item in sequences)
+
+    losses = {BASE: loss(loaded.model)}
     for name, run in runs.items():
         named = replace(base, model=run, revision=None)
         folder = find_adapter(named)
         if folder is None:
-            model = load_model(named).model
-            losses[name] = sum(example_sums(model.eval(), sequences, ground)) / counted
+            losses[name] = loss(load_model(named).model)
             continue
         try:
             from peft import PeftModel
@@ -81,7 +74,7 @@ def held_out_losses(
             wrapped = PeftModel.from_pretrained(loaded.model, folder)
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             raise ModelError(f"PEFT cannot load '{run}': {first_line(error)}") from error
-        losses[name] = sum(example_sums(wrapped.eval(), sequences, ground)) / counted
+        losses[name] = loss(wrapped)
         del wrapped
         # Copies of modules stay in a model that PEFT unloads: the next one starts anew.
         loaded = load_model(base)

@@ -1,4 +1,4 @@
-"""Finished trainings, one line each, so that a stopped trial goes on where it was."""
+"""Finished trainings, one line each, so that a stopped validation goes on where it was."""
 
 from __future__ import annotations
 
@@ -10,29 +10,24 @@ from typing import Any
 
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
-from hlscore.validation.training import Outcome, Trial
+from hlscore.validation.training import Outcome, Training
 
 # Not named as the progress of `rank` is, which may go to the same folder.
 JOURNAL = ".hlscore-validation.jsonl"
 
 
 class Journal:
-    """The finished trainings of a trial.
+    """The finished trainings of a validation.
 
     Args:
         folder: Folder of the results.
         made_with: All that decides the outcome, as plain data.
-        resume: Whether to go on with what is there.
-
-    Raises:
-        UsageError: There are trainings of an earlier trial and `resume` is off, or none and it is
-            on, or they are of another trial.
-        ArtifactError: The file cannot be read or written.
+        resume: Whether to go on with what is there; else it is an error that something is.
     """
 
     def __init__(self, folder: Path, made_with: Mapping[str, Any], *, resume: bool) -> None:
-        self._folder, self._path = folder, folder / JOURNAL
-        self._found: dict[Trial, Outcome] = {}
+        self._path = folder / JOURNAL
+        self._found: dict[Training, Outcome] = {}
         if not self._path.exists():
             if resume:
                 raise nothing_to_resume(folder)
@@ -43,16 +38,29 @@ class Journal:
                 f"'{folder}' holds an unfinished trial.",
                 hint="Go on with --resume, start anew with --force, or choose another --out.",
             )
-        self._read(json.loads(json.dumps(made_with)))
+        try:
+            first, *lines = stored_lines(self._path)
+            check_same_run(folder, first["made_with"], json.loads(json.dumps(made_with)))
+            for line in lines:
+                values: dict[str, Any] = {
+                    name: tuple(value) if isinstance(value, list) else value
+                    for name, value in line.items()
+                }
+                outcome = Outcome(**values | {"training": Training(**line["training"])})
+                self._found[outcome.training] = outcome
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(
+                f"'{self._path}' cannot be read.", hint="Start anew with --force."
+            ) from error
 
-    def find(self, trial: Trial) -> Outcome | None:
-        """A finished training, if it is there."""
-        return self._found.get(trial)
+    def find(self, training: Training) -> Outcome | None:
+        """The outcome of a training, if it is finished."""
+        return self._found.get(training)
 
     def add(self, outcome: Outcome) -> None:
-        """Write a training down; it is on the disk before this returns."""
+        """Keep the outcome of a training; it is on the disk before this returns."""
         self._write(asdict(outcome))
-        self._found[outcome.trial] = outcome
+        self._found[outcome.training] = outcome
 
     def _write(self, content: Mapping[str, Any]) -> None:
         try:
@@ -61,28 +69,3 @@ class Journal:
             raise ArtifactError(
                 f"'{self._path}' cannot be written: {error.strerror}.", hint="Choose another --out."
             ) from error
-
-    def _read(self, made_with: Mapping[str, Any]) -> None:
-        try:
-            first, *lines = stored_lines(self._path)
-            check_same_run(self._folder, first["made_with"], made_with)
-            for line in lines:
-                outcome = _outcome(line)
-                self._found[outcome.trial] = outcome
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ArtifactError(
-                f"'{self._path}' cannot be read.", hint="Start anew with --force."
-            ) from error
-
-
-def _outcome(line: Mapping[str, Any]) -> Outcome:
-    return Outcome(
-        trial=Trial(**line["trial"]),
-        steps=tuple(line["steps"]),
-        curve=tuple(line["curve"]),
-        tuning_loss=float(line["tuning_loss"]),
-        sums=tuple(line["sums"]),
-        seconds=float(line["seconds"]),
-        measuring_seconds=float(line["measuring_seconds"]),
-        also_sums=tuple(line["also_sums"]),
-    )

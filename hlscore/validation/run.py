@@ -1,104 +1,50 @@
-"""The whole trial: arms, rates, trainings, comparison."""
+"""Short paired trainings of a plan and its rivals: arms, rates, trainings, comparison."""
 
 from __future__ import annotations
 
+import math
+import os
+import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
+from hlscore.errors import DataError
 from hlscore.inputs.examples import read_examples
+from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.probes.encode import encode
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
-from hlscore.training.model_check import check_model
-from hlscore.validation.arms import FULL, PLAN, Arm, make_arms
-from hlscore.validation.examples import Examples, split_examples
-from hlscore.validation.gaps import ArmResult, compare_arms
+from hlscore.training.apply import check_model
+from hlscore.validation.arms import PLAN, Arm, make_arms
+from hlscore.validation.gaps import compare_arms
 from hlscore.validation.journal import Journal
-from hlscore.validation.rates import MOST_EXTENSIONS, at_edge, best, search
-from hlscore.validation.training import POINTS, Ground, Outcome, Trial, example_sums, train
+from hlscore.validation.training import POINTS, Outcome, Setup, Training, counted_tokens, train
 from hlscore.validation.verdict import verdict
 
+SCHEMA_VERSION = 1
 TIMED_STEPS = 4
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ArmTrial:
-    """How an arm was trained.
-
-    Attributes:
-        trained_params: Trained parameters, the mean over seeds.
-        memory_bytes: Predicted training memory of its first plan.
-        rank: LoRA rank.
-        factors: Tuning loss of each factor of the suggested rates.
-        edge: Whether the best factor is the last one that was tried.
-        outcomes: The reported trainings, one per seed.
-    """
-
-    trained_params: float
-    memory_bytes: int
-    rank: int
-    factors: Mapping[float, float]
-    edge: bool
-    outcomes: tuple[Outcome, ...]
+# The suggested rates suit large models; a small one can want some hundred times as much.
+MOST_EXTENSIONS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """What a trial found.
+class Trial:
+    """All trainings of a plan and its rivals, ready to start.
 
     Attributes:
-        arms: How each arm was trained.
-        results: How each arm did.
-        verdict: What that means.
-        notes: Remarks.
-        examples: Sizes of the parts of the data.
-        untrained: Test loss of the base model, nats per counted token.
-        seconds: Wall time of all trainings, those of an earlier start too.
-        also: Forgetting on other data; `None` where none was given.
-    """
-
-    arms: Mapping[str, ArmTrial]
-    results: Mapping[str, ArmResult]
-    verdict: tuple[str, ...]
-    notes: tuple[str, ...]
-    examples: Mapping[str, int]
-    untrained: float
-    seconds: float
-    also: Forgetting | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Forgetting:
-    """Loss on other data before and after the trainings.
-
-    Attributes:
-        source: The data, as given.
-        examples: How many examples.
-        untrained: Loss of the base model, nats per counted token.
-        arms: Loss after each training of each arm, in the order of the seeds.
-    """
-
-    source: str
-    examples: int
-    untrained: float
-    arms: Mapping[str, tuple[float, ...]]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Prepared:
-    """A trial that is ready to start.
-
-    Attributes:
-        settings: How it runs.
-        ground: What all trainings start from.
+        settings: How they run.
+        setup: What they have in common.
         arms: What is compared.
         made_with: All that decides the outcome.
         objective: The loss that the plan was made for.
@@ -106,11 +52,21 @@ class Prepared:
     """
 
     settings: ValidateSettings
-    ground: Ground
+    setup: Setup
     arms: tuple[Arm, ...]
     made_with: Mapping[str, object]
     objective: str
     notes: tuple[str, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the trainings that are reported."""
+        return tuple(range(self.settings.seed, self.settings.seed + self.settings.seeds))
+
+    @property
+    def tuning_seed(self) -> int:
+        """Seed of the trainings that choose learning rates, none of those that are reported."""
+        return self.settings.seed + self.settings.seeds
 
     @property
     def fewest_trainings(self) -> int:
@@ -123,19 +79,8 @@ class Prepared:
         return self.fewest_trainings + len(self.arms) * MOST_EXTENSIONS
 
 
-def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
-    """Load model and data, and make the arms.
-
-    Args:
-        settings: How the trial runs.
-        plan: The plan that is tried out.
-
-    Returns:
-        The trial.
-
-    Raises:
-        HlscoreError: Something cannot be used; the message says what.
-    """
+def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
+    """Load model and data, and make the arms."""
     examples = read_examples(settings.data, seed=settings.seed)
     loaded = load_model(
         replace(settings.model, architecture=plan.model.architecture, ignore_adapter=True)
@@ -143,31 +88,31 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     with warnings.catch_warnings(record=True) as other_weights:
         warnings.simplefilter("always")
         check_model(loaded.model, plan)
-    probes = encode(
-        examples, loaded.tokenizer, loaded.model,
-        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
-        max_length=settings.data.max_length, groups=2, seed=settings.seed,
-    )  # fmt: skip
-    sequences = [item for half in probes.halves for group in half for item in group]
-    parts = split_examples(sequences, held_out=settings.held_out, seed=settings.seed)
-    also = _other_examples(settings, loaded)
-    seeds = (tuning_seed(settings), *reported_seeds(settings))
-    arms = make_arms(plan, loaded.identity, seeds, full=settings.full)
-    ground = Ground(
-        model=loaded.model, tokenizer=loaded.tokenizer, examples=parts,
-        steps=settings.steps, batch_size=settings.batch_size,
-        also=() if also is None else tuple(also.sequences),
-    )  # fmt: skip
-    made_with = {
-        "hlscore": __version__,
-        "settings": asdict(settings),
-        "data": probes.summary.hash,
-        "also": None if also is None else also.summary.hash,
-        "model": asdict(loaded.identity.fingerprint),
-        "plan": plan.model_dump(mode="json"),
-    }
-    return Prepared(
-        settings=settings, ground=ground, arms=arms, made_with=made_with,
+    probes, also = _encoded(settings, examples, loaded), None
+    if settings.also is not None:
+        other = replace(settings.data, data=settings.also, config=None)
+        also = _encoded(settings, read_examples(other, seed=settings.seed), loaded)
+    training, tuning, test = split_examples(
+        tuple(probes.sequences), held_out=settings.held_out, seed=settings.seed
+    )
+    seeds = tuple(range(settings.seed, settings.seed + settings.seeds + 1))
+    return Trial(
+        settings=settings,
+        setup=Setup(
+            model=loaded.model, tokenizer=loaded.tokenizer, pad_token_id=probes.pad_token_id,
+            training=training, tuning=tuning, test=test,
+            also=() if also is None else tuple(also.sequences),
+            steps=settings.steps, batch_size=settings.batch_size,
+        ),
+        arms=make_arms(plan, seeds, full=settings.full),
+        made_with={
+            "hlscore": __version__,
+            "settings": asdict(settings),
+            "data": probes.summary.hash,
+            "also": None if also is None else also.summary.hash,
+            "model": asdict(loaded.identity.fingerprint),
+            "plan": plan.model_dump(mode="json"),
+        },
         objective=plan.provenance.probes.objective,
         notes=(
             *loaded.identity.notes,
@@ -178,33 +123,30 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Prepared:
     )  # fmt: skip
 
 
-def _other_examples(settings: ValidateSettings, loaded: LoadedModel) -> ProbeSet | None:
-    """Examples of what the model should still do after the training."""
-    if settings.also is None:
-        return None
-    data = replace(settings.data, data=settings.also, config=None)
+def _encoded(settings: ValidateSettings, examples: ExampleSet, loaded: LoadedModel) -> ProbeSet:
     return encode(
-        read_examples(data, seed=settings.seed), loaded.tokenizer, loaded.model,
+        examples, loaded.tokenizer, loaded.model,
         objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
-        max_length=data.max_length, groups=2, seed=settings.seed,
+        max_length=settings.data.max_length, groups=2, seed=settings.seed,
     )  # fmt: skip
 
 
-def _forgetting(
-    source: str | None, ground: Ground, arms: Mapping[str, ArmTrial]
-) -> Forgetting | None:
-    if source is None:
-        return None
-    counted = sum(item.counted_tokens for item in ground.also)
-    return Forgetting(
-        source=source,
-        examples=len(ground.also),
-        untrained=sum(example_sums(ground.model, ground.also, ground)) / counted,
-        arms={
-            name: tuple(sum(outcome.also_sums) / counted for outcome in arm.outcomes)
-            for name, arm in arms.items()
-        },
-    )
+def split_examples(
+    examples: Sequence[ProbeExample], *, held_out: float, seed: int
+) -> tuple[tuple[ProbeExample, ...], ...]:
+    """Examples for training, tuning and testing, split by content in whatever order they come.
+
+    Equal examples come into the same part. Half of the share `held_out` is for tuning.
+    """
+    order = sorted({item.digest(seed): item for item in examples}.items())
+    unique = tuple(item for _, item in order)
+    tested = round(held_out * len(unique) / 2)
+    if tested < 2 or len(unique) - 2 * tested < 2:
+        raise DataError(
+            f"{len(unique)} different examples are too few to hold some out.",
+            hint="Give at least ten, better some hundred.",
+        )
+    return unique[2 * tested :], unique[:tested], unique[tested : 2 * tested]
 
 
 def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
@@ -218,25 +160,15 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
     )
 
 
-def reported_seeds(settings: ValidateSettings) -> tuple[int, ...]:
-    """Seeds of the trainings that are reported."""
-    return tuple(range(settings.seed, settings.seed + settings.seeds))
-
-
-def tuning_seed(settings: ValidateSettings) -> int:
-    """Seed of the trainings that choose learning rates, none of those that are reported."""
-    return settings.seed + settings.seeds
-
-
-def seconds_per_training(trial: Prepared) -> float:
+def seconds_per_training(trial: Trial) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
-    seed = tuning_seed(trial.settings)
     arm = next(arm for arm in trial.arms if arm.name == PLAN)
-    wanted = Trial(arm=arm.name, seed=seed, factor=1.0)
+    plan = arm.plans[trial.tuning_seed]
+    wanted = Training(arm=arm.name, seed=trial.tuning_seed, factor=1.0)
     # The first step of a process is slow, so one training goes ahead.
-    first = train(replace(trial.ground, steps=1), arm.plans[seed], wanted)
+    first = train(replace(trial.setup, steps=1), plan, wanted)
     began = time.perf_counter()
-    timed = train(replace(trial.ground, steps=1 + TIMED_STEPS), arm.plans[seed], wanted)
+    timed = train(replace(trial.setup, steps=1 + TIMED_STEPS), plan, wanted)
     around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
     measuring = timed.measuring_seconds / len(timed.steps) * POINTS
     step = timed.seconds / (1 + TIMED_STEPS)
@@ -245,109 +177,191 @@ def seconds_per_training(trial: Prepared) -> float:
     return around + measuring + step * trial.settings.steps
 
 
-def validate(trial: Prepared, folder: Path, progress: Progress, *, resume: bool) -> Validation:
-    """Train every arm and compare.
+def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) -> dict[str, Any]:
+    """Train every arm and compare them.
 
-    Args:
-        trial: The trial.
-        folder: Where finished trainings are kept.
-        progress: Told about the trainings.
-        resume: Whether to go on with finished trainings.
+    Finished trainings are kept in the folder; `resume` goes on with those of an earlier start.
 
     Returns:
-        What it found.
-
-    Raises:
-        UsageError: The folder holds another trial.
-        HlscoreError: A training cannot be run.
+        The content of `validation.json`; null stands for what is not finite, as after a
+        divergence.
     """
-    settings, ground = trial.settings, trial.ground
+    settings, setup = trial.settings, trial.setup
     journal = Journal(folder, trial.made_with, resume=resume)
     progress.start("training", trial.most_trainings, "trainings")
 
     def run(arm: Arm, seed: int, factor: float) -> Outcome:
-        wanted = Trial(arm=arm.name, seed=seed, factor=factor)
+        wanted = Training(arm=arm.name, seed=seed, factor=factor)
         outcome = journal.find(wanted)
         if outcome is None:
-            outcome = train(ground, arm.plans[seed], wanted)
+            outcome = train(setup, arm.plans[seed], wanted)
             journal.add(outcome)
         progress.advance(1)
         return outcome
 
-    arms = {arm.name: _train_arm(arm, settings, run) for arm in trial.arms}
-    counts = [item.counted_tokens for item in ground.examples.test]
-    sums = {name: [outcome.sums for outcome in arm.outcomes] for name, arm in arms.items()}
-    results = compare_arms(sums, counts, seed=settings.seed)
-    start = example_sums(ground.model, ground.examples.test, ground)
-    untrained = sum(start) / sum(counts)
-    return Validation(
-        arms=arms,
-        results=results,
-        verdict=verdict(
-            results,
-            seeds=settings.seeds,
-            steps=settings.steps,
-            objective=trial.objective,
-            unsettled=[name for name, arm in arms.items() if arm.edge],
-            learned=any(result.loss.value < untrained for result in results.values()),
+    factors: dict[str, dict[float, float]] = {}
+    outcomes: dict[str, list[Outcome]] = {}
+    for arm in trial.arms:
+        factors[arm.name] = search(
+            lambda factor, arm=arm: run(arm, trial.tuning_seed, factor).tuning_loss  # type: ignore[misc]
+        )
+        outcomes[arm.name] = [run(arm, seed, best(factors[arm.name])) for seed in trial.seeds]
+    results = compare_arms(
+        {name: [outcome.sums for outcome in found] for name, found in outcomes.items()},
+        [item.counted_tokens for item in setup.test],
+        seed=settings.seed,
+    )
+    untrained = sum(setup.sums(setup.model, setup.test)) / counted_tokens(setup.test)
+    learned = any(result.loss.value < untrained for result in results.values())
+    edges = [name for name, losses in factors.items() if at_edge(losses)]
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": list(
+            verdict(
+                results,
+                seeds=settings.seeds,
+                steps=settings.steps,
+                objective=trial.objective,
+                unsettled=edges,
+                learned=learned,
+            )
         ),
-        notes=(*trial.notes, *_notes(trial, arms, results, untrained)),
-        examples=_sizes(ground.examples),
-        untrained=untrained,
-        seconds=sum(outcome.seconds for arm in arms.values() for outcome in arm.outcomes),
-        also=_forgetting(settings.also, ground, arms),
-    )
+        "notes": [*trial.notes, *_notes(trial, edges, untrained, learned=learned)],
+        "untrained_loss": untrained,
+        "arms": {
+            arm.name: {
+                **_arm(arm, factors[arm.name], outcomes[arm.name], settings.seed),
+                **asdict(results[arm.name]),
+            }
+            for arm in trial.arms
+        },
+        "examples": {
+            "training": len(setup.training),
+            "tuning": len(setup.tuning),
+            "test": len(setup.test),
+        },
+        "also": None if settings.also is None else _forgetting(settings.also, setup, outcomes),
+        "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
+        "machine": {
+            "device": str(setup.model.device),
+            "processor": platform.machine(),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "peft", "trl")},
+        },
+        "training_seconds": round(
+            sum(outcome.seconds for found in outcomes.values() for outcome in found), 1
+        ),
+    }
+    return {key: _without_nan(value) for key, value in content.items()}
 
 
-def _train_arm(
-    arm: Arm, settings: ValidateSettings, run: Callable[[Arm, int, float], Outcome]
-) -> ArmTrial:
-    tuning = tuning_seed(settings)
-    factors = search(lambda factor: run(arm, tuning, factor).tuning_loss)
-    outcomes = tuple(run(arm, seed, best(factors)) for seed in reported_seeds(settings))
-    return ArmTrial(
-        trained_params=arm.trained_params,
-        memory_bytes=arm.memory_bytes,
-        rank=arm.plans[settings.seed].lora.rank,
-        factors=factors,
-        edge=at_edge(factors),
-        outcomes=outcomes,
-    )
+def search(loss_at: Callable[[float], float]) -> dict[float, float]:
+    """The tuning loss at factors of the suggested rates, and at more where the best is an edge.
+
+    Args:
+        loss_at: Trains with rates multiplied by a factor and gives the tuning loss.
+
+    Returns:
+        The loss of each factor that was tried; infinite where it diverged.
+    """
+
+    def finite(factor: float) -> float:
+        loss = loss_at(factor)
+        return loss if math.isfinite(loss) else math.inf
+
+    found = {factor: finite(factor) for factor in FACTORS}
+    for _ in range(MOST_EXTENSIONS):
+        if not at_edge(found):
+            break
+        factor = best(found)
+        beyond = factor * 3 if factor == max(found) else factor / 3
+        found[beyond] = finite(beyond)
+    return found
 
 
-def _sizes(examples: Examples) -> dict[str, int]:
+def best(losses: Mapping[float, float]) -> float:
+    """The factor of the lowest loss; the smallest of equals."""
+    return min(sorted(losses), key=lambda factor: losses[factor])
+
+
+def at_edge(losses: Mapping[float, float]) -> bool:
+    """Whether the best factor is the smallest or the largest that was tried."""
+    return best(losses) in (min(losses), max(losses))
+
+
+def _arm(
+    arm: Arm, factors: Mapping[float, float], outcomes: Sequence[Outcome], seed: int
+) -> dict[str, Any]:
+    curves = [outcome.curve for outcome in outcomes]
     return {
-        "training": len(examples.training),
-        "tuning": len(examples.tuning),
-        "test": len(examples.test),
+        "trained_params": arm.trained_params,
+        "memory_bytes": arm.memory_bytes,
+        "lora_rank": arm.plans[seed].lora.rank,
+        "rate_factors": [
+            {"factor": factor, "tuning_loss": loss} for factor, loss in sorted(factors.items())
+        ],
+        "seconds_per_training": sum(each.seconds for each in outcomes) / len(outcomes),
+        "curve": {
+            "steps": list(outcomes[0].steps),
+            "mean": [sum(point) / len(point) for point in zip(*curves, strict=True)],
+            "seeds": [list(curve) for curve in curves],
+        },
     }
 
 
-def _notes(
-    trial: Prepared,
-    arms: Mapping[str, ArmTrial],
-    results: Mapping[str, ArmResult],
-    untrained: float,
-) -> list[str]:
+def _forgetting(
+    source: str, setup: Setup, outcomes: Mapping[str, Sequence[Outcome]]
+) -> dict[str, Any]:
+    """Loss on other data before and after the trainings, nats per counted token."""
+    counted = counted_tokens(setup.also)
+    untrained = sum(setup.sums(setup.model, setup.also)) / counted
+    losses = {
+        name: [sum(outcome.also_sums) / counted for outcome in found]
+        for name, found in outcomes.items()
+    }
+    return {
+        "source": source,
+        "examples": len(setup.also),
+        "untrained_loss": untrained,
+        "arms": {
+            name: {
+                "loss": sum(seeds) / len(seeds),
+                "forgotten": sum(seeds) / len(seeds) - untrained,
+                "seeds": seeds,
+            }
+            for name, seeds in losses.items()
+        },
+    }
+
+
+def _notes(trial: Trial, edges: Sequence[str], untrained: float, *, learned: bool) -> list[str]:
     settings, notes = trial.settings, []
-    edges = [name for name, arm in arms.items() if arm.edge]
     if edges:
         notes.append(
             f"The best learning rate of {', '.join(edges)} is the last one that was tried: a "
             "better one may lie beyond."
         )
-    if not any(result.loss.value < untrained for result in results.values()):
+    if not learned:
         notes.append(
             f"No arm does better than the untrained model ({untrained:.4f} nats per token): this "
             "compares harm, not learning. Give more --steps, or data that the model does not know."
         )
-    shown = settings.steps * settings.batch_size / len(trial.ground.examples.training)
-    if shown > 5:
-        notes.append(f"Every example is seen {shown:.0f} times: this measures memory too.")
-    if FULL not in arms:
+    seen = settings.steps * settings.batch_size / len(trial.setup.training)
+    if seen > 5:
+        notes.append(f"Every example is seen {seen:.0f} times: this also measures memorisation.")
+    if not settings.full:
         notes.append("Full fine-tuning was left out, so the gap is not known.")
     notes.append(
-        f"Trainings of {settings.steps} steps: longer ones can end otherwise, for LoRA catches up "
+        f"Trainings of {settings.steps} steps: longer ones can end otherwise, as LoRA catches up "
         "where it is only slower."
     )
     return notes
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -6,11 +6,11 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils.data import SequentialSampler
@@ -18,19 +18,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.tokens import pad_token_id
 from hlscore.planning.rates import suggested_rates
 from hlscore.probes.batches import IGNORED, by_length, collate, cut
 from hlscore.probes.units import ProbeExample
-from hlscore.validation.examples import Examples, training_order
 
+# How often the test loss of a training is measured.
 POINTS = 8
-"""How often the test loss of a training is measured."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """What one training shall be.
+class Training:
+    """Which training it is.
 
     Attributes:
         arm: Name of the arm.
@@ -48,7 +46,7 @@ class Outcome:
     """What came of a training.
 
     Attributes:
-        trial: Which one.
+        training: Which one.
         steps: Steps after which the test loss was measured.
         curve: Test loss there, nats per counted token.
         tuning_loss: Loss on the tuning examples at the end; NaN where it diverged.
@@ -58,7 +56,7 @@ class Outcome:
         also_sums: Loss of each example of the other data at the end, nats; empty without such.
     """
 
-    trial: Trial
+    training: Training
     steps: tuple[int, ...]
     curve: tuple[float, ...]
     tuning_loss: float
@@ -69,87 +67,94 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ground:
-    """What all trainings start from.
+class Setup:
+    """What all trainings have in common.
 
     Attributes:
         model: The base model; it is copied, never changed.
         tokenizer: Its tokenizer.
-        examples: What is trained and tested on.
+        pad_token_id: Id used for padding.
+        training: Examples to train on.
+        tuning: Examples that choose the learning rates.
+        test: Examples whose loss is reported.
+        also: Examples of other data, on which forgetting is measured.
         steps: Optimizer steps.
         batch_size: Sequences per step.
-        also: Examples of other data, on which forgetting is measured.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    examples: Examples
+    pad_token_id: int
+    training: tuple[ProbeExample, ...]
+    tuning: tuple[ProbeExample, ...]
+    test: tuple[ProbeExample, ...]
+    also: tuple[ProbeExample, ...] = ()
     steps: int
     batch_size: int
-    also: tuple[ProbeExample, ...] = ()
+
+    def sums(self, model: torch.nn.Module, examples: Sequence[ProbeExample]) -> list[float]:
+        """Loss of each example under a model, nats summed over its counted tokens."""
+        return example_sums(model, examples, self.pad_token_id, batch_size=4 * self.batch_size)
 
 
-def train(ground: Ground, plan: Plan, trial: Trial) -> Outcome:
+def train(setup: Setup, plan: Plan, training: Training) -> Outcome:
     """Train a copy of the model as a plan says.
 
     The learning rates rise over a tenth of the steps and fall linearly to zero; gradients are
     clipped at norm 1; AdamW without weight decay.
-
-    Args:
-        ground: What it starts from.
-        plan: What is trained.
-        trial: Seed and rates.
-
-    Returns:
-        What came of it.
-
-    Raises:
-        ModelError: The trainer refuses the model.
     """
     from hlscore.training.apply import apply
 
-    torch.manual_seed(trial.seed)
-    measured = _Measured(ground)
-    with tempfile.TemporaryDirectory(prefix="hlscore-validate-") as folder, _quiet():
-        model = apply(copy.deepcopy(ground.model), plan, allow_other_weights=True)
-        trainer = _trainer(ground, plan, trial, model, folder, measured)
+    torch.manual_seed(training.seed)
+    measured = _Measured(setup)
+    with (
+        tempfile.TemporaryDirectory(prefix="hlscore-validate-") as folder,
+        warnings.catch_warnings(),
+    ):
+        # The trainer warns of its own deprecated options.
+        warnings.simplefilter("ignore", FutureWarning)
+        model = apply(copy.deepcopy(setup.model), plan, allow_other_weights=True)
+        trainer = _trainer(setup, plan, training, model, folder, measured)
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began - measured.seconds
     model.eval()
-    tuning = example_sums(model, ground.examples.tuning, ground)
-    counted = sum(item.counted_tokens for item in ground.examples.tuning)
     return Outcome(
-        trial=trial,
+        training=training,
         steps=tuple(measured.steps),
         curve=tuple(measured.losses),
-        tuning_loss=sum(tuning) / counted,
+        tuning_loss=sum(setup.sums(model, setup.tuning)) / counted_tokens(setup.tuning),
         sums=tuple(measured.sums),
         seconds=seconds,
         measuring_seconds=measured.seconds,
-        also_sums=tuple(example_sums(model, ground.also, ground)),
+        also_sums=tuple(setup.sums(model, setup.also)),
     )
+
+
+def counted_tokens(examples: Sequence[ProbeExample]) -> int:
+    """Tokens of all examples that count in the loss."""
+    return sum(item.counted_tokens for item in examples)
+
+
+def training_order(
+    examples: Sequence[ProbeExample], *, count: int, seed: int
+) -> list[ProbeExample]:
+    """So many examples, epoch after epoch, each in an order of its own; the same for every arm."""
+    rng = np.random.default_rng(seed)
+    epochs = -(-count // len(examples))
+    places = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])
+    return [examples[place] for place in places[:count]]
 
 
 @torch.no_grad()
 def example_sums(
-    model: torch.nn.Module, examples: Sequence[ProbeExample], ground: Ground
+    model: torch.nn.Module, examples: Sequence[ProbeExample], pad_token_id: int, *, batch_size: int
 ) -> list[float]:
-    """Loss of each example, nats summed over its counted tokens.
-
-    Args:
-        model: A model, wrapped or not.
-        examples: What is measured.
-        ground: Size of the batches.
-
-    Returns:
-        One sum per example, in their order.
-    """
+    """Loss of each example, nats summed over its counted tokens."""
     device = next(model.parameters()).device
-    pad = pad_token_id(ground.tokenizer, ground.model)
     found: dict[ProbeExample, float] = {}
-    for part in cut(by_length(examples), 4 * ground.batch_size):
-        batch = collate(part, pad_token_id=pad, padding_side="right", device=device)
+    for part in cut(by_length(examples), batch_size):
+        batch = collate(part, pad_token_id=pad_token_id, padding_side="right", device=device)
         logits = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask,
             position_ids=batch.position_ids, use_cache=False,
@@ -162,21 +167,12 @@ def example_sums(
     return [found[item] for item in examples]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the trainer from telling users about its own deprecated options."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
-
-
 class _Measured(TrainerCallback):  # type: ignore[misc]
     """Measures the test loss a few times along a training, the last time at its end."""
 
-    def __init__(self, ground: Ground) -> None:
-        self._ground = ground
-        self._wanted = {round(ground.steps * part / POINTS) for part in range(1, POINTS + 1)}
-        self._counted = sum(item.counted_tokens for item in ground.examples.test)
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._wanted = {round(setup.steps * part / POINTS) for part in range(1, POINTS + 1)}
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.sums: list[float] = []
@@ -188,15 +184,15 @@ class _Measured(TrainerCallback):  # type: ignore[misc]
             return
         began, model = time.perf_counter(), given["model"]
         model.eval()
-        self.sums = example_sums(model, self._ground.examples.test, self._ground)
+        self.sums = self._setup.sums(model, self._setup.test)
         model.train()
         self.steps.append(state.global_step)
-        self.losses.append(sum(self.sums) / self._counted)
+        self.losses.append(sum(self.sums) / counted_tokens(self._setup.test))
         self.seconds += time.perf_counter() - began
 
 
 def _trainer(
-    ground: Ground, plan: Plan, trial: Trial, model: Any, folder: str, measured: _Measured
+    setup: Setup, plan: Plan, training: Training, model: Any, folder: str, measured: _Measured
 ) -> Any:
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -211,9 +207,21 @@ def _trainer(
         def _get_train_sampler(self, *_: Any) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
 
-    order = training_order(
-        ground.examples.training, count=ground.steps * ground.batch_size, seed=trial.seed
-    )
+    order = training_order(setup.training, count=setup.steps * setup.batch_size, seed=training.seed)
+    rows = [
+        {
+            "input_ids": list(item.input_ids),
+            "labels": [
+                token if counted else IGNORED
+                for token, counted in zip(item.input_ids, item.counted, strict=True)
+            ],
+        }
+        for item in order
+    ]
+    tokenizer = setup.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token
     # Plans for other losses suggest their rates, and this is SFT.
     full_rate, lora_rate = suggested_rates("sft")
     if plan.provenance.probes.objective in ("sft", "none"):
@@ -221,37 +229,21 @@ def _trainer(
         lora_rate = plan.learning_rates.lora.value
     device = next(model.parameters()).device
     arguments = SFTConfig(
-        output_dir=folder, max_steps=ground.steps, per_device_train_batch_size=ground.batch_size,
-        warmup_steps=max(1, ground.steps // 10), lr_scheduler_type="linear", max_grad_norm=1.0,
-        weight_decay=0.0, seed=trial.seed, report_to=[], save_strategy="no",
+        output_dir=folder, max_steps=setup.steps, per_device_train_batch_size=setup.batch_size,
+        warmup_steps=max(1, setup.steps // 10), lr_scheduler_type="linear", max_grad_norm=1.0,
+        weight_decay=0.0, seed=training.seed, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, max_length=None, use_cpu=device.type == "cpu",
         bf16=model.dtype == torch.bfloat16, fp16=False, gradient_checkpointing=False,
         dataloader_pin_memory=False,
     )  # fmt: skip
     try:
         trainer = Ordered(
-            model=model, args=arguments, processing_class=_padded(ground.tokenizer),
-            train_dataset=Dataset.from_list([_row(item) for item in order]),
+            model=model, args=arguments, processing_class=tokenizer,
+            train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=trial.factor * full_rate, lora_lr=trial.factor * lora_rate,
+            full_lr=training.factor * full_rate, lora_lr=training.factor * lora_rate,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _row(item: ProbeExample) -> dict[str, list[int]]:
-    labels = [
-        token if counted else IGNORED
-        for token, counted in zip(item.input_ids, item.counted, strict=True)
-    ]
-    return {"input_ids": list(item.input_ids), "labels": labels}
-
-
-def _padded(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    if tokenizer.pad_token is not None:
-        return tokenizer
-    padded = copy.deepcopy(tokenizer)
-    padded.pad_token = padded.eos_token
-    return padded

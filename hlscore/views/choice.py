@@ -90,8 +90,7 @@ def summary(plan: Plan) -> list[Text]:
     if plan.lora.ranks and plan.lora_modules:
         ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
         sentences["ranks"] = f"adapters: {ranks}"
-    if not plan.upgraded:
-        sentences["memory"] = _memory(plan)
+    sentences["memory"] = _memory(plan)
     if plan.solver.name == "HiGHS":
         sentences["solver"] = f"HiGHS, at most {plan.solver.gap:.1e} of the best value away"
     stability = plan.stability

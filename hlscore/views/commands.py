@@ -10,7 +10,6 @@ from typing import Any
 
 from hlscore.artifacts.files import SCORES_FILE
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import settings_of
 from hlscore.records import ScoreReport
 from hlscore.settings import (
     CandidateSettings,
@@ -121,7 +120,7 @@ def replan(plan: Plan, scores: Path, *options: str) -> str:
         options: Further options; they come last, so that a lock among them counts.
     """
     run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
-    settings = asdict(settings_of(plan))
+    settings = asdict(plan.settings)
     # What the report was ranked by needs no option.
     same = [name for name in ("score", "rank") if settings[name] == run.get(name)]
     kept = plan_options(settings, without=same)

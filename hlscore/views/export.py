@@ -10,8 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter
-from hlscore.exporters.registry import exporter_names, find_exporter
+from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
 from hlscore.views.terminal import terminal
 from hlscore.views.wording import count
 
@@ -25,7 +24,8 @@ def print_exporters() -> None:
         item = find_exporter(name)
         limits = item.limits
         able = (limits.full, limits.lora, limits.ranks, limits.parameters)
-        table.add_row(name, *("yes" if can else "-" for can in able), item.summary)
+        summary = f"{item.summary} (experimental)" if item.experimental else item.summary
+        table.add_row(name, *("yes" if can else "-" for can in able), summary)
     console = terminal()
     console.print(table)
     console.print()
@@ -47,6 +47,7 @@ def print_exporters_json() -> None:
                 "ranks": limits.ranks,
                 "parameters": limits.parameters,
                 "folder": item.folder,
+                "experimental": item.experimental,
             }
         )
     print(json.dumps(found))

@@ -13,7 +13,7 @@ from typing import Any
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.report import report_columns
+from hlscore.artifacts.report import report_schema
 from hlscore.artifacts.selection import Column, Filters
 from hlscore.errors import ArtifactError
 from hlscore.records import ModuleRow, ScoreReport
@@ -130,8 +130,8 @@ def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
     """A module as plain data; the replicates of its scores are left to the file itself."""
     if isinstance(item, PlanModule):
         return item.model_dump(mode="json")
-    left_out = {score.replicates_column for score in SCORES.values()}
-    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
+    left_out = {score.resampled for score in SCORES.values()}
+    return {name: getattr(item, name) for name in report_schema().names if name not in left_out}
 
 
 def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:

@@ -44,9 +44,8 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
         "remark": item.remark,
     }
     _print_said(console, said)
-    if not plan.upgraded:
-        console.print()
-        print_table(console, _costs(plan, item))
+    console.print()
+    print_table(console, _costs(plan, item))
     commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
@@ -98,7 +97,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
 
 def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
     """Print one module of a plan as one JSON object."""
-    costs = [] if plan.upgraded else [
+    costs = [
         {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
         for mode, rank, params, size in _ways(plan, item)
     ]  # fmt: skip

@@ -21,9 +21,8 @@ from plans import plan_for
 import hlscore
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.exporters.formats import ExportSettings
+from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.limits import check_limits
-from hlscore.exporters.registry import find_exporter
 
 # Two digits in the numbers of layers: `layers.1` must not hit `layers.10`.
 LAYERS = 11

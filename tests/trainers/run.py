@@ -135,7 +135,28 @@ def _run(case: Case, material: Path, folder: Path) -> str:
     if done.returncode or not result.is_file():
         print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
         return f"| {case.trainer} | | {PLANS[case.plan]} | {case.start} | | no: it failed |"
-    return _row(case, json.loads(result.read_text()))
+    found = json.loads(result.read_text())
+    found["faults"] += _audit(material / case.plan / "plan.json", result.with_suffix(""))
+    return _row(case, found)
+
+
+def _audit(plan: Path, adapter: Path) -> list[str]:
+    """What `hlscore audit` finds otherwise than planned in a trained adapter."""
+    base = json.loads(plan.read_text())["model"]["name"]
+    words = ["audit", str(adapter), "--model", base, "--plan", str(plan), "--json"]
+    report = ["-o", str(adapter.with_suffix(".parquet")), "--force"]
+    done = subprocess.run(
+        [sys.executable, "-m", "hlscore", *words, *report],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        return [f"audit: {done.stderr.strip()}"]
+    against = json.loads(done.stdout)["plan"]
+    return [
+        f"audit: {kind} {', '.join(against[kind][:3])}"
+        for kind in ("frozen_moved", "trained_unmoved", "other_rank")
+        if against[kind]
+    ]
 
 
 def _row(case: Case, found: dict[str, Any]) -> str:
@@ -161,7 +182,8 @@ def _report(rows: list[str]) -> str:
         "and trains two steps in float32 of a Llama with 11 layers or a Mixtral with 2. The "
         "adapter that it saves is merged. The tensors that then differ from the base model must be "
         "those of the plan, each linear layer must have the plan's rank, and the largest step of "
-        "each full linear layer must be one that its learning rate makes in two steps. What was "
+        "each full linear layer must be one that its learning rate makes in two steps. "
+        "`hlscore audit` must find the same modules and ranks in the adapter's files. What was "
         "changed in the file: data set, device, precision, two steps, and for a start from the "
         "seed adapter the path to it in place of the keys that it carries. LLaMA-Factory imports "
         "torchaudio for audio only; an empty module stands in for it.",

@@ -6,22 +6,14 @@ import csv
 import io
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, text_file
+from hlscore.exporters.exporter import Exporter, text_file
 from hlscore.exporters.limits import Limits
 
 _COLUMNS = tuple(PlanModule.model_fields)
 
 
-def csv_text(plan: Plan) -> str:
-    """One row per candidate, with the fields of the plan as columns.
-
-    Args:
-        plan: Any plan.
-
-    Returns:
-        CSV with a header line; the last column is the fingerprint of the weights. Texts that a
-        spreadsheet would run as a formula start with an apostrophe.
-    """
+def _text(plan: Plan) -> str:
+    """One row per candidate with the fields of the plan, and the fingerprint of the weights."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*_COLUMNS, "plan_weights"))
@@ -32,20 +24,16 @@ def csv_text(plan: Plan) -> str:
 
 
 def _cell(value: object) -> object:
+    """A value; a text that a spreadsheet would run as a formula starts with an apostrophe."""
     if value is None:
         return ""
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
-
-
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    del settings
-    return {"plan.csv": text_file(csv_text(plan))}
 
 
 EXPORTER = Exporter(
     name="csv",
     summary="a table with one row per module",
     limits=Limits(trainer="a table", peft=False),
-    files=_files,
+    files=lambda plan, settings: {"plan.csv": text_file(_text(plan))},  # noqa: ARG005
     rates=False,
 )

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import (
+from hlscore.exporters.exporter import (
     FILL_IN,
+    Exporter,
+    ExportSettings,
+    Writer,
+    origin,
+    text_file,
+    yaml_text,
+)
+from hlscore.exporters.hf_training import (
     SEED_ADAPTER,
     counts_whole_conversations,
     one_rate_note,
@@ -13,7 +20,6 @@ from hlscore.exporters.hf_training import (
     precision_note,
     refuse_packed,
     refuse_tied,
-    revision,
     seed_adapter_lines,
     training_fields,
 )
@@ -26,35 +32,27 @@ from hlscore.exporters.peft import (
     target_parameters,
 )
 from hlscore.exporters.revision import default_rank
-from hlscore.exporters.yaml_text import yaml_text
 
-_TRAINER = "ms-swift"
+_LIMITS = Limits(trainer="ms-swift", ranks=False, instead=SEED_ADAPTER)
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
     "ModelScope's.",
     *seed_adapter_lines(
-        "ms-swift knows one rank for all modules.", "adapters", "lora, target and modules_to_save"
+        "ms-swift has one rank for all modules.", "adapters", "lora, target and modules_to_save"
     ),
 )
 
 
-def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
-    """The arguments of `swift sft`.
-
-    Args:
-        plan: A plan within the limits of ms-swift.
-        settings: Base model and learning rates.
-
-    Returns:
-        The arguments in the order they are written in; empty ones are left out in the file.
-    """
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    refuse_packed(plan, _LIMITS.trainer)
+    refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
     targets = target_modules(plan)
-    return {
+    fields = {
         "model": settings.base(plan),
-        "model_revision": revision(plan, settings),
+        "model_revision": settings.revision(plan),
         "use_hf": True,
         "quant_method": None if bits == 16 else "bnb",
         "quant_bits": None if bits == 16 else bits,
@@ -74,26 +72,20 @@ def ms_swift_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
     }
-
-
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _TRAINER)
-    refuse_tied(plan, _TRAINER)
-    text = yaml_text((*origin(plan), *_TO_DO), ms_swift_fields(plan, settings))
-    return {"ms_swift.yaml": text_file(text)}
-
-
-def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-    return (*one_rate_note(plan, settings), *precision_note(plan), *optimizer_note(plan))
+    return {"ms_swift.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
 
 
 EXPORTER = Exporter(
     name="ms-swift",
-    summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; ranks go by the "
-    "seed adapter",
-    limits=Limits(trainer=_TRAINER, ranks=False, instead=SEED_ADAPTER),
+    summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; more ranks with "
+    "the seed adapter",
+    limits=_LIMITS,
     files=_files,
     methods=("sft",),
     usage="swift sft {out}",
-    notes=_notes,
+    notes=lambda plan, settings: (
+        *one_rate_note(plan, settings),
+        *precision_note(plan),
+        *optimizer_note(plan),
+    ),
 )

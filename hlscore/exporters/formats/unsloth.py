@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
+from pprint import pformat
 from string import Template
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import (
+from hlscore.exporters.exporter import (
     FILL_IN,
+    Exporter,
+    ExportSettings,
+    Writer,
+    comment,
+    experimental,
+    origin,
+    text_file,
+)
+from hlscore.exporters.hf_training import (
     counts_assistant_only,
     optimizer_args,
     optimizer_name,
     optimizer_note,
     precision_note,
     refuse_packed,
-    revision,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
-from hlscore.exporters.quoting import block, comment, quoted
 
-_TRAINER = "Unsloth"
+_LIMITS = Limits(trainer="Unsloth", only_full=False)
 
-_TO_DO = ("", f"Fill in {FILL_IN}: the data set, with a column `text` or `messages`.")
+_TO_DO = (
+    experimental(_LIMITS.trainer),
+    "",
+    f"Fill in {FILL_IN}: the data set, with a column `text` or `messages`.",
+)
 
 _SCRIPT = Template('''
 from unsloth import FastModel, UnslothTrainer, UnslothTrainingArguments  # isort: skip
@@ -110,39 +121,40 @@ if __name__ == "__main__":
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _TRAINER)
+    refuse_packed(plan, _LIMITS.trainer)
     config = adapter_config(plan)
     full_rate, lora_rate = settings.rates(plan)
-    commit, arguments = revision(plan, settings), optimizer_args(plan)
-    script = _SCRIPT.substitute(
-        model=quoted(settings.base(plan)),
-        revision="None" if commit is None else quoted(commit),
-        dataset=quoted(FILL_IN),
-        lora=block(config["target_modules"]),
-        parameters=block(config["target_parameters"] or []),
-        full=block(config["modules_to_save"] or []),
-        ranks=block(config["rank_pattern"]),
-        alphas=block(config["alpha_pattern"]),
-        length=plan.memory.train_length,
-        four=plan.memory.base_bits == 4,
-        eight=plan.memory.base_bits == 8,
-        rank=config["r"],
-        alpha=config["lora_alpha"],
-        tying=config["ensure_weight_tying"],
-        lora_rate=repr(lora_rate),
-        full_rate=repr(full_rate) if plan.full else "None",
-        optimizer=quoted(optimizer_name(plan)),
-        optimizer_args="None" if arguments is None else quoted(arguments),
-        batch=plan.memory.train_batch,
-    )
-    return {"unsloth_train.py": text_file(comment((*origin(plan), *_TO_DO)) + script)}
+    values: dict[str, object] = {
+        "model": settings.base(plan),
+        "revision": settings.revision(plan),
+        "dataset": FILL_IN,
+        "lora": config["target_modules"],
+        "parameters": config["target_parameters"] or [],
+        "full": config["modules_to_save"] or [],
+        "ranks": config["rank_pattern"],
+        "alphas": config["alpha_pattern"],
+        "length": plan.memory.train_length,
+        "four": plan.memory.base_bits == 4,
+        "eight": plan.memory.base_bits == 8,
+        "rank": config["r"],
+        "alpha": config["lora_alpha"],
+        "tying": config["ensure_weight_tying"],
+        "lora_rate": lora_rate,
+        "full_rate": full_rate if plan.full else None,
+        "optimizer": optimizer_name(plan),
+        "optimizer_args": optimizer_args(plan),
+        "batch": plan.memory.train_batch,
+    }
+    literals = {name: pformat(value, width=100) for name, value in values.items()}
+    script = comment((*origin(plan), *_TO_DO)) + _SCRIPT.substitute(literals)
+    return {"unsloth_train.py": text_file(script)}
 
 
 EXPORTER = Exporter(
     name="unsloth",
     summary="unsloth_train.py: the whole plan with ranks and both learning rates, a script for "
     "Unsloth's FastModel",
-    limits=Limits(trainer=_TRAINER, only_full=False),
+    limits=_LIMITS,
     files=_files,
     methods=("sft",),
     usage="python {out}",
@@ -160,4 +172,5 @@ EXPORTER = Exporter(
         *precision_note(plan),
         *optimizer_note(plan),
     ),
+    experimental=True,
 )

@@ -3,51 +3,51 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
-from hlscore.exporters.hf_training import (
+from hlscore.exporters.exporter import (
     FILL_IN,
+    Exporter,
+    ExportSettings,
+    Writer,
+    origin,
+    text_file,
+    yaml_text,
+)
+from hlscore.exporters.hf_training import (
     SEED_ADAPTER,
     counts_whole_conversations,
     one_rate_note,
     optimizer_note,
     refuse_packed,
     refuse_tied,
-    revision,
     seed_adapter_lines,
     training_fields,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.revision import default_rank
-from hlscore.exporters.yaml_text import yaml_text
 
-_TRAINER = "LLaMA-Factory"
+_LIMITS = Limits(
+    trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, instead=SEED_ADAPTER
+)
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
     *seed_adapter_lines(
-        "LLaMA-Factory knows one rank for all modules and no LoRA on parameters.",
+        "LLaMA-Factory has one rank for all modules and no LoRA on parameters.",
         "adapter_name_or_path",
         "lora and target",
     ),
 )
 
 
-def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, object]:
-    """The arguments of `llamafactory-cli train`.
-
-    Args:
-        plan: A plan within the limits of LLaMA-Factory.
-        settings: Base model and learning rates.
-
-    Returns:
-        The arguments in the order they are written in; empty ones are left out in the file.
-    """
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    refuse_packed(plan, _LIMITS.trainer)
+    refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
-    return {
+    fields = {
         "model_name_or_path": settings.base(plan),
-        "model_revision": revision(plan, settings),
+        "model_revision": settings.revision(plan),
         "quantization_bit": None if bits == 16 else bits,
         "stage": "sft",
         "do_train": True,
@@ -67,26 +67,14 @@ def llama_factory_fields(plan: Plan, settings: ExportSettings) -> dict[str, obje
         "template": FILL_IN,
         "output_dir": "./outputs",
     }
-
-
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _TRAINER)
-    refuse_tied(plan, _TRAINER)
-    text = yaml_text((*origin(plan), *_TO_DO), llama_factory_fields(plan, settings))
-    return {"llama_factory.yaml": text_file(text)}
+    return {"llama_factory.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
 
 
 EXPORTER = Exporter(
     name="llama-factory",
     summary="llama_factory.yaml: full and LoRA modules of one rank, for `llamafactory-cli train`; "
-    "ranks go by the seed adapter",
-    limits=Limits(
-        trainer=_TRAINER,
-        ranks=False,
-        parameters=False,
-        only_full=False,
-        instead=SEED_ADAPTER,
-    ),
+    "more ranks with the seed adapter",
+    limits=_LIMITS,
     files=_files,
     methods=("sft",),
     usage="llamafactory-cli train {out}",

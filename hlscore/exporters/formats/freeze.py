@@ -5,26 +5,18 @@ from __future__ import annotations
 import re
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.formats import Exporter, ExportSettings, Writer, origin, text_file
+from hlscore.exporters.exporter import Exporter, comment, origin, text_file
 from hlscore.exporters.limits import ExportError, Limits
-from hlscore.exporters.quoting import comment
 
 # Letters, digits and signs that mean themselves, or match themselves, in a regular expression.
 _NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
-def freeze_text(plan: Plan) -> str:
+def _text(plan: Plan) -> str:
     """One regular expression per parameter that is trained, everything else being frozen.
 
-    Args:
-        plan: A plan without LoRA.
-
-    Returns:
-        Lines of text. Dots are not escaped: axolotl's `unfrozen_parameters`, which reads such
-        lines, escapes them itself, and for `re.match` a dot matches a dot too.
-
-    Raises:
-        ExportError: A name would change the meaning of its expression.
+    Dots are not escaped: axolotl's `unfrozen_parameters`, which reads such lines, escapes them
+    itself, and for `re.match` a dot matches a dot too.
     """
     lines = []
     for item in sorted(plan.full, key=lambda item: item.module):
@@ -40,16 +32,11 @@ def freeze_text(plan: Plan) -> str:
     return comment(origin(plan)) + "".join(f"{line}\n" for line in lines)
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    del settings
-    return {"unfrozen.txt": text_file(freeze_text(plan))}
-
-
 EXPORTER = Exporter(
     name="freeze",
     summary="regular expressions of the parameters to train, for trainers that only freeze",
     limits=Limits(trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False),
-    files=_files,
+    files=lambda plan, settings: {"unfrozen.txt": text_file(_text(plan))},  # noqa: ARG005
     usage="unfrozen_parameters of axolotl, without the comments: one entry per line of {out}",
     rates=False,
 )

@@ -1,0 +1,145 @@
+"""An untrained PEFT adapter that carries a whole plan into any trainer that takes an adapter.
+
+It computes what the base model computes: LoRA's `B` is zero, and the modules trained in full are
+copies of the base weights, taken straight from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan_file import plan_text
+from hlscore.exporters.base_weights import BaseTensor, base_tensors
+from hlscore.exporters.exporter import Exporter, ExportSettings, Writer, text_file
+from hlscore.exporters.limits import PEFT_LIMITS
+from hlscore.exporters.peft import adapter_config, config_text, full_name, lora_name
+from hlscore.inputs.tensor_files import NewTensor, write_tensors
+from hlscore.reasons import tied_to
+
+_PREFIX = "base_model.model."
+_CHUNK_NUMBERS = 1 << 22
+
+# Gives that many float32 numbers.
+_Draw = Callable[[np.random.Generator, int], NDArray[np.float32]]
+
+
+def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+    """Writers of the adapter's files.
+
+    The base model is found, read and checked only when the weights are written: the output folder
+    is checked first.
+    """
+    config = adapter_config(plan, settings.base(plan))
+
+    def write_weights(path: Path) -> None:
+        tensors = full_tensors(plan, base_tensors(plan, settings)) | adapter_tensors(plan)
+        metadata = {
+            "format": "pt",
+            "hlscore_structure": plan.model.fingerprint.structure,
+            "hlscore_weights": plan.model.fingerprint.weights,
+        }
+        write_tensors(path, tensors, metadata)
+
+    return {
+        "adapter_config.json": text_file(config_text(config)),
+        "adapter_model.safetensors": write_weights,
+        "plan.json": text_file(plan_text(plan)),
+    }
+
+
+def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor | NewTensor]:
+    """The weights of modules trained in full, with their biases and buffers, by adapter name.
+
+    A tied weight is copied once for each of its names: PEFT looks for all of them.
+    """
+    holders = tuple(f"{full_name(item)}." for item in plan.full)
+    found: dict[str, BaseTensor | NewTensor] = {
+        _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
+    }
+    for item in plan.full:
+        tied = (other for other in plan.skipped if other.reason == tied_to(item.module))
+        found |= {_PREFIX + other.parameter: stored[item.parameter] for other in tied}
+    return found
+
+
+def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
+    """Untrained LoRA matrices by adapter name: `A` drawn as PEFT draws it, `B` zero; float32."""
+    found: dict[str, NewTensor] = {}
+    for item in plan.lora_modules:
+        rank = (item.rank or 0) * item.matrices
+        name = _PREFIX + _wrapped_name(plan, item)
+        # One generator per module, so that a plan gives the same adapter everywhere.
+        seed = (
+            f"{plan.provenance.seed}:{plan.model.fingerprint.structure}:{item.module}:{item.rank}"
+        )
+        if item.form == "embedding":  # its rows are the outputs; A is zero, B is drawn
+            found[f"{name}.lora_embedding_A"] = _drawn(rank, item.out_features, seed, _zeros)
+            found[f"{name}.lora_embedding_B"] = _drawn(item.in_features, rank, seed, _normal)
+        else:
+            uniform = _uniform(1 / math.sqrt(item.in_features))
+            found[f"{name}.lora_A.weight"] = _drawn(rank, item.in_features, seed, uniform)
+            found[f"{name}.lora_B.weight"] = _drawn(item.out_features, rank, seed, _zeros)
+    return found
+
+
+def _wrapped_name(plan: Plan, item: PlanModule) -> str:
+    """Name of the module that holds an adapter; two on one module lie inside each other."""
+    if item.form != "experts":
+        return lora_name(plan, item).removesuffix(".weight")
+    holder = full_name(item)
+    inside = [
+        other for other in plan.lora_modules
+        if other.form == "experts" and full_name(other) == holder
+    ]  # fmt: skip
+    # In the order in which models declare the tensors of their experts: the last map comes last.
+    inside.sort(key=lambda other: ("down" in other.kind, other.kind))
+    outer = len(inside) - 1 - inside.index(item)
+    return holder + ".base_layer" * outer
+
+
+def _zeros(_: np.random.Generator, count: int) -> NDArray[np.float32]:
+    return np.zeros(count, dtype=np.float32)
+
+
+def _normal(generator: np.random.Generator, count: int) -> NDArray[np.float32]:
+    return generator.standard_normal(count, dtype=np.float32)
+
+
+def _uniform(bound: float) -> _Draw:
+    return lambda generator, count: (
+        (2 * generator.random(count, dtype=np.float32) - 1) * np.float32(bound)
+    )
+
+
+def _drawn(rows: int, columns: int, seed: str, draw: _Draw) -> NewTensor:
+    """A matrix whose numbers are drawn when it is written, a part at a time."""
+
+    def chunks() -> Iterator[bytes]:
+        digest = hashlib.sha256(seed.encode()).digest()
+        bits = np.random.PCG64(int.from_bytes(digest[:16], "little"))
+        generator, left = np.random.Generator(bits), rows * columns
+        while left > 0:
+            count = min(left, _CHUNK_NUMBERS)
+            left -= count
+            yield draw(generator, count).astype("<f4", copy=False).tobytes()
+
+    return NewTensor(dtype="F32", shape=(rows, columns), size=4 * rows * columns, chunks=chunks)
+
+
+EXPORTER = Exporter(
+    name="seed-adapter",
+    summary="an untrained PEFT adapter equal to the base model; for any trainer that goes on from "
+    "an adapter, with ranks per module",
+    limits=PEFT_LIMITS,
+    files=seed_files,
+    folder=True,
+    usage="PeftModel.from_pretrained(model, '{out}', is_trainable=True)",
+    rates=False,
+)
