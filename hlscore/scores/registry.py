@@ -34,7 +34,7 @@ class Score:
         compute: Value of a row at a LoRA rank; `None` where it is not known.
         needs: What has to be read of a model: `gradients`, `whole gradients` (sketches do not
             do), `weights`, or `nothing`.
-        resampled: Column of bootstrap replicates, of this score or of one it follows from.
+        replicates_column: Column of bootstrap replicates, of this score or of one it follows from.
         replicate: The score's replicate from one of that column, where it is not the same.
         error_column: Column of the error that a sketch or randomized decomposition adds.
         ranks_column: Column of the LoRA ranks at which a row holds the value; empty where the
@@ -51,7 +51,7 @@ class Score:
     compute: Callable[[ModuleRow, int], float | None]
     needs: Needs = "gradients"
     update_unit: str = ""
-    resampled: str = ""
+    replicates_column: str = ""
     replicate: Callable[[ModuleRow, float], float] | None = None
     error_column: str = ""
     ranks_column: str = ""
@@ -64,7 +64,7 @@ class Score:
 
     def replicates(self, row: ModuleRow) -> tuple[float, ...]:
         """Bootstrap replicates at the rank of the run; empty where there are none."""
-        found: tuple[float, ...] = getattr(row, self.resampled, ())
+        found: tuple[float, ...] = getattr(row, self.replicates_column, ())
         return found if self.replicate is None else tuple(self.replicate(row, x) for x in found)
 
     def ranks(self, row: ModuleRow) -> tuple[int, ...]:
@@ -128,7 +128,7 @@ _ALL_SCORES = (
         caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
         "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
         compute=lambda row, rank: _residual(row.hls_curve, row, rank),
-        resampled="hls_replicates",
+        replicates_column="hls_replicates",
         error_column="hls_error",
         ranks_column="curve_ranks",
         leaves_over=True,
@@ -140,7 +140,7 @@ _ALL_SCORES = (
         update_unit="squared weight change",
         source="Eckart and Young 1936",
         compute=lambda row, rank: _residual(row.tail_curve, row, rank),
-        resampled="tail_replicates",
+        replicates_column="tail_replicates",
         error_column="tail_energy_error",
         ranks_column="curve_ranks",
         leaves_over=True,
@@ -152,7 +152,7 @@ _ALL_SCORES = (
         update_unit="squared weight change",
         source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
         compute=lambda row, _: row.grad_energy,
-        resampled="grad_norm_replicates",
+        replicates_column="grad_norm_replicates",
         error_column="grad_energy_error",
     ),
     Score(
@@ -170,7 +170,7 @@ _ALL_SCORES = (
         update_unit="none",
         source="surgical fine-tuning, arXiv 2210.11466",
         compute=_rgn,
-        resampled="grad_norm_replicates",
+        replicates_column="grad_norm_replicates",
         replicate=lambda row, value: max(value, 0.0) ** 0.5 / (row.weight_norm or float("inf")),
         error_column="rgn_error",
     ),
@@ -190,7 +190,7 @@ _ALL_SCORES = (
         unit="weights",
         source="hlscore: hls of a step whose root mean square is 1 in every matrix",
         compute=_hls_share,
-        resampled="hls_replicates",
+        replicates_column="hls_replicates",
         replicate=lambda row, value: (
             value * (_n_weights(row) / row.halves_norm if row.halves_norm else 0.0)
         ),

@@ -137,11 +137,7 @@ def _gradient_columns(
 
 
 def remark(
-    item: Candidate | ModuleRow,
-    matrices_reached: int | None,
-    rank: int,
-    *,
-    of_updates: bool = False,
+    item: Candidate | ModuleRow, matrices_reached: int | None, rank: int, *, of_updates: bool
 ) -> str:
     """What a reader should know of a module at a LoRA rank; mostly nothing.
 
