@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from hlscore.pages.content import Line
 from hlscore.records import ModuleRow
-<<<<<<< HEAD
-=======
 from hlscore.views.summary import chosen_in, training
->>>>>>> lead
 from hlscore.views.wording import measure, shape
 
 COLUMNS = {
@@ -44,15 +41,7 @@ def table_cells(line: Line) -> list[str]:
     ]
 
 
-<<<<<<< HEAD
-def _remark(line: Line) -> str:
-    return "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text)
-
-
-def skipped_cells(row: ModuleRow) -> Cells:
-=======
 def skipped_cells(row: ModuleRow) -> list[str]:
->>>>>>> lead
     """Texts of a weight that is no candidate, one per column."""
     size = shape(row.matrices, row.out_features, row.in_features)
     return ["-", row.module, *"----", size, f"{row.n_params:,}", "left out", "0", row.reason]
