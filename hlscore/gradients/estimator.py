@@ -87,17 +87,13 @@ def choose_estimator(
     processes: Processes = Processes(),  # noqa: B008 - frozen
     stored: tuple[str, str] | None = None,
 ) -> EstimatorChoice:
-    """Choose the estimator that was asked for, or the exact one while it fits the memory.
+    """The estimator that was asked for, or the exact one while it fits; alike in all processes.
 
     Args:
         model: The model; may be on the meta device.
         reserved_bytes: What the weights will take of the free memory; 0 once they are loaded.
-        processes: This process among those that share the probes.
         stored: Estimator and reason of the unfinished run that is resumed: memory that is free
             now does not change them.
-
-    Returns:
-        The choice; the same in every process.
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
@@ -113,7 +109,28 @@ def choose_estimator(
     )
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
-    estimator, reason = stored or _choose(settings, needs, free, device, packed or offloaded)
+    if stored is not None:
+        estimator, reason = stored
+    elif capture.estimator != "auto":
+        estimator, reason = capture.estimator, f"{capture.estimator}: asked for."
+    elif capture.passes > 1:
+        estimator = "sketch"
+        reason = "sketch: several passes sharpen sketches, exact gradients need one."
+    elif packed or offloaded:
+        estimator = "sketch"
+        reason = "sketch: quantized, offloaded or sharded weights hold no gradients."
+    else:
+        wanted = needs.on_device("exact", capture.accumulate_on)
+        fits = wanted <= USABLE_SHARE * free
+        host = needs.on_host("exact", capture.accumulate_on)
+        if host and device.type != "cpu":
+            fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
+        place = "this machine" if device.type == "cpu" else str(device)
+        compared = (
+            f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
+        )
+        estimator = "exact" if fits else "sketch"
+        reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
     score = find_score(settings.plan.score)
     if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(
@@ -123,30 +140,6 @@ def choose_estimator(
     return EstimatorChoice(
         estimator=estimator, reason=reason, sketch_size=size, needs=needs, free_bytes=free
     )
-
-
-def _choose(
-    settings: RankSettings, needs: Needs, free: int, device: torch.device, packed: bool
-) -> tuple[str, str]:
-    capture = settings.capture
-    if capture.estimator != "auto":
-        return capture.estimator, f"{capture.estimator}: asked for."
-    if capture.passes > 1:
-        return "sketch", "sketch: several passes sharpen sketches, exact gradients need one."
-    if packed:
-        return "sketch", "sketch: quantized, offloaded or sharded weights hold no gradients."
-    wanted = needs.on_device("exact", capture.accumulate_on)
-    fits = wanted <= USABLE_SHARE * free
-    host = needs.on_host("exact", capture.accumulate_on)
-    if host and device.type != "cpu":
-        fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
-    place = "this machine" if device.type == "cpu" else str(device)
-    compared = (
-        f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
-    )
-    if fits:
-        return "exact", f"exact: {compared}."
-    return "sketch", f"sketch: exact does not fit, {compared}."
 
 
 def _size(size: int) -> str:

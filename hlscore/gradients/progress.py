@@ -175,11 +175,7 @@ class ProgressFile:
         return run, state
 
     def forget(self, *, before: int | None = None) -> None:
-        """Remove stored progress.
-
-        Args:
-            before: Only that of earlier passes; `None` removes all.
-        """
+        """Remove stored progress, with `before` only that of earlier passes."""
         for number in stored_passes(self.path(1)):
             if before is None or number < before:
                 self.path(number).unlink(missing_ok=True)
@@ -203,20 +199,15 @@ def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
 def stored_passes(first: Path) -> list[int]:
     """Passes of which a process has stored progress."""
     stem = first.name.removesuffix("1.safetensors")
-    numbers = []
-    for path in first.parent.glob(f"{stem}*.safetensors"):
-        text = path.name.removeprefix(stem).removesuffix(".safetensors")
-        if text.isdecimal():
-            numbers.append(int(text))
-    return sorted(numbers)
+    numbers = (
+        path.name.removeprefix(stem).removesuffix(".safetensors")
+        for path in first.parent.glob(f"{stem}*.safetensors")
+    )
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
-    """Read what run the progress in a folder is of.
-
-    Returns:
-        The same in every process; empty where none of them has stored progress.
-    """
+    """Identity of the run stored in a folder, alike in all processes; empty for none."""
     rank, size = processes.rank, processes.size
     numbers = stored_passes(progress_path(folder, rank, size, 1))[-1:]
     headers = [read_header(progress_path(folder, rank, size, number)) for number in numbers]
