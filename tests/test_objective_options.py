@@ -36,7 +36,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("mine:constant", 2, "is no function"),
         ("mine:absent", 2, "'mine' has no 'absent'"),
         ("absent:judge", 2, "'absent' cannot be imported"),
-        ("good", 2, "Built in are math, numeric, exact, regex, json"),
+        ("good", 2, "Built-in rewards are math, numeric, exact, regex, json"),
         ("regex:(", 2, "is no regular expression"),
         ("math", 3, "--reward math needs a column with the right answers"),
     ],
