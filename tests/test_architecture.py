@@ -43,7 +43,16 @@ ALLOWED: dict[str, set[str]] = {
     | {"inputs", "rollouts", "planning", "artifacts", "exporters", "checks", "training"},
     "serving": GROUND | {"inputs", "gradients", "serving"},
     "validation": GROUND
-    | {"inputs", "probes", "scores", "planning", "artifacts", "training", "validation"},
+    | {
+        "inputs",
+        "probes",
+        "scores",
+        "planning",
+        "artifacts",
+        "exporters",
+        "training",
+        "validation",
+    },
     "flow": GROUND
     | {
         "processes",
