@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from hlscore.exporters.exporter import comment, yaml_text
 from hlscore.exporters.formats import prime_rl
 
-
 # Plans hold no text that cannot be printed.
 TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")))
 

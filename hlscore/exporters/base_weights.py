@@ -13,7 +13,6 @@ from hlscore.errors import ModelError, first_line
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.peft import full_name
 from hlscore.inputs.tensor_files import HeldTensor, StoredTensor, stored_tensors
-from hlscore.reasons import EXCLUDED, NOT_INCLUDED
 from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ BaseTensor: TypeAlias = StoredTensor | HeldTensor
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
-_GLOB_REASONS = (NOT_INCLUDED, EXCLUDED)
+_BY_GLOB = ("not_included", "excluded")
 _DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
     "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
@@ -139,7 +138,7 @@ def _shape(item: PlanModule) -> tuple[int, ...]:
 
 def _are_the_weights(plan: Plan, stored: Mapping[str, BaseTensor]) -> bool:
     names = [item.parameter for item in plan.modules if item.layer is not None]
-    names += [item.parameter for item in plan.skipped if item.reason in _GLOB_REASONS]
+    names += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
     found = hashlib.sha256()
     for parameter in sorted(names):
         if parameter in stored:

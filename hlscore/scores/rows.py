@@ -211,7 +211,7 @@ def _skipped_row(item: Candidate) -> ModuleRow:
 def _identity(item: Candidate) -> dict[str, Any]:
     names = (
         "module", "parameter", "layer", "kind", "block", "matrices", "out_features",
-        "in_features", "n_params", "form", "storage",
+        "in_features", "n_params", "form", "storage", "left_out", "tied_to",
     )  # fmt: skip
     return {name: getattr(item, name) for name in names}
 
