@@ -187,7 +187,7 @@ def test_functions_that_hang(mine: Path, name: str) -> None:
         (["foo"], "--reward is 'foo'."),
         (["math", "a.b:"], "--reward is 'a.b:'."),
         (["a b:c"], "--reward is 'a b:c'."),
-        (["regex:("], "--reward is 'regex:(', and '(' is no regular expression"),
+        (["regex:("], "--reward is 'regex:(', and '(' is not a regular expression"),
         ([], "There is no reward."),
     ],
 )
