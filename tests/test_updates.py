@@ -305,7 +305,7 @@ BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
     "damaged": (config_change(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
     "damaged alpha": (config_change(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
     "pickle": (pickled, ModelError, "can run code"),
-    "neither": (lambda folder: folder.mkdir(), ModelError, "is no finished training"),
+    "neither": (lambda folder: folder.mkdir(), ModelError, "is not a finished fine-tune"),
     "NaN": (diverged, ModelError, "holds NaN or infinity in model.layers.0.self_attn.q_proj"),
     "NaN in LoRA": (diverged_adapter, ModelError, "holds NaN or infinity in model.layers."),
     "nothing there": (lambda _: None, ModelError, "There is no model directory"),

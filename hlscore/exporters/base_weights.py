@@ -14,7 +14,6 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import ModelError
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, stored_tensors
-from hlscore.reasons import EXCLUDED, NOT_INCLUDED
 from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ BaseTensor: TypeAlias = StoredTensor | NewTensor
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
-_GLOB_REASONS = (NOT_INCLUDED, EXCLUDED)
+_BY_GLOB = ("not_included", "excluded")
 
 
 def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTensor]:
@@ -120,7 +119,7 @@ def _shape(item: PlanModule) -> tuple[int, ...]:
 
 def _sampled_hash(plan: Plan, stored: Mapping[str, StoredTensor]) -> str:
     names = [item.parameter for item in plan.modules if item.layer is not None]
-    names += [item.parameter for item in plan.skipped if item.reason in _GLOB_REASONS]
+    names += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
     found = hashlib.sha256()
     for parameter in sorted(names):
         if parameter in stored:

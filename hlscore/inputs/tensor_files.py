@@ -198,7 +198,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         raise ArtifactError(f"'{index}' has no weight_map.")
     for file in places.values():
         if not (isinstance(file, str) and file.isprintable() and _is_plain_name(file)):
-            raise ArtifactError(f"'{index}' names {file!r}, which is no file of its folder.")
+            raise ArtifactError(f"'{index}' names {file!r}, which is not a file of its folder.")
     return places
 
 

@@ -21,7 +21,6 @@ from hlscore.exporters.exporter import Exporter, ExportSettings, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.peft import adapter_config, config_text, full_name, lora_name
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
-from hlscore.reasons import tied_to
 
 _PREFIX = "base_model.model."
 _CHUNK_NUMBERS = 1 << 22
@@ -64,7 +63,7 @@ def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, Base
         _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
     }
     for item in plan.full:
-        tied = (other for other in plan.skipped if other.reason == tied_to(item.module))
+        tied = (other for other in plan.skipped if other.tied_to == item.module)
         found |= {_PREFIX + other.parameter: stored[item.parameter] for other in tied}
     return found
 
