@@ -131,12 +131,13 @@ class Adapter:
         rows = self._base.rows(name) if base is None else rows_of(base)
         merged = self.merged(item, rows)
         found = torch.empty(math.prod(shape[:-1]), shape[-1])
-        start = 0
+        start, moved = 0, False
         for part in merged:
             stop = start + len(part)
             torch.sub(rows(start, stop).float(), part, out=found[start:stop])
+            moved = moved or bool(found[start:stop].any())
             start = stop
-        return found.reshape(-1, *shape[-2:]) if bool(found.any()) else None
+        return found.reshape(-1, *shape[-2:]) if moved else None
 
     def merged(self, item: Candidate, base: Rows | None = None) -> Iterator[torch.Tensor]:
         """The weight with its LoRA, a few rows at a time, float32 [rows, last size]."""

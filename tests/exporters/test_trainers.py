@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from families import FAMILIES
 from plans import plan_for, renamed
 
 from hlscore.artifacts.plan import Plan
+from hlscore.exporters import formats
 from hlscore.exporters.exporter import (
     ExportSettings,
     experimental,
@@ -452,3 +454,16 @@ def test_what_a_trainer_cannot_do_is_refused(
         file_of(plan_of(family, *locks, **settings), name, tmp_path)
     assert "--base 16" in caught.value.hint or "bits" not in reason
     assert "--to seed-adapter" in caught.value.hint or "untie" not in reason
+
+
+def test_a_new_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_trainer.py").write_text(
+        "from hlscore.exporters.exporter import Exporter\n"
+        "from hlscore.exporters.limits import Limits\n"
+        "EXPORTER = Exporter(name='my-trainer', summary='mine', limits=Limits(trainer='mine'),\n"
+        "                    files=lambda plan, settings: {'mine.txt': plan.model.name})\n"
+    )
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
+    assert "my-trainer" in exporter_names()
+    assert file_of(plan_of("llama"), "my-trainer", tmp_path) == b"org/model"
+    monkeypatch.delitem(sys.modules, f"{formats.__name__}.my_trainer")
