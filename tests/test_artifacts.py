@@ -49,6 +49,7 @@ DOCUMENTED = {
     "spectral_ranks": "list<int64>", "spectral_curve": "list<double>",
     "hls_replicates": "list<float>", "tail_replicates": "list<float>",
     "grad_norm_replicates": "list<float>", "status": "string", "reason": "string",
+    "left_out": "string", "tied_to": "string",
 }  # fmt: skip
 
 

@@ -15,9 +15,8 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
 from hlscore.reasons import tied_modules
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import find_score, replicates_at, score_of
+from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, order_rows
-from hlscore.scores.score import Score
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 

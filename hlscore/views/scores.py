@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rich.text import Text
 
-from hlscore.scores.score import Score
+from hlscore.scores.registry import Score
 from hlscore.views.terminal import plain_table, terminal
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.report import report_columns
 from hlscore.artifacts.selection import Column, Filters
 from hlscore.errors import ArtifactError
 from hlscore.records import ModuleRow, ScoreReport
@@ -131,8 +132,8 @@ def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
     """A module as plain data, without the replicates of its scores."""
     if isinstance(item, PlanModule):
         return item.model_dump(mode="json")
-    names = (name for name in ModuleRow.__dataclass_fields__ if not name.endswith("_replicates"))
-    return {name: getattr(item, name) for name in names}
+    left_out = {score.replicates_column for score in SCORES.values()}
+    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
 
 
 def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:

@@ -28,12 +28,6 @@ from hlscore.views.terminal import (
 )
 from hlscore.views.wording import count, measure, memory, percent, shape, short
 
-_ERRORS = {
-    "hls": "hls_error",
-    "tail": "tail_energy_error",
-    "grad_norm": "grad_energy_error",
-    "rgn": "rgn_error",
-}
 _LABEL_WIDTH = 9
 
 
@@ -166,8 +160,8 @@ def _costs(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
 
 def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None:
     table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")
-    for name in SCORES:
-        value, error = getattr(row, name), getattr(row, _ERRORS.get(name, ""), None)
+    for name, score in SCORES.items():
+        value, error = getattr(row, name), getattr(row, score.error_column, None)
         resamples = resamples_of(row, name)
         low, high = interval(resamples)
         others = (getattr(other, name) for other in report.candidates)

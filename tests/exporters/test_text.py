@@ -6,11 +6,15 @@ import tomllib
 from typing import Any
 
 import yaml
+from families import FAMILIES
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import plan_for
 
 from hlscore.exporters.exporter import comment, yaml_text
 from hlscore.exporters.formats import prime_rl
+
+PLAN = plan_for(FAMILIES["llama"].build(), ())
 
 
 # Plans hold no text that cannot be printed.
@@ -24,7 +28,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")))
     max_leaves=8,
 ))  # fmt: skip
 def test_yaml_reads_back(value: Any) -> None:
-    text = yaml_text(("a comment", ""), {"key": value})
+    text = yaml_text(PLAN, ("a comment", ""), {"key": value})
     assert yaml.safe_load(text) == {"key": value}
 
 

@@ -102,22 +102,21 @@ def test_trained_parameters_are_as_many_as_the_plan_says(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("locks", [["*=full"], ["*=lora"], ["*=frozen", "*.1.*q_proj=full"]])
-def test_plans_of_one_mode_only(locks: Sequence[str]) -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, locks)
-    assert trained(plan, model) == planned(plan, model)
+EMBEDDINGS = {"embeddings": True, "head": True}
 
 
-def test_all_full_of_a_sparse_model() -> None:
-    model = FAMILIES["qwen3_moe"].build()
-    plan = plan_for(model, ["*=full"])
-    assert trained(plan, model) == planned(plan, model)
-
-
-def test_adapters_on_parameters_alone() -> None:
-    model = FAMILIES["mixtral"].build()
-    plan = plan_for(model, ["*=frozen", "*.0.*experts.*=lora", "*.1.*gate=rank:2"])
+@pytest.mark.parametrize(("family", "locks", "settings"), [
+    ("llama", ["*=full"], {}),
+    ("llama", ["*=lora"], {}),
+    ("llama", ["*=frozen", "*.1.*q_proj=full"], {}),
+    ("llama", ["*=frozen", "*embed_tokens=full", "lm_head=full"], EMBEDDINGS),
+    ("llama", ["*=frozen", "*embed_tokens=lora", "lm_head=lora"], EMBEDDINGS),
+    ("qwen3_moe", ["*=full"], {}),
+    ("mixtral", ["*=frozen", "*.0.*experts.*=lora", "*.1.*gate=rank:2"], {}),
+])  # fmt: skip
+def test_plans_of_few_modes(family: str, locks: Sequence[str], settings: dict[str, Any]) -> None:
+    model = FAMILIES[family].build()
+    plan = plan_for(model, locks, **settings)
     assert trained(plan, model) == planned(plan, model)
 
 
@@ -200,14 +199,6 @@ def test_tied_weights_that_peft_would_untie() -> None:
     plan = plan_for(model, ["*wte=full"], embeddings=True)
     with pytest.raises(ExportError, match=r"'transformer\.wte' cannot be trained in full"):
         apply(model, plan)
-
-
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_untied_embedding_and_head(mode: str) -> None:
-    model = FAMILIES["llama"].build()
-    locks = ["*=frozen", f"*embed_tokens={mode}", f"lm_head={mode}"]
-    plan = plan_for(model, locks, embeddings=True, head=True)
-    assert trained(plan, model) == {"model.embed_tokens.weight", "lm_head.weight"}
 
 
 def test_experts_half_in_full_are_refused_and_the_nearest_plan_runs() -> None:

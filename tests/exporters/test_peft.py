@@ -167,11 +167,11 @@ def test_the_file_is_read_by_peft_and_is_stable(name: str, tmp_path: Path) -> No
     plan = plan_for(model, every_mode(model))
     assert find_exporter("peft") is EXPORTER
     settings = ExportSettings(model="elsewhere")
-    (file,) = EXPORTER.files(plan, settings)
+    (file,) = EXPORTER.writers(plan, settings)
     path = tmp_path / file
     for _ in range(2):
         before = path.read_bytes() if path.exists() else b""
-        EXPORTER.files(plan, settings)[file](path)
+        EXPORTER.writers(plan, settings)[file](path)
         assert before in (b"", path.read_bytes())
     assert list(json.loads(path.read_text())) == sorted(json.loads(path.read_text()))
     with warnings.catch_warnings():
@@ -320,7 +320,13 @@ def test_experts_half_in_full(lock: str, outcome: tuple[str, int]) -> None:
 def test_experts_beside_one_that_was_left_out() -> None:
     plan = plan_of("mixtral", "*.0.*experts.*=full")
     gone = next(item for item in plan.modules if item.module == f"{LAYER}.mlp.experts.down_proj")
-    left = PlanSkipped(module=gone.module, parameter=gone.parameter, reason="matched by --exclude")
+    left = PlanSkipped(
+        module=gone.module,
+        parameter=gone.parameter,
+        left_out="excluded",
+        tied_to="",
+        reason="matched by --exclude",
+    )
     plan = plan.model_copy(update={
         "modules": [item for item in plan.modules if item is not gone],
         "skipped": [*plan.skipped, left],
@@ -340,7 +346,13 @@ def test_experts_beside_one_that_was_left_out() -> None:
 def test_names_that_peft_would_match_besides(other: str, lora: bool, full: bool) -> None:
     for mode, refused in (("lora", lora), ("full", full)):
         plan = plan_of("llama", "*=frozen", f"*.0.*q_proj={mode}")
-        skipped = PlanSkipped(module=other, parameter=f"{other}.weight", reason="outside")
+        skipped = PlanSkipped(
+            module=other,
+            parameter=f"{other}.weight",
+            left_out="outside_blocks",
+            tied_to="",
+            reason="outside",
+        )
         plan = plan.model_copy(update={"skipped": [*plan.skipped, skipped]})
         found = faults(plan, PEFT_LIMITS)
         assert [fault.modules for fault in found] == [(f"{LAYER}.self_attn.q_proj",)] * refused

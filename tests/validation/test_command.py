@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,10 @@ from hlscore.artifacts.plan_file import read_plan
 from hlscore.inputs.model import load_model
 from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
 from hlscore.unfinished import unfinished_runs
+from hlscore.validation import run as running
 from hlscore.validation import training
 from hlscore.validation.run import prepare
-from hlscore.validation.training import Training, train
+from hlscore.validation.training import Setup, Training, train
 from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
@@ -62,11 +64,24 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 
 @pytest.fixture(scope="module")
 def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
-    """A whole trial."""
-    found = validate(desk, desk / "out")
+    """A whole trial, with three learning rates for each arm."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "MOST_EXTENSIONS", 0)
+        found = validate(desk, desk / "out")
     assert found.code == 0, found.err
     assert names(desk / "out") == ["validation.json"]
     return found, json.loads((desk / "out" / "validation.json").read_text())
+
+
+def made_up(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
+    """An outcome without a training: losses that differ between arms, seeds and rates."""
+    own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10 + abs(math.log(wanted.factor))
+    return training.Outcome(
+        training=wanted, steps=(1, 2, 3), curve=(own,) * 3, tuning_loss=own,
+        sums=tuple(own * item.counted_tokens for item in setup.test), seconds=1.0,
+        measuring_seconds=0.0,
+        also_sums=tuple((own + 1) * item.counted_tokens for item in setup.also),
+    )  # fmt: skip
 
 
 def names(folder: Path) -> list[str]:
@@ -93,7 +108,7 @@ def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
         assert len(seeds) == 2
         assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
         assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
-        assert 3 <= len(arm["rate_factors"]) <= 8
+        assert len(arm["rate_factors"]) == 3
         assert arm["memory_bytes"] > 0
     losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
     ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
@@ -175,7 +190,10 @@ def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     assert "BB" not in shown.out
 
 
-def test_without_full_no_gap_is_claimed_and_json_is_the_file(desk: Path) -> None:
+def test_without_full_no_gap_is_claimed_and_json_is_the_file(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "train", made_up)
     found = validate(desk, desk / "no-full", "--no-full", "--json")
     content = json.loads(found.out)
     written = json.loads((desk / "no-full" / "validation.json").read_text())
@@ -190,15 +208,7 @@ def test_without_full_no_gap_is_claimed_and_json_is_the_file(desk: Path) -> None
 def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"prompt": f"{a} plus", "completion": f" {a}{a}"} for a in "abcdefgh"]
     write_rows(desk / "other.jsonl", rows)
-    trained: dict[tuple[str, int], tuple[float, ...]] = {}
-
-    def watched(setup: Any, plan: Any, wanted: Training) -> training.Outcome:
-        found = train(setup, plan, wanted)
-        if wanted.seed != 2:  # that of the search for rates
-            trained[wanted.arm, wanted.seed] = found.also_sums
-        return found
-
-    monkeypatch.setattr("hlscore.validation.run.train", watched)
+    monkeypatch.setattr(running, "train", made_up)
     found = validate(desk, desk / "also", "--no-full", "--also", desk / "other.jsonl")
     assert found.code == 0, found.err
     assert "nats per token before the training" in found.out
@@ -216,7 +226,7 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
         losses += (-logits.gather(1, whole[0, len(prompt) :, None])[:, 0]).tolist()
     assert also["untrained_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
     for name, arm in also["arms"].items():
-        expected = [sum(trained[name, seed]) / len(losses) for seed in (0, 1)]
+        expected = [2 + (ARMS.index(name) + seed) / 10 for seed in (0, 1)]
         assert arm["seeds"] == pytest.approx(expected)
         assert arm["forgotten"] == pytest.approx(sum(expected) / 2 - also["untrained_loss"])
 
@@ -236,16 +246,16 @@ def test_killed_trial_goes_on_to_the_same_figures(
         sys.executable, "-m", "hlscore", "validate", desk / "model",
         "--plan", desk / "scores" / "plan.json", "--data", desk / "train.jsonl", "-o", out, *BRIEF,
     ]  # fmt: skip
-    running = subprocess.Popen(
+    process = subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     ends = time.monotonic() + 120
-    while not journal.exists() or len(journal.read_text().splitlines()) < 4:
-        assert running.poll() is None
+    while not journal.exists() or len(journal.read_text().splitlines()) < 3:
+        assert process.poll() is None
         assert time.monotonic() < ends
         time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.communicate()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
     assert not (out / "validation.json").exists()
     assert not unfinished_runs(out)  # `rank` may write to the same folder
     with journal.open("a") as file:
@@ -266,7 +276,8 @@ def test_killed_trial_goes_on_to_the_same_figures(
         return train(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("hlscore.validation.run.train", counted)
+        patch.setattr(running, "train", counted)
+        patch.setattr(running, "MOST_EXTENSIONS", 0)
         resumed = validate(desk, out, "--resume")
     assert resumed.code == 0, resumed.err
     content = json.loads((out / "validation.json").read_text())
@@ -324,9 +335,10 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
     """The arm `full` against a loop over the listed examples."""
     trial = prepared(desk, steps=4)
     arm = next(arm for arm in trial.arms if arm.name == "full")
-    found = train(trial.setup, arm.plans[1], Training(arm="full", seed=1, factor=0.5))
+    setup = replace(trial.setup, also=trial.setup.test[:2])
+    found = train(setup, arm.plans[1], Training(arm="full", seed=1, factor=0.5))
+    assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
 
-    setup = trial.setup
     model = FAMILIES["llama"].build()
     model.load_state_dict(setup.model.state_dict())
     model.requires_grad_(False)
@@ -365,16 +377,12 @@ def test_divergence_is_said_and_written_as_null(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(setup: Any, plan: Any, wanted: Training) -> Any:
-        outcome = train(setup, plan, wanted)
+        outcome = made_up(setup, plan, wanted)
         if wanted.arm != "matched" or wanted.seed != 1:
             return outcome
-        nan = math.nan
-        return training.Outcome(
-            training=wanted, steps=outcome.steps, curve=(nan,) * len(outcome.curve),
-            tuning_loss=nan, sums=(nan,) * len(outcome.sums), seconds=1.0, measuring_seconds=0.0,
-        )  # fmt: skip
+        return replace(outcome, curve=(math.nan,) * 3, sums=(math.nan,) * len(outcome.sums))
 
-    monkeypatch.setattr("hlscore.validation.run.train", broken)
+    monkeypatch.setattr(running, "train", broken)
     found = validate(desk, desk / "diverged")
     assert found.code == 0, found.err
     assert "LoRA with as many trained parameters diverged" in found.out

@@ -47,7 +47,7 @@ def probed(settings: dict[str, Any], **data: Any) -> Plan:
 
 def files_of(plan: Plan, out: Path, **settings: Any) -> dict[str, str]:
     found = {}
-    for name, write in find_exporter("trl").files(plan, ExportSettings(**settings)).items():
+    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
         write(out / name)
         found[name] = (out / name).read_text()
     return found

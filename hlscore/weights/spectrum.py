@@ -1,9 +1,9 @@
-"""Scores of a weight from its singular values alone.
+"""Singular values of weights and the scores that need nothing else.
 
 Notation: `s_1 >= ... >= s_d` are the singular values of one matrix, `d` its short side. Of a stack
 of experts every score is the mean over the matrices, and is missing where one matrix has none.
-Values below the rounding of float64, `max side * 2^-52 * s_1`, count as zero: so a matrix that is
-singular on paper is singular here too, whatever the library that decomposed it.
+Values below the rounding of float64, `max side * 2^-52 * s_1`, count as zero, so that a matrix that
+is singular on paper is singular here too, whatever the library that decomposed it.
 """
 
 from __future__ import annotations
@@ -11,21 +11,80 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from hlscore.records import WeightStatistics
+from hlscore.errors import ModelError
+from hlscore.records import Candidate, WeightStatistics
 
 Values = NDArray[np.float64]
 
-NOT_THERE = "its weight cannot be read as numbers"
-NOT_FINITE = "its weight holds NaN or infinity"
-NO_CONVERGENCE = "the decomposition of its weight did not converge"
-ZEROS = "a weight of zeros has no spectrum"
-NO_NOISE = "snr is infinite: no singular value lies below the threshold"
-SINGULAR = "its weight is singular: the condition number is infinite"
-
+_ROWS_PER_STEP = 4
 _NORMAL_IQR = 1.349
 _SMALLEST = 1e-12
+
+
+@torch.no_grad()
+def measure_weight(
+    weight: torch.Tensor | None,
+    item: Candidate,
+    ranks: Sequence[int],
+    device: torch.device,
+) -> WeightStatistics:
+    """Decompose one weight, matrix by matrix, and score it.
+
+    Args:
+        weight: The weight, of any floating dtype and on any device; `None` where it cannot be had.
+    """
+    if weight is None or not bool(torch.isfinite(weight).all()):
+        why = "cannot be read as numbers" if weight is None else "holds NaN or infinity"
+        return WeightStatistics(remark=f"its weight {why}")
+    values = []
+    for matrix in weight.detach().reshape(-1, *weight.shape[-2:]):
+        try:
+            values.append(singular_values(matrix, device))
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+            return WeightStatistics(remark="the decomposition of its weight did not converge")
+        except torch.OutOfMemoryError as error:
+            raise ModelError(
+                f"{device} ran out of memory while it decomposed {item.module}.",
+                hint="Use --device cpu, or leave it out with --exclude.",
+            ) from error
+    return weight_statistics(np.stack(values), (item.out_features, item.in_features), ranks)
+
+
+def singular_values(matrix: torch.Tensor, device: torch.device) -> Values:
+    """Decompose one matrix.
+
+    The long side is reduced first, by QR decompositions of a few rows at a time, each stacked
+    below the triangle of those before. That keeps every digit that a direct decomposition has,
+    unlike the Gram matrix, whose condition number is the square.
+
+    Args:
+        matrix: Finite numbers of any floating dtype, [p, q].
+        device: Where to compute; Apple GPUs, which have no float64, pass it on to the CPU.
+
+    Returns:
+        All singular values, the largest first, float64 [min(p, q)].
+    """
+    place = torch.device("cpu") if device.type == "mps" else device
+    rows = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
+    short = rows.shape[1]
+    square = torch.empty(0, short, dtype=torch.float64, device=place)
+    for part in torch.split(rows, _ROWS_PER_STEP * short):
+        stacked = torch.cat([square, part.to(device=place, dtype=torch.float64)])
+        tall = stacked.shape[0] > short
+        square = torch.linalg.qr(stacked, mode="r").R if tall else stacked
+    found: Values = torch.linalg.svdvals(square).cpu().numpy()
+    return found
+
+
+def decomposition_bytes(item: Candidate) -> int:
+    """Memory that decomposing one matrix takes besides the weight, an estimate."""
+    short, long = sorted((item.out_features, item.in_features))
+    rows = min(long, _ROWS_PER_STEP * short) + short
+    # Stacked rows, the copy that is factored, and what the factorization works with.
+    return 8 * 3 * rows * short
 
 
 def weight_statistics(
@@ -41,12 +100,17 @@ def weight_statistics(
     rounding = max(sides) * np.finfo(np.float64).eps * values[:, :1]
     values = np.where(values > rounding, values, 0.0)
     if not values[:, 0].all():
-        return WeightStatistics(weight_norm=norm, remark=_remark(ZEROS, values[:, 0] == 0))
+        return WeightStatistics(
+            weight_norm=norm, remark=_remark("a weight of zeros has no spectrum", values[:, 0] == 0)
+        )
     signal, noise = above_and_below(values, sides)
     singular = values[:, -1] == 0
     snr = None if not noise.all() else float((signal / noise / values[:, 0]).mean())
     condition = None if singular.any() else float((values[:, 0] / values[:, -1]).mean())
-    remarks = (_remark(NO_NOISE, noise == 0), _remark(SINGULAR, singular))
+    remarks = (
+        _remark("snr is infinite: no singular value lies below the threshold", noise == 0),
+        _remark("its weight is singular: the condition number is infinite", singular),
+    )
     return WeightStatistics(
         weight_norm=norm,
         snr=snr,

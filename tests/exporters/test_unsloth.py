@@ -24,7 +24,7 @@ FULL = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
 
 
 def script_of(plan: Plan, folder: Path) -> bytes:
-    (write,) = EXPORTER.files(plan, ExportSettings(full_lr=3e-5, lora_lr=4e-4)).values()
+    (write,) = EXPORTER.writers(plan, ExportSettings(full_lr=3e-5, lora_lr=4e-4)).values()
     write(folder / "train.py")
     return (folder / "train.py").read_bytes()
 

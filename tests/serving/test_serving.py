@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import adapted, moved
 from console import hlscore as command
 from console import save_model, write_rows
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
-from test_updates import adapted, moved, weights
 from training_runs import logits
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -26,6 +26,10 @@ HYBRID: dict[str, Any] = {
     "rank_pattern": {"up_proj": 5},
     "modules_to_save": ["model.layers.0.mlp.down_proj", "layers.1.self_attn.o_proj"],
 }
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.detach().double().clone() for name, value in model.named_parameters()}
 
 
 def loaded(folder: Path) -> PreTrainedModel:

@@ -73,7 +73,7 @@ def test_refusals_the_nearest_plan_and_what_is_there_already(
 def test_learning_rates_are_used_or_said_to_be_lost(
     name: str, call: Call, plan_file: Path, tmp_path: Path
 ) -> None:
-    lost = f"{name} carries no learning rates: give --full-lr and --lora-lr to your trainer."
+    lost = f"The format {name} has no learning rates: set them in your trainer."
     arguments = ("export", plan_file, "--to", name, "-o", tmp_path / "out", "--nearest", "--force")
     assert lost not in json.loads(call(*arguments, "--json")[1])["notes"]
     for option in ("--full-lr", "--lora-lr"):
@@ -97,7 +97,7 @@ def test_a_single_file_gets_the_suffix_that_its_trainer_reads(
     if exporter.folder:
         assert (tmp_path / "mine").is_dir()
         return
-    (default,) = exporter.files(
+    (default,) = exporter.writers(
         nearest(made_plan(budget="0.25"), exporter.limits)[0], ExportSettings()
     )
     written = tmp_path / f"mine{Path(default).suffix}"

@@ -32,7 +32,7 @@ from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
 
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
-PROBES = Path(__file__).parents[1] / "hlscore/inputs/builtin/probes.jsonl"
+PROBES = Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl"
 QUICK = (
     "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
     "--save_strategy", "no", "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
@@ -74,7 +74,7 @@ def plan_of(base: Path, *locks: str, **changes: Any) -> Plan:
 
 def export(plan: Plan, out: Path, **settings: Any) -> Path:
     out.mkdir(exist_ok=True)
-    for name, write in find_exporter("trl").files(plan, ExportSettings(**settings)).items():
+    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
         write(out / name)
     return out
 

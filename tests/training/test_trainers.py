@@ -33,7 +33,7 @@ trl = pytest.importorskip("trl")
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen", "*.1.*q_proj=rank:2")
 ROWS = [
     json.loads(line)
-    for line in (Path(__file__).parents[1] / "hlscore/inputs/builtin/probes.jsonl")
+    for line in (Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl")
     .read_text()
     .splitlines()[:8]
 ]
