@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hlscore.errors import HlscoreError, UsageError
 from hlscore.pages.content import Content
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 VEGA_LITE_VERSION = "6.1"
 FORMATS = (".html", ".png", ".svg", ".md")
@@ -57,6 +62,7 @@ def paint(spec: dict[str, Any], suffix: str) -> bytes:
     return image
 
 
+@cache
 def chart_script() -> str:
     """Vega, Vega-Lite and Vega-Embed in one JavaScript, safe inside a `<script>`."""
     import vl_convert
@@ -67,3 +73,20 @@ def chart_script() -> str:
 def inline(script: str) -> str:
     """Escape a script so that no string in it ends the element that holds it."""
     return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)
+
+
+def template(file: str, /, **filters: Callable[[Any], str]) -> Template:
+    """A template of this package: HTML escapes by itself, Markdown by the filters that it calls."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hlscore.pages"),
+        autoescape=file.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
+    return environment.get_template(file)

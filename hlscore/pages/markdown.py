@@ -5,10 +5,9 @@ from __future__ import annotations
 import html
 import re
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from hlscore.pages import sentences
 from hlscore.pages.content import Content
+from hlscore.pages.formats import template
 from hlscore.pages.module_charts import TOP
 from hlscore.pages.table import COLUMNS, table_cells
 from hlscore.views.wording import memory, percent, short
@@ -19,18 +18,10 @@ _MOST_SKIPPED = 20
 
 def markdown_text(content: Content) -> str:
     """Write the report as GitHub's Markdown."""
-    environment = Environment(
-        loader=PackageLoader("hlscore.pages"),
-        autoescape=False,  # noqa: S701 - `prose` and `name` escape for Markdown
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
+    page = template(
+        "report.md.jinja", prose=prose, name=name, memory=memory, percent=percent, short=short
     )
-    environment.filters |= {
-        "prose": prose, "name": name, "memory": memory, "percent": percent, "short": short,
-    }  # fmt: skip
-    return environment.get_template("report.md.jinja").render(
+    return page.render(
         content=content,
         text=sentences,
         columns=COLUMNS,

@@ -7,12 +7,12 @@ import hashlib
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hlscore.pages import sentences
 from hlscore.pages.charts import Chart, shown_parameter, whole
 from hlscore.pages.content import Content
+from hlscore.pages.formats import template
 from hlscore.pages.palette import colours, repainting
 from hlscore.pages.plan_charts import charts_of
 from hlscore.pages.table import COLUMNS, skipped_cells, table_cells
@@ -29,20 +29,12 @@ def html_text(content: Content, chart_script: str) -> str:
     Every name in it is escaped; its policy lets two scripts run, by their hashes, and nothing be
     loaded. `chart_script` draws the charts and must be safe inside a `<script>`.
     """
-    environment = Environment(
-        loader=PackageLoader("hlscore.pages"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"name": breakable, "memory": memory, "short": short}
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
     source = files("hlscore.pages") / "templates"
     script = (source / "report.js").read_text(encoding="utf-8")
     style = (source / "report.css").read_text(encoding="utf-8")
     charts = charts_of(content)
-    return environment.get_template("report.html.jinja").render(
+    page = template("report.html.jinja", name=breakable, memory=memory, short=short)
+    return page.render(
         style=Markup("\n".join((colours(), style, repainting()))),  # noqa: S704 - own files
         chart_script=Markup(chart_script),  # noqa: S704
         script=Markup(script),  # noqa: S704

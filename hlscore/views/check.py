@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
@@ -62,8 +64,8 @@ def _verdict(result: CheckResult) -> Text:
     parts = [count(len(result.rules), "rule")]
     if result.modules is not None:
         parts.append(f"{result.full:,} of {count(result.modules, 'module')} in full")
-    parts += [count(found, level) for level in ("error", "warning")
-              if (found := sum(item.level == level for item in result.findings))]  # fmt: skip
+    levels = Counter(item.level for item in result.findings)
+    parts += [count(levels[level], level) for level in ("error", "warning") if levels[level]]
     return Text.assemble(state, f"  {result.file}: {', '.join(parts)}")
 
 
@@ -96,17 +98,7 @@ def _plain_file(result: CheckResult) -> dict[str, Any]:
         "full_modules": result.full,
         "rules": list(result.rules),
         "findings": [_plain_finding(item) for item in result.findings],
-        "comparison": None
-        if found is None
-        else {
-            "baseline": str(found.baseline),
-            "modules": found.modules,
-            "changed": found.changed,
-            "overlap": found.overlap,
-            "tau": found.tau,
-            "tau_low": found.tau_low,
-            "tau_high": found.tau_high,
-        },
+        "comparison": found and asdict(found) | {"baseline": str(found.baseline)},
     }
 
 

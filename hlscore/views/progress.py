@@ -18,10 +18,9 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from hlscore import steps
 from hlscore.processes import started_as
 from hlscore.views.wording import duration, short
-
-LINE_SECONDS = 60.0
 
 
 class _RateColumn(ProgressColumn):
@@ -30,16 +29,11 @@ class _RateColumn(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Show the speed once it is known."""
         speed = task.finished_speed or task.speed
-        unit = task.fields["unit"]
-        return Text("" if speed is None else f"{short(speed)} {unit}/s", style="cyan")
+        return Text("" if speed is None else f"{short(speed)} {task.fields['unit']}/s", "cyan")
 
 
-class TerminalProgress:
-    """Shows the steps of the flow as bars.
-
-    Args:
-        bars: Where the bars are drawn.
-    """
+class BarProgress:
+    """Shows steps as bars."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
@@ -56,17 +50,12 @@ class TerminalProgress:
 
 
 class LineProgress:
-    """Writes a line of progress now and then, for logs.
+    """Writes a line of progress now and then, for logs: the first after `every_seconds`."""
 
-    Args:
-        console: Where the lines go.
-        every_seconds: Least time between two lines, and before the first.
-    """
-
-    def __init__(self, console: Console, *, every_seconds: float = LINE_SECONDS) -> None:
+    def __init__(self, console: Console, *, every_seconds: float = 60.0) -> None:
         self._console, self._every = console, every_seconds
-        self._what, self._unit, self._total, self._done = "", "", 0, 0
-        self._began = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self.start("", 0, "")
 
     def start(self, what: str, total: int, unit: str) -> None:
         """Begin a step of `total` units."""
@@ -89,28 +78,27 @@ class LineProgress:
 
 
 @contextmanager
-def terminal_progress() -> Iterator[TerminalProgress | LineProgress]:
-    """Bars that vanish when the work is done; outside a terminal a line every minute."""
+def terminal_progress() -> Iterator[steps.Progress]:
+    """Bars that vanish when the work is done; outside a terminal a line every minute.
+
+    Of several processes only the main one prints.
+    """
     console = Console(stderr=True)
-    shown = console.is_terminal and started_as().is_main
-    bars = Progress(
+    if not started_as().is_main:
+        yield steps.Silent()
+        return
+    if not console.is_terminal:
+        yield LineProgress(console)
+        return
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         _RateColumn(),
         TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not shown,
     )
-    if not shown and started_as().is_main:
-        yield LineProgress(console)
-        return
-    if not shown:  # even a disabled bar ends in an empty line in some versions
-        yield TerminalProgress(bars)
-        return
-    with bars:
-        yield TerminalProgress(bars)
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield BarProgress(bars)
 
 
 def warn(text: str) -> None:

@@ -22,7 +22,6 @@ from hlscore.pages.poster import poster
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"count": 21},
     "many": {"count": 900, "budget": "0.1"},
-    "ranks": {"count": 21, "budget": "0.2p", "ranks": (2, 4, 8)},
     "no resamples": {"count": 21, "resamples": 0},
     "baseline": {"count": 21, "baseline": "random"},
     "one": {"count": 1, "budget": "1"},
@@ -37,7 +36,7 @@ def case(request: pytest.FixtureRequest) -> Content:
 def test_every_chart_is_valid_vega_lite(case: Content) -> None:
     assert len(charts_of(case)) >= 4
     for chart in charts_of(case).values():
-        spec = whole(chart.view(400), datasets={chart.name: chart.rows()})
+        spec = chart_data(chart)["spec"] | {"datasets": {chart.name: chart.rows()}}
         alt.Chart.from_dict(spec, validate=True)
         compiled = vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION)
         assert compiled["marks"]
@@ -50,7 +49,6 @@ def test_the_poster_and_the_page_use_the_same_charts(case: Content) -> None:
     assert len(views) == len(charts)
     shown = {view["data"]["name"]: view for view in views}
     for chart in charts.values():
-        alt.Chart.from_dict(chart_data(chart)["spec"], validate=True)
         for part in ("layer", "encoding", "height"):
             assert shown[chart.name].get(part) == chart.spec.get(part)
             assert chart_data(chart)["spec"].get(part) == chart.spec.get(part)

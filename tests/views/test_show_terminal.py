@@ -79,7 +79,7 @@ def test_one_module_of_any_name(
     hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for path in hostile:
-        for name in NAMES[::4]:
+        for name in NAMES[::6]:
             plain = show(path, f"--module={name}")
             assert plain.startswith(f"{name}\n")
             assert f" · {name}.weight\n" in plain
@@ -92,7 +92,7 @@ def test_one_module_of_any_name(
 
 
 def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
-    for name in NAMES[len(HOSTILE) - 4 :]:
+    for name in NAMES[len(HOSTILE) - 4 :: 3]:
         path = write(renamed(report(12), [name]), tmp_path / "it's.parquet")
         first = commands(show(path))[0]
         assert hlscore(*shlex.split(first)[1:]).out.startswith(f"{name}\n")
@@ -212,10 +212,9 @@ def _run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[by
 
 
 def test_into_a_pipe(files: tuple[Path, Path]) -> None:
-    for path in files:
-        ran = _run(path, TERM="xterm-256color")
-        assert (ran.returncode, ran.stderr) == (0, b"")
-        assert b"\x1b" not in ran.stdout
+    ran = _run(files[1], TERM="xterm-256color")
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert b"\x1b" not in ran.stdout
 
 
 def test_into_a_pipe_that_is_closed(files: tuple[Path, Path]) -> None:
