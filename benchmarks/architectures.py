@@ -44,7 +44,6 @@ from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.reasons import CUSTOM, FLAT_EXPERTS
 from hlscore.settings import CandidateSettings, CaptureSettings
 
 JOURNAL = Path(__file__).parent / ".models" / "architectures.jsonl"
@@ -210,11 +209,12 @@ def compare_candidates(
     """Hold the candidates against the products inside the lists of blocks."""
     found = find_modules(model, CandidateSettings())
     candidates = {item.parameter: item for item in candidates_of(found)}
-    reasons = {item.parameter: item.reason for item in found}
+    left_out = {item.parameter: item for item in found if item.skipped}
     outcome.candidates = len(candidates)
     for name in sorted(products & _inside_blocks(model) - set(candidates)):
-        reason = reasons.get(name, "not listed")
-        if reason in (CUSTOM, FLAT_EXPERTS) or reason.startswith("tied to"):
+        item = left_out.get(name)
+        reason = item.reason if item else "not listed"
+        if item and item.left_out in ("custom", "flat_experts", "tied"):
             outcome.left_out[reason] = outcome.left_out.get(reason, 0) + 1
         else:
             outcome.missed.append(f"{name}: {reason}")

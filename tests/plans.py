@@ -71,7 +71,7 @@ def renamed(plan: Plan, old: str, new: str) -> Plan:
 
 
 def _tied(report: ScoreReport, module: str) -> bool:
-    return any(row.reason == f"tied to {module}" for row in report.rows)
+    return any(row.tied_to == module for row in report.rows)
 
 
 def _row(item: Candidate, place: int) -> ModuleRow:
@@ -80,7 +80,13 @@ def _row(item: Candidate, place: int) -> ModuleRow:
     base: dict[str, Any] = {name: getattr(item, name) for name in names}
     if item.skipped:
         return ModuleRow(
-            **base, rank=None, matrices_reached=None, status="skipped", reason=item.reason
+            **base,
+            rank=None,
+            matrices_reached=None,
+            status="skipped",
+            reason=item.reason,
+            left_out=item.left_out,
+            tied_to=item.tied_to,
         )
     energy = 10.0 / (place + 1)
     tails = tuple(energy / (1 + rank) for rank in RANKS)

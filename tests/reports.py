@@ -102,6 +102,7 @@ def report(count: int, *, resamples: int = 20) -> ScoreReport:
         form="linear",
         storage="out_in",
         status="skipped",
+        left_out="output_head",
         reason="output head: ranked with --head",
     )
     rows = tuple(row(index, resamples=resamples) for index in range(count))

@@ -132,7 +132,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--column", "foo=text", "Use one of: text, messages, prompt, completion, chosen"),
         ("--split", "train[9", "--split is 'train[9'."),
         ("--split", "", "--split is ''."),
-        ("--data-config", "main", "Leave --data-config away."),
+        ("--data-config", "main", "Remove --data-config."),
         ("--revision", "v1", "does not come from the hub"),
     ],
 )

@@ -229,7 +229,7 @@ def test_classes_without_an_output_head_are_refused_by_every_command(
     name, *options = command.split()
     outcome = hlscore(name, folder, *options)
     assert outcome.code == 3
-    assert f"names {named}, which is no causal language model" in outcome.message
+    assert f"names {named}, which is not a causal language model" in outcome.message
     assert "LlamaForCausalLM" in outcome.message
 
 

@@ -45,6 +45,6 @@ def test_what_a_single_process_finds_wrong_is_said(tmp_path: Path) -> None:
     options = [option if option != "numeric" else "regex" for option in GRPO]
     done = together(tmp_path, *options, "--data", str(data), "-o", "out")
     assert done.returncode != 0
-    assert "The answer '(' is no regular expression" in done.stderr
+    assert "The answer '(' is not a regular expression" in done.stderr
     assert "bug in hlscore" not in done.stderr
     assert not (tmp_path / "out" / "plan.json").exists()

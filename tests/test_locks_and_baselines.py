@@ -65,7 +65,7 @@ def test_other_locks_are_refused(lock: str) -> None:
 def with_tied_head(count: int = 8) -> ScoreReport:
     base = reports.report(count)
     tied = base.candidates[0].module
-    head = replace(base.rows[-1], reason=f"tied to {tied}")
+    head = replace(base.rows[-1], left_out="tied", tied_to=tied)
     return replace(base, rows=(*base.rows[:-1], head))
 
 

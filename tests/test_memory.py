@@ -70,7 +70,7 @@ def choices_for(model: PreTrainedModel, which: CandidateSettings = EVERY) -> lis
     Experts go as one: PEFT trains all matrices of an `experts` module in full, or none.
     """
     found = find_modules(model, which)
-    tied = {item.reason.removeprefix("tied to ") for item in found}
+    tied = {item.tied_to for item in found}
     chosen = []
     for place, item in enumerate(candidates_of(found)):
         mode = ("full", "lora", "frozen")[place % 3]

@@ -31,13 +31,13 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
     [
         ("mine:raises", 3, "'mine:raises' raised KeyError: 'level'"),
         ("mine:short", 3, "returned 1 rewards for 12 completions"),
-        ("mine:words", 3, "returned a str for completion 0, no number"),
+        ("mine:words", 3, "returned a str for completion 0, not a number"),
         ("mine:infinite", 3, "returned inf for completion 0"),
-        ("mine:constant", 2, "is no function"),
+        ("mine:constant", 2, "is not a function"),
         ("mine:absent", 2, "'mine' has no 'absent'"),
         ("absent:judge", 2, "'absent' cannot be imported"),
-        ("good", 2, "Built in are math, numeric, exact, regex, json"),
-        ("regex:(", 2, "is no regular expression"),
+        ("good", 2, "Built-in rewards are math, numeric, exact, regex, json"),
+        ("regex:(", 2, "is not a regular expression"),
         ("math", 3, "--reward math needs a column with the right answers"),
     ],
 )

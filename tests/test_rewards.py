@@ -152,9 +152,9 @@ def test_functions(mine: Path, name: str, rewards: list[float | None]) -> None:
     [
         ("short", "'mine:short' returned 1 rewards for 2 completions."),
         ("nan", "'mine:nan' returned nan for completion 1."),
-        ("text", "'mine:text' returned a str for completion 0, no number."),
-        ("nothing", "'mine:nothing' returned a NoneType, no list."),
-        ("mapping", "'mine:mapping' returned a dict, no list."),
+        ("text", "'mine:text' returned a str for completion 0, not a number."),
+        ("nothing", "'mine:nothing' returned a NoneType, not a list."),
+        ("mapping", "'mine:mapping' returned a dict, not a list."),
         ("multiline", "'mine:multiline' raised ValueError: first line"),
         ("leaves", "'mine:leaves' raised SystemExit: 4"),
         ("narrow", "'mine:narrow' raised TypeError: narrow() got an unexpected keyword"),
@@ -187,7 +187,7 @@ def test_functions_that_hang(mine: Path, name: str) -> None:
         (["foo"], "--reward is 'foo'."),
         (["math", "a.b:"], "--reward is 'a.b:'."),
         (["a b:c"], "--reward is 'a b:c'."),
-        (["regex:("], "--reward is 'regex:(', and '(' is no regular expression"),
+        (["regex:("], "--reward is 'regex:(', and '(' is not a regular expression"),
         ([], "There is no reward."),
     ],
 )
@@ -216,7 +216,7 @@ def test_weights_are_checked_at_once() -> None:
         ("broken:f", "'broken' cannot be imported: No module named 'no_such_module_at_all'"),
         ("leaving:f", "'leaving' cannot be imported: SystemExit: 3"),
         ("mine:absent", "'mine' has no 'absent'."),
-        ("mine:NOT_A_FUNCTION", "that is no function: it is of type int."),
+        ("mine:NOT_A_FUNCTION", "which is not a function but of type int."),
     ],
 )
 def test_functions_that_are_not_there(mine: Path, name: str, message: str) -> None:
@@ -371,7 +371,7 @@ ORPHAN = """
 from hlscore.rollouts.reward_process import Completions, RewardProcess
 import sys
 with RewardProcess(["mine:loops_in_c"], timeout=float(sys.argv[1])) as process:
-    print(process._child.pid, flush=True)
+    print(process._worker.pid, flush=True)
     process.judge(Completions(prompts=["p"], completions=["c"], completion_ids=[[1]], columns={}))
 """
 
@@ -395,7 +395,7 @@ def test_an_orphan_that_hangs_goes_away(mine: Path) -> None:
 def test_verifiers_cannot_take_all_memory() -> None:
     import resource
 
-    from hlscore.rollouts.reward_worker import _limited_memory
+    from hlscore.rollouts.reward_process import _limited_memory
 
     before = resource.getrlimit(resource.RLIMIT_AS)
     with pytest.raises(MemoryError), _limited_memory():

@@ -211,7 +211,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[HlscoreError], str]] = {
     "index elsewhere": (
         lambda folder: _index(folder, {Q: "../part.safetensors"}),
         ArtifactError,
-        "which is no file of its folder",
+        "which is not a file of its folder",
     ),
     "index to nothing": (
         lambda folder: _index(folder, {Q: "gone.safetensors"}),

@@ -188,11 +188,11 @@ def test_regex(completion: str, answer: str | None, reward: float | None) -> Non
 
 
 def test_regex_that_is_none() -> None:
-    with pytest.raises(UsageError, match=r"'\(' is no regular expression"):
+    with pytest.raises(UsageError, match=r"'\(' is not a regular expression"):
         find_verifier("regex:(")
     with pytest.raises(UsageError, match="without a pattern"):
         find_verifier("regex:")
-    with pytest.raises(DataError, match=r"'\(b' is no regular .* prompt 'What is b\?'"):
+    with pytest.raises(DataError, match=r"'\(b' is not a regular .* prompt 'What is b\?'"):
         verify_all("regex", ["What is a?", "What is b?"], ["a", "b"], {"answer": ["(a)", "(b"]})
 
 

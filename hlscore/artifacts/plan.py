@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
+from hlscore.reasons import LeftOut
 from hlscore.records import Form, LossTokens, Storage
 from hlscore.settings import BaseBits, Baseline, Master, Optimizer, PlanSettings
 
@@ -215,7 +216,9 @@ class PlanSkipped(_Strict):
 
     module: str
     parameter: str
-    reason: str
+    left_out: LeftOut
+    tied_to: str = Field(description="Module that has the same weight; mostly empty.")
+    reason: str = Field(description="The same for readers.")
 
 
 class PlanProbes(_Strict):

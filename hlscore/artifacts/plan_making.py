@@ -81,7 +81,7 @@ def make_plan(report: ScoreReport, allocation: Allocation) -> Plan:
         ),
         modules=[_module(item, allocation) for item in allocation.decisions],
         skipped=[
-            PlanSkipped(module=row.module, parameter=row.parameter, reason=row.reason)
+            PlanSkipped(**{name: getattr(row, name) for name in PlanSkipped.model_fields})
             for row in report.rows
             if not row.is_candidate
         ],

@@ -99,7 +99,11 @@ def to_table(report: ScoreReport) -> pa.Table:
     """Turn a report into an Arrow table with metadata."""
     schema = report_schema()
     columns = {
-        name: pa.array([getattr(row, name) for row in report.rows], type=schema.field(name).type)
+        name: pa.array(
+            # Skipped rows have no value of the scores that are no field.
+            [getattr(row, name, None) for row in report.rows],
+            type=schema.field(name).type,
+        )
         for name in schema.names
     }
     origin = {

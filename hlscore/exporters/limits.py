@@ -17,13 +17,13 @@ from hlscore.exporters.peft import (
     needs_parameter_name,
 )
 from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead
-from hlscore.reasons import CUSTOM, NO_MAP, tied_modules, tied_to
+from hlscore.reasons import tied_modules
 from hlscore.records import Form
 
 SHOWN = 3
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BESIDE = (NO_MAP, CUSTOM)
+_BESIDE = ("not_linear", "custom")
 
 # After every character of a name.
 _LAST = "\U0010ffff"
@@ -220,9 +220,7 @@ def _tied_weights(case: _Case) -> Iterator[Fault]:
     for item in case.plan.modules:
         if item.module not in case.tied or item.mode == "frozen":
             continue
-        others = [
-            other.module for other in case.plan.skipped if other.reason == tied_to(item.module)
-        ]
+        others = [other.module for other in case.plan.skipped if other.tied_to == item.module]
         leaves = {name.rpartition(".")[2] for name in (item.module, *others)}
         if item.mode == "lora":
             reason = f"LoRA on '{item.module}' would merge wrongly: its weight is tied."
@@ -255,7 +253,7 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         ]  # fmt: skip
         left_out = [
             item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.reason not in _BESIDE
+            if item.parameter.rpartition(".")[0] == holder and item.left_out not in _BESIDE
         ]  # fmt: skip
         full = [item for item in inside if item.mode == "full"]
         others = [*(item.module for item in inside if item.mode != "full"), *left_out]

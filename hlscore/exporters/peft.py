@@ -119,7 +119,7 @@ def skip_modules(plan: Plan) -> list[str]:
     again: a packed weight can neither be trained in full nor carry LoRA by parameter. The output
     head comes last.
     """
-    heads = [item.module for item in plan.skipped if item.reason.startswith("output head")]
+    heads = [item.module for item in plan.skipped if item.left_out == "output_head"]
     names = sorted({name for name, _ in never_packed(plan)} - {"lm_head", *heads})
     return [*names, *dict.fromkeys([*heads, "lm_head"])]
 

@@ -130,7 +130,7 @@ def score_probes(
     began = time.perf_counter()
     planned = len(candidates_of(modules))
     modules = tuple(
-        item if item.skipped else replace(item, reason=out_of_reach(model, item))
+        item if item.skipped else replace(item, left_out=out_of_reach(model, item))
         for item in modules
     )
     chosen = candidates_of(modules)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import Sources, called_modules
 from hlscore.gradients.experts import is_fused_experts
 from hlscore.inputs.model import input_device
+from hlscore.reasons import LeftOut
 from hlscore.records import Candidate
 
 
@@ -82,15 +84,14 @@ def _trainable(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
     return parameter
 
 
-def out_of_reach(model: PreTrainedModel, item: Candidate) -> str:
+def out_of_reach(model: PreTrainedModel, item: Candidate) -> LeftOut:
     """Why the gradient of a module can neither be formed nor observed; empty for nearly all."""
     if item.quantized or not formed_gradients(model, item):
         return ""
-    state = _elsewhere(model.get_parameter(item.parameter))
-    return f"its weight is {state}, and no linear layer computes with it" if state else ""
+    return _elsewhere(model.get_parameter(item.parameter))
 
 
-def _elsewhere(parameter: nn.Parameter) -> str:
+def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
     """Where a weight is if it is not on a device of this process; empty if it is."""
     if parameter.is_meta:
         return "offloaded"

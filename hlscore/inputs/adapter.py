@@ -338,7 +338,7 @@ def _config(path: Path, name: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
     if not isinstance(config, dict):
-        raise ModelError(f"'{path}' is no adapter configuration.")
+        raise ModelError(f"'{path}' is not an adapter configuration.")
     refused = str(config.get("peft_type"))
     what = f"it is of type {refused}" if refused != "LORA" else ""
     for option, kind in _REFUSED.items():

@@ -6,7 +6,7 @@ import glob
 import json
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from hlscore.errors import DataError, HlscoreError, UsageError, first_line
-from hlscore.inputs.compression import PACKED, kind_of, register_zstd, unpacked_lines
 from hlscore.inputs.formats import (
     SUPERVISED,
     ExampleSet,
@@ -42,6 +41,8 @@ _BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+_PACKED = (".gz", ".zst", ".bz2", ".xz")
+_PACKABLE = (".jsonl", ".json", ".csv")
 _MOST_STREAMED = 100_000
 """Rows that are read of a hub data set where all are asked for."""
 
@@ -89,7 +90,7 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
 
 
 def _looks_like_path(name: str) -> bool:
-    known = kind_of(Path(name)) in _BUILDERS
+    known = _kind_of(Path(name)) in _BUILDERS
     return known or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
@@ -108,7 +109,7 @@ def _refuse_config(settings: DataSettings) -> None:
         raise UsageError(
             f"--data-config is '{settings.config}', but only data sets of the hub and "
             "directories have configurations.",
-            hint="Leave --data-config away.",
+            hint="Remove --data-config.",
         )
 
 
@@ -156,7 +157,7 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
     import datasets
 
     _check_local(path, settings)
-    register_zstd()
+    _register_zstd()
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
         try:
             if (path / "state.json").is_file():
@@ -165,7 +166,7 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
                 table = table.select(_sliced(settings.split, len(table)))
             elif path.is_file():
                 table = datasets.load_dataset(
-                    _BUILDERS[kind_of(path)],
+                    _BUILDERS[_kind_of(path)],
                     data_files={settings.split.partition("[")[0]: glob.escape(str(path))},
                     split=settings.split,
                     cache_dir=cache,
@@ -201,9 +202,9 @@ def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
 
     Empty where the file is not in JSON lines.
     """
-    if kind_of(path) != ".jsonl" or _broken_line(path):
+    if _kind_of(path) != ".jsonl" or _broken_line(path):
         return []
-    rows = [json.loads(line) for line in unpacked_lines(path) if line.strip()]
+    rows = [json.loads(line) for line in _unpacked_lines(path) if line.strip()]
     empty = dict.fromkeys(name for row in rows for name in row)
     part = _sliced(settings.split, len(rows))
     return draw_rows([empty | rows[place] for place in part], settings.samples, seed)
@@ -211,7 +212,7 @@ def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
 
 def _check_local(path: Path, settings: DataSettings) -> None:
     readable = (
-        f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(PACKED)}, and "
+        f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(_PACKED)}, and "
         "directories of them."
     )
     if path.is_dir():
@@ -221,7 +222,7 @@ def _check_local(path: Path, settings: DataSettings) -> None:
         _refuse_remote_files(path)
         return
     _refuse_config(settings)
-    if kind_of(path) not in _BUILDERS:
+    if _kind_of(path) not in _BUILDERS:
         raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
     if path.stat().st_size == 0:
         raise no_examples(str(path))
@@ -276,11 +277,11 @@ def _local_error(path: Path, settings: DataSettings, error: Exception) -> Hlscor
 
 def _broken_line(path: Path) -> str:
     """Where a `.jsonl` file stops to be JSON, as ` at line 3`; empty where that is not known."""
-    if kind_of(path) != ".jsonl":
+    if _kind_of(path) != ".jsonl":
         return ""
     number = 0
     try:
-        for line in unpacked_lines(path):
+        for line in _unpacked_lines(path):
             number += 1
             if not isinstance(json.loads(line) if line.strip() else {}, dict):
                 return f" at line {number}"
@@ -289,6 +290,33 @@ def _broken_line(path: Path) -> str:
     except (ValueError, OSError, EOFError, LZMAError):  # packed, but damaged
         return ""
     return ""
+
+
+def _kind_of(path: Path) -> str:
+    """Suffix that says how a file is read, whether it is packed or not."""
+    packed = path.suffix.lower() in _PACKED
+    kind = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
+    return "" if packed and kind not in _PACKABLE else kind
+
+
+def _unpacked_lines(path: Path) -> Iterator[bytes]:
+    """Lines of a file, packed or not."""
+    from fsspec.compression import compr
+    from fsspec.utils import infer_compression
+
+    with path.open("rb") as raw:
+        yield from compr[infer_compression(path.name)](raw, mode="rb")
+
+
+def _register_zstd() -> None:
+    """Let `datasets` read .zst files without a package besides pyarrow."""
+    import pyarrow as pa
+    from fsspec.compression import compr, register_compression
+
+    if "zstd" not in compr:
+        register_compression(
+            "zstd", lambda file, **_: pa.CompressedInputStream(file, "zstd"), ["zst"]
+        )
 
 
 def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:

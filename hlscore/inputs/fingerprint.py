@@ -1,4 +1,4 @@
-"""Fingerprint of a model's candidate weights, the same in every dtype and place."""
+"""What artifacts say of a model: its sizes, and a fingerprint of its weights in any dtype."""
 
 from __future__ import annotations
 
@@ -8,12 +8,33 @@ import json
 import torch
 from transformers import PreTrainedModel
 
+from hlscore.inputs.dimensions import dimensions
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.packed import count_params
 from hlscore.inputs.weights import dense_weight
-from hlscore.records import Candidate, Fingerprint
+from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import CandidateSettings
 
 SAMPLES_PER_WEIGHT = 16
+
+
+def identity_of(
+    model: PreTrainedModel, name: str, revision: str | None, found: Fingerprint
+) -> ModelIdentity:
+    """Describe a model whose fingerprint is known, also without weights.
+
+    Args:
+        model: The model; only names, types and shapes are read.
+    """
+    return ModelIdentity(
+        model=name,
+        revision=revision,
+        architecture=type(model).__name__,
+        model_type=str(model.config.model_type),
+        n_params=count_params(model),
+        dimensions=dimensions(model),
+        fingerprint=found,
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:

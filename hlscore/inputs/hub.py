@@ -61,7 +61,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     if settings.revision is not None and files.revision is None:
         raise UsageError(
             f"--revision is '{settings.revision}', but '{name}' does not come from the hub.",
-            hint="Leave --revision away, or give a hub id.",
+            hint="Remove --revision, or give a hub id.",
         )
     _check_files(files.directory, settings, weights=weights)
     return files

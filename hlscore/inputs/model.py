@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,11 +26,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.inputs.checkpoint import check_complete, check_safetensors
 from hlscore.inputs.dimensions import packable_sizes
-from hlscore.inputs.fingerprint import fingerprint
+from hlscore.inputs.fingerprint import fingerprint, identity_of
 from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
-from hlscore.inputs.identity import identity_of
 from hlscore.inputs.placement import (
     avoids_float16,
     loading_error,
@@ -315,7 +315,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     if is_model:
         if not found.can_generate():
             raise ModelError(
-                f"The config.json of '{settings.model}' names {named}, which is no causal "
+                f"The config.json of '{settings.model}' names {named}, which is not a causal "
                 "language model.",
                 hint=f'Set its architectures to ["{mapped}"], as trainers load what it names, '
                 "if the weights hold an output head."
@@ -394,5 +394,36 @@ def _read_weights(
     if not placement.placed and loaded.dtype == torch.float16 != planned:
         loaded.float()  # the configuration names no dtype
     settle(loaded, placement)
-    check_complete(settings.model, info)
+    _check_complete(settings.model, info)
     return loaded, placement.placed
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Refuse a model in which weights were filled with random numbers."""
+    for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
+        keys = sorted(
+            item
+            if isinstance(item, str)
+            else f"{item[0]} ({list(item[1])} in the file, {list(item[2])} by config.json)"
+            for item in info.get(kind) or ()
+        )
+        if keys:
+            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
+            raise ModelError(
+                f"The weights of '{name}' {what} {number} {keys[0]}.",
+                hint="They would be random. Check that config.json and the weights belong "
+                "together.",
+            )
+
+
+def check_safetensors(directory: Path, name: str) -> None:
+    """Read the header of each file, so that a broken one is named before anything is loaded."""
+    for path in sorted(directory.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                file.keys()
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{path.name} of '{name}' is corrupt or cut short: {first_line(error)}",
+                hint="Download or save the model again.",
+            ) from error

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
@@ -20,17 +21,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
-from hlscore.reasons import CUSTOM, EXCLUDED, FLAT_EXPERTS, NO_MAP, NOT_INCLUDED, tied_to
+from hlscore.reasons import LeftOut
 from hlscore.records import Candidate, Form, Storage
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
 _Key = int | str
-
-HEAD = "output head"
-EMBEDDING = "input embedding"
-QUANTIZED = "quantized weight of a layout that is not known"
 
 
 def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
@@ -48,12 +45,12 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
             hint="hlscore ranks decoder-only (causal) language models.",
         )
     found = tuple(_walk(model, settings))
-    if not any(not item.skipped for item in found):
-        quantized = any(item.reason == QUANTIZED for item in found)
+    if all(item.skipped for item in found):
+        quantized = any(item.left_out == "quantized" for item in found)
         raise ModelError(
             f"{type(model).__name__} has no candidate modules: "
             + (
-                "its weights are quantized, and stored in a layout that is not known."
+                "its weights are quantized in an unknown layout."
                 if quantized
                 else "no linear map lies in a list of decoder blocks."
             ),
@@ -118,16 +115,22 @@ def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candi
             item = _describe(module_name, module, leaf, parameter, blocks)
             keys = _keys(item.parameter, module, parameter, tied)
             first = next((seen[key] for key in keys if key in seen), "")
-            own_roles = set[str]().union(*(roles.get(key, ()) for key in keys))
+            own_roles = set[LeftOut]().union(*(roles.get(key, ()) for key in keys))
+            left_out: LeftOut = ""
             if first:
-                reason = tied_to(first)
+                left_out = "tied"
             elif own_roles:
-                reason = _role_reason(own_roles, settings)
+                asked = {"input_embedding": settings.embeddings, "output_head": settings.head}
+                if not any(asked[role] for role in own_roles):
+                    left_out = min(own_roles)
+            elif item.layer is None:
+                inside = not decoder_name or item.module.startswith(f"{decoder_name}.")
+                left_out = "outside_blocks" if inside else "outside_decoder"
             else:
-                reason = _place_reason(item, decoder_name) or _type_reason(module, leaf, parameter)
+                left_out = _no_linear_map(module, leaf, parameter)
             for key in keys:
                 seen.setdefault(key, item.module)
-            yield replace(item, reason=reason)
+            yield replace(item, left_out=left_out, tied_to=first)
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
@@ -149,10 +152,13 @@ def _keys(
     return (id(parameter), tied.get(name, name)) if parameter.is_meta else (id(parameter),)
 
 
-def _embedding_roles(model: PreTrainedModel, tied: Mapping[str, str]) -> dict[_Key, set[str]]:
+def _embedding_roles(model: PreTrainedModel, tied: Mapping[str, str]) -> dict[_Key, set[LeftOut]]:
     """Roles of a weight; a tied one is input embedding and output head at once."""
-    roles: dict[_Key, set[str]] = {}
-    embeddings = ((model.get_input_embeddings(), EMBEDDING), (model.get_output_embeddings(), HEAD))
+    roles: dict[_Key, set[LeftOut]] = {}
+    embeddings: tuple[tuple[nn.Module, LeftOut], ...] = (
+        (model.get_input_embeddings(), "input_embedding"),
+        (model.get_output_embeddings(), "output_head"),
+    )
     for name, module in model.named_modules():
         for embedding, role in embeddings:
             if module is embedding:
@@ -162,58 +168,35 @@ def _embedding_roles(model: PreTrainedModel, tied: Mapping[str, str]) -> dict[_K
     return roles
 
 
-def _role_reason(roles: set[str], settings: CandidateSettings) -> str:
-    if (EMBEDDING in roles and settings.embeddings) or (HEAD in roles and settings.head):
-        return ""
-    if EMBEDDING in roles:
-        return "input embedding: ranked with --embeddings"
-    return "output head: ranked with --head"
-
-
-def _place_reason(item: Candidate, decoder_name: str) -> str:
-    if item.layer is not None:
-        return ""
-    if decoder_name and not item.module.startswith(f"{decoder_name}."):
-        return "outside the language decoder"
-    return "outside the decoder blocks"
-
-
-def _type_reason(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -> str:
-    """Say why a weight inside a decoder block is no linear map; empty when it is one."""
+def _no_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -> LeftOut:
+    """Why a weight inside a decoder block is not a linear map; empty when it is one."""
+    found: LeftOut = ""
     if parameter is None or is_packed_linear(module):
-        return ""
-    if isinstance(module, _CONVOLUTIONS):
-        return "convolution, not a linear map"
-    if isinstance(module, nn.Embedding):
-        return "embedding table inside a block"
-    if not is_plain(parameter):
-        return QUANTIZED
-    if leaf == "weight" and parameter.dim() == 2:
-        return ""
-    return _parameter_reason(module, leaf, parameter)
-
-
-def _parameter_reason(module: nn.Module, leaf: str, parameter: nn.Parameter) -> str:
-    """Say why a parameter of a module of its own kind is no stack of matrices; empty if it is."""
-    if "bias" in leaf:
-        return NO_MAP
-    counts = _expert_counts(module)
-    if parameter.dim() == 3:
-        experts = "expert" in type(module).__name__.lower() or len(parameter) in counts
-        named = leaf.endswith("weight") and len(parameter) > 1
-        return "" if (experts or named) and min(parameter.shape[1:]) > 1 else CUSTOM
-    rows = len(parameter)
-    flat = any(rows > count and rows % count == 0 for count in counts)
-    return FLAT_EXPERTS if flat and parameter.dim() == 2 else CUSTOM
-
-
-def _expert_counts(module: nn.Module) -> set[int]:
-    """Numbers that a module keeps under a name that speaks of experts."""
-    return {
-        value
-        for name, value in vars(module).items()
-        if "expert" in name and type(value) is int and value > 0
-    }
+        pass
+    elif isinstance(module, _CONVOLUTIONS):
+        found = "convolution"
+    elif isinstance(module, nn.Embedding):
+        found = "embedding_table"
+    elif not is_plain(parameter):
+        found = "quantized"
+    elif "bias" in leaf:
+        found = "not_linear"
+    elif leaf != "weight" or parameter.dim() != 2:
+        # Numbers that a module of its own kind keeps under a name that speaks of experts.
+        counts = {
+            value
+            for name, value in vars(module).items()
+            if "expert" in name and type(value) is int and value > 0
+        }
+        rows = len(parameter)
+        if parameter.dim() == 3:
+            experts = "expert" in type(module).__name__.lower() or rows in counts
+            named = leaf.endswith("weight") and rows > 1
+            found = "" if (experts or named) and min(parameter.shape[1:]) > 1 else "custom"
+        else:
+            flat = any(rows > count and rows % count == 0 for count in counts)
+            found = "flat_experts" if flat and parameter.dim() == 2 else "custom"
+    return found
 
 
 def _describe(
@@ -229,9 +212,24 @@ def _describe(
     block_name = next((b for b in blocks if name.startswith(f"{b}.")), None)
     inner = name[len(block_name) + 1 :] if block_name else name
     block, _, kind = inner.rpartition(".")
-    storage = _storage(module)
-    matrices, out_features, in_features = _shape(module, parameter, storage)
-    bias = getattr(module, _bias_name(leaf), None)
+    packed = is_packed_linear(module)
+    # Fused experts carry `is_transposed` in transformers 5.
+    transposed = (
+        isinstance(module, Conv1D)
+        or getattr(module, "is_transposed", False)
+        or (packed and was_transposed(module))
+    )
+    storage: Storage = "in_out" if transposed else "out_in"
+    if parameter is None or packed:
+        matrices = 1
+        out_features, in_features = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    else:
+        *lead, rows, columns = parameter.shape
+        matrices = math.prod(lead)
+        out_features, in_features = (columns, rows) if transposed else (rows, columns)
+    # Fused experts hold several biases.
+    bias_name = f"{leaf.removesuffix('weight')}bias" if leaf.endswith("weight") else f"{leaf}_bias"
+    bias = getattr(module, bias_name, None)
     bias_params = bias.numel() if isinstance(bias, torch.Tensor) else 0
     return Candidate(
         module=name,
@@ -245,13 +243,8 @@ def _describe(
         storage=storage,
         form=_form(module, parameter, storage),
         n_params=matrices * out_features * in_features + bias_params,
-        quantized=is_packed_linear(module),
+        quantized=packed,
     )
-
-
-def _bias_name(leaf: str) -> str:
-    """Name of the bias that goes with a weight: fused experts hold several."""
-    return f"{leaf.removesuffix('weight')}bias" if leaf.endswith("weight") else f"{leaf}_bias"
 
 
 def _form(module: nn.Module, parameter: nn.Parameter | None, storage: Storage) -> Form:
@@ -305,54 +298,28 @@ def _on_meta(module: nn.Module) -> nn.Module:
     return shadow
 
 
-def _storage(module: nn.Module) -> Storage:
-    """Tell how a weight is laid out; fused experts carry `is_transposed` in transformers 5."""
-    transposed = (
-        isinstance(module, Conv1D)
-        or getattr(module, "is_transposed", False)
-        or (is_packed_linear(module) and was_transposed(module))
-    )
-    return "in_out" if transposed else "out_in"
-
-
-def _shape(
-    module: nn.Module, parameter: nn.Parameter | None, storage: Storage
-) -> tuple[int, int, int]:
-    if parameter is None or is_packed_linear(module):
-        return 1, int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    *lead, rows, columns = parameter.shape
-    matrices = 1
-    for size in lead:
-        matrices *= size
-    return (matrices, columns, rows) if storage == "in_out" else (matrices, rows, columns)
-
-
 def _apply_globs(
     found: tuple[Candidate, ...], settings: CandidateSettings
 ) -> tuple[Candidate, ...]:
+    def matches(item: Candidate, globs: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)
+
+    candidates = candidates_of(found)
     for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
         for glob in globs:
-            if not any(_matches(item, (glob,)) for item in found if not item.skipped):
-                example = next(item.module for item in found if not item.skipped)
+            if not any(matches(item, (glob,)) for item in candidates):
                 raise UsageError(
                     f"{option} '{glob}' matches none of the candidate modules.",
-                    hint=f"Globs are matched against full names such as {example}.",
+                    hint=f"Globs are matched against full names such as {candidates[0].module}.",
                 )
-    chosen = tuple(_filtered(item, settings) for item in found)
-    if not any(not item.skipped for item in chosen):
+    chosen = []
+    for item in found:
+        left_out = item.left_out
+        if not left_out and settings.include and not matches(item, settings.include):
+            left_out = "not_included"
+        elif not left_out and matches(item, settings.exclude):
+            left_out = "excluded"
+        chosen.append(replace(item, left_out=left_out))
+    if all(item.skipped for item in chosen):
         raise UsageError("--include and --exclude together leave no candidate module.")
-    return chosen
-
-
-def _filtered(item: Candidate, settings: CandidateSettings) -> Candidate:
-    if item.skipped:
-        return item
-    if settings.include and not _matches(item, settings.include):
-        return replace(item, reason=NOT_INCLUDED)
-    if settings.exclude and _matches(item, settings.exclude):
-        return replace(item, reason=EXCLUDED)
-    return item
-
-
-def _matches(item: Candidate, globs: tuple[str, ...]) -> bool:
-    return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)
+    return tuple(chosen)

@@ -63,7 +63,7 @@ def plan_placement(
         raise UsageError(
             f"--load-in is '{settings.load_in}', but '{settings.model}' is quantized already "
             f"({stored}).",
-            hint="Leave --load-in away.",
+            hint="Remove --load-in.",
         )
     configured = config.get_text_config().dtype
     if stored and settings.dtype != "auto" and dtype != configured:
@@ -71,7 +71,7 @@ def plan_placement(
         raise UsageError(
             f"--dtype is '{settings.dtype}', but '{settings.model}' is quantized already "
             f"({stored}), with {str(configured).removeprefix('torch.')} beside it.",
-            hint="Leave --dtype away.",
+            hint="Remove --dtype.",
         )
     method = stored or ("bitsandbytes" if settings.load_in else "")
     _check_packages(settings, method)

@@ -21,15 +21,14 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.checkpoint import check_safetensors
-from hlscore.inputs.fingerprint import sampled_bytes, structure_hash
+from hlscore.inputs.fingerprint import identity_of, sampled_bytes, structure_hash
 from hlscore.inputs.hub import find_model
-from hlscore.inputs.identity import identity_of
-from hlscore.inputs.model import loading_notes, shape_of
+from hlscore.inputs.model import check_safetensors, loading_notes, shape_of
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.packed import tied_names
 from hlscore.inputs.placement import quantization_method
 from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
+from hlscore.inputs.tied import Renamer, renamer
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import CandidateSettings, ModelSettings
 
@@ -39,11 +38,9 @@ _DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
-# Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+
 Rows = Callable[[int, int], torch.Tensor]
 """Gives the rows from one number up to another of a weight whose leading sizes are joined."""
-
-_Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +91,7 @@ class StoredWeights:
         check_safetensors(self._files.directory, settings.model)
         self._tensors = stored_tensors(self._files.directory)
         self._held = self.shape.state_dict()
-        self._current_name = _renamer(self.shape)
+        self._current_name = renamer(self.shape)
         self._sources = _sources(self.shape, self._tensors, self._current_name, self._read)
         self._source_of = {name: source for source in self._sources for name in source.parameters}
 
@@ -304,34 +301,10 @@ def rows_of(tensor: torch.Tensor) -> Rows:
     return lambda start, stop: flat[start:stop]
 
 
-def _renamer(shape: PreTrainedModel) -> _Renamer:
-    """Transformers' own renaming of stored tensors, for one model."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
-
-    table = get_model_conversion_mapping(shape)
-    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
-    by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
-    held, prefix = shape.state_dict(), shape.base_model_prefix
-
-    def current(name: str) -> tuple[str, tuple[str, Any] | None]:
-        target, pattern = rename_source_key(name, renamings, converters, prefix, held)
-        if target not in held and name in held:
-            target, pattern = rename_source_key(name, [], [], prefix, held)
-        return target, None if pattern is None else (pattern, by_pattern[pattern])
-
-    return current
-
-
 def _sources(
     shape: PreTrainedModel,
     tensors: Mapping[str, StoredTensor],
-    current: _Renamer,
+    current: Renamer,
     read: Callable[[str], torch.Tensor],
 ) -> list[_Source]:
     """File each tensor under the parameters that it belongs to, as transformers does."""

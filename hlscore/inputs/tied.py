@@ -1,9 +1,10 @@
-"""Weights that the configuration ties and the files do not."""
+"""Names of weights in files and in the model, and those that the configuration alone ties."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -12,6 +13,9 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError
 from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
+
+# Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 
 
 def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
@@ -30,7 +34,9 @@ def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
         tensors = stored_tensors(directory)
     except ArtifactError:  # the weights are refused when they are read, by name
         return
-    names = _names_in_files(shape, tensors)
+    current = renamer(shape)
+    found = {name: current(name) for name in tensors}
+    names = {target: name for name, (target, conversion) in found.items() if conversion is None}
     for target, source in tied.items():
         if target not in names or source not in names:
             continue
@@ -55,19 +61,28 @@ def untied(model: PreTrainedModel) -> list[tuple[str, str]]:
     return sorted((source, target) for target, source in wanted.items() if target not in kept)
 
 
-def _names_in_files(shape: PreTrainedModel, tensors: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Name of the tensor in the files that becomes a parameter, by the parameter's name."""
+def renamer(shape: PreTrainedModel) -> Renamer:
+    """Transformers' own renaming of stored tensors, for one model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming, rename_source_key
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
 
     table = get_model_conversion_mapping(shape)
     renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
-    held = shape.state_dict()
-    found = {}
-    for name in tensors:
-        renamed, _ = rename_source_key(name, renamings, [], shape.base_model_prefix, held)
-        found[name if renamed not in held and name in held else renamed] = name
-    return found
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
+    held, prefix = shape.state_dict(), shape.base_model_prefix
+
+    def current(name: str) -> tuple[str, tuple[str, Any] | None]:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, held)
+        if target not in held and name in held:
+            target, pattern = rename_source_key(name, [], [], prefix, held)
+        return target, None if pattern is None else (pattern, by_pattern[pattern])
+
+    return current
 
 
 def _equal(one: StoredTensor, other: StoredTensor, name: str, other_name: str) -> bool:

@@ -102,7 +102,7 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
     folder, local = find_adapter(named), existing_path(name)
     if folder is None and local is not None and not (local / "config.json").is_file():
         raise ModelError(
-            f"'{name}' is no finished training: it has neither config.json nor "
+            f"'{name}' is not a finished fine-tune: it has neither config.json nor "
             "adapter_config.json.",
             hint="Give the folder that save_pretrained wrote; named adapters have one of their "
             "own.",

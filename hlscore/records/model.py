@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from hlscore.reasons import LeftOut, sentence
+
 Storage = Literal["out_in", "in_out"]
 Form = Literal["linear", "conv1d", "embedding", "parameter", "experts"]
 
@@ -28,7 +30,8 @@ class Candidate:
             own kind with a matrix (`parameter`, such as a router), or a 3-D stack of `experts`.
         quantized: Whether the weight is packed and can hold no gradient.
         n_params: Parameters trained when the module is trained in full (weight and bias).
-        reason: Why it is left out; empty for a candidate.
+        left_out: Why it is left out; empty for a candidate.
+        tied_to: Module that comes first and has the same weight; empty where there is none.
     """
 
     module: str
@@ -43,12 +46,18 @@ class Candidate:
     form: Form
     n_params: int
     quantized: bool = False
-    reason: str = ""
+    left_out: LeftOut = ""
+    tied_to: str = ""
 
     @property
     def skipped(self) -> bool:
         """Whether the weight is left out of the ranking."""
-        return bool(self.reason)
+        return bool(self.left_out)
+
+    @property
+    def reason(self) -> str:
+        """Why it is left out, for readers."""
+        return sentence(self.left_out, self.tied_to)
 
     @property
     def max_rank(self) -> int:

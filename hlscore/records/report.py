@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from hlscore.reasons import LeftOut
 from hlscore.records.model import Form, ModelIdentity, Storage
 from hlscore.records.probes import ProbeSummary
 
@@ -161,7 +162,9 @@ class ModuleRow:
         tail_replicates: Resampled `tail`.
         grad_norm_replicates: Resampled `grad_norm`.
         status: `scored`, `unreached` (its gradient is zero) or `skipped`.
-        reason: What the status means here.
+        reason: What the status means here, for readers.
+        left_out: Why a skipped weight is left out.
+        tied_to: Module that comes first and has the same weight; empty where there is none.
         more_scores: Values, at the run's rank, of scores that have no field above; read and
             written as columns, and as attributes, like the others.
     """
@@ -226,6 +229,8 @@ class ModuleRow:
     grad_norm_replicates: tuple[float, ...] = ()
     status: Status = "scored"
     reason: str = ""
+    left_out: LeftOut = ""
+    tied_to: str = ""
     more_scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
     if not TYPE_CHECKING:

@@ -49,7 +49,7 @@ def _group(rows: list[Mapping[str, Any]]) -> RolloutGroup:
         for row in rows
     )
     if not all(item.reward is None or math.isfinite(item.reward) for item in rollouts):
-        raise ValueError("a reward is no number")
+        raise ValueError("a reward is not a finite number")
     return RolloutGroup(name=rows[0]["group"], rollouts=rollouts)
 
 

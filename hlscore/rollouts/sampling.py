@@ -88,7 +88,7 @@ class Sampler:
         if hung:
             notes = (
                 *notes,
-                f"A verifier came to no end with {hung} completions: they are worth 0.",
+                f"A verifier timed out on {hung} completions: their reward is 0.",
             )
         return RolloutSet(
             source=examples.source,

@@ -65,7 +65,9 @@ def regex_reward(completion: str, answer: str | None) -> float | None:
     try:
         found = re.search(answer, completion)
     except (re.error, OverflowError, RecursionError) as error:
-        raise DataError(f"The answer '{answer[:80]}' is no regular expression: {error}.") from error
+        raise DataError(
+            f"The answer '{answer[:80]}' is not a regular expression: {error}."
+        ) from error
     return 1.0 if found else 0.0
 
 
@@ -97,7 +99,7 @@ def find_verifier(name: str) -> Verifier:
         re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(
-            f"--reward is '{name}', and '{pattern}' is no regular expression: {error}.",
+            f"--reward is '{name}', and '{pattern}' is not a regular expression: {error}.",
             hint="Put it in single quotes, so that the shell leaves it as it is.",
         ) from error
     if not pattern:

@@ -16,7 +16,7 @@ from hlscore.scores.stratified import stratified_scores
 CONFIDENCE = 0.95
 _IDENTITY = (
     "module", "parameter", "layer", "kind", "block", "matrices", "out_features", "in_features",
-    "n_params", "form", "storage",
+    "n_params", "form", "storage", "left_out", "tied_to",
 )  # fmt: skip
 # Statistics that are columns as they are.
 _COPIED = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hlscore.errors import DataError
-from hlscore.rollouts.reward_calls import NOT_COLUMNS, check_names, load_function
+from hlscore.rollouts.reward_process import NOT_COLUMNS, check_rewards, load_function
 from hlscore.rollouts.verifiers import is_builtin, verify_all
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def reward_functions(names: Sequence[str]) -> list[Reward]:
             path without a colon, as TRL writes it, is read too.
     """
     plain = [_plain(name) for name in names]
-    check_names(plain)
+    check_rewards(plain)
     return [_verifier(name) if is_builtin(name) else load_function(name) for name in plain]
 
 
