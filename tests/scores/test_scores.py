@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import subprocess
-import sys
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from families import FAMILIES
 from reports import row
 
-import hlscore
 from hlscore.errors import UsageError
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.scores.registry import SCORES, find_score, score_of
@@ -91,49 +83,3 @@ def test_control_is_uniform_within_a_kind() -> None:
     layers = Counter(name.split(".")[2] for name in wins.elements())
     assert len(layers) == 10
     assert max(layers.values()) < 2 * min(layers.values())
-
-
-_NEW = """
-_ALL_SCORES = (
-    *_ALL_SCORES,
-    Score(
-        name="depth", formula="1 / (1 + layer)", unit="none", source="a test", needs="nothing",
-        compute=lambda row, _: None if row.layer is None else 1 / (1 + row.layer),
-    ),
-)
-
-SCORES"""
-_USE = """
-import sys
-import hlscore
-from hlscore.cli.main import app
-from hlscore.inputs.model import load_model
-from hlscore.settings import ModelSettings
-
-loaded = load_model(ModelSettings(model="builtin:tiny"))
-found = hlscore.rank(loaded.model, loaded.tokenizer, data="none", score="depth", budget="0.1")
-assert [row.depth for row in found.rows if row.is_candidate][0] == 1
-assert found.to_pandas()["depth"].max() == 1
-found.save(sys.argv[1])
-for command in (["scores"], ["show", f"{sys.argv[1]}/scores.parquet", "--sort", "depth"],
-                ["plan", f"{sys.argv[1]}/scores.parquet", "-o", f"{sys.argv[1]}/again.json"]):
-    app(command, standalone_mode=False)
-"""
-
-
-def test_a_score_is_added_in_one_file(tmp_path: Path) -> None:
-    """A new entry is found by command line, API, report and plan."""
-    copy = tmp_path / "hlscore"
-    shutil.copytree(Path(hlscore.__file__).parent, copy, ignore=lambda *_: ["__pycache__"])
-    registry = copy / "scores" / "registry.py"
-    registry.write_text(registry.read_text().replace("\nSCORES", _NEW, 1))
-    done = subprocess.run(
-        [sys.executable, "-c", _USE, str(tmp_path / "out")],
-        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "1 / (1 + layer)" in done.stdout
-    for name in ("plan.json", "again.json"):
-        assert json.loads((tmp_path / "out" / name).read_text())["score"]["name"] == "depth"
-    assert "depth" in pq.read_schema(tmp_path / "out" / "scores.parquet").names
