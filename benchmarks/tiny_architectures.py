@@ -72,6 +72,9 @@ _OWN: dict[str, dict[str, Any]] = {
         "layer_types": _MIXED,
         "rope_parameters": dict.fromkeys(("sliding_attention", "full_attention"), _ROPE),
     },
+    # SparseMixer masks experts whose logit is 2 x jitter below the best; where it masks all but
+    # one for every token, which happens at 0.01 with so few tokens, routers have no gradient.
+    "phimoe": {"router_jitter_noise": 0.5},
     "dbrx": {
         "attn_config": {"model_type": "", "rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8},
         "ffn_config": {

@@ -158,7 +158,7 @@ def test_modules_are_reduced_and_weights_decomposed_with_one_thread_each(
         return call
 
     monkeypatch.setattr(memory, "thread_limit", lambda: 2)
-    monkeypatch.setattr("hlscore.flow.probed.thread_limit", lambda: 2)
+    monkeypatch.setattr("hlscore.flow.rank.thread_limit", lambda: 2)
     monkeypatch.setattr(run_module, "reduce_gradients", counting(run_module.reduce_gradients))
     monkeypatch.setattr(weights_alone, "measure_weight", counting(weights_alone.measure_weight))
     run = replace(settings(estimator="exact"), weight_scores=True)

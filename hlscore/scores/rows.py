@@ -51,7 +51,8 @@ def build_rows(
             **{name: getattr(item, name) for name in _IDENTITY}, rank=None, matrices_reached=None
         )
         if item.skipped:
-            rows.append(row.changed(status="skipped", reason=item.reason))
+            none = dict.fromkeys(SCORES)
+            rows.append(row.changed(**none, status="skipped", reason=item.reason))
             continue
         values: dict[str, Any] = {"random": control[item.module]}
         if statistics is not None:

@@ -15,19 +15,12 @@ from families import FAMILIES, token_batch
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
+from trl_runs import arguments, captured
 
-from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.sketch import TestMatrices
-from hlscore.gradients.sources import weight_sources
 from hlscore.inputs.formats import SUPERVISED, example_set
-from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.objectives.preference import PAIR_LOSSES
-from hlscore.probes.encode import encode
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
     DataSettings,
     ObjectiveSettings,
 )
@@ -80,36 +73,6 @@ def build(family: str = FAMILY) -> PreTrainedModel:
     return FAMILIES[family].build().float()
 
 
-def captured(
-    model: PreTrainedModel,
-    examples: Any,
-    objective: ObjectiveSettings,
-    tokens: PreTrainedTokenizerFast,
-    **capture: Any,
-) -> dict[str, torch.Tensor]:
-    """Mean gradients over both halves, by parameter."""
-    probes = encode(examples, tokens, model, objective=objective, max_length=None, groups=2, seed=0)
-    items = candidates_of(find_modules(model, CandidateSettings()))
-    gradients = ExactGradients(items, TestMatrices(size=8, seed=0), groups=None)
-    ProbeRun(
-        model,
-        probes,
-        gradients,
-        weight_sources(model, items),
-        CaptureSettings(**({"batch_size": 3} | capture)),
-        objective,
-        on_tokens=[].append,
-    ).run()
-    counts = [sum(half) for half in probes.counts]
-    found = {}
-    for item in items:
-        pair = gradients.means(item.module, counts)
-        assert pair is not None
-        total = sum(part * count for part, count in zip(pair, counts, strict=True))
-        found[item.parameter] = (total / sum(counts)).flatten()
-    return found
-
-
 def assert_equal(
     found: Mapping[str, torch.Tensor], model: PreTrainedModel, tolerance: float = TOLERANCE
 ) -> None:
@@ -122,18 +85,6 @@ def assert_equal(
         assert float(expected.norm()) > 0
         error = float((gradient - expected).norm() / expected.norm())
         assert error < tolerance, name
-
-
-def arguments(folder: Path, **options: Any) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "use_cpu": True,
-        "bf16": False,
-        "report_to": "none",
-        "gradient_checkpointing": False,
-        "per_device_train_batch_size": 4,
-        **options,
-    }
 
 
 def first_gradient(trainer: Any, inputs: Any = None) -> PreTrainedModel:

@@ -14,10 +14,10 @@ import torch
 from console import chat
 from datasets import Dataset
 from families import FAMILIES
-from test_trl_gradients import arguments, captured
 from tokens import CHAT_TEMPLATE_WITHOUT_GENERATION, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
+from trl_runs import arguments, captured
 
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows
 from hlscore.inputs.formats import example_set

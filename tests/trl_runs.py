@@ -1,0 +1,59 @@
+"""Gradients of the exact estimator, and arguments of a TRL trainer that takes one plain step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.probe_run import ProbeRun
+from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sources import weight_sources
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.probes.encode import encode
+from hlscore.settings import CandidateSettings, CaptureSettings, ObjectiveSettings
+
+
+def captured(
+    model: PreTrainedModel,
+    examples: Any,
+    objective: ObjectiveSettings,
+    tokens: PreTrainedTokenizerFast,
+    **capture: Any,
+) -> dict[str, torch.Tensor]:
+    """Mean gradients over both halves, by parameter."""
+    probes = encode(examples, tokens, model, objective=objective, max_length=None, groups=2, seed=0)
+    items = candidates_of(find_modules(model, CandidateSettings()))
+    gradients = ExactGradients(items, TestMatrices(size=8, seed=0), groups=None)
+    ProbeRun(
+        model,
+        probes,
+        gradients,
+        weight_sources(model, items),
+        CaptureSettings(**({"batch_size": 3} | capture)),
+        objective,
+        on_tokens=[].append,
+    ).run()
+    counts = [sum(half) for half in probes.counts]
+    found = {}
+    for item in items:
+        pair = gradients.means(item.module, counts)
+        assert pair is not None
+        total = sum(part * count for part, count in zip(pair, counts, strict=True))
+        found[item.parameter] = (total / sum(counts)).flatten()
+    return found
+
+
+def arguments(folder: Path, **options: Any) -> dict[str, Any]:
+    return {
+        "output_dir": str(folder),
+        "use_cpu": True,
+        "bf16": False,
+        "report_to": "none",
+        "gradient_checkpointing": False,
+        "per_device_train_batch_size": 4,
+        **options,
+    }
