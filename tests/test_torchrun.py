@@ -41,7 +41,6 @@ def rows(folder: Path) -> dict[str, ModuleRow]:
     "options",
     [
         ("--estimator", "exact"),
-        ("--estimator", "sketch"),
         ("--estimator", "sketch", "--passes", "3"),
         ("--estimator", "sketch", "--shard"),
     ],

@@ -192,11 +192,7 @@ def _planned_bits(config: PreTrainedConfig, settings: ModelSettings) -> int | No
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Find the device that token ids have to be on.
-
-    Args:
-        model: Any model; it may be spread over devices by accelerate.
-    """
+    """Find the device that token ids have to be on."""
     embedding = model.get_input_embeddings()
     for hook in accelerate_hooks(embedding):
         device = getattr(hook, "execution_device", None)
@@ -207,11 +203,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
-    """Describe a loaded model for the artifacts.
-
-    Args:
-        model: The model; its weights may be quantized, offloaded by accelerate, or sharded.
-    """
+    """Describe a loaded model for the artifacts."""
     if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
     if hasattr(model, "peft_config"):
@@ -224,11 +216,7 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn `auto` into the best device there is, and check the others.
-
-    Args:
-        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
-    """
+    """Turn `auto` into the best device there is, and check the others."""
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda:0")

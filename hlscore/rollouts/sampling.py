@@ -26,15 +26,7 @@ _NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "comple
 
 
 class Sampler:
-    """Samples completions and judges them; `run` does it.
-
-    Args:
-        model: The model; comes back as it was.
-        tokenizer: Its tokenizer.
-        settings: How completions are sampled.
-        rewards: What judges them.
-        seed: Seed of the samples.
-    """
+    """Samples completions and judges them; `run` does it."""
 
     def __init__(
         self,
@@ -59,11 +51,6 @@ class Sampler:
         resume: bool = False,
     ) -> RolloutSet:
         """Sample and judge the completions of every prompt.
-
-        Args:
-            examples: Checked examples in the format `prompt`.
-            processes: This process among those that share the prompts.
-            journal: Where finished groups are stored, if anywhere.
 
         Returns:
             The rollouts of all processes, in the order of the data.
@@ -158,12 +145,7 @@ def judgeable_prompts(
     model: PreTrainedModel,
     rewards: RewardProcess,
 ) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """Prompts to complete: those that a built-in verifier can judge at all.
-
-    Args:
-        examples: Checked examples in the format `prompt`.
-        model: The model; may be on the meta device.
-    """
+    """Prompts to complete: those that a built-in verifier can judge at all."""
     prompts, notes = encode_prompts(examples, tokenizer, model)
     if not rewards.builtin:
         return prompts, notes
