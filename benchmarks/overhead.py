@@ -30,7 +30,7 @@ from hlscore.gradients.memory import predict
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import tapped_sources, weight_sources
+from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.objectives.likelihood import token_log_probs
@@ -122,7 +122,7 @@ def capture_pass(
     if estimator == "sketch":
         gradients = SketchGradients(chosen, tests, groups=groups)
         ids = probes.halves[0][0][0].input_ids[:8]
-        sources = tapped_sources(model, chosen, ids)
+        sources = observed_sources(model, chosen, ids)
     else:
         gradients = ExactGradients(chosen, tests, groups=groups)
         sources = weight_sources(model, chosen)

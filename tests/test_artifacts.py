@@ -246,6 +246,6 @@ def test_the_other_artifact_is_named(tmp_path: Path) -> None:
 
 
 def test_names_on_a_page_break_after_dots() -> None:
-    from hlscore.pages.page import _breakable
+    from hlscore.pages.page import breakable
 
-    assert _breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"
+    assert breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"

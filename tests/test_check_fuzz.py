@@ -146,7 +146,7 @@ def run(examples: int, check: Callable[[bytes], None]) -> None:
 
 
 # Building the command line takes longer than a check: all but the command line, then that too.
-def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
+def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
     asked = CheckSettings(
         trainers=("peft", "axolotl", "trl"),
         min_selection_probability=0.9,
@@ -174,9 +174,9 @@ def test_ten_thousand_damaged_plans_give_findings_or_one_error(folder: Path) -> 
         )  # fmt: skip
         seen[passed] = seen.get(passed, 0) + 1
 
-    run(10_000, check)
-    assert sum(seen.values()) >= 9_900
-    assert min(seen[None], seen[False], seen[True]) > 100, seen
+    run(2500, check)
+    assert sum(seen.values()) >= 2400
+    assert min(seen[None], seen[False], seen[True]) > 25, seen
 
 
 def test_the_command_line_shows_damaged_plans(folder: Path) -> None:

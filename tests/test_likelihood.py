@@ -7,7 +7,7 @@ import torch
 
 from hlscore.objectives import likelihood
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.objectives.sft import likelihood_loss
+from hlscore.objectives.losses import likelihood_loss
 
 VOCABULARY = 11
 

@@ -16,13 +16,13 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients import estimator, products
-from hlscore.gradients.estimator import Choice, choose_estimator
+from hlscore.gradients.estimator import EstimatorChoice, choose_estimator
 from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.memory import free_bytes, predict
-from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
+from hlscore.gradients.memory import free_bytes, is_out_of_memory, predict
+from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import tapped_sources, weight_sources
+from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
@@ -271,10 +271,10 @@ def test_sums_take_the_memory_that_was_predicted(
     tests = TestMatrices(size=sketch_size, seed=0)
     exact = ExactGradients(items, tests, groups=groups)
     sketch = SketchGradients(items, tests, groups=groups)
-    tapped = tapped_sources(model, items, probes.halves[0][0][0].input_ids[:8])
+    tapped = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
         ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
-    assert _bytes(exact.sums()) == needs.exact_sums + needs.exact_groups
+    assert _bytes(exact.linear_state()) == needs.exact_sums + needs.exact_groups
     if not bootstrap:
         assert needs.exact_groups == 0
     drawn = {max(i.out_features, i.in_features) for i in items}
@@ -287,12 +287,14 @@ def test_sums_take_the_memory_that_was_predicted(
         ),
         default=0,
     )
-    expected = _bytes(sketch.sums()) + omegas + 2 * 4 * formed
+    expected = _bytes(sketch.linear_state()) + omegas + 2 * 4 * formed
     biases = 2 * 4 * 300  # n_params counts them
     assert expected - biases <= needs.sketch_sums <= expected
-    assert needs.on_device("exact", "device") >= _bytes(exact.sums()) + needs.largest_gradient
+    assert (
+        needs.on_device("exact", "device") >= _bytes(exact.linear_state()) + needs.largest_gradient
+    )
     assert needs.on_host("exact", "device") == needs.on_host("sketch", "device") == 0
-    assert needs.on_host("exact", "host") == _bytes(exact.sums())
+    assert needs.on_host("exact", "host") == _bytes(exact.linear_state())
     assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
 
 
@@ -302,7 +304,7 @@ def _bytes(tensors: dict[str, torch.Tensor]) -> int:
 
 def choose(
     free: int, monkeypatch: pytest.MonkeyPatch, run: RankSettings, *, packed: bool = False
-) -> Choice:
+) -> EstimatorChoice:
     """The choice with some free memory."""
     model = FAMILIES["llama"].build()
     monkeypatch.setattr(estimator, "free_bytes", lambda _: free)

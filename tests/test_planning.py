@@ -9,12 +9,13 @@ import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from reports import RANKS, report, row
 
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.allocation import allocate
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.choice import Spending, choose, selection_probability
+from hlscore.planning.choice import choose, selection_probability
 from hlscore.planning.costs import lora_params
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
@@ -68,8 +69,8 @@ def test_too_small_budget_names_one_that_works() -> None:
     assert parse_budget(hinted).limit([70, 30, 100]) >= 30
 
 
-def _spending(costs: object, limit: int, *, by_count: bool = False) -> Spending:
-    return Spending(costs=np.array(costs, dtype=np.int64), limit=limit, by_count=by_count)
+def _costs(*costs: int) -> NDArray[np.int64]:
+    return np.array(costs, dtype=np.int64)
 
 
 @settings(max_examples=60, deadline=None)
@@ -82,37 +83,37 @@ def _spending(costs: object, limit: int, *, by_count: bool = False) -> Spending:
 def test_knapsack_finds_the_best_set(modules: list[tuple[float, int]], share: float) -> None:
     scores, params = [m[0] for m in modules], [m[1] for m in modules]
     limit = int(share * sum(params))
-    bought = choose(np.array(scores), _spending(params, limit))
-    assert np.array(params)[bought.chosen].sum() <= limit
+    chosen, bound = choose(np.array(scores), _costs(*params), limit)
+    assert np.array(params)[chosen].sum() <= limit
     best = reference.best_choice(scores, params, limit)
-    value = np.array(scores)[bought.chosen].sum()
+    value = np.array(scores)[chosen].sum()
     assert value >= best - 1e-4 * max(abs(best), max(scores, default=0))
-    assert bought.bound >= best - 1e-5 * max(abs(best), 1e-30)
+    assert bound >= best - 1e-5 * max(abs(best), 1e-30)
 
 
 @given(st.lists(st.floats(-1, 10), min_size=2, max_size=30), st.floats(0.1, 1))
 def test_module_budget_takes_the_highest(scores: list[float], share: float) -> None:
     limit = int(share * len(scores))
-    found = choose(np.array(scores), _spending([1] * len(scores), limit, by_count=True))
+    found, _ = choose(np.array(scores), _costs(*[1] * len(scores)), limit)
     expected = [value for value in sorted(scores, reverse=True)[:limit] if value > 0]
-    assert sorted(np.array(scores)[found.chosen], reverse=True) == expected
+    assert sorted(np.array(scores)[found], reverse=True) == expected
 
 
-@pytest.mark.parametrize("by_count", [True, False])
-def test_modules_without_signal_are_never_bought(by_count: bool) -> None:
+@pytest.mark.parametrize("cost", [1, 2])
+def test_modules_without_signal_are_never_selected(cost: int) -> None:
     scores = np.array([3.0, 0.0, -1.0, np.nan])
-    found = choose(scores, _spending([1] * 4, 4, by_count=by_count))
-    assert found.chosen.tolist() == [True] + [False] * 3
+    found, _ = choose(scores, _costs(*[cost] * 4), 8)
+    assert found.tolist() == [True] + [False] * 3
 
 
-def test_full_that_costs_no_more_than_lora_is_always_bought() -> None:
-    found = choose(np.array([3.0, 2.0, 1.0]), _spending([-5, 10, 3], 5))
-    assert found.chosen.tolist() == [True, True, False]
+def test_full_that_costs_no_more_than_lora_is_always_selected() -> None:
+    found, _ = choose(np.array([3.0, 2.0, 1.0]), _costs(-5, 10, 3), 5)
+    assert found.tolist() == [True, True, False]
 
 
 def test_selection_probability_counts_resamples() -> None:
     replicates = np.array([[3.0, 1.0, 3.0, -2.0], [2.0, 2.0, 2.0, -1.0]])
-    found = selection_probability(replicates, _spending([1, 1], 1, by_count=True))
+    found = selection_probability(replicates, _costs(1, 1), 1)
     assert found.tolist() == [0.5, 0.25]
 
 
@@ -120,10 +121,10 @@ def test_resamples_come_near_the_best_choice() -> None:
     draw = np.random.default_rng(0)
     params = draw.choice([1 << 18, 1 << 20, 1 << 22, 3 << 21], size=300)
     scores = np.abs(draw.standard_t(3, size=(300, 4)))
-    spending = _spending(params, int(0.1 * params.sum()))
-    found = selection_probability(scores, spending)
-    whole = np.mean([choose(column, spending).chosen @ column for column in scores.T])
-    quick = np.mean([selection_probability(one[:, None], spending) @ one for one in scores.T])
+    costs, limit = _costs(*params), int(0.1 * params.sum())
+    found = selection_probability(scores, costs, limit)
+    whole = np.mean([choose(column, costs, limit)[0] @ column for column in scores.T])
+    quick = np.mean([selection_probability(one[:, None], costs, limit) @ one for one in scores.T])
     assert whole * (1 - 2e-3) <= quick <= whole * (1 + 1e-9)
     assert (found * params).sum() <= 0.1 * params.sum()
 

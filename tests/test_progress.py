@@ -23,7 +23,7 @@ from hlscore.errors import ArtifactError, UsageError
 from hlscore.flow import Silent, Storage, rank_model
 from hlscore.flow.rank import encode_probes, score_probes
 from hlscore.gradients import estimator, progress
-from hlscore.gradients.progress import Place, Progress, ProgressFile
+from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.processes import Processes
@@ -104,11 +104,11 @@ def undisturbed(name: str) -> ScoreReport:
 def test_runs_that_break_off_after_every_write_end_alike(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    places: list[Place] = []
+    places: list[RunPosition] = []
 
-    def breaking(self: ProgressFile, found: Progress, state: Any) -> None:
+    def breaking(self: ProgressFile, found: RunState, state: Any) -> None:
         real(self, found, state)
-        places.append(found.place)
+        places.append(found.position)
         raise BrokenError
 
     real = ProgressFile.save
@@ -121,7 +121,7 @@ def test_runs_that_break_off_after_every_write_end_alike(
         except BrokenError:
             assert unfinished_runs(tmp_path)
     expected = [
-        Place(number=1, half=half, group=group, batch=batch)
+        RunPosition(number=1, half=half, group=group, batch=batch)
         for half in (0, 1)
         for group in (0, 1)
         for batch in (1, 2)
@@ -129,7 +129,7 @@ def test_runs_that_break_off_after_every_write_end_alike(
     if name == "passes":
         for number in (2, 3):
             again = [replace(place, number=number) for place in expected[:8]]
-            expected = [*expected, Place(number=number), *again]
+            expected = [*expected, RunPosition(number=number), *again]
     assert places == expected
     assert report is not None
     other = undisturbed(name)
@@ -213,13 +213,14 @@ def test_progress_is_not_written_before_it_is_due(
     monkeypatch.setattr(progress, "save_file", state_writer)
     for second in range(120):
         now[0] = max(now[0], float(second))
-        file.save_when_due(_progress(1), slow)
+        if file.is_due():
+            file.save(_progress(1), slow())
     # Once after ten seconds; then a write may take a twentieth of the time.
     assert saved == [10.0, 52.0, 94.0]
 
 
-def _progress(number: int) -> Progress:
-    return Progress(place=Place(number=number, group=2, batch=1), loss=1.5, batch_size=4)
+def _progress(number: int) -> RunState:
+    return RunState(position=RunPosition(number=number, group=2, batch=1), loss=1.5, batch_size=4)
 
 
 DIFFERENT: dict[str, tuple[Callable[[RankSettings], RankSettings], str]] = {
@@ -306,10 +307,10 @@ def test_damaged_files_are_one_clear_error(damage: str, tmp_path: Path) -> None:
         "[]",
         "{}",
         '{"identity": {}, "progress": {}}',
-        '{"identity": {}, "progress": {"place": {"n": 1}, "loss": 1, "batch_size": 1}}',
-        '{"identity": {}, "progress": {"place": {}, "loss": 1.0}}',
-        '{"identity": {}, "progress": {"place": {}, "loss": "much", "batch_size": 1}}',
-        '{"identity": 3, "progress": {"place": {}, "loss": 1.0, "batch_size": 1}}',
+        '{"identity": {}, "progress": {"position": {"n": 1}, "loss": 1, "batch_size": 1}}',
+        '{"identity": {}, "progress": {"position": {}, "loss": 1.0}}',
+        '{"identity": {}, "progress": {"position": {}, "loss": "much", "batch_size": 1}}',
+        '{"identity": 3, "progress": {"position": {}, "loss": 1.0, "batch_size": 1}}',
     ],
 )
 def test_other_safetensors_are_no_progress(text: str | None, tmp_path: Path) -> None:
@@ -359,7 +360,7 @@ def test_a_full_disk_leaves_what_was_stored(
     assert "--save-every 0" in (found.value.hint or "")
     (path,) = tmp_path.iterdir()
     with safe_open(path, framework="pt") as file:
-        stored = json.loads(file.metadata()["hlscore"])["progress"]["place"]
+        stored = json.loads(file.metadata()["hlscore"])["progress"]["position"]
     assert stored == {"number": 1, "half": 0, "group": 0, "batch": 2}
     monkeypatch.undo()
     assert stored_run(tmp_path, run, resume=True).rows == undisturbed("sketch").rows
@@ -400,7 +401,7 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
     file = ProgressFile(tmp_path, {}, Pair(rank=0, size=2), every_seconds=1)
     for number in (1, 2):
         file.save(_progress(number), {"a": torch.full((2,), float(number))})
-    start = Progress(place=Place(), loss=0.0, batch_size=9)
+    start = RunState(position=RunPosition(), loss=0.0, batch_size=9)
     found, state = file.load(start, torch.device("cpu"))
     assert found == _progress(1)
     assert state["a"].tolist() == [1.0, 1.0]
@@ -417,7 +418,7 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
 def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    start = Progress(place=Place(), loss=0.0, batch_size=1)
+    start = RunState(position=RunPosition(), loss=0.0, batch_size=1)
     for start_at, stored_at, expected in ((100.0, 130.0, 30.0), (1000.0, 1012.0, 42.0)):
         now[0] = start_at
         file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)

@@ -1,4 +1,4 @@
-"""The section "Guard a plan in CI" of the README works when it is copied."""
+"""The section "Guard a plan in CI" of the rules works when it is copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from action_desk import ROOT, THIS_PYTHON, filled, metadata, run_action
 from check_desk import made, write
 from jsonschema import Draft4Validator
 
-README = ROOT / "README.md"
+README = ROOT / "hlscore" / "checks" / "README.md"
 TITLE = "Guard a plan in CI"
 ACTION = re.compile(r"[\w.-]+/hlscore@")
 OTHERS = ("actions/checkout@", "actions/setup-python@")

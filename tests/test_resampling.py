@@ -12,7 +12,7 @@ from problems import RANK, by_module, completions, run_report, settings
 
 from hlscore.gradients.jackknife import Influence
 from hlscore.gradients.resampling import draw_resamples
-from hlscore.planning.choice import Spending, choose
+from hlscore.planning.choice import choose
 from hlscore.settings import PlanSettings
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])
@@ -44,9 +44,9 @@ def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) 
 def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None:
     model, run = FAMILIES["llama"].build(), settings(bootstrap=40, groups=4, estimator=estimator)
     rows = list(by_module(run_report(model, completions(24), run).rows).values())
-    spending = Spending(costs=np.ones(len(rows), np.int64), limit=len(rows) // 2, by_count=True)
+    costs = np.ones(len(rows), np.int64)
     chosen = [
-        choose(np.array([row.hls_replicates[draw] for row in rows]), spending).chosen
+        choose(np.array([row.hls_replicates[draw] for row in rows]), costs, len(rows) // 2)[0]
         for draw in range(40)
     ]
     expected = np.mean(chosen, axis=0)

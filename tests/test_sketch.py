@@ -30,7 +30,7 @@ from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.products import ProductSums, product_of
 from hlscore.gradients.sketch import LEAST_SAVING, TestMatrices, fold_rows, short_first
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import formed_gradients, tapped_sources
+from hlscore.gradients.sources import formed_gradients, observed_sources
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate, ModuleRow
@@ -64,7 +64,7 @@ def capture(model: PreTrainedModel, run: RankSettings, *, passes: int = 1) -> Ca
     items = candidates_of(find_modules(model, run.candidates))
     probes = probe_set(model, EXAMPLES, run)
     gradients = SketchGradients(items, TestMatrices(size=SIZE, seed=run.seed), groups=None)
-    sources = tapped_sources(model, items, probes.halves[0][0][0].input_ids[:8])
+    sources = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     options = replace(run.capture, estimator="sketch", passes=passes)
     ProbeRun(model, probes, gradients, sources, options, on_tokens=[].append).run()
     return Captured(

@@ -19,7 +19,8 @@ from hlscore.errors import CaptureError, UsageError
 from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.trials import round_randomly
+from hlscore.gradients.trial_optimizer import round_randomly
+from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import identify
 from hlscore.objectives.preference import PAIR_LOSSES
@@ -230,14 +231,14 @@ def test_out_of_memory_halves_the_batch_and_changes_no_step(
 ) -> None:
     model = FAMILIES["llama"].build()
     expected = by_module(run_report(model, EXAMPLES, options()).rows)
-    real = trials.counted_log_probs
+    real = TrialRun._run_forward
 
-    def short(model: Any, batch: Any, **how: Any) -> Any:
-        if len(batch.input_ids) > 1:
+    def short(self: TrialRun, units: Any, references: Any) -> Any:
+        if len(units) > 1:
             raise torch.OutOfMemoryError("no memory")
-        return real(model, batch, **how)
+        return real(self, units, references)
 
-    monkeypatch.setattr(trials, "counted_log_probs", short)
+    monkeypatch.setattr(TrialRun, "_run_forward", short)
     before = state(model)
     report = run_report(model, EXAMPLES, options())
     assert same(model, before)
@@ -253,7 +254,7 @@ def test_16_bit_trials_score_as_float32_does(
     dtype: torch.dtype, compensated: bool, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compensated also at a rate that rounding to the nearest would lose altogether."""
-    monkeypatch.setattr(trials, "_residuals_fit", lambda _: compensated)
+    monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
     examples = completions(64)
     model = FAMILIES["llama"].build().to(dtype)
     run = options(trial_rate=rate, groups=2, trials=4)
@@ -298,15 +299,15 @@ def test_rates_that_diverge_are_one_clear_error(
     rate: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = FAMILIES["llama"].build()
-    before, real = state(model), trials.counted_log_probs
+    before, real = state(model), TrialRun._run_forward
 
-    def explodes(model: PreTrainedModel, batch: Any, **how: Any) -> Any:
-        found, counted = real(model, batch, **how)
+    def explodes(*args: Any) -> Any:
+        loss, passed = real(*args)
         weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
         moved = not torch.equal(weight, before["model.layers.0.mlp.down_proj.weight"][0])
-        return found * float("nan") if moved else found, counted
+        return loss * float("nan") if moved else loss, passed
 
-    monkeypatch.setattr(trials, "counted_log_probs", explodes)
+    monkeypatch.setattr(TrialRun, "_run_forward", explodes)
     with pytest.raises(CaptureError, match="diverge at every learning rate"):
         run_report(model, EXAMPLES, options(trial_rate=rate))
     assert same(model, before)
@@ -318,7 +319,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     """A found rate at which a later trial diverges is lowered; nothing of the failure is left."""
     model = FAMILIES["llama"].build()
     rate = RATE * trials.RATE_FACTOR
-    before, real, failed = state(model), trials.TrialRun._backward, []
+    before, real, failed = state(model), TrialRun._backward, []
 
     def fails_once(self: Any, units: Any, references: Any, step: int, trial: int) -> str:
         found = real(self, units, references, step, trial)
@@ -327,8 +328,8 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
             return "not finite"
         return found
 
-    monkeypatch.setattr(trials.TrialRun, "_find_rate", lambda *_: rate)
-    monkeypatch.setattr(trials.TrialRun, "_backward", fails_once)
+    monkeypatch.setattr(TrialRun, "_find_rate", lambda *_: rate)
+    monkeypatch.setattr(TrialRun, "_backward", fails_once)
     report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
     assert failed
     assert same(model, before)
@@ -340,13 +341,13 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
 def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, real = FAMILIES["llama"].build(), trials.counted_log_probs
+    model, real = FAMILIES["llama"].build(), TrialRun._run_forward
 
-    def broken(*args: Any, **how: Any) -> Any:
-        found, counted = real(*args, **how)
-        return found * float("inf"), counted
+    def broken(*args: Any) -> Any:
+        loss, passed = real(*args)
+        return loss * float("inf"), passed
 
-    monkeypatch.setattr(trials, "counted_log_probs", broken)
+    monkeypatch.setattr(TrialRun, "_run_forward", broken)
     with pytest.raises(CaptureError, match="not finite with the base weights"):
         run_report(model, EXAMPLES, options(trial_rate=None))
 
@@ -403,26 +404,26 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
         return found.report
 
     expected = report(resume=False)
-    real, calls = trials.TrialRun._hand_over, []
+    real, calls = TrialRun._hand_over, []
 
-    def stops(self: trials.TrialRun, half: int, group: int) -> None:
+    def stops(self: TrialRun, half: int, group: int) -> None:
         calls.append(group)
         if len(calls) == 3:
             raise _StoppedError
         real(self, half, group)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials.TrialRun, "_hand_over", stops)
+        patch.setattr(TrialRun, "_hand_over", stops)
         with pytest.raises(_StoppedError):
             report(resume=False)
     trained: list[int] = []
-    real_train = trials.TrialRun._train
+    real_train = TrialRun._train
 
-    def counts(self: trials.TrialRun, *args: Any, trial: int) -> None:
+    def counts(self: TrialRun, *args: Any, trial: int) -> None:
         trained.append(trial)
         real_train(self, *args, trial=trial)
 
-    monkeypatch.setattr(trials.TrialRun, "_train", counts)
+    monkeypatch.setattr(TrialRun, "_train", counts)
     found = report(resume=True)
     assert trained == [2, 3]
     assert [row.changed() for row in found.rows] == [row.changed() for row in expected.rows]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from adapters import adapted, moved
 from console import hlscore as command
 from console import save_model
 from families import FAMILIES
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from problems import by_module
 from reference import cross_fitted_tail
 from safetensors.torch import load_file, save_file
@@ -33,32 +34,6 @@ def base_of(name: str, folder: Path, **options: Any) -> PreTrainedModel:
     model = FAMILIES[name].build(**options)
     save_model(folder, model=model)
     return FAMILIES[name].build(**options)
-
-
-def moved(model: PreTrainedModel, *, scale: float = 0.01, seed: int = 1) -> PreTrainedModel:
-    """Every weight moved at random."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in dict(model.named_parameters()).values():
-            noise = torch.randn(weight.shape, generator=generator)
-            weight.add_(noise.to(weight.dtype), alpha=scale)
-    return model
-
-
-def adapted(model: PreTrainedModel, folder: Path, *, seed: int = 1, **config: Any) -> PeftModel:
-    """A saved adapter whose weights are all drawn at random."""
-    torch.manual_seed(seed)  # PEFT draws A
-    wrapped = get_peft_model(model, LoraConfig(**({"r": 3, "lora_alpha": 5} | config)))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in wrapped.named_parameters():
-            if weight.requires_grad:
-                noise = torch.randn(weight.shape, generator=generator)
-                scale = 0.3 if "magnitude" in name else 0.05
-                weight.add_(noise.to(weight.dtype), alpha=scale)
-    wrapped.save_pretrained(folder)
-    assert isinstance(wrapped, PeftModel)
-    return wrapped
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:

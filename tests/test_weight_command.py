@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monkey
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hlscore.weights.measuring.singular_values", interrupt)
+    monkeypatch.setattr("hlscore.weights.spectrum.singular_values", interrupt)
     found = rank(tmp_path)
     assert found.code == 130
     assert not list(tmp_path.glob(UNFINISHED))

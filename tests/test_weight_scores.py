@@ -27,8 +27,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
-from hlscore.weights.measuring import measure_weight
-from hlscore.weights.singular_values import decomposition_bytes, singular_values
+from hlscore.weights.spectrum import decomposition_bytes, measure_weight, singular_values
 
 Matrix = NDArray[np.float64]
 RANKS = (0, 1, 4, 16)

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 from hlscore.errors import UsageError
 from hlscore.records import ScoreReport
-from hlscore.scores.registry import SCORES, find_score, replicates_at, score_of
-from hlscore.scores.score import Score
+from hlscore.scores.registry import SCORES, Score, find_score, replicates_at, score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,8 @@ SCHEMA_VERSION = 1
 METADATA_KEY = b"hlscore"
 
 _SIZES = ("matrices", "out_features", "in_features", "n_params")
+# Scores whose value has no field in `ModuleRow`: each has a column of floats all the same.
+_MORE_SCORES = tuple(name for name in SCORES if name not in ModuleRow.__dataclass_fields__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,9 +59,11 @@ class _Metadata(BaseModel):
 def _columns() -> dict[str, tuple[Any, pa.DataType]]:
     """Python type, without `None`, and Arrow type of each field of a row."""
     arrow = {int: pa.int64(), float: pa.float64()}
-    resampled = {score.resampled for score in SCORES.values()}
+    resampled = {score.replicates_column for score in SCORES.values()}
     found: dict[str, tuple[Any, pa.DataType]] = {}
     for name, hint in get_type_hints(ModuleRow).items():
+        if name == "more_scores":
+            continue
         arms = get_args(hint) if get_origin(hint) is UnionType else (hint,)
         kind = next(arm for arm in arms if arm is not NoneType)
         if get_origin(kind) is tuple:
@@ -68,7 +72,7 @@ def _columns() -> dict[str, tuple[Any, pa.DataType]]:
         else:
             stored = arrow.get(kind, pa.string())  # texts and choices among texts
         found[name] = (kind, stored)
-    return found
+    return found | dict.fromkeys(_MORE_SCORES, (float, pa.float64()))
 
 
 _COLUMNS = _columns()
@@ -77,24 +81,27 @@ _TEXTS = tuple(name for name, (_, stored) in _COLUMNS.items() if stored == pa.st
 _NUMBERS = tuple(name for name, (_, stored) in _COLUMNS.items() if stored == pa.float64())
 _CHOICES = {name: get_args(kind) for name, (kind, _) in _COLUMNS.items()
             if get_origin(kind) is Literal}  # fmt: skip
-# Scores that are no field of a row are worked out from the others.
+_RESAMPLED = {score.replicates_column for score in SCORES.values()}
 _EVEN = tuple(name for name in _LISTS if not name.startswith(("l1_adam", "spectral")))
-_DERIVED = {name: score for name, score in SCORES.items() if name not in _COLUMNS}
+
+
+def report_columns() -> tuple[str, ...]:
+    """Columns of `scores.parquet` in order."""
+    return tuple(_COLUMNS)
 
 
 def report_schema() -> pa.Schema:
     """Columns of `scores.parquet` in order, with their types."""
-    stored = [(name, stored) for name, (_, stored) in _COLUMNS.items()]
-    return pa.schema(stored + [(name, pa.float64()) for name in _DERIVED])
+    return pa.schema([(name, stored) for name, (_, stored) in _COLUMNS.items()])
 
 
 def to_table(report: ScoreReport) -> pa.Table:
     """Turn a report into an Arrow table with metadata."""
     schema = report_schema()
-    rows, rank = report.rows, report.run.rank
-    values = {name: [getattr(row, name) for row in rows] for name in _COLUMNS}
-    values |= {name: [score.compute(row, rank) for row in rows] for name, score in _DERIVED.items()}
-    columns = {name: pa.array(values[name], type=schema.field(name).type) for name in values}
+    columns = {
+        name: pa.array([getattr(row, name) for row in report.rows], type=schema.field(name).type)
+        for name in schema.names
+    }
     origin = {
         "schema_version": SCHEMA_VERSION,
         "model": asdict(report.model),
@@ -157,9 +164,9 @@ def _wanted(origin: _Metadata, resamples: Resamples | None) -> list[str]:
     """Columns to read: what nobody asks for is not even decoded."""
     if resamples is None:
         return list(_COLUMNS)
-    left_out = {score.resampled for score in SCORES.values()}
-    left_out -= {SCORES[name].resampled for name in resamples.scores(origin.run) if name in SCORES}
-    return [name for name in _COLUMNS if name not in left_out]
+    wanted = resamples.scores(origin.run)
+    kept = {score.replicates_column for score in SCORES.values() if score.name in wanted}
+    return [name for name in _COLUMNS if name not in _RESAMPLED or name in kept]
 
 
 def _check_columns(path: Path, schema: pa.Schema) -> None:
@@ -270,16 +277,21 @@ def _rows(table: pa.Table, most: int | None) -> tuple[ModuleRow, ...]:
         for name in table.schema.names
     }
     return tuple(
-        ModuleRow(**dict(zip(columns, values, strict=True)))
+        _row(dict(zip(columns, values, strict=True)))
         for values in zip(*columns.values(), strict=True)
     )
+
+
+def _row(values: dict[str, Any]) -> ModuleRow:
+    more = {name: values.pop(name) for name in _MORE_SCORES if name in values}
+    return ModuleRow(**values, more_scores=more)
 
 
 def _list_column(
     column: pa.ChunkedArray, name: str, most_resamples: int | None
 ) -> list[tuple[Any, ...]]:
     """Tuples of numbers, empty for null; much faster than Arrow's own way for long lists."""
-    resampled = any(name == score.resampled for score in SCORES.values())
+    resampled = name in _RESAMPLED
     most = most_resamples if resampled else None
     found: list[tuple[Any, ...]] = []
     for chunk in column.chunks:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import pyarrow as pa
+
 from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
 from hlscore.records import ModuleRow, ScoreReport
 
@@ -133,7 +136,8 @@ def report_columns() -> dict[str, Column]:
     rising = {"place": "rank"} | {
         name: name for name in ("rank", "module", "layer", "kind", "block", "status")
     }
-    numbers = [item.name for item in fields(ModuleRow) if str(item.type)[:3] in ("int", "flo")]
+    numbers = [item.name for item in report_schema() if not pa.types.is_nested(item.type)
+               and not pa.types.is_string(item.type)]  # fmt: skip
     falling = {"params": "n_params"} | {name: name for name in numbers if name not in rising}
     return _columns(rising, falling)
 

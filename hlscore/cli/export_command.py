@@ -146,7 +146,7 @@ def _export(
         check_limits(plan, exporter.limits)
     with status(f"writing {exporter.name}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        writers = exporter.files(plan, settings)
+        writers = exporter.writers(plan, settings)
         if exporter.folder:
             folder = out or source.parent / exporter.name
         else:

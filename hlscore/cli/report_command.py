@@ -66,12 +66,11 @@ def report(
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.artifacts.reading import uncollected
     from hlscore.artifacts.report import Resamples, read_report
-    from hlscore.pages.board import draw
     from hlscore.pages.content import join
-    from hlscore.pages.formats import check_format, render, start
+    from hlscore.pages.formats import check_format, render
     from hlscore.planning.budget import parse_budget
-    from hlscore.views.page import print_page, print_page_json
     from hlscore.views.progress import status
+    from hlscore.views.report import print_written, print_written_json
 
     budget = settings.get("budget")
     target = out or scores.parent / _DEFAULT_NAME
@@ -86,18 +85,18 @@ def report(
         if path is not None and path.resolve() == target.resolve():
             raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), uncollected(), start(suffix) as started:
+    with status("writing the report"), uncollected():
         given = None if plan is None else read_plan(plan)
         decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
         found = read_report(scores, resamples=decides)
         made = _made(found, scores, settings) if given is None else given
         content = join(found, made, planned_here=plan is None)
-        page = render(draw(content), started)
+        page = render(content, suffix)
     paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
     if as_json:
-        print_page_json(made, paths[target.name], plan)
+        print_written_json(made, paths[target.name], plan)
     else:
-        print_page(made, paths[target.name], scores, plan)
+        print_written(made, paths[target.name], scores, plan)
 
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:

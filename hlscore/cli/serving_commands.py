@@ -177,7 +177,7 @@ def _print_plain(
     from hlscore.serving.plain_adapter import ENGINE_RANKS
     from hlscore.views.audit import held_out_line
     from hlscore.views.module_table import ModuleTable
-    from hlscore.views.terminal import print_next, terminal
+    from hlscore.views.terminal import print_labelled, print_next, terminal
     from hlscore.views.wording import count, percent
 
     if as_json:
@@ -202,8 +202,7 @@ def _print_plain(
             table.add_row(
                 str(place), each.module, str(each.rank), percent(each.error), each.trained
             )
-        table.leave_out(len(lossy) - top)
-        table.print(console)
+        table.print(console, hidden=len(lossy) - top)
         console.print()
     exact = len(found.modules) - len(lossy)
     console.print(
@@ -213,7 +212,7 @@ def _print_plain(
         soft_wrap=True,
     )
     if held_out is not None:
-        console.print(held_out_line(held_out), soft_wrap=True)
+        print_labelled(console, [held_out_line(held_out)])
     console.print(f"adapter  {out}", soft_wrap=True)
     allowed = next(rank for rank in ENGINE_RANKS if rank >= found.rank)
     print_next(

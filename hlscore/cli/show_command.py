@@ -164,7 +164,7 @@ def _show_plan(
     as_json: bool,
 ) -> None:
     from hlscore.artifacts.selection import find_column, find_module, ordered, plan_columns
-    from hlscore.views.show import Asked, print_modules_json, print_plan
+    from hlscore.views.show import Shown, print_modules_json, print_plan
     from hlscore.views.show_module import print_plan_module, print_plan_module_json
 
     by_place = sorted(plan.modules, key=lambda item: item.position)
@@ -175,11 +175,11 @@ def _show_plan(
         return
     column = find_column(plan_columns(plan), "place" if sort is None else sort, "--sort")
     found = ordered(picked, column, reverse=reverse)
-    asked = Asked(path=file, filters=filters, column=column, top=top)
+    chosen = Shown(path=file, filters=filters, column=column, top=top)
     if as_json:
-        print_modules_json(plan, found, asked)
+        print_modules_json(plan, found, chosen)
     else:
-        print_plan(plan, found, asked)
+        print_plan(plan, found, chosen)
 
 
 def _show_report(
@@ -201,7 +201,7 @@ def _show_report(
         ordered,
         report_columns,
     )
-    from hlscore.views.show import Asked, print_modules_json, print_report, shown_score
+    from hlscore.views.show import Shown, print_modules_json, print_report, shown_score
     from hlscore.views.show_module import print_report_module, print_report_module_json
 
     picked = filters.pick(all_rows(report))
@@ -213,11 +213,11 @@ def _show_report(
     column = find_column(known, shown_score(report) if sort is None else sort, "--sort")
     more = [find_column(known, name, "--columns") for name in names]
     found = ordered(picked, column, reverse=reverse)
-    asked = Asked(path=file, filters=filters, column=column, top=top)
+    chosen = Shown(path=file, filters=filters, column=column, top=top)
     if as_json:
-        print_modules_json(report, found, asked)
+        print_modules_json(report, found, chosen)
     else:
-        print_report(report, found, asked, more)
+        print_report(report, found, chosen, more)
 
 
 def _resamples(module: str | None, sort: str | None, *, as_json: bool) -> Resamples:

@@ -3,111 +3,92 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.errors import ModelError, first_line
+from hlscore.errors import ModelError
 from hlscore.exporters.exporter import ExportSettings
-from hlscore.exporters.peft import full_name
-from hlscore.inputs.tensor_files import HeldTensor, StoredTensor, stored_tensors
+from hlscore.inputs.tensor_files import NewTensor, StoredTensor, stored_tensors
 from hlscore.settings import ModelSettings
 
 if TYPE_CHECKING:
-    import torch
+    from hlscore.inputs.stored_weights import StoredWeights
 
-    from hlscore.inputs.hub import ModelFiles
-
-BaseTensor: TypeAlias = StoredTensor | HeldTensor
+BaseTensor: TypeAlias = StoredTensor | NewTensor
 
 SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
 _BY_GLOB = ("not_included", "excluded")
-_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64",
-    "int32": "I32", "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
 
 
 def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTensor]:
-    """The tensors of the base model, by the names that its modules have in memory.
-
-    Checkpoints that store them under other names (older ones of mixtures of experts, for
-    example) are loaded by transformers once; of these, the tensors of modules trained in full
-    are held in memory, and a sample of the others.
-    """
+    """The tensors of the base model, by the names that its modules have in memory."""
     model = ModelSettings(
         model=settings.base(plan),
         revision=plan.model.revision if settings.model is None else None,
         architecture=plan.model.architecture,
         ignore_adapter=True,  # the plan names modules of the base model
     )
-    stored = _checked_tensors(plan, model)
-    if not settings.allow_other_weights and not _are_the_weights(plan, stored):
+    tensors, weights_hash = _opened(plan, model)
+    if not settings.allow_other_weights and weights_hash() != plan.model.fingerprint.weights:
         warnings.warn(
             f"The weights of '{model.model}' are not those that the plan was made from: its "
             "scores may not hold. --allow-other-weights accepts them.",
             stacklevel=2,
         )
-    return stored
+    return tensors
 
 
 def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
     """Whether the sampled weights of a model hash to the plan's fingerprint."""
-    return _are_the_weights(plan, _checked_tensors(plan, model))
+    _, weights_hash = _opened(plan, model)
+    return weights_hash() == plan.model.fingerprint.weights
 
 
-def _checked_tensors(plan: Plan, model: ModelSettings) -> Mapping[str, BaseTensor]:
+def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
+    """The tensors of a model by name, and a function that hashes samples of its weights."""
     from hlscore.inputs.hub import find_model
 
-    files = find_model(model, weights=True)
-    stored: Mapping[str, BaseTensor] = stored_tensors(files.directory)
+    stored = stored_tensors(find_model(model, weights=True).directory)
+    tensors: Mapping[str, BaseTensor] = stored
+    weights_hash = partial(_sampled_hash, plan, stored)
     if not all(item.parameter in stored for item in plan.modules):
-        stored = _loaded_tensors(plan, files, model)
-    _check_shapes(plan, stored, model.model)
-    return stored
+        # Stored under other names or in pieces, as older mixtures of experts are.
+        from hlscore.inputs.stored_weights import StoredWeights
+
+        weights = StoredWeights(replace(model, device="cpu"))
+        tensors = _renamed_tensors(weights)
+        weights_hash = partial(weights.read, (), lambda *_: None)
+    _check_shapes(plan, tensors, model.model)
+    return tensors, weights_hash
 
 
-def _loaded_tensors(plan: Plan, files: ModelFiles, model: ModelSettings) -> dict[str, HeldTensor]:
-    """Let transformers rename and fuse the weights of a checkpoint; keep what is needed."""
-    from safetensors import SafetensorError
-
-    from hlscore.inputs.model import load_weights
-
-    try:
-        loaded = load_weights(files, replace(model, device="cpu"))
-    except SafetensorError as error:
-        raise ModelError(f"'{model.model}' cannot be loaded: {first_line(error)}") from error
-    copied = tuple(f"{full_name(item)}." for item in plan.full)
-    sampled = {item.parameter for item in plan.modules}
-    sampled |= {item.parameter for item in plan.skipped}
-    return {
-        name: _held(name, tensor, copied=name.startswith(copied))
-        for name, tensor in loaded.state_dict().items()
-        if name.startswith(copied) or name in sampled
-    }
+def _renamed_tensors(weights: StoredWeights) -> dict[str, BaseTensor]:
+    """Tensors by their names in memory; what transformers puts together is made when written."""
+    found: dict[str, BaseTensor] = {}
+    for name, held in weights.shape.state_dict().items():
+        parts = [weights.tensors[part] for part in weights.stored_as(name)]
+        if weights.is_copy(name):
+            found[name] = parts[0]
+        elif parts:
+            width = parts[0].size // math.prod(parts[0].shape)
+            found[name] = NewTensor(
+                dtype=parts[0].dtype, shape=tuple(held.shape), size=width * held.numel(),
+                chunks=partial(_chunks, weights, name),
+            )  # fmt: skip
+    return found
 
 
-def _held(name: str, tensor: torch.Tensor, *, copied: bool) -> HeldTensor:
+def _chunks(weights: StoredWeights, name: str) -> Iterator[bytes]:
     import torch
 
-    from hlscore.inputs.fingerprint import sampled_weights
-
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    if dtype not in _DTYPES:
-        raise ModelError(f"'{name}' is stored as {dtype}, which cannot be copied.")
-    flat = tensor.detach().contiguous().reshape(-1)
-    drawn = sampled_weights(flat) if flat.is_floating_point() else flat[:0].to(torch.bfloat16)
-    return HeldTensor(
-        dtype=_DTYPES[dtype],
-        shape=tuple(tensor.shape),
-        # A view: the rest of the model is let go.
-        data=flat.view(torch.uint8).numpy() if copied else None,
-        drawn=drawn.view(torch.int16).numpy(),
-    )
+    flat = weights.weight(name).contiguous().reshape(-1)
+    yield flat.view(torch.uint8).numpy().tobytes()
 
 
 def _check_shapes(plan: Plan, stored: Mapping[str, BaseTensor], name: str) -> None:
@@ -136,11 +117,11 @@ def _shape(item: PlanModule) -> tuple[int, ...]:
     return (item.matrices, *sizes) if item.form == "experts" else sizes
 
 
-def _are_the_weights(plan: Plan, stored: Mapping[str, BaseTensor]) -> bool:
+def _sampled_hash(plan: Plan, stored: Mapping[str, StoredTensor]) -> str:
     names = [item.parameter for item in plan.modules if item.layer is not None]
     names += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
     found = hashlib.sha256()
     for parameter in sorted(names):
         if parameter in stored:
             found.update(stored[parameter].sample(SAMPLES_PER_WEIGHT).tobytes())
-    return f"sha256:{found.hexdigest()}" == plan.model.fingerprint.weights
+    return f"sha256:{found.hexdigest()}"

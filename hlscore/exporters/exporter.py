@@ -105,8 +105,8 @@ class Exporter:
         name: Name on the command line; the file has the same, with `_` for `-`.
         summary: One line for `--list`: which files come out, and who reads them.
         limits: What the trainer cannot express; checked before `files` is called.
-        files: Names and writers of the files of a plan that is within the limits. Equal plans
-            and settings give equal bytes.
+        files: Texts or writers of the files of a plan that is within the limits, by name. Equal
+            plans and settings give equal bytes.
         folder: Whether `--out` is a folder; else it is the one file.
         usage: The command or code that uses the result; `{out}` stands for its path.
         notes: Remarks for the reader about a given plan: what has to be set besides.
@@ -118,13 +118,18 @@ class Exporter:
     name: str
     summary: str
     limits: Limits
-    files: Callable[[Plan, ExportSettings], dict[str, Writer]]
+    files: Callable[[Plan, ExportSettings], Mapping[str, str | Writer]]
     folder: bool = False
     usage: str = ""
     notes: Callable[[Plan, ExportSettings], tuple[str, ...]] = lambda plan, settings: ()  # noqa: ARG005
     rates: bool = True
     methods: tuple[str, ...] = ()
     experimental: bool = False
+
+    def writers(self, plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+        """Writers of the files, by name."""
+        files = self.files(plan, settings).items()
+        return {name: text_file(item) if isinstance(item, str) else item for name, item in files}
 
     def all_notes(self, plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
         """The notes, with those on an untested format, another loss, and rates not written."""
@@ -138,10 +143,7 @@ class Exporter:
         if self.experimental:
             notes.insert(0, experimental(self.limits.trainer))
         if not self.rates and not (settings.full_lr is settings.lora_lr is None):
-            notes.append(
-                f"{self.name} carries no learning rates: give --full-lr and --lora-lr to your "
-                "trainer."
-            )
+            notes.append(f"The format {self.name} has no learning rates: set them in your trainer.")
         return tuple(notes)
 
 
@@ -192,12 +194,13 @@ def comment(lines: Iterable[str]) -> str:
     return "".join(f"# {part}\n" if part else "#\n" for part in parts)
 
 
-def yaml_text(lines: Iterable[str], fields: Mapping[str, object]) -> str:
-    """A YAML file with a comment on top; fields that are empty or `None` are left out."""
+def yaml_text(plan: Plan, lines: Iterable[str], fields: Mapping[str, object]) -> str:
+    """A YAML file with its origin and lines as a comment on top, without empty fields."""
     import yaml  # type: ignore[import-untyped]  # `hlscore check` runs without it
 
-    body: str = yaml.safe_dump(_filled(fields), sort_keys=False, allow_unicode=True, width=math.inf)
-    return f"{comment(lines)}\n{body}"
+    # Without allow_unicode: PyYAML would write some line ends as they are and lose them.
+    body: str = yaml.safe_dump(_filled(fields), sort_keys=False, width=math.inf)
+    return f"{comment((*origin(plan), *lines))}\n{body}"
 
 
 def _filled(fields: Mapping[str, object]) -> dict[str, object]:

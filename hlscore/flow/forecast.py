@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.flow.rank import encode_probes
-from hlscore.gradients.estimator import Choice, choose_estimator, with_movement
+from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_movement
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -22,7 +22,7 @@ from hlscore.rollouts.prompts import longest_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.sampling import judgeable_prompts, rewards_of
 from hlscore.settings import RankSettings
-from hlscore.weights.singular_values import decomposition_bytes
+from hlscore.weights.spectrum import decomposition_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class Forecast:
 
     modules: tuple[Candidate, ...]
     probes: ProbeSet
-    choice: Choice
+    choice: EstimatorChoice
     weight_bytes: int
     gradient_bytes: int
     activation_bytes: int

@@ -138,14 +138,19 @@ def score_probes(
     with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
-        norms = weight_norms(model, chosen) if run.taps else {}
+        norms = weight_norms(model, chosen) if run.sketched else {}
         weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
         if not processes.is_main:
             return None
         statistics = run.reduce(progress, norms)
     rank, score = settings.plan.rank, find_score(settings.plan.score)
     rows = build_rows(
-        modules, statistics, ranks=run.ranks, rank=rank, seed=settings.seed, weights=weights
+        modules,
+        statistics=statistics,
+        weights=weights,
+        ranks=run.ranks,
+        rank=rank,
+        seed=settings.seed,
     )
     notes = [run.choice.reason, *run.notes]
     if left_out:
@@ -161,7 +166,7 @@ def score_probes(
             settings,
             seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
             estimator=run.choice.estimator,
-            sketch_size=run.choice.sketch_size if run.taps else None,
+            sketch_size=run.choice.sketch_size if run.sketched else None,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
             notes=tuple(notes),

@@ -38,7 +38,7 @@ from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.weights.measuring import measure_weight
+from hlscore.weights.spectrum import measure_weight
 
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1
@@ -98,7 +98,7 @@ def score_updates(
     scorer.check()
     rows = build_rows(
         modules,
-        scorer.statistics,
+        statistics=scorer.statistics,
         ranks=ranks,
         rank=plan.rank,
         seed=settings.seed,
@@ -287,7 +287,7 @@ class _Scorer:
         means = received.means(item.module, reduction.counts)
         assert means is not None  # noqa: S101 - one of them is there
         return reduce_gradients(
-            *means, norm, received.group_sketches(item.module), reduction, name=item.module
+            *means, norm, received.groups.of(item.module), reduction, name=item.module
         )
 
 

@@ -27,12 +27,11 @@ from hlscore.records import (
     WeightStatistics,
 )
 from hlscore.scores.registry import check_without_probes, find_score
-from hlscore.scores.rows import build_weight_rows, order_rows
+from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import Workers
-from hlscore.weights.measuring import measure_weight
-from hlscore.weights.singular_values import decomposition_bytes
+from hlscore.weights.spectrum import decomposition_bytes, measure_weight
 
 
 def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:
@@ -179,8 +178,8 @@ def _report(
     settings: RankSettings,
 ) -> RankResult:
     plan = settings.plan
-    rows = build_weight_rows(
-        modules, found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
+    rows = build_rows(
+        modules, weights=found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
     )
     ordered = order_rows(rows, find_score(plan.score), plan.rank)
     report = ScoreReport(rows=ordered, model=identity, probes=NO_PROBES, run=run)

@@ -1,8 +1,8 @@
 """The one place that touches the user's model: hooks and flags, set and put back.
 
-A weight gradient is either taken as it is, or, for a linear map whose input and output pass by,
-never formed: its weight stays frozen, and a tap on the output hands the input and the gradient
-at the output over.
+A weight gradient is either taken as it is or, for a linear map whose input and output can be
+observed, never formed: its weight stays frozen, and the input and the gradient at the output are
+handed over.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.experts import experts_forward
-from hlscore.gradients.taps import Keep, Tap
+from hlscore.inputs.modules import decoder_blocks
 
 # A module and how many times it was used before in the same forward pass.
 Use = tuple[str, int]
@@ -35,8 +35,8 @@ class GradientReceiver(Protocol):
         """Take a weight gradient, in the layout of the weight."""
 
 
-class TapReceiver(Protocol):
-    """Takes over what taps see, instead of weight gradients."""
+class ProductReceiver(Protocol):
+    """Takes over inputs and output gradients of linear maps, instead of weight gradients."""
 
     def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
         """Reduce an input to what `add_product` will need of it."""
@@ -47,15 +47,58 @@ class TapReceiver(Protocol):
         """Take what `keep` gave and the gradient at the output."""
 
 
+class _SaveInput(torch.autograd.Function):
+    """Saves what a module's input comes to, to be recomputed in a checkpointed block.
+
+    It runs before the module: a block is recomputed no further than to what was saved last, so
+    that the output of its last module is not computed again.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, anchor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+        """Save `kept`; what comes back holds on to it."""
+        ctx.save_for_backward(kept)
+        return anchor.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[None, None]:  # noqa: ARG004
+        """Give no gradient: nothing depends on the anchor."""
+        return None, None
+
+
+class _ObserveGradient(torch.autograd.Function):
+    """The identity; shows its gradient together with what `_SaveInput` saved."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output: torch.Tensor,
+        kept: torch.Tensor,  # noqa: ARG004 - an edge of the graph, which keeps the node alive
+        saved: Any,
+        receive: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        """Return the output."""
+        ctx.saved, ctx.receive = saved, receive
+        # Not a view: some models write into the output of a linear map (Llama 4).
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """Show the gradient and return it."""
+        (kept,) = ctx.saved.saved_tensors
+        ctx.receive(kept, gradients[0])
+        return gradients[0], None, None, None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
     """Where the gradients of the captured modules come from.
 
     Attributes:
         weights: Weights whose gradient is formed, by module name.
-        maps: Linear maps that are tapped, by module name.
-        experts: Modules of fused experts that are tapped, with the module names of their weights
-            by attribute.
+        maps: Linear maps whose input and output gradient are observed, by module name.
+        experts: Modules of fused experts that are observed, with the module names of their
+            weights by attribute.
     """
 
     weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
@@ -63,8 +106,8 @@ class Sources:
     experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
 
     @property
-    def taps(self) -> bool:
-        """Whether any module is tapped."""
+    def observed(self) -> bool:
+        """Whether any module is observed."""
         return bool(self.maps or self.experts)
 
     def only(self, names: Container[str]) -> Sources:
@@ -90,10 +133,8 @@ class GradientCapture:
 
     Args:
         model: The model; its weights are never changed.
-        sources: What is captured, and how.
-        receiver: Takes weight gradients over.
-        taps: Takes over what taps see; needed where `sources` holds any.
-        blocks: Decoder blocks whose activations are recomputed in the backward pass.
+        products: Takes over what is observed of linear maps; needed where `sources` has any.
+        checkpointing: Recompute activations in the backward pass, where the model allows it.
     """
 
     def __init__(
@@ -102,14 +143,15 @@ class GradientCapture:
         sources: Sources,
         receiver: GradientReceiver,
         *,
-        taps: TapReceiver | None = None,
-        blocks: Sequence[nn.Module] = (),
+        products: ProductReceiver | None = None,
+        checkpointing: bool = False,
     ) -> None:
         self._model = model
         self._sources = sources
         self._receiver = receiver
-        self._taps = taps
-        self._blocks = blocks
+        self._products = products
+        recomputes = checkpointing and model.supports_gradient_checkpointing
+        self._blocks = decoder_blocks(model) if recomputes else ()
         self._undo = ExitStack()
         self._uses: dict[str, int] = {}
         self._skipped: frozenset[Use] = frozenset()
@@ -122,14 +164,44 @@ class GradientCapture:
 
     def __enter__(self) -> GradientCapture:
         """Set flags and hooks."""
-        self._check_weights()
+        for name, parameter in self._sources.weights.items():
+            if parameter.is_inference() or not parameter.is_floating_point():
+                raise CaptureError(
+                    f"The weight of '{name}' can hold no gradient.",
+                    hint="Load the model outside torch.inference_mode(), and quantized ones with "
+                    "--estimator sketch.",
+                )
+            if getattr(parameter, "_post_accumulate_grad_hooks", None):
+                raise CaptureError(
+                    f"The weight of '{name}' has a hook of its own that runs after its gradient.",
+                    hint="Remove it first: such hooks may train the model (optimizer in backward).",
+                )
         try:
-            self._set_flags()
-            self._watch_weights()
-            self._tap_maps()
-            self._tap_experts()
-            for block in self._blocks:
-                self._checkpoint(block)
+            self._undo.enter_context(frozen(self._model))
+            for name, parameter in self._sources.weights.items():
+                parameter.requires_grad_(True)
+                hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+                    partial(self._take_gradient, name)
+                )
+                self._undo.callback(hook.remove)
+            if self._sources.observed:
+                # With every weight frozen, the graph has to begin somewhere.
+                embedding = self._model.get_input_embeddings()
+                self._undo.callback(embedding.register_forward_hook(require_gradient).remove)
+            for name, module in self._sources.maps.items():
+                before = module.register_forward_pre_hook(
+                    partial(self._see_input, name), with_kwargs=True
+                )
+                after = module.register_forward_hook(partial(self._see_output, name))
+                self._undo.callback(before.remove)
+                self._undo.callback(after.remove)
+            if self._sources.experts:
+                self._observe_experts()
+            # Not the model's own switch: that one works only in training mode, where dropout is on.
+            for block in map(self._model.get_submodule, self._blocks):
+                own = block.__dict__.get("forward")
+                block.forward = partial(self._recomputed, block.forward)
+                self._undo.callback(_restore_forward, block, own)
         except BaseException:
             self._undo.close()
             raise
@@ -163,64 +235,22 @@ class GradientCapture:
         for parameter in self._sources.weights.values():
             parameter.grad = None
 
-    def _check_weights(self) -> None:
-        for name, parameter in self._sources.weights.items():
-            if parameter.is_inference() or not parameter.is_floating_point():
-                raise CaptureError(
-                    f"The weight of '{name}' can hold no gradient.",
-                    hint="Load the model outside torch.inference_mode(), and quantized ones with "
-                    "--estimator sketch.",
-                )
-            if getattr(parameter, "_post_accumulate_grad_hooks", None):
-                raise CaptureError(
-                    f"The weight of '{name}' has a hook of its own that runs after its gradient.",
-                    hint="Remove it first: such hooks may train the model (optimizer in backward).",
-                )
-
-    def _set_flags(self) -> None:
-        self._undo.enter_context(frozen(self._model))
-        for parameter in self._sources.weights.values():
-            parameter.requires_grad_(True)
-
-    def _watch_weights(self) -> None:
-        for name, parameter in self._sources.weights.items():
-            hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                partial(self._take_gradient, name)
-            )
-            self._undo.callback(hook.remove)
-
-    def _tap_maps(self) -> None:
-        if not self._sources.taps:
-            return
-        # With every weight frozen, the graph has to begin somewhere.
-        embedding = self._model.get_input_embeddings()
-        self._undo.callback(embedding.register_forward_hook(require_gradient).remove)
-        for name, module in self._sources.maps.items():
-            before = module.register_forward_pre_hook(
-                partial(self._see_input, name), with_kwargs=True
-            )
-            self._undo.callback(before.remove)
-            after = module.register_forward_hook(partial(self._see_output, name))
-            self._undo.callback(after.remove)
-
-    def _tap_experts(self) -> None:
-        if not self._sources.experts:
-            return
+    def _observe_experts(self) -> None:
         names = {id(module): names for module, names in self._sources.experts}
         key = f"hlscore-{id(self)}"
 
         def forward(module: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
             named = names.get(id(module), {})
 
-            def tap(
+            def observe(
                 leaf: str, inputs: torch.Tensor, output: torch.Tensor, counts: list[int]
             ) -> torch.Tensor:
                 if leaf not in named:
                     return output
                 self._keep(named[leaf], inputs)
-                return self._tap(named[leaf], output, counts)
+                return self._observe(named[leaf], output, counts)
 
-            return experts_forward(module, tap, *args, **kwargs)
+            return experts_forward(module, observe, *args, **kwargs)
 
         ALL_EXPERTS_FUNCTIONS[key] = forward
         self._undo.callback(ALL_EXPERTS_FUNCTIONS.__delitem__, key)
@@ -253,18 +283,20 @@ class GradientCapture:
         args: tuple[torch.Tensor, ...],  # noqa: ARG002
         output: torch.Tensor,
     ) -> torch.Tensor:
-        return self._tap(name, output)
+        return self._observe(name, output)
 
     def _keep(self, name: str, inputs: torch.Tensor) -> None:
-        if self._taps is None or not torch.is_grad_enabled():
+        if self._products is None or not torch.is_grad_enabled():
             return
         kept = inputs
         if not self._discarding:
             with torch.no_grad():
-                kept = self._taps.keep(name, inputs)
-        self._kept[name] = Keep.apply(self._anchor, kept.detach())  # type: ignore[no-untyped-call]
+                kept = self._products.keep(name, inputs)
+        self._kept[name] = _SaveInput.apply(  # type: ignore[no-untyped-call]
+            self._anchor, kept.detach()
+        )
 
-    def _tap(self, name: str, output: torch.Tensor, counts: Sequence[int] = ()) -> torch.Tensor:
+    def _observe(self, name: str, output: torch.Tensor, counts: Sequence[int] = ()) -> torch.Tensor:
         kept = self._kept.pop(name, None)
         if kept is None:
             return output
@@ -273,23 +305,17 @@ class GradientCapture:
         if not output.requires_grad:
             output.requires_grad_()
         receive = partial(self._take_product, use, counts)
-        tapped: torch.Tensor = Tap.apply(  # type: ignore[no-untyped-call]
+        observed: torch.Tensor = _ObserveGradient.apply(  # type: ignore[no-untyped-call]
             output, kept, kept.grad_fn, receive
         )
-        return tapped
+        return observed
 
     def _take_product(
         self, use: Use, counts: Sequence[int], kept: torch.Tensor, delta: torch.Tensor
     ) -> None:
-        if self._taps is not None and use not in self._skipped:
-            self._taps.add_product(use[0], kept, delta, counts)
+        if self._products is not None and use not in self._skipped:
+            self._products.add_product(use[0], kept, delta, counts)
             self._added.add(use)
-
-    def _checkpoint(self, block: nn.Module) -> None:
-        # Not the model's own switch: that one works only in training mode, where dropout is on.
-        own = block.__dict__.get("forward")
-        block.forward = partial(self._recomputed, block.forward)
-        self._undo.callback(_restore_forward, block, own)
 
     def _recomputed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         runs = 0
@@ -312,8 +338,8 @@ class GradientCapture:
             preserve_rng_state=False,
             # Stopping early skips the hook that puts offloaded weights away again.
             early_stop=not self._offloaded,
-            # Taps save whole inputs the first time, what is needed of them the second.
-            determinism_check="none" if self._sources.taps else "default",
+            # Whole inputs are saved the first time, what is needed of them the second.
+            determinism_check="none" if self._sources.observed else "default",
             **kwargs,
         )
 

@@ -14,12 +14,8 @@ from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate
+from hlscore.scores.registry import find_score
 from hlscore.settings import Movement, RankSettings
-
-# Scores of single gradient entries: no sketch tells them.
-_NEEDS_GRADIENT = ("taylor", "l1_adam")
-_GIB = 1024**3
-
 
 # What `--movement auto` means where weights can be moved.
 DEFAULT_MOVEMENT: Movement = "gradient"
@@ -45,7 +41,7 @@ def with_movement(
         obstacle = "sharded weights cannot be moved"
     elif loaded and any(weight.is_meta for weight in model.parameters()):
         obstacle = "offloaded weights cannot be moved"
-    elif score in _NEEDS_GRADIENT:
+    elif find_score(score).needs == "whole gradients":
         obstacle = f"the score '{score}' is one of gradients"
     if capture.movement == "trial" and obstacle:
         raise UsageError(
@@ -60,7 +56,7 @@ def with_movement(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
+class EstimatorChoice:
     """How gradients are captured.
 
     Attributes:
@@ -90,18 +86,14 @@ def choose_estimator(
     packed: bool,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     stored: tuple[str, str] | None = None,
-) -> Choice:
-    """Choose the estimator that was asked for, or the exact one while it fits the memory.
+) -> EstimatorChoice:
+    """The estimator that was asked for, or the exact one while it fits; alike in all processes.
 
     Args:
         model: The model; may be on the meta device.
         reserved_bytes: What the weights will take of the free memory; 0 once they are loaded.
-        processes: This process among those that share the probes.
         stored: Estimator and reason of the unfinished run that is resumed: memory that is free
             now does not change them.
-
-    Returns:
-        The choice; the same in every process.
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
@@ -117,40 +109,38 @@ def choose_estimator(
     )
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
-    estimator, reason = stored or _choose(settings, needs, free, device, packed or offloaded)
-    if estimator == "sketch" and settings.plan.score in _NEEDS_GRADIENT:
+    if stored is not None:
+        estimator, reason = stored
+    elif capture.estimator != "auto":
+        estimator, reason = capture.estimator, f"{capture.estimator}: asked for."
+    elif capture.passes > 1:
+        estimator = "sketch"
+        reason = "sketch: several passes sharpen sketches, exact gradients need one."
+    elif packed or offloaded:
+        estimator = "sketch"
+        reason = "sketch: quantized, offloaded or sharded weights hold no gradients."
+    else:
+        wanted = needs.on_device("exact", capture.accumulate_on)
+        fits = wanted <= USABLE_SHARE * free
+        host = needs.on_host("exact", capture.accumulate_on)
+        if host and device.type != "cpu":
+            fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
+        place = "this machine" if device.type == "cpu" else str(device)
+        compared = (
+            f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
+        )
+        estimator = "exact" if fits else "sketch"
+        reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
+    score = find_score(settings.plan.score)
+    if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(
-            f"The score '{settings.plan.score}' needs whole gradients: {reason}",
+            f"The score '{score.name}' needs whole gradients: {reason}",
             hint="Use --estimator exact, or another --score.",
         )
-    return Choice(
+    return EstimatorChoice(
         estimator=estimator, reason=reason, sketch_size=size, needs=needs, free_bytes=free
     )
 
 
-def _choose(
-    settings: RankSettings, needs: Needs, free: int, device: torch.device, packed: bool
-) -> tuple[str, str]:
-    capture = settings.capture
-    if capture.estimator != "auto":
-        return capture.estimator, f"{capture.estimator}: asked for."
-    if capture.passes > 1:
-        return "sketch", "sketch: several passes sharpen sketches, exact gradients need one."
-    if packed:
-        return "sketch", "sketch: quantized, offloaded or sharded weights hold no gradients."
-    wanted = needs.on_device("exact", capture.accumulate_on)
-    fits = wanted <= USABLE_SHARE * free
-    host = needs.on_host("exact", capture.accumulate_on)
-    if host and device.type != "cpu":
-        fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
-    place = "this machine" if device.type == "cpu" else str(device)
-    compared = (
-        f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
-    )
-    if fits:
-        return "exact", f"exact: {compared}."
-    return "sketch", f"sketch: exact does not fit, {compared}."
-
-
 def _size(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB / 10 else f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

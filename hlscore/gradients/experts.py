@@ -1,4 +1,4 @@
-"""The forward pass of fused experts, with a tap on each of their linear maps.
+"""The forward pass of fused experts, with each of their linear maps observed.
 
 Transformers lets a function take over the forward pass of a module of fused experts
 (`ExpertsInterface`); this one does what the library's own do and shows the sorted inputs and the
@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional
 
 # Attribute of the weight, its inputs, its outputs, and rows of each expert.
-ExpertTap = Callable[[str, torch.Tensor, torch.Tensor, list[int]], torch.Tensor]
+ExpertObserver = Callable[[str, torch.Tensor, torch.Tensor, list[int]], torch.Tensor]
 
 
 def is_fused_experts(module: nn.Module) -> bool:
@@ -26,7 +26,7 @@ def is_fused_experts(module: nn.Module) -> bool:
 
 def experts_forward(
     module: Any,
-    tap: ExpertTap,
+    observe: ExpertObserver,
     hidden_states: torch.Tensor,
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
@@ -34,8 +34,8 @@ def experts_forward(
     """Send each token through its experts.
 
     Args:
-        tap: Called with each linear map's attribute, inputs [rows, in], outputs [rows, out] and
-            rows of each expert; rows come sorted by expert. What it returns is gone on with.
+        observe: Called with each linear map's attribute, inputs [rows, in], outputs [rows, out] and
+            rows of each expert; rows come sorted by expert. What it returns replaces the outputs.
         hidden_states: [tokens, hidden].
         top_k_index: Experts of each token, int [tokens, k]; `num_experts` means none.
         top_k_weights: Weight of each, [tokens, k].
@@ -52,7 +52,7 @@ def experts_forward(
     def linear(leaf: str, inputs: torch.Tensor) -> torch.Tensor:
         weight = getattr(module, leaf)
         weight = weight if module.is_transposed else weight.mT
-        output = tap(leaf, inputs, grouped_product(inputs, weight, counts), counts)
+        output = observe(leaf, inputs, grouped_product(inputs, weight, counts), counts)
         bias = getattr(module, f"{leaf}_bias")[ids] if module.has_bias else None
         return output if bias is None else output + bias
 

@@ -37,11 +37,11 @@ class GroupSketches:
     are linear, so no sum per group is needed.
 
     Args:
-        groups: Groups in each half.
+        kept: Groups in each half; `None` keeps no sketches.
     """
 
-    def __init__(self, groups: tuple[int, int]) -> None:
-        self._groups = groups
+    def __init__(self, kept: tuple[int, int] | None) -> None:
+        self.kept = kept
         self._sketches: dict[str, torch.Tensor] = {}
 
     def end(self, name: str, group: int, total: torch.Tensor) -> None:
@@ -51,18 +51,20 @@ class GroupSketches:
             group: Its number, those of the first half first.
             total: Sketched sum of its half so far, float32 [E, m, k].
         """
+        if self.kept is None:
+            return
         part = sampled(total)
         now = fold_rows(part, folded_rows(*part.shape[-2:]))
         if name not in self._sketches:
             self._sketches[name] = torch.zeros(
-                (sum(self._groups), *now.shape), dtype=_DTYPE, device=now.device
+                (sum(self.kept), *now.shape), dtype=_DTYPE, device=now.device
             )
         kept = self._sketches[name] = self._sketches[name].to(now.device)
-        begin = 0 if group < self._groups[0] else self._groups[0]
+        begin = 0 if group < self.kept[0] else self.kept[0]
         kept[group] = now - kept[begin:group].sum(0, dtype=torch.float32)
 
     def of(self, name: str) -> torch.Tensor | None:
-        """Give the sketches of all groups, first half first: float32 [g, e, p, k]."""
+        """The sketches of all groups, first half first: float32 [g, e, p, k]."""
         found = self._sketches.get(name)
         return None if found is None else found.float()
 
@@ -75,11 +77,7 @@ class GroupSketches:
         return {f"{_PREFIX}{name}": value for name, value in self._sketches.items()}
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take sketches over.
-
-        Args:
-            state: What `state` gave; other entries are left alone.
-        """
+        """Take over the sketches in what `state` gave; other entries are ignored."""
         for key, value in state.items():
             if key.startswith(_PREFIX):
                 self._sketches[key.removeprefix(_PREFIX)] = value

@@ -22,11 +22,9 @@ _LEAST_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Influence:
-    """What each group does to a score, scaled so that the squares sum to its variance.
+    """What each group of both halves does to a score, scaled so that squares sum to its variance.
 
-    Attributes:
-        first: float64 [groups of the first half].
-        second: float64 [groups of the second half].
+    float64 [groups of the half] each.
     """
 
     first: torch.Tensor
@@ -44,14 +42,7 @@ class Influence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Influences:
-    """Influences of the groups on the scores of one module.
-
-    Attributes:
-        hls: On the cross-fitted tail.
-        tail: On the tail energy of the mean gradient.
-        grad_norm: On the energy of the mean gradient.
-        energy: Energy of the mean gradient that the influences belong to.
-    """
+    """Influences of the groups on the scores of one module, at one energy of the mean gradient."""
 
     hls: Influence
     tail: Influence
@@ -71,15 +62,12 @@ class Influences:
 def influences(
     sketches: torch.Tensor, first_counts: torch.Tensor, second_counts: torch.Tensor, rank: int
 ) -> Influences:
-    """Measure what each group does to the scores of one module.
+    """Influences of the groups on scores summed over the E matrices of one module.
 
     Args:
         sketches: Sketched sums of the groups, first half first, float32 [g, E, p, k].
-        first_counts: What each group of the first half counts, float64.
-        second_counts: What each group of the second half counts, float64.
-
-    Returns:
-        Influences on scores summed over the E matrices.
+        first_counts: What each group of the first half adds to the divisor of its mean, float64.
+        second_counts: The same of the second half.
     """
     halves = len(first_counts)
     # float32 is ample for differences; scaling keeps small squares normal.
@@ -101,8 +89,8 @@ def influences(
     scale = float(unit.double().cpu() / mean_count) ** 2
     return Influences(
         hls=_without_shared_noise(pairs * scale),
-        tail=_one_sample(means[0] * scale, halves),
-        grad_norm=_one_sample(means[1] * scale, halves),
+        tail=_by_half(_scaled(means[0] * scale), halves),
+        grad_norm=_by_half(_scaled(means[1] * scale), halves),
         energy=energy * scale,
     )
 
@@ -138,8 +126,7 @@ def _mean_energies(groups: torch.Tensor, counts: torch.Tensor, rank: int) -> tor
     return torch.stack((tail, energies.sum((-2, -1))))
 
 
-def _one_sample(values: torch.Tensor, halves: int) -> Influence:
-    found = _scaled(values)
+def _by_half(found: torch.Tensor, halves: int) -> Influence:
     return Influence(first=found[:halves], second=found[halves:])
 
 

@@ -1,4 +1,4 @@
-"""What a probe run needs in memory, told before it starts, and what there is."""
+"""The memory that a probe run needs, predicted before it starts, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import formed_gradients
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.batches import by_length, cut
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
 from hlscore.settings import CaptureSettings
 from hlscore.threads import thread_limit
@@ -23,6 +23,7 @@ from hlscore.threads import thread_limit
 _CGROUP = Path("/sys/fs/cgroup")
 # The allocator and the kernels want some of what is free, and activations are an estimate.
 USABLE_SHARE = 0.9
+_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,13 +67,10 @@ def predict(
     itemsize: int,
     processes: int = 1,
 ) -> Needs:
-    """Predict the memory of a run besides the weights.
+    """Predict the memory of a run besides the weights: sums exactly, activations roughly.
 
     Args:
         model: The model; may be on the meta device.
-
-    Returns:
-        The prediction. Sums are exact; activations are an estimate.
     """
     groups = probes.summary.groups if settings.bootstrap else 0
     sketches = formed = 0
@@ -99,11 +97,7 @@ def predict(
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a run may take on a device.
-
-    Returns:
-        Free bytes; on the host, within the limit of its control group.
-    """
+    """Free memory of a device; on the host, within the limit of its control group."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -111,6 +105,18 @@ def free_bytes(device: torch.device) -> int:
     available = int(psutil.virtual_memory().available)
     limit, used = (_cgroup_number(name) for name in ("memory.max", "memory.current"))
     return available if limit is None or used is None else min(available, max(0, limit - used))
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error of torch says that the device or the host has no memory left."""
+    on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
+    return on_host or isinstance(error, torch.OutOfMemoryError)
+
+
+def empty_cache() -> None:
+    """Give memory that torch holds without use back to the device."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def worker_count(job_bytes: int) -> int:
@@ -135,7 +141,15 @@ def _activations(
     itemsize: int,
     processes: int,
 ) -> int:
-    tokens, counted = _largest_batch(probes, settings.batch_size, processes)
+    """Bytes of activations, logits and loss of the largest batch."""
+    parts = [
+        part
+        for half in probes.halves
+        for group in half
+        for part in cut(by_length(group)[::processes], settings.batch_size)
+    ]
+    tokens = max(len(part) * max(len(item.input_ids) for item in part) for part in parts)
+    counted = max(sum(item.counted_tokens for item in part) for part in parts)
     config = model.config.get_text_config()
     hidden = int(getattr(config, "hidden_size", 0))
     per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
@@ -147,28 +161,7 @@ def _activations(
     # Inputs are often shared, which makes room for what norms, gates and attention hold.
     inside = list(blocks.values())
     kept = len(blocks) * hidden + max(inside) if settings.checkpointing else sum(inside)
-    return tokens * itemsize * kept + _loss_bytes(model, tokens, counted, itemsize)
-
-
-def _loss_bytes(model: PreTrainedModel, tokens: int, counted: int, itemsize: int) -> int:
-    """Logits and their gradient, and what the loss computes with in float32."""
+    # Logits and their gradient, and what the loss computes with in float32.
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    whole = counted * vocabulary <= CHUNK_NUMBERS
-    wide = 4 * (counted * vocabulary if whole else CHUNK_NUMBERS)
-    return 3 * tokens * vocabulary * itemsize + 3 * wide
-
-
-def _largest_batch(probes: ProbeSet, size: int, processes: int) -> tuple[int, int]:
-    """Tokens of the largest batch with padding, and counted ones at most."""
-
-    def padded(part: Sequence[ProbeExample]) -> int:
-        return len(part) * max(len(example.input_ids) for example in part)
-
-    parts = [
-        part
-        for half in probes.halves
-        for group in half
-        for part in cut(by_length(group)[::processes], size)
-    ]
-    largest = max(parts, key=padded)
-    return padded(largest), max(sum(e.counted_tokens for e in part) for part in parts)
+    wide = 4 * min(counted * vocabulary, CHUNK_NUMBERS)
+    return tokens * itemsize * kept + 3 * tokens * vocabulary * itemsize + 3 * wide

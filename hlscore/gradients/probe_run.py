@@ -8,29 +8,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import GradientCapture, Sources, Use
 from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.passes import counted_log_probs, sends_positions
-from hlscore.gradients.progress import Place, Progress, ProgressFile
+from hlscore.gradients.memory import empty_cache, is_out_of_memory
+from hlscore.gradients.passes import ForwardPass, Passed, loss_scale
+from hlscore.gradients.progress import ProgressFile, RunPosition, RunState, device_of_sums
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.inputs.model import input_device
-from hlscore.inputs.modules import decoder_blocks
-from hlscore.objectives.losses import ProbeLoss, probe_loss
-from hlscore.probes.batches import by_length, collate, cut
+from hlscore.objectives.losses import probe_loss
+from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings
-
-# Mean-loss gradients of large models lie near the smallest number float16 can hold.
-FLOAT16_LOSS_SCALE = 1024.0
-
-_HOST_MEMORY_WORDS = ("not enough memory", "can't allocate memory")
-
-OnTokens = Callable[[int], None]
 
 
 class ProbeRun:
@@ -38,11 +29,8 @@ class ProbeRun:
 
     Args:
         model: The model; comes back as it was.
-        probes: Both halves of the probe examples.
         gradients: Receives the gradients.
         sources: Where they come from.
-        settings: Batch size, padding, checkpointing, passes.
-        objective: The loss that is probed.
         on_tokens: Called after each batch with its tokens.
         processes: This process among those that share the probes.
         progress_file: Where progress is stored, if anywhere.
@@ -59,7 +47,7 @@ class ProbeRun:
         settings: CaptureSettings,
         objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
         *,
-        on_tokens: OnTokens,
+        on_tokens: Callable[[int], None],
         processes: Processes = Processes(),  # noqa: B008 - frozen
         progress_file: ProgressFile | None = None,
         in_step: bool = False,
@@ -69,7 +57,8 @@ class ProbeRun:
         self._gradients = gradients
         self._sources = sources
         self._settings = settings
-        self._loss: ProbeLoss = probe_loss(objective)
+        self._forward = ForwardPass(model, probes, settings.padding_side)
+        self._loss = probe_loss(objective)
         self._clip = objective.clip
         self._off_policy = any(item.old_log_probs for item in probes.sequences)
         # Tokens whose old log-probability is known, and those of them beyond the clip.
@@ -78,18 +67,17 @@ class ProbeRun:
         self._processes = processes
         self._file = progress_file
         self._in_step = in_step
-        self._progress = Progress(place=Place(), loss=0.0, batch_size=settings.batch_size)
-        self._here = Place()
-        self._positions = sends_positions(model, settings.padding_side)
+        self._state = RunState(position=RunPosition(), loss=0.0, batch_size=settings.batch_size)
+        self._here = RunPosition()
 
     @property
     def batch_size(self) -> int:
         """Examples per batch that fitted the memory."""
-        return self._progress.batch_size
+        return self._state.batch_size
 
     @property
     def ratio_note(self) -> str:
-        """What the log-probabilities of another policy were like; empty where there are none."""
+        """How far the ratios to the sampling policy lie outside the clip; empty on policy."""
         known, beyond = self._processes.total([self._known, self._beyond])
         if not known:
             return ""
@@ -101,13 +89,11 @@ class ProbeRun:
         )
 
     def resume(self) -> None:
-        """Go on where a stored run ended."""
-        if self._file is None:
-            return
-        on_host = self._settings.accumulate_on == "host"
-        device = torch.device("cpu") if on_host else input_device(self._model)
-        self._progress, state = self._file.load(self._progress, device)
-        self._gradients.load(state, number=self._progress.place.number)
+        """Continue where a stored run ended."""
+        if self._file is not None:
+            device = device_of_sums(self._model, self._settings)
+            self._state, state = self._file.load(self._state, device)
+            self._gradients.load(state, number=self._state.position.number)
 
     def run(self) -> float:
         """Run every probe batch forward and backward, and accumulate the gradients.
@@ -115,52 +101,51 @@ class ProbeRun:
         Returns:
             Mean negative log-likelihood over the counted tokens of the whole set, in nats.
         """
-        first = self._progress.place.number
+        gradients, processes = self._gradients, self._processes
+        first = self._state.position.number
         for number in range(first, self._settings.passes + 1):
-            if number > first:
-                self._begin_pass(number)
-            self._run_pass(number)
-            self._gradients.load(self._processes.add_up(self._gradients.sums()), number=number)
+            if number > first and isinstance(gradients, SketchGradients):
+                gradients.begin_pass()
+                processes.give_to_all(gradients.bases())
+                self._state = replace(self._state, position=RunPosition(number=number))
+                if self._file is not None:
+                    self._file.save(self._state, gradients.state())
+                    processes.wait()
+                    self._file.forget(before=number)
+            if gradients.captured:
+                self._run_pass(number)
+            gradients.load(processes.add_up(gradients.linear_state()), number=number)
         tokens = sum(item.counted_tokens for item in self._probes.sequences)
-        return self._processes.total([self._progress.loss])[0] / tokens
-
-    def _begin_pass(self, number: int) -> None:
-        gradients = self._gradients
-        if not isinstance(gradients, SketchGradients):
-            return
-        gradients.begin_pass()
-        self._processes.give_to_all(gradients.bases())
-        self._progress = replace(self._progress, place=Place(number=number))
-        if self._file is not None:
-            self._file.save(self._progress, gradients.state())
-            self._processes.wait()
-            self._file.forget(before=number)
+        return processes.total([self._state.loss])[0] / tokens
 
     def _run_pass(self, number: int) -> None:
-        captured = set(self._gradients.captured())
-        gradients = self._gradients
-        if not captured:
-            return
+        gradients, start = self._gradients, self._state.position
         capture = GradientCapture(
             self._model,
-            self._sources.only(captured),
+            self._sources.only(set(gradients.captured)),
             gradients,
-            taps=gradients if isinstance(gradients, SketchGradients) else None,
-            blocks=checkpointed_blocks(self._model) if self._settings.checkpointing else (),
+            products=gradients if isinstance(gradients, SketchGradients) else None,
+            checkpointing=self._settings.checkpointing,
         )
-        start = self._progress.place
         with torch.enable_grad(), capture:
             for half, groups in enumerate(self._probes.halves):
                 earlier = half * len(self._probes.halves[0])
                 for index, group in enumerate(groups):
                     batches = self._batches(group)
                     for batch, examples in enumerate(batches):
-                        here = Place(number=number, half=half, group=index, batch=batch)
-                        if here < start:
-                            self._on_tokens(sum(len(e.input_ids) for e in examples))
-                            continue
-                        self._run_batch(capture, examples, half, here)
-                    ended = Place(number=number, half=half, group=index, batch=len(batches))
+                        here = RunPosition(number=number, half=half, group=index, batch=batch)
+                        if here >= start:
+                            self._here = here
+                            loss = self._run_parts(capture, examples, frozenset())
+                            self._state = replace(
+                                self._state,
+                                position=replace(here, batch=batch + 1),
+                                loss=self._state.loss + (loss if number == 1 else 0.0),
+                            )
+                        self._on_tokens(sum(len(item.input_ids) for item in examples))
+                        if here >= start and self._file is not None and self._file.is_due():
+                            self._file.save(self._state, gradients.state())
+                    ended = RunPosition(number=number, half=half, group=index, batch=len(batches))
                     if ended >= start:
                         self._check_finite(ended)
                         gradients.end_group(half, earlier + index)
@@ -175,23 +160,10 @@ class ProbeRun:
             own += [()] * (steps - len(own))
         return own
 
-    def _run_batch(
-        self, capture: GradientCapture, examples: Sequence[ProbeExample], half: int, here: Place
-    ) -> None:
-        self._here = here
-        loss = self._run_parts(capture, examples, half, frozenset())
-        place = replace(here, batch=here.batch + 1)
-        counted = loss if here.number == 1 else 0.0
-        self._progress = replace(self._progress, place=place, loss=self._progress.loss + counted)
-        self._on_tokens(sum(len(e.input_ids) for e in examples))
-        if self._file is not None:
-            self._file.save_when_due(self._progress, self._gradients.state)
-
     def _run_parts(
         self,
         capture: GradientCapture,
         examples: Sequence[ProbeExample],
-        half: int,
         skipped: frozenset[Use],
     ) -> float:
         """Run examples in as few parts as fit the memory.
@@ -200,14 +172,14 @@ class ProbeRun:
         smaller parts leave it out.
         """
         if not examples:
-            self._run_part(capture, self._probes.sequences[:1], half, skipped, weight=0.0)
+            self._run_part(capture, self._probes.sequences[:1], skipped, weight=0.0)
             return 0.0
         loss, start = 0.0, 0
         while start < len(examples):
-            part = examples[start : start + self._progress.batch_size]
+            part = examples[start : start + self._state.batch_size]
             start += len(part)
             try:
-                loss += self._run_part(capture, part, half, skipped)
+                loss += self._run_part(capture, part, skipped)
                 continue
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(part) == 1 or self._in_step:
@@ -215,61 +187,54 @@ class ProbeRun:
                 done = skipped | capture.added()
             # Outside the except clause: the error holds the tensors of the failed try.
             capture.clear()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            self._progress = replace(self._progress, batch_size=len(part) // 2)
-            loss += self._run_parts(capture, part, half, done)
+            empty_cache()
+            self._state = replace(self._state, batch_size=len(part) // 2)
+            loss += self._run_parts(capture, part, done)
         return loss
 
     def _run_part(
         self,
         capture: GradientCapture,
         examples: Sequence[ProbeExample],
-        half: int,
         skipped: frozenset[Use],
         weight: float = 1.0,
     ) -> float:
-        batch = collate(
-            examples,
-            pad_token_id=self._probes.pad_token_id,
-            padding_side=self._settings.padding_side,
-            device=input_device(self._model),
-        )
         capture.begin_batch(skipped)
         with _named_errors(self._model, self._here):
-            log_probs, counted = counted_log_probs(
-                self._model, batch, positions=self._positions, temperature=self._probes.temperature
-            )
-        old = batch.old_log_probs.to(log_probs)
-        loss = self._loss(log_probs, batch.coefficients.to(log_probs), counted, old)
-        likelihood = -float(log_probs.detach().sum())
+            passed = self._forward(examples)
+        loss = self._loss(
+            passed.log_probs,
+            passed.coefficients.to(passed.log_probs),
+            passed.counted,
+            passed.old_log_probs,
+        )
+        likelihood = -float(passed.log_probs.detach().sum())
         value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
             raise CaptureError(
-                f"The loss in {_words(self._here)} is {value}.", hint=_overflow_hint(self._model)
+                f"The loss in {self._here} is {value}.", hint=_overflow_hint(self._model)
             )
         if not loss.requires_grad:
             raise CaptureError("The loss does not depend on any candidate module.")
-        scale = FLOAT16_LOSS_SCALE if self._model.dtype == torch.float16 else 1.0
+        scale = loss_scale(self._model)
         # Gradients of the size of a mean, whatever a batch holds.
-        size = float((batch.coefficients.abs() * counted.sum(-1).cpu()).sum())
-        self._gradients.begin_batch(half, weight * size / scale)
+        size = float((passed.coefficients.abs() * passed.counted.sum(-1).cpu()).sum())
+        self._gradients.begin_batch(self._here.half, weight * size / scale)
         with _named_errors(self._model, self._here):
             (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
         # Once per token: after what memory may cut off, and not in further passes.
         if self._off_policy and self._here.number == 1:
-            self._count_ratios(log_probs.detach(), counted, old)
+            self._count_ratios(passed)
         return likelihood
 
-    def _count_ratios(
-        self, log_probs: torch.Tensor, counted: torch.Tensor, old: torch.Tensor
-    ) -> None:
-        ratios = torch.exp(log_probs - old)[counted & ~torch.isnan(old)]
+    def _count_ratios(self, passed: Passed) -> None:
+        ratios = torch.exp(passed.log_probs.detach() - passed.old_log_probs)
+        ratios = ratios[passed.counted & ~torch.isnan(passed.old_log_probs)]
         low, high = self._clip
         self._known += ratios.numel()
         self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
 
-    def _check_finite(self, here: Place) -> None:
+    def _check_finite(self, here: RunPosition) -> None:
         """Look for NaN and infinity, once per group: reading the answer waits for the device."""
         by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
         for name, total in self._gradients.totals(here.half).items():
@@ -279,17 +244,13 @@ class ProbeRun:
             for name, good in zip(sums, finite, strict=True):
                 if not good:
                     raise CaptureError(
-                        f"The gradient of '{name}' in {_words(here)} holds NaN or infinity.",
+                        f"The gradient of '{name}' in {here} holds NaN or infinity.",
                         hint=_overflow_hint(self._model),
                     )
 
 
-def _words(place: Place) -> str:
-    return f"probe group {place.group + 1} of half {place.half + 1}"
-
-
 @contextmanager
-def _named_errors(model: PreTrainedModel, here: Place) -> Iterator[None]:
+def _named_errors(model: PreTrainedModel, here: RunPosition) -> Iterator[None]:
     """Turn an exception of the model's own code into an error that names the model.
 
     Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
@@ -305,26 +266,13 @@ def _named_errors(model: PreTrainedModel, here: Place) -> Iterator[None]:
         ValueError,
     ) as error:
         raise CaptureError(
-            f"{type(model).__name__} fails in {_words(here)}: {first_line(error)}",
+            f"{type(model).__name__} fails in {here}: {first_line(error)}",
             hint="The model's own code raised this. It is run in evaluation mode, with gradients; "
             "check that it can be trained like that.",
         ) from error
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error of torch says that the device or the host has no memory left."""
-    on_host = any(words in str(error) for words in _HOST_MEMORY_WORDS)
-    return on_host or isinstance(error, torch.OutOfMemoryError)
 
 
 def _overflow_hint(model: PreTrainedModel) -> str:
     if model.dtype == torch.float16:
         return "float16 overflows easily: use --dtype bfloat16 or float32."
     return "Check the checkpoint for broken weights, and the probe data for odd examples."
-
-
-def checkpointed_blocks(model: PreTrainedModel) -> tuple[nn.Module, ...]:
-    """Decoder blocks whose activations can be recomputed in the backward pass."""
-    if not model.supports_gradient_checkpointing:
-        return ()
-    return tuple(model.get_submodule(name) for name in decoder_blocks(model))

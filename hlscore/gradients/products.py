@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
+from hlscore.gradients.half_sums import HALVES, HalfSums
 from hlscore.records import Candidate
 
-HALVES = ("first", "second")
 _HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 TestOf = Callable[[str, torch.device, torch.dtype], torch.Tensor | None]
@@ -59,11 +59,7 @@ class Product:
 def product_of(
     item: Candidate, columns: int, *, long_side: bool, shared: bool, factor: float
 ) -> Product:
-    """Say how a module is multiplied.
-
-    Returns:
-        The product; of a square gradient, the input is the long side.
-    """
+    """A product on the long or the short side; of a square gradient, the input is the long one."""
     on_input = (item.in_features >= item.out_features) == long_side
     return Product(item=item, on_input=on_input, columns=columns, shared=shared, factor=factor)
 
@@ -82,7 +78,7 @@ class _Projected:
         return unchanged and self.test is test
 
 
-class ProductSums:
+class ProductSums(HalfSums):
     """Accumulates products in float32, one sum per half and module.
 
     Args:
@@ -92,16 +88,14 @@ class ProductSums:
     """
 
     def __init__(self, products: Mapping[str, Product], test_of: TestOf) -> None:
+        super().__init__(products)
         self.products = products
-        self.sums: dict[str, torch.Tensor] = {}
         self._test_of = test_of
-        self._half = 0
-        self._scale = 1.0
         self._last: _Projected | None = None
 
     def begin_batch(self, half: int, scale: float) -> None:
-        """Say which half the next gradients belong to, and what they are multiplied with."""
-        self._half, self._scale = half, scale
+        """Set the half that the next gradients belong to, and what they are multiplied with."""
+        super().begin_batch(half, scale)
         self._last = None
 
     def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -132,7 +126,7 @@ class ProductSums:
     def add_product(
         self, name: str, kept: torch.Tensor, delta: torch.Tensor, counts: Sequence[int] = ()
     ) -> None:
-        """Add what a module's input and output gradient say about its weight gradient.
+        """Add the product of a module's weight gradient, from its input and output gradient.
 
         Args:
             kept: What `keep` gave, on any device.
@@ -176,15 +170,6 @@ class ProductSums:
         test = self._test_of(name, gradient.device, torch.float32)
         values = dense if test is None else dense @ test
         self._sum(name, gradient.device).add_(values, alpha=self._scale * product.factor)
-
-    def half(self, name: str, half: int) -> torch.Tensor | None:
-        """Give the sum of a half, float32 [E, rows, columns]; `None` where nothing arrived."""
-        return self.sums.get(f"{HALVES[half]}:{name}")
-
-    def forget(self, name: str) -> None:
-        """Release what is held for a module."""
-        for half in HALVES:
-            self.sums.pop(f"{half}:{name}", None)
 
     def _sum(self, name: str, device: torch.device) -> torch.Tensor:
         key = f"{HALVES[self._half]}:{name}"

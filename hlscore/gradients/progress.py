@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError, first_line
+from hlscore.inputs.model import input_device
 from hlscore.processes import Processes
+from hlscore.settings import CaptureSettings
 from hlscore.unfinished import (
     HALF_WRITTEN,
     PROGRESS_PREFIX,
@@ -29,8 +32,8 @@ _LARGEST_SHARE = 0.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Place:
-    """How far a run is; the next batch to run.
+class RunPosition:
+    """The next batch to run.
 
     Attributes:
         number: Pass over the probes, from 1.
@@ -44,20 +47,23 @@ class Place:
     group: int = 0
     batch: int = 0
 
+    def __str__(self) -> str:
+        return f"probe group {self.group + 1} of half {self.half + 1}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
+class RunState:
     """What is stored besides the sums.
 
     Attributes:
-        place: The next batch to run.
+        position: The next batch to run.
         loss: Sum of the losses so far, in nats.
         batch_size: Examples per batch that fit so far.
         tokens: Tokens that the sum of the losses holds, where these are not all.
         rate: Learning rate of the trials; 0 for gradients.
     """
 
-    place: Place
+    position: RunPosition
     loss: float
     batch_size: int
     tokens: float = 0.0
@@ -73,7 +79,6 @@ class ProgressFile:
     Args:
         folder: Where results will go; made when first needed.
         identity: What the run is; a file of another run is refused.
-        processes: This process among those of the run.
         every_seconds: Time between two writes; 0 writes after every batch.
         together: Whether all processes must store the same place.
 
@@ -104,28 +109,21 @@ class ProgressFile:
         """Where the progress of this process in a pass is stored."""
         return progress_path(self._folder, self._processes.rank, self._processes.size, number)
 
-    def save_when_due(
-        self, progress: Progress, state: Callable[[], Mapping[str, torch.Tensor]]
-    ) -> None:
-        """Store progress when enough time has passed since it was stored last."""
-        if self.is_due():
-            self.save(progress, state())
-
     def is_due(self) -> bool:
         """Whether enough time has passed since progress was stored last."""
         wait = max(self._every, self._cost / _LARGEST_SHARE) if self._every else 0.0
         due = time.monotonic() - self._last >= wait
         return self._processes.gather(due)[0] if self._together else due
 
-    def save(self, progress: Progress, state: Mapping[str, torch.Tensor]) -> None:
+    def save(self, run: RunState, state: Mapping[str, torch.Tensor]) -> None:
         """Store progress now."""
         began = time.monotonic()
-        path = self.path(progress.place.number)
+        path = self.path(run.position.number)
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
         header = {
             "identity": self._identity,
-            "progress": asdict(progress) | {"seconds": seconds},
+            "progress": asdict(run) | {"seconds": seconds},
         }
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
@@ -147,39 +145,37 @@ class ProgressFile:
         self._cost = self._last - began
 
     def load(
-        self, start: Progress, device: torch.device
-    ) -> tuple[Progress, dict[str, torch.Tensor]]:
-        """Read the progress of the latest pass that every process has stored.
-
-        Returns:
-            How far the run is, and its sums.
-        """
+        self, start: RunState, device: torch.device
+    ) -> tuple[RunState, dict[str, torch.Tensor]]:
+        """State and sums of the latest pass that every process has stored."""
         stored = self._processes.gather(stored_passes(self.path(1)))
-        common = set.intersection(*({*numbers} or {start.place.number} for numbers in stored))
+        common = set.intersection(*({*numbers} or {start.position.number} for numbers in stored))
         if not any(stored) or not common:
             raise nothing_to_resume(self._folder)
         path = self.path(max(common))
-        progress, state = start, {}
+        run, state = start, {}
         if path.exists():
             header = read_header(path)
             check_same_run(self._folder, header["identity"], self._identity)
-            progress = _progress_of(header)
+            run = _state_of(header)
             self.earlier_seconds = float(header["progress"].get("seconds", 0.0))
-            state = _read_tensors(path, device)
-        if self._together and len({part.place for part in self._processes.gather(progress)}) > 1:
+            with safe_open(path, framework="pt") as file:
+                # Copied: in the file's own memory they are not aligned, and kernels that depend
+                # on that would round differently from then on.
+                state = {
+                    name: file.get_tensor(name).to(device, copy=True)
+                    for name in file.keys()  # noqa: SIM118
+                }
+        if self._together and len({part.position for part in self._processes.gather(run)}) > 1:
             raise UsageError(
                 f"The processes of the unfinished run in '{self._folder}' were stopped while they "
                 "stored their progress.",
                 hint="Start anew with --force.",
             )
-        return progress, state
+        return run, state
 
     def forget(self, *, before: int | None = None) -> None:
-        """Remove stored progress.
-
-        Args:
-            before: Only that of earlier passes; `None` removes all.
-        """
+        """Remove stored progress, with `before` only that of earlier passes."""
         for number in stored_passes(self.path(1)):
             if before is None or number < before:
                 self.path(number).unlink(missing_ok=True)
@@ -190,11 +186,9 @@ class ProgressFile:
             self._folder.rmdir()
 
 
-def _read_tensors(path: Path, device: torch.device) -> dict[str, torch.Tensor]:
-    with safe_open(path, framework="pt") as file:
-        # Copied: in the file's own memory they are not aligned, and kernels that depend on that
-        # would round differently from then on.
-        return {name: file.get_tensor(name).to(device, copy=True) for name in file.keys()}  # noqa: SIM118
+def device_of_sums(model: PreTrainedModel, settings: CaptureSettings) -> torch.device:
+    """Device to read stored sums to."""
+    return torch.device("cpu") if settings.accumulate_on == "host" else input_device(model)
 
 
 def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
@@ -205,20 +199,15 @@ def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
 def stored_passes(first: Path) -> list[int]:
     """Passes of which a process has stored progress."""
     stem = first.name.removesuffix("1.safetensors")
-    numbers = []
-    for path in first.parent.glob(f"{stem}*.safetensors"):
-        text = path.name.removeprefix(stem).removesuffix(".safetensors")
-        if text.isdecimal():
-            numbers.append(int(text))
-    return sorted(numbers)
+    numbers = (
+        path.name.removeprefix(stem).removesuffix(".safetensors")
+        for path in first.parent.glob(f"{stem}*.safetensors")
+    )
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
-    """Read what run the progress in a folder is of.
-
-    Returns:
-        The same in every process; empty where none of them has stored progress.
-    """
+    """Identity of the run stored in a folder, alike in all processes; empty for none."""
     rank, size = processes.rank, processes.size
     numbers = stored_passes(progress_path(folder, rank, size, 1))[-1:]
     headers = [read_header(progress_path(folder, rank, size, number)) for number in numbers]
@@ -231,7 +220,7 @@ def read_header(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
-            _progress_of(header)
+            _state_of(header)
             header["identity"].keys()
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
@@ -241,10 +230,10 @@ def read_header(path: Path) -> dict[str, Any]:
     return header
 
 
-def _progress_of(header: Mapping[str, Any]) -> Progress:
+def _state_of(header: Mapping[str, Any]) -> RunState:
     found = header["progress"]
-    return Progress(
-        place=Place(**found["place"]),
+    return RunState(
+        position=RunPosition(**found["position"]),
         loss=float(found["loss"]),
         batch_size=int(found["batch_size"]),
         tokens=float(found.get("tokens", 0.0)),

@@ -19,13 +19,13 @@ from hlscore.gradients.jackknife import Influence
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resamples:
-    """How often each group is drawn in each resample.
+    """How often each group of both halves is drawn in each resample.
 
     Attributes:
-        first: Draws from the first half, float64 [resamples, groups].
-        second: Draws from the second half, float64 [resamples, groups].
-        first_counts: What each group of the first half counts, float64 [groups].
-        second_counts: What each group of the second half counts, float64 [groups].
+        first: float64 [resamples, groups].
+        second: float64 [resamples, groups].
+        first_counts: What each group adds to the divisor of its half's mean, float64 [groups].
+        second_counts: float64 [groups].
     """
 
     first: torch.Tensor
@@ -39,14 +39,7 @@ class Resamples:
         return self.first.shape[0]
 
     def replicates(self, value: float, influence: Influence) -> torch.Tensor:
-        """Draw a score again and again.
-
-        Args:
-            influence: What each group does to it.
-
-        Returns:
-            float64 [resamples]; their variance is that of the influence.
-        """
+        """A score in each resample, float64 [resamples]; the variance is that of the influence."""
         first = (self.first - 1) @ influence.first
         return value + first + (self.second - 1) @ influence.second
 
@@ -54,16 +47,7 @@ class Resamples:
 def draw_resamples(
     first_counts: Sequence[int], second_counts: Sequence[int], *, count: int, seed: int
 ) -> Resamples | None:
-    """Draw the resamples of a run.
-
-    Args:
-        first_counts: What each group of the first half counts.
-        second_counts: What each group of the second half counts.
-
-    Returns:
-        The draws, or `None` when there is nothing to draw from: no resamples were asked for,
-        or a half has a single group.
-    """
+    """Draw groups; `None` where no resamples were asked for or a half has a single group."""
     if count == 0 or min(len(first_counts), len(second_counts)) < 2:
         return None
     generator = np.random.default_rng(seed)

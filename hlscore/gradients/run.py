@@ -12,11 +12,10 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
-from hlscore.gradients.capture import Sources
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.memory import worker_count
-from hlscore.gradients.probe_run import ProbeRun, is_out_of_memory
+from hlscore.gradients.memory import is_out_of_memory, worker_count
+from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile, stored_identity
 from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.self_check import (
@@ -26,7 +25,7 @@ from hlscore.gradients.self_check import (
 )
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import tapped_sources, weight_sources
+from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.gradients.statistics import (
     Reduction,
     curve_ranks,
@@ -34,7 +33,7 @@ from hlscore.gradients.statistics import (
     reduce_sketches,
     unreached,
 )
-from hlscore.gradients.trials import Found, TrialRun
+from hlscore.gradients.trials import TrialRun, TrialSummary
 from hlscore.inputs.model import input_device
 from hlscore.inputs.sharding import is_sharded
 from hlscore.inputs.weights import dense_weight
@@ -68,11 +67,13 @@ class CaptureRun:
     Args:
         model: The model with weights; comes back as it was.
         chosen: Modules to capture.
-        identity: What the artifacts say about the model.
-        probes: The probe set.
-        settings: Settings of the run.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
+
+    Attributes:
+        choice: The estimator, and why.
+        notes: Remarks on the run so far.
+        ranks: Ranks of the tail curves.
     """
 
     def __init__(
@@ -86,86 +87,116 @@ class CaptureRun:
         storage: Storage | None,
     ) -> None:
         self._model, self._chosen, self._settings = model, chosen, settings
-        self._by_trials = settings.capture.movement == "trial"
+        self._name, self._processes = identity.model, processes
+        capture, device = settings.capture, input_device(model)
+        self._by_trials = capture.movement == "trial"
         if self._by_trials:
             # Each trial is one update, however many tokens it saw.
             ones = tuple((1,) * len(half) for half in probes.counts)
             probes = replace(probes, counts=ones)
-        self._name = identity.model
+        self._probes = probes
         # Sharded weights change their form when they are gathered: no sample would compare them.
         self._sharded = is_sharded(model)
         self._samples = None if self._sharded else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
-        self._capture = self._checked(settings.capture, probes, processes)
-        self._probes, self._processes, self._storage = probes, processes, storage
+        # Try the model on a few tokens; where rows of a batch interact, each runs alone.
+        difference, rounding = batch_difference(model, probes, capture.padding_side)
+        self._check_weights_kept()
+        differs = any(processes.gather(not difference <= rounding))
+        if differs and capture.batch_size != 1:
+            capture = replace(capture, batch_size=1)
+            self.notes += (
+                f"Examples run one at a time: in a padded batch their tokens get other "
+                f"probabilities (by {difference:.2g} nats) than alone.",
+            )
+        self._capture = capture
+        self._resume = storage is not None and storage.resume
+        stored = None
+        if storage is not None and storage.resume and capture.estimator == "auto":
+            known = stored_identity(storage.folder, processes)
+            # Not there where nothing is stored, or by a version that is refused later.
+            if "estimator" in known and "reason" in known:
+                stored = str(known["estimator"]), str(known["reason"])
         self.choice = choose_estimator(
             model,
             chosen,
             probes,
             settings,
-            device=input_device(model),
+            device=device,
             reserved_bytes=0,
             itemsize=model.dtype.itemsize,
             packed=self._sharded or any(item.quantized for item in chosen),
             processes=processes,
-            stored=self._stored_choice(),
+            stored=stored,
+        )
+        # No weight gradient is formed, so that weights stay where they are.
+        self.sketched = self.choice.estimator == "sketch"
+        self.ranks = curve_ranks(
+            settings.plan.rank,
+            self.choice.sketch_size // 2 if self.sketched else None,
+            also=settings.plan.ranks,
         )
         self._resamples = draw_resamples(
-            *probes.counts, count=settings.capture.bootstrap, seed=settings.seed
+            *probes.counts, count=capture.bootstrap, seed=settings.seed
         )
-        self._file = self._progress_file(identity)
-
-    @property
-    def taps(self) -> bool:
-        """Whether weights stay where they are, because no gradient of theirs is formed."""
-        return self.choice.estimator == "sketch"
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Ranks of the tail curves."""
-        largest = self.choice.sketch_size // 2 if self.taps else None
-        plan = self._settings.plan
-        return curve_ranks(plan.rank, largest, also=plan.ranks)
-
-    def _checked(
-        self, capture: CaptureSettings, probes: ProbeSet, processes: Processes
-    ) -> CaptureSettings:
-        """Try the model on a few tokens; where rows of a batch interact, each runs alone."""
-        difference, rounding = batch_difference(self._model, probes, capture.padding_side)
-        self._check_weights_kept()
-        differs = any(processes.gather(not difference <= rounding))
-        if capture.batch_size == 1 or not differs:
-            return capture
-        self.notes += (
-            f"Examples run one at a time: in a padded batch their tokens get other probabilities "
-            f"(by {difference:.2g} nats) than alone.",
-        )
-        return replace(capture, batch_size=1)
+        self._file: ProgressFile | None = None
+        if storage is not None:
+            described = describe_run(
+                asdict(settings),
+                identity,
+                probes.summary.hash,
+                device=device.type,
+                processes=processes.size,
+            )
+            made = {
+                "estimator": self.choice.estimator,
+                "reason": self.choice.reason,
+                "batch_size": capture.batch_size,
+            }
+            self._file = ProgressFile(
+                storage.folder,
+                described | made,
+                processes,
+                every_seconds=storage.every_seconds,
+                together=self._sharded,
+            )
 
     def _check_weights_kept(self) -> None:
         if self._samples is not None:
             check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
 
     def probe(self, progress: Progress) -> float:
-        """Capture every gradient or update; gives the mean loss."""
-        self._gradients, sources = self._prepare()
-        mean_loss = (
-            self._run_trials(progress, sources)
-            if self._by_trials
-            else self._run_probes(progress, sources)
-        )
+        """Capture every gradient or update.
+
+        Returns:
+            Mean negative log-likelihood of the counted tokens, in nats.
+        """
+        settings, chosen = self._settings, self._chosen
+        tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
+        first, second = (len(half) for half in self._probes.counts)
+        groups = None if self._resamples is None else (first, second)
+        if self.sketched:
+            self._gradients: ExactGradients | SketchGradients = SketchGradients(
+                chosen, tests, groups=groups
+            )
+        else:
+            on_host = settings.capture.accumulate_on == "host"
+            self._gradients = ExactGradients(chosen, tests, groups=groups, on_host=on_host)
+        run = self._run_trials if self._by_trials else self._run_probes
+        mean_loss = run(progress)
         self._check_weights_kept()
         return mean_loss
 
-    def _run_probes(self, progress: Progress, sources: Sources) -> float:
-        capture = self._capture
-        tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
-        progress.start("probing", sum(tokens) * capture.passes, "tokens")
+    def _run_probes(self, progress: Progress) -> float:
+        capture, chosen = self._capture, self._chosen
+        first_tokens = self._probes.sequences[0].input_ids[:8]
         run = ProbeRun(
             self._model,
             self._probes,
             self._gradients,
-            sources,
+            observed_sources(self._model, chosen, first_tokens)
+            if self.sketched
+            else weight_sources(self._model, chosen),
             capture,
             self._settings.objective,
             on_tokens=progress.advance,
@@ -173,10 +204,13 @@ class CaptureRun:
             progress_file=self._file,
             in_step=self._sharded,
         )
-        if self._storage is not None and self._storage.resume:
+        tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
+        progress.start("probing", sum(tokens) * capture.passes, "tokens")
+        if self._resume:
             run.resume()
         mean_loss = run.run()
-        self.notes += tuple(note for note in (run.ratio_note,) if note)
+        if note := run.ratio_note:
+            self.notes += (note,)
         smallest = min(self._processes.gather(run.batch_size))
         if smallest < capture.batch_size:
             self.notes += (
@@ -185,30 +219,34 @@ class CaptureRun:
             )
         return mean_loss
 
-    def _run_trials(self, progress: Progress, sources: Sources) -> float:
-        capture = self._capture
+    def _run_trials(self, progress: Progress) -> float:
         run = TrialRun(
             self._model,
             self._probes,
             self._gradients,
-            sources,
-            capture,
+            # Trials move the weights themselves, whatever their updates are reduced to.
+            weight_sources(self._model, self._chosen),
+            self._capture,
             self._settings.objective,
             seed=self._settings.seed,
-            told=progress,
+            progress=progress,
             processes=self._processes,
             progress_file=self._file,
         )
-        if self._storage is not None and self._storage.resume:
+        if self._resume:
             run.resume()
         found = run.run()
-        self.notes += _trial_notes(found, capture)
+        self.notes += _trial_notes(found, self._capture)
         return found.likelihood
 
     def reduce(
         self, progress: Progress, norms: Mapping[str, float | None]
     ) -> dict[str, GradientStatistics]:
-        """Reduce one module after the other; what was captured of it is then forgotten."""
+        """Reduce one module after the other; what was captured of it is then forgotten.
+
+        Args:
+            norms: `||W||_F` of each module where sketches were taken.
+        """
         reduction = Reduction(
             rank=self._settings.plan.rank,
             ranks=self.ranks,
@@ -232,49 +270,17 @@ class CaptureRun:
 
         # The largest first, so that no thread is left with one of them when the others have ended.
         sizes = {item.module: self._reduction_bytes(item) for item in self._chosen}
-        with Workers(self._worker_count(max(sizes.values())), done) as workers:
+        sums_on_host = not self.sketched and self._capture.accumulate_on == "host"
+        on_cpu = sums_on_host or input_device(self._model).type == "cpu"
+        with Workers(worker_count(max(sizes.values())) if on_cpu else 0, done) as workers:
             for item in sorted(self._chosen, key=lambda item: sizes[item.module], reverse=True):
                 workers.submit(partial(reduced, item))
         return {item.module: statistics[item.module] for item in self._chosen}
 
-    @property
-    def earlier_seconds(self) -> float:
-        """What a resumed run took before; 0 for one that was not stopped."""
-        return 0.0 if self._file is None else self._file.earlier_seconds
-
-    def forget_progress(self) -> None:
-        """Remove the stored progress of a run that has ended."""
-        if self._file is not None:
-            self._file.forget()
-
-    def _prepare(self) -> tuple[ExactGradients | SketchGradients, Sources]:
-        settings = self._settings
-        tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
-        first, second = (len(half) for half in self._probes.counts)
-        groups = None if self._resamples is None else (first, second)
-        # Trials move the weights themselves, whatever their updates are reduced to.
-        tapped = self.taps and not self._by_trials
-        sources = (
-            tapped_sources(self._model, self._chosen, self._probes.sequences[0].input_ids[:8])
-            if tapped
-            else weight_sources(self._model, self._chosen)
-        )
-        if self.taps:
-            return SketchGradients(self._chosen, tests, groups=groups), sources
-        on_host = settings.capture.accumulate_on == "host"
-        return ExactGradients(self._chosen, tests, groups=groups, on_host=on_host), sources
-
-    def _worker_count(self, job_bytes: int) -> int:
-        """Threads that reduce modules; 0 where the sums lie on an accelerator."""
-        on_host = self._settings.capture.accumulate_on == "host" and not self.taps
-        if not on_host and input_device(self._model).type != "cpu":
-            return 0
-        return worker_count(job_bytes)
-
     def _reduction_bytes(self, item: Candidate) -> int:
         """Memory that reducing one module takes besides its sums, an estimate."""
         short, long = item.max_rank, max(item.out_features, item.in_features)
-        width = min(long, self.choice.sketch_size) if self.taps else long
+        width = min(long, self.choice.sketch_size) if self.sketched else long
         # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
         return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
 
@@ -282,7 +288,7 @@ class CaptureRun:
         self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
     ) -> GradientStatistics:
         name, gradients = item.module, self._gradients
-        groups = gradients.group_sketches(name)
+        groups = gradients.groups.of(name)
         if isinstance(gradients, SketchGradients):
             captured = gradients.sketches(name, reduction.counts)
             if captured is None:
@@ -294,38 +300,15 @@ class CaptureRun:
             return unreached(float(torch.linalg.vector_norm(weight.detach().float())), reduction)
         return reduce_gradients(*means, weight, groups, reduction, name=name)
 
-    def _stored_choice(self) -> tuple[str, str] | None:
-        """Estimator and reason of the run that is resumed, where it chose between them."""
-        chosen = self._settings.capture.estimator == "auto"
-        if self._storage is None or not self._storage.resume or not chosen:
-            return None
-        stored = stored_identity(self._storage.folder, self._processes)
-        try:
-            return str(stored["estimator"]), str(stored["reason"])
-        except KeyError:  # nothing is stored, or by a version that is refused later
-            return None
+    @property
+    def earlier_seconds(self) -> float:
+        """What a resumed run took before; 0 for one that was not stopped."""
+        return 0.0 if self._file is None else self._file.earlier_seconds
 
-    def _progress_file(self, identity: ModelIdentity) -> ProgressFile | None:
-        if self._storage is None:
-            return None
-        return ProgressFile(
-            self._storage.folder,
-            describe_run(
-                asdict(self._settings),
-                identity,
-                self._probes.summary.hash,
-                device=input_device(self._model).type,
-                processes=self._processes.size,
-            )
-            | {
-                "estimator": self.choice.estimator,
-                "reason": self.choice.reason,
-                "batch_size": self._capture.batch_size,
-            },
-            self._processes,
-            every_seconds=self._storage.every_seconds,
-            together=self._sharded,
-        )
+    def forget_progress(self) -> None:
+        """Remove the stored progress of a run that has ended."""
+        if self._file is not None:
+            self._file.forget()
 
 
 def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[str, float | None]:
@@ -339,7 +322,7 @@ def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[
     return norms
 
 
-def _trial_notes(found: Found, capture: CaptureSettings) -> tuple[str, ...]:
+def _trial_notes(found: TrialSummary, capture: CaptureSettings) -> tuple[str, ...]:
     fewer = found.steps < capture.trial_steps
     notes = [
         f"{capture.trials} trials of {found.steps} steps "
@@ -383,5 +366,5 @@ def memory_errors() -> Iterator[None]:
         raise CaptureError(
             "The device ran out of memory, also with a single example at a time.",
             hint="Use --estimator sketch, a smaller --max-length, --dtype bfloat16, --load-in "
-            "4bit, or --include fewer modules. `--dry-run` tells more.",
+            "4bit, or --include fewer modules. `--dry-run` predicts the memory.",
         ) from error

@@ -20,12 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import frozen, require_gradient
 from hlscore.gradients.experts import is_fused_experts
-from hlscore.gradients.passes import counted_log_probs, sends_positions
-from hlscore.gradients.probe_run import is_out_of_memory
-from hlscore.inputs.model import input_device
+from hlscore.gradients.memory import is_out_of_memory
+from hlscore.gradients.passes import ForwardPass
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.packed import is_packed_linear
-from hlscore.probes.batches import collate
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
 
@@ -60,9 +58,10 @@ def batch_difference(
     rows = _rows(probes.sequences)
     with frozen(model), torch.enable_grad():
         try:
-            alone = _log_probs(model, rows[-1:], probes.pad_token_id, padding_side, watched=True)
+            forward = ForwardPass(model, probes, padding_side, temperature=1.0)
+            alone = _log_probs(model, forward, rows[-1:], watched=True)
             try:
-                beside = _log_probs(model, rows, probes.pad_token_id, padding_side)[-1:]
+                beside = _log_probs(model, forward, rows)[-1:]
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -99,16 +98,12 @@ def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
 
 def _log_probs(
     model: PreTrainedModel,
+    forward: ForwardPass,
     rows: Sequence[ProbeExample],
-    pad_token_id: int,
-    padding_side: PaddingSide,
     *,
     watched: bool = False,
 ) -> torch.Tensor:
     """Log-probabilities of the tokens of each row, on the CPU."""
-    batch = collate(
-        rows, pad_token_id=pad_token_id, padding_side=padding_side, device=input_device(model)
-    )
     # Offloaded weights would all be held for the backward pass, so they are given no graph.
     offloaded = any(parameter.is_meta for parameter in model.parameters())
     with ExitStack() as undo:
@@ -116,9 +111,7 @@ def _log_probs(
             embedding = model.get_input_embeddings()
             undo.callback(embedding.register_forward_hook(require_gradient).remove)
         watch = _Watch(model, undo) if watched and not offloaded else None
-        log_probs, _ = counted_log_probs(
-            model, batch, positions=sends_positions(model, padding_side), temperature=1.0
-        )
+        log_probs = forward(rows).log_probs
         if watch is not None:
             if log_probs.requires_grad:
                 log_probs.sum().backward()  # type: ignore[no-untyped-call]

@@ -32,7 +32,7 @@ _ENOUGH_FOR_DEVICE = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SketchEstimates:
-    """What sketches tell of one module, summed over its matrices, with estimated errors.
+    """Estimates of one module, summed over its matrices, with their standard errors.
 
     Errors are standard errors that sketching adds; zero where the sketch is the gradient itself.
 
@@ -56,14 +56,7 @@ class SketchEstimates:
 
 @dataclass(frozen=True, slots=True)
 class SketchGrams:
-    """Gram matrices of the sketches of both halves and of the mean gradient, float64 [E, k, k].
-
-    Attributes:
-        first: `Y_A^T Y_A`.
-        second: `Y_B^T Y_B`.
-        cross: `Y_A^T Y_B`.
-        mean: `Y^T Y` with Y the sketch of the mean gradient.
-    """
+    """`Y_A^T Y_A`, `Y_B^T Y_B`, `Y_A^T Y_B` and `Y^T Y` of the mean gradient, float64 [E, k, k]."""
 
     first: torch.Tensor
     second: torch.Tensor
@@ -182,39 +175,35 @@ class _Vectors:
         return _from_zero(inside.cumsum(-1).sum(0), last=False)
 
 
-@dataclass(frozen=True, slots=True)
-class _Decomposed:
-    """The Gram matrices of some columns, each decomposed once."""
-
-    first: _Vectors
-    second: _Vectors
-    mean: _Vectors
+# Gram matrices of the first half, the second half and the mean, each decomposed once.
+_Decomposed = tuple[_Vectors, _Vectors, _Vectors]
 
 
 def _decompose(grams: SketchGrams) -> _Decomposed:
-    found = []
-    for gram in (grams.first, grams.second, grams.mean):
-        values, vectors = torch.linalg.eigh(gram)
-        found.append(_Vectors(values.flip(-1).clamp(min=0), vectors.flip(-1)))
-    return _Decomposed(*found)
+    return (
+        _eigenvectors(grams.first),
+        _eigenvectors(grams.second),
+        _eigenvectors(grams.mean),
+    )
+
+
+def _eigenvectors(gram: torch.Tensor) -> _Vectors:
+    values, vectors = torch.linalg.eigh(gram)
+    return _Vectors(values.flip(-1).clamp(min=0), vectors.flip(-1))
 
 
 def _tail_curves(
     grams: SketchGrams, parts: _Decomposed, *, full_size: int, exact: bool
 ) -> torch.Tensor:
     """`T_r` and `S_r` for r = 0 .. k from k of `full_size` columns, float64 [2, k + 1]."""
-    size = grams.first.shape[-1]
-    smallest_first = parts.mean.values.flip(-1)
+    size, (first, second, mean) = grams.first.shape[-1], parts
+    smallest_first = mean.values.flip(-1)
     tails = _from_zero(smallest_first.cumsum(-1).flip(-1).sum(0), last=True)
-    inside = parts.first.inside(grams.cross) + parts.second.inside(grams.cross)
+    inside = first.inside(grams.cross) + second.inside(grams.cross)
     curves = torch.stack((tails, _trace(grams.cross).sum() - inside / 2)) * (full_size / size)
-    return curves if exact else curves / _corrections(size).to(curves)
-
-
-def _corrections(size: int) -> torch.Tensor:
-    """`1 - r/k` for r = 0 .. k, but not below 1/k."""
+    # `1 - r/k` for r = 0 .. k, but not below 1/k.
     shares = 1 - torch.arange(size + 1, dtype=torch.float64) / size
-    return shares.clamp(min=1 / size)
+    return curves if exact else curves / shares.clamp(min=1 / size).to(curves)
 
 
 def _from_blocks(
@@ -252,10 +241,11 @@ def _unseen_curves(
     """What is outside subspaces of some columns in the others, for r = 0 .. k', [2, k' + 1]."""
     across, outer = grams.part(kept, out), grams.part(out, out)
     turned = grams.cross[:, out][:, :, kept].mT  # of the second half's K with the first half's O
-    tails = _trace(outer.mean).sum() - vectors.mean.inside_unseen(across.mean, across.mean)
-    first = vectors.first.inside_unseen(across.first, across.cross)
-    second = vectors.second.inside_unseen(turned, across.second)
-    return torch.stack((tails, _trace(outer.cross).sum() - (first + second) / 2))
+    first, second, mean = vectors
+    tails = _trace(outer.mean).sum() - mean.inside_unseen(across.mean, across.mean)
+    inside = first.inside_unseen(across.first, across.cross)
+    inside = inside + second.inside_unseen(turned, across.second)
+    return torch.stack((tails, _trace(outer.cross).sum() - inside / 2))
 
 
 def _collect(

@@ -37,7 +37,7 @@ class Refined:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketches:
-    """Everything that was captured of one module, as means.
+    """Mean sketches of one module.
 
     Attributes:
         first: `Y_A`, float32 [E, m, k].
@@ -56,7 +56,6 @@ class SketchGradients:
     """Accumulates the sketches of both halves, and a small one per probe group.
 
     Args:
-        candidates: Modules to capture.
         tests: Test matrices of the first pass.
         groups: Probe groups of each half; `None` keeps none.
     """
@@ -68,11 +67,22 @@ class SketchGradients:
         *,
         groups: tuple[int, int] | None,
     ) -> None:
+        self.groups = GroupSketches(groups)
         self._items = {item.module: item for item in candidates}
         self._tests = tests
-        self._groups = GroupSketches(groups) if groups else None
         self._bases: dict[str, torch.Tensor] = {}
-        self._sketched = self._first_sums()
+        products = {}
+        for item in candidates:
+            width = max(item.out_features, item.in_features)
+            products[item.module] = product_of(
+                item,
+                tests.columns(width),
+                long_side=True,
+                shared=True,
+                factor=tests.factor(width),
+            )
+        # Not bound methods: a cycle would keep the sums alive until the garbage collector comes.
+        self._sketched = ProductSums(products, partial(_test_matrix, tests, products))
         self._refined: ProductSums | None = None
         self._pass = 1
 
@@ -81,21 +91,22 @@ class SketchGradients:
         """The sums that the current pass adds to."""
         return self._refined or self._sketched
 
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Modules of the current pass: exact sketches need no second one."""
+        return self.current.captured
+
     def is_exact(self, name: str) -> bool:
         """Whether the sketch of a module is its gradient itself."""
         item = self._items[name]
         return self._tests.keeps_whole(max(item.out_features, item.in_features))
 
-    def captured(self) -> tuple[str, ...]:
-        """Modules of the current pass: exact sketches need no second one."""
-        return tuple(self.current.products)
-
     def begin_batch(self, half: int, scale: float) -> None:
-        """Say which half the next gradients belong to, and what they are multiplied with."""
+        """Set the half that the next gradients belong to, and what they are multiplied with."""
         self.current.begin_batch(half, scale)
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
-        """Add a weight gradient, of a module whose input and output cannot be seen."""
+        """Add a weight gradient, of a module whose input and output cannot be observed."""
         self.current.add_gradient(name, gradient)
 
     def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
@@ -105,7 +116,7 @@ class SketchGradients:
     def add_product(
         self, name: str, kept: torch.Tensor, delta: torch.Tensor, counts: Sequence[int] = ()
     ) -> None:
-        """Add what `keep` gave and the gradient at the output say about the weight gradient."""
+        """Add the product of a weight gradient, from what `keep` gave and the output gradient."""
         self.current.add_product(name, kept, delta, counts)
 
     def end_group(self, half: int, group: int) -> None:
@@ -114,15 +125,15 @@ class SketchGradients:
         Args:
             group: Its number, those of the first half first.
         """
-        if self._groups is None or self._pass > 1:
+        if self.groups.kept is None or self._pass > 1:
             return
         for name, total in self.totals(half).items():
             whole = self.is_exact(name)
-            self._groups.end(name, group, self._tests.compress(total) if whole else total)
+            self.groups.end(name, group, self._tests.compress(total) if whole else total)
 
     def begin_pass(self) -> None:
         """Start a further pass from what the last one found."""
-        directions = {name: self._directions(name) for name in self.captured()}
+        directions = {name: self._directions(name) for name in self.captured}
         # In the layout of files, so that a resumed run rounds like this one.
         self._bases = {
             name: torch.linalg.qr(found).Q.contiguous()
@@ -133,18 +144,15 @@ class SketchGradients:
         self._refined = self._refined_sums()
 
     def sketches(self, name: str, counts: Sequence[int]) -> Sketches | None:
-        """Give what was captured of a module.
+        """What was captured of a module; `None` when nothing ever reached it.
 
         Args:
             counts: What the sum of each half is divided by.
-
-        Returns:
-            The sketches, or `None` when nothing ever reached the module.
         """
-        halves = _both(self._sketched, name)
+        halves = self._sketched.both(name)
         if halves is None:
             return None
-        refined = None if self._refined is None else _both(self._refined, name)
+        refined = None if self._refined is None else self._refined.both(name)
         first, second = halves[0] / counts[0], halves[1] / counts[1]
         split = None
         if refined is not None:
@@ -155,29 +163,23 @@ class SketchGradients:
             split = Refined(inside=(parts[0][0], parts[1][0]), outside=(parts[0][1], parts[1][1]))
         return Sketches(first=first, second=second, exact=self.is_exact(name), refined=split)
 
-    def group_sketches(self, name: str) -> torch.Tensor | None:
-        """Give the sketches of all groups, first half first: float32 [g, e, p, k]."""
-        return None if self._groups is None else self._groups.of(name)
-
     def forget(self, name: str) -> None:
         """Release what is held for a module."""
         self._sketched.forget(name)
         self._bases.pop(name, None)
+        self.groups.forget(name)
         if self._refined is not None:
             self._refined.forget(name)
-        if self._groups is not None:
-            self._groups.forget(name)
-
-    def sums(self) -> dict[str, torch.Tensor]:
-        """Everything that grows in the current pass: linear in the probes."""
-        groups = {} if self._groups is None or self._pass > 1 else self._groups.state()
-        prefix = _SKETCH if self._refined is None else _REFINED
-        return groups | {f"{prefix}{key}": value for key, value in self.current.sums.items()}
 
     def totals(self, half: int) -> dict[str, torch.Tensor]:
         """The sums of a half that grow in the current pass, by module name."""
-        found = {name: self.current.half(name, half) for name in self.captured()}
-        return {name: total for name, total in found.items() if total is not None}
+        return self.current.totals(half)
+
+    def linear_state(self) -> dict[str, torch.Tensor]:
+        """Everything that grows in the current pass: linear in the probes."""
+        prefix = _SKETCH if self._refined is None else _REFINED
+        sums = {f"{prefix}{key}": value for key, value in self.current.sums.items()}
+        return sums if self._pass > 1 else self.groups.state() | sums
 
     def bases(self) -> dict[str, torch.Tensor]:
         """Bases that the current pass multiplies with, by module name."""
@@ -185,15 +187,13 @@ class SketchGradients:
 
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that is needed to go on, by name."""
-        groups = {} if self._groups is None else self._groups.state()
         sketched = {f"{_SKETCH}{key}": value for key, value in self._sketched.sums.items()}
         bases = {f"{_BASIS}{key}": value for key, value in self._bases.items()}
-        return groups | sketched | bases | self.sums()
+        return self.groups.state() | sketched | bases | self.linear_state()
 
     def load(self, state: Mapping[str, torch.Tensor], *, number: int) -> None:
-        """Take a state, or a part of one, over."""
-        if self._groups is not None:
-            self._groups.load(state)
+        """Take over a state of a pass, or a part of one."""
+        self.groups.load(state)
         self._sketched.sums.update(_entries(state, _SKETCH))
         self._bases.update(_entries(state, _BASIS))
         self._pass = number
@@ -201,20 +201,6 @@ class SketchGradients:
             if self._refined is None:
                 self._refined = self._refined_sums()
             self._refined.sums.update(_entries(state, _REFINED))
-
-    def _first_sums(self) -> ProductSums:
-        products = {}
-        for name, item in self._items.items():
-            width = max(item.out_features, item.in_features)
-            products[name] = product_of(
-                item,
-                self._tests.columns(width),
-                long_side=True,
-                shared=True,
-                factor=self._tests.factor(width),
-            )
-        # Not bound methods: a cycle would keep the sums alive until the garbage collector comes.
-        return ProductSums(products, partial(_test_matrix, self._tests, products))
 
     def _refined_sums(self) -> ProductSums:
         products = {
@@ -234,7 +220,7 @@ class SketchGradients:
 
         Of a sketch only the first columns are used: the others measure what is left out.
         """
-        halves = _both(self.current, name)
+        halves = self.current.both(name)
         if halves is None:
             return None
         size = self._tests.size
@@ -289,34 +275,20 @@ def _entries(state: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.
     }
 
 
-def _both(sums: ProductSums, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
-    first, second = sums.half(name, 0), sums.half(name, 1)
-    present = second if first is None else first
-    if present is None:
-        return None
-    return (
-        torch.zeros_like(present) if first is None else first,
-        torch.zeros_like(present) if second is None else second,
-    )
-
-
 def _leading_columns(matrices: torch.Tensor, size: int) -> torch.Tensor:
-    """The `size` leading directions of the columns, [E, rows, size]."""
-    if matrices.shape[-1] <= size:
-        return matrices
-    return _left_singular_vectors(matrices)[..., :size]
+    """The `size` leading left singular vectors, largest first: float32 [E, rows, size].
 
-
-def _left_singular_vectors(matrices: torch.Tensor) -> torch.Tensor:
-    """Left singular vectors, the largest first: [E, p, q] gives float32 [E, p, min(p, q)]."""
+    Matrices with no more columns than that are returned as they are.
+    """
     rows, columns = matrices.shape[-2:]
+    if columns <= size:
+        return matrices
     # Apple GPUs have no float64.
     wide = (matrices.cpu() if matrices.device.type == "mps" else matrices).double()
     if rows <= columns:
-        vectors = torch.linalg.eigh(wide @ wide.mT).eigenvectors
-        found: torch.Tensor = vectors.flip(-1)
+        found: torch.Tensor = torch.linalg.eigh(wide @ wide.mT).eigenvectors.flip(-1)
     else:
         vectors = wide @ torch.linalg.eigh(wide.mT @ wide).eigenvectors.flip(-1)
         # Orthonormal also where a singular value is zero; QR keeps the order of the columns.
         found = torch.linalg.qr(vectors).Q
-    return found.float().to(matrices.device)
+    return found.float().to(matrices.device)[..., :size]

@@ -21,13 +21,13 @@ from hlscore.records import Candidate
 
 def weight_sources(model: PreTrainedModel, candidates: Sequence[Candidate]) -> Sources:
     """Take every gradient at its weight, for the exact estimator."""
-    return Sources(weights={item.module: _at_hand(model, item) for item in candidates})
+    return Sources(weights={item.module: _trainable(model, item) for item in candidates})
 
 
-def tapped_sources(
+def observed_sources(
     model: PreTrainedModel, candidates: Sequence[Candidate], input_ids: Sequence[int]
 ) -> Sources:
-    """Tap inputs and outputs wherever they can be seen, and form the other gradients.
+    """Observe linear maps wherever that can be done, and form the other gradients.
 
     Formed are those of routers and other modules that compute with their weight themselves, of
     weights that several modules hold, of linear maps whose forward is never called, and of fused
@@ -40,14 +40,23 @@ def tapped_sources(
     owners = {
         item.module: model.get_submodule(item.parameter.rpartition(".")[0]) for item in candidates
     }
-    shared = _shared_parameters(model)
+    parameters = list(model.named_parameters(remove_duplicate=False))
+    holders = Counter(id(parameter) for _, parameter in parameters)
+    shared = {name for name, parameter in parameters if holders[id(parameter)] > 1}
     maps = {
         item.module: owners[item.module]
         for item in candidates
         if _is_linear_map(owners[item.module], item) and item.parameter not in shared
     }
     ids = torch.tensor([list(input_ids)], device=input_device(model))
-    called = _try_out(model, maps, ids) if maps else set()
+    try:
+        called = called_modules(model, maps, ids) if maps else set()
+    except (RuntimeError, AssertionError) as error:
+        raise CaptureError(
+            f"A forward pass of {type(model).__name__} fails: {first_line(error)}",
+            hint="Where the weights are quantized, some layers may compute with them directly: "
+            "load the model without --load-in.",
+        ) from error
     experts: dict[int, tuple[nn.Module, dict[str, str]]] = {}
     weights = {}
     for item in candidates:
@@ -56,14 +65,14 @@ def tapped_sources(
             continue
         maps.pop(item.module, None)
         if item.form == "experts" and is_fused_experts(owner):
-            named = experts.setdefault(id(owner), (owner, {}))[1]
-            named[item.parameter.rpartition(".")[2]] = item.module
+            _, modules = experts.setdefault(id(owner), (owner, {}))
+            modules[item.parameter.rpartition(".")[2]] = item.module
         else:
-            weights[item.module] = _at_hand(model, item)
+            weights[item.module] = _trainable(model, item)
     return Sources(weights=weights, maps=maps, experts=tuple(experts.values()))
 
 
-def _at_hand(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
+def _trainable(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
     state = "quantized" if item.quantized else _elsewhere(model.get_parameter(item.parameter))
     if state:
         raise CaptureError(
@@ -75,28 +84,15 @@ def _at_hand(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
     return parameter
 
 
-def _try_out(
-    model: PreTrainedModel, maps: dict[str, nn.Module], input_ids: torch.Tensor
-) -> set[str]:
-    try:
-        return called_modules(model, maps, input_ids)
-    except (RuntimeError, AssertionError) as error:
-        raise CaptureError(
-            f"A forward pass of {type(model).__name__} fails: {first_line(error)}",
-            hint="Where the weights are quantized, some layers may compute with them directly: "
-            "load the model without --load-in.",
-        ) from error
-
-
 def out_of_reach(model: PreTrainedModel, item: Candidate) -> LeftOut:
-    """Why the gradient of a module can neither be formed nor seen; empty for nearly all."""
+    """Why the gradient of a module can neither be formed nor observed; empty for nearly all."""
     if item.quantized or not formed_gradients(model, item):
         return ""
     return _elsewhere(model.get_parameter(item.parameter))
 
 
 def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
-    """Where a weight is if it is not at hand; empty if it is."""
+    """Where a weight is if it is not on a device of this process; empty if it is."""
     if parameter.is_meta:
         return "offloaded"
     return "sharded" if hasattr(parameter, "full_tensor") else ""
@@ -112,9 +108,3 @@ def formed_gradients(model: PreTrainedModel, item: Candidate) -> bool:
 def _is_linear_map(owner: nn.Module, item: Candidate) -> bool:
     # Not isinstance: routers derived from nn.Linear compute more than its product.
     return item.quantized or type(owner).forward in (nn.Linear.forward, Conv1D.forward)
-
-
-def _shared_parameters(model: PreTrainedModel) -> set[str]:
-    named = list(model.named_parameters(remove_duplicate=False))
-    uses = Counter(id(parameter) for _, parameter in named)
-    return {name for name, parameter in named if uses[id(parameter)] > 1}

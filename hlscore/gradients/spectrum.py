@@ -68,11 +68,7 @@ class Spectrum:
 
 
 def chooses_full(short_side: int, vectors: int, method: str) -> bool:
-    """Whether a matrix is decomposed completely.
-
-    Returns:
-        True for the full decomposition; always where the iteration would find nearly all.
-    """
+    """Whether a matrix is decomposed completely: always where iterating would find nearly all."""
     if method == "full" or vectors + OVERSAMPLING >= short_side:
         return True
     return method == "auto" and short_side <= FULL_UP_TO
@@ -203,14 +199,12 @@ def full_half_spectra(
 ) -> HalfSpectra:
     """Decompose both halves and their mean completely, in float64.
 
-    Args:
-        first: Mean gradient `A` of the first half, [E, m, n].
-        second: Mean gradient `B` of the second half, [E, m, n].
-        first_share: Share of the counted tokens in the first half.
+    `G` itself is never formed: its Gram matrix follows from those of the halves.
 
-    Returns:
-        Exact spectra. `G` itself is never formed: its Gram matrix follows from those of the
-        halves.
+    Args:
+        first: Mean gradient `A` of the first half, float32 [E, m, n].
+        second: Mean gradient `B` of the second half, float32 [E, m, n].
+        first_share: Share of the counted tokens in the first half.
     """
     a, b = first.double(), second.double()
     gram_a, gram_b, cross = a @ a.mT, b @ b.mT, a @ b.mT
@@ -223,8 +217,8 @@ def full_half_spectra(
         first=spectrum_a,
         second=spectrum_b,
         overlap=cross.diagonal(dim1=-2, dim2=-1).sum(-1),
-        first_overlaps=_quadratic_forms(spectrum_a.basis, cross),
-        second_overlaps=_quadratic_forms(spectrum_b.basis, cross),
+        first_overlaps=(spectrum_a.basis * (cross @ spectrum_a.basis)).sum(-2),
+        second_overlaps=(spectrum_b.basis * (cross @ spectrum_b.basis)).sum(-2),
         first_shadows=torch.zeros_like(spectrum_a.energies),
         second_shadows=torch.zeros_like(spectrum_b.energies),
     )
@@ -233,13 +227,7 @@ def full_half_spectra(
 def randomized_half_spectra(
     first: torch.Tensor, second: torch.Tensor, *, first_share: float, vectors: int, seed: int
 ) -> HalfSpectra:
-    """Find the leading part of both halves and of their mean.
-
-    Args:
-        first: Mean gradient `A`, float32 [E, m, n].
-        second: Mean gradient `B`, float32 [E, m, n].
-        first_share: Share of the counted tokens in the first half.
-    """
+    """Find the leading part of both halves and of their mean; see `full_half_spectra`."""
     mean = torch.lerp(second, first, first_share)
     spectrum_a = randomized_spectrum(first, vectors, seed=seed)
     spectrum_b = randomized_spectrum(second, vectors, seed=seed)
@@ -258,11 +246,7 @@ def randomized_half_spectra(
 
 
 def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
-    """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one.
-
-    Returns:
-        What the other functions would give for the matrix twice.
-    """
+    """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one."""
     return HalfSpectra(
         mean=spectrum,
         first=spectrum,
@@ -275,10 +259,6 @@ def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
     )
 
 
-def _quadratic_forms(vectors: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    return (vectors * (matrix @ vectors)).sum(-2)
-
-
 def _projections(
     vectors: torch.Tensor, own: torch.Tensor, other: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -289,11 +269,7 @@ def _projections(
 def effective_rank(spectrum: Spectrum) -> float | None:
     """`exp(entropy(s / sum s))`, mean over matrices that are not zero (Roy and Vetterli 2007).
 
-    Args:
-        spectrum: An exact spectrum; nuclear norms cannot be had from a leading part.
-
-    Returns:
-        The effective rank, or `None` where the spectrum is not exact or all zero.
+    `None` where all are zero, or the spectrum is not exact: nuclear norms need all of it.
     """
     reached = spectrum.total > 0
     if not spectrum.exact or not bool(reached.any()):
@@ -305,11 +281,7 @@ def effective_rank(spectrum: Spectrum) -> float | None:
 
 
 def rank_for_share(spectrum: Spectrum, share: float) -> int | None:
-    """Smallest rank whose head holds a share of the energy.
-
-    Returns:
-        The rank, or `None` when it lies beyond the vectors that were found, or nothing is there.
-    """
+    """Smallest rank whose head holds a share of the energy; `None` beyond the known vectors."""
     total = float(spectrum.total.sum())
     if total <= 0:
         return None

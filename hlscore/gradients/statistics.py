@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 
-from hlscore.gradients.jackknife import Influences, influences
+from hlscore.gradients.jackknife import influences
 from hlscore.gradients.resampling import Resamples
 from hlscore.gradients.sign_step import sign_step_curve
 from hlscore.gradients.sketch import seeded_generator, short_first
-from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
+from hlscore.gradients.sketch_spectrum import estimate, refined_estimate
 from hlscore.gradients.sketched import Sketches
 from hlscore.gradients.spectrum import (
     HalfSpectra,
@@ -38,8 +38,6 @@ class Reduction:
         ranks: Ranks of the tail curves.
         counts: What the sum of each half is divided by.
         svd: `auto`, `full` or `randomized`.
-        seed: Seed of the subspace iterations.
-        resamples: Draws of the probe groups, or `None`.
         of_gradients: Whether gradients are reduced: only these have a first step of Adam and a
             sensitivity. Otherwise updates are.
     """
@@ -90,7 +88,11 @@ def reduce_gradients(
             left_over = sign_step_curve(
                 _with_float64(gradient), ranks, method=reduction.svd, seed=reduction.seed
             )
-        norm, taylor, taylor_mean = _weight_terms(gradient, weight)
+        values = weight.detach().to(gradient.device).reshape(gradient.shape).float()
+        product = gradient.mul_(values)
+        norm = float(torch.linalg.vector_norm(values))
+        taylor = float(torch.linalg.vector_norm(product))
+        taylor_mean = float(product.abs_().mean())
     rank_for_90 = rank_for_share(mean, _SHARE)
     scores = (
         Estimate(hls[at], spectra.cross_fitted_error(reduction.rank)),
@@ -134,7 +136,18 @@ def reduce_sketches(
         weight_norm: `||W||_F`, or `None` where the weight cannot be had.
         groups: Group sketches, float32 [g, e, p, k], or `None`.
     """
-    found = _estimates(captured, reduction)
+    first, second = _with_float64(captured.first), _with_float64(captured.second)
+    share, ranks, refined = reduction.first_share, reduction.ranks, captured.refined
+    if refined is None:
+        found = estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
+    else:
+        inside, outside = refined.inside, refined.outside
+        found = refined_estimate(
+            (_with_float64(inside[0]), _with_float64(inside[1])),
+            (_with_float64(outside[0]), _with_float64(outside[1])),
+            first_share=share,
+            ranks=ranks,
+        )
     at = reduction.ranks.index(reduction.rank)
     tails, hls = found.tails.tolist(), found.cross_fitted.tolist()
     scores = (
@@ -162,11 +175,7 @@ def reduce_sketches(
 
 
 def unreached(weight_norm: float | None, reduction: Reduction) -> GradientStatistics:
-    """Statistics of a module whose gradient is zero.
-
-    Args:
-        weight_norm: `||W||_F`, or `None` where it cannot be had.
-    """
+    """Statistics of a module whose gradient is zero."""
     zeros = (0.0,) * len(reduction.ranks)
     drawn = (0.0,) * (0 if reduction.resamples is None else reduction.resamples.count)
     return GradientStatistics(
@@ -213,20 +222,6 @@ def half_spectra(first: torch.Tensor, second: torch.Tensor, reduction: Reduction
     return randomized_half_spectra(a, b, first_share=share, vectors=vectors, seed=reduction.seed)
 
 
-def _estimates(captured: Sketches, reduction: Reduction) -> SketchEstimates:
-    first, second = _with_float64(captured.first), _with_float64(captured.second)
-    share, ranks = reduction.first_share, reduction.ranks
-    if captured.refined is None:
-        return estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
-    inside, outside = captured.refined.inside, captured.refined.outside
-    return refined_estimate(
-        (_with_float64(inside[0]), _with_float64(inside[1])),
-        (_with_float64(outside[0]), _with_float64(outside[1])),
-        first_share=share,
-        ranks=ranks,
-    )
-
-
 def _norm(values: torch.Tensor) -> float:
     return float(
         torch.linalg.vector_norm(values.double() if values.device.type != "mps" else values)
@@ -236,17 +231,6 @@ def _norm(values: torch.Tensor) -> float:
 def _with_float64(values: torch.Tensor) -> torch.Tensor:
     """Where float64 can be had: Apple GPUs have none."""
     return values.cpu() if values.device.type == "mps" else values
-
-
-def _weight_terms(gradient: torch.Tensor, weight: torch.Tensor) -> tuple[float, float, float]:
-    """`||W||_F`, `||W * G||_F` and the mean of `|W * G|`; writes over the gradient."""
-    values = weight.detach().to(gradient.device).reshape(gradient.shape).float()
-    product = gradient.mul_(values)
-    return (
-        float(torch.linalg.vector_norm(values)),
-        float(torch.linalg.vector_norm(product)),
-        float(product.abs_().mean()),
-    )
 
 
 def _replicates(
@@ -264,43 +248,33 @@ def _replicates(
     resamples = reduction.resamples
     if resamples is None or groups is None:
         return dict.fromkeys(names, ())
-    # Beyond the short side there is no tail to draw, but the energy still varies.
-    spanned = reduction.rank >= short_side
-    found = _influences(groups, resamples, reduction.rank, scores[2].value)
-    noise = _standard_normal(resamples.count, seed=reduction.seed, name=name)
-    drawn = {}
-    followed = (found.hls, found.tail, found.grad_norm)
-    for key, score, influence in zip(names, scores, followed, strict=True):
-        varied = resamples.replicates(score.value, influence) + score.error * noise
-        drawn[key] = tuple(varied.float().tolist())
-    zeros = (0.0,) * resamples.count
-    return drawn | dict.fromkeys(names[:2], zeros) if spanned else drawn
-
-
-def _standard_normal(count: int, *, seed: int, name: str) -> torch.Tensor:
-    generator = seeded_generator(f"{seed}:{name}")
-    return torch.randn(count, generator=generator, dtype=torch.float64)
-
-
-def _influences(groups: torch.Tensor, resamples: Resamples, rank: int, energy: float) -> Influences:
+    rank, energy = min(reduction.rank, groups.shape[-1]), scores[2].value
     # On the host: a GPU decomposes few small matrices more slowly.
-    rank = min(rank, groups.shape[-1])
     found = influences(groups.cpu(), resamples.first_counts, resamples.second_counts, rank)
     # Group sketches hold a sample of the experts only; for others the energies are alike.
-    return found.scaled(energy / found.energy) if found.energy > 0 else found
+    if found.energy > 0:
+        found = found.scaled(energy / found.energy)
+    generator = seeded_generator(f"{reduction.seed}:{name}")
+    noise = torch.randn(resamples.count, generator=generator, dtype=torch.float64)
+    drawn = {}
+    for key, score, influence in zip(
+        names, scores, (found.hls, found.tail, found.grad_norm), strict=True
+    ):
+        varied = resamples.replicates(score.value, influence) + score.error * noise
+        drawn[key] = tuple(varied.float().tolist())
+    if reduction.rank >= short_side:  # no tail is left to draw, but the energy still varies
+        drawn |= dict.fromkeys(names[:2], (0.0,) * resamples.count)
+    return drawn
 
 
 def curve_ranks(
     rank: int, largest: int | None = None, *, also: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Ranks at which a run stores its tail curves: powers of two, and the run's own rank.
+    """Ranks of a run's tail curves: 0 (the whole energy), 1, 2, 4, ..., its rank and others.
 
     Args:
-        largest: Largest rank besides the run's own; `None` means at least 64 and twice the rank.
+        largest: Largest power of two; `None` means at least 64 and twice the rank.
         also: Ranks that a plan may choose from.
-
-    Returns:
-        0 (nothing expressed: the whole energy), 1, 2, 4, ..., the rank and the others.
     """
     limit = max(64, 2 * rank) if largest is None else largest
     powers: Sequence[int] = [2**i for i in range(limit.bit_length()) if 2**i <= limit]

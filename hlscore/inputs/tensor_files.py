@@ -74,48 +74,6 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeldTensor:
-    """A tensor in memory, or as much of it as is needed.
-
-    Attributes:
-        dtype: Name of the dtype in the format, such as `BF16`.
-        shape: Sizes.
-        data: Its bytes, uint8 [bytes]; `None` where only the sample is held.
-        drawn: Bits of the evenly spaced numbers that were drawn from it, int16 [numbers].
-    """
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: NDArray[np.uint8] | None
-    drawn: NDArray[np.int16]
-
-    @property
-    def size(self) -> int:
-        """Number of bytes that are held."""
-        return 0 if self.data is None else self.data.size
-
-    def chunks(self) -> Iterator[bytes]:
-        """The bytes of the tensor, a part at a time."""
-        if self.data is None:
-            raise ArtifactError("A tensor of which only a sample is held cannot be copied.")
-        for start in range(0, self.data.size, _CHUNK):
-            yield self.data[start : start + _CHUNK].tobytes()
-
-    def sample(self, count: int) -> NDArray[np.int16]:
-        """The numbers that were drawn.
-
-        Args:
-            count: How many at most; what was drawn must be that.
-
-        Returns:
-            Their bits, int16 [count or fewer].
-        """
-        if self.drawn.size > count:
-            raise ArtifactError(f"{self.drawn.size} numbers were drawn, not {count}.")
-        return self.drawn
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class NewTensor:
     """A tensor to write.
 
@@ -156,9 +114,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def write_tensors(
-    path: Path,
-    tensors: Mapping[str, NewTensor | StoredTensor | HeldTensor],
-    metadata: Mapping[str, str],
+    path: Path, tensors: Mapping[str, NewTensor | StoredTensor], metadata: Mapping[str, str]
 ) -> None:
     """Write a safetensors file.
 

@@ -1,4 +1,4 @@
-"""The loss of a run, as the probe run calls it: one sum over a batch, whatever the objective."""
+"""The loss of a run: one sum over a batch, whatever the objective."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 
 from hlscore.objectives.policy import clipped_loss
-from hlscore.objectives.sft import likelihood_loss
 from hlscore.settings import ObjectiveSettings
 
 # log_probs, coefficients, counted, old_log_probs; see `clipped_loss`.
@@ -15,11 +14,10 @@ ProbeLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], t
 
 
 def probe_loss(settings: ObjectiveSettings) -> ProbeLoss:
-    """Choose the loss of an objective.
+    """The loss of an objective, a scalar.
 
-    Returns:
-        A function of log-probabilities [examples, length - 1], coefficients [examples], the mask
-        of counted tokens and old log-probabilities [examples, length - 1] that gives a scalar.
+    It takes log-probabilities [examples, length - 1], coefficients [examples], the mask of counted
+    tokens and old log-probabilities [examples, length - 1].
     """
     if settings.objective != "grpo":
         return lambda log_probs, coefficients, _counted, _old: likelihood_loss(
@@ -30,3 +28,18 @@ def probe_loss(settings: ObjectiveSettings) -> ProbeLoss:
     return lambda log_probs, coefficients, counted, old: clipped_loss(
         log_probs, coefficients, counted, old, low=low, high=high, by_sequence=by_sequence
     )
+
+
+def likelihood_loss(log_probs: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """Weigh the negative log-likelihood of sequences, and sum.
+
+    With all coefficients 1 this is cross-entropy: divided by the counted tokens of the whole
+    probe set, its gradient is that of the mean loss whatever the batches are. With the slopes of
+    a pairwise loss as coefficients, its gradient is that of the pairwise loss (see
+    `preference`).
+
+    Args:
+        log_probs: Nats, float [examples, length - 1], 0 where nothing is counted.
+        coefficients: One per sequence, float [examples].
+    """
+    return -(log_probs.sum(-1) * coefficients).sum()

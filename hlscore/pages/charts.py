@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hlscore.pages.palette import GRID, HALO, INK, MUTED, PAPER, RULE
-
-VEGA_LITE_VERSION = "6.1"
-SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
+from hlscore.pages.formats import VEGA_LITE_VERSION
+from hlscore.pages.palette import GRID, HALO, INK, MARK, MUTED, PAPER, RULE
 
 Spec = dict[str, Any]
+
+SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
 
 FULL_SIGN: Spec = {
     "type": "point",
@@ -25,22 +25,51 @@ FULL_SIGN: Spec = {
 }
 """The mark of a module trained in full, the same in every chart."""
 
-TOLD: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
-"""Marks of a module: the page looks up what to tell of it."""
+LIMIT_RULE: Spec = {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]}
+"""The line of a budget, of a plan, or of its rank."""
 
-_SIGN = ":"
+TOOLTIP: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
+"""Marks of a module: the page looks up the text of the tooltip by its place."""
+
+SHARE_SCALE: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
+
 UNSIGNED: Spec = {
     "labelExpr": "slice(datum.label, 1)",
     "ticks": False,
     "domain": False,
     "labelPadding": 8,
 }
-"""An axis whose labels stand behind a sign."""
+"""An axis of labels that `signed` made."""
 
 
 def signed(name: str) -> str:
     """A name as a key of data; without the sign, Vega would trip over one like `constructor`."""
-    return f"{_SIGN}{name}"
+    return f":{name}"
+
+
+def number(field: str, **rest: Any) -> Spec:
+    """A quantitative encoding of a field."""
+    return {"field": field, "type": "quantitative", **rest}
+
+
+def category(field: str, **rest: Any) -> Spec:
+    """A nominal encoding of a field."""
+    return {"field": field, "type": "nominal", **rest}
+
+
+def constant(mark: Spec, encoding: Spec, *values: Mapping[str, Any]) -> Spec:
+    """A layer with data of its own."""
+    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+
+
+def number_axis(largest: float) -> Spec:
+    """An axis of scores, which may be very small."""
+    plain = largest == 0 or 0.01 <= largest < 1e5
+    return {
+        "format": ".4~g" if plain else ".3~e",
+        "labelExpr": "datum.value === 0 ? '0' : datum.label",
+        "tickCount": 5,
+    }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,47 +92,25 @@ class Chart:
 
     def rows(self) -> list[dict[str, Any]]:
         """The data as Vega-Lite takes it, a dictionary per row."""
-        names = list(self.columns)
-        return [
-            dict(zip(names, values, strict=True))
-            for values in zip(*self.columns.values(), strict=True)
-        ]
+        rows = zip(*self.columns.values(), strict=True)
+        return [dict(zip(self.columns, values, strict=True)) for values in rows]
 
     def view(self, width: int | str) -> Spec:
         """The chart as a view that names its data set."""
-        return {
-            "description": self.description,
-            "data": {"name": self.name},
-            "width": width,
-            **self.spec,
-        }
+        data = {"name": self.name}
+        return {"description": self.description, "data": data, "width": width, **self.spec}
+
+
+def shown_parameter() -> list[Spec]:
+    """The parameter that holds the place of the line whose tail curve is shown."""
+    return [{"name": "shown", "value": 0}]
 
 
 def whole(view: Spec, **rest: Any) -> Spec:
-    """Turn a view into a specification that stands alone."""
-    return {"$schema": SCHEMA, "config": config(), **rest, **view}
-
-
-def shown_parameter(place: int = 0) -> list[Spec]:
-    """The parameter that says which line's tail curve is shown."""
-    return [{"name": "shown", "value": place}]
-
-
-def number_axis(largest: float) -> Spec:
-    """An axis of scores, which may be very small."""
-    plain = largest == 0 or 0.01 <= largest < 1e5
-    return {
-        "format": ".4~g" if plain else ".3~e",
-        "labelExpr": "datum.value === 0 ? '0' : datum.label",
-        "tickCount": 5,
-    }
-
-
-def config() -> Spec:
-    """Look of all charts; every colour is one of the palette."""
+    """A view as a specification that stands alone; every colour is one of the palette."""
     text = {"labelColor": MUTED.light, "titleColor": INK.light, "labelFontSize": 12,
             "titleFontSize": 12, "titleFontWeight": "normal"}  # fmt: skip
-    return {
+    config = {
         "background": PAPER.light,
         "font": "sans-serif",
         "view": {"stroke": None},
@@ -136,3 +143,4 @@ def config() -> Spec:
             "frame": "group",
         },
     }
+    return {"$schema": SCHEMA, "config": config, **rest, **view}

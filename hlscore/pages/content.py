@@ -1,24 +1,29 @@
-"""What a page is made from: a score report joined with a plan, in the order of the plan's score."""
+"""What a report page shows: scores joined with a plan, and the figures worked out from both."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.memory import Mode
+from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
+from hlscore.reasons import tied_modules
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import find_score, replicates_at, score_of
+from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, order_rows
-from hlscore.scores.score import Score
-
-Replicates = NDArray[np.float64]
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
+
+Unit = Literal["modules", "parameters"]
+
+_CURVE_POINTS = 200
+_HINT = "Give the plan that was made from these scores, or none: one is made then."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +34,9 @@ class Line:
         row: The module, with its place by the plan's score.
         mode: `full`, `lora` or `frozen`.
         rank: LoRA rank; 0 unless the mode is `lora`.
-        locked: Whether the mode was asked for.
+        locked: Whether a lock set the mode.
         trained_params: Parameters that the mode trains.
-        score: Value of the plan's score; `None` where it cannot be had.
+        score: Value of the plan's score; `None` where it has none.
         stderr: Its standard error; `None` without resamples at the plan's rank.
         low: Lower end of its 95 % interval.
         high: Upper end of its 95 % interval.
@@ -58,13 +63,60 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CumulativeScores:
+    """Share of all positive scores in the best modules.
+
+    Attributes:
+        taken: Share of the modules, or of their parameters, rising from 0 to 1.
+        held: Share of the sum of positive scores in the best modules up to there.
+        low: Lower end of the 95 % band over resamples; empty without them.
+        high: Upper end of it.
+        plan_taken: Share that the plan trains in full.
+        plan_held: Share of the sum in those modules.
+    """
+
+    taken: tuple[float, ...]
+    held: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    plan_taken: float
+    plan_held: float
+
+    def at(self, share: float) -> float:
+        """Share held at a share taken, by linear interpolation."""
+        return float(np.interp(share, self.taken, self.held))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingCost:
+    """Memory and trained parameters of the plan, or of what it is compared with."""
+
+    name: str
+    use: MemoryUse
+    trained_params: int
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes by use, under the names that a page shows."""
+        use = self.use
+        return {
+            "frozen weights": use.frozen_bytes,
+            "copies that PEFT keeps": use.copy_bytes,
+            "trained weights": use.full_bytes + use.adapter_bytes,
+            "gradients": use.gradient_bytes,
+            "optimizer state": use.optimizer_bytes,
+            "activations (estimate)": use.activation_bytes,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything that a page says.
+    """Everything that a page shows.
 
     Attributes:
         report: The scores.
         plan: The plan.
-        score: The score that decides.
+        score: The plan's score.
         lines: One per candidate, the best first.
         skipped: Rows that are no candidates.
         replicates: Resampled scores in the order of the lines, float64 [candidates, resamples];
@@ -77,7 +129,7 @@ class Content:
     score: Score
     lines: tuple[Line, ...]
     skipped: tuple[ModuleRow, ...]
-    replicates: Replicates
+    replicates: NDArray[np.float64]
     planned_here: bool
 
     @property
@@ -87,13 +139,13 @@ class Content:
 
     @property
     def clear(self) -> int | None:
-        """Modules above zero with 95 % confidence; `None` where zero is no bound to exceed."""
+        """Modules above zero with 95 % confidence; `None` for scores that are never negative."""
         if self.score.name != "hls" or self.replicates.shape[1] < 2:
             return None
         return sum(line.low is not None and line.low > 0 for line in self.lines)
 
     @property
-    def signal(self) -> bool:
+    def any_positive(self) -> bool:
         """Whether any score is above zero."""
         return any(line.score is not None and line.score > 0 for line in self.lines)
 
@@ -108,6 +160,71 @@ class Content:
         """Whether the plan was made from other probes than the scores."""
         return self.plan.provenance.probes.hash != self.report.probes.hash
 
+    @cached_property
+    def cumulative(self) -> dict[Unit, CumulativeScores]:
+        """Cumulative scores over modules and over parameters; empty without a positive score."""
+        units: tuple[Unit, ...] = ("modules", "parameters")
+        return {unit: self._cumulated(unit) for unit in units} if self.any_positive else {}
+
+    def _cumulated(self, unit: Unit) -> CumulativeScores:
+        """Cumulative scores in the order of the plan's score, at 200 points or fewer.
+
+        The band keeps that order and adds up the positive part of each resample.
+        """
+        gains = np.array([max(0.0, line.score or 0.0) for line in self.lines])
+        costs = np.array(
+            [line.row.n_params if unit == "parameters" else 1 for line in self.lines], float
+        )
+        points = min(len(gains) + 1, _CURVE_POINTS)
+        places = np.unique(np.linspace(0, len(gains), points).astype(int))
+        resampled = np.maximum(self.replicates, 0)
+        resampled = resampled[:, resampled.sum(axis=0) > 0]
+        low, high = np.zeros((2, 0))
+        if resampled.shape[1] > 1:
+            low, high = np.quantile(_running_shares(resampled)[places], INTERVAL, axis=1)
+        full = np.array([line.full for line in self.lines])
+        return CumulativeScores(
+            taken=tuple(_running_shares(costs)[places].tolist()),
+            held=tuple(_running_shares(gains)[places].tolist()),
+            low=tuple(low.tolist()),
+            high=tuple(high.tolist()),
+            plan_taken=float(costs[full].sum() / costs.sum()),
+            plan_held=float(gains[full].sum() / gains.sum()),
+        )
+
+    @cached_property
+    def costs(self) -> tuple[TrainingCost, ...]:
+        """The plan, LoRA of its rank on every module, and every module in full, run with PEFT."""
+        plan, rank, tied = self.plan, self.plan.lora.rank, tied_modules(self.report.rows)
+        rows = [line.row for line in self.lines]
+        lora = [
+            Choice(row=row, mode="frozen")
+            if row.module in tied
+            else Choice(row=row, mode="lora", rank=rank)
+            for row in rows
+        ]
+        planned = [Choice(row=line.row, mode=line.mode, rank=line.rank) for line in self.lines]
+        full = [Choice(row=row, mode="full") for row in rows]
+        totals = plan.totals
+        return tuple(
+            TrainingCost(
+                name=name,
+                use=memory_use(self.report.model, choices, plan.settings.memory),
+                trained_params=trained_params,
+            )
+            for name, choices, trained_params in (
+                ("this plan", planned, totals.trained_params),
+                (f"LoRA {rank} everywhere", lora, totals.plain_lora_params),
+                ("everything in full", full, totals.candidate_params),
+            )
+        )
+
+
+def _running_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Running sums over the first axis, from 0 to 1."""
+    sums = np.cumsum(values, axis=0)
+    return np.concatenate([np.zeros_like(sums[:1]), sums / sums[-1]])
+
 
 def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
     """Join a plan with the scores of its model."""
@@ -118,17 +235,33 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
     if not candidates:
         raise ArtifactError("The report holds no candidate modules.")
     planned = {item.module: item for item in plan.modules}
-    replicates = _replicates(candidates, score, rank, report.run.rank)
-    spreads = _spreads(replicates)
-    lines = tuple(
-        _line(row, planned.get(row.module), score_of(row, score, rank), spread)
-        for row, spread in zip(candidates, spreads, strict=True)
-    )
+    found = replicates_at(candidates, score, rank, report.run.rank)
+    replicates = np.array(found, dtype=np.float64)
+    if len(found[0]) < 2:
+        replicates = np.zeros((len(candidates), 0))
+    lines = []
+    for row, spread in zip(candidates, _spreads(replicates), strict=True):
+        item, (stderr, low, high) = planned.get(row.module), spread
+        lines.append(
+            Line(
+                row=row,
+                mode="frozen" if item is None else item.mode,  # a plan lists what it trains
+                rank=0 if item is None else item.rank or 0,
+                locked=item is not None and item.locked,
+                trained_params=0 if item is None else item.trained_params,
+                score=score_of(row, score, rank),
+                stderr=stderr,
+                low=low,
+                high=high,
+                chosen=None if item is None else item.selection_probability,
+                remark=row.reason if item is None else item.remark,
+            )
+        )
     return Content(
         report=report,
         plan=plan,
         score=score,
-        lines=lines,
+        lines=tuple(lines),
         skipped=tuple(row for row in rows if not row.is_candidate),
         replicates=replicates,
         planned_here=planned_here,
@@ -136,12 +269,11 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
 
 
 def _check_model(report: ScoreReport, plan: Plan) -> None:
-    hint = "Give the plan that was made from these scores, or none: then one is made."
     if plan.model.fingerprint.structure != report.model.fingerprint.structure:
         raise UsageError(
             f"The plan is for '{plan.model.name}', a model with other modules than "
-            f"'{report.model.model}', which the scores are of.",
-            hint=hint,
+            f"'{report.model.model}' of the scores.",
+            hint=_HINT,
         )
     sizes = {row.module: row.n_params for row in report.candidates}
     for item in plan.modules:
@@ -149,41 +281,16 @@ def _check_model(report: ScoreReport, plan: Plan) -> None:
             raise UsageError(
                 f"The plan holds '{item.module}' with {item.params:,} parameters, which is no "
                 "candidate of the scores.",
-                hint=hint,
+                hint=_HINT,
             )
 
 
-def _replicates(rows: Sequence[ModuleRow], score: Score, rank: int, run_rank: int) -> Replicates:
-    found = replicates_at(rows, score, rank, run_rank)
-    if len(found[0]) < 2:
-        return np.zeros((len(rows), 0))
-    return np.array(found, dtype=np.float64)
-
-
-_Spread = tuple[float | None, float | None, float | None]
-
-
-def _spreads(replicates: Replicates) -> list[_Spread]:
-    """Standard error and both ends of the interval of each row."""
+def _spreads(
+    replicates: NDArray[np.float64],
+) -> Sequence[tuple[float | None, float | None, float | None]]:
+    """Standard error and both ends of the 95 % interval of each row."""
     if not replicates.shape[1]:
         return [(None, None, None)] * len(replicates)
     low, high = np.quantile(replicates, INTERVAL, axis=1)
     stderr = replicates.std(axis=1, ddof=1)
     return list(zip(stderr.tolist(), low.tolist(), high.tolist(), strict=True))
-
-
-def _line(row: ModuleRow, item: PlanModule | None, score: float | None, spread: _Spread) -> Line:
-    stderr, low, high = spread
-    return Line(
-        row=row,
-        mode="frozen" if item is None else item.mode,  # what a plan does not list stays frozen
-        rank=0 if item is None else item.rank or 0,
-        locked=item is not None and item.locked,
-        trained_params=0 if item is None else item.trained_params,
-        score=score,
-        stderr=stderr,
-        low=low,
-        high=high,
-        chosen=None if item is None else item.selection_probability,
-        remark=row.reason if item is None else item.remark,
-    )

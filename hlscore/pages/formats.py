@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from hlscore.errors import HlscoreError, UsageError
-from hlscore.pages.board import Board
-from hlscore.pages.bundle import Bundle
-from hlscore.pages.painter import Painter
+from hlscore.pages.content import Content
 
+VEGA_LITE_VERSION = "6.1"
 FORMATS = (".html", ".png", ".svg", ".md")
+
+_PNG_SCALE = 2
 
 
 def check_format(target: Path) -> str:
@@ -19,42 +21,49 @@ def check_format(target: Path) -> str:
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"'{target}' names no format of a report.",
-            hint=f"End it in {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
+            f"'{target}' has no suffix of a report.",
+            hint=f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
         )
     if suffix != ".md" and find_spec("vl_convert") is None:
         raise HlscoreError(
             f"A report as {suffix} needs vl-convert-python, which draws the charts.",
-            hint="Run pip install 'hlscore[report]', or write .md, which needs nothing more.",
+            hint="Run pip install 'hlscore[report]', or write .md, which needs no extra.",
         )
     return suffix
 
 
-def start(suffix: str) -> AbstractContextManager[Bundle | Painter | None]:
-    """Begin with what takes longest, while the files are read.
-
-    Returns:
-        The scripts of a page, or the drawing of an image, in the making; nothing for Markdown.
-    """
+def render(content: Content, suffix: str) -> bytes:
+    """The bytes of a report file; equal inputs give equal bytes."""
     if suffix == ".html":
-        return Bundle()
-    return nullcontext() if suffix == ".md" else Painter(".png" if suffix == ".png" else ".svg")
-
-
-def render(board: Board, started: Bundle | Painter | None) -> bytes:
-    """Write a report.
-
-    Returns:
-        The content of the file; equal inputs give equal bytes.
-    """
-    if isinstance(started, Bundle):
         from hlscore.pages.page import html_text
 
-        return html_text(board, started.text()).encode()
-    if isinstance(started, Painter):
-        from hlscore.pages.poster import poster
+        return html_text(content, chart_script()).encode()
+    if suffix == ".md":
+        from hlscore.pages.markdown import markdown_text
 
-        return started.draw(poster(board))
-    from hlscore.pages.markdown import markdown_text
+        return markdown_text(content).encode()
+    from hlscore.pages.poster import poster
 
-    return markdown_text(board).encode()
+    return paint(poster(content), suffix)
+
+
+def paint(spec: dict[str, Any], suffix: str) -> bytes:
+    """Draw a Vega-Lite specification as `.svg`, or as `.png` at two pixels per unit."""
+    import vl_convert
+
+    if suffix == ".svg":
+        return str(vl_convert.vegalite_to_svg(spec, vl_version=VEGA_LITE_VERSION)).encode()
+    image: bytes = vl_convert.vegalite_to_png(spec, vl_version=VEGA_LITE_VERSION, scale=_PNG_SCALE)
+    return image
+
+
+def chart_script() -> str:
+    """Vega, Vega-Lite and Vega-Embed in one JavaScript, safe inside a `<script>`."""
+    import vl_convert
+
+    return inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VEGA_LITE_VERSION))
+
+
+def inline(script: str) -> str:
+    """Escape a script so that no string in it ends the element that holds it."""
+    return re.sub(r"<(?=/script|!--)", r"\\x3c", script, flags=re.IGNORECASE)

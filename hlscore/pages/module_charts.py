@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from itertools import takewhile
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
 
-from hlscore.pages.charts import FULL_SIGN, TOLD, UNSIGNED, Chart, Spec, number_axis, signed
+from hlscore.pages.charts import (
+    FULL_SIGN,
+    LIMIT_RULE,
+    TOOLTIP,
+    UNSIGNED,
+    Chart,
+    Spec,
+    category,
+    constant,
+    number,
+    number_axis,
+    signed,
+)
 from hlscore.pages.content import Content, Line
-from hlscore.pages.figures import level, level_names
 from hlscore.pages.palette import FULL, GRID, HALO, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
-from hlscore.views.heatmap import kind_labels
+from hlscore.views.drawings import kind_labels, shade_of
 from hlscore.views.wording import count
 
 TOP = 40
@@ -20,54 +30,69 @@ _WIDE_COLUMNS = 64
 _MOST_KINDS = 60
 _OTHER_KINDS = "other kinds"
 _MODE_COLOURS = {"full": FULL.light, "LoRA": REST.light, "frozen": RULE.light}
+_OUTLINE = {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light}
 _OUTLINED = [{"filter": "datum.id === shown"}]
+
+
+def level_names() -> tuple[str, ...]:
+    """What each shade of the heat map stands for, as shares of the largest score."""
+    steps = len(RAMP) - 2
+    shown = [f"{100 * ((place + 0.5) / steps) ** 2:.0f}" for place in range(steps)]
+    between = [f"{low} to {high} %" for low, high in pairwise(shown)]
+    return ("zero or below", f"up to {shown[0]} %", *between, f"over {shown[-1]} %")
 
 
 def heat_chart(content: Content) -> Chart | None:
     """Scores by layer and kind; a diamond marks what is trained in full.
 
-    Modules that share a cell are shown by the highest of them: of models with many layers, several
-    layers share a column.
-
-    Returns:
-        The chart; `None` where no module lies in a numbered layer.
+    Modules that share a cell are shown by the highest of them; in models with many layers several
+    layers share a column. `None` where no module lies in a numbered layer.
     """
-    cells = _cells(content.lines)
-    if not cells:
+    lines = content.lines
+    placed = [line.row for line in lines if line.row.layer is not None]
+    if not placed:
         return None
-    largest = max(line.score or 0.0 for line in content.lines)
-    first = {key: [content.lines[place] for place in places] for key, places in cells.items()}
-    levels = level_names()
-    columns: dict[str, Sequence[Any]] = {
-        "id": [places[0] for places in cells.values()],
-        "layer": [layer for layer, _ in cells],
-        "kind": [signed(kind) for _, kind in cells],
-        "level": [levels[level(lines[0].score, largest)] for lines in first.values()],
-        "full": [sum(line.full for line in lines) for lines in first.values()],
-        "modules": [len(lines) for lines in first.values()],
-    }
-    place = {
-        "x": {"field": "layer", "type": "ordinal", "title": "layer",
-              "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}},
-        "y": {"field": "kind", "type": "nominal", "title": None, "axis": UNSIGNED,
-              "sort": [signed(kind) for kind in _kinds(content.lines)]},
-    }  # fmt: skip
-    ramp = {"domain": list(levels), "range": [item.light for item in RAMP]}
-    legend = {"title": f"{content.score.name}, share of the highest", "symbolType": "square"}
-    shade = {"field": "level", "type": "nominal", "scale": ramp, "legend": legend}
+    labels = kind_labels(placed)
+    if len(set(labels.values())) > _MOST_KINDS:  # a stack of single experts
+        labels = {row.module: row.kind for row in placed}
+    by_block = sorted(placed, key=lambda row: (row.block, row.kind))
+    kinds = list(dict.fromkeys(labels[row.module] for row in by_block))
+    if len(kinds) > _MOST_KINDS:
+        kinds = [*kinds[: _MOST_KINDS - 1], _OTHER_KINDS]
+    wide = layers_per_column(lines)
+    layers = sorted({row.layer for row in placed if row.layer is not None})
+    column = {layer: layers[place - place % wide] for place, layer in enumerate(layers)}
+    found: dict[tuple[int, str], list[int]] = {}
+    for place, line in enumerate(lines):
+        if line.row.layer is not None:
+            kind = labels[line.row.module]
+            cell = (column[line.row.layer], kind if kind in kinds else _OTHER_KINDS)
+            found.setdefault(cell, []).append(place)
+    cells = dict(sorted(found.items()))
+    levels, name = level_names(), content.score.name
+    largest = max(line.score or 0.0 for line in lines)
+    many = len({layer for layer, _ in cells}) > _WIDE_COLUMNS
+    sign = {**FULL_SIGN, "size": 22, "strokeWidth": 0.8} if many else FULL_SIGN
+    shade = category(
+        "level",
+        scale={"domain": list(levels), "range": [item.light for item in RAMP]},
+        legend={"title": f"{name}, share of the highest", "symbolType": "square"},
+    )
     spec: Spec = {
         "height": 24 * len({kind for _, kind in cells}),
-        "encoding": place,
+        "encoding": {
+            "x": {"field": "layer", "type": "ordinal", "title": "layer",
+                  "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False,
+                           "domain": False}},
+            "y": category("kind", title=None, axis=UNSIGNED, sort=[signed(kind) for kind in kinds]),
+        },
         "layer": [
             {"mark": {"type": "rect", "stroke": PAPER.light, "strokeWidth": 1},
-             "encoding": {"color": shade, **TOLD}},
-            {"transform": [{"filter": "datum.full > 0"}], "mark": _sign(cells), "encoding": TOLD},
-            {"transform": _OUTLINED, "encoding": TOLD,
-             "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light,
-                      "strokeWidth": 3}},
+             "encoding": {"color": shade, **TOOLTIP}},
+            {"transform": [{"filter": "datum.full > 0"}], "mark": sign, "encoding": TOOLTIP},
+            {"transform": _OUTLINED, "encoding": TOOLTIP, "mark": {**_OUTLINE, "strokeWidth": 3}},
         ],
     }  # fmt: skip
-    name = content.score.name
     return Chart(
         name="heat",
         title=f"{name} by layer and kind of module",
@@ -75,72 +100,44 @@ def heat_chart(content: Content) -> Chart | None:
         f"{count(len(content.full_lines), 'module')} trained in full carry a diamond. "
         "The table of all modules holds the numbers.",
         spec=spec,
-        columns=columns,
+        columns={
+            "id": [places[0] for places in cells.values()],
+            "layer": [layer for layer, _ in cells],
+            "kind": [signed(kind) for _, kind in cells],
+            "level": [
+                levels[shade_of(lines[places[0]].score, largest, len(RAMP) - 1)]
+                for places in cells.values()
+            ],
+            "full": [sum(lines[place].full for place in places) for places in cells.values()],
+            "modules": [len(places) for places in cells.values()],
+        },
     )
 
 
-def _sign(cells: Iterable[tuple[int, str]]) -> Spec:
-    """The mark of full training, small enough for the cells of many layers."""
-    columns = len({layer for layer, _ in cells})
-    return FULL_SIGN if columns <= _WIDE_COLUMNS else {**FULL_SIGN, "size": 22, "strokeWidth": 0.8}
-
-
-def columns_of(lines: Sequence[Line]) -> int:
+def layers_per_column(lines: Sequence[Line]) -> int:
     """How many layers share a column of the heat map."""
     layers = {line.row.layer for line in lines if line.row.layer is not None}
     return max(1, -(-len(layers) // _MOST_COLUMNS))
 
 
-def _cells(lines: Sequence[Line]) -> dict[tuple[int, str], list[int]]:
-    """Places of the lines in each cell, the best first; the cells from left to right."""
-    wide = columns_of(lines)
-    layers = sorted({line.row.layer for line in lines if line.row.layer is not None})
-    column = {layer: layers[place - place % wide] for place, layer in enumerate(layers)}
-    labels, known = _labels(lines), set(_kinds(lines))
-    cells: dict[tuple[int, str], list[int]] = {}
-    for place, line in enumerate(lines):
-        if line.row.layer is not None:
-            kind = labels[line.row.module]
-            key = (column[line.row.layer], kind if kind in known else _OTHER_KINDS)
-            cells.setdefault(key, []).append(place)
-    return dict(sorted(cells.items()))
-
-
-def _labels(lines: Sequence[Line]) -> dict[str, str]:
-    placed = [line.row for line in lines if line.row.layer is not None]
-    labels = kind_labels(placed)
-    if len(set(labels.values())) <= _MOST_KINDS:
-        return labels
-    return {row.module: row.kind for row in placed}  # a stack of single experts
-
-
-def _kinds(lines: Sequence[Line]) -> list[str]:
-    labels = _labels(lines)
-    placed = sorted(
-        (line.row for line in lines if line.row.layer is not None),
-        key=lambda row: (row.block, row.kind),
-    )
-    kinds = list(dict.fromkeys(labels[row.module] for row in placed))
-    return kinds if len(kinds) <= _MOST_KINDS else [*kinds[: _MOST_KINDS - 1], _OTHER_KINDS]
-
-
 def bars_chart(content: Content) -> Chart:
     """The highest scores with their 95 % intervals and the line of the budget."""
     lines = content.lines[:TOP]
-    labels = [signed(name) for name in short_names(content.lines)[:TOP]]
-    modes = [_mode(line) for line in lines]
-    named = [name for name in _MODE_COLOURS if name in modes]
-    scale = {"domain": named, "range": [_MODE_COLOURS[name] for name in named]}
-    largest = max((abs(line.score or 0.0) for line in lines), default=0.0)
-    axis = number_axis(largest)
-    x = {"field": "score", "type": "quantitative", "title": content.score.name, "axis": axis}
+    start = len(shared_start(content.lines))
+    labels = [signed(line.row.module[start:]) for line in lines]
+    modes = ["LoRA" if line.mode == "lora" else line.mode for line in lines]
+    scale = {
+        "domain": [name for name in _MODE_COLOURS if name in modes],
+        "range": [colour for name, colour in _MODE_COLOURS.items() if name in modes],
+    }
+    row: Spec = {"x": {"value": 0}, "x2": {"value": "width"}}
+    legend = {"title": "trained as", "symbolType": "square"}
     layers: list[Spec] = [
         {"mark": {"type": "bar", "height": {"band": 0.62}},
-         "encoding": {"color": {"field": "train", "type": "nominal", "scale": scale,
-                                "legend": {"title": "trained as", "symbolType": "square"}}}},
+         "encoding": {"color": category("train", scale=scale, legend=legend)}},
     ]  # fmt: skip
     if any(line.low is not None for line in lines):
-        ends: Spec = {"x": {"field": "low", "type": "quantitative"}, "x2": {"field": "high"}}
+        ends: Spec = {"x": number("low"), "x2": {"field": "high"}}
         for colour, width in ((HALO, 2.8), (INK, 1.4)):  # a dark line is lost on a dark bar
             mark = {"type": "rule", "color": colour.light, "strokeWidth": width}
             layers.append({"mark": mark, "encoding": ends})
@@ -148,30 +145,30 @@ def bars_chart(content: Content) -> Chart:
         {"transform": [{"filter": "datum.train === 'full'"}], "mark": FULL_SIGN,
          "encoding": {"x": {"datum": 0, "type": "quantitative"}}}
     )  # fmt: skip
-    number = len(content.full_lines)
-    if budget_line_shown(content):
-        layers += _budget_line(labels[number - 1], last=number == len(lines))
-    layers.append(
-        {"transform": _OUTLINED,
-         "mark": {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light},
-         "encoding": {"x": {"value": 0}, "x2": {"value": "width"}}}
-    )  # fmt: skip
+    if shows_budget_line(content):
+        last = len(content.full_lines)
+        layers.append(_budget_line(labels[last - 1], last=last == len(lines)))
+    layers.append({"transform": _OUTLINED, "mark": _OUTLINE, "encoding": row})
     layers.append(  # a bar may be too short to click
         {"mark": {"type": "rect", "fillOpacity": 0, "fill": PAPER.light},
-         "encoding": {"x": {"value": 0}, "x2": {"value": "width"}, **TOLD}}
+         "encoding": {**row, **TOOLTIP}}
     )  # fmt: skip
+    modules = len(content.lines)
+    title = f"All {modules} modules, the highest first" if modules > 1 else "The only module"
+    if len(lines) < modules:
+        title = f"The {len(lines)} highest of {count(modules, 'module')}"
+    axis = number_axis(max(abs(line.score or 0.0) for line in lines))
     return Chart(
         name="bars",
-        title=_bars_title(len(lines), len(content.lines)),
+        title=title,
         description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
-        f"intervals{' and a line where the budget ends' if budget_line_shown(content) else ''}. "
+        f"intervals{' and a line where the budget ends' if shows_budget_line(content) else ''}. "
         "The table of all modules holds the numbers.",
         spec={
             "height": 19 * len(lines),
             "encoding": {
-                "y": {"field": "label", "type": "nominal", "sort": None, "title": None,
-                      "axis": UNSIGNED},
-                "x": x,
+                "y": category("label", sort=None, title=None, axis=UNSIGNED),
+                "x": number("score", title=content.score.name, axis=axis),
             },
             "layer": layers,
         },
@@ -183,106 +180,85 @@ def bars_chart(content: Content) -> Chart:
             "high": [line.high for line in lines],
             "train": modes,
         },
-    )  # fmt: skip
+    )
 
 
-def budget_line_shown(content: Content) -> bool:
+def shows_budget_line(content: Content) -> bool:
     """Whether the bars show where the budget ends."""
     number = len(content.full_lines)
     return content.first_places_full and number <= TOP and number < len(content.lines)
 
 
-def _bars_title(shown: int, modules: int) -> str:
-    if shown < modules:
-        return f"The {shown} highest of {count(modules, 'module')}"
-    return f"All {modules} modules, the highest first" if modules > 1 else "The only module"
-
-
-def _budget_line(label: str, *, last: bool) -> list[Spec]:
+def _budget_line(label: str, *, last: bool) -> Spec:
     """A line under a bar, and its name on a ground that keeps it readable over the next one."""
     under = {"datum": label, "type": "nominal", "bandPosition": 1}
     line = {
-        "mark": {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]},
+        "mark": LIMIT_RULE,
         "encoding": {"y": under, "x": {"value": 0}, "x2": {"value": "width"}},
     }
-    said = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
+    text = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
             "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
-    ground = {**said, "color": PAPER.light, "stroke": PAPER.light, "strokeWidth": 5}
+    ground = {**text, "color": PAPER.light, "stroke": PAPER.light, "strokeWidth": 5}
     place = {"y": under, "x": {"value": "width"}}
-    texts = [{"mark": mark, "encoding": place} for mark in (ground, {**said, "color": MARK.light})]
-    return [{"data": {"values": [{}]}, "layer": [line, *texts]}]
-
-
-def _mode(line: Line) -> str:
-    return "LoRA" if line.mode == "lora" else line.mode
-
-
-def short_names(lines: Sequence[Line]) -> list[str]:
-    """Names without what all of them begin with, up to a dot.
-
-    Returns:
-        A name per line; no two are equal.
-    """
-    names = [line.row.module for line in lines]
-    shared = len(shared_start(lines))
-    return [name[shared:] for name in names]
+    texts = [{"mark": mark, "encoding": place} for mark in (ground, {**text, "color": MARK.light})]
+    return {"data": {"values": [{}]}, "layer": [line, *texts]}
 
 
 def shared_start(lines: Sequence[Line]) -> str:
     """What the names of all modules begin with, up to the last dot in it."""
+    if len(lines) < 2:
+        return ""
     names = [line.row.module for line in lines]
-    ends = zip(min(names), max(names), strict=False)
-    alike = takewhile(lambda pair: pair[0] == pair[1], ends)
-    shared = "".join(letter for letter, _ in alike)
-    return shared[: shared.rfind(".") + 1] if len(lines) > 1 else ""
+    pairs = takewhile(lambda pair: pair[0] == pair[1], zip(min(names), max(names), strict=False))
+    shared = "".join(letter for letter, _ in pairs)
+    return shared[: shared.rfind(".") + 1]
 
 
-def tail_chart(content: Content, place: int = 0) -> Chart:
-    """What a LoRA of each rank leaves of the gradient of one module."""
-    row, rank = content.lines[place].row, content.plan.lora.rank
-    curves = {"tail": row.tail_curve, "hls": row.hls_curve}
+def tail_chart(content: Content) -> Chart | None:
+    """The part of the first module's gradient that LoRA of each rank cannot represent."""
+    row, rank = content.lines[0].row, content.plan.lora.rank
+    if not row.curve_ranks:
+        return None
     points = [
         (item, value, name)
-        for name, curve in curves.items()
+        for name, curve in (("tail", row.tail_curve), ("hls", row.hls_curve))
         for item, value in zip(row.curve_ranks, curve, strict=True)
     ]
     ranks = sorted({item for line in content.lines for item in line.row.curve_ranks})
-    curve = {"field": "curve", "type": "nominal", "title": None}
-    domain, legend = {"domain": ["tail", "hls"]}, {"symbolType": "stroke"}
-    dash = {"scale": {**domain, "range": [[5, 4], [1, 0]]}, "legend": legend}
-    colour = {"scale": {**domain, "range": [MUTED.light, FULL.light]}, "legend": legend}
-    y = {
-        "field": "value",
-        "type": "quantitative",
-        "title": "not reached by LoRA",
-        "axis": number_axis(max((abs(value) for _, value, _ in points), default=0.0)),
-    }
+
+    def style(values: list[object]) -> Spec:
+        scale = {"domain": ["tail", "hls"], "range": values}
+        return category("curve", title=None, scale=scale, legend={"symbolType": "stroke"})
+
     x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
          "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
+    axis = number_axis(max(abs(value) for _, value, _ in points))
     lines: Spec = {
         "mark": {"type": "line", "point": {"filled": True, "size": 45}, "strokeWidth": 2},
-        "encoding": {"x": x, "y": y, "color": {**curve, **colour}, "strokeDash": {**curve, **dash}},
+        "encoding": {
+            "x": x,
+            "y": number("value", title="not captured by LoRA", axis=axis),
+            "color": style([MUTED.light, FULL.light]),
+            "strokeDash": style([[5, 4], [1, 0]]),
+        },
     }
     rule: Spec = {
         "data": {"values": [{"rank": rank}] if rank in ranks else []},
         "encoding": {"x": {"field": "rank", "type": "ordinal"}},
         "layer": [
-            {"mark": {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]}},
+            {"mark": LIMIT_RULE},
             {"mark": {"type": "text", "color": MARK.light, "align": "left", "baseline": "top",
                       "dx": 5, "text": f"rank {rank}"}, "encoding": {"y": {"value": 2}}},
         ],
     }  # fmt: skip
-    zero: Spec = {
-        "data": {"values": [{"value": 0}]},
-        "mark": {"type": "rule", "color": GRID.light, "strokeWidth": 2},
-        "encoding": {"y": {"field": "value", "type": "quantitative"}},
-    }
+    grid = {"type": "rule", "color": GRID.light, "strokeWidth": 2}
+    zero = constant(grid, {"y": number("value")}, {"value": 0})
     return Chart(
         name="tail",
         title=row.module,
-        description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA "
-        "of that rank cannot reach, and hls, the part of it that both halves of the probes agree "
-        f"on. A line marks rank {rank}.",
+        description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA of "
+        "that rank cannot represent, and hls, the part of it on which both halves of the probes "
+        f"agree. A line marks rank {rank}.",
         spec={"height": 260, "layer": [zero, lines, rule]},
         columns={
             "rank": [item for item, _, _ in points],

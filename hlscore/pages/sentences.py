@@ -1,15 +1,30 @@
-"""What a page says in words: the headline, how certain it is, and how to read each chart."""
+"""What a page says in words: headline, facts of the run, certainty, how to read each chart."""
 
 from __future__ import annotations
 
+import json
+
 from hlscore.pages.content import INTERVAL, Content
-from hlscore.pages.figures import Reach, Way
-from hlscore.pages.module_charts import TOP, columns_of, shared_start
-from hlscore.pages.plan_charts import points_per_mark
-from hlscore.views.wording import count, memory, percent, short, visible
+from hlscore.pages.module_charts import TOP, layers_per_column, shared_start
+from hlscore.pages.plan_charts import modules_per_point
+from hlscore.views.summary import (
+    budget_spent,
+    clear_modules,
+    counted_tokens,
+    examples,
+    mean_loss,
+    memory_settings,
+    method,
+    reselection,
+    times_lora,
+)
+from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+
+Facts = list[tuple[str, str]]
 
 _NO_RESAMPLES = "there are no resamples of this score at this rank"
-_METHODS = {
+_LOSSES = {"sft": "supervised fine-tuning", "dpo": "preferences", "grpo": "reinforcement learning"}
+_BASELINES = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
     "score",
     "random": "a random choice, stratified by kind and size",
@@ -18,20 +33,6 @@ _METHODS = {
     "all-lora": "LoRA on every module",
     "all-full": "every module in full",
 }
-
-
-def unproven(content: Content) -> str:
-    """What is not proven of the numbers, and what to compare a plan with."""
-    says = (
-        "come from the weights alone and know nothing of the training to come"
-        if content.score.reads_weights
-        else "say what the first step of training could gain on the probe examples"
-    )
-    return (
-        "That modules with a high score gain more from full fine-tuning than others is not proven, "
-        f"for this score or any other. The numbers {says}. The baseline to beat is a plain LoRA "
-        "with as many trained parameters, which hlscore plan writes as the baseline lora-matched."
-    )
 
 
 def heading(content: Content) -> str:
@@ -43,73 +44,65 @@ def headline(content: Content) -> str:
     """What the plan does, in a sentence or two."""
     plan, totals = content.plan, content.plan.totals
     share = percent(totals.full_params / max(1, totals.candidate_params))
-    kept = [f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} in full "
-            f"({share} of their parameters)"]  # fmt: skip
+    modules = count(totals.candidate_modules, "module")
+    parts = [f"{totals.full_modules:,} of {modules} in full ({share} of their parameters)"]
     if totals.lora_modules:
-        kept.append(f"{totals.lora_modules:,} with LoRA{_ranks(content)}")
+        ranks = sorted({line.rank for line in content.lines if line.mode == "lora"})
+        of_rank = f" of ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
+        if len(ranks) == 1:
+            of_rank = f" of rank {ranks[0]}"
+        parts.append(f"{totals.lora_modules:,} with LoRA{of_rank}")
     if totals.frozen_modules:
-        kept.append(f"{totals.frozen_modules:,} not at all")
-    listed = kept[0] if len(kept) == 1 else f"{', '.join(kept[:-1])} and {kept[-1]}"
-    text = f"The plan trains {listed}."
-    if plan.method != "score":
-        method = _METHODS[plan.method]
-        return f"{text} It is a baseline to compare with ({method}), not the choice of a score."
-    return text
-
-
-def _ranks(content: Content) -> str:
-    ranks = sorted({line.rank for line in content.lines if line.mode == "lora"})
-    if len(ranks) == 1:
-        return f" of rank {ranks[0]}"
-    return f" of ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
+        parts.append(f"{totals.frozen_modules:,} not at all")
+    *first, last = parts
+    text = f"The plan trains {', '.join(first)}{' and ' if first else ''}{last}."
+    if plan.method == "score":
+        return text
+    return (
+        f"{text} It is a baseline to compare with ({_BASELINES[plan.method]}), not selected by a "
+        "score."
+    )
 
 
 def certainty(content: Content) -> str:
     """How certain the choice is, in a sentence or two."""
-    stability, clear = content.plan.stability, content.clear
-    if not content.signal:
+    clear, again = content.clear, reselection(content.plan)
+    if not content.any_positive:
         return (
-            "No score is above zero: these probes show nothing that LoRA cannot reach. That is no "
-            "proof that there is nothing; more probe examples may tell more."
+            "No score is above zero: these probes show no update that LoRA cannot represent. That "
+            "does not prove that there is none; more probe examples may show more."
         )
     unknown = _no_choice(content)
-    if unknown or stability.mean_reselection is None:
-        return unknown or f"How certain the choice is cannot be told: {_NO_RESAMPLES}."
-    share = f"{100 * stability.mean_reselection:.0f} %"
-    again = f"resamples of the same probes choose a chosen module again in {share} of cases"
+    if unknown:
+        return unknown
+    if not again:
+        return f"The certainty of the choice is unknown: {_NO_RESAMPLES}."
     if clear is None:
         return f"How certain: {again}. New probes agree less."
-    above = (
-        f"{clear:,} of {count(len(content.lines), 'module')} "
-        f"{'scores' if clear == 1 else 'score'} above zero with 95 % confidence"
-    )
+    above = clear_modules(clear, len(content.lines))
     if clear < len(content.full_lines):
+        expected = len(content.lines) * INTERVAL[0]
+        chance = f"about {expected:,.{0 if expected >= 1 else 1}f} would by chance"
         return (
-            f"Treat the order as mostly noise: only {above}{_by_chance(content)}, and {again}. "
-            "More probe examples would tell more."
+            f"Treat the order as mostly noise: only {above} ({chance}), and {again}. Use more "
+            "probe examples."
         )
     return f"How certain: {above}, and {again}. New probes agree less."
 
 
 def _no_choice(content: Content) -> str:
-    """Why nothing can be said about the stability of the choice, where there is none."""
+    """Why the stability of the choice is undefined; empty where it is defined."""
     if not content.full_lines:
-        return "No module is trained in full, so there is no choice to be certain of."
+        return "No module is trained in full, so stability is undefined."
     if content.plan.method != "score":
-        return "No score chose these modules, so there is no choice to be certain of."
+        return "No score selected these modules, so stability is undefined."
     if len(content.full_lines) == len(content.lines):
         return "Every module is trained in full, so there was nothing to choose."
     return ""
 
 
-def _by_chance(content: Content) -> str:
-    """How many scores of pure noise would lie above zero with the same confidence."""
-    expected = len(content.lines) * INTERVAL[0]
-    return f" (about {expected:,.{0 if expected >= 1 else 1}f} would by chance)"
-
-
 def origin(content: Content) -> str:
-    """Where the plan comes from."""
+    """Where the plan comes from; empty where it was made from these scores."""
     if content.planned_here:
         asked, score = content.plan.budget.asked, content.score.name
         return (
@@ -124,124 +117,225 @@ def origin(content: Content) -> str:
     return ""
 
 
+def unproven(content: Content) -> str:
+    """What is not proven of the numbers, and what to compare a plan with."""
+    scores = (
+        "come from the weights alone and know nothing of the training data"
+        if content.score.reads_weights
+        else "estimate what the first step of training gains on the probe examples"
+    )
+    return (
+        "It is not proven, for this score or any other, that modules with a high score gain more "
+        f"from full fine-tuning than others. The numbers {scores}. The baseline is a plain LoRA "
+        "with as many trained parameters: hlscore plan --baseline lora-matched."
+    )
+
+
+def key_figures(content: Content) -> Facts:
+    """The few numbers that stand first, each with what it is."""
+    plan, covered, clear = content.plan, content.plan.coverage, content.clear
+    rank, share = plan.lora.rank, plan.stability.mean_reselection
+    figures = []
+    if covered is not None:
+        text = f"of this {covered.of} captured by LoRA {rank}"
+        figures.append((near_whole(covered.lora), text))
+    full = f"{plan.totals.full_modules:,} of {plan.totals.candidate_modules:,}"
+    figures += [
+        (full, "modules in full"),
+        (f"{times_lora(plan.totals):.2f} x", f"the trained parameters of LoRA {rank}"),
+        (memory(content.costs[0].use.total_bytes), "memory to train, about"),
+    ]
+    if share is not None and content.full_lines:
+        figures.append((f"{100 * share:.0f} %", "selected again by resamples, at most"))
+    if clear is not None:
+        above = f"{clear:,} of {len(content.lines):,}"
+        figures.append((above, "above zero with 95 % confidence"))
+    return figures
+
+
+def what_was_run(content: Content) -> Facts:
+    """Model, data, objective, method and budget."""
+    report, plan, lora = content.report, content.plan, content.plan.lora
+    model, probes, run = report.model, report.probes, report.run
+    probed = probes.objective != "none" and probes.format != "update"
+    variant = f", {probes.loss_type}" if probes.loss_type else ""
+    objective = f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if probed else "none"
+    texts = [examples(probes)]
+    if probed:
+        texts += [counted_tokens(probes), *mean_loss(probes)]
+    if probes.truncated:
+        texts.append(f"{probes.truncated:,} truncated at the maximum length")
+    if probes.dropped:
+        texts.append(f"{probes.dropped:,} left out")
+    if probes.rollouts is not None:
+        texts.append(f"{count(probes.rollouts.carrying, 'prompt')} with rewards that differ")
+        if probes.rollouts.mean_reward is not None:
+            texts.append(f"mean reward {probes.rollouts.mean_reward:.3g}")
+    chosen = f", selected from {', '.join(map(str, lora.ranks))}" if lora.ranks else ""
+    skipped = count(len(content.skipped), "weight")
+    facts = [
+        ("Model", model.model + (f", revision {model.revision}" if model.revision else "")),
+        ("Architecture", f"{model.architecture}, {short(model.n_params)} parameters"),
+        ("Candidates", f"{count(len(content.lines), 'module')}, {skipped} left out"),
+        ("Probe data", f"{probes.source} ({probes.format})" if probed else "none"),
+        ("Objective", objective),
+        ("Probes", ", ".join(texts)),
+        ("Score", f"{content.score.name}: {content.score.formula}"),
+        ("Unit", content.score.unit_in(run)),
+        ("LoRA rank", f"{lora.rank}, alpha {lora.alpha}{chosen}"),
+        ("Computed from", f"{method(report)}, {run.device} {run.dtype}, {run.wall_seconds:.1f} s"),
+        ("Budget", f"{plan.budget.asked}: {budget_spent(plan.budget)}"),
+        ("Choice", "by the score" if plan.method == "score" else f"baseline {plan.method}"),
+    ]
+    if content.other_probes:
+        facts.append(("Probes of the plan", plan.provenance.probes.source))
+    return [(label, visible(value)) for label, value in facts]
+
+
+def provenance(content: Content) -> Facts:
+    """Versions, seed, fingerprints and hashes."""
+    report, plan, rates = content.report, content.plan, content.plan.learning_rates
+    versions = {"hlscore": report.run.hlscore_version, **report.run.versions}
+    facts = [
+        ("Versions", ", ".join(f"{name} {version}" for name, version in versions.items())),
+        ("Seed", str(report.run.seed)),
+        ("Model structure", report.model.fingerprint.structure),
+        ("Model weights", report.model.fingerprint.weights),
+        ("Probe hash", report.probes.hash),
+        ("Probe hash of the plan", plan.provenance.probes.hash),
+        ("Solver", f"{plan.solver.name}, within {100 * plan.solver.gap:.2g} % of the best value"),
+        ("Learning rates", f"full {rates.full.value:g}, LoRA {rates.lora.value:g}, suggested"),
+    ]
+    return [(label, visible(value)) for label, value in facts]
+
+
+def settings_text(content: Content) -> str:
+    """Settings of the run as indented JSON."""
+    return json.dumps(dict(content.report.run.settings), indent=2, default=str)
+
+
+def notes(content: Content) -> list[str]:
+    """Remarks of the probes, the run and the plan, each once."""
+    report = content.report
+    found = (*report.probes.notes, *report.run.notes, *content.plan.notes)
+    return [visible(note) for note in dict.fromkeys(found)]
+
+
+def captions(content: Content) -> dict[str, str]:
+    """How to read each chart."""
+    return {
+        "heat": heat_caption(content),
+        "bars": bars_caption(content),
+        "tail": tail_caption(content),
+        "stability": stability_caption(content),
+        "cumulative": cumulative_caption(content),
+        "memory": memory_caption(content),
+        "lora": equal_lora(content),
+    }
+
+
 def heat_caption(content: Content) -> str:
     """How to read the heat map."""
-    if not content.signal:
-        return "No score is above zero, so there is nothing to tell the cells apart."
-    score = content.score
+    if not content.any_positive:
+        return "No score is above zero, so all cells look alike."
+    score, wide = content.score, layers_per_column(content.lines)
     what = (
-        "the more LoRA cannot follow there: an amount, not a share of the module's own gradient"
+        "more of the update is beyond LoRA: an amount, not a share of the module's own gradient"
         if score.leaves_over
-        else f"the higher {score.name} beside the highest of all modules"
+        else f"a higher {score.name} relative to the highest of all modules"
     )
-    texts = [f"The darker (on a dark page: the lighter) a cell, {what}. A diamond marks a module "
-             "that is trained in full."]  # fmt: skip
-    wide = columns_of(content.lines)
+    text = (
+        f"A darker cell (on a dark page: a lighter one) means {what}. A diamond marks a module "
+        "that is trained in full."
+    )
     if wide > 1:
-        texts.append(f"A column stands for {wide} layers and shows the highest of them.")
+        text += f" A column stands for {wide} layers and shows the highest of them."
     outside = sum(line.row.layer is None for line in content.lines)
-    if outside:
-        texts.append(f"{count(outside, 'module')} outside the layers: see the table.")
-    return " ".join(texts)
+    return (
+        f"{text} {count(outside, 'module')} outside the layers: see the table." if outside else text
+    )
 
 
 def bars_caption(content: Content) -> str:
     """How to read the ranked bars."""
-    texts = []
+    texts = [f"No intervals: {_NO_RESAMPLES}."]
     if content.replicates.shape[1]:
-        texts.append(
+        texts = [
             "The thin line on a bar is the 95 % interval over resamples of the probes. An "
             "interval that crosses zero means: no measurable signal."
-        )
-    else:
-        texts.append(f"No intervals: {_NO_RESAMPLES}.")
-    number = len(content.full_lines)
+        ]
+    number, shared = len(content.full_lines), shared_start(content.lines)
     if content.first_places_full and number > TOP:
         texts.append(f"The budget ends at place {number:,}, beyond this chart.")
     elif number and not content.first_places_full:
         texts.append(
-            "The modules in full are not simply the first places (locks, sizes or another method "
-            "decided too), so no line can part them: diamonds mark them."
+            "The modules in full are not exactly the first places (locks, sizes or another method "
+            "decided too): diamonds mark them."
         )
-    shared = shared_start(content.lines)
     if shared:
-        texts.append(f"Names leave out what all begin with: {shared}")
+        texts.append(f"Names omit their common beginning: {shared}")
     return " ".join(texts)
 
 
 def tail_caption(content: Content) -> str:
     """How to read a tail curve."""
     return (
-        "What LoRA of each rank leaves of the module's gradient, as an amount and not as a share "
-        "(rank 0 leaves all of it). tail: all that is left, noise of the probes too. hls: the part "
-        "on which two halves of the probes agree; below zero it is noise. The dashed line marks "
-        f"rank {content.plan.lora.rank}, which the plan compares with."
+        "The part of the module's gradient that LoRA of each rank misses, as an amount, not a "
+        "share (rank 0 misses all of it). tail: all of that part, including noise of the probes. "
+        "hls: the part on which two halves of the probes agree; below zero it is noise. The dashed "
+        f"line marks rank {content.plan.lora.rank}, which the plan compares with."
     )
 
 
 def stability_caption(content: Content) -> str:
-    """How to read the chart of stability, and that it flatters."""
-    stability = content.plan.stability
+    """How to read the chart of stability, and in which direction it is biased."""
+    borderline, again = content.plan.stability.borderline_modules, reselection(content.plan)
     unknown = _no_choice(content)
     if unknown:
         return unknown
-    if stability.mean_reselection is None or stability.borderline_modules is None:
-        return f"How stable the choice is cannot be told: {_NO_RESAMPLES}."
-    texts = [
-        f"A chosen module is chosen again in {100 * stability.mean_reselection:.0f} % of the "
-        f"resamples on average; {count(stability.borderline_modules, 'module')} "
-        f"{'lies' if stability.borderline_modules == 1 else 'lie'} in the doubtful band between "
-        "10 % and 90 %.",
-        "This is an upper bound: the resamples draw from the same probes, and new probes agree "
-        "less.",
-    ]
-    each = points_per_mark(len(content.lines))
-    if each > 1:
-        texts.append(f"One in {each} modules is drawn.")
-    return " ".join(texts)
-
-
-def reach_caption(found: Reach, parameters: Reach) -> str:
-    """How to read the curves of reach, and that they flatter."""
-    return (
-        f"The plan's modules in full, {percent(found.plan_taken)} of the modules and "
-        f"{percent(parameters.plan_taken)} of the parameters, hold {percent(found.plan_held)} of "
-        "the sum of positive scores. Picking the best of noisy scores flatters this curve: even "
-        "scores of pure noise lie above the diagonal."
-        + (
-            " The band, where the same order lies in 95 % of the resamples, flatters too."
-            if found.low
-            else ""
-        )
+    if not again or borderline is None:
+        return f"The stability of the choice is unknown: {_NO_RESAMPLES}."
+    text = (
+        f"On average {again}; {count(borderline, 'module')} {'lies' if borderline == 1 else 'lie'} "
+        "in the doubtful band between 10 % and 90 %. This is an upper bound: the resamples draw "
+        "from the same probes, and new probes agree less."
     )
+    each = modules_per_point(len(content.lines))
+    return f"{text} One in {each} modules is drawn." if each > 1 else text
 
 
-def memory_caption(content: Content, priced: tuple[Way, ...]) -> str:
+def cumulative_caption(content: Content) -> str:
+    """How to read the cumulative scores, and in which direction they are biased."""
+    if not content.cumulative:
+        return "No score is above zero: there are no scores to add up."
+    found, parameters = content.cumulative["modules"], content.cumulative["parameters"]
+    text = (
+        f"The plan's modules in full are {percent(found.plan_taken)} of the modules, have "
+        f"{percent(parameters.plan_taken)} of the parameters and {percent(found.plan_held)} of the "
+        "sum of positive scores. Selecting the best of noisy scores biases this curve upwards: "
+        "even scores of pure noise lie above the diagonal."
+    )
+    if found.low:
+        text += " So is the band, where the same order lies in 95 % of the resamples."
+    return text
+
+
+def memory_caption(content: Content) -> str:
     """Memory of the plan in words, with what it was worked out for."""
-    asked, plan = content.plan.memory, priced[0]
     return (
-        f"Training the plan takes about {memory(plan.use.total_bytes)}: {asked.optimizer}, "
-        f"{asked.master} masters, {asked.base_bits}-bit base, {asked.train_batch} x "
-        f"{asked.train_length} tokens. Activations are an estimate; allocators take more. "
-        "Everything in full means every candidate, run with PEFT like the plan."
+        f"Training the plan takes about {memory(content.costs[0].use.total_bytes)}: "
+        f"{memory_settings(content.plan.memory)}. Activations are an estimate; allocators take "
+        "more. Everything in full means every candidate, run with PEFT like the plan."
     )
 
 
 def equal_lora(content: Content) -> str:
-    """Trained parameters against plain LoRA and full fine-tuning."""
-    totals = content.plan.totals
-    times = totals.trained_params / max(1, totals.plain_lora_params)
+    """Trained parameters compared with plain LoRA and full fine-tuning."""
+    totals, rank = content.plan.totals, content.plan.lora.rank
+    times = times_lora(totals)
     share = percent(totals.trained_params / max(1, totals.model_params))
     return (
         f"The plan trains {short(totals.trained_params)} parameters: {times:.2f} x plain LoRA of "
-        f"rank {content.plan.lora.rank} on every module, {share} of all parameters of the model. A "
-        f"plain LoRA of rank {round(times * content.plan.lora.rank) or 1} trains about as many and "
-        "is the baseline to beat."
+        f"rank {rank} on every module, {share} of all parameters of the model. A plain LoRA of "
+        f"rank {round(times * rank) or 1} trains about as many and is the baseline to beat."
     )
-
-
-def notes(content: Content) -> tuple[str, ...]:
-    """Remarks of the probes, the run and the plan, each once."""
-    report = content.report
-    found = (*report.probes.notes, *report.run.notes, *content.plan.notes)
-    return tuple(visible(note) for note in dict.fromkeys(found))

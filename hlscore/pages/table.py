@@ -2,70 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 from hlscore.pages.content import Line
 from hlscore.records import ModuleRow
+from hlscore.views.summary import chosen_in, training
 from hlscore.views.wording import measure, shape
 
-Cells = tuple[str, ...]
+COLUMNS = {
+    "#": "number",
+    "module": "text",
+    "score": "number",
+    "± se": "number",
+    "95 % interval": "number",
+    "chosen in": "number",
+    "out x in": "number",
+    "parameters": "number",
+    "trained as": "text",
+    "trained parameters": "number",
+    "remark": "text",
+}
+"""How the cells of each column are sorted."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column of the table.
-
-    Attributes:
-        title: Its heading.
-        sort: How its cells are put in order.
-    """
-
-    title: str
-    sort: Literal["number", "text"]
-
-
-COLUMNS = (
-    Column("#", "number"),
-    Column("module", "text"),
-    Column("score", "number"),
-    Column("± se", "number"),
-    Column("95 % interval", "number"),
-    Column("chosen in", "number"),
-    Column("out x in", "number"),
-    Column("parameters", "number"),
-    Column("trained as", "text"),
-    Column("trained parameters", "number"),
-    Column("remark", "text"),
-)
-
-_NONE = "-"
-
-
-def table_cells(line: Line) -> Cells:
+def table_cells(line: Line) -> list[str]:
     """Texts of a candidate, one per column."""
     row = line.row
-    return (
+    return [
         str(row.rank),
         row.module,
         measure(line.score),
         measure(line.stderr),
-        _NONE if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
-        _NONE if line.chosen is None else f"{100 * line.chosen:.0f} %",
+        "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
+        chosen_in(line.chosen),
         shape(row.matrices, row.out_features, row.in_features),
         f"{row.n_params:,}",
-        f"LoRA {line.rank}" if line.mode == "lora" else line.mode,
+        training(line.mode, line.rank),
         f"{line.trained_params:,}",
-        _remark(line),
-    )
+        "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text),
+    ]
 
 
-def _remark(line: Line) -> str:
-    return "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text)
-
-
-def skipped_cells(row: ModuleRow) -> Cells:
+def skipped_cells(row: ModuleRow) -> list[str]:
     """Texts of a weight that is no candidate, one per column."""
     size = shape(row.matrices, row.out_features, row.in_features)
-    blank = (_NONE,) * 4
-    return (_NONE, row.module, *blank, size, f"{row.n_params:,}", "left out", "0", row.reason)
+    return ["-", row.module, *"----", size, f"{row.n_params:,}", "left out", "0", row.reason]

@@ -25,9 +25,8 @@ from hlscore.planning.ranked import trained_limit
 from hlscore.planning.uniform import replicates_of
 from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
-from hlscore.scores.registry import find_score, score_of
+from hlscore.scores.registry import Score, find_score, score_of
 from hlscore.scores.rows import order_rows
-from hlscore.scores.score import Score
 from hlscore.settings import PlanSettings
 
 BORDERLINE = (0.1, 0.9)

@@ -19,7 +19,7 @@ from hlscore.planning.options import (
 )
 from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
 from hlscore.planning.ranked import choose_ranks
-from hlscore.planning.uniform import choose_uniform, offer_of, take_in_order
+from hlscore.planning.uniform import alternatives_of, choose_uniform, take_in_order
 from hlscore.records import ModuleRow
 from hlscore.settings import Baseline
 
@@ -71,14 +71,14 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
             f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
             hint="Leave --ranks out, or use --baseline random or lora-matched.",
         )
-    offer = offer_of(problem)
-    in_full = [plan.options[place].mode == "full" for place in offer.free]
+    given = alternatives_of(problem)
+    in_full = [plan.options[place].mode == "full" for place in given.free]
     orders = {
         "random": lambda: {row.module: row.random or 0.0 for row in problem.rows},
         "largest": lambda: by_size(problem.rows, problem.seed),
         "random-largest": lambda: random_among_largest(problem.rows, sum(in_full), problem.seed),
     }
-    spent = int(offer.spending.costs[in_full].sum())
+    spent = int(given.costs[in_full].sum())
     return take_in_order(problem, orders[baseline](), spent)
 
 

@@ -1,9 +1,8 @@
-"""Which modules a budget buys in full: the best sum of scores that fits."""
+"""Which modules a budget trains in full: the best sum of scores that fits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,50 +15,28 @@ Chosen = NDArray[np.bool_]
 NEXT = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spending:
-    """What full fine-tuning of each module costs, and how much there is to spend.
-
-    Attributes:
-        costs: Cost of each module, int64 [n]: 1 under a budget of modules, else parameters or
-            bytes beyond those of its alternative.
-        limit: The most that may be spent.
-        by_count: Whether every module costs the same.
-    """
-
-    costs: NDArray[np.int64]
-    limit: int
-    by_count: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bought:
-    """The modules that a budget buys.
-
-    Attributes:
-        chosen: Whether each module is bought, bool [n].
-        bound: Upper bound of the total score of any choice that fits.
-    """
-
-    chosen: Chosen
-    bound: float
-
-
-def choose(scores: Numbers, spending: Spending) -> Bought:
+def choose(scores: Numbers, costs: NDArray[np.int64], limit: int) -> tuple[Chosen, float]:
     """Choose the modules to train in full.
 
-    Modules whose score is zero, negative or unknown are never chosen: there is no measured
-    gain to buy. Where all cost the same the best scores win; else the set of largest total
-    score that fits is a 0/1 knapsack, solved by HiGHS to a relative gap of 1e-4.
+    Modules whose score is zero, negative or unknown are never selected: no gain was measured.
+    Where each costs 1 the best scores win; else the set of largest total score that fits is a 0/1
+    knapsack, solved by HiGHS to a relative gap of 1e-4.
 
     Args:
         scores: Score of each candidate, NaN where unknown, float64 [n], the best first.
+        costs: Cost of each, int64 [n]: 1 under a budget of modules, else parameters or bytes
+            beyond those of its alternative.
+        limit: What they may cost together.
+
+    Returns:
+        Whether each is selected, bool [n], and an upper bound of the total score of any choice
+        that fits.
     """
     worth = _worth(scores)
-    if spending.by_count:
-        chosen = _highest(worth, spending.limit)
-        return Bought(chosen=chosen, bound=float(worth[chosen].sum()))
-    return _knapsack(worth, spending.costs, spending.limit)
+    if _by_count(costs):
+        chosen = _highest(worth, limit)
+        return chosen, float(worth[chosen].sum())
+    return _knapsack(worth, costs, limit)
 
 
 def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[int]:
@@ -76,7 +53,7 @@ def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], limit: 
     return taken
 
 
-def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:
+def selection_probability(replicates: Numbers, costs: NDArray[np.int64], limit: int) -> Numbers:
     """Share of bootstrap resamples in which each module is chosen.
 
     Where costs differ each resample takes the best score per cost first, and then what still fits
@@ -91,12 +68,16 @@ def selection_probability(replicates: Numbers, spending: Spending) -> Numbers:
     counts = np.zeros(len(replicates))
     for scores in replicates.T:
         worth = _worth(scores)
-        if spending.by_count:
-            counts += _highest(worth, spending.limit)
+        if _by_count(costs):
+            counts += _highest(worth, limit)
         else:
-            counts += _by_worth_per_cost(worth, spending.costs, spending.limit)
+            counts += _by_worth_per_cost(worth, costs, limit)
     shares: Numbers = counts / replicates.shape[1]
     return shares
+
+
+def _by_count(costs: NDArray[np.int64]) -> bool:
+    return bool((costs == 1).all())
 
 
 def _worth(scores: Numbers) -> Numbers:
@@ -125,12 +106,12 @@ def _by_worth_per_cost(worth: Numbers, costs: NDArray[np.int64], limit: int) -> 
     return chosen
 
 
-def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Bought:
+def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> tuple[Chosen, float]:
     free: Chosen = (worth > 0) & (costs <= 0)  # full fine-tuning costs no more than LoRA there
     limit -= int(costs[free].sum())
     fits = (worth > 0) & (costs > 0) & (costs <= limit)
     if not fits.any():
-        return Bought(chosen=free, bound=float(worth[free].sum()))
+        return free, float(worth[free].sum())
     count = int(fits.sum())
     zeros = np.zeros(count)
     picked = choose_options(
@@ -143,4 +124,4 @@ def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Bought:
     )
     chosen: Chosen = free.copy()
     chosen[np.flatnonzero(fits)] = picked.picks % 2 == 1
-    return Bought(chosen=chosen, bound=picked.bound + float(worth[free].sum()))
+    return chosen, picked.bound + float(worth[free].sum())

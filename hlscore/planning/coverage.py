@@ -9,7 +9,7 @@ from typing import Literal
 
 from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow
-from hlscore.scores.registry import tail
+from hlscore.scores.registry import SCORES
 
 Covered = Literal["gradient", "update"]
 
@@ -46,6 +46,7 @@ def coverage(
     Returns:
         The shares; `None` where nothing was probed, or a curve does not hold a rank.
     """
+    tail = SCORES["tail"].compute
     whole = within_lora = within_plan = 0.0
     for row in rows:
         mode, chosen = choices[row.module]

@@ -11,8 +11,7 @@ from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import Lock
 from hlscore.planning.memory import Choice, Mode, extra_bytes
 from hlscore.records import ModuleRow
-from hlscore.scores.registry import score_of
-from hlscore.scores.score import Score
+from hlscore.scores.registry import Score, score_of
 from hlscore.settings import MemorySettings, PlanSettings
 
 

@@ -12,7 +12,7 @@ from hlscore.planning.locks import Lock
 from hlscore.planning.memory import activation_bytes, base_bytes
 from hlscore.planning.options import Option
 from hlscore.records import ModelIdentity, ModuleRow
-from hlscore.scores.score import Score
+from hlscore.scores.registry import Score
 from hlscore.settings import MemorySettings, PlanSettings
 
 Counts = Literal["full", "trained", "memory"]

@@ -1,4 +1,4 @@
-"""One LoRA rank for all: the budget buys full fine-tuning for some modules."""
+"""One LoRA rank for all, and full fine-tuning for some modules."""
 
 from __future__ import annotations
 
@@ -9,32 +9,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
-from hlscore.planning.choice import Spending, choose, fill, selection_probability
+from hlscore.planning.choice import choose, fill, selection_probability
 from hlscore.planning.options import Option, alternative, is_unreached, option
 from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
 from hlscore.scores.registry import replicates_at, score_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Offer:
-    """What can be bought.
+class Alternatives:
+    """What can be done with each row: full fine-tuning, or else.
 
     Attributes:
-        rest: What is done with each row that is not bought.
+        rest: What is done with each row that is not trained in full.
         full: Full fine-tuning of each row.
         free: Places of the rows that are neither locked nor unreached, int64 [free].
+        costs: What full fine-tuning of each free row takes of the budget, int64 [free].
         limit: The most that the budget allows, in its unit.
-        spending: Costs of the free rows, and what is left for them.
+        left: What of it is left for the free rows.
     """
 
     rest: tuple[Option, ...]
     full: tuple[Option, ...]
     free: NDArray[np.int64]
+    costs: NDArray[np.int64]
     limit: int
-    spending: Spending
+    left: int
 
 
-def offer_of(problem: Problem) -> Offer:
+def alternatives_of(problem: Problem) -> Alternatives:
     """Price full fine-tuning of every row against its alternative."""
     settings, locks = problem.settings, problem.locks
     rest = tuple(
@@ -52,34 +54,31 @@ def offer_of(problem: Problem) -> Offer:
         costs = [full[place].bytes - rest[place].bytes for place in free]
     else:
         costs = [1 if unit == "modules" else full[place].params for place in free]
-    return Offer(
+    return Alternatives(
         rest=rest,
         full=full,
         free=np.array(free, dtype=np.int64),
+        costs=np.array(costs, dtype=np.int64),
         limit=limit,
-        spending=Spending(
-            costs=np.array(costs, dtype=np.int64),
-            limit=_left(problem, rest, limit),
-            by_count=unit == "modules",
-        ),
+        left=_left(problem, rest, limit),
     )
 
 
 def choose_uniform(problem: Problem) -> Picks:
-    """Buy full fine-tuning for the modules of the largest total score."""
-    offer = offer_of(problem)
-    if len(offer.free):
+    """Full fine-tuning for the modules of the largest total score."""
+    given = alternatives_of(problem)
+    if len(given.free):
         problem.budget.check_one_fits(problem.params)
-    values = _values(problem)[offer.free]
-    bought = choose(values, offer.spending)
+    values = _values(problem)[given.free]
+    chosen, bound = choose(values, given.costs, given.left)
     return picks_of(
         problem,
-        offer,
-        bought.chosen,
-        solver="sorted" if offer.spending.by_count else "HiGHS",
-        value=float(values[bought.chosen].sum()),
-        bound=bought.bound,
-        probability=_probability(problem, offer),
+        given,
+        chosen,
+        solver="sorted" if problem.budget.unit == "modules" else "HiGHS",
+        value=float(values[chosen].sum()),
+        bound=bound,
+        probability=_probability(problem, given),
     )
 
 
@@ -90,17 +89,17 @@ def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> P
         order: A number for each module; the highest comes first.
         spent: What the free modules in full may cost together.
     """
-    offer = offer_of(problem)
-    numbers = [order[problem.rows[place].module] for place in offer.free]
-    chosen = np.zeros(len(offer.free), dtype=np.bool_)
+    given = alternatives_of(problem)
+    numbers = [order[problem.rows[place].module] for place in given.free]
+    chosen = np.zeros(len(given.free), dtype=np.bool_)
     places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
-    chosen[fill(places, offer.spending.costs, spent)] = True
-    return picks_of(problem, offer, chosen)
+    chosen[fill(places, given.costs, spent)] = True
+    return picks_of(problem, given, chosen)
 
 
 def picks_of(
     problem: Problem,
-    offer: Offer,
+    given: Alternatives,
     chosen: NDArray[np.bool_],
     *,
     solver: str = "none",
@@ -114,12 +113,12 @@ def picks_of(
         chosen: Whether each free row is, bool [free].
         probability: Selection probability of each row; `None` where it cannot be told.
     """
-    options = list(offer.rest)
-    for place in offer.free[chosen]:
-        options[place] = offer.full[place]
+    options = list(given.rest)
+    for place in given.free[chosen]:
+        options[place] = given.full[place]
     return Picks(
         options=tuple(options),
-        limit=offer.limit,
+        limit=given.limit,
         spent=spent_of(problem, options),
         counts=counts_of(problem),
         solver=solver,
@@ -153,13 +152,13 @@ def _left(problem: Problem, rest: Sequence[Option], limit: int) -> int:
     return limit - locked
 
 
-def _probability(problem: Problem, offer: Offer) -> tuple[float | None, ...]:
+def _probability(problem: Problem, given: Alternatives) -> tuple[float | None, ...]:
     shares: list[float | None] = [None] * len(problem.rows)
     replicates = replicates_of(problem)
-    if len(offer.free) and all(replicates):
-        table = np.array([replicates[place] for place in offer.free], dtype=np.float64)
-        found = selection_probability(table, offer.spending)
-        for place, share in zip(offer.free, found, strict=True):
+    if len(given.free) and all(replicates):
+        table = np.array([replicates[place] for place in given.free], dtype=np.float64)
+        found = selection_probability(table, given.costs, given.left)
+        for place, share in zip(given.free, found, strict=True):
             shares[place] = float(share)
     return tuple(shares)
 

@@ -29,7 +29,6 @@ class Batch:
             host.
         old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
             not known, float32 [examples, length - 1]; place t belongs to token t + 1.
-        tokens: Tokens without padding.
     """
 
     input_ids: torch.Tensor
@@ -38,7 +37,6 @@ class Batch:
     labels: torch.Tensor
     coefficients: torch.Tensor
     old_log_probs: torch.Tensor
-    tokens: int
 
 
 def by_length(group: Sequence[ProbeExample]) -> list[ProbeExample]:
@@ -82,5 +80,4 @@ def collate(
         labels=labels.to(device),
         coefficients=torch.tensor([item.coefficient for item in examples]),
         old_log_probs=old[:, 1:].to(device),
-        tokens=int(mask.sum()),
     )

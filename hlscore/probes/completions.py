@@ -183,17 +183,12 @@ def _check_signal(rollouts: RolloutSet, counts: RolloutSummary) -> None:
             hint="They are empty, cut away (--max-length), masked (--mask-truncated), or equal "
             "texts whose advantages cancel out.",
         )
+    cut = f"{counts.truncated} of {counts.completions} were cut short: raise --max-new-tokens. "
     raise DataError(
         f"In each of the {counts.prompts} groups of '{rollouts.source}' all rewards are equal "
         f"(mean {counts.mean_reward:.3g}): no gradient.",
-        hint=_too_short(counts) + _MORE_SIGNAL,
+        hint=(cut if 2 * counts.truncated > counts.completions else "") + _MORE_SIGNAL,
     )
-
-
-def _too_short(counts: RolloutSummary) -> str:
-    if 2 * counts.truncated <= counts.completions:
-        return ""
-    return f"{counts.truncated} of {counts.completions} were cut short: raise --max-new-tokens. "
 
 
 def _check_halves(found: ProbeSet, counts: RolloutSummary) -> None:

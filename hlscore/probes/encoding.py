@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,8 +44,17 @@ class Encoding:
         self, units: Sequence[ProbeUnit], summary: ProbeSummary, *, temperature: float = 1.0
     ) -> ProbeSet:
         """Check the token ids of units and split them into halves."""
+        rows = embedding_rows(self.model)
         sequences = (item for unit in units for item in unit.sequences)
-        check_vocabulary(sequences, self.tokenizer, self.model)
+        largest = max((max(item.input_ids) for item in sequences), default=0)
+        if largest >= rows:
+            known = largest < len(self.tokenizer)
+            token = self.tokenizer.convert_ids_to_tokens(largest) if known else "?"
+            raise DataError(
+                f"The data or its tokenizer gives id {largest} ('{token}'), but the model's "
+                f"embedding has {rows} rows.",
+                hint="Use the tokenizer that belongs to the model, or resize the embedding.",
+            )
         return make_probe_set(
             units,
             summary=summary,
@@ -60,13 +69,10 @@ class Encoding:
 def length_limit(
     model: PreTrainedModel, max_length: int | None, *, default: int | None
 ) -> int | None:
-    """Tokens kept of each sequence.
+    """Tokens kept of each sequence; `None` where there is no limit.
 
     Args:
         default: The limit where nothing was asked for; `None` leaves only the context.
-
-    Returns:
-        The limit; `None` where there is none.
     """
     context = context_length(model)
     if max_length is None:
@@ -88,21 +94,6 @@ def shortened(item: ProbeExample, limit: int | None) -> ProbeExample:
     return ProbeExample(
         item.input_ids[:limit], counted, item.coefficient, item.old_log_probs[: sum(counted)]
     )
-
-
-def check_vocabulary(
-    sequences: Iterable[ProbeExample], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> None:
-    """Refuse token ids that the model has no embedding for."""
-    rows = embedding_rows(model)
-    largest = max((max(item.input_ids) for item in sequences), default=0)
-    if largest >= rows:
-        token = tokenizer.convert_ids_to_tokens(largest) if largest < len(tokenizer) else "?"
-        raise DataError(
-            f"The data or its tokenizer gives id {largest} ('{token}'), but the model's embedding "
-            f"has {rows} rows.",
-            hint="Use the tokenizer that belongs to the model, or resize the embedding.",
-        )
 
 
 def check_two(units: Sequence[ProbeUnit], source: str, what: str) -> None:

@@ -1,4 +1,4 @@
-"""What is probed: sequences with what each counts, in two halves of groups."""
+"""Probe examples: sequences with the weight of each, in two halves of groups."""
 
 from __future__ import annotations
 
@@ -143,37 +143,21 @@ def split_halves(
     Args:
         groups: Groups per half, at most one per item.
     """
+
+    def cut_near(ordered: Sequence[_Item], wanted: int) -> int:
+        """Nearest place to a wanted one that does not part copies of one item."""
+        places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
+        return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
+
     ordered = sorted(items, key=lambda item: item.digest(seed))
-    middle = _cut_near(ordered, (len(ordered) + 1) // 2)
+    middle = cut_near(ordered, (len(ordered) + 1) // 2)
     halves = []
     for half in (ordered[:middle], ordered[middle:]):
         count = min(groups, len(half))
-        inner = {_cut_near(half, len(half) * i // count) for i in range(1, count)}
+        inner = {cut_near(half, len(half) * i // count) for i in range(1, count)}
         bounds = [0, *sorted(inner - {0, len(half)}), len(half)]
         halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
     return tuple(halves)
-
-
-def _cut_near(ordered: Sequence[_Item], wanted: int) -> int:
-    """Nearest place to a wanted one that does not part copies of one item."""
-    places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
-    return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
-
-
-def _counting(half: Sequence[tuple[ProbeUnit, ...]]) -> tuple[tuple[ProbeUnit, ...], ...]:
-    """Join groups that count nothing to others: a mean without the others would have no divisor."""
-    found: list[tuple[ProbeUnit, ...]] = []
-    for group in half:
-        joins = found and 0 in (_count(group), _count(found[-1]))
-        if joins:
-            found[-1] += group
-        else:
-            found.append(group)
-    return tuple(found)
-
-
-def _count(group: tuple[ProbeUnit, ...]) -> int:
-    return sum(unit.count for unit in group)
 
 
 def make_probe_set(
@@ -199,18 +183,32 @@ def make_probe_set(
     if batch_size is not None:
         filled = sum(len(unit.sequences) for unit in units) // (2 * batch_size)
         groups = min(groups, max(LEAST_GROUPS, filled))
-    split = tuple(_counting(half) for half in split_halves(units, groups=groups, seed=seed))
+    halves, counts = [], []
+    for half in split_halves(units, groups=groups, seed=seed):
+        joined: list[tuple[ProbeUnit, ...]] = []
+        sizes: list[int] = []
+        for group in half:
+            size = sum(unit.count for unit in group)
+            # Groups that count nothing join others: a mean without the others had no divisor.
+            if joined and 0 in (size, sizes[-1]):
+                joined[-1] += group
+                sizes[-1] += size
+            else:
+                joined.append(group)
+                sizes.append(size)
+        halves.append(tuple(joined))
+        counts.append(tuple(sizes))
     sequences = [item for unit in units for item in unit.sequences]
     hashes = sorted(unit.content() for unit in units)
     return ProbeSet(
-        units=split,
-        counts=tuple(tuple(sum(unit.count for unit in group) for group in half) for half in split),
+        units=tuple(halves),
+        counts=tuple(counts),
         pad_token_id=pad_token_id,
         temperature=temperature,
         summary=replace(
             summary,
             hash=f"sha256:{hashlib.sha256(b''.join(hashes)).hexdigest()}",
-            groups=sum(len(half) for half in split),
+            groups=sum(map(len, halves)),
             counted_tokens=sum(item.counted_tokens for item in sequences),
             total_tokens=sum(len(item.input_ids) for item in sequences),
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from hlscore.reasons import LeftOut
 from hlscore.records.model import Form, ModelIdentity, Storage
@@ -165,6 +165,8 @@ class ModuleRow:
         reason: What the status means here, for readers.
         left_out: Why a skipped weight is left out.
         tied_to: Module that comes first and has the same weight; empty where there is none.
+        more_scores: Values, at the run's rank, of scores that have no field above; read and
+            written as columns, and as attributes, like the others.
     """
 
     rank: int | None
@@ -229,6 +231,14 @@ class ModuleRow:
     reason: str = ""
     left_out: LeftOut = ""
     tied_to: str = ""
+    more_scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> float | None:
+            if name == "more_scores" or name not in self.more_scores:
+                raise AttributeError(name)
+            return self.more_scores[name]
 
     @property
     def is_candidate(self) -> bool:
@@ -242,6 +252,9 @@ class ModuleRow:
 
     def changed(self, **values: object) -> ModuleRow:
         """Copy the row with other values; `dataclasses.replace` takes three times as long."""
+        more = {name: value for name, value in values.items() if name not in ModuleRow.__slots__}
+        if more:
+            values["more_scores"] = {**self.more_scores, **more}
         copy = object.__new__(ModuleRow)
         for name in ModuleRow.__slots__:
             object.__setattr__(copy, name, values[name] if name in values else getattr(self, name))

@@ -1,4 +1,7 @@
-"""The scores by name, each with formula, unit and source.
+"""The scores: each entry of `SCORES` holds all that the program knows of one.
+
+To add a score, add an entry: its value goes into a column of `scores.parquet` of the same name, and
+command line, API, plan and views read the entry.
 
 No score is proven: they rank modules by what a first step of training could gain or by what the
 weights look like, and no published study shows that one of them predicts what a whole training
@@ -8,19 +11,84 @@ run gains.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 from hlscore.errors import UsageError
-from hlscore.records import ModuleRow
-from hlscore.scores.score import Score
+from hlscore.records import ModuleRow, RunInfo
+
+Needs = Literal["gradients", "whole gradients", "weights", "nothing"]
 
 
-def on_curve(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | None:
-    """Read a curve of what a rank leaves over; zero where the rank spans the whole matrix.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A way to rank modules; higher means worse served by LoRA.
 
-    Returns:
-        The value, or `None` when the curve does not hold that rank.
+    Attributes:
+        name: Name on the command line and column of the value in the report.
+        formula: Formula in plain text.
+        unit: Unit of the value, from gradients where it is made of these.
+        update_unit: Unit of the value where it is made of weight updates; empty for the same.
+        source: Where it comes from.
+        compute: Value of a row at a LoRA rank; `None` where it is not known.
+        needs: What has to be read of a model: `gradients`, `whole gradients` (sketches do not
+            do), `weights`, or `nothing`.
+        replicates_column: Column of bootstrap replicates, of this score or of one it follows from.
+        replicate: The score's replicate from one of that column, where it is not the same.
+        error_column: Column of the error that a sketch or randomized decomposition adds.
+        ranks_column: Column of the LoRA ranks at which a row holds the value; empty where the
+            value does not depend on the rank.
+        leaves_over: Whether the value at rank r is the part of a gain that rank r cannot reach:
+            only such a score can choose a rank for each module.
+        caveat: A known bias of the value.
     """
+
+    name: str
+    formula: str
+    unit: str
+    source: str
+    compute: Callable[[ModuleRow, int], float | None]
+    needs: Needs = "gradients"
+    update_unit: str = ""
+    replicates_column: str = ""
+    replicate: Callable[[ModuleRow, float], float] | None = None
+    error_column: str = ""
+    ranks_column: str = ""
+    leaves_over: bool = False
+    caveat: str = ""
+
+    def unit_in(self, run: RunInfo) -> str:
+        """Unit of the value in a run."""
+        return self.update_unit if run.scores_updates and self.update_unit else self.unit
+
+    def replicates(self, row: ModuleRow) -> tuple[float, ...]:
+        """Bootstrap replicates at the rank of the run; empty where there are none."""
+        found: tuple[float, ...] = getattr(row, self.replicates_column, ())
+        return found if self.replicate is None else tuple(self.replicate(row, x) for x in found)
+
+    def ranks(self, row: ModuleRow) -> tuple[int, ...]:
+        """LoRA ranks at which a row holds the value; empty where it does not depend on the rank."""
+        return getattr(row, self.ranks_column, ())
+
+    @property
+    def follows_rank(self) -> bool:
+        """Whether the value depends on the LoRA rank."""
+        return bool(self.ranks_column)
+
+    @property
+    def reads_weights(self) -> bool:
+        """Whether it comes from the singular values of the weights."""
+        return self.needs == "weights"
+
+    @property
+    def reads_gradients(self) -> bool:
+        """Whether it needs probes."""
+        return self.needs in ("gradients", "whole gradients")
+
+
+def _residual(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | None:
+    """Read a curve over `row.curve_ranks`; zero where the rank spans the whole matrix."""
     if not curve:
         return None
     if rank >= row.max_rank:
@@ -28,203 +96,145 @@ def on_curve(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | Non
     return curve[row.curve_ranks.index(rank)] if rank in row.curve_ranks else None
 
 
-def hls(row: ModuleRow, rank: int) -> float | None:
-    """Cross-fitted tail `S_r = 1/2 [<A - A_r, B> + <B - B_r, A>]` of the two half gradients."""
-    return on_curve(row.hls_curve, row, rank)
+def _n_weights(row: ModuleRow) -> int:
+    return row.matrices * row.out_features * row.in_features
 
 
-def hls_share(row: ModuleRow, rank: int) -> float | None:
-    """`hls` over the norms of both halves, times the weights: the share of a unit step."""
-    value = on_curve(row.hls_curve, row, rank)
+def _hls_share(row: ModuleRow, rank: int) -> float | None:
+    value = _residual(row.hls_curve, row, rank)
     if value is None or row.halves_norm is None:
         return None
-    return value / row.halves_norm * _weights(row) if row.halves_norm else 0.0
+    return value / row.halves_norm * _n_weights(row) if row.halves_norm else 0.0
 
 
-def tail(row: ModuleRow, rank: int) -> float | None:
-    """Tail energy `T_r = ||G||_F^2 - sum_{i<=r} s_i^2` of the mean gradient."""
-    return on_curve(row.tail_curve, row, rank)
-
-
-def grad_norm(row: ModuleRow, rank: int) -> float | None:
-    """Energy `||G||_F^2` of the mean gradient."""
-    return row.grad_energy
-
-
-def taylor(row: ModuleRow, rank: int) -> float | None:
-    """First-order weight sensitivity `||W * G||_F`, elementwise product."""
-    return row.taylor
-
-
-def rgn(row: ModuleRow, rank: int) -> float | None:
-    """Relative gradient norm `||G||_F / ||W||_F`; undefined for a weight of zeros."""
+def _rgn(row: ModuleRow, _rank: int) -> float | None:
     if row.grad_energy is None or not row.weight_norm:
         return None
     return math.sqrt(row.grad_energy) / row.weight_norm
 
 
-def l1_adam(row: ModuleRow, rank: int) -> float | None:
-    """What rank r leaves over of Adam's first step, `||G||_1 - <G, P_r(sign G)>`."""
-    return on_curve(row.l1_adam_curve, row, rank)
+def _spectral(row: ModuleRow, rank: int) -> float | None:
+    ranks = row.spectral_ranks
+    return row.spectral_curve[ranks.index(rank)] if rank in ranks else None
 
 
-def snr(row: ModuleRow, rank: int) -> float | None:
-    """Signal-to-noise ratio of the singular values of `W`, as Spectrum has it."""
-    return row.snr
-
-
-def spectral(row: ModuleRow, rank: int) -> float | None:
-    """Score of spectral hybrid LoRA, from the singular values of `W`."""
-    if rank not in row.spectral_ranks:
-        return None
-    return row.spectral_curve[row.spectral_ranks.index(rank)]
-
-
-def kappa(row: ModuleRow, rank: int) -> float | None:
-    """Inverse condition number `s_min / s_1` of `W`, so that the smallest number ranks first."""
-    return row.kappa
-
-
-def random(row: ModuleRow, rank: int) -> float | None:
-    """Seeded control, stratified by kind and size."""
-    return row.random
-
-
-def _spectral_ranks(row: ModuleRow) -> tuple[int, ...]:
-    return row.spectral_ranks
-
-
-def _weights(row: ModuleRow) -> int:
-    return row.matrices * row.out_features * row.in_features
-
-
-def _shared(row: ModuleRow) -> tuple[float, ...]:
-    scale = _weights(row) / row.halves_norm if row.halves_norm else 0.0
-    return tuple(value * scale for value in row.hls_replicates)
-
-
-def _relative(row: ModuleRow) -> tuple[float, ...]:
-    norm = row.weight_norm or float("inf")
-    return tuple(max(value, 0.0) ** 0.5 / norm for value in row.grad_norm_replicates)
-
-
-SCORES: dict[str, Score] = {
-    score.name: score
-    for score in (
-        Score(
-            name="hls",
-            formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients "
-            "or updates of two halves",
-            unit="loss per unit learning rate",
-            update_unit="squared weight change",
-            source="hlscore: cross-fitted Eckart-Young tail",
-            caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
-            "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
-            compute=hls,
-            replicates=lambda row: row.hls_replicates,
-            resampled="hls_replicates",
-            follows_rank=True,
-            leaves_over=True,
+_ALL_SCORES = (
+    Score(
+        name="hls",
+        formula="1/2 [<A - A_r, B> + <B - B_r, A>], A and B the gradients or updates of two halves",
+        unit="loss per unit learning rate",
+        update_unit="squared weight change",
+        source="hlscore: cross-fitted Eckart-Young tail",
+        caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
+        "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
+        compute=lambda row, rank: _residual(row.hls_curve, row, rank),
+        replicates_column="hls_replicates",
+        error_column="hls_error",
+        ranks_column="curve_ranks",
+        leaves_over=True,
+    ),
+    Score(
+        name="tail",
+        formula="||G||_F^2 - sum of the r largest s_i^2",
+        unit="loss per unit learning rate",
+        update_unit="squared weight change",
+        source="Eckart and Young 1936",
+        compute=lambda row, rank: _residual(row.tail_curve, row, rank),
+        replicates_column="tail_replicates",
+        error_column="tail_energy_error",
+        ranks_column="curve_ranks",
+        leaves_over=True,
+    ),
+    Score(
+        name="grad_norm",
+        formula="||G||_F^2",
+        unit="loss per unit learning rate",
+        update_unit="squared weight change",
+        source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
+        compute=lambda row, _: row.grad_energy,
+        replicates_column="grad_norm_replicates",
+        error_column="grad_energy_error",
+    ),
+    Score(
+        name="taylor",
+        formula="||W * G||_F, elementwise product",
+        unit="loss",
+        source="GoRA, arXiv 2502.12171",
+        compute=lambda row, _: row.taylor,
+        needs="whole gradients",
+    ),
+    Score(
+        name="rgn",
+        formula="||G||_F / ||W||_F",
+        unit="loss per squared weight",
+        update_unit="none",
+        source="surgical fine-tuning, arXiv 2210.11466",
+        compute=_rgn,
+        replicates_column="grad_norm_replicates",
+        replicate=lambda row, value: max(value, 0.0) ** 0.5 / (row.weight_norm or float("inf")),
+        error_column="rgn_error",
+    ),
+    Score(
+        name="l1_adam",
+        formula="||G||_1 - <G, P_r(sign G)>, P_r the best approximation of rank r",
+        unit="loss per unit step of Adam",
+        source="hlscore: first step of Adam instead of SGD",
+        compute=lambda row, rank: _residual(row.l1_adam_curve, row, rank),
+        needs="whole gradients",
+        ranks_column="curve_ranks",
+        leaves_over=True,
+    ),
+    Score(
+        name="hls_share",
+        formula="hls / (||A|| ||B||) times the number of weights",
+        unit="weights",
+        source="hlscore: hls of a step whose root mean square is 1 in every matrix",
+        compute=_hls_share,
+        replicates_column="hls_replicates",
+        replicate=lambda row, value: (
+            value * (_n_weights(row) / row.halves_norm if row.halves_norm else 0.0)
         ),
-        Score(
-            name="tail",
-            formula="||G||_F^2 - sum of the r largest s_i^2",
-            unit="loss per unit learning rate",
-            update_unit="squared weight change",
-            source="Eckart and Young 1936",
-            compute=tail,
-            replicates=lambda row: row.tail_replicates,
-            resampled="tail_replicates",
-            follows_rank=True,
-            leaves_over=True,
-        ),
-        Score(
-            name="grad_norm",
-            formula="||G||_F^2",
-            unit="loss per unit learning rate",
-            update_unit="squared weight change",
-            source="AdaGradSelect, Aletheia (layer selection by gradient norm)",
-            compute=grad_norm,
-            replicates=lambda row: row.grad_norm_replicates,
-            resampled="grad_norm_replicates",
-        ),
-        Score(
-            name="taylor",
-            formula="||W * G||_F, elementwise product",
-            unit="loss",
-            source="GoRA, arXiv 2502.12171",
-            compute=taylor,
-            needs="whole gradients",
-        ),
-        Score(
-            name="rgn",
-            formula="||G||_F / ||W||_F",
-            unit="loss per squared weight",
-            update_unit="none",
-            source="surgical fine-tuning, arXiv 2210.11466",
-            compute=rgn,
-            replicates=_relative,
-            resampled="grad_norm_replicates",
-        ),
-        Score(
-            name="l1_adam",
-            formula="||G||_1 - <G, P_r(sign G)>, P_r the best approximation of rank r",
-            unit="loss per unit step of Adam",
-            source="hlscore: first step of Adam instead of SGD",
-            compute=l1_adam,
-            needs="whole gradients",
-            follows_rank=True,
-            leaves_over=True,
-        ),
-        Score(
-            name="hls_share",
-            formula="hls / (||A|| ||B||) times the number of weights",
-            unit="weights",
-            source="hlscore: hls of a step whose root mean square is 1 in every matrix",
-            compute=hls_share,
-            replicates=_shared,
-            resampled="hls_replicates",
-            follows_rank=True,
-            leaves_over=True,
-        ),
-        Score(
-            name="snr",
-            formula="sum of s_i > t / sum of s_i <= t / s_1, s of W, t = IQR(s) / 1.349 * "
-            "(1 + sqrt(min side / max side))",
-            unit="1 / weight",
-            source="Spectrum, arXiv 2406.06623",
-            compute=snr,
-            needs="weights",
-        ),
-        Score(
-            name="spectral",
-            formula="0.3 erank / d + 0.3 (1 - share of energy in rank r) + 0.02 ln(1 + s_1 / s_d) "
-            "+ 0.2 / mean |diff ln s|, s of W, d its short side",
-            unit="none",
-            source="twinkle, spectral hybrid LoRA",
-            compute=spectral,
-            needs="weights",
-            follows_rank=True,
-            ranks=_spectral_ranks,
-        ),
-        Score(
-            name="kappa",
-            formula="s_min / s_1 of W: 1 / condition number, so that the smallest number is first",
-            unit="none",
-            source="KappaTune, arXiv 2506.16289 (PEFT's find_kappa_target_modules)",
-            compute=kappa,
-            needs="weights",
-        ),
-        Score(
-            name="random",
-            formula="seeded draw, stratified by kind and size",
-            unit="none",
-            source="control",
-            compute=random,
-            needs="nothing",
-        ),
-    )
-}
+        ranks_column="curve_ranks",
+        leaves_over=True,
+    ),
+    Score(
+        name="snr",
+        formula="sum of s_i > t / sum of s_i <= t / s_1, s of W, t = IQR(s) / 1.349 * "
+        "(1 + sqrt(min side / max side))",
+        unit="1 / weight",
+        source="Spectrum, arXiv 2406.06623",
+        compute=lambda row, _: row.snr,
+        needs="weights",
+    ),
+    Score(
+        name="spectral",
+        formula="0.3 erank / d + 0.3 (1 - share of energy in rank r) + 0.02 ln(1 + s_1 / s_d) "
+        "+ 0.2 / mean |diff ln s|, s of W, d its short side",
+        unit="none",
+        source="twinkle, spectral hybrid LoRA",
+        compute=_spectral,
+        needs="weights",
+        ranks_column="spectral_ranks",
+    ),
+    Score(
+        name="kappa",
+        formula="s_min / s_1 of W: 1 / condition number, so that the smallest number is first",
+        unit="none",
+        source="KappaTune, arXiv 2506.16289 (PEFT's find_kappa_target_modules)",
+        compute=lambda row, _: row.kappa,
+        needs="weights",
+    ),
+    Score(
+        name="random",
+        formula="seeded draw, stratified by kind and size",
+        unit="none",
+        source="control",
+        compute=lambda row, _: row.random,
+        needs="nothing",
+    ),
+)
+
+SCORES: dict[str, Score] = {score.name: score for score in _ALL_SCORES}
 
 
 def find_score(name: str) -> Score:
@@ -240,7 +250,7 @@ def check_without_probes(name: str) -> None:
         others = ", ".join(score.name for score in SCORES.values() if not score.reads_gradients)
         raise UsageError(
             f"The score '{name}' comes from gradients, and without probes there are none.",
-            hint=f"Use --score with one of {others}, or leave --data none away.",
+            hint=f"Use --score with one of {others}, or remove --data none.",
         )
 
 
@@ -258,9 +268,8 @@ def check_of_updates(name: str) -> None:
 
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """Value of a score for a row; `None` for skipped and unreached rows without one."""
-    value = score.compute(row, rank)
-    held = score.ranks(row)
-    if value is None and score.follows_rank and held and rank not in held:
+    value, held = score.compute(row, rank), score.ranks(row)
+    if value is None and held and rank not in held:
         ranks = ", ".join(str(item) for item in held if item)
         raise UsageError(
             f"The report holds no score for rank {rank}.",

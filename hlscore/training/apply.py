@@ -89,8 +89,8 @@ def apply(
     if runnable and (failure := _try_tokens(model)[0]) is not None:
         runnable = False
         warnings.warn(
-            f"The forward pass under the plan is not checked: with {_TOKENS} plain tokens it fails "
-            f"without the plan, too ({first_line(failure)}).",
+            f"The forward pass with the plan applied is not checked: with {_TOKENS} plain tokens "
+            f"it fails without the plan, too ({first_line(failure)}).",
             stacklevel=2,
         )
     with _restored_on_error(model):
@@ -101,7 +101,7 @@ def apply(
         failure, place = _try_tokens(wrapped) if runnable else (None, "")
         if failure is not None:
             raise ModelError(
-                f"Under the plan the forward pass fails at or after '{place}': "
+                f"With the plan applied the forward pass fails at or after '{place}': "
                 f"{first_line(failure)}",
                 hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to "
                 "apply.",

@@ -44,8 +44,8 @@ def verdict(
     lines = []
     if objective not in ("sft", "none"):
         lines.append(
-            f"The plan was made for {objective}, and these trainings are SFT: they say nothing of "
-            f"{objective}."
+            f"The plan was made for {objective}, and these trainings are SFT: they say nothing "
+            f"about {objective}."
         )
     early = ""
     if steps < FEW_STEPS:
@@ -115,7 +115,7 @@ def _against(found: Mapping[str, ArmResult], rival: str, label: str) -> str:
         turned = Interval(value=-ahead.value, low=-ahead.high, high=-ahead.low)
         advice = ": train that instead" if rival == MATCHED else ": its score chose badly here"
         return f"The plan is worse than {label}, by {_nats(turned)}{advice}."
-    return f"Whether the plan is better than {label} stays open: {_nats(ahead)} ahead."
+    return f"Whether the plan is better than {label} is not settled: {_nats(ahead)} ahead."
 
 
 def _percent(share: Interval) -> str:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,19 @@ from typing import Any
 from hlscore.agreement.kendall import tau_b
 from hlscore.artifacts.plan import Plan
 from hlscore.flow import Moved
-from hlscore.records import ModuleRow, ScoreReport
-from hlscore.views.headline import report_headline, run_notes
+from hlscore.records import ScoreReport
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.terminal import print_next, print_notes, terminal
+from hlscore.views.summary import report_headline, run_notes
+from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
 from hlscore.views.wording import count, measure, percent, shape, visible
 
 _HARDLY = 0.1
-_SHOWN = 3
+_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Against:
-    """A plan against what its training did.
+class PlanCheck:
+    """A plan compared with what its training did.
 
     Attributes:
         path: The plan file.
@@ -45,7 +44,7 @@ class Against:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What a training did to a model.
+    """What a training did to a model; names of modules are in the order of the report.
 
     Attributes:
         report: The updates as a score report.
@@ -55,7 +54,7 @@ class Audit:
         hardly: Modules that moved less than a tenth of the median of those that moved.
         exhausted: Modules with LoRA whose update needs its whole rank for 99 % of its energy.
         spare: Modules with LoRA whose update needs at most half of its rank for that.
-        against: A plan against what happened, if one was given.
+        against: The plan compared with what happened, if one was given.
     """
 
     report: ScoreReport
@@ -65,7 +64,7 @@ class Audit:
     hardly: tuple[str, ...]
     exhausted: tuple[str, ...]
     spare: tuple[str, ...]
-    against: Against | None
+    against: PlanCheck | None
 
 
 def audit_of(
@@ -74,21 +73,19 @@ def audit_of(
     path: Path,
     plan: tuple[Plan, Path] | None,
 ) -> Audit:
-    """Tell which modules moved and which used their rank.
-
-    Returns:
-        The findings; module names in the order of the report.
-    """
-    moved = {name: found for name, found in movements.items() if found.rank_for_99 is not None
-             or found.relative > 0}  # fmt: skip
+    """Find which modules moved and which used their rank."""
+    moved = {
+        name: found
+        for name, found in movements.items()
+        if found.rank_for_99 is not None or found.relative > 0
+    }
     median = statistics.median(found.relative for found in moved.values())
-    exhausted, spare = [], []
-    for name, found in moved.items():
-        if found.lora_rank and found.rank_for_99 is not None:
-            if found.rank_for_99 >= found.lora_rank > 1:
-                exhausted.append(name)
-            elif 2 * found.rank_for_99 <= found.lora_rank:
-                spare.append(name)
+    needed = [
+        (name, found.rank_for_99, found.lora_rank)
+        for name, found in moved.items()
+        if found.lora_rank and found.rank_for_99 is not None
+    ]
+    exhausted = [name for name, need, rank in needed if need >= rank > 1]
     return Audit(
         report=report,
         movements=movements,
@@ -96,31 +93,32 @@ def audit_of(
         unmoved=tuple(name for name in movements if name not in moved),
         hardly=tuple(name for name, f in moved.items() if f.relative < _HARDLY * median),
         exhausted=tuple(exhausted),
-        spare=tuple(spare),
-        against=None if plan is None else _against(report, movements, *plan),
+        spare=tuple(
+            name for name, need, rank in needed if 2 * need <= rank and name not in exhausted
+        ),
+        against=None if plan is None else _plan_check(report, movements, *plan),
     )
 
 
-def _against(
+def _plan_check(
     report: ScoreReport, movements: Mapping[str, Moved], plan: Plan, path: Path
-) -> Against:
+) -> PlanCheck:
     energies = {row.module: row.grad_energy for row in report.candidates}
+    known = [item for item in plan.modules if item.module in energies]
     kendall = {}
     for mode in ("full", "lora"):
-        items = [item for item in plan.modules if item.mode == mode and item.module in energies]
+        items = [item for item in known if item.mode == mode]
         kendall[mode] = tau_b(
             [item.score for item in items], [energies[item.module] for item in items]
         )
-    known = [item for item in plan.modules if item.module in energies]
-    return Against(
+    moved = {name for name, energy in energies.items() if energy}
+    frozen = {item.module for item in known if item.mode == "frozen"}
+    names = [item.module for item in known]
+    return PlanCheck(
         path=path,
         kendall=kendall,
-        frozen_moved=tuple(
-            item.module for item in known if item.mode == "frozen" and energies[item.module]
-        ),
-        trained_unmoved=tuple(
-            item.module for item in known if item.mode != "frozen" and not energies[item.module]
-        ),
+        frozen_moved=tuple(name for name in names if name in frozen and name in moved),
+        trained_unmoved=tuple(name for name in names if name not in frozen | moved),
         other_rank=tuple(
             item.module
             for item in known
@@ -139,120 +137,92 @@ def print_audit(
         held_out: Losses on other data, if they were measured.
     """
     console, report = terminal(), found.report
-    rank = report.run.rank
     console.print(report_headline(report), soft_wrap=True)
     console.print()
-    numbers = ("moved", "rank 90 %", "rank 99 %", "stable rank", f"beyond rank {rank}", "size")
-    table = ModuleTable(numbers, ("trained",))
+    rank = f"beyond rank {report.run.rank}"
+    table = ModuleTable(
+        ("moved", "rank 90 %", "rank 99 %", "stable rank", rank, "size"), ("trained",)
+    )
     rows = sorted(report.candidates, key=lambda row: -found.movements[row.module].relative)
     for place, row in enumerate(rows[:top], start=1):
-        table.add_row(*_cells(place, row, found.movements[row.module]))
-    table.leave_out(len(rows) - len(rows[:top]))
-    table.print(console)
+        moved = found.movements[row.module]
+        trained = f"r {moved.lora_rank}" if moved.lora_rank else "full"
+        table.add_row(
+            str(place),
+            row.module,
+            percent(moved.relative),
+            "-" if row.rank_for_90 is None else str(row.rank_for_90),
+            "-" if moved.rank_for_99 is None else str(moved.rank_for_99),
+            measure(row.stable_rank),
+            "-" if row.residual_ratio is None else percent(row.residual_ratio),
+            shape(row.matrices, row.out_features, row.in_features),
+            "no" if row.status == "unreached" else trained,
+        )
+    table.print(console, hidden=len(rows) - len(rows[:top]))
     console.print()
-    for line in _findings(found):
-        console.print(line, soft_wrap=True)
+    print_labelled(console, _findings(found))
     if held_out is not None:
-        console.print(held_out_line(held_out), soft_wrap=True)
+        print_labelled(console, [held_out_line(held_out)])
     print_notes(console, run_notes(report))
     console.print()
     console.print(f"audit  {found.path}", soft_wrap=True)
-    file = shlex.quote(str(found.path))
+    options = ("--ranks", "4,8,16,32", "--budget", "0.1p", "-o", "next.json")
+    columns = ("--sort", "rgn", "--columns", "effective_rank,tail")
     print_next(
         console,
         (
-            f"hlscore plan {file} --ranks 4,8,16,32 --budget 0.1p -o next.json",
-            "the next plan, from what this training needed",
+            command("plan", found.path, *options),
+            "the next plan, from the ranks that this training used",
         ),
-        (f"hlscore show {file} --sort rgn --columns effective_rank,tail", "every column"),
+        (command("show", found.path, *columns), "every column"),
     )
 
 
-def _cells(place: int, row: ModuleRow, moved: Moved) -> list[str]:
-    beyond = "-" if row.residual_ratio is None else percent(row.residual_ratio)
-    trained = f"r {moved.lora_rank}" if moved.lora_rank else "full"
-    return [
-        str(place),
-        row.module,
-        percent(moved.relative),
-        "-" if row.rank_for_90 is None else str(row.rank_for_90),
-        "-" if moved.rank_for_99 is None else str(moved.rank_for_99),
-        measure(row.stable_rank),
-        beyond,
-        shape(row.matrices, row.out_features, row.in_features),
-        "no" if row.status == "unreached" else trained,
-    ]
-
-
-def _findings(found: Audit) -> list[str]:
-    """What a reader should know, a line each."""
-    full = [name for name, each in found.movements.items()
-            if not each.lora_rank and name not in found.unmoved]  # fmt: skip
+def _findings(found: Audit) -> Iterable[tuple[str, str]]:
+    """What a reader should know: labels and texts."""
     lora = [name for name, each in found.movements.items() if each.lora_rank]
-    lines = []
+    full = [name for name in found.movements if name not in {*lora, *found.unmoved}]
     for label, names in (("full", full), ("LoRA", lora)):
         moved = [found.movements[name].relative for name in names if name not in found.unmoved]
         if moved:
-            lines.append(
-                f"{label:<8}{count(len(names), 'module')}, moved by {percent(min(moved))} to "
-                f"{percent(max(moved))} of the weight, median {percent(statistics.median(moved))}"
-            )
-    told = (
-        (
-            "used up",
-            found.exhausted,
-            "need all of their rank for 99 % of the update, and could use more",
-        ),
-        ("spare", found.spare, "need at most half of their rank for 99 % of the update"),
-        ("hardly", found.hardly, "moved less than a tenth of the median"),
-        ("unmoved", found.unmoved, "did not change"),
-    )
-    for label, some, what in told:
-        if some:
-            lines.append(f"{label:<8}{count(len(some), 'module')} {what}: {_some(some)}")
-    if found.against is not None:
-        lines += _plan_lines(found.against)
-    return lines
-
-
-def _plan_lines(against: Against) -> list[str]:
+            low, middle, high = map(percent, (min(moved), statistics.median(moved), max(moved)))
+            modules = count(len(names), "module")
+            yield label, f"{modules}, moved by {low} to {high} of the weight, median {middle}"
+    used_up = "need their whole rank for 99 % of the update; a larger rank may help"
+    yield "used up", _named(found.exhausted, used_up)
+    yield "spare", _named(found.spare, "need at most half of their rank for 99 % of the update")
+    yield "hardly", _named(found.hardly, "moved less than a tenth of the median")
+    yield "unmoved", _named(found.unmoved, "did not change")
+    if found.against is None:
+        return
     taus = ", ".join(
         f"{tau:.2f} over the modules {'in full' if mode == 'full' else 'with LoRA'}"
-        for mode, tau in against.kendall.items()
+        for mode, tau in found.against.kendall.items()
         if tau is not None
     )
-    lines = [f"plan    its scores against the updates' energies: Kendall's tau {taus or '-'}"]
-    differing: tuple[tuple[tuple[str, ...], str], ...] = (
-        (against.trained_unmoved, "planned to train, did not move"),
-        (against.frozen_moved, "planned to be frozen, moved"),
-        (against.other_rank, "have another rank than planned"),
-    )
-    for modules, what in differing:
-        if modules:
-            lines.append(f"        {count(len(modules), 'module')} {what}: {_some(modules)}")
-    return lines
+    yield "plan", f"Kendall's tau between its scores and the energies of the updates: {taus or '-'}"
+    yield "", _named(found.against.trained_unmoved, "planned to train, did not move")
+    yield "", _named(found.against.frozen_moved, "planned to be frozen, moved")
+    yield "", _named(found.against.other_rank, "have another rank than planned")
 
 
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+def _named(names: Sequence[str], what: str) -> str:
+    """How many modules, what of them, and the first names; empty without modules."""
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return f"{count(len(names), 'module')} {what}: {', '.join(names[:_NAMED])}{more}"
 
 
-def held_out_line(held_out: Mapping[str, Any]) -> str:
-    """Losses on the same data in a line."""
+def held_out_line(held_out: Mapping[str, Any]) -> tuple[str, str]:
+    """Losses on the same data: label and text."""
     losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held_out["losses"].items())
-    return (
-        f"loss    {losses} nats per token on {count(held_out['examples'], 'example')} of "
-        f"{visible(held_out['source'])}"
-    )
+    data = f"{count(held_out['examples'], 'example')} of {visible(held_out['source'])}"
+    return "loss", f"{losses} nats per token on {data}"
 
 
 def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None) -> None:
-    """Print the findings as one JSON object.
-
-    Args:
-        held_out: Losses on other data, if they were measured.
-    """
+    """Print the findings as one JSON object, with losses on other data, if they were measured."""
     modules = [
         {
             "module": row.module,
@@ -268,10 +238,7 @@ def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None)
         }
         for row in found.report.candidates
     ]
-    lists = ("unmoved", "hardly", "exhausted", "spare")
-    against = None
-    if found.against is not None:
-        against = asdict(found.against) | {"path": str(found.against.path)}
+    against = found.against
     print(
         json.dumps(
             {
@@ -279,10 +246,13 @@ def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None)
                 "model": found.report.model.model,
                 "rank": found.report.run.rank,
                 "modules": modules,
-                **{name: list(getattr(found, name)) for name in lists},
-                "plan": against,
+                "unmoved": found.unmoved,
+                "hardly": found.hardly,
+                "exhausted": found.exhausted,
+                "spare": found.spare,
+                "plan": against and asdict(against) | {"path": str(against.path)},
                 "held_out": held_out,
-                "notes": list(run_notes(found.report)),
+                "notes": run_notes(found.report),
             }
         )
     )

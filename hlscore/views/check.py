@@ -13,18 +13,14 @@ from rich.text import Text
 from hlscore.checks.findings import CheckResult, Comparison, Finding
 from hlscore.checks.registry import RULES
 from hlscore.checks.rules import Rule
-from hlscore.views.terminal import terminal
+from hlscore.views.terminal import command, print_labelled, print_next, terminal
 from hlscore.views.wording import count
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def print_check(results: Sequence[CheckResult], *, console: Console | None = None) -> None:
-    """Print what was found in plans, file by file, and a line for each file.
-
-    Args:
-        console: Where to print; standard output by default.
-    """
+    """Print what was found in plans, file by file, and a line for each file."""
     console = console or terminal()
     for result in results:
         said = set[str]()
@@ -42,9 +38,7 @@ def print_check(results: Sequence[CheckResult], *, console: Console | None = Non
             console.print(Text(f"  {_distance(result.comparison)}", style="dim"), soft_wrap=True)
     codes = sorted({item.code for result in results for item in result.findings})
     if codes:
-        console.print()
-        console.print(Text("next", style="bold"))
-        console.print(Text(f"  hlscore check --explain {codes[0]}", style="cyan"))
+        print_next(console, (command("check", "--explain", codes[0]), ""))
 
 
 def check_text(results: Sequence[CheckResult]) -> str:
@@ -84,25 +78,16 @@ def _distance(found: Comparison) -> str:
     return f"against {found.baseline}: {', '.join(parts)}"
 
 
-def check_document(results: Sequence[CheckResult]) -> dict[str, Any]:
-    """What was found in plans, as plain data.
-
-    Returns:
-        `passed`, and for each file its findings with code, level, message, place and remedy, the
-        codes of the rules applied, and the distance from the baseline.
-    """
-    return {
-        "passed": all(result.passed for result in results),
-        "files": [_file(result) for result in results],
-    }
-
-
 def check_json(results: Sequence[CheckResult]) -> str:
-    """What was found in plans, as one JSON object."""
-    return json.dumps(check_document(results)) + "\n"
+    """What was found in plans, as one JSON object: findings and distance from the baseline."""
+    plain = {
+        "passed": all(result.passed for result in results),
+        "files": [_plain_file(result) for result in results],
+    }
+    return json.dumps(plain) + "\n"
 
 
-def _file(result: CheckResult) -> dict[str, Any]:
+def _plain_file(result: CheckResult) -> dict[str, Any]:
     found = result.comparison
     return {
         "file": str(result.file),
@@ -110,7 +95,7 @@ def _file(result: CheckResult) -> dict[str, Any]:
         "modules": result.modules,
         "full_modules": result.full,
         "rules": list(result.rules),
-        "findings": [_finding(item) for item in result.findings],
+        "findings": [_plain_finding(item) for item in result.findings],
         "comparison": None
         if found is None
         else {
@@ -125,7 +110,7 @@ def _file(result: CheckResult) -> dict[str, Any]:
     }
 
 
-def _finding(item: Finding) -> dict[str, Any]:
+def _plain_finding(item: Finding) -> dict[str, Any]:
     return {
         "code": item.code,
         "name": RULES[item.code].name,
@@ -144,8 +129,8 @@ def print_rules(rules: Sequence[Rule]) -> None:
     for rule in rules:
         when = f", only with {rule.when}" if rule.when else ""
         console.print(Text.assemble((f"{rule.code} {rule.name}", "bold"), f" ({rule.level}{when})"))
-        for label, text in (("asks", rule.asks), ("why", rule.why), ("do", rule.remedy)):
-            console.print(Text.assemble((f"  {label:<5}", "dim"), text), soft_wrap=True)
+        lines = (("  asks", rule.asks), ("  why", rule.why), ("  do", rule.remedy))
+        print_labelled(console, lines, width=7, style="dim")
 
 
 def print_rules_json(rules: Sequence[Rule]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from hlscore.settings import (
     PlanSettings,
     arguments,
 )
+from hlscore.views.terminal import command
 
 
 def plan_options(
@@ -56,7 +56,7 @@ def plan_again(report: ScoreReport, path: Path, *options: str, without: Iterable
     """
     settings = settings_in(report, "plan")
     kept = plan_options(settings, without=without, scores=report)
-    return shlex.join(["hlscore", "plan", str(path), *kept, *options])
+    return command("plan", path, *kept, *options)
 
 
 def validate_plan(report: ScoreReport, plan_file: Path) -> str:
@@ -69,8 +69,7 @@ def validate_plan(report: ScoreReport, plan_file: Path) -> str:
         *data_options(settings_in(report, "data")),
         *(["--assistant-only-loss"] if objective.get("assistant_only_loss") else []),
     ]
-    model = report.model.model
-    return shlex.join(["hlscore", "validate", model, "--plan", str(plan_file), *words])
+    return command("validate", report.model.model, "--plan", plan_file, *words)
 
 
 def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
@@ -93,7 +92,7 @@ def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
         *(["--weight-scores"] if run.get("weight_scores") else []),
         *(["--seed", str(run["seed"])] if run.get("seed") else []),
     ]
-    return shlex.join(["hlscore", "rank", report.model.model, *words, *options])
+    return command("rank", report.model.model, *words, *options)
 
 
 def settings_in(report: ScoreReport, part: str) -> Mapping[str, Any]:
@@ -124,4 +123,4 @@ def replan(plan: Plan, scores: Path, *options: str) -> str:
     # What the report was ranked by needs no option.
     same = [name for name in ("score", "rank") if settings[name] == run.get(name)]
     kept = plan_options(settings, without=same)
-    return shlex.join(["hlscore", "plan", str(scores), *kept, *options])
+    return command("plan", scores, *kept, *options)

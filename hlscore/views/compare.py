@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_texts
-from hlscore.views.terminal import print_next, print_notes, print_table, terminal
+from hlscore.views.terminal import (
+    command,
+    plain_table,
+    print_next,
+    print_notes,
+    print_table,
+    terminal,
+)
 from hlscore.views.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
 _LONGEST_HEADING = 9
 _RESAMPLES = "resamples"
-_COLUMN_GAP = 1
 # Other facts follow from these, or tell a reader little.
 _FOLLOWS = {"probe hash", "counted tokens", "mean loss", "mean reward"}
 
@@ -53,26 +57,26 @@ class Compared:
 
 
 def print_comparison(compared: Compared, *, console: Console | None = None) -> None:
-    """Print how well rankings agree, each with each.
-
-    Args:
-        console: Where to print; standard output by default.
-    """
+    """Print how well rankings agree, each with each."""
     console = console or terminal()
     found = compared.comparison
     console.print(_headline(compared), soft_wrap=True)
     print_notes(console, _notes(compared))
     if len(compared.paths) > 1:
+        table = plain_table("", "run", "what differs", texts=("run", "what differs"))
+        table.columns[-1].ratio = 1
+        follows = _FOLLOWS | ({"score"} if compared.chosen else set())
+        facts = [fact for fact in compared.facts if not fact.same and fact.name not in follows]
+        for place, label in enumerate(compared.labels):
+            differing = [f"{visible(fact.name)} {fact_texts(fact)[place]}" for fact in facts]
+            text = " · ".join(differing) or "nothing that is known"
+            table.add_row(str(place + 1), visible(label), text)
         console.print()
-        console.print(_runs_table(compared))
+        console.print(table)
     _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
-    _print_matrix(
-        console,
-        found,
-        f"share of the highest {count(found.top, 'module')} that both have "
-        f"({found.top / found.modules:.2f} by chance)",
-        lambda pair: pair.overlap,
-    )
+    overlap = f"share of the highest {count(found.top, 'module')} that both have"
+    by_chance = f"({found.top / found.modules:.2f} by chance)"
+    _print_matrix(console, found, f"{overlap} {by_chance}", lambda pair: pair.overlap)
     if compared.within_kinds:
         heading = "mean tau within kinds of modules"
         _print_matrix(console, found, heading, lambda pair: pair.within_kinds)
@@ -80,8 +84,8 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
     for line in _remarks(compared):
         console.print(Text(line, style="dim"), soft_wrap=True)
     if len(compared.paths) == 2:
-        files = " ".join(shlex.quote(str(path)) for path in compared.paths)
-        print_next(console, (f"hlscore diff {files}", "which modules the two train differently"))
+        difference = command("diff", *compared.paths)
+        print_next(console, (difference, "which modules the two plans train differently"))
 
 
 def print_comparison_json(compared: Compared) -> None:
@@ -118,27 +122,27 @@ def print_comparison_json(compared: Compared) -> None:
 
 def _headline(compared: Compared) -> Text:
     found, values = compared.comparison, {fact.name: fact.values for fact in compared.facts}
-    names = list(dict.fromkeys(visible(str(name)) for name in values["model"]))
-    scores = list(dict.fromkeys(item.score for item in found.rankings))
-    ranks = sorted({item.rank for item in found.rankings})
-    what = scores[0] if len(scores) == 1 else count(len(scores), "score")
+    names = dict.fromkeys(visible(str(name)) for name in values["model"])
+    scores = {item.score for item in found.rankings}
+    ranks = {item.rank for item in found.rankings}
+    what = found.rankings[0].score if len(scores) == 1 else count(len(scores), "score")
     many = "" if len(compared.paths) == 1 else f" of {count(len(compared.paths), 'run')}"
-    at = f"LoRA rank {ranks[0]}" if len(ranks) == 1 else f"{len(ranks)} LoRA ranks"
+    at = f"LoRA rank {min(ranks)}" if len(ranks) == 1 else f"{len(ranks)} LoRA ranks"
     return Text.assemble(
         (", ".join(names), "bold"), f" · {what}{many} at {at} · {count(found.modules, 'module')}"
     )
 
 
 def _notes(compared: Compared) -> Iterator[str]:
-    found = compared.comparison
+    found, several = compared.comparison, len(compared.paths) > 1
     if len(set(compared.structures)) > 1:
         yield (
             "the runs are of different models: the "
             f"{count(found.modules, 'module')} of the same name are compared"
         )
-    if len(compared.paths) > 1 and len({item.score for item in found.rankings}) > 1:
+    if several and len({item.score for item in found.rankings}) > 1:
         yield "the runs are ordered by different scores; --score NAME compares one"
-    if len(compared.paths) > 1 and len({item.rank for item in found.rankings}) > 1:
+    if several and len({item.rank for item in found.rankings}) > 1:
         yield "the scores are for different LoRA ranks; --rank N compares one"
     if found.constant:
         verb = "gives" if len(found.constant) == 1 else "give"
@@ -147,55 +151,35 @@ def _notes(compared: Compared) -> Iterator[str]:
         yield f"without values: {', '.join(compared.missing)}"
 
 
-def _runs_table(compared: Compared) -> Table:
-    """What sets each run apart, in words that fold."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("")
-    table.add_column("run", overflow="fold")
-    table.add_column("what differs", overflow="fold", ratio=1)
-    follows = _FOLLOWS | ({"score"} if compared.chosen else set())
-    facts = [fact for fact in compared.facts if not fact.same and fact.name not in follows]
-    for place, label in enumerate(compared.labels):
-        told = [f"{visible(fact.name)} {fact_texts(fact)[place]}" for fact in facts]
-        table.add_row(str(place + 1), visible(label), " · ".join(told) or "nothing that is known")
-    return table
-
-
 def _print_matrix(
     console: Console,
     found: Comparison,
     heading: str,
     value: Callable[[Pair], float | None],
-    own: Sequence[float | None] | None = None,
+    resampled: Sequence[float | None] = (),
 ) -> None:
-    """A table of pairs; in parts side by side where it is wider than the console."""
+    """A table of pairs; in parts below each other where it is wider than the console."""
     longest = min(_LONGEST_LABEL, max(_LONGEST_HEADING, console.width // 3))
     labels = [shortened(visible(item.label), longest) for item in found.rankings]
     numbered = max(map(cell_len, labels)) > _LONGEST_HEADING
     names = [f"{at} {label}" if numbered else label for at, label in enumerate(labels, start=1)]
     headings = [str(at) if numbered else label for at, label in enumerate(labels, start=1)]
-    shows_own = own is not None and any(tau is not None for tau in own)
-    room = console.width - max(map(cell_len, names)) - (len(_RESAMPLES) + 1 if shows_own else 0)
-    fitting = max(1, room // (max(5, *map(cell_len, headings)) + _COLUMN_GAP))
+    last = [_RESAMPLES] if any(tau is not None for tau in resampled) else []
+    room = console.width - max(map(cell_len, names)) - sum(len(name) + 1 for name in last)
+    fitting = max(1, room // (max(5, *map(cell_len, headings)) + 1))
     console.print()
     console.print(Text(heading, style="bold"), soft_wrap=True)
     for start in range(0, len(names), fitting):
         part = range(start, min(start + fitting, len(names)))
-        table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-        table.add_column("", no_wrap=True)
-        for at in part:
-            table.add_column(headings[at], justify="right", no_wrap=True, min_width=5)
-        if shows_own:
-            table.add_column(_RESAMPLES, justify="right", no_wrap=True, style="dim")
+        table = plain_table("", *(f"{headings[at]:>5}" for at in part), *last)
         for at, name in enumerate(names):
-            cells = [Text("-", style="dim") if at == to else _number(value(found.pairs[at][to]))
-                     for to in part]  # fmt: skip
-            table.add_row(name, *cells, *([_number(own[at])] if own and shows_own else []))
+            cells = ["-" if at == to else _number(value(found.pairs[at][to])) for to in part]
+            table.add_row(name, *cells, *([_number(resampled[at])] if last else []))
         print_table(console, table)
 
 
-def _number(value: float | None) -> Text:
-    return Text("?" if value is None else f"{value:z.2f}")
+def _number(value: float | None) -> str:
+    return "?" if value is None else f"{value:z.2f}"
 
 
 def _remarks(compared: Compared) -> Iterator[str]:
@@ -207,8 +191,8 @@ def _remarks(compared: Compared) -> Iterator[str]:
         )
     if not compared.within_kinds:
         yield (
-            "kind and size of a module explain much of such agreement: --within-kinds leaves "
-            "them out"
+            "kind and size of a module explain much of such agreement: --within-kinds compares "
+            "within kinds"
         )
     widths = [
         pair.tau.high - pair.tau.low

@@ -6,26 +6,24 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
-from hlscore.views.terminal import terminal
+from hlscore.views.terminal import plain_table, print_labelled, print_next, print_notes, terminal
 from hlscore.views.wording import count
 
 
 def print_exporters() -> None:
     """Print every format with what it can express."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("format", "full", "LoRA", "ranks", "experts", "what comes out"):
-        table.add_column(column, overflow="fold")
+    able = ("full", "LoRA", "ranks", "experts")
+    table = plain_table("format", *able, "what comes out", texts=(*able, "what comes out"))
     for name in exporter_names():
         item = find_exporter(name)
         limits = item.limits
-        able = (limits.full, limits.lora, limits.ranks, limits.parameters)
+        flags = (limits.full, limits.lora, limits.ranks, limits.parameters)
         summary = f"{item.summary} (experimental)" if item.experimental else item.summary
-        table.add_row(name, *("yes" if can else "-" for can in able), summary)
+        table.add_row(name, *("yes" if flag else "-" for flag in flags), summary)
     console = terminal()
     console.print(table)
     console.print()
@@ -63,31 +61,24 @@ def print_export(
     notes: Sequence[str],
 ) -> None:
     """Print what was written and how it is used."""
-    console = terminal()
-    totals = plan.totals
-    modes = ((totals.full_modules, "full"), (totals.lora_modules, "LoRA"),
-             (totals.frozen_modules, "frozen"))  # fmt: skip
+    console, totals = terminal(), plan.totals
+    modes = (
+        f"{totals.full_modules} full, {totals.lora_modules} LoRA, {totals.frozen_modules} frozen"
+    )
+    modules = count(totals.candidate_modules, "module")
     console.print(
-        Text.assemble(
-            (exporter.name, "bold"),
-            f"  {', '.join(f'{number} {mode}' for number, mode in modes)} "
-            f"of {count(totals.candidate_modules, 'module')} of {plan.model.name}",
-        ),
+        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}"),
         soft_wrap=True,
     )
-    for path in paths.values():
-        console.print(Text.assemble(("wrote   ", "bold"), str(path)), soft_wrap=True)
-    for change in changes:
-        console.print(Text.assemble(("changed: ", "yellow"), change), soft_wrap=True)
-    for note in notes:
-        console.print(Text.assemble(("note: ", "yellow"), note), soft_wrap=True)
+    print_labelled(console, [("wrote", str(path)) for path in paths.values()])
+    print_notes(console, changes, label="changed")
+    print_notes(console, notes)
     if exporter.usage:
-        console.print()
-        console.print(Text("next", style="bold"))
-        usage = exporter.usage.replace("{out}", str(result))
         probed = plan.provenance.probes.objective
-        usage = usage.replace("{objective}", "sft" if probed == "none" else probed)
-        console.print(Text(f"  {usage}", style="cyan"), soft_wrap=True)
+        usage = exporter.usage.replace("{out}", str(result))
+        print_next(
+            console, (usage.replace("{objective}", "sft" if probed == "none" else probed), "")
+        )
 
 
 def print_export_json(

@@ -1,4 +1,4 @@
-"""Facts about plans and runs as people read them."""
+"""Facts about plans and runs as people read them, for `compare` and `diff`."""
 
 from __future__ import annotations
 
@@ -19,23 +19,14 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 
 
 def fact_texts(fact: Fact) -> list[str]:
-    """The values of a fact as they are shown side by side.
-
-    Returns:
-        A text per side; whole values where short ones would look the same and are not.
-    """
-    texts = [fact_text(fact.name, value) for value in fact.values]
+    """A text per side; whole values where short ones would look the same and are not."""
+    texts = [_short(fact.name, value) for value in fact.values]
     if len(set(texts)) == len(set(fact.values)):
         return texts
     return [_whole(fact.name, value) for value in fact.values]
 
 
-def fact_text(name: str, value: Value) -> str:
-    """A fact as it is shown.
-
-    Args:
-        value: Its value; texts come from files.
-    """
+def _short(name: str, value: Value) -> str:
     if value is None:
         return "-"
     if isinstance(value, str):

@@ -15,56 +15,42 @@ _NARROWEST_NAME = 20
 
 
 class ModuleTable:
-    """A table of modules: place, name, numbers, short texts.
-
-    Args:
-        numbers: Headings of columns that are set to the right.
-        texts: Headings of the columns after them.
-    """
+    """A table of modules: place, name, numbers at the right, short texts at the left."""
 
     def __init__(self, numbers: Sequence[str], texts: Sequence[str] = ()) -> None:
         self._rows: list[tuple[Sequence[str], str, str]] = []
-        self._left = len(texts)
-        self._rest = 0
+        self._texts = len(texts)
         self.add_row("#", "module", *numbers, *texts, style="bold")
 
-    def add_row(self, *cells: str, style: str | None = None, remark: str = "") -> None:
-        """Add a module."""
-        self._rows.append((cells, style or "", remark))
+    def add_row(self, *cells: str, style: str = "", remark: str = "") -> None:
+        """Add a module; its remark stands below it."""
+        self._rows.append((cells, style, remark))
 
-    def leave_out(self, number: int) -> None:
-        """Say how many modules have no line, if any."""
-        self._rest = max(0, number)
+    def print(self, console: Console, *, hidden: int = 0) -> None:
+        """Print the table and how many modules it leaves out.
 
-    def print(self, console: Console) -> None:
-        """Print the table, beyond the width of the console where its columns need that."""
-        console.print(self._drawn(console.width), end="", soft_wrap=True)
-
-    def _drawn(self, width: int) -> Text:
-        # Names fold to the width, nothing else does.
+        Names fold to the width of the console, nothing else does.
+        """
         columns = zip(*(cells for cells, _, _ in self._rows), strict=True)
         places, longest, *others = (max(map(cell_len, column)) for column in columns)
-        room = width - places - sum(others) - len(others) - 1
+        room = console.width - places - sum(others) - len(others) - 1
         widths = [places, min(longest, max(room, _NARROWEST_NAME)), *others]
+        at_left = {1, *range(len(widths) - self._texts, len(widths))}
         table, indent = Text(), " " * (places + 1)
         for cells, style, remark in self._rows:
-            name, *rest = folded(cells[1], widths[1])
-            line = self._line([cells[0], name, *cells[2:]], widths)
-            below = [*rest, *([f"  {remark}"] if remark else [])]
-            table.append("".join([line, "\n", *(f"{indent}{text}\n" for text in below)]), style)
-        if self._rest:
-            table.append(f"{indent}... {count(self._rest, 'more module')}\n", "dim")
-        return table
-
-    def _line(self, cells: Sequence[str], widths: Sequence[int]) -> str:
-        to_left = {1, *range(len(cells) - self._left, len(cells))}
-        return " ".join(
-            cell + space if place in to_left else space + cell
-            for place, (cell, space) in enumerate(
-                (cell, " " * (width - cell_len(cell)))
-                for cell, width in zip(cells, widths, strict=True)
-            )
-        ).rstrip()
+            name, *below = folded(cells[1], widths[1])
+            padded = []
+            for place, (cell, width) in enumerate(
+                zip((cells[0], name, *cells[2:]), widths, strict=True)
+            ):
+                space = " " * (width - cell_len(cell))
+                padded.append(cell + space if place in at_left else space + cell)
+            below += [f"  {remark}"] if remark else []
+            lines = [" ".join(padded).rstrip(), *(f"{indent}{text}" for text in below), ""]
+            table.append("\n".join(lines), style)
+        if hidden > 0:
+            table.append(f"{indent}... {count(hidden, 'more module')}\n", "dim")
+        console.print(table, end="", soft_wrap=True)
 
 
 def folded(name: str, width: int) -> list[str]:

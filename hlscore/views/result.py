@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
-from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.planning.allocation import Allocation
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.views.choice import print_choice
-from hlscore.views.commands import (
-    plan_again,
-    rank_rollouts,
-    settings_in,
-    validate_plan,
-)
-from hlscore.views.headline import report_headline, run_notes
-from hlscore.views.terminal import print_next, print_notes, terminal
+from hlscore.views.commands import plan_again, rank_rollouts, settings_in, validate_plan
+from hlscore.views.drawings import print_heat_map
+from hlscore.views.module_table import ModuleTable
+from hlscore.views.summary import chosen_in, print_summary, report_headline, run_notes, training
+from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
+from hlscore.views.wording import measure, shape
 
 
 def print_result(
@@ -35,71 +31,60 @@ def print_result(
     top: int,
     console: Console | None = None,
 ) -> None:
-    """Print what a run found, where it is, and what to do next.
-
-    Args:
-        paths: Where each file is, by its name.
-        console: Where to print; standard output by default.
-    """
+    """Print what a run found, the files it wrote, by name, and what to do next."""
     console = console or terminal()
     console.print(report_headline(report), soft_wrap=True)
-    _print_choice(console, plan, allocation, top)
+    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
     print_notes(console, (*report.probes.notes, *run_notes(report), *allocation.notes))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
-    for name, path in paths.items():
-        label = f"{Path(name).stem:<{width}}"
-        console.print(Text.assemble((label, "bold"), str(path)), soft_wrap=True)
-    scores = paths[SCORES_FILE]
-    plan_file = shlex.quote(str(paths[PLAN_FILE]))
-    commands = [
+    files = ((Path(name).stem, str(path)) for name, path in paths.items())
+    print_labelled(console, files, width=width)
+    print_next(console, *_next_commands(report, plan, paths))
+
+
+def _next_commands(
+    report: ScoreReport, plan: Plan, paths: Mapping[str, Path]
+) -> list[tuple[str, str]]:
+    scores, plan_file = paths[SCORES_FILE], paths[PLAN_FILE]
+    objective, any_full = report.probes.objective, bool(plan.totals.full_modules)
+    commands = []
+    if objective == "grpo" and plan.method == "score" and any_full:
+        matched = plan_again(report, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        why = "LoRA with as many trained parameters: with rewards it was as good in our trials"
+        commands.append((matched, why))
+    other_budget = ("--budget", "0.2", "-o", "plan-20.json")
+    commands += [
         (
-            plan_again(report, scores, *("--budget", "0.2", "-o", "plan-20.json"),
-                       without=("budget",)),
+            plan_again(report, scores, *other_budget, without=("budget",)),
             "another budget, without the model",
         ),
         (
-            f"hlscore export {plan_file} --to trl -o hybrid",
+            command("export", plan_file, "--to", "trl", "-o", "hybrid"),
             "for your trainer; hlscore export --list names the others",
         ),
-    ]  # fmt: skip
+    ]
     ranks = _ranks(report)
-    varied = SCORES[plan.score.name].leaves_over and plan.totals.full_modules and ranks
-    if varied and not plan.lora.ranks:
+    if SCORES[plan.score.name].leaves_over and any_full and ranks and not plan.lora.ranks:
         budget = f"{plan.totals.trained_params // 1000}k"
-        options = ("--budget", budget, "--ranks", ",".join(map(str, ranks)))
-        commands.append(
-            (
-                plan_again(report, scores, *options, "-o", "plan-ranks.json", without=("budget",)),
-                "at the same cost, a rank for each module",
-            )
+        options = (
+            "--budget",
+            budget,
+            "--ranks",
+            ",".join(map(str, ranks)),
+            "-o",
+            "plan-ranks.json",
         )
-    if report.probes.objective == "grpo" and plan.method == "score" and plan.totals.full_modules:
-        commands.insert(
-            0,
-            (
-                plan_again(
-                    report, paths[SCORES_FILE], "--baseline", "lora-matched", "-o", "lora.json"
-                ),
-                "LoRA with as many trained parameters: with rewards it was as good in our trials",
-            ),
-        )
-    if report.probes.objective == "sft" and plan.totals.full_modules:
-        commands.append(
-            (
-                validate_plan(report, paths[PLAN_FILE]),
-                "does it beat LoRA with as many parameters here? often it does not",
-            )
-        )
+        ranked = plan_again(report, scores, *options, without=("budget",))
+        commands.append((ranked, "at the same cost, a rank for each module"))
+    if objective == "sft" and any_full:
+        why = "does it beat LoRA with as many parameters here? often it does not"
+        commands.append((validate_plan(report, plan_file), why))
     if ROLLOUTS_FILE in paths:
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
-        commands.append(
-            (
-                rank_rollouts(report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other),
-                "another loss on the same completions, without sampling again",
-            )
-        )
-    print_next(console, *commands)
+        again = rank_rollouts(report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other)
+        commands.append((again, "another loss on the same completions, without sampling again"))
+    return commands
 
 
 def _ranks(report: ScoreReport) -> list[int]:
@@ -116,42 +101,68 @@ def _ranks(report: ScoreReport) -> list[int]:
 
 
 def print_replanned(
-    report: ScoreReport,
-    allocation: Allocation,
-    plan: Plan,
-    path: Path,
-    *,
-    top: int,
-    console: Console | None = None,
+    report: ScoreReport, allocation: Allocation, plan: Plan, path: Path, *, top: int
 ) -> None:
-    """Print a plan made from stored scores.
-
-    Args:
-        console: Where to print; standard output by default.
-    """
-    console = console or terminal()
+    """Print a plan made from stored scores."""
+    console = terminal()
     console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
-    _print_choice(console, plan, allocation, top)
+    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
     print_notes(console, allocation.notes)
     console.print()
-    console.print(Text.assemble(("plan    ", "bold"), str(path)), soft_wrap=True)
+    print_labelled(console, [("plan", str(path))])
 
 
 def print_rank_json(plan: Plan, paths: Mapping[str, Path]) -> None:
     """Print the paths and the plan as one JSON object."""
     keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
-    print(json.dumps({keys[name]: str(path) for name, path in paths.items()} | _result(plan)))
+    files = {keys[name]: str(path) for name, path in paths.items()}
+    print(json.dumps(files | {"plan": plan.model_dump(mode="json")}))
 
 
 def print_plan_json(plan: Plan, path: Path) -> None:
     """Print the path and the plan as one JSON object."""
-    print(json.dumps({"plan_file": str(path)} | _result(plan)))
+    print_rank_json(plan, {PLAN_FILE: path})
 
 
-def _result(plan: Plan) -> dict[str, object]:
-    return {"plan": plan.model_dump(mode="json")}
+def _stderrs(allocation: Allocation) -> dict[str, float | None]:
+    return {item.row.module: item.stderr for item in allocation.decisions}
 
 
-def _print_choice(console: Console, plan: Plan, allocation: Allocation, top: int) -> None:
-    stderrs = {item.row.module: item.stderr for item in allocation.decisions}
-    print_choice(console, plan, plan.modules, top=top, stderrs=stderrs)
+def print_plan_modules(
+    console: Console,
+    plan: Plan,
+    modules: Sequence[PlanModule],
+    *,
+    top: int | None,
+    stderrs: Mapping[str, float | None] | None = None,
+) -> None:
+    """Print modules of a plan as a table and a map, and what the plan comes to.
+
+    Args:
+        top: Most modules of the table; `None` for all.
+        stderrs: Standard error of the score by module; `None` leaves the column out.
+    """
+    console.print()
+    errors = () if stderrs is None else ("± se",)
+    table = ModuleTable((plan.score.name, *errors, "chosen in", "out x in"), ("train",))
+    for item in modules[:top]:
+        table.add_row(
+            str(item.position),
+            item.module,
+            measure(item.score),
+            *(() if stderrs is None else (measure(stderrs[item.module]),)),
+            chosen_in(item.selection_probability),
+            shape(item.matrices, item.out_features, item.in_features),
+            training(item.mode, item.rank),
+            style="" if item.mode == "full" else "dim",
+        )
+    table.print(console, hidden=len(modules) - len(modules[:top]))
+    print_heat_map(
+        console,
+        modules,
+        plan.score.name,
+        lambda item: item.score,
+        lambda item: item.mode == "full",
+    )
+    console.print()
+    print_summary(console, plan)

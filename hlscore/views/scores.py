@@ -5,27 +5,24 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from rich.table import Table
 from rich.text import Text
 
-from hlscore.scores.score import Score
-from hlscore.views.terminal import terminal
+from hlscore.scores.registry import Score
+from hlscore.views.terminal import plain_table, terminal
 
 
 def print_scores(scores: Sequence[Score]) -> None:
     """Print the scores with formula, unit and source."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("score", "formula", "unit", "needs", "source"):
-        table.add_column(column, overflow="fold")
+    console, columns = terminal(), ("formula", "unit", "needs", "source")
+    table = plain_table("score", *columns, texts=columns)
     for score in scores:
         table.add_row(score.name, score.formula, score.unit, score.needs, score.source)
-    console = terminal()
     console.print(table)
     console.print()
     for score in scores:
         if score.caveat:
             console.print(Text(f"{score.name}: {score.caveat}", style="dim"))
-    console.print(Text("That any of them predicts what training gains is unproven.", style="dim"))
+    console.print(Text("No score is proven to predict the gain from training.", style="dim"))
 
 
 def print_scores_json(scores: Sequence[Score]) -> None:

@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.report import report_columns
 from hlscore.artifacts.selection import Column, Filters
 from hlscore.errors import ArtifactError
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import standard_error
-from hlscore.views.choice import chosen_in, print_choice
 from hlscore.views.commands import plan_again
-from hlscore.views.headline import plan_headline, report_headline, run_notes
-from hlscore.views.heatmap import Cell, print_heat_map
+from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.terminal import print_next, print_notes, terminal
+from hlscore.views.result import print_plan_modules
+from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes
+from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
 from hlscore.views.wording import count, measure, shape, visible
 
 _ALWAYS_SHOWN = ("rank", "module", "out_features", "in_features", "matrices")
+_STATUSES = {"scored": "", "unreached": " (zero gradient)", "skipped": " (--status skipped: why)"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Asked:
+class Shown:
     """What is shown of a file.
 
     Attributes:
         path: The file.
-        filters: What was asked of the modules.
+        filters: Which modules.
         column: What orders them.
         top: Most lines of a table; `None` for all.
     """
@@ -46,91 +48,92 @@ class Asked:
     top: int | None
 
 
-def print_plan(plan: Plan, modules: Sequence[PlanModule], asked: Asked) -> None:
-    """Print a plan.
-
-    Args:
-        modules: Those of its modules that are shown, in order.
-    """
+def print_plan(plan: Plan, modules: Sequence[PlanModule], shown: Shown) -> None:
+    """Print a plan and those of its modules that are shown, in order."""
     console = terminal()
     console.print(plan_headline(plan), soft_wrap=True)
-    if not modules:
-        _print_nothing(asked, len(plan.modules))
+    if not _print_matching(console, len(modules), len(plan.modules), shown):
         return
-    if len(modules) < len(plan.modules):
-        _print_part(len(modules), len(plan.modules))
-    print_choice(console, plan, modules, top=asked.top)
+    print_plan_modules(console, plan, modules, top=shown.top)
     print_notes(console, plan.notes)
-    file, module = shlex.quote(str(asked.path)), shlex.quote(modules[0].module)
+    one = command("show", shown.path, "--module", modules[0].module)
+    export = command("export", shown.path, "--to", "trl", "-o", "hybrid")
     print_next(
         console,
-        (f"hlscore show {file} --module {module}", "one module, and what it costs"),
-        (f"hlscore export {file} --to trl -o hybrid", "for your trainer; --list names the others"),
+        (one, "one module, and what it costs"),
+        (export, "for your trainer; --list names the others"),
     )
 
 
 def print_report(
-    report: ScoreReport, rows: Sequence[ModuleRow], asked: Asked, columns: Sequence[Column]
+    report: ScoreReport, rows: Sequence[ModuleRow], shown: Shown, columns: Sequence[Column]
 ) -> None:
-    """Print a report.
-
-    Args:
-        rows: Those of its rows that are shown, in order.
-    """
-    console, score = terminal(), shown_score(report, asked.column)
+    """Print a report and those of its rows that are shown, in order."""
+    console, score = terminal(), shown_score(report, shown.column)
     console.print(report_headline(report), soft_wrap=True)
-    if not rows:
-        _print_nothing(asked, len(report.rows))
+    if not _print_matching(console, len(rows), len(report.rows), shown):
         return
-    if len(rows) < len(report.rows):
-        _print_part(len(rows), len(report.rows))
-    further = {column.field: column for column in (asked.column, *columns)}
+    further = {column.field: column for column in (shown.column, *columns)}
     more = [further[name] for name in further if name not in (*_ALWAYS_SHOWN, score)]
+    of_run = score == report.run.score
+    chosen = ["chosen in"] if of_run else []
+    table = ModuleTable([score, "± se", *chosen, "out x in", *(column.name for column in more)])
+    for row in rows[: shown.top]:
+        table.add_row(
+            "-" if row.rank is None else str(row.rank),
+            row.module,
+            measure(getattr(row, score)),
+            measure(standard_error(resamples_of(row, score))),
+            *([chosen_in(row.selection_probability)] if of_run else []),
+            shape(row.matrices, row.out_features, row.in_features),
+            *(_value(getattr(row, column.field)) for column in more),
+            style="" if row.status == "scored" else "dim",
+            remark=row.reason,
+        )
     console.print()
-    _table(report, rows, score, more, asked.top).print(console)
-    cells = [Cell(at=row, score=getattr(row, score)) for row in rows if row.is_candidate]
-    print_heat_map(console, cells, score=score)
+    table.print(console, hidden=len(rows) - len(rows[: shown.top]))
+    candidates = [row for row in rows if row.is_candidate]
+    print_heat_map(console, candidates, score, lambda row: getattr(row, score), lambda _: False)
     console.print()
-    console.print(_counts(report), soft_wrap=True)
+    found: Counter[str] = Counter(row.status for row in report.rows)
+    parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
+    print_labelled(console, [("modules", ", ".join(parts))])
     print_notes(console, (*report.probes.notes, *run_notes(report)))
-    file, module = shlex.quote(str(asked.path)), shlex.quote(rows[0].module)
+    one = command("show", shown.path, "--module", rows[0].module)
     print_next(
         console,
-        (f"hlscore show {file} --module {module}", "one module, and what each rank leaves over"),
-        (plan_again(report, asked.path, "-o", "plan.json"), "which to train in full"),
+        (one, "one module, and what LoRA of each rank misses"),
+        (plan_again(report, shown.path, "-o", "plan.json"), "which to train in full"),
     )
 
 
 def print_modules_json(
-    artifact: Plan | ScoreReport, modules: Sequence[PlanModule | ModuleRow], asked: Asked
+    artifact: Plan | ScoreReport, modules: Sequence[PlanModule | ModuleRow], shown: Shown
 ) -> None:
-    """Print modules as one JSON object.
-
-    Args:
-        modules: Those of its modules that are shown, in order.
-    """
-    if isinstance(artifact, Plan):
-        kind, model, of = "plan", artifact.model.name, len(artifact.modules)
-    else:
-        kind, model, of = "report", artifact.model.model, len(artifact.rows)
+    """Print the modules of a file that are shown, in order, as one JSON object."""
+    kind, model, of = (
+        ("plan", artifact.model.name, len(artifact.modules))
+        if isinstance(artifact, Plan)
+        else ("report", artifact.model.model, len(artifact.rows))
+    )
     found: dict[str, Any] = {
-        "file": str(asked.path),
+        "file": str(shown.path),
         "artifact": kind,
         "model": model,
         "modules": of,
         "matching": len(modules),
-        "sort": asked.column.name,
-        "rows": [plain(item) for item in modules[: asked.top]],
+        "sort": shown.column.name,
+        "rows": [plain(item) for item in modules[: shown.top]],
     }
     print(json.dumps(found))
 
 
 def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
-    """A module as plain data; the replicates of its scores are left to the file itself."""
+    """A module as plain data, without the replicates of its scores."""
     if isinstance(item, PlanModule):
         return item.model_dump(mode="json")
-    names = (name for name in ModuleRow.__dataclass_fields__ if not name.endswith("_replicates"))
-    return {name: getattr(item, name) for name in names}
+    left_out = {score.replicates_column for score in SCORES.values()}
+    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
 
 
 def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
@@ -139,11 +142,7 @@ def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
 
 
 def shown_score(report: ScoreReport, column: Column | None = None) -> str:
-    """The score that a view of a report is about.
-
-    Returns:
-        The score that orders them, or else that of the run.
-    """
+    """The score that a view of a report shows: the one that orders it, or else that of the run."""
     if column is not None and column.field in SCORES:
         return column.field
     if report.run.score not in SCORES:
@@ -154,55 +153,18 @@ def shown_score(report: ScoreReport, column: Column | None = None) -> str:
     return report.run.score
 
 
-def _table(
-    report: ScoreReport,
-    rows: Sequence[ModuleRow],
-    score: str,
-    more: Sequence[Column],
-    top: int | None,
-) -> ModuleTable:
-    shown, ours = rows[:top], score == report.run.score
-    chosen = ["chosen in"] if ours else []
-    table = ModuleTable([score, "± se", *chosen, "out x in", *(column.name for column in more)])
-    for row in shown:
-        table.add_row(
-            "-" if row.rank is None else str(row.rank),
-            row.module,
-            measure(getattr(row, score)),
-            measure(standard_error(resamples_of(row, score))),
-            *([chosen_in(row.selection_probability)] if ours else []),
-            shape(row.matrices, row.out_features, row.in_features),
-            *(_value(getattr(row, column.field)) for column in more),
-            style=None if row.status == "scored" else "dim",
-            remark=row.reason,
-        )
-    table.leave_out(len(rows) - len(shown))
-    return table
-
-
 def _value(value: object) -> str:
     if isinstance(value, float):
         return measure(value)
     return "-" if value is None else str(value)
 
 
-def _counts(report: ScoreReport) -> Text:
-    found: Counter[str] = Counter(row.status for row in report.rows)
-    said = {
-        "scored": "",
-        "unreached": " (zero gradient)",
-        "skipped": " (--status skipped tells why)",
-    }
-    parts = [f"{found[status]:,} {status}{why}" for status, why in said.items() if found[status]]
-    return Text.assemble(("modules ", "bold"), ", ".join(parts))
-
-
-def _print_part(number: int, of: int) -> None:
-    terminal().print(Text(f"{number:,} of {count(of, 'module')}", style="yellow"))
-
-
-def _print_nothing(asked: Asked, of: int) -> None:
-    console = terminal()
-    console.print()
-    said = f"None of its {count(of, 'module')} matches {visible(str(asked.filters))}."
-    console.print(Text(said if of else "It holds no modules."), soft_wrap=True)
+def _print_matching(console: Console, number: int, of: int, shown: Shown) -> bool:
+    """Print how many modules match, unless all do; whether there are any."""
+    if not number:
+        console.print()
+        none = f"None of its {count(of, 'module')} matches {visible(str(shown.filters))}."
+        console.print(Text(none if of else "It holds no modules."), soft_wrap=True)
+    elif number < of:
+        console.print(Text(f"{number:,} of {count(of, 'module')}", style="yellow"))
+    return number > 0

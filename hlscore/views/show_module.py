@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
@@ -16,89 +14,105 @@ from hlscore.planning.memory import Mode
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
-from hlscore.views.choice import chosen_in, training
 from hlscore.views.commands import plan_again, replan, scores_beside
+from hlscore.views.drawings import sparkline
 from hlscore.views.show import plain, resamples_of
-from hlscore.views.sparkline import ASCII, UNICODE, sparkline
-from hlscore.views.terminal import print_next, print_table, terminal
+from hlscore.views.summary import chosen_in, training
+from hlscore.views.terminal import (
+    command,
+    plain_table,
+    print_labelled,
+    print_next,
+    print_table,
+    terminal,
+)
 from hlscore.views.wording import count, measure, memory, percent, shape, short
 
-_ERRORS = {
-    "hls": "hls_error",
-    "tail": "tail_energy_error",
-    "grad_norm": "grad_energy_error",
-    "rgn": "rgn_error",
-}
+_LABEL_WIDTH = 9
 
 
 def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
-    """Print one module of a plan: what is done with it, why, and what that costs."""
+    """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
     console = terminal()
     _print_identity(console, item, item.params)
-    why = ", asked for by a lock" if item.locked else ""
+    why = ", set by a lock" if item.locked else ""
     if plan.method != "score":
-        why = f", as the baseline {plan.method} does"
+        why = f", by the baseline {plan.method}"
     alpha = "" if item.alpha is None else f", alpha {item.alpha}"
     share = percent(item.trained_params / max(1, plan.totals.trained_params))
-    said = {
-        "train": f"{training(item)}{alpha}{why}: {short(item.trained_params)} parameters, "
-        f"{share} of all that is trained",
-        "place": f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
-        f"which is {measure(item.score)} ({plan.score.unit})",
-        "chosen": f"in {chosen_in(item.selection_probability)} of the resamples"
-        if item.selection_probability is not None
-        else "",
-        "remark": item.remark,
-    }
-    _print_said(console, said)
+    chosen = item.selection_probability
+    lines = [
+        (
+            "train",
+            f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
+            f"parameters, {share} of all trained parameters",
+        ),
+        (
+            "place",
+            f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
+            f"which is {measure(item.score)} ({plan.score.unit})",
+        ),
+        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
+        ("remark", item.remark),
+    ]
+    print_labelled(console, lines, width=_LABEL_WIDTH)
+    table = plain_table("cost", "parameters", "memory", "")
+    for mode, rank, params, size in _costs(plan, item):
+        planned = mode == item.mode and rank == (item.rank or 0)
+        cells = (training(mode, rank), f"{params:,}", memory(size))
+        table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
     console.print()
-    print_table(console, _costs(plan, item))
-    commands = [(f"hlscore show {shlex.quote(str(path))}", "the whole plan")]
+    print_table(console, table)
+    commands = [(command("show", path), "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
-        commands.append(
-            (
-                replan(plan, scores, "--lock", lock, "-o", "plan-locked.json"),
-                "decide about this module yourself",
-            )
-        )
+        again = replan(plan, scores, "--lock", lock, "-o", "plan-locked.json")
+        commands.append((again, "decide about this module yourself"))
     print_next(console, *commands)
 
 
 def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None:
-    """Print one row of a report: sizes, scores with errors, and what each rank leaves over."""
+    """Print one row of a report: sizes, scores with errors, and what each rank misses."""
     console = terminal()
     _print_identity(console, row, row.n_params)
-    of = len(report.candidates)
-    place = "" if row.rank is None else f"{row.rank:,} of {of:,} by {report.run.score}"
-    chosen = row.selection_probability
-    said = {
-        "status": row.status + (f": {row.reason}" if row.reason else ""),
-        "place": place,
-        "chosen": "" if chosen is None else f"in {chosen_in(chosen)} of the resamples",
-        "matrices": f"{row.matrices_reached:,} of {row.matrices:,} reached by a probe token"
-        if row.matrices > 1 and row.matrices_reached is not None
-        else "",
-        "spectrum": _spectrum(row),
+    chosen, reached = row.selection_probability, row.matrices_reached
+    spectrum = {
+        "stable rank": measure(row.stable_rank),
+        "effective rank": measure(row.effective_rank),
+        "rank for 90 %": "-" if row.rank_for_90 is None else str(row.rank_for_90),
+        "weight norm": measure(row.weight_norm),
+        "condition number": measure(row.condition_number),
     }
-    _print_said(console, said)
+    lines = [
+        ("status", row.status + (f": {row.reason}" if row.reason else "")),
+        (
+            "place",
+            ""
+            if row.rank is None
+            else f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}",
+        ),
+        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
+        (
+            "matrices",
+            f"{reached:,} of {row.matrices:,} reached by a probe token"
+            if row.matrices > 1 and reached is not None
+            else "",
+        ),
+        ("spectrum", " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")),
+    ]
+    print_labelled(console, lines, width=_LABEL_WIDTH)
     if row.is_candidate:
         console.print()
-        print_table(console, _scores(report, row))
+        _print_scores(console, report, row)
     if row.curve_ranks:
         console.print()
         _print_curves(console, report, row)
-    file = shlex.quote(str(path))
-    commands = [(f"hlscore show {file} --kind {shlex.quote(row.kind)}", "its kind in every layer")]
+    commands = [(command("show", path, "--kind", row.kind), "its kind in every layer")]
     if row.is_candidate:
         lock = ("--lock", f"{row.module}=full")
-        commands.append(
-            (
-                plan_again(report, path, *lock, "-o", "plan-locked.json"),
-                "a plan that trains it",
-            )
-        )
+        again = plan_again(report, path, *lock, "-o", "plan-locked.json")
+        commands.append((again, "a plan that trains it"))
     print_next(console, *commands)
 
 
@@ -106,7 +120,7 @@ def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
     """Print one module of a plan as one JSON object."""
     costs = [
         {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
-        for mode, rank, params, size in _ways(plan, item)
+        for mode, rank, params, size in _costs(plan, item)
     ]  # fmt: skip
     found = {"file": str(path), "artifact": "plan", "module": plain(item), "costs": costs}
     print(json.dumps(found))
@@ -134,107 +148,62 @@ def _print_identity(console: Console, item: PlanModule | ModuleRow, params: int)
         Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}"),
         soft_wrap=True,
     )
-
-
-def _print_said(console: Console, said: dict[str, str]) -> None:
     console.print()
-    for name, text in said.items():
-        if text:
-            console.print(Text.assemble((f"{name:<9}", "bold"), text), soft_wrap=True)
 
 
-def _ways(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
+def _costs(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
     """Ways to train a module, each with its LoRA rank, parameters and bytes."""
     ranks = sorted({plan.lora.rank, *plan.lora.ranks, *([item.rank] if item.rank else [])})
     ways: list[tuple[Mode, int]] = [("frozen", 0), *(("lora", rank) for rank in ranks), ("full", 0)]
     return [(mode, rank, *cost_of(plan, item, mode, rank)) for mode, rank in ways]
 
 
-def _costs(plan: Plan, item: PlanModule) -> Table:
-    table = _table("what it costs", "parameters", "memory", "")
-    for mode, rank, params, size in _ways(plan, item):
-        ours = mode == item.mode and rank == (item.rank or 0)
-        table.add_row(
-            f"LoRA {rank}" if mode == "lora" else mode,
-            f"{params:,}",
-            memory(size),
-            "planned" if ours else "",
-            style=None if ours else "dim",
-        )
-    return table
-
-
-def _scores(report: ScoreReport, row: ModuleRow) -> Table:
-    table = _table("score", "value", "± se", "95 % interval", "estimator's error", "place")
-    for name in SCORES:
-        value, error = getattr(row, name), getattr(row, _ERRORS.get(name, ""), None)
+def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None:
+    table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")
+    for name, score in SCORES.items():
+        value, error = getattr(row, name), getattr(row, score.error_column, None)
         resamples = resamples_of(row, name)
         low, high = interval(resamples)
+        others = (getattr(other, name) for other in report.candidates)
+        above = sum(x is not None and value is not None and x > value for x in others)
         table.add_row(
             name,
             measure(value),
             measure(standard_error(resamples)),
             "-" if low is None else f"{measure(low)} to {measure(high)}",
             measure(error),
-            _place(report, name, value),
+            "-" if value is None else f"{1 + above:,}",
             style="bold" if name == report.run.score else None,
         )
-    return table
-
-
-def _place(report: ScoreReport, score: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    others = (getattr(other, score) for other in report.candidates)
-    return f"{1 + sum(other is not None and other > value for other in others):,}"
-
-
-def _spectrum(row: ModuleRow) -> str:
-    parts = {
-        "stable rank": measure(row.stable_rank),
-        "effective rank": measure(row.effective_rank),
-        "rank for 90 %": "-" if row.rank_for_90 is None else str(row.rank_for_90),
-        "weight norm": measure(row.weight_norm),
-        "condition number": measure(row.condition_number),
-    }
-    return " · ".join(f"{name} {value}" for name, value in parts.items() if value != "-")
+    print_table(console, table)
 
 
 def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None:
-    levels = ASCII if console.options.ascii_only else UNICODE
-    curves = {name: _curve(row, name) for name in ("tail", "hls")}
+    curves = {
+        name: [SCORES[name].compute(row, rank) or 0.0 for rank in row.curve_ranks]
+        for name in ("tail", "hls")
+    }
     first, last = row.curve_ranks[0], row.curve_ranks[-1]
-    console.print(Text("what LoRA of each rank leaves over", style="bold"), soft_wrap=True)
+    console.print(Text("what LoRA of each rank misses", style="bold"), soft_wrap=True)
     for name, values in curves.items():
-        drawn, ends = sparkline(values, levels=levels), f"  rank {first} to {last}"
+        drawn = sparkline(values, ascii_only=console.options.ascii_only)
+        ends = f"  rank {first} to {last}"
         line = Text.assemble((f"{name:<5}", "bold"), (drawn, "cyan"), (ends, "dim"))
         console.print(line, soft_wrap=True)
     console.print()
-    table = _table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
+    table = plain_table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
     table.columns[0].justify = "right"
+    table.columns[-1].justify = "left"
     errors = {"tail": row.tail_curve_errors, "hls": row.hls_curve_errors}
     for place, rank in enumerate(row.curve_ranks):
         cells = [str(rank)]
         for name, values in curves.items():
-            spanned = rank >= row.max_rank
             cells += [
                 measure(values[place]),
                 percent(values[place] / values[0]) if values[0] > 0 else "-",
-                measure(0.0 if spanned else errors[name][place]),
+                measure(0.0 if rank >= row.max_rank else errors[name][place]),
             ]
         ours = rank == report.run.rank
         cells.append("compared against" if ours else "")
         table.add_row(*cells, style="bold" if ours else None)
     print_table(console, table)
-
-
-def _curve(row: ModuleRow, score: str) -> list[float]:
-    return [SCORES[score].compute(row, rank) or 0.0 for rank in row.curve_ranks]
-
-
-def _table(first: str, *numbers: str) -> Table:
-    table = Table(box=None, pad_edge=False, collapse_padding=True, header_style="bold")
-    table.add_column(first, no_wrap=True)
-    for name in numbers:
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    return table

@@ -1,8 +1,9 @@
-"""The console that everything is printed on, and what every result ends with."""
+"""The console that everything is printed on, and the parts that most results have."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import shlex
+from collections.abc import Collection, Iterable
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -19,6 +20,16 @@ def terminal() -> Console:
     return Console(markup=False, emoji=False, highlight=False)
 
 
+def plain_table(*headings: str, texts: Collection[str] = ()) -> Table:
+    """A table without lines: the first column and `texts` fold at the left, numbers never fold."""
+    table = Table(box=None, pad_edge=False, collapse_padding=not texts, header_style="bold")
+    for place, heading in enumerate(headings):
+        is_text = not place or heading in texts
+        justify = "left" if is_text else "right"
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=not is_text)  # type: ignore[arg-type]
+    return table
+
+
 def print_table(console: Console, table: Table) -> None:
     """Print a table beyond the width of the console where its cells need that: none is cut."""
     room = console.options.update(max_width=_WIDEST)
@@ -26,16 +37,32 @@ def print_table(console: Console, table: Table) -> None:
     console.print(table, crop=False)
 
 
-def print_notes(console: Console, notes: Iterable[str]) -> None:
+def print_labelled(
+    console: Console, lines: Iterable[tuple[str, str]], *, width: int = 8, style: str = "bold"
+) -> None:
+    """Print texts behind labels that take `width` columns; empty texts are left out."""
+    for label, text in lines:
+        if text:
+            indented = text.replace("\n", f"\n{' ' * width}")
+            console.print(Text.assemble((f"{label:<{width}}", style), indented), soft_wrap=True)
+
+
+def print_notes(console: Console, notes: Iterable[str], *, label: str = "note") -> None:
     """Print remarks for the reader, a line each."""
     for note in notes:
-        console.print(Text.assemble(("note: ", "yellow"), visible(note)), soft_wrap=True)
+        console.print(Text.assemble((f"{label}: ", "yellow"), visible(note)), soft_wrap=True)
 
 
 def print_next(console: Console, *commands: tuple[str, str]) -> None:
-    """Print commands to go on with."""
+    """Print commands to go on with, each with its purpose, which may be empty."""
     console.print()
     console.print(Text("next", style="bold"))
     for command, why in commands:
-        console.print(Text.assemble("  ", (f"# {why}", "dim")), soft_wrap=True)
+        if why:
+            console.print(Text.assemble("  ", (f"# {why}", "dim")), soft_wrap=True)
         console.print(Text.assemble("  ", (visible(command), "cyan")), soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """A command line of hlscore, quoted for a shell."""
+    return shlex.join(["hlscore", *map(str, words)])

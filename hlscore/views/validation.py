@@ -1,21 +1,27 @@
-"""What a trial found, in the terminal."""
+"""What `validate` prints."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.commands import replan, scores_beside
-from hlscore.views.sparkline import ASCII, UNICODE, sparkline
-from hlscore.views.terminal import print_next, print_notes, print_table, terminal
+from hlscore.views.drawings import sparkline
+from hlscore.views.terminal import (
+    command,
+    plain_table,
+    print_labelled,
+    print_next,
+    print_notes,
+    print_table,
+    terminal,
+)
 from hlscore.views.wording import count, duration, memory, short, visible
 
 _LABELS = {
@@ -32,33 +38,24 @@ def print_validation(
     content: dict[str, Any], path: Path, plan: Plan, plan_path: Path,
     *, console: Console | None = None,
 ) -> None:  # fmt: skip
-    """Print the verdict, the table, the curves and the next command.
-
-    Args:
-        console: Where to print; standard output by default.
-    """
+    """Print the verdict, the table, the curves and the next command."""
     console = console or terminal()
-    for line in content["verdict"]:
-        console.print(Text(line, style="bold" if line == content["verdict"][0] else ""),
-                      soft_wrap=True)  # fmt: skip
+    for place, line in enumerate(content["verdict"]):
+        console.print(Text(line, style="" if place else "bold"), soft_wrap=True)
     console.print()
-    print_table(console, _table(content))
+    _print_arms(console, content)
     console.print()
-    print_table(console, _curves(content, console.encoding))
+    _print_curves(console, content)
     console.print()
     if content.get("also"):
         _print_forgetting(console, content["also"])
     print_notes(console, content["notes"])
-    console.print(Text.assemble(("validation  ", "dim"), str(path)), soft_wrap=True)
-    commands = [(f"hlscore show {shlex.quote(str(plan_path))}", "the plan that was tried out")]
+    print_labelled(console, [("validation", str(path))], width=12)
+    commands = [(command("show", plan_path), "the plan that was validated")]
     scores = scores_beside(plan, plan_path)
     if scores:
-        commands.append(
-            (
-                replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json"),
-                "LoRA with as many trained parameters, as a plan",
-            )
-        )
+        matched = replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        commands.append((matched, "LoRA with as many trained parameters, as a plan"))
     print_next(console, *commands)
 
 
@@ -68,26 +65,22 @@ def print_validation_json(content: dict[str, Any], path: Path) -> None:
 
 
 def print_forecast(
-    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]],
-    *, console: Console | None = None,
-) -> None:  # fmt: skip
+    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
+) -> None:
     """Print what a trial will take.
 
     Args:
+        trainings: Fewest and most trainings.
+        seconds: Per training.
         arms: Name, trained parameters and predicted bytes of each arm.
-        console: Where to print; standard output by default.
     """
-    console = console or terminal()
-    least, most = trainings
+    console, (least, most) = terminal(), trainings
     console.print(
-        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with "
-        f"set-up and measuring: "
-        f"{duration(least * seconds)} to {duration(most * seconds)}",
+        f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with set-up "
+        f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}",
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "trained", "memory"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    table = plain_table("arm", "trained", "memory")
     for name, params, size_bytes in arms:
         table.add_row(_LABELS[name], short(params), memory(size_bytes))
     print_table(console, table)
@@ -114,36 +107,32 @@ def print_forecast_json(
     )
 
 
-def _table(content: dict[str, Any]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in (
-        "arm",
-        "trained",
-        "rank",
-        "rates",
-        "loss",
-        "95 %",
-        "gap recovered",
-        "s in steps",
-    ):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+def _print_arms(console: Console, content: dict[str, Any]) -> None:
+    headings = ("trained", "rank", "rates", "loss", "95 %", "gap recovered", "s in steps")
+    table = plain_table("arm", *headings)
     for name, arm in content["arms"].items():
         tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
         best = min(tried, key=lambda item: item["tuning_loss"], default=None)
-        share = arm["recovered"]
+        share, (loss, low, high) = (
+            arm["recovered"],
+            (arm["loss"][key] for key in ("value", "low", "high")),
+        )
+        known = not (loss is None or low is None or high is None)
+        recovered = ""
+        if share is not None and share["value"] is not None and name not in ("lora", "full"):
+            value, least, most = (100 * share[key] for key in ("value", "low", "high"))
+            recovered = f"{value:.0f} % [{least:.0f}, {most:.0f}]"
         table.add_row(
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
             "?" if best is None else f"x {best['factor']:.3g}",
-            *_loss(arm["loss"]),
-            ""
-            if share is None or share["value"] is None or name in ("lora", "full")
-            else f"{100 * share['value']:.0f} % [{100 * share['low']:.0f}, "
-            f"{100 * share['high']:.0f}]",
+            f"{loss:.4f}" if known else "diverged",
+            f"{low:.4f} to {high:.4f}" if known else "",
+            recovered,
             f"{arm['seconds_per_training']:.1f}",
         )
-    return table
+    print_table(console, table)
 
 
 def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
@@ -153,9 +142,7 @@ def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
         f"{also['untrained_loss']:.4f} nats per token before the training",
         soft_wrap=True,
     )
-    table = Table(box=None, pad_edge=False)
-    for heading in ("arm", "after", "forgotten", "by seed"):
-        table.add_column(heading, justify="left" if heading == "arm" else "right")
+    table = plain_table("arm", "after", "forgotten", "by seed")
     for name, arm in also["arms"].items():
         known = arm["loss"] is not None
         table.add_row(
@@ -168,29 +155,21 @@ def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
     console.print()
 
 
-def _loss(loss: dict[str, float | None]) -> tuple[str, str]:
-    value, low, high = (loss[key] for key in ("value", "low", "high"))
-    if value is None or low is None or high is None:
-        return "diverged", ""
-    return f"{value:.4f}", f"{low:.4f} to {high:.4f}"
-
-
-def _curves(content: dict[str, Any], encoding: str) -> Table:
-    """Test loss along the training, from the best end to the start as blocks."""
-    levels = UNICODE if "utf" in encoding.lower() else ASCII
-    table = Table(box=None, pad_edge=False, show_header=False)
+def _print_curves(console: Console, content: dict[str, Any]) -> None:
+    """Test loss along the training as blocks, above the lowest of all."""
     curves = {
         name: [content["untrained_loss"], *arm["curve"]["mean"]]
         for name, arm in content["arms"].items()
         if None not in arm["curve"]["mean"]
     }
     floor = min(map(min, curves.values()), default=0.0)
-    for name, above in curves.items():
-        heights = [value - floor for value in above]
+    table = plain_table("", "", "", "")
+    table.show_header = False
+    for name, losses in curves.items():
         table.add_row(
             _LABELS[name],
-            sparkline(heights, levels=levels),
-            f"{above[0]:.4f} to {above[-1]:.4f}",
+            sparkline([loss - floor for loss in losses], ascii_only=console.options.ascii_only),
+            f"{losses[0]:.4f} to {losses[-1]:.4f}",
             f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
-    return table
+    print_table(console, table)

@@ -109,7 +109,7 @@ def _export(plan: Plan, fmt: str, folder: Path) -> None:
     target = folder / fmt if exporter.folder else folder
     target.mkdir(exist_ok=True)
     settings = ExportSettings(full_lr=FULL_LR, lora_lr=LORA_LR)
-    for name, write in exporter.files(plan, settings).items():
+    for name, write in exporter.writers(plan, settings).items():
         write(target / name)
 
 

@@ -3,23 +3,8 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import (
-    FILL_IN,
-    Exporter,
-    ExportSettings,
-    Writer,
-    origin,
-    text_file,
-    yaml_text,
-)
-from hlscore.exporters.hf_training import (
-    counts_whole_conversations,
-    optimizer_args,
-    optimizer_name,
-    optimizer_note,
-    precision_note,
-    refuse_packed,
-)
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config, skip_modules
 
@@ -32,11 +17,11 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
     full_rate, lora_rate = settings.rates(plan)
     bits = plan.memory.base_bits
     if bits == 8:
-        refuse_packed(plan, _LIMITS.trainer)
+        hf.refuse_packed(plan, _LIMITS.trainer)
     config = adapter_config(plan)
     fields = {
         "base_model": settings.base(plan),
@@ -58,8 +43,8 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "learning_rate": lora_rate if plan.lora_modules else full_rate,
         # Axolotl gives this rate to every weight in modules_to_save, embedding or not.
         "embedding_lr": full_rate if plan.full else None,
-        "optimizer": optimizer_name(plan),
-        "optim_args": optimizer_args(plan),
+        "optimizer": hf.optimizer_name(plan),
+        "optim_args": hf.optimizer_args(plan),
         "lr_scheduler": "cosine",
         "micro_batch_size": plan.memory.train_batch,
         "gradient_accumulation_steps": 1,
@@ -67,16 +52,16 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "sequence_len": plan.memory.train_length,
         "gradient_checkpointing": True,
         "bf16": "auto",
-        "train_on_inputs": counts_whole_conversations(plan) or None,
+        "train_on_inputs": hf.counts_whole_conversations(plan) or None,
         "datasets": [{"path": FILL_IN, "type": FILL_IN}],
         "output_dir": "./outputs",
     }
-    return {"axolotl.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
+    return {"axolotl.yaml": yaml_text(plan, _TO_DO, fields)}
 
 
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:  # noqa: ARG001
-    notes = [*precision_note(plan), *optimizer_note(plan)]
-    if counts_whole_conversations(plan):
+    notes = [*hf.precision_note(plan), *hf.optimizer_note(plan)]
+    if hf.counts_whole_conversations(plan):
         notes.append(
             "train_on_inputs counts every turn, as the probes did; axolotl leaves the tokens "
             "between turns out of the loss."

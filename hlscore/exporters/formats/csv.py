@@ -6,7 +6,7 @@ import csv
 import io
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.exporters.exporter import Exporter, text_file
+from hlscore.exporters.exporter import Exporter
 from hlscore.exporters.limits import Limits
 
 _COLUMNS = tuple(PlanModule.model_fields)
@@ -34,6 +34,6 @@ EXPORTER = Exporter(
     name="csv",
     summary="a table with one row per module",
     limits=Limits(trainer="a table", peft=False),
-    files=lambda plan, settings: {"plan.csv": text_file(_text(plan))},  # noqa: ARG005
+    files=lambda plan, settings: {"plan.csv": _text(plan)},  # noqa: ARG005
     rates=False,
 )

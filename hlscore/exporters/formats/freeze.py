@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import Exporter, comment, origin, text_file
+from hlscore.exporters.exporter import Exporter, comment, origin
 from hlscore.exporters.limits import ExportError, Limits
 
 # Letters, digits and signs that mean themselves, or match themselves, in a regular expression.
@@ -36,7 +36,7 @@ EXPORTER = Exporter(
     name="freeze",
     summary="regular expressions of the parameters to train, for trainers that only freeze",
     limits=Limits(trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False),
-    files=lambda plan, settings: {"unfrozen.txt": text_file(_text(plan))},  # noqa: ARG005
+    files=lambda plan, settings: {"unfrozen.txt": _text(plan)},  # noqa: ARG005
     usage="unfrozen_parameters of axolotl, without the comments: one entry per line of {out}",
     rates=False,
 )

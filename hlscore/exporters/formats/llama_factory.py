@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import (
-    FILL_IN,
-    Exporter,
-    ExportSettings,
-    Writer,
-    origin,
-    text_file,
-    yaml_text,
-)
-from hlscore.exporters.hf_training import (
-    SEED_ADAPTER,
-    counts_whole_conversations,
-    one_rate_note,
-    optimizer_note,
-    refuse_packed,
-    refuse_tied,
-    seed_adapter_lines,
-    training_fields,
-)
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.revision import default_rank
 
 _LIMITS = Limits(
-    trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, instead=SEED_ADAPTER
+    trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, instead=hf.SEED_ADAPTER
 )
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
-    *seed_adapter_lines(
+    *hf.seed_adapter_lines(
         "LLaMA-Factory has one rank for all modules and no LoRA on parameters.",
         "adapter_name_or_path",
         "lora and target",
@@ -41,9 +24,9 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _LIMITS.trainer)
-    refuse_tied(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_packed(plan, _LIMITS.trainer)
+    hf.refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
     fields = {
         "model_name_or_path": settings.base(plan),
@@ -57,8 +40,8 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "lora_dropout": 0.0,
         "lora_target": target_modules(plan),
         "additional_target": modules_to_save(plan),
-        **training_fields(plan, settings),
-        "train_on_prompt": counts_whole_conversations(plan) or None,
+        **hf.training_fields(plan, settings),
+        "train_on_prompt": hf.counts_whole_conversations(plan) or None,
         "cutoff_len": plan.memory.train_length,
         "bf16": True,
         # Otherwise what is trained is upcast to float32.
@@ -67,7 +50,7 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "template": FILL_IN,
         "output_dir": "./outputs",
     }
-    return {"llama_factory.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
+    return {"llama_factory.yaml": yaml_text(plan, _TO_DO, fields)}
 
 
 EXPORTER = Exporter(
@@ -78,5 +61,5 @@ EXPORTER = Exporter(
     files=_files,
     methods=("sft",),
     usage="llamafactory-cli train {out}",
-    notes=lambda plan, settings: (*one_rate_note(plan, settings), *optimizer_note(plan)),
+    notes=lambda plan, settings: (*hf.one_rate_note(plan, settings), *hf.optimizer_note(plan)),
 )

@@ -3,26 +3,8 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import (
-    FILL_IN,
-    Exporter,
-    ExportSettings,
-    Writer,
-    origin,
-    text_file,
-    yaml_text,
-)
-from hlscore.exporters.hf_training import (
-    SEED_ADAPTER,
-    counts_whole_conversations,
-    one_rate_note,
-    optimizer_note,
-    precision_note,
-    refuse_packed,
-    refuse_tied,
-    seed_adapter_lines,
-    training_fields,
-)
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import (
     NO_TARGETS,
@@ -33,21 +15,21 @@ from hlscore.exporters.peft import (
 )
 from hlscore.exporters.revision import default_rank
 
-_LIMITS = Limits(trainer="ms-swift", ranks=False, instead=SEED_ADAPTER)
+_LIMITS = Limits(trainer="ms-swift", ranks=False, instead=hf.SEED_ADAPTER)
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
     "ModelScope's.",
-    *seed_adapter_lines(
+    *hf.seed_adapter_lines(
         "ms-swift has one rank for all modules.", "adapters", "lora, target and modules_to_save"
     ),
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _LIMITS.trainer)
-    refuse_tied(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_packed(plan, _LIMITS.trainer)
+    hf.refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
     targets = target_modules(plan)
     fields = {
@@ -66,13 +48,13 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "lora_rank": default_rank(plan),
         "lora_alpha": default_alpha(plan),
         "lora_dropout": 0.0,
-        **training_fields(plan, settings),
+        **hf.training_fields(plan, settings),
         "max_length": plan.memory.train_length,
-        "loss_scale": "all" if counts_whole_conversations(plan) else None,
+        "loss_scale": "all" if hf.counts_whole_conversations(plan) else None,
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
     }
-    return {"ms_swift.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
+    return {"ms_swift.yaml": yaml_text(plan, _TO_DO, fields)}
 
 
 EXPORTER = Exporter(
@@ -84,8 +66,8 @@ EXPORTER = Exporter(
     methods=("sft",),
     usage="swift sft {out}",
     notes=lambda plan, settings: (
-        *one_rate_note(plan, settings),
-        *precision_note(plan),
-        *optimizer_note(plan),
+        *hf.one_rate_note(plan, settings),
+        *hf.precision_note(plan),
+        *hf.optimizer_note(plan),
     ),
 )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import Exporter, ExportSettings, Writer, text_file
+from hlscore.exporters.exporter import Exporter, ExportSettings
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.peft import adapter_config, config_text, skip_modules
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
     config = adapter_config(plan, settings.base(plan))
-    return {"adapter_config.json": text_file(config_text(config))}
+    return {"adapter_config.json": config_text(config)}
 
 
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:  # noqa: ARG001

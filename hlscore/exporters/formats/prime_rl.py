@@ -6,20 +6,14 @@ import json
 from collections.abc import Mapping
 
 from hlscore.artifacts.plan import Plan
+from hlscore.exporters import hf_training as hf
 from hlscore.exporters.exporter import (
     FILL_IN,
     Exporter,
     ExportSettings,
-    Writer,
     comment,
     experimental,
     origin,
-    text_file,
-)
-from hlscore.exporters.hf_training import (
-    counts_whole_conversations,
-    one_rate_note,
-    refuse_quantized,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, pattern, target_modules
@@ -39,8 +33,8 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_quantized(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_quantized(plan, _LIMITS.trainer)
     tables: dict[str, dict[str, object]] = {
         "model": {"name": settings.base(plan)},
         "model.lora": {
@@ -57,12 +51,12 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
             "batch_size": plan.memory.train_batch,
         },
     }
-    if counts_whole_conversations(plan):
+    if hf.counts_whole_conversations(plan):
         tables["data.loss_mask"] = dict.fromkeys(("system", "user", "assistant", "tool"), True)
     tables["optim"] = {"lr": settings.one_rate(plan)}
     parts = [comment((*origin(plan), *_TO_DO))]
     parts += [_table(name, values) for name, values in tables.items()]
-    return {"prime_rl.toml": text_file("\n".join(parts))}
+    return {"prime_rl.toml": "\n".join(parts)}
 
 
 def _table(name: str, values: Mapping[str, object]) -> str:
@@ -82,7 +76,7 @@ EXPORTER = Exporter(
     methods=("sft",),
     usage="uv run sft @ {out}",
     notes=lambda plan, settings: (
-        *one_rate_note(plan, settings),
+        *hf.one_rate_note(plan, settings),
         *(
             ("Not for RL: prime-rl does not send full modules to the inference engine.",)
             if plan.full

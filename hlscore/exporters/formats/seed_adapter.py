@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
-from hlscore.exporters.exporter import Exporter, ExportSettings, Writer, text_file
+from hlscore.exporters.exporter import Exporter, ExportSettings, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.peft import adapter_config, config_text, full_name, lora_name
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
@@ -29,8 +29,8 @@ _CHUNK_NUMBERS = 1 << 22
 _Draw = Callable[[np.random.Generator, int], NDArray[np.float32]]
 
 
-def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    """Writers of the adapter's files.
+def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, str | Writer]:
+    """The adapter's files.
 
     The base model is found, read and checked only when the weights are written: the output folder
     is checked first.
@@ -47,19 +47,19 @@ def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         write_tensors(path, tensors, metadata)
 
     return {
-        "adapter_config.json": text_file(config_text(config)),
+        "adapter_config.json": config_text(config),
         "adapter_model.safetensors": write_weights,
-        "plan.json": text_file(plan_text(plan)),
+        "plan.json": plan_text(plan),
     }
 
 
-def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor | NewTensor]:
+def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
     """The weights of modules trained in full, with their biases and buffers, by adapter name.
 
     A tied weight is copied once for each of its names: PEFT looks for all of them.
     """
     holders = tuple(f"{full_name(item)}." for item in plan.full)
-    found: dict[str, BaseTensor | NewTensor] = {
+    found: dict[str, BaseTensor] = {
         _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
     }
     for item in plan.full:

@@ -11,22 +11,8 @@ from pathlib import Path
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.errors import UsageError
-from hlscore.exporters.exporter import (
-    Exporter,
-    ExportSettings,
-    Writer,
-    comment,
-    origin,
-    text_file,
-    yaml_text,
-)
-from hlscore.exporters.hf_training import (
-    counts_assistant_only,
-    float32_base,
-    optimizer_args,
-    optimizer_name,
-    optimizer_note,
-)
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import Exporter, ExportSettings, comment, origin, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config, never_packed
 from hlscore.rollouts.verifiers import VERIFIERS, is_builtin
@@ -69,11 +55,11 @@ def config_fields(plan: Plan, settings: ExportSettings, method: str) -> dict[str
         "load_in_8bit": memory.base_bits == 8 or None,
         "output_dir": f"{method}-output",
         "learning_rate": settings.one_rate(plan, method),
-        "optim": optimizer_name(plan),
-        "optim_args": optimizer_args(plan),
+        "optim": hf.optimizer_name(plan),
+        "optim_args": hf.optimizer_args(plan),
         "per_device_train_batch_size": None if method == "grpo" else memory.train_batch,
         "max_length": None if method == "grpo" else memory.train_length,
-        "assistant_only_loss": (method == "sft" and counts_assistant_only(plan)) or None,
+        "assistant_only_loss": (method == "sft" and hf.counts_assistant_only(plan)) or None,
         **_loss_fields(plan, method),
         "use_peft": True,
         "lora_r": f"not for trl, {' and '.join(reasons)}: run python train.py {method}"
@@ -179,7 +165,7 @@ def _remarks(plan: Plan, settings: ExportSettings, method: str) -> tuple[str, ..
         lines += [
             f"trl {method} --config {method}.yaml --dataset_name DATA{rewards}",
             "  trains the same modules, all of them at learning_rate, on a model in float32"
-            f"{float32_base(plan)}:",
+            f"{hf.float32_base(plan)}:",
             "  with dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
         ]
     if found is not None and found.objective == method != "sft":
@@ -191,18 +177,16 @@ def _remarks(plan: Plan, settings: ExportSettings, method: str) -> tuple[str, ..
     return tuple(lines)
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
     rates = {method: settings.rates(plan, method) for method in METHODS}
     script = _TEMPLATE.read_text(encoding="utf-8").replace("{{RATES}}", repr(rates))
     texts = {
         f"{method}.yaml": yaml_text(
-            (*origin(plan), *_remarks(plan, settings, method)),
-            config_fields(plan, settings, method),
+            plan, _remarks(plan, settings, method), config_fields(plan, settings, method)
         )
         for method in METHODS
     }
-    texts |= {"train.py": comment(origin(plan)) + script, "plan.json": plan_text(plan)}
-    return {name: text_file(text) for name, text in texts.items()}
+    return texts | {"train.py": comment(origin(plan)) + script, "plan.json": plan_text(plan)}
 
 
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:  # noqa: ARG001
@@ -222,7 +206,7 @@ def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:  # noqa: AR
                 f"TRL has no stop texts: training does not end completions at "
                 f"{', '.join(map(repr, found.stop))}, as the probes did."
             )
-    return (*notes, *optimizer_note(plan))
+    return (*notes, *hf.optimizer_note(plan))
 
 
 EXPORTER = Exporter(

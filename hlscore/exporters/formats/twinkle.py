@@ -5,15 +5,8 @@ from __future__ import annotations
 import json
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import (
-    Exporter,
-    ExportSettings,
-    Writer,
-    experimental,
-    origin,
-    text_file,
-)
-from hlscore.exporters.hf_training import refuse_packed, refuse_tied
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import Exporter, ExportSettings, experimental, origin
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.revision import default_rank
@@ -21,9 +14,9 @@ from hlscore.exporters.revision import default_rank
 _LIMITS = Limits(trainer="twinkle", ranks=False, parameters=False, only_full=False, only_lora=False)
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _LIMITS.trainer)
-    refuse_tied(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_packed(plan, _LIMITS.trainer)
+    hf.refuse_tied(plan, _LIMITS.trainer)
     fields = {
         "method": "spectral_hybrid_lora",
         "model_id": settings.base(plan),
@@ -35,7 +28,7 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         # Twinkle ignores this key.
         "origin": [*origin(plan), experimental(_LIMITS.trainer)],
     }
-    return {"twinkle.json": text_file(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")}
+    return {"twinkle.json": json.dumps(fields, indent=2, ensure_ascii=False) + "\n"}
 
 
 def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:

@@ -6,23 +6,14 @@ from pprint import pformat
 from string import Template
 
 from hlscore.artifacts.plan import Plan
+from hlscore.exporters import hf_training as hf
 from hlscore.exporters.exporter import (
     FILL_IN,
     Exporter,
     ExportSettings,
-    Writer,
     comment,
     experimental,
     origin,
-    text_file,
-)
-from hlscore.exporters.hf_training import (
-    counts_assistant_only,
-    optimizer_args,
-    optimizer_name,
-    optimizer_note,
-    precision_note,
-    refuse_packed,
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import adapter_config
@@ -120,8 +111,8 @@ if __name__ == "__main__":
 ''')
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_packed(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_packed(plan, _LIMITS.trainer)
     config = adapter_config(plan)
     full_rate, lora_rate = settings.rates(plan)
     values: dict[str, object] = {
@@ -141,13 +132,13 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         "tying": config["ensure_weight_tying"],
         "lora_rate": lora_rate,
         "full_rate": full_rate if plan.full else None,
-        "optimizer": optimizer_name(plan),
-        "optimizer_args": optimizer_args(plan),
+        "optimizer": hf.optimizer_name(plan),
+        "optimizer_args": hf.optimizer_args(plan),
         "batch": plan.memory.train_batch,
     }
     literals = {name: pformat(value, width=100) for name, value in values.items()}
     script = comment((*origin(plan), *_TO_DO)) + _SCRIPT.substitute(literals)
-    return {"unsloth_train.py": text_file(script)}
+    return {"unsloth_train.py": script}
 
 
 EXPORTER = Exporter(
@@ -166,11 +157,11 @@ EXPORTER = Exporter(
                 "The probes counted the assistant's tokens alone: call "
                 "unsloth.chat_templates.train_on_responses_only on the trainer.",
             )
-            if counts_assistant_only(plan)
+            if hf.counts_assistant_only(plan)
             else ()
         ),
-        *precision_note(plan),
-        *optimizer_note(plan),
+        *hf.precision_note(plan),
+        *hf.optimizer_note(plan),
     ),
     experimental=True,
 )

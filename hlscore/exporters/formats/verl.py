@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import (
-    FILL_IN,
-    Exporter,
-    ExportSettings,
-    Writer,
-    experimental,
-    origin,
-    text_file,
-    yaml_text,
-)
-from hlscore.exporters.hf_training import SEED_ADAPTER, refuse_quantized
+from hlscore.exporters import hf_training as hf
+from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, experimental, yaml_text
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, target_modules
 from hlscore.exporters.revision import default_rank
 
 _LIMITS = Limits(
-    trainer="verl", full=False, ranks=False, parameters=False, only_full=False, instead=SEED_ADAPTER
+    trainer="verl",
+    full=False,
+    ranks=False,
+    parameters=False,
+    only_full=False,
+    instead=hf.SEED_ADAPTER,
 )
 
 _TO_DO = (
@@ -34,8 +30,8 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-    refuse_quantized(plan, _LIMITS.trainer)
+def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+    hf.refuse_quantized(plan, _LIMITS.trainer)
     base, targets = settings.base(plan), target_modules(plan)
     for name in (base, *targets):
         if "$" in name or name == "???":  # a reference, and a missing value
@@ -59,7 +55,7 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
         },
         "data": {"train_files": FILL_IN, "val_files": FILL_IN},
     }
-    return {"verl.yaml": text_file(yaml_text((*origin(plan), *_TO_DO), fields))}
+    return {"verl.yaml": yaml_text(plan, _TO_DO, fields)}
 
 
 EXPORTER = Exporter(

@@ -1,0 +1,210 @@
+"""Optimizers of trials: they keep no state per weight, so that no gradient has to be kept.
+
+A gradient is applied as soon as it appears and then freed. `factored` is Adafactor
+(arXiv 1804.04235) without momentum and with an absolute learning rate, `sign` is signSGD
+(arXiv 1802.04434), `rms` scales each matrix's gradient to a root mean square of 1. In all of them
+a rate is the root mean square of one step's change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from hlscore.gradients.memory import free_bytes
+from hlscore.gradients.sketch import seeded_generator
+from hlscore.processes import Processes
+
+# Module name, gradient float32 [E, p, q], number of the step from 0: a direction of unit scale.
+# The gradient may be written over.
+Direction = Callable[[str, torch.Tensor, int], torch.Tensor]
+
+
+def sign_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
+    """The sign of each entry (signSGD, arXiv 1802.04434)."""
+    return gradient.sign_()
+
+
+def unit_rms_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
+    """The gradient of each matrix, scaled to a root mean square of 1."""
+    return gradient.div_(_rms(gradient).clamp(min=1e-30))
+
+
+def _rms(matrices: torch.Tensor) -> torch.Tensor:
+    """Root mean square of each matrix, [E, 1, 1]; makes no copy, as squaring would."""
+    size = matrices.shape[-2] * matrices.shape[-1]
+    norms: torch.Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    return norms / math.sqrt(size)
+
+
+class FactoredDirection:
+    """The gradient over the root of a second moment that is kept as row and column means.
+
+    Adafactor (Shazeer and Stern, arXiv 1804.04235) without momentum: decay `1 - t^-0.8`, updates
+    clipped at a root mean square of 1. State: p + q numbers per matrix [p, q].
+    """
+
+    def __init__(self) -> None:
+        self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:
+        """Give the direction; see `Direction`."""
+        rows, columns = (
+            torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side] + 1e-30
+            for side in (-1, -2)
+        )
+        if name in self._moments:
+            decay = 1 - (step + 1) ** -0.8
+            rows = torch.lerp(rows, self._moments[name][0], decay)
+            columns = torch.lerp(columns, self._moments[name][1], decay)
+        self._moments[name] = rows, columns
+        by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
+        gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
+        return gradient.div_(_rms(gradient).clamp(min=1))
+
+
+DIRECTIONS: dict[str, Callable[[], Direction]] = {
+    "factored": FactoredDirection,
+    "sign": lambda: sign_direction,
+    "rms": lambda: unit_rms_direction,
+}
+
+
+def round_randomly(
+    values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator
+) -> torch.Tensor:
+    """Round to a 16-bit dtype, up or down with the probability that keeps the mean.
+
+    Rounding to the nearest would lose every change below half of a weight's last digit.
+
+    Args:
+        values: float32, any shape.
+        dtype: `bfloat16` or `float16`; other dtypes are converted as usual.
+
+    Returns:
+        The values in the dtype. Below 6e-5 float16 has fewer digits, and the nearest is taken.
+    """
+    dropped_bits = {torch.bfloat16: 16, torch.float16: 13}.get(dtype)
+    if dropped_bits is None:
+        return values.to(dtype)
+    noise = torch.randint(
+        0, 1 << dropped_bits, values.shape, dtype=torch.int32, device=values.device,
+        generator=generator,
+    )  # fmt: skip
+    bits = values.contiguous().view(torch.int32) + noise
+    return (bits & -(1 << dropped_bits)).view(torch.float32).to(dtype)
+
+
+class TrialOptimizer:
+    """Receives gradients and moves the weights by them, one optimizer step after the other.
+
+    Args:
+        weights: The weights that are trained, by module name.
+        optimizer: `factored`, `sign` or `rms`.
+        compensated: Keep what 16-bit weights cannot hold beside them; else they are rounded at
+            random.
+        seed: Seed of the random rounding.
+        processes: This process among those that share each step.
+
+    Attributes:
+        moved: Modules whose weight was moved.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: str,
+        *,
+        compensated: bool,
+        seed: int,
+        processes: Processes = Processes(),  # noqa: B008 - frozen
+    ) -> None:
+        self.moved: set[str] = set()
+        self._compensated = compensated
+        self._residuals: dict[str, torch.Tensor] = {}
+        self._weights = weights
+        self._direction = DIRECTIONS[optimizer]()
+        self._processes = processes
+        self._step = -1
+        self._rate = self._share = 0.0
+        self._last_part = False
+        self._held: dict[str, torch.Tensor] = {}
+        self._generators = {
+            device: torch.Generator(device).manual_seed(
+                seeded_generator(f"{seed}:{optimizer}").initial_seed()
+            )
+            for device in {weight.device for weight in weights.values()}
+        }
+
+    def begin_step(self, rate: float) -> None:
+        """Start an optimizer step at a learning rate."""
+        self._step, self._rate = self._step + 1, rate
+
+    def begin_part(self, share: float, *, last: bool) -> None:
+        """Set the share of the step's loss in the next backward pass; `last` ends the step."""
+        self._share, self._last_part = share, last
+
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """Add a gradient; in the last part of a step the weight moves at once.
+
+        Args:
+            gradient: In the layout of the weight, any floating dtype.
+        """
+        whole = gradient.reshape(-1, *gradient.shape[-2:]).float()
+        if self._share != 1:
+            whole = whole.mul_(self._share)
+        if name in self._held:
+            whole += self._held.pop(name)
+        if self._last_part and self._processes.size == 1:
+            self._move(name, whole)
+        else:
+            self._held[name] = whole
+
+    def end_step(self) -> None:
+        """Move the weights whose gradient is still held: of several processes, the sum."""
+        for name, gradient in self._processes.add_up(self._held).items():
+            self._move(name, gradient)
+        self._held.clear()
+
+    @torch.no_grad()
+    def _move(self, name: str, gradient: torch.Tensor) -> None:
+        weight = self._weights[name]
+        step = self._direction(name, gradient, self._step).view(weight.shape)
+        if weight.dtype not in (torch.bfloat16, torch.float16):
+            weight.add_(step, alpha=-self._rate)
+        elif self._compensated:
+            wanted = step.mul_(-self._rate).add_(weight)
+            if name in self._residuals:
+                wanted += self._residuals[name]
+            weight.copy_(wanted)
+            self._residuals[name] = (wanted - weight).to(weight.dtype)
+        else:
+            wanted = step.mul_(-self._rate).add_(weight)
+            weight.copy_(round_randomly(wanted, weight.dtype, self._generators[weight.device]))
+        self.moved.add(name)
+
+    @torch.no_grad()
+    def take_back(self, name: str, base: torch.Tensor) -> torch.Tensor:
+        """Put a weight back to its base; returns base minus weight, in float32."""
+        weight = self._weights[name]
+        here = base.to(weight.device)
+        found = here.to(torch.float32, copy=True).sub_(weight)
+        if name in self._residuals:
+            found -= self._residuals.pop(name)
+        weight.copy_(here)
+        return found
+
+
+def kept_bytes(weights: Mapping[str, nn.Parameter], device: torch.device) -> int:
+    """Bytes of the weights on a device, and of what those of 16 bits cannot hold."""
+    here = [weight for weight in weights.values() if weight.device == device]
+    return sum(weight.nbytes * (2 if weight.dtype.itemsize == 2 else 1) for weight in here)
+
+
+def residuals_fit(weights: Mapping[str, nn.Parameter]) -> bool:
+    """Whether as many bytes as the weights have are free on each device, and half of it again."""
+    devices = {weight.device for weight in weights.values()}
+    return all(free_bytes(device) > 0.75 * kept_bytes(weights, device) for device in devices)

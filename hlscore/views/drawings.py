@@ -1,0 +1,113 @@
+"""Scores drawn with characters, readable without colour too: a heat map and a row of blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from hlscore.artifacts.plan import PlanModule
+from hlscore.records import ModuleRow
+from hlscore.views.wording import count, shortened
+
+Module = TypeVar("Module", PlanModule, ModuleRow)
+
+SHADES = "·░▒▓█"
+ASCII_SHADES = ".-+*#"
+_FULL, _ASCII_FULL = "◆", "F"
+_STYLES = ("bright_black", "blue", "cyan", "yellow", "red")
+_MOST_KINDS = 40
+_BLOCKS = "·▁▂▃▄▅▆▇█"
+_ASCII_BLOCKS = "._,-=+*%#"
+
+
+def print_heat_map(
+    console: Console,
+    modules: Sequence[Module],
+    name: str,
+    score: Callable[[Module], float | None],
+    full: Callable[[Module], bool],
+) -> None:
+    """Print scores after an empty line: one line per kind of module, one cell per layer.
+
+    The shade follows the square root of the score. Nothing is printed where no module lies in a
+    numbered layer; kinds and layers that have no room are counted.
+    """
+    placed = [(item.layer, item) for item in modules if item.layer is not None]
+    if not placed:
+        return
+    width, ascii_only = console.width, console.options.ascii_only
+    shades, sign = (ASCII_SHADES, _ASCII_FULL) if ascii_only else (SHADES, _FULL)
+    labels = kind_labels(item for _, item in placed)
+    by_block = sorted((item for _, item in placed), key=lambda item: (item.block, item.kind))
+    kinds = list(dict.fromkeys(labels[item.module] for item in by_block))
+    layers = sorted({layer for layer, _ in placed})
+    margin = min(max(map(cell_len, kinds)), width // 3) + 2
+    cell = 2 if margin + 2 * len(layers) <= width else 1
+    shown = layers[: max(1, (width - margin) // cell)]
+    largest = max(score(item) or 0.0 for _, item in placed)
+    at = {(labels[item.module], layer): item for layer, item in placed}
+    console.print()
+    for kind in kinds[:_MOST_KINDS]:
+        label = shortened(kind, margin - 2)
+        line = Text(label + " " * (margin - cell_len(label)), no_wrap=True, overflow="crop")
+        for layer in shown:
+            item = at.get((kind, layer))
+            if item is None:
+                line.append(" " * cell)
+                continue
+            level = shade_of(score(item), largest, len(shades) - 1)
+            if full(item):
+                line.append(shades[level] * (cell - 1) + sign, f"bold {_STYLES[level]}")
+            else:
+                line.append(shades[level] * cell, _STYLES[level])
+        console.print(line)
+    ruler = "layer"
+    for place, layer in enumerate(shown):
+        start, number = margin + place * cell, str(layer)
+        if place % 5 == 0 and len(ruler) < start <= width - len(number):
+            ruler = f"{ruler:<{start}}{number}"
+    console.print(Text(ruler, style="dim", no_wrap=True))
+    hidden = ((len(kinds) - _MOST_KINDS, "more kind"), (len(layers) - len(shown), "more layer"))
+    left = [count(number, noun) for number, noun in hidden if number > 0]
+    if left:
+        console.print(Text(f"... {' and '.join(left)}", style="dim"))
+    legend = f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}"
+    signed = f"  {sign} trained in full" if any(full(item) for _, item in placed) else ""
+    console.print(Text(legend + signed, style="dim"))
+
+
+def shade_of(score: float | None, largest: float, shades: int) -> int:
+    """Shade of a score: 0 for none or none above zero, then 1 to `shades` by its square root."""
+    if score is None or score <= 0 or largest <= 0:
+        return 0
+    return 1 + round((shades - 1) * math.sqrt(score / largest))
+
+
+def kind_labels(modules: Iterable[PlanModule | ModuleRow]) -> dict[str, str]:
+    """Label each module by its kind, with the block before it where kinds would collide."""
+    found = list(modules)
+    places: dict[tuple[int | None, str], set[str]] = {}
+    for item in found:
+        places.setdefault((item.layer, item.kind), set()).add(item.block)
+    colliding = {kind for (_, kind), blocks in places.items() if len(blocks) > 1}
+    return {
+        item.module: f"{item.block}.{item.kind}"
+        if item.kind in colliding and item.block
+        else item.kind
+        for item in found
+    }
+
+
+def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:
+    """A curve as a row of characters from zero to the largest value; the first is for zero."""
+    levels = _ASCII_BLOCKS if ascii_only else _BLOCKS
+    largest = max(values, default=0.0)
+    return "".join(
+        levels[0] if value <= 0 else levels[1 + round((len(levels) - 2) * (value / largest))]
+        for value in values
+    )

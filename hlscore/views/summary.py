@@ -1,0 +1,201 @@
+"""What a run and a plan come to, in sentences that terminal and page share."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.text import Text
+
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
+from hlscore.planning.coverage import rank_counts
+from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
+from hlscore.views.terminal import print_labelled
+from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+
+_COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
+
+
+def report_headline(report: ScoreReport) -> Text:
+    """What was probed, on what, and how, in a few lines."""
+    model, probes, run = report.model, report.probes, report.run
+    parts = [examples(probes)]
+    if probes.objective != "none" and probes.format != "update":
+        parts += [counted_tokens(probes), *mean_loss(probes)]
+    carrying = ""
+    if probes.rollouts is not None:
+        drawn = probes.rollouts
+        reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
+        carrying = f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
+        carrying += f"the gradient: {', '.join(parts[1:])}"
+        parts = parts[:1]
+    return Text.assemble(
+        (model.model, "bold"),
+        f" · {model.architecture} · {short(model.n_params)} parameters · "
+        f"{visible(run.device)} {visible(run.dtype)}\n",
+        f"{visible(', '.join(parts))}{carrying}\n{method(report)} · {run.wall_seconds:.1f} s",
+    )
+
+
+def method(report: ScoreReport) -> str:
+    """What the scores were computed from."""
+    probes, run = report.probes, report.run
+    if probes.objective == "none" and probes.format != "update":
+        return "singular values of the weights"
+    what = "weight updates" if run.scores_updates else "gradients"
+    return f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
+
+
+def examples(probes: ProbeSummary) -> str:
+    """How many examples, pairs, completions or trainings were probed, and where they are from."""
+    if probes.format == "update":
+        return f"{count(probes.examples, 'finished training')}: {probes.source}"
+    if probes.objective == "none":
+        return "no probes"
+    if probes.objective == "sft":
+        return f"{count(probes.examples, 'probe example')} from {probes.source}"
+    name = f"{probes.objective} ({probes.loss_type})"
+    drawn = probes.rollouts
+    if drawn is None:
+        return f"{name}: {count(probes.examples, 'pair')} from {probes.source}"
+    completions = f"{count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')}"
+    return f"{name}: {completions} from {probes.source}"
+
+
+def counted_tokens(probes: ProbeSummary) -> str:
+    """How many tokens the loss was taken on, and which."""
+    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+    return f"{probes.counted_tokens:,} counted tokens{where}"
+
+
+def mean_loss(probes: ProbeSummary) -> list[str]:
+    """The mean loss of the probes, if it is known."""
+    return [] if probes.mean_loss is None else [f"mean loss {probes.mean_loss:.3f} nats per token"]
+
+
+def run_notes(report: ScoreReport) -> tuple[str, ...]:
+    """Remarks on a model and a run; that the exact estimator fits is what one expects."""
+    notes = (note for note in report.run.notes if not note.startswith("exact:"))
+    return (*report.model.notes, *notes)
+
+
+def plan_headline(plan: Plan) -> Text:
+    """What a plan is for, what it was allowed, and how it was made, in a few lines."""
+    model, lora = plan.model, plan.lora
+    made = f"by {plan.score.name}" if plan.method == "score" else f"as the baseline {plan.method}"
+    at = f" at rank {lora.rank}" if lora.ranks else ""
+    ranks = f"one of {', '.join(map(str, lora.ranks))}" if lora.ranks else f"{lora.rank}"
+    return Text.assemble(
+        (model.name, "bold"),
+        f" · {model.architecture} · {short(model.params)} parameters\n",
+        f"budget {plan.budget.asked}: {budget_spent(plan.budget)}\n",
+        f"chosen {made} · LoRA rank {ranks}, alpha {lora.alpha}{at} · hlscore "
+        f"{plan.provenance.hlscore_version}",
+    )
+
+
+def budget_spent(budget: PlanBudget) -> str:
+    """What a plan takes of its budget."""
+    counted, spent, limit = _COUNTED[budget.counts], budget.spent, budget.limit
+    if budget.unit == "bytes":
+        return f"{memory(spent)} of {memory(limit)} {counted}"
+    if budget.unit == "modules":
+        return f"{spent:,} of {count(limit, 'module')} {counted}"
+    return f"{short(spent)} of {short(limit)} parameters {counted}"
+
+
+def training(mode: str, rank: int | None) -> str:
+    """How a module is trained, in a word or two."""
+    return f"LoRA {rank}" if mode == "lora" else mode
+
+
+def chosen_in(share: float | None) -> str:
+    """A selection probability, a dash where there is none."""
+    return "-" if share is None else f"{100 * share:.0f} %"
+
+
+def times_lora(totals: PlanTotals) -> float:
+    """Trained parameters over those of plain LoRA of the plan's rank on every module."""
+    return totals.trained_params / max(1, totals.plain_lora_params)
+
+
+def memory_settings(use: PlanMemory) -> str:
+    """What the memory of a plan was worked out for."""
+    return (
+        f"{use.optimizer}, {use.base_bits}-bit base, {use.master} master weights, "
+        f"{use.train_batch} x {use.train_length} tokens"
+    )
+
+
+def reselection(plan: Plan) -> str:
+    """How often resamples select the same modules; empty without resamples."""
+    share = plan.stability.mean_reselection
+    if share is None:
+        return ""
+    return (
+        f"resamples of the same probes select the same module again in {100 * share:.0f} % of cases"
+    )
+
+
+def clear_modules(clear: int, modules: int) -> str:
+    """How many modules score above zero with confidence."""
+    verb = "scores" if clear == 1 else "score"
+    return f"{clear:,} of {count(modules, 'module')} {verb} above zero with 95 % confidence"
+
+
+def print_summary(console: Console, plan: Plan) -> None:
+    """Print what a plan trains, what that takes, and how stable the choice is."""
+    print_labelled(console, summary(plan))
+
+
+def summary(plan: Plan) -> list[tuple[str, str]]:
+    """What a plan trains, what that takes, and how stable the choice is: labels and texts."""
+    totals, budget, stability = plan.totals, plan.budget, plan.stability
+    lines = []
+    if plan.coverage is not None:
+        found = plan.coverage
+        lora = f"LoRA {plan.lora.rank} captures {near_whole(found.lora)} of this {found.of}"
+        hybrid = "" if found.plan is None else f", the plan {near_whole(found.plan)}"
+        lines.append(("reach", lora + hybrid))
+    lines += [
+        (
+            "full",
+            f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
+            f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
+            f"{short(totals.candidate_params)} candidate parameters "
+            f"({percent(budget.realized_parameter_share)})",
+        ),
+        (
+            "trained",
+            f"{short(totals.trained_params)} parameters in all: {times_lora(totals):.2f} x plain "
+            f"LoRA of rank {plan.lora.rank}, "
+            f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning",
+        ),
+    ]
+    if plan.lora.ranks and plan.lora_modules:
+        ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
+        lines.append(("ranks", f"adapters: {ranks}"))
+    use = plan.memory
+    weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
+    lines.append(
+        (
+            "memory",
+            f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
+            f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
+            f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})",
+        )
+    )
+    if plan.solver.name == "HiGHS":
+        gap = f"HiGHS, within {plan.solver.gap:.1e} of the best value"
+        lines.append(("solver", gap))
+    if stability.mean_reselection is not None and stability.borderline_modules is not None:
+        lines.append(("stable", f"{reselection(plan)}; new probes agree less"))
+        clear = stability.clear_modules
+        doubt = (
+            f"{count(stability.borderline_modules, 'module')} selected in more than 10 % and less "
+            "than 90 % of the resamples"
+        )
+        if clear is not None:
+            doubt = clear_modules(clear, totals.candidate_modules)
+            if clear < totals.full_modules:
+                doubt += "\nwarning: the order is mostly noise; use more probes (--samples)"
+        lines.append(("doubt", doubt))
+    return lines

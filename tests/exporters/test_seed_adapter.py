@@ -1,0 +1,266 @@
+"""The seed adapter against PEFT's own files, and against the base model it must equal."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+from families import FAMILIES, token_batch
+from plans import plan_for
+from safetensors import safe_open
+from transformers import PreTrainedModel
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.cli.export_command import export
+from hlscore.errors import ArtifactError, ModelError, UsageError
+from hlscore.exporters.base_weights import base_tensors
+from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.formats import seed_adapter
+from hlscore.exporters.formats.seed_adapter import adapter_tensors
+from hlscore.exporters.limits import PEFT_LIMITS
+from hlscore.exporters.nearest import nearest
+from hlscore.exporters.peft import lora_config
+from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
+from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
+
+MODEL_FILE = "adapter_model.safetensors"
+
+
+def write_seed(plan: Plan, folder: Path, **settings: Any) -> Path:
+    folder.mkdir()
+    for name, write in seed_adapter.EXPORTER.writers(plan, ExportSettings(**settings)).items():
+        write(folder / name)
+    return folder
+
+
+def tensor_sizes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+
+
+def saved(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "embeddings"),
+    [*((name, False) for name in FAMILIES), ("llama", True), ("olmo2", True)],
+)
+def test_seed_is_what_peft_would_save_and_equals_the_base(
+    name: str, embeddings: bool, tmp_path: Path
+) -> None:
+    family = FAMILIES[name]
+    base = saved(family.build(), tmp_path / "base")
+    locks = ["*=rank:2", "*.1.*=rank:3", "*.0.*=full"]
+    made = plan_for(family.build(), locks, str(base), embeddings=embeddings, head=embeddings)
+    plan, _ = nearest(made, PEFT_LIMITS)
+    assert embeddings == any(item.form == "embedding" for item in plan.lora_modules)
+    assert plan.full
+    assert plan.lora_modules
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        seed = write_seed(plan, tmp_path / "seed")
+    model = family.auto_class.from_pretrained(base, dtype=torch.float32).eval()
+    batch = token_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
+        torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
+    own = peft.get_peft_model(family.build(), lora_config(plan))
+    own.save_pretrained(tmp_path / "own", save_embedding_layers=False)
+    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)
+    trainable = [
+        {key for key, value in one.named_parameters() if value.requires_grad}
+        for one in (wrapped, own)
+    ]
+    assert trainable[0] == trainable[1]
+
+
+def test_copies_keep_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
+    base = saved(FAMILIES["llama"].build(), tmp_path / "base", torch.bfloat16)
+    plan = plan_for(FAMILIES["llama"].build(), ["*down_proj=full"], str(base))
+    seed = write_seed(plan, tmp_path / "seed", allow_other_weights=True)
+    found, whole = stored_tensors(seed), stored_tensors(base)
+    for item in plan.full:
+        copy, original = found[f"base_model.model.{item.parameter}"], whole[item.parameter]
+        assert copy.dtype == "BF16"
+        assert b"".join(copy.chunks()) == b"".join(original.chunks())
+
+
+def test_equal_plans_give_equal_bytes_that_name_their_plan(tmp_path: Path) -> None:
+    base = saved(FAMILIES["llama"].build(), tmp_path / "base")
+    plan = plan_for(FAMILIES["llama"].build(), ["*down_proj=full"], str(base))
+    first, second = (write_seed(plan, tmp_path / name) for name in ("a", "b"))
+    for path in first.iterdir():
+        assert path.read_bytes() == (second / path.name).read_bytes(), path.name
+    with safe_open(first / MODEL_FILE, framework="pt") as file:
+        assert file.metadata()["hlscore_structure"] == plan.model.fingerprint.structure
+        drawn = [file.get_tensor(key) for key in file.keys() if "lora_A" in key]  # noqa: SIM118
+    assert len({tensor.numpy().tobytes() for tensor in drawn}) == len(drawn)
+    assert all(0 < float(tensor.abs().max()) <= tensor.shape[1] ** -0.5 for tensor in drawn)
+    config = json.loads((first / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+
+
+def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
+    base = saved(FAMILIES["mistral"].build(), tmp_path / "base")  # a block more than llama
+    plan = plan_for(FAMILIES["mistral"].build(), [], str(base))
+    other = saved(FAMILIES["llama"].build(), tmp_path / "other")
+    with pytest.raises(ModelError, match=r"model\.layers\.2"):
+        write_seed(plan, tmp_path / "seed", model=str(other))
+    smaller = saved(FAMILIES["olmo2"].build(), tmp_path / "smaller")
+    plan = plan_for(FAMILIES["llama"].build(), [], str(base))
+    with pytest.raises(ModelError, match=r"is \[24, 48\], the plan says \[32, 48\]"):
+        write_seed(plan, tmp_path / "seed2", model=str(smaller))
+
+
+def test_other_weights_are_warned_of(tmp_path: Path) -> None:
+    base = saved(FAMILIES["llama"].build(seed=1), tmp_path / "base")
+    plan = plan_for(FAMILIES["llama"].build(seed=0), [], str(base))
+    with pytest.warns(UserWarning, match="not those that the plan was made from"):
+        write_seed(plan, tmp_path / "seed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        write_seed(plan, tmp_path / "seed2", allow_other_weights=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_samples_of_a_file_are_those_of_the_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {
+        "a": (torch.randn(7, 13, dtype=torch.float64) * 1e3).to(dtype),
+        "b": torch.tensor([float("inf"), -0.0, 1e-30, 5.0], dtype=torch.float64).to(dtype),
+    }
+    save_file(tensors, tmp_path / "model.safetensors")
+    for name, stored in stored_tensors(tmp_path).items():
+        expected = sampled_weights(tensors[name]).view(torch.int16).numpy()
+        assert stored.sample(SAMPLES_PER_WEIGHT).tolist() == expected.tolist()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    with pytest.raises(ArtifactError, match="corrupt or cut short"):
+        stored_tensors(tmp_path)
+
+
+def test_the_files_of_a_model_are_those_that_transformers_reads(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    def save(name: str, **numbers: float) -> None:
+        save_file({key: torch.tensor([value]) for key, value in numbers.items()}, tmp_path / name)
+
+    def read() -> dict[str, str]:
+        return {key: found.path.name for key, found in stored_tensors(tmp_path).items()}
+
+    save("one.safetensors", a=1, b=1)
+    save("two.safetensors", c=2)
+    assert read() == {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"}
+    save("two.safetensors", b=2, c=2)
+    with pytest.raises(ArtifactError, match=r"'b' twice, in one\.safetensors and two\.safetensors"):
+        stored_tensors(tmp_path)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}))
+    assert read() == {"a": "one.safetensors", "b": "two.safetensors"}
+    save("model.safetensors", b=3)
+    assert read() == {"b": "model.safetensors"}
+    assert file_tensors(tmp_path / "one.safetensors").keys() == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("[]", "no weight_map"),
+        ('{"weight_map": 5}', "no weight_map"),
+        ("{", "cannot be read"),
+        ("[" * 100_000, "cannot be read"),
+        ('{"weight_map": {"a": 5}}', "names 5, which is not a file of its folder"),
+        ('{"weight_map": {"a": "../other/one.safetensors"}}', "not a file of its folder"),
+        ('{"weight_map": {"a": "/one.safetensors"}}', "not a file of its folder"),
+        ('{"weight_map": {"a": "\\u0000"}}', "not a file of its folder"),
+        ('{"weight_map": {"a": ".."}}', "not a file of its folder"),
+        ('{"weight_map": {"a": "missing.safetensors"}}', "lacks missing.safetensors"),
+        ('{"weight_map": {"b": "one.safetensors"}}', "has no tensor 'b'"),
+    ],
+)
+def test_a_wrong_index_is_refused(index: str, message: str, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ArtifactError, match=message):
+        stored_tensors(tmp_path)
+
+
+def test_a_tensor_can_be_written_twice_and_must_have_its_size(tmp_path: Path) -> None:
+    tensor = NewTensor(dtype="F32", shape=(2,), size=8, chunks=lambda: iter([b"1234", b"5678"]))
+    for name in ("a", "b"):
+        write_tensors(tmp_path / name, {"x": tensor}, {})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    for part in (b"1234", b"123456789"):
+        short = NewTensor(dtype="F32", shape=(2,), size=8, chunks=lambda part=part: iter([part]))
+        with pytest.raises(ArtifactError, match=f"'x' has {len(part)} bytes, not 8"):
+            write_tensors(tmp_path / "c", {"x": short}, {})
+
+
+def test_adapters_are_drawn_when_they_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(FAMILIES["llama"].build(), [], embeddings=True)
+    monkeypatch.setattr(np.random, "PCG64", lambda *_: pytest.fail("drawn too early"))
+    tensors = adapter_tensors(plan)
+    monkeypatch.undo()
+    whole = {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
+    assert all(len(whole[name]) == tensor.size for name, tensor in tensors.items())
+    monkeypatch.setattr(seed_adapter, "_CHUNK_NUMBERS", 7)
+    assert whole == {name: b"".join(tensor.chunks()) for name, tensor in tensors.items()}
+
+
+def test_weights_under_other_names_are_read_one_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = FAMILIES["mixtral"].build()
+    base = saved(FAMILIES["mixtral"].build(), tmp_path / "base")  # stored under other names
+    plan = plan_for(model, ["*.0.*q_proj=full"], str(base))
+    monkeypatch.setattr("hlscore.inputs.model.load_weights", lambda *_: pytest.fail("loaded"))
+    found = base_tensors(plan, ExportSettings())
+    for item in plan.modules:
+        whole = model.get_parameter(item.parameter).detach().numpy().tobytes()
+        assert b"".join(found[item.parameter].chunks()) == whole
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        base_tensors(plan, ExportSettings())
+
+
+def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
+    plan = plan_for(FAMILIES["llama"].build(), [], str(tmp_path / "no-model"))
+    write_plan(plan, tmp_path / "plan.json")
+    (tmp_path / "seed").mkdir()
+    (tmp_path / "seed" / MODEL_FILE).touch()
+    with pytest.raises(UsageError, match="already exists"):
+        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "seed")
+    with pytest.raises(ModelError, match="no model directory"):
+        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:
+    family = FAMILIES["qwen3"]
+    base = saved(family.build(), tmp_path / "base")
+    plan = plan_for(family.build(), ["*embed_tokens=full"], str(base), embeddings=True)
+    seed = write_seed(plan, tmp_path / "seed")
+    model = family.auto_class.from_pretrained(base, dtype=torch.float32).eval()
+    batch = token_batch()
+    with torch.no_grad():
+        expected = model(**batch).logits
+        wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
+        torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
+    own = peft.get_peft_model(family.build(), lora_config(plan))
+    own.save_pretrained(tmp_path / "own")
+    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)

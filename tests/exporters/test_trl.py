@@ -1,0 +1,261 @@
+"""The files for TRL: read by TRL's own parser, and trained with as a user would."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import families
+import peft
+import pytest
+import torch
+import trl
+import yaml
+from plans import plan_for
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.errors import UsageError
+from hlscore.exporters.exporter import ExportSettings, find_exporter
+from hlscore.exporters.limits import check_limits
+from hlscore.exporters.nearest import nearest
+from hlscore.exporters.peft import lora_config
+from hlscore.inputs.model import load_model
+from hlscore.planning.rates import suggested_rates
+from hlscore.settings import ModelSettings
+
+LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
+PROBES = Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl"
+QUICK = (
+    "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
+    "--save_strategy", "no", "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
+)  # fmt: skip
+FLOAT32 = ("--bf16", "false", "--dtype", "float32")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the first two blocks of the tiny model, and its tokenizer."""
+    found = load_model(ModelSettings(model="builtin:tiny"))
+    found.model.model.layers = found.model.model.layers[:2]
+    found.model.config.num_hidden_layers = 2
+    out = tmp_path_factory.mktemp("base")
+    found.model.save_pretrained(out)
+    found.tokenizer.save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    rows = [json.loads(line) for line in PROBES.read_text().splitlines()[:8]]
+    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No."}
+             for row in rows]  # fmt: skip
+    prompts = [{key: row[key] for key in ("prompt", "completion")} for row in rows]
+    folder = tmp_path_factory.mktemp("data")
+    found = {}
+    for method, lines in (("sft", rows), ("dpo", pairs), ("grpo", prompts)):
+        found[method] = folder / method / "train.jsonl"
+        found[method].parent.mkdir()
+        found[method].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return found
+
+
+def plan_of(base: Path, *locks: str, **changes: Any) -> Plan:
+    model = AutoModelForCausalLM.from_pretrained(base)
+    return plan_for(model, locks or LOCKS, str(base), **changes)
+
+
+def export(plan: Plan, out: Path, **settings: Any) -> Path:
+    out.mkdir(exist_ok=True)
+    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
+        write(out / name)
+    return out
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        [sys.executable, *command], env=settings, capture_output=True, text=True, check=False
+    )
+
+
+def parsed(path: Path) -> tuple[Any, ...]:
+    """What the `trl` command makes of a configuration: its own parser, which fails on typos."""
+    kind = {"sft": trl.SFTConfig, "dpo": trl.DPOConfig, "grpo": trl.GRPOConfig}[path.stem]
+    parser = trl.TrlParser((trl.ScriptArguments, kind, trl.ModelConfig))
+    found: tuple[Any, ...] = parser.parse_args_and_config(
+        ["--config", str(path), "--use_cpu", "--bf16", "false"]
+    )
+    return found
+
+
+def trainables(model: PreTrainedModel, config: peft.LoraConfig) -> dict[str, torch.Size]:
+    wrapped = peft.get_peft_model(model, config)
+    return {name: item.shape for name, item in wrapped.named_parameters() if item.requires_grad}
+
+
+def changed_weights(base: Path, adapter: Path) -> set[str]:
+    """Weights of the base model that a saved adapter changes."""
+    before = load_file(base / "model.safetensors")
+    model = AutoModelForCausalLM.from_pretrained(base)
+    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    return {name for name, value in before.items() if not torch.equal(value, merged[name])}
+
+
+def planned(plan: Plan, *modes: str) -> set[str]:
+    return {item.parameter for item in plan.modules if item.mode in modes}
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
+def test_the_script_trains_the_plan(
+    method: str, base: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = plan_of(base, *LOCKS, "*q_proj=rank:2")
+    folder = export(plan, tmp_path / "trl", full_lr=1e-3, lora_lr=1e-2)
+    (tmp_path / "rewards.py").write_text(
+        "def characters(completions, **_):\n"
+        "    return [sum(map(ord, text)) % 7 for text in completions]\n"
+    )
+    more = {
+        "sft": ["--merged_dir", str(tmp_path / "merged"), *FLOAT32],
+        "dpo": [],
+        "grpo": ["--reward_funcs", "rewards:characters", "--num_generations", "2",
+                 "--max_completion_length", "6"],
+    }[method]  # fmt: skip
+    done = run([
+        str(folder / "train.py"), method, "--config", str(folder / f"{method}.yaml"),
+        "--dataset_name", str(data[method]), "--output_dir", str(tmp_path / "out"), *QUICK, *more,
+    ], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "'learning_rate_full': '0.001', 'learning_rate_lora': '0.01'" in done.stdout
+    assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")
+    if method == "sft":
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
+        before = load_file(base / "model.safetensors")
+        assert {
+            name for name, value in before.items() if not torch.equal(plain[name], value)
+        } == planned(plan, "full", "lora")
+
+
+def test_the_trl_command_trains_the_same_modules(
+    base: Path, data: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = plan_of(base)
+    folder = export(plan, tmp_path / "trl", full_lr=1e-3)
+    done = run([
+        "-m", "trl.scripts.sft", "--config", str(folder / "sft.yaml"),
+        "--dataset_name", str(data["sft"].parent), "--output_dir", str(tmp_path / "out"),
+        *QUICK, *FLOAT32,
+    ])  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")
+
+
+@pytest.mark.parametrize(
+    ("method", "family", "locks"),
+    [
+        ("sft", "llama", LOCKS),
+        ("dpo", "llama", ("*=full",)),
+        ("grpo", "llama", ("*=frozen", "*.1.*q_proj=lora", "*.0.*q_proj=full")),
+        ("sft", "gpt2", ("*c_proj=full",)),
+        ("dpo", "qwen3_moe", ("*.0.*experts*=full", "*.1.mlp.gate=full")),
+        ("grpo", "qwen3_moe", ("*=frozen", "*.1.*experts*=lora")),
+        ("sft", "qwen3_moe", ("*=frozen", "*.1.*experts*down_proj=lora")),
+    ],
+)
+def test_the_trl_command_reads_the_plan(
+    method: str, family: str, locks: tuple[str, ...], tmp_path: Path
+) -> None:
+    build = families.FAMILIES[family].build
+    plan = plan_for(build(), locks)
+    script, arguments, model = parsed(export(plan, tmp_path) / f"{method}.yaml")
+    assert script.dataset_name is None
+    assert model.model_name_or_path == "org/model"
+    full, lora = suggested_rates(method)
+    assert arguments.learning_rate == (full if plan.full else lora)
+    found = trainables(build(), trl.get_peft_config(model))
+    assert found == trainables(build(), lora_config(plan))
+
+
+@pytest.mark.parametrize(
+    ("locks", "changes", "reason"),
+    [
+        ((*LOCKS, "*q_proj=rank:2"), {}, "several ranks"),
+        (("*embed_tokens=full",), {"embeddings": True}, "tied"),
+        (LOCKS, {"memory": {"base_bits": 4}}, "quantized"),
+    ],
+)
+def test_the_trl_command_stops_at_what_it_cannot_train(
+    base: Path,
+    locks: tuple[str, ...],
+    changes: dict[str, Any],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    plan = plan_of(base, *locks, **changes)
+    path = export(plan, tmp_path) / "sft.yaml"
+    assert "Not for the trl command" in path.read_text()
+    assert reason in " ".join(find_exporter("trl").notes(plan, ExportSettings()))
+    with pytest.raises(SystemExit):
+        parsed(path)
+    message = capsys.readouterr().err
+    assert "lora_r" in message
+    assert reason in message
+    assert "python train.py sft" in message
+
+
+def test_files_are_the_same_for_the_same_plan(base: Path, tmp_path: Path) -> None:
+    plan = plan_of(base)
+    one, two = (export(plan, tmp_path / name, model="org/other") for name in "ab")
+    names = {"plan.json", "train.py", "sft.yaml", "dpo.yaml", "grpo.yaml"}
+    assert {path.name for path in one.iterdir()} == names
+    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
+    assert read_plan(one / "plan.json") == plan
+    for name in names - {"plan.json"}:
+        assert plan.model.fingerprint.weights in (one / name).read_text()
+    fields = yaml.safe_load((one / "sft.yaml").read_text())
+    assert fields["model_name_or_path"] == "org/other"
+    assert fields["lora_modules_to_save"] == sorted(item.module for item in plan.full)
+
+
+def test_no_adapter_goes_on_the_head() -> None:
+    plan = plan_for(families.FAMILIES["llama"].build(), (), head=True)
+    limits = find_exporter("trl").limits
+    with pytest.raises(UsageError, match="output head 'lm_head'"):
+        check_limits(plan, limits)
+    changed, _ = nearest(plan, limits)
+    assert {item.module for item in changed.modules if item.mode == "frozen"} == {"lm_head"}
+
+
+@functools.cache
+def script() -> dict[str, Any]:
+    path = Path(find_exporter.__code__.co_filename).parent / "formats/trl_train.py.txt"
+    text = path.read_text().replace("{{RATES}}", "{}")
+    module = type(sys)("train")
+    module.__dict__["__file__"] = str(path)
+    sys.modules["train"] = module  # dataclasses look their module up
+    exec(compile(text, str(path), "exec"), module.__dict__)  # noqa: S102
+    return module.__dict__
+
+
+def test_the_script_checks_its_arguments() -> None:
+    for flag in ("--lora_r=4", "--lora-alpha", "--use_peft"):
+        with pytest.raises(SystemExit, match=r"plan\.json"):
+            script()["parse"]("sft", [flag])
+    for words in (["sft"], ["dpo", "--config"], ["grpo", "--config", "none.yaml"]):
+        with pytest.raises(SystemExit, match=f"give --config {words[0]}.yaml"):
+            script()["main"](words)
+    with pytest.raises(SystemExit, match=r"sft\.yaml"):
+        script()["main"](["ppo"])
+    with pytest.raises(SystemExit, match="--reward_funcs"):
+        script()["find_rewards"](None)
+    with pytest.raises(SystemExit, match="--dataset_name"):
+        script()["load_data"](script()["Options"](), "train")

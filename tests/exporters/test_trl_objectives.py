@@ -1,0 +1,226 @@
+"""From `rank --objective grpo` to trained steps: the trainer's loss and reward are the probe's."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import trl
+import yaml
+from console import hlscore, write_rows
+from datasets import Dataset
+from families import FAMILIES
+from plans import plan_for
+
+from hlscore.artifacts.plan import Plan
+from hlscore.errors import DataError, UsageError
+from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
+from hlscore.rollouts.verifiers import verify_all
+from hlscore.training.data import as_probed
+from hlscore.training.rewards import judgeable, numeric, reward_functions
+
+
+def probed(settings: dict[str, Any], **data: Any) -> Plan:
+    """A plan that says it was made from such probes."""
+    plan = plan_for(FAMILIES["llama"].build(), ("*down_proj=full",))
+    provenance = plan.provenance
+    objective = settings.get("objective", "grpo")
+    asked = {"objective": {"objective": objective, **settings}, "data": data}
+    return plan.model_copy(
+        update={
+            "provenance": provenance.model_copy(
+                update={
+                    "settings": asked,
+                    "probes": provenance.probes.model_copy(update={"objective": objective}),
+                }
+            )
+        }
+    )
+
+
+def files_of(plan: Plan, out: Path, **settings: Any) -> dict[str, str]:
+    found = {}
+    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
+        write(out / name)
+        found[name] = (out / name).read_text()
+    return found
+
+
+def test_two_steps_have_the_reward_of_the_probe(tmp_path: Path) -> None:
+    rows = [
+        {"question": row["prompt"], "right": row["answer"]}
+        for row in builtin_rows(BUILTIN_KNOWN)[:24] if row["kind"] != "code"
+    ]  # fmt: skip
+    write_rows(tmp_path / "rows.jsonl", rows)
+    done = hlscore(
+        "rank", "builtin:tiny", "--objective", "grpo", "--reward", "numeric", "--rank", "4",
+        "--data", tmp_path / "rows.jsonl", "--column", "prompt=question", "--column",
+        "answer=right", "--generations", "4", "--max-new-tokens", "24", "--bootstrap", "20",
+        "--temperature", "1.5", "-o", tmp_path / "run",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    done = hlscore("export", tmp_path / "run/plan.json", "--to", "trl", "-o", tmp_path / "trl")
+    assert done.code == 0, done.err
+    train = subprocess.run(
+        [
+            sys.executable, str(tmp_path / "trl/train.py"), "grpo",
+            "--config", str(tmp_path / "trl/grpo.yaml"), "--dataset_name",
+            str(tmp_path / "rows.jsonl"), "--max_steps", "2", "--use_cpu", "--report_to", "none",
+            "--logging_steps", "1", "--log_completions", "true", "--save_strategy", "no",
+            "--gradient_accumulation_steps", "16", "--output_dir", str(tmp_path / "out"),
+        ],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert train.returncode == 0, train.stderr[-3000:]
+    tables = [pd.read_parquet(path) for path in sorted((tmp_path / "out").glob("comp*/*.parquet"))]
+    assert len(tables) == 2
+    answers = {row["question"]: row["right"] for row in rows}
+    for table in tables:
+        prompts, texts = list(table["prompt"]), list(table["completion"])
+        columns = {"answer": [answers[prompt] for prompt in prompts]}
+        expected = verify_all("numeric", prompts, texts, columns)
+        assert list(table["numeric"]) == expected
+        assert sum(filter(None, expected)) > 0
+    norms = [float(found) for found in re.findall(r"'grad_norm': '([\d.e+-]+)'", train.stdout)]
+    assert len(norms) == 2
+    assert max(norms) > 0
+
+
+def test_the_configuration_has_the_loss_and_the_sampling_of_the_probe(tmp_path: Path) -> None:
+    plan = probed(
+        {
+            "rewards": ["numeric", "mine.rewards:judge", "regex:a+", "mine:Judge.call"],
+            "reward_weights": [1.0, 0.5, 2.0, 1.0], "generations": 6, "temperature": 0.7,
+            "top_p": 0.9, "top_k": 40, "max_new_tokens": 77, "loss_type": "gspo",
+            "scale_rewards": "batch", "epsilon": 0.1, "epsilon_high": 0.3, "mask_truncated": True,
+        }
+    )  # fmt: skip
+    files_of(plan, tmp_path)
+    parser = trl.TrlParser((trl.GRPOConfig,))
+    fields = yaml.safe_load((tmp_path / "grpo.yaml").read_text())
+    rewards = fields.pop("reward_funcs")
+    assert rewards == [
+        "hlscore.training.rewards.numeric", "mine.rewards.judge", "regex:a+", "mine:Judge.call"
+    ]  # fmt: skip
+    known = set(vars(parser.parse_args_and_config(["--use_cpu"])[0]))
+    (tmp_path / "only.yaml").write_text(
+        yaml.safe_dump({key: value for key, value in fields.items() if key in known})
+    )
+    (args,) = parser.parse_args_and_config(
+        ["--config", str(tmp_path / "only.yaml"), "--use_cpu", "--bf16", "false"]
+    )
+    assert (args.num_generations, args.max_completion_length) == (6, 77)
+    assert (args.temperature, args.top_p, args.top_k) == (0.7, 0.9, 40)
+    assert (args.loss_type, args.importance_sampling_level) == ("grpo", "sequence")
+    assert (args.scale_rewards, args.epsilon, args.epsilon_high) == ("batch", 0.1, 0.3)
+    assert args.mask_truncated_completions
+    assert args.reward_weights == [1.0, 0.5, 2.0, 1.0]
+    assert args.generation_batch_size == 6
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rewards": ["lambda"]},
+        {"rollouts": "rollouts.jsonl"},
+        {"objective": "sft"},
+        {"epsilon": -1},
+    ],
+)
+def test_without_a_reward_to_import_the_script_refuses(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    plan = probed(settings)
+    files = files_of(plan, tmp_path)
+    assert "reward_funcs" not in yaml.safe_load(files["grpo.yaml"])
+    assert "--dataset_name DATA --reward_funcs REWARD" in files["grpo.yaml"]
+    if settings.keys() & {"rewards", "rollouts"}:
+        notes = " ".join(find_exporter("trl").notes(plan, ExportSettings()))
+        assert "Give --reward_funcs package.module:function" in notes
+
+
+def test_a_function_of_python_never_passes_for_a_verifier() -> None:
+    from hlscore.api import _named
+
+    def numeric(completions: list[str], **_: Any) -> list[float]:
+        return [1.0] * len(completions)
+
+    assert list(_named((numeric, "exact"))) == ["numeric#2", "exact"]
+
+
+def test_stop_texts_are_said_to_be_lost() -> None:
+    plan = probed({"rewards": ["exact"], "stop": ["\n\n"]})
+    assert "no stop texts" in " ".join(find_exporter("trl").notes(plan, ExportSettings()))
+
+
+def test_dpo_has_the_loss_of_the_probe(tmp_path: Path) -> None:
+    fields = yaml.safe_load(
+        files_of(probed({"objective": "dpo", "loss_type": "ipo", "beta": 0.3}), tmp_path)[
+            "dpo.yaml"
+        ]
+    )
+    assert (fields["loss_type"], fields["beta"]) == (["ipo"], 0.3)
+
+
+@pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
+def test_rates_follow_the_loss_that_is_trained(objective: str, tmp_path: Path) -> None:
+    files = files_of(probed({"objective": objective}), tmp_path)
+    # A plan of the fixture has SFT's own rates; those of other losses are TRL's defaults.
+    usual = {"sft": 2e-5, "dpo": trl.DPOConfig(use_cpu=True, bf16=False).learning_rate,
+             "grpo": trl.GRPOConfig(use_cpu=True, bf16=False).learning_rate}  # fmt: skip
+    for method in {"sft", "dpo", "grpo"} - {objective}:
+        fields = yaml.safe_load(files[f"{method}.yaml"])
+        assert fields["learning_rate"] == usual[method]
+        assert f"TRL's {method.upper()}Trainer" in " ".join(
+            files[f"{method}.yaml"].replace("\n# ", " ").split()
+        )
+    given = files_of(probed({"objective": objective}), tmp_path, full_lr=3e-6, lora_lr=3e-4)
+    assert {yaml.safe_load(given[f"{method}.yaml"])["learning_rate"] for method in usual} == {3e-6}
+
+
+@pytest.mark.parametrize("name", exporter_names())
+def test_another_loss_than_the_file_trains_is_said(name: str) -> None:
+    exporter = find_exporter(name)
+    for objective in ("sft", "grpo"):
+        notes = " ".join(exporter.all_notes(probed({"objective": objective}), ExportSettings()))
+        wrong = bool(exporter.methods) and objective not in exporter.methods
+        assert (f"made for {objective}, this file trains" in notes) == wrong
+
+
+def test_rewards_by_name() -> None:
+    names = ["numeric", "hlscore.training.rewards.exact", "regex:^4", "os.path.join"]
+    found = reward_functions(names)
+    given: dict[str, Any] = {
+        "prompts": ["a", "b"], "completions": ["4", "so #### 5"], "answer": ["4", 5],
+        "completion_ids": [[1], [2]], "trainer_state": None,
+    }  # fmt: skip
+    assert [function(**given) for function in found[:3]] == [[1.0, 1.0], [1.0, 1.0], [1.0, 0.0]]
+    assert found[0].__name__ == numeric.__name__ == "numeric"
+    for wrong in (["nothing"], ["no.such.module:f"]):
+        with pytest.raises(UsageError):
+            reward_functions(wrong)
+
+
+def test_rows_that_no_verifier_can_judge_are_left_out_as_in_the_probe() -> None:
+    data = Dataset.from_dict({"prompt": ["a", "b"], "answer": ["4", "a word"]})
+    assert judgeable(data, ["numeric"])["prompt"][:] == ["a"]
+    assert len(judgeable(data, ["exact"])) == len(judgeable(data, ["mine:f"])) == 2
+    with pytest.raises(DataError, match="column of answers"):
+        judgeable(data.select([1]), ["numeric"])
+
+
+def test_the_trainer_reads_the_columns_of_the_probe() -> None:
+    data = Dataset.from_dict({"q": ["a", "b"], "Answer": [4, 5], "completion": ["x", "y"]})
+    plan = probed({"objective": "sft"}, columns={"prompt": "q", "completion": "Answer"})
+    assert as_probed(data, plan).to_dict() == {
+        "q": ["a", "b"], "Answer": [4, 5], "prompt": ["a", "b"], "completion": ["4", "5"]
+    }  # fmt: skip
+    assert as_probed(data, probed({"objective": "sft"})).to_dict() == data.to_dict()

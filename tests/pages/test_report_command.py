@@ -1,0 +1,273 @@
+"""`hlscore report` on real files: formats, refusals, what it prints."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from console import UNFINISHED, hlscore
+from report_content import hostile_report, planned, read_page, saved
+from reports import report
+
+from hlscore.artifacts.report import write_report
+
+WITHOUT = """
+import sys
+for name in ("vl_convert", "altair"):
+    sys.modules[name] = None  # Python finds no such module
+from hlscore.cli.main import _run
+sys.exit(_run())
+"""
+
+FORMATS = ("html", "png", "svg", "md")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return saved(tmp_path, report(20))
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_is_written_and_the_same_twice(
+    files: tuple[Path, Path], tmp_path: Path, suffix: str
+) -> None:
+    target = tmp_path / f"report.{suffix}"
+    found = hlscore("report", *files, "-o", target)
+    assert found.code == 0, found.err
+    assert f"report  {target}" in found.out
+    assert "2 of 20 modules in full" in found.out
+    assert "next" in found.out
+    first = target.read_bytes()
+    assert first.startswith({"html": b"<!doctype html>", "png": b"\x89PNG", "svg": b"<svg",
+                             "md": b"# "}[suffix])  # fmt: skip
+    assert hlscore("report", *files, "-o", target, "--force").code == 0
+    assert target.read_bytes() == first
+    assert not list(tmp_path.glob(UNFINISHED))
+
+
+def test_the_default_is_a_page_beside_the_scores(files: tuple[Path, Path], tmp_path: Path) -> None:
+    found = hlscore("report", files[0], "--json")
+    printed = json.loads(found.out)
+    path = tmp_path / "report.html"
+    assert printed == {
+        "report": str(path),
+        "format": "html",
+        "bytes": path.stat().st_size,
+        "plan_file": None,
+        "budget": "0.1",
+        "full_modules": 2,
+        "candidate_modules": 20,
+    }
+
+
+def test_without_a_plan_one_is_made_and_the_page_says_so(
+    files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    target = tmp_path / "a.md"
+    found = hlscore("report", files[0], "--budget", "0.3", "-o", target, "--json")
+    assert json.loads(found.out)["full_modules"] == 6
+    text = target.read_text()
+    assert "No plan was given: this one was made for the page, with a budget of 0.3" in text
+    hlscore("report", *files, "-o", target, "--force")
+    assert "No plan was given" not in target.read_text()
+
+
+def test_a_plan_orders_the_page_by_its_own_score(tmp_path: Path) -> None:
+    found = report(20)
+    turned = replace(found, rows=tuple(
+        replace(row, taylor=float(place)) for place, row in enumerate(found.rows)
+    ))  # fmt: skip
+    scores, plan = saved(tmp_path, turned, planned(turned, score="taylor", rank=8))
+    assert hlscore("report", scores, plan).code == 0
+    rows = read_page((tmp_path / "report.html").read_text()).tables["modules"]
+    assert rows[0][2] == "taylor"
+    assert [cells[1] for cells in rows[1:21]] == [row.module for row in reversed(found.candidates)]
+    assert rows[1][2] == "19"
+
+
+@pytest.mark.parametrize("baseline", ["lora-matched", "random"])
+def test_baselines_are_shown_as_such(tmp_path: Path, baseline: str) -> None:
+    found = report(20)
+    files = saved(tmp_path, found, planned(found, baseline=baseline))
+    assert hlscore("report", *files, "-o", tmp_path / "a.md").code == 0
+    assert f"baseline {baseline}" in (tmp_path / "a.md").read_text()
+
+
+def test_hostile_files_give_every_format(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.parquet"
+    write_report(hostile_report(), scores)
+    for suffix in ("html", "png", "md"):
+        found = hlscore("report", scores, "-o", tmp_path / f"a.{suffix}")
+        assert found.code == 0, found.err
+        assert "\x07" not in found.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("SCORES", "-o", "a.pdf"), ".html, .png, .svg or .md"),
+        (("SCORES", "-o", "a"), ".html, .png, .svg or .md"),
+        (("SCORES", "PLAN", "--budget", "0.2"), "Leave one of them out"),
+        (("SCORES", "--budget", "x"), "x"),
+        (("SCORES", "--budget", "0.001"), "less than one module"),
+        (("SCORES", "-o", "folder.html"), "directory"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    files: tuple[Path, Path], tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    (tmp_path / "folder.html").mkdir()
+    given = [
+        {"SCORES": str(files[0]), "PLAN": str(files[1])}.get(
+            item, str(tmp_path / item) if item.endswith(("html", "pdf", "a")) else item
+        )
+        for item in arguments
+    ]
+    found = hlscore("report", *given)
+    assert found.code == 2
+    assert said in found.message
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("report", "."))]
+
+
+def test_existing_files_need_force(files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "a.md"
+    target.write_text("mine")
+    found = hlscore("report", *files, "-o", target)
+    assert found.code == 2
+    assert "--force" in found.message
+    assert target.read_text() == "mine"
+
+
+def test_a_plan_of_another_model_is_refused(tmp_path: Path) -> None:
+    scores, plan = saved(tmp_path, report(20))
+    document = json.loads(plan.read_text())
+    document["model"]["fingerprint"]["structure"] = "sha256:f"
+    plan.write_text(json.dumps(document))
+    found = hlscore("report", scores, plan)
+    assert found.code == 2
+    assert "with other modules" in found.message
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_damaged_and_missing_files_give_one_line(
+    files: tuple[Path, Path], tmp_path: Path, which: int
+) -> None:
+    given: list[Path] = list(files)
+    given[which] = tmp_path / "missing"
+    assert hlscore("report", *given).code == 3
+    given[which].write_text("nonsense")
+    found = hlscore("report", *given)
+    assert found.code == 3
+    assert found.message
+    swapped = hlscore("report", files[1], files[0])
+    assert swapped.code == 3
+    assert swapped.message
+
+
+def test_a_report_without_candidates_is_refused(tmp_path: Path) -> None:
+    scores = tmp_path / "scores.parquet"
+    write_report(replace(report(3), rows=report(3).rows[-1:]), scores)
+    found = hlscore("report", scores)
+    assert found.code == 3
+    assert "no candidate modules" in found.message
+
+
+def test_the_output_is_not_the_input(files: tuple[Path, Path], tmp_path: Path) -> None:
+    odd = tmp_path / "scores.html"
+    files[0].rename(odd)
+    found = hlscore("report", odd, "-o", odd, "--force")
+    assert found.code == 2
+    assert "what is read" in found.message
+    assert odd.read_bytes().startswith(b"PAR1")
+
+
+def test_nothing_heavy_is_imported(files: tuple[Path, Path], tmp_path: Path) -> None:
+    code = (
+        "import sys; from hlscore.cli.main import _run; code = _run();"
+        "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'scipy', 'altair'}"
+        " & set(sys.modules);"
+        "assert not heavy, heavy; sys.exit(code)"
+    )
+    arguments = ["report", *map(str, files), "-o", str(tmp_path / "a.html")]
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, found.stderr
+    assert found.stderr == ""
+
+
+def test_names_on_the_command_line_are_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "a b'c"
+    folder.mkdir()
+    scores, plan = saved(folder, report(20))
+    found = hlscore("report", scores, plan)
+    commands = [line.strip() for line in found.out.splitlines() if line.startswith("  ")]
+    command = next(line for line in commands if line.startswith("hlscore report"))
+    import shlex
+
+    words = shlex.split(command)
+    assert words[:4] == ["hlscore", "report", str(scores), str(plan)]
+    assert hlscore(*words[1:]).code == 0
+
+
+def without_the_extra(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Runs the command line where the libraries of the extra cannot be found."""
+    command = [sys.executable, "-c", WITHOUT, "report", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_one_line_says_how_to_install_the_extra(files: tuple[Path, Path], tmp_path: Path) -> None:
+    found = without_the_extra(*files, "-o", tmp_path / "a.html")
+    assert found.returncode == 3
+    said = found.stderr.splitlines()
+    assert len(said) == 2
+    assert said[0].startswith("error: ")
+    assert "pip install 'hlscore[report]'" in said[1]
+    assert found.stdout == ""
+    assert not (tmp_path / "a.html").exists()
+
+
+def test_markdown_needs_no_extra(files: tuple[Path, Path], tmp_path: Path) -> None:
+    found = without_the_extra(*files, "-o", tmp_path / "a.md")
+    assert found.returncode == 0, found.stderr
+    assert hlscore("report", *files, "-o", tmp_path / "b.md").code == 0
+    assert (tmp_path / "a.md").read_text() == (tmp_path / "b.md").read_text()
+
+
+def test_a_folder_that_is_missing_is_made(files: tuple[Path, Path], tmp_path: Path) -> None:
+    target = tmp_path / "new" / "folder" / "a.svg"
+    assert hlscore("report", *files, "-o", target).code == 0
+    assert target.read_bytes().startswith(b"<svg")
+    below_a_file = files[0] / "a.md"
+    assert hlscore("report", *files, "-o", below_a_file).code in (2, 3)
+
+
+@pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("html", "write")])
+def test_ctrl_c_leaves_nothing(
+    files: tuple[Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    moment: str,
+) -> None:
+    def interrupted(first: object, *_: object) -> bytes:
+        if moment == "write":
+            assert isinstance(first, Path)
+            first.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    place = {"render": "hlscore.pages.formats.render", "write": "hlscore.cli.report_command._write"}
+    monkeypatch.setattr(place[moment], interrupted)
+    target = tmp_path / f"a.{suffix}"
+    found = hlscore("report", *files, "-o", target)
+    assert found.code == 130
+    assert not target.exists()
+    assert not list(tmp_path.glob(UNFINISHED))
+    target.write_text("old")
+    assert hlscore("report", *files, "-o", target, "--force").code == 130
+    assert target.read_text() == "old"

@@ -1,0 +1,455 @@
+"""`hlscore validate` from the command line: the trial, its file, resuming, errors."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from console import Outcome, hlscore, save_model, write_rows
+from families import FAMILIES
+from rich.console import Console
+
+from hlscore.artifacts.plan_file import read_plan
+from hlscore.inputs.model import load_model
+from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
+from hlscore.unfinished import unfinished_runs
+from hlscore.validation import run as running
+from hlscore.validation import training
+from hlscore.validation.run import prepare
+from hlscore.validation.training import Setup, Training, train
+from hlscore.views.validation import print_validation
+
+WORDS = ("red", "green", "blue", "black", "white", "pink")
+BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
+ARMS = ("lora", "matched", "random", "largest", "plan", "full")
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, examples and a plan for it, in files."""
+    folder = tmp_path_factory.mktemp("validate")
+    save_model(folder / "model")
+    rows = [
+        {"prompt": f"{a} and {b} then", "completion": f" {b} or {a}"}
+        for a in WORDS for b in WORDS
+    ]  # fmt: skip
+    write_rows(folder / "train.jsonl", rows)
+    ranked = hlscore(
+        "rank", folder / "model", "--data", folder / "train.jsonl", "--samples", "8",
+        "--bootstrap", "0", "--rank", "2", "--budget", "0.2", "-o", folder / "scores",
+    )  # fmt: skip
+    assert ranked.code == 0, ranked.err
+    return folder
+
+
+def validate(desk: Path, out: Path, *more: object) -> Outcome:
+    return hlscore(
+        "validate", desk / "model", "--plan", desk / "scores" / "plan.json",
+        "--data", desk / "train.jsonl", "-o", out, *BRIEF, *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
+    """A whole trial, with three learning rates for each arm."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "MOST_EXTENSIONS", 0)
+        found = validate(desk, desk / "out")
+    assert found.code == 0, found.err
+    assert names(desk / "out") == ["validation.json"]
+    return found, json.loads((desk / "out" / "validation.json").read_text())
+
+
+def made_up(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
+    """An outcome without a training: losses that differ between arms, seeds and rates."""
+    own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10 + abs(math.log(wanted.factor))
+    return training.Outcome(
+        training=wanted, steps=(1, 2, 3), curve=(own,) * 3, tuning_loss=own,
+        sums=tuple(own * item.counted_tokens for item in setup.test), seconds=1.0,
+        measuring_seconds=0.0,
+        also_sums=tuple((own + 1) * item.counted_tokens for item in setup.also),
+    )  # fmt: skip
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def without_times(content: Mapping[str, Any]) -> dict[str, Any]:
+    arms = {
+        name: {key: value for key, value in arm.items() if key != "seconds_per_training"}
+        for name, arm in content["arms"].items()
+    }
+    return {key: value for key, value in content.items() if key != "training_seconds"} | {
+        "arms": arms
+    }
+
+
+def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
+    _, content = tried
+    assert tuple(content["arms"]) == ARMS
+    assert content["examples"] == {"training": 26, "tuning": 5, "test": 5}
+    for arm in content["arms"].values():
+        assert arm["curve"]["steps"] == [1, 2, 3]
+        seeds = arm["curve"]["seeds"]
+        assert len(seeds) == 2
+        assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
+        assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
+        assert len(arm["rate_factors"]) == 3
+        assert arm["memory_bytes"] > 0
+    losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
+    ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
+    assert ahead == pytest.approx(losses["matched"] - losses["plan"])
+    made_with = content["made_with"]
+    assert made_with["settings"]["steps"] == 3
+    assert set(made_with) >= {"hlscore", "data", "model"}
+
+
+def test_sizes_are_those_of_the_plans(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
+    arms = tried[1]["arms"]
+    plan = read_plan(desk / "scores" / "plan.json")
+    assert arms["plan"]["trained_params"] == plan.totals.trained_params
+    assert arms["full"]["trained_params"] == sum(item.params for item in plan.modules)
+    assert arms["lora"]["trained_params"] == sum(
+        2 * item.matrices * (item.in_features + item.out_features) for item in plan.modules
+    )
+    each = arms["lora"]["trained_params"] / 2
+    assert abs(arms["matched"]["trained_params"] - plan.totals.trained_params) <= each / 2
+    assert arms["random"]["trained_params"] <= plan.totals.trained_params + each
+
+
+def test_verdict_stands_first_and_the_table_below(
+    tried: tuple[Outcome, dict[str, Any]],
+) -> None:
+    found, content = tried
+    lines = found.out.splitlines()
+    assert lines[: len(content["verdict"])] == content["verdict"]
+    for label in ("LoRA", "LoRA of equal size", "random choice", "the plan", "full"):
+        assert sum(line.startswith(f"{label} ") for line in lines) >= 2, label
+    assert "2 seeds are few" in found.out
+    assert not [line for line in found.err.splitlines() if "Warning" in line]
+
+
+def test_last_command_makes_the_lora_of_equal_size(
+    tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
+) -> None:
+    found, content = tried
+    name, *words = shlex.split(found.out.splitlines()[-1])
+    assert words[-2:] == ["-o", "lora.json"]
+    ran = hlscore(*words[:-1], tmp_path / "lora.json")
+    assert (name, ran.code) == ("hlscore", 0), ran.err
+    trained = read_plan(tmp_path / "lora.json").totals.trained_params
+    assert trained == content["arms"]["matched"]["trained_params"]
+
+
+def test_last_command_has_the_budget_and_the_ranks_of_the_plan(
+    desk: Path, tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
+) -> None:
+    scores = desk / "scores" / "scores.parquet"
+    options = ("--budget", "6k", "--ranks", "1,2,4", "--value-power", "0.5")
+    path = tmp_path / "plan.json"
+    assert hlscore("plan", scores, *options, "-o", path).code == 0
+
+    def last_line() -> str:
+        printed = io.StringIO()
+        console = Console(file=printed, width=200)
+        print_validation(tried[1], tmp_path / "x.json", read_plan(path), path, console=console)
+        return printed.getvalue().splitlines()[-1].strip()
+
+    assert last_line() == f"hlscore show {path}"
+    shutil.copy(scores, tmp_path)
+    asked = shlex.join(options)
+    assert last_line() == (
+        f"hlscore plan {tmp_path / 'scores.parquet'} {asked} --baseline lora-matched -o lora.json"
+    )
+
+
+def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
+    found = validate(desk, desk / "dry", "--dry-run", "--json")
+    content = json.loads(found.out)
+    assert (content["fewest_trainings"], content["most_trainings"]) == (30, 60)
+    assert [arm["name"] for arm in content["arms"]] == list(ARMS)
+    assert 0 < content["seconds_per_training"] < 60
+    assert not (desk / "dry").exists()
+    shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
+    assert shown.out.startswith("25 to 50 trainings of 3 steps")
+    assert " MiB" in shown.out
+    assert "BB" not in shown.out
+
+
+def test_without_full_no_gap_is_claimed_and_json_is_the_file(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "train", made_up)
+    found = validate(desk, desk / "no-full", "--no-full", "--json")
+    content = json.loads(found.out)
+    written = json.loads((desk / "no-full" / "validation.json").read_text())
+    assert content == {"path": str(desk / "no-full" / "validation.json"), **written}
+    assert "full" not in content["arms"]
+    assert all(arm["recovered"] is None for arm in content["arms"].values())
+    early = "No verdict: 3 steps are too few to tell. Give more --steps."
+    assert content["verdict"][0] == early
+    assert content["also"] is None
+
+
+def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"prompt": f"{a} plus", "completion": f" {a}{a}"} for a in "abcdefgh"]
+    write_rows(desk / "other.jsonl", rows)
+    monkeypatch.setattr(running, "train", made_up)
+    found = validate(desk, desk / "also", "--no-full", "--also", desk / "other.jsonl")
+    assert found.code == 0, found.err
+    assert "nats per token before the training" in found.out
+    also = json.loads((desk / "also" / "validation.json").read_text())["also"]
+    assert also["source"] == str(desk / "other.jsonl")
+    assert also["examples"] == 8
+    assert also["arms"].keys() == {"lora", "matched", "random", "largest", "plan"}
+    model = load_model(ModelSettings(model=str(desk / "model")))
+    losses = []
+    for row in rows:
+        prompt = model.tokenizer(row["prompt"]).input_ids
+        ids = model.tokenizer(row["prompt"] + row["completion"]).input_ids
+        whole = torch.tensor([[*ids, model.tokenizer.eos_token_id]])
+        logits = model.model(whole).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        losses += (-logits.gather(1, whole[0, len(prompt) :, None])[:, 0]).tolist()
+    assert also["untrained_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    for name, arm in also["arms"].items():
+        expected = [2 + (ARMS.index(name) + seed) / 10 for seed in (0, 1)]
+        assert arm["seeds"] == pytest.approx(expected)
+        assert arm["forgotten"] == pytest.approx(sum(expected) / 2 - also["untrained_loss"])
+
+
+def test_forgetting_needs_other_data(desk: Path) -> None:
+    found = validate(desk, desk / "same", "--also", desk / "train.jsonl")
+    assert found.code == 2
+    assert "forgetting is measured on other data" in found.message
+
+
+def test_killed_trial_goes_on_to_the_same_figures(
+    desk: Path, tried: tuple[Outcome, dict[str, Any]]
+) -> None:
+    out = desk / "killed"
+    journal = out / ".hlscore-validation.jsonl"
+    command = [
+        sys.executable, "-m", "hlscore", "validate", desk / "model",
+        "--plan", desk / "scores" / "plan.json", "--data", desk / "train.jsonl", "-o", out, *BRIEF,
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    ends = time.monotonic() + 120
+    while not journal.exists() or len(journal.read_text().splitlines()) < 3:
+        assert process.poll() is None
+        assert time.monotonic() < ends
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (out / "validation.json").exists()
+    assert not unfinished_runs(out)  # `rank` may write to the same folder
+    with journal.open("a") as file:
+        file.write('{"trial": {"arm": "lo')  # as a kill in the middle of a line leaves it
+
+    refused = validate(desk, out)
+    assert refused.code == 2
+    assert "unfinished trial" in refused.message
+    other = validate(desk, out, "--resume", "--seed", "1")
+    assert other.code == 2
+    assert "is another one: settings.seed was 0, now it is 1" in other.message
+
+    finished = len(journal.read_text().splitlines()) - 1
+    done: list[Training] = []
+
+    def counted(*arguments: Any) -> Any:
+        done.append(arguments[2])
+        return train(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "train", counted)
+        patch.setattr(running, "MOST_EXTENSIONS", 0)
+        resumed = validate(desk, out, "--resume")
+    assert resumed.code == 0, resumed.err
+    content = json.loads((out / "validation.json").read_text())
+    assert without_times(content) == without_times(tried[1])
+    rates = sum(len(arm["rate_factors"]) for arm in content["arms"].values())
+    assert len(done) == rates + 2 * len(ARMS) - finished
+    assert names(out) == ["validation.json"]
+
+
+def prepared(desk: Path, *, steps: int = 3) -> Any:
+    settings = ValidateSettings(
+        model=ModelSettings(model=str(desk / "model"), device="cpu"),
+        data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
+        steps=steps, seeds=2, batch_size=4,
+    )  # fmt: skip
+    return prepare(settings, read_plan(desk / "scores" / "plan.json"))
+
+
+def test_arms_see_the_same_batches_and_the_model_stays(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trial = prepared(desk)
+    before = {name: value.clone() for name, value in trial.setup.model.state_dict().items()}
+    seen: dict[str, list[torch.Tensor]] = {}
+    kinds = {}
+    inner = training._trainer
+
+    def watched(setup: Any, plan: Any, wanted: Training, *given: Any) -> Any:
+        trainer = inner(setup, plan, wanted, *given)
+        compute = trainer.compute_loss
+
+        def loss(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
+            seen.setdefault(wanted.arm, []).append(inputs["input_ids"].clone())
+            return compute(model, inputs, *more, **named)
+
+        trainer.compute_loss = loss
+        kinds[wanted.arm] = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+        return trainer
+
+    monkeypatch.setattr(training, "_trainer", watched)
+    for arm in trial.arms:
+        train(trial.setup, arm.plans[0], Training(arm=arm.name, seed=0, factor=1.0))
+    assert set(seen) == set(ARMS)
+    for batches in seen.values():
+        assert len(batches) == 3
+        for mine, first in zip(batches, seen["lora"], strict=True):
+            assert torch.equal(mine, first)
+    for arm in trial.arms:
+        assert kinds[arm.name] == arm.plans[0].totals.trained_params
+    for name, value in trial.setup.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_full_training_is_plain_adamw(desk: Path) -> None:
+    """The arm `full` against a loop over the listed examples."""
+    trial = prepared(desk, steps=4)
+    arm = next(arm for arm in trial.arms if arm.name == "full")
+    setup = replace(trial.setup, also=trial.setup.test[:2])
+    found = train(setup, arm.plans[1], Training(arm="full", seed=1, factor=0.5))
+    assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
+
+    model = FAMILIES["llama"].build()
+    model.load_state_dict(setup.model.state_dict())
+    model.requires_grad_(False)
+    wanted = {item.parameter for item in arm.plans[1].modules}
+    weights = [value for name, value in model.named_parameters() if name in wanted]
+    for weight in weights:
+        weight.requires_grad_(True)
+    peak = 0.5 * arm.plans[1].learning_rates.full.value
+    optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
+    order = training.training_order(setup.training, count=16, seed=1)
+    model.train()
+    for step in range(4):
+        rate = peak * (step / 1 if step < 1 else (4 - step) / 3)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        batch = order[4 * step : 4 * step + 4]
+        total = torch.zeros(())
+        count = 0
+        for item in batch:
+            ids = torch.tensor([item.input_ids])
+            logits = model(input_ids=ids).logits[0, :-1]
+            counted = torch.tensor(item.counted[1:])
+            losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            total = total + losses[counted].sum()
+            count += int(counted.sum())
+        optimizer.zero_grad()
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+    model.eval()
+    expected = setup.sums(model, setup.test)
+    assert found.sums == pytest.approx(expected, rel=2e-5)
+
+
+def test_divergence_is_said_and_written_as_null(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(setup: Any, plan: Any, wanted: Training) -> Any:
+        outcome = made_up(setup, plan, wanted)
+        if wanted.arm != "matched" or wanted.seed != 1:
+            return outcome
+        return replace(outcome, curve=(math.nan,) * 3, sums=(math.nan,) * len(outcome.sums))
+
+    monkeypatch.setattr(running, "train", broken)
+    found = validate(desk, desk / "diverged")
+    assert found.code == 0, found.err
+    assert "LoRA with as many trained parameters diverged" in found.out
+    content = json.loads((desk / "diverged" / "validation.json").read_text())
+    assert content["arms"]["matched"]["loss"]["value"] is None
+    assert content["arms"]["plan"]["loss"]["value"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (("--steps", "1"), 2, "--steps is 1"),
+        (("--seeds", "1"), 2, "--seeds is 1"),
+        (("--held-out", "1.5"), 2, "--held-out is 1.5"),
+        (("--batch-size", "0"), 2, "--batch-size is 0"),
+        (("--data", "none"), 2, "--data none has nothing to train on"),
+        (("--plan", "missing.json"), 3, "missing.json"),
+        (("--samples", "5"), 3, "too few"),
+        (("--resume",), 2, "no unfinished run"),
+    ],
+)  # fmt: skip
+def test_wrong_usage_is_one_clear_error(
+    desk: Path, options: tuple[str, ...], code: int, said: str
+) -> None:
+    found = validate(desk, desk / "wrong", *options)
+    assert found.code == code
+    assert said in found.message
+    assert not (desk / "wrong").exists()
+
+
+def test_plan_of_another_model_is_refused(desk: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "gpt2", model=FAMILIES["gpt2"].build())
+    found = hlscore(
+        "validate", tmp_path / "gpt2", "--plan", desk / "scores" / "plan.json",
+        "--data", desk / "train.jsonl", "-o", tmp_path / "out",
+    )  # fmt: skip
+    assert found.code == 3
+    assert "plan was made for" in found.message
+
+
+def test_other_weights_are_noted(desk: Path, tmp_path: Path) -> None:
+    model = FAMILIES["llama"].build()
+    with torch.no_grad():
+        next(model.model.layers.parameters()).add_(0.5)
+    save_model(tmp_path / "other", model=model)
+    settings = ValidateSettings(
+        model=ModelSettings(model=str(tmp_path / "other"), device="cpu"),
+        data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
+    )
+    plan = read_plan(desk / "scores" / "plan.json")
+    assert any("weights of this model are not those" in note
+               for note in prepare(settings, plan).notes)  # fmt: skip
+    assert not prepared(desk).notes
+
+
+def test_results_are_not_overwritten(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
+    assert tried
+    before = (desk / "out" / "validation.json").read_bytes()
+    found = validate(desk, desk / "out")
+    assert found.code == 2
+    assert "validation.json" in found.message
+    assert (desk / "out" / "validation.json").read_bytes() == before
+
+
+def test_missing_trainer_is_named(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "trl" else name)
+    found = validate(desk, desk / "no-trl")
+    assert found.code == 2
+    assert "trl is not installed" in found.message
+    assert "pip install 'hlscore[trl]'" in found.message

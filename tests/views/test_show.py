@@ -1,0 +1,460 @@
+"""`hlscore show FILE`: tables, heat map and JSON against plain loops over the files."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from console import hlscore
+from report_content import planned
+from reports import report
+from shown import (
+    Row,
+    commands,
+    heat_map,
+    in_order,
+    mixed_report,
+    modules,
+    number,
+    read_modules,
+    read_rows,
+    same_score,
+    show,
+    show_json,
+    table,
+    write,
+)
+
+from hlscore.artifacts.plan_file import write_plan
+
+RISING = ("place", "rank", "module", "layer", "kind", "block", "status")
+RENAMED = {"place": "rank", "params": "n_params"}
+
+Passes = Callable[[Row], bool]
+
+
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("show") / "plan.json"
+    locks = ("*.0.*.o_proj=frozen", "*.1.*.q_proj=rank:2")
+    write_plan(planned(mixed_report(), budget="0.2", locks=locks), path)
+    return path
+
+
+FILTERS: list[tuple[str, Passes]] = [
+    ("", lambda _: True),
+    ("--match *mlp*", lambda row: "mlp" in row["module"]),
+    ("--match *.q_proj --match lm_h?ad",
+     lambda row: row["module"].endswith(".q_proj") or row["module"] == "lm_head"),
+    ("--match *.[12].*", lambda row: ".1." in row["module"] or ".2." in row["module"]),
+    ("--match *MLP*", lambda _: False),
+    ("--kind down_proj", lambda row: row["kind"] == "down_proj"),
+    ("--kind self_attn.q_proj", lambda row: row["kind"] == "q_proj" and row["block"] != ""),
+    ("--kind mlp", lambda _: False),
+    ("--layer 2", lambda row: row["layer"] == 2),
+    ("--layer 1-3", lambda row: row["layer"] in (1, 2, 3)),
+    ("--layer 0-99999999", lambda row: row["layer"] is not None),
+    ("--layer 77", lambda _: False),
+    ("--layer 0 --kind v_proj --match *self_attn*",
+     lambda row: row["layer"] == 0 and row["kind"] == "v_proj"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "passes"), [
+    *FILTERS,
+    *((f"--status {status}", lambda row, status=status: row["status"] == status)
+      for status in ("scored", "unreached", "skipped")),
+    ("--layer 0 --status skipped", lambda _: False),
+])  # fmt: skip
+def test_filters_of_a_report(scores: Path, options: str, passes: Passes) -> None:
+    wanted = [row["module"] for row in read_rows(scores) if passes(row)]
+    printed = show_json(scores, *options.split(), "--sort", "place")
+    assert modules(printed) == wanted
+    assert printed["matching"] == len(wanted)
+    assert printed["modules"] == len(read_rows(scores))
+    out = show(scores, *options.split(), "--sort", "place", "--top", "all")
+    if wanted:
+        assert [cells[1] for cells in table(out)] == wanted
+        part = f"\n{len(wanted)} of {printed['modules']} modules\n"
+        assert (part in out) == (len(wanted) < printed["modules"])
+    else:
+        assert out.endswith(f"\nNone of its 31 modules matches {options}.\n")
+
+
+@pytest.mark.parametrize(("options", "passes"), [
+    *FILTERS,
+    *((f"--mode {mode}", lambda row, mode=mode: row["mode"] == mode)
+      for mode in ("full", "lora", "frozen")),
+    ("--mode lora --layer 1", lambda row: row["mode"] == "lora" and row["layer"] == 1),
+])  # fmt: skip
+def test_filters_of_a_plan(plan: Path, options: str, passes: Passes) -> None:
+    wanted = [row for row in read_modules(plan) if passes(row)]
+    printed = show_json(plan, *options.split())
+    assert printed["rows"] == wanted
+    assert (printed["artifact"], printed["sort"], printed["modules"]) == ("plan", "place", 30)
+    out = show(plan, *options.split(), "--top", "0")
+    if wanted:
+        assert [(cells[0], cells[1]) for cells in table(out)] == [
+            (str(row["position"]), row["module"]) for row in wanted
+        ]
+    else:
+        assert "None of its 30 modules matches" in out
+        assert "next" not in out
+
+
+def test_json_holds_every_column_but_the_resamples(scores: Path) -> None:
+    wanted = [
+        {name: value for name, value in row.items() if not name.endswith("_replicates")}
+        for row in read_rows(scores)
+    ]
+    printed = show_json(scores, "--sort", "place")
+    assert printed["rows"] == wanted
+    assert list(printed["rows"][0]) == list(wanted[0])
+    assert (printed["artifact"], printed["model"]) == ("report", "org/model")
+    assert printed["file"] == str(scores)
+
+
+def report_columns(path: Path) -> list[str]:
+    schema = pq.read_schema(path)
+    numbers = [item.name for item in schema if str(item.type) in ("int32", "int64", "double")]
+    return [*RISING, "params", *(name for name in numbers if name not in RISING)]
+
+
+def test_every_column_of_a_report_orders_it(scores: Path) -> None:
+    rows = read_rows(scores)
+    names = report_columns(scores)
+    assert len(names) > 35
+    for name in names:
+        for reverse in (False, True) if name in ("hls", "module") else (False,):
+            falling = (name in RISING) == reverse
+            wanted = in_order(rows, RENAMED.get(name, name), falling=falling)
+            options = ["--sort", name, *(["--reverse"] if reverse else [])]
+            printed = show_json(scores, *options)
+            assert modules(printed) == [row["module"] for row in wanted], options
+            assert printed["sort"] == name
+
+
+def test_every_column_of_a_plan_orders_it(plan: Path) -> None:
+    rows = read_modules(plan)
+    rising = {"place": "position", **{name: name for name in (
+        "position", "module", "layer", "kind", "block", "mode")}}  # fmt: skip
+    falling = {"hls": "score", **{name: name for name in (
+        "score", "selection_probability", "params", "trained_params", "rank", "matrices",
+        "out_features", "in_features")}}  # fmt: skip
+    for name, field in (rising | falling).items():
+        for reverse in ([], ["--reverse"]) if name == "hls" else ([],):
+            wanted = in_order(rows, field, falling=(name in falling) != bool(reverse))
+            assert show_json(plan, "--sort", name, *reverse)["rows"] == wanted, (name, reverse)
+
+
+def test_unknown_columns_are_refused_with_those_there_are(scores: Path, plan: Path) -> None:
+    for options in (("--sort", "tial"), ("--columns", "tail,tial"), ("--columns", "")):
+        found = hlscore("show", scores, *options)
+        assert found.code == 2
+        assert f"{options[0]} '{options[1][5:] or options[1]}' is no column" in found.message
+        assert set(found.message.split("one of: ")[1].strip().strip(".").split(", ")) == set(
+            report_columns(scores)
+        )
+    found = hlscore("show", plan, "--sort", "tail")
+    assert found.code == 2
+    assert "hls, place, position" in found.message
+    assert hlscore("show", plan, "--sort", "").code == 2
+
+
+@pytest.mark.parametrize("top", ["7", "31", "500", "all"])
+def test_top_cuts_the_table_and_the_json(scores: Path, top: str) -> None:
+    rows = read_rows(scores)
+    number = len(rows) if top in ("0", "all") else min(int(top), len(rows))
+    printed = show_json(scores, "--sort", "place", "--top", top)
+    assert modules(printed) == [row["module"] for row in rows[:number]]
+    assert printed["matching"] == len(rows)
+    out = show(scores, "--sort", "place", "--top", top)
+    assert len(table(out)) == number
+    rest = re.findall(r"\.\.\. (\d+) more modules?\n", out)
+    assert rest == ([] if number == 31 else [str(31 - number)])
+
+
+@pytest.mark.parametrize("score", ["hls", "tail", "rgn"])
+def test_the_table_says_what_the_file_says(scores: Path, score: str) -> None:
+    resamples = {"hls": "hls_replicates", "tail": "tail_replicates",
+                 "grad_norm": "grad_norm_replicates"}.get(score)  # fmt: skip
+    out = show(scores, "--sort", score, "--columns", "stable_rank, matrices_reached", "--top", "0")
+    header = next(line for line in out.split("\n") if line.startswith(" # "))
+    names = ["#", "module", score, "±", "se", *(["chosen", "in"] if score == "hls" else []),
+             "out", "x", "in", "stable_rank", "matrices_reached"]  # fmt: skip
+    assert header.split() == names
+    wanted = in_order(read_rows(scores), score, falling=True)
+    for row, cells in zip(wanted, table(out), strict=True):
+        start = ["-" if row["rank"] is None else str(row["rank"]), row["module"]]
+        assert cells[:3] == [*start, number(row[score])]
+        known = resamples and row[resamples] and row[score] is not None
+        if resamples:
+            assert cells[3] == number(np.std(row[resamples], ddof=1) if known else None)
+        size = f"{row['out_features']} x {row['in_features']}"
+        size = size if row["matrices"] == 1 else f"{row['matrices']} x {size}"
+        assert " ".join(cells).endswith(
+            f"{size} {number(row['stable_rank'])} {number(row['matrices_reached'])}"
+        )
+        if row["reason"]:
+            assert f"\n     {row['reason']}\n" in out
+    chosen = [line for line in out.split("\n") if " 75 % " in line]
+    assert len(chosen) == (score == "hls")
+    assert "\nmodules 29 scored, 1 unreached (zero gradient), 1 skipped" in out
+
+
+def shade(score: float | None, largest: float) -> str:
+    """A fifth of the square root's way from nothing to the largest for each shade."""
+    if score is None or score <= 0:
+        return "·"
+    share = (score / largest) ** 0.5
+    return next(
+        mark for mark, below in zip("░▒▓█", (1 / 6, 1 / 2, 5 / 6, 2), strict=True) if share < below
+    )
+
+
+def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
+    for path, score, field in (
+        (scores, "hls", "hls"),
+        (scores, "rgn", "rgn"),
+        (plan, "hls", "score"),
+    ):
+        rows = read_rows(path) if path == scores else read_modules(path)
+        out = show(path, "--sort", score)
+        drawn = heat_map(out)
+        ruler = drawn.pop("layer")
+        placed = [row for row in rows if row["layer"] is not None]
+        largest = max(row[field] or 0 for row in placed)
+        assert ruler.split() == ["0"]
+        assert set(drawn) == {row["kind"] for row in placed}
+        seen = 0
+        for row in placed:
+            cell = drawn[row["kind"]][2 * row["layer"] : 2 * row["layer"] + 2]
+            mark = shade(row[field], largest)
+            assert cell == (f"{mark}◆" if row.get("mode") == "full" else 2 * mark), row["module"]
+            seen += 2
+        assert sum(len(line.replace(" ", "")) for line in drawn.values()) == seen
+        assert f"· no signal  ░ ▒ ▓ █ rising {score}" in out
+        assert ("◆ trained in full" in out) == (path == plan)
+
+
+@pytest.mark.parametrize(("options", "numbers"), [
+    ([], {0: "0", 5: "5", 10: "10", 15: "15"}),
+    (["--layer", "2-9"], {0: "2", 5: "7"}),
+    (["--layer", "16"], {0: "16"}),
+    (["--match", "*.[0369].*", "--match", "*.12.*", "--match", "*.15.*"], {0: "0", 5: "15"}),
+])  # fmt: skip
+def test_the_layers_are_numbered_whichever_are_shown(
+    tmp_path: Path, options: list[str], numbers: dict[int, str]
+) -> None:
+    path = write(report(7 * 18, resamples=2), tmp_path / "scores.parquet")
+    ruler = heat_map(show(path, *options))["layer"]
+    assert ruler.split() == list(numbers.values())
+    for column, text in numbers.items():
+        assert ruler[2 * column :].startswith(text)
+
+
+def test_a_map_of_many_layers_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    path = write(report(7 * 103, resamples=2), tmp_path / "scores.parquet")
+    out = show(path)
+    drawn = heat_map(out)
+    assert {len(line) for name, line in drawn.items() if name != "layer"} == {49}
+    assert drawn["layer"].split() == [str(layer) for layer in range(0, 46, 5)]
+    assert "\n... 54 more layers\n" in out
+
+
+REFUSED = [
+    ("scores", "--mode full", "--mode is for a plan.json, not for scores."),
+    ("plan", "--status scored", "--status is for a scores.parquet, not a plan."),
+    ("plan", "--columns tail", "--columns is for a scores.parquet, not a plan."),
+    ("scores", "--columns tail --json", "--columns is for tables; --json prints every column."),
+    *(("both", f"-m 0.mlp.up_proj {option}",
+       f"{option.split()[0]} is for tables; --module shows one module.")
+      for option in ("--sort tail", "--reverse", "--columns tail", "--top 3")),
+    ("both", "--layer x", "--layer is 'x'."),
+    ("both", "--layer -1", "--layer is '-1'."),
+    ("both", "--layer 1-", "--layer is '1-'."),
+    ("both", "--layer 1-2-3", "--layer is '1-2-3'."),
+    ("both", "--layer ٣", "--layer is '٣'."),
+    ("both", "--layer 5-2", "--layer 5-2 ends before it begins."),
+    ("both", "--top -1", "--top is '-1'."),
+    ("both", "--top 1.5", "--top is '1.5'."),
+    ("both", "--top 99999999999", "--top is '99999999999'."),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("where", "options", "said"), REFUSED)
+def test_options_that_make_no_sense_are_refused(
+    scores: Path, plan: Path, where: str, options: str, said: str
+) -> None:
+    for path in {"scores": [scores], "plan": [plan], "both": [scores, plan]}[where]:
+        found = hlscore("show", path, *options.split())
+        assert found.code == 2
+        assert found.message.splitlines()[0] == f"error: {said}"
+
+
+@pytest.mark.parametrize("options", ["--mode half", "--status lost", "--nothing"])
+def test_choices_are_named(scores: Path, options: str) -> None:
+    found = hlscore("show", scores, *options.split())
+    assert (found.code, found.out) == (2, "")
+    assert options.split(maxsplit=1)[0] in found.err
+    assert "Traceback" not in found.err
+
+
+def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    write(report(20), folder / "scores.parquet")
+    write_plan(planned(report(20)), folder / "plan.json")
+    monkeypatch.chdir(folder)
+    for arguments in (["scores.parquet"], ["plan.json"], ["scores.parquet", "--status", "skipped"],
+                      [folder / "scores.parquet"], [folder / "plan.json"]):  # fmt: skip
+        suggested = commands(show(*arguments))
+        assert len(suggested) == 2
+        for command in suggested:
+            name, *words = shlex.split(command)
+            ran = hlscore(*words, *(["--force"] if words[0] != "show" else []))
+            assert (name, ran.code) == ("hlscore", 0), (command, ran.err)
+
+
+@pytest.mark.parametrize("baseline", ["all-lora", "random", "all-full"])
+def test_baselines(tmp_path: Path, baseline: str) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(planned(report(12), baseline=baseline), path)
+    out = show(path)
+    assert f"chosen as the baseline {baseline}" in out
+    full = sum(row["mode"] == "full" for row in read_modules(path))
+    assert f"\nfull    {full} of 12 modules" in out
+    assert ("◆" in out) == (full > 0) == (baseline != "all-lora")
+    assert ("None of its 12 modules" in show(path, "--mode", "full")) == (full == 0)
+
+
+def test_one_module(tmp_path: Path) -> None:
+    path = write(report(1), tmp_path / "scores.parquet")
+    assert len(table(show(path))) == 2
+    assert heat_map(show(path)) == {"q_proj": "██", "layer": "0"}
+    write_plan(planned(report(1), budget="1"), tmp_path / "plan.json")
+    assert heat_map(show(tmp_path / "plan.json")) == {"q_proj": "█◆", "layer": "0"}
+    assert "1 of 1 module (100 %)" in show(tmp_path / "plan.json")
+
+
+def test_no_module(tmp_path: Path) -> None:
+    path = write(replace(report(0), rows=()), tmp_path / "scores.parquet")
+    assert show(path).endswith("\nIt holds no modules.\n")
+    assert show_json(path)["rows"] == []
+    only_skipped = write(report(0), path)
+    assert [cells[1] for cells in table(show(only_skipped))] == ["lm_head"]
+    assert "rising" not in show(only_skipped)
+
+
+@pytest.mark.parametrize(("value", "mark"), [(None, "·"), (0.0, "·"), (-1.0, "·"), (0.25, "█")])
+def test_scores_that_are_all_the_same(tmp_path: Path, value: float | None, mark: str) -> None:
+    path = write(same_score(mixed_report(14), value), tmp_path / "scores.parquet")
+    rows = read_rows(path)
+    for options in ([], ["--reverse"], ["--sort", "tail"]):
+        out = show(path, *options)
+        assert [cells[1] for cells in table(out)] == [row["module"] for row in rows]
+        assert {cells[2] for cells in table(out)[:-1]} == {number(value)}
+        drawn = heat_map(out)
+        assert drawn.pop("layer").strip() == "0"
+        assert set("".join(drawn.values())) <= {mark, " "}
+
+
+def test_a_score_that_this_version_does_not_know(tmp_path: Path) -> None:
+    found = mixed_report()
+    path = write(replace(found, run=replace(found.run, score="gone")), tmp_path / "scores.parquet")
+    refused = hlscore("show", path)
+    assert refused.code == 3
+    assert "ordered by 'gone', which is no score" in refused.message
+    assert table(show(path, "--sort", "tail"))
+    assert "1 of 30 by gone" in show(path, "--module", found.candidates[0].module)
+
+
+def _damaged(folder: Path) -> dict[str, Path]:
+    """Files that are neither a plan nor a report, by what they are."""
+    good = write(report(8), folder / "good.parquet").read_bytes()
+    plan = folder / "good.json"
+    write_plan(planned(report(12)), plan)
+    contents = {
+        "text": b"hello\nthere\n",
+        "empty": b"",
+        "random": bytes((7 * place * place + 13) % 256 for place in range(4000)),
+        "head": good[: len(good) // 2],
+        "magic": b"PAR1",
+        "hole": good[:4] + b"\0" * (len(good) - 8) + good[-4:],
+        "torn plan": plan.read_bytes()[:900],
+        "list": b"[]",
+        "object": b'{"schema_version": 1}',
+        "newer": b'{"schema_version": 99}',
+        "csv": b"a,b\n1,2\n",
+        "deep": b"[" * 100_000,
+    }
+    paths = {name: folder / name for name in contents}
+    for name, path in paths.items():
+        path.write_bytes(contents[name])
+    paths |= {"missing": folder / "no such file", "directory": folder / "directory"}
+    paths["directory"].mkdir()
+    paths["foreign"] = folder / "foreign"
+    pq.write_table(pa.table({"a": [1, 2]}), paths["foreign"])
+    return paths
+
+
+def test_files_that_are_none_of_ours_give_one_clear_line(tmp_path: Path) -> None:
+    said = {
+        "missing": "There is no file",
+        "directory": "is a directory",
+        "foreign": "was not written by hlscore",
+        "newer": "has plan schema 99; this hlscore reads 1",
+        **dict.fromkeys(("head", "magic", "hole"), "is not a Parquet file"),
+    }
+    for name, path in _damaged(tmp_path).items():
+        for options in ([], ["--json"], ["--module", "q_proj"], ["--mode", "full"]):
+            found = hlscore("show", path, *options)
+            assert found.code == 3, name
+            line = found.message.splitlines()[0]
+            assert str(path) in line
+            assert said.get(name, "is not a plan") in line, line
+            assert len(line) < len(str(path)) + 200
+
+
+def test_a_report_of_which_a_value_is_wrong(tmp_path: Path) -> None:
+    good = pq.read_table(write(report(4), tmp_path / "good.parquet"))
+    for name, values, said in (
+        ("hls", [1.0, float("nan"), 1.0, 1.0, 1.0], "'hls' is NaN or infinity"),
+        ("module", ["a", "b", "a", "c", "d"], "'a' is listed twice"),
+        ("status", ["scored", "lost", "scored", "scored", "scored"], "'status' is 'lost'"),
+    ):
+        place = good.schema.get_field_index(name)
+        field = good.schema.field(place)
+        path = tmp_path / "bad.parquet"
+        pq.write_table(good.set_column(place, field, pa.array(values, type=field.type)), path)
+        found = hlscore("show", path)
+        assert found.code == 3
+        assert said in found.message
+        assert "is damaged" in found.message
+
+
+def test_without_a_file() -> None:
+    found = hlscore("show")
+    assert (found.code, found.out) == (2, "")
+    assert "Traceback" not in found.err
+    assert "file" in found.err.lower()

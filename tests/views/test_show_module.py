@@ -1,0 +1,303 @@
+"""`hlscore show FILE --module NAME`: one module against the file itself."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from console import hlscore
+from report_content import planned
+from reports import report
+from shown import (
+    Row,
+    commands,
+    mixed_report,
+    number,
+    read_modules,
+    read_rows,
+    renamed,
+    same_score,
+    show,
+    show_json,
+    write,
+)
+
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.scores.registry import SCORES
+
+DOWN = "model.layers.0.mlp.down_proj"
+
+
+@pytest.fixture(scope="module")
+def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("show") / "plan.json"
+    write_plan(planned(report(30)), path)
+    return path
+
+
+def lines_after(out: str, heading: str) -> list[str]:
+    """Lines of a table below its heading."""
+    lines = out.split("\n")
+    first = next(at for at, line in enumerate(lines) if line.startswith(heading))
+    last = next(at for at in range(first, len(lines)) if not lines[at].strip())
+    return lines[first + 1 : last]
+
+
+@pytest.mark.parametrize("name", [DOWN, "0.mlp.down_proj", "layers.0.mlp.down_proj"])
+def test_a_full_name_or_an_end_that_no_other_has(scores: Path, plan: Path, name: str) -> None:
+    for path in (scores, plan):
+        assert show_json(path, "--module", name)["module"]["module"] == DOWN
+        assert show(path, "-m", name).startswith(f"{DOWN}\nlayer 0 · linear 64 x 48 · 3,072 param")
+
+
+def test_a_full_name_counts_before_ends(tmp_path: Path) -> None:
+    found = renamed(report(3), ["proj", "a.proj", "a.b.proj"])
+    path = write(found, tmp_path / "scores.parquet")
+    assert show_json(path, "-m", "proj")["module"]["module"] == "proj"
+    assert show_json(path, "-m", "b.proj")["module"]["module"] == "a.b.proj"
+    assert hlscore("show", path, "-m", "roj").code == 2
+
+
+def test_an_end_of_several_names_is_refused_with_them(scores: Path, plan: Path) -> None:
+    for path in (scores, plan):
+        found = hlscore("show", path, "--module", "mlp.down_proj")
+        names = [f"model.layers.{layer}.mlp.down_proj" for layer in range(4)]
+        assert found.code == 2
+        line = found.message.splitlines()[0]
+        assert line.startswith("error: 'mlp.down_proj' is the end of 4 names: ")
+        assert sorted(re.findall(r"model\.[\w.]*\w", line)) == names
+        one = show_json(path, "--module", "mlp.down_proj", "--layer", "2")
+        assert one["module"]["module"] == names[2]
+
+
+def test_many_candidates_are_counted(tmp_path: Path) -> None:
+    path = write(report(7 * 30, resamples=2), tmp_path / "scores.parquet")
+    found = hlscore("show", path, "--module", "q_proj")
+    assert "'q_proj' is the end of 30 names: " in found.message
+    assert found.message.count("self_attn.q_proj") == 8
+    assert " and 22 more." in found.message
+
+
+@pytest.mark.parametrize(("name", "near"), [
+    ("q_porj", {f"model.layers.{layer}.self_attn.q_proj" for layer in range(5)}),
+    ("2.mlp.donw_proj", {"model.layers.2.mlp.down_proj"}),
+    ("model.layer.0.self_attn.q_proj", {"model.layers.0.self_attn.q_proj"}),
+    ("GATE_PROJ", {f"model.layers.{layer}.mlp.gate_proj" for layer in range(4)}),
+    ("layers.3.mlp", {f"model.layers.3.mlp.{kind}_proj" for kind in ("gate", "up", "down")}),
+])  # fmt: skip
+def test_an_unknown_name_is_refused_with_near_ones(plan: Path, name: str, near: set[str]) -> None:
+    found = hlscore("show", plan, "--module", name)
+    assert found.code == 2
+    line, hint = found.message.splitlines()
+    assert line == f"error: No module is called '{name}'."
+    named = re.findall(r"model\.[\w.]*\w", hint)
+    assert near <= set(named)
+    if "porj" not in name and "model" not in name:
+        assert near == set(named) or "donw" in name
+
+
+@pytest.mark.parametrize("name", ["", "zzzzzzzzzz", ".", "*"])
+def test_a_name_like_no_other_is_refused_with_the_first(plan: Path, name: str) -> None:
+    found = hlscore("show", plan, "--module", name)
+    assert found.code == 2
+    assert f"No module is called '{name}'." in found.message
+    assert "model.layers.0.self_attn.q_proj" in found.message
+
+
+def test_filters_leave_modules_out_and_the_error_says_so(scores: Path, plan: Path) -> None:
+    found = hlscore("show", scores, "-m", DOWN, "--layer", "2")
+    assert found.code == 2
+    assert f"No module that matches --layer 2 is called '{DOWN}'." in found.message
+    assert "model.layers.2.mlp.down_proj" in found.message
+    found = hlscore("show", plan, "-m", DOWN, "--mode", "frozen")
+    assert found.message == f"error: No module that matches --mode frozen is called '{DOWN}'.\n"
+
+
+def test_json_of_every_row(scores: Path) -> None:
+    for row in read_rows(scores)[::4]:
+        printed = show_json(scores, "--module", row["module"])
+        plain = {name: value for name, value in row.items() if not name.endswith("_replicates")}
+        assert printed["module"] == plain
+        assert (printed["artifact"], printed["rank"], printed["file"]) == ("report", 4, str(scores))
+        wanted = {
+            name: [np.quantile(values, share) for share in (0.025, 0.975)]
+            for name, values in _resamples(row).items()
+        }
+        assert printed["intervals"].keys() == wanted.keys()
+        for name, ends in wanted.items():
+            np.testing.assert_allclose(printed["intervals"][name], ends, rtol=1e-12)
+
+
+def _resamples(row: Row) -> dict[str, list[float]]:
+    names = ("hls", "tail", "grad_norm")
+    found = {name: row[f"{name}_replicates"] or [] for name in names}
+    norm = row["weight_norm"] or float("inf")
+    found["rgn"] = [max(value, 0) ** 0.5 / norm for value in found["grad_norm"]]
+    return {name: values for name, values in found.items() if values and row[name] is not None}
+
+
+def test_the_scores_of_every_row(scores: Path) -> None:
+    rows = read_rows(scores)
+    for row in rows[::2]:
+        out = show(scores, "--module", row["module"])
+        if row["status"] == "skipped":
+            assert "95 % interval" not in out
+            assert f"\nstatus   skipped: {row['reason']}\n" in out
+            continue
+        printed = {line.split()[0]: line.split() for line in lines_after(out, "score ")}
+        assert list(printed) == list(SCORES)
+        for name, cells in printed.items():
+            values = _resamples(row).get(name)
+            above = sum(other[name] is not None and row[name] is not None
+                        and other[name] > row[name] for other in rows)  # fmt: skip
+            place = "-" if row[name] is None else str(1 + above)
+            assert (cells[1], cells[-1]) == (number(row[name]), place), (row["module"], name)
+            assert cells[2] == (number(np.std(values, ddof=1)) if values else "-")
+            ends = [number(np.quantile(values or [0], share)) for share in (0.025, 0.975)]
+            assert " ".join(cells[3:-2]) == (" to ".join(ends) if values else "-")
+        assert f"\nplace    {row['rank']} of 30 by hls\n" in out
+
+
+LEVELS = "▁▂▃▄▅▆▇█"
+
+
+def bars(values: list[float]) -> str:
+    """Seven steps of equal height above zero; nothing for what is not above it."""
+    marks = ""
+    for value in values:
+        steps = [abs(value / max(values) - step / 7) for step in range(8)] if value > 0 else []
+        marks += LEVELS[steps.index(min(steps))] if steps else "·"
+    return marks
+
+
+def test_the_curves_of_every_row(scores: Path) -> None:
+    for row in read_rows(scores)[::2]:
+        out = show(scores, "--module", row["module"])
+        if not row["curve_ranks"]:
+            assert "misses" not in out.split("next")[0]
+            continue
+        for name in ("tail", "hls"):
+            drawn = bars(row[f"{name}_curve"])
+            assert f"\n{name:<5}{drawn}  rank 0 to 16\n" in out
+        printed = [line.split() for line in lines_after(out, "rank ")]
+        for place, (rank, cells) in enumerate(zip(row["curve_ranks"], printed, strict=True)):
+            wanted = [str(rank)]
+            for name in ("tail", "hls"):
+                curve, errors = row[f"{name}_curve"], row[f"{name}_curve_errors"]
+                share = curve[place] / curve[0] if curve[0] else None
+                wanted += [number(curve[place]), *(["-"] if share is None else [
+                    f"{100 * share:.3g}", "%"]), number(errors[place])]  # fmt: skip
+            assert cells == wanted + (["compared", "against"] if rank == 4 else [])
+
+
+def test_a_rank_that_spans_the_matrix_leaves_nothing_over(tmp_path: Path) -> None:
+    found = report(2)
+    thin = found.rows[0].changed(out_features=8)
+    path = write(replace(found, rows=(thin, *found.rows[1:])), tmp_path / "scores.parquet")
+    printed = lines_after(show(path, "-m", thin.module), "rank ")
+    assert [line.split()[1] for line in printed] == ["10", "5", "3", "0", "0"]
+    assert [line.split()[4] for line in printed] == ["1", "0.5", "0.3", "0", "0"]
+
+
+def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
+    found = same_score(report(3), None)
+    silent = found.rows[1].changed(tail_curve=(0.0,) * 5, hls_curve=(-1.0, -2.0, 0.0, 0.0, 0.0))
+    path = write(replace(found, rows=(found.rows[0], silent)), tmp_path / "scores.parquet")
+    out = show(path, "-m", silent.module)
+    assert "\ntail ·····  rank 0 to 16\nhls  ·····  rank 0 to 16\n" in out
+    assert "%" not in "".join(line[:24] for line in lines_after(out, "rank "))
+    assert all(line.split()[1] == "-" for line in lines_after(out, "score "))
+
+
+def test_what_else_is_said_of_a_row(scores: Path) -> None:
+    by_name = {row["module"]: row for row in read_rows(scores)}
+    experts = next(row for row in by_name.values() if row["matrices"] == 4)
+    out = show(scores, "-m", experts["module"])
+    assert "\nmatrices 3 of 4 reached by a probe token\n" in out
+    assert "\nstatus   scored: one is silent\n" in out
+    assert "layer 1 · experts 4 x 64 x " in out
+    bare = next(row for row in by_name.values() if row["stable_rank"] is None and row["rgn"])
+    number = f"condition number {bare['condition_number']:.3g}"
+    assert f"\nspectrum weight norm 5 · {number}\n" in show(scores, "-m", bare["module"])
+    chosen = next(row for row in by_name.values() if row["selection_probability"] == 0.75)
+    assert "\nchosen   in 75 % of the resamples\n" in show(scores, "-m", chosen["module"])
+    outside = next(row for row in by_name.values() if row["layer"] is None and row["rank"])
+    assert "\noutside the layers · linear" in show(scores, "-m", outside["module"])
+
+
+def test_every_module_of_a_plan(plan: Path) -> None:
+    total = sum(row["trained_params"] for row in read_modules(plan))
+    for row in read_modules(plan)[::3]:
+        out = show(plan, "--module", row["module"])
+        share = f"{100 * row['trained_params'] / total:.3g} % of all trained parameters"
+        how = "full" if row["mode"] == "full" else f"LoRA {row['rank']}, alpha {row['alpha']}"
+        assert f"\ntrain    {how}: " in out
+        assert share in out
+        place = f"{row['position']} of 30 by hls, which is {number(row['score'])} ("
+        assert f"\nplace    {place}" in out
+        printed = show_json(plan, "--module", row["module"])
+        assert printed["module"] == row
+        sides = row["out_features"] + row["in_features"]
+        assert {(way["mode"], way["rank"]): way["params"] for way in printed["costs"]} == {
+            ("frozen", None): 0,
+            ("lora", 4): 4 * sides,
+            ("full", None): row["params"],
+        }
+        ways = lines_after(out, "cost")
+        (ours,) = (line for line in ways if line.rstrip().endswith("planned"))
+        assert ours.startswith(f"{'full' if row['mode'] == 'full' else 'LoRA 4'} ")
+        assert f" {row['trained_params']:,} " in ours
+
+
+def test_costs_are_what_a_plan_with_the_other_mode_costs(tmp_path: Path) -> None:
+    found = report(12)
+
+    def made(mode: str) -> Plan:
+        return planned(found, budget="1", locks=("*=lora", "*.o_proj=rank:8", f"{DOWN}={mode}"))
+
+    path = tmp_path / "plan.json"
+    write_plan(made("full"), path)
+    costs = {(way["mode"], way["rank"]): way["bytes"] for way in
+             show_json(path, "--module", DOWN)["costs"]}  # fmt: skip
+    nothing = made("frozen").memory.total_bytes
+    assert costs[("frozen", None)] == 0
+    for mode, way in (("full", ("full", None)), ("lora", ("lora", 4))):
+        assert costs[way] == made(mode).memory.total_bytes - nothing, mode
+
+
+def test_locks_and_baselines_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    write_plan(planned(report(12), budget="0.5", locks=(f"{DOWN}=full",)), path)
+    assert "\ntrain    full, set by a lock: 3.07 k parameters, " in show(path, "-m", DOWN)
+    write_plan(planned(report(12), baseline="all-lora"), path)
+    assert "\ntrain    LoRA 4, alpha 8, by the baseline all-lora: " in show(path, "-m", DOWN)
+
+
+def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "it's a run"
+    folder.mkdir()
+    write(report(20), folder / "scores.parquet")
+    write_plan(planned(report(20), ranks=(2, 4)), folder / "plan.json")
+    monkeypatch.chdir(folder)
+    for path in (Path("scores.parquet"), folder / "scores.parquet", folder / "plan.json"):
+        suggested = commands(show(path, "--module", DOWN))
+        assert len(suggested) == 2
+        for command in suggested:
+            name, *words = shlex.split(command)
+            ran = hlscore(*words, *(["--force"] if words[0] != "show" else []))
+            assert (name, ran.code) == ("hlscore", 0), (command, ran.err)
+    locked = {row["module"]: row for row in read_modules(folder / "plan-locked.json")}
+    assert locked[DOWN]["locked"]
+    assert len(commands(show("scores.parquet", "--module", "lm_head"))) == 1
+    (folder / "scores.parquet").unlink()
+    assert len(commands(show("plan.json", "--module", DOWN))) == 1

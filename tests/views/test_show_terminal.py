@@ -1,0 +1,250 @@
+"""What `hlscore show` does to terminals: hostile names, narrow ones, colour, pipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from console import hlscore
+from report_content import HOSTILE, planned
+from reports import report
+from rich.cells import cell_len
+from shown import commands, heat_map, mixed_report, renamed, show, show_json, table, unstyled, write
+
+from hlscore.artifacts.plan_file import write_plan
+
+NAMES = (
+    *HOSTILE,
+    "[red]x[/red].q_proj",
+    "[/]",
+    "[link=https://evil.example]a[/link]",
+    ":smile:.:boom:",
+    "模型.层.注意力",
+    "模" * 60,
+    "x" * 300,
+    ".".join(["part"] * 60),
+    "'; rm -rf ~ #$(id)`id`",
+    "--help",
+)
+STEERING = ("a\x1b[31mred", "a\nb", "a\rb", "a\x07", "a\u202eb", "a\x9b31m", "a\tb", "a\u2028b")
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("show")
+    found = renamed(report(len(NAMES) + 2), NAMES)
+    write_plan(planned(found), folder / "plan.json")
+    return write(found, folder / "scores.parquet"), folder / "plan.json"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("show")
+    write_plan(planned(mixed_report()), folder / "plan.json")
+    return write(mixed_report(), folder / "scores.parquet"), folder / "plan.json"
+
+
+def colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+
+def test_names_are_printed_as_they_are(
+    hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    for path in hostile:
+        plain = show(path, "--top", "all")
+        for name in NAMES:
+            assert re.search(rf"^ *(-|\d+) {re.escape(name)} ", plain, re.MULTILINE), name
+    for path in hostile:
+        plain = show(path, "--top", "all")
+        with monkeypatch.context() as patch:
+            colour(patch)
+            coloured = show(path, "--top", "all")
+        assert "\x1b[" in coloured
+        assert unstyled(coloured) == plain
+        assert "\x1b" not in unstyled(coloured)
+
+
+def test_one_module_of_any_name(
+    hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path in hostile:
+        for name in NAMES[::4]:
+            plain = show(path, f"--module={name}")
+            assert plain.startswith(f"{name}\n")
+            assert f" · {name}.weight\n" in plain
+            assert show_json(path, f"--module={name}")["module"]["module"] == name
+        plain = show(path, "-m", NAMES[16])
+        with monkeypatch.context() as patch:
+            colour(patch)
+            coloured = show(path, "-m", NAMES[16])
+        assert coloured != plain == unstyled(coloured)
+
+
+def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
+    for name in NAMES[len(HOSTILE) - 4 :]:
+        path = write(renamed(report(12), [name]), tmp_path / "it's.parquet")
+        first = commands(show(path))[0]
+        assert hlscore(*shlex.split(first)[1:]).out.startswith(f"{name}\n")
+
+
+@pytest.mark.parametrize("text", STEERING)
+def test_names_that_would_steer_the_terminal_are_refused(tmp_path: Path, text: str) -> None:
+    scores = write(renamed(report(12), [text]), tmp_path / "scores.parquet")
+    document = json.loads(planned(report(12)).model_dump_json())
+    plans = []
+    for number, change in enumerate((
+        lambda plan: plan["modules"][3].update(module=text, parameter=f"{text}.weight"),
+        lambda plan: plan["modules"][3].update(kind=text),
+        lambda plan: plan["score"].update(name=text),
+    )):  # fmt: skip
+        changed = json.loads(json.dumps(document))
+        change(changed)
+        plans.append(tmp_path / f"plan-{number}.json")
+        plans[-1].write_text(json.dumps(changed))
+    for path in (scores, *plans):
+        for options in ([], ["--json"], ["-m", "x"], ["--sort", "x"]):
+            found = hlscore("show", path, *options)
+            assert not set(found.out + found.err) & set("\x1b\r\x07\u202e\x9b\u2028\t"), path
+            if found.code:
+                assert found.message
+            else:
+                assert path == plans[1]
+
+
+def test_a_path_that_would_steer_the_terminal(tmp_path: Path) -> None:
+    for name in ("a\x1b[31m.json", "a\nb.json"):
+        path = tmp_path / name
+        write_plan(planned(report(12)), path)
+        out = show(path)
+        assert "\x1b" not in out
+        assert len(commands(out)) == 2
+        assert show_json(path)["file"] == str(path)
+
+
+@pytest.mark.parametrize("width", [20, 80])
+def test_nothing_is_cut_at_any_width(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    for path in files:
+        monkeypatch.setenv("COLUMNS", "300")
+        wide = show(path, "--top", "all")
+        one = show(path, "--module", "0.mlp.down_proj")
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = show(path, "--top", "all")
+        assert "…" not in out
+        assert table(out) == table(wide)
+        assert show(path, "--module", "0.mlp.down_proj") == one
+        assert out.split()[-20:] == wide.split()[-20:]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_names_fold_to_the_width_as_far_as_numbers_leave_room(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    for path in files:
+        longest = {}
+        for columns in (10, width):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            out = show(path, "--top", "all")
+            lines = out[out.index("# module") :].split("\n\n")[0].split("\n")
+            longest[columns] = max(map(cell_len, lines))
+        assert longest[10] < 65
+        assert longest[width] <= max(width, longest[10])
+        assert max(cell_len(line) for line in heat_map(out).values()) <= width
+
+
+def test_wide_letters_keep_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a.模型", "a.层", "a.kind", f"a.{'注意' * 30}")
+    path = write(renamed(report(4), names), tmp_path / "scores.parquet")
+    for width in (80, 200):
+        monkeypatch.setenv("COLUMNS", str(width))
+        out = show(path)
+        lines = out.split("\n")
+        first = next(at for at, line in enumerate(lines) if line.startswith("# module"))
+        body = [line for line in lines[first : first + 7] if " x " in line]
+        assert len({cell_len(line[: line.index(" x ")]) for line in body}) == 1
+        last = next(at for at, line in enumerate(lines) if line.startswith("layer "))
+        ends = {cell_len(line[: line.rindex(line[-1]) + 1]) for line in lines[last - 4 : last]}
+        assert len(ends) == 1
+        assert ends == {cell_len(lines[last]) + 1}
+
+
+def colours(text: str) -> set[int]:
+    """Codes that set a colour of letters or ground; bold and dim are none."""
+    styles = re.findall(r"\x1b\[([0-9;]*)m", text)
+    codes = {int(code) for style in styles for code in style.split(";") if code}
+    return {code for code in codes if code >= 30}
+
+
+def test_no_color(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    for path in files:
+        for options in ([], ["--module", "0.mlp.down_proj"]):
+            plain = show(path, *options)
+            with monkeypatch.context() as patch:
+                colour(patch)
+                assert colours(show(path, *options))
+                patch.setenv("NO_COLOR", "1")
+                out = show(path, *options)
+            assert not colours(out)
+            assert unstyled(out) == plain
+            assert "\x1b" not in plain
+
+
+def _run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-m", "hlscore", "show", *map(str, arguments)],
+        capture_output=True,
+        env={**os.environ, **variables},
+        check=False,
+        timeout=60,
+    )
+
+
+def test_into_a_pipe(files: tuple[Path, Path]) -> None:
+    for path in files:
+        ran = _run(path, TERM="xterm-256color")
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        assert b"\x1b" not in ran.stdout
+
+
+def test_into_a_pipe_that_is_closed(files: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "hlscore", "show", str(files[0]), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert running.stdout.read(10) == b'{"file": "'
+        running.stdout.close()
+        assert running.stderr.read() == b""
+        assert running.wait(timeout=60) == 0
+
+
+def test_a_terminal_of_plain_letters(files: tuple[Path, Path]) -> None:
+    plain = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "80"}
+    ran = _run(files[1], **plain)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    out = ran.stdout.decode("ascii")
+    assert ". no signal  - + * # rising hls  F trained in full" in out
+    assert re.search(r"^q_proj +#F", out, re.MULTILINE)
+    ran = _run(files[0], "-m", "0.mlp.down_proj", **plain)
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert re.search(
+        r"^tail #[*+=,_.-]{4}  rank 0 to 16$", ran.stdout.decode("ascii"), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("name", STEERING)
+def test_error_writes_a_hostile_path_out(name: str) -> None:
+    message = hlscore("show", name).message
+    assert name not in message
+    assert name.encode("unicode_escape").decode() in message
