@@ -41,6 +41,7 @@ from hlscore.inputs.placement import (
 from hlscore.inputs.tied import untie_unequal, untied
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.packing import packed_bytes
+from hlscore.processes import local_rank
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
@@ -216,12 +217,15 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
 
 
 def resolve_device(device: str) -> torch.device:
-    """Turn `auto` into the best device there is, and check the others."""
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda:0")
+    """Turn `auto` into the best device there is, and check the others.
+
+    Processes that `torchrun` started take one GPU each: `auto` and `cuda` name the one that has
+    the number of the process on its host.
+    """
+    if device == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device("cuda:0" if device == "cuda" else device)
+    own = (local_rank() or 0) % max(1, torch.cuda.device_count())
+    chosen = torch.device(f"cuda:{own}" if device in ("auto", "cuda") else device)
     missing = (
         (chosen.index or 0) >= torch.cuda.device_count()
         if chosen.type == "cuda"
