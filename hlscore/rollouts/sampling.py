@@ -66,7 +66,7 @@ class Sampler:
             )
             own = processes.share(_batches(prompts, at_once))
             progress.start("sampling", count * sum(map(len, own)), "completions")
-            with _told_by_each(processes):
+            with _raised_by_each(processes):
                 self._write(own, done, journal, progress)
         everywhere: dict[int, RolloutGroup] = {}
         for part in processes.gather(done):
@@ -191,8 +191,8 @@ def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
 
 
 @contextmanager
-def _told_by_each(processes: Processes) -> Iterator[None]:
-    """What is wrong with a prompt only the process knows that has it; the others do not say it."""
+def _raised_by_each(processes: Processes) -> Iterator[None]:
+    """Raise data errors as `RewardError`: the main process alone prints data errors."""
     try:
         yield
     except DataError as error:
