@@ -84,11 +84,7 @@ class Processes:
         return sums
 
     def give_to_all(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Overwrite tensors with those of the main process, name by name.
-
-        Args:
-            tensors: Tensors of this process, the same names and shapes everywhere.
-        """
+        """Overwrite tensors with those of the main process, name by name."""
         if self.size == 1:
             return
         from torch import distributed
@@ -134,11 +130,7 @@ def local_rank() -> int | None:
 
 @contextmanager
 def joined() -> Iterator[Processes]:
-    """Connect the processes that `torchrun` started, for the length of a run.
-
-    Yields:
-        This process among them; alone when there are no others.
-    """
+    """Connect the processes that `torchrun` started, for the length of a run."""
     found = started_as()
     if found.size == 1:
         yield found

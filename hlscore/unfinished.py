@@ -61,10 +61,6 @@ def stored_lines(path: Path) -> list[Any]:
     """Read a file of one JSON value per line that may have been cut off while it was written.
 
     What follows the last whole line is removed from the file, so that it can be appended to.
-
-    Raises:
-        OSError: The disk refuses.
-        ValueError: A whole line is not JSON.
     """
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
@@ -76,14 +72,7 @@ def stored_lines(path: Path) -> list[Any]:
 
 
 def store_lines(path: Path, values: Iterable[object]) -> None:
-    """Append values to a file, one line of JSON each; they are on the disk when this returns.
-
-    Args:
-        path: The file; made with its folder where it is not there.
-
-    Raises:
-        OSError: The disk refuses.
-    """
+    """Append values to a file, one line of JSON each; they are on the disk when this returns."""
     lines = [json.dumps(value) + "\n" for value in values]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:

@@ -12,7 +12,6 @@ from tokens import byte_tokenizer
 
 import hlscore
 from hlscore.gradients import trials
-from hlscore.settings import ObjectiveSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -97,7 +96,8 @@ def test_completions_written_on_the_gpu_score_like_on_the_cpu(name: str, estimat
         FAMILIES[name].build().to("cuda"),
         byte_tokenizer(),
         data=prompts,
-        objective=ObjectiveSettings(objective="grpo", max_new_tokens=8),
+        objective="grpo",
+        max_new_tokens=8,
         reward=even,
         **options,
     )

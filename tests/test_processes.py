@@ -15,6 +15,7 @@ from families import FAMILIES
 from problems import by_module, close, completions, run_report
 from two_processes import COUNTS, PAIRS, RUNS, options
 
+from hlscore.inputs.model import resolve_device
 from hlscore.processes import Processes, joined, local_rank, started_as
 from hlscore.records import ScoreReport
 
@@ -166,3 +167,25 @@ def test_processes_are_told_by_the_environment(
     if me.size == 1:
         with joined() as again:
             assert again == me
+
+
+@pytest.mark.parametrize(
+    ("size", "gpus", "asked", "expected"),
+    [
+        ("4", 4, "auto", "cuda:2"),
+        ("4", 4, "cuda", "cuda:2"),
+        ("4", 4, "cuda:1", "cuda:1"),
+        ("4", 1, "auto", "cuda:0"),  # they share it
+        ("1", 4, "auto", "cuda:0"),
+        ("4", 0, "auto", "cpu"),
+    ],
+)
+def test_each_process_takes_a_gpu_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, size: str, gpus: int, asked: str, expected: str
+) -> None:
+    for name, value in {"WORLD_SIZE": size, "RANK": "2", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device(asked) == torch.device(expected)

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import torch
 from console import hlscore, save_model
+from loading import deepen, half_on_disk, widen
 from problems import by_module, completions, run_report, settings
-from test_device_map_loading import deepen, half_on_disk
-from test_quantized_loading import widen
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.report import read_report

@@ -77,16 +77,7 @@ class _Parts:
 
 
 class Adapter:
-    """A PEFT adapter beside its base model.
-
-    Args:
-        name: As given.
-        folder: Folder with `adapter_config.json`.
-        base: The model that it is for.
-
-    Raises:
-        ModelError: It is of a kind that cannot be read, or for another model.
-    """
+    """A PEFT adapter beside its base model."""
 
     def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
         self.name, self.folder, self._base = name, folder, base

@@ -21,11 +21,7 @@ SAMPLES_PER_WEIGHT = 16
 def identity_of(
     model: PreTrainedModel, name: str, revision: str | None, found: Fingerprint
 ) -> ModelIdentity:
-    """Describe a model whose fingerprint is known, also without weights.
-
-    Args:
-        model: The model; only names, types and shapes are read.
-    """
+    """Describe a model whose fingerprint is known, also without weights."""
     return ModelIdentity(
         model=name,
         revision=revision,
@@ -49,9 +45,6 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     Args:
         model: The model with its weights loaded; where they are sharded, every rank must call
             this.
-
-    Returns:
-        Two hashes: one of the structure, one of the weights.
     """
     candidates = candidates_of(find_modules(model, CandidateSettings()))
     weights = hashlib.sha256()

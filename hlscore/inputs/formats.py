@@ -92,7 +92,7 @@ def example_set(
         columns = _with_sharegpt(rows[0], columns)
     found = _find_format(rows[0], source, columns, set(settings.columns), wanted)
     checked = tuple(
-        _checked(row, _Place(index, source), found, columns) for index, row in enumerate(rows)
+        _checked(row, _Position(index, source), found, columns) for index, row in enumerate(rows)
     )
     return ExampleSet(
         source=source,
@@ -151,7 +151,7 @@ def _mapping_example(wanted: ExampleFormat) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Position:
     """Where a value stands, for messages."""
 
     index: int
@@ -164,7 +164,7 @@ class _Place:
         )
 
 
-def _checked(row: Row, place: _Place, found: ExampleFormat, columns: Columns) -> Row:
+def _checked(row: Row, place: _Position, found: ExampleFormat, columns: Columns) -> Row:
     named = {role: row.get(columns.get(role, role)) for role in _REQUIRED[found]}
     for role in _OPTIONAL.get(found, ()):
         value = row.get(columns.get(role, role))
@@ -204,7 +204,7 @@ def _is_number(value: object) -> bool:
     return number and math.isfinite(value)  # type: ignore[arg-type]
 
 
-def _template_arguments(named: Row, shown: Columns, place: _Place) -> dict[str, Any]:
+def _template_arguments(named: Row, shown: Columns, place: _Position) -> dict[str, Any]:
     """What a row hands to the chat template: tools, given as a list or as its JSON, and more."""
     found: dict[str, Any] = {}
     if "tools" in named:
@@ -266,14 +266,14 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
         yield "Images are not read: the probes are text alone."
 
 
-def _check_turn(value: object, role: str, column: str, place: _Place) -> None:
+def _check_turn(value: object, role: str, column: str, place: _Position) -> None:
     if role == "messages" or (role in _TURNS and isinstance(value, list)):
         _check_messages(value, column, place)
     else:
         _check_text(value, column, place)
 
 
-def _check_alike(named: Row, place: _Place) -> None:
+def _check_alike(named: Row, place: _Position) -> None:
     """A conversation may be continued by text, but not the other way round."""
     first, *others = (role for role in ("prompt", "completion", "chosen", "rejected")
                       if role in named)  # fmt: skip
@@ -288,12 +288,12 @@ def _check_alike(named: Row, place: _Place) -> None:
             )
 
 
-def _check_text(value: object, column: str, place: _Place) -> None:
+def _check_text(value: object, column: str, place: _Position) -> None:
     if not isinstance(value, str):
         raise place.error(column, f"{type(value).__name__}, not text")
 
 
-def _check_messages(value: object, column: str, place: _Place) -> None:
+def _check_messages(value: object, column: str, place: _Position) -> None:
     well_formed = (
         isinstance(value, list)
         and value
@@ -313,7 +313,7 @@ def _check_messages(value: object, column: str, place: _Place) -> None:
         )
 
 
-def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
+def _check_rollout(named: Row, shown: Mapping[str, str], place: _Position) -> None:
     for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
         if ids in named:
             _check_numbers(named[ids], shown[ids], place, whole=True)
@@ -340,9 +340,9 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
         )
     if "logprobs" in named:
         _check_numbers(named["logprobs"], shown["logprobs"], place, whole=False)
-    heat = named.get("temperature", 1)
-    if not isinstance(heat, int | float) or not 0 < heat < math.inf:
-        raise place.error(shown["temperature"], f"{heat!r}, no temperature")
+    temperature = named.get("temperature", 1)
+    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+        raise place.error(shown["temperature"], f"{temperature!r}, not a temperature")
     truncated = named.get("truncated", False)
     if not isinstance(truncated, int | float) or truncated not in (0, 1):
         raise place.error(
@@ -352,7 +352,7 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Place) -> None:
         )
 
 
-def _check_conversation(named: Row, place: _Place) -> None:
+def _check_conversation(named: Row, place: _Position) -> None:
     """Messages can only be rendered after those that they answer."""
     if not isinstance(named.get("prompt"), list):
         raise DataError(
@@ -362,7 +362,7 @@ def _check_conversation(named: Row, place: _Place) -> None:
         )
 
 
-def _check_numbers(value: object, column: str, place: _Place, *, whole: bool) -> None:
+def _check_numbers(value: object, column: str, place: _Position, *, whole: bool) -> None:
     kinds: tuple[type, ...] = (int,) if whole else (int, float, type(None))
     right = isinstance(value, Sequence) and not isinstance(value, str)
     if not right or not all(

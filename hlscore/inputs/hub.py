@@ -68,11 +68,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 
 
 def find_adapter(settings: ModelSettings) -> Path | None:
-    """Find the folder of a PEFT adapter.
-
-    Returns:
-        The folder; `None` where the name is no adapter's.
-    """
+    """Find the folder of a PEFT adapter."""
     name = settings.model
     local = existing_path(name)
     if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):

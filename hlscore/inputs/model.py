@@ -41,6 +41,7 @@ from hlscore.inputs.placement import (
 from hlscore.inputs.tied import untie_unequal, untied
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.packing import packed_bytes
+from hlscore.processes import local_rank
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
@@ -192,11 +193,7 @@ def _planned_bits(config: PreTrainedConfig, settings: ModelSettings) -> int | No
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """Find the device that token ids have to be on.
-
-    Args:
-        model: Any model; it may be spread over devices by accelerate.
-    """
+    """Find the device that token ids have to be on."""
     embedding = model.get_input_embeddings()
     for hook in accelerate_hooks(embedding):
         device = getattr(hook, "execution_device", None)
@@ -207,11 +204,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
-    """Describe a loaded model for the artifacts.
-
-    Args:
-        model: The model; its weights may be quantized, offloaded by accelerate, or sharded.
-    """
+    """Describe a loaded model for the artifacts."""
     if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
     if hasattr(model, "peft_config"):
@@ -226,14 +219,13 @@ def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelId
 def resolve_device(device: str) -> torch.device:
     """Turn `auto` into the best device there is, and check the others.
 
-    Args:
-        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:N`.
+    Processes that `torchrun` started take one GPU each: `auto` and `cuda` name the one that has
+    the number of the process on its host.
     """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda:0")
+    if device == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    chosen = torch.device("cuda:0" if device == "cuda" else device)
+    own = (local_rank() or 0) % max(1, torch.cuda.device_count())
+    chosen = torch.device(f"cuda:{own}" if device in ("auto", "cuda") else device)
     missing = (
         (chosen.index or 0) >= torch.cuda.device_count()
         if chosen.type == "cuda"

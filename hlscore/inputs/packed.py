@@ -27,9 +27,6 @@ def is_plain(tensor: torch.Tensor) -> bool:
 def is_packed_linear(module: nn.Module) -> bool:
     """Tell whether a module is a linear map with a packed weight.
 
-    Args:
-        module: Any module; only its own tensors are looked at, not those of its children.
-
     Returns:
         Whether it says how many features go in and out, but has no plain weight of that size.
     """
@@ -63,9 +60,6 @@ def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
 
 def count_params(model: PreTrainedModel) -> int:
     """Count the parameters of a model as if none were packed.
-
-    Args:
-        model: Any model; its weights are not read.
 
     Returns:
         Number of parameters; tied ones count once.

@@ -33,9 +33,6 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
 
     The main process reads the model into the memory of its host, once; each process keeps its
     part of every weight on its device. Blocks are gathered one at a time when they are run.
-
-    Args:
-        processes: This process among those that share the weights; they are connected.
     """
     if processes.size == 1:
         raise UsageError(

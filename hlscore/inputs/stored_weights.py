@@ -59,16 +59,7 @@ class _Source:
 
 
 class StoredWeights:
-    """The weights of a checkpoint that is not loaded.
-
-    Args:
-        settings: Which model.
-
-    Raises:
-        ModelError: The model cannot be found, read or used, or its weights are quantized or
-            pickled.
-        ArtifactError: A file of weights cannot be read.
-    """
+    """The weights of a checkpoint that is not loaded."""
 
     def __init__(self, settings: ModelSettings) -> None:
         self._files = find_model(settings, weights=True)
@@ -130,14 +121,8 @@ class StoredWeights:
     def weight(self, parameter: str) -> torch.Tensor:
         """Read one weight as the model would hold it.
 
-        Args:
-            parameter: Full name of a parameter that is stored.
-
         Returns:
             The weight, in the dtype of the files.
-
-        Raises:
-            ModelError: The weight is not as the configuration says.
         """
         source = self._source_of[parameter]
         if source.converter is None:
@@ -167,9 +152,6 @@ class StoredWeights:
 
         Args:
             weights_hash: What `read` gave in the end.
-
-        Returns:
-            What is written about the model.
         """
         structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
@@ -186,14 +168,7 @@ class StoredWeights:
         return known.get(most, most)
 
     def check(self, modules: Sequence[Candidate]) -> None:
-        """Refuse files that lack the weight of a module, before any is read.
-
-        Args:
-            modules: Candidates.
-
-        Raises:
-            ModelError: A weight is missing.
-        """
+        """Refuse files that lack the weight of a module, before any is read."""
         missing = sorted(
             item.parameter for item in modules if item.parameter not in self._source_of
         )
@@ -215,9 +190,6 @@ class StoredWeights:
 
         Returns:
             Hash over sampled weights, as in the fingerprint of the loaded model.
-
-        Raises:
-            ModelError: A weight is missing, or is not as the configuration says.
         """
         wanted = {item.parameter: item for item in modules}
         sampled = candidates_of(find_modules(self.shape, CandidateSettings()))

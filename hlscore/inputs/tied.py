@@ -49,11 +49,7 @@ def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
 
 
 def untied(model: PreTrainedModel) -> list[tuple[str, str]]:
-    """List the weights that the configuration ties and that are not tied in a model.
-
-    Args:
-        model: A loaded model, or a shape after `untie_unequal`.
-    """
+    """List the weights that the configuration ties and that are not tied in a model."""
     kept = getattr(model, "all_tied_weights_keys", None)
     if kept is None:
         return []

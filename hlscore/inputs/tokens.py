@@ -40,11 +40,7 @@ def rendering(row: Row) -> dict[str, Any]:
 def template_ids(
     messages: Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> dict[str, list[int]]:
-    """Apply the chat template.
-
-    Returns:
-        `input_ids`, and what else was asked for.
-    """
+    """Apply the chat template."""
     if not tokenizer.chat_template:
         raise DataError(
             "The data holds conversations, but the model's tokenizer has no chat template.",

@@ -88,12 +88,6 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
         name: Directory or hub id of a fine-tuned model or of a PEFT adapter.
         base: The model that it started from.
         settings: How the base is read: the training is read in the same way.
-
-    Returns:
-        The training; its tensors are not read yet.
-
-    Raises:
-        ModelError: It cannot be found, or is of a kind that cannot be read.
     """
     from hlscore.inputs.adapter import Adapter
 
@@ -111,11 +105,7 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
 
 
 class Checkpoint:
-    """A whole model, trained in full or merged.
-
-    Args:
-        settings: Which model.
-    """
+    """A whole model, trained in full or merged."""
 
     def __init__(self, settings: ModelSettings) -> None:
         self.name = settings.model

@@ -80,11 +80,7 @@ class RolloutJournal:
         return self._path.exists()
 
     def load(self) -> dict[int, RolloutGroup]:
-        """Read the groups that were finished.
-
-        Returns:
-            Groups by the number of their prompt; empty where there is no journal.
-        """
+        """Read the groups that were finished."""
         if not self.exists():
             return {}
         try:

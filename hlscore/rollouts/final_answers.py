@@ -140,11 +140,7 @@ def _value(match: re.Match[str]) -> float | None:
 
 
 def completion_text(completion: Any) -> str:
-    """Give the text of a completion.
-
-    Args:
-        completion: A text, or a conversation: a list of messages.
-    """
+    """Give the text of a completion."""
     if not isinstance(completion, list):
         return "" if completion is None else str(completion)
     last = completion[-1] if completion else ""

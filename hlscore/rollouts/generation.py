@@ -48,14 +48,7 @@ class Draft:
 
 
 class Writer:
-    """Lets a model complete prompts.
-
-    Args:
-        model: The model; may be on any device.
-        tokenizer: Its tokenizer.
-        settings: How tokens are drawn.
-        seed: Seed of the draws.
-    """
+    """Lets a model complete prompts."""
 
     def __init__(
         self,

@@ -36,9 +36,6 @@ def encode_prompts(
 ) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
     """Tokenize prompts, each once.
 
-    Args:
-        examples: Checked examples in the format `prompt`.
-
     Returns:
         The prompts that leave room for a completion, and notes about the others.
     """

@@ -53,12 +53,12 @@ def rollouts_from(
         kept = sorted(random.Random(seed).sample(range(len(names)), samples))
         names = [names[place] for place in kept]
     ends = end_token_ids(tokenizer, model)
-    heats = {row.get("temperature", 1.0) for row in examples.rows}
+    temperatures = {row.get("temperature", 1.0) for row in examples.rows}
     return RolloutSet(
         source=examples.source,
-        temperature=float(min(heats)) if len(heats) == 1 else None,
+        temperature=float(min(temperatures)) if len(temperatures) == 1 else None,
         notes=examples.notes
-        if len(heats) < 2
+        if len(temperatures) < 2
         else (
             *examples.notes,
             "The rows differ in temperature: the loss is computed at 1 (--temperature).",

@@ -264,11 +264,7 @@ class _NoAnswerError(Exception):
 
 
 class _Worker:
-    """A worker process and the socket to it.
-
-    Args:
-        rewards: Names of the rewards that it judges with.
-    """
+    """A worker process and the socket to it."""
 
     def __init__(self, rewards: Sequence[str]) -> None:
         self._socket, other = socket.socketpair()

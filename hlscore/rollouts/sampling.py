@@ -26,15 +26,7 @@ _NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "comple
 
 
 class Sampler:
-    """Samples completions and judges them; `run` does it.
-
-    Args:
-        model: The model; comes back as it was.
-        tokenizer: Its tokenizer.
-        settings: How completions are sampled.
-        rewards: What judges them.
-        seed: Seed of the samples.
-    """
+    """Samples completions and judges them; `run` does it."""
 
     def __init__(
         self,
@@ -60,11 +52,6 @@ class Sampler:
     ) -> RolloutSet:
         """Sample and judge the completions of every prompt.
 
-        Args:
-            examples: Checked examples in the format `prompt`.
-            processes: This process among those that share the prompts.
-            journal: Where finished groups are stored, if anywhere.
-
         Returns:
             The rollouts of all processes, in the order of the data.
         """
@@ -79,7 +66,7 @@ class Sampler:
             )
             own = processes.share(_batches(prompts, at_once))
             progress.start("sampling", count * sum(map(len, own)), "completions")
-            with _told_by_each(processes):
+            with _raised_by_each(processes):
                 self._write(own, done, journal, progress)
         everywhere: dict[int, RolloutGroup] = {}
         for part in processes.gather(done):
@@ -158,12 +145,7 @@ def judgeable_prompts(
     model: PreTrainedModel,
     rewards: RewardProcess,
 ) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
-    """Prompts to complete: those that a built-in verifier can judge at all.
-
-    Args:
-        examples: Checked examples in the format `prompt`.
-        model: The model; may be on the meta device.
-    """
+    """Prompts to complete: those that a built-in verifier can judge at all."""
     prompts, notes = encode_prompts(examples, tokenizer, model)
     if not rewards.builtin:
         return prompts, notes
@@ -209,8 +191,8 @@ def _batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
 
 
 @contextmanager
-def _told_by_each(processes: Processes) -> Iterator[None]:
-    """What is wrong with a prompt only the process knows that has it; the others do not say it."""
+def _raised_by_each(processes: Processes) -> Iterator[None]:
+    """Raise data errors as `RewardError`: the main process alone prints data errors."""
     try:
         yield
     except DataError as error:

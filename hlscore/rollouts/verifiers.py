@@ -123,9 +123,6 @@ def verify_all(
 ) -> list[float | None]:
     """Judge completions with a built-in verifier.
 
-    Args:
-        columns: The other columns of the data, one value per completion.
-
     Returns:
         One reward per completion, `None` where the answer cannot be judged.
     """

@@ -37,9 +37,8 @@ def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_al
 
 def print_modules_json(found: Sequence[Candidate], *, model: str, total: int) -> None:
     """Print the modules of a model as one JSON object."""
-    print(
-        json.dumps({"model": model, "params": total, "modules": [asdict(item) for item in found]})
-    )
+    modules = [asdict(item) | {"reason": item.reason} for item in found]
+    print(json.dumps({"model": model, "params": total, "modules": modules}))
 
 
 def _kind_table(candidates: Sequence[Candidate]) -> Table:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
+from loading import widen
 from torch import nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import BitsAndBytesConfig, PreTrainedModel
@@ -27,21 +28,6 @@ from hlscore.settings import CandidateSettings, ModelSettings
 
 ALL = CandidateSettings()
 NAMES = ("llama", "gpt2", "mixtral")
-
-
-def widen(name: str) -> PreTrainedModel:
-    """A model whose widths are multiples of 64, the block of 4-bit weights."""
-    family = FAMILIES[name]
-    wide = {"hidden_size": 64, "intermediate_size": 128, "n_embd": 64, "n_inner": 128}
-
-    def config() -> Any:
-        found = family.config()
-        for key, size in wide.items():
-            if key in found.to_dict():
-                setattr(found, key, size)
-        return found
-
-    return replace(family, config=config).build()
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from families import FAMILIES
 from tokens import byte_tokenizer
 
 import hlscore
-from hlscore.settings import ObjectiveSettings
 
 PROMPTS = [{"prompt": text} for text in ("one", "two or three", "x =", "the end of", "a b c")]
 
@@ -22,14 +21,14 @@ def even(completion_ids: list[list[int]], **_: object) -> list[float]:
 def test_family(name: str) -> None:
     model = FAMILIES[name].build()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    settings = ObjectiveSettings(
-        objective="grpo", max_new_tokens=6, generations=4, generate_batch=8
-    )
     found = hlscore.rank(
         model,
         byte_tokenizer(),
         data=PROMPTS,
-        objective=settings,
+        objective="grpo",
+        max_new_tokens=6,
+        generations=4,
+        generate_batch=8,
         reward=even,
         rank=2,
         budget=0.5,

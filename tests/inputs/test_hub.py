@@ -220,7 +220,7 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
 def _start(environment: dict[str, str], folder: Path) -> Shell:
     with (folder / "log.txt").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, str(Path(__file__).parent)],
+            [sys.executable, "-c", RUNNER, str(Path(__file__).parents[1])],
             env=environment,
             cwd=folder,
             stdin=subprocess.PIPE,

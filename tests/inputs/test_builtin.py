@@ -18,7 +18,7 @@ from hlscore.probes.encode import encode
 from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
 
 FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
-RECORDS = sorted((Path(__file__).parent.parent / "benchmarks/results").glob("builtin_model_*.json"))
+RECORDS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("builtin_model_*.json"))
 
 
 def test_weights_are_small_and_safe() -> None:

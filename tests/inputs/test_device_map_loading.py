@@ -14,6 +14,7 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
+from loading import deepen, half_on_disk
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
@@ -28,20 +29,6 @@ from hlscore.settings.model import parse_memory
 
 ALL = CandidateSettings()
 EVERYTHING = CandidateSettings(head=True, embeddings=True)
-DEPTH = 6
-
-
-def deepen(name: str) -> PreTrainedModel:
-    family = FAMILIES[name]
-
-    def config() -> Any:
-        found = family.config()
-        found.num_hidden_layers = DEPTH
-        if getattr(found, "layer_types", None):
-            found.layer_types = ["full_attention"] * DEPTH
-        return found
-
-    return replace(family, config=config).build()
 
 
 @pytest.fixture(scope="module", params=["qwen3", "mixtral"])
@@ -59,20 +46,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     return folder
-
-
-def half_on_disk(folder: Path, model: PreTrainedModel, **options: Any) -> ModelSettings:
-    """Settings under which about half of the blocks have to go to disk."""
-    block = 4 * sum(p.numel() for p in model.model.layers[0].parameters())
-    rest = 4 * sum(p.numel() for p in model.parameters()) - DEPTH * block
-    # accelerate keeps room for one more block.
-    size = rest + (DEPTH // 2 + 1.5) * block
-    return ModelSettings(
-        model=str(folder),
-        device_map="auto",
-        max_memory={"cpu": f"{size / 1000:.3f}KB"} | options.pop("max_memory", {}),
-        **options,
-    )
 
 
 def gradient(model: PreTrainedModel, *, wrap: bool) -> torch.Tensor:

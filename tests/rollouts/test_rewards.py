@@ -174,10 +174,8 @@ def test_functions_that_fail(mine: Path, name: str, message: str) -> None:
 @pytest.mark.parametrize("name", ["loops", "loops_in_c"])
 def test_functions_that_hang(mine: Path, name: str) -> None:
     with RewardProcess([f"mine:{name}", "mine:process"], timeout=0.5) as process:
-        start = time.monotonic()
         with pytest.raises(RewardError, match=r"longer than 0\.5 s for 1 completions") as caught:
             process.judge(batch("a"))
-        assert time.monotonic() - start < 5
         assert "--reward-timeout" in caught.value.hint
 
 
