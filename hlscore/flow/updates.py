@@ -87,10 +87,10 @@ def score_updates(
     of_weights = settings.weight_scores or find_score(plan.score).reads_weights
     weights: dict[str, WeightStatistics] = {}
 
-    def use(item: Candidate, weight: torch.Tensor) -> None:
-        scorer.add(item, weight)
+    def use(item: Candidate, held: list[torch.Tensor]) -> None:
         if of_weights:
-            weights[item.module] = measure_weight(weight, item, ranks, device)
+            weights[item.module] = measure_weight(held[0], item, ranks, device)
+        scorer.add(item, held)
         progress.advance(1)
 
     progress.start("decomposing", len(chosen), "modules")
@@ -154,8 +154,9 @@ class _Scorer:
         self._energies = [0.0] * len(trainings)
         self._noise = [0.0] * len(trainings)
 
-    def add(self, item: Candidate, weight: torch.Tensor) -> None:
-        """Score the updates of one weight."""
+    def add(self, item: Candidate, held: list[torch.Tensor]) -> None:
+        """Score the updates of one weight, which is taken out of its list and freed."""
+        weight = held.pop()
         norm = float(energies_of(weight.reshape(-1, *weight.shape[-2:])).sum()) ** 0.5
         updates = []
         for place, trained in enumerate(self._trainings):
@@ -163,6 +164,7 @@ class _Scorer:
             updates.append(update)
             if update is not None:
                 self._look(place, trained, item, weight, update, norm)
+        del weight  # decompositions need its room
         ranks = [rank for trained in self._trainings if (rank := trained.rank_of(item))]
         found = self._reduce(item, updates, norm)
         self.statistics[item.module] = found

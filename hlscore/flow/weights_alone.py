@@ -43,7 +43,7 @@ def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResu
     chosen, ranks = candidates_of(modules), _ranks(settings)
     began = time.perf_counter()
     with _decomposing(chosen, ranks, device, progress) as (found, use):
-        weights_hash = stored.read(chosen, use)
+        weights_hash = stored.read(chosen, lambda item, held: use(item, held.pop()))
     identity = stored.identity(weights_hash)
     run = run_info(
         settings,

@@ -180,13 +180,14 @@ class StoredWeights:
             )
 
     def read(
-        self, modules: Sequence[Candidate], use: Callable[[Candidate, torch.Tensor], None]
+        self, modules: Sequence[Candidate], use: Callable[[Candidate, list[torch.Tensor]], None]
     ) -> str:
         """Hand over one weight after the other, in the order of their names in the files.
 
         Args:
             modules: Candidates whose weights are wanted.
-            use: Called with each of them and its weight, as the model would hold it.
+            use: Called with each of them and its weight, as the model would hold it: a list of
+                one, from which it can be taken to be freed early.
 
         Returns:
             Hash over sampled weights, as in the fingerprint of the loaded model.
@@ -199,9 +200,11 @@ class StoredWeights:
         for name, weight in self._weights(set(known)):
             self._check_shape(name, weight)
             samples[name] = sampled_bytes(weight)
-            if name in wanted:
-                use(wanted[name], weight)
+            held = [weight]
             del weight  # not two at a time
+            if name in wanted:
+                use(wanted[name], held)
+            held.clear()
         found = hashlib.sha256()
         for item in sorted(sampled, key=lambda item: item.parameter):
             found.update(samples[item.parameter])
