@@ -239,14 +239,6 @@ def test_markdown_needs_no_extra(files: tuple[Path, Path], tmp_path: Path) -> No
     assert (tmp_path / "a.md").read_text() == (tmp_path / "b.md").read_text()
 
 
-def test_a_folder_that_is_missing_is_made(files: tuple[Path, Path], tmp_path: Path) -> None:
-    target = tmp_path / "new" / "folder" / "a.svg"
-    assert hlscore("report", *files, "-o", target).code == 0
-    assert target.read_bytes().startswith(b"<svg")
-    below_a_file = files[0] / "a.md"
-    assert hlscore("report", *files, "-o", below_a_file).code in (2, 3)
-
-
 @pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("png", "write")])
 def test_ctrl_c_leaves_nothing(
     files: tuple[Path, Path],
