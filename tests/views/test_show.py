@@ -254,18 +254,6 @@ def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
         assert ("◆ trained in full" in out) == (path == plan)
 
 
-def test_a_map_of_many_layers_says_what_it_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    path = write(report(7 * 103, resamples=2), tmp_path / "scores.parquet")
-    out = show(path)
-    drawn = heat_map(out)
-    assert {len(line) for name, line in drawn.items() if name != "layer"} == {49}
-    assert drawn["layer"].split() == [str(layer) for layer in range(0, 46, 5)]
-    assert "\n... 54 more layers\n" in out
-
-
 REFUSED = [
     ("scores", "--mode full", "--mode is for a plan.json, not for scores."),
     ("plan", "--status scored", "--status is for a scores.parquet, not a plan."),

@@ -98,15 +98,6 @@ def test_an_unknown_name_is_refused_with_near_ones(plan: Path, name: str, near: 
         assert near == set(named) or "donw" in name
 
 
-def test_filters_leave_modules_out_and_the_error_says_so(scores: Path, plan: Path) -> None:
-    found = hlscore("show", scores, "-m", DOWN, "--layer", "2")
-    assert found.code == 2
-    assert f"No module that matches --layer 2 is called '{DOWN}'." in found.message
-    assert "model.layers.2.mlp.down_proj" in found.message
-    found = hlscore("show", plan, "-m", DOWN, "--mode", "frozen")
-    assert found.message == f"error: No module that matches --mode frozen is called '{DOWN}'.\n"
-
-
 def test_json_of_every_row(scores: Path) -> None:
     for row in read_rows(scores)[::4]:
         printed = show_json(scores, "--module", row["module"])
