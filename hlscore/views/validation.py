@@ -113,11 +113,9 @@ def _print_arms(console: Console, content: dict[str, Any]) -> None:
     for name, arm in content["arms"].items():
         tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
         best = min(tried, key=lambda item: item["tuning_loss"], default=None)
-        share, (loss, low, high) = (
-            arm["recovered"],
-            (arm["loss"][key] for key in ("value", "low", "high")),
-        )
-        known = not (loss is None or low is None or high is None)
+        share = arm["recovered"]
+        loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
+        known = None not in (loss, low, high)
         recovered = ""
         if share is not None and share["value"] is not None and name not in ("lora", "full"):
             value, least, most = (100 * share[key] for key in ("value", "low", "high"))

@@ -236,18 +236,6 @@ def test_the_tail_curve_is_that_of_the_module(opened: Opener) -> None:
         assert height == pytest.approx(ordered[0] - scale * (value - min(values)), abs=2)
 
 
-def test_filtering(opened: Opener) -> None:
-    seen = opened(joined())
-    assert seen.text("#count") == "43 of 43 rows"
-    seen.page.locator("#filter").fill("V_PROJ")
-    assert seen.text("#count") == "6 of 43 rows"
-    assert all(name.endswith("v_proj") for name in seen.column(1))
-    seen.page.locator("#filter").fill("no such module")
-    assert seen.column(1) == []
-    seen.page.locator("#filter").fill("")
-    assert len(seen.column(1)) == 43
-
-
 def test_hostile_names_stay_text(opened: Opener) -> None:
     found = hostile_report()
     seen = opened(join(found, planned(found, budget="0.2"), planned_here=False))

@@ -89,14 +89,6 @@ def test_a_plan_orders_the_page_by_its_own_score(tmp_path: Path) -> None:
     assert rows[1][2] == "19"
 
 
-@pytest.mark.parametrize("baseline", ["lora-matched", "random"])
-def test_baselines_are_shown_as_such(tmp_path: Path, baseline: str) -> None:
-    found = report(20)
-    files = saved(tmp_path, found, planned(found, baseline=baseline))
-    assert hlscore("report", *files, "-o", tmp_path / "a.md").code == 0
-    assert f"baseline {baseline}" in (tmp_path / "a.md").read_text()
-
-
 def test_hostile_files_give_every_format(tmp_path: Path) -> None:
     scores = tmp_path / "scores.parquet"
     write_report(hostile_report(), scores)
@@ -131,26 +123,6 @@ def test_wrong_usage_is_one_line(
     assert found.code == 2
     assert said in found.message
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("report", "."))]
-
-
-def test_existing_files_need_force(files: tuple[Path, Path], tmp_path: Path) -> None:
-    target = tmp_path / "a.md"
-    target.write_text("mine")
-    found = hlscore("report", *files, "-o", target)
-    assert found.code == 2
-    assert "--force" in found.message
-    assert target.read_text() == "mine"
-
-
-def test_a_plan_of_another_model_is_refused(tmp_path: Path) -> None:
-    scores, plan = saved(tmp_path, report(20))
-    document = json.loads(plan.read_text())
-    document["model"]["fingerprint"]["structure"] = "sha256:f"
-    plan.write_text(json.dumps(document))
-    found = hlscore("report", scores, plan)
-    assert found.code == 2
-    assert "with other modules" in found.message
-    assert not (tmp_path / "report.html").exists()
 
 
 @pytest.mark.parametrize("which", [0, 1])
@@ -237,14 +209,6 @@ def test_markdown_needs_no_extra(files: tuple[Path, Path], tmp_path: Path) -> No
     assert found.returncode == 0, found.stderr
     assert hlscore("report", *files, "-o", tmp_path / "b.md").code == 0
     assert (tmp_path / "a.md").read_text() == (tmp_path / "b.md").read_text()
-
-
-def test_a_folder_that_is_missing_is_made(files: tuple[Path, Path], tmp_path: Path) -> None:
-    target = tmp_path / "new" / "folder" / "a.svg"
-    assert hlscore("report", *files, "-o", target).code == 0
-    assert target.read_bytes().startswith(b"<svg")
-    below_a_file = files[0] / "a.md"
-    assert hlscore("report", *files, "-o", below_a_file).code in (2, 3)
 
 
 @pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("png", "write")])

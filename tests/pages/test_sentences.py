@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from report_content import content, planned, silent_content
 from reports import report
 
-import hlscore.pages
 from hlscore.pages import sentences
 from hlscore.pages.content import Content, join
 from hlscore.pages.plan_charts import charts_of
 from hlscore.pages.sentences import key_figures, what_was_run
-
-TEMPLATES = Path(hlscore.pages.__file__).parent / "templates"
 
 
 def noisy_content(modules: int) -> Content:
@@ -85,8 +80,3 @@ def test_small_numbers_are_written_out() -> None:
     assert charts_of(content(1, budget="1"))["bars"].title == "The only module"
     assert charts_of(content(12))["bars"].title == "All 12 modules, the highest first"
     assert charts_of(content(60))["bars"].title == "The 40 highest of 60 modules"
-
-
-def test_nothing_on_the_page_moves() -> None:
-    style = (TEMPLATES / "report.css").read_text() + (TEMPLATES / "report.js").read_text()
-    assert not re.search(r"animation|transition|@keyframes|smooth", style)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 from collections.abc import Sequence
@@ -148,10 +147,3 @@ def test_files_that_are_no_scores(files: Sequence[Path], tmp_path: Path, place: 
         refused(hlscore("compare", given[place]), 3)
     plan = save_plan(noisy(7, 1), tmp_path / "plan.json")
     refused(hlscore("compare", plan, files[0]), 2, "is a plan", "hlscore diff")
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
-def test_a_file_that_may_not_be_read(files: Sequence[Path], tmp_path: Path) -> None:
-    path = save(noisy(7, 1), tmp_path / "s")
-    path.chmod(0)
-    refused(hlscore("compare", path, files[0]), 3, "cannot be read")

@@ -19,7 +19,6 @@ from compared import (
     renamed,
     save,
     save_plan,
-    shown,
     told,
 )
 from console import hlscore
@@ -95,19 +94,6 @@ def test_printed_figures_are_those_of_json(
     assert f"same probes: {taus[0]:.2f} in A, {taus[1]:.2f} in B; new probes agree less" in text
 
 
-def test_top_shortens_every_table(plans: Sequence[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "160")
-    moves = told("diff", *plans)["moves"]
-    text = printed("diff", *plans, "--top", "1")
-    assert len(table_under("#", text)) == 2
-    rest = len(moves) - 1
-    assert f"... {rest} more module{'s' if rest > 1 else ''}\n" in text
-    kinds = table_under("kind", text)
-    assert len(kinds) == 2
-    assert kinds[1][0] == "..."
-    assert len(table_under("#", printed("diff", *plans, "--top", str(len(moves))))) == len(moves)
-
-
 @pytest.mark.parametrize(("spread", "less"), [(0.0001, True), (5.0, False)])
 def test_noise_is_held_against_the_difference(tmp_path: Path, spread: float, *, less: bool) -> None:
     """Where resamples hardly scatter, noise cannot explain another order."""
@@ -168,18 +154,6 @@ def test_other_weights_and_other_scores_are_told(
     assert "Kendall's tau of hls and tail " in printed("diff", plans[0], path)
 
 
-def test_values_that_look_the_same_shortened_are_shown_whole(
-    runs: Sequence[ScoreReport], tmp_path: Path
-) -> None:
-    names = [f"org/a-very-long-name-of-a-model-{at}-instruct-of-some-kind" for at in (1, 2)]
-    paths = [
-        save_plan(replace(runs[0], model=replace(runs[0].model, model=name)), tmp_path / str(at))
-        for at, name in enumerate(names)
-    ]
-    (lines,) = re.findall(r"^model .*(?:\n {10,}.*)*", printed("diff", *paths), re.MULTILINE)
-    assert {"1-instruct", "2-instruct"} <= set(re.findall(r"\d-instruct", lines.replace("\n", "")))
-
-
 def test_next_commands_run(runs: Sequence[ScoreReport], tmp_path: Path) -> None:
     names = {0: "it's [red] a name", 1: "$(touch x)"}
     paths = [
@@ -228,19 +202,6 @@ def name_column(table: str) -> str:
     return re.sub(r"\s", "", "".join(parts))
 
 
-@pytest.mark.parametrize("name", sorted(HOSTILE.keys() - PRINTABLE))
-def test_hostile_paths_are_shown_written_out(
-    runs: Sequence[ScoreReport], tables: Sequence[Path], tmp_path: Path, name: str
-) -> None:
-    path = save(runs[1], tmp_path / HOSTILE[name] / "s")
-    text = printed("diff", tables[0], path)
-    assert all(line.isprintable() for line in text.splitlines())
-    assert text.splitlines()[1].startswith(f"B  {tmp_path}/{shown(HOSTILE[name])}/s (scores")
-    assert told("diff", tables[0], path)["b"]["path"] == str(path)
-    bad = save(renamed(runs[1], {0: HOSTILE[name]}), tmp_path / "bad")
-    refused(hlscore("diff", tables[0], bad), 3, "damaged")
-
-
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -263,22 +224,3 @@ def test_wrong_usage(tables: Sequence[Path], options: list[str], parts: list[str
 def test_plans_are_not_planned_again(plans: Sequence[Path]) -> None:
     for options in (["--budget", "0.2"], ["--score", "tail"], ["--rank", "4"]):
         refused(hlscore("diff", *plans, *options), 2, "nothing is left to plan")
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_files_that_are_neither(
-    plans: Sequence[Path], tables: Sequence[Path], tmp_path: Path, place: int
-) -> None:
-    table, plan = tables[0].read_bytes(), plans[0].read_bytes()
-    contents = {
-        "text": b"hello", "empty": b"", "magic": b"PAR1", "cut": table[: len(table) // 2],
-        "end": table[:-1], "half": plan[: len(plan) // 2], "json": b"{}", "list": b"[1]",
-        "binary": bytes(range(256)), "two\nlines\x1b[31m": b"hello",
-    }  # fmt: skip
-    for name, content in contents.items():
-        (tmp_path / name).write_bytes(content)
-    for name in [*contents, "missing", "."]:
-        for other in (plans[0], tables[0]):
-            given = [other, other]
-            given[place] = tmp_path / name
-            refused(hlscore("diff", *given), 3)

@@ -254,34 +254,6 @@ def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
         assert ("◆ trained in full" in out) == (path == plan)
 
 
-@pytest.mark.parametrize(("options", "numbers"), [
-    ([], {0: "0", 5: "5", 10: "10", 15: "15"}),
-    (["--layer", "2-9"], {0: "2", 5: "7"}),
-    (["--layer", "16"], {0: "16"}),
-    (["--match", "*.[0369].*", "--match", "*.12.*", "--match", "*.15.*"], {0: "0", 5: "15"}),
-])  # fmt: skip
-def test_the_layers_are_numbered_whichever_are_shown(
-    tmp_path: Path, options: list[str], numbers: dict[int, str]
-) -> None:
-    path = write(report(7 * 18, resamples=2), tmp_path / "scores.parquet")
-    ruler = heat_map(show(path, *options))["layer"]
-    assert ruler.split() == list(numbers.values())
-    for column, text in numbers.items():
-        assert ruler[2 * column :].startswith(text)
-
-
-def test_a_map_of_many_layers_says_what_it_leaves_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "60")
-    path = write(report(7 * 103, resamples=2), tmp_path / "scores.parquet")
-    out = show(path)
-    drawn = heat_map(out)
-    assert {len(line) for name, line in drawn.items() if name != "layer"} == {49}
-    assert drawn["layer"].split() == [str(layer) for layer in range(0, 46, 5)]
-    assert "\n... 54 more layers\n" in out
-
-
 REFUSED = [
     ("scores", "--mode full", "--mode is for a plan.json, not for scores."),
     ("plan", "--status scored", "--status is for a scores.parquet, not a plan."),
@@ -310,14 +282,6 @@ def test_options_that_make_no_sense_are_refused(
         found = hlscore("show", path, *options.split())
         assert found.code == 2
         assert found.message.splitlines()[0] == f"error: {said}"
-
-
-@pytest.mark.parametrize("options", ["--mode half", "--status lost", "--nothing"])
-def test_choices_are_named(scores: Path, options: str) -> None:
-    found = hlscore("show", scores, *options.split())
-    assert (found.code, found.out) == (2, "")
-    assert options.split(maxsplit=1)[0] in found.err
-    assert "Traceback" not in found.err
 
 
 def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -434,27 +398,3 @@ def test_files_that_are_none_of_ours_give_one_clear_line(tmp_path: Path) -> None
             assert str(path) in line
             assert said.get(name, "is not a plan") in line, line
             assert len(line) < len(str(path)) + 200
-
-
-def test_a_report_of_which_a_value_is_wrong(tmp_path: Path) -> None:
-    good = pq.read_table(write(report(4), tmp_path / "good.parquet"))
-    for name, values, said in (
-        ("hls", [1.0, float("nan"), 1.0, 1.0, 1.0], "'hls' is NaN or infinity"),
-        ("module", ["a", "b", "a", "c", "d"], "'a' is listed twice"),
-        ("status", ["scored", "lost", "scored", "scored", "scored"], "'status' is 'lost'"),
-    ):
-        place = good.schema.get_field_index(name)
-        field = good.schema.field(place)
-        path = tmp_path / "bad.parquet"
-        pq.write_table(good.set_column(place, field, pa.array(values, type=field.type)), path)
-        found = hlscore("show", path)
-        assert found.code == 3
-        assert said in found.message
-        assert "is damaged" in found.message
-
-
-def test_without_a_file() -> None:
-    found = hlscore("show")
-    assert (found.code, found.out) == (2, "")
-    assert "Traceback" not in found.err
-    assert "file" in found.err.lower()

@@ -80,14 +80,6 @@ def test_an_end_of_several_names_is_refused_with_them(scores: Path, plan: Path) 
         assert one["module"]["module"] == names[2]
 
 
-def test_many_candidates_are_counted(tmp_path: Path) -> None:
-    path = write(report(7 * 30, resamples=2), tmp_path / "scores.parquet")
-    found = hlscore("show", path, "--module", "q_proj")
-    assert "'q_proj' is the end of 30 names: " in found.message
-    assert found.message.count("self_attn.q_proj") == 8
-    assert " and 22 more." in found.message
-
-
 @pytest.mark.parametrize(("name", "near"), [
     ("q_porj", {f"model.layers.{layer}.self_attn.q_proj" for layer in range(5)}),
     ("2.mlp.donw_proj", {"model.layers.2.mlp.down_proj"}),
@@ -104,23 +96,6 @@ def test_an_unknown_name_is_refused_with_near_ones(plan: Path, name: str, near: 
     assert near <= set(named)
     if "porj" not in name and "model" not in name:
         assert near == set(named) or "donw" in name
-
-
-@pytest.mark.parametrize("name", ["", "zzzzzzzzzz", ".", "*"])
-def test_a_name_like_no_other_is_refused_with_the_first(plan: Path, name: str) -> None:
-    found = hlscore("show", plan, "--module", name)
-    assert found.code == 2
-    assert f"No module is called '{name}'." in found.message
-    assert "model.layers.0.self_attn.q_proj" in found.message
-
-
-def test_filters_leave_modules_out_and_the_error_says_so(scores: Path, plan: Path) -> None:
-    found = hlscore("show", scores, "-m", DOWN, "--layer", "2")
-    assert found.code == 2
-    assert f"No module that matches --layer 2 is called '{DOWN}'." in found.message
-    assert "model.layers.2.mlp.down_proj" in found.message
-    found = hlscore("show", plan, "-m", DOWN, "--mode", "frozen")
-    assert found.message == f"error: No module that matches --mode frozen is called '{DOWN}'.\n"
 
 
 def test_json_of_every_row(scores: Path) -> None:
@@ -198,15 +173,6 @@ def test_the_curves_of_every_row(scores: Path) -> None:
                 wanted += [number(curve[place]), *(["-"] if share is None else [
                     f"{100 * share:.3g}", "%"]), number(errors[place])]  # fmt: skip
             assert cells == wanted + (["compared", "against"] if rank == 4 else [])
-
-
-def test_a_rank_that_spans_the_matrix_leaves_nothing_over(tmp_path: Path) -> None:
-    found = report(2)
-    thin = found.rows[0].changed(out_features=8)
-    path = write(replace(found, rows=(thin, *found.rows[1:])), tmp_path / "scores.parquet")
-    printed = lines_after(show(path, "-m", thin.module), "rank ")
-    assert [line.split()[1] for line in printed] == ["10", "5", "3", "0", "0"]
-    assert [line.split()[4] for line in printed] == ["1", "0.5", "0.3", "0", "0"]
 
 
 def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:

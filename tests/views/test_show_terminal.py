@@ -14,8 +14,7 @@ import pytest
 from console import hlscore
 from report_content import HOSTILE, planned
 from reports import report
-from rich.cells import cell_len
-from shown import commands, heat_map, mixed_report, renamed, show, show_json, table, unstyled, write
+from shown import commands, mixed_report, renamed, show, show_json, table, unstyled, write
 
 from hlscore.artifacts.plan_file import write_plan
 
@@ -148,38 +147,6 @@ def test_nothing_is_cut_at_any_width(
         assert out.split()[-20:] == wide.split()[-20:]
 
 
-@pytest.mark.parametrize("width", [40, 80])
-def test_names_fold_to_the_width_as_far_as_numbers_leave_room(
-    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
-) -> None:
-    for path in files:
-        longest = {}
-        for columns in (10, width):
-            monkeypatch.setenv("COLUMNS", str(columns))
-            out = show(path, "--top", "all")
-            lines = out[out.index("# module") :].split("\n\n")[0].split("\n")
-            longest[columns] = max(map(cell_len, lines))
-        assert longest[10] < 65
-        assert longest[width] <= max(width, longest[10])
-        assert max(cell_len(line) for line in heat_map(out).values()) <= width
-
-
-def test_wide_letters_keep_their_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ("a.模型", "a.层", "a.kind", f"a.{'注意' * 30}")
-    path = write(renamed(report(4), names), tmp_path / "scores.parquet")
-    for width in (80, 200):
-        monkeypatch.setenv("COLUMNS", str(width))
-        out = show(path)
-        lines = out.split("\n")
-        first = next(at for at, line in enumerate(lines) if line.startswith("# module"))
-        body = [line for line in lines[first : first + 7] if " x " in line]
-        assert len({cell_len(line[: line.index(" x ")]) for line in body}) == 1
-        last = next(at for at, line in enumerate(lines) if line.startswith("layer "))
-        ends = {cell_len(line[: line.rindex(line[-1]) + 1]) for line in lines[last - 4 : last]}
-        assert len(ends) == 1
-        assert ends == {cell_len(lines[last]) + 1}
-
-
 def colours(text: str) -> set[int]:
     """Codes that set a colour of letters or ground; bold and dim are none."""
     styles = re.findall(r"\x1b\[([0-9;]*)m", text)
@@ -209,12 +176,6 @@ def _run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[by
         check=False,
         timeout=60,
     )
-
-
-def test_into_a_pipe(files: tuple[Path, Path]) -> None:
-    ran = _run(files[1], TERM="xterm-256color")
-    assert (ran.returncode, ran.stderr) == (0, b"")
-    assert b"\x1b" not in ran.stdout
 
 
 def test_into_a_pipe_that_is_closed(files: tuple[Path, Path]) -> None:
