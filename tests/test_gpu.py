@@ -12,7 +12,6 @@ from tokens import byte_tokenizer
 
 import hlscore
 from hlscore.gradients import trials
-from hlscore.settings import ObjectiveSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -62,7 +61,7 @@ def test_trials_agree_with_the_cpu_and_put_weights_back(name: str, estimator: st
 def test_bfloat16_trials_are_near_float32(
     compensated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_residuals_fit", lambda _: compensated)
+    monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
     options = settings(movement="trial", trial_rate=2e-3, trial_steps=3, groups=2)
     examples = completions(64)
     expected = by_module(run_report(FAMILIES["llama"].build(), examples, options).rows)
@@ -97,7 +96,8 @@ def test_completions_written_on_the_gpu_score_like_on_the_cpu(name: str, estimat
         FAMILIES[name].build().to("cuda"),
         byte_tokenizer(),
         data=prompts,
-        objective=ObjectiveSettings(objective="grpo", max_new_tokens=8),
+        objective="grpo",
+        max_new_tokens=8,
         reward=even,
         **options,
     )
