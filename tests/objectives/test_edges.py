@@ -68,7 +68,8 @@ def test_masked_completions_leave_errors_finite(model: PreTrainedModel) -> None:
         model,
         byte_tokenizer(),
         rollouts=rows,
-        objective=ObjectiveSettings(objective="grpo", mask_truncated=True),
+        objective="grpo",
+        mask_truncated=True,
         rank=2,
     )
     for item in found.rows:
