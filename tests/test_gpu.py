@@ -61,7 +61,7 @@ def test_trials_agree_with_the_cpu_and_put_weights_back(name: str, estimator: st
 def test_bfloat16_trials_are_near_float32(
     compensated: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trials, "_residuals_fit", lambda _: compensated)
+    monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
     options = settings(movement="trial", trial_rate=2e-3, trial_steps=3, groups=2)
     examples = completions(64)
     expected = by_module(run_report(FAMILIES["llama"].build(), examples, options).rows)

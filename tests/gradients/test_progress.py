@@ -141,10 +141,9 @@ def test_runs_that_break_off_after_every_write_end_alike(
 @EVERY_RUN
 def test_runs_that_break_off_between_writes_end_alike(name: str, tmp_path: Path) -> None:
     expected = undisturbed(name).rows
-    for batches in (1, 3, 6):
-        with pytest.raises(BrokenError):
-            stored_run(tmp_path, options(name), resume=False, display=Display(batches=batches))
-        assert stored_run(tmp_path, options(name), resume=True).rows == expected
+    with pytest.raises(BrokenError):
+        stored_run(tmp_path, options(name), resume=False, display=Display(batches=3))
+    assert stored_run(tmp_path, options(name), resume=True).rows == expected
     with pytest.raises(BrokenError):
         stored_run(tmp_path, options(name), resume=False, display=Display(scoring=True))
     assert stored_run(tmp_path, options(name), resume=True).rows == expected

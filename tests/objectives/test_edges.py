@@ -202,8 +202,10 @@ def test_rows_in_memory_may_lack_columns(model: PreTrainedModel) -> None:
         return [float(n % 2) for n in range(len(answer))]
 
     rows = [*PROMPTS, {"prompt": "no answer here"}]
-    objective = {"objective": "grpo", "max_new_tokens": 4}
-    hlscore.rank(model, byte_tokenizer(), data=rows, **objective, reward=seen, rank=2)
+    hlscore.rank(
+        model, byte_tokenizer(), data=rows, reward=seen, rank=2,
+        objective="grpo", max_new_tokens=4,
+    )  # fmt: skip
 
 
 def test_a_reward_that_is_none(model: PreTrainedModel) -> None:
@@ -260,12 +262,12 @@ def test_a_limit_that_is_none_in_practice() -> None:
 
 def test_answers_that_no_verifier_can_judge_are_not_sampled_for(model: PreTrainedModel) -> None:
     rows = [*PROMPTS, {"prompt": "who?", "answer": "Ada"}, {"prompt": "what?", "answer": None}]
-    objective = {"objective": "grpo", "max_new_tokens": 4, "generations": 2}
+    options: Any = {"objective": "grpo", "max_new_tokens": 4, "generations": 2}
     with pytest.raises(DataError) as none:
-        hlscore.rank(model, byte_tokenizer(), data=rows[-2:], **objective, reward="numeric", rank=2)
+        hlscore.rank(model, byte_tokenizer(), data=rows[-2:], reward="numeric", rank=2, **options)
     assert "No prompt of" in str(none.value)
     with pytest.raises(DataError) as silent:
-        hlscore.rank(model, byte_tokenizer(), data=rows, **objective, reward="numeric", rank=2)
+        hlscore.rank(model, byte_tokenizer(), data=rows, reward="numeric", rank=2, **options)
     assert f"each of the {len(PROMPTS)} groups" in str(silent.value)
 
 

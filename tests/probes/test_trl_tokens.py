@@ -291,7 +291,7 @@ def by_hlscore(shape: Shape, folder: Path) -> tuple[Places, ProbeSummary]:
         objective=objective, max_length=shape.max_length, groups=2, seed=0,
     )  # fmt: skip
     report = hlscore.rank(
-        model, tokenizer, data=data, samples=0, objective=objective,
+        model, tokenizer, data=data, samples=0, assistant_only_loss=shape.assistant_only,
         max_length=shape.max_length, rank=2, budget=0.2,
     ).report  # fmt: skip
     assert report.probes.hash == probes.summary.hash
