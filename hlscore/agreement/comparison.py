@@ -41,7 +41,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Rankings held against each other.
+    """Rankings compared with each other.
 
     Attributes:
         rankings: What is compared.

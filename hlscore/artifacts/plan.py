@@ -56,7 +56,7 @@ class PlanBudget(_Strict):
     unit: Literal["modules", "parameters", "bytes"] = Field(description="What is limited.")
     limit: _Count = Field(description="The most that the budget allows, in its unit.")
     counts: Literal["full", "trained", "memory"] = Field(
-        description="What is held against the limit: what is trained in full, everything that is "
+        description="What counts towards the limit: what is trained in full, everything that is "
         "trained, or the whole training memory."
     )
     spent: _Count = Field(description="What the plan takes of the limit, in its unit.")
@@ -77,8 +77,8 @@ class PlanSolver(_Strict):
 
     name: str = Field(description="`sorted` for the highest scores, or the solver.")
     value: float = Field(
-        description="Sum of the values bought: scores in their unit, or with ranks what is reached "
-        "of the score to the power of settings.value_power."
+        description="Sum of the selected values: scores in their unit, or with ranks the part of "
+        "the score that is captured, to the power of settings.value_power."
     )
     gap: float = Field(
         ge=0, description="(upper bound - value) / value; 0 where the choice is the best one."

@@ -1,1 +1,1 @@
-"""Rules that a plan is held against, and what they find."""
+"""Rules that a plan is checked against, and what they find."""

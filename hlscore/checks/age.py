@@ -27,7 +27,7 @@ AGE = Rule(
 NO_AGE = Rule(
     code="HLS702",
     name="age is known",
-    asks="The day of the last change of the plan can be told.",
+    asks="The date of the last change of the plan is known.",
     why="A shallow clone knows only its last commit.",
     remedy="Fetch the history (in GitHub's checkout action: fetch-depth: 0).",
     when="--max-age",
@@ -78,8 +78,8 @@ def _age(file: Path, most: int) -> Iterator[Finding]:
     changed = _last_change(file)
     if changed is None:
         yield NO_AGE.finding(
-            f"When '{file.name}' was changed cannot be told: this clone of its repository is "
-            "shallow."
+            f"The date of the last change of '{file.name}' is unknown: this clone of its repository "
+            "is shallow."
         )
         return
     days = (time.time() - changed) / _DAY

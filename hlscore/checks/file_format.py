@@ -21,7 +21,7 @@ VERSION = Rule(
     code="HLS102",
     name="known version",
     asks="The plan has a schema version that this hlscore reads.",
-    why="What the fields of an unknown version mean cannot be told.",
+    why="The meaning of its fields is unknown.",
     remedy="Use the hlscore that wrote it, or make the plan again with this one.",
 )
 SCHEMA = Rule(

@@ -59,7 +59,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What a plan file was held against, and what came out.
+    """What a plan file was checked against, and what came out.
 
     Attributes:
         file: The file as given.

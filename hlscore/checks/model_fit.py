@@ -49,7 +49,7 @@ WEIGHTS = Rule(
     name="weights fingerprint",
     asks="Sampled weights of the model hash to the plan's fingerprint.",
     why="Scores belong to the weights that were probed; after other training they may not hold.",
-    remedy="Rank this checkpoint again, or leave --weights out where it differs on purpose.",
+    remedy="Rank this checkpoint again, or remove --weights where it differs on purpose.",
     when="--weights",
 )
 

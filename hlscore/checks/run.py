@@ -1,4 +1,4 @@
-"""All that a plan file is held against, in order."""
+"""All that a plan file is checked against, in order."""
 
 from __future__ import annotations
 

@@ -35,8 +35,8 @@ NO_SCORE = Rule(
 NO_GAIN = Rule(
     code="HLS504",
     name="gain above zero",
-    asks="No module is bought in full for a score of zero or less.",
-    why="There was no measured gain to buy.",
+    asks="No module is trained in full with a score of zero or less.",
+    why="No gain was measured there.",
     remedy=PLAN_AGAIN,
 )
 ORDER = Rule(

@@ -30,7 +30,7 @@ NO_STABILITY = Rule(
     code="HLS603",
     name="stability is known",
     asks="The plan says how often resamples choose each module.",
-    why="Without it nobody can tell the choice from noise.",
+    why="Without it the choice cannot be distinguished from noise.",
     remedy="Rank with --bootstrap above 0, and plan at the rank and score of that run.",
     when="--min-selection-probability or --max-borderline",
 )

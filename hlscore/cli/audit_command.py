@@ -65,7 +65,7 @@ def audit(
         Path | None,
         typer.Option(
             "--plan",
-            help="The plan.json of the training, to hold against what happened.",
+            help="The plan.json of the training, to compare with what happened.",
             rich_help_panel=PLAN_PANEL,
             show_default=False,
         ),

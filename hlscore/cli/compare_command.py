@@ -138,7 +138,7 @@ def _check_options(
     if len(files) > 1 and ranks is not None:
         raise UsageError("--ranks compares LoRA ranks of one run.", hint="Give one score file.")
     if ranks is not None and rank is not None:
-        raise UsageError("--rank and --ranks exclude each other.", hint="Leave one of them out.")
+        raise UsageError("--rank and --ranks are mutually exclusive.", hint="Remove one of them.")
     for option, asked in (("--rank", [rank] if rank is not None else []),
                           ("--ranks", _ranks(ranks))):  # fmt: skip
         if not all(1 <= item <= LARGEST_RANK for item in asked):

@@ -80,7 +80,7 @@ def diff(
         if settings and all(isinstance(content, Plan) for _, content in files):
             raise UsageError(
                 "Both files are plans: nothing is left to plan.",
-                hint="Leave --budget, --score and --rank out, or give score files.",
+                hint="Remove --budget, --score and --rank, or give score files.",
             )
         found = difference(*sides_of(files, settings))
     if as_json:

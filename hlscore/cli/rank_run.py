@@ -52,7 +52,7 @@ def run_rank(
         if unfinished_runs(folder):
             raise Interrupted(
                 "Interrupted: no results were written, the progress is kept.",
-                hint="The same command with --resume goes on.",
+                hint="Run the same command with --resume to continue.",
             ) from None
         raise
     if result is None:  # the main process writes and prints
@@ -86,7 +86,7 @@ def _check_saved(settings: RankSettings, saved: Saved) -> None:
     option = "--update" if settings.updates else "--data none"
     if saved.resume:
         raise UsageError(
-            f"--resume goes on with stored probes, and {option} has none.", hint="Leave it out."
+            f"--resume continues stored probes, and {option} has none.", hint="Remove it."
         )
     if started_as().size > 1:
         raise UsageError(

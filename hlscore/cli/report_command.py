@@ -77,7 +77,7 @@ def report(
     suffix = check_format(target)
     if plan is not None and budget is not None:
         raise UsageError(
-            "--budget makes a plan, and a plan is given too.", hint="Leave one of them out."
+            "--budget makes a plan, and a plan is given too.", hint="Remove one of them."
         )
     if budget is not None:
         parse_budget(budget)

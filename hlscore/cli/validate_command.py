@@ -80,7 +80,7 @@ def validate(
     except KeyboardInterrupt:
         raise Interrupted(
             "Interrupted: finished trainings are kept.",
-            hint="The same command with --resume goes on.",
+            hint="Run the same command with --resume to continue.",
         ) from None
 
 

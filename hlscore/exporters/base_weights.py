@@ -1,4 +1,4 @@
-"""The weights of the model that a plan is for, found in its files and held against the plan."""
+"""The weights of the model that a plan is for, found in its files and compared with the plan."""
 
 from __future__ import annotations
 

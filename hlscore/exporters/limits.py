@@ -154,7 +154,7 @@ class _Names:
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """A plan held against the limits of a trainer."""
+    """A plan checked against the limits of a trainer."""
 
     plan: Plan
     limits: Limits

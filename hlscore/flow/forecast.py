@@ -1,4 +1,4 @@
-"""What a run would do, told before any weight is loaded."""
+"""What a run would do, known before any weight is loaded."""
 
 from __future__ import annotations
 

@@ -348,7 +348,7 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Position) -> No
         raise place.error(
             shown["truncated"],
             f"{truncated!r}, neither true nor false",
-            "Repair it, or leave it out.",
+            "Repair it, or remove it.",
         )
 
 

@@ -335,7 +335,7 @@ def _check_text_class(config: PreTrainedConfig, mapped: str) -> None:
         raise UsageError(
             f"--text-only: transformers has no text-only class for {config.model_type} "
             "checkpoints.",
-            hint=f"Leave it out to load {named}." if named else _ONLY_DECODERS,
+            hint=f"Remove it to load {named}." if named else _ONLY_DECODERS,
         )
 
 

@@ -1,1 +1,1 @@
-"""What a choice costs, and which choice a budget buys."""
+"""What a choice costs, and the best choice within a budget."""

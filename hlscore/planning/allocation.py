@@ -330,8 +330,7 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
         more = " More probe samples may show one." if problem.score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         notes.append(
-            f"{start} trained in full: for the others {problem.score.name} shows no gain above "
-            f"zero to buy.{more}"
+            f"{start} trained in full: no other module has a positive {problem.score.name}.{more}"
         )
     silent = sum(
         item.mode == "frozen"
@@ -358,7 +357,7 @@ def _notes(problem: Problem, picks: Picks, *, stable: bool) -> tuple[str, ...]:
         )
     elif not stable and not problem.score.reads_weights:
         notes.append(
-            f"How stable the choice is cannot be told: the report holds no bootstrap of "
+            f"The stability of the choice is unknown: the report has no resamples of "
             f"'{problem.score.name}' at rank {settings.rank}."
         )
     frozen = sorted(row.module for row, item in zip(problem.rows, picks.options, strict=True)

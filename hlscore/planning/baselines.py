@@ -69,7 +69,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     if problem.settings.ranks:
         raise UsageError(
             f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
-            hint="Leave --ranks out, or use --baseline random or lora-matched.",
+            hint="Remove --ranks, or use --baseline random or lora-matched.",
         )
     given = alternatives_of(problem)
     in_full = [plan.options[place].mode == "full" for place in given.free]

@@ -135,7 +135,7 @@ def check_curve(score: Score) -> None:
     """Refuse a score that cannot choose ranks."""
     if not score.leaves_over:
         raise UsageError(
-            f"--ranks needs a score that says what each rank leaves over; '{score.name}' does not.",
+            f"--ranks needs a score with a value for each rank; '{score.name}' has none.",
             hint="Use --score hls, tail or l1_adam.",
         )
 

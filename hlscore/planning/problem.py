@@ -93,12 +93,12 @@ class Picks:
         options: What is done with each row, in order.
         limit: The most that the budget allows, in its unit.
         spent: What the choice takes of it.
-        counts: What is held against the limit.
+        counts: What counts towards the limit.
         solver: `sorted`, `HiGHS`, or `none` where there was nothing to choose.
-        value: Sum of the values bought.
+        value: Sum of the selected values.
         bound: Upper bound of that sum over all choices that fit.
         probability: Share of resamples in which each row is trained in full; `None` where that
-            cannot be told.
+            is unknown.
     """
 
     options: tuple[Option, ...]
@@ -118,7 +118,7 @@ class Picks:
 
 
 def counts_of(problem: Problem) -> Counts:
-    """What a budget holds against its limit: memory, all that is trained, or what is in full."""
+    """What counts towards the limit: memory, all that is trained, or what is in full."""
     if problem.budget.unit == "bytes":
         return "memory"
     trained = problem.budget.unit == "parameters" and problem.settings.ranks

@@ -111,7 +111,7 @@ def picks_of(
 
     Args:
         chosen: Whether each free row is, bool [free].
-        probability: Selection probability of each row; `None` where it cannot be told.
+        probability: Selection probability of each row; `None` where it is unknown.
     """
     options = list(given.rest)
     for place in given.free[chosen]:

@@ -81,7 +81,7 @@ def _check_conversations(examples: ExampleSet) -> None:
             raise UsageError(
                 f"--assistant-only-loss is for conversations, but example {index} of "
                 f"'{examples.source}' is text.",
-                hint="Leave it out: of prompt and completion only the completion carries loss.",
+                hint="Remove it: of prompt and completion only the completion carries loss.",
             )
 
 
@@ -122,7 +122,7 @@ def _encode_row(
         raise DataError(
             f"No token of example {index} in '{examples.source}' is marked as the assistant's; "
             "TRL stops there too.",
-            hint="Remove that example, or leave --assistant-only-loss out.",
+            hint="Remove that example, or remove --assistant-only-loss.",
         )
     pairs = zip(whole.counted, marks, strict=True)
     return ProbeExample(whole.input_ids, tuple(bool(one and two) for one, two in pairs))

@@ -84,7 +84,7 @@ def plain_adapter(
         max_error: Largest relative error of a module's update: the smallest rank within it is
             taken; `None` takes all of `max_rank`.
         device: Where to decompose.
-        advance: Told about each module.
+        advance: Receives each module.
     """
     items = _expressible(adapter, base)
     factors: dict[str, LowRank] = {}

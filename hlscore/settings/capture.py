@@ -145,12 +145,12 @@ class CaptureSettings:
         require(
             self.passes == 1 or self.estimator != "exact",
             f"--passes is {self.passes}, but the exact estimator needs one.",
-            "Leave it out, or use --estimator sketch.",
+            "Remove it, or use --estimator sketch.",
         )
         require(
             self.accumulate_on == "device" or self.estimator != "sketch",
             "--accumulate-on host is for the exact estimator; sketches are small.",
-            "Leave it out, or use --estimator exact.",
+            "Remove it, or use --estimator exact.",
         )
         given = [name for name in changed(self) if name.startswith("trial")]
         flag = flag_of(CaptureSettings, given[0]) if given else ""
@@ -163,5 +163,5 @@ class CaptureSettings:
         require(
             self.movement != "trial" or self.passes == 1,
             f"--passes is {self.passes}, but a trial's update is seen once.",
-            "Leave --passes out, or use --movement gradient.",
+            "Remove --passes, or use --movement gradient.",
         )

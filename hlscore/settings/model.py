@@ -106,7 +106,7 @@ class ModelSettings:
         for flag, given in (("--load-in", self.load_in), ("--device-map", self.device_map)):
             require(
                 not self.shard or given is None,
-                f"--shard and {flag} exclude each other.",
+                f"--shard and {flag} are mutually exclusive.",
                 "Remove one of them.",
             )
         require(

@@ -73,7 +73,7 @@ def _float_type(dtype: torch.dtype | str) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
         raise UsageError(
-            f"dtype is '{dtype}'.", hint="Use float32, bfloat16 or float16, or leave it out."
+            f"dtype is '{dtype}'.", hint="Use float32, bfloat16 or float16, or remove it."
         )
     return found
 

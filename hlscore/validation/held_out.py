@@ -68,7 +68,7 @@ def held_out_losses(
         except ImportError as error:
             raise UsageError(
                 "Adapters are loaded with PEFT, which is not installed.",
-                hint="Run pip install 'hlscore[peft]', or leave --data out.",
+                hint="Run pip install 'hlscore[peft]', or remove --data.",
             ) from error
         try:
             wrapped = PeftModel.from_pretrained(loaded.model, folder)

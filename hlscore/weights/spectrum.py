@@ -48,7 +48,7 @@ def measure_weight(
         except torch.OutOfMemoryError as error:
             raise ModelError(
                 f"{device} ran out of memory while it decomposed {item.module}.",
-                hint="Use --device cpu, or leave it out with --exclude.",
+                hint="Use --device cpu, or remove it with --exclude.",
             ) from error
     return weight_statistics(np.stack(values), (item.out_features, item.in_features), ranks)
 

@@ -103,7 +103,7 @@ def test_hostile_files_give_every_format(tmp_path: Path) -> None:
     [
         (("SCORES", "-o", "a.pdf"), ".html, .png, .svg or .md"),
         (("SCORES", "-o", "a"), ".html, .png, .svg or .md"),
-        (("SCORES", "PLAN", "--budget", "0.2"), "Leave one of them out"),
+        (("SCORES", "PLAN", "--budget", "0.2"), "Remove one of them"),
         (("SCORES", "--budget", "x"), "x"),
         (("SCORES", "--budget", "0.001"), "less than one module"),
         (("SCORES", "-o", "folder.html"), "directory"),

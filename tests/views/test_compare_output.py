@@ -108,7 +108,7 @@ def test_wide_matrices_come_in_parts(
         (["--ranks", "4,5"], ["no score for rank 5"]),
         (["--ranks", "4,x"], ["--ranks is '4,x'"]),
         (["--ranks", ""], ["--ranks is ''"]),
-        (["--ranks", "2,8", "--rank", "4"], ["exclude each other"]),
+        (["--ranks", "2,8", "--rank", "4"], ["are mutually exclusive"]),
         (["--ranks", "2,8", "--score", "kappa"], ["same at every LoRA rank", "hls, tail"]),
         (["--top-k", "0"], ["--top-k is '0'"]),
         (["--top-k", "0%"], ["--top-k is '0%'"]),
