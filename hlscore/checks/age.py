@@ -78,8 +78,8 @@ def _age(file: Path, most: int) -> Iterator[Finding]:
     changed = _last_change(file)
     if changed is None:
         yield NO_AGE.finding(
-            f"The date of the last change of '{file.name}' is unknown: this clone of its repository "
-            "is shallow."
+            f"The date of the last change of '{file.name}' is unknown: this clone of its "
+            "repository is shallow."
         )
         return
     days = (time.time() - changed) / _DAY
