@@ -32,7 +32,7 @@ def asks_for_model() -> bool:
 
     What is wrong with them is left for the check to say.
     """
-    from hlscore.checks.configuration import read_options
+    from hlscore.checks.configuration import read_configuration
     from hlscore.errors import HlscoreError
 
     try:
@@ -40,7 +40,7 @@ def asks_for_model() -> bool:
         config = _value(words, "--config") or given("config")
         if given("model") or _value(words, "--model"):
             return True
-        return read_options(Path(config) if config else None, {}).model is not None
+        return "model" in read_configuration(Path(config) if config else None)
     except (InputError, HlscoreError):
         return False
 

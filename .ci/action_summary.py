@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hlscore.pages.markdown import name, prose
+from hlscore.pages.escaping import name, prose
 from hlscore.views.wording import count
 
 MOST_FINDINGS = 50

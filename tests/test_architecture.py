@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "paths": set(),
     "reasons": set(),
-    "records": {"records"},
+    "records": {"reasons", "records"},
     "settings": {"errors", "settings"},
     "_version": set(),
     "packing": set(),
@@ -30,7 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "objectives": {"settings", "objectives"},
     "rollouts": GROUND | {"processes", "inputs", "rollouts"},
     "probes": GROUND | {"inputs", "objectives", "rollouts", "probes"},
-    "gradients": GROUND | {"processes", "threads", "inputs", "objectives", "probes", "gradients"},
+    "gradients": GROUND
+    | {"processes", "threads", "inputs", "objectives", "probes", "scores", "gradients"},
     "scores": GROUND | {"scores"},
     "weights": GROUND | {"scores", "weights"},
     "planning": GROUND | {"scores", "planning"},

@@ -171,7 +171,7 @@ def test_schema_prints_json(run: Run) -> None:
 def test_scores_lists_formulas(run: Run) -> None:
     found = json.loads(run("scores", "--json").stdout)
     assert [item["name"] for item in found][:2] == ["hls", "tail"]
-    assert "unproven" in run("scores").stdout
+    assert "No score is proven" in run("scores").stdout
 
 
 def test_rank_writes_shows_and_repeats(call: Run, tmp_path: Path) -> None:
@@ -226,7 +226,14 @@ def test_plan_takes_other_budgets_scores_and_ranks(run: Run, scores: Path) -> No
 def test_dry_run_says_what_would_happen_and_writes_nothing(call: Run, tmp_path: Path) -> None:
     found = call("rank", "builtin:tiny", "--dry-run")
     assert found.returncode == 0, found.stderr
-    for text in ("42 candidates", "256 examples", "exact", "MiB", "4 modules", "Nothing was run"):
+    for text in (
+        "42 candidates",
+        "256 probe examples",
+        "exact",
+        "MiB",
+        "4 modules",
+        "Nothing was run",
+    ):
         assert text in found.stdout
     as_json = json.loads(call("rank", "builtin:tiny", "--dry-run", "--json").stdout)
     assert as_json["candidate_modules"] == 42

@@ -155,7 +155,7 @@ def test_every_score_can_decide(score: str) -> None:
 def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
     made = allocate(report(20), PlanSettings(budget="0.25", rank=8))
     assert made.mean_reselection is None
-    assert any("no bootstrap of 'hls' at rank 8" in note for note in made.notes)
+    assert any("no resamples of 'hls' at rank 8" in note for note in made.notes)
     with pytest.raises(UsageError, match="no score for rank 5"):
         allocate(report(20), PlanSettings(budget="0.25", rank=5))
 

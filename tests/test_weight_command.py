@@ -36,7 +36,7 @@ def test_snr_decides_and_nothing_is_said_to_be_probed(tmp_path: Path) -> None:
     found = rank(tmp_path, "--top", "3")
     assert found.code == 0, found.err
     lines = found.out.splitlines()
-    assert lines[1] == "nothing probed"
+    assert lines[1] == "no probes"
     assert lines[2].startswith("singular values of the weights · ")
     assert found.notes == ["note: Nothing was probed: the scores come from the weights alone."]
     report, plan = read_report(tmp_path / "scores.parquet"), read_plan(tmp_path / "plan.json")
@@ -123,8 +123,8 @@ def test_a_saved_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.Monke
         (("--load-in", "4bit"), "--load-in is for probes"),
         (("--device-map", "auto"), "--device-map is for probes"),
         (("--shard",), "--shard is for probes"),
-        (("--resume",), "--resume goes on with stored probes"),
-        (("--ranks", "4,8"), "--ranks needs a score that says what each rank leaves over"),
+        (("--resume",), "--resume continues stored probes"),
+        (("--ranks", "4,8"), "--ranks needs a score with a value for each rank"),
         (("--device", "cuda:7"), "--device is 'cuda:7'"),
         (("--include", "nothing*"), "--include 'nothing*' matches none"),
         (("--budget", "1kB"), "too small"),
@@ -176,7 +176,7 @@ def test_dry_run_says_what_would_be_read(tmp_path: Path) -> None:
     found = rank(tmp_path, "--dry-run")
     assert found.code == 0
     assert "42 singular value decompositions" in found.out
-    assert "read from its files and not loaded" in found.out
+    assert "read tensor by tensor from its files" in found.out
     assert found.out.endswith("Nothing was run or written.\n")
     told = json.loads(rank(tmp_path, "--dry-run", "--json").out)
     assert (told["matrices"], told["largest_weight_bytes"]) == (42, 128 * 256 * 4)

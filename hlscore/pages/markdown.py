@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import re
-
 from hlscore.pages import sentences
 from hlscore.pages.content import Content
+from hlscore.pages.escaping import name, prose
 from hlscore.pages.formats import template
 from hlscore.pages.module_charts import TOP
 from hlscore.pages.table import COLUMNS, table_cells
 from hlscore.views.wording import memory, percent, short
 
-_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
 _MOST_SKIPPED = 20
 
 
@@ -31,20 +28,3 @@ def markdown_text(content: Content) -> str:
         skipped_hidden=len(content.skipped) - _MOST_SKIPPED,
         shares=(0.05, 0.1, 0.2, 0.3, 0.5),
     )
-
-
-def prose(text: str) -> str:
-    """A sentence in which nothing is taken for Markdown, HTML, a link or a mention."""
-    escaped = html.escape(text, quote=False)
-    escaped = re.sub(r"[\\`*_{}\[\]|~#!^$]|:(?=\S)", lambda found: f"&#{ord(found[0])};", escaped)
-    escaped = re.sub(r"(?i)www\.", lambda found: f"{found[0][:3]}&#46;", escaped)
-    # A comment parts the text in which GitHub looks for addresses and mentions.
-    escaped = escaped.replace("@", "<!-- -->&#64;<!-- -->")
-    # Numbered items, bullets and headings at the start of a line.
-    escaped = re.sub(r"^(\d+)([.)])(?=\s)", lambda item: f"{item[1]}&#{ord(item[2])};", escaped)
-    return re.sub(r"^[-+=](?=[-+=\s]|$)", lambda item: f"&#{ord(item[0])};", escaped)
-
-
-def name(text: str) -> str:
-    """A name as code that reads as the name, whatever it holds."""
-    return f"`{text}`" if _PLAIN.fullmatch(text) else f"<code>{prose(text)}</code>"

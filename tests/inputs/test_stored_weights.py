@@ -56,9 +56,9 @@ def streamed(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
     """Every weight by the name of its parameter, and the hash over all."""
     stored, found = StoredWeights(settings(folder)), {}
 
-    def use(item: Candidate, weight: torch.Tensor) -> None:
+    def use(item: Candidate, held: list[torch.Tensor]) -> None:
         assert item.parameter not in found
-        found[item.parameter] = weight.clone()
+        found[item.parameter] = held.pop().clone()
 
     digest = stored.read(candidates_of(find_modules(stored.shape, ALL)), use)
     return found, digest

@@ -9,7 +9,8 @@ from markdown_it import MarkdownIt
 from report_content import HOSTILE, content, hostile_report, planned
 
 from hlscore.pages.content import join
-from hlscore.pages.markdown import markdown_text, name, prose
+from hlscore.pages.escaping import name, prose
+from hlscore.pages.markdown import markdown_text
 from hlscore.views.wording import measure
 
 
