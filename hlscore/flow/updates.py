@@ -25,6 +25,7 @@ from hlscore.gradients.statistics import (
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
+from hlscore.inputs.stored_weights import Rows, StoredWeights
 from hlscore.inputs.trained import LowRank, Trained, Update, open_trained
 from hlscore.planning.allocation import check_plan_settings
 from hlscore.records import (
@@ -83,7 +84,7 @@ def score_updates(
     began = time.perf_counter()
     plan = settings.plan
     ranks = curve_ranks(plan.rank, also=plan.ranks)
-    scorer = _Scorer(trainings, settings, ranks, device)
+    scorer = _Scorer(base, trainings, settings, ranks, device)
     of_weights = settings.weight_scores or find_score(plan.score).reads_weights
     weights: dict[str, WeightStatistics] = {}
 
@@ -126,6 +127,7 @@ class _Scorer:
 
     def __init__(
         self,
+        base: StoredWeights,
         trainings: Sequence[Trained],
         settings: RankSettings,
         ranks: tuple[int, ...],
@@ -133,7 +135,8 @@ class _Scorer:
     ) -> None:
         self.statistics: dict[str, GradientStatistics] = {}
         self.movements: dict[str, Moved] = {}
-        self._trainings, self._settings, self._device = trainings, settings, device
+        self._base, self._trainings = base, trainings
+        self._settings, self._device = settings, device
         # Of several, the first half has one more where their number is odd.
         self._first = (len(trainings) + 1) // 2
         counts = (self._first, max(1, len(trainings) - self._first))
@@ -156,15 +159,15 @@ class _Scorer:
 
     def add(self, item: Candidate, held: list[torch.Tensor]) -> None:
         """Score the updates of one weight, which is taken out of its list and freed."""
-        weight = held.pop()
+        weight, rows = held.pop(), self._base.rows(item.parameter)
         norm = float(energies_of(weight.reshape(-1, *weight.shape[-2:])).sum()) ** 0.5
+        del weight  # updates and decompositions need its room
         updates = []
         for place, trained in enumerate(self._trainings):
-            update = trained.update(item, weight)
+            update = trained.update(item, rows)
             updates.append(update)
             if update is not None:
-                self._look(place, trained, item, weight, update, norm)
-        del weight  # decompositions need its room
+                self._look(place, trained, item, rows, update, norm)
         ranks = [rank for trained in self._trainings if (rank := trained.rank_of(item))]
         found = self._reduce(item, updates, norm)
         self.statistics[item.module] = found
@@ -233,7 +236,7 @@ class _Scorer:
         place: int,
         trained: Trained,
         item: Candidate,
-        weight: torch.Tensor,
+        rows: Rows,
         update: Update,
         norm: float,
     ) -> None:
@@ -255,12 +258,11 @@ class _Scorer:
             return
         self._energies[place] += energy
         self._noise[place] += (trained.rounding(item) * norm) ** 2
-        parts = zip(
-            torch.split(weight.reshape(-1), _CHUNK_NUMBERS),
-            torch.split(update.reshape(-1), _CHUNK_NUMBERS),
-            strict=True,
-        )
-        inner = norm**2 - sum(float(part.float() @ other) for part, other in parts)
+        flat = update.reshape(-1, update.shape[-1])
+        count, inner = max(1, _CHUNK_NUMBERS // flat.shape[-1]), norm**2
+        for start in range(0, len(flat), count):
+            part = flat[start : start + count]
+            inner -= float(rows(start, start + len(part)).float().flatten() @ part.flatten())
         trained_norm = max(0.0, 2 * inner - norm**2 + energy) ** 0.5
         if norm and trained_norm:
             self._cosines[place].append(inner / (norm * trained_norm))

@@ -26,7 +26,6 @@ from hlscore.inputs.stored_weights import (
     StoredWeights,
     read_rows,
     read_tensor,
-    rows_of,
 )
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.inputs.trained import LowRank, difference
@@ -104,14 +103,12 @@ class Adapter:
         """What is known of a weight of the base that is trained."""
         return self._layouts[parameter]
 
-    def update(
-        self, item: Candidate, base: torch.Tensor | None = None
-    ) -> torch.Tensor | LowRank | None:
+    def update(self, item: Candidate, base: Rows | None = None) -> torch.Tensor | LowRank | None:
         """How far a weight has moved; see `Trained`. Without `base` its rows are read as needed."""
         name = item.parameter
+        rows = base or self._base.rows(name)
         shape = self._base.shape.get_parameter(name).shape
         if name in self.copies:
-            rows = self._base.rows(name) if base is None else rows_of(base)
             return difference(shape, rows, partial(read_rows, self.copies[name]))
         parts = self._lora.get(name)
         if parts is None:
@@ -119,7 +116,6 @@ class Adapter:
         if parts.magnitude is None:
             product = self._factors(item, parts)
             return product if bool(product.left.any()) and bool(product.right.any()) else None
-        rows = self._base.rows(name) if base is None else rows_of(base)
         merged = self.merged(item, rows)
         found = torch.empty(math.prod(shape[:-1]), shape[-1])
         start, moved = 0, False

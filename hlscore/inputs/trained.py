@@ -17,7 +17,7 @@ import torch
 from hlscore.errors import ModelError
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import Rows, StoredWeights, rows_of
+from hlscore.inputs.stored_weights import Rows, StoredWeights
 from hlscore.paths import existing_path
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
@@ -63,12 +63,12 @@ class Trained(Protocol):
     def check(self, modules: Sequence[Candidate]) -> None:
         """Refuse a training of another model, before any weight is read."""
 
-    def update(self, item: Candidate, base: torch.Tensor) -> Update | None:
+    def update(self, item: Candidate, base: Rows) -> Update | None:
         """How far a weight has moved from its base, base minus trained.
 
         Args:
             item: Whose weight it is.
-            base: The weight of the base, in the layout of the module.
+            base: Rows of the weight of the base, in the layout of the module.
 
         Returns:
             float32 [E, p, q] or two factors; `None` where nothing was trained.
@@ -138,9 +138,10 @@ class Checkpoint:
                 hint="Name the model that the training started from.",
             )
 
-    def update(self, item: Candidate, base: torch.Tensor) -> torch.Tensor | None:
+    def update(self, item: Candidate, base: Rows) -> torch.Tensor | None:
         """How far a weight has moved; see `Trained`."""
-        return difference(base.shape, rows_of(base), self._stored.rows(item.parameter))
+        shape = self._stored.shape.get_parameter(item.parameter).shape
+        return difference(shape, base, self._stored.rows(item.parameter))
 
     def rank_of(self, item: Candidate) -> None:
         """Nothing says what was trained how; see `Trained`."""
