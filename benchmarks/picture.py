@@ -28,7 +28,7 @@ COMMAND = "hlscore rank builtin:tiny --budget 0.1 --top 8"
 
 def main() -> None:
     """Run the main job with its default settings and save the terminal as SVG."""
-    settings = RankSettings(model=ModelSettings(model="builtin:tiny", device="cpu"))
+    settings = RankSettings(model=ModelSettings(model="builtin:tiny"))
     loaded = load_model(settings.model)
     found = rank_model(
         loaded.model,

@@ -144,9 +144,12 @@ def read_report(path: Path, *, resamples: Resamples | None = None) -> ScoreRepor
         if _is_object(path):
             raise ArtifactError(
                 f"'{path}' is JSON, such as a plan, and scores are asked for.",
-                hint="Give the scores.parquet that `hlscore rank` wrote, mostly beside it.",
+                hint="Give the scores.parquet that `hlscore rank` wrote, usually beside the plan.",
             ) from error
-        raise ArtifactError(f"'{path}' is not a Parquet file: {first_line(error)}") from error
+        raise ArtifactError(
+            f"'{path}' is not a Parquet file: {first_line(error)}",
+            hint="Give the scores.parquet that `hlscore rank` wrote.",
+        ) from error
     rows = _rows(table, None if resamples is None else resamples.most)
     for place, fault in _faults(rows):
         raise ArtifactError(

@@ -148,6 +148,11 @@ class CaptureSettings:
             "Remove it, or use --estimator sketch.",
         )
         require(
+            self.sketch_size is None or self.estimator != "exact",
+            f"--sketch-size is {self.sketch_size}, but the exact estimator has no sketch.",
+            "Remove it, or use --estimator sketch.",
+        )
+        require(
             self.accumulate_on == "device" or self.estimator != "sketch",
             "--accumulate-on host is for the exact estimator; sketches are small.",
             "Remove it, or use --estimator exact.",

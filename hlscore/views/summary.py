@@ -67,8 +67,11 @@ def counted_tokens(probes: ProbeSummary) -> str:
 
 
 def mean_loss(probes: ProbeSummary) -> list[str]:
-    """The mean loss of the probes, if it is known."""
-    return [] if probes.mean_loss is None else [f"mean loss {probes.mean_loss:.3f} nats per token"]
+    """The mean loss of the probes, if known; beyond SFT it is not the loss that is trained."""
+    if probes.mean_loss is None:
+        return []
+    what = "mean loss" if probes.objective == "sft" else "mean negative log-likelihood"
+    return [f"{what} {probes.mean_loss:.3f} nats per token"]
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
