@@ -45,7 +45,7 @@ class CaptureSettings:
     sketch_size: Annotated[
         int | None,
         Option(
-            "Columns of a sketch: more are more exact.",
+            "Columns of a sketch: more are more exact. With exact: of the standard errors.",
             CAPTURE_PANEL,
             default="4 x rank, at least 64",
             low=2,
@@ -145,11 +145,6 @@ class CaptureSettings:
         require(
             self.passes == 1 or self.estimator != "exact",
             f"--passes is {self.passes}, but the exact estimator needs one.",
-            "Remove it, or use --estimator sketch.",
-        )
-        require(
-            self.sketch_size is None or self.estimator != "exact",
-            f"--sketch-size is {self.sketch_size}, but the exact estimator has no sketch.",
             "Remove it, or use --estimator sketch.",
         )
         require(
