@@ -39,10 +39,10 @@ from transformers.utils import logging as transformers_logging
 import hlscore
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings, CaptureSettings
 

@@ -50,7 +50,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
         raise _gguf_error(name, str(local.parent), local.name)
-    elif _looks_like_path(name):
+    elif looks_like_path(name):
         raise ModelError(
             f"There is no model directory at '{name}'.",
             hint="Give a directory with config.json, a hub id such as Qwen/Qwen3-0.6B, or "
@@ -71,7 +71,7 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     """Find the folder of a PEFT adapter."""
     name = settings.model
     local = existing_path(name)
-    if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):
+    if name.startswith(BUILTIN_PREFIX) or (local is None and looks_like_path(name)):
         return None
     if local is not None:
         # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
@@ -91,7 +91,8 @@ def _builtin_directory(name: str) -> Path:
     return Path(str(resources.files("hlscore.inputs") / "builtin" / short))
 
 
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Whether a name is that of a local file or directory, and not a hub id."""
     return (
         name.startswith((".", "/", "~")) or name.count("/") > 1 or existing_path(name) is not None
     )

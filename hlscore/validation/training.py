@@ -18,8 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
+from hlscore.objectives.likelihood import IGNORED
 from hlscore.planning.rates import suggested_rates
-from hlscore.probes.batches import IGNORED, by_length, collate, cut
+from hlscore.probes.batches import by_length, collate, cut
 from hlscore.probes.units import ProbeExample
 
 # How often the test loss of a training is measured.

@@ -27,7 +27,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.products import ProductSums, product_of
 from hlscore.gradients.sketch import LEAST_SAVING, TestMatrices, fold_rows, short_first
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import formed_gradients, observed_sources
@@ -270,15 +269,15 @@ def test_modules_that_read_one_tensor_share_its_projection(
     kept: list[tuple[str, torch.Tensor]] = []
     drawn: list[torch.Tensor] = []
 
-    def watched(self: ProductSums, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    def watched(self: SketchGradients, name: str, inputs: torch.Tensor) -> torch.Tensor:
         found = real(self, name, inputs)
         kept.append((name, found))
         if not any(found is other for other in drawn):
             drawn.append(found)
         return found
 
-    real = ProductSums.keep
-    monkeypatch.setattr(ProductSums, "keep", watched)
+    real = SketchGradients.keep
+    monkeypatch.setattr(SketchGradients, "keep", watched)
     run = settings(batch_size=32, groups=1, checkpointing=checkpointing)
     capture(FAMILIES["olmo2"].build(), run)
     # Two halves of one batch, and two blocks: each input is reduced once, checkpointed or not.
@@ -295,12 +294,12 @@ def test_modules_that_read_one_tensor_share_its_projection(
 
 
 def test_a_projection_is_not_reused_for_other_values() -> None:
-    item = _candidate(out_features=4, in_features=20)
-    product = product_of(item, 8, long_side=True, shared=True, factor=1.0)
-    omega = torch.randn(20, 8)
-    sums = ProductSums({"a": product, "b": product}, lambda *_: omega)
+    item, tests = _candidate(out_features=4, in_features=40), TestMatrices(size=8, seed=0)
+    sums = SketchGradients((item, replace(item, module="b")), tests, groups=None)
+    omega = tests.of(40, torch.device("cpu"), torch.float32)
+    assert omega is not None
     sums.begin_batch(0, 1.0)
-    inputs = torch.randn(3, 20)
+    inputs = torch.randn(3, 40)
     first = sums.keep("a", inputs)
     assert sums.keep("b", inputs) is first
     inputs.mul_(2)
