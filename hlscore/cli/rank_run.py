@@ -62,11 +62,11 @@ def run_rank(
     if as_json:
         print_rank_json(result.plan, paths)
     else:
-        print_result(result.report, result.allocation, result.plan, paths, top=top)
+        print_result(result.report, result.plan, paths, top=top)
 
 
 def _check_settings(settings: RankSettings) -> None:
-    from hlscore.planning.allocation import check_plan_settings
+    from hlscore.planning.problem import check_plan_settings
     from hlscore.scores.registry import check_of_updates, check_without_probes
 
     check_plan_settings(settings.plan)

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.planning.allocation import Allocation
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.views.commands import plan_again, rank_rollouts, settings_in, validate_plan
@@ -24,7 +23,6 @@ from hlscore.views.wording import measure, shape
 
 def print_result(
     report: ScoreReport,
-    allocation: Allocation,
     plan: Plan,
     paths: Mapping[str, Path],
     *,
@@ -34,8 +32,8 @@ def print_result(
     """Print what a run found, the files it wrote, by name, and what to do next."""
     console = console or terminal()
     console.print(report_headline(report), soft_wrap=True)
-    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
-    print_notes(console, (*report.probes.notes, *run_notes(report), *allocation.notes))
+    print_plan_modules(console, plan, plan.modules, top=top)
+    print_notes(console, dict.fromkeys((*report.probes.notes, *run_notes(report), *plan.notes)))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
     files = ((Path(name).stem, str(path)) for name, path in paths.items())
@@ -100,14 +98,12 @@ def _ranks(report: ScoreReport) -> list[int]:
     return sorted(found) if all(alpha * each % rank == 0 for each in found) else []
 
 
-def print_replanned(
-    report: ScoreReport, allocation: Allocation, plan: Plan, path: Path, *, top: int
-) -> None:
+def print_replanned(plan: Plan, path: Path, *, top: int) -> None:
     """Print a plan made from stored scores."""
     console = terminal()
-    console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
-    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
-    print_notes(console, allocation.notes)
+    console.print(Text(f"{plan.model.name} · {plan.model.architecture}", style="bold"))
+    print_plan_modules(console, plan, plan.modules, top=top)
+    print_notes(console, plan.notes)
     console.print()
     print_labelled(console, [("plan", str(path))])
 
@@ -124,33 +120,26 @@ def print_plan_json(plan: Plan, path: Path) -> None:
     print_rank_json(plan, {PLAN_FILE: path})
 
 
-def _stderrs(allocation: Allocation) -> dict[str, float | None]:
-    return {item.row.module: item.stderr for item in allocation.decisions}
-
-
 def print_plan_modules(
     console: Console,
     plan: Plan,
     modules: Sequence[PlanModule],
     *,
     top: int | None,
-    stderrs: Mapping[str, float | None] | None = None,
 ) -> None:
     """Print modules of a plan as a table and a map, and what the plan comes to.
 
     Args:
         top: Most modules of the table; `None` for all.
-        stderrs: Standard error of the score by module; `None` leaves the column out.
     """
     console.print()
-    errors = () if stderrs is None else ("± se",)
-    table = ModuleTable((plan.score.name, *errors, "chosen in", "out x in"), ("train",))
+    table = ModuleTable((plan.score.name, "± se", "chosen in", "out x in"), ("train",))
     for item in modules[:top]:
         table.add_row(
             str(item.position),
             item.module,
             measure(item.score),
-            *(() if stderrs is None else (measure(stderrs[item.module]),)),
+            measure(item.stderr),
             chosen_in(item.selection_probability),
             shape(item.matrices, item.out_features, item.in_features),
             training(item.mode, item.rank),

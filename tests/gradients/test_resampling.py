@@ -11,7 +11,7 @@ from families import FAMILIES
 from problems import RANK, by_module, completions, run_report, settings
 
 from hlscore.gradients.jackknife import draw_resamples
-from hlscore.planning.choice import choose
+from hlscore.planning.uniform import choose
 from hlscore.settings import PlanSettings
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])
