@@ -34,7 +34,7 @@ from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.weights.spectrum import measure_weight
+from hlscore.weights.decomposition import measure_weight
 
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1

@@ -25,7 +25,7 @@ from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import run_forward
 from hlscore.gradients.sources import require_gradient
 from hlscore.inputs.modules import decoder_blocks
-from hlscore.inputs.packed import is_packed_linear
+from hlscore.inputs.weights import is_packed_linear
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
 

@@ -6,7 +6,7 @@ import glob
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
@@ -152,57 +152,70 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
     _check_local(path, settings)
     _register_zstd()
     whole = settings.split.partition("[")[0]
+    table_of: Any
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
         try:
-            # Like a single file it has no splits of its own: whatever is asked for is in it.
             if (path / "state.json").is_file():
-                tables = {whole: datasets.load_from_disk(str(path))}
-            elif path.is_file():
-                tables = datasets.load_dataset(
-                    _BUILDERS[_kind_of(path)],
-                    data_files={whole or "train": glob.escape(str(path))},
-                    cache_dir=cache,
-                )
+                saved = datasets.load_from_disk(str(path))
+                sizes, table_of = {whole: len(saved)}, {whole: saved}.__getitem__
             else:
-                tables = datasets.load_dataset(str(path), name=settings.config, cache_dir=cache)
+                # A single file is whatever split is asked for.
+                builder = (
+                    datasets.load_dataset_builder(
+                        _BUILDERS[_kind_of(path)],
+                        data_files={whole or "train": glob.escape(str(path))},
+                        cache_dir=cache,
+                    )
+                    if path.is_file()
+                    else datasets.load_dataset_builder(
+                        str(path), name=settings.config, cache_dir=cache
+                    )
+                )
+                builder.download_and_prepare()
+                sizes = {name: part.num_examples for name, part in builder.info.splits.items()}
+                table_of = builder.as_dataset
         except Exception as error:
             failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
             rows = _plain_rows(path) if failed else []
             if not rows:
                 raise _local_error(path, error) from error
-            parts = [rows[start:stop] for _, start, stop in _spans(settings, {whole: len(rows)})]
-            return draw_rows([row for part in parts for row in part], settings.samples, seed)
-        sizes = {name: len(table) for name, table in tables.items()}
-        parts = [
-            tables[name].select(range(start, stop)) for name, start, stop in _spans(settings, sizes)
-        ]
+            spans = _spans(path, settings, {whole: len(rows)})
+            found = [row for _, start, stop in spans for row in rows[start:stop]]
+            return draw_rows(found, settings.samples, seed)
+        spans = _spans(path, settings, sizes)
+        parts = [table_of(name).select(range(start, stop)) for name, start, stop in spans]
+        if not parts:
+            raise no_examples(str(path))
         table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
         return _table_rows(table, settings, seed, wanted)
 
 
-def _spans(settings: DataSettings, sizes: dict[str, int]) -> list[tuple[str, int, int]]:
-    """Split, first row and row after the last of each part that `--split` names."""
+def _spans(
+    path: Path, settings: DataSettings, sizes: Mapping[str, int]
+) -> list[tuple[str, int, int]]:
+    """Split, first row and row after the last of each part with rows that `--split` names."""
     import datasets
 
     wrong = UsageError(
         f"--split is '{settings.split}'.", hint="Use a name such as train, or train[:100]."
     )
-    missing = {part.partition("[")[0].strip() for part in settings.split.split("+")} - set(sizes)
     if not settings.split:
         raise wrong
+    missing = {part.partition("[")[0].strip() for part in settings.split.split("+")} - set(sizes)
     if missing:
         raise DataError(
-            f"There is no split '{min(missing)}': there is {', '.join(sizes)}.",
+            f"'{path}' has no split '{min(missing)}'; it has: {', '.join(sizes)}.",
             hint="Name another with --split.",
         )
     try:
         parts = datasets.ReadInstruction.from_spec(settings.split).to_absolute(sizes)
     except (ValueError, AssertionError) as error:
         raise wrong from error
-    return [
+    spans = [
         (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
         for part in parts
     ]
+    return [span for span in spans if span[1] < span[2]]
 
 
 def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
@@ -319,12 +332,7 @@ def _register_zstd() -> None:
 def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-    )
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     count = settings.samples or _MOST_STREAMED + 1
     opened = False
@@ -342,7 +350,7 @@ def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
         text = first_line(error)
         hint = "Check its hub page: hlscore reads what `datasets` can stream."
         message = f"The data set '{name}' cannot be read: {text}"
-        if isinstance(error, DatasetNotFoundError) and isinstance(error.__cause__, GatedRepoError):
+        if isinstance(error, DatasetNotFoundError) and _is_gated(name):
             message = f"The data set '{name}' is gated."
             hint = "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN."
         elif isinstance(error, DatasetNotFoundError | HFValidationError):
@@ -367,6 +375,16 @@ def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
             hint="Give --samples N, or download the data set and give its path.",
         )
     return rows
+
+
+def _is_gated(name: str) -> bool:
+    """Whether a data set is there, but not for everybody: `datasets` says only that it is not."""
+    from huggingface_hub import HfApi
+
+    try:
+        return bool(HfApi().dataset_info(name).gated)
+    except Exception:  # offline, or not there
+        return False
 
 
 @contextmanager

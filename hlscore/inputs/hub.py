@@ -15,9 +15,6 @@ BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("tiny",)
 
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_SAFETENSORS_PATTERNS = ("*.safetensors",)
-_PICKLE_PATTERNS = ("*.bin",)
-_CODE_PATTERNS = ("*.py",)
 # The same weights again, in folders or formats that transformers does not read.
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -45,7 +42,12 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     """
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
-        files = ModelFiles(directory=_builtin_directory(name), revision=None)
+        short = name.removeprefix(BUILTIN_PREFIX)
+        if short not in BUILTIN_MODELS:
+            known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
+            raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
+        folder = Path(str(resources.files("hlscore.inputs") / "builtin" / short))
+        files = ModelFiles(directory=folder, revision=None)
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
@@ -83,14 +85,6 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     return _download(settings, weights=True).directory
 
 
-def _builtin_directory(name: str) -> Path:
-    short = name.removeprefix(BUILTIN_PREFIX)
-    if short not in BUILTIN_MODELS:
-        known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
-        raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
-    return Path(str(resources.files("hlscore.inputs") / "builtin" / short))
-
-
 def looks_like_path(name: str) -> bool:
     """Whether a name is that of a local file or directory, and not a hub id."""
     return (
@@ -104,9 +98,9 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 
     patterns = list(_CONFIG_PATTERNS)
     if weights:
-        patterns += _SAFETENSORS_PATTERNS
+        patterns.append("*.safetensors")
     if settings.trust_remote_code:
-        patterns += _CODE_PATTERNS
+        patterns.append("*.py")
     try:
         folder = snapshot_download(
             settings.model,
@@ -120,7 +114,7 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
             folder = snapshot_download(
                 settings.model,
                 revision=settings.revision,
-                allow_patterns=[*patterns, *_PICKLE_PATTERNS],
+                allow_patterns=[*patterns, "*.bin"],
                 ignore_patterns=list(_IGNORED_PATTERNS),
             )
     except HlscoreError:
@@ -225,9 +219,7 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
             f"'{settings.model}' has no config.json.",
             hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
         )
-    if not weights:
-        return
-    if _weights(directory, ".safetensors"):
+    if not weights or _weights(directory, ".safetensors"):
         return
     pickles = _weights(directory, ".bin")
     if not pickles:

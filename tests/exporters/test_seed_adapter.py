@@ -27,7 +27,7 @@ from hlscore.exporters.formats.seed_adapter import adapter_tensors
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import lora_config
-from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
+from hlscore.inputs.identity import SAMPLES_PER_WEIGHT, sampled_weights
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
 MODEL_FILE = "adapter_model.safetensors"
