@@ -169,7 +169,8 @@ def score_probes(
         ),
     )
     result = with_plan(report, settings.plan, rollouts)
-    run.forget_progress()
+    if run.file is not None:
+        run.file.forget()
     return result
 
 

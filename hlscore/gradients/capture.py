@@ -160,7 +160,10 @@ class GradientCapture:
             for block in map(self._model.get_submodule, self._blocks):
                 own = block.__dict__.get("forward")
                 block.forward = partial(self._recomputed, block.forward)
-                self._undo.callback(_restore_forward, block, own)
+                if own is None:
+                    self._undo.callback(delattr, block, "forward")
+                else:
+                    self._undo.callback(setattr, block, "forward", own)
         except BaseException:
             self._undo.close()
             raise
@@ -342,10 +345,3 @@ def weights_as_trained(model: PreTrainedModel) -> Iterator[None]:
             undo.callback(put_back, module, rescaled, training, every)
             module.config.rescale_every = 0
         yield
-
-
-def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        del block.forward
-    else:
-        block.forward = own

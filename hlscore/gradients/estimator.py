@@ -126,13 +126,13 @@ def choose_estimator(
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
-    size = capture.sketch_size or default_sketch_size(largest)
+    columns = capture.sketch_size or default_sketch_size(largest)
     needs = predict(
         model,
         candidates,
         probes,
         capture,
-        sketch_size=size,
+        sketch_size=columns,
         itemsize=itemsize,
         processes=processes.size,
     )
@@ -155,9 +155,11 @@ def choose_estimator(
         if host and device.type != "cpu":
             fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
         place = "this machine" if device.type == "cpu" else str(device)
-        compared = (
-            f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
+        needed, there = (
+            f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+            for size in (wanted, free)
         )
+        compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
     score = find_score(settings.plan.score)
@@ -167,7 +169,7 @@ def choose_estimator(
             hint="Use --estimator exact, or another --score.",
         )
     return EstimatorChoice(
-        estimator=estimator, reason=reason, sketch_size=size, needs=needs, free_bytes=free
+        estimator=estimator, reason=reason, sketch_size=columns, needs=needs, free_bytes=free
     )
 
 
@@ -228,7 +230,3 @@ def predict(
         largest_gradient=2 * max(sizes) * itemsize,
         sketch_sums=sketches + grouped + sum(tests.values()) + 2 * formed,
     )
-
-
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"

@@ -70,7 +70,11 @@ def influences(
         part = sketches[:, start : start + step] / unit
         first, second = _without(part[:halves], counts[0]), _without(part[halves:], counts[1])
         pairs += _cross_fitted_tails(first, second, rank).double().cpu()
-        means += _mean_energies(part, torch.cat(counts), rank).double().cpu()
+        # Tail and whole energy of the mean gradient without each group.
+        mean = _without(part, torch.cat(counts))[1:]
+        energies = torch.linalg.eigvalsh(mean.mT @ mean).clamp(min=0)
+        tail = energies[..., : size - rank].sum((-2, -1))
+        means += torch.stack((tail, energies.sum((-2, -1)))).double().cpu()
         energy += float((part.sum(0) / torch.cat(counts).sum()).square().sum())
     scale = float(unit.double().cpu() / mean_count) ** 2
     return Influences(
@@ -98,14 +102,6 @@ def _cross_fitted_tails(first: torch.Tensor, second: torch.Tensor, rank: int) ->
     inside = inside + torch.einsum("beki,abekl,beli->ab", right, cross, right)
     found: torch.Tensor = cross.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) - inside / 2
     return found
-
-
-def _mean_energies(groups: torch.Tensor, counts: torch.Tensor, rank: int) -> torch.Tensor:
-    """Tail and whole energy of the mean gradient without each group: [2, g]."""
-    means = _without(groups, counts)[1:]
-    energies = torch.linalg.eigvalsh(means.mT @ means).clamp(min=0)
-    tail: torch.Tensor = energies[..., : energies.shape[-1] - rank].sum((-2, -1))
-    return torch.stack((tail, energies.sum((-2, -1))))
 
 
 def _scaled(values: torch.Tensor) -> torch.Tensor:

@@ -103,7 +103,11 @@ class ProbeRun:
             for half, groups in enumerate(self._probes.halves):
                 earlier = half * len(self._probes.halves[0])
                 for index, group in enumerate(groups):
-                    batches = self._batches(group)
+                    ordered, size = by_length(group), self._settings.batch_size
+                    batches = cut(self._processes.share(ordered), size)
+                    if self._in_step:  # an empty batch where others have more
+                        largest = -(-len(ordered) // self._processes.size)
+                        batches += [()] * (-(-largest // size) - len(batches))
                     for batch, examples in enumerate(batches):
                         here = RunPosition(number=number, half=half, group=index, batch=batch)
                         if here >= start:
@@ -121,16 +125,6 @@ class ProbeRun:
                     if ended >= start:
                         self._check_finite(ended)
                         gradients.end_group(half, earlier + index)
-
-    def _batches(self, group: Sequence[ProbeExample]) -> list[Sequence[ProbeExample]]:
-        """Batches of this process; an empty one where others have more."""
-        ordered = by_length(group)
-        own = cut(self._processes.share(ordered), self._settings.batch_size)
-        if self._in_step:
-            largest = -(-len(ordered) // self._processes.size)
-            steps = -(-largest // self._settings.batch_size)
-            own += [()] * (steps - len(own))
-        return own
 
     def _run_batch(
         self, capture: GradientCapture, examples: Sequence[ProbeExample], skipped: frozenset[Use]

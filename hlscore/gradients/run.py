@@ -59,6 +59,7 @@ class CaptureRun:
         notes: Remarks on the run so far.
         ranks: Ranks of the tail curves.
         earlier_seconds: What a resumed run took before; 0 for one that was not stopped.
+        file: Where progress is stored, if anywhere.
     """
 
     def __init__(
@@ -124,7 +125,7 @@ class CaptureRun:
         self._resamples = draw_resamples(
             *probes.counts, count=capture.bootstrap, seed=settings.seed
         )
-        self._file: ProgressFile | None = None
+        self.file: ProgressFile | None = None
         if storage is not None:
             described = describe_run(
                 asdict(settings),
@@ -138,7 +139,7 @@ class CaptureRun:
                 "reason": self.choice.reason,
                 "batch_size": capture.batch_size,
             }
-            self._file = ProgressFile(
+            self.file = ProgressFile(
                 storage.folder,
                 described | made,
                 processes,
@@ -170,7 +171,7 @@ class CaptureRun:
             run = TrialRun(
                 model, probes, gradients, sources, capture, self._settings.objective,
                 seed=self._settings.seed, progress=progress, processes=self._processes,
-                progress_file=self._file,
+                progress_file=self.file,
             )  # fmt: skip
         else:
             sources = (
@@ -180,16 +181,16 @@ class CaptureRun:
             )
             run = ProbeRun(
                 model, probes, gradients, sources, capture, self._settings.objective,
-                on_tokens=progress.advance, processes=self._processes, progress_file=self._file,
+                on_tokens=progress.advance, processes=self._processes, progress_file=self.file,
                 in_step=self._sharded,
             )  # fmt: skip
             tokens = self._processes.share([len(item.input_ids) for item in probes.sequences])
             progress.start("probing", sum(tokens) * capture.passes, "tokens")
-        if self._resume and self._file is not None:
+        if self._resume and self.file is not None:
             device = torch.device("cpu") if on_host else input_device(model)
-            run.state, state = self._file.load(run.state, device)
+            run.state, state = self.file.load(run.state, device)
             gradients.load(state, number=run.state.position.number)
-            self.earlier_seconds = self._file.earlier_seconds
+            self.earlier_seconds = self.file.earlier_seconds
         mean_loss = run.run()
         self.notes += tuple(run.notes())
         check_weights_kept(self._name, self._samples, model)
@@ -248,11 +249,6 @@ class CaptureRun:
             for item in ordered:
                 workers.submit(partial(reduce_module, item))
         return {item.module: statistics[item.module] for item in self._chosen}
-
-    def forget_progress(self) -> None:
-        """Remove the stored progress of a run that has ended."""
-        if self._file is not None:
-            self._file.forget()
 
 
 def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[str, float | None]:

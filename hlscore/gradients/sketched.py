@@ -126,6 +126,7 @@ class SketchGradients(HalfSums):
     ) -> None:
         super().__init__((item.module for item in candidates), tests, groups)
         self._items = {item.module: item for item in candidates}
+        self._thin = frozenset(name for name in self._items if not self.is_exact(name))
         self._pass = 1
         self._last: _Projected | None = None
         self._products = {}
@@ -238,9 +239,6 @@ class SketchGradients(HalfSums):
         if basis.device != device or basis.dtype != dtype:
             basis = basis.to(device=device, dtype=dtype)
         return basis[0] if basis.shape[0] == 1 else basis
-
-    def _compressed(self, name: str, total: torch.Tensor) -> torch.Tensor:
-        return self._tests.compress(total) if self.is_exact(name) else total
 
     def end_group(self, half: int, group: int) -> None:
         """Close a group of examples; further passes keep no sketches of groups."""

@@ -45,6 +45,8 @@ class HalfSums:
         # Kinds that grow in the current pass, the sums of both halves first.
         self._growing: tuple[str, ...] = ("first", "second", "groups")
         self._tests, self._groups = tests, groups
+        # Modules whose sums are sketches already.
+        self._thin: frozenset[str] = frozenset()
         self._half, self._scale = 0, 1.0
 
     def begin_batch(self, half: int, scale: float) -> None:
@@ -79,7 +81,8 @@ class HalfSums:
             if len(part) > SAMPLED_MATRICES:
                 evenly = torch.arange(SAMPLED_MATRICES, device=part.device)
                 part = part[evenly * len(part) // SAMPLED_MATRICES]
-            part = self._compressed(name, part)
+            if name not in self._thin:
+                part = self._tests.compress(part)
             now = fold_rows(part, folded_rows(*part.shape[-2:]))
             key = f"groups:{name}"
             if key not in self.tensors:
@@ -88,9 +91,6 @@ class HalfSums:
                 )
             kept = self.tensors[key] = self.tensors[key].to(now.device)
             kept[group] = now - kept[begin:group].sum(0, dtype=torch.float32)
-
-    def _compressed(self, name: str, total: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        return self._tests.compress(total)
 
     def group_sketches(self, name: str) -> torch.Tensor | None:
         """The sketches of all groups of a module, first half first: float32 [g, e, p, k]."""

@@ -71,16 +71,14 @@ def structure_hash(candidates: tuple[Candidate, ...]) -> str:
 
 
 def sampled_bytes(weight: torch.Tensor) -> bytes:
-    """What a weight adds to the fingerprint: the bits of its sample."""
-    return sampled_weights(weight).view(torch.int16).numpy().tobytes()
+    """What a weight adds to the fingerprint: the bits of up to 16 evenly spaced numbers.
 
-
-def sampled_weights(weight: torch.Tensor) -> torch.Tensor:
-    """Up to 16 evenly spaced weights of a tensor in storage order, bfloat16 on the CPU."""
+    In storage order, rounded to bfloat16.
+    """
     flat = weight.detach().reshape(-1)
     count = min(SAMPLES_PER_WEIGHT, flat.numel())
     places = torch.arange(count, device=flat.device) * flat.numel() // count
-    return flat[places].to(torch.bfloat16).cpu()
+    return flat[places].to(torch.bfloat16).cpu().view(torch.int16).numpy().tobytes()
 
 
 def count_params(model: PreTrainedModel) -> int:

@@ -67,6 +67,7 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 @pytest.fixture(scope="module")
 def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
     """A whole trial, with three learning rates for each arm."""
+
     def kept(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
         OUTCOMES[wanted] = train(setup, plan, wanted)
         return OUTCOMES[wanted]
