@@ -21,6 +21,7 @@ from hlscore.gradients.resampling import draw_resamples
 from hlscore.gradients.self_check import (
     batch_difference,
     check_weights_kept,
+    later_tokens_matter,
     sampled_parameters,
 )
 from hlscore.gradients.sketch import TestMatrices
@@ -108,6 +109,13 @@ class CaptureRun:
             self.notes += (
                 f"Examples run one at a time: in a padded batch their tokens get other "
                 f"probabilities (by {difference:.2g} nats) than alone.",
+            )
+        later = max(processes.gather(later_tokens_matter(model, probes)))
+        if later > rounding:
+            self.notes += (
+                f"{type(model).__name__} is not causal on text alone: later tokens change the "
+                f"probabilities of earlier ones (by {later:.2g} nats), so that the loss says "
+                "little.",
             )
         self._capture = capture
         self._resume = storage is not None and storage.resume

@@ -78,6 +78,23 @@ def batch_difference(
     return difference, rounding
 
 
+def later_tokens_matter(model: PreTrainedModel, probes: ProbeSet) -> float:
+    """How much the probabilities of tokens depend on later ones, root mean square in nats.
+
+    None where a model is causal; some that read images are not, without one (PaliGemma).
+    """
+    (row,) = _rows(probes.sequences)[-1:]
+    half = len(row.input_ids) // 2
+    if half < 2 or any(parameter.is_inference() for parameter in model.parameters()):
+        return 0.0
+    tail = row.input_ids[: len(row.input_ids) - half]
+    other = replace(row, input_ids=(*row.input_ids[:half], *tail))
+    forward = ForwardPass(model, probes, "right", temperature=1.0)
+    with torch.no_grad():
+        first, second = (_log_probs(model, forward, [item])[0, : half - 1] for item in (row, other))
+    return float((first - second).square().mean().sqrt())
+
+
 def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
     """The last tokens of three examples; the last row is the shortest, so that it is padded.
 
