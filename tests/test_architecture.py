@@ -46,6 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "validation": GROUND
     | {
         "inputs",
+        "objectives",
         "probes",
         "scores",
         "planning",

@@ -63,7 +63,7 @@ def estimate(
     check_budget(plan.budget)
     device_bytes = None if gpu is None else _device_bytes(gpu)
     with status("building the model's shape"):
-        from hlscore.inputs.dimensions import dimensions, parameter_sizes
+        from hlscore.inputs.identity import dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 

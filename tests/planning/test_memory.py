@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import Adafactor, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from hlscore.inputs.dimensions import dimensions, parameter_sizes
+from hlscore.inputs.identity import dimensions, parameter_sizes
 from hlscore.inputs.model import identify, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.memory import (
@@ -32,7 +32,7 @@ from hlscore.planning.memory import (
 from hlscore.records import Candidate, ModelDimensions
 from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
-CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 RANK = 4
 SIZE = SimpleNamespace(
     n_params=10**7,
