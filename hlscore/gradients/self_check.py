@@ -1,6 +1,7 @@
 """Checks that a model can be probed at all: gradients flow, rows are independent, weights stay.
 
-A model whose tokens see later ones is told of. They cost four forward passes and one backward pass over a few tokens.
+They cost four forward passes and one backward pass over a few tokens. What tells whether tokens
+see later ones leads to a note alone.
 """
 
 from __future__ import annotations
