@@ -59,6 +59,7 @@ class CaptureRun:
         sketched: Whether gradients are sketched; then weights need not hold any.
         notes: Remarks on the run so far.
         ranks: Ranks of the tail curves.
+        trial_rate: Learning rate of the trials; `None` without trials.
         earlier_seconds: What a resumed run took before; 0 for one that was not stopped.
         file: Where progress is stored, if anywhere.
     """
@@ -87,6 +88,7 @@ class CaptureRun:
         self._samples = {} if self._sharded else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
         self.earlier_seconds = 0.0
+        self.trial_rate: float | None = None
         # Try the model on a few tokens; where rows of a batch interact, each runs alone.
         difference, rounding = batch_difference(model, probes, capture.padding_side)
         check_weights_kept(self._name, self._samples, model)
@@ -201,6 +203,7 @@ class CaptureRun:
             self.earlier_seconds = self.file.earlier_seconds
         mean_loss = run.run()
         self.notes += tuple(run.notes())
+        self.trial_rate = run.state.rate if self._by_trials else None
         check_weights_kept(self._name, self._samples, model)
         return mean_loss
 
