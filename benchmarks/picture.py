@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
@@ -39,13 +38,10 @@ def main() -> None:
         Silent(),
     )
     assert found is not None
-    report, allocation = found.report, found.allocation
     console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
     folder = Path("hlscore-out/builtin-tiny")
     print_result(
-        report,
-        allocation,
-        make_plan(report, allocation),
+        found,
         {name: folder / name for name in (SCORES_FILE, PLAN_FILE)},
         top=8,
         console=console,

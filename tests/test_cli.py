@@ -152,8 +152,9 @@ def test_read_only_commands_import_no_torch(run: Run, scores: Path, arguments: l
         "assert not heavy, heavy; sys.exit(code)"
     )
     if "PLAN" in arguments:
-        assert run("plan", str(scores), "-o", "PLAN").returncode == 0
-    given = [str(scores) if item == "SCORES" else item for item in arguments]
+        assert run("plan", str(scores), "-o", "plan.json").returncode == 0
+    files = {"SCORES": str(scores), "PLAN": "plan.json"}
+    given = [files.get(item, item) for item in arguments]
     found = subprocess.run(
         [sys.executable, "-c", code, *given],
         capture_output=True,

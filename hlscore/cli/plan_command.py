@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import PlanSettings
+from hlscore.settings import Option, PlanSettings
 
 
 @o.takes_settings
 def plan(
-    scores: Annotated[Path, typer.Argument(help="A scores.parquet written by `hlscore rank`.")],
+    scores: Annotated[Path, Option("A scores.parquet written by `hlscore rank`.", argument=True)],
     settings: Annotated[
         o.Given,
         o.Options(
@@ -25,12 +23,8 @@ def plan(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Plan file to write.",
-            show_default="plan.json beside the scores",
-            rich_help_panel=o.OUTPUT_PANEL,
+        Option(
+            "Plan file to write.", o.OUTPUT_PANEL, short="o", default="plan.json beside the scores"
         ),
     ] = None,
     force: o.Force = False,
@@ -58,12 +52,18 @@ def plan(
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.views.progress import status
-    from hlscore.views.result import print_plan_json, print_replanned
+    from hlscore.views.result import print_replanned
 
     parse_budget(settings.get("budget", "0.1"))
     if "score" in settings:
         find_score(settings["score"])
     target = out or scores.parent / PLAN_FILE
+    if target.suffix.lower() != ".json":
+        raise UsageError(
+            f"--out '{target}': a plan is JSON.",
+            hint=f"Use a name such as {target.with_suffix('.json').name}; "
+            "`hlscore export` writes other formats.",
+        )
     if scores.is_file() and not is_report(scores):
         read_report(scores)  # says what it is instead
     if target.resolve() == scores.resolve():
@@ -77,7 +77,4 @@ def plan(
         allocation = allocate(report, asked)
     made = make_plan(report, allocation)
     paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
-    if as_json:
-        print_plan_json(made, paths[target.name])
-    else:
-        print_replanned(report, allocation, made, paths[target.name], top=top)
+    print_replanned(report, allocation, made, paths[target.name], top=top, as_json=as_json)

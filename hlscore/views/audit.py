@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,15 @@ from hlscore.flow import Moved
 from hlscore.records import ScoreReport
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import report_headline, run_notes
-from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
+from hlscore.views.terminal import (
+    command,
+    picked,
+    print_json,
+    print_labelled,
+    print_next,
+    print_notes,
+    terminal,
+)
 from hlscore.views.wording import count, measure, percent, shape, visible
 
 _HARDLY = 0.1
@@ -24,15 +31,11 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanCheck:
-    """A plan compared with what its training did.
+    """A plan compared with what its training did; modules by name.
 
     Attributes:
-        path: The plan file.
         kendall: Kendall's tau-b of the plan's scores and the energies of the updates, by mode:
             modules in full and with LoRA move by different rates.
-        frozen_moved: Modules that the plan freezes and that moved all the same.
-        trained_unmoved: Modules that the plan trains and that did not move.
-        other_rank: Modules whose LoRA has another rank than planned.
     """
 
     path: Path
@@ -47,14 +50,11 @@ class Audit:
     """What a training did to a model; names of modules are in the order of the report.
 
     Attributes:
-        report: The updates as a score report.
         movements: What the report has no columns for, by module.
         path: Where the report is.
-        unmoved: Modules whose weight did not change.
         hardly: Modules that moved less than a tenth of the median of those that moved.
         exhausted: Modules with LoRA whose update needs its whole rank for 99 % of its energy.
         spare: Modules with LoRA whose update needs at most half of its rank for that.
-        against: The plan compared with what happened, if one was given.
     """
 
     report: ScoreReport
@@ -128,14 +128,12 @@ def _plan_check(
 
 
 def print_audit(
-    found: Audit, *, top: int | None, held_out: Mapping[str, Any] | None = None
+    found: Audit, *, top: int, held_out: Mapping[str, Any] | None, as_json: bool
 ) -> None:
-    """Print what a training did.
-
-    Args:
-        top: Most lines of the table; `None` for all.
-        held_out: Losses on other data, if they were measured.
-    """
+    """Print what a training did, with losses on other data, if they were measured."""
+    if as_json:
+        _print_json(found, held_out)
+        return
     console, report = terminal(), found.report
     console.print(report_headline(report), soft_wrap=True)
     console.print()
@@ -221,15 +219,14 @@ def held_out_line(held_out: Mapping[str, Any]) -> tuple[str, str]:
     return "loss", f"{losses} nats per token on {data}"
 
 
-def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None) -> None:
-    """Print the findings as one JSON object, with losses on other data, if they were measured."""
+def _print_json(found: Audit, held_out: Mapping[str, Any] | None) -> None:
     modules = [
         {
             "module": row.module,
-            "relative_update": found.movements[row.module].relative,
-            "lora_rank": found.movements[row.module].lora_rank,
+            "relative_update": moved.relative,
+            "lora_rank": moved.lora_rank,
             "rank_for_90": row.rank_for_90,
-            "rank_for_99": found.movements[row.module].rank_for_99,
+            "rank_for_99": moved.rank_for_99,
             "stable_rank": row.stable_rank,
             "effective_rank": row.effective_rank,
             "energy": row.grad_energy,
@@ -237,22 +234,15 @@ def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None)
             "changed": row.status == "scored",
         }
         for row in found.report.candidates
+        for moved in (found.movements[row.module],)
     ]
-    against = found.against
-    print(
-        json.dumps(
-            {
-                "audit": str(found.path),
-                "model": found.report.model.model,
-                "rank": found.report.run.rank,
-                "modules": modules,
-                "unmoved": found.unmoved,
-                "hardly": found.hardly,
-                "exhausted": found.exhausted,
-                "spare": found.spare,
-                "plan": against and asdict(against) | {"path": str(against.path)},
-                "held_out": held_out,
-                "notes": run_notes(found.report),
-            }
-        )
-    )
+    print_json({
+        "audit": found.path,
+        "model": found.report.model.model,
+        "rank": found.report.run.rank,
+        "modules": modules,
+        **picked(found, "unmoved", "hardly", "exhausted", "spare"),
+        "plan": found.against,
+        "held_out": held_out,
+        "notes": run_notes(found.report),
+    })  # fmt: skip

@@ -15,7 +15,14 @@ from rich.text import Text
 from hlscore.checks.findings import CheckResult, Comparison, Finding
 from hlscore.checks.registry import RULES
 from hlscore.checks.rules import Rule
-from hlscore.views.terminal import command, print_labelled, print_next, terminal
+from hlscore.views.terminal import (
+    command,
+    picked,
+    print_json,
+    print_labelled,
+    print_next,
+    terminal,
+)
 from hlscore.views.wording import count
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
@@ -115,17 +122,15 @@ def _plain_finding(item: Finding) -> dict[str, Any]:
     }
 
 
-def print_rules(rules: Sequence[Rule]) -> None:
+def print_rules(rules: Sequence[Rule], *, as_json: bool) -> None:
     """Print what rules ask for, why, and what to do."""
+    if as_json:
+        keys = ("code", "name", "level", "when", "asks", "why", "remedy")
+        print_json([picked(rule, *keys) for rule in rules])
+        return
     console = terminal()
     for rule in rules:
         when = f", only with {rule.when}" if rule.when else ""
         console.print(Text.assemble((f"{rule.code} {rule.name}", "bold"), f" ({rule.level}{when})"))
         lines = (("  asks", rule.asks), ("  why", rule.why), ("  do", rule.remedy))
         print_labelled(console, lines, width=7, style="dim")
-
-
-def print_rules_json(rules: Sequence[Rule]) -> None:
-    """Print rules as one JSON list."""
-    keys = ("code", "name", "level", "when", "asks", "why", "remedy")
-    print(json.dumps([{key: getattr(rule, key) for key in keys} for rule in rules]))

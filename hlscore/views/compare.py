@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
@@ -16,7 +15,9 @@ from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_texts
 from hlscore.views.terminal import (
     command,
+    picked,
     plain_table,
+    print_json,
     print_next,
     print_notes,
     print_table,
@@ -36,13 +37,9 @@ class Compared:
     """A comparison with what it was made from.
 
     Attributes:
-        comparison: The agreement.
-        paths: The files.
-        labels: Short names of the files.
         facts: What is known of the runs, one value per file.
         missing: Scores of a single file that have no values.
         structures: Hash of names and shapes of each run's model.
-        within_kinds: Whether agreement within kinds was asked for.
         chosen: Whether one score was asked for, whatever the runs were ordered by.
     """
 
@@ -56,8 +53,13 @@ class Compared:
     chosen: bool
 
 
-def print_comparison(compared: Compared, *, console: Console | None = None) -> None:
+def print_comparison(
+    compared: Compared, *, as_json: bool = False, console: Console | None = None
+) -> None:
     """Print how well rankings agree, each with each."""
+    if as_json:
+        _print_json(compared)
+        return
     console = console or terminal()
     found = compared.comparison
     console.print(_headline(compared), soft_wrap=True)
@@ -88,27 +90,24 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
         print_next(console, (difference, "which modules the two plans train differently"))
 
 
-def print_comparison_json(compared: Compared) -> None:
-    """Print the whole comparison as one JSON object."""
+def _print_json(compared: Compared) -> None:
     found = compared.comparison
 
     def matrix(value: Callable[[Pair], object]) -> list[list[object]]:
         return [[value(pair) for pair in row] for row in found.pairs]
 
-    plain = {
-        "files": [
-            {"path": str(path), "label": label}
-            for path, label in zip(compared.paths, compared.labels, strict=True)
-        ],
-        "facts": [asdict(fact) | {"same": fact.same} for fact in compared.facts],
+    files = zip(compared.paths, compared.labels, strict=True)
+    print_json({
+        "files": [{"path": path, "label": label} for path, label in files],
+        "facts": [picked(fact, "name", "values", "same") for fact in compared.facts],
         "same_structure": len(set(compared.structures)) == 1,
         "rankings": [
-            {"label": item.label, "score": item.score, "rank": item.rank, "resampled_tau": tau}
+            picked(item, "label", "score", "rank") | {"resampled_tau": tau}
             for item, tau in zip(found.rankings, found.resampled, strict=True)
         ],
         "without_values": compared.missing,
         "modules": found.modules,
-        "agreement": matrix(lambda pair: asdict(pair.tau)),
+        "agreement": matrix(lambda pair: pair.tau),
         "top": {
             "modules": found.top,
             "by_chance": found.top / found.modules,
@@ -116,8 +115,7 @@ def print_comparison_json(compared: Compared) -> None:
             "jaccard": matrix(lambda pair: pair.jaccard),
         },
         "within_kinds": matrix(lambda pair: pair.within_kinds) if compared.within_kinds else None,
-    }
-    print(json.dumps(plain))
+    })  # fmt: skip
 
 
 def _headline(compared: Compared) -> Text:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from hlscore.agreement.difference import Difference, Group, Move
+from hlscore.agreement.difference import Difference, Group
 from hlscore.agreement.kendall import RankAgreement
-from hlscore.agreement.sides import Side
 from hlscore.views.facts import fact_texts
 from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
 from hlscore.views.terminal import (
     command,
+    picked,
     plain_table,
+    print_json,
     print_labelled,
     print_next,
     print_notes,
@@ -33,8 +32,13 @@ _ALWAYS = (
 _NARROWEST_NAME = 12
 
 
-def print_difference(found: Difference, *, top: int, console: Console | None = None) -> None:
+def print_difference(
+    found: Difference, *, top: int, as_json: bool = False, console: Console | None = None
+) -> None:
     """Print what two plans decide differently, and whether that is more than noise."""
+    if as_json:
+        _print_json(found)
+        return
     console = console or terminal()
     for name, side in (("A", found.a), ("B", found.b)):
         planned = f" (scores, planned with a budget of {side.plan.budget.asked})"
@@ -69,36 +73,43 @@ def print_difference(found: Difference, *, top: int, console: Console | None = N
         print_next(console, *commands)
 
 
-def print_difference_json(found: Difference) -> None:
-    """Print the whole difference as one JSON object."""
-    plain = {
-        "a": _plain_side(found.a),
-        "b": _plain_side(found.b),
+def _print_json(found: Difference) -> None:
+    names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
+             "trained_params")  # fmt: skip
+    sides = {
+        name: {
+            "path": side.path,
+            "holds": "scores" if side.from_scores else "plan",
+            "score": side.plan.score.name,
+            "resampled_tau": side.resampled_tau,
+        }
+        for name, side in (("a", found.a), ("b", found.b))
+    }
+    print_json(sides | {
         "same": found.none,
-        "same_structure": found.same_structure,
-        "same_weights": found.same_weights,
+        **picked(found, "same_structure", "same_weights"),
         "facts": [
             {"name": fact.name, "a": fact.values[0], "b": fact.values[1], "same": fact.same}
             for fact in found.facts
         ],
-        "modules": {
-            "common": found.common,
-            "only_a": found.only_a,
-            "only_b": found.only_b,
-            "other_shape": found.other_shape,
-        },
-        "moves": [_plain_move(move) for move in found.moves],
+        "modules": picked(found, "common", "only_a", "only_b", "other_shape"),
+        "moves": [
+            {"module": move.module}
+            | picked(move.known, "kind", "block", "layer")
+            | {
+                side: item and picked(item, *names)
+                for side, item in (("a", move.a), ("b", move.b))
+            }
+            for move in found.moves
+        ],
         "full": {
             "shared": found.shared_full,
             "expected_by_chance": found.expected_full,
             "jaccard": found.jaccard_full,
         },
         "decisions": {"jaccard": found.jaccard_decisions},
-        "agreement": asdict(found.agreement),
-        "by_kind": [asdict(group) for group in found.by_kind],
-        "by_layer": [asdict(group) for group in found.by_layer],
-    }
-    print(json.dumps(plain))
+        **picked(found, "agreement", "by_kind", "by_layer"),
+    })  # fmt: skip
 
 
 def agreement_text(found: RankAgreement) -> str:
@@ -217,22 +228,3 @@ def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: 
     for text in rest:
         table.add_row(text, style="dim")
     print_table(console, table)
-
-
-def _plain_side(side: Side) -> dict[str, object]:
-    return {
-        "path": str(side.path),
-        "holds": "scores" if side.from_scores else "plan",
-        "score": side.plan.score.name,
-        "resampled_tau": side.resampled_tau,
-    }
-
-
-def _plain_move(move: Move) -> dict[str, object]:
-    names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
-             "trained_params")  # fmt: skip
-    plain: dict[str, object] = {"module": move.module}
-    plain |= {name: getattr(move.known, name) for name in ("kind", "block", "layer")}
-    for side, item in (("a", move.a), ("b", move.b)):
-        plain[side] = None if item is None else {name: getattr(item, name) for name in names}
-    return plain

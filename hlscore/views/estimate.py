@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -12,7 +11,15 @@ from rich.text import Text
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
 from hlscore.views.commands import model_options, plan_options
-from hlscore.views.terminal import command, plain_table, print_next, print_table, terminal
+from hlscore.views.terminal import (
+    command,
+    picked,
+    plain_table,
+    print_json,
+    print_next,
+    print_table,
+    terminal,
+)
 from hlscore.views.wording import count, memory, short
 
 
@@ -24,9 +31,30 @@ def print_estimate(
     trainings: Sequence[Training],
     *,
     device_bytes: int | None,
+    as_json: bool = False,
     console: Console | None = None,
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
+    if as_json:
+        print_json({
+            "model": model.model,
+            "params": shape.n_params,
+            "candidate_modules": len(shape.candidates),
+            "budget": settings.budget,
+            "rank": settings.rank,
+            "settings": settings.memory,
+            "device_bytes": device_bytes,
+            "trainings": [
+                asdict(item)
+                | {
+                    "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
+                    "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
+                }
+                for item in trainings
+                for use in (item.memory,)
+            ],
+        })  # fmt: skip
+        return
     console, chosen = console or terminal(), settings.memory
     console.print(
         Text.assemble(
@@ -69,41 +97,6 @@ def print_estimate(
         *plan_options(asdict(settings), without=("budget",)),
     ]
     print_next(console, (command("rank", model.model, *words), "which modules to train in full"))
-
-
-def print_estimate_json(
-    model: str,
-    shape: ModelShape,
-    settings: PlanSettings,
-    trainings: Sequence[Training],
-    *,
-    device_bytes: int | None,
-) -> None:
-    """Print the same as one JSON object."""
-    plain = [
-        asdict(item)
-        | {
-            "memory": asdict(use)
-            | {"state_bytes": use.state_bytes, "total_bytes": use.total_bytes},
-            "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
-        }
-        for item in trainings
-        for use in (item.memory,)
-    ]
-    print(
-        json.dumps(
-            {
-                "model": model,
-                "params": shape.n_params,
-                "candidate_modules": len(shape.candidates),
-                "budget": settings.budget,
-                "rank": settings.rank,
-                "settings": asdict(settings.memory),
-                "device_bytes": device_bytes,
-                "trainings": plain,
-            }
-        )
-    )
 
 
 def _label(item: Training, settings: PlanSettings) -> str:

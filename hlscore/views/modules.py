@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,12 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.records import Candidate
-from hlscore.views.terminal import plain_table, terminal
+from hlscore.views.terminal import plain_table, print_json, terminal
 from hlscore.views.wording import count, percent, shape, short
 
 
-def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_all: bool) -> None:
+def print_modules(
+    found: Sequence[Candidate], model: str, total: int, *, show_all: bool, as_json: bool
+) -> None:
     """Print the modules of a model, a line per kind, or one per module with `show_all`."""
+    if as_json:
+        modules = [asdict(item) | {"reason": item.reason} for item in found]
+        print_json({"model": model, "params": total, "modules": modules})
+        return
     console = terminal()
     candidates = [item for item in found if not item.skipped]
     skipped = len(found) - len(candidates)
@@ -33,12 +38,6 @@ def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_al
     )
     if skipped and not show_all:
         console.print(Text("--all lists each module, and why others are skipped", style="dim"))
-
-
-def print_modules_json(found: Sequence[Candidate], *, model: str, total: int) -> None:
-    """Print the modules of a model as one JSON object."""
-    modules = [asdict(item) | {"reason": item.reason} for item in found]
-    print(json.dumps({"model": model, "params": total, "modules": modules}))
 
 
 def _kind_table(candidates: Sequence[Candidate]) -> Table:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -18,24 +18,37 @@ from hlscore.views.commands import plan_again, rank_rollouts, settings_in, valid
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import chosen_in, print_summary, report_headline, run_notes, training
-from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
+from hlscore.views.terminal import (
+    command,
+    print_json,
+    print_labelled,
+    print_next,
+    print_notes,
+    terminal,
+)
 from hlscore.views.wording import measure, shape
+
+if TYPE_CHECKING:
+    from hlscore.flow import RankResult
 
 
 def print_result(
-    report: ScoreReport,
-    allocation: Allocation,
-    plan: Plan,
+    result: RankResult,
     paths: Mapping[str, Path],
     *,
     top: int,
+    as_json: bool = False,
     console: Console | None = None,
 ) -> None:
     """Print what a run found, the files it wrote, by name, and what to do next."""
+    if as_json:
+        _print_json(result.plan, paths)
+        return
     console = console or terminal()
+    report, plan = result.report, result.plan
     console.print(report_headline(report), soft_wrap=True)
-    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
-    print_notes(console, (*report.probes.notes, *run_notes(report), *allocation.notes))
+    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(result.allocation))
+    print_notes(console, (*report.probes.notes, *run_notes(report), *result.allocation.notes))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
     files = ((Path(name).stem, str(path)) for name, path in paths.items())
@@ -101,9 +114,18 @@ def _ranks(report: ScoreReport) -> list[int]:
 
 
 def print_replanned(
-    report: ScoreReport, allocation: Allocation, plan: Plan, path: Path, *, top: int
+    report: ScoreReport,
+    allocation: Allocation,
+    plan: Plan,
+    path: Path,
+    *,
+    top: int,
+    as_json: bool,
 ) -> None:
     """Print a plan made from stored scores."""
+    if as_json:
+        _print_json(plan, {PLAN_FILE: path})
+        return
     console = terminal()
     console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
     print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
@@ -112,16 +134,10 @@ def print_replanned(
     print_labelled(console, [("plan", str(path))])
 
 
-def print_rank_json(plan: Plan, paths: Mapping[str, Path]) -> None:
-    """Print the paths and the plan as one JSON object."""
+def _print_json(plan: Plan, paths: Mapping[str, Path]) -> None:
     keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
-    files = {keys[name]: str(path) for name, path in paths.items()}
-    print(json.dumps(files | {"plan": plan.model_dump(mode="json")}))
-
-
-def print_plan_json(plan: Plan, path: Path) -> None:
-    """Print the path and the plan as one JSON object."""
-    print_rank_json(plan, {PLAN_FILE: path})
+    files = {keys[name]: path for name, path in paths.items()}
+    print_json(files | {"plan": plan.model_dump(mode="json")})
 
 
 def _stderrs(allocation: Allocation) -> dict[str, float | None]:

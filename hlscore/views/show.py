@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,14 @@ from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.result import print_plan_modules
 from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes
-from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
+from hlscore.views.terminal import (
+    command,
+    print_json,
+    print_labelled,
+    print_next,
+    print_notes,
+    terminal,
+)
 from hlscore.views.wording import count, measure, shape, visible
 
 _ALWAYS_SHOWN = ("rank", "module", "out_features", "in_features", "matrices")
@@ -36,20 +42,20 @@ class Shown:
     """What is shown of a file.
 
     Attributes:
-        path: The file.
-        filters: Which modules.
-        column: What orders them.
         top: Most lines of a table; `None` for all.
     """
 
     path: Path
     filters: Filters
-    column: Column
     top: int | None
+    as_json: bool
 
 
-def print_plan(plan: Plan, modules: Sequence[PlanModule], shown: Shown) -> None:
-    """Print a plan and those of its modules that are shown, in order."""
+def print_plan(plan: Plan, modules: Sequence[PlanModule], column: Column, shown: Shown) -> None:
+    """Print a plan and those of its modules that are shown, in the order of a column."""
+    if shown.as_json:
+        _print_selected(plan, modules, column, shown)
+        return
     console = terminal()
     console.print(plan_headline(plan), soft_wrap=True)
     if not _print_matching(console, len(modules), len(plan.modules), shown):
@@ -66,14 +72,21 @@ def print_plan(plan: Plan, modules: Sequence[PlanModule], shown: Shown) -> None:
 
 
 def print_report(
-    report: ScoreReport, rows: Sequence[ModuleRow], shown: Shown, columns: Sequence[Column]
+    report: ScoreReport,
+    rows: Sequence[ModuleRow],
+    order: Column,
+    columns: Sequence[Column],
+    shown: Shown,
 ) -> None:
-    """Print a report and those of its rows that are shown, in order."""
-    console, score = terminal(), shown_score(report, shown.column)
+    """Print a report and those of its rows that are shown, in the order of a column."""
+    if shown.as_json:
+        _print_selected(report, rows, order, shown)
+        return
+    console, score = terminal(), shown_score(report, order)
     console.print(report_headline(report), soft_wrap=True)
     if not _print_matching(console, len(rows), len(report.rows), shown):
         return
-    further = {column.field: column for column in (shown.column, *columns)}
+    further = {column.field: column for column in (order, *columns)}
     more = [further[name] for name in further if name not in (*_ALWAYS_SHOWN, score)]
     of_run = score == report.run.score
     chosen = ["chosen in"] if of_run else []
@@ -107,8 +120,11 @@ def print_report(
     )
 
 
-def print_modules_json(
-    artifact: Plan | ScoreReport, modules: Sequence[PlanModule | ModuleRow], shown: Shown
+def _print_selected(
+    artifact: Plan | ScoreReport,
+    modules: Sequence[PlanModule] | Sequence[ModuleRow],
+    column: Column,
+    shown: Shown,
 ) -> None:
     """Print the modules of a file that are shown, in order, as one JSON object."""
     kind, model, of = (
@@ -116,16 +132,15 @@ def print_modules_json(
         if isinstance(artifact, Plan)
         else ("report", artifact.model.model, len(artifact.rows))
     )
-    found: dict[str, Any] = {
-        "file": str(shown.path),
+    print_json({
+        "file": shown.path,
         "artifact": kind,
         "model": model,
         "modules": of,
         "matching": len(modules),
-        "sort": shown.column.name,
+        "sort": column.name,
         "rows": [plain(item) for item in modules[: shown.top]],
-    }
-    print(json.dumps(found))
+    })  # fmt: skip
 
 
 def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from rich.console import Console
 from rich.text import Text
 
@@ -16,11 +13,12 @@ from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.views.commands import plan_again, replan, scores_beside
 from hlscore.views.drawings import sparkline
-from hlscore.views.show import plain, resamples_of
+from hlscore.views.show import Shown, plain, resamples_of
 from hlscore.views.summary import chosen_in, training
 from hlscore.views.terminal import (
     command,
     plain_table,
+    print_json,
     print_labelled,
     print_next,
     print_table,
@@ -31,8 +29,16 @@ from hlscore.views.wording import count, measure, memory, percent, shape, short
 _LABEL_WIDTH = 9
 
 
-def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
+def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
     """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
+    path = shown.path
+    if shown.as_json:
+        costs = [
+            {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
+            for mode, rank, params, size in _costs(plan, item)
+        ]
+        print_json({"file": path, "artifact": "plan", "module": plain(item), "costs": costs})
+        return
     console = terminal()
     _print_identity(console, item, item.params)
     why = ", set by a lock" if item.locked else ""
@@ -72,8 +78,19 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     print_next(console, *commands)
 
 
-def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None:
+def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> None:
     """Print one row of a report: sizes, scores with errors, and what each rank misses."""
+    path = shown.path
+    if shown.as_json:
+        resamples = {name: resamples_of(row, name) for name in SCORES}
+        print_json({
+            "file": path,
+            "artifact": "report",
+            "rank": report.run.rank,
+            "module": plain(row),
+            "intervals": {name: interval(own) for name, own in resamples.items() if own},
+        })  # fmt: skip
+        return
     console = terminal()
     _print_identity(console, row, row.n_params)
     chosen, reached = row.selection_probability, row.matrices_reached
@@ -114,30 +131,6 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
         again = plan_again(report, path, *lock, "-o", "plan-locked.json")
         commands.append((again, "a plan that trains it"))
     print_next(console, *commands)
-
-
-def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
-    """Print one module of a plan as one JSON object."""
-    costs = [
-        {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
-        for mode, rank, params, size in _costs(plan, item)
-    ]  # fmt: skip
-    found = {"file": str(path), "artifact": "plan", "module": plain(item), "costs": costs}
-    print(json.dumps(found))
-
-
-def print_report_module_json(report: ScoreReport, row: ModuleRow, path: Path) -> None:
-    """Print one row of a report as one JSON object."""
-    found = {
-        "file": str(path),
-        "artifact": "report",
-        "rank": report.run.rank,
-        "module": plain(row),
-        "intervals": {
-            name: interval(resamples_of(row, name)) for name in SCORES if resamples_of(row, name)
-        },
-    }
-    print(json.dumps(found))
 
 
 def _print_identity(console: Console, item: PlanModule | ModuleRow, params: int) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Collection, Iterable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.measure import Measurement
@@ -18,6 +22,24 @@ _WIDEST = 10_000
 def terminal() -> Console:
     """Standard output, taking every text literally: names come from untrusted files."""
     return Console(markup=False, emoji=False, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """Print a value as JSON on one line; dataclasses become objects, paths texts."""
+    print(json.dumps(value, default=_plain))
+
+
+def _plain(value: Any) -> object:
+    if is_dataclass(value):
+        return {item.name: getattr(value, item.name) for item in fields(value)}
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"no JSON for {type(value).__name__}")
+
+
+def picked(item: object, *names: str) -> dict[str, Any]:
+    """Some attributes of an object, by name."""
+    return {name: getattr(item, name) for name in names}
 
 
 def plain_table(*headings: str, texts: Collection[str] = ()) -> Table:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from hlscore.views.drawings import sparkline
 from hlscore.views.terminal import (
     command,
     plain_table,
+    print_json,
     print_labelled,
     print_next,
     print_notes,
@@ -36,9 +36,12 @@ _LABELS = {
 
 def print_validation(
     content: dict[str, Any], path: Path, plan: Plan, plan_path: Path,
-    *, console: Console | None = None,
+    *, as_json: bool = False, console: Console | None = None,
 ) -> None:  # fmt: skip
     """Print the verdict, the table, the curves and the next command."""
+    if as_json:
+        print_json({"path": path, **content})
+        return
     console = console or terminal()
     for place, line in enumerate(content["verdict"]):
         console.print(Text(line, style="" if place else "bold"), soft_wrap=True)
@@ -59,13 +62,13 @@ def print_validation(
     print_next(console, *commands)
 
 
-def print_validation_json(content: dict[str, Any], path: Path) -> None:
-    """Print the figures as one JSON object."""
-    print(json.dumps({"path": str(path), **content}))
-
-
 def print_forecast(
-    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
+    trainings: tuple[int, int],
+    steps: int,
+    seconds: float,
+    arms: Sequence[tuple[str, float, int]],
+    *,
+    as_json: bool,
 ) -> None:
     """Print what a trial will take.
 
@@ -75,6 +78,16 @@ def print_forecast(
         arms: Name, trained parameters and predicted bytes of each arm.
     """
     console, (least, most) = terminal(), trainings
+    if as_json:
+        keys = ("name", "trained_params", "memory_bytes")
+        print_json({
+            "fewest_trainings": least,
+            "most_trainings": most,
+            "steps": steps,
+            "seconds_per_training": seconds,
+            "arms": [dict(zip(keys, arm, strict=True)) for arm in arms],
+        })  # fmt: skip
+        return
     console.print(
         f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with set-up "
         f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}",
@@ -84,27 +97,6 @@ def print_forecast(
     for name, params, size_bytes in arms:
         table.add_row(_LABELS[name], short(params), memory(size_bytes))
     print_table(console, table)
-
-
-def print_forecast_json(
-    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
-) -> None:
-    """Print what a trial will take as one JSON object; arguments as in `print_forecast`."""
-    least, most = trainings
-    print(
-        json.dumps(
-            {
-                "fewest_trainings": least,
-                "most_trainings": most,
-                "steps": steps,
-                "seconds_per_training": seconds,
-                "arms": [
-                    {"name": name, "trained_params": params, "memory_bytes": size_bytes}
-                    for name, params, size_bytes in arms
-                ],
-            }
-        )
-    )
 
 
 def _print_arms(console: Console, content: dict[str, Any]) -> None:

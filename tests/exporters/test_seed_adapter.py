@@ -244,9 +244,9 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / MODEL_FILE).touch()
     with pytest.raises(UsageError, match="already exists"):
-        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "seed")
+        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "seed")
     with pytest.raises(ModelError, match="no model directory"):
-        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
+        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

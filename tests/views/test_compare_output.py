@@ -97,7 +97,7 @@ def test_wide_matrices_come_in_parts(
     [
         (["--score", "nope"], ["There is no score 'nope'", "hls, tail"]),
         (["--score", "[red]"], ["There is no score '[red]'"]),
-        (["--score", "tail"], ["Of one run all scores are compared"]),
+        (["--score", "tail"], ["All scores of one run are compared"]),
         (["--rank", "7"], ["no score for rank 7", "2, 4, 8, 16"]),
         (["--rank", "0"], ["--rank is 0", "1 to 8192"]),
         (["--rank", "-4"], ["--rank is -4"]),
