@@ -41,7 +41,8 @@ def main() -> None:
     console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
     folder = Path("hlscore-out/builtin-tiny")
     print_result(
-        found,
+        found.report,
+        found.plan,
         {name: folder / name for name in (SCORES_FILE, PLAN_FILE)},
         top=8,
         console=console,

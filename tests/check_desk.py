@@ -12,8 +12,7 @@ import reports
 from console import hlscore
 
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.artifacts.plan_making import make_plan
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.settings import PlanSettings
 
 Document = dict[str, Any]
@@ -24,7 +23,7 @@ def made(**given: Any) -> Document:
     """A plan for a made-up report of twelve modules, as JSON."""
     base = reports.report(12)
     settings = PlanSettings(**{"budget": "0.25", "rank": 4, **given})
-    content: Document = json.loads(plan_text(make_plan(base, allocate(base, settings))))
+    content: Document = json.loads(plan_text(make_plan(base, settings)))
     return content
 
 

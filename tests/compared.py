@@ -17,9 +17,8 @@ from rich.cells import cell_len
 from scipy.stats import kendalltau
 
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import write_report
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import PlanSettings
 
@@ -97,7 +96,7 @@ def save_plan(report: ScoreReport, path: Path, **settings: Any) -> Path:
     """Writes the `plan.json` that a report gives."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chosen = PlanSettings(**{"budget": "0.25", "rank": RUN_RANK, **settings})
-    write_plan(make_plan(report, allocate(report, chosen)), path)
+    write_plan(make_plan(report, chosen), path)
     return path
 
 

@@ -10,10 +10,9 @@ import reports
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import find_modules
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.records import Candidate, ModuleRow, ScoreReport
 from hlscore.settings import CandidateSettings, MemorySettings, PlanSettings
 
@@ -58,7 +57,7 @@ def plan_for(
                              if not _tied(report, row.module)), *locks),
         memory=MemorySettings(**(memory or {})),
     )  # fmt: skip
-    return make_plan(report, allocate(report, settings))
+    return make_plan(report, settings)
 
 
 def renamed(plan: Plan, old: str, new: str) -> Plan:

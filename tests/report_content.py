@@ -11,10 +11,9 @@ from reports import report
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import write_report
 from hlscore.pages.content import Content, join
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 
@@ -41,7 +40,7 @@ HOSTILE = (
 def planned(found: ScoreReport, **settings: object) -> Plan:
     """A plan for a report."""
     chosen = PlanSettings(**{"rank": found.run.rank, **settings})  # type: ignore[arg-type]
-    return make_plan(found, allocate(found, chosen))
+    return make_plan(found, chosen)
 
 
 def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Content:

@@ -52,7 +52,7 @@ def test_saved_files_hold_the_records(tmp_path: Path) -> None:
     )
     paths = result.save(tmp_path / "out")
     assert pq.read_table(paths["scores.parquet"]).equals(to_table(result.report))
-    again = hlscore.RankResult(report=result.report, plan=result.plan, allocation=result.allocation)
+    again = hlscore.RankResult(report=result.report, plan=result.plan)
     again.save(tmp_path / "out", force=True)
 
 

@@ -21,10 +21,9 @@ from reports import report
 from hlscore.artifacts.files import check_folder, default_folder, write_files
 from hlscore.artifacts.plan import Plan, plan_schema
 from hlscore.artifacts.plan_file import plan_text, write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import METADATA_KEY, read_report, report_schema, write_report
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.settings import PlanSettings
 
 DOCUMENTED = {
@@ -139,7 +138,7 @@ def test_published_schema_is_the_plan_format() -> None:
 
 def test_plans_validate_against_the_published_schema() -> None:
     base = report(12)
-    plan = make_plan(base, allocate(base, PlanSettings(budget="0.25p", rank=4)))
+    plan = make_plan(base, PlanSettings(budget="0.25p", rank=4))
     document = json.loads(plan_text(plan))
     schema = plan_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -154,9 +153,9 @@ def test_plans_validate_against_the_published_schema() -> None:
 
 def test_plan_text_is_stable_and_ordered() -> None:
     base = report(12)
-    allocation = allocate(base, PlanSettings(budget="0.25", rank=4))
-    text = plan_text(make_plan(base, allocation))
-    assert text == plan_text(make_plan(base, allocation))
+    settings = PlanSettings(budget="0.25", rank=4)
+    text = plan_text(make_plan(base, settings))
+    assert text == plan_text(make_plan(base, settings))
     document = json.loads(text)
     assert list(document) == list(Plan.model_fields)
     assert [m["position"] for m in document["modules"]] == list(range(1, 13))
@@ -211,7 +210,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_notes_on_the_probes_reach_the_plan() -> None:
     base = report(12)
     base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
-    plan = make_plan(base, allocate(base, PlanSettings(budget="0.25", rank=4)))
+    plan = make_plan(base, PlanSettings(budget="0.25", rank=4))
     assert plan.notes[0] == "3 examples were cut."
 
 
@@ -231,7 +230,7 @@ def test_the_other_artifact_is_named(tmp_path: Path) -> None:
     made = report(20)
     scores, plan = tmp_path / "scores.parquet", tmp_path / "plan.json"
     write_report(made, scores)
-    write_plan(make_plan(made, allocate(made, PlanSettings(rank=4))), plan)
+    write_plan(make_plan(made, PlanSettings(rank=4)), plan)
     for command in (("report", plan), ("plan", plan)):
         done = hlscore(*command)
         assert done.code != 0

@@ -199,12 +199,11 @@ def test_many_findings_of_a_code_are_counted(tmp_path: Path) -> None:
     import reports
 
     from hlscore.artifacts.plan_file import plan_text
-    from hlscore.artifacts.plan_making import make_plan
-    from hlscore.planning.allocation import allocate
+    from hlscore.planning.make_plan import make_plan
     from hlscore.settings import PlanSettings
 
     base = reports.report(70)
-    document = json.loads(plan_text(make_plan(base, allocate(base, PlanSettings(rank=4)))))
+    document = json.loads(plan_text(make_plan(base, PlanSettings(rank=4))))
     for item in document["modules"]:
         item["params"] += 1
     found = findings(write(document, tmp_path / "plan.json"))

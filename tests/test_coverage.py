@@ -9,10 +9,9 @@ import reports
 from report_content import content
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import make_plan
-from hlscore.exporters.revision import Change, revise
 from hlscore.pages.sentences import key_figures
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
+from hlscore.planning.revision import Change, revise
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 from hlscore.views.summary import summary
@@ -30,7 +29,7 @@ def report(*curves: tuple[float, ...]) -> ScoreReport:
 
 
 def planned(found: ScoreReport, **settings: object) -> Plan:
-    return make_plan(found, allocate(found, PlanSettings(**settings)))  # type: ignore[arg-type]
+    return make_plan(found, PlanSettings(**settings))  # type: ignore[arg-type]
 
 
 TWO = report((60.0, 30.0, 6.0, 1.0, 0.5), (40.0, 20.0, 10.0, 2.0, 0.1))

@@ -14,11 +14,12 @@ import reports
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.allocation import Allocation, allocate
-from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.knapsack import Menu, Picked, choose_options
-from hlscore.planning.options import curve_of, menu_of
+from hlscore.planning.make_plan import make_plan
+from hlscore.planning.memory import lora_params
+from hlscore.planning.module_options import curve_of, menu_of
 from hlscore.planning.solver import RELATIVE_GAP
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
@@ -122,8 +123,8 @@ def test_models_are_solved_to_the_stated_gap_in_time(modules: int) -> None:
     assert min(seconds for _, seconds in runs) < (0.5 if modules < 1000 else 3)
 
 
-def planned(report: ScoreReport, **given_settings: Any) -> Allocation:
-    return allocate(report, PlanSettings(**{"rank": 4, "budget": "0.2p", **given_settings}))
+def planned(report: ScoreReport, **given_settings: Any) -> Plan:
+    return make_plan(report, PlanSettings(**{"rank": 4, "budget": "0.2p", **given_settings}))
 
 
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.1])
@@ -131,28 +132,30 @@ def test_each_rank_is_worth_what_its_curve_says(power: float) -> None:
     report = reports.report(6)
     made = planned(report, ranks=RANKS, budget="0.3p", score="tail", value_power=power)
     value = 0.0
-    for item in made.decisions:
-        curve = dict(zip(item.row.curve_ranks, item.row.tail_curve, strict=True))
-        left = {"frozen": curve[0], "full": 0.0, "lora": curve.get(item.rank, 0.0)}[item.mode]
+    rows = {row.module: row for row in report.candidates}
+    for item in made.modules:
+        row = rows[item.module]
+        curve = dict(zip(row.curve_ranks, row.tail_curve, strict=True))
+        left = {"frozen": curve[0], "full": 0.0, "lora": curve.get(item.rank or 0)}[item.mode]
         value += (curve[0] - left) ** power
-    assert made.picks.value == pytest.approx(value)
+    assert made.solver.value == pytest.approx(value, rel=1e-5)
     menus = [
-        [(0.0, (0.0,)), (row.tail_curve[0] ** power, (float(full_params(row)),))]
+        [(0.0, (0.0,)), (row.tail_curve[0] ** power, (float(row.n_params),))]
         + [
             (
                 (row.tail_curve[0] - row.tail_curve[place]) ** power,
                 (float(lora_params(row, rank)),),
             )
             for place, rank in enumerate(row.curve_ranks)
-            if rank in RANKS and lora_params(row, rank) < full_params(row)
+            if rank in RANKS and lora_params(row, rank) < row.n_params
         ]
         for row in report.candidates
     ]
     limit = int(0.3 * sum(row.n_params for row in report.candidates))
     best = reference.best_options(menus, [limit])
     assert best is not None
-    assert made.picks.value >= best * (1 - 2 * RELATIVE_GAP)
-    assert made.totals.trained_params == made.picks.spent <= made.picks.limit == limit
+    assert made.solver.value >= best * (1 - 2 * RELATIVE_GAP)
+    assert made.totals.trained_params == made.budget.spent <= made.budget.limit == limit
 
 
 @pytest.mark.parametrize("power", [1.0, 0.25])
@@ -167,15 +170,15 @@ def test_the_best_ranks_are_worth_at_least_any_uniform_plan_of_equal_cost(power:
             (row.tail_curve[0] - row.tail_curve[row.curve_ranks.index(rank)]) ** power
             for row in report.candidates
         )
-        assert made.picks.value >= uniform * (1 - RELATIVE_GAP)
+        assert made.solver.value >= uniform * (1 - RELATIVE_GAP)
         assert made.totals.trained_params <= trained
 
 
 def test_a_budget_of_modules_also_limits_what_is_trained() -> None:
     made = planned(reports.report(20), ranks=RANKS, budget="0.1")
     whole = made.totals.candidate_params
-    assert made.totals.full_modules <= made.picks.limit == 2
-    assert made.totals.trained_params <= made.trained_limit == whole // 10
+    assert made.totals.full_modules <= made.budget.limit == 2
+    assert made.totals.trained_params <= made.budget.trained_limit == whole // 10
 
 
 def test_ranks_need_a_curve_that_holds_them() -> None:
@@ -244,9 +247,9 @@ def test_no_plan_exceeds_its_budget_or_gets_worse_with_more(
             continue
         spent = {"modules": made.totals.full_modules, "bytes": made.memory.total_bytes}
         params = "trained_params" if given_settings["ranks"] else "full_params"
-        assert made.picks.spent == spent.get(made.budget.unit, getattr(made.totals, params))
-        assert made.picks.spent <= made.picks.limit
-        values.append(made.picks.value)
+        assert made.budget.spent == spent.get(made.budget.unit, getattr(made.totals, params))
+        assert made.budget.spent <= made.budget.limit
+        values.append(made.solver.value)
     for smaller, larger in itertools.pairwise(values):
         assert larger >= smaller * (1 - 2 * RELATIVE_GAP)
 
@@ -281,7 +284,7 @@ def test_options_follow_noisy_curves_without_their_noise(
         assert len(menu) == 1, "no signal, nothing to buy"
 
 
-def test_noise_is_not_bought_and_more_budget_buys_more() -> None:
+def test_noise_gets_nothing_and_more_budget_trains_more() -> None:
     base = reports.report(30)
     noise = np.random.default_rng(1)
     rows = tuple(
@@ -293,8 +296,8 @@ def test_noise_is_not_bought_and_more_budget_buys_more() -> None:
     trained = [made.totals.trained_params for made in found]
     assert trained == sorted(trained)
     assert trained[0] < trained[-1]
-    for item in found[-1].decisions:
-        assert (item.mode == "frozen") == (item.row.hls_curve[0] <= 0)
+    silent = {row.module for row in report.candidates if row.hls_curve[0] <= 0}
+    assert {item.module for item in found[-1].modules if item.mode == "frozen"} == silent
 
 
 def test_a_lower_power_spreads_ranks_more_evenly() -> None:
@@ -302,7 +305,7 @@ def test_a_lower_power_spreads_ranks_more_evenly() -> None:
     spreads = []
     for power in (1.0, 0.5, 0.1):
         made = planned(report, ranks=RANKS, budget="0.1p", score="tail", value_power=power)
-        spreads.append(np.std([item.trained_params for item in made.decisions]))
+        spreads.append(np.std([item.trained_params for item in made.modules]))
     assert spreads == sorted(spreads, reverse=True)
     assert spreads[0] > 2 * spreads[-1]
 
@@ -317,4 +320,6 @@ def test_a_budget_for_ranks_may_be_too_small_for_any_full_module() -> None:
     made = planned(reports.report(20), ranks=RANKS, budget="1k")
     assert made.totals.full_modules == 0
     assert 0 < made.totals.trained_params <= 1000
-    assert planned(reports.report(9), ranks=(2,), budget="0.08", locks=("*=lora",)).picks.limit == 0
+    assert (
+        planned(reports.report(9), ranks=(2,), budget="0.08", locks=("*=lora",)).budget.limit == 0
+    )

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
 import reports
 
-from hlscore.artifacts.plan_making import make_plan
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.allocation import Allocation, allocate, check_plan_for
-from hlscore.planning.costs import lora_params
-from hlscore.records import ScoreReport
+from hlscore.planning.make_plan import make_plan
+from hlscore.planning.memory import lora_params
+from hlscore.planning.problem import check_plan_for
+from hlscore.records import Candidate, ScoreReport
 from hlscore.settings import MemorySettings, PlanSettings
 
 SMALL = MemorySettings(train_length=16)
 
 
-def plan(report: ScoreReport, **given: Any) -> Allocation:
-    return allocate(report, PlanSettings(**{"rank": 4, "budget": "0.25", **given}))
+def plan(report: ScoreReport, **given: Any) -> Plan:
+    return make_plan(report, PlanSettings(**{"rank": 4, "budget": "0.25", **given}))
 
 
-def modes(made: Allocation) -> dict[str, tuple[str, int]]:
-    return {item.row.module: (item.mode, item.rank) for item in made.decisions}
+def modes(made: Plan) -> dict[str, tuple[str, int]]:
+    return {item.module: (item.mode, item.rank or 0) for item in made.modules}
 
 
 @pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
@@ -36,10 +37,10 @@ def test_locks_decide_and_the_last_one_counts(ranks: tuple[int, ...]) -> None:
     assert found["model.layers.1.mlp.down_proj"] == ("full", 0)
     assert found["model.layers.0.self_attn.q_proj"] == ("lora", 2)
     assert found["model.layers.1.self_attn.k_proj"][0] == "lora"
-    locked = {item.row.module for item in made.decisions if item.locked}
+    locked = {item.module for item in made.modules if item.locked}
     assert len(locked) == 7 + 2 + 1
-    assert made.picks.spent <= made.picks.limit
-    assert all(item.row.selection_probability is None for item in made.decisions if item.locked)
+    assert made.budget.spent <= made.budget.limit
+    assert all(item.selection_probability is None for item in made.modules if item.locked)
 
 
 def test_locked_modules_take_from_the_budget() -> None:
@@ -117,15 +118,14 @@ def test_a_lock_trains_what_the_loss_never_reaches(ranks: tuple[int, ...]) -> No
 def test_a_lora_baseline_trains_as_much_as_the_plan() -> None:
     report = reports.report(40)
     hybrid, matched = plan(report), plan(report, baseline="lora-matched")
-    (rank,) = {item.rank for item in matched.decisions}
+    (rank,) = {item.rank for item in matched.modules}
     trained = [
         sum(lora_params(row, r) for row in report.candidates) for r in (rank - 1, rank, rank + 1)
     ]
     distances = [abs(number - hybrid.totals.trained_params) for number in trained]
     assert distances[1] == min(distances)
     assert matched.totals.trained_params == trained[1]
-    made = make_plan(report, matched)
-    assert (made.method, made.modules[0].alpha) == ("lora-matched", 2 * rank)
+    assert (matched.method, matched.modules[0].alpha) == ("lora-matched", 2 * rank)
 
 
 @pytest.mark.parametrize("budget", ["0.25", "0.25p", "60k", "23MiB"])
@@ -135,18 +135,16 @@ def test_a_random_baseline_spends_as_much_and_spreads_over_kinds_and_sizes(budge
         plan(report, budget=budget, baseline=name, memory=SMALL, score="tail")
         for name in (None, "random")
     )
-    assert drawn.picks.counts == hybrid.picks.counts
+    assert drawn.budget.counts == hybrid.budget.counts
     assert 0.9 * hybrid.totals.full_params <= drawn.totals.full_params
-    assert drawn.picks.spent <= hybrid.picks.spent <= hybrid.picks.limit == drawn.picks.limit
+    assert drawn.budget.spent <= hybrid.budget.spent <= hybrid.budget.limit == drawn.budget.limit
     if budget == "0.25":
         assert drawn.totals.full_modules == hybrid.totals.full_modules
-    full = {item.row.module for item in drawn.decisions if item.mode == "full"}
-    assert full != {item.row.module for item in hybrid.decisions if item.mode == "full"}
+    full = {item.module for item in drawn.modules if item.mode == "full"}
+    assert full != {item.module for item in hybrid.modules if item.mode == "full"}
     for field in ("kind", "n_params"):
-        counts = Counter(getattr(item.row, field) for item in drawn.decisions)
-        chosen = Counter(
-            getattr(item.row, field) for item in drawn.decisions if item.mode == "full"
-        )
+        counts = Counter(getattr(item, field) for item in drawn.modules)
+        chosen = Counter(getattr(item, field) for item in drawn.modules if item.mode == "full")
         shares = [chosen[value] / number for value, number in counts.items()]
         assert max(shares) - min(shares) < 0.35, (field, shares)
 
@@ -159,7 +157,7 @@ def test_a_random_baseline_of_ranks_costs_exactly_the_same(budget: str) -> None:
     assert modes(chosen) != modes(drawn)
     assert chosen.totals == drawn.totals
     assert chosen.memory == drawn.memory
-    assert chosen.picks.spent == drawn.picks.spent
+    assert chosen.budget.spent == drawn.budget.spent
 
 
 def test_a_random_baseline_of_nothing_is_nothing() -> None:
@@ -175,13 +173,13 @@ def test_alike_baselines_state_the_budget_and_keep_locks(budget: str) -> None:
     for name, expected in (("all-lora", ("lora", 4)), ("all-full", ("full", 0))):
         made = plan(report, budget=budget, baseline=name, locks=("*q_proj=frozen",), memory=SMALL)
         assert set(modes(made).values()) == {expected, ("frozen", 0)}
-        assert made.picks.limit == plan(report, budget=budget, memory=SMALL).picks.limit
+        assert made.budget.limit == plan(report, budget=budget, memory=SMALL).budget.limit
         spent = {
             "modules": made.totals.full_modules,
             "parameters": made.totals.full_params,
             "bytes": made.memory.total_bytes,
         }
-        assert made.picks.spent == spent[made.budget.unit]
+        assert made.budget.spent == spent[made.budget.unit]
     over = plan(report, budget="0.25p", baseline="all-full")
     assert any("more than the budget" in note for note in over.notes)
 
@@ -193,7 +191,7 @@ def test_memory_budget_holds_everything() -> None:
     for part in (0.0, 0.3, 0.7, 1.0):
         limit = least + part * (most - least)
         made = plan(report, budget=f"{limit / 1000:.3f}kB", memory=SMALL, score="tail")
-        assert made.memory.total_bytes == made.picks.spent <= made.picks.limit
+        assert made.memory.total_bytes == made.budget.spent <= made.budget.limit
         assert made.totals.full_modules == {0.0: 0, 1.0: 20}.get(part, made.totals.full_modules)
     with pytest.raises(BudgetError, match="what has to be trained at least"):
         plan(report, budget=f"{(least - 2000) / 1000}kB", memory=SMALL)
@@ -221,16 +219,18 @@ def test_smaller_memory_per_parameter_buys_more() -> None:
 
 def test_what_cannot_work_is_refused_before_probing() -> None:
     report = reports.report(9)
+    names = [field.name for field in fields(Candidate) if field.name != "quantized"]
+    modules = [
+        Candidate(**{name: getattr(row, name) for name in names}) for row in report.candidates
+    ]
     for given in ({"budget": "1MiB"}, {"locks": ("nothing=full",)}, {"budget": "0.01"}):
         with pytest.raises(UsageError):
-            check_plan_for(report.model, report.candidates, PlanSettings(**given))  # type: ignore[arg-type]
-    check_plan_for(report.model, report.candidates, PlanSettings(budget="0.5"))  # type: ignore[arg-type]
+            check_plan_for(report.model, modules, PlanSettings(**given))  # type: ignore[arg-type]
+    check_plan_for(report.model, modules, PlanSettings(budget="0.5"))
 
 
 def test_alpha_keeps_its_ratio_or_is_refused() -> None:
-    made = make_plan(
-        report := reports.report(20), plan(report, ranks=(2, 4, 8), alpha=12, budget="0.3p")
-    )
+    made = plan(reports.report(20), ranks=(2, 4, 8), alpha=12, budget="0.3p")
     assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
     with pytest.raises(UsageError, match="no whole alpha"):
         plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
@@ -239,17 +239,15 @@ def test_alpha_keeps_its_ratio_or_is_refused() -> None:
 def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
     report = reports.report(42)
     hybrid, largest = plan(report), plan(report, baseline="largest")
-    full = [item.row for item in largest.decisions if item.mode == "full"]
-    rest = [item.row for item in largest.decisions if item.mode != "full"]
+    full = [item for item in largest.modules if item.mode == "full"]
+    rest = [item for item in largest.modules if item.mode != "full"]
     assert len(full) == hybrid.totals.full_modules
     assert min(row.n_params for row in full) >= max(row.n_params for row in rest)
-    assert plan(report, baseline="largest").decisions == largest.decisions
+    assert plan(report, baseline="largest").modules == largest.modules
     # Modules of one size are not taken in the order of the score.
     turned = replace(report, rows=tuple(reversed(report.rows)))
-    again = plan(turned, baseline="largest").decisions
-    assert {item.row.module for item in again if item.mode == "full"} == {
-        row.module for row in full
-    }
+    again = plan(turned, baseline="largest").modules
+    assert {item.module for item in again if item.mode == "full"} == {row.module for row in full}
     with pytest.raises(UsageError, match="--ranks chooses ranks"):
         plan(report, baseline="largest", ranks=(2, 4))
 
@@ -258,16 +256,14 @@ def test_draws_among_the_largest_take_no_smaller_module() -> None:
     report = reports.report(42)
     sizes = sorted((row.n_params for row in report.candidates), reverse=True)
     drawn = [
-        item.row
-        for item in plan(report, baseline="random-largest").decisions
-        if item.mode == "full"
+        item for item in plan(report, baseline="random-largest").modules if item.mode == "full"
     ]
     assert len(drawn) == plan(report).totals.full_modules
     assert min(row.n_params for row in drawn) >= sizes[len(drawn) - 1]
     other = replace(report, run=replace(report.run, seed=report.run.seed + 1))
     names = {
-        item.row.module
-        for item in plan(other, baseline="random-largest").decisions
+        item.module
+        for item in plan(other, baseline="random-largest").modules
         if item.mode == "full"
     }
     assert names != {row.module for row in drawn}
@@ -277,9 +273,9 @@ def test_a_least_rank_leaves_no_module_frozen() -> None:
     report = reports.report(21)
     free = plan(report, ranks=(2, 4, 8), budget="0.05p")
     floored = plan(report, ranks=(2, 4, 8), budget="0.3p", min_rank=2)
-    assert any(item.mode == "frozen" for item in free.decisions)
-    assert all(item.mode == "full" or item.rank >= 2 for item in floored.decisions)
-    assert floored.picks.spent <= floored.picks.limit
+    assert any(item.mode == "frozen" for item in free.modules)
+    assert all(item.mode == "full" or item.rank >= 2 for item in floored.modules)
+    assert floored.budget.spent <= floored.budget.limit
     with pytest.raises(UsageError, match="--min-rank 3 is not one of --ranks 2,4,8"):
         plan(report, ranks=(2, 4, 8), min_rank=3)
     with pytest.raises(UsageError, match="--min-rank is for plans"):

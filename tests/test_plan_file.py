@@ -13,16 +13,15 @@ import pytest
 import reports
 
 from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.settings import MemorySettings, PlanSettings
 
 
 @pytest.fixture
 def document() -> dict[str, Any]:
     base = reports.report(12)
-    made = make_plan(base, allocate(base, PlanSettings(budget="0.25", rank=4)))
+    made = make_plan(base, PlanSettings(budget="0.25", rank=4))
     content: dict[str, Any] = json.loads(plan_text(made))
     return content
 
@@ -35,7 +34,7 @@ def document() -> dict[str, Any]:
 )  # fmt: skip
 def test_every_kind_of_plan_survives_the_round_trip(given: dict[str, Any], tmp_path: Path) -> None:
     base = reports.report(12)
-    made = make_plan(base, allocate(base, PlanSettings(**{"budget": "0.25", "rank": 4, **given})))
+    made = make_plan(base, PlanSettings(**{"budget": "0.25", "rank": 4, **given}))
     write_plan(made, tmp_path / "plan.json")
     assert read_plan(tmp_path / "plan.json") == made
 
@@ -225,4 +224,4 @@ def test_settings_that_no_plan_holds_are_refused(alpha: int) -> None:
     memory = MemorySettings(train_batch=2**30, train_length=2**30)
     settings = PlanSettings(budget="0.25", rank=4, memory=memory)
     with pytest.raises(UsageError, match="--train-batch"):
-        make_plan(base, allocate(base, settings))
+        make_plan(base, settings)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from reports import RANKS, report, row
 
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.allocation import allocate
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.choice import choose, selection_probability
-from hlscore.planning.costs import lora_params
+from hlscore.planning.make_plan import make_plan
+from hlscore.planning.memory import lora_params
+from hlscore.planning.uniform import choose, selection_probability
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import PlanSettings
@@ -130,40 +130,40 @@ def test_resamples_come_near_the_best_choice() -> None:
 
 
 def test_allocation_adds_up() -> None:
-    made = allocate(report(20), PlanSettings(budget="0.25", rank=4))
+    made = make_plan(report(20), PlanSettings(budget="0.25", rank=4))
     totals = made.totals
-    full = [item for item in made.decisions if item.mode == "full"]
-    lora = [item for item in made.decisions if item.mode == "lora"]
+    full = [item for item in made.modules if item.mode == "full"]
+    lora = [item for item in made.modules if item.mode == "lora"]
     assert (totals.full_modules, totals.lora_modules) == (len(full), len(lora)) == (5, 15)
-    assert totals.full_params == sum(item.row.n_params for item in full)
-    assert totals.lora_params == sum(lora_params(item.row, 4) for item in lora)
+    assert totals.full_params == sum(item.n_params for item in full)
+    assert totals.lora_params == sum(lora_params(item, 4) for item in lora)
     assert totals.trained_params == totals.full_params + totals.lora_params
-    assert totals.plain_lora_params == sum(lora_params(item.row, 4) for item in made.decisions)
-    values = [item.score for item in made.decisions]
+    assert totals.plain_lora_params == sum(lora_params(item, 4) for item in made.modules)
+    values = [item.score for item in made.modules]
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]
-    assert [item.row.rank for item in made.decisions] == list(range(1, 21))
-    assert made.mean_reselection is not None
+    assert [item.position for item in made.modules] == list(range(1, 21))
+    assert made.stability.mean_reselection is not None
 
 
 @pytest.mark.parametrize("score", list(SCORES))
 def test_every_score_can_decide(score: str) -> None:
-    made = allocate(report(20), PlanSettings(budget="0.25", score=score, rank=4))
+    made = make_plan(report(20), PlanSettings(budget="0.25", score=score, rank=4))
     assert made.totals.full_modules == 5
-    assert all(item.score is not None for item in made.decisions)
+    assert all(item.score is not None for item in made.modules)
 
 
 def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
-    made = allocate(report(20), PlanSettings(budget="0.25", rank=8))
-    assert made.mean_reselection is None
+    made = make_plan(report(20), PlanSettings(budget="0.25", rank=8))
+    assert made.stability.mean_reselection is None
     assert any("no resamples of 'hls' at rank 8" in note for note in made.notes)
     with pytest.raises(UsageError, match="no score for rank 5"):
-        allocate(report(20), PlanSettings(budget="0.25", rank=5))
+        make_plan(report(20), PlanSettings(budget="0.25", rank=5))
 
 
 def test_plan_with_little_signal_says_so() -> None:
     base = report(4)
     rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * len(RANKS)) for r in base.rows[1:]))
-    made = allocate(
+    made = make_plan(
         ScoreReport(rows=rows, model=base.model, probes=base.probes, run=base.run),
         PlanSettings(budget="1", rank=4),
     )
@@ -178,11 +178,11 @@ def test_lora_of_experts_counts_each_expert() -> None:
 def test_every_score_with_replicates_has_a_standard_error() -> None:
     base = report(12)
     for name in ("hls", "tail", "grad_norm", "rgn"):
-        made = allocate(base, PlanSettings(budget="0.25", score=name, rank=4))
-        for item in made.decisions:
-            drawn = SCORES[name].replicates(item.row)
-            assert item.stderr == pytest.approx(np.std(drawn, ddof=1))
-    made = allocate(base, PlanSettings(budget="0.25", score="taylor", rank=4))
-    assert all(item.stderr is None for item in made.decisions)
-    made = allocate(base, PlanSettings(budget="0.25", rank=8))
-    assert all(item.stderr is None for item in made.decisions)
+        made = make_plan(base, PlanSettings(budget="0.25", score=name, rank=4))
+        drawn = {item.module: SCORES[name].replicates(item) for item in base.candidates}
+        for item in made.modules:
+            assert item.stderr == pytest.approx(np.std(drawn[item.module], ddof=1), rel=1e-5)
+    made = make_plan(base, PlanSettings(budget="0.25", score="taylor", rank=4))
+    assert all(item.stderr is None for item in made.modules)
+    made = make_plan(base, PlanSettings(budget="0.25", rank=8))
+    assert all(item.stderr is None for item in made.modules)

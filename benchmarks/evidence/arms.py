@@ -12,9 +12,8 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import make_plan
-from hlscore.planning.allocation import allocate
 from hlscore.planning.baselines import nearest_rank
+from hlscore.planning.make_plan import make_plan
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 from hlscore.training.apply import apply
@@ -105,7 +104,7 @@ class Planner:
 
     def plan(self, settings: PlanSettings) -> Plan:
         """The plan of any settings."""
-        return make_plan(self.report, allocate(self.report, settings))
+        return make_plan(self.report, settings)
 
 
 def hybrid(name: str, plan: Plan) -> Arm:

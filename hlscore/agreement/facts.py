@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from hlscore.artifacts.plan import Plan, PlanModel, PlanProvenance
-from hlscore.artifacts.plan_making import model_of, provenance_of
 from hlscore.errors import ArtifactError
+from hlscore.planning.make_plan import model_of, provenance_of
 from hlscore.records import ScoreReport
 
 Value = str | int | float | None

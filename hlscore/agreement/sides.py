@@ -10,8 +10,8 @@ from typing import Any
 from hlscore.agreement.facts import fit_for_plans
 from hlscore.agreement.resamples import resampled_tau
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_making import planned, replan, run_settings
 from hlscore.errors import HlscoreError
+from hlscore.planning.make_plan import make_plan, replan, run_settings
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import find_score, replicates_at
 
@@ -63,7 +63,7 @@ def _side(path: Path, report: ScoreReport, like: Plan | None, given: Mapping[str
     with fit_for_plans(path):
         try:
             if like is None:
-                plan = planned(report, run_settings(report, given))
+                plan = make_plan(report, run_settings(report, given))
             else:
                 plan = replan(like, report, **given)
         except HlscoreError as error:  # of two files, which one

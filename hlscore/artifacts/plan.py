@@ -195,6 +195,9 @@ class PlanModule(_Strict):
     alpha: _Alpha | None = Field(description="LoRA alpha; null unless mode is lora.")
     locked: bool = Field(description="Whether the mode was asked for, not chosen.")
     score: float | None = Field(description="Value of the plan's score.")
+    stderr: float | None = Field(
+        description="Bootstrap standard error of the score; null without resamples at this rank."
+    )
     selection_probability: float | None = Field(
         description="Share of bootstrap resamples in which the module is trained in full."
     )
@@ -209,6 +212,11 @@ class PlanModule(_Strict):
     params: _Place = Field(description="Parameters of weight and bias.")
     trained_params: _Count = Field(description="Parameters that the mode trains.")
     remark: str = Field(description="Anything the reader should know; mostly empty.")
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of weight and bias, by the name that candidates have for them."""
+        return self.params
 
 
 class PlanSkipped(_Strict):

@@ -18,11 +18,11 @@ from hlscore.errors import ArtifactError, HlscoreError, first_line
 
 _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
 
-ProblemKind = Literal["json", "version", "schema", "rank", "duplicate", "weight", "text"]
+FaultKind = Literal["json", "version", "schema", "rank", "duplicate", "weight", "text"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Problem:
+class Fault:
     """Something that keeps a file from being a plan.
 
     Attributes:
@@ -35,7 +35,7 @@ class Problem:
         place: Where the text itself is broken.
     """
 
-    kind: ProblemKind
+    kind: FaultKind
     message: str
     path: JsonPath = ()
     place: Place | None = None
@@ -48,12 +48,12 @@ class Inspection:
     Attributes:
         plan: The plan in the newest version of the format; `None` where the file is none.
         version: Version of the format that the file is written in; `None` where that is unknown.
-        problems: What is wrong; empty for a plan.
+        faults: What is wrong; empty for a plan.
     """
 
     plan: Plan | None
     version: int | None
-    problems: tuple[Problem, ...]
+    faults: tuple[Fault, ...]
 
 
 def plan_text(plan: Plan) -> str:
@@ -70,8 +70,8 @@ def read_plan(path: Path | str) -> Plan:
     """Read a plan, of this schema version or an older one."""
     path = Path(path)
     found = inspect_plan(read_bytes(path))
-    if found.plan is None or found.problems:
-        raise _refusal(path, found.problems[0])
+    if found.plan is None or found.faults:
+        raise _refusal(path, found.faults[0])
     return found.plan
 
 
@@ -95,7 +95,7 @@ def inspect_plan(data: bytes) -> Inspection:
         message = (
             "it is a Parquet file, such as scores.parquet, from which `hlscore plan` makes one"
         )
-        return _no_plan(Problem(kind="json", message=message))
+        return _no_plan(Fault(kind="json", message=message))
     try:
         document = parse_json(data)
     except ValueError as error:
@@ -104,68 +104,68 @@ def inspect_plan(data: bytes) -> Inspection:
             if isinstance(error, JSONDecodeError)
             else None
         )
-        return _no_plan(Problem(kind="json", message=syntax_fault(error), place=place))
+        return _no_plan(Fault(kind="json", message=syntax_fault(error), place=place))
     version = document.get("schema_version")
     if type(version) is not int or version != SCHEMA_VERSION:
         message = f"it has plan schema {quoted(version)}; this hlscore reads {SCHEMA_VERSION}"
-        return _no_plan(Problem(kind="version", message=message, path=("schema_version",)))
+        return _no_plan(Fault(kind="version", message=message, path=("schema_version",)))
     try:
         plan = Plan.model_validate(document)
     except ValidationError as error:
         found = error.errors(include_url=False, include_context=False, include_input=False)
         return _no_plan(
-            *(Problem(kind="schema", message=item["msg"], path=item["loc"]) for item in found),
+            *(Fault(kind="schema", message=item["msg"], path=item["loc"]) for item in found),
             version=version,
         )
     except (
         HlscoreError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError,
         RecursionError,
     ) as error:  # fmt: skip
-        return _no_plan(Problem(kind="schema", message=first_line(error)), version=version)
-    return Inspection(plan=plan, version=version, problems=tuple(_faults(plan)))
+        return _no_plan(Fault(kind="schema", message=first_line(error)), version=version)
+    return Inspection(plan=plan, version=version, faults=tuple(_value_faults(plan)))
 
 
-def _no_plan(*problems: Problem, version: int | None = None) -> Inspection:
-    return Inspection(plan=None, version=version, problems=problems)
+def _no_plan(*faults: Fault, version: int | None = None) -> Inspection:
+    return Inspection(plan=None, version=version, faults=faults)
 
 
-def _refusal(path: Path, problem: Problem) -> ArtifactError:
-    where = ".".join(str(part) for part in problem.path)
-    if problem.kind == "version":
-        said = problem.message.removeprefix("it ")
+def _refusal(path: Path, fault: Fault) -> ArtifactError:
+    where = ".".join(str(part) for part in fault.path)
+    if fault.kind == "version":
+        said = fault.message.removeprefix("it ")
         return ArtifactError(
             f"'{path}' {said}.", hint="Use the hlscore that wrote it, or plan again."
         )
-    if problem.kind == "json":
-        return ArtifactError(f"'{path}' is not a plan: {problem.message}.", hint=_HINT)
-    if problem.kind == "schema":
+    if fault.kind == "json":
+        return ArtifactError(f"'{path}' is not a plan: {fault.message}.", hint=_HINT)
+    if fault.kind == "schema":
         at = f"at '{where}': " if where else ""
-        return ArtifactError(f"'{path}' is not a plan: {at}{problem.message}.", hint=_HINT)
-    return ArtifactError(f"'{path}' is damaged: {problem.message}.", hint=_HINT)
+        return ArtifactError(f"'{path}' is not a plan: {at}{fault.message}.", hint=_HINT)
+    return ArtifactError(f"'{path}' is damaged: {fault.message}.", hint=_HINT)
 
 
-def _faults(plan: Plan) -> Iterator[Problem]:
+def _value_faults(plan: Plan) -> Iterator[Fault]:
     """Values that a right type does not exclude and that would break an export."""
     seen = set[str]()
     for place, item in enumerate(plan.modules):
         if (item.rank is None) != (item.mode != "lora") or (item.rank is None) != (
             item.alpha is None
         ):
-            yield Problem(
+            yield Fault(
                 kind="rank",
                 message=f"rank or alpha of '{item.module}' do not go with its mode",
                 path=("modules", place, "rank"),
             )
         if item.module in seen:
             message = f"'{item.module}' is listed twice"
-            yield Problem(kind="duplicate", message=message, path=("modules", place, "module"))
+            yield Fault(kind="duplicate", message=message, path=("modules", place, "module"))
         seen.add(item.module)
         if item.parameter not in _weight_names(item):
             message = f"'{item.parameter}' is no weight of '{item.module}'"
-            yield Problem(kind="weight", message=message, path=("modules", place, "parameter"))
+            yield Fault(kind="weight", message=message, path=("modules", place, "parameter"))
     for path, name in _names(plan):
         if not name.isprintable():
-            yield Problem(kind="text", message=f"{quoted(name)} cannot be printed", path=path)
+            yield Fault(kind="text", message=f"{quoted(name)} cannot be printed", path=path)
 
 
 def _names(plan: Plan) -> Iterator[tuple[JsonPath, str]]:

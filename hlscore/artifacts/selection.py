@@ -6,40 +6,20 @@ import difflib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import Matrix, ModuleRow, ScoreReport
 
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
 
 
-class Module(Protocol):
-    """What plan modules and report rows both say of a module."""
-
-    @property
-    def module(self) -> str:
-        """Full name."""
-
-    @property
-    def layer(self) -> int | None:
-        """Index of the decoder block."""
-
-    @property
-    def kind(self) -> str:
-        """Last part of the name."""
-
-    @property
-    def block(self) -> str:
-        """Path between the decoder block and the kind."""
-
-
-M = TypeVar("M", bound=Module)
+M = TypeVar("M", bound=Matrix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +67,7 @@ class Filters:
         """
         return tuple(item for item in modules if self._passes(item))
 
-    def _passes(self, item: Module) -> bool:
+    def _passes(self, item: Matrix) -> bool:
         if self.match and not any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match):
             return False
         if self.kind is not None and self.kind not in (item.kind, f"{item.block}.{item.kind}"):
@@ -204,7 +184,7 @@ def _near(modules: Sequence[M], name: str) -> list[M]:
     return [item for end in alike for item in ends[end]]
 
 
-def _named(modules: Sequence[Module]) -> str:
+def _named(modules: Sequence[Matrix]) -> str:
     names = ", ".join(item.module for item in modules[:_MOST_NAMED])
     left = len(modules) - _MOST_NAMED
     return f"{names} and {left:,} more" if left > 0 else names

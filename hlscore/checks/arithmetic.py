@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 
-from hlscore.artifacts.plan import Plan, PlanModule, significant
+from pydantic import BaseModel
+
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanModule, PlanTotals
 from hlscore.checks.findings import Finding, Level
 from hlscore.checks.rules import PLAN_AGAIN, Rule
 from hlscore.errors import BudgetError
-from hlscore.planning.allocation import BORDERLINE
-from hlscore.planning.budget import Budget, parse_budget, share_of
+from hlscore.planning.budget import parse_budget, share_of
+from hlscore.planning.memory import Choice
+from hlscore.planning.sums import budget_of, stability_of, totals_of
 
 TOTALS = Rule(
     code="HLS201",
@@ -91,22 +94,26 @@ def check_arithmetic(plan: Plan) -> Iterator[Finding]:
     for place, item in enumerate(plan.modules):
         yield from _parameters(item, place)
         yield from _alpha(plan, item, place)
-    yield from _totals(plan)
-    yield from _budget(plan)
+    # Added up from what the modes train, whatever the modules say of it.
+    modules = [item.model_copy(update={"trained_params": _trained(item)}) for item in plan.modules]
+    totals = totals_of(modules, plan.lora.rank, plan.totals.model_params)
+    yield from _totals(plan, totals)
+    yield from _budget(plan, modules, totals)
     yield from _positions(plan)
-    yield from _stability(plan)
+    stability = stability_of(plan.modules, clear=plan.stability.clear_modules)
+    yield from _stated(STABILITY_STATED, "stability", plan.stability, stability)
     parts = {name: size for name, size in plan.memory if name.endswith("_bytes")}
-    total = parts.pop("total_bytes")
-    yield from _stated(MEMORY, "memory", {"total_bytes": (total, sum(parts.values()))})
+    del parts["total_bytes"]
+    total = plan.memory.model_copy(update={"total_bytes": sum(parts.values())})
+    yield from _stated(MEMORY, "memory", plan.memory, total)
 
 
-def _stated(
-    rule: Rule, section: str, values: Mapping[str, tuple[object, object]]
-) -> Iterator[Finding]:
+def _stated(rule: Rule, section: str, stated: BaseModel, true: BaseModel) -> Iterator[Finding]:
     """A finding for each value that is not what it should be."""
-    for name, (stated, true) in values.items():
-        if not _equal(stated, true):
-            message = f"'{section}.{name}' is {_shown(stated)}; the modules give {_shown(true)}."
+    for name, value in true:
+        said = getattr(stated, name)
+        if not _equal(said, value):
+            message = f"'{section}.{name}' is {_shown(said)}; the modules give {_shown(value)}."
             yield rule.finding(message, (section, name))
 
 
@@ -138,13 +145,6 @@ def _parameters(item: PlanModule, place: int) -> Iterator[Finding]:
         )
 
 
-def _trained(item: PlanModule) -> int:
-    if item.mode == "full":
-        return item.params
-    rank = item.rank or 0 if item.mode == "lora" else 0
-    return item.matrices * rank * (item.out_features + item.in_features)
-
-
 def _alpha(plan: Plan, item: PlanModule, place: int) -> Iterator[Finding]:
     if item.rank is None or item.alpha is None:
         return
@@ -157,89 +157,50 @@ def _alpha(plan: Plan, item: PlanModule, place: int) -> Iterator[Finding]:
         )
 
 
-def _totals(plan: Plan) -> Iterator[Finding]:
-    totals, rank = plan.totals, plan.lora.rank
-    modes = [item.mode for item in plan.modules]
-    full = sum(_trained(item) for item in plan.full)
-    lora = sum(_trained(item) for item in plan.lora_modules)
-    true = {
-        "candidate_modules": len(modes),
-        "full_modules": modes.count("full"),
-        "lora_modules": modes.count("lora"),
-        "frozen_modules": modes.count("frozen"),
-        "candidate_params": sum(item.params for item in plan.modules),
-        "full_params": full,
-        "lora_params": lora,
-        "trained_params": full + lora,
-        "plain_lora_params": sum(
-            item.matrices * rank * (item.out_features + item.in_features) for item in plan.modules
-        ),
-    }
-    yield from _stated(
-        TOTALS, "totals", {name: (getattr(totals, name), value) for name, value in true.items()}
-    )
-    if true["candidate_params"] > plan.model.params:
+def _totals(plan: Plan, true: PlanTotals) -> Iterator[Finding]:
+    yield from _stated(TOTALS, "totals", plan.totals, true)
+    if true.candidate_params > plan.model.params:
         yield TOTALS.finding(
-            f"The modules have {true['candidate_params']:,} parameters, more than the model's "
+            f"The modules have {true.candidate_params:,} parameters, more than the model's "
             f"{plan.model.params:,}.",
             ("model", "params"),
         )
-    if not full + lora:
+    if not true.trained_params:
         yield NOTHING.finding("The plan trains nothing.", ("modules",))
 
 
-def _budget(plan: Plan) -> Iterator[Finding]:
+def _budget(plan: Plan, modules: list[PlanModule], totals: PlanTotals) -> Iterator[Finding]:
     stated = plan.budget
     try:
         budget = parse_budget(stated.asked)
     except BudgetError as error:
         yield BUDGET_STATED.finding(error.message, ("budget", "asked"))
         return
-    params = [item.params for item in plan.modules]
-    whole, full = sum(params), sum(item.params for item in plan.full)
-    true: dict[str, object] = {
-        "unit": budget.unit,
-        "limit": budget.limit(params),
-        "realized_module_share": significant(len(plan.full) / max(1, len(params))),
-        "realized_parameter_share": significant(full / max(1, whole)),
-    }
-    true["spent"] = _spent(plan)
-    if stated.trained_limit is not None:
-        true["trained_limit"] = None if budget.share is None else share_of(budget.share, whole)
-    yield from _stated(
-        BUDGET_STATED,
-        "budget",
-        {name: (getattr(stated, name), value) for name, value in true.items()},
-    )
-    yield from _overspent(plan, budget, params)
+    whole = sum(item.params for item in plan.modules)
+    most = stated.trained_limit
+    if most is not None:
+        most = None if budget.share is None else share_of(budget.share, whole)
+    true = budget_of(budget, stated.counts, modules, plan.memory, trained_limit=most)
+    yield from _stated(BUDGET_STATED, "budget", stated, true)
+    yield from _overspent(plan, true, totals.trained_params)
 
 
-def _spent(plan: Plan) -> int:
-    if plan.budget.unit == "modules":
-        return len(plan.full)
-    if plan.budget.unit == "bytes":
-        return plan.memory.total_bytes
-    trained = plan.modules if plan.budget.counts == "trained" else plan.full
-    return sum(_trained(item) for item in trained)
-
-
-def _overspent(plan: Plan, budget: Budget, params: list[int]) -> Iterator[Finding]:
-    if plan.budget.unit != budget.unit:
+def _overspent(plan: Plan, true: PlanBudget, trained: int) -> Iterator[Finding]:
+    if plan.budget.unit != true.unit:
         return
     # A plan to compare with may cost more than the plan that it is compared with.
     level: Level = "error" if plan.method == "score" else "warning"
-    limit, spent = budget.limit(params), _spent(plan)
-    if spent > limit:
+    allows = f"a budget of {true.asked} allows"
+    if true.spent > true.limit:
         yield BUDGET.finding(
-            f"The plan takes {spent:,} {budget.unit}; a budget of {budget.text} allows {limit:,}.",
+            f"The plan takes {true.spent:,} {true.unit}; {allows} {true.limit:,}.",
             ("budget", "spent"),
             level=level,
         )
     most = plan.budget.trained_limit
-    trained = sum(_trained(item) for item in plan.modules)
     if most is not None and trained > most:
         yield BUDGET.finding(
-            f"The plan trains {trained:,} parameters; a budget of {budget.text} allows {most:,}.",
+            f"The plan trains {trained:,} parameters; {allows} {most:,}.",
             ("budget", "trained_limit"),
             level=level,
         )
@@ -266,20 +227,5 @@ def _positions(plan: Plan) -> Iterator[Finding]:
             return
 
 
-def _stability(plan: Plan) -> Iterator[Finding]:
-    shares = [
-        (item.mode, item.selection_probability)
-        for item in plan.modules
-        if item.selection_probability is not None
-    ]
-    kept = [share for mode, share in shares if mode == "full"]
-    low, high = BORDERLINE
-    true = {
-        "mean_reselection": sum(kept) / len(kept) if kept else None,
-        "borderline_modules": sum(low < share < high for _, share in shares) if shares else None,
-    }
-    yield from _stated(
-        STABILITY_STATED,
-        "stability",
-        {name: (getattr(plan.stability, name), value) for name, value in true.items()},
-    )
+def _trained(item: PlanModule) -> int:
+    return Choice(row=item, mode=item.mode, rank=item.rank or 0).trained_params

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import Inspection, ProblemKind
+from hlscore.artifacts.plan_file import FaultKind, Inspection
 from hlscore.checks.findings import Finding
 from hlscore.checks.rules import PLAN_AGAIN, Rule
 
@@ -75,7 +75,7 @@ RANK_FITS = Rule(
     level="warning",
 )
 
-_BY_PROBLEM: dict[ProblemKind, Rule] = {
+_BY_FAULT: dict[FaultKind, Rule] = {
     "json": FILE,
     "version": VERSION,
     "schema": SCHEMA,
@@ -92,14 +92,12 @@ RULES = (
 
 def check_format(found: Inspection) -> Iterator[Finding]:
     """Find what keeps a file from being a plan of the newest version."""
-    for problem in found.problems:
-        at = ".".join(str(part) for part in problem.path)
-        where = f"at '{at}': " if problem.kind == "schema" and at else ""
-        message = f"{where}{problem.message}."
-        rule = _BY_PROBLEM[problem.kind]
-        yield replace(
-            rule.finding(message[0].upper() + message[1:], problem.path), place=problem.place
-        )
+    for fault in found.faults:
+        at = ".".join(str(part) for part in fault.path)
+        where = f"at '{at}': " if fault.kind == "schema" and at else ""
+        message = f"{where}{fault.message}."
+        rule = _BY_FAULT[fault.kind]
+        yield replace(rule.finding(message[0].upper() + message[1:], fault.path), place=fault.place)
 
 
 def check_modules(plan: Plan) -> Iterator[Finding]:

@@ -110,7 +110,7 @@ def _is_applied(rule: Rule, settings: CheckSettings) -> bool:
 def _placed(findings: list[Finding], found: Inspection, data: bytes) -> list[Finding]:
     """The findings with their line, in the order of the file."""
     if found.version is None and found.plan is None:
-        readable = not any(problem.kind == "json" for problem in found.problems)
+        readable = not any(fault.kind == "json" for fault in found.faults)
     else:
         readable = True
     if findings and readable:

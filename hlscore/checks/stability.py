@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.findings import Finding
 from hlscore.checks.rules import Rule
-from hlscore.planning.allocation import BORDERLINE as BETWEEN
+from hlscore.planning.sums import BORDERLINE as BETWEEN
 from hlscore.settings import CheckSettings
 
 SELECTION = Rule(

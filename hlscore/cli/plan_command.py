@@ -45,11 +45,10 @@ def plan(
     """
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
-    from hlscore.artifacts.plan_making import make_plan, run_settings
     from hlscore.artifacts.reading import is_report
     from hlscore.artifacts.report import read_report
-    from hlscore.planning.allocation import allocate
     from hlscore.planning.budget import parse_budget
+    from hlscore.planning.make_plan import make_plan, run_settings
     from hlscore.scores.registry import find_score
     from hlscore.views.progress import status
     from hlscore.views.result import print_replanned
@@ -74,7 +73,6 @@ def plan(
     asked = run_settings(report, settings)
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):
-        allocation = allocate(report, asked)
-    made = make_plan(report, allocation)
+        made = make_plan(report, asked)
     paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
-    print_replanned(report, allocation, made, paths[target.name], top=top, as_json=as_json)
+    print_replanned(made, paths[target.name], top=top, as_json=as_json)

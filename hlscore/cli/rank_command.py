@@ -88,11 +88,11 @@ def rank(
         return
     paths = result.save(folder, force=True)  # looked at before the run
     remove_unfinished(folder)
-    print_result(result, paths, top=top, as_json=as_json)
+    print_result(result.report, result.plan, paths, top=top, as_json=as_json)
 
 
 def _check_settings(settings: RankSettings) -> None:
-    from hlscore.planning.allocation import check_plan_settings
+    from hlscore.planning.problem import check_plan_settings
     from hlscore.scores.registry import check_of_updates, check_without_probes
 
     check_plan_settings(settings.plan)

@@ -91,10 +91,10 @@ def report(
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
     from hlscore.agreement.facts import fit_for_plans
-    from hlscore.artifacts.plan_making import planned, run_settings
+    from hlscore.planning.make_plan import make_plan, run_settings
 
     with fit_for_plans(scores):
-        return planned(report, run_settings(report, settings))
+        return make_plan(report, run_settings(report, settings))
 
 
 def _write(path: Path, page: bytes) -> None:

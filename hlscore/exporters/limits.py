@@ -16,7 +16,7 @@ from hlscore.exporters.peft import (
     lora_name,
     needs_parameter_name,
 )
-from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead
+from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead
 from hlscore.reasons import tied_modules
 from hlscore.records import Form
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.limits import SHOWN, Fault, FaultKind, Limits, faults, refusal
-from hlscore.exporters.revision import Change, equal_cost_rank, revise
+from hlscore.planning.revision import Change, equal_cost_rank, revise
 
 
 def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:

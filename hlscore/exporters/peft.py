@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.revision import default_rank
+from hlscore.planning.revision import default_rank
 from hlscore.reasons import tied_modules
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.allocation import check_plan_for, check_plan_settings
+from hlscore.planning.problem import check_plan_for, check_plan_settings
 from hlscore.probes.encode import encode
 from hlscore.probes.encoding import length_limit
 from hlscore.probes.units import ProbeSet

@@ -15,9 +15,8 @@ from hlscore._version import __version__
 from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder, write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.artifacts.report import to_pandas, write_report
-from hlscore.planning.allocation import Allocation, allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.records import ModuleRow, RunInfo, ScoreReport
 from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import RolloutSet
@@ -34,13 +33,11 @@ class RankResult:
     Attributes:
         report: Content of `scores.parquet`.
         plan: Content of `plan.json`.
-        allocation: The decisions behind the plan, with totals and stability.
         rollouts: Completions that the model sampled, if it did.
     """
 
     report: ScoreReport
     plan: Plan
-    allocation: Allocation
     rollouts: RolloutSet | None = None
 
     @property
@@ -51,7 +48,7 @@ class RankResult:
     @property
     def full_modules(self) -> tuple[str, ...]:
         """Names of the modules to train in full, the best first."""
-        return tuple(item.row.module for item in self.allocation.decisions if item.mode == "full")
+        return tuple(item.module for item in self.plan.full)
 
     def to_pandas(self) -> pd.DataFrame:
         """The report as a pandas frame."""
@@ -74,16 +71,10 @@ def with_plan(
     report: ScoreReport, settings: PlanSettings, rollouts: RolloutSet | None = None
 ) -> RankResult:
     """Allocate the budget by the scores of a report, whose rows get the selection probabilities."""
-    allocation = allocate(report, settings)
-    shares = {item.row.module: item.row.selection_probability for item in allocation.decisions}
+    plan = make_plan(report, settings)
+    shares = {item.module: item.selection_probability for item in plan.modules}
     rows = tuple(row.changed(selection_probability=shares.get(row.module)) for row in report.rows)
-    report = replace(report, rows=rows)
-    return RankResult(
-        report=report,
-        plan=make_plan(report, allocation),
-        allocation=allocation,
-        rollouts=rollouts,
-    )
+    return RankResult(report=replace(report, rows=rows), plan=plan, rollouts=rollouts)
 
 
 def run_info(

@@ -27,7 +27,7 @@ from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.stored_weights import Rows, StoredWeights
 from hlscore.inputs.trained import LowRank, Trained, Update, open_trained
-from hlscore.planning.allocation import check_plan_settings
+from hlscore.planning.problem import check_plan_settings
 from hlscore.records import (
     Candidate,
     GradientStatistics,

@@ -16,7 +16,7 @@ from hlscore.inputs.model import input_device, resolve_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
-from hlscore.planning.allocation import check_plan_for, check_plan_settings
+from hlscore.planning.problem import check_plan_for, check_plan_settings
 from hlscore.processes import Processes
 from hlscore.records import (
     NO_PROBES,

@@ -16,7 +16,7 @@ from hlscore.pages.charts import (
 from hlscore.pages.content import Content, Unit
 from hlscore.pages.module_charts import bars_chart, heat_chart, tail_chart
 from hlscore.pages.palette import BAND, FULL, HALO, INK, MARK, MUTED, REST, SERIES, SPREAD
-from hlscore.planning.allocation import BORDERLINE
+from hlscore.planning.sums import BORDERLINE
 from hlscore.views.wording import memory
 
 _MOST_POINTS = 400

@@ -6,46 +6,29 @@ import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from hlscore.errors import UsageError
-from hlscore.planning.memory import Mode
-from hlscore.planning.options import (
+from hlscore.planning.memory import Mode, lora_params
+from hlscore.planning.module_options import (
     Option,
     alternative,
     is_unreached,
     option,
     stays_frozen,
 )
-from hlscore.planning.problem import Picks, Problem, counts_of, spent_of
+from hlscore.planning.problem import Problem, Solution
 from hlscore.planning.ranked import choose_ranks
 from hlscore.planning.uniform import alternatives_of, choose_uniform, take_in_order
-from hlscore.records import ModuleRow
+from hlscore.records import Matrix
 from hlscore.settings import Baseline
 
 
-class Adaptable(Protocol):
-    """What has a shape that LoRA can be put on."""
-
-    @property
-    def matrices(self) -> int:
-        """Number of matrices in the weight."""
-
-    @property
-    def out_features(self) -> int:
-        """Output width."""
-
-    @property
-    def in_features(self) -> int:
-        """Input width."""
-
-
-def choose_for_score(problem: Problem) -> Picks:
+def choose_for_score(problem: Problem) -> Solution:
     """The plan that the score gives, with one rank or several."""
     return choose_ranks(problem) if problem.settings.ranks else choose_uniform(problem)
 
 
-def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
+def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     """A plan to compare with.
 
     `lora-matched` is LoRA of one rank on every candidate, with the rank whose parameters come
@@ -65,7 +48,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     if baseline == "lora-matched":
         return _alike(problem, "lora", matched_rank(problem, plan))
     if baseline == "random" and problem.settings.ranks:
-        return _picks(problem, _shuffled(problem, plan))
+        return Solution(options=_shuffled(problem, plan))
     if problem.settings.ranks:
         raise UsageError(
             f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
@@ -82,7 +65,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Picks:
     return take_in_order(problem, orders[baseline](), spent)
 
 
-def by_size(rows: Sequence[ModuleRow], seed: int) -> dict[str, float]:
+def by_size(rows: Sequence[Matrix], seed: int) -> dict[str, float]:
     """Order modules by size; a seeded draw orders those of one size, which a score would else do.
 
     Returns:
@@ -93,7 +76,7 @@ def by_size(rows: Sequence[ModuleRow], seed: int) -> dict[str, float]:
     return {row.module: row.n_params + numbers[row.module] for row in rows}
 
 
-def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> dict[str, float]:
+def random_among_largest(rows: Sequence[Matrix], count: int, seed: int) -> dict[str, float]:
     """Order modules at random, those of the largest sizes first.
 
     Args:
@@ -111,7 +94,7 @@ def random_among_largest(rows: Sequence[ModuleRow], count: int, seed: int) -> di
     return {row.module: numbers[row.module] + (row.n_params >= smallest) for row in rows}
 
 
-def matched_rank(problem: Problem, plan: Picks) -> int:
+def matched_rank(problem: Problem, plan: Solution) -> int:
     """Rank at which LoRA on every candidate trains about as many parameters as a plan.
 
     Returns:
@@ -123,17 +106,16 @@ def matched_rank(problem: Problem, plan: Picks) -> int:
     )
 
 
-def nearest_rank(trained: int, modules: Iterable[Adaptable]) -> int:
+def nearest_rank(trained: int, modules: Iterable[Matrix]) -> int:
     """Rank at which LoRA trains about so many parameters.
 
     Returns:
         The nearest rank, at least 1.
     """
-    each = sum(item.matrices * (item.out_features + item.in_features) for item in modules)
-    return max(1, round(trained / max(1, each)))
+    return max(1, round(trained / max(1, sum(lora_params(item, 1) for item in modules))))
 
 
-def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
+def _alike(problem: Problem, mode: Mode, rank: int) -> Solution:
     settings = replace(problem.settings, rank=rank or problem.settings.rank)
     options = []
     for row in problem.rows:
@@ -142,10 +124,10 @@ def _alike(problem: Problem, mode: Mode, rank: int) -> Picks:
             options.append(option(row, "full", 0, settings.memory))
         else:
             options.append(alternative(row, lock, problem.tied, settings))
-    return _picks(problem, tuple(options))
+    return Solution(options=tuple(options))
 
 
-def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
+def _shuffled(problem: Problem, plan: Solution) -> tuple[Option, ...]:
     strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
     for place, row in enumerate(problem.rows):
         if row.module not in problem.locks and not stays_frozen(row, problem.tied):
@@ -158,16 +140,3 @@ def _shuffled(problem: Problem, plan: Picks) -> tuple[Option, ...]:
         for place, item in zip(order, drawn, strict=True):
             options[place] = item
     return tuple(options)
-
-
-def _picks(problem: Problem, options: tuple[Option, ...]) -> Picks:
-    return Picks(
-        options=options,
-        limit=problem.budget.limit(problem.params),
-        spent=spent_of(problem, options),
-        counts=counts_of(problem),
-        solver="none",
-        value=0.0,
-        bound=0.0,
-        probability=(None,) * len(options),
-    )

@@ -8,7 +8,6 @@ from typing import Literal
 
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import Budget, parse_budget
-from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.memory import (
     Choice,
     MemoryUse,
@@ -91,7 +90,7 @@ def estimate(shape: ModelShape, settings: PlanSettings) -> tuple[Training, ...]:
             of these and with a 4-bit base.
     """
     budget, memory = check_budget(settings.budget), settings.memory
-    sizes = [full_params(item) for item in shape.candidates]
+    sizes = [item.n_params for item in shape.candidates]
     budget.check_one_fits(sizes)
     most = budget.limit(sizes)
     found = [
@@ -176,15 +175,9 @@ class _Arms:
             which=which,
             full_modules=full_modules,
             base_bits=self.settings.base_bits,
-            trained_params=sum(_trained_params(item) for item in choices),
+            trained_params=sum(item.trained_params for item in choices),
             memory=memory_use(self.shape, choices, self.settings),
         )
-
-
-def _trained_params(choice: Choice) -> int:
-    if choice.mode == "full":
-        return full_params(choice.row)
-    return lora_params(choice.row, choice.rank) if choice.mode == "lora" else 0
 
 
 def _mixed(none: int, every: int, share: float) -> int:

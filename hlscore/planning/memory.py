@@ -18,7 +18,7 @@ from math import prod
 from typing import Literal, Protocol
 
 from hlscore.packing import packed_bytes
-from hlscore.records import Candidate, ModelDimensions, ModuleRow, ParameterSize
+from hlscore.records import Matrix, ModelDimensions, ParameterSize
 from hlscore.settings import MemorySettings
 
 Mode = Literal["full", "lora", "frozen"]
@@ -51,9 +51,21 @@ class Choice:
         rank: LoRA rank; 0 unless the mode is `lora`.
     """
 
-    row: ModuleRow | Candidate
+    row: Matrix
     mode: Mode
     rank: int = 0
+
+    @property
+    def trained_params(self) -> int:
+        """Parameters that the mode trains."""
+        if self.mode == "full":
+            return self.row.n_params
+        return lora_params(self.row, self.rank) if self.mode == "lora" else 0
+
+
+def lora_params(row: Matrix, rank: int) -> int:
+    """Parameters of a LoRA adapter of a given rank: `r (out + in)` per matrix."""
+    return row.matrices * rank * (row.out_features + row.in_features)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -211,7 +223,7 @@ def _master_bytes(settings: MemorySettings) -> int:
     return 4 if settings.master == "fp32" else 2
 
 
-def _frozen_bytes(row: ModuleRow | Candidate, settings: MemorySettings) -> int:
+def _frozen_bytes(row: Matrix, settings: MemorySettings) -> int:
     """Bytes of a module while it is frozen."""
     if settings.base_bits == 16 or row.form not in ("linear", "conv1d") or row.layer is None:
         return _FROZEN_BYTES * row.n_params

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from hlscore.errors import BudgetError
-from hlscore.planning.budget import Budget
-from hlscore.planning.locks import Lock
+from hlscore.errors import ArtifactError, BudgetError, UsageError
+from hlscore.planning.budget import Budget, parse_budget
+from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import activation_bytes, base_bytes
-from hlscore.planning.options import Option
-from hlscore.records import ModelIdentity, ModuleRow
-from hlscore.scores.registry import Score
+from hlscore.planning.module_options import Option, check_curve, check_lock
+from hlscore.reasons import tied_modules
+from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
+from hlscore.scores.registry import Score, find_score
+from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings
-
-Counts = Literal["full", "trained", "memory"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,92 +22,52 @@ class Problem:
     """Everything that an allocation depends on.
 
     Attributes:
-        model: Which model.
-        rows: Its candidates, the best first by the score.
-        seed: Seed of the run, for random draws.
-        run_rank: LoRA rank that the stored resamples belong to.
-        of_updates: Whether the scores are of finished trainings.
+        report: The scores.
+        settings: What is asked for.
+        rows: The candidates, the best first by the score.
         score: The score that decides.
         budget: The budget.
         locks: Lock of each locked module, by name.
         tied: Modules whose weight is shared.
-        settings: Rank, ranks, memory.
     """
 
-    model: ModelIdentity
+    report: ScoreReport
+    settings: PlanSettings
     rows: tuple[ModuleRow, ...]
-    seed: int
-    run_rank: int
-    of_updates: bool
     score: Score
     budget: Budget
     locks: Mapping[str, Lock]
     tied: frozenset[str]
-    settings: PlanSettings
 
     @property
-    def params(self) -> list[int]:
-        """Parameters of each candidate."""
-        return [row.n_params for row in self.rows]
+    def limit(self) -> int:
+        """The most that the budget allows, in its unit."""
+        return self.budget.limit([row.n_params for row in self.rows])
 
-
-def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings) -> int:
-    """Bytes that trained modules may take, under a budget of memory."""
-    free = (budget.amount or 0) - fixed_bytes(model, memory)
-    if free <= 0:
-        raise too_small(model, budget, memory)
-    return free
-
-
-def fixed_bytes(model: ModelIdentity, memory: MemorySettings) -> int:
-    """Bytes of the frozen model and of the activations, whatever is trained."""
-    return base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
-
-
-def too_small(
-    model: ModelIdentity, budget: Budget, memory: MemorySettings, trained: int = 0
-) -> BudgetError:
-    """The error for a memory budget into which not even the least fits.
-
-    Returns:
-        The error, with what each part takes.
-    """
-    base = base_bytes(model, memory)
-    activations = activation_bytes(model.dimensions, memory)
-    parts = f"the frozen weights take {_gib(base)}, activations about {_gib(activations)}"
-    if trained:
-        parts += f", what has to be trained at least {_gib(trained)}"
-    return BudgetError(
-        f"A training memory of {budget.text} is too small for {model.model}: {parts}.",
-        hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
-        "--train-length.",
-    )
+    @property
+    def seed(self) -> int:
+        """Seed of random draws."""
+        return self.report.run.seed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Picks:
+class Solution:
     """The answer: one option per candidate.
 
     Attributes:
         options: What is done with each row, in order.
-        limit: The most that the budget allows, in its unit.
-        spent: What the choice takes of it.
-        counts: What counts towards the limit.
         solver: `sorted`, `HiGHS`, or `none` where there was nothing to choose.
         value: Sum of the selected values.
         bound: Upper bound of that sum over all choices that fit.
         probability: Share of resamples in which each row is trained in full; `None` where that
-            is unknown.
+            is unknown, empty where it is for all.
     """
 
     options: tuple[Option, ...]
-    limit: int
-    spent: int
-    counts: Counts
-    solver: str
-    value: float
-    bound: float
-    probability: tuple[float | None, ...]
+    solver: str = "none"
+    value: float = 0.0
+    bound: float = 0.0
+    probability: tuple[float | None, ...] = ()
 
     @property
     def gap(self) -> float:
@@ -117,31 +76,88 @@ class Picks:
         return max(0.0, self.bound - self.value) / scale if scale > 0 else 0.0
 
 
-def counts_of(problem: Problem) -> Counts:
-    """What counts towards the limit: memory, all that is trained, or what is in full."""
-    if problem.budget.unit == "bytes":
-        return "memory"
-    trained = problem.budget.unit == "parameters" and problem.settings.ranks
-    return "trained" if trained else "full"
+def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
+    """Put together what an allocation depends on; refuse scores that cannot decide."""
+    if not report.candidates:
+        raise ArtifactError("The report holds no candidate modules.")
+    score = find_score(settings.score)
+    rows = order_rows(report.candidates, score, settings.rank)
+    if all(score.compute(row, settings.rank) is None for row in rows):
+        made = {
+            "gradients": "rank with probes: without --data none",
+            "whole gradients": "rank with probes and --estimator exact",
+            "weights": "rank with --weight-scores, or with --data none",
+            "nothing": "rank again",
+        }
+        raise UsageError(
+            f"The report holds no value of '{score.name}'.",
+            hint=f"Choose another --score, or {made[score.needs]}.",
+        )
+    return Problem(
+        report=report,
+        settings=settings,
+        rows=rows,
+        score=score,
+        budget=parse_budget(settings.budget),
+        locks=locks_of(settings.locks, [row.module for row in rows]),
+        tied=tied_modules(report.rows),
+    )
 
 
-def spent_of(problem: Problem, options: Sequence[Option]) -> int:
-    """What a choice takes of the budget, in its unit.
+def check_plan_settings(settings: PlanSettings) -> None:
+    """Refuse a bad score name, budget or lock before a model is loaded."""
+    score = find_score(settings.score)
+    if settings.ranks:
+        check_curve(score)
+    parse_budget(settings.budget)
+    for lock in settings.locks:
+        parse_lock(lock)
+
+
+def check_plan_for(
+    model: ModelIdentity, modules: Sequence[Candidate], settings: PlanSettings
+) -> None:
+    """Refuse a budget or a lock that cannot work for a model, before it is probed."""
+    candidates = [item for item in modules if not item.skipped]
+    tied = tied_modules(modules)
+    locks = locks_of(settings.locks, [item.module for item in candidates])
+    for module, lock in locks.items():
+        check_lock(module, lock, tied)
+    budget = parse_budget(settings.budget)
+    if not settings.ranks and len(locks) < len(candidates):
+        budget.check_one_fits([item.n_params for item in candidates])
+    if budget.unit == "bytes":
+        free_bytes(model, budget, settings.memory)
+
+
+def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings) -> int:
+    """Bytes that trained modules may take, under a budget of memory."""
+    fixed = base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
+    free = (budget.amount or 0) - fixed
+    if free <= 0:
+        raise too_small(model, budget, memory)
+    return free
+
+
+def too_small(
+    model: ModelIdentity, budget: Budget, memory: MemorySettings, trained: int = 0
+) -> BudgetError:
+    """The error for a memory budget into which not even the least fits, with what each part takes.
 
     Args:
-        options: What is done with each module.
-
-    Returns:
-        Modules in full, parameters in full, all trained parameters, or bytes in all.
+        trained: Least bytes of what has to be trained.
     """
-    counts = counts_of(problem)
-    if counts == "memory":
-        fixed = fixed_bytes(problem.model, problem.settings.memory)
-        return fixed + sum(item.bytes for item in options)
-    if problem.budget.unit == "modules":
-        return sum(item.mode == "full" for item in options)
-    return sum(item.params for item in options if item.mode == "full" or counts == "trained")
+    base = base_bytes(model, memory)
+    activations = activation_bytes(model.dimensions, memory)
+    parts = f"the frozen weights take {_memory(base)}, activations about {_memory(activations)}"
+    if trained:
+        parts += f", what has to be trained at least {_memory(trained)}"
+    return BudgetError(
+        f"A training memory of {budget.text} is too small for {model.model}: {parts}.",
+        hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
+        "--train-length.",
+    )
 
 
-def _gib(size: int) -> str:
-    return f"{size / 1024**3:.3g} GiB"
+def _memory(size: int) -> str:
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"

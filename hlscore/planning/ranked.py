@@ -7,11 +7,11 @@ import numpy as np
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import share_of
 from hlscore.planning.knapsack import Menu, choose_options
-from hlscore.planning.options import Option, curve_of, menu_of
-from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
+from hlscore.planning.module_options import Option, curve_of, menu_of
+from hlscore.planning.problem import Problem, Solution, free_bytes, too_small
 
 
-def choose_ranks(problem: Problem) -> Picks:
+def choose_ranks(problem: Problem) -> Solution:
     """Choose frozen, a LoRA rank or full fine-tuning for every module.
 
     A budget of parameters or memory holds everything that is trained. A budget of modules limits
@@ -33,16 +33,11 @@ def choose_ranks(problem: Problem) -> Picks:
         picked = choose_options(menu)
     except BudgetError as error:
         raise _too_small(problem, menus, error) from error
-    options = tuple(flat[place] for place in picked.picks)
-    return Picks(
-        options=options,
-        limit=problem.budget.limit(problem.params),
-        spent=spent_of(problem, options),
-        counts=counts_of(problem),
+    return Solution(
+        options=tuple(flat[place] for place in picked.picks),
         solver="HiGHS",
         value=picked.value,
         bound=picked.bound,
-        probability=(None,) * len(options),
     )
 
 
@@ -51,7 +46,7 @@ def trained_limit(problem: Problem) -> int | None:
     share = problem.budget.share
     if problem.budget.unit != "modules" or share is None:
         return None
-    return share_of(share, sum(problem.params))
+    return share_of(share, sum(row.n_params for row in problem.rows))
 
 
 def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
@@ -60,13 +55,13 @@ def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
     if problem.budget.unit == "bytes":
         costs, limits = (
             [[float(item.bytes) for item in flat]],
-            [free_bytes(problem.model, problem.budget, problem.settings.memory)],
+            [free_bytes(problem.report.model, problem.budget, problem.settings.memory)],
         )
     elif problem.budget.unit == "parameters":
-        costs, limits = [params], [problem.budget.limit(problem.params)]
+        costs, limits = [params], [problem.limit]
     else:
         costs = [[float(item.mode == "full") for item in flat], params]
-        limits = [problem.budget.limit(problem.params), trained_limit(problem) or 0]
+        limits = [problem.limit, trained_limit(problem) or 0]
     return Menu(
         modules=np.repeat(np.arange(len(menus)), [len(options) for options in menus]),
         values=np.array([item.value for item in flat], dtype=np.float64),
@@ -80,7 +75,7 @@ def _too_small(
 ) -> BudgetError:
     if problem.budget.unit == "bytes":
         least = sum(min(item.bytes for item in options) for options in menus)
-        return too_small(problem.model, problem.budget, problem.settings.memory, least)
+        return too_small(problem.report.model, problem.budget, problem.settings.memory, least)
     if not problem.locks:
         return error
     return BudgetError(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
-from hlscore.planning.choice import choose, fill, selection_probability
-from hlscore.planning.options import Option, alternative, is_unreached, option
-from hlscore.planning.problem import Picks, Problem, counts_of, free_bytes, spent_of, too_small
+from hlscore.planning.knapsack import Menu, choose_options
+from hlscore.planning.module_options import Option, alternative, is_unreached, option
+from hlscore.planning.problem import Problem, Solution, free_bytes, too_small
+from hlscore.planning.solver import Numbers
 from hlscore.scores.registry import replicates_at, score_of
+
+Chosen = NDArray[np.bool_]
+# Modules that each resample looks at after the first that does not fit.
+NEXT = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,15 +29,13 @@ class Alternatives:
         full: Full fine-tuning of each row.
         free: Places of the rows that are neither locked nor unreached, int64 [free].
         costs: What full fine-tuning of each free row takes of the budget, int64 [free].
-        limit: The most that the budget allows, in its unit.
-        left: What of it is left for the free rows.
+        left: What of the budget is left for the free rows.
     """
 
     rest: tuple[Option, ...]
     full: tuple[Option, ...]
     free: NDArray[np.int64]
     costs: NDArray[np.int64]
-    limit: int
     left: int
 
 
@@ -48,7 +51,6 @@ def alternatives_of(problem: Problem) -> Alternatives:
         for place, row in enumerate(problem.rows)
         if row.module not in locks and not is_unreached(row)
     ]
-    limit = problem.budget.limit(problem.params)
     unit = problem.budget.unit
     if unit == "bytes":
         costs = [full[place].bytes - rest[place].bytes for place in free]
@@ -59,22 +61,20 @@ def alternatives_of(problem: Problem) -> Alternatives:
         full=full,
         free=np.array(free, dtype=np.int64),
         costs=np.array(costs, dtype=np.int64),
-        limit=limit,
-        left=_left(problem, rest, limit),
+        left=_left(problem, rest),
     )
 
 
-def choose_uniform(problem: Problem) -> Picks:
+def choose_uniform(problem: Problem) -> Solution:
     """Full fine-tuning for the modules of the largest total score."""
     given = alternatives_of(problem)
     if len(given.free):
-        problem.budget.check_one_fits(problem.params)
-    values = _values(problem)[given.free]
+        problem.budget.check_one_fits([row.n_params for row in problem.rows])
+    scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
+    values = np.array(scores, dtype=np.float64)[given.free]
     chosen, bound = choose(values, given.costs, given.left)
-    return picks_of(
-        problem,
-        given,
-        chosen,
+    return Solution(
+        options=_with_full(given, chosen),
         solver="sorted" if problem.budget.unit == "modules" else "HiGHS",
         value=float(values[chosen].sum()),
         bound=bound,
@@ -82,7 +82,7 @@ def choose_uniform(problem: Problem) -> Picks:
     )
 
 
-def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> Picks:
+def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> Solution:
     """Train modules in full in a given order, as long as they fit.
 
     Args:
@@ -94,62 +94,35 @@ def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> P
     chosen = np.zeros(len(given.free), dtype=np.bool_)
     places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
     chosen[fill(places, given.costs, spent)] = True
-    return picks_of(problem, given, chosen)
+    return Solution(options=_with_full(given, chosen))
 
 
-def picks_of(
-    problem: Problem,
-    given: Alternatives,
-    chosen: NDArray[np.bool_],
-    *,
-    solver: str = "none",
-    value: float = 0.0,
-    bound: float = 0.0,
-    probability: tuple[float | None, ...] | None = None,
-) -> Picks:
-    """Put a choice among the free rows together with the locked ones.
-
-    Args:
-        chosen: Whether each free row is, bool [free].
-        probability: Selection probability of each row; `None` where it is unknown.
-    """
+def _with_full(given: Alternatives, chosen: Chosen) -> tuple[Option, ...]:
+    """The chosen of the free rows in full, and what is done with all others."""
     options = list(given.rest)
     for place in given.free[chosen]:
         options[place] = given.full[place]
-    return Picks(
-        options=tuple(options),
-        limit=given.limit,
-        spent=spent_of(problem, options),
-        counts=counts_of(problem),
-        solver=solver,
-        value=value,
-        bound=bound,
-        probability=probability or (None,) * len(options),
-    )
+    return tuple(options)
 
 
-def _values(problem: Problem) -> NDArray[np.float64]:
-    values = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
-    return np.array(values, dtype=np.float64)
-
-
-def _left(problem: Problem, rest: Sequence[Option], limit: int) -> int:
+def _left(problem: Problem, rest: Sequence[Option]) -> int:
     """What is left for the free rows when the others are paid."""
-    budget, memory = problem.budget, problem.settings.memory
+    budget, model, memory = problem.budget, problem.report.model, problem.settings.memory
     if budget.unit == "bytes":
         trained = sum(item.bytes for item in rest)
-        left = free_bytes(problem.model, budget, memory) - trained
+        left = free_bytes(model, budget, memory) - trained
         if left < 0:
-            raise too_small(problem.model, budget, memory, trained)
+            raise too_small(model, budget, memory, trained)
         return left
-    locked = spent_of(problem, rest)
-    if locked > limit:
+    full = [item.params for item in rest if item.mode == "full"]
+    locked = len(full) if budget.unit == "modules" else sum(full)
+    if locked > problem.limit:
         raise BudgetError(
             f"The modules locked to full take {locked:,} {budget.unit}, more than the "
-            f"{limit:,} that a budget of {budget.text} allows.",
+            f"{problem.limit:,} that a budget of {budget.text} allows.",
             hint="Lock fewer modules, or raise the budget.",
         )
-    return limit - locked
+    return problem.limit - locked
 
 
 def _probability(problem: Problem, given: Alternatives) -> tuple[float | None, ...]:
@@ -164,9 +137,118 @@ def _probability(problem: Problem, given: Alternatives) -> tuple[float | None, .
 
 
 def replicates_of(problem: Problem) -> list[tuple[float, ...]]:
-    """Resamples of each row's score; empty where there are none for the score and the rank.
+    """Resamples of each row's score, all equally many; none for some scores and ranks."""
+    settings, run = problem.settings, problem.report.run
+    return replicates_at(problem.rows, problem.score, settings.rank, run.rank)
+
+
+def choose(scores: Numbers, costs: NDArray[np.int64], limit: int) -> tuple[Chosen, float]:
+    """Choose the modules to train in full.
+
+    Modules whose score is zero, negative or unknown are never selected: no gain was measured.
+    Where each costs 1 the best scores win; else the set of largest total score that fits is a 0/1
+    knapsack, solved by HiGHS to a relative gap of 1e-4.
+
+    Args:
+        scores: Score of each candidate, NaN where unknown, float64 [n], the best first.
+        costs: Cost of each, int64 [n]: 1 under a budget of modules, else parameters or bytes
+            beyond those of its alternative.
+        limit: What they may cost together.
 
     Returns:
-        One tuple per row, all of the same length.
+        Whether each is selected, bool [n], and an upper bound of the total score of any choice
+        that fits.
     """
-    return replicates_at(problem.rows, problem.score, problem.settings.rank, problem.run_rank)
+    worth = _worth(scores)
+    if _by_count(costs):
+        chosen = _highest(worth, limit)
+        return chosen, float(worth[chosen].sum())
+    return _knapsack(worth, costs, limit)
+
+
+def fill(order: Iterable[int], costs: Sequence[int] | NDArray[np.int64], limit: int) -> list[int]:
+    """Take what fits, one after the other.
+
+    Returns:
+        The places taken, in that order.
+    """
+    taken = []
+    for place in order:
+        if costs[place] <= limit:
+            limit -= int(costs[place])
+            taken.append(place)
+    return taken
+
+
+def selection_probability(replicates: Numbers, costs: NDArray[np.int64], limit: int) -> Numbers:
+    """Share of bootstrap resamples in which each module is chosen.
+
+    Where costs differ each resample takes the best score per cost first, and then what still fits
+    of the next 100: within a module's cost of the best choice, and fast enough for every resample.
+
+    Args:
+        replicates: Scores of each candidate in each resample, float64 [n, resamples].
+
+    Returns:
+        float64 [n], between 0 and 1.
+    """
+    counts = np.zeros(len(replicates))
+    for scores in replicates.T:
+        worth = _worth(scores)
+        if _by_count(costs):
+            counts += _highest(worth, limit)
+        else:
+            counts += _by_worth_per_cost(worth, costs, limit)
+    shares: Numbers = counts / replicates.shape[1]
+    return shares
+
+
+def _by_count(costs: NDArray[np.int64]) -> bool:
+    return bool((costs == 1).all())
+
+
+def _worth(scores: Numbers) -> Numbers:
+    return np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
+
+
+def _highest(worth: Numbers, limit: int) -> Chosen:
+    chosen: Chosen = np.zeros(len(worth), dtype=np.bool_)
+    chosen[np.argsort(-worth, kind="stable")[:limit]] = True
+    return chosen & (worth > 0)
+
+
+def _by_worth_per_cost(worth: Numbers, costs: NDArray[np.int64], limit: int) -> Chosen:
+    """Take the best score per cost first, then what still fits of the next ones."""
+    chosen: Chosen = (worth > 0) & (costs <= 0)
+    limit -= int(costs[chosen].sum())
+    order = np.argsort(-worth / np.maximum(costs, 1), kind="stable")
+    order = order[(worth[order] > 0) & (costs[order] > 0)]
+    whole = int(np.searchsorted(np.cumsum(costs[order]), limit, side="right"))
+    chosen[order[:whole]] = True
+    left = limit - int(costs[order[:whole]].sum())
+    for place in order[whole : whole + NEXT]:
+        if costs[place] <= left:
+            chosen[place] = True
+            left -= int(costs[place])
+    return chosen
+
+
+def _knapsack(worth: Numbers, costs: NDArray[np.int64], limit: int) -> tuple[Chosen, float]:
+    free: Chosen = (worth > 0) & (costs <= 0)  # full fine-tuning costs no more than LoRA there
+    limit -= int(costs[free].sum())
+    fits = (worth > 0) & (costs > 0) & (costs <= limit)
+    if not fits.any():
+        return free, float(worth[free].sum())
+    count = int(fits.sum())
+    zeros = np.zeros(count)
+    picked = choose_options(
+        Menu(
+            modules=np.repeat(np.arange(count), 2),
+            values=np.c_[zeros, worth[fits]].ravel(),
+            costs=np.c_[zeros, costs[fits]].reshape(1, -1),
+            limits=np.array([limit], dtype=np.float64),
+        )
+    )
+    chosen: Chosen = free.copy()
+    chosen[np.flatnonzero(fits)] = picked.picks % 2 == 1
+    return chosen, picked.bound + float(worth[free].sum())

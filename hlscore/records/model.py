@@ -3,12 +3,52 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from hlscore.reasons import LeftOut, sentence
 
 Storage = Literal["out_in", "in_out"]
 Form = Literal["linear", "conv1d", "embedding", "parameter", "experts"]
+
+
+class Matrix(Protocol):
+    """What candidates, rows of a report and modules of a plan all say of a weight."""
+
+    @property
+    def module(self) -> str:
+        """Full name."""
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the decoder block."""
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name."""
+
+    @property
+    def block(self) -> str:
+        """Path between the decoder block and the kind."""
+
+    @property
+    def form(self) -> Form:
+        """What holds the weight."""
+
+    @property
+    def matrices(self) -> int:
+        """1, or the number of fused experts."""
+
+    @property
+    def out_features(self) -> int:
+        """Output width."""
+
+    @property
+    def in_features(self) -> int:
+        """Input width."""
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of weight and bias."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,10 @@ import random
 from collections import defaultdict
 from collections.abc import Sequence
 
-from hlscore.records import Candidate, ModuleRow
+from hlscore.records import Matrix
 
 
-def stratified_scores(
-    candidates: Sequence[Candidate | ModuleRow], *, seed: int
-) -> dict[str, float]:
+def stratified_scores(candidates: Sequence[Matrix], *, seed: int) -> dict[str, float]:
     """Draw a control score per module.
 
     Modules of one kind and size form a stratum. Within it they get evenly spaced scores in

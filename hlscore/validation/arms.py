@@ -9,12 +9,12 @@ import numpy as np
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.revision import Change, module_row, revise
 from hlscore.planning.baselines import by_size, nearest_rank
-from hlscore.planning.choice import fill
 from hlscore.planning.memory import Mode
+from hlscore.planning.revision import Change, revise
+from hlscore.planning.uniform import fill
 from hlscore.reasons import UNMOVED, UNREACHED, tied_modules
-from hlscore.records import ModuleRow
+from hlscore.records import Matrix
 from hlscore.scores.stratified import stratified_scores
 
 LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
@@ -59,7 +59,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
             "The plan trains no module in full: there is nothing to try out.",
             hint="Make one with a larger budget: `hlscore plan scores.parquet --budget 0.1`.",
         )
-    rows = [module_row(item) for item in plan.modules if not _is_unreached(item)]
+    rows = [item for item in plan.modules if not _is_unreached(item)]
     lora = _uniform(plan, "lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
     matched = _uniform(plan, "lora", rank)
@@ -82,7 +82,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     return tuple(Arm(name=name, plans=plans) for name, plans in arms.items())
 
 
-def drawn_modules(rows: Sequence[ModuleRow], *, seed: int, params: int) -> list[str]:
+def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str]:
     """Names of modules drawn at random, spread over kinds and sizes, of at most `params` together.
 
     The rest of `params` is smaller than any module that was not drawn.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.planning.allocation import Allocation
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.views.commands import plan_again, rank_rollouts, settings_in, validate_plan
@@ -28,12 +26,10 @@ from hlscore.views.terminal import (
 )
 from hlscore.views.wording import measure, shape
 
-if TYPE_CHECKING:
-    from hlscore.flow import RankResult
-
 
 def print_result(
-    result: RankResult,
+    report: ScoreReport,
+    plan: Plan,
     paths: Mapping[str, Path],
     *,
     top: int,
@@ -42,17 +38,17 @@ def print_result(
 ) -> None:
     """Print what a run found, the files it wrote, by name, and what to do next."""
     if as_json:
-        _print_json(result.plan, paths)
+        keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
+        files: dict[str, object] = {keys[name]: path for name, path in paths.items()}
+        print_json(files | {"plan": plan.model_dump(mode="json")})
         return
     console = console or terminal()
-    report, plan = result.report, result.plan
     console.print(report_headline(report), soft_wrap=True)
-    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(result.allocation))
-    print_notes(console, (*report.probes.notes, *run_notes(report), *result.allocation.notes))
+    print_plan_modules(console, plan, plan.modules, top=top)
+    print_notes(console, dict.fromkeys((*report.probes.notes, *run_notes(report), *plan.notes)))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
-    files = ((Path(name).stem, str(path)) for name, path in paths.items())
-    print_labelled(console, files, width=width)
+    print_labelled(console, [(Path(name).stem, str(path)) for name, path in paths.items()], width)
     print_next(console, *_next_commands(report, plan, paths))
 
 
@@ -80,15 +76,8 @@ def _next_commands(
     ranks = _ranks(report)
     if SCORES[plan.score.name].leaves_over and any_full and ranks and not plan.lora.ranks:
         budget = f"{plan.totals.trained_params // 1000}k"
-        options = (
-            "--budget",
-            budget,
-            "--ranks",
-            ",".join(map(str, ranks)),
-            "-o",
-            "plan-ranks.json",
-        )
-        ranked = plan_again(report, scores, *options, without=("budget",))
+        options = ("--budget", budget, "--ranks", ",".join(map(str, ranks)))
+        ranked = plan_again(report, scores, *options, "-o", "plan-ranks.json", without=("budget",))
         commands.append((ranked, "at the same cost, a rank for each module"))
     if objective == "sft" and any_full:
         why = "does it beat LoRA with as many parameters here? often it does not"
@@ -113,60 +102,31 @@ def _ranks(report: ScoreReport) -> list[int]:
     return sorted(found) if all(alpha * each % rank == 0 for each in found) else []
 
 
-def print_replanned(
-    report: ScoreReport,
-    allocation: Allocation,
-    plan: Plan,
-    path: Path,
-    *,
-    top: int,
-    as_json: bool,
-) -> None:
+def print_replanned(plan: Plan, path: Path, *, top: int, as_json: bool) -> None:
     """Print a plan made from stored scores."""
     if as_json:
-        _print_json(plan, {PLAN_FILE: path})
+        print_json({"plan_file": path, "plan": plan.model_dump(mode="json")})
         return
     console = terminal()
-    console.print(Text(f"{report.model.model} · {report.model.architecture}", style="bold"))
-    print_plan_modules(console, plan, plan.modules, top=top, stderrs=_stderrs(allocation))
-    print_notes(console, allocation.notes)
+    console.print(Text(f"{plan.model.name} · {plan.model.architecture}", style="bold"))
+    print_plan_modules(console, plan, plan.modules, top=top)
+    print_notes(console, plan.notes)
     console.print()
     print_labelled(console, [("plan", str(path))])
 
 
-def _print_json(plan: Plan, paths: Mapping[str, Path]) -> None:
-    keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
-    files = {keys[name]: path for name, path in paths.items()}
-    print_json(files | {"plan": plan.model_dump(mode="json")})
-
-
-def _stderrs(allocation: Allocation) -> dict[str, float | None]:
-    return {item.row.module: item.stderr for item in allocation.decisions}
-
-
 def print_plan_modules(
-    console: Console,
-    plan: Plan,
-    modules: Sequence[PlanModule],
-    *,
-    top: int | None,
-    stderrs: Mapping[str, float | None] | None = None,
+    console: Console, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
 ) -> None:
-    """Print modules of a plan as a table and a map, and what the plan comes to.
-
-    Args:
-        top: Most modules of the table; `None` for all.
-        stderrs: Standard error of the score by module; `None` leaves the column out.
-    """
+    """Print up to `top` modules of a plan as a table, a map, and what the plan comes to."""
     console.print()
-    errors = () if stderrs is None else ("± se",)
-    table = ModuleTable((plan.score.name, *errors, "chosen in", "out x in"), ("train",))
+    table = ModuleTable((plan.score.name, "± se", "chosen in", "out x in"), ("train",))
     for item in modules[:top]:
         table.add_row(
             str(item.position),
             item.module,
             measure(item.score),
-            *(() if stderrs is None else (measure(stderrs[item.module]),)),
+            measure(item.stderr),
             chosen_in(item.selection_probability),
             shape(item.matrices, item.out_features, item.in_features),
             training(item.mode, item.rank),

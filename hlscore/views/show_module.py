@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.exporters.revision import cost_of
 from hlscore.planning.memory import Mode
+from hlscore.planning.revision import cost_of
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
-from hlscore.planning.coverage import rank_counts
+from hlscore.planning.notes import rank_counts
 from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.views.terminal import print_labelled
 from hlscore.views.wording import count, memory, near_whole, percent, short, visible

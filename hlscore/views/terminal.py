@@ -60,7 +60,7 @@ def print_table(console: Console, table: Table) -> None:
 
 
 def print_labelled(
-    console: Console, lines: Iterable[tuple[str, str]], *, width: int = 8, style: str = "bold"
+    console: Console, lines: Iterable[tuple[str, str]], width: int = 8, style: str = "bold"
 ) -> None:
     """Print texts behind labels that take `width` columns; empty texts are left out."""
     for label, text in lines:

@@ -12,11 +12,10 @@ import reports
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.plan_making import make_plan
 from hlscore.cli.main import _run
 from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
 from hlscore.exporters.nearest import nearest
-from hlscore.planning.allocation import allocate
+from hlscore.planning.make_plan import make_plan
 from hlscore.settings import PlanSettings
 
 Call = Callable[..., tuple[int, str, str]]
@@ -26,7 +25,7 @@ NAMES = [name for name in exporter_names() if name != "seed-adapter"]
 
 def made_plan(count: int = 20, **settings: object) -> Plan:
     base = reports.report(count)
-    return make_plan(base, allocate(base, PlanSettings(**{"rank": 4, **settings})))  # type: ignore[arg-type]
+    return make_plan(base, PlanSettings(**{"rank": 4, **settings}))  # type: ignore[arg-type]
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from hlscore.exporters.limits import (
 )
 from hlscore.exporters.nearest import nearest
 from hlscore.exporters.peft import adapter_config, lora_config, pattern, skip_modules
-from hlscore.exporters.revision import Change, common_rank, default_rank, lora_instead, revise
+from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
 LAYER = "model.layers.0"

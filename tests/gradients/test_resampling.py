@@ -12,7 +12,7 @@ from problems import RANK, by_module, completions, run_report, settings
 
 from hlscore.gradients.jackknife import Influence
 from hlscore.gradients.resampling import draw_resamples
-from hlscore.planning.choice import choose
+from hlscore.planning.uniform import choose
 from hlscore.settings import PlanSettings
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])

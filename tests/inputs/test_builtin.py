@@ -106,9 +106,9 @@ def test_the_order_on_the_new_probes_is_not_noise() -> None:
         Silent(),
     )
     assert found is not None
-    report, allocation = found.report, found.allocation
+    report, plan = found.report, found.plan
     assert report.probes.source == "builtin:new"
     assert len(report.candidates) == 42
     assert sum(row.hls_ci_low > 0 for row in report.candidates) > 21
-    assert allocation.totals.full_modules == 4
+    assert plan.totals.full_modules == 4
     assert all(row.status == "scored" for row in report.candidates)

@@ -7,7 +7,7 @@ from hlscore.exporters import hf_training as hf
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
-from hlscore.exporters.revision import default_rank
+from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
     trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, instead=hf.SEED_ADAPTER

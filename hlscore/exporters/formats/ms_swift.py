@@ -13,7 +13,7 @@ from hlscore.exporters.peft import (
     target_modules,
     target_parameters,
 )
-from hlscore.exporters.revision import default_rank
+from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(trainer="ms-swift", ranks=False, instead=hf.SEED_ADAPTER)
 

@@ -17,7 +17,7 @@ from hlscore.exporters.exporter import (
 )
 from hlscore.exporters.limits import Limits
 from hlscore.exporters.peft import default_alpha, modules_to_save, pattern, target_modules
-from hlscore.exporters.revision import default_rank
+from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
     trainer="prime-rl", ranks=False, parameters=False, only_full=False, forms=("linear",)

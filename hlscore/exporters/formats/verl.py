@@ -7,7 +7,7 @@ from hlscore.exporters import hf_training as hf
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, experimental, yaml_text
 from hlscore.exporters.limits import ExportError, Limits
 from hlscore.exporters.peft import default_alpha, target_modules
-from hlscore.exporters.revision import default_rank
+from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
     trainer="verl",

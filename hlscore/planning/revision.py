@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
-from hlscore.artifacts.plan import LARGEST_RANK, Plan, PlanMemory, PlanModule, significant
-from hlscore.planning.costs import lora_params
-from hlscore.planning.memory import Choice, Mode, extra_bytes, memory_use
-from hlscore.planning.options import option
-from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity, ModuleRow
+from hlscore.artifacts.plan import LARGEST_RANK, Plan, PlanMemory, PlanModule
+from hlscore.planning.budget import parse_budget
+from hlscore.planning.memory import Choice, Mode, extra_bytes, lora_params, memory_use
+from hlscore.planning.sums import budget_of, totals_of
+from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity
 
 # Only differences between two uses are taken, in which everything about the model cancels out.
 _ANY_MODEL = ModelIdentity(
@@ -63,8 +62,8 @@ def cost_of(plan: Plan, item: PlanModule, mode: Mode, rank: int = 0) -> tuple[in
     Returns:
         Parameters trained, and bytes on top of leaving the module frozen.
     """
-    found = option(module_row(item), mode, rank, plan.settings.memory)
-    return found.params, found.bytes
+    choice = Choice(row=item, mode=mode, rank=rank)
+    return choice.trained_params, extra_bytes(choice, plan.settings.memory)
 
 
 def default_rank(plan: Plan) -> int:
@@ -135,16 +134,16 @@ def _largest_rank(
     tensor of 4096 numbers take less than 32-bit ones of a smaller tensor. But no rank adds more
     than the first one, so an excess says how many ranks below cannot fit either.
     """
-    settings, rows = plan.settings.memory, [module_row(item) for item in items]
+    settings = plan.settings.memory
 
     def cost(rank: int) -> int:
-        return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in rows)
+        return sum(extra_bytes(Choice(row=row, mode="lora", rank=rank), settings) for row in items)
 
     if params is None:
         params = sum(item.trained_params for item in items)
     if room is None:
         room = sum(extra_bytes(_choice(item), settings) for item in items)
-    rank = min(most, params // sum(lora_params(row, 1) for row in rows))
+    rank = min(most, params // sum(lora_params(row, 1) for row in items))
     first = cost(1)
     while rank > 0 and (excess := cost(rank) - room) > 0:
         rank -= -(-excess // first)
@@ -154,62 +153,44 @@ def _largest_rank(
 def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> Plan:
     """A plan with other modes or ranks for some modules, and further notes.
 
-    Totals, shares, memory and spending are made again; value and gap of the solver stay those of
-    the choice that it made.
+    Totals, memory and budget are added up again; value and gap of the solver stay those of the
+    choice that it made, and the plan's coverage is unknown: a plan does not hold energies.
     """
     by_name = {change.module: change for change in changes}
-    modules = []
-    for item in plan.modules:
-        if change := by_name.get(item.module):
-            lora = change.mode == "lora"
-            alpha = max(1, round(plan.lora.alpha * change.rank / plan.lora.rank))
-            values = {
-                "mode": change.mode,
-                "rank": change.rank if lora else None,
-                "alpha": alpha if lora else None,
-                "trained_params": cost_of(plan, item, change.mode, change.rank)[0],
-            }
-            modules.append(item.model_copy(update=values))
-        else:
-            modules.append(item)
-    full, adapters = ([item for item in modules if item.mode == mode] for mode in ("full", "lora"))
-    full_params, adapter_params = (
-        sum(item.trained_params for item in items) for items in (full, adapters)
-    )
-    totals = plan.totals.model_copy(
-        update={
-            "full_modules": len(full),
-            "lora_modules": len(adapters),
-            "frozen_modules": len(modules) - len(full) - len(adapters),
-            "full_params": full_params,
-            "lora_params": adapter_params,
-            "trained_params": full_params + adapter_params,
-        }
-    )
+    modules = [
+        _changed(plan, item, by_name[item.module]) if item.module in by_name else item
+        for item in plan.modules
+    ]
     memory = _memory(plan, modules)
-    spent = {
-        "modules": len(full),
-        "parameters": totals.trained_params if plan.budget.counts == "trained" else full_params,
-        "bytes": memory.total_bytes,
-    }
-    budget = plan.budget.model_copy(
-        update={
-            "spent": spent[plan.budget.unit],
-            "realized_module_share": _share(len(full), totals.candidate_modules),
-            "realized_parameter_share": _share(full_params, totals.candidate_params),
-        }
+    budget = budget_of(
+        parse_budget(plan.budget.asked),
+        plan.budget.counts,
+        modules,
+        memory,
+        trained_limit=plan.budget.trained_limit,
     )
     return plan.model_copy(
         update={
             "modules": modules,
-            "totals": totals,
+            "totals": totals_of(modules, plan.lora.rank, plan.totals.model_params),
             "memory": memory,
             "budget": budget,
-            # Energies of modules are not in a plan.
             "coverage": plan.coverage and plan.coverage.model_copy(update={"plan": None}),
             "notes": [*plan.notes, *notes],
         }
     )
+
+
+def _changed(plan: Plan, item: PlanModule, change: Change) -> PlanModule:
+    lora = change.mode == "lora"
+    alpha = max(1, round(plan.lora.alpha * change.rank / plan.lora.rank))
+    values = {
+        "mode": change.mode,
+        "rank": change.rank if lora else None,
+        "alpha": alpha if lora else None,
+        "trained_params": cost_of(plan, item, change.mode, change.rank)[0],
+    }
+    return item.model_copy(update=values)
 
 
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
@@ -220,17 +201,5 @@ def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
     return plan.memory.model_copy(update={**parts, "total_bytes": sum(parts.values())})
 
 
-def _share(part: int, whole: int) -> float:
-    return significant(part / whole) if whole else 0.0
-
-
 def _choice(item: PlanModule) -> Choice:
-    return Choice(row=module_row(item), mode=item.mode, rank=item.rank or 0)
-
-
-def module_row(item: PlanModule) -> ModuleRow:
-    """A module of a plan as a row of a report, without scores."""
-    names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
-             "in_features", "form", "storage")  # fmt: skip
-    fields: dict[str, Any] = {name: getattr(item, name) for name in names}
-    return ModuleRow(**fields, n_params=item.params, rank=None, matrices_reached=None)
+    return Choice(row=item, mode=item.mode, rank=item.rank or 0)

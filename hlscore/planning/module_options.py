@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from hlscore.errors import UsageError
-from hlscore.planning.costs import full_params, lora_params
 from hlscore.planning.locks import Lock
 from hlscore.planning.memory import Choice, Mode, extra_bytes
 from hlscore.records import ModuleRow
@@ -16,19 +15,15 @@ from hlscore.settings import MemorySettings, PlanSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Option:
+class Option(Choice):
     """One thing that may be done with a module.
 
     Attributes:
-        mode: `full`, `lora` or `frozen`.
-        rank: LoRA rank; 0 unless the mode is `lora`.
         value: What the score says it gains over leaving the module frozen.
         params: Parameters that it trains.
         bytes: Memory that it takes on top of leaving the module frozen.
     """
 
-    mode: Mode
-    rank: int
     value: float
     params: int
     bytes: int
@@ -37,15 +32,16 @@ class Option:
 def option(
     row: ModuleRow, mode: Mode, rank: int, memory: MemorySettings, value: float = 0.0
 ) -> Option:
-    """Price one option of a module.
-
-    Args:
-        rank: LoRA rank; ignored unless the mode is `lora`.
-    """
-    rank = rank if mode == "lora" else 0
-    params = {"full": full_params(row), "lora": lora_params(row, rank), "frozen": 0}[mode]
-    cost = extra_bytes(Choice(row=row, mode=mode, rank=rank), memory)
-    return Option(mode=mode, rank=rank, value=value, params=params, bytes=cost)
+    """One option of a module with its costs; the rank is ignored unless the mode is `lora`."""
+    choice = Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0)
+    return Option(
+        row=row,
+        mode=mode,
+        rank=choice.rank,
+        value=value,
+        params=choice.trained_params,
+        bytes=extra_bytes(choice, memory),
+    )
 
 
 def stays_frozen(row: ModuleRow, tied: frozenset[str]) -> bool:
