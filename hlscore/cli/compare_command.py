@@ -29,8 +29,7 @@ def _ranks(text: str, flag: str) -> tuple[int, ...]:
 @o.takes_settings
 def compare(
     scores: Annotated[
-        tuple[Path, ...],
-        Option("One scores.parquet, or several to compare runs.", argument=True),
+        tuple[Path, ...], Option("One scores.parquet, or several to compare runs.", argument=True)
     ],
     score: Annotated[
         str | None,

@@ -24,20 +24,17 @@ def export(
     ] = None,
     list_all: Annotated[bool, Option("List the formats.", _PANEL, name="list")] = False,
     nearest: Annotated[
-        bool,
-        Option("If the trainer cannot run the plan, export the nearest one it can.", _PANEL),
+        bool, Option("If the trainer cannot run the plan, export the nearest one it can.", _PANEL)
     ] = False,
     model: Annotated[
-        str | None,
-        Option("Hub id or directory of the base model.", _PANEL, default="the plan's"),
+        str | None, Option("Hub id or directory of the base model.", _PANEL, default="the plan's")
     ] = None,
     full_lr: Annotated[
         float | None,
         Option("Learning rate of modules trained in full.", _PANEL, above=0, default=_SUGGESTED),
     ] = None,
     lora_lr: Annotated[
-        float | None,
-        Option("Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED),
+        float | None, Option("Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED)
     ] = None,
     allow_other_weights: Annotated[
         bool, Option("Do not warn about a base model with other weights.", _PANEL)

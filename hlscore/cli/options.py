@@ -25,8 +25,7 @@ Force = Annotated[bool, Option("Replace existing results.", OUTPUT_PANEL)]
 Json = Annotated[bool, Option("Print the result as JSON for scripts.", OUTPUT_PANEL, name="json")]
 Top = Annotated[int, Option("Modules to show in the table.", OUTPUT_PANEL, low=1)]
 BaseModel = Annotated[
-    str,
-    Option("Base model that the training started from: hub id or directory.", MODEL_PANEL),
+    str, Option("Base model that the training started from: hub id or directory.", MODEL_PANEL)
 ]
 
 

@@ -33,8 +33,7 @@ def rank(
     top: o.Top = 15,
     as_json: o.Json = False,
     dry_run: Annotated[
-        bool,
-        Option("Say what would happen, load no weights, write nothing.", o.OUTPUT_PANEL),
+        bool, Option("Say what would happen, load no weights, write nothing.", o.OUTPUT_PANEL)
     ] = False,
 ) -> None:
     """Score every module of a MODEL and plan which to train in full.

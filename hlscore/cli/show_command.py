@@ -50,8 +50,7 @@ def show(
         Option("Only modules whose full name matches this glob (repeatable).", _FILTER_PANEL),
     ] = (),
     kind: Annotated[
-        str | None,
-        Option("Only this kind, such as down_proj or self_attn.q_proj.", _FILTER_PANEL),
+        str | None, Option("Only this kind, such as down_proj or self_attn.q_proj.", _FILTER_PANEL)
     ] = None,
     layer: Annotated[
         tuple[int, int] | None,
@@ -76,8 +75,7 @@ def show(
     ] = None,
     reverse: Annotated[bool, Option("Reverse the order.", o.OUTPUT_PANEL)] = False,
     columns: Annotated[
-        str | None,
-        Option("More columns of a report, such as tail,residual_ratio.", o.OUTPUT_PANEL),
+        str | None, Option("More columns of a report, such as tail,residual_ratio.", o.OUTPUT_PANEL)
     ] = None,
     top: Annotated[
         int | None,

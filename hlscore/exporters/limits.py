@@ -9,13 +9,7 @@ from typing import Literal, get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.peft import (
-    TIEABLE,
-    full_name,
-    is_read_past,
-    lora_name,
-    needs_parameter_name,
-)
+from hlscore.exporters.peft import TIEABLE, full_name, is_read_past, lora_name, needs_parameter_name
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead
 from hlscore.reasons import tied_modules
 from hlscore.records import Form

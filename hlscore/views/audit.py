@@ -14,15 +14,7 @@ from hlscore.flow import Moved
 from hlscore.records import ScoreReport
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import report_headline, run_notes
-from hlscore.views.terminal import (
-    command,
-    picked,
-    print_json,
-    print_labelled,
-    print_next,
-    print_notes,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, picked, print_json
 from hlscore.views.wording import count, measure, percent, shape, visible
 
 _HARDLY = 0.1
@@ -68,10 +60,7 @@ class Audit:
 
 
 def audit_of(
-    report: ScoreReport,
-    movements: Mapping[str, Moved],
-    path: Path,
-    plan: tuple[Plan, Path] | None,
+    report: ScoreReport, movements: Mapping[str, Moved], path: Path, plan: tuple[Plan, Path] | None
 ) -> Audit:
     """Find which modules moved and which used their rank."""
     moved = {
@@ -134,8 +123,8 @@ def print_audit(
     if as_json:
         _print_json(found, held_out)
         return
-    console, report = terminal(), found.report
-    console.print(report_headline(report), soft_wrap=True)
+    console, report = Terminal(), found.report
+    console.print(report_headline(report))
     console.print()
     rank = f"beyond rank {report.run.rank}"
     table = ModuleTable(
@@ -158,16 +147,15 @@ def print_audit(
         )
     table.print(console, hidden=len(rows) - len(rows[:top]))
     console.print()
-    print_labelled(console, _findings(found))
+    console.labelled(_findings(found))
     if held_out is not None:
-        print_labelled(console, [held_out_line(held_out)])
-    print_notes(console, run_notes(report))
+        console.labelled([held_out_line(held_out)])
+    console.notes(run_notes(report))
     console.print()
-    console.print(f"audit  {found.path}", soft_wrap=True)
+    console.print(f"audit  {found.path}")
     options = ("--ranks", "4,8,16,32", "--budget", "0.1p", "-o", "next.json")
     columns = ("--sort", "rgn", "--columns", "effective_rank,tail")
-    print_next(
-        console,
+    console.next_steps(
         (
             command("plan", found.path, *options),
             "the next plan, from the ranks that this training used",

@@ -7,22 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_texts
-from hlscore.views.terminal import (
-    command,
-    picked,
-    plain_table,
-    print_json,
-    print_next,
-    print_notes,
-    print_table,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.views.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
@@ -54,16 +44,16 @@ class Compared:
 
 
 def print_comparison(
-    compared: Compared, *, as_json: bool = False, console: Console | None = None
+    compared: Compared, *, as_json: bool = False, console: Terminal | None = None
 ) -> None:
     """Print how well rankings agree, each with each."""
     if as_json:
         _print_json(compared)
         return
-    console = console or terminal()
+    console = console or Terminal()
     found = compared.comparison
-    console.print(_headline(compared), soft_wrap=True)
-    print_notes(console, _notes(compared))
+    console.print(_headline(compared))
+    console.notes(_notes(compared))
     if len(compared.paths) > 1:
         table = plain_table("", "run", "what differs", texts=("run", "what differs"))
         table.columns[-1].ratio = 1
@@ -74,7 +64,7 @@ def print_comparison(
             text = " · ".join(differing) or "nothing that is known"
             table.add_row(str(place + 1), visible(label), text)
         console.print()
-        console.print(table)
+        console.folded(table)
     _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
     overlap = f"share of the highest {count(found.top, 'module')} that both have"
     by_chance = f"({found.top / found.modules:.2f} by chance)"
@@ -84,10 +74,10 @@ def print_comparison(
         _print_matrix(console, found, heading, lambda pair: pair.within_kinds)
     console.print()
     for line in _remarks(compared):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.dim(line)
     if len(compared.paths) == 2:
         difference = command("diff", *compared.paths)
-        print_next(console, (difference, "which modules the two plans train differently"))
+        console.next_steps((difference, "which modules the two plans train differently"))
 
 
 def _print_json(compared: Compared) -> None:
@@ -150,7 +140,7 @@ def _notes(compared: Compared) -> Iterator[str]:
 
 
 def _print_matrix(
-    console: Console,
+    console: Terminal,
     found: Comparison,
     heading: str,
     value: Callable[[Pair], float | None],
@@ -166,14 +156,14 @@ def _print_matrix(
     room = console.width - max(map(cell_len, names)) - sum(len(name) + 1 for name in last)
     fitting = max(1, room // (max(5, *map(cell_len, headings)) + 1))
     console.print()
-    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(Text(heading, style="bold"))
     for start in range(0, len(names), fitting):
         part = range(start, min(start + fitting, len(names)))
         table = plain_table("", *(f"{headings[at]:>5}" for at in part), *last)
         for at, name in enumerate(names):
             cells = ["-" if at == to else _number(value(found.pairs[at][to])) for to in part]
             table.add_row(name, *cells, *([_number(resampled[at])] if last else []))
-        print_table(console, table)
+        console.whole(table)
 
 
 def _number(value: float | None) -> str:

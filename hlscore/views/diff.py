@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.agreement.difference import Difference, Group
@@ -13,17 +12,7 @@ from hlscore.agreement.kendall import RankAgreement
 from hlscore.views.facts import fact_texts
 from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
-from hlscore.views.terminal import (
-    command,
-    picked,
-    plain_table,
-    print_json,
-    print_labelled,
-    print_next,
-    print_notes,
-    print_table,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.views.wording import count, measure, visible
 
 _ALWAYS = (
@@ -33,29 +22,29 @@ _NARROWEST_NAME = 12
 
 
 def print_difference(
-    found: Difference, *, top: int, as_json: bool = False, console: Console | None = None
+    found: Difference, *, top: int, as_json: bool = False, console: Terminal | None = None
 ) -> None:
     """Print what two plans decide differently, and whether that is more than noise."""
     if as_json:
         _print_json(found)
         return
-    console = console or terminal()
+    console = console or Terminal()
     for name, side in (("A", found.a), ("B", found.b)):
         planned = f" (scores, planned with a budget of {side.plan.budget.asked})"
         source = f"{visible(str(side.path))}{planned if side.from_scores else ''}"
-        print_labelled(console, [(name, source)], width=3)
+        console.labelled([(name, source)], width=3)
     if found.none:
         console.print()
         console.print(Text("no difference", style="bold green"))
         return
-    print_notes(console, _notes(found))
+    console.notes(_notes(found))
     console.print()
     _print_facts(console, found)
     if found.moves:
         console.print()
         _print_moves(console, found, top)
     console.print()
-    print_labelled(console, _sentences(found), width=7)
+    console.labelled(_sentences(found), width=7)
     for heading, groups in (("kind", found.by_kind), ("layer", found.by_layer)):
         shown = [group for group in groups if group.full_a or group.full_b]
         if shown and found.moves:
@@ -70,7 +59,7 @@ def print_difference(
         both = command("compare", found.a.path, found.b.path)
         commands.append((both, "overlap of the highest scores"))
     if commands:
-        print_next(console, *commands)
+        console.next_steps(*commands)
 
 
 def _print_json(found: Difference) -> None:
@@ -142,7 +131,7 @@ def _notes(found: Difference) -> Iterator[str]:
         )
 
 
-def _print_facts(console: Console, found: Difference) -> None:
+def _print_facts(console: Terminal, found: Difference) -> None:
     table = plain_table("", "A", "B", texts=("A", "B"))
     for fact in found.facts:
         first, second = fact_texts(fact)
@@ -150,10 +139,10 @@ def _print_facts(console: Console, found: Difference) -> None:
             table.add_row(Text(visible(fact.name)), first, Text(second, style="bold yellow"))
         elif fact.name in _ALWAYS:
             table.add_row(fact.name, first, "same", style="dim")
-    console.print(table)
+    console.folded(table)
 
 
-def _print_moves(console: Console, found: Difference, top: int) -> None:
+def _print_moves(console: Terminal, found: Difference, top: int) -> None:
     names = [side.plan.score.name for side in (found.a, found.b)]
     table = ModuleTable((f"{names[0]} A", f"{names[1]} B"), ("A", "B"))
     for move in found.moves[:top]:
@@ -214,7 +203,7 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     yield "noise", noise
 
 
-def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: int) -> None:
+def _print_groups(console: Terminal, heading: str, groups: Sequence[Group], top: int) -> None:
     """Print modules in full by kind or layer; of the columns only the names fold."""
     numbers = ("modules", "full A", "full B", "both")
     room = max(_NARROWEST_NAME, console.width - sum(len(name) + 1 for name in numbers))
@@ -227,4 +216,4 @@ def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: 
         table.add_row("\n".join(folded(name, room)), *(f"{number:,}" for number in cells))
     for text in rest:
         table.add_row(text, style="dim")
-    print_table(console, table)
+    console.whole(table)

@@ -5,21 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
 from hlscore.views.commands import model_options, plan_options
-from hlscore.views.terminal import (
-    command,
-    picked,
-    plain_table,
-    print_json,
-    print_next,
-    print_table,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.views.wording import count, memory, short
 
 
@@ -32,7 +23,7 @@ def print_estimate(
     *,
     device_bytes: int | None,
     as_json: bool = False,
-    console: Console | None = None,
+    console: Terminal | None = None,
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
     if as_json:
@@ -55,7 +46,7 @@ def print_estimate(
             ],
         })  # fmt: skip
         return
-    console, chosen = console or terminal(), settings.memory
+    console, chosen = console or Terminal(), settings.memory
     console.print(
         Text.assemble(
             (model.model, "bold"),
@@ -63,8 +54,7 @@ def print_estimate(
             f"{count(len(shape.candidates), 'candidate module')}\n",
             f"{chosen.optimizer}, {chosen.master} master weights, batches of "
             f"{chosen.train_batch} x {chosen.train_length} tokens, activation checkpointing",
-        ),
-        soft_wrap=True,
+        )
     )
     fits = [] if device_bytes is None else [f"in {memory(device_bytes)}"]
     sizes = ("trained", "weights", "gradients", "state", "activations", "total")
@@ -86,17 +76,17 @@ def print_estimate(
             cells.append(Text(f"{memory(use.total_bytes - device_bytes)} over", style="red"))
         table.add_row(*cells)
     console.print()
-    print_table(console, table)
+    console.whole(table)
     console.print()
     for note in _notes(shape, trainings):
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        console.dim(note)
     words = [
         *model_options(asdict(model), without=("ignore_adapter",)),
         *arguments(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
         *plan_options(asdict(settings), without=("budget",)),
     ]
-    print_next(console, (command("rank", model.model, *words), "which modules to train in full"))
+    console.next_steps((command("rank", model.model, *words), "which modules to train in full"))
 
 
 def _label(item: Training, settings: PlanSettings) -> str:

@@ -9,15 +9,7 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
-from hlscore.views.terminal import (
-    picked,
-    plain_table,
-    print_json,
-    print_labelled,
-    print_next,
-    print_notes,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, picked, plain_table, print_json
 from hlscore.views.wording import count
 
 
@@ -39,8 +31,8 @@ def print_exporters(*, as_json: bool) -> None:
         note = " (experimental)" if row["experimental"] else ""
         flags = ("yes" if row[name] else "-" for name in able)
         table.add_row(row["name"], *flags, row["summary"] + note)
-    console = terminal()
-    console.print(table)
+    console = Terminal()
+    console.folded(table)
     console.print()
     console.print(Text("hlscore export plan.json --to NAME --out PATH", style="cyan"))
 
@@ -61,20 +53,19 @@ def print_export(
         written = {"format": exporter.name, "out": result, "files": files}
         print_json(written | {"changes": changes, "notes": notes})
         return
-    console, totals = terminal(), plan.totals
+    console, totals = Terminal(), plan.totals
     modes = (
         f"{totals.full_modules} full, {totals.lora_modules} LoRA, {totals.frozen_modules} frozen"
     )
     modules = count(totals.candidate_modules, "module")
     console.print(
-        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}"),
-        soft_wrap=True,
+        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}")
     )
-    print_labelled(console, [("wrote", str(path)) for path in paths.values()])
-    print_notes(console, changes, label="changed")
-    print_notes(console, notes)
+    console.labelled([("wrote", str(path)) for path in paths.values()])
+    console.notes(changes, label="changed")
+    console.notes(notes)
     if exporter.usage:
         probed = plan.provenance.probes.objective
         usage = exporter.usage.replace("{out}", str(result))
         objective = "sft" if probed == "none" else probed
-        print_next(console, (usage.replace("{objective}", objective), ""))
+        console.next_steps((usage.replace("{objective}", objective), ""))

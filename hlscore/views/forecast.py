@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from rich.text import Text
-
 from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
 from hlscore.views.summary import counted_tokens, examples
-from hlscore.views.terminal import picked, print_json, print_labelled, print_notes, terminal
+from hlscore.views.terminal import Terminal, picked, print_json
 from hlscore.views.wording import count, duration, memory, short
 
 _FIGURES = (
@@ -54,10 +52,10 @@ def print_forecast(
             else f"at most {count(limit, unit)} in full",
         ),
     ]
-    console = terminal()
-    print_labelled(console, lines, width=10)
-    print_notes(console, found.probes.summary.notes if isinstance(found, Forecast) else ())
-    console.print(Text("Nothing was run or written.", style="dim"))
+    console = Terminal()
+    console.labelled(lines, width=10)
+    console.notes(found.probes.summary.notes if isinstance(found, Forecast) else ())
+    console.dim("Nothing was run or written.")
 
 
 def _figures(found: Forecast | WeightForecast) -> dict[str, object]:
@@ -112,10 +110,7 @@ def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> list[t
     )
     extra = ", sampling" if found.generation_bytes else ""
     return [
-        (
-            "probes",
-            f"{examples(probes)}, {probes.total_tokens:,} tokens, {counted_tokens(probes)}",
-        ),
+        ("probes", f"{examples(probes)}, {probes.total_tokens:,} tokens, {counted_tokens(probes)}"),
         ("estimator", choice.reason),
         ("memory", usage),
         ("trials", trials if trial else ""),

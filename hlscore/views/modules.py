@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.records import Candidate
-from hlscore.views.terminal import plain_table, print_json, terminal
+from hlscore.views.terminal import Terminal, plain_table, print_json
 from hlscore.views.wording import count, percent, shape, short
 
 
@@ -22,22 +22,21 @@ def print_modules(
         modules = [asdict(item) | {"reason": item.reason} for item in found]
         print_json({"model": model, "params": total, "modules": modules})
         return
-    console = terminal()
+    console = Terminal()
     candidates = [item for item in found if not item.skipped]
     skipped = len(found) - len(candidates)
     params = sum(item.n_params for item in candidates)
-    console.print(_all_table(found) if show_all else _kind_table(candidates))
+    console.folded(_all_table(found) if show_all else _kind_table(candidates))
     console.print()
     console.print(
         Text.assemble(
             (model, "bold"),
             f": {count(len(candidates), 'candidate module')}, {short(params)} of {short(total)} "
             f"parameters ({percent(params / total)}); {count(skipped, 'weight')} skipped",
-        ),
-        soft_wrap=True,
+        )
     )
     if skipped and not show_all:
-        console.print(Text("--all lists each module, and why others are skipped", style="dim"))
+        console.dim("--all lists each module, and why others are skipped")
 
 
 def _kind_table(candidates: Sequence[Candidate]) -> Table:

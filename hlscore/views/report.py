@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.terminal import command, picked, print_json, print_labelled, print_next, terminal
+from hlscore.views.terminal import Terminal, command, picked, print_json
 from hlscore.views.wording import count, memory
 
 
@@ -20,7 +20,7 @@ def print_written(
     Args:
         plan_file: `None` where the plan was made for the report.
     """
-    console, totals = terminal(), plan.totals
+    console, totals = Terminal(), plan.totals
     if as_json:
         print_json({
             "report": path,
@@ -33,11 +33,8 @@ def print_written(
         return
     made = f", by a plan of budget {plan.budget.asked} made for the report"
     full = f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} in full"
-    console.print(
-        Text.assemble((plan.model.name, "bold"), f"  {full}{'' if plan_file else made}"),
-        soft_wrap=True,
-    )
-    print_labelled(console, [("report", f"{path}  {memory(path.stat().st_size)}")])
+    console.print(Text.assemble((plan.model.name, "bold"), f"  {full}{'' if plan_file else made}"))
+    console.labelled([("report", f"{path}  {memory(path.stat().st_size)}")])
     commands = []
     if path.suffix.lower() != ".md":
         browser = shlex.join(["python", "-m", "webbrowser", path.resolve().as_uri()])
@@ -47,4 +44,4 @@ def print_written(
     else:
         comment = f"gh pr comment --body-file {shlex.quote(str(path))}"
         commands.append((comment, "post it on a pull request"))
-    print_next(console, *commands)
+    console.next_steps(*commands)

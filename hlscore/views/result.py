@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
@@ -16,14 +15,7 @@ from hlscore.views.commands import plan_again, rank_rollouts, settings_in, valid
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import chosen_in, print_summary, report_headline, run_notes, training
-from hlscore.views.terminal import (
-    command,
-    print_json,
-    print_labelled,
-    print_next,
-    print_notes,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, print_json
 from hlscore.views.wording import measure, shape
 
 
@@ -34,7 +26,7 @@ def print_result(
     *,
     top: int,
     as_json: bool = False,
-    console: Console | None = None,
+    console: Terminal | None = None,
 ) -> None:
     """Print what a run found, the files it wrote, by name, and what to do next."""
     if as_json:
@@ -42,14 +34,14 @@ def print_result(
         files: dict[str, object] = {keys[name]: path for name, path in paths.items()}
         print_json(files | {"plan": plan.model_dump(mode="json")})
         return
-    console = console or terminal()
-    console.print(report_headline(report), soft_wrap=True)
+    console = console or Terminal()
+    console.print(report_headline(report))
     print_plan_modules(console, plan, plan.modules, top=top)
-    print_notes(console, dict.fromkeys((*report.probes.notes, *run_notes(report), *plan.notes)))
+    console.notes(dict.fromkeys((*report.probes.notes, *run_notes(report), *plan.notes)))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
-    print_labelled(console, [(Path(name).stem, str(path)) for name, path in paths.items()], width)
-    print_next(console, *_next_commands(report, plan, paths))
+    console.labelled([(Path(name).stem, str(path)) for name, path in paths.items()], width)
+    console.next_steps(*_next_commands(report, plan, paths))
 
 
 def _next_commands(
@@ -107,16 +99,16 @@ def print_replanned(plan: Plan, path: Path, *, top: int, as_json: bool) -> None:
     if as_json:
         print_json({"plan_file": path, "plan": plan.model_dump(mode="json")})
         return
-    console = terminal()
+    console = Terminal()
     console.print(Text(f"{plan.model.name} · {plan.model.architecture}", style="bold"))
     print_plan_modules(console, plan, plan.modules, top=top)
-    print_notes(console, plan.notes)
+    console.notes(plan.notes)
     console.print()
-    print_labelled(console, [("plan", str(path))])
+    console.labelled([("plan", str(path))])
 
 
 def print_plan_modules(
-    console: Console, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
+    console: Terminal, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
 ) -> None:
     """Print up to `top` modules of a plan as a table, a map, and what the plan comes to."""
     console.print()
@@ -134,11 +126,7 @@ def print_plan_modules(
         )
     table.print(console, hidden=len(modules) - len(modules[:top]))
     print_heat_map(
-        console,
-        modules,
-        plan.score.name,
-        lambda item: item.score,
-        lambda item: item.mode == "full",
+        console, modules, plan.score.name, lambda item: item.score, lambda item: item.mode == "full"
     )
     console.print()
     print_summary(console, plan)

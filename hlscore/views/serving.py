@@ -9,7 +9,7 @@ from pathlib import Path
 from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
 from hlscore.views.audit import held_out_line
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.terminal import print_json, print_labelled, print_next, terminal
+from hlscore.views.terminal import Terminal, print_json
 from hlscore.views.wording import count, percent
 
 
@@ -27,7 +27,7 @@ def print_plain_adapter(
         content = {"adapter": out, "rank": found.rank, "modules": found.modules}
         print_json(content | {"held_out": held_out})
         return
-    console = terminal()
+    console = Terminal()
     lossy = sorted((each for each in found.modules if each.error), key=lambda each: -each.error)
     if lossy:
         table = ModuleTable(("rank", "error"), ("trained",))
@@ -39,18 +39,17 @@ def print_plain_adapter(
     lost = f" with up to {percent(lossy[0].error)} of the update's norm lost" if lossy else ""
     console.print(
         f"{count(len(found.modules), 'module')} as LoRA of rank {found.rank}: "
-        f"{len(found.modules) - len(lossy):,} exact, {len(lossy):,} truncated{lost}",
-        soft_wrap=True,
+        f"{len(found.modules) - len(lossy):,} exact, {len(lossy):,} truncated{lost}"
     )
     if held_out is not None:
-        print_labelled(console, [held_out_line(held_out)])
-    console.print(f"adapter  {out}", soft_wrap=True)
+        console.labelled([held_out_line(held_out)])
+    console.print(f"adapter  {out}")
     allowed = next(rank for rank in ENGINE_RANKS if rank >= found.rank)
     serve = (
         f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {allowed} "
         f"--lora-modules hybrid={shlex.quote(str(out))}"
     )
-    print_next(console, (serve, "serve it beside other adapters"))
+    console.next_steps((serve, "serve it beside other adapters"))
 
 
 def print_merged(out: Path, changed: int, paths: Mapping[str, Path], *, as_json: bool) -> None:
@@ -58,6 +57,6 @@ def print_merged(out: Path, changed: int, paths: Mapping[str, Path], *, as_json:
     if as_json:
         print_json({"merged": out, "changed_tensors": changed, "files": paths})
         return
-    console = terminal()
-    console.print(f"merged  {out}: {count(changed, 'tensor')} changed", soft_wrap=True)
-    print_next(console, (f"vllm serve {shlex.quote(str(out))}", "serve it"))
+    console = Terminal()
+    console.print(f"merged  {out}: {count(changed, 'tensor')} changed")
+    console.next_steps((f"vllm serve {shlex.quote(str(out))}", "serve it"))

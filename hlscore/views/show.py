@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
@@ -23,14 +22,7 @@ from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.result import print_plan_modules
 from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes
-from hlscore.views.terminal import (
-    command,
-    print_json,
-    print_labelled,
-    print_next,
-    print_notes,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, print_json
 from hlscore.views.wording import count, measure, shape, visible
 
 _ALWAYS_SHOWN = ("rank", "module", "out_features", "in_features", "matrices")
@@ -56,16 +48,15 @@ def print_plan(plan: Plan, modules: Sequence[PlanModule], column: Column, shown:
     if shown.as_json:
         _print_selected(plan, modules, column, shown)
         return
-    console = terminal()
-    console.print(plan_headline(plan), soft_wrap=True)
+    console = Terminal()
+    console.print(plan_headline(plan))
     if not _print_matching(console, len(modules), len(plan.modules), shown):
         return
     print_plan_modules(console, plan, modules, top=shown.top)
-    print_notes(console, plan.notes)
+    console.notes(plan.notes)
     one = command("show", shown.path, "--module", modules[0].module)
     export = command("export", shown.path, "--to", "trl", "-o", "hybrid")
-    print_next(
-        console,
+    console.next_steps(
         (one, "one module, and what it costs"),
         (export, "for your trainer; --list names the others"),
     )
@@ -82,8 +73,8 @@ def print_report(
     if shown.as_json:
         _print_selected(report, rows, order, shown)
         return
-    console, score = terminal(), shown_score(report, order)
-    console.print(report_headline(report), soft_wrap=True)
+    console, score = Terminal(), shown_score(report, order)
+    console.print(report_headline(report))
     if not _print_matching(console, len(rows), len(report.rows), shown):
         return
     further = {column.field: column for column in (order, *columns)}
@@ -110,11 +101,10 @@ def print_report(
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
-    print_labelled(console, [("modules", ", ".join(parts))])
-    print_notes(console, (*report.probes.notes, *run_notes(report)))
+    console.labelled([("modules", ", ".join(parts))])
+    console.notes((*report.probes.notes, *run_notes(report)))
     one = command("show", shown.path, "--module", rows[0].module)
-    print_next(
-        console,
+    console.next_steps(
         (one, "one module, and what LoRA of each rank misses"),
         (plan_again(report, shown.path, "-o", "plan.json"), "which to train in full"),
     )
@@ -174,12 +164,12 @@ def _value(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _print_matching(console: Console, number: int, of: int, shown: Shown) -> bool:
+def _print_matching(console: Terminal, number: int, of: int, shown: Shown) -> bool:
     """Print how many modules match, unless all do; whether there are any."""
     if not number:
         console.print()
         none = f"None of its {count(of, 'module')} matches {visible(str(shown.filters))}."
-        console.print(Text(none if of else "It holds no modules."), soft_wrap=True)
+        console.print(Text(none if of else "It holds no modules."))
     elif number < of:
         console.print(Text(f"{number:,} of {count(of, 'module')}", style="yellow"))
     return number > 0

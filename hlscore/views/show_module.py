@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
@@ -15,15 +14,7 @@ from hlscore.views.commands import plan_again, replan, scores_beside
 from hlscore.views.drawings import sparkline
 from hlscore.views.show import Shown, plain, resamples_of
 from hlscore.views.summary import chosen_in, training
-from hlscore.views.terminal import (
-    command,
-    plain_table,
-    print_json,
-    print_labelled,
-    print_next,
-    print_table,
-    terminal,
-)
+from hlscore.views.terminal import Terminal, command, plain_table, print_json
 from hlscore.views.wording import count, measure, memory, percent, shape, short
 
 _LABEL_WIDTH = 9
@@ -39,7 +30,7 @@ def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
         ]
         print_json({"file": path, "artifact": "plan", "module": plain(item), "costs": costs})
         return
-    console = terminal()
+    console = Terminal()
     _print_identity(console, item, item.params)
     why = ", set by a lock" if item.locked else ""
     if plan.method != "score":
@@ -61,21 +52,21 @@ def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
         ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
         ("remark", item.remark),
     ]
-    print_labelled(console, lines, width=_LABEL_WIDTH)
+    console.labelled(lines, width=_LABEL_WIDTH)
     table = plain_table("cost", "parameters", "memory", "")
     for mode, rank, params, size in _costs(plan, item):
         planned = mode == item.mode and rank == (item.rank or 0)
         cells = (training(mode, rank), f"{params:,}", memory(size))
         table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
     console.print()
-    print_table(console, table)
+    console.whole(table)
     commands = [(command("show", path), "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
         again = replan(plan, scores, "--lock", lock, "-o", "plan-locked.json")
         commands.append((again, "decide about this module yourself"))
-    print_next(console, *commands)
+    console.next_steps(*commands)
 
 
 def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> None:
@@ -91,7 +82,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return
-    console = terminal()
+    console = Terminal()
     _print_identity(console, row, row.n_params)
     chosen, reached = row.selection_probability, row.matrices_reached
     spectrum = {
@@ -118,7 +109,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
         ),
         ("spectrum", " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")),
     ]
-    print_labelled(console, lines, width=_LABEL_WIDTH)
+    console.labelled(lines, width=_LABEL_WIDTH)
     if row.is_candidate:
         console.print()
         _print_scores(console, report, row)
@@ -130,16 +121,15 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
         lock = ("--lock", f"{row.module}=full")
         again = plan_again(report, path, *lock, "-o", "plan-locked.json")
         commands.append((again, "a plan that trains it"))
-    print_next(console, *commands)
+    console.next_steps(*commands)
 
 
-def _print_identity(console: Console, item: PlanModule | ModuleRow, params: int) -> None:
+def _print_identity(console: Terminal, item: PlanModule | ModuleRow, params: int) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
     size = shape(item.matrices, item.out_features, item.in_features)
-    console.print(Text(item.module, style="bold"), soft_wrap=True)
+    console.print(Text(item.module, style="bold"))
     console.print(
-        Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}"),
-        soft_wrap=True,
+        Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}")
     )
     console.print()
 
@@ -151,7 +141,7 @@ def _costs(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
     return [(mode, rank, *cost_of(plan, item, mode, rank)) for mode, rank in ways]
 
 
-def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None:
+def _print_scores(console: Terminal, report: ScoreReport, row: ModuleRow) -> None:
     table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")
     for name, score in SCORES.items():
         value, error = getattr(row, name), getattr(row, score.error_column, None)
@@ -168,21 +158,21 @@ def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None
             "-" if value is None else f"{1 + above:,}",
             style="bold" if name == report.run.score else None,
         )
-    print_table(console, table)
+    console.whole(table)
 
 
-def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None:
+def _print_curves(console: Terminal, report: ScoreReport, row: ModuleRow) -> None:
     curves = {
         name: [SCORES[name].compute(row, rank) or 0.0 for rank in row.curve_ranks]
         for name in ("tail", "hls")
     }
     first, last = row.curve_ranks[0], row.curve_ranks[-1]
-    console.print(Text("what LoRA of each rank misses", style="bold"), soft_wrap=True)
+    console.print(Text("what LoRA of each rank misses", style="bold"))
     for name, values in curves.items():
         drawn = sparkline(values, ascii_only=console.options.ascii_only)
         ends = f"  rank {first} to {last}"
         line = Text.assemble((f"{name:<5}", "bold"), (drawn, "cyan"), (ends, "dim"))
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print()
     table = plain_table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
     table.columns[0].justify = "right"
@@ -199,4 +189,4 @@ def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None
         ours = rank == report.run.rank
         cells.append("compared against" if ours else "")
         table.add_row(*cells, style="bold" if ours else None)
-    print_table(console, table)
+    console.whole(table)

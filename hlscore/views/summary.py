@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
 from hlscore.planning.notes import rank_counts
 from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
-from hlscore.views.terminal import print_labelled
+from hlscore.views.terminal import Terminal
 from hlscore.views.wording import count, memory, near_whole, percent, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
@@ -144,9 +143,9 @@ def clear_modules(clear: int, modules: int) -> str:
     return f"{clear:,} of {count(modules, 'module')} {verb} above zero with 95 % confidence"
 
 
-def print_summary(console: Console, plan: Plan) -> None:
+def print_summary(console: Terminal, plan: Plan) -> None:
     """Print what a plan trains, what that takes, and how stable the choice is."""
-    print_labelled(console, summary(plan))
+    console.labelled(summary(plan))
 
 
 def summary(plan: Plan) -> list[tuple[str, str]]:

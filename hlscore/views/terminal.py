@@ -1,4 +1,4 @@
-"""The console that everything is printed on, and the parts that most results have."""
+"""What everything is printed on and with: the console, tables, JSON and commands."""
 
 from __future__ import annotations
 
@@ -19,9 +19,51 @@ from hlscore.views.wording import visible
 _WIDEST = 10_000
 
 
-def terminal() -> Console:
-    """Standard output, taking every text literally: names come from untrusted files."""
-    return Console(markup=False, emoji=False, highlight=False)
+class Terminal(Console):
+    """Standard output, taking every text literally: names come from untrusted files.
+
+    Texts are not cut into lines: the terminal does that, and a pipe gets whole ones.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
+
+    def dim(self, text: str) -> None:
+        """Print a remark of little weight."""
+        self.print(Text(text, style="dim"))
+
+    def folded(self, table: Table) -> None:
+        """Print a table whose texts fold to the width of the console."""
+        self.print(table, soft_wrap=False)
+
+    def whole(self, table: Table) -> None:
+        """Print a table beyond the width of the console where its cells need that: none is cut."""
+        room = self.options.update(max_width=_WIDEST)
+        table.width = Measurement.get(self, room, table).maximum
+        self.print(table, soft_wrap=False, crop=False)
+
+    def labelled(
+        self, lines: Iterable[tuple[str, str]], width: int = 8, style: str = "bold"
+    ) -> None:
+        """Print texts behind labels that take `width` columns; empty texts are left out."""
+        for label, text in lines:
+            if text:
+                indented = text.replace("\n", f"\n{' ' * width}")
+                self.print(Text.assemble((f"{label:<{width}}", style), indented))
+
+    def notes(self, notes: Iterable[str], label: str = "note") -> None:
+        """Print remarks for the reader, a line each."""
+        for note in notes:
+            self.print(Text.assemble((f"{label}: ", "yellow"), visible(note)))
+
+    def next_steps(self, *commands: tuple[str, str]) -> None:
+        """Print commands to run next, each with its purpose, which may be empty."""
+        self.print()
+        self.print(Text("next", style="bold"))
+        for command, why in commands:
+            if why:
+                self.print(Text.assemble("  ", (f"# {why}", "dim")))
+            self.print(Text.assemble("  ", (visible(command), "cyan")))
 
 
 def print_json(value: object) -> None:
@@ -50,39 +92,6 @@ def plain_table(*headings: str, texts: Collection[str] = ()) -> Table:
         justify = "left" if is_text else "right"
         table.add_column(heading, justify=justify, overflow="fold", no_wrap=not is_text)  # type: ignore[arg-type]
     return table
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table beyond the width of the console where its cells need that: none is cut."""
-    room = console.options.update(max_width=_WIDEST)
-    table.width = Measurement.get(console, room, table).maximum
-    console.print(table, crop=False)
-
-
-def print_labelled(
-    console: Console, lines: Iterable[tuple[str, str]], width: int = 8, style: str = "bold"
-) -> None:
-    """Print texts behind labels that take `width` columns; empty texts are left out."""
-    for label, text in lines:
-        if text:
-            indented = text.replace("\n", f"\n{' ' * width}")
-            console.print(Text.assemble((f"{label:<{width}}", style), indented), soft_wrap=True)
-
-
-def print_notes(console: Console, notes: Iterable[str], *, label: str = "note") -> None:
-    """Print remarks for the reader, a line each."""
-    for note in notes:
-        console.print(Text.assemble((f"{label}: ", "yellow"), visible(note)), soft_wrap=True)
-
-
-def print_next(console: Console, *commands: tuple[str, str]) -> None:
-    """Print commands to go on with, each with its purpose, which may be empty."""
-    console.print()
-    console.print(Text("next", style="bold"))
-    for command, why in commands:
-        if why:
-            console.print(Text.assemble("  ", (f"# {why}", "dim")), soft_wrap=True)
-        console.print(Text.assemble("  ", (visible(command), "cyan")), soft_wrap=True)
 
 
 def command(*words: object) -> str:
