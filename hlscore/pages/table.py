@@ -33,7 +33,7 @@ def table_cells(line: Line) -> list[str]:
         measure(line.stderr),
         "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
         chosen_in(line.chosen),
-        shape(row.matrices, row.out_features, row.in_features),
+        shape(row),
         f"{row.n_params:,}",
         training(line.mode, line.rank),
         f"{line.trained_params:,}",
@@ -43,5 +43,5 @@ def table_cells(line: Line) -> list[str]:
 
 def skipped_cells(row: ModuleRow) -> list[str]:
     """Texts of a weight that is no candidate, one per column."""
-    size = shape(row.matrices, row.out_features, row.in_features)
+    size = shape(row)
     return ["-", row.module, *"----", size, f"{row.n_params:,}", "left out", "0", row.reason]

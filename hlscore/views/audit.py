@@ -138,11 +138,11 @@ def print_audit(
             str(place),
             row.module,
             percent(moved.relative),
-            "-" if row.rank_for_90 is None else str(row.rank_for_90),
-            "-" if moved.rank_for_99 is None else str(moved.rank_for_99),
+            measure(row.rank_for_90),
+            measure(moved.rank_for_99),
             measure(row.stable_rank),
-            "-" if row.residual_ratio is None else percent(row.residual_ratio),
-            shape(row.matrices, row.out_features, row.in_features),
+            percent(row.residual_ratio),
+            shape(row),
             "no" if row.status == "unreached" else trained,
         )
     table.print(console, hidden=len(rows) - len(rows[:top]))

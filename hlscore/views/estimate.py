@@ -9,7 +9,6 @@ from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
-from hlscore.views.commands import model_options, plan_options
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.views.wording import count, memory, short
 
@@ -81,10 +80,10 @@ def print_estimate(
     for note in _notes(shape, trainings):
         console.dim(note)
     words = [
-        *model_options(asdict(model), without=("ignore_adapter",)),
+        *arguments(ModelSettings, asdict(model), without=("model", "ignore_adapter")),
         *arguments(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
-        *plan_options(asdict(settings), without=("budget",)),
+        *arguments(PlanSettings, asdict(settings), without=("budget",)),
     ]
     console.next_steps((command("rank", model.model, *words), "which modules to train in full"))
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from hlscore.records import Candidate
 from hlscore.views.terminal import Terminal, plain_table, print_json
-from hlscore.views.wording import count, percent, shape, short
+from hlscore.views.wording import count, measure, percent, shape, short
 
 
 def print_modules(
@@ -42,7 +42,7 @@ def print_modules(
 def _kind_table(candidates: Sequence[Candidate]) -> Table:
     groups: dict[tuple[str, str, str], list[Candidate]] = defaultdict(list)
     for item in candidates:
-        size = shape(item.matrices, item.out_features, item.in_features)
+        size = shape(item)
         groups[item.block, item.kind, size].append(item)
     headings = ("kind", "layers", "out x in", "parameters each", "parameters")
     table = plain_table(*headings, texts=("layers",))
@@ -67,8 +67,8 @@ def _all_table(found: Sequence[Candidate]) -> Table:
     for item in found:
         table.add_row(
             item.module,
-            "-" if item.layer is None else str(item.layer),
-            shape(item.matrices, item.out_features, item.in_features),
+            measure(item.layer),
+            shape(item),
             f"{item.n_params:,}",
             item.reason,
             style="dim" if item.skipped else None,

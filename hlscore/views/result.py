@@ -11,7 +11,12 @@ from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.views.commands import plan_again, rank_rollouts, settings_in, validate_plan
+from hlscore.views.commands import (
+    plan_command,
+    rank_rollouts_command,
+    settings_in,
+    validate_command,
+)
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import chosen_in, print_summary, report_headline, run_notes, training
@@ -51,13 +56,13 @@ def _next_commands(
     objective, any_full = report.probes.objective, bool(plan.totals.full_modules)
     commands = []
     if objective == "grpo" and plan.method == "score" and any_full:
-        matched = plan_again(report, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        matched = plan_command(report, scores, "--baseline", "lora-matched", "-o", "lora.json")
         why = "LoRA with as many trained parameters: with rewards it was as good in our trials"
         commands.append((matched, why))
     other_budget = ("--budget", "0.2", "-o", "plan-20.json")
     commands += [
         (
-            plan_again(report, scores, *other_budget, without=("budget",)),
+            plan_command(report, scores, *other_budget, without=("budget",)),
             "another budget, without the model",
         ),
         (
@@ -69,14 +74,18 @@ def _next_commands(
     if SCORES[plan.score.name].leaves_over and any_full and ranks and not plan.lora.ranks:
         budget = f"{plan.totals.trained_params // 1000}k"
         options = ("--budget", budget, "--ranks", ",".join(map(str, ranks)))
-        ranked = plan_again(report, scores, *options, "-o", "plan-ranks.json", without=("budget",))
+        ranked = plan_command(
+            report, scores, *options, "-o", "plan-ranks.json", without=("budget",)
+        )
         commands.append((ranked, "at the same cost, a rank for each module"))
     if objective == "sft" and any_full:
         why = "does it beat LoRA with as many parameters here? often it does not"
-        commands.append((validate_plan(report, plan_file), why))
+        commands.append((validate_command(report, plan_file), why))
     if ROLLOUTS_FILE in paths:
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
-        again = rank_rollouts(report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other)
+        again = rank_rollouts_command(
+            report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other
+        )
         commands.append((again, "another loss on the same completions, without sampling again"))
     return commands
 
@@ -89,7 +98,7 @@ def _ranks(report: ScoreReport) -> list[int]:
     curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
     held = set(curves[0]).intersection(*curves) if curves else set()
     rank = report.run.rank
-    alpha = settings_in(report, "plan").get("alpha") or 2 * rank
+    alpha = settings_in(report.run.settings, "plan").get("alpha") or 2 * rank
     found = [each for each in held if max(1, rank // 4) <= each <= 4 * rank]
     return sorted(found) if all(alpha * each % rank == 0 for each in found) else []
 
@@ -120,7 +129,7 @@ def print_plan_modules(
             measure(item.score),
             measure(item.stderr),
             chosen_in(item.selection_probability),
-            shape(item.matrices, item.out_features, item.in_features),
+            shape(item),
             training(item.mode, item.rank),
             style="" if item.mode == "full" else "dim",
         )

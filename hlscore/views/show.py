@@ -17,7 +17,7 @@ from hlscore.errors import ArtifactError
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import standard_error
-from hlscore.views.commands import plan_again
+from hlscore.views.commands import plan_command
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.result import print_plan_modules
@@ -84,13 +84,13 @@ def print_report(
     table = ModuleTable([score, "± se", *chosen, "out x in", *(column.name for column in more)])
     for row in rows[: shown.top]:
         table.add_row(
-            "-" if row.rank is None else str(row.rank),
+            measure(row.rank),
             row.module,
             measure(getattr(row, score)),
             measure(standard_error(resamples_of(row, score))),
             *([chosen_in(row.selection_probability)] if of_run else []),
-            shape(row.matrices, row.out_features, row.in_features),
-            *(_value(getattr(row, column.field)) for column in more),
+            shape(row),
+            *(measure(getattr(row, column.field)) for column in more),
             style="" if row.status == "scored" else "dim",
             remark=row.reason,
         )
@@ -106,7 +106,7 @@ def print_report(
     one = command("show", shown.path, "--module", rows[0].module)
     console.next_steps(
         (one, "one module, and what LoRA of each rank misses"),
-        (plan_again(report, shown.path, "-o", "plan.json"), "which to train in full"),
+        (plan_command(report, shown.path, "-o", "plan.json"), "which to train in full"),
     )
 
 
@@ -156,12 +156,6 @@ def shown_score(report: ScoreReport, column: Column | None = None) -> str:
             hint=f"Give --sort with one of: {', '.join(SCORES)}.",
         )
     return report.run.score
-
-
-def _value(value: object) -> str:
-    if isinstance(value, float):
-        return measure(value)
-    return "-" if value is None else str(value)
 
 
 def _print_matching(console: Terminal, number: int, of: int, shown: Shown) -> bool:

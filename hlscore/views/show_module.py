@@ -10,7 +10,7 @@ from hlscore.planning.revision import cost_of
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
-from hlscore.views.commands import plan_again, replan, scores_beside
+from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
 from hlscore.views.show import Shown, plain, resamples_of
 from hlscore.views.summary import chosen_in, training
@@ -64,7 +64,7 @@ def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
     scores = scores_beside(plan, path)
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
-        again = replan(plan, scores, "--lock", lock, "-o", "plan-locked.json")
+        again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
         commands.append((again, "decide about this module yourself"))
     console.next_steps(*commands)
 
@@ -88,7 +88,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
     spectrum = {
         "stable rank": measure(row.stable_rank),
         "effective rank": measure(row.effective_rank),
-        "rank for 90 %": "-" if row.rank_for_90 is None else str(row.rank_for_90),
+        "rank for 90 %": measure(row.rank_for_90),
         "weight norm": measure(row.weight_norm),
         "condition number": measure(row.condition_number),
     }
@@ -119,14 +119,14 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
     commands = [(command("show", path, "--kind", row.kind), "its kind in every layer")]
     if row.is_candidate:
         lock = ("--lock", f"{row.module}=full")
-        again = plan_again(report, path, *lock, "-o", "plan-locked.json")
+        again = plan_command(report, path, *lock, "-o", "plan-locked.json")
         commands.append((again, "a plan that trains it"))
     console.next_steps(*commands)
 
 
 def _print_identity(console: Terminal, item: PlanModule | ModuleRow, params: int) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
-    size = shape(item.matrices, item.out_features, item.in_features)
+    size = shape(item)
     console.print(Text(item.module, style="bold"))
     console.print(
         Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}")

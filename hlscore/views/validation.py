@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.commands import replan, scores_beside
+from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
 from hlscore.views.terminal import Terminal, command, plain_table, print_json
 from hlscore.views.wording import count, duration, memory, short, visible
@@ -47,7 +47,7 @@ def print_validation(
     commands = [(command("show", plan_path), "the plan that was validated")]
     scores = scores_beside(plan, plan_path)
     if scores:
-        matched = replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        matched = plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
         commands.append((matched, "LoRA with as many trained parameters, as a plan"))
     console.next_steps(*commands)
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
+
+if TYPE_CHECKING:
+    from hlscore.artifacts.plan import PlanModule
+    from hlscore.records import Candidate, ModuleRow
 
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTE_STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
@@ -39,9 +44,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def percent(share: float) -> str:
-    """A share in three digits: `9.52 %`."""
-    return f"{100 * share:.3g} %"
+def percent(share: float | None) -> str:
+    """A share in three digits, a dash where there is none: `9.52 %`."""
+    return "-" if share is None else f"{100 * share:.3g} %"
 
 
 def near_whole(share: float) -> str:
@@ -53,15 +58,17 @@ def near_whole(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def measure(value: float | None) -> str:
-    """A score in three digits, a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}"
+def measure(value: float | str | None) -> str:
+    """A value of a table: three digits of a fraction, a dash where there is none."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "-" if value is None else str(value)
 
 
-def shape(matrices: int, out_features: int, in_features: int) -> str:
+def shape(item: Candidate | ModuleRow | PlanModule) -> str:
     """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
-    size = f"{out_features} x {in_features}"
-    return size if matrices == 1 else f"{matrices} x {size}"
+    size = f"{item.out_features} x {item.in_features}"
+    return size if item.matrices == 1 else f"{item.matrices} x {size}"
 
 
 def shortened(text: str, most: int) -> str:
