@@ -57,17 +57,17 @@ def plan(
     if "score" in settings:
         find_score(settings["score"])
     target = out or scores.parent / PLAN_FILE
-    if target.suffix.lower() != ".json":
-        raise UsageError(
-            f"--out '{target}': a plan is JSON.",
-            hint=f"Use a name such as {target.with_suffix('.json').name}; "
-            "`hlscore export` writes other formats.",
-        )
     if scores.is_file() and not is_report(scores):
         read_report(scores)  # says what it is instead
     if target.resolve() == scores.resolve():
         raise UsageError(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
+        )
+    if target.suffix.lower() != ".json" and not target.is_dir():
+        raise UsageError(
+            f"--out '{target}': a plan is JSON.",
+            hint=f"Use a name such as {target.with_suffix('.json').name}; "
+            "`hlscore export` writes other formats.",
         )
     report = read_report(scores)
     asked = run_settings(report, settings)

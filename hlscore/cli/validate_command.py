@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -120,7 +120,7 @@ def _run(
 
 
 def _check_trl() -> None:
-    missing = [name for name in ("trl", "peft") if find_spec(name) is None]
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
             f"Plans are tried out with TRL and PEFT: {' and '.join(missing)} is not installed.",

@@ -10,7 +10,7 @@ from report_content import HOSTILE, content, hostile_report, planned
 
 from hlscore.pages.content import join
 from hlscore.pages.escaping import name, prose
-from hlscore.pages.markdown import markdown_text
+from hlscore.pages.page import markdown_text
 from hlscore.views.wording import measure
 
 
