@@ -20,13 +20,13 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
+from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.formats import seed_adapter
 from hlscore.exporters.formats.seed_adapter import adapter_tensors
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import lora_config
 from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 

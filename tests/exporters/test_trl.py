@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
+from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.limits import check_limits
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import lora_config
 from hlscore.inputs.model import load_model
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
+from hlscore.exporters.adapter_config import adapter_config, config_text, full_name, lora_name
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.exporter import Exporter, ExportSettings, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.peft import adapter_config, config_text, full_name, lora_name
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
 
 _PREFIX = "base_model.model."

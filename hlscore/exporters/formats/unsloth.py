@@ -7,6 +7,7 @@ from string import Template
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.exporter import (
     FILL_IN,
     Exporter,
@@ -16,7 +17,6 @@ from hlscore.exporters.exporter import (
     origin,
 )
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import adapter_config
 
 _LIMITS = Limits(trainer="Unsloth", only_full=False)
 
