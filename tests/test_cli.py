@@ -25,7 +25,8 @@ OPTIONS = {
     "--batch-size --beta --bootstrap "
     "--budget --checkpointing --column --data --data-config --device --device-map "
     "--dry-run --dtype --embeddings --epsilon --epsilon-high --estimator --exclude "
-    "--force --generate-batch --generations --groups --head --help --ignore-adapter --include "
+    "--force --gated-pairs --generate-batch --generations --groups --head --help "
+    "--ignore-adapter --include "
     "--json --load-in --lock --loss-type --mask-truncated --master --max-length --max-memory "
     "--max-new-tokens --min-rank --movement --objective --offload-folder --optimizer --out "
     "--passes --rank --ranks --resume --revision --reward --reward-timeout --reward-weight "
@@ -34,8 +35,9 @@ OPTIONS = {
     "--stop --svd --temperature --text-only --top --top-k --top-p --train-batch "
     "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
     "--update --value-power --weight-scores",
-    "plan": "--alpha --base --baseline --budget --force --help --json --lock --master --min-rank "
-    "--optimizer --out --rank --ranks --score --top --train-batch --train-length --value-power",
+    "plan": "--alpha --base --baseline --budget --force --gated-pairs --help --json --lock "
+    "--master --min-rank --optimizer --out --rank --ranks --score --top --train-batch --train-length "
+    "--value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",

@@ -1,6 +1,5 @@
 """The evidence study: its trainings against plain loops, its figures against plain arithmetic."""
 
-import dataclasses
 import itertools
 from pathlib import Path
 from typing import Any
@@ -442,17 +441,6 @@ def test_movement_goes_on_and_replicas_take_the_rates(
     assert trials.rates_of(first["full"]) == (published["full_rate"], 0.0)
     monkeypatch.setattr(trials.Study, "train", None)
     movement.run_part("deciding", "small", "next")
-
-
-def test_of_gate_and_up_only_the_better_one_is_chosen() -> None:
-    report = planner().report
-    scores = {"0.mlp.gate_proj": 3.0, "0.mlp.up_proj": 4.0, "1.mlp.gate_proj": 2.0}
-    rows = tuple(
-        dataclasses.replace(row, hls=scores.get(row.module.removeprefix("model.layers."), 0.0))
-        for row in report.rows
-    )
-    found = part("movement").gate_or_up(dataclasses.replace(report, rows=rows), 2)
-    assert found == ["model.layers.0.mlp.up_proj", "model.layers.1.mlp.gate_proj"]
 
 
 def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:

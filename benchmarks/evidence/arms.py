@@ -15,7 +15,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.planning.baselines import nearest_rank
 from hlscore.planning.make_plan import make_plan
 from hlscore.records import ScoreReport
-from hlscore.settings import PlanSettings
+from hlscore.settings.plan import GatedPairs, PlanSettings
 from hlscore.training.apply import apply
 from hlscore.validation.arms import drawn_modules
 
@@ -56,9 +56,20 @@ class Planner:
     report: ScoreReport
     rank: int
 
-    def scored(self, score: str, *, budget: str = "0.1", rank: int | None = None) -> Plan:
-        """The plan that a score gives."""
-        return self.plan(PlanSettings(score=score, budget=budget, rank=rank or self.rank))
+    def scored(
+        self,
+        score: str,
+        *,
+        budget: str = "0.1",
+        rank: int | None = None,
+        gated_pairs: GatedPairs = "both",
+    ) -> Plan:
+        """The plan that a score gives; unless told otherwise by the score alone."""
+        return self.plan(
+            PlanSettings(
+                score=score, budget=budget, rank=rank or self.rank, gated_pairs=gated_pairs
+            )
+        )
 
     def full(self) -> Arm:
         """Every candidate in full."""

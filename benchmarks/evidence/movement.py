@@ -24,8 +24,6 @@ from study import PROBES, RANK, opened, scored
 from trials import TUNING_SEEDS, Rates, Study, rates_of
 from world import fine_tuning_tasks, new_world
 
-from hlscore.records import ScoreReport
-
 Source = Literal["trials", "gradients"]
 
 BY_TRIALS = "hybrid hls of trials"
@@ -81,23 +79,12 @@ def deciding_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     yield trials.full()
     yield trials.lora(RANK)
     yield hybrid(BY_TRIALS, by_trials)
-    yield trials.chosen(APART, gate_or_up(trials.report, len(full_modules(by_trials))))
+    yield hybrid(APART, trials.scored("hls", gated_pairs="one"))
     yield hybrid(BY_GRADIENTS, gradients.scored("hls"))
     for draw in range(DRAWS):
         yield largest(trials, f"{LARGEST} {draw}", draw, len(full_modules(by_trials)))
     for rank in UNIFORM_RANKS[1:]:
         yield trials.lora(rank)
-
-
-def gate_or_up(report: ScoreReport, count: int) -> list[str]:
-    """So many modules of the largest `hls`, of `gate_proj` and `up_proj` of an MLP only one."""
-    found: dict[str, str] = {}
-    for row in sorted(report.candidates, key=lambda row: -(row.hls or 0.0)):
-        group = row.module
-        if row.kind in ("gate_proj", "up_proj"):
-            group = row.module.replace(row.kind, "gate_proj or up_proj")
-        found.setdefault(group, row.module)
-    return list(found.values())[:count]
 
 
 def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:

@@ -56,6 +56,7 @@ GRADIENTS, TRIALS, WEIGHTS = "gradients", "trials", "weights"
 EQUAL_SIZE = "equal size"
 ARMS = (
     "full", f"lora r={RANK}", "hybrid hls of trials", f"lora {EQUAL_SIZE}",
+    "hybrid hls of trials, gate or up",
     "hybrid hls of gradients", "hybrid random of the largest 0", "hybrid random of the largest 1",
     "hybrid hls_share of gradients", "hybrid spectral", "ranks hls of trials power 1 for r=8",
     "ranks hls of trials power 0.25 for r=8", "ranks hls of gradients power 0.25 for r=8",
@@ -314,6 +315,10 @@ def run_study(study: RealStudy) -> None:
         if all(abs(equal.rank - other.rank) > 0.1 * other.rank for other in matched):
             matched.append(equal)
             run(equal, SEEDS)
+        if source == TRIALS:
+            one = planners[source].scored("hls", gated_pairs="one")
+            study.chosen(f"hls of {source}, gate or up", full_modules(one))
+            run(hybrid(f"hybrid hls of {source}, gate or up", one), SEEDS)
     count = len(full_modules(planners[GRADIENTS].scored("hls")))
     for draw in range(2):
         run(largest(planner, f"hybrid random of the largest {draw}", draw, count), SEEDS)

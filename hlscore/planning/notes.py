@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 from hlscore.planning.coverage import Coverage
+from hlscore.planning.gated import left_out
 from hlscore.planning.module_options import is_unreached, stays_frozen
 from hlscore.planning.problem import Problem, Solution
 from hlscore.scores.registry import score_of
@@ -108,11 +109,19 @@ def _score_notes(problem: Problem, solution: Solution, spent: int) -> Iterator[s
     if settings.ranks:
         yield from _ranks_notes(problem, solution)
     else:
+        apart = left_out(problem)
+        if apart:
+            yield (
+                f"{len(apart):,} modules have LoRA because the other of their gated pair, such as "
+                "gate_proj and up_proj of one MLP, has a higher score: in trials on small models "
+                "plans with one of the two in full were better. --gated-pairs both allows both."
+            )
         full = sum(item.mode == "full" for item in solution.options)
         if full == 0 or (problem.budget.unit == "modules" and full < problem.limit):
             more = " More probe samples may show one." if score.reads_gradients else ""
             start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
-            yield f"{start} trained in full: no other module has a positive {score.name}.{more}"
+            other = "no other module that may be chosen" if apart else "no other module"
+            yield f"{start} trained in full: {other} has a positive {score.name}.{more}"
         known = any(share is not None for share in solution.probability)
         if not known and not score.reads_weights:
             yield (

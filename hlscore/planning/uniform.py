@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlscore.errors import BudgetError
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.knapsack import Menu, choose_options
 from hlscore.planning.module_options import Option, alternative, is_unreached, option
 from hlscore.planning.problem import Problem, Solution, free_bytes, too_small
@@ -71,7 +72,8 @@ def choose_uniform(problem: Problem) -> Solution:
     if len(given.free):
         problem.budget.check_one_fits([row.n_params for row in problem.rows])
     scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
-    values = np.array(scores, dtype=np.float64)[given.free]
+    table = np.array(scores, dtype=np.float64)[:, None]
+    values = without_lesser(problem, table)[given.free, 0]
     chosen, bound = choose(values, given.costs, given.left)
     return Solution(
         options=_with_full(given, chosen),
@@ -129,8 +131,8 @@ def _probability(problem: Problem, given: Alternatives) -> tuple[float | None, .
     shares: list[float | None] = [None] * len(problem.rows)
     replicates = replicates_of(problem)
     if len(given.free) and all(replicates):
-        table = np.array([replicates[place] for place in given.free], dtype=np.float64)
-        found = selection_probability(table, given.costs, given.left)
+        table = without_lesser(problem, np.array(replicates, dtype=np.float64))
+        found = selection_probability(table[given.free], given.costs, given.left)
         for place, share in zip(given.free, found, strict=True):
             shares[place] = float(share)
     return tuple(shares)

@@ -9,6 +9,7 @@ from hlscore.errors import UsageError
 from hlscore.settings.option import Option, check, require
 
 Baseline = Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"]
+GatedPairs = Literal["auto", "one", "both"]
 Optimizer = Literal["adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum"]
 Master = Literal["fp32", "bf16"]
 BaseBits = Literal[16, 8, 4]
@@ -124,6 +125,14 @@ class PlanSettings:
             high=1,
         ),
     ] = VALUE_POWER
+    gated_pairs: Annotated[
+        GatedPairs,
+        Option(
+            "How many of two matrices whose outputs are multiplied (gate_proj and up_proj of an "
+            "MLP) may be in full, without --ranks. auto: one with --movement trial or update.",
+            PLAN_PANEL,
+        ),
+    ] = "auto"
     locks: Annotated[
         tuple[str, ...],
         Option(

@@ -32,7 +32,7 @@ from hlscore.planning.memory import (
 from hlscore.records import Candidate, ModelDimensions
 from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
-CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 RANK = 4
 SIZE = SimpleNamespace(
     n_params=10**7,

@@ -13,7 +13,7 @@ import pytest
 
 from hlscore.cli.main import _run
 
-CONFIGS = Path(__file__).parents[1] / "benchmarks" / "configs"
+CONFIGS = Path(__file__).parents[2] / "benchmarks" / "configs"
 LLAMA, MOE = str(CONFIGS / "llama-3.1-8b"), str(CONFIGS / "qwen3-30b-a3b")
 GIB = 1024**3
 

@@ -25,7 +25,7 @@ from check_desk import line_of, made, write
 from console import hlscore
 from jsonschema import Draft4Validator
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 SHELLS = {"bash", "sh", "pwsh", "powershell", "python", "cmd"}
 CELL = re.compile(r"(?<!\\)\|")
 

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 
 from hlscore.exporters.exporter import exporter_names
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FILE = ROOT / ".ci" / "check-requirements.txt"
 PIN = re.compile(r"([A-Za-z0-9._-]+)==\S+")
 SCRIPT = """

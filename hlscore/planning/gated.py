@@ -1,0 +1,76 @@
+"""Gated pairs: two matrices of one MLP whose outputs are multiplied, such as gate_proj and up_proj.
+
+Scores add up, gains of such a pair do not: what one of the two learns in full, the other need not.
+In trials on small models plans with at most one of the two in full recovered more of the gap
+between LoRA and full fine-tuning (benchmarks/evidence).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hlscore.planning.problem import Problem
+from hlscore.planning.solver import Numbers
+from hlscore.scores.registry import score_of
+
+# As the models of transformers name them: x = down(act(first(x)) * second(x)).
+KINDS = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
+
+
+def one_of_each(problem: Problem) -> bool:
+    """Whether only one of a gated pair may be chosen; by default where updates were scored."""
+    asked = problem.settings.gated_pairs
+    if asked == "auto":
+        return problem.report.run.scores_updates and problem.score.reads_gradients
+    return asked == "one"
+
+
+def pairs_of(problem: Problem) -> list[tuple[int, int]]:
+    """Places of the two rows of each gated pair, the one with the higher score first."""
+    places = {row.module: place for place, row in enumerate(problem.rows)}
+    found = []
+    for module, place in places.items():
+        parent, _, kind = module.rpartition(".")
+        for first, second in KINDS:
+            other = places.get(f"{parent}.{second}") if kind == first else None
+            if other is not None:
+                found.append((min(place, other), max(place, other)))
+    return found
+
+
+def without_lesser(problem: Problem, values: Numbers) -> Numbers:
+    """Values of which those of the lesser module of each gated pair are unknown.
+
+    Of a pair with a module that is locked to full the other one is the lesser.
+
+    Args:
+        values: Values of each row, float64 [rows, sets of values]; each set has lesser ones of
+            its own.
+
+    Returns:
+        A copy with NaN for what may not be chosen; unchanged where both may be.
+    """
+    kept = values.copy()
+    if not one_of_each(problem):
+        return kept
+    full = {module for module, lock in problem.locks.items() if lock.mode == "full"}
+    for first, second in pairs_of(problem):
+        pair = np.array([first, second])
+        locked = [problem.rows[place].module in full for place in pair]
+        scores = np.where(np.isnan(values[pair]), -np.inf, values[pair])
+        lesser: NDArray[np.bool_] = np.stack([scores[0] < scores[1], scores[0] >= scores[1]])
+        if any(locked):
+            lesser[:] = ~np.array(locked)[:, None]
+        kept[pair] = np.where(lesser, np.nan, values[pair])
+    return kept
+
+
+def left_out(problem: Problem) -> list[str]:
+    """Modules with a positive score that may not be chosen because the other of their pair may."""
+    scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
+    values = np.array(scores, dtype=np.float64)[:, None]
+    masked = without_lesser(problem, values)
+    lesser = (values[:, 0] > 0) & np.isnan(masked[:, 0])
+    rows = [row for row, hit in zip(problem.rows, lesser, strict=True) if hit]
+    return [row.module for row in rows if row.module not in problem.locks]
