@@ -36,8 +36,8 @@ OPTIONS = {
     "--train-length --trial-optimizer --trial-rate --trial-steps --trials --trust-remote-code "
     "--update --value-power --weight-scores",
     "plan": "--alpha --base --baseline --budget --force --gated-pairs --help --json --lock "
-    "--master --min-rank --optimizer --out --rank --ranks --score --top --train-batch --train-length "
-    "--value-power",
+    "--master --min-rank --optimizer --out --rank --ranks --score --top --train-batch "
+    "--train-length --value-power",
     "export": "--allow-other-weights --force --full-lr --help --json --list --lora-lr --model "
     "--nearest --out --to",
     "report": "--budget --force --help --json --out",

@@ -177,7 +177,7 @@ def _print_error(message: str, hint: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from hlscore.views.wording import visible
+    from hlscore.wording import visible
 
     console = Console(stderr=True, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), visible(message)))

@@ -6,7 +6,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters.adapter_config import never_packed, ties_weights
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.limits import ExportError
-from hlscore.views.wording import memory
+from hlscore.wording import memory
 
 _MOMENTUM = "momentum=0.9"
 

@@ -18,8 +18,8 @@ from hlscore.pages.module_charts import TOP
 from hlscore.pages.palette import colours, repainting
 from hlscore.pages.plan_charts import charts_of
 from hlscore.records import ModuleRow
-from hlscore.views.summary import chosen_in, training
-from hlscore.views.wording import measure, memory, percent, shape, short
+from hlscore.views.summary import chosen_in, shape, training
+from hlscore.wording import measure, memory, percent, short
 
 _LONG_TABLE = 500  # the style sheet shows as many rows at first
 _WITH_OUTLINE = ("heat", "bars")

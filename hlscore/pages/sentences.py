@@ -18,7 +18,7 @@ from hlscore.views.summary import (
     reselection,
     times_lora,
 )
-from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 Facts = list[tuple[str, str]]
 

@@ -13,9 +13,9 @@ from hlscore.artifacts.plan import Plan
 from hlscore.flow import Moved
 from hlscore.records import ScoreReport
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.summary import report_headline, run_notes
+from hlscore.views.summary import report_headline, run_notes, shape
 from hlscore.views.terminal import Terminal, command, picked, print_json
-from hlscore.views.wording import count, measure, percent, shape, visible
+from hlscore.wording import count, measure, percent, visible
 
 _HARDLY = 0.1
 _NAMED = 3

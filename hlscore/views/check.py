@@ -15,7 +15,7 @@ from hlscore.checks.findings import CheckResult, Comparison, Finding
 from hlscore.checks.registry import RULES
 from hlscore.checks.rules import Rule
 from hlscore.views.terminal import Terminal, command, picked, print_json
-from hlscore.views.wording import count
+from hlscore.wording import count
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 

@@ -13,7 +13,7 @@ from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_texts
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
-from hlscore.views.wording import count, shortened, visible
+from hlscore.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
 _LONGEST_HEADING = 9

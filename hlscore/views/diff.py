@@ -13,7 +13,7 @@ from hlscore.views.facts import fact_texts
 from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
-from hlscore.views.wording import count, measure, visible
+from hlscore.wording import count, measure, visible
 
 _ALWAYS = (
     "budget", "score", "LoRA rank", "in full", "trained parameters", "model", "probes", "examples",

@@ -12,7 +12,7 @@ from rich.text import Text
 from hlscore.artifacts.plan import PlanModule
 from hlscore.records import ModuleRow
 from hlscore.views.terminal import Terminal
-from hlscore.views.wording import count, shortened
+from hlscore.wording import count, shortened
 
 Module = TypeVar("Module", PlanModule, ModuleRow)
 

@@ -10,7 +10,7 @@ from rich.text import Text
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
-from hlscore.views.wording import count, memory, short
+from hlscore.wording import count, memory, short
 
 
 def print_estimate(

@@ -10,7 +10,7 @@ from rich.text import Text
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
 from hlscore.views.terminal import Terminal, picked, plain_table, print_json
-from hlscore.views.wording import count
+from hlscore.wording import count
 
 
 def print_exporters(*, as_json: bool) -> None:

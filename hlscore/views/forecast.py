@@ -7,7 +7,7 @@ from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
 from hlscore.views.summary import counted_tokens, examples
 from hlscore.views.terminal import Terminal, picked, print_json
-from hlscore.views.wording import count, duration, memory, short
+from hlscore.wording import count, duration, memory, short
 
 _FIGURES = (
     "weight_bytes", "gradient_bytes", "activation_bytes", "generation_bytes", "peak_bytes",

@@ -9,7 +9,7 @@ from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 from hlscore.views.terminal import Terminal
-from hlscore.views.wording import count
+from hlscore.wording import count
 
 _NARROWEST_NAME = 20
 

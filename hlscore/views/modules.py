@@ -10,8 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.records import Candidate
+from hlscore.views.summary import shape
 from hlscore.views.terminal import Terminal, plain_table, print_json
-from hlscore.views.wording import count, measure, percent, shape, short
+from hlscore.wording import count, measure, percent, short
 
 
 def print_modules(

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hlscore import steps
 from hlscore.processes import started_as
-from hlscore.views.wording import duration, short
+from hlscore.wording import duration, short
 
 
 class _RateColumn(ProgressColumn):

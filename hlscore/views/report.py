@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.terminal import Terminal, command, picked, print_json
-from hlscore.views.wording import count, memory
+from hlscore.wording import count, memory
 
 
 def print_written(

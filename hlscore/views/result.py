@@ -19,9 +19,16 @@ from hlscore.views.commands import (
 )
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.summary import chosen_in, print_summary, report_headline, run_notes, training
+from hlscore.views.summary import (
+    chosen_in,
+    print_summary,
+    report_headline,
+    run_notes,
+    shape,
+    training,
+)
 from hlscore.views.terminal import Terminal, command, print_json
-from hlscore.views.wording import measure, shape
+from hlscore.wording import measure
 
 
 def print_result(

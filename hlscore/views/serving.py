@@ -10,7 +10,7 @@ from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
 from hlscore.views.audit import held_out_line
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.terminal import Terminal, print_json
-from hlscore.views.wording import count, percent
+from hlscore.wording import count, percent
 
 
 def print_plain_adapter(

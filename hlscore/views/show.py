@@ -21,9 +21,9 @@ from hlscore.views.commands import plan_command
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.result import print_plan_modules
-from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes
+from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes, shape
 from hlscore.views.terminal import Terminal, command, print_json
-from hlscore.views.wording import count, measure, shape, visible
+from hlscore.wording import count, measure, visible
 
 _ALWAYS_SHOWN = ("rank", "module", "out_features", "in_features", "matrices")
 _STATUSES = {"scored": "", "unreached": " (zero gradient)", "skipped": " (--status skipped: why)"}

@@ -13,9 +13,9 @@ from hlscore.scores.rows import interval, standard_error
 from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
 from hlscore.views.show import Shown, plain, resamples_of
-from hlscore.views.summary import chosen_in, training
+from hlscore.views.summary import chosen_in, shape, training
 from hlscore.views.terminal import Terminal, command, plain_table, print_json
-from hlscore.views.wording import count, measure, memory, percent, shape, short
+from hlscore.wording import count, measure, memory, percent, short
 
 _LABEL_WIDTH = 9
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
 from hlscore.planning.notes import rank_counts
-from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
+from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
 from hlscore.views.terminal import Terminal
-from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 
@@ -102,6 +102,12 @@ def budget_spent(budget: PlanBudget) -> str:
     if budget.unit == "modules":
         return f"{spent:,} of {count(limit, 'module')} {counted}"
     return f"{short(spent)} of {short(limit)} parameters {counted}"
+
+
+def shape(item: Candidate | ModuleRow | PlanModule) -> str:
+    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
+    size = f"{item.out_features} x {item.in_features}"
+    return size if item.matrices == 1 else f"{item.matrices} x {size}"
 
 
 def training(mode: str, rank: int | None) -> str:

@@ -14,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from hlscore.views.wording import visible
+from hlscore.wording import visible
 
 _WIDEST = 10_000
 

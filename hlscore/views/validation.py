@@ -12,7 +12,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
 from hlscore.views.terminal import Terminal, command, plain_table, print_json
-from hlscore.views.wording import count, duration, memory, short, visible
+from hlscore.wording import count, duration, memory, short, visible
 
 _LABELS = {
     "lora": "LoRA",

@@ -17,7 +17,7 @@ from hlscore.pages.module_charts import heat_chart
 from hlscore.pages.page import html_text
 from hlscore.pages.plan_charts import charts_of
 from hlscore.scores.registry import SCORES
-from hlscore.views.wording import measure, memory
+from hlscore.wording import measure, memory
 
 
 def quantile(values: list[float], share: float) -> float:

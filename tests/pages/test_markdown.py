@@ -11,7 +11,7 @@ from report_content import HOSTILE, content, hostile_report, planned
 from hlscore.pages.content import join
 from hlscore.pages.escaping import name, prose
 from hlscore.pages.page import markdown_text
-from hlscore.views.wording import measure
+from hlscore.wording import measure
 
 
 class Words(HTMLParser):

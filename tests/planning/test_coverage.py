@@ -15,7 +15,7 @@ from hlscore.planning.revision import Change, revise
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 from hlscore.views.summary import summary
-from hlscore.views.wording import near_whole
+from hlscore.wording import near_whole
 
 
 def report(*curves: tuple[float, ...]) -> ScoreReport:

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from rich.cells import cell_len, set_cell_size
-
-if TYPE_CHECKING:
-    from hlscore.artifacts.plan import PlanModule
-    from hlscore.records import Candidate, ModuleRow
 
 _STEPS = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BYTE_STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB"))
@@ -63,12 +58,6 @@ def measure(value: float | str | None) -> str:
     if isinstance(value, float):
         return f"{value:.3g}"
     return "-" if value is None else str(value)
-
-
-def shape(item: Candidate | ModuleRow | PlanModule) -> str:
-    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
-    size = f"{item.out_features} x {item.in_features}"
-    return size if item.matrices == 1 else f"{item.matrices} x {size}"
 
 
 def shortened(text: str, most: int) -> str:
