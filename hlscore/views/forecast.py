@@ -37,21 +37,18 @@ def print_forecast(
         return
     loaded = "" if isinstance(found, Forecast) else ", read tensor by tensor from its files"
     limit, unit = found.budget_limit, found.budget_unit
-    lines = [
-        ("model", f"{settings.model.model} on {device}{loaded}"),
-        ("modules", f"{count(len(candidates), 'candidate')}, {short(params)} parameters"),
-        *(
+    lines = {
+        "model": f"{settings.model.model} on {device}{loaded}",
+        "modules": f"{count(len(candidates), 'candidate')}, {short(params)} parameters",
+        **(
             _probe_lines(found, settings, device)
             if isinstance(found, Forecast)
             else _weight_lines(found)
         ),
-        (
-            "budget",
-            f"training memory of at most {memory(limit)}"
-            if unit == "byte"
-            else f"at most {count(limit, unit)} in full",
-        ),
-    ]
+        "budget": f"training memory of at most {memory(limit)}"
+        if unit == "byte"
+        else f"at most {count(limit, unit)} in full",
+    }
     console = Terminal()
     console.labelled(lines, width=10)
     console.notes(found.probes.summary.notes if isinstance(found, Forecast) else ())
@@ -76,18 +73,15 @@ def _figures(found: Forecast | WeightForecast) -> dict[str, object]:
     }
 
 
-def _weight_lines(found: WeightForecast) -> list[tuple[str, str]]:
-    return [
-        ("probes", f"none: {count(found.matrices, 'singular value decomposition')}"),
-        (
-            "memory",
-            f"{memory(found.largest_bytes)} for the largest weight + about "
-            f"{memory(found.work_bytes)} to decompose it",
-        ),
-    ]
+def _weight_lines(found: WeightForecast) -> dict[str, str]:
+    return {
+        "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
+        "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
+        f"{memory(found.work_bytes)} to decompose it",
+    }
 
 
-def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> list[tuple[str, str]]:
+def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> dict[str, str]:
     probes, choice, capture = found.probes.summary, found.choice, settings.capture
     trial = capture.movement == "trial"
     held = "sums of updates" if trial else "gradient sums"
@@ -109,15 +103,12 @@ def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> list[t
         f"base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
     )
     extra = ", sampling" if found.generation_bytes else ""
-    return [
-        ("probes", f"{examples(probes)}, {probes.total_tokens:,} tokens, {counted_tokens(probes)}"),
-        ("estimator", choice.reason),
-        ("memory", usage),
-        ("trials", trials if trial else ""),
-        (
-            "time",
-            f"about {duration(found.probe_seconds)} of forward and backward passes at the speed "
-            f"measured now, plus decompositions{extra} and loading",
-        ),
-        ("disk", f"up to {memory(found.disk_bytes)} of stored progress while it runs"),
-    ]
+    return {
+        "probes": f"{examples(probes)}, {probes.total_tokens:,} tokens, {counted_tokens(probes)}",
+        "estimator": choice.reason,
+        "memory": usage,
+        "trials": trials if trial else "",
+        "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
+        f"speed measured now, plus decompositions{extra} and loading",
+        "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
+    }

@@ -21,10 +21,10 @@ from hlscore.views.drawings import print_heat_map
 from hlscore.views.module_table import ModuleTable
 from hlscore.views.summary import (
     chosen_in,
-    print_summary,
     report_headline,
     run_notes,
     shape,
+    summary,
     training,
 )
 from hlscore.views.terminal import Terminal, command, print_json
@@ -145,4 +145,4 @@ def print_plan_modules(
         console, modules, plan.score.name, lambda item: item.score, lambda item: item.mode == "full"
     )
     console.print()
-    print_summary(console, plan)
+    console.labelled(summary(plan))

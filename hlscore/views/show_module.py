@@ -38,20 +38,14 @@ def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
     alpha = "" if item.alpha is None else f", alpha {item.alpha}"
     share = percent(item.trained_params / max(1, plan.totals.trained_params))
     chosen = item.selection_probability
-    lines = [
-        (
-            "train",
-            f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
-            f"parameters, {share} of all trained parameters",
-        ),
-        (
-            "place",
-            f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
-            f"which is {measure(item.score)} ({plan.score.unit})",
-        ),
-        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
-        ("remark", item.remark),
-    ]
+    lines = {
+        "train": f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
+        f"parameters, {share} of all trained parameters",
+        "place": f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
+        f"which is {measure(item.score)} ({plan.score.unit})",
+        "chosen": "" if chosen is None else f"in {chosen_in(chosen)} of the resamples",
+        "remark": item.remark,
+    }
     console.labelled(lines, width=_LABEL_WIDTH)
     table = plain_table("cost", "parameters", "memory", "")
     for mode, rank, params, size in _costs(plan, item):
@@ -92,23 +86,14 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
         "weight norm": measure(row.weight_norm),
         "condition number": measure(row.condition_number),
     }
-    lines = [
-        ("status", row.status + (f": {row.reason}" if row.reason else "")),
-        (
-            "place",
-            ""
-            if row.rank is None
-            else f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}",
-        ),
-        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
-        (
-            "matrices",
-            f"{reached:,} of {row.matrices:,} reached by a probe token"
-            if row.matrices > 1 and reached is not None
-            else "",
-        ),
-        ("spectrum", " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")),
-    ]
+    lines = {"status": row.status + (f": {row.reason}" if row.reason else "")}
+    if row.rank is not None:
+        lines["place"] = f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}"
+    if chosen is not None:
+        lines["chosen"] = f"in {chosen_in(chosen)} of the resamples"
+    if row.matrices > 1 and reached is not None:
+        lines["matrices"] = f"{reached:,} of {row.matrices:,} reached by a probe token"
+    lines["spectrum"] = " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")
     console.labelled(lines, width=_LABEL_WIDTH)
     if row.is_candidate:
         console.print()
@@ -126,10 +111,11 @@ def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> No
 
 def _print_identity(console: Terminal, item: PlanModule | ModuleRow, params: int) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
-    size = shape(item)
     console.print(Text(item.module, style="bold"))
     console.print(
-        Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}")
+        Text(
+            f"{layer} · {item.form} {shape(item)} · {count(params, 'parameter')} · {item.parameter}"
+        )
     )
     console.print()
 

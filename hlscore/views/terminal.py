@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -43,10 +43,13 @@ class Terminal(Console):
         self.print(table, soft_wrap=False, crop=False)
 
     def labelled(
-        self, lines: Iterable[tuple[str, str]], width: int = 8, style: str = "bold"
+        self,
+        lines: Mapping[str, str] | Iterable[tuple[str, str]],
+        width: int = 8,
+        style: str = "bold",
     ) -> None:
         """Print texts behind labels that take `width` columns; empty texts are left out."""
-        for label, text in lines:
+        for label, text in lines.items() if isinstance(lines, Mapping) else lines:
             if text:
                 indented = text.replace("\n", f"\n{' ' * width}")
                 self.print(Text.assemble((f"{label:<{width}}", style), indented))
