@@ -40,7 +40,7 @@ def compare(
     rank: Annotated[
         int | None,
         Option(
-            "LoRA rank; one of those that the curves hold.",
+            "LoRA rank; one that the curves hold.",
             _PANEL,
             short="r",
             low=1,

@@ -18,7 +18,7 @@ def plan(
         o.Options(
             PlanSettings,
             defaults={"score": "the one the report was ranked by", "rank": "the report's"},
-            helps={"rank": "LoRA rank; one of those that the report's curves hold."},
+            helps={"rank": "LoRA rank; one that the report's curves hold."},
         ),
     ],
     out: Annotated[

@@ -24,7 +24,7 @@ def report(
         o.Options(
             PlanSettings,
             only=("budget",),
-            helps={"budget": "Budget of the plan that is made where none is given."},
+            helps={"budget": "Budget of the plan, if no plan is given."},
         ),
     ],
     plan: Annotated[
@@ -69,14 +69,14 @@ def report(
     target = out or scores.parent / _DEFAULT_NAME
     suffix = check_format(target)
     if plan is not None and budget is not None:
-        raise UsageError(
-            "--budget makes a plan, and a plan is given too.", hint="Remove one of them."
-        )
+        raise UsageError("--budget and a plan are mutually exclusive.", hint="Remove one of them.")
     if budget is not None:
         parse_budget(budget)
     for path in (scores, plan):
         if path is not None and path.resolve() == target.resolve():
-            raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
+            raise UsageError(
+                f"--out '{target}' is an input of the report.", hint="Give another file."
+            )
     check_folder(target.parent, (target.name,), force=force)
     with status("writing the report"), uncollected():
         given = None if plan is None else read_plan(plan)

@@ -51,7 +51,7 @@ class Limits:
         only_full: Whether a plan without LoRA can be run.
         only_lora: Whether a plan without full modules can be run.
         peft: Whether modules are found by PEFT, with its traps.
-        instead: Another way to run the plan that this trainer has, for its refusals.
+        instead: Another way to run the plan that this trainer has.
     """
 
     trainer: str
@@ -203,7 +203,7 @@ def _modes(case: _Case) -> Iterator[Fault]:
         elif not limits.parameters and needs_parameter_name(case.plan, item):
             why = f"{place}: only the name of its parameter reaches it"
         elif item.form not in limits.forms:
-            why = f"{place}, which is no linear layer"
+            why = f"{place}, which is not a linear layer"
         elif not limits.head and _is_head(item):
             why = f"the output head {place}"
         else:
@@ -234,7 +234,7 @@ def _read_past(case: _Case) -> Iterator[Fault]:
         if is_read_past(case.plan, item):
             reason = (
                 f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
-                "models or their kernels read the weight past the adapter."
+                "models or their kernels read the weight without the adapter."
             )
             yield _frozen("read_past", item, reason)
 

@@ -103,11 +103,10 @@ def _notes(shape: ModelShape, trainings: Sequence[Training]) -> list[str]:
     hybrids = [item for item in trainings if item.kind == "hybrid"]
     number = max(item.full_modules or 0 for item in hybrids)
     notes = [
-        f"a hybrid trains {number} of {len(shape.candidates)} modules in full, and which ones is "
-        "known after ranking: any choice lies between the smallest and the largest"
+        f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
+        "which, and any choice takes between the smallest and the largest"
         if any(item.which == "smallest" for item in hybrids)
-        else "a hybrid trains that many parameters in full, here spread over all modules alike: "
-        "whole modules differ by little"
+        else "a hybrid trains that many parameters in full, here spread evenly over all modules"
     ]
     if shape.dimensions.expert_params:
         notes.append("fused experts stay in 16 bits on any base")

@@ -110,7 +110,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def status(what: str) -> Iterator[None]:
-    """A spinner while something of unknown length goes on; nothing outside a terminal."""
+    """A spinner during something of unknown length; nothing outside a terminal."""
     console = Console(stderr=True)
     if not (console.is_terminal and started_as().is_main):
         yield

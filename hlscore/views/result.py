@@ -126,7 +126,7 @@ def print_replanned(plan: Plan, path: Path, *, top: int, as_json: bool) -> None:
 def print_plan_modules(
     console: Terminal, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
 ) -> None:
-    """Print up to `top` modules of a plan as a table, a map, and what the plan comes to."""
+    """Print up to `top` modules of a plan as a table and a map, and a summary of the plan."""
     console.print()
     table = ModuleTable((plan.score.name, "± se", "chosen in", "out x in"), ("train",))
     for item in modules[:top]:

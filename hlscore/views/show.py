@@ -152,7 +152,7 @@ def shown_score(report: ScoreReport, column: Column | None = None) -> str:
         return column.field
     if report.run.score not in SCORES:
         raise ArtifactError(
-            f"The report was ordered by '{report.run.score}', which is no score of this hlscore.",
+            f"The report was ordered by '{report.run.score}', which this hlscore does not know.",
             hint=f"Give --sort with one of: {', '.join(SCORES)}.",
         )
     return report.run.score

@@ -1,4 +1,4 @@
-"""What a run and a plan come to, in sentences that terminal and page share."""
+"""A run and a plan in sentences that terminal and page share."""
 
 from __future__ import annotations
 

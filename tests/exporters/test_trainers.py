@@ -433,7 +433,7 @@ REFUSED: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = [
     ("verl", "in full beside LoRA", "llama", MODES, {}),
     ("verl", "16 bits only", "llama", (), PACKED),
     ("prime-rl", "16 bits only", "llama", MODES, PACKED),
-    ("prime-rl", "no linear layer", "gpt2", (), {}),
+    ("prime-rl", "not a linear layer", "gpt2", (), {}),
     ("twinkle", "without modules trained in full", "llama", (), {}),
 ]  # fmt: skip
 

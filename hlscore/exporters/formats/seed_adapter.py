@@ -134,7 +134,7 @@ def _drawn(rows: int, columns: int, seed: str, draw: _Draw) -> NewTensor:
 
 EXPORTER = Exporter(
     name="seed-adapter",
-    summary="an untrained PEFT adapter equal to the base model; for any trainer that goes on from "
+    summary="an untrained PEFT adapter equal to the base model; for any trainer that continues "
     "an adapter, with ranks per module",
     limits=PEFT_LIMITS,
     files=seed_files,
