@@ -39,10 +39,10 @@ from transformers.utils import logging as transformers_logging
 import hlscore
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings, CaptureSettings
 
@@ -257,7 +257,7 @@ def gradient_error(
     # What cancels out is rounding, whatever computes it.
     floor = 1e-5 * max(float(torch.linalg.vector_norm(item)) for item in expected.values())
     for item in chosen:
-        means = gradients.means(item.module, counts)
+        means = gradients.take_means(item.module, counts)
         plain = expected.get(item.parameter)
         size = 0.0 if plain is None else float(torch.linalg.vector_norm(plain))
         if means is None or plain is None or size == 0:

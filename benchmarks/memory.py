@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface
 
-from hlscore.inputs.dimensions import dimensions, parameter_sizes
+from hlscore.inputs.identity import dimensions, parameter_sizes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.estimate import ModelShape
 from hlscore.planning.memory import Choice, MemoryUse, full_training, memory_use

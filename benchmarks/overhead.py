@@ -25,12 +25,12 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
-from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.memory import predict
+from hlscore.gradients.estimator import predict
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.model import identify
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.objectives.likelihood import token_log_probs

@@ -13,7 +13,7 @@ from machine import write_result
 from rich.console import Console
 from rich.table import Table
 
-from hlscore.gradients import spectrum
+from hlscore.gradients import tails
 
 SHAPE = (1024, 3072)
 RANKS = (4, 16, 64)
@@ -39,9 +39,9 @@ def compare(decay: float, noise: float) -> list[dict[str, float]]:
     """Relative errors of one case at each rank, with the time of both ways."""
     first, second = halves(decay, noise)
     began = time.perf_counter()
-    exact = spectrum.full_half_spectra(first, second, first_share=0.5)
+    exact = tails.full_half_spectra(first, second, first_share=0.5)
     middle = time.perf_counter()
-    found = spectrum.randomized_half_spectra(
+    found = tails.randomized_half_spectra(
         first, second, first_share=0.5, vectors=max(RANKS), seed=0
     )
     ended = time.perf_counter()
@@ -84,8 +84,8 @@ def main() -> None:
     Console().print(table)
     settings = {
         "shape": SHAPE,
-        "oversampling": spectrum.OVERSAMPLING,
-        "power_iterations": spectrum.POWER_ITERATIONS,
+        "oversampling": tails.OVERSAMPLING,
+        "power_iterations": tails.POWER_ITERATIONS,
     }
     print(write_result("randomized", {"settings": settings, "results": results}))
 

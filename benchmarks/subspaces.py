@@ -27,14 +27,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.groups import folded_rows
-from hlscore.gradients.jackknife import influences
+from hlscore.gradients.jackknife import Resamples, draw_resamples, influences
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.resampling import Resamples, draw_resamples
 from hlscore.gradients.sketch import TestMatrices, fold_rows, short_first
 from hlscore.gradients.sources import weight_sources
-from hlscore.gradients.spectrum import full_half_spectra
+from hlscore.gradients.sums import ExactGradients, folded_rows
+from hlscore.gradients.tails import full_half_spectra
 from hlscore.inputs.formats import example_set
 from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -196,7 +194,8 @@ def folded_sketches(groups: torch.Tensor, size: int | None) -> torch.Tensor:
 def jackknife(rank: int, size: int | None, groups: torch.Tensor, draws: Resamples) -> float:
     """Standard error from groups and pairs of groups left out, as the package computes it."""
     sketches = folded_sketches(groups, size)
-    return influences(sketches, draws.first_counts, draws.second_counts, rank).hls.variance ** 0.5
+    found = influences(sketches, draws.first_counts, draws.second_counts, rank)
+    return float(found.hls.square().sum()) ** 0.5
 
 
 def uncorrected_jackknife(

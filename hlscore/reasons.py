@@ -11,9 +11,6 @@ LeftOut = Literal[
     "not_included", "excluded", "offloaded", "sharded",
 ]  # fmt: skip
 
-UNREACHED = "its gradient is zero"
-UNMOVED = "no training changed it"
-
 _SENTENCES: Mapping[LeftOut, str] = {
     "": "",
     "tied": "tied to {}",

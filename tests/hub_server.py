@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -39,46 +38,21 @@ class BreakOff:
 
     Attributes:
         times: How many GET requests break off before one goes through; None for all.
-        fraction: The share of the requested bytes that is sent.
         reset: Whether the connection is reset (RST) instead of closed in order (FIN).
     """
 
     times: int | None = None
-    fraction: float = 0.5
     reset: bool = False
 
 
 @dataclass(frozen=True)
-class Delay:
-    """Waits before answering.
-
-    Attributes:
-        seconds: How long.
-        times: How many requests wait; None for all.
-        methods: The HTTP methods that wait.
-    """
-
-    seconds: float
-    times: int | None = None
-    methods: tuple[str, ...] = ("HEAD", "GET", "POST")
-
-
-@dataclass(frozen=True)
 class Status:
-    """Answers with an error status.
-
-    Attributes:
-        code: The status, such as 503.
-        times: How many requests fail; None for all.
-        headers: Further headers of the answer, such as `Retry-After`.
-    """
+    """Answers with an error status, such as 503."""
 
     code: int
-    times: int | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-Fault = BreakOff | Delay | Status
+Fault = BreakOff | Status
 
 
 @dataclass(frozen=True)
@@ -89,9 +63,8 @@ class RepoSpec:
         files: The content of each file by path.
         repo_type: Whether this is a model or a dataset.
         revisions: The branches and tags; all name the one commit there is.
-        gated: Whether the files are only for the `granted` tokens. As on the hub, everybody may
-            still ask what is in the repository.
-        granted: The tokens that open a gated repository.
+        gated: Whether the files are refused. As on the hub, everybody may still ask what is in
+            the repository.
         faults: What goes wrong, by file path or `API_CALLS`.
     """
 
@@ -99,7 +72,6 @@ class RepoSpec:
     repo_type: Literal["model", "dataset"] = "model"
     revisions: tuple[str, ...] = ("main",)
     gated: bool = False
-    granted: frozenset[str] = frozenset()
     faults: Mapping[str, Fault] = field(default_factory=dict)
 
     @property
@@ -118,44 +90,24 @@ class Request:
     Attributes:
         method: The HTTP method.
         path: The decoded path, without the query.
-        byte_range: The Range header, None without one.
-        token: The bearer token, None without one.
     """
 
     method: str
     path: str
-    byte_range: str | None = None
-    token: str | None = None
 
 
 class HubServer:
     """Serves repositories while used as a context manager.
-
-    Args:
-        repos: The repositories by id. The mapping is copied to `self.repos`, which may be changed
-            while the server runs.
-        page_size: How many entries one page of a tree listing holds.
-        bare_unauthorized: Leaves the error code out of the 401 answer about an unknown
-            repository. The client then reads it as `RepositoryNotFoundError` only over https.
 
     Attributes:
         repos: The repositories now served.
         log: Every request, in order.
     """
 
-    def __init__(
-        self,
-        repos: Mapping[str, RepoSpec],
-        *,
-        page_size: int = 50,
-        bare_unauthorized: bool = False,
-    ) -> None:
+    def __init__(self, repos: Mapping[str, RepoSpec]) -> None:
         """Takes a free port; requests are answered once the server is entered."""
         self.repos = dict(repos)
-        self.page_size = page_size
-        self.bare_unauthorized = bare_unauthorized
         self.log: list[Request] = []
-        self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._struck: dict[tuple[str, str], int] = {}
         self._server = _Server(self)
@@ -166,33 +118,15 @@ class HubServer:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Stops, and cuts short the delays that are under way."""
-        self.stopping.set()
+    def __exit__(self, *_: object) -> None:
+        """Stops."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
-    @property
-    def url(self) -> str:
-        """What `HF_ENDPOINT` has to be."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def count(self, part: str = "", method: str | None = None) -> int:
-        """How many requests there were for paths that contain `part`."""
-        with self._lock:
-            return sum(
-                part in request.path and method in (None, request.method) for request in self.log
-            )
-
-    def environment(self, folder: Path, *, quick_retries: bool = True) -> dict[str, str]:
+    def environment(self, folder: Path) -> dict[str, str]:
         """The environment of `hub_environment` for this server."""
-        return hub_environment(self.url, folder, quick_retries=quick_retries)
+        return hub_environment(f"http://127.0.0.1:{self._server.server_address[1]}", folder)
 
     def record(self, request: Request) -> None:
         """Adds one request to the log."""
@@ -200,44 +134,28 @@ class HubServer:
             self.log.append(request)
 
     def strike(self, repo_id: str, key: str, method: str) -> Fault | None:
-        """The fault that this request meets, if any; each meeting is counted.
-
-        Args:
-            repo_id: The repository.
-            key: A file path or `API_CALLS`.
-            method: The HTTP method.
-
-        Returns:
-            The fault.
-        """
+        """The fault that this request meets, if any; each meeting is counted."""
         fault = self.repos[repo_id].faults.get(key)
         if fault is None:
             return None
-        if isinstance(fault, BreakOff) and method != "GET":
-            return None
-        if isinstance(fault, Delay) and method not in fault.methods:
+        if not isinstance(fault, BreakOff) or fault.times is None:
+            return None if isinstance(fault, BreakOff) and method != "GET" else fault
+        if method != "GET":
             return None
         with self._lock:
             struck = self._struck.get((repo_id, key), 0)
-            if fault.times is not None and struck >= fault.times:
+            if struck >= fault.times:
                 return None
             self._struck[repo_id, key] = struck + 1
         return fault
 
 
-def hub_environment(endpoint: str, folder: Path, *, quick_retries: bool = True) -> dict[str, str]:
+def hub_environment(endpoint: str, folder: Path) -> dict[str, str]:
     """Environment variables that point Hugging Face libraries at an endpoint.
 
-    The variables are read when the libraries are imported, so they are for a subprocess.
-
-    Args:
-        endpoint: The URL of the hub.
-        folder: Where the caches go.
-        quick_retries: Cuts every `time.sleep` of the subprocess to a hundredth of a second. The
-            libraries wait between their attempts for times that no setting changes.
-
-    Returns:
-        A whole environment, based on the present one.
+    The variables are read when the libraries are imported, so they are for a subprocess. Every
+    `time.sleep` of it is cut to a hundredth of a second: the libraries wait between their attempts
+    for times that no setting changes.
     """
     environment = {
         name: value
@@ -257,12 +175,11 @@ def hub_environment(endpoint: str, folder: Path, *, quick_retries: bool = True) 
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
     }
-    if quick_retries:
-        startup = folder / "startup"
-        startup.mkdir(parents=True, exist_ok=True)
-        (startup / "sitecustomize.py").write_text(_SHORT_SLEEP)
-        earlier = environment.get("PYTHONPATH")
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(startup), earlier]))
+    startup = folder / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    (startup / "sitecustomize.py").write_text(_SHORT_SLEEP)
+    earlier = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(startup), earlier]))
     return environment
 
 
@@ -288,7 +205,6 @@ class _AnswerError(Exception):
     message: str
     code: str | None = None
     commit: str | None = None
-    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -314,17 +230,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         body = self.rfile.read(length)
         url = urlsplit(self.path)
-        request = Request(
-            self.command, unquote(url.path), self.headers.get("Range"), self._token() or None
-        )
-        self.server.hub.record(request)
+        self.server.hub.record(Request(self.command, unquote(url.path)))
         try:
             self._route(url.path, parse_qs(url.query), body)
         except _AnswerError as error:
             self._send_error(error)
-
-    def _token(self) -> str:
-        return (self.headers.get("Authorization") or "").removeprefix("Bearer ")
 
     def _route(self, path: str, query: Mapping[str, list[str]], body: bytes) -> None:
         api = re.fullmatch(r"/api/(models|datasets|spaces)/(.+)", path)
@@ -369,10 +279,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer_file(self, kind: str, name: str, revision: str, path: str) -> None:
         repo_id = self._find(kind, name)
         repo = self.server.hub.repos[repo_id]
-        token = self._token()
-        if repo.gated and token not in repo.granted:
-            status = 403 if token else 401
-            raise _AnswerError(status, f"Access to model {repo_id} is restricted.", "GatedRepo")
+        if repo.gated:
+            raise _AnswerError(401, f"Access to model {repo_id} is restricted.", "GatedRepo")
         _check_revision(repo, revision)
         if path not in repo.files:
             raise _AnswerError(404, "Entry not found", "EntryNotFound", repo.sha)
@@ -385,38 +293,25 @@ class _Handler(BaseHTTPRequestHandler):
         for repo_id, repo in self.server.hub.repos.items():
             if repo.repo_type == kind and f"{path}/".startswith(f"{repo_id}/"):
                 return repo_id
-        if self._token():
-            raise _AnswerError(404, "Repository not found", "RepoNotFound")
-        code = None if self.server.hub.bare_unauthorized else "RepoNotFound"
-        raise _AnswerError(401, "Invalid username or password.", code)
+        raise _AnswerError(401, "Invalid username or password.", "RepoNotFound")
 
     def _meet(self, fault: Fault | None) -> None:
-        """Suffers a delay or an error status here; the other faults come with the body."""
-        if isinstance(fault, Delay):
-            self.server.hub.stopping.wait(fault.seconds)
-        elif isinstance(fault, Status):
-            raise _AnswerError(fault.code, "Something went wrong", headers=fault.headers)
+        """Answers with an error status; other faults come with the body."""
+        if isinstance(fault, Status):
+            raise _AnswerError(fault.code, "Something went wrong")
 
     def _send_tree(self, repo: RepoSpec, under: str, query: Mapping[str, list[str]]) -> None:
         recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
         entries = _tree(repo, under, recursive)
         if under and not entries:
             raise _AnswerError(404, f"{under} does not exist", "EntryNotFound", repo.sha)
-        start = int(query.get("cursor", ["0"])[0])
-        stop = start + self.server.hub.page_size
-        headers = {}
-        if stop < len(entries):
-            path = urlsplit(self.path).path
-            following = f"recursive={str(recursive).lower()}&cursor={stop}"
-            headers["Link"] = f'<{self.server.hub.url}{path}?{following}>; rel="next"'
-        self._send_json(entries[start:stop], headers)
+        self._send_json(entries)
 
-    def _send_json(self, payload: object, headers: Mapping[str, str] | None = None) -> None:
-        body = json.dumps(payload).encode()
-        self._send(200, {"Content-Type": "application/json", **(headers or {})}, body)
+    def _send_json(self, payload: object) -> None:
+        self._send(200, {"Content-Type": "application/json"}, json.dumps(payload).encode())
 
     def _send_error(self, error: _AnswerError) -> None:
-        headers = {"X-Error-Message": error.message, **error.headers}
+        headers = {"X-Error-Message": error.message}
         if error.code is not None:
             headers["X-Error-Code"] = error.code
         if error.commit is not None:
@@ -465,7 +360,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is None:
             self.wfile.write(body)
             return
-        self.wfile.write(body[: int(len(body) * fault.fraction)])
+        self.wfile.write(body[: len(body) // 2])
         self.wfile.flush()
         self.close_connection = True
         if fault.reset:

@@ -14,7 +14,6 @@ from console import hlscore
 from reports import report
 
 from hlscore.artifacts.report import write_report
-from hlscore.reasons import UNREACHED
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import order_rows
@@ -28,7 +27,7 @@ def mixed_report(count: int = 30) -> ScoreReport:
     """A numbered report with nulls, ties, negative scores and all three kinds of status."""
     found = report(count)
     changes: dict[int, Row] = {
-        2: {"status": "unreached", "matrices_reached": 0, "reason": UNREACHED},
+        2: {"status": "unreached", "matrices_reached": 0, "reason": "its gradient is zero"},
         4: {"rgn": None, "weight_norm": 0.0, "taylor": 0.0},
         6: {"stable_rank": None, "effective_rank": None, "rank_for_90": None},
         7: {"tail": None, "selection_probability": 0.75},

@@ -47,6 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "validation": GROUND
     | {
         "inputs",
+        "objectives",
         "probes",
         "scores",
         "planning",

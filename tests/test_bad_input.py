@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.products import ProductSums
+from hlscore.gradients.sketched import SketchGradients
 from hlscore.probes.units import ProbeExample, split_halves
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
@@ -400,16 +400,16 @@ def test_broken_gradient(desk: Desk, monkeypatch: pytest.MonkeyPatch, value: str
 def test_broken_sketch(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """So is one that no gradient was formed of, also in a second pass."""
     victim, calls = "model.layers.0.mlp.down_proj", []
-    take = ProductSums.add_product
+    take = SketchGradients.add_product
 
-    def poisoned(self: ProductSums, name: str, kept: Any, delta: Any, *rest: Any) -> None:
+    def poisoned(self: SketchGradients, name: str, kept: Any, delta: Any, *rest: Any) -> None:
         if name == victim:
             calls.append(name)
             if len(calls) in broken:
                 delta = delta * float("nan")
         take(self, name, kept, delta, *rest)
 
-    monkeypatch.setattr(ProductSums, "add_product", poisoned)
+    monkeypatch.setattr(SketchGradients, "add_product", poisoned)
     options = ("--estimator", "sketch", "--sketch-size", "8", "--passes", "3", "--rank", "2")
     broken: set[int] = set()
     assert desk.rank(*options).code == 0
@@ -607,7 +607,7 @@ def test_missing_split(desk: Desk) -> None:
         write_rows(desk.folder / "splits" / f"{split}.jsonl", texts(4))
     message = desk.refuse("--data", desk.folder / "splits", "--split", "validation")
     assert "has no split 'validation'" in message
-    assert "['train', 'test']" in message
+    assert "it has: train, test" in message
 
 
 def test_empty_slice(desk: Desk) -> None:

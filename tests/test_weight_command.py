@@ -95,7 +95,7 @@ def test_a_saved_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("hlscore.inputs.model._read_weights", refuse)
+    monkeypatch.setattr("hlscore.inputs.model.load_weights", refuse)
     found = rank(tmp_path / "out", model=tmp_path / "model")
     assert found.code == 0, found.err
     assert len(read_report(tmp_path / "out/scores.parquet").candidates) > 10
@@ -165,7 +165,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Monkey
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("hlscore.weights.spectrum.singular_values", interrupt)
+    monkeypatch.setattr("hlscore.weights.decomposition.singular_values", interrupt)
     found = rank(tmp_path)
     assert found.code == 130
     assert not list(tmp_path.glob(UNFINISHED))

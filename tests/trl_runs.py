@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from hlscore.gradients.exact import ExactGradients
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.encode import encode
 from hlscore.settings import CandidateSettings, CaptureSettings, ObjectiveSettings
@@ -40,7 +40,7 @@ def captured(
     counts = [sum(half) for half in probes.counts]
     found = {}
     for item in items:
-        pair = gradients.means(item.module, counts)
+        pair = gradients.take_means(item.module, counts)
         assert pair is not None
         total = sum(part * count for part, count in zip(pair, counts, strict=True))
         found[item.parameter] = (total / sum(counts)).flatten()

@@ -211,6 +211,9 @@ class PlanModule(_Strict):
     in_features: _Size
     params: _Place = Field(description="Parameters of weight and bias.")
     trained_params: _Count = Field(description="Parameters that the mode trains.")
+    unreached: bool = Field(
+        description="Whether its gradient is zero, or no finished training changed it."
+    )
     remark: str = Field(description="Anything the reader should know; mostly empty.")
 
     @property

@@ -117,7 +117,7 @@ def check_model(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
 
     This imports torch. Weights are read only where they are to be compared.
     """
-    from hlscore.inputs.fingerprint import structure_hash
+    from hlscore.inputs.identity import structure_hash
     from hlscore.inputs.model import load_shape
     from hlscore.inputs.modules import candidates_of, find_modules
 

@@ -72,7 +72,7 @@ def estimate(
     settings = replace(settings, ignore_adapter=True)  # only the shape of the base is built
     check_budget(plan.budget)
     with status("building the model's shape"):
-        from hlscore.inputs.dimensions import dimensions, parameter_sizes
+        from hlscore.inputs.identity import dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 

@@ -7,7 +7,7 @@ from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts, score_
 from hlscore.flow.result import RankResult
 from hlscore.flow.updates import Moved, score_updates
 from hlscore.flow.weights_alone import score_held_weights, score_stored_weights
-from hlscore.gradients.run import Storage
+from hlscore.gradients.progress import Storage
 from hlscore.steps import Progress, Silent
 
 __all__ = [

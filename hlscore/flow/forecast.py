@@ -22,7 +22,7 @@ from hlscore.rollouts.prompts import longest_rollouts
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.sampling import judgeable_prompts, rewards_of
 from hlscore.settings import RankSettings
-from hlscore.weights.spectrum import decomposition_bytes
+from hlscore.weights.decomposition import decomposition_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +88,7 @@ def forecast(
             prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
         )
     probes = encode_probes(model, tokenizer, examples, settings)
-    dtype = planned_dtype(model, settings.model)
+    dtype = planned_dtype(model.config, settings.model)
     generation_bytes = 0
     if settings.objective.samples_rollouts:
         longest = max(
@@ -191,7 +191,7 @@ def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightFo
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     budget = parse_budget(settings.plan.budget)
-    itemsize = planned_dtype(model, settings.model).itemsize
+    itemsize = planned_dtype(model.config, settings.model).itemsize
     return WeightForecast(
         modules=modules,
         matrices=sum(item.matrices for item in chosen),

@@ -15,12 +15,8 @@ from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import weights_beside
 from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
-from hlscore.gradients.run import (
-    CaptureRun,
-    Storage,
-    memory_errors,
-    weight_norms,
-)
+from hlscore.gradients.progress import Storage
+from hlscore.gradients.run import CaptureRun, memory_errors, weight_norms
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
@@ -173,7 +169,8 @@ def score_probes(
         ),
     )
     result = with_plan(report, settings.plan, rollouts)
-    run.forget_progress()
+    if run.file is not None:
+        run.file.forget()
     return result
 
 

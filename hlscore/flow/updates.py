@@ -12,16 +12,11 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import opened
-from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.resampling import draw_resamples
+from hlscore.gradients.jackknife import draw_resamples
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
-from hlscore.gradients.spectrum import energies_of
-from hlscore.gradients.statistics import (
-    Reduction,
-    curve_ranks,
-    reduce_gradients,
-    unreached,
-)
+from hlscore.gradients.statistics import Reduction, curve_ranks, reduce_gradients
+from hlscore.gradients.sums import ExactGradients
+from hlscore.gradients.tails import energies_of
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
@@ -39,7 +34,7 @@ from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.weights.spectrum import measure_weight
+from hlscore.weights.decomposition import measure_weight
 
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1
@@ -271,14 +266,14 @@ class _Scorer:
         self, item: Candidate, updates: Sequence[Update | None], norm: float
     ) -> GradientStatistics:
         if all(update is None for update in updates):
-            return unreached(norm, self._reduction)
+            return reduce_gradients(None, norm, None, self._reduction)
         matrices = [
             None if matrix is None else matrix.to(self._device) for matrix in _matrices(updates)
         ]
         if len(matrices) == 1:
             (single,) = matrices
             assert single is not None  # noqa: S101 - just looked at
-            return reduce_gradients(single, single, norm, None, self._reduction, name=item.module)
+            return reduce_gradients((single, single), norm, None, self._reduction, name=item.module)
         reduction = self._reduction
         groups = (self._first, len(matrices) - self._first) if reduction.resamples else None
         received = ExactGradients((item,), self._tests, groups=groups)
@@ -288,11 +283,9 @@ class _Scorer:
             if matrix is not None:
                 received.add(item.module, matrix)
             received.end_group(half, number)
-        means = received.means(item.module, reduction.counts)
-        assert means is not None  # noqa: S101 - one of them is there
-        return reduce_gradients(
-            *means, norm, received.groups.of(item.module), reduction, name=item.module
-        )
+        sketches = received.group_sketches(item.module)
+        means = received.take_means(item.module, reduction.counts)
+        return reduce_gradients(means, norm, sketches, reduction, name=item.module)
 
 
 def _matrices(updates: Sequence[Update | None]) -> list[torch.Tensor | None]:

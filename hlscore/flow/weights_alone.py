@@ -31,7 +31,7 @@ from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import Workers
-from hlscore.weights.spectrum import decomposition_bytes, measure_weight
+from hlscore.weights.decomposition import decomposition_bytes, measure_weight
 
 
 def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:

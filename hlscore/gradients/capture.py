@@ -7,11 +7,9 @@ handed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from types import TracebackType
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.experts import experts_forward
+from hlscore.gradients.sources import Sources, require_gradient
 from hlscore.inputs.modules import decoder_blocks
 
 # A module and how many times it was used before in the same forward pass.
@@ -90,39 +89,6 @@ class _ObserveGradient(torch.autograd.Function):
         return gradients[0], None, None, None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sources:
-    """Where the gradients of the captured modules come from.
-
-    Attributes:
-        weights: Weights whose gradient is formed, by module name.
-        maps: Linear maps whose input and output gradient are observed, by module name.
-        experts: Modules of fused experts that are observed, with the module names of their
-            weights by attribute.
-    """
-
-    weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
-    maps: Mapping[str, nn.Module] = field(default_factory=dict)
-    experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
-
-    @property
-    def observed(self) -> bool:
-        """Whether any module is observed."""
-        return bool(self.maps or self.experts)
-
-    def only(self, names: Container[str]) -> Sources:
-        """The sources of some modules."""
-        experts = [
-            (module, {leaf: name for leaf, name in named.items() if name in names})
-            for module, named in self.experts
-        ]
-        return Sources(
-            weights={name: value for name, value in self.weights.items() if name in names},
-            maps={name: value for name, value in self.maps.items() if name in names},
-            experts=[(module, named) for module, named in experts if named],
-        )
-
-
 class GradientCapture:
     """Context in which a backward pass hands each gradient over and keeps none.
 
@@ -146,10 +112,8 @@ class GradientCapture:
         products: ProductReceiver | None = None,
         checkpointing: bool = False,
     ) -> None:
-        self._model = model
-        self._sources = sources
-        self._receiver = receiver
-        self._products = products
+        self._model, self._sources = model, sources
+        self._receiver, self._products = receiver, products
         recomputes = checkpointing and model.supports_gradient_checkpointing
         self._blocks = decoder_blocks(model) if recomputes else ()
         self._undo = ExitStack()
@@ -184,35 +148,28 @@ class GradientCapture:
                     partial(self._take_gradient, name)
                 )
                 self._undo.callback(hook.remove)
-            if self._sources.observed:
+            if self._sources.maps or self._sources.experts:
                 # With every weight frozen, the graph has to begin somewhere.
                 embedding = self._model.get_input_embeddings()
                 self._undo.callback(embedding.register_forward_hook(require_gradient).remove)
             for name, module in self._sources.maps.items():
-                before = module.register_forward_pre_hook(
-                    partial(self._see_input, name), with_kwargs=True
-                )
-                after = module.register_forward_hook(partial(self._see_output, name))
-                self._undo.callback(before.remove)
-                self._undo.callback(after.remove)
+                self._observe_map(name, module)
             if self._sources.experts:
                 self._observe_experts()
             # Not the model's own switch: that one works only in training mode, where dropout is on.
             for block in map(self._model.get_submodule, self._blocks):
                 own = block.__dict__.get("forward")
                 block.forward = partial(self._recomputed, block.forward)
-                self._undo.callback(_restore_forward, block, own)
+                if own is None:
+                    self._undo.callback(delattr, block, "forward")
+                else:
+                    self._undo.callback(setattr, block, "forward", own)
         except BaseException:
             self._undo.close()
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Put everything back, the last change first."""
         self._undo.close()
 
@@ -234,6 +191,24 @@ class GradientCapture:
         self._kept.clear()
         for parameter in self._sources.weights.values():
             parameter.grad = None
+
+    def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
+        gradient, use = parameter.grad, (name, 0)
+        parameter.grad = None
+        if gradient is not None and use not in self._skipped:
+            self._receiver.add(name, gradient)
+            self._added.add(use)
+
+    def _observe_map(self, name: str, module: nn.Module) -> None:
+        def see_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            self._keep(name, args[0] if args else next(iter(kwargs.values())))
+
+        def see_output(_: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+            return self._observe(name, output)
+
+        before = module.register_forward_pre_hook(see_input, with_kwargs=True)
+        self._undo.callback(before.remove)
+        self._undo.callback(module.register_forward_hook(see_output).remove)
 
     def _observe_experts(self) -> None:
         names = {id(module): names for module, names in self._sources.experts}
@@ -260,31 +235,6 @@ class GradientCapture:
             self._undo.callback(setattr, config, "_experts_implementation_internal", own)
             config._experts_implementation_internal = key
 
-    def _take_gradient(self, name: str, parameter: torch.Tensor) -> None:
-        gradient, use = parameter.grad, (name, 0)
-        parameter.grad = None
-        if gradient is not None and use not in self._skipped:
-            self._receiver.add(name, gradient)
-            self._added.add(use)
-
-    def _see_input(
-        self,
-        name: str,
-        module: nn.Module,  # noqa: ARG002 - the signature of a hook
-        args: tuple[torch.Tensor, ...],
-        kwargs: dict[str, torch.Tensor],
-    ) -> None:
-        self._keep(name, args[0] if args else next(iter(kwargs.values())))
-
-    def _see_output(
-        self,
-        name: str,
-        module: nn.Module,  # noqa: ARG002 - the signature of a hook
-        args: tuple[torch.Tensor, ...],  # noqa: ARG002
-        output: torch.Tensor,
-    ) -> torch.Tensor:
-        return self._observe(name, output)
-
     def _keep(self, name: str, inputs: torch.Tensor) -> None:
         if self._products is None or not torch.is_grad_enabled():
             return
@@ -304,18 +254,16 @@ class GradientCapture:
         self._uses[name] = use[1] + 1
         if not output.requires_grad:
             output.requires_grad_()
-        receive = partial(self._take_product, use, counts)
+
+        def receive(kept: torch.Tensor, delta: torch.Tensor) -> None:
+            if self._products is not None and use not in self._skipped:
+                self._products.add_product(name, kept, delta, counts)
+                self._added.add(use)
+
         observed: torch.Tensor = _ObserveGradient.apply(  # type: ignore[no-untyped-call]
             output, kept, kept.grad_fn, receive
         )
         return observed
-
-    def _take_product(
-        self, use: Use, counts: Sequence[int], kept: torch.Tensor, delta: torch.Tensor
-    ) -> None:
-        if self._products is not None and use not in self._skipped:
-            self._products.add_product(use[0], kept, delta, counts)
-            self._added.add(use)
 
     def _recomputed(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         runs = 0
@@ -339,7 +287,7 @@ class GradientCapture:
             # Stopping early skips the hook that puts offloaded weights away again.
             early_stop=not self._offloaded,
             # Whole inputs are saved the first time, what is needed of them the second.
-            determinism_check="none" if self._sources.observed else "default",
+            determinism_check="none" if self._sources.maps or self._sources.experts else "default",
             **kwargs,
         )
 
@@ -347,15 +295,22 @@ class GradientCapture:
 @contextmanager
 def frozen(model: PreTrainedModel) -> Iterator[None]:
     """Context in which a model is in inference mode and none of its weights requires gradients."""
+
+    def restore(
+        module: nn.Module, leaf: str, requires_grad: bool, gradient: torch.Tensor | None
+    ) -> None:
+        # By name: weights that are offloaded are other objects after each forward pass.
+        parameter = module._parameters[leaf]
+        if parameter is not None:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
     with ExitStack() as undo:
         for module in model.modules():
             undo.callback(setattr, module, "training", module.training)
-        model.eval()
-        for module in model.modules():
             for leaf, parameter in module.named_parameters(recurse=False):
-                undo.callback(
-                    _restore_parameter, module, leaf, parameter.requires_grad, parameter.grad
-                )
+                undo.callback(restore, module, leaf, parameter.requires_grad, parameter.grad)
+        model.eval()
         for parameter in model.parameters():
             parameter.grad = None
             parameter.requires_grad_(False)
@@ -369,74 +324,24 @@ def weights_as_trained(model: PreTrainedModel) -> Iterator[None]:
     RWKV divides the weights of its later blocks by powers of two as soon as it runs in inference
     mode, and multiplies them again in training mode: scores are those of the weights that train.
     """
+
+    def put_back(module: Any, rescaled: bool, training: bool, every: int) -> None:
+        module.config.rescale_every, module.layers_are_rescaled = every, False
+        if rescaled:
+            module.training = False
+            module._rescale_layers()
+        module.training = training
+
     with ExitStack() as undo:
         for module in model.modules():
-            rescale = getattr(module, "_rescale_layers", None)
-            if rescale is None or not hasattr(module, "layers_are_rescaled"):
+            if not (hasattr(module, "_rescale_layers") and hasattr(module, "layers_are_rescaled")):
                 continue
             rescaled, training = module.layers_are_rescaled, module.training
             every = module.config.rescale_every
             if rescaled:
                 module.training = True
-                rescale()
+                module._rescale_layers()
                 module.training = training
-
-            def put_back(
-                module: Any = module, rescaled: Any = rescaled, training: bool = training,
-                every: int = every,
-            ) -> None:  # fmt: skip
-                module.config.rescale_every, module.layers_are_rescaled = every, False
-                if rescaled:
-                    module.training = False
-                    module._rescale_layers()
-                module.training = training
-
-            undo.callback(put_back)
+            undo.callback(put_back, module, rescaled, training, every)
             module.config.rescale_every = 0
         yield
-
-
-def called_modules(
-    model: PreTrainedModel, modules: Mapping[str, nn.Module], input_ids: torch.Tensor
-) -> set[str]:
-    """Find out which modules a forward pass calls; others may have their weight used directly.
-
-    Args:
-        model: The model; comes back as it was.
-        input_ids: A few tokens, int64 [examples, length].
-    """
-    called: set[str] = set()
-    # With gradients, because without them bitsandbytes rearranges 4-bit weights on some CPUs.
-    with ExitStack() as undo, torch.enable_grad():
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        model.eval()
-        undo.callback(model.get_input_embeddings().register_forward_hook(require_gradient).remove)
-        for name, module in modules.items():
-            hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
-            undo.callback(hook.remove)
-        model(input_ids=input_ids, use_cache=False)
-    return called
-
-
-def require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    """Forward hook of the input embedding: with every weight frozen, the graph begins here."""
-    # Not a leaf of the graph, which a model could not write into.
-    return output if output.requires_grad else output.requires_grad_().clone()
-
-
-def _restore_parameter(
-    module: nn.Module, leaf: str, requires_grad: bool, gradient: torch.Tensor | None
-) -> None:
-    # By name: weights that are offloaded are other objects after each forward pass.
-    parameter = module._parameters[leaf]
-    if parameter is not None:
-        parameter.requires_grad_(requires_grad)
-        parameter.grad = gradient
-
-
-def _restore_forward(block: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        del block.forward
-    else:
-        block.forward = own

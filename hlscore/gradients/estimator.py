@@ -1,4 +1,4 @@
-"""Which estimator a run uses, and why."""
+"""Which estimator a run uses and why, and the memory that each would take."""
 
 from __future__ import annotations
 
@@ -9,50 +9,79 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import UsageError
-from hlscore.gradients.memory import USABLE_SHARE, Needs, free_bytes, predict
-from hlscore.gradients.sketch import default_sketch_size
+from hlscore.gradients.memory import USABLE_SHARE, free_bytes
+from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sources import formed_gradients
+from hlscore.gradients.sums import group_bytes
+from hlscore.objectives.likelihood import CHUNK_NUMBERS
+from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
-from hlscore.settings import Movement, RankSettings
-
-# What `--movement auto` means where weights can be moved.
-DEFAULT_MOVEMENT: Movement = "gradient"
+from hlscore.settings import CaptureSettings, RankSettings
 
 
 def with_movement(
     model: PreTrainedModel, candidates: Sequence[Candidate], settings: RankSettings
 ) -> RankSettings:
-    """Decide what is scored, gradients or the updates of trials.
+    """The settings with `movement` decided: whether gradients or the updates of trials are scored.
+
+    With trials each probe group is the data of one.
 
     Args:
         model: The model; may be on the meta device where it is not loaded yet.
-
-    Returns:
-        The settings with `movement` decided. With trials each probe group is the data of one.
     """
     capture, score = settings.capture, settings.plan.score
-    loaded = not all(weight.is_meta for weight in model.parameters())
+    if capture.movement != "trial":
+        return replace(settings, capture=replace(capture, movement="gradient"))
+    on_meta = [weight.is_meta for weight in model.parameters()]
     obstacle = ""
     if settings.model.load_in or any(item.quantized for item in candidates):
         obstacle = "quantized weights cannot be moved"
     elif settings.model.shard:
         obstacle = "sharded weights cannot be moved"
-    elif loaded and any(weight.is_meta for weight in model.parameters()):
+    elif any(on_meta) and not all(on_meta):
         obstacle = "offloaded weights cannot be moved"
     elif find_score(score).needs == "whole gradients":
         obstacle = f"the score '{score}' is one of gradients"
-    if capture.movement == "trial" and obstacle:
+    if obstacle:
         raise UsageError(
             f"--movement trial cannot be used: {obstacle}.",
             hint="Use --movement gradient, for instance with --score hls_share.",
         )
-    movement = capture.movement
-    if movement == "auto":
-        movement = "gradient" if obstacle or capture.passes > 1 else DEFAULT_MOVEMENT
-    groups = capture.trials // 2 if movement == "trial" else capture.groups
-    return replace(settings, capture=replace(capture, movement=movement, groups=groups))
+    return replace(settings, capture=replace(capture, groups=capture.trials // 2))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryNeeds:
+    """Predicted memory of a run besides the weights, in bytes.
+
+    Attributes:
+        activations: Activations and logits of the largest batch, an estimate.
+        exact_sums: Float32 sums of both halves of the exact estimator.
+        exact_groups: Group sketches of the exact estimator.
+        largest_gradient: The largest gradient that is formed at a time.
+        sketch_sums: Sketches of both halves, their test matrices, and those of the groups.
+    """
+
+    activations: int
+    exact_sums: int
+    exact_groups: int
+    largest_gradient: int
+    sketch_sums: int
+
+    def on_device(self, estimator: str, accumulate_on: str) -> int:
+        """Memory that an estimator takes on the device of the model."""
+        if estimator == "sketch":
+            return self.activations + self.sketch_sums
+        sums = self.exact_sums + self.exact_groups if accumulate_on == "device" else 0
+        return self.activations + self.largest_gradient + sums
+
+    def on_host(self, estimator: str, accumulate_on: str) -> int:
+        """Memory that an estimator takes on the host, where that is not the device."""
+        host = estimator == "exact" and accumulate_on == "host"
+        return self.exact_sums + self.exact_groups if host else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +99,7 @@ class EstimatorChoice:
     estimator: str
     reason: str
     sketch_size: int
-    needs: Needs
+    needs: MemoryNeeds
     free_bytes: int
 
 
@@ -97,13 +126,13 @@ def choose_estimator(
     """
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
-    size = capture.sketch_size or default_sketch_size(largest)
+    columns = capture.sketch_size or default_sketch_size(largest)
     needs = predict(
         model,
         candidates,
         probes,
         capture,
-        sketch_size=size,
+        sketch_size=columns,
         itemsize=itemsize,
         processes=processes.size,
     )
@@ -121,14 +150,16 @@ def choose_estimator(
         reason = "sketch: quantized, offloaded or sharded weights hold no gradients."
     else:
         wanted = needs.on_device("exact", capture.accumulate_on)
-        fits = wanted <= USABLE_SHARE * free
         host = needs.on_host("exact", capture.accumulate_on)
+        fits = wanted <= USABLE_SHARE * free
         if host and device.type != "cpu":
             fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
         place = "this machine" if device.type == "cpu" else str(device)
-        compared = (
-            f"it needs {_size(wanted)} besides the weights, and {_size(free)} are free on {place}"
+        needed, there = (
+            f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+            for size in (wanted, free)
         )
+        compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
     score = find_score(settings.plan.score)
@@ -138,9 +169,64 @@ def choose_estimator(
             hint="Use --estimator exact, or another --score.",
         )
     return EstimatorChoice(
-        estimator=estimator, reason=reason, sketch_size=size, needs=needs, free_bytes=free
+        estimator=estimator, reason=reason, sketch_size=columns, needs=needs, free_bytes=free
     )
 
 
-def _size(size: int) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
+def predict(
+    model: PreTrainedModel,
+    candidates: Sequence[Candidate],
+    probes: ProbeSet,
+    settings: CaptureSettings,
+    *,
+    sketch_size: int,
+    itemsize: int,
+    processes: int = 1,
+) -> MemoryNeeds:
+    """Predict the memory of a run besides the weights: sums exactly, activations roughly."""
+    groups = probes.summary.groups if settings.bootstrap else 0
+    sketches = formed = grouped = 0
+    tests: dict[int, int] = {}
+    matrices = TestMatrices(size=sketch_size, seed=0)
+    for item in candidates:
+        short, width = item.max_rank, max(item.out_features, item.in_features)
+        columns = matrices.columns(width)
+        sketches += 2 * 4 * item.matrices * short * columns
+        grouped += group_bytes(item.matrices, short, min(sketch_size, width), groups)
+        if columns < width:
+            tests[width] = 4 * width * columns
+        if formed_gradients(model, item):
+            formed = max(formed, item.matrices * short * width * itemsize)
+
+    # Activations, logits and loss of the largest batch.
+    parts = [
+        part
+        for half in probes.halves
+        for group in half
+        for part in cut(by_length(group)[::processes], settings.batch_size)
+    ]
+    tokens = max(len(part) * max(len(item.input_ids) for item in part) for part in parts)
+    counted = max(sum(item.counted_tokens for item in part) for part in parts)
+    config = model.config.get_text_config()
+    per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
+    blocks: dict[int | None, int] = {}
+    for item in candidates:
+        uses = per_token if item.matrices > 1 else 1
+        widths = uses * (item.out_features + item.in_features)
+        blocks[item.layer] = blocks.get(item.layer, 0) + widths
+    # Inputs are often shared, which makes room for what norms, gates and attention hold.
+    kept = sum(blocks.values())
+    if settings.checkpointing:
+        kept = len(blocks) * int(getattr(config, "hidden_size", 0)) + max(blocks.values())
+    # Logits and their gradient, and what the loss computes with in float32.
+    vocabulary = int(model.get_input_embeddings().weight.shape[0])
+    logits = 3 * tokens * vocabulary * itemsize + 3 * 4 * min(counted * vocabulary, CHUNK_NUMBERS)
+
+    sizes = [item.matrices * item.out_features * item.in_features for item in candidates]
+    return MemoryNeeds(
+        activations=tokens * itemsize * kept + logits,
+        exact_sums=2 * 4 * sum(sizes),
+        exact_groups=grouped,
+        largest_gradient=2 * max(sizes) * itemsize,
+        sketch_sums=sketches + grouped + sum(tests.values()) + 2 * formed,
+    )

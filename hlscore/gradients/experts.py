@@ -31,7 +31,7 @@ def experts_forward(
     top_k_index: torch.Tensor,
     top_k_weights: torch.Tensor,
 ) -> torch.Tensor:
-    """Send each token through its experts.
+    """Send each token through its experts, [tokens, hidden].
 
     Args:
         observe: Called with each linear map's attribute, inputs [rows, in], outputs [rows, out] and
@@ -39,9 +39,6 @@ def experts_forward(
         hidden_states: [tokens, hidden].
         top_k_index: Experts of each token, int [tokens, k]; `num_experts` means none.
         top_k_weights: Weight of each, [tokens, k].
-
-    Returns:
-        [tokens, hidden].
     """
     tokens, top_k = top_k_index.shape
     ids, order = torch.sort(top_k_index.reshape(-1), stable=True)
@@ -71,15 +68,11 @@ def experts_forward(
 
 
 def grouped_product(inputs: torch.Tensor, weight: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Multiply rows with the matrix of their expert.
+    """Multiply rows [rows, in], sorted by expert, with the matrix of their expert: [rows, out].
 
     Args:
-        inputs: Sorted by expert, [rows, in].
         weight: [E, in, out].
         counts: Rows of each expert; rows beyond them are given zeros.
-
-    Returns:
-        [rows, out].
     """
     rest = len(inputs) - sum(counts)
     if weight.is_cuda and weight.dtype == torch.bfloat16 and not rest:

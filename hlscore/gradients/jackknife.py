@@ -1,17 +1,23 @@
-"""How far scores follow single probe groups: pure functions of tensors.
+"""Standard errors: how far scores follow single probe groups, and resamples made from that.
 
 Every score is computed again without each group, leading subspaces included (Tukey's
 jackknife). For the cross-fitted tail, a product of two noisy halves, leaving groups out of one
 half at a time counts the product of both noises twice; leaving out pairs, one group of each
 half, shows how large that product is, and it is taken off once (Efron and Stein 1981; the two
 halves are crossed random effects).
+
+Resamples draw groups with replacement within each half. The draws are the same for every module,
+which keeps their dependence and lets a whole choice be repeated per resample: a replicate is the
+score plus the influence of every group times how often it was drawn beyond once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 _CHUNK_NUMBERS = 2**25
@@ -21,42 +27,22 @@ _LEAST_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Influence:
-    """What each group of both halves does to a score, scaled so that squares sum to its variance.
+class Influences:
+    """What each probe group does to the scores of one module.
 
-    float64 [groups of the half] each.
+    Scaled so that squares sum to the variance of a score over probe sets of the same size.
+
+    Attributes:
+        hls: float64 [groups], those of the first half first; so are the others.
+        tail: On the tail energy.
+        grad_norm: On the energy of the mean gradient.
+        energy: Energy of the mean gradient that they belong to.
     """
 
-    first: torch.Tensor
-    second: torch.Tensor
-
-    @property
-    def variance(self) -> float:
-        """Variance of the score over probe sets of the same size."""
-        return float((self.first**2).sum() + (self.second**2).sum())
-
-    def scaled(self, factor: float) -> Influence:
-        """The same influences times a factor."""
-        return Influence(first=self.first * factor, second=self.second * factor)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Influences:
-    """Influences of the groups on the scores of one module, at one energy of the mean gradient."""
-
-    hls: Influence
-    tail: Influence
-    grad_norm: Influence
+    hls: torch.Tensor
+    tail: torch.Tensor
+    grad_norm: torch.Tensor
     energy: float
-
-    def scaled(self, factor: float) -> Influences:
-        """The same influences times a factor."""
-        return Influences(
-            hls=self.hls.scaled(factor),
-            tail=self.tail.scaled(factor),
-            grad_norm=self.grad_norm.scaled(factor),
-            energy=self.energy * factor,
-        )
 
 
 def influences(
@@ -84,13 +70,17 @@ def influences(
         part = sketches[:, start : start + step] / unit
         first, second = _without(part[:halves], counts[0]), _without(part[halves:], counts[1])
         pairs += _cross_fitted_tails(first, second, rank).double().cpu()
-        means += _mean_energies(part, torch.cat(counts), rank).double().cpu()
+        # Tail and whole energy of the mean gradient without each group.
+        mean = _without(part, torch.cat(counts))[1:]
+        energies = torch.linalg.eigvalsh(mean.mT @ mean).clamp(min=0)
+        tail = energies[..., : size - rank].sum((-2, -1))
+        means += torch.stack((tail, energies.sum((-2, -1)))).double().cpu()
         energy += float((part.sum(0) / torch.cat(counts).sum()).square().sum())
     scale = float(unit.double().cpu() / mean_count) ** 2
     return Influences(
         hls=_without_shared_noise(pairs * scale),
-        tail=_by_half(_scaled(means[0] * scale), halves),
-        grad_norm=_by_half(_scaled(means[1] * scale), halves),
+        tail=_scaled(means[0] * scale),
+        grad_norm=_scaled(means[1] * scale),
         energy=energy * scale,
     )
 
@@ -105,29 +95,13 @@ def _without(groups: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 def _cross_fitted_tails(first: torch.Tensor, second: torch.Tensor, rank: int) -> torch.Tensor:
     """`S_r` of every mean of the first half with every one of the second: [a, b]."""
     cross = torch.einsum("aemk,beml->abekl", first, second)
-    left, right = _leading(first, rank), _leading(second, rank)
+    # Leading right singular vectors, [..., k, r].
+    left = torch.linalg.eigh(first.mT @ first).eigenvectors[..., -rank:]
+    right = torch.linalg.eigh(second.mT @ second).eigenvectors[..., -rank:]
     inside = torch.einsum("aeki,abekl,aeli->ab", left, cross, left)
     inside = inside + torch.einsum("beki,abekl,beli->ab", right, cross, right)
     found: torch.Tensor = cross.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) - inside / 2
     return found
-
-
-def _leading(matrices: torch.Tensor, rank: int) -> torch.Tensor:
-    """Leading right singular vectors, [..., k, r]."""
-    vectors: torch.Tensor = torch.linalg.eigh(matrices.mT @ matrices).eigenvectors
-    return vectors[..., -rank:]
-
-
-def _mean_energies(groups: torch.Tensor, counts: torch.Tensor, rank: int) -> torch.Tensor:
-    """Tail and whole energy of the mean gradient without each group: [2, g]."""
-    means = _without(groups, counts)[1:]
-    energies = torch.linalg.eigvalsh(means.mT @ means).clamp(min=0)
-    tail: torch.Tensor = energies[..., : energies.shape[-1] - rank].sum((-2, -1))
-    return torch.stack((tail, energies.sum((-2, -1))))
-
-
-def _by_half(found: torch.Tensor, halves: int) -> Influence:
-    return Influence(first=found[:halves], second=found[halves:])
 
 
 def _scaled(values: torch.Tensor) -> torch.Tensor:
@@ -136,7 +110,7 @@ def _scaled(values: torch.Tensor) -> torch.Tensor:
     return (values.mean() - values) * math.sqrt((count - 1) / count)
 
 
-def _without_shared_noise(pairs: torch.Tensor) -> Influence:
+def _without_shared_noise(pairs: torch.Tensor) -> torch.Tensor:
     """Influences on a product of halves from its values [a + 1, b + 1] without pairs of groups."""
     first, second = _scaled(pairs[1:, 0]), _scaled(pairs[0, 1:])
     twice = float((first**2).sum() + (second**2).sum())
@@ -145,4 +119,48 @@ def _without_shared_noise(pairs: torch.Tensor) -> Influence:
     a, b = inner.shape
     shared = float((mixed**2).sum()) * (a - 1) * (b - 1) / (a * b)
     share = max(1 - shared / twice, _LEAST_SHARE) if twice > 0 else 1.0
-    return Influence(first=first * share**0.5, second=second * share**0.5)
+    found: torch.Tensor = torch.cat((first, second)) * share**0.5
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resamples:
+    """How often each group of both halves is drawn in each resample.
+
+    Attributes:
+        first: float64 [resamples, groups].
+        second: float64 [resamples, groups].
+        first_counts: What each group adds to the divisor of its half's mean, float64 [groups].
+        second_counts: float64 [groups].
+    """
+
+    first: torch.Tensor
+    second: torch.Tensor
+    first_counts: torch.Tensor
+    second_counts: torch.Tensor
+
+    def replicates(self, value: float, influence: torch.Tensor) -> torch.Tensor:
+        """A score in each resample, float64 [resamples]; the variance is that of the influence."""
+        first, second = torch.split(influence, [self.first.shape[1], self.second.shape[1]])
+        return value + (self.first - 1) @ first + (self.second - 1) @ second
+
+
+def draw_resamples(
+    first_counts: Sequence[int], second_counts: Sequence[int], *, count: int, seed: int
+) -> Resamples | None:
+    """Draw groups; `None` where no resamples were asked for or a half has a single group."""
+    if count == 0 or min(len(first_counts), len(second_counts)) < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    draws = [
+        torch.from_numpy(
+            generator.multinomial(len(half), np.full(len(half), 1 / len(half)), size=count)
+        ).double()
+        for half in (first_counts, second_counts)
+    ]
+    return Resamples(
+        first=draws[0],
+        second=draws[1],
+        first_counts=torch.tensor(first_counts, dtype=torch.float64),
+        second_counts=torch.tensor(second_counts, dtype=torch.float64),
+    )

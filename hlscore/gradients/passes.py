@@ -11,18 +11,16 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.inputs.model import input_device
-from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import IGNORED, collate
+from hlscore.objectives.likelihood import IGNORED, token_log_probs
+from hlscore.probes.batches import collate
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
-
-# Mean-loss gradients of large models lie near the smallest number float16 can hold.
-FLOAT16_LOSS_SCALE = 1024.0
 
 
 def loss_scale(model: PreTrainedModel) -> float:
     """What a loss is multiplied with before the backward pass, and its gradients divided by."""
-    return FLOAT16_LOSS_SCALE if model.dtype == torch.float16 else 1.0
+    # Mean-loss gradients of large models lie near the smallest number float16 can hold.
+    return 1024.0 if model.dtype == torch.float16 else 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,48 +42,40 @@ class Passed:
     coefficients: torch.Tensor
 
 
-class ForwardPass:
-    """Runs examples forward, padded to one batch.
+def run_forward(
+    model: PreTrainedModel,
+    probes: ProbeSet,
+    examples: Sequence[ProbeExample],
+    *,
+    padding_side: PaddingSide,
+    temperature: float | None = None,
+) -> Passed:
+    """Run examples forward, padded to one batch.
 
     Args:
-        temperature: What logits are divided by; `None` for that of the probes.
+        temperature: Sampling temperature, which logits are divided by; `None` for that of the
+            probes.
     """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        probes: ProbeSet,
-        padding_side: PaddingSide,
-        *,
-        temperature: float | None = None,
-    ) -> None:
-        self._model, self._padding_side = model, padding_side
-        self._pad_token_id = probes.pad_token_id
-        self._temperature = probes.temperature if temperature is None else temperature
-        # Right-padded tokens stand at their own positions anyway.
-        takes_positions = "position_ids" in signature(model.forward).parameters
-        self._positions = padding_side == "left" and takes_positions
-
-    def __call__(self, examples: Sequence[ProbeExample]) -> Passed:
-        """Run one batch."""
-        batch = collate(
-            examples,
-            pad_token_id=self._pad_token_id,
-            padding_side=self._padding_side,
-            device=input_device(self._model),
-        )
-        inputs: dict[str, Any] = {"position_ids": batch.position_ids} if self._positions else {}
-        logits = self._model(
-            input_ids=batch.input_ids,
-            attention_mask=batch.attention_mask,
-            use_cache=False,
-            **inputs,
-        ).logits
-        labels = batch.labels.to(logits.device)
-        log_probs = token_log_probs(logits, labels, temperature=self._temperature)
-        return Passed(
-            log_probs=log_probs,
-            counted=labels[:, 1:] != IGNORED,
-            old_log_probs=batch.old_log_probs.to(log_probs),
-            coefficients=batch.coefficients,
-        )
+    batch = collate(
+        examples,
+        pad_token_id=probes.pad_token_id,
+        padding_side=padding_side,
+        device=input_device(model),
+    )
+    # Right-padded tokens stand at their own positions anyway.
+    inputs: dict[str, Any] = {}
+    if padding_side == "left" and "position_ids" in signature(model.forward).parameters:
+        inputs["position_ids"] = batch.position_ids
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False, **inputs
+    ).logits
+    labels = batch.labels.to(logits.device)
+    log_probs = token_log_probs(
+        logits, labels, temperature=probes.temperature if temperature is None else temperature
+    )
+    return Passed(
+        log_probs=log_probs,
+        counted=labels[:, 1:] != IGNORED,
+        old_log_probs=batch.old_log_probs.to(log_probs),
+        coefficients=batch.coefficients,
+    )

@@ -11,12 +11,13 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, first_line
-from hlscore.gradients.capture import GradientCapture, Sources, Use
-from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.capture import GradientCapture, Use
 from hlscore.gradients.memory import empty_cache, is_out_of_memory
-from hlscore.gradients.passes import ForwardPass, Passed, loss_scale
-from hlscore.gradients.progress import ProgressFile, RunPosition, RunState, device_of_sums
+from hlscore.gradients.passes import Passed, loss_scale, run_forward
+from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
+from hlscore.gradients.sources import Sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.objectives.losses import probe_loss
 from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeExample, ProbeSet
@@ -36,6 +37,9 @@ class ProbeRun:
         progress_file: Where progress is stored, if anywhere.
         in_step: Whether all processes must run the same number of batches, because they share
             the weights.
+
+    Attributes:
+        state: Position, loss and batch size so far; a stored one to resume from.
     """
 
     def __init__(
@@ -52,48 +56,16 @@ class ProbeRun:
         progress_file: ProgressFile | None = None,
         in_step: bool = False,
     ) -> None:
-        self._model = model
-        self._probes = probes
-        self._gradients = gradients
-        self._sources = sources
-        self._settings = settings
-        self._forward = ForwardPass(model, probes, settings.padding_side)
-        self._loss = probe_loss(objective)
-        self._clip = objective.clip
+        self._model, self._probes, self._settings = model, probes, settings
+        self._gradients, self._sources = gradients, sources
+        self._loss, self._clip = probe_loss(objective), objective.clip
         self._off_policy = any(item.old_log_probs for item in probes.sequences)
         # Tokens whose old log-probability is known, and those of them beyond the clip.
         self._known = self._beyond = 0
-        self._on_tokens = on_tokens
-        self._processes = processes
-        self._file = progress_file
-        self._in_step = in_step
-        self._state = RunState(position=RunPosition(), loss=0.0, batch_size=settings.batch_size)
+        self._on_tokens, self._processes = on_tokens, processes
+        self._file, self._in_step = progress_file, in_step
+        self.state = RunState(position=RunPosition(), loss=0.0, batch_size=settings.batch_size)
         self._here = RunPosition()
-
-    @property
-    def batch_size(self) -> int:
-        """Examples per batch that fitted the memory."""
-        return self._state.batch_size
-
-    @property
-    def ratio_note(self) -> str:
-        """How far the ratios to the sampling policy lie outside the clip; empty on policy."""
-        known, beyond = self._processes.total([self._known, self._beyond])
-        if not known:
-            return ""
-        low, high = self._clip
-        return (
-            f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities have "
-            f"ratios outside of {1 - low:g} to {1 + high:g}: if that is much, they are not of this "
-            "model and temperature."
-        )
-
-    def resume(self) -> None:
-        """Continue where a stored run ended."""
-        if self._file is not None:
-            device = device_of_sums(self._model, self._settings)
-            self._state, state = self._file.load(self._state, device)
-            self._gradients.load(state, number=self._state.position.number)
 
     def run(self) -> float:
         """Run every probe batch forward and backward, and accumulate the gradients.
@@ -102,24 +74,24 @@ class ProbeRun:
             Mean negative log-likelihood over the counted tokens of the whole set, in nats.
         """
         gradients, processes = self._gradients, self._processes
-        first = self._state.position.number
+        first = self.state.position.number
         for number in range(first, self._settings.passes + 1):
             if number > first and isinstance(gradients, SketchGradients):
                 gradients.begin_pass()
                 processes.give_to_all(gradients.bases())
-                self._state = replace(self._state, position=RunPosition(number=number))
+                self.state = replace(self.state, position=RunPosition(number=number))
                 if self._file is not None:
-                    self._file.save(self._state, gradients.state())
+                    self._file.save(self.state, gradients.tensors)
                     processes.wait()
                     self._file.forget(before=number)
             if gradients.captured:
                 self._run_pass(number)
             gradients.load(processes.add_up(gradients.linear_state()), number=number)
         tokens = sum(item.counted_tokens for item in self._probes.sequences)
-        return processes.total([self._state.loss])[0] / tokens
+        return processes.total([self.state.loss])[0] / tokens
 
     def _run_pass(self, number: int) -> None:
-        gradients, start = self._gradients, self._state.position
+        gradients, start = self._gradients, self.state.position
         capture = GradientCapture(
             self._model,
             self._sources.only(set(gradients.captured)),
@@ -131,40 +103,31 @@ class ProbeRun:
             for half, groups in enumerate(self._probes.halves):
                 earlier = half * len(self._probes.halves[0])
                 for index, group in enumerate(groups):
-                    batches = self._batches(group)
+                    ordered, size = by_length(group), self._settings.batch_size
+                    batches = cut(self._processes.share(ordered), size)
+                    if self._in_step:  # an empty batch where others have more
+                        largest = -(-len(ordered) // self._processes.size)
+                        batches += [()] * (-(-largest // size) - len(batches))
                     for batch, examples in enumerate(batches):
                         here = RunPosition(number=number, half=half, group=index, batch=batch)
                         if here >= start:
                             self._here = here
-                            loss = self._run_parts(capture, examples, frozenset())
-                            self._state = replace(
-                                self._state,
+                            loss = self._run_batch(capture, examples, frozenset())
+                            self.state = replace(
+                                self.state,
                                 position=replace(here, batch=batch + 1),
-                                loss=self._state.loss + (loss if number == 1 else 0.0),
+                                loss=self.state.loss + (loss if number == 1 else 0.0),
                             )
                         self._on_tokens(sum(len(item.input_ids) for item in examples))
                         if here >= start and self._file is not None and self._file.is_due():
-                            self._file.save(self._state, gradients.state())
+                            self._file.save(self.state, gradients.tensors)
                     ended = RunPosition(number=number, half=half, group=index, batch=len(batches))
                     if ended >= start:
                         self._check_finite(ended)
                         gradients.end_group(half, earlier + index)
 
-    def _batches(self, group: Sequence[ProbeExample]) -> list[Sequence[ProbeExample]]:
-        """Batches of this process; an empty one where others have more."""
-        ordered = by_length(group)
-        own = cut(self._processes.share(ordered), self._settings.batch_size)
-        if self._in_step:
-            largest = -(-len(ordered) // self._processes.size)
-            steps = -(-largest // self._settings.batch_size)
-            own += [()] * (steps - len(own))
-        return own
-
-    def _run_parts(
-        self,
-        capture: GradientCapture,
-        examples: Sequence[ProbeExample],
-        skipped: frozenset[Use],
+    def _run_batch(
+        self, capture: GradientCapture, examples: Sequence[ProbeExample], skipped: frozenset[Use]
     ) -> float:
         """Run examples in as few parts as fit the memory.
 
@@ -176,7 +139,7 @@ class ProbeRun:
             return 0.0
         loss, start = 0.0, 0
         while start < len(examples):
-            part = examples[start : start + self._state.batch_size]
+            part = examples[start : start + self.state.batch_size]
             start += len(part)
             try:
                 loss += self._run_part(capture, part, skipped)
@@ -188,8 +151,8 @@ class ProbeRun:
             # Outside the except clause: the error holds the tensors of the failed try.
             capture.clear()
             empty_cache()
-            self._state = replace(self._state, batch_size=len(part) // 2)
-            loss += self._run_parts(capture, part, done)
+            self.state = replace(self.state, batch_size=len(part) // 2)
+            loss += self._run_batch(capture, part, done)
         return loss
 
     def _run_part(
@@ -201,7 +164,9 @@ class ProbeRun:
     ) -> float:
         capture.begin_batch(skipped)
         with _named_errors(self._model, self._here):
-            passed = self._forward(examples)
+            passed = run_forward(
+                self._model, self._probes, examples, padding_side=self._settings.padding_side
+            )
         loss = self._loss(
             passed.log_probs,
             passed.coefficients.to(passed.log_probs),
@@ -247,6 +212,23 @@ class ProbeRun:
                         f"The gradient of '{name}' in {here} holds NaN or infinity.",
                         hint=_overflow_hint(self._model),
                     )
+
+    def notes(self) -> Iterator[str]:
+        """Remarks on the run: ratios to the sampling policy, and batches that did not fit."""
+        known, beyond = self._processes.total([self._known, self._beyond])
+        low, high = self._clip
+        if known:
+            yield (
+                f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities "
+                f"have ratios outside of {1 - low:g} to {1 + high:g}: if that is much, they are "
+                "not of this model and temperature."
+            )
+        smallest, wanted = min(self._processes.gather(self.state.batch_size)), self._settings
+        if smallest < wanted.batch_size:
+            yield (
+                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
+                f"to {smallest}."
+            )
 
 
 @contextmanager

@@ -12,12 +12,9 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError, first_line
-from hlscore.inputs.model import input_device
 from hlscore.processes import Processes
-from hlscore.settings import CaptureSettings
 from hlscore.unfinished import (
     HALF_WRITTEN,
     PROGRESS_PREFIX,
@@ -29,6 +26,21 @@ from hlscore.unfinished import (
 _METADATA_KEY = "hlscore"
 # Writing may cost a run about this share of its time, however large the sums are.
 _LARGEST_SHARE = 0.05
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Storage:
+    """Where an unfinished run is stored.
+
+    Attributes:
+        folder: Folder of the results.
+        every_seconds: Time between two writes.
+        resume: Go on with the run that is stored there.
+    """
+
+    folder: Path
+    every_seconds: float
+    resume: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -95,11 +107,9 @@ class ProgressFile:
         every_seconds: float,
         together: bool = False,
     ) -> None:
-        self._folder = folder
+        self._folder, self._processes = folder, processes
         self._identity = json.loads(json.dumps(identity))
-        self._processes = processes
-        self._every = every_seconds
-        self._together = together
+        self._every, self._together = every_seconds, together
         self._began = self._last = time.monotonic()
         self._cost = 0.0
         self._made_folder = False
@@ -107,7 +117,7 @@ class ProgressFile:
 
     def path(self, number: int) -> Path:
         """Where the progress of this process in a pass is stored."""
-        return progress_path(self._folder, self._processes.rank, self._processes.size, number)
+        return self._folder / f"{_stem(self._processes)}{number}.safetensors"
 
     def is_due(self) -> bool:
         """Whether enough time has passed since progress was stored last."""
@@ -121,10 +131,7 @@ class ProgressFile:
         path = self.path(run.position.number)
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
-        header = {
-            "identity": self._identity,
-            "progress": asdict(run) | {"seconds": seconds},
-        }
+        header = {"identity": self._identity, "progress": asdict(run) | {"seconds": seconds}}
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
             if not self._folder.exists():
@@ -148,14 +155,14 @@ class ProgressFile:
         self, start: RunState, device: torch.device
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
         """State and sums of the latest pass that every process has stored."""
-        stored = self._processes.gather(stored_passes(self.path(1)))
+        stored = self._processes.gather(_stored_passes(self._folder, self._processes))
         common = set.intersection(*({*numbers} or {start.position.number} for numbers in stored))
         if not any(stored) or not common:
             raise nothing_to_resume(self._folder)
         path = self.path(max(common))
         run, state = start, {}
         if path.exists():
-            header = read_header(path)
+            header = _read_header(path)
             check_same_run(self._folder, header["identity"], self._identity)
             run = _state_of(header)
             self.earlier_seconds = float(header["progress"].get("seconds", 0.0))
@@ -176,46 +183,36 @@ class ProgressFile:
 
     def forget(self, *, before: int | None = None) -> None:
         """Remove stored progress, with `before` only that of earlier passes."""
-        for number in stored_passes(self.path(1)):
+        for number in _stored_passes(self._folder, self._processes):
             if before is None or number < before:
                 self.path(number).unlink(missing_ok=True)
-        first = self.path(1).name.removesuffix("1.safetensors")
-        for left in self._folder.glob(f"{first}*{HALF_WRITTEN}") if before is None else ():
-            remove(left)
-        if before is None and self._made_folder and not any(self._folder.iterdir()):
-            self._folder.rmdir()
-
-
-def device_of_sums(model: PreTrainedModel, settings: CaptureSettings) -> torch.device:
-    """Device to read stored sums to."""
-    return torch.device("cpu") if settings.accumulate_on == "host" else input_device(model)
-
-
-def progress_path(folder: Path, rank: int, size: int, number: int) -> Path:
-    """File of one process in one pass."""
-    return folder / f"{PROGRESS_PREFIX}-{rank}-of-{size}-pass-{number}.safetensors"
-
-
-def stored_passes(first: Path) -> list[int]:
-    """Passes of which a process has stored progress."""
-    stem = first.name.removesuffix("1.safetensors")
-    numbers = (
-        path.name.removeprefix(stem).removesuffix(".safetensors")
-        for path in first.parent.glob(f"{stem}*.safetensors")
-    )
-    return sorted(int(number) for number in numbers if number.isdecimal())
+        if before is None:
+            for left in self._folder.glob(f"{_stem(self._processes)}*{HALF_WRITTEN}"):
+                remove(left)
+            if self._made_folder and not any(self._folder.iterdir()):
+                self._folder.rmdir()
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
     """Identity of the run stored in a folder, alike in all processes; empty for none."""
-    rank, size = processes.rank, processes.size
-    numbers = stored_passes(progress_path(folder, rank, size, 1))[-1:]
-    headers = [read_header(progress_path(folder, rank, size, number)) for number in numbers]
-    own: dict[str, Any] = headers[0]["identity"] if headers else {}
+    own: dict[str, Any] = {}
+    for number in _stored_passes(folder, processes)[-1:]:
+        own = _read_header(folder / f"{_stem(processes)}{number}.safetensors")["identity"]
     return next((part for part in processes.gather(own) if part), {})
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def _stem(processes: Processes) -> str:
+    return f"{PROGRESS_PREFIX}-{processes.rank}-of-{processes.size}-pass-"
+
+
+def _stored_passes(folder: Path, processes: Processes) -> list[int]:
+    """Passes of which this process has stored progress, in order."""
+    stem = _stem(processes)
+    names = (path.stem.removeprefix(stem) for path in folder.glob(f"{stem}*.safetensors"))
+    return sorted(int(number) for number in names if number.isdecimal())
+
+
+def _read_header(path: Path) -> dict[str, Any]:
     """Read what a progress file says about its run."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -236,6 +233,6 @@ def _state_of(header: Mapping[str, Any]) -> RunState:
         position=RunPosition(**found["position"]),
         loss=float(found["loss"]),
         batch_size=int(found["batch_size"]),
-        tokens=float(found.get("tokens", 0.0)),
-        rate=float(found.get("rate", 0.0)),
+        tokens=float(found["tokens"]),
+        rate=float(found["rate"]),
     )

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.estimator import choose_estimator
-from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.jackknife import draw_resamples
 from hlscore.gradients.memory import is_out_of_memory, worker_count
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.progress import ProgressFile, stored_identity
-from hlscore.gradients.resampling import draw_resamples
+from hlscore.gradients.progress import ProgressFile, Storage, stored_identity
 from hlscore.gradients.self_check import (
     batch_difference,
     check_weights_kept,
@@ -31,34 +29,19 @@ from hlscore.gradients.statistics import (
     curve_ranks,
     reduce_gradients,
     reduce_sketches,
-    unreached,
 )
-from hlscore.gradients.trials import TrialRun, TrialSummary
+from hlscore.gradients.sums import ExactGradients
+from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.model import input_device
 from hlscore.inputs.sharding import is_sharded
 from hlscore.inputs.weights import dense_weight
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
-from hlscore.settings import CaptureSettings, RankSettings
+from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import Workers
 from hlscore.unfinished import describe_run
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Storage:
-    """Where an unfinished run is stored.
-
-    Attributes:
-        folder: Folder of the results.
-        every_seconds: Time between two writes.
-        resume: Go on with the run that is stored there.
-    """
-
-    folder: Path
-    every_seconds: float
-    resume: bool
 
 
 class CaptureRun:
@@ -72,8 +55,11 @@ class CaptureRun:
 
     Attributes:
         choice: The estimator, and why.
+        sketched: Whether gradients are sketched; then weights need not hold any.
         notes: Remarks on the run so far.
         ranks: Ranks of the tail curves.
+        earlier_seconds: What a resumed run took before; 0 for one that was not stopped.
+        file: Where progress is stored, if anywhere.
     """
 
     def __init__(
@@ -97,11 +83,12 @@ class CaptureRun:
         self._probes = probes
         # Sharded weights change their form when they are gathered: no sample would compare them.
         self._sharded = is_sharded(model)
-        self._samples = None if self._sharded else sampled_parameters(model)
+        self._samples = {} if self._sharded else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
+        self.earlier_seconds = 0.0
         # Try the model on a few tokens; where rows of a batch interact, each runs alone.
         difference, rounding = batch_difference(model, probes, capture.padding_side)
-        self._check_weights_kept()
+        check_weights_kept(self._name, self._samples, model)
         differs = any(processes.gather(not difference <= rounding))
         if differs and capture.batch_size != 1:
             capture = replace(capture, batch_size=1)
@@ -129,7 +116,6 @@ class CaptureRun:
             processes=processes,
             stored=stored,
         )
-        # No weight gradient is formed, so that weights stay where they are.
         self.sketched = self.choice.estimator == "sketch"
         self.ranks = curve_ranks(
             settings.plan.rank,
@@ -139,7 +125,7 @@ class CaptureRun:
         self._resamples = draw_resamples(
             *probes.counts, count=capture.bootstrap, seed=settings.seed
         )
-        self._file: ProgressFile | None = None
+        self.file: ProgressFile | None = None
         if storage is not None:
             described = describe_run(
                 asdict(settings),
@@ -153,7 +139,7 @@ class CaptureRun:
                 "reason": self.choice.reason,
                 "batch_size": capture.batch_size,
             }
-            self._file = ProgressFile(
+            self.file = ProgressFile(
                 storage.folder,
                 described | made,
                 processes,
@@ -161,83 +147,54 @@ class CaptureRun:
                 together=self._sharded,
             )
 
-    def _check_weights_kept(self) -> None:
-        if self._samples is not None:
-            check_weights_kept(self._name, self._samples, sampled_parameters(self._model))
-
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update.
 
         Returns:
             Mean negative log-likelihood of the counted tokens, in nats.
         """
-        settings, chosen = self._settings, self._chosen
-        tests = TestMatrices(size=self.choice.sketch_size, seed=settings.seed)
-        first, second = (len(half) for half in self._probes.counts)
+        model, chosen, capture, probes = self._model, self._chosen, self._capture, self._probes
+        tests = TestMatrices(size=self.choice.sketch_size, seed=self._settings.seed)
+        first, second = map(len, probes.counts)
         groups = None if self._resamples is None else (first, second)
+        on_host = capture.accumulate_on == "host"
+        gradients: ExactGradients | SketchGradients
         if self.sketched:
-            self._gradients: ExactGradients | SketchGradients = SketchGradients(
-                chosen, tests, groups=groups
-            )
+            gradients = SketchGradients(chosen, tests, groups=groups)
         else:
-            on_host = settings.capture.accumulate_on == "host"
-            self._gradients = ExactGradients(chosen, tests, groups=groups, on_host=on_host)
-        run = self._run_trials if self._by_trials else self._run_probes
-        mean_loss = run(progress)
-        self._check_weights_kept()
-        return mean_loss
-
-    def _run_probes(self, progress: Progress) -> float:
-        capture, chosen = self._capture, self._chosen
-        first_tokens = self._probes.sequences[0].input_ids[:8]
-        run = ProbeRun(
-            self._model,
-            self._probes,
-            self._gradients,
-            observed_sources(self._model, chosen, first_tokens)
-            if self.sketched
-            else weight_sources(self._model, chosen),
-            capture,
-            self._settings.objective,
-            on_tokens=progress.advance,
-            processes=self._processes,
-            progress_file=self._file,
-            in_step=self._sharded,
-        )
-        tokens = self._processes.share([len(item.input_ids) for item in self._probes.sequences])
-        progress.start("probing", sum(tokens) * capture.passes, "tokens")
-        if self._resume:
-            run.resume()
-        mean_loss = run.run()
-        if note := run.ratio_note:
-            self.notes += (note,)
-        smallest = min(self._processes.gather(run.batch_size))
-        if smallest < capture.batch_size:
-            self.notes += (
-                f"The device ran out of memory: batches of {capture.batch_size} were halved down "
-                f"to {smallest}.",
-            )
-        return mean_loss
-
-    def _run_trials(self, progress: Progress) -> float:
-        run = TrialRun(
-            self._model,
-            self._probes,
-            self._gradients,
+            gradients = ExactGradients(chosen, tests, groups=groups, on_host=on_host)
+        self._gradients = gradients
+        run: ProbeRun | TrialRun
+        if self._by_trials:
             # Trials move the weights themselves, whatever their updates are reduced to.
-            weight_sources(self._model, self._chosen),
-            self._capture,
-            self._settings.objective,
-            seed=self._settings.seed,
-            progress=progress,
-            processes=self._processes,
-            progress_file=self._file,
-        )
-        if self._resume:
-            run.resume()
-        found = run.run()
-        self.notes += _trial_notes(found, self._capture)
-        return found.likelihood
+            sources = weight_sources(model, chosen)
+            run = TrialRun(
+                model, probes, gradients, sources, capture, self._settings.objective,
+                seed=self._settings.seed, progress=progress, processes=self._processes,
+                progress_file=self.file,
+            )  # fmt: skip
+        else:
+            sources = (
+                observed_sources(model, chosen, probes.sequences[0].input_ids[:8])
+                if self.sketched
+                else weight_sources(model, chosen)
+            )
+            run = ProbeRun(
+                model, probes, gradients, sources, capture, self._settings.objective,
+                on_tokens=progress.advance, processes=self._processes, progress_file=self.file,
+                in_step=self._sharded,
+            )  # fmt: skip
+            tokens = self._processes.share([len(item.input_ids) for item in probes.sequences])
+            progress.start("probing", sum(tokens) * capture.passes, "tokens")
+        if self._resume and self.file is not None:
+            device = torch.device("cpu") if on_host else input_device(model)
+            run.state, state = self.file.load(run.state, device)
+            gradients.load(state, number=run.state.position.number)
+            self.earlier_seconds = self.file.earlier_seconds
+        mean_loss = run.run()
+        self.notes += tuple(run.notes())
+        check_weights_kept(self._name, self._samples, model)
+        return mean_loss
 
     def reduce(
         self, progress: Progress, norms: Mapping[str, float | None]
@@ -247,10 +204,12 @@ class CaptureRun:
         Args:
             norms: `||W||_F` of each module where sketches were taken.
         """
+        gradients = self._gradients
+        counts = (sum(self._probes.counts[0]), sum(self._probes.counts[1]))
         reduction = Reduction(
             rank=self._settings.plan.rank,
             ranks=self.ranks,
-            counts=(sum(self._probes.counts[0]), sum(self._probes.counts[1])),
+            counts=counts,
             svd=self._settings.capture.svd,
             seed=self._settings.seed,
             resamples=self._resamples,
@@ -259,56 +218,37 @@ class CaptureRun:
         progress.start("scoring", len(self._chosen), "modules")
         statistics: dict[str, GradientStatistics] = {}
 
-        def reduced(item: Candidate) -> tuple[str, GradientStatistics]:
-            found = self._reduce(item, reduction, norms)
-            self._gradients.forget(item.module)
-            return item.module, found
+        def reduce_module(item: Candidate) -> tuple[str, GradientStatistics]:
+            name, groups = item.module, gradients.group_sketches(item.module)
+            if isinstance(gradients, SketchGradients):
+                sketches = gradients.sketches(name, counts)
+                found = reduce_sketches(sketches, norms[name], groups, reduction, name=name)
+            else:
+                weight = self._model.get_parameter(item.parameter)
+                means = gradients.take_means(name, counts)
+                found = reduce_gradients(means, weight, groups, reduction, name=name)
+            gradients.forget(name)
+            return name, found
 
         def done(found: tuple[str, GradientStatistics]) -> None:
             statistics[found[0]] = found[1]
             progress.advance(1)
 
+        def work_bytes(item: Candidate) -> int:
+            """Memory that reducing one module takes besides its sums, an estimate."""
+            short, long = item.max_rank, max(item.out_features, item.in_features)
+            width = min(long, self.choice.sketch_size) if self.sketched else long
+            # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
+            return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
+
         # The largest first, so that no thread is left with one of them when the others have ended.
-        sizes = {item.module: self._reduction_bytes(item) for item in self._chosen}
+        ordered = sorted(self._chosen, key=work_bytes, reverse=True)
         sums_on_host = not self.sketched and self._capture.accumulate_on == "host"
         on_cpu = sums_on_host or input_device(self._model).type == "cpu"
-        with Workers(worker_count(max(sizes.values())) if on_cpu else 0, done) as workers:
-            for item in sorted(self._chosen, key=lambda item: sizes[item.module], reverse=True):
-                workers.submit(partial(reduced, item))
+        with Workers(worker_count(work_bytes(ordered[0])) if on_cpu else 0, done) as workers:
+            for item in ordered:
+                workers.submit(partial(reduce_module, item))
         return {item.module: statistics[item.module] for item in self._chosen}
-
-    def _reduction_bytes(self, item: Candidate) -> int:
-        """Memory that reducing one module takes besides its sums, an estimate."""
-        short, long = item.max_rank, max(item.out_features, item.in_features)
-        width = min(long, self.choice.sketch_size) if self.sketched else long
-        # Both halves in float64, the mean and its signs; Gram matrices and their vectors.
-        return item.matrices * (40 * short * width + 64 * min(short, width) ** 2)
-
-    def _reduce(
-        self, item: Candidate, reduction: Reduction, norms: Mapping[str, float | None]
-    ) -> GradientStatistics:
-        name, gradients = item.module, self._gradients
-        groups = gradients.groups.of(name)
-        if isinstance(gradients, SketchGradients):
-            captured = gradients.sketches(name, reduction.counts)
-            if captured is None:
-                return unreached(norms[name], reduction)
-            return reduce_sketches(captured, norms[name], groups, reduction, name=name)
-        weight = self._model.get_parameter(item.parameter)
-        means = gradients.means(name, reduction.counts)
-        if means is None:
-            return unreached(float(torch.linalg.vector_norm(weight.detach().float())), reduction)
-        return reduce_gradients(*means, weight, groups, reduction, name=name)
-
-    @property
-    def earlier_seconds(self) -> float:
-        """What a resumed run took before; 0 for one that was not stopped."""
-        return 0.0 if self._file is None else self._file.earlier_seconds
-
-    def forget_progress(self) -> None:
-        """Remove the stored progress of a run that has ended."""
-        if self._file is not None:
-            self._file.forget()
 
 
 def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[str, float | None]:
@@ -320,39 +260,6 @@ def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[
             None if weight is None else float(torch.linalg.vector_norm(weight.float()))
         )
     return norms
-
-
-def _trial_notes(found: TrialSummary, capture: CaptureSettings) -> tuple[str, ...]:
-    fewer = found.steps < capture.trial_steps
-    notes = [
-        f"{capture.trials} trials of {found.steps} steps "
-        f"{f'(not {capture.trial_steps}: each example is seen once) ' if fewer else ''}"
-        f"at learning rate {found.rate:.2g} ({'found' if found.searched else 'given'}), optimizer "
-        f"{capture.trial_optimizer}."
-    ]
-    if found.loss_before is not None and found.loss_after is not None:
-        if found.loss_after < found.loss_before:
-            notes.append(
-                "A few steps at that rate change the loss on other examples from "
-                f"{found.loss_before:.4g} to {found.loss_after:.4g}."
-            )
-        else:
-            notes.append(
-                "Warning: no learning rate lowered the loss on other examples "
-                f"({found.loss_before:.4g}), so that the trials moved by noise. Use other probes "
-                "(--data), more of them (--samples), or --movement gradient."
-            )
-    if found.compensated is False:
-        notes.append(
-            "16-bit weights were rounded at random in the trials, for memory was short: their "
-            "updates carry that noise."
-        )
-    if found.batch_size < capture.batch_size:
-        notes.append(
-            f"The device ran out of memory: batches of {capture.batch_size} were halved down to "
-            f"{found.batch_size}; the steps stayed the same."
-        )
-    return tuple(notes)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import CaptureError, first_line
-from hlscore.gradients.capture import frozen, require_gradient
+from hlscore.gradients.capture import frozen
 from hlscore.gradients.experts import is_fused_experts
 from hlscore.gradients.memory import is_out_of_memory
-from hlscore.gradients.passes import ForwardPass
+from hlscore.gradients.passes import run_forward
+from hlscore.gradients.sources import require_gradient
 from hlscore.inputs.modules import decoder_blocks
-from hlscore.inputs.packed import is_packed_linear
+from hlscore.inputs.weights import is_packed_linear
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
 
@@ -56,12 +58,24 @@ def batch_difference(
     if any(parameter.is_inference() for parameter in model.parameters()):
         return 0.0, rounding  # refused later, with the name of a weight
     rows = _rows(probes.sequences)
-    with frozen(model), torch.enable_grad():
+    # Offloaded weights would all be held for the backward pass, so they are given no graph.
+    offloaded = any(parameter.is_meta for parameter in model.parameters())
+    forward = partial(run_forward, model, probes, padding_side=padding_side, temperature=1.0)
+    with frozen(model), torch.enable_grad(), ExitStack() as undo:
+        if not offloaded:
+            embedding = model.get_input_embeddings()
+            undo.callback(embedding.register_forward_hook(require_gradient).remove)
         try:
-            forward = ForwardPass(model, probes, padding_side, temperature=1.0)
-            alone = _log_probs(model, forward, rows[-1:], watched=True)
+            with ExitStack() as watching:
+                watch = None if offloaded else _Watch(model, watching)
+                log_probs = forward(examples=rows[-1:]).log_probs
+                if watch is not None:
+                    if log_probs.requires_grad:
+                        log_probs.sum().backward()  # type: ignore[no-untyped-call]
+                    watch.check()
+            alone = log_probs.detach().float().cpu()
             try:
-                beside = _log_probs(model, forward, rows)[-1:]
+                beside = forward(examples=rows).log_probs[-1:].detach().float().cpu()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -74,8 +88,7 @@ def batch_difference(
             ) from error
     size = alone.shape[-1]
     beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
-    difference = float((alone - beside).square().mean().sqrt())
-    return difference, rounding
+    return float((alone - beside).square().mean().sqrt()), rounding
 
 
 def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
@@ -96,29 +109,6 @@ def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
     return rows
 
 
-def _log_probs(
-    model: PreTrainedModel,
-    forward: ForwardPass,
-    rows: Sequence[ProbeExample],
-    *,
-    watched: bool = False,
-) -> torch.Tensor:
-    """Log-probabilities of the tokens of each row, on the CPU."""
-    # Offloaded weights would all be held for the backward pass, so they are given no graph.
-    offloaded = any(parameter.is_meta for parameter in model.parameters())
-    with ExitStack() as undo:
-        if not offloaded:
-            embedding = model.get_input_embeddings()
-            undo.callback(embedding.register_forward_hook(require_gradient).remove)
-        watch = _Watch(model, undo) if watched and not offloaded else None
-        log_probs = forward(rows).log_probs
-        if watch is not None:
-            if log_probs.requires_grad:
-                log_probs.sum().backward()  # type: ignore[no-untyped-call]
-            watch.check()
-    return log_probs.detach().float().cpu()
-
-
 @dataclass(slots=True, kw_only=True)
 class _Seen:
     """What was seen of one module: whether its input and output are in the graph.
@@ -137,28 +127,23 @@ class _Seen:
 
 
 class _Watch:
-    """Follows the graph through the layers of the decoder blocks.
-
-    Args:
-        model: The model.
-        undo: Removes the hooks.
-    """
+    """Follows the graph through the layers of the decoder blocks; `undo` removes its hooks."""
 
     def __init__(self, model: PreTrainedModel, undo: ExitStack) -> None:
         self._model = model
         self._seen: dict[str, _Seen] = {}
-        for block in decoder_blocks(model):
-            for name, module in model.get_submodule(block).named_modules(prefix=block):
-                if _is_linear_map(module) or not list(module.children()):
-                    before = module.register_forward_pre_hook(
-                        partial(self._before, name), with_kwargs=True
-                    )
-                    undo.callback(before.remove)
-                    after = module.register_forward_hook(
-                        partial(self._after, name), with_kwargs=True
-                    )
-                    undo.callback(after.remove)
         self._blocks = tuple(decoder_blocks(model))
+        # Linear maps, and all other layers without layers inside.
+        self._maps: set[str] = set()
+        for block in self._blocks:
+            for name, module in model.get_submodule(block).named_modules(prefix=block):
+                if _is_linear_map(module):
+                    self._maps.add(name)
+                elif list(module.children()):
+                    continue
+                before, after = partial(self._before, name), partial(self._after, name)
+                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
+                undo.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def check(self) -> None:
         """Refuse a model in which a layer lets no gradient through."""
@@ -176,26 +161,18 @@ class _Watch:
 
     def _behind_a_cut(self, name: str, seen: _Seen) -> bool:
         """Whether a linear map has a gradient, and one before it in its block has none."""
-        if seen.enters or not seen.output_gradient or not self._is_map(name):
+        if seen.enters or not seen.output_gradient or name not in self._maps:
             return False
         block = next(block for block in self._blocks if name.startswith(f"{block}."))
-        for other, before in self._seen.items():
-            if other == name:
-                return False
-            beside = other.startswith(f"{block}.") and self._is_map(other)
-            if beside and before.enters and not before.output_gradient:
-                return True
-        return False
-
-    def _is_map(self, name: str) -> bool:
-        return _is_linear_map(self._model.get_submodule(name))
+        before = takewhile(lambda other: other != name, self._seen)
+        return any(
+            self._seen[other].enters and not self._seen[other].output_gradient
+            for other in before
+            if other.startswith(f"{block}.") and other in self._maps
+        )
 
     def _before(
-        self,
-        name: str,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not torch.is_grad_enabled():
             return None
@@ -207,7 +184,7 @@ class _Watch:
             seen.enters = True
             # A node of its own, so that gradients on other ways to the same tensor do not count.
             own = given.view_as(given)
-        elif _is_linear_map(module):
+        elif name in self._maps:
             # Begins the graph anew, to see whether the loss depends on the output.
             own = given.detach().requires_grad_().clone()
         else:
@@ -218,12 +195,7 @@ class _Watch:
         return args, {**kwargs, next(iter(kwargs)): own}
 
     def _after(
-        self,
-        name: str,
-        module: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
+        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         seen = self._seen.get(name)
         if seen is None or not torch.is_grad_enabled():
@@ -234,7 +206,7 @@ class _Watch:
             for item in (output if isinstance(output, tuple) else (output,))
             if isinstance(item, torch.Tensor) and item.is_floating_point()
         ]
-        if not _is_linear_map(module):
+        if name not in self._maps:
             # Others may compute masks or places; a norm or an activation keeps the shape.
             outputs = [item for item in outputs if item.shape == getattr(given, "shape", None)]
         if not outputs:
@@ -258,9 +230,14 @@ def _is_linear_map(module: nn.Module) -> bool:
 
 
 def check_weights_kept(
-    name: str, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]
+    name: str, before: Mapping[str, torch.Tensor], model: PreTrainedModel
 ) -> None:
-    """Refuse the scores of a model whose weights changed while it was probed."""
+    """Refuse the scores of a model whose weights changed while it was probed.
+
+    Args:
+        before: What `sampled_parameters` gave before; empty checks nothing.
+    """
+    after = sampled_parameters(model) if before else {}
     changed = [
         key for key, sample in after.items() if key in before and not sample.equal(before[key])
     ]
@@ -275,14 +252,9 @@ def check_weights_kept(
 
 
 def sampled_parameters(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """Take a few evenly spaced numbers of every parameter.
+    """A few evenly spaced numbers of every parameter, by name: float32 on the CPU, NaN as 0.
 
-    Args:
-        model: Any model; parameters that are offloaded, or of a quantization library's own
-            tensor type, are left out.
-
-    Returns:
-        By name, on the CPU, in float32; 8 numbers or fewer, NaN as 0.
+    Parameters that are offloaded, or of a quantization library's own tensor type, are left out.
     """
     drawn: dict[torch.device, dict[str, torch.Tensor]] = {}
     with torch.no_grad():

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from hlscore.gradients.sketch import short_first
-from hlscore.gradients.spectrum import (
+from hlscore.gradients.tails import (
     ROUNDING,
     chooses_full,
     full_spectrum,
@@ -36,10 +36,11 @@ def sign_step_curve(
         gradients: Mean gradients `G`, [E, p, q].
 
     Returns:
-        Loss per unit step, at each rank; zero where the rank spans the whole matrix.
+        Loss per unit step at each rank; zero where the rank spans the whole matrix.
     """
     mean = short_first(gradients)
-    signs, short = _signs(mean), mean.shape[-2]
+    noise = torch.finfo(torch.float32).eps * mean.abs().amax((-2, -1), keepdim=True)
+    signs, short = torch.where(mean.abs() > noise, torch.sign(mean), 0.0), mean.shape[-2]
     whole = mean.abs().sum(dtype=torch.float64)
     if chooses_full(short, max(ranks), method):
         wide = signs.double()
@@ -53,8 +54,3 @@ def sign_step_curve(
         value if rank < short and abs(value) > ROUNDING * float(whole) else 0.0
         for rank, value in zip(ranks, left, strict=True)
     )
-
-
-def _signs(mean: torch.Tensor) -> torch.Tensor:
-    largest = mean.abs().amax((-2, -1), keepdim=True)
-    return torch.where(mean.abs() > torch.finfo(torch.float32).eps * largest, torch.sign(mean), 0.0)

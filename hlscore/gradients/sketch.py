@@ -19,15 +19,13 @@ LEAST_SAVING = 4
 
 
 def short_first(matrices: torch.Tensor) -> torch.Tensor:
-    """Orient matrices with the short side first.
-
-    Args:
-        matrices: [..., p, q].
-
-    Returns:
-        A view, [..., min(p, q), max(p, q)].
-    """
+    """A view of matrices [..., p, q] with the short side first."""
     return matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+
+
+def with_float64(values: torch.Tensor) -> torch.Tensor:
+    """Values where float64 can be had: Apple GPUs have none."""
+    return values.cpu() if values.device.type == "mps" else values
 
 
 def seeded_generator(text: str) -> torch.Generator:
@@ -73,21 +71,14 @@ class TestMatrices:
         return 1.0 if self.keeps_whole(width) else self._unit
 
     def of(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """Give the test matrix of a width; the same on every device, run and process.
+        """The test matrix of a width, +-1 [n, k]; the same on every device, run and process.
 
-        Args:
-            dtype: Dtype of the result; all hold its entries exactly.
-
-        Returns:
-            +-1, [n, k], or `None` for the identity, where matrices are kept whole.
+        `None` for the identity, where matrices are kept whole.
         """
         return None if self.keeps_whole(width) else self._matrix(width, device, dtype)
 
     def compress(self, matrices: torch.Tensor) -> torch.Tensor:
-        """Sketch matrices to k columns, also those that are narrow enough to be kept whole.
-
-        Args:
-            matrices: Any floating dtype, [E, p, q].
+        """Sketch matrices [E, p, q] to k columns, also those that are kept whole elsewhere.
 
         Returns:
             float32 [E, min(p, q), k], or the matrices where they have no more columns than that.
@@ -102,26 +93,17 @@ class TestMatrices:
     def _matrix(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         key = (width, device, dtype)
         if key not in self._drawn:
-            self._drawn[key] = self._draw(width).to(device=device, dtype=dtype)
+            generator = seeded_generator(f"{self._seed}:{width}:{self.size}")
+            signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
+            self._drawn[key] = (signs * 2 - 1).to(device=device, dtype=dtype)
         return self._drawn[key]
-
-    def _draw(self, width: int) -> torch.Tensor:
-        generator = seeded_generator(f"{self._seed}:{width}:{self.size}")
-        signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
-        return signs * 2 - 1
 
 
 def fold_rows(sketches: torch.Tensor, rows: int) -> torch.Tensor:
-    """Add the rows of sketches up, with random signs, into fewer (a count sketch).
+    """Add the m rows of sketches [E, m, k] up, with random signs, into fewer (a count sketch).
 
     Products `X^T Y` of folded sketches estimate those of the whole ones (Clarkson and Woodruff,
     arXiv 1207.6365).
-
-    Args:
-        sketches: [E, m, k].
-
-    Returns:
-        [E, p, k], or the sketches themselves when m <= p.
     """
     height = sketches.shape[-2]
     if height <= rows:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Container, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,11 +14,37 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import CaptureError, first_line
-from hlscore.gradients.capture import Sources, called_modules
 from hlscore.gradients.experts import is_fused_experts
 from hlscore.inputs.model import input_device
-from hlscore.reasons import LeftOut
 from hlscore.records import Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sources:
+    """Where the gradients of the captured modules come from.
+
+    Attributes:
+        weights: Weights whose gradient is formed, by module name.
+        maps: Linear maps whose input and output gradient are observed, by module name.
+        experts: Modules of fused experts that are observed, with the module names of their
+            weights by attribute.
+    """
+
+    weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
+    maps: Mapping[str, nn.Module] = field(default_factory=dict)
+    experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
+
+    def only(self, names: Container[str]) -> Sources:
+        """The sources of some modules."""
+        experts = [
+            (module, {leaf: name for leaf, name in named.items() if name in names})
+            for module, named in self.experts
+        ]
+        return Sources(
+            weights={name: value for name, value in self.weights.items() if name in names},
+            maps={name: value for name, value in self.maps.items() if name in names},
+            experts=[(module, named) for module, named in experts if named],
+        )
 
 
 def weight_sources(model: PreTrainedModel, candidates: Sequence[Candidate]) -> Sources:
@@ -37,26 +65,16 @@ def observed_sources(
         model: The model; comes back as it was.
         input_ids: A few tokens, for a trial forward pass.
     """
-    owners = {
-        item.module: model.get_submodule(item.parameter.rpartition(".")[0]) for item in candidates
-    }
+    owners = {item.module: _owner(model, item) for item in candidates}
     parameters = list(model.named_parameters(remove_duplicate=False))
     holders = Counter(id(parameter) for _, parameter in parameters)
     shared = {name for name, parameter in parameters if holders[id(parameter)] > 1}
     maps = {
         item.module: owners[item.module]
         for item in candidates
-        if _is_linear_map(owners[item.module], item) and item.parameter not in shared
+        if _is_plain_map(owners[item.module], item) and item.parameter not in shared
     }
-    ids = torch.tensor([list(input_ids)], device=input_device(model))
-    try:
-        called = called_modules(model, maps, ids) if maps else set()
-    except (RuntimeError, AssertionError) as error:
-        raise CaptureError(
-            f"A forward pass of {type(model).__name__} fails: {first_line(error)}",
-            hint="Where the weights are quantized, some layers may compute with them directly: "
-            "load the model without --load-in.",
-        ) from error
+    called = _called(model, maps, input_ids) if maps else set()
     experts: dict[int, tuple[nn.Module, dict[str, str]]] = {}
     weights = {}
     for item in candidates:
@@ -72,23 +90,65 @@ def observed_sources(
     return Sources(weights=weights, maps=maps, experts=tuple(experts.values()))
 
 
+def _called(
+    model: PreTrainedModel, modules: Mapping[str, nn.Module], input_ids: Sequence[int]
+) -> set[str]:
+    """Names of the modules that a forward pass calls; others may have their weight used directly.
+
+    The model comes back as it was.
+    """
+    called: set[str] = set()
+    # With gradients, because without them bitsandbytes rearranges 4-bit weights on some CPUs.
+    with ExitStack() as undo, torch.enable_grad():
+        for module in model.modules():
+            undo.callback(setattr, module, "training", module.training)
+        model.eval()
+        undo.callback(model.get_input_embeddings().register_forward_hook(require_gradient).remove)
+        for name, module in modules.items():
+            hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+            undo.callback(hook.remove)
+        ids = torch.tensor([list(input_ids)], device=input_device(model))
+        try:
+            model(input_ids=ids, use_cache=False)
+        except (RuntimeError, AssertionError) as error:
+            raise CaptureError(
+                f"A forward pass of {type(model).__name__} fails: {first_line(error)}",
+                hint="Where the weights are quantized, some layers may compute with them directly: "
+                "load the model without --load-in.",
+            ) from error
+    return called
+
+
+def require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
+    """Forward hook of the input embedding: with every weight frozen, the graph begins here."""
+    # Not a leaf of the graph, which a model could not write into.
+    return output if output.requires_grad else output.requires_grad_().clone()
+
+
+def formed_gradients(model: PreTrainedModel, item: Candidate) -> bool:
+    """Whether the sketch estimator forms the gradient of a module, judged without a trial pass."""
+    owner = _owner(model, item)
+    fused = item.form == "experts" and is_fused_experts(owner)
+    return not (fused or _is_plain_map(owner, item))
+
+
+def out_of_reach(model: PreTrainedModel, item: Candidate) -> Literal["", "offloaded", "sharded"]:
+    """Why the gradient of a module can neither be formed nor observed; empty for nearly all."""
+    if item.quantized or not formed_gradients(model, item):
+        return ""
+    return _elsewhere(model.get_parameter(item.parameter))
+
+
 def _trainable(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
     state = "quantized" if item.quantized else _elsewhere(model.get_parameter(item.parameter))
     if state:
         raise CaptureError(
             f"The weight of '{item.module}' is {state} and can hold no gradient.",
-            hint="Use --estimator sketch, which forms none but of weights that are used outside "
-            "linear layers; leave those out with --exclude.",
+            hint="Use --estimator sketch, which forms no gradient of a linear layer's weight; "
+            "leave out weights that are used outside linear layers with --exclude.",
         )
     parameter: nn.Parameter = model.get_parameter(item.parameter)
     return parameter
-
-
-def out_of_reach(model: PreTrainedModel, item: Candidate) -> LeftOut:
-    """Why the gradient of a module can neither be formed nor observed; empty for nearly all."""
-    if item.quantized or not formed_gradients(model, item):
-        return ""
-    return _elsewhere(model.get_parameter(item.parameter))
 
 
 def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
@@ -98,13 +158,11 @@ def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
     return "sharded" if hasattr(parameter, "full_tensor") else ""
 
 
-def formed_gradients(model: PreTrainedModel, item: Candidate) -> bool:
-    """Whether the sketch estimator forms the gradient of a module, told without a trial pass."""
-    owner = model.get_submodule(item.parameter.rpartition(".")[0])
-    fused = item.form == "experts" and is_fused_experts(owner)
-    return not (fused or _is_linear_map(owner, item))
+def _owner(model: PreTrainedModel, item: Candidate) -> nn.Module:
+    owner: nn.Module = model.get_submodule(item.parameter.rpartition(".")[0])
+    return owner
 
 
-def _is_linear_map(owner: nn.Module, item: Candidate) -> bool:
+def _is_plain_map(owner: nn.Module, item: Candidate) -> bool:
     # Not isinstance: routers derived from nn.Linear compute more than its product.
     return item.quantized or type(owner).forward in (nn.Linear.forward, Conv1D.forward)

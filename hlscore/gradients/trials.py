@@ -14,18 +14,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
-from hlscore.gradients.capture import GradientCapture, Sources
-from hlscore.gradients.exact import ExactGradients
+from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.memory import empty_cache, free_bytes, is_out_of_memory
-from hlscore.gradients.passes import ForwardPass, Passed, loss_scale
-from hlscore.gradients.progress import ProgressFile, RunPosition, RunState, device_of_sums
+from hlscore.gradients.passes import Passed, loss_scale, run_forward
+from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
+from hlscore.gradients.sources import Sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, kept_bytes, residuals_fit
 from hlscore.objectives.losses import probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
@@ -57,34 +58,6 @@ class BatchTooLargeError(Exception):
     """A batch did not fit the memory of the device."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrialSummary:
-    """What the trials did.
-
-    Attributes:
-        rate: Learning rate.
-        steps: Optimizer steps of each trial: at most one per example.
-        searched: Whether the rate was found rather than given.
-        batch_size: Sequences per pass that fitted the memory.
-        loss_before: Mean loss of the search's test examples at the base weights; `None` where the
-            rate was given.
-        loss_after: The same after the search's training at the rate.
-        compensated: Whether what 16-bit weights cannot hold was kept beside them; `None` for
-            wider weights.
-        likelihood: Mean negative log-likelihood of the counted tokens that were seen with the
-            base weights, in nats.
-    """
-
-    rate: float
-    steps: int
-    searched: bool
-    batch_size: int
-    loss_before: float | None
-    loss_after: float | None
-    compensated: bool | None
-    likelihood: float
-
-
 class TrialRun:
     """Trains from the base weights, once per probe group, and hands every update over.
 
@@ -96,6 +69,9 @@ class TrialRun:
         seed: Seed of the random rounding of 16-bit weights.
         processes: This process among those that share each step.
         progress_file: Where progress is stored between trials, if anywhere.
+
+    Attributes:
+        state: Trials, learning rate and batch size so far; a stored one to resume from.
     """
 
     def __init__(
@@ -116,32 +92,28 @@ class TrialRun:
         self._weights, self._sources = dict(sources.weights), sources
         self._settings, self._objective, self._seed = settings, objective, seed
         self._progress, self._processes, self._file = progress, processes, progress_file
-        self._forward = ForwardPass(model, probes, settings.padding_side)
         self._loss = probe_loss(objective)
         # Its loss and tokens are those seen with the base weights; a rate of 0 is not known yet.
-        self._state = RunState(
+        self.state = RunState(
             position=RunPosition(),
             loss=0.0,
             batch_size=settings.batch_size,
             rate=settings.trial_rate or 0.0,
         )
-        self._before: float | None = None
-        self._after: float | None = None
+        # Mean loss of the search's test examples before and after its training at the rate.
+        self._losses: tuple[float, float] | None = None
         self._base: dict[str, torch.Tensor] = {}
         self._compensated = all(processes.gather(residuals_fit(sources.weights)))
         # The gradients that reach weights go to the optimizer of the current trial.
-        self._optimizer = self._new_optimizer()
+        self._optimizer = self._new_optimizer(0)
 
-    def resume(self) -> None:
-        """Continue after the last trial of a stored run."""
-        if self._file is not None:
-            device = device_of_sums(self._model, self._settings)
-            stored, state = self._file.load(self._state, device)
-            self._state = replace(stored, rate=stored.rate or self._state.rate)
-            self._gradients.load(state, number=1)
+    def run(self) -> float:
+        """Find a rate where none is given, run every trial, and put the weights back.
 
-    def run(self) -> TrialSummary:
-        """Find a rate where none is given, run every trial, and put the weights back."""
+        Returns:
+            Mean negative log-likelihood of the counted tokens that were seen with the base
+            weights, in nats.
+        """
         trials: list[Trial] = [
             (half, index, [unit for unit in group if unit.sequences or unit.pair])
             for half, groups in enumerate(self._probes.units)
@@ -153,36 +125,62 @@ class TrialRun:
             self._model, self._sources, self, checkpointing=self._settings.checkpointing
         )
         with self._base_weights_kept(), torch.enable_grad(), capture:
-            if not self._state.rate:
+            if not self.state.rate:
                 rate = self._find_rate(trials[0][2], trials[-1][2])
-                self._state = replace(self._state, rate=rate)
+                self.state = replace(self.state, rate=rate)
             for attempt in range(_ATTEMPTS):
                 try:
                     self._run_trials(trials)
                     break
                 except DivergedError as error:
                     if attempt + 1 == _ATTEMPTS or not searched:
-                        raise _diverges(f"{self._state.rate:.1e}") from error
+                        raise _diverges(f"{self.state.rate:.1e}") from error
                     self._restore()
                     for name in self._weights:
                         self._gradients.forget(name)
-                    self._state = RunState(
+                    self.state = RunState(
                         position=RunPosition(),
                         loss=0.0,
-                        batch_size=self._state.batch_size,
-                        rate=self._state.rate / RATE_FACTOR,
+                        batch_size=self.state.batch_size,
+                        rate=self.state.rate / RATE_FACTOR,
                     )
-        nats, tokens = self._processes.total([self._state.loss, self._state.tokens])
-        return TrialSummary(
-            rate=self._state.rate,
-            steps=min(self._settings.trial_steps, *(len(units) for _, _, units in trials)),
-            searched=searched,
-            batch_size=self._state.batch_size,
-            loss_before=self._before,
-            loss_after=self._after,
-            compensated=self._compensated if self._model.dtype.itemsize == 2 else None,
-            likelihood=nats / max(tokens, 1.0),
+        nats, tokens = self._processes.total([self.state.loss, self.state.tokens])
+        self._steps = min(self._settings.trial_steps, *(len(units) for _, _, units in trials))
+        return nats / max(tokens, 1.0)
+
+    def notes(self) -> Iterator[str]:
+        """Remarks on the trials: rate, steps, and what memory allowed."""
+        wanted, steps = self._settings, self._steps
+        fewer = (
+            f"(not {wanted.trial_steps}: each example is seen once) "
+            if steps < wanted.trial_steps
+            else ""
         )
+        yield (
+            f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "
+            f"{self.state.rate:.2g} ({'given' if wanted.trial_rate else 'found'}), optimizer "
+            f"{wanted.trial_optimizer}."
+        )
+        if self._losses is not None:
+            before, after = self._losses
+            yield (
+                "A few steps at that rate change the loss on other examples from "
+                f"{before:.4g} to {after:.4g}."
+                if after < before
+                else "Warning: no learning rate lowered the loss on other examples "
+                f"({before:.4g}): the trials moved by noise. Use other probes (--data), more of "
+                "them (--samples), or --movement gradient."
+            )
+        if self._model.dtype.itemsize == 2 and not self._compensated:
+            yield (
+                "16-bit weights were rounded at random in the trials, because memory was short: "
+                "their updates carry that noise."
+            )
+        if self.state.batch_size < wanted.batch_size:
+            yield (
+                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
+                f"to {self.state.batch_size}; the steps stayed the same."
+            )
 
     def _check(self, trials: Sequence[Trial]) -> None:
         wanted = self._settings.trials
@@ -249,7 +247,7 @@ class TrialRun:
         """Receive a gradient from the capture."""
         self._optimizer.add(name, gradient)
 
-    def _new_optimizer(self, trial: int = 0) -> TrialOptimizer:
+    def _new_optimizer(self, trial: int) -> TrialOptimizer:
         return TrialOptimizer(
             self._weights,
             self._settings.trial_optimizer,
@@ -296,29 +294,29 @@ class TrialRun:
             best *= factor
         if not math.isfinite(gains[best]):
             raise _diverges(", ".join(f"{rate:.1e}" for rate in sorted(gains)))
-        self._before, self._after = before, before - gains[best]
+        self._losses = before, before - gains[best]
         return best
 
     def _run_trials(self, trials: Sequence[Trial]) -> None:
         self._progress.start("training", sum(_tokens(units) for _, _, units in trials), "tokens")
         for number, (half, index, units) in enumerate(trials):
-            if RunPosition(half=half, group=index) < self._state.position:
+            if RunPosition(half=half, group=index) < self.state.position:
                 self._progress.advance(_tokens(units))
                 continue
-            before = self._state
+            before = self.state
             while True:
                 try:
                     self._train(units, before.rate, self._settings.trial_steps, trial=number)
                     break
                 except BatchTooLargeError:
                     self._restore()
-                    self._state = replace(before, batch_size=self._state.batch_size)
+                    self.state = replace(before, batch_size=self.state.batch_size)
                     empty_cache()
             self._hand_over(half, len(self._probes.units[0]) * half + index)
             position = RunPosition(half=half, group=index + 1)
-            self._state = replace(self._state, position=position)
+            self.state = replace(self.state, position=position)
             if self._file is not None and self._file.is_due():
-                self._file.save(self._state, self._gradients.state())
+                self._file.save(self.state, self._gradients.tensors)
 
     def _train(self, units: Sequence[ProbeUnit], rate: float, steps: int, *, trial: int) -> None:
         """Train from the base weights, each example once.
@@ -337,8 +335,8 @@ class TrialRun:
             # Every process learns how the others fared before they add their gradients up.
             outcomes = self._processes.gather(self._backward(part, references, step, trial))
             if "out of memory" in outcomes:
-                halved = max(1, self._state.batch_size // 2)
-                self._state = replace(self._state, batch_size=halved)
+                halved = max(1, self.state.batch_size // 2)
+                self.state = replace(self.state, batch_size=halved)
                 raise BatchTooLargeError
             if "not finite" in outcomes:
                 raise DivergedError
@@ -361,14 +359,14 @@ class TrialRun:
                     return "not finite"
                 (loss * scale).backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
-                if not is_out_of_memory(error) or self._state.batch_size == 1:
+                if not is_out_of_memory(error) or self.state.batch_size == 1:
                     raise
                 return "out of memory"
             if step == 0 and trial >= 0:
-                self._state = replace(
-                    self._state,
-                    loss=self._state.loss - float(passed.log_probs.detach().sum()),
-                    tokens=self._state.tokens + float(passed.counted.sum()),
+                self.state = replace(
+                    self.state,
+                    loss=self.state.loss - float(passed.log_probs.detach().sum()),
+                    tokens=self.state.tokens + float(passed.counted.sum()),
                 )
         return ""
 
@@ -376,7 +374,7 @@ class TrialRun:
         self, units: Sequence[ProbeUnit], references: References
     ) -> tuple[torch.Tensor, Passed]:
         """Mean loss over what the units count, and the forward pass."""
-        passed = self._forward([references.get(item, item) for item in _sequences(units)])
+        passed = self._pass([references.get(item, item) for item in _sequences(units)])
         log_probs, counted, old = passed.log_probs, passed.counted, passed.old_log_probs
         if self._objective.objective == "dpo":
             ratios = torch.where(counted, log_probs - old, 0.0).sum(-1)
@@ -388,6 +386,11 @@ class TrialRun:
         else:
             total = self._loss(log_probs, passed.coefficients.to(log_probs), counted, old)
         return total / max(self._size(units), 1e-30), passed
+
+    def _pass(self, examples: Sequence[ProbeExample]) -> Passed:
+        return run_forward(
+            self._model, self._probes, examples, padding_side=self._settings.padding_side
+        )
 
     def _size(self, units: Sequence[ProbeUnit]) -> float:
         """What the summed loss of units is divided by: pairs, or weighed tokens."""
@@ -417,8 +420,8 @@ class TrialRun:
             return {}
         found = {}
         wanted = [item for item in _sequences(units) if preference or not item.old_log_probs]
-        for part in cut(wanted, self._state.batch_size):
-            passed = self._forward(part)
+        for part in cut(wanted, self.state.batch_size):
+            passed = self._pass(part)
             for item, row, places in zip(part, passed.log_probs, passed.counted, strict=True):
                 found[item] = replace(item, old_log_probs=tuple(row[places].tolist()))
         return found
@@ -426,7 +429,7 @@ class TrialRun:
     def _units_per_batch(self, units: Sequence[ProbeUnit]) -> int:
         """Units whose sequences fill a batch: a pair has two, a prompt several completions."""
         longest = max((len(_sequences([unit])) for unit in units), default=1)
-        return max(1, self._state.batch_size // longest)
+        return max(1, self.state.batch_size // longest)
 
     def _hand_over(self, half: int, group: int) -> None:
         """Put every weight back, and give its update to the receiver as if it were a gradient."""

@@ -6,13 +6,14 @@ import glob
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hlscore.errors import DataError, HlscoreError, UsageError, first_line
 from hlscore.inputs.formats import (
@@ -24,9 +25,11 @@ from hlscore.inputs.formats import (
     no_examples,
     roles_of,
 )
-from hlscore.inputs.hub import BUILTIN_PREFIX, hub_error
+from hlscore.inputs.hub import BUILTIN_PREFIX, hub_error, looks_like_path
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
+
+Item = TypeVar("Item")
 
 BUILTIN_KNOWN = "builtin:known"
 """Tasks that the built-in model was trained on."""
@@ -70,28 +73,22 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
         seed: Seed of the draw where there are more than `settings.samples`.
     """
     # Rewards and preferences need a task that the built-in model solves at times.
-    default = BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN
-    if settings.data is None or settings.data.startswith(BUILTIN_PREFIX):
+    name = settings.data or (BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN)
+    if name.startswith(BUILTIN_PREFIX):
         _refuse_config(settings)
-        name = settings.data or default
         rows = builtin_pairs(name) if wanted == ("preference",) else builtin_rows(name)
         return example_set(draw_rows(rows, settings.samples, seed), name, settings, wanted)
-    path = existing_path(settings.data)
+    path = existing_path(name)
     if path is not None:
         rows = _local_rows(path, settings, seed, wanted)
-    elif _looks_like_path(settings.data):
+    elif is_on_hub(name):
+        rows = _hub_rows(name, settings, seed)
+    else:
         raise DataError(
-            f"There is no file or directory at '{settings.data}'.",
+            f"There is no file or directory at '{name}'.",
             hint=f"Give a {' '.join(_BUILDERS)} file, a directory of them, or a hub id.",
         )
-    else:
-        rows = _hub_rows(settings, seed)
-    return example_set(rows, settings.data, settings, wanted)
-
-
-def _looks_like_path(name: str) -> bool:
-    known = _kind_of(Path(name)) in _BUILDERS
-    return known or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return example_set(rows, name, settings, wanted)
 
 
 def is_on_hub(data: str | None) -> bool:
@@ -99,8 +96,8 @@ def is_on_hub(data: str | None) -> bool:
     return (
         data is not None
         and not data.startswith(BUILTIN_PREFIX)
-        and existing_path(data) is None
-        and not _looks_like_path(data)
+        and not looks_like_path(data)
+        and _kind_of(Path(data)) not in _BUILDERS
     )
 
 
@@ -113,15 +110,11 @@ def _refuse_config(settings: DataSettings) -> None:
         )
 
 
-def draw_rows(rows: list[Row], samples: int, seed: int) -> list[Row]:
+def draw_rows(rows: Sequence[Item], samples: int, seed: int) -> list[Item]:
     """Draw rows without replacement, in the order they came in; all when `samples` is 0."""
-    return [rows[place] for place in _draw_places(len(rows), samples, seed)]
-
-
-def _draw_places(count: int, samples: int, seed: int) -> Sequence[int]:
-    if samples == 0 or samples >= count:
-        return range(count)
-    return sorted(random.Random(seed).sample(range(count), samples))
+    if samples == 0 or samples >= len(rows):
+        return list(rows)
+    return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), samples))]
 
 
 def builtin_rows(name: str) -> list[Row]:
@@ -158,46 +151,87 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
 
     _check_local(path, settings)
     _register_zstd()
+    whole = settings.split.partition("[")[0]
+    table_of: Any
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
         try:
             if (path / "state.json").is_file():
-                # Like a single file it has no splits of its own: only a slice means something.
-                table = datasets.load_from_disk(str(path))
-                table = table.select(_sliced(settings.split, len(table)))
-            elif path.is_file():
-                table = datasets.load_dataset(
-                    _BUILDERS[_kind_of(path)],
-                    data_files={settings.split.partition("[")[0]: glob.escape(str(path))},
-                    split=settings.split,
-                    cache_dir=cache,
-                )
+                saved = datasets.load_from_disk(str(path))
+                sizes, table_of = {whole: len(saved)}, {whole: saved}.__getitem__
             else:
-                table = datasets.load_dataset(
-                    str(path), name=settings.config, split=settings.split, cache_dir=cache
+                # A single file is whatever split is asked for.
+                builder = (
+                    datasets.load_dataset_builder(
+                        _BUILDERS[_kind_of(path)],
+                        data_files={whole or "train": glob.escape(str(path))},
+                        cache_dir=cache,
+                    )
+                    if path.is_file()
+                    else datasets.load_dataset_builder(
+                        str(path), name=settings.config, cache_dir=cache
+                    )
                 )
-            return _table_rows(table, settings, seed, wanted)
+                builder.download_and_prepare()
+                sizes = {name: part.num_examples for name, part in builder.info.splits.items()}
+                table_of = builder.as_dataset
         except Exception as error:
             failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
-            rows = _plain_rows(path, settings, seed) if failed else []
-            if rows:
-                return rows
-            raise _local_error(path, settings, error) from error
+            rows = _plain_rows(path) if failed else []
+            if not rows:
+                raise _local_error(path, error) from error
+            spans = _spans(path, settings, {whole: len(rows)})
+            found = [row for _, start, stop in spans for row in rows[start:stop]]
+            return draw_rows(found, settings.samples, seed)
+        spans = _spans(path, settings, sizes)
+        parts = [table_of(name).select(range(start, stop)) for name, start, stop in spans]
+        if not parts:
+            raise no_examples(str(path))
+        table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        return _table_rows(table, settings, seed, wanted)
+
+
+def _spans(
+    path: Path, settings: DataSettings, sizes: Mapping[str, int]
+) -> list[tuple[str, int, int]]:
+    """Split, first row and row after the last of each part with rows that `--split` names."""
+    import datasets
+
+    wrong = UsageError(
+        f"--split is '{settings.split}'.", hint="Use a name such as train, or train[:100]."
+    )
+    if not settings.split:
+        raise wrong
+    missing = {part.partition("[")[0].strip() for part in settings.split.split("+")} - set(sizes)
+    if missing:
+        raise DataError(
+            f"'{path}' has no split '{min(missing)}'; it has: {', '.join(sizes)}.",
+            hint="Name another with --split.",
+        )
+    try:
+        parts = datasets.ReadInstruction.from_spec(settings.split).to_absolute(sizes)
+    except (ValueError, AssertionError) as error:
+        raise wrong from error
+    spans = [
+        (part.splitname, part.from_ or 0, sizes[part.splitname] if part.to is None else part.to)
+        for part in parts
+    ]
+    return [span for span in spans if span[1] < span[2]]
 
 
 def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
     """Read the drawn rows; columns that nobody asked for are named but not decoded."""
+    places = draw_rows(range(len(table)), settings.samples, seed)
     if "prompt" in wanted:  # reward functions may ask for any column
-        return [dict(table[place]) for place in _draw_places(len(table), settings.samples, seed)]
+        return [dict(table[place]) for place in places]
     roles = {settings.columns.get(role, role) for role in roles_of(wanted)}
     asked = table.select_columns([name for name in table.column_names if name in roles])
     empty = dict.fromkeys(table.column_names)
     if not asked.column_names:  # one row is enough to say which columns there are
         return [empty]
-    places = _draw_places(len(table), settings.samples, seed)
     return [empty | dict(asked[place]) for place in places]
 
 
-def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
+def _plain_rows(path: Path) -> list[Row]:
     """Rows of JSON lines that no table holds: rewards `1` and later `0.5`, answers `3` and `"x"`.
 
     Empty where the file is not in JSON lines.
@@ -206,8 +240,7 @@ def _plain_rows(path: Path, settings: DataSettings, seed: int) -> list[Row]:
         return []
     rows = [json.loads(line) for line in _unpacked_lines(path) if line.strip()]
     empty = dict.fromkeys(name for row in rows for name in row)
-    part = _sliced(settings.split, len(rows))
-    return draw_rows([empty | rows[place] for place in part], settings.samples, seed)
+    return [empty | row for row in rows]
 
 
 def _check_local(path: Path, settings: DataSettings) -> None:
@@ -215,62 +248,39 @@ def _check_local(path: Path, settings: DataSettings) -> None:
         f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(_PACKED)}, and "
         "directories of them."
     )
-    if path.is_dir():
-        files = (item for item in path.rglob("*") if item.is_file())
-        if not any(set(item.suffixes) & set(_BUILDERS) for item in files):
-            raise DataError(f"The directory '{path}' holds no file to read.", hint=readable)
-        _refuse_remote_files(path)
+    if not path.is_dir():
+        _refuse_config(settings)
+        if _kind_of(path) not in _BUILDERS:
+            raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
+        if path.stat().st_size == 0:
+            raise no_examples(str(path))
         return
-    _refuse_config(settings)
-    if _kind_of(path) not in _BUILDERS:
-        raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
-    if path.stat().st_size == 0:
-        raise no_examples(str(path))
-
-
-def _refuse_remote_files(path: Path) -> None:
-    """A data card can name files anywhere: a local directory must not reach for the network."""
+    files = (item for item in path.rglob("*") if item.is_file())
+    if not any(set(item.suffixes) & set(_BUILDERS) for item in files):
+        raise DataError(f"The directory '{path}' holds no file to read.", hint=readable)
+    # A data card can name files anywhere: a local directory must not reach for the network.
     for card in (path / "README.md", path / ".huggingface.yaml"):
         text = card.read_text("utf-8", errors="replace") if card.is_file() else ""
-        settings = text.split("\n---")[0] if card.suffix == ".md" else text
-        if "data_files" in settings and "://" in settings:
+        header = text.split("\n---")[0] if card.suffix == ".md" else text
+        if "data_files" in header and "://" in header:
             raise DataError(
                 f"The data card '{card}' names files outside its directory.",
                 hint="Remove `data_files` from it, or give the hub id of the data set.",
             )
 
 
-def _sliced(split: str, count: int) -> range:
-    """Rows that a split such as `train[:10]` names in a table without splits."""
-    import datasets
+def _local_error(path: Path, error: Exception) -> HlscoreError:
+    import pyarrow.parquet as pq
 
-    if "+" in split:
-        raise ValueError("Split name cannot be a sum here.")
-    name, _, _ = split.partition("[")
-    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute({name: count})
-    return range(part.from_ or 0, count if part.to is None else part.to)
-
-
-def _local_error(path: Path, settings: DataSettings, error: Exception) -> HlscoreError:
     cause = error.__cause__ or error
-    text = first_line(error)
-    if any(words in text for words in ("instruction format", "Split name", "slice spec")):
-        return UsageError(
-            f"--split is '{settings.split}'.", hint="Use a name such as train, or train[:100]."
-        )
-    if "nknown split" in text:
-        return DataError(
-            f"'{path}' has no split '{settings.split}': {text}", hint="Name another with --split."
-        )
-    if (
-        isinstance(cause, StopIteration)
-        or "corresponds to no data" in text
-        or "BatchSize must be greater" in first_line(cause)
-    ):
+    try:
+        rows = pq.read_metadata(path).num_rows if path.suffix.lower() == ".parquet" else None
+    except (OSError, ValueError):
+        rows = None
+    if rows == 0 or isinstance(cause, StopIteration):
         return no_examples(str(path))
-    place = _broken_line(path)
     return DataError(
-        f"'{path}' cannot be read{place}: {first_line(cause)}",
+        f"'{path}' cannot be read{_broken_line(path)}: {first_line(cause)}",
         hint="Check that the file is complete and has the format its suffix says.",
     )
 
@@ -319,22 +329,46 @@ def _register_zstd() -> None:
         )
 
 
-def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:
+def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     import datasets
+    from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    name = settings.data or ""
     count = settings.samples or _MOST_STREAMED + 1
-    buffer = max(1000, 4 * settings.samples)
+    opened = False
     try:
         with _quiet_datasets():
             stream = datasets.load_dataset(
                 name, name=settings.config, split=settings.split, streaming=True
             )
+            opened = True
             if settings.samples:
+                buffer = max(1000, 4 * settings.samples)
                 stream = stream.shuffle(seed=seed, buffer_size=buffer)
             rows: list[Row] = [dict(row) for row in islice(stream, count)]
     except Exception as error:
-        raise _hub_data_error(settings, error) from error
+        text = first_line(error)
+        hint = "Check its hub page: hlscore reads what `datasets` can stream."
+        message = f"The data set '{name}' cannot be read: {text}"
+        if isinstance(error, DatasetNotFoundError) and _is_gated(name):
+            message = f"The data set '{name}' is gated."
+            hint = "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN."
+        elif isinstance(error, DatasetNotFoundError | HFValidationError):
+            message = f"There is no data set '{name}', neither as a local path nor on the hub."
+            hint = "Check the spelling; for a private one log in with `hf auth login`."
+        elif isinstance(error, ValueError) and not opened:
+            message = f"The data set '{name}' cannot be read as asked: {text}"
+            hint = (
+                "Name the part to read with --split and --data-config; a hub data set is "
+                "streamed, so take --samples instead of a slice."
+            )
+        elif isinstance(error, HfHubHTTPError | LocalEntryNotFoundError):
+            known = hub_error(name, None, "data set", error)
+            message, hint = known.message, known.hint or ""
+        elif isinstance(error, ConnectionError):
+            message = f"The data set '{name}' cannot be reached: {text}"
+            hint = "Check the network and HF_HUB_OFFLINE, or give a local copy."
+        raise DataError(message, hint=hint) from error
     if len(rows) > max(settings.samples, _MOST_STREAMED):
         raise DataError(
             f"The data set '{name}' holds more than {_MOST_STREAMED:,} rows, too many to stream.",
@@ -343,59 +377,28 @@ def _hub_rows(settings: DataSettings, seed: int) -> list[Row]:
     return rows
 
 
-def _hub_data_error(settings: DataSettings, error: Exception) -> HlscoreError:
-    from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+def _is_gated(name: str) -> bool:
+    """Whether a data set is there, but not for everybody: `datasets` says only that it is not."""
+    from huggingface_hub import HfApi
 
-    name, text = settings.data or "", first_line(error)
-    if isinstance(error, DatasetNotFoundError) and "gated" in text:
-        return DataError(
-            f"The data set '{name}' is gated.",
-            hint="Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
-        )
-    if isinstance(error, DatasetNotFoundError | HFValidationError):
-        return DataError(
-            f"There is no data set '{name}', neither as a local path nor on the hub.",
-            hint="Check the spelling; for a private one log in with `hf auth login`.",
-        )
-    if isinstance(error, ValueError) and any(
-        word in text for word in ("split", "onfig name", "BuilderConfig")
-    ):
-        return DataError(
-            f"The data set '{name}' cannot be read as asked: {text}",
-            hint="Name the part to read with --split and --data-config; a hub data set is "
-            "streamed, so take --samples instead of a slice.",
-        )
-    if isinstance(error, HfHubHTTPError | LocalEntryNotFoundError):
-        known = hub_error(name, None, "data set", error)
-        return DataError(known.message, hint=known.hint)
-    if isinstance(error, ConnectionError):
-        return DataError(
-            f"The data set '{name}' cannot be reached: {text}",
-            hint="Check the network and HF_HUB_OFFLINE, or give a local copy.",
-        )
-    return DataError(
-        f"The data set '{name}' cannot be read: {text}",
-        hint="Check its hub page: hlscore reads what `datasets` can stream.",
-    )
+    try:
+        return bool(HfApi().dataset_info(name).gated)
+    except Exception:  # offline, or not there
+        return False
 
 
-class _quiet_datasets:  # noqa: N801 - used like a function
+@contextmanager
+def _quiet_datasets() -> Iterator[None]:
     """Keep `datasets` from showing progress and logging errors: hlscore does both itself."""
+    import datasets
 
-    def __enter__(self) -> None:
-        """Turn bars and log off."""
-        import datasets
-
-        self._was_on = not datasets.are_progress_bars_disabled()
-        self._verbosity = datasets.logging.get_verbosity()
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-
-    def __exit__(self, *_: object) -> None:
-        """Turn them on again if they were."""
-        import datasets
-
-        datasets.logging.set_verbosity(self._verbosity)
-        if self._was_on:
+    was_on = not datasets.are_progress_bars_disabled()
+    verbosity = datasets.logging.get_verbosity()
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if was_on:
             datasets.enable_progress_bars()

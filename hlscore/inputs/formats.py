@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from hlscore.errors import DataError
-from hlscore.inputs.sharegpt import chatml, from_alpaca, is_sharegpt, speakers_note
 from hlscore.settings import DataSettings
 
 ExampleFormat = Literal[
@@ -17,6 +16,7 @@ ExampleFormat = Literal[
 ]
 Row = Mapping[str, Any]
 Columns = Mapping[str, str]
+Wanted = tuple[ExampleFormat, ...]
 
 _REQUIRED: dict[ExampleFormat, tuple[str, ...]] = {
     "prompt_completion": ("prompt", "completion"),
@@ -39,21 +39,19 @@ _OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
         "finish_reason", "temperature", "step", *_TEMPLATE,
     ),
 }  # fmt: skip
-Wanted = tuple[ExampleFormat, ...]
-LARGEST_REWARD = 1e30
 # The first that fits is read: TRL's order. It does not read Alpaca's columns.
 SUPERVISED: Wanted = ("prompt_completion", "messages", "text", "alpaca")
-_SHOWN: dict[ExampleFormat, str] = {
-    "messages": "messages",
-    "prompt_completion": "prompt and completion",
-    "text": "text",
-    "alpaca": "instruction and output",
-    "preference": "chosen and rejected",
-    "prompt": "prompt",
-    "rollouts": "reward",
-}
+LARGEST_REWARD = 1e30
 _TURNS = ("messages", "prompt", "completion", "chosen", "rejected")
+_MAPPING_EXAMPLES: dict[ExampleFormat, str] = {
+    "preference": "--column chosen=preferred --column rejected=other",
+    "prompt": "--column prompt=question",
+    "rollouts": "--column reward=score",
+}
 _SHAREGPT = "conversations"
+# As LLaMA-Factory and axolotl read them.
+_SPEAKERS = {"human": "user", "gpt": "assistant", "observation": "tool"}
+_CALL = "function_call"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,10 +85,17 @@ def example_set(
     rows = tuple(rows)
     if not rows:
         raise no_examples(source)
-    columns = settings.columns
-    if "messages" in wanted:
-        columns = _with_sharegpt(rows[0], columns)
-    found = _find_format(rows[0], source, columns, set(settings.columns), wanted)
+    columns, first = settings.columns, rows[0]
+    # Conversations are read as messages where nothing else was asked for. As in TRL, ShareGPT's
+    # column hides one of messages.
+    if (
+        "messages" in wanted
+        and "messages" not in columns
+        and _SHAREGPT in first
+        and (first.get("messages") is None or _is_sharegpt(first[_SHAREGPT]))
+    ):
+        columns = {**columns, "messages": _SHAREGPT}
+    found = _find_format(first, source, columns, set(settings.columns), wanted)
     checked = tuple(
         _checked(row, _Position(index, source), found, columns) for index, row in enumerate(rows)
     )
@@ -107,27 +112,17 @@ def no_examples(source: str) -> DataError:
     return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
 
 
-def _with_sharegpt(row: Row, columns: Columns) -> Columns:
-    """Read `conversations` as messages, where nothing else was asked for."""
-    if "messages" in columns or _SHAREGPT not in row:
-        return columns
-    # As in TRL, ShareGPT's column hides one of messages.
-    if row.get("messages") is not None and not is_sharegpt(row[_SHAREGPT]):
-        return columns
-    return {**columns, "messages": _SHAREGPT}
-
-
 def _find_format(
     row: Row, source: str, columns: Columns, mapped: set[str], wanted: Wanted
 ) -> ExampleFormat:
+    there = ", ".join(sorted(row))
     missing = sorted(set(columns.values()) - set(row))
     if missing:
         raise DataError(
-            f"'{source}' has no column '{missing[0]}'; it has: {', '.join(sorted(row))}.",
+            f"'{source}' has no column '{missing[0]}'; it has: {there}.",
             hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
         )
-    by_preference = sorted(wanted, key=lambda name: -len(mapped & set(_REQUIRED[name])))
-    for name in by_preference:
+    for name in sorted(wanted, key=lambda name: -len(mapped & set(_REQUIRED[name]))):
         if all(columns.get(role, role) in row for role in _REQUIRED[name]):
             return name
     if {"chosen", "rejected"} <= set(row) and "preference" not in wanted:
@@ -135,19 +130,14 @@ def _find_format(
             f"'{source}' holds pairs of a chosen and a rejected completion.",
             hint="Add --objective dpo.",
         )
+    example = _MAPPING_EXAMPLES.get(
+        wanted[0], "--column prompt=question --column completion=answer"
+    )
     raise DataError(
         f"'{source}' has none of the columns that make an example "
-        f"({'; '.join(_SHOWN[name] for name in wanted)}); it has: {', '.join(sorted(row))}.",
-        hint=f"Map them, for example {_mapping_example(wanted[0])}.",
+        f"({'; '.join(' and '.join(_REQUIRED[name]) for name in wanted)}); it has: {there}.",
+        hint=f"Map them, for example {example}.",
     )
-
-
-def _mapping_example(wanted: ExampleFormat) -> str:
-    return {
-        "preference": "--column chosen=preferred --column rejected=other",
-        "prompt": "--column prompt=question",
-        "rollouts": "--column reward=score",
-    }.get(wanted, "--column prompt=question --column completion=answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +155,7 @@ class _Position:
 
 
 def _checked(row: Row, place: _Position, found: ExampleFormat, columns: Columns) -> Row:
+    """The columns of the format, by role, with turns in TRL's form."""
     named = {role: row.get(columns.get(role, role)) for role in _REQUIRED[found]}
     for role in _OPTIONAL.get(found, ()):
         value = row.get(columns.get(role, role))
@@ -182,18 +173,22 @@ def _checked(row: Row, place: _Position, found: ExampleFormat, columns: Columns)
         _check_rollout(named, shown, place)
         return named | _template_arguments(named, shown, place)
     texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
-    for role, value in texts.items():
-        texts[role] = chatml(value) if role in _TURNS else value
-        if _is_number(value):
-            texts[role] = str(value)
-        _check_turn(texts[role], role, shown[role], place)
+    for role, given in texts.items():
+        texts[role] = value = str(given) if _is_number(given) else _messages_of(given, role)
+        if role == "messages" or (role in _TURNS and isinstance(value, list)):
+            _check_messages(value, shown[role], place)
+        elif not isinstance(value, str):
+            raise place.error(shown[role], f"{type(value).__name__}, not text")
     if found in ("prompt_completion", "preference"):
         _check_alike(texts, place)
     if found == "prompt":
-        mapped = {role: row.get(column) for role, column in columns.items()}
-        return {**row, **mapped, **texts}
-    if found == "alpaca":
-        return from_alpaca(texts)
+        return {**row, **{role: row.get(column) for role, column in columns.items()}, **texts}
+    if found == "alpaca":  # as LLaMA-Factory reads it
+        asked = "\n".join(part for part in (texts["instruction"], texts.get("input")) if part)
+        return {
+            "prompt": [{"role": "user", "content": asked}],
+            "completion": [{"role": "assistant", "content": texts["output"]}],
+        }
     if any(isinstance(value, list) for value in texts.values()):
         return texts | _template_arguments(named, shown, place)
     return texts
@@ -202,6 +197,47 @@ def _checked(row: Row, place: _Position, found: ExampleFormat, columns: Columns)
 def _is_number(value: object) -> bool:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return number and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _is_turn(turn: object) -> bool:
+    return isinstance(turn, Mapping) and {"from", "value"} <= set(turn)
+
+
+def _is_sharegpt(value: object) -> bool:
+    """Whether a value is a list of ShareGPT's turns, with `from` and `value`."""
+    return isinstance(value, list) and bool(value) and _is_turn(value[0])
+
+
+def _messages_of(value: Any, role: str) -> Any:
+    """ShareGPT's turns as messages (`role`, `content`); anything else as it is."""
+    if role not in _TURNS or not _is_sharegpt(value):
+        return value
+    turns: list[Any] = []
+    for turn in value:
+        if not _is_turn(turn):
+            turns.append(turn)
+            continue
+        rest = {name: part for name, part in turn.items() if name not in ("from", "value")}
+        speaker, said = turn["from"], turn["value"]
+        calls = _calls(said) if speaker == _CALL else []
+        if calls:
+            turns.append({**rest, "role": "assistant", "tool_calls": calls})
+        else:
+            speaks = "assistant" if speaker == _CALL else _SPEAKERS.get(speaker, speaker)
+            turns.append({**rest, "role": speaks, "content": said})
+    return turns
+
+
+def _calls(said: object) -> list[Mapping[str, Any]]:
+    """Tool calls of a `function_call` turn, written as JSON; empty where it is none."""
+    try:
+        content = json.loads(said) if isinstance(said, str) else said
+    except ValueError:
+        return []
+    calls = content if isinstance(content, list) else [content]
+    if not all(isinstance(call, Mapping) and {"name", "arguments"} <= set(call) for call in calls):
+        return []
+    return [{"type": "function", "function": call} for call in calls]
 
 
 def _template_arguments(named: Row, shown: Columns, place: _Position) -> dict[str, Any]:
@@ -239,9 +275,17 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
             )
             break
     given = [row.get(columns.get(role, role)) for row in rows for role in _TURNS]
-    if any(map(is_sharegpt, given)):
-        yield from speakers_note(given)
-    elif found == "messages" and columns.get("messages") == _SHAREGPT:
+    shared = [value for value in given if value is not None and _is_sharegpt(value)]
+    spoke = {str(turn["from"]) for value in shared for turn in value if _is_turn(turn)}
+    renamed = sorted(spoke & {*_SPEAKERS, _CALL})
+    if renamed:
+        roles = [_SPEAKERS.get(name, "assistant") for name in renamed]
+        yield (
+            f"Speakers {', '.join(renamed)} were read as {', '.join(roles)}, as LLaMA-Factory and "
+            "axolotl do. TRL hands their names to the chat template unchanged: rename them before "
+            "training with it."
+        )
+    if not shared and found == "messages" and columns.get("messages") == _SHAREGPT:
         yield "TRL reads this column by the name 'messages' only: rename it before training."
     if found == "alpaca":
         yield (
@@ -266,31 +310,21 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
         yield "Images are not read: the probes are text alone."
 
 
-def _check_turn(value: object, role: str, column: str, place: _Position) -> None:
-    if role == "messages" or (role in _TURNS and isinstance(value, list)):
-        _check_messages(value, column, place)
-    else:
-        _check_text(value, column, place)
-
-
 def _check_alike(named: Row, place: _Position) -> None:
     """A conversation may be continued by text, but not the other way round."""
     first, *others = (role for role in ("prompt", "completion", "chosen", "rejected")
                       if role in named)  # fmt: skip
+    kinds = {
+        role: "messages" if isinstance(named[role], list) else "text" for role in (first, *others)
+    }
     for role in others:
-        both = first != "prompt" and isinstance(named[first], list) != isinstance(named[role], list)
-        if both or (isinstance(named[first], str) and isinstance(named[role], list)):
+        both = first != "prompt" and kinds[first] != kinds[role]
+        if both or (kinds[first], kinds[role]) == ("text", "messages"):
             raise DataError(
-                f"Example {place.index} in '{place.source}' has a {first} of "
-                f"{'text' if isinstance(named[first], str) else 'messages'} and a {role} of "
-                f"{'text' if isinstance(named[role], str) else 'messages'}.",
+                f"Example {place.index} in '{place.source}' has a {first} of {kinds[first]} and a "
+                f"{role} of {kinds[role]}.",
                 hint="Use text for both, or messages for both.",
             )
-
-
-def _check_text(value: object, column: str, place: _Position) -> None:
-    if not isinstance(value, str):
-        raise place.error(column, f"{type(value).__name__}, not text")
 
 
 def _check_messages(value: object, column: str, place: _Position) -> None:
@@ -313,7 +347,7 @@ def _check_messages(value: object, column: str, place: _Position) -> None:
         )
 
 
-def _check_rollout(named: Row, shown: Mapping[str, str], place: _Position) -> None:
+def _check_rollout(named: Row, shown: Columns, place: _Position) -> None:
     for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
         if ids in named:
             _check_numbers(named[ids], shown[ids], place, whole=True)
@@ -322,15 +356,21 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Position) -> No
                 f"Example {place.index} in '{place.source}' has neither '{text}' nor '{ids}'.",
                 hint=f"Map one of them, for example --column {text}=COLUMN.",
             )
-        if isinstance(named.get(text), list):
-            _check_messages(named[text], shown[text], place)
-        elif text in named:
-            _check_text(named[text], shown[text], place)
-    if "completion_ids" not in named and isinstance(named["completion"], list):
-        _check_conversation(named, place)
+        value = named.get(text, "")
+        if isinstance(value, list):
+            _check_messages(value, shown[text], place)
+        elif not isinstance(value, str):
+            raise place.error(shown[text], f"{type(value).__name__}, not text")
+    # Messages can only be rendered after those that they answer.
+    continues = isinstance(named.get("prompt"), list) or "completion_ids" in named
+    if not continues and isinstance(named["completion"], list):
+        raise DataError(
+            f"Example {place.index} in '{place.source}' has a completion of messages, but its "
+            "prompt is none.",
+            hint="Use messages for both, or give the completion as text or as completion_ids.",
+        )
     reward = named["reward"]
-    number = isinstance(reward, bool | int | float)
-    if reward is not None and not number:
+    if reward is not None and not isinstance(reward, bool | int | float):
         raise place.error(shown["reward"], f"{type(reward).__name__}, not a number")
     if reward is not None and not abs(reward) <= LARGEST_REWARD:
         raise place.error(
@@ -352,31 +392,23 @@ def _check_rollout(named: Row, shown: Mapping[str, str], place: _Position) -> No
         )
 
 
-def _check_conversation(named: Row, place: _Position) -> None:
-    """Messages can only be rendered after those that they answer."""
-    if not isinstance(named.get("prompt"), list):
-        raise DataError(
-            f"Example {place.index} in '{place.source}' has a completion of messages, but its "
-            "prompt is none.",
-            hint="Use messages for both, or give the completion as text or as completion_ids.",
-        )
-
-
-def _check_numbers(value: object, column: str, place: _Position, *, whole: bool) -> None:
+def _check_numbers(value: Any, column: str, place: _Position, *, whole: bool) -> None:
+    """Check token ids (`whole`) or log-probabilities, which may be missing."""
     kinds: tuple[type, ...] = (int,) if whole else (int, float, type(None))
-    right = isinstance(value, Sequence) and not isinstance(value, str)
-    if not right or not all(
-        isinstance(item, kinds) and not isinstance(item, bool)
-        for item in value  # type: ignore[attr-defined]
+    if (
+        not isinstance(value, Sequence)
+        or isinstance(value, str)
+        or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
     ):
         raise place.error(column, f"not a list of {'token ids' if whole else 'numbers'}")
-    if not all(item is None or math.isnan(item) or math.isfinite(item) for item in value):  # type: ignore[attr-defined]
+    numbers = [item for item in value if item is not None]
+    if any(math.isinf(item) for item in numbers):
         raise place.error(column, "a list with infinite numbers")
-    low = any(item < 0 for item in value) if whole else any(  # type: ignore[attr-defined]
-        item is not None and item > 1e-6 for item in value  # type: ignore[attr-defined]
-    )  # fmt: skip
-    if low:
+    if whole and any(item < 0 for item in numbers):
+        raise place.error(column, "a list with negative ids")
+    if not whole and any(item > 1e-6 for item in numbers):
         raise place.error(
-            column, "a list with negative ids" if whole else "a list with positive numbers",
-            "" if whole else "Log-probabilities are natural logarithms: 0 or less.",
-        )  # fmt: skip
+            column,
+            "a list with positive numbers",
+            "Log-probabilities are natural logarithms: 0 or less.",
+        )

@@ -15,9 +15,6 @@ BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("tiny",)
 
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_SAFETENSORS_PATTERNS = ("*.safetensors",)
-_PICKLE_PATTERNS = ("*.bin",)
-_CODE_PATTERNS = ("*.py",)
 # The same weights again, in folders or formats that transformers does not read.
 _ADAPTER_CONFIG = "adapter_config.json"
 _ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -45,12 +42,17 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     """
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
-        files = ModelFiles(directory=_builtin_directory(name), revision=None)
+        short = name.removeprefix(BUILTIN_PREFIX)
+        if short not in BUILTIN_MODELS:
+            known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
+            raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
+        folder = Path(str(resources.files("hlscore.inputs") / "builtin" / short))
+        files = ModelFiles(directory=folder, revision=None)
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
         raise _gguf_error(name, str(local.parent), local.name)
-    elif _looks_like_path(name):
+    elif looks_like_path(name):
         raise ModelError(
             f"There is no model directory at '{name}'.",
             hint="Give a directory with config.json, a hub id such as Qwen/Qwen3-0.6B, or "
@@ -71,7 +73,7 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     """Find the folder of a PEFT adapter."""
     name = settings.model
     local = existing_path(name)
-    if name.startswith(BUILTIN_PREFIX) or (local is None and _looks_like_path(name)):
+    if name.startswith(BUILTIN_PREFIX) or (local is None and looks_like_path(name)):
         return None
     if local is not None:
         # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
@@ -83,15 +85,8 @@ def find_adapter(settings: ModelSettings) -> Path | None:
     return _download(settings, weights=True).directory
 
 
-def _builtin_directory(name: str) -> Path:
-    short = name.removeprefix(BUILTIN_PREFIX)
-    if short not in BUILTIN_MODELS:
-        known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
-        raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
-    return Path(str(resources.files("hlscore.inputs") / "builtin" / short))
-
-
-def _looks_like_path(name: str) -> bool:
+def looks_like_path(name: str) -> bool:
+    """Whether a name is that of a local file or directory, and not a hub id."""
     return (
         name.startswith((".", "/", "~")) or name.count("/") > 1 or existing_path(name) is not None
     )
@@ -103,9 +98,9 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 
     patterns = list(_CONFIG_PATTERNS)
     if weights:
-        patterns += _SAFETENSORS_PATTERNS
+        patterns.append("*.safetensors")
     if settings.trust_remote_code:
-        patterns += _CODE_PATTERNS
+        patterns.append("*.py")
     try:
         folder = snapshot_download(
             settings.model,
@@ -119,7 +114,7 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
             folder = snapshot_download(
                 settings.model,
                 revision=settings.revision,
-                allow_patterns=[*patterns, *_PICKLE_PATTERNS],
+                allow_patterns=[*patterns, "*.bin"],
                 ignore_patterns=list(_IGNORED_PATTERNS),
             )
     except HlscoreError:
@@ -224,9 +219,7 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
             f"'{settings.model}' has no config.json.",
             hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
         )
-    if not weights:
-        return
-    if _weights(directory, ".safetensors"):
+    if not weights or _weights(directory, ".safetensors"):
         return
     pickles = _weights(directory, ".bin")
     if not pickles:

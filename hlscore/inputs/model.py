@@ -26,11 +26,9 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging as transformers_logging
 
 from hlscore.errors import ModelError, UsageError, first_line
-from hlscore.inputs.dimensions import packable_sizes
-from hlscore.inputs.fingerprint import fingerprint, identity_of
 from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
+from hlscore.inputs.identity import fingerprint, identity_of, packable_sizes
 from hlscore.inputs.placement import (
-    avoids_float16,
     loading_error,
     out_of_memory,
     plan_placement,
@@ -46,7 +44,6 @@ from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
 _ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
-_NO_ADAPTER = "no-adapter"
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
@@ -80,10 +77,57 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
     device = resolve_device(settings.device)
-    model, placed = _read_weights(files, settings, device)
+    check_safetensors(files.directory, settings.model)
+    loader, config = _loader(files, settings)
+    planned = planned_dtype(config, settings)
+    widened = config.get_text_config().dtype == torch.float16 != planned
+    placement = plan_placement(config, settings, device, planned)
+    progress_was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    model: PreTrainedModel
+    try:
+        with quiet_libraries():
+            model, info = loader.from_pretrained(
+                files.directory,
+                config=config,
+                dtype=planned if widened or settings.dtype != "auto" else "auto",
+                use_safetensors=None if settings.allow_pickle else True,
+                # Transformers would look for an adapter beside the weights and attach it.
+                adapter_kwargs={"subfolder": "no-adapter"},
+                trust_remote_code=settings.trust_remote_code,
+                # Mismatches are refused by name below; transformers only counts on its own log.
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **placement.options,
+            )
+    except BaseException as error:
+        placement.discard()
+        if isinstance(error, Exception):
+            raise loading_error(settings.model, placement, error) from error
+        raise
+    finally:
+        if progress_was_on:
+            transformers_logging.enable_progress_bar()
+    if not placement.placed and model.dtype == torch.float16 != planned:
+        model.float()  # the configuration names no dtype
+    settle(model, placement)
+    for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
+        keys = sorted(
+            item
+            if isinstance(item, str)
+            else f"{item[0]} ({list(item[1])} in the file, {list(item[2])} by config.json)"
+            for item in info.get(kind) or ()
+        )
+        if keys:
+            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
+            raise ModelError(
+                f"The weights of '{settings.model}' {what} {number} {keys[0]}.",
+                hint="They would be random. Check that config.json and the weights belong "
+                "together.",
+            )
     model.eval()
     try:
-        if not placed:
+        if not placement.placed:
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
@@ -91,11 +135,7 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
 
 
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
-    """Build a model on the meta device from its configuration alone, never quantized.
-
-    Returns:
-        The model without weights, and where its files are.
-    """
+    """Build a model on the meta device from its configuration alone, and find its files."""
     files = find_model(settings, weights=False)
     return shape_of(files, settings), files
 
@@ -145,20 +185,15 @@ def loading_notes(
     return tuple(notes)
 
 
-def planned_dtype(model: PreTrainedModel, settings: ModelSettings) -> torch.dtype:
+def planned_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dtype:
     """Dtype of the weights once loaded, packed ones aside; `auto` follows the configuration."""
-    return _config_dtype(model.config, settings)
-
-
-def _config_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dtype:
     if settings.dtype != "auto":
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     configured = config.get_text_config().dtype
-    if configured == torch.float16 and avoids_float16(
-        config, settings, resolve_device(settings.device)
-    ):
-        return torch.float32
+    narrow = configured == torch.float16 and not quantization_settings(config)
+    if narrow and resolve_device(settings.device).type == "cpu":
+        return torch.float32  # most CPUs compute in float16 very slowly
     return configured if isinstance(configured, torch.dtype) else torch.float32
 
 
@@ -170,26 +205,20 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
     cent; checkpoints of unknown width count as if they were not quantized.
     """
-    bits = _planned_bits(model.config, settings)
-    size: int = planned_dtype(model, settings).itemsize
+    stored = quantization_settings(model.config)
+    bits = stored.get("bits", stored.get("w_bit"))
+    if settings.load_in is not None:
+        bits = 4 if settings.load_in == "4bit" else 8
+    elif stored.get("load_in_4bit"):
+        bits = 4
+    elif stored.get("load_in_8bit") or "fp8" in str(stored.get("quant_method", "")):
+        bits = 8
+    size: int = planned_dtype(model.config, settings).itemsize
     whole: int = sum(parameter.numel() for parameter in model.parameters())
-    if bits is None:
+    if bits not in (4, 8):
         return whole * size
     packable, rows = packable_sizes(model)
     return packed_bytes(packable, rows, bits) + (whole - packable) * size
-
-
-def _planned_bits(config: PreTrainedConfig, settings: ModelSettings) -> int | None:
-    """Bits of each packed weight; `None` where nothing is packed or the width is not known."""
-    if settings.load_in is not None:
-        return 4 if settings.load_in == "4bit" else 8
-    stored = quantization_settings(config)
-    if stored.get("load_in_4bit"):
-        return 4
-    if stored.get("load_in_8bit") or "fp8" in str(stored.get("quant_method", "")):
-        return 8
-    bits = stored.get("bits", stored.get("w_bit"))
-    return bits if bits in (4, 8) else None
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -285,8 +314,11 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     for a vision-language checkpoint they may choose a text-only class with other module names.
     """
     config = _read_config(files, settings)
-    kind = _other_kind(config)
-    if kind:
+    decodes = getattr(config, "is_decoder", getattr(config, "causal", True))
+    encodes = not decodes and type(config) in MODEL_FOR_MASKED_LM_MAPPING
+    both = getattr(config, "is_encoder_decoder", False)
+    if both or encodes:
+        kind = "an encoder-decoder" if both else "an encoder"
         raise ModelError(
             f"'{settings.model}' is {kind} model ({config.model_type}).", hint=_ONLY_DECODERS
         )
@@ -294,7 +326,12 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
     mapped = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__name__ if causal else ""
     if settings.text_only:
-        _check_text_class(config, mapped)
+        if not mapped or (config.get_text_config() is not config and mapped == named):
+            raise UsageError(
+                f"--text-only: transformers has no text-only class for {config.model_type} "
+                "checkpoints.",
+                hint=f"Remove it to load {named}." if named else _ONLY_DECODERS,
+            )
         return AutoModelForCausalLM, config
     if causal and settings.architecture == mapped:
         return AutoModelForCausalLM, config
@@ -325,87 +362,6 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
         hint=_ONLY_DECODERS,
     )
-
-
-def _check_text_class(config: PreTrainedConfig, mapped: str) -> None:
-    """Refuse --text-only where transformers has no class for the text decoder alone."""
-    named = str((config.architectures or [""])[0])
-    whole = config.get_text_config() is not config and mapped == named
-    if whole or not mapped:
-        raise UsageError(
-            f"--text-only: transformers has no text-only class for {config.model_type} "
-            "checkpoints.",
-            hint=f"Remove it to load {named}." if named else _ONLY_DECODERS,
-        )
-
-
-def _other_kind(config: PreTrainedConfig) -> str:
-    """What a model is, where it has a causal class but its checkpoint is none."""
-    if getattr(config, "is_encoder_decoder", False):
-        return "an encoder-decoder"
-    causal = getattr(config, "is_decoder", getattr(config, "causal", True))
-    return "" if causal or type(config) not in MODEL_FOR_MASKED_LM_MAPPING else "an encoder"
-
-
-def _read_weights(
-    files: ModelFiles, settings: ModelSettings, device: torch.device
-) -> tuple[PreTrainedModel, bool]:
-    """Read the weights, and say whether they are where they belong already."""
-    check_safetensors(files.directory, settings.model)
-    loader, config = _loader(files, settings)
-    planned = _config_dtype(config, settings)
-    widened = config.get_text_config().dtype == torch.float16 != planned
-    dtype = planned if widened or settings.dtype != "auto" else "auto"
-    placement = plan_placement(config, settings, device, planned)
-    progress_was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        with quiet_libraries():
-            model, info = loader.from_pretrained(
-                files.directory,
-                config=config,
-                dtype=dtype,
-                use_safetensors=None if settings.allow_pickle else True,
-                # Transformers would look for an adapter beside the weights and attach it.
-                adapter_kwargs={"subfolder": _NO_ADAPTER},
-                trust_remote_code=settings.trust_remote_code,
-                # Mismatches are refused by name below; transformers only counts on its own log.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **placement.options,
-            )
-    except BaseException as error:
-        placement.discard()
-        if isinstance(error, Exception):
-            raise loading_error(settings.model, placement, error) from error
-        raise
-    finally:
-        if progress_was_on:
-            transformers_logging.enable_progress_bar()
-    loaded: PreTrainedModel = model
-    if not placement.placed and loaded.dtype == torch.float16 != planned:
-        loaded.float()  # the configuration names no dtype
-    settle(loaded, placement)
-    _check_complete(settings.model, info)
-    return loaded, placement.placed
-
-
-def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Refuse a model in which weights were filled with random numbers."""
-    for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
-        keys = sorted(
-            item
-            if isinstance(item, str)
-            else f"{item[0]} ({list(item[1])} in the file, {list(item[2])} by config.json)"
-            for item in info.get(kind) or ()
-        )
-        if keys:
-            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
-            raise ModelError(
-                f"The weights of '{name}' {what} {number} {keys[0]}.",
-                hint="They would be random. Check that config.json and the weights belong "
-                "together.",
-            )
 
 
 def check_safetensors(directory: Path, name: str) -> None:

@@ -20,9 +20,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.packed import is_packed_linear, is_plain, tied_names, was_transposed
+from hlscore.inputs.weights import is_packed_linear, is_plain, tied_names
 from hlscore.reasons import LeftOut
-from hlscore.records import Candidate, Form, Storage
+from hlscore.records import Candidate, Form
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -31,13 +31,10 @@ _Key = int | str
 
 
 def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
-    """List every weight matrix of a model, as a candidate or with the reason why it is not.
+    """Every weight of two or more dimensions, as a candidate or with the reason why it is not.
 
     Works on the meta device: only names, types and shapes are read. A model gives the same
     candidates whether it is quantized or not, but for their field `quantized`.
-
-    Returns:
-        One record per weight of two or more dimensions, in module order.
     """
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(
@@ -56,7 +53,29 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
             ),
             hint="hlscore ranks linear maps inside the repeated blocks of a language decoder.",
         )
-    return _apply_globs(found, settings)
+
+    def matches(item: Candidate, globs: tuple[str, ...]) -> bool:
+        return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)
+
+    candidates = candidates_of(found)
+    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+        for glob in globs:
+            if not any(matches(item, (glob,)) for item in candidates):
+                raise UsageError(
+                    f"{option} '{glob}' matches none of the candidate modules.",
+                    hint=f"Globs are matched against full names such as {candidates[0].module}.",
+                )
+    chosen = []
+    for item in found:
+        left_out = item.left_out
+        if not left_out and settings.include and not matches(item, settings.include):
+            left_out = "not_included"
+        elif not left_out and matches(item, settings.exclude):
+            left_out = "excluded"
+        chosen.append(replace(item, left_out=left_out))
+    if all(item.skipped for item in chosen):
+        raise UsageError("--include and --exclude together leave no candidate module.")
+    return tuple(chosen)
 
 
 def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -69,13 +88,9 @@ def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
     # The decoder of some models is their output map (ModernBERT).
     for decoder in (model.get_decoder(), model.base_model):
         for name, module in model.named_modules():
-            if module is decoder and any(_is_block_list(inner) for inner in module.modules()):
+            if module is decoder and any(map(_is_block_list, module.modules())):
                 return name, module
     return "", model
-
-
-def _is_block_list(module: nn.Module) -> bool:
-    return isinstance(module, nn.ModuleList) and _holds_matrices(module)
 
 
 def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
@@ -88,7 +103,7 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
     lists: dict[str, nn.ModuleList] = {}
     for name, module in decoder.named_modules(prefix=prefix):
         inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if not inside and isinstance(module, nn.ModuleList) and _holds_matrices(module):
+        if not inside and isinstance(module, nn.ModuleList) and _is_block_list(module):
             lists[name] = module
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     full_length = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
@@ -99,9 +114,11 @@ def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
     }
 
 
-def _holds_matrices(module: nn.Module) -> bool:
+def _is_block_list(module: nn.Module) -> bool:
     matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
-    return matrices or any(is_packed_linear(inner) for inner in module.modules())
+    return isinstance(module, nn.ModuleList) and (
+        matrices or any(map(is_packed_linear, module.modules()))
+    )
 
 
 def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
@@ -206,20 +223,17 @@ def _describe(
     parameter: nn.Parameter | None,
     blocks: dict[str, int],
 ) -> Candidate:
-    own_name = leaf == "weight"
     parameter_name = f"{module_name}.{leaf}" if module_name else leaf
-    name = module_name if own_name and module_name else parameter_name
+    name = module_name if leaf == "weight" and module_name else parameter_name
     block_name = next((b for b in blocks if name.startswith(f"{b}.")), None)
     inner = name[len(block_name) + 1 :] if block_name else name
     block, _, kind = inner.rpartition(".")
     packed = is_packed_linear(module)
-    # Fused experts carry `is_transposed` in transformers 5.
-    transposed = (
-        isinstance(module, Conv1D)
-        or getattr(module, "is_transposed", False)
-        or (packed and was_transposed(module))
-    )
-    storage: Storage = "in_out" if transposed else "out_in"
+    # Packed layers stand for the class that they replace; fused experts carry `is_transposed` in
+    # transformers 5.
+    source = getattr(module, "source_cls", None) if packed else type(module)
+    conv1d = isinstance(source, type) and issubclass(source, Conv1D)
+    transposed = conv1d or getattr(module, "is_transposed", False)
     if parameter is None or packed:
         matrices = 1
         out_features, in_features = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
@@ -227,6 +241,17 @@ def _describe(
         *lead, rows, columns = parameter.shape
         matrices = math.prod(lead)
         out_features, in_features = (columns, rows) if transposed else (rows, columns)
+    form: Form = "parameter"
+    if packed:
+        form = "conv1d" if transposed else "linear"
+    elif conv1d:
+        form = "conv1d"
+    elif isinstance(module, nn.Linear) and _maps_as_linear(module):
+        form = "linear"
+    elif isinstance(module, nn.Embedding):
+        form = "embedding"
+    elif parameter is not None and parameter.dim() == 3:
+        form = "experts"
     # Fused experts hold several biases.
     bias_name = f"{leaf.removesuffix('weight')}bias" if leaf.endswith("weight") else f"{leaf}_bias"
     bias = getattr(module, bias_name, None)
@@ -240,24 +265,11 @@ def _describe(
         matrices=matrices,
         out_features=out_features,
         in_features=in_features,
-        storage=storage,
-        form=_form(module, parameter, storage),
+        storage="in_out" if transposed else "out_in",
+        form=form,
         n_params=matrices * out_features * in_features + bias_params,
         quantized=packed,
     )
-
-
-def _form(module: nn.Module, parameter: nn.Parameter | None, storage: Storage) -> Form:
-    """Tell what holds a weight; packed layers have the form of what they stand for."""
-    if is_packed_linear(module):
-        return "conv1d" if storage == "in_out" else "linear"
-    if isinstance(module, nn.Linear) and _maps_as_linear(module):
-        return "linear"
-    if isinstance(module, Conv1D):
-        return "conv1d"
-    if isinstance(module, nn.Embedding):
-        return "embedding"
-    return "experts" if parameter is not None and parameter.dim() == 3 else "parameter"
 
 
 def _maps_as_linear(module: nn.Linear) -> bool:
@@ -296,30 +308,3 @@ def _on_meta(module: nn.Module) -> nn.Module:
     }
     object.__setattr__(shadow, "_modules", children)
     return shadow
-
-
-def _apply_globs(
-    found: tuple[Candidate, ...], settings: CandidateSettings
-) -> tuple[Candidate, ...]:
-    def matches(item: Candidate, globs: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)
-
-    candidates = candidates_of(found)
-    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
-        for glob in globs:
-            if not any(matches(item, (glob,)) for item in candidates):
-                raise UsageError(
-                    f"{option} '{glob}' matches none of the candidate modules.",
-                    hint=f"Globs are matched against full names such as {candidates[0].module}.",
-                )
-    chosen = []
-    for item in found:
-        left_out = item.left_out
-        if not left_out and settings.include and not matches(item, settings.include):
-            left_out = "not_included"
-        elif not left_out and matches(item, settings.exclude):
-            left_out = "excluded"
-        chosen.append(replace(item, left_out=left_out))
-    if all(item.skipped for item in chosen):
-        raise UsageError("--include and --exclude together leave no candidate module.")
-    return tuple(chosen)

@@ -50,13 +50,10 @@ class Placement:
 def plan_placement(
     config: PreTrainedConfig, settings: ModelSettings, device: torch.device, dtype: torch.dtype
 ) -> Placement:
-    """Decide how to read the weights of a model.
+    """Decide how to read the weights of a model; may make a temporary folder.
 
     Args:
         device: Where the weights go unless `settings.device_map` is set.
-
-    Returns:
-        The decision; it may have made a temporary folder.
     """
     stored = quantization_method(config)
     if settings.load_in is not None and stored:
@@ -77,7 +74,17 @@ def plan_placement(
     _check_packages(settings, method)
     options: dict[str, Any] = {}
     if settings.load_in is not None:
-        options["quantization_config"] = _bitsandbytes_config(settings.load_in, dtype)
+        # The settings of LLM.int8() for 8 bits, those of QLoRA for 4.
+        options["quantization_config"] = (
+            BitsAndBytesConfig(load_in_8bit=True)
+            if settings.load_in == "8bit"
+            else BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=dtype,
+            )
+        )
     own_folder = None
     if settings.device_map is not None:
         options["device_map"] = settings.device_map
@@ -91,11 +98,6 @@ def plan_placement(
     )
 
 
-def avoids_float16(config: PreTrainedConfig, settings: ModelSettings, device: torch.device) -> bool:
-    """Whether weights in float16 are widened: most CPUs compute in it very slowly."""
-    return settings.dtype == "auto" and device.type == "cpu" and not quantization_settings(config)
-
-
 def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
     """A warning about the dtype that was asked for; empty where there is none."""
     if settings.dtype != "float16" or device.type != "cpu":
@@ -107,11 +109,7 @@ def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
 
 
 def quantization_method(config: PreTrainedConfig) -> str:
-    """Name the method that a checkpoint was quantized with.
-
-    Returns:
-        Such as `bitsandbytes` or `gptq`; empty where it is not quantized.
-    """
+    """The method that a checkpoint was quantized with, such as `gptq`; empty for none."""
     found = quantization_settings(config)
     if not found:
         return ""
@@ -121,7 +119,7 @@ def quantization_method(config: PreTrainedConfig) -> str:
 
 
 def quantization_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """Read `quantization_config` of a configuration; empty where there is none."""
+    """`quantization_config` of a configuration; empty where there is none."""
     found = getattr(config, "quantization_config", None)
     if found is None or isinstance(found, Mapping):
         return found or {}
@@ -214,18 +212,6 @@ def _check_packages(settings: ModelSettings, method: str) -> None:
                 f"{asked} needs the package {package}, which is not installed.",
                 hint=f"pip install 'hlscore[{extra}]'",
             )
-
-
-def _bitsandbytes_config(load_in: str, dtype: torch.dtype) -> BitsAndBytesConfig:
-    """The settings of QLoRA for 4 bits, those of LLM.int8() for 8 bits."""
-    if load_in == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-    )
 
 
 def _max_memory(settings: ModelSettings) -> dict[int | str, int] | None:

@@ -42,12 +42,12 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
     device = resolve_device(settings.device)
     model, files = load_shape(settings)
     check_blocks_share_nothing(model, settings.model)
-    model = model.to(planned_dtype(model, settings))
+    model = model.to(planned_dtype(model.config, settings))
     tokenizer = load_tokenizer(files, settings)
     whole = None
     if processes.is_main:
         # Not `auto`: what a CPU avoids is no matter of the devices that compute.
-        dtype = cast("Dtype", str(planned_dtype(model, settings)).removeprefix("torch."))
+        dtype = cast("Dtype", str(planned_dtype(model.config, settings)).removeprefix("torch."))
         whole = load_model(replace(settings, device="cpu", shard=False, dtype=dtype))
     identity = processes.gather(None if whole is None else whole.identity)[0]
     if identity is None:

@@ -21,14 +21,14 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.fingerprint import identity_of, sampled_bytes, structure_hash
 from hlscore.inputs.hub import find_model
+from hlscore.inputs.identity import identity_of, sampled_bytes, structure_hash
 from hlscore.inputs.model import check_safetensors, loading_notes, shape_of
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.packed import tied_names
 from hlscore.inputs.placement import quantization_method
 from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
 from hlscore.inputs.tied import Renamer, renamer
+from hlscore.inputs.weights import tied_names
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import CandidateSettings, ModelSettings
 

@@ -16,11 +16,7 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[int]:
-    """Token ids of a text.
-
-    Args:
-        special: Whether the tokenizer may add tokens that begin or end a text.
-    """
+    """Token ids of a text; with `special` the tokenizer may add tokens at its ends."""
     # verbose=False: the tokenizer's own warning about long texts is ours to give, once.
     ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
     return ids
@@ -55,11 +51,7 @@ def template_ids(
 def prompt_ids(
     prompt: str | Sequence[Row], tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> list[int]:
-    """Token ids of a prompt, ready to be continued.
-
-    Returns:
-        The ids; those of a conversation end where the assistant begins.
-    """
+    """Token ids of a prompt; those of a conversation end where the assistant begins."""
     if isinstance(prompt, str):
         return text_ids(prompt, tokenizer)
     return template_ids(prompt, tokenizer, add_generation_prompt=True, **options)["input_ids"]
@@ -73,11 +65,7 @@ def prompt_and_whole(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt, and of prompt and completion together, ended.
 
-    Args:
-        completion: Text, or messages; messages only after a conversation.
-
-    Returns:
-        Both; the first need not be a prefix of the second.
+    The first need not be a prefix of the second. Messages only follow a conversation.
     """
     if isinstance(prompt, str):
         whole = text_ids(with_eos(f"{prompt}{completion}", tokenizer), tokenizer)
@@ -104,10 +92,9 @@ def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 
 def assistant_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Chat template that marks the tokens of the assistant, as TRL's `assistant_only_loss` has it.
+    """TRL's version of a chat template, which marks the assistant's tokens.
 
-    Returns:
-        `None` where the tokenizer's own template marks them, else TRL's version of it.
+    `None` where the tokenizer's own template marks them.
     """
     own = tokenizer.chat_template or ""
     if _GENERATION_TAG.search(own["default"] if isinstance(own, dict) else own):
@@ -153,11 +140,7 @@ def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> 
 
 
 def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> tuple[int, ...]:
-    """Ids that end a completion: those of the tokenizer and of the generation settings.
-
-    Returns:
-        The ids, rising; empty where nothing ends a completion.
-    """
+    """Ids that end a completion, rising: those of the tokenizer and of `generation_config`."""
     found: set[int] = set()
     settings: Any = getattr(model, "generation_config", None)
     for ids in (tokenizer.eos_token_id, getattr(settings, "eos_token_id", None)):

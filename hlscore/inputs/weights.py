@@ -1,31 +1,68 @@
-"""The weight of a candidate as an ordinary tensor, wherever and however it is kept."""
+"""Weights wherever and however they are kept: packed, offloaded, sharded or plain.
+
+Quantization libraries put a module of their own in the place of a linear layer. It keeps
+`in_features` and `out_features`, but its weight is packed integers, an 8-bit float or a tensor
+type of the library's own. Those libraries are imported only to unpack a weight.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError
-from hlscore.inputs.packed import is_packed_linear, is_plain
 from hlscore.records import Candidate
+
+_PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor holds ordinary floating-point numbers; sharded ones count too."""
+    wrapped = is_traceable_wrapper_subclass(tensor) and not hasattr(tensor, "full_tensor")
+    return tensor.dtype in _PLAIN_DTYPES and not wrapped
+
+
+def is_packed_linear(module: nn.Module) -> bool:
+    """Whether a module is a linear map with a packed weight.
+
+    It says how many features go in and out, but has no plain weight of that size.
+    """
+    sizes = [getattr(module, name, None) for name in ("out_features", "in_features")]
+    rows, columns = sizes
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return False
+    weight = module._parameters.get("weight")
+    if weight is None:
+        own: list[torch.Tensor | None] = [*module._parameters.values(), *module._buffers.values()]
+        return any(tensor is not None and not is_plain(tensor) for tensor in own)
+    # bitsandbytes can store 4-bit weights as bfloat16: then only the size gives them away.
+    odd_size = weight.dim() <= 2 and weight.numel() not in (0, rows * columns)
+    return odd_size or not is_plain(weight)
+
+
+def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
+    """Map the name of each tied parameter to the name of the one it is tied to.
+
+    Needed where tied parameters are not the same object: offloaded ones lose that.
+    """
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return tied
 
 
 @torch.no_grad()
 def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None:
-    """Give the weight of one candidate as an ordinary floating-point tensor.
+    """The weight of one candidate as an ordinary floating-point tensor, in its own layout.
 
     A plain weight is returned as it is: detached, sharing its memory. A weight that accelerate
     offloads is read for the moment, onto the host; the model keeps its placeholder. Weights of
     bitsandbytes are dequantized (8 bits to float32, 4 bits to the dtype they were made from).
     Weights sharded by FSDP2 are gathered: then every rank must call this, in the same order.
-
-    Returns:
-        The weight in the layout of the candidate (`[out, in]`, `[in, out]` or
-        `[matrices, ..., ...]`); `None` where it cannot be had, as with the packed integers of
-        GPTQ or AWQ.
+    `None` where it cannot be had, as with the packed integers of GPTQ or AWQ.
     """
     module_name, _, leaf = item.parameter.rpartition(".")
     module = model.get_submodule(module_name)
@@ -33,7 +70,13 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     if parameter is None:
         return None
     if parameter.is_meta:
-        return None if is_packed_linear(module) else _offloaded(model, item.parameter)
+        source = None if is_packed_linear(module) else _offload_source(model, item.parameter)
+        try:
+            found = None if source is None else source[0][source[1]]
+        except KeyError:
+            return None
+        usable = isinstance(found, torch.Tensor) and is_plain(found) and not found.is_meta
+        return found if usable else None
     weight = _dense(module, parameter)
     # Packed weights are always [out, in], also those made from a `Conv1D`.
     transposed = item.quantized and item.storage == "in_out" and weight is not None
@@ -41,16 +84,12 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
 
 
 def is_offloaded(model: PreTrainedModel, parameter: str) -> bool:
-    """Tell whether accelerate keeps a parameter on the host or on disk between forward passes."""
+    """Whether accelerate keeps a parameter on the host or on disk between forward passes."""
     return _offload_source(model, parameter) is not None
 
 
 def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
-    """List the hooks that accelerate put on a module.
-
-    Returns:
-        The hooks, unpacked where several were chained; empty where there is none.
-    """
+    """The hooks that accelerate put on a module, unpacked where several were chained."""
     hook = getattr(module, "_hf_hook", None)
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
@@ -78,7 +117,7 @@ def check_4bit(model: PreTrainedModel, name: str) -> None:
 
 
 def _offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] | None:
-    """Find the store that holds an offloaded parameter, and its name there."""
+    """The store that holds an offloaded parameter, and its name there."""
     owner, _, _ = parameter.rpartition(".")
     while True:
         for hook in accelerate_hooks(model.get_submodule(owner)):
@@ -90,58 +129,29 @@ def _offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] |
         owner, _, _ = owner.rpartition(".")
 
 
-def _offloaded(model: PreTrainedModel, parameter: str) -> torch.Tensor | None:
-    source = _offload_source(model, parameter)
-    if source is None:
-        return None
-    store, name = source
-    try:
-        found = store[name]
-    except KeyError:
-        return None
-    usable = isinstance(found, torch.Tensor) and is_plain(found) and not found.is_meta
-    return found if usable else None
-
-
 def _dense(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor | None:
     state = getattr(parameter, "quant_state", None) or getattr(module, "quant_state", None)
-    if state is not None:
-        return _dense_4bit(parameter, state)
-    if parameter.dtype == torch.int8 and type(parameter).__name__ == "Int8Params":
-        return _dense_8bit(module, parameter)
-    if hasattr(parameter, "full_tensor"):
-        gathered: torch.Tensor = parameter.full_tensor()
-        return gathered.detach()
-    if is_plain(parameter):
-        return None if is_packed_linear(module) else parameter.detach()
-    return _dense_subclass(parameter)
+    found: torch.Tensor | None = None
+    if state is not None:  # 4 bits of bitsandbytes
+        import bitsandbytes.functional
 
+        if not getattr(state, "packing_format_for_cpu", False):
+            found = bitsandbytes.functional.dequantize_4bit(parameter.data, state)
+    elif parameter.dtype == torch.int8 and type(parameter).__name__ == "Int8Params":
+        import bitsandbytes.functional
 
-def _dense_4bit(parameter: nn.Parameter, state: Any) -> torch.Tensor | None:
-    import bitsandbytes.functional
-
-    if getattr(state, "packing_format_for_cpu", False):
-        return None
-    found: torch.Tensor = bitsandbytes.functional.dequantize_4bit(parameter.data, state)
+        # The scales move from the weight to the state of the module in its first forward pass.
+        scales = getattr(parameter, "SCB", None)
+        if scales is None:
+            scales = getattr(getattr(module, "state", None), "SCB", None)
+        if scales is not None:
+            found = bitsandbytes.functional.int8_vectorwise_dequant(parameter.data, scales)
+    elif hasattr(parameter, "full_tensor"):
+        found = parameter.full_tensor().detach()
+    elif is_plain(parameter):
+        found = None if is_packed_linear(module) else parameter.detach()
+    # A library's own tensor type, such as torchao's; plain integers have no scale.
+    elif type(parameter.data) is not torch.Tensor and hasattr(parameter.data, "dequantize"):
+        unpacked = parameter.data.dequantize()
+        found = unpacked if is_plain(unpacked) else None
     return found
-
-
-def _dense_8bit(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor | None:
-    import bitsandbytes.functional
-
-    # The scales move from the weight to the state of the module in its first forward pass.
-    scales = getattr(parameter, "SCB", None)
-    if scales is None:
-        scales = getattr(getattr(module, "state", None), "SCB", None)
-    if scales is None:
-        return None
-    found: torch.Tensor = bitsandbytes.functional.int8_vectorwise_dequant(parameter.data, scales)
-    return found
-
-
-def _dense_subclass(parameter: nn.Parameter) -> torch.Tensor | None:
-    """Ask a library's own tensor type, such as torchao's; plain integers have no scale."""
-    if type(parameter.data) is torch.Tensor or not hasattr(parameter.data, "dequantize"):
-        return None
-    found: torch.Tensor = parameter.data.dequantize()
-    return found if is_plain(found) else None

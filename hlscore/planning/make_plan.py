@@ -161,6 +161,7 @@ def _modules(problem: Problem, solution: Solution) -> list[PlanModule]:
             selection_probability=share,
             params=row.n_params,
             trained_params=item.params,
+            unreached=row.status == "unreached",
             remark=remark(row, row.matrices_reached, rank or settings.rank, of_updates=of_updates),
         )
         modules.append(found)

@@ -8,10 +8,9 @@ from typing import TypeVar
 
 import torch
 
+from hlscore.objectives.likelihood import IGNORED
 from hlscore.probes.units import ProbeExample
 from hlscore.settings import PaddingSide
-
-IGNORED = -100
 
 Item = TypeVar("Item")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import random
 from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, first_line
+from hlscore.inputs.examples import draw_rows
 from hlscore.inputs.formats import ExampleSet, Row
 from hlscore.inputs.tokens import (
     common_prefix,
@@ -40,18 +40,12 @@ def rollouts_from(
     Args:
         examples: Checked rows in the format `rollouts`.
         model: The model, for the tokens that end a completion.
-        samples: Groups to draw; 0 means all.
-
-    Returns:
-        The rollouts, groups in the order in which they begin.
+        samples: Groups to draw; 0 means all. They stay in the order in which they begin.
     """
     rows: dict[str, list[tuple[int, Row]]] = {}
     for index, row in enumerate(examples.rows):
         rows.setdefault(_group_name(row), []).append((index, row))
-    names = list(rows)
-    if 0 < samples < len(names):
-        kept = sorted(random.Random(seed).sample(range(len(names)), samples))
-        names = [names[place] for place in kept]
+    names = draw_rows(list(rows), samples, seed)
     ends = end_token_ids(tokenizer, model)
     temperatures = {row.get("temperature", 1.0) for row in examples.rows}
     return RolloutSet(
@@ -91,7 +85,12 @@ def _rollout(
     tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int],
 ) -> Rollout:
-    said = _said_truncated(row)
+    # What the row says about its end.
+    said: bool | None = None
+    if "truncated" in row:
+        said = bool(row["truncated"])
+    elif "finish_reason" in row:
+        said = row["finish_reason"] == "length"
     try:
         if "prompt_ids" in row:
             start = row["prompt_ids"]
@@ -109,7 +108,8 @@ def _rollout(
             hint="Repair that example, or give prompt_ids and completion_ids.",
         ) from error
     # Text and messages were ended here; of ids the last one tells.
-    cut = said if said is not None else "completion_ids" in row and _lacks_end(ids, ends)
+    endless = "completion_ids" in row and bool(ids) and bool(ends) and ids[-1] not in ends
+    cut = endless if said is None else said
     return Rollout(
         prompt=row.get("prompt", ""),
         prompt_ids=tuple(start),
@@ -119,17 +119,6 @@ def _rollout(
         truncated=cut,
         log_probs=_log_probs(row, ids, index, source),
     )
-
-
-def _lacks_end(ids: Sequence[int], ends: Sequence[int]) -> bool:
-    return bool(ids) and bool(ends) and ids[-1] not in ends
-
-
-def _said_truncated(row: Row) -> bool | None:
-    """What a row says about its end; `None` when nothing."""
-    if "truncated" in row:
-        return bool(row["truncated"])
-    return row["finish_reason"] == "length" if "finish_reason" in row else None
 
 
 def _completion_ids(

@@ -14,7 +14,7 @@ from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.tokens import assistant
 from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal
-from hlscore.rollouts.generation import Draft, Writer, untouched
+from hlscore.rollouts.generation import Writer, untouched
 from hlscore.rollouts.prompts import Prompt, encode_prompts
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.rollouts.reward_process import Completions, RewardProcess
@@ -50,11 +50,7 @@ class Sampler:
         journal: RolloutJournal | None = None,
         resume: bool = False,
     ) -> RolloutSet:
-        """Sample and judge the completions of every prompt.
-
-        Returns:
-            The rollouts of all processes, in the order of the data.
-        """
+        """Sample and judge the completions of every prompt, in the order of the data."""
         count = self._settings.generations
         at_once = max(1, self._settings.generate_batch // count)
         began = time.perf_counter()
@@ -67,7 +63,14 @@ class Sampler:
             own = processes.share(_batches(prompts, at_once))
             progress.start("sampling", count * sum(map(len, own)), "completions")
             with _raised_by_each(processes):
-                self._write(own, done, journal, progress)
+                for batch in own:
+                    if not all(prompt.number in done for prompt in batch):
+                        started = time.perf_counter()
+                        groups = self._batch(batch)
+                        if journal is not None:
+                            journal.append(groups, seconds=time.perf_counter() - started)
+                        done.update(groups)
+                    progress.advance(count * len(batch))
         everywhere: dict[int, RolloutGroup] = {}
         for part in processes.gather(done):
             everywhere.update(part)
@@ -85,27 +88,14 @@ class Sampler:
             seconds=earlier + time.perf_counter() - began,
         )
 
-    def _write(
-        self,
-        batches: Sequence[Sequence[Prompt]],
-        done: dict[int, RolloutGroup],
-        journal: RolloutJournal | None,
-        progress: Progress,
-    ) -> None:
-        for batch in batches:
-            if not all(prompt.number in done for prompt in batch):
-                began = time.perf_counter()
-                groups = self._batch(batch)
-                if journal is not None:
-                    journal.append(groups, seconds=time.perf_counter() - began)
-                done.update(groups)
-            progress.advance(self._settings.generations * len(batch))
-
     def _batch(self, batch: Sequence[Prompt]) -> dict[int, RolloutGroup]:
         repeated = [prompt for prompt in batch for _ in range(self._settings.generations)]
         numbers = ",".join(str(prompt.number) for prompt in batch)
         drawn = self._writer.write([prompt.ids for prompt in repeated], numbers)
-        texts = self._texts(repeated, drawn)
+        decoded = self._tokenizer.batch_decode(
+            [draft.ids for draft in drawn], skip_special_tokens=True
+        )
+        texts = [_turn(prompt, text) for prompt, text in zip(repeated, decoded, strict=True)]
         rewards = self._rewards.judge(
             Completions(
                 prompts=[prompt.row["prompt"] for prompt in repeated],
@@ -132,11 +122,6 @@ class Sampler:
             )
             for place, prompt in enumerate(batch)
         }
-
-    def _texts(self, prompts: Sequence[Prompt], drawn: Sequence[Draft]) -> list[Any]:
-        ids = [draft.ids for draft in drawn]
-        texts = self._tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [_turn(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def judgeable_prompts(

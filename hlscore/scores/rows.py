@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from hlscore.reasons import UNMOVED, UNREACHED
 from hlscore.records import Candidate, GradientStatistics, ModuleRow, WeightStatistics
 from hlscore.scores.registry import SCORES, Score, score_of
 from hlscore.scores.stratified import stratified_scores
@@ -147,7 +146,7 @@ def remark(
         of_updates: Whether weight updates of finished trainings were scored.
     """
     if matrices_reached == 0:
-        return UNMOVED if of_updates else UNREACHED
+        return "no training changed it" if of_updates else "its gradient is zero"
     remarks = []
     if matrices_reached is not None and matrices_reached < item.matrices:
         missed = item.matrices - matrices_reached

@@ -18,9 +18,9 @@ import torch
 
 from hlscore.errors import ModelError
 from hlscore.inputs.adapter import Adapter
-from hlscore.inputs.packed import tied_names
 from hlscore.inputs.stored_weights import StoredWeights, read_rows
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, write_tensors
+from hlscore.inputs.weights import tied_names
 
 INDEX_FILE = "model.safetensors.index.json"
 _PART_NUMBERS = 1 << 20

@@ -14,7 +14,7 @@ import torch
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
-from hlscore.gradients.spectrum import chooses_full, full_spectrum, randomized_spectrum
+from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
 from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.trained import LowRank

@@ -17,10 +17,10 @@ from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.inputs.fingerprint import fingerprint, structure_hash
+from hlscore.inputs.identity import fingerprint, structure_hash
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.packed import is_packed_linear
+from hlscore.inputs.weights import is_packed_linear
 from hlscore.settings import CandidateSettings
 from hlscore.training.groups import expected_trainables
 

@@ -13,7 +13,7 @@ from hlscore.planning.baselines import by_size, nearest_rank
 from hlscore.planning.memory import Mode
 from hlscore.planning.revision import Change, revise
 from hlscore.planning.uniform import fill
-from hlscore.reasons import UNMOVED, UNREACHED, tied_modules
+from hlscore.reasons import tied_modules
 from hlscore.records import Matrix
 from hlscore.scores.stratified import stratified_scores
 
@@ -59,7 +59,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
             "The plan trains no module in full: there is nothing to try out.",
             hint="Make one with a larger budget: `hlscore plan scores.parquet --budget 0.1`.",
         )
-    rows = [item for item in plan.modules if not _is_unreached(item)]
+    rows = [item for item in plan.modules if not item.unreached]
     lora = _uniform(plan, "lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
     matched = _uniform(plan, "lora", rank)
@@ -94,7 +94,7 @@ def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str
 
 def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
     """The same for every module, but frozen where the loss never reaches or LoRA cannot be."""
-    frozen = {item.module for item in plan.modules if _is_unreached(item)}
+    frozen = {item.module for item in plan.modules if item.unreached}
     if mode == "lora":
         frozen |= tied_modules(plan.skipped)
     made = revise(
@@ -118,7 +118,7 @@ def _dealt(plan: Plan, seed: int) -> Plan:
     generator, tied = np.random.default_rng(seed), tied_modules(plan.skipped)
     alike: dict[tuple[object, ...], list[PlanModule]] = {}
     for item in plan.modules:
-        alone = item.module if item.module in tied or _is_unreached(item) else ""
+        alone = item.module if item.module in tied or item.unreached else ""
         shape = (item.form, item.matrices, item.out_features, item.in_features, alone)
         alike.setdefault(shape, []).append(item)
     return revise(
@@ -129,7 +129,3 @@ def _dealt(plan: Plan, seed: int) -> Plan:
             for item, place in zip(items, generator.permutation(len(items)), strict=True)
         ],
     )
-
-
-def _is_unreached(item: PlanModule) -> bool:
-    return item.remark in (UNMOVED, UNREACHED)

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from torch.utils.data import SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
+from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.planning.rates import suggested_rates
-from hlscore.probes.batches import IGNORED, by_length, collate, cut
+from hlscore.probes.batches import by_length, collate, cut
 from hlscore.probes.units import ProbeExample
 
 # How often the test loss of a training is measured.
@@ -159,11 +159,8 @@ def example_sums(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask,
             position_ids=batch.position_ids, use_cache=False,
         ).logits  # fmt: skip
-        losses = functional.cross_entropy(
-            logits[:, :-1].float().transpose(1, 2), batch.labels[:, 1:],
-            ignore_index=IGNORED, reduction="none",
-        )  # fmt: skip
-        found |= dict(zip(part, losses.sum(dim=1).tolist(), strict=True))
+        sums = -token_log_probs(logits, batch.labels).sum(dim=1)
+        found |= dict(zip(part, sums.tolist(), strict=True))
     return [found[item] for item in examples]
 
 

@@ -27,7 +27,7 @@ from hlscore.exporters.formats import seed_adapter
 from hlscore.exporters.formats.seed_adapter import adapter_tensors
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.inputs.fingerprint import SAMPLES_PER_WEIGHT, sampled_weights
+from hlscore.inputs.identity import SAMPLES_PER_WEIGHT, sampled_bytes
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
 MODEL_FILE = "adapter_model.safetensors"
@@ -142,7 +142,7 @@ def test_samples_of_a_file_are_those_of_the_tensor(dtype: torch.dtype, tmp_path:
     }
     save_file(tensors, tmp_path / "model.safetensors")
     for name, stored in stored_tensors(tmp_path).items():
-        expected = sampled_weights(tensors[name]).view(torch.int16).numpy()
+        expected = np.frombuffer(sampled_bytes(tensors[name]), dtype=np.int16)
         assert stored.sample(SAMPLES_PER_WEIGHT).tolist() == expected.tolist()
 
 

@@ -12,8 +12,9 @@ from problems import completions, run_report, settings
 from torch import nn
 
 from hlscore.errors import CaptureError
-from hlscore.gradients.capture import GradientCapture, Sources
+from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.probe_run import ProbeRun
+from hlscore.gradients.sources import Sources
 
 
 class BrokenError(Exception):

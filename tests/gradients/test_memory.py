@@ -16,14 +16,14 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
-from hlscore.gradients import estimator, products
-from hlscore.gradients.estimator import EstimatorChoice, choose_estimator
-from hlscore.gradients.exact import ExactGradients
-from hlscore.gradients.memory import free_bytes, is_out_of_memory, predict
+from hlscore.gradients import estimator, sketched
+from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, predict
+from hlscore.gradients.memory import free_bytes, is_out_of_memory
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
+from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
@@ -130,9 +130,10 @@ def unlimited(name: str, estimator_name: str) -> ScoreReport:
     return run_report(FAMILIES[name].build(), EXAMPLES, run)
 
 
-@pytest.mark.parametrize("estimator_name", ["exact", "sketch"])
 @pytest.mark.parametrize("limit", LIMITS)
-@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize(
+    ("name", "estimator_name"), [("llama", "exact"), ("llama", "sketch"), ("qwen3_moe", "sketch")]
+)
 def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_name: str) -> None:
     family, run = (
         FAMILIES[name],
@@ -225,8 +226,8 @@ def test_experts_that_were_added_in_part_are_not_added_twice(
             raise ON_DEVICE
         real(*args)
 
-    real = products._add_outer
-    monkeypatch.setattr(products, "_add_outer", failing)
+    real = sketched._add_outer
+    monkeypatch.setattr(sketched, "_add_outer", failing)
     report = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
     assert not differing(report, expected)
     assert len(report.run.notes) == 2

@@ -27,7 +27,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.products import ProductSums, product_of
 from hlscore.gradients.sketch import LEAST_SAVING, TestMatrices, fold_rows, short_first
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import formed_gradients, observed_sources
@@ -129,12 +128,9 @@ def test_sketches_are_dense_gradients_times_omega(
     assert not wrong_sketches(found, family_oracle(name))
 
 
-@pytest.mark.parametrize(
-    ("name", "passes"),
-    [(name, 3) for name in FAMILIES],
-)
-def test_further_passes_multiply_gradients_with_their_bases(name: str, passes: int) -> None:
-    found = capture(FAMILIES[name].build(), settings(), passes=passes)
+@EVERY_FAMILY
+def test_further_passes_multiply_gradients_with_their_bases(name: str) -> None:
+    found = capture(FAMILIES[name].build(), settings(), passes=3)
     bases, wrong = found.gradients.bases(), []
     for half in (0, 1):
         totals = found.gradients.totals(half)
@@ -143,9 +139,8 @@ def test_further_passes_multiply_gradients_with_their_bases(name: str, passes: i
             dense = family_oracle(name)[module]
             mean = (dense.first, dense.second)[half]
             matrix = in_layout(found.items[module], mean * found.tokens[half])
-            on_short = passes % 2 == 0
-            turned = (matrix.shape[-1] >= matrix.shape[-2]) == on_short
-            matrix = matrix.mT if turned else matrix
+            if matrix.shape[-1] < matrix.shape[-2]:  # the third pass multiplies on the long side
+                matrix = matrix.mT
             complete = basis.shape[-1] == basis.shape[-2]
             expected = matrix if complete else matrix @ basis.double()
             unit = torch.eye(basis.shape[-1])
@@ -270,15 +265,15 @@ def test_modules_that_read_one_tensor_share_its_projection(
     kept: list[tuple[str, torch.Tensor]] = []
     drawn: list[torch.Tensor] = []
 
-    def watched(self: ProductSums, name: str, inputs: torch.Tensor) -> torch.Tensor:
+    def watched(self: SketchGradients, name: str, inputs: torch.Tensor) -> torch.Tensor:
         found = real(self, name, inputs)
         kept.append((name, found))
         if not any(found is other for other in drawn):
             drawn.append(found)
         return found
 
-    real = ProductSums.keep
-    monkeypatch.setattr(ProductSums, "keep", watched)
+    real = SketchGradients.keep
+    monkeypatch.setattr(SketchGradients, "keep", watched)
     run = settings(batch_size=32, groups=1, checkpointing=checkpointing)
     capture(FAMILIES["olmo2"].build(), run)
     # Two halves of one batch, and two blocks: each input is reduced once, checkpointed or not.
@@ -295,12 +290,12 @@ def test_modules_that_read_one_tensor_share_its_projection(
 
 
 def test_a_projection_is_not_reused_for_other_values() -> None:
-    item = _candidate(out_features=4, in_features=20)
-    product = product_of(item, 8, long_side=True, shared=True, factor=1.0)
-    omega = torch.randn(20, 8)
-    sums = ProductSums({"a": product, "b": product}, lambda *_: omega)
+    item, tests = _candidate(out_features=4, in_features=40), TestMatrices(size=8, seed=0)
+    sums = SketchGradients((item, replace(item, module="b")), tests, groups=None)
+    omega = tests.of(40, torch.device("cpu"), torch.float32)
+    assert omega is not None
     sums.begin_batch(0, 1.0)
-    inputs = torch.randn(3, 20)
+    inputs = torch.randn(3, 40)
     first = sums.keep("a", inputs)
     assert sums.keep("b", inputs) is first
     inputs.mul_(2)

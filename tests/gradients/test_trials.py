@@ -186,8 +186,8 @@ def same(model: PreTrainedModel, before: dict[str, Any]) -> bool:
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
 def test_weights_come_back_bit_for_bit(name: str, dtype: torch.dtype) -> None:
     model = FAMILIES[name].build().to(dtype)
     before = state(model)

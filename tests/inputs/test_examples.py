@@ -23,9 +23,6 @@ import pytest
 from console import chat, hlscore, save_model, texts, write_rows
 from families import FAMILIES
 from tokens import (
-    CHAT_TEMPLATE_WITH_GENERATION,
-    CHAT_TEMPLATE_WITHOUT_GENERATION,
-    EOS,
     VOCAB_SIZE,
     byte_tokenizer,
 )
@@ -326,12 +323,6 @@ def test_built_in_probes_of_an_objective(objective: Objective, source: str) -> N
         assert (named.rows == found.rows) == (name == source)
 
 
-def test_unknown_built_in_probes() -> None:
-    with pytest.raises(DataError, match=r"no built-in probes 'builtin:old'") as found:
-        read_examples(DataSettings(data="builtin:old"), seed=0)
-    assert found.value.hint == "There are: builtin:known, builtin:new."
-
-
 # Columns
 
 
@@ -403,16 +394,6 @@ def ids(*parts: str | int) -> tuple[int, ...]:
     return tuple(found)
 
 
-def test_text_ids(model: PreTrainedModel) -> None:
-    """All of a text counts but its first token; the end of sequence is put once."""
-    rows = [{"text": "abc"}, {"text": "é"}, {"text": f"ab{EOS}"}]
-    assert masks(probes_of(rows, byte_tokenizer(), model)) == {
-        ids("abc", EOS_ID): ".xxx",
-        ids("é", EOS_ID): ".xx",
-        ids("ab", EOS_ID): ".xx",
-    }
-
-
 def test_text_ids_with_a_beginning(model: PreTrainedModel) -> None:
     rows = [{"text": "abc"}, {"text": "d"}]
     assert masks(probes_of(rows, byte_tokenizer(add_bos=True), model)) == {
@@ -425,22 +406,6 @@ def test_text_ids_without_an_end(model: PreTrainedModel) -> None:
     rows = [{"text": "abc"}, {"text": "de"}]
     found = masks(probes_of(rows, byte_tokenizer(eos=False), model))
     assert found == {ids("abc"): ".xx", ids("de"): ".x"}
-
-
-def test_completion_ids(model: PreTrainedModel) -> None:
-    """Just the completion and the end of sequence count."""
-    rows = [
-        {"prompt": "ab", "completion": "cd"},
-        {"prompt": "", "completion": "cd"},
-        {"prompt": "ab", "completion": ""},
-        {"prompt": "x", "completion": f"y{EOS}"},
-    ]
-    assert masks(probes_of(rows, byte_tokenizer(), model)) == {
-        ids("abcd", EOS_ID): "..xxx",
-        ids("cd", EOS_ID): ".xx",
-        ids("ab", EOS_ID): "..x",
-        ids("xy", EOS_ID): ".xx",
-    }
 
 
 def test_completion_ids_with_a_beginning(model: PreTrainedModel) -> None:
@@ -458,56 +423,6 @@ def test_completion_tokens_are_counted(model: PreTrainedModel) -> None:
     assert summary.counted_tokens == sum(completions)
     assert summary.total_tokens == sum(completions) + sum(len(row["prompt"]) for row in PAIRS)
     assert (summary.examples, summary.truncated, summary.dropped) == (6, 0, 0)
-
-
-def test_assistant_ids(model: PreTrainedModel) -> None:
-    """Asked for, only the assistant's turns of a conversation count."""
-    tokenizer = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
-    rows = [{"messages": chat("q", "ab", "r", "c")}, {"messages": chat("hi", "d")}]
-    only = ObjectiveSettings(assistant_only_loss=True)
-    assert masks(probes_of(rows, tokenizer, model, objective=only)) == {
-        ids(USER, "q", END, ASSISTANT, "ab", END, USER, "r", END, ASSISTANT, "c", END): (
-            "....xxx....xx"
-        ),
-        ids(USER, "hi", END, ASSISTANT, "d", END): ".....xx",
-    }
-
-
-@pytest.mark.parametrize(
-    "template", [CHAT_TEMPLATE_WITH_GENERATION, CHAT_TEMPLATE_WITHOUT_GENERATION]
-)
-def test_conversation_ids(model: PreTrainedModel, template: str) -> None:
-    """Every token counts, whatever the template marks, with a note."""
-    tokenizer = byte_tokenizer(chat_template=template)
-    rows = [{"messages": chat("q", "ab")}, {"messages": chat("r", "c")}]
-    probes = probes_of(rows, tokenizer, model)
-    assert masks(probes) == {
-        ids(USER, "q", END, ASSISTANT, "ab", END): ".xxxxxx",
-        ids(USER, "r", END, ASSISTANT, "c", END): ".xxxxx",
-    }
-    assert "Every token of the conversations carries loss" in probes.summary.notes[0]
-
-
-@pytest.mark.parametrize(
-    "template", [CHAT_TEMPLATE_WITH_GENERATION, CHAT_TEMPLATE_WITHOUT_GENERATION]
-)
-def test_conversational_completion_ids(model: PreTrainedModel, template: str) -> None:
-    """The prompt goes up to the start of the answer, whatever the template marks."""
-    tokenizer = byte_tokenizer(chat_template=template)
-    rows = [
-        {"prompt": chat("q"), "completion": [{"role": "assistant", "content": "ab"}]},
-        {"prompt": chat("q", "a", "r"), "completion": [{"role": "assistant", "content": "c"}]},
-        {"prompt": chat("s"), "completion": "d"},
-    ]
-    probes = probes_of(rows, tokenizer, model)
-    assert masks(probes) == {
-        ids(USER, "q", END, ASSISTANT, "ab", END): "....xxx",
-        ids(USER, "q", END, ASSISTANT, "a", END, USER, "r", END, ASSISTANT, "c", END): (
-            "..........xx"
-        ),
-        ids(USER, "s", END, ASSISTANT, "d", END): "....xx",
-    }
-    assert probes.summary.notes == ()
 
 
 def test_truncation(model: PreTrainedModel) -> None:
@@ -582,12 +497,11 @@ def test_halves_are_even(count: int) -> None:
     assert all(len(half) == min(4, size) for half, size in zip(halves, sizes, strict=True))
 
 
-def test_data_card_may_not_reach_for_the_network(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
+def test_data_card_may_not_reach_for_the_network(tmp_path: Path, name: str) -> None:
     _write_json(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": "c d"}])
-    card = (
-        '---\nconfigs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n---\n'
-    )
-    (tmp_path / "README.md").write_text(card)
+    card = 'configs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n'
+    (tmp_path / name).write_text(f"---\n{card}---\n" if name == "README.md" else card)
     with pytest.raises(DataError, match="names files outside its directory"):
         read(tmp_path)
 
@@ -596,37 +510,6 @@ def test_brackets_in_a_file_name_are_letters(tmp_path: Path) -> None:
     path = tmp_path / "rows[1].jsonl"
     path.write_text('{"text": "a b"}\n{"text": "c d"}\n')
     assert len(read(path).rows) == 2
-
-
-def test_generation_prompt_that_opens_more_than_the_turn_holds(model: PreTrainedModel) -> None:
-    tokenizer = byte_tokenizer(
-        chat_template="{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]<think>{% endif %}"
-    )
-    ask = [{"role": "user", "content": "2+2?"}]
-    rows = [{"prompt": ask, "completion": [{"role": "assistant", "content": c}]} for c in "45"]
-    found = encode(
-        example_set(rows, "test", DataSettings()),
-        tokenizer,
-        model,
-        max_length=None,
-        groups=1,
-        seed=0,
-    )
-    examples = [example for half in found.halves for group in half for example in group]
-    counted = {
-        tokenizer.decode([i for i, c in zip(e.input_ids, e.counted, strict=True) if c])
-        for e in examples
-    }
-    assert counted == {"4", "5"}
-
-
-def test_hidden_data_card_may_not_reach_for_the_network(tmp_path: Path) -> None:
-    _write_json(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": "c d"}])
-    card = 'configs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n'
-    (tmp_path / ".huggingface.yaml").write_text(card)
-    with pytest.raises(DataError, match="names files outside its directory"):
-        read(tmp_path)
 
 
 def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.fingerprint import fingerprint
+from hlscore.inputs.identity import fingerprint
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings
 

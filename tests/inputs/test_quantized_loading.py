@@ -19,11 +19,10 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.fingerprint import fingerprint
+from hlscore.inputs.identity import count_params, fingerprint
 from hlscore.inputs.model import identify, load_model, load_shape, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.packed import count_params, is_packed_linear
-from hlscore.inputs.weights import dense_weight
+from hlscore.inputs.weights import dense_weight, is_packed_linear
 from hlscore.settings import CandidateSettings, ModelSettings
 
 ALL = CandidateSettings()

@@ -152,7 +152,7 @@ def test_one_parameter_is_in_memory_at_a_time(
         raise AssertionError("the model was loaded")
 
     monkeypatch.setattr(StoredWeights, "_read", watched)
-    monkeypatch.setattr("hlscore.inputs.model._read_weights", refuse)
+    monkeypatch.setattr("hlscore.inputs.model.load_weights", refuse)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
     report = score_stored_weights(run(tmp_path), Silent()).report
     assert all(row.condition_number is not None for row in report.candidates)

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from hlscore.artifacts.plan_file import read_plan
+from hlscore.inputs.identity import count_params
 from hlscore.inputs.model import load_model, load_shape
-from hlscore.inputs.packed import count_params
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.settings import ModelSettings
 

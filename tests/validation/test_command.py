@@ -35,6 +35,8 @@ from hlscore.views.validation import print_validation
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
 ARMS = ("lora", "matched", "random", "largest", "plan", "full")
+# What each training of `tried` came to.
+OUTCOMES: dict[Training, training.Outcome] = {}
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,14 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 @pytest.fixture(scope="module")
 def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
     """A whole trial, with three learning rates for each arm."""
+
+    def kept(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
+        OUTCOMES[wanted] = train(setup, plan, wanted)
+        return OUTCOMES[wanted]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "MOST_EXTENSIONS", 0)
+        patch.setattr(running, "train", kept)
         found = validate(desk, desk / "out")
     assert found.code == 0, found.err
     assert names(desk / "out") == ["validation.json"]
@@ -271,9 +279,9 @@ def test_killed_trial_goes_on_to_the_same_figures(
     finished = len(journal.read_text().splitlines()) - 1
     done: list[Training] = []
 
-    def counted(*arguments: Any) -> Any:
-        done.append(arguments[2])
-        return train(*arguments)
+    def counted(_setup: Setup, _plan: Any, wanted: Training) -> training.Outcome:
+        done.append(wanted)
+        return OUTCOMES[wanted]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(running, "train", counted)

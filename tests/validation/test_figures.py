@@ -15,7 +15,6 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
 from hlscore.probes.units import ProbeExample
-from hlscore.reasons import UNREACHED
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
@@ -52,7 +51,7 @@ def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
     dead = "model.layers.0.self_attn.k_proj"
     plan = plan_for(model, (*LOCKS, f"{dead}=frozen"))
     modules = [
-        item.model_copy(update={"remark": UNREACHED}) if item.module == dead else item
+        item.model_copy(update={"unreached": True}) if item.module == dead else item
         for item in plan.modules
     ]
     lora = plan.lora.model_copy(update={"ranks": ranks})

@@ -21,37 +21,14 @@ from dataclasses import dataclass
 
 import torch
 
-from hlscore.gradients.spectrum import ROUNDING
+from hlscore.gradients.tails import ROUNDING, TailEstimates
+from hlscore.records import Estimate
 
 BLOCKS = 8
 _GAP_SHARE = 0.25
 _TAIL_SHARE = 0.25
 # A GPU decomposes a single small matrix more slowly than the host does.
 _ENOUGH_FOR_DEVICE = 8
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SketchEstimates:
-    """Estimates of one module, summed over its matrices, with their standard errors.
-
-    Errors are standard errors that sketching adds; zero where the sketch is the gradient itself.
-
-    Attributes:
-        energy: `||G||_F^2` of the mean gradient, and its error.
-        top: `s_1^2`, and its error.
-        tails: `T_r` at each rank, and their errors, float64 [2, ranks].
-        cross_fitted: `S_r` at each rank, and their errors, float64 [2, ranks].
-        rank_for_90: Smallest rank that holds 90 % of the energy, and its error; `None` when it
-            lies beyond half the columns.
-        matrices_reached: Matrices with a gradient other than zero.
-    """
-
-    energy: tuple[float, float]
-    top: tuple[float, float]
-    tails: torch.Tensor
-    cross_fitted: torch.Tensor
-    rank_for_90: tuple[int, float] | None
-    matrices_reached: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +53,7 @@ def estimate(
     first_share: float,
     ranks: Sequence[int],
     exact: bool,
-) -> SketchEstimates:
+) -> TailEstimates:
     """Estimate energies and tails from the sketches of one pass.
 
     Args:
@@ -107,7 +84,7 @@ def refined_estimate(
     *,
     first_share: float,
     ranks: Sequence[int],
-) -> SketchEstimates:
+) -> TailEstimates:
     """Estimate energies and tails from gradients whose leading part is known.
 
     What lies in the span that further passes multiplied with counts exactly; only what is outside
@@ -257,20 +234,20 @@ def _collect(
     mean: torch.Tensor,
     *,
     exact: bool,
-) -> SketchEstimates:
+) -> TailEstimates:
     size = mean.shape[-1]
     floor = ROUNDING * energy
     tails = torch.where(curves[0] > floor, curves[0], 0.0)
     rank = _rank_for_share(tails, size if exact else size // 2)
     one = min(1, len(tails) - 1)
     at = at.to(curves.device)
-    return SketchEstimates(
-        energy=(energy, float(errors[0, 0])),
+    return TailEstimates(
+        energy=Estimate(energy, float(errors[0, 0])),
         # What is inside follows the noise of the whole energy, which a small tail does not.
-        top=(energy - float(tails[one]), float(errors[0, : one + 1].norm())),
+        top=Estimate(energy - float(tails[one]), float(errors[0, : one + 1].norm())),
         tails=torch.stack((tails[at], errors[0, at])).cpu(),
         cross_fitted=torch.stack((curves[1, at], errors[1, at])).cpu(),
-        rank_for_90=None if rank is None else (rank, rank_error),
+        rank_for_90=None if rank is None else Estimate(rank, rank_error),
         matrices_reached=int((mean.diagonal(dim1=-2, dim2=-1).sum(-1) > 0).sum()),
     )
 

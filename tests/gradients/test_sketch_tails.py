@@ -13,8 +13,9 @@ import torch
 from matrices import noisy_halves, power_law
 
 from hlscore.gradients.sketch import TestMatrices
-from hlscore.gradients.sketch_spectrum import SketchEstimates, estimate, refined_estimate
-from hlscore.gradients.spectrum import HalfSpectra, full_half_spectra
+from hlscore.gradients.sketch_tails import estimate, refined_estimate
+from hlscore.gradients.tails import HalfSpectra, TailEstimates, full_half_spectra
+from hlscore.records import Estimate
 
 ROWS, COLUMNS, SIZE = 160, 640, 64
 RANKS = (1, 4, 8, 16)
@@ -53,7 +54,7 @@ def problems() -> Iterator[Problem]:
             yield problem(decay, noise)
 
 
-def estimated(found: Problem, seed: int, *, passes: int = 1, size: int = SIZE) -> SketchEstimates:
+def estimated(found: Problem, seed: int, *, passes: int = 1, size: int = SIZE) -> TailEstimates:
     """The estimates of a run with some test matrices."""
     if passes == 1:
         first, second = found.sketches(seed, size)
@@ -98,8 +99,9 @@ def test_whole_gradients_give_what_full_svds_give(rows: int, columns: int) -> No
     a, b = first.double().numpy(), second.double().numpy()
     mean = SHARE * a + (1 - SHARE) * b
     energy = reference.energy(mean)
-    assert found.energy == (pytest.approx(energy, rel=1e-6), 0.0)
-    assert found.top == (pytest.approx(energy - reference.tail(mean, 1), rel=1e-6), 0.0)
+    assert (found.energy.value, found.energy.error) == (pytest.approx(energy, rel=1e-6), 0.0)
+    assert found.top.value == pytest.approx(energy - reference.tail(mean, 1), rel=1e-6)
+    assert found.top.error == 0
     assert not found.tails[1].any()
     assert not found.cross_fitted[1].any()
     for place, rank in enumerate(ranks):
@@ -108,7 +110,7 @@ def test_whole_gradients_give_what_full_svds_give(rows: int, columns: int) -> No
         expected = reference.cross_fitted_tail(a, b, rank)
         assert float(hls) == pytest.approx(expected, rel=1e-6, abs=1e-9 * energy)
     shares = np.array([(np.linalg.svd(m, compute_uv=False) ** 2) for m in mean]).sum(0).cumsum()
-    assert found.rank_for_90 == (int((shares >= 0.9 * energy).argmax()) + 1, 0.0)
+    assert found.rank_for_90 == Estimate(int((shares >= 0.9 * energy).argmax()) + 1)
     assert found.matrices_reached == 3
 
 
@@ -120,7 +122,7 @@ def test_gradients_of_zero_are_not_reached(exact: bool) -> None:
     assert some.matrices_reached == 2
     nothing = torch.zeros(2, 20, 12)
     found = estimate(nothing, nothing, first_share=SHARE, ranks=(1, 3), exact=exact)
-    assert found.energy == found.top == (0.0, 0.0)
+    assert found.energy == found.top == Estimate(0.0)
     assert not found.tails.any()
     assert not found.cross_fitted.any()
     assert (found.rank_for_90, found.matrices_reached) == (None, 0)
@@ -132,7 +134,8 @@ def test_energies_are_unbiased_and_within_their_errors() -> None:
         for item in problems():
             true = float(item.true.mean.total.sum())
             for seed in range(SEEDS):
-                value, error = estimated(item, seed, passes=passes).energy
+                energy = estimated(item, seed, passes=passes).energy
+                value, error = energy.value, energy.error
                 ratios.append(value / true)
                 within.append(abs(value - true) <= 2 * error)
         assert np.mean(ratios) == pytest.approx(1, abs=4 * np.std(ratios) / len(ratios) ** 0.5)
@@ -161,7 +164,7 @@ def test_stated_errors_of_one_pass_cover_the_true_ones() -> None:
         true_top = float(item.true.mean.head(1))
         for seed in range(SEEDS):
             found = estimated(item, seed)
-            tops.append(abs(found.top[0] - true_top) <= 2 * found.top[1])
+            tops.append(abs(found.top.value - true_top) <= 2 * found.top.error)
             for place, rank in enumerate(RANKS):
                 value, error = found.tails[:, place].tolist()
                 tails.append(abs(value - item.true.mean.tail(rank)) <= 2 * error)
@@ -244,8 +247,14 @@ def test_few_columns_are_all_left_out_once(size: int) -> None:
     found = estimate(first, second, first_share=SHARE, ranks=(1,), exact=False)
     # Outside of nothing is everything: each column counts once.
     energy = float((SHARE * first + (1 - SHARE) * second).double().square().sum())
-    assert found.energy[0] == pytest.approx(energy, rel=1e-6)
-    for value in (*found.energy, *found.top, *found.tails.flatten(), *found.cross_fitted.flatten()):
+    assert found.energy.value == pytest.approx(energy, rel=1e-6)
+    for value in (
+        found.energy.error,
+        found.top.value,
+        found.top.error,
+        *found.tails.flatten(),
+        *found.cross_fitted.flatten(),
+    ):
         assert np.isfinite(float(value))
     assert float(found.tails[1, 0]) > 0
     turned = torch.arange(size).flip(0)

@@ -27,7 +27,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
-from hlscore.weights.spectrum import decomposition_bytes, measure_weight, singular_values
+from hlscore.weights.decomposition import decomposition_bytes, measure_weight, singular_values
 
 Matrix = NDArray[np.float64]
 RANKS = (0, 1, 4, 16)

@@ -9,9 +9,13 @@ Matrices come as [E, m, n] with m <= n; energies are summed over the E matrices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+
+from hlscore.gradients.sketch import short_first
+from hlscore.records import Estimate
 
 OVERSAMPLING = 32
 POWER_ITERATIONS = 3
@@ -19,6 +23,34 @@ FULL_UP_TO = 512
 _CHUNK_NUMBERS = 2**18
 # Gradients are float32: a share of the energy as small as this is rounding, reported as zero.
 ROUNDING = 1e-12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TailEstimates:
+    """Energies and tails of one module, summed over its matrices.
+
+    Errors are standard errors that sketching or a randomized decomposition adds; zero where
+    nothing is estimated.
+
+    Attributes:
+        energy: `||G||_F^2` of the mean gradient.
+        top: `s_1^2`.
+        tails: `T_r` at each rank, and their errors, float64 [2, ranks].
+        cross_fitted: `S_r` at each rank, and their errors, float64 [2, ranks].
+        rank_for_90: Smallest rank that holds 90 % of the energy; `None` where it is not known.
+        rank_for_99: The same for 99 %; `None` with sketches.
+        effective_rank: See `effective_rank`; `None` unless the spectrum is exact.
+        matrices_reached: Matrices with a gradient other than zero.
+    """
+
+    energy: Estimate
+    top: Estimate
+    tails: torch.Tensor
+    cross_fitted: torch.Tensor
+    rank_for_90: Estimate | None
+    rank_for_99: int | None = None
+    effective_rank: float | None = None
+    matrices_reached: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,13 +128,9 @@ def full_spectrum(gram: torch.Tensor, *, vectors: bool = True) -> Spectrum:
 
 
 def energies_of(matrices: torch.Tensor) -> torch.Tensor:
-    """Squared Frobenius norms, without a copy in float64 of the whole.
+    """Squared Frobenius norms of [E, m, n], float64 [E], without a copy in float64 of the whole.
 
-    Args:
-        matrices: Any floating dtype, [E, m, n].
-
-    Returns:
-        float64 [E]; not finite where an entry is not.
+    Not finite where an entry is not.
     """
     rows = max(1, _CHUNK_NUMBERS // (matrices.shape[0] * matrices.shape[-1]))
     total = torch.zeros(matrices.shape[0], dtype=torch.float64, device=matrices.device)
@@ -112,16 +140,10 @@ def energies_of(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def randomized_spectrum(matrices: torch.Tensor, vectors: int, *, seed: int) -> Spectrum:
-    """Find the leading singular triples by randomized subspace iteration.
+    """The `vectors` + 32 leading singular triples of float32 [E, m, n], with their residuals.
 
-    Halko, Martinsson, Tropp (arXiv 0909.4061), algorithm 4.4 with 3 power iterations and 32
-    extra vectors. Energies are never above the true ones.
-
-    Args:
-        matrices: float32 [E, m, n].
-
-    Returns:
-        `vectors` + 32 triples with their residuals.
+    Found by randomized subspace iteration (Halko, Martinsson, Tropp, arXiv 0909.4061), algorithm
+    4.4 with 3 power iterations and 32 extra vectors. Energies are never above the true ones.
     """
     count, _, width = matrices.shape
     generator = torch.Generator().manual_seed(seed)
@@ -193,6 +215,67 @@ class HalfSpectra:
         second = (self.second.residuals * self.second_shadows)[:, :rank]
         return float((first.square().sum() + second.square().sum()).sqrt() / 2)
 
+    def estimates(self, ranks: Sequence[int]) -> TailEstimates:
+        """What a report says of a module, at LoRA ranks r."""
+        mean, rank_for_90 = self.mean, rank_for_share(self.mean, 0.9)
+        tails = [mean.tail(r) for r in ranks], [mean.head_error(r) for r in ranks]
+        cross_fitted = (
+            [self.cross_fitted_tail(r) for r in ranks],
+            [self.cross_fitted_error(r) for r in ranks],
+        )
+        return TailEstimates(
+            energy=Estimate(float(mean.total.sum())),
+            top=Estimate(float(mean.head(1)), mean.head_error(1)),
+            tails=torch.tensor(tails, dtype=torch.float64),
+            cross_fitted=torch.tensor(cross_fitted, dtype=torch.float64),
+            rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90),
+            rank_for_99=rank_for_share(mean, 0.99),
+            effective_rank=effective_rank(mean),
+            matrices_reached=int((mean.total > 0).sum()),
+        )
+
+
+def half_spectra(
+    first: torch.Tensor,
+    second: torch.Tensor,
+    *,
+    first_share: float,
+    vectors: int,
+    method: str,
+    seed: int,
+) -> HalfSpectra:
+    """Decompose both halves, completely or for their leading part.
+
+    Args:
+        first: Mean gradient of the first half, float32 [E, p, q].
+        second: Mean gradient of the second half; the same tensor where there is only one.
+        first_share: Share of the counted tokens in the first half.
+        vectors: Singular vectors that are needed.
+        method: `auto`, `full` or `randomized`.
+    """
+    a, b = short_first(first), short_first(second)
+    full = chooses_full(a.shape[-2], vectors, method)
+    if first is second:
+        if full:
+            whole = a.double()
+            spectrum = full_spectrum(whole @ whole.mT, vectors=False)
+        else:
+            spectrum = randomized_spectrum(a, vectors, seed=seed)
+        # The cross-fitted tail of equal halves is the plain one.
+        return HalfSpectra(
+            mean=spectrum,
+            first=spectrum,
+            second=spectrum,
+            overlap=spectrum.total,
+            first_overlaps=spectrum.energies,
+            second_overlaps=spectrum.energies,
+            first_shadows=spectrum.energies.sqrt(),
+            second_shadows=spectrum.energies.sqrt(),
+        )
+    if full:
+        return full_half_spectra(a, b, first_share=first_share)
+    return randomized_half_spectra(a, b, first_share=first_share, vectors=vectors, seed=seed)
+
 
 def full_half_spectra(
     first: torch.Tensor, second: torch.Tensor, *, first_share: float
@@ -242,20 +325,6 @@ def randomized_half_spectra(
         second_overlaps=(own_b * other_b).sum(-1),
         first_shadows=torch.linalg.vector_norm(other_a, dim=-1),
         second_shadows=torch.linalg.vector_norm(other_b, dim=-1),
-    )
-
-
-def alike_spectra(spectrum: Spectrum) -> HalfSpectra:
-    """Spectra of two halves that are one and the same: the cross-fitted tail is the plain one."""
-    return HalfSpectra(
-        mean=spectrum,
-        first=spectrum,
-        second=spectrum,
-        overlap=spectrum.total,
-        first_overlaps=spectrum.energies,
-        second_overlaps=spectrum.energies,
-        first_shadows=spectrum.energies.sqrt(),
-        second_shadows=spectrum.energies.sqrt(),
     )
 
 

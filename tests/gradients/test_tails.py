@@ -7,7 +7,8 @@ import reference
 import torch
 from matrices import noisy_halves, power_law
 
-from hlscore.gradients.spectrum import (
+from hlscore.gradients.statistics import curve_ranks
+from hlscore.gradients.tails import (
     HalfSpectra,
     chooses_full,
     full_half_spectra,
@@ -16,7 +17,6 @@ from hlscore.gradients.spectrum import (
     randomized_spectrum,
     rank_for_share,
 )
-from hlscore.gradients.statistics import curve_ranks
 
 
 def test_full_spectra_match_dense_oracle() -> None:

@@ -1,0 +1,169 @@
+"""What a run accumulates: float32 sums of both halves of the probes, and small group sketches.
+
+Sums of gradients are the exact estimator; `sketched` adds up thin products instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+
+from hlscore.gradients.sketch import TestMatrices, fold_rows
+from hlscore.records import Candidate
+
+# Standard errors need no more digits than this holds.
+_GROUP_DTYPE = torch.bfloat16
+_ROWS_PER_COLUMN = 2
+# Standard errors of fused experts come from this many of them, scaled up by energy.
+SAMPLED_MATRICES = 16
+
+
+class HalfSums:
+    """Sums of both halves of the probes, and a folded sketch of every finished group.
+
+    A group's sketch is the sketch of its half's sum at its end less that at its start: sketches
+    are linear, so no sum per group is needed.
+
+    Args:
+        tests: Test matrices of the group sketches.
+        groups: Probe groups of each half; `None` keeps no group sketches.
+
+    Attributes:
+        captured: Names of the modules that are captured.
+        tensors: Everything that is kept, by kind and module name, such as
+            `first:model.layers.0.mlp.up_proj` and `groups:model.layers.0.mlp.up_proj`.
+    """
+
+    kinds: tuple[str, ...] = ("first", "second", "groups")
+
+    def __init__(
+        self, captured: Iterable[str], tests: TestMatrices, groups: tuple[int, int] | None
+    ) -> None:
+        self.captured = tuple(captured)
+        self.tensors: dict[str, torch.Tensor] = {}
+        # Kinds that grow in the current pass, the sums of both halves first.
+        self._growing: tuple[str, ...] = ("first", "second", "groups")
+        self._tests, self._groups = tests, groups
+        # Modules whose sums are sketches already.
+        self._thin: frozenset[str] = frozenset()
+        self._half, self._scale = 0, 1.0
+
+    def begin_batch(self, half: int, scale: float) -> None:
+        """Set the half that the next gradients belong to, and what they are multiplied with."""
+        self._half, self._scale = half, scale
+
+    def totals(self, half: int) -> dict[str, torch.Tensor]:
+        """The sums of a half that grow in the current pass, by module name."""
+        keys = {name: f"{self._growing[half]}:{name}" for name in self.captured}
+        return {name: self.tensors[key] for name, key in keys.items() if key in self.tensors}
+
+    def both(
+        self, name: str, kinds: Sequence[str] = ("first", "second")
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """The sums of both halves, zeros where nothing arrived; `None` where both are empty."""
+        first, second = (self.tensors.get(f"{kind}:{name}") for kind in kinds)
+        if first is None:
+            return None if second is None else (torch.zeros_like(second), second)
+        return first, torch.zeros_like(first) if second is None else second
+
+    def end_group(self, half: int, group: int) -> None:
+        """Close a group of examples.
+
+        Args:
+            group: Its number, those of the first half first.
+        """
+        if self._groups is None:
+            return
+        begin = 0 if group < self._groups[0] else self._groups[0]
+        for name, total in self.totals(half).items():
+            part = total
+            if len(part) > SAMPLED_MATRICES:
+                evenly = torch.arange(SAMPLED_MATRICES, device=part.device)
+                part = part[evenly * len(part) // SAMPLED_MATRICES]
+            if name not in self._thin:
+                part = self._tests.compress(part)
+            now = fold_rows(part, folded_rows(*part.shape[-2:]))
+            key = f"groups:{name}"
+            if key not in self.tensors:
+                self.tensors[key] = torch.zeros(
+                    (sum(self._groups), *now.shape), dtype=_GROUP_DTYPE, device=now.device
+                )
+            kept = self.tensors[key] = self.tensors[key].to(now.device)
+            kept[group] = now - kept[begin:group].sum(0, dtype=torch.float32)
+
+    def group_sketches(self, name: str) -> torch.Tensor | None:
+        """The sketches of all groups of a module, first half first: float32 [g, e, p, k]."""
+        found = self.tensors.get(f"groups:{name}")
+        return None if found is None else found.float()
+
+    def forget(self, name: str) -> None:
+        """Release what is held for a module."""
+        for kind in self.kinds:
+            self.tensors.pop(f"{kind}:{name}", None)
+
+    def linear_state(self) -> dict[str, torch.Tensor]:
+        """Everything that grows in the current pass: linear in the probes."""
+        return {
+            key: value
+            for key, value in self.tensors.items()
+            if key.partition(":")[0] in self._growing
+        }
+
+    def load(self, state: Mapping[str, torch.Tensor], *, number: int = 1) -> None:  # noqa: ARG002
+        """Take over tensors of a pass, all or a part of them."""
+        self.tensors.update(state)
+
+
+class ExactGradients(HalfSums):
+    """Accumulates gradients in float32, two sums per weight.
+
+    Args:
+        on_host: Keep the sums in the memory of the host instead of that of the device.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        tests: TestMatrices,
+        *,
+        groups: tuple[int, int] | None,
+        on_host: bool = False,
+    ) -> None:
+        super().__init__((item.module for item in candidates), tests, groups)
+        self._on_host = on_host
+
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """Add one gradient of the current batch, in the layout of the weight."""
+        if self._on_host:
+            gradient = gradient.cpu()
+        key = f"{self._growing[self._half]}:{name}"
+        if key in self.tensors:
+            total = self.tensors[key] = self.tensors[key].to(gradient.device)
+            total.add_(gradient.reshape(total.shape), alpha=self._scale)
+        else:
+            stack = gradient.reshape(-1, *gradient.shape[-2:])
+            self.tensors[key] = stack.to(torch.float32, copy=True).mul_(self._scale)
+
+    def take_means(
+        self, name: str, counts: Sequence[float]
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Mean gradients of both halves, float32 [E, p, q]; forgets the module.
+
+        Args:
+            counts: What the sum of each half is divided by.
+        """
+        halves = self.both(name)
+        self.forget(name)
+        return None if halves is None else (halves[0].div_(counts[0]), halves[1].div_(counts[1]))
+
+
+def folded_rows(rows: int, columns: int) -> int:
+    """Rows of a group sketch: those of the sketch, but no more than twice its columns."""
+    return min(rows, _ROWS_PER_COLUMN * columns)
+
+
+def group_bytes(matrices: int, rows: int, columns: int, groups: int) -> int:
+    """Memory of the group sketches of one module."""
+    kept = min(matrices, SAMPLED_MATRICES)
+    return _GROUP_DTYPE.itemsize * groups * kept * folded_rows(rows, columns) * columns
