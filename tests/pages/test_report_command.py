@@ -130,7 +130,7 @@ def test_the_output_is_not_the_input(files: tuple[Path, Path], tmp_path: Path) -
     files[0].rename(odd)
     found = hlscore("report", odd, "-o", odd, "--force")
     assert found.code == 2
-    assert "what is read" in found.message
+    assert "is an input of the report" in found.message
     assert odd.read_bytes().startswith(b"PAR1")
 
 

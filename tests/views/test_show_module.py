@@ -58,6 +58,12 @@ def test_a_full_name_or_an_end_that_no_other_has(scores: Path, plan: Path, name:
         assert show(path, "-m", name).startswith(f"{DOWN}\nlayer 0 · linear 64 x 48 · 3,072 param")
 
 
+def test_a_skipped_weight_is_refused_with_the_reason(plan: Path) -> None:
+    found = hlscore("show", plan, "--module", "lm_head")
+    assert found.code == 2
+    assert "The plan skips 'lm_head': output head: ranked with --head." in found.message
+
+
 def test_a_full_name_counts_before_ends(tmp_path: Path) -> None:
     found = renamed(report(3), ["proj", "a.proj", "a.b.proj"])
     path = write(found, tmp_path / "scores.parquet")

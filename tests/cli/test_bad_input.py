@@ -812,6 +812,7 @@ def scores(good_scores: Path, desk: Desk) -> Path:
         (("--alpha", "0"), "--alpha is 0."),
         (("--score", "nonsense"), "There is no score 'nonsense'"),
         (("--score", ""), "There is no score ''"),
+        (("--out", "plan.yaml"), "a plan is JSON"),
     ],
 )
 def test_plan_option(scores: Path, options: tuple[str, str], says: str) -> None:
