@@ -1,56 +1,72 @@
-"""Which architectures does hlscore get right? Every causal family of transformers, tiny.
+"""Which architectures does hlscore get right? Every family of transformers, tiny.
 
-Run it with `python benchmarks/architectures.py`, or with names of families for a few. Each family
-is held against what needs no knowledge of hlscore:
+Run it with `python benchmarks/architectures.py` for all causal families, with `--multimodal` for
+those that read images or sound, too, or with names of families for a few. Each family is held
+against what needs no knowledge of hlscore:
+
+- loading (`--multimodal`): a stored checkpoint gives the class, the names and the weights that
+  trainers load;
 
 - candidates: the weights inside the blocks that the forward pass multiplies with something, found
   by watching torch's own products;
 - gradients: those of the exact estimator against a plain backward pass, one example at a time;
-- training: the plan on the model, one step, and which parameters moved.
+- training: the plan on the model, one step with text, and which parameters moved.
 
-A journal in `.models/` keeps what is done: started again, the script goes on where it stopped.
+A model that plain torch cannot run on text alone, or that has an encoder for the text, has to be
+refused with a reason. A journal in `.models/` keeps what is done: started again, the script goes
+on where it stopped.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
 import sys
+import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from machine import write_result
 from models import random_probes
-from tiny_architectures import FAMILIES, build
+from tiny_architectures import FAMILIES, MULTIMODAL, build, build_multimodal
 from torch import nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, GenerationMixin, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import hlscore
+from hlscore.errors import HlscoreError
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
 from hlscore.gradients.sums import ExactGradients
+from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.settings import CandidateSettings, CaptureSettings
+from hlscore.settings import CandidateSettings, CaptureSettings, ModelSettings
 
-JOURNAL = Path(__file__).parent / ".models" / "architectures.jsonl"
+JOURNALS = Path(__file__).parent / ".models"
 TOKENIZER = Path(hlscore.__file__).parent / "inputs" / "builtin" / "tiny"
 SECONDS = 120
 # Gradients in float32, summed in another order.
 TOLERANCE = 1e-3
+
+# What marks places of images or sound: 0 is text; some models insist on it in training.
+_TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")
 
 _PRODUCTS = frozenset({
     torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm, torch.addbmm, torch.einsum,
@@ -69,6 +85,7 @@ class Outcome:
         family: `model_type` of the configuration.
         model: Class of the model.
         failure: Where it stopped and why; empty where everything ran.
+        refused: What hlscore says of a model that it does not take, rightly.
         candidates: Candidate modules.
         left_out: Weights that are multiplied with something but are no candidates, by the reason
             that hlscore gives.
@@ -89,6 +106,7 @@ class Outcome:
     family: str
     model: str = ""
     failure: str = ""
+    refused: str = ""
     candidates: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     missed: list[str] = field(default_factory=list)
@@ -111,6 +129,13 @@ class Outcome:
         exact = error is not None and error < TOLERANCE
         return exact and not (self.failure or self.missed or self.wrong or self.idle or self.moved)
 
+    @property
+    def verdict(self) -> str:
+        """`right`, `refused`, `not run` (it stops before hlscore) or `wrong`."""
+        if self.failure.startswith(("build", "save and load", "forward and backward")):
+            return "not run"
+        return "refused" if self.refused else "right" if self.right else "wrong"
+
 
 class Products(TorchFunctionMode):
     """Remembers which parameters of a model torch multiplies with something.
@@ -121,11 +146,11 @@ class Products(TorchFunctionMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        # Views share the storage of their parameter.
-        self._owners = {
-            parameter.untyped_storage().data_ptr(): name
+        # Views lie in the memory of their parameter; several parameters may share a storage.
+        self._owners = sorted(
+            (parameter.data_ptr(), parameter.data_ptr() + parameter.nbytes, name)
             for name, parameter in model.named_parameters()
-        }
+        )
         self.used: set[str] = set()
 
     def __torch_function__(
@@ -136,41 +161,125 @@ class Products(TorchFunctionMode):
             factors = args[1:] if func in _SUMS else args  # the first one is only added
             for item in tree_leaves((factors, kwargs)):
                 if isinstance(item, torch.Tensor):
-                    owner = self._owners.get(item.untyped_storage().data_ptr())
-                    if owner is not None:
-                        self.used.add(owner)
+                    before = bisect_right(self._owners, item.data_ptr(), key=itemgetter(0))
+                    _, end, name = self._owners[max(before - 1, 0)]
+                    if before and item.data_ptr() < end:
+                        self.used.add(name)
         return func(*args, **(kwargs or {}))
 
 
 def examine(family: str) -> Outcome:
-    """Hold one family against plain torch.
+    """Hold one causal family against plain torch; a step that fails ends it."""
+    outcome = Outcome(family=family)
+    with _measured(outcome):
+        model = _built(build, outcome)
+        _hold_against_torch(model, lambda: build(family), outcome)
+    return outcome
 
-    Args:
-        family: `model_type` of its configuration.
 
-    Returns:
-        What came out; a step that fails ends it.
-    """
-    outcome, began = Outcome(family=family), time.perf_counter()
-    stage = "build"
+def examine_multimodal(family: str) -> Outcome:
+    """Hold a checkpoint of a family that reads images or sound against trainers and torch."""
+    outcome = Outcome(family=family)
+    with tempfile.TemporaryDirectory() as folder, _measured(outcome):
+        built = _built(build_multimodal, outcome)
+        with _stage("save and load"):
+            built.save_pretrained(folder)
+            AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
+            trained = load_as_trainers(folder)
+            _check_same(trained, built)
+        if reason := _needs_more_than_text(trained):
+            outcome.refused = _refusal(folder, reason)
+            return outcome
+        with _stage("load"):
+            model = load_model(ModelSettings(model=folder, device="cpu")).model
+            _check_same(model, trained)
+        _hold_against_torch(model, lambda: load_as_trainers(folder), outcome)
+    return outcome
+
+
+def load_as_trainers(folder: str) -> PreTrainedModel:
+    """Load the class that config.json names, as TRL's `create_model_from_path` does."""
+    (named,) = AutoConfig.from_pretrained(folder).architectures
+    model: PreTrainedModel = getattr(transformers, named).from_pretrained(folder)
+    return model
+
+
+def _needs_more_than_text(model: PreTrainedModel) -> str:
+    """Why a model cannot be trained with text alone as a causal one; empty where it can."""
+    if model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    if not isinstance(model, GenerationMixin):
+        return "predicts no next token"
+    try:
+        model(input_ids=torch.arange(2, 14)[None], use_cache=False)
+    except Exception as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _refusal(folder: str, reason: str) -> str:
+    """What hlscore says instead of a ranking."""
+    with _stage(f"refusal ({reason})"):
+        try:
+            rank_tiny(load_model(ModelSettings(model=folder, device="cpu")).model)
+        except HlscoreError as error:
+            return str(error).replace(folder, "MODEL")
+        raise AssertionError("hlscore ranks it")
+
+
+def _check_same(model: PreTrainedModel, trained: PreTrainedModel) -> None:
+    assert type(model) is type(trained), f"{type(model).__name__}, not {type(trained).__name__}"
+    own, others = model.state_dict(), trained.state_dict()
+    assert own.keys() == others.keys(), f"other names: {sorted(own.keys() ^ others.keys())[:3]}"
+    other = [name for name in own if not torch.equal(own[name], others[name])]
+    assert not other, f"other weights: {other[:3]}"
+
+
+class _StageError(Exception):
+    """A step that failed."""
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        text = f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise _StageError(text) from error
+
+
+@contextmanager
+def _measured(outcome: Outcome) -> Iterator[None]:
+    """Note the time, and where a step fails, which and why."""
+    began = time.perf_counter()
     try:
         with _time_limit(SECONDS):
-            model = build(family)
-            outcome.model = type(model).__name__
-            stage = "forward and backward"
-            products, gradients, probes = plain_gradients(model)
-            stage = "candidates"
-            compare_candidates(model, products, gradients, outcome)
-            stage = "gradients"
-            outcome.gradient_error = gradient_error(model, gradients, probes, batch_size=1)
-            stage = "gradients of batches"
-            outcome.batch_error = gradient_error(model, gradients, probes, batch_size=3)
-            stage = "plan and step"
-            train_one_step(model, outcome)
-    except Exception as error:
-        outcome.failure = f"{stage}: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            yield
+    except _StageError as error:
+        outcome.failure = str(error)
     outcome.seconds = round(time.perf_counter() - began, 1)
-    return outcome
+
+
+def _built(make: Callable[[str], PreTrainedModel], outcome: Outcome) -> PreTrainedModel:
+    with _stage("build"):
+        model = make(outcome.family)
+    outcome.model = type(model).__name__
+    return model
+
+
+def _hold_against_torch(
+    model: PreTrainedModel, fresh: Callable[[], PreTrainedModel], outcome: Outcome
+) -> None:
+    with _stage("forward and backward"):
+        products, gradients, probes = plain_gradients(model)
+    with _stage("candidates"):
+        compare_candidates(model, products, gradients, outcome)
+    with _stage("gradients"):
+        outcome.gradient_error = gradient_error(model, gradients, probes, batch_size=1)
+    with _stage("gradients of batches"):
+        outcome.batch_error = gradient_error(model, gradients, probes, batch_size=3)
+    with _stage("plan and step"):
+        train_one_step(model, fresh(), outcome)
 
 
 def plain_gradients(model: PreTrainedModel) -> tuple[set[str], dict[str, torch.Tensor], Any]:
@@ -278,14 +387,14 @@ def rank_tiny(model: PreTrainedModel) -> hlscore.RankResult:
     )
 
 
-def train_one_step(model: PreTrainedModel, outcome: Outcome) -> None:
-    """Rank, plan, apply, and train one step in training mode."""
+def train_one_step(model: PreTrainedModel, fresh: PreTrainedModel, outcome: Outcome) -> None:
+    """Rank and plan one model, apply the plan to another, and train one step."""
     plan, changes = nearest(rank_tiny(model).plan, PEFT_LIMITS)
     outcome.changed = list(changes)
     totals = plan.totals
     outcome.full, outcome.lora = totals.full_modules, totals.lora_modules
     outcome.frozen = totals.frozen_modules
-    wrapped = hlscore.apply(build(outcome.family), plan)
+    wrapped = hlscore.apply(fresh, plan)
     trained = {name: item for name, item in wrapped.named_parameters() if item.requires_grad}
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -295,7 +404,9 @@ def train_one_step(model: PreTrainedModel, outcome: Outcome) -> None:
     wrapped.train()
     torch.manual_seed(0)
     ids = torch.randint(2, 700, (4, 24))
-    logits = wrapped(input_ids=ids, use_cache=False).logits.float()
+    names = inspect.signature(fresh.forward).parameters
+    types = {name: torch.zeros_like(ids) for name in _TOKEN_TYPES if name in names}
+    logits = wrapped(input_ids=ids, use_cache=False, **types).logits.float()
     functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0)
     optimizer.step()
@@ -331,28 +442,36 @@ def _short(names: list[str]) -> str:
 def main() -> None:
     """Run what the journal lacks, print a table, write a dated JSON."""
     transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     asked = sys.argv[1:]
-    JOURNAL.parent.mkdir(exist_ok=True)
-    lines = JOURNAL.read_text().splitlines() if JOURNAL.exists() and not asked else []
+    multimodal = "--multimodal" in asked
+    asked = [name for name in asked if name != "--multimodal"]
+    name = "architectures_multimodal" if multimodal else "architectures"
+    families = tuple(MULTIMODAL) if multimodal else FAMILIES
+    journal = JOURNALS / f"{name}.jsonl"
+    JOURNALS.mkdir(exist_ok=True)
+    lines = journal.read_text().splitlines() if journal.exists() and not asked else []
     done = {item["family"]: Outcome(**item) for item in map(json.loads, lines)}
-    for family in asked or FAMILIES:
+    for family in asked or families:
         if family in done:
             continue
-        done[family] = examine(family)
+        done[family] = (examine_multimodal if multimodal else examine)(family)
         outcome = done[family]
-        print(f"{family:28}{'right' if outcome.right else outcome.failure or 'wrong'}", flush=True)
+        print(f"{family:28}{outcome.verdict}: {outcome.failure or outcome.refused}", flush=True)
         if not asked:
-            with JOURNAL.open("a") as file:
+            with journal.open("a") as file:
                 file.write(json.dumps(asdict(outcome)) + "\n")
     if asked:
         print(json.dumps([asdict(item) for item in done.values()], indent=2))
         return
-    outcomes = [done[family] for family in FAMILIES if family in done]
+    outcomes = [done[family] for family in families if family in done]
     print(markdown(outcomes))
-    path = write_result("architectures", {"outcomes": [asdict(item) for item in outcomes]})
-    print(path)
+    verdicts = [item.verdict for item in outcomes]
+    counts = {verdict: verdicts.count(verdict) for verdict in sorted(set(verdicts))}
+    rows = [{"verdict": item.verdict} | asdict(item) for item in outcomes]
+    print(write_result(name, {"counts": counts, "outcomes": rows}))
 
 
 def markdown(outcomes: list[Outcome]) -> str:
@@ -363,6 +482,7 @@ def markdown(outcomes: list[Outcome]) -> str:
     for item in outcomes:
         remarks = [
             f"**{item.failure}**" if item.failure else "",
+            f"refused: {item.refused}" if item.refused else "",
             *(f"{name} {_short(names)}" for name, names in (
                 ("**missed**", item.missed), ("**no linear map**", item.wrong),
                 ("unreached", item.unreached), ("**trained without gradient**", item.idle),

@@ -21,7 +21,7 @@ _SENTENCES: Mapping[LeftOut, str] = {
     "convolution": "convolution, not a linear map",
     "embedding_table": "embedding table inside a block",
     "quantized": "quantized weight of an unknown layout",
-    "not_linear": "state, bias or table, not a linear map",
+    "not_linear": "state, norm, bias or table, not a linear map",
     "custom": "custom parameter that may not be a linear map",
     "flat_experts": "experts stacked in two dimensions, which LoRA cannot adapt one by one",
     "not_included": "not matched by --include",

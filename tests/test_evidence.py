@@ -479,7 +479,7 @@ def test_cross_fitted_tail_against_the_products_own() -> None:
         tiny_model(), world.tokenizer(), data=rows, rank=2, samples=0, checkpointing=False,
         movement="trial", trials=2, trial_steps=2, trial_rate=1e-3,
     ).report  # fmt: skip
-    assert choices.rate_of(report) == 1e-3
+    assert report.run.trial_rate == 1e-3
 
 
 def test_calibration_is_one_where_errors_are_right() -> None:

@@ -7,7 +7,6 @@ journals of the study. `movement_tables.py` makes the tables.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import torch
@@ -50,14 +49,6 @@ Scores = dict[str, float]
 def column(report: ScoreReport, name: str) -> Scores:
     """A score of every module, by name; 0 where a module was not reached."""
     return {row.module: float(getattr(row, name) or 0.0) for row in report.candidates}
-
-
-def rate_of(report: ScoreReport) -> float:
-    """The rate of the trials, to two digits: the report holds a found one in its notes only."""
-    found = re.search(r"at learning rate (\S+) \(", " ".join(report.run.notes))
-    if found is None:
-        raise ValueError(f"No learning rate in the notes: {report.run.notes}")
-    return float(found.group(1))
 
 
 def by_trials(study: Study, *, dtype: torch.dtype = torch.float32, **options: Any) -> ScoreReport:
@@ -104,7 +95,7 @@ def run_task(task: str) -> None:
     if "default" not in journal.arms:
         report = by_trials(study)
         scores, errors = column(report, "hls"), column(report, "hls_stderr")
-        journal.add("default", {"scores": scores, "errors": errors, "rate": rate_of(report)})
+        journal.add("default", {"scores": scores, "errors": errors, "rate": report.run.trial_rate})
         journal.add(PLAIN, {"scores": column(report, "tail")})
     rate = journal.arms["default"]["rate"]
     for name, options in SETTINGS.items():
@@ -113,7 +104,7 @@ def run_task(task: str) -> None:
             if "factor" in given:
                 given["trial_rate"] = rate * given.pop("factor")
             report = by_trials(study, **given)
-            journal.add(name, {"scores": column(report, "hls"), "rate": rate_of(report)})
+            journal.add(name, {"scores": column(report, "hls"), "rate": report.run.trial_rate})
     if ADAMW not in journal.arms:
         journal.add(ADAMW, {"scores": by_adamw(study, rate), "rate": rate})
     gradients = scored(study, study.model(), PROBES)

@@ -130,6 +130,7 @@ def run_facts(model: PlanModel, run: PlanProvenance) -> dict[str, Value]:
         "estimator": run.estimator,
         "device": run.device,
         "dtype": run.dtype,
+        "learning rate of trials": run.trial_rate,
         "hlscore": run.hlscore_version,
     }
     facts |= run.versions

@@ -267,6 +267,9 @@ class PlanProvenance(_Strict):
     estimator: str
     device: str
     dtype: str
+    trial_rate: float | None = Field(
+        default=None, description="Learning rate of the trials, found or given; null without."
+    )
     versions: dict[str, str]
     probes: PlanProbes
     settings: dict[str, object] = Field(description="Full settings of the run that scored.")

@@ -163,6 +163,7 @@ def score_probes(
             seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
             estimator=run.choice.estimator,
             sketch_size=run.choice.sketch_size if run.sketched else None,
+            trial_rate=run.trial_rate,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
             notes=tuple(notes),

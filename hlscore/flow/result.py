@@ -85,6 +85,7 @@ def run_info(
     device: torch.device,
     dtype: str,
     sketch_size: int | None = None,
+    trial_rate: float | None = None,
     notes: tuple[str, ...] = (),
 ) -> RunInfo:
     """Say where and how a report was made.
@@ -92,6 +93,7 @@ def run_info(
     Args:
         estimator: How gradients were captured; `none` without probes.
         sketch_size: Columns of a sketch; `None` without sketches.
+        trial_rate: Learning rate of the trials; `None` without trials.
     """
     return RunInfo(
         hlscore_version=__version__,
@@ -101,6 +103,7 @@ def run_info(
         rank=settings.plan.rank,
         estimator=estimator,
         sketch_size=sketch_size,
+        trial_rate=trial_rate,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         dtype=dtype,
         versions={

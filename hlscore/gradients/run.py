@@ -19,6 +19,7 @@ from hlscore.gradients.progress import ProgressFile, Storage, stored_identity
 from hlscore.gradients.self_check import (
     batch_difference,
     check_weights_kept,
+    later_tokens_matter,
     sampled_parameters,
 )
 from hlscore.gradients.sketch import TestMatrices
@@ -58,6 +59,7 @@ class CaptureRun:
         sketched: Whether gradients are sketched; then weights need not hold any.
         notes: Remarks on the run so far.
         ranks: Ranks of the tail curves.
+        trial_rate: Learning rate of the trials; `None` without trials.
         earlier_seconds: What a resumed run took before; 0 for one that was not stopped.
         file: Where progress is stored, if anywhere.
     """
@@ -86,6 +88,7 @@ class CaptureRun:
         self._samples = {} if self._sharded else sampled_parameters(model)
         self.notes: tuple[str, ...] = ()
         self.earlier_seconds = 0.0
+        self.trial_rate: float | None = None
         # Try the model on a few tokens; where rows of a batch interact, each runs alone.
         difference, rounding = batch_difference(model, probes, capture.padding_side)
         check_weights_kept(self._name, self._samples, model)
@@ -95,6 +98,13 @@ class CaptureRun:
             self.notes += (
                 f"Examples run one at a time: in a padded batch their tokens get other "
                 f"probabilities (by {difference:.2g} nats) than alone.",
+            )
+        later = max(processes.gather(later_tokens_matter(model, probes)))
+        if later > rounding:
+            self.notes += (
+                f"{type(model).__name__} is not causal on text alone: later tokens change the "
+                f"probabilities of earlier ones (by {later:.2g} nats), so that the loss says "
+                "little.",
             )
         self._capture = capture
         self._resume = storage is not None and storage.resume
@@ -193,6 +203,7 @@ class CaptureRun:
             self.earlier_seconds = self.file.earlier_seconds
         mean_loss = run.run()
         self.notes += tuple(run.notes())
+        self.trial_rate = run.state.rate if self._by_trials else None
         check_weights_kept(self._name, self._samples, model)
         return mean_loss
 

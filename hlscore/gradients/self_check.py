@@ -1,6 +1,7 @@
 """Checks that a model can be probed at all: gradients flow, rows are independent, weights stay.
 
-They cost two forward passes and one backward pass over a few tokens.
+They cost four forward passes and one backward pass over a few tokens. What tells whether tokens
+see later ones leads to a note alone.
 """
 
 from __future__ import annotations
@@ -89,6 +90,26 @@ def batch_difference(
     size = alone.shape[-1]
     beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
     return float((alone - beside).square().mean().sqrt()), rounding
+
+
+def later_tokens_matter(model: PreTrainedModel, probes: ProbeSet) -> float:
+    """How much the probabilities of tokens depend on later ones, root mean square in nats.
+
+    Zero where a model is causal; some that read images are not, without one (PaliGemma).
+    """
+    (row,) = _rows(probes.sequences)[-1:]
+    half = len(row.input_ids) // 2
+    if half < 2 or any(parameter.is_inference() for parameter in model.parameters()):
+        return 0.0
+    tail = row.input_ids[: len(row.input_ids) - half]
+    other = replace(row, input_ids=(*row.input_ids[:half], *tail))
+    with torch.no_grad():
+        first, second = (
+            run_forward(model, probes, [item], padding_side="right", temperature=1.0)
+            .log_probs[0, : half - 1].float()
+            for item in (row, other)
+        )  # fmt: skip
+    return float((first - second).square().mean().sqrt())
 
 
 def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -342,7 +343,8 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     found: Any = getattr(transformers, named, None) if named else None
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if is_model:
-        if not found.can_generate():
+        whole = found.forward is not torch.nn.Module.forward  # not a frame around several models
+        if not (whole and issubclass(found, GenerationMixin)):
             raise ModelError(
                 f"The config.json of '{settings.model}' names {named}, which is not a causal "
                 "language model.",

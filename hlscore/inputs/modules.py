@@ -196,8 +196,8 @@ def _no_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter | None)
         found = "embedding_table"
     elif not is_plain(parameter):
         found = "quantized"
-    elif "bias" in leaf:
-        found = "not_linear"
+    elif "bias" in leaf or "Norm" in type(module).__name__:
+        found = "not_linear"  # norms of single heads have a row for each
     elif leaf != "weight" or parameter.dim() != 2:
         # Numbers that a module of its own kind keeps under a name that speaks of experts.
         counts = {

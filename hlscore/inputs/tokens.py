@@ -127,7 +127,9 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 def embedding_rows(model: PreTrainedModel) -> int:
     """Token ids that the model knows."""
-    return int(model.get_input_embeddings().weight.shape[0])
+    weight = getattr(model.get_input_embeddings(), "weight", None)
+    # Some embed tokens of several kinds with a module of their own.
+    return int(model.config.get_text_config().vocab_size if weight is None else weight.shape[0])
 
 
 def pad_token_id(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> int:

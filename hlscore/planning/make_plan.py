@@ -221,6 +221,7 @@ def provenance_of(report: ScoreReport) -> PlanProvenance:
         estimator=run.estimator,
         device=run.device,
         dtype=run.dtype,
+        trial_rate=run.trial_rate,
         versions=dict(run.versions),
         probes=PlanProbes(
             source=probes.source,

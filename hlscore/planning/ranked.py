@@ -32,7 +32,7 @@ def choose_ranks(problem: Problem) -> Solution:
     try:
         picked = choose_options(menu)
     except BudgetError as error:
-        raise _too_small(problem, menus, error) from error
+        raise _too_small(problem, menus) from error
     return Solution(
         options=tuple(flat[place] for place in picked.picks),
         solver="HiGHS",
@@ -70,15 +70,22 @@ def _menu(problem: Problem, menus: list[tuple[Option, ...]]) -> Menu:
     )
 
 
-def _too_small(
-    problem: Problem, menus: list[tuple[Option, ...]], error: BudgetError
-) -> BudgetError:
+def _too_small(problem: Problem, menus: list[tuple[Option, ...]]) -> BudgetError:
+    """The error for a budget that not even the cheapest option of every module fits."""
     if problem.budget.unit == "bytes":
         least = sum(min(item.bytes for item in options) for options in menus)
         return too_small(problem.report.model, problem.budget, problem.settings.memory, least)
-    if not problem.locks:
-        return error
+    params = sum(min(item.params for item in options) for options in menus)
+    full = sum(all(item.mode == "full" for item in options) for options in menus)
+    needs = f"at least {params:,} trained parameters"
+    allows = f"{problem.limit:,}"
+    if problem.budget.unit == "modules":
+        needs += f" and {full:,} modules in full" if full else ""
+        allows = f"{trained_limit(problem) or 0:,}" + (f" and {problem.limit:,}" if full else "")
+    why = [] if not problem.locks else ["--lock"]
+    why += ["--min-rank"] if problem.settings.min_rank else []
     return BudgetError(
-        f"The locked modules alone exceed a budget of {problem.budget.text}.",
-        hint="Lock fewer modules, or raise the budget.",
+        f"{' and '.join(why) or 'The plan'} asks for {needs}; a budget of {problem.budget.text} "
+        f"allows {allows}.",
+        hint="Raise the budget, lock fewer modules, or lower --min-rank.",
     )

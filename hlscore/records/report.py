@@ -275,6 +275,7 @@ class RunInfo:
         sketch_size: Columns of a sketch; `None` with exact gradients.
         device: Device that computed.
         dtype: Dtype of the weights.
+        trial_rate: Learning rate of the trials, found or given; `None` without trials.
         versions: Versions of the libraries that computed the numbers.
         wall_seconds: Time of sampling, the probe run and the decompositions, all starts of a
             resumed run together.
@@ -290,6 +291,7 @@ class RunInfo:
     device: str
     dtype: str
     sketch_size: int | None = None
+    trial_rate: float | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_seconds: float = 0.0
     notes: tuple[str, ...] = ()

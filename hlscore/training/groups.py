@@ -99,8 +99,8 @@ def expected_trainables(
     """The parameters that should train each planned module, by the module's full name.
 
     Only names and modules are looked at, not `requires_grad`. Modules in full count with all
-    parameters of their own, weight and bias; fused experts in full share both tensors and their
-    biases; frozen modules have none. A parameter that the model lacks is named all the same, so
+    that PEFT copies, weight and bias; fused experts in full share both tensors, their biases and
+    norms; frozen modules have none. A parameter that the model lacks is named all the same, so
     that it can be missed; one that is tied goes by its first name.
 
     Args:
@@ -135,7 +135,8 @@ def _full_names(modules: dict[str, nn.Module], item: PlanModule, adapter: str) -
     if copy is None:
         yield f"{place}.{item.parameter.rpartition('.')[2]}"
     else:
-        yield from (f"{place}.{leaf}" for leaf, _ in copy.named_parameters(recurse=False))
+        # Experts may hold a norm; whatever is ranked by itself lies in no copy.
+        yield from (f"{place}.{leaf}" for leaf, _ in copy.named_parameters())
 
 
 def _lora_names(

@@ -288,8 +288,9 @@ def test_a_rate_is_found_within_a_factor_of_four_of_the_best() -> None:
     model = FAMILIES["llama"].build()
     report = run_report(model, learnable(48), options(trial_rate=None, trial_steps=8))
     note = next(note for note in report.run.notes if "learning rate" in note)
-    rate = float(note.split("learning rate ")[1].split(" ")[0])
-    assert "(found)" in note
+    rate = report.run.trial_rate
+    assert f"learning rate {rate:.2g} (found)" in note
+    assert rate is not None
     assert 4e-4 <= rate <= 0.2
     assert any("change the loss on other examples" in text for text in report.run.notes)
 
@@ -336,6 +337,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     expected = run_report(model, EXAMPLES, options(trial_rate=RATE, bootstrap=20))
     assert [row.changed() for row in report.rows] == [row.changed() for row in expected.rows]
     assert report.probes.mean_loss == expected.probes.mean_loss
+    assert report.run.trial_rate == expected.run.trial_rate == RATE
 
 
 def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(

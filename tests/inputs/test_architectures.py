@@ -10,7 +10,7 @@ from benchmark_scripts import BENCHMARKS, part, scripts_in
 from families import FAMILIES
 from plans import plan_for
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
 from hlscore.exporters.adapter_config import target_modules, target_parameters
 from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits
@@ -25,6 +25,7 @@ SAMPLE = (
     "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "llama4_text",
     "olmo2", "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
 )  # fmt: skip
+MULTIMODAL = ("qwen2_5_vl", "mistral3", "ernie4_5_vl_moe", "molmo2", "qwen2_audio")
 
 _path = scripts_in(FOLDER)
 
@@ -54,6 +55,60 @@ def test_candidates_gradients_and_a_training_step_are_right(family: str) -> None
         outcome = part("architectures").examine(family)
     assert outcome.right, outcome
     assert outcome.lora > 0
+
+
+@pytest.mark.parametrize("family", MULTIMODAL)
+def test_checkpoints_that_read_images_or_sound_are_right(family: str) -> None:
+    """Loaded as trainers load them, ranked and trained one step with text alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = part("architectures").examine_multimodal(family)
+    assert outcome.right, outcome
+    assert outcome.lora > 0
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("florence2", "encoder-decoder"),
+        ("diffusion_gemma", "not a causal language model"),
+        ("blip", "pixel_values"),
+        ("qwen3_omni_moe", "not a causal language model"),  # holds one, has no forward pass
+        ("kyutai_speech_to_text", "forward and backward pass"),  # tokens come with sound
+    ],
+)
+def test_what_text_alone_cannot_train_is_refused(family: str, reason: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome = part("architectures").examine_multimodal(family)
+    assert outcome.verdict == "refused", outcome
+    assert reason in outcome.refused
+
+
+def test_a_model_that_sees_later_tokens_says_so() -> None:
+    """Without an image the text of PaliGemma is all prefix, which attends to itself whole."""
+    said = {}
+    for family in ("paligemma", "mistral3"):
+        model = part("tiny_architectures").build_multimodal(family)
+        notes = part("architectures").rank_tiny(model).report.run.notes
+        said[family] = [note for note in notes if "not causal on text alone" in note]
+    assert [len(notes) for notes in said.values()] == [1, 0]
+
+
+def test_norms_of_single_heads_are_no_linear_maps() -> None:
+    config = CohereConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, use_qk_norm=True,
+    )  # fmt: skip
+    for model in (
+        CohereForCausalLM(config),
+        part("tiny_architectures").build_multimodal("chameleon"),
+    ):
+        norms = [
+            item for item in find_modules(model, CandidateSettings())
+            if item.module.endswith(("q_norm", "k_norm"))
+        ]  # fmt: skip
+        assert {item.left_out for item in norms} == {"not_linear"}
 
 
 def test_a_decoder_that_is_the_output_map_is_not_trusted() -> None:
@@ -146,6 +201,18 @@ def test_a_parameter_whose_owner_holds_other_adapters_is_refused() -> None:
     changed, _ = nearest(plan, PEFT_LIMITS)
     assert [item.module for item in changed.lora_modules] == [f"{around}.in_proj"]
     apply(model, changed)
+
+
+def test_a_norm_inside_of_experts_trains_with_them() -> None:
+    """PEFT copies what holds the experts, with all that is in it."""
+    model = part("tiny_architectures").build_multimodal("muse_spark")
+    around = "model.language_model.layers.1.mlp.experts"
+    names = ("gate_up_proj", "down_proj")
+    plan = plan_for(model, ("*=frozen", *(f"{around}.{name}=full" for name in names)))
+    wrapped = apply(model, plan)
+    place = f"base_model.model.{around}.modules_to_save.default."
+    trained = {name for name, item in wrapped.named_parameters() if item.requires_grad}
+    assert trained == {place + name for name in (*names, "post_expert_norm.weight")}
 
 
 def test_the_loss_never_reaches_an_indexer() -> None:
