@@ -139,7 +139,8 @@ def _expressible(adapter: Adapter, base: StoredWeights) -> list[Candidate]:
     for item in items:
         if item.form not in _FORMS:
             raise _inexpressible(
-                adapter, f"{item.module} is no linear layer, and engines load LoRA on those only"
+                adapter,
+                f"{item.module} is not a linear layer, and engines load LoRA on linear layers only",
             )
     return sorted(items, key=lambda item: item.module)
 
