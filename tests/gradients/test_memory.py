@@ -340,14 +340,6 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
     assert short.sketch_size == 64
 
 
-def test_what_was_asked_for_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    exact = choose(0, monkeypatch, settings(estimator="exact"))
-    assert (exact.estimator, exact.reason) == ("exact", "exact: asked for.")
-    sketch = choose(2**60, monkeypatch, settings(estimator="sketch", sketch_size=10))
-    assert (sketch.estimator, sketch.reason) == ("sketch", "sketch: asked for.")
-    assert sketch.sketch_size == 10
-
-
 def test_several_passes_and_packed_weights_ask_for_sketches(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -357,20 +349,6 @@ def test_several_passes_and_packed_weights_ask_for_sketches(
     packed = choose(2**60, monkeypatch, settings(), packed=True)
     assert packed.estimator == "sketch"
     assert "hold no gradients" in packed.reason
-
-
-def test_runs_say_which_estimator_they_used_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FAMILIES["llama"].build()
-    plain = run_report(model, EXAMPLES, settings())
-    assert (plain.run.estimator, plain.run.sketch_size) == ("exact", None)
-    assert plain.run.notes[0].startswith("exact: it needs")
-    monkeypatch.setattr(estimator, "free_bytes", lambda _: 0)
-    small = run_report(model, EXAMPLES, settings())
-    assert (small.run.estimator, small.run.sketch_size) == ("sketch", 64)
-    assert small.run.notes[0].startswith("sketch: exact does not fit")
-    monkeypatch.undo()
-    again = run_report(model, EXAMPLES, settings(passes=3))
-    assert again.run.estimator == "sketch"
 
 
 @pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])

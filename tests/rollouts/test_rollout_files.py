@@ -139,13 +139,6 @@ def test_ids_are_taken_as_they_are(tmp_path: Path, model: PreTrainedModel, suffi
     assert {item.prompt for item in found} == {""}
 
 
-def test_ids_win_over_text(tmp_path: Path, model: PreTrainedModel) -> None:
-    row = {"prompt": "text", "prompt_ids": [7], "completion": "more", "completion_ids": [8, 9]}
-    found = everything(from_rows(tmp_path, model, [row | {"reward": 0.5}]))[0]
-    assert (found.prompt, found.prompt_ids) == ("text", (7,))
-    assert (found.completion, found.completion_ids) == ("more", (8, 9))
-
-
 def test_other_column_names(tmp_path: Path, model: PreTrainedModel) -> None:
     names = {"prompt": "question", "completion": "response", "reward": "score", "group": "uid"}
     rows = [
@@ -159,15 +152,6 @@ def test_other_column_names(tmp_path: Path, model: PreTrainedModel) -> None:
 
 
 # Conversations
-
-
-def test_conversation_continued_by_text(tmp_path: Path, model: PreTrainedModel) -> None:
-    rows = [{"prompt": chat("hi"), "completion": "yes", "reward": reward} for reward in REWARDS]
-    found = from_rows(tmp_path, model, rows)
-    assert len(found.groups) == 1
-    for item in everything(found):
-        assert item.prompt_ids == (USER, *byte_ids("hi"), END, ASSISTANT)
-        assert item.completion_ids == (*byte_ids("yes"), EOS_ID)
 
 
 def test_conversation_continued_by_messages(tmp_path: Path, model: PreTrainedModel) -> None:
@@ -228,22 +212,6 @@ def test_groups_by_name(tmp_path: Path, model: PreTrainedModel) -> None:
     assert {len(group.rollouts) for group in found.groups} == {2}
 
 
-def test_groups_by_ids_where_there_is_no_text(tmp_path: Path, model: PreTrainedModel) -> None:
-    rows = [
-        {"prompt_ids": [number % 3], "completion_ids": [number], "reward": 1.0}
-        for number in range(9)
-    ]
-    found = from_rows(tmp_path, model, rows)
-    assert [[item.completion_ids[0] for item in group.rollouts] for group in found.groups] == [
-        [0, 3, 6], [1, 4, 7], [2, 5, 8],
-    ]  # fmt: skip
-
-
-def test_groups_may_differ_in_size(tmp_path: Path, model: PreTrainedModel) -> None:
-    found = from_rows(tmp_path, model, TEXT[:5])
-    assert [len(group.rollouts) for group in found.groups] == [3, 2]
-
-
 def test_samples_draw_whole_groups(tmp_path: Path, model: PreTrainedModel) -> None:
     rows = [row | {"prompt": f"p{number // 3}"} for number, row in enumerate(TEXT * 5)]
     path = write_rows(tmp_path / "rollouts.jsonl", rows)
@@ -280,12 +248,6 @@ def test_ends_of_text(
     found = everything(from_rows(tmp_path, model, [TEXT[0] | said]))[0]
     assert found.completion_ids == (*byte_ids(" a0"), *([EOS_ID] if ended else []))
     assert found.truncated == (not ended)
-
-
-@pytest.mark.parametrize("truncated", ["true", "false"])
-def test_truncated_in_csv(tmp_path: Path, model: PreTrainedModel, truncated: str) -> None:
-    path = _write(tmp_path / "rollouts.csv", [row | {"truncated": truncated} for row in TEXT])
-    assert {item.truncated for item in everything(read(path, model))} == {truncated == "true"}
 
 
 @pytest.mark.parametrize("truncated", ["false", "no", [1]])
