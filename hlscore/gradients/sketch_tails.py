@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional
 
 from hlscore.gradients.tails import ROUNDING, TailEstimates
 from hlscore.records import Estimate
@@ -29,6 +30,40 @@ _GAP_SHARE = 0.25
 _TAIL_SHARE = 0.25
 # A GPU decomposes a single small matrix more slowly than the host does.
 _ENOUGH_FOR_DEVICE = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """Eigenvalues and eigenvectors of a Gram matrix, the largest first, [E, k] and [E, k, k]."""
+
+    values: torch.Tensor
+    vectors: torch.Tensor
+
+    def inside(self, cross: torch.Tensor) -> torch.Tensor:
+        """`sum_{i<=r} v_i^T C v_i` for r = 0 .. k, summed over matrices, [k + 1]."""
+        inside = (self.vectors * (cross @ self.vectors)).sum(-2)
+        return functional.pad(inside.cumsum(-1).sum(0), (1, 0))
+
+    def inside_unseen(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`<U_r^T Y_1, U_r^T Y_2>` of columns that the leading left vectors U_r were not found on.
+
+        Args:
+            own: Products of the columns that U was found on with those of `Y_1`, [E, k, l].
+            other: Products of those with the columns of `Y_2`, [E, k, l].
+
+        Returns:
+            For r = 0 .. k, summed over matrices, float64 [k + 1].
+        """
+        # Vectors whose value is rounding span nothing.
+        spans = self.values > ROUNDING * self.values[:, :1]
+        inverse = torch.where(spans, 1 / self.values.clamp(min=1e-300), 0.0)
+        turned = self.vectors.mT
+        inside = ((turned @ own) * (turned @ other)).sum(-1) * inverse
+        return functional.pad(inside.cumsum(-1).sum(0), (1, 0))
+
+
+# Of the first half, the second half and the mean.
+_Decomposed = tuple[_Vectors, _Vectors, _Vectors]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +79,14 @@ class SketchGrams:
         """Rows and columns of all matrices."""
         parts = (self.first, self.second, self.cross, self.mean)
         return SketchGrams(*(gram[:, rows][:, :, columns] for gram in parts))
+
+    def decomposed(self) -> _Decomposed:
+        """Eigenvectors of both halves and of the mean."""
+        found = [torch.linalg.eigh(gram) for gram in (self.first, self.second, self.mean)]
+        first, second, mean = (
+            _Vectors(values.flip(-1).clamp(min=0), vectors.flip(-1)) for values, vectors in found
+        )
+        return first, second, mean
 
 
 def estimate(
@@ -66,16 +109,13 @@ def estimate(
         first, second = first.mT, second.mT
     grams = _grams(first, second, first_share)
     size = grams.first.shape[-1]
-    whole = _tail_curves(grams, _decompose(grams), full_size=size, exact=exact)
-    at = torch.tensor([min(rank, size) for rank in ranks])
-    energy = whole[0, 0]
-    errors = torch.zeros_like(whole)
-    rank_error = 0.0
+    whole = _tail_curves(grams, grams.decomposed(), full_size=size, exact=exact)
+    energy, errors, rank_error = float(whole[0, 0]), torch.zeros_like(whole), 0.0
     if not exact:
         whole, errors, rank_error = _from_blocks(grams, whole)
         columns = grams.mean.diagonal(dim1=-2, dim2=-1).sum(0)
         errors[0, 0] = columns.std() * size**0.5
-    return _collect(whole, errors, at, float(energy), rank_error, grams.mean, exact=exact)
+    return _collect(whole, errors, ranks, energy, rank_error, grams.mean, exact=exact)
 
 
 def refined_estimate(
@@ -104,12 +144,11 @@ def refined_estimate(
     a, b = outside[0].double(), outside[1].double()
     mean = first_share * a + (1 - first_share) * b
     rest = torch.stack(((mean * mean).sum((0, 1)), (a * b).sum((0, 1)))).to(grams.first.device)
-    curves = _tail_curves(grams, _decompose(grams), full_size=size, exact=True)
+    curves = _tail_curves(grams, grams.decomposed(), full_size=size, exact=True)
     curves = curves + rest.sum(-1, keepdim=True)
     error = rest.std(-1, keepdim=True) * rest.shape[-1] ** 0.5
-    at = torch.tensor([min(rank, size) for rank in ranks])
-    errors = error.expand_as(curves)
-    return _collect(curves, errors, at, float(curves[0, 0]), 0.0, grams.mean, exact=False)
+    errors, energy = error.expand_as(curves), float(curves[0, 0])
+    return _collect(curves, errors, ranks, energy, 0.0, grams.mean, exact=False)
 
 
 def _grams(first: torch.Tensor, second: torch.Tensor, share: float) -> SketchGrams:
@@ -122,60 +161,13 @@ def _grams(first: torch.Tensor, second: torch.Tensor, share: float) -> SketchGra
     return SketchGrams(*grams)
 
 
-@dataclass(frozen=True, slots=True)
-class _Vectors:
-    """Eigenvalues and eigenvectors of a Gram matrix, the largest first, [E, k] and [E, k, k]."""
-
-    values: torch.Tensor
-    vectors: torch.Tensor
-
-    def inside(self, cross: torch.Tensor) -> torch.Tensor:
-        """`sum_{i<=r} v_i^T C v_i` for r = 0 .. k, summed over matrices, [k + 1]."""
-        inside = (self.vectors * (cross @ self.vectors)).sum(-2)
-        return _from_zero(inside.cumsum(-1).sum(0), last=False)
-
-    def inside_unseen(self, own: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """`<U_r^T Y_1, U_r^T Y_2>` of columns that the leading left vectors U_r were not found on.
-
-        Args:
-            own: Products of the columns that U was found on with those of `Y_1`, [E, k, l].
-            other: Products of those with the columns of `Y_2`, [E, k, l].
-
-        Returns:
-            For r = 0 .. k, summed over matrices, float64 [k + 1].
-        """
-        # Vectors whose value is rounding span nothing.
-        spans = self.values > ROUNDING * self.values[:, :1]
-        inverse = torch.where(spans, 1 / self.values.clamp(min=1e-300), 0.0)
-        turned = self.vectors.mT
-        inside = ((turned @ own) * (turned @ other)).sum(-1) * inverse
-        return _from_zero(inside.cumsum(-1).sum(0), last=False)
-
-
-# Gram matrices of the first half, the second half and the mean, each decomposed once.
-_Decomposed = tuple[_Vectors, _Vectors, _Vectors]
-
-
-def _decompose(grams: SketchGrams) -> _Decomposed:
-    return (
-        _eigenvectors(grams.first),
-        _eigenvectors(grams.second),
-        _eigenvectors(grams.mean),
-    )
-
-
-def _eigenvectors(gram: torch.Tensor) -> _Vectors:
-    values, vectors = torch.linalg.eigh(gram)
-    return _Vectors(values.flip(-1).clamp(min=0), vectors.flip(-1))
-
-
 def _tail_curves(
     grams: SketchGrams, parts: _Decomposed, *, full_size: int, exact: bool
 ) -> torch.Tensor:
     """`T_r` and `S_r` for r = 0 .. k from k of `full_size` columns, float64 [2, k + 1]."""
     size, (first, second, mean) = grams.first.shape[-1], parts
     smallest_first = mean.values.flip(-1)
-    tails = _from_zero(smallest_first.cumsum(-1).flip(-1).sum(0), last=True)
+    tails = functional.pad(smallest_first.cumsum(-1).flip(-1).sum(0), (0, 1))
     inside = first.inside(grams.cross) + second.inside(grams.cross)
     curves = torch.stack((tails, _trace(grams.cross).sum() - inside / 2)) * (full_size / size)
     # `1 - r/k` for r = 0 .. k, but not below 1/k.
@@ -194,7 +186,7 @@ def _from_blocks(
     for block in range(blocks):
         out, kept = (numbers == block).nonzero()[:, 0], (numbers != block).nonzero()[:, 0]
         inner = grams.part(kept, kept)
-        vectors = _decompose(inner)
+        vectors = inner.decomposed()
         curves = _tail_curves(inner, vectors, full_size=size, exact=False)
         parts.append(_longer(curves, size + 1))
         unseen += _longer(_unseen_curves(vectors, grams, kept, out), size + 1)
@@ -228,7 +220,7 @@ def _unseen_curves(
 def _collect(
     curves: torch.Tensor,
     errors: torch.Tensor,
-    at: torch.Tensor,
+    ranks: Sequence[int],
     energy: float,
     rank_error: float,
     mean: torch.Tensor,
@@ -238,16 +230,16 @@ def _collect(
     size = mean.shape[-1]
     floor = ROUNDING * energy
     tails = torch.where(curves[0] > floor, curves[0], 0.0)
-    rank = _rank_for_share(tails, size if exact else size // 2)
+    rank_for_90 = _rank_for_share(tails, size if exact else size // 2)
     one = min(1, len(tails) - 1)
-    at = at.to(curves.device)
+    at = torch.tensor([min(rank, size) for rank in ranks], device=curves.device)
     return TailEstimates(
         energy=Estimate(energy, float(errors[0, 0])),
         # What is inside follows the noise of the whole energy, which a small tail does not.
         top=Estimate(energy - float(tails[one]), float(errors[0, : one + 1].norm())),
         tails=torch.stack((tails[at], errors[0, at])).cpu(),
         cross_fitted=torch.stack((curves[1, at], errors[1, at])).cpu(),
-        rank_for_90=None if rank is None else Estimate(rank, rank_error),
+        rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90, rank_error),
         matrices_reached=int((mean.diagonal(dim1=-2, dim2=-1).sum(-1) > 0).sum()),
     )
 
@@ -258,12 +250,6 @@ def _rank_for_share(tails: torch.Tensor, largest: int) -> int | None:
     if float(tails[0]) <= 0 or not bool(enough.any()):
         return None
     return int(enough.to(torch.int8).argmax())
-
-
-def _from_zero(values: torch.Tensor, *, last: bool) -> torch.Tensor:
-    """Put the value of rank 0, or that of the full rank, which is zero, at its place: [k + 1]."""
-    zero = values.new_zeros(1)
-    return torch.cat((values, zero)) if last else torch.cat((zero, values))
 
 
 def _trace(matrices: torch.Tensor) -> torch.Tensor:
