@@ -25,9 +25,6 @@ from action_inputs import (
 )
 from action_summary import could_not_run, summary
 
-# What errors about options are drawn with.
-_FRAME = " ╭╮╰╯│─"
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
@@ -114,8 +111,8 @@ def _print_untrusted(text: str) -> None:
 
 
 def _fail(code: int, message: str) -> int:
-    lines = (line.strip(_FRAME) for line in message.removeprefix("error: ").splitlines())
-    message = "\n".join(line for line in lines if line not in ("", "Error"))
+    lines = (line.strip() for line in message.removeprefix("error: ").splitlines())
+    message = "\n".join(filter(None, lines))
     print_error(message)
     append("GITHUB_STEP_SUMMARY", could_not_run(message))
     return code

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hlscore.pages.escaping import name, prose
-from hlscore.views.wording import count
+from hlscore.wording import count
 
 MOST_FINDINGS = 50
 _MOST_LETTERS = 400

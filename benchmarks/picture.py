@@ -10,7 +10,6 @@ import re
 from pathlib import Path
 
 from marked import fill
-from rich.console import Console
 from rich.terminal_theme import MONOKAI
 
 from hlscore.artifacts.files import PLAN_FILE, SCORES_FILE
@@ -19,6 +18,7 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.model import load_model
 from hlscore.settings import ModelSettings, RankSettings
 from hlscore.views.result import print_result
+from hlscore.views.terminal import Terminal
 
 TARGET = Path(__file__).parent / "pictures" / "rank.svg"
 README = Path(__file__).parent.parent / "README.md"
@@ -38,7 +38,7 @@ def main() -> None:
         Silent(),
     )
     assert found is not None
-    console = Console(record=True, width=100, force_terminal=True, color_system="truecolor")
+    console = Terminal(record=True, width=100, force_terminal=True, color_system="truecolor")
     folder = Path("hlscore-out/builtin-tiny")
     print_result(
         found.report,

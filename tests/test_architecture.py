@@ -12,7 +12,7 @@ import hlscore
 ROOT = Path(hlscore.__file__).parent
 GROUND = {
     "errors", "packing", "paths", "reasons", "records", "settings", "steps", "unfinished",
-    "_version",
+    "wording", "_version",
 }  # fmt: skip
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
@@ -23,6 +23,7 @@ ALLOWED: dict[str, set[str]] = {
     "_version": set(),
     "packing": set(),
     "steps": set(),
+    "wording": set(),
     "unfinished": {"errors", "records", "settings", "_version"},
     "processes": {"errors"},
     "threads": set(),
@@ -81,6 +82,7 @@ ALLOWED: dict[str, set[str]] = {
         "agreement",
         "checks",
         "flow",
+        "serving",
         "views",
     },
     "pages": GROUND | {"scores", "planning", "artifacts", "agreement", "views", "pages"},

@@ -246,7 +246,7 @@ def test_probes_and_weights_together(tmp_path: Path, made: Path) -> None:
     rows = read_report(tmp_path / "plain/scores.parquet").candidates
     assert all(row.snr is row.spectral is row.kappa is row.condition_number is None for row in rows)
     none = hlscore(
-        "plan", tmp_path / "plain/scores.parquet", "--score", "snr", "-o", tmp_path / "p"
+        "plan", tmp_path / "plain/scores.parquet", "--score", "snr", "-o", tmp_path / "p.json"
     )
     assert "rank with --weight-scores" in none.message
     decided = hlscore("rank", TINY, *QUICK, "--score", "kappa", "-o", tmp_path / "kappa")

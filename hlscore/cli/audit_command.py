@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import (
@@ -17,6 +15,7 @@ from hlscore.settings import (
     CaptureSettings,
     DataSettings,
     ModelSettings,
+    Option,
     PlanSettings,
     RankSettings,
 )
@@ -43,10 +42,7 @@ HeldOut = Annotated[
 @o.takes_settings
 def audit(
     run: Annotated[
-        str,
-        typer.Argument(
-            help="A PEFT adapter or a fine-tuned model: directory or hub id.", show_default=False
-        ),
+        str, Option("A PEFT adapter or a fine-tuned model: directory or hub id.", argument=True)
     ],
     model: o.BaseModel,
     loading: Loading,
@@ -63,21 +59,15 @@ def audit(
     ],
     plan: Annotated[
         Path | None,
-        typer.Option(
-            "--plan",
-            help="The plan.json of the training, to compare with what happened.",
-            rich_help_panel=PLAN_PANEL,
-            show_default=False,
-        ),
+        Option("The plan.json of the training, to compare with what happened.", PLAN_PANEL),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Report to write, for `hlscore plan` and `show`.",
-            show_default=f"hlscore-out/<run>/{AUDIT_FILE}",
-            rich_help_panel=o.OUTPUT_PANEL,
+        Option(
+            "Report to write, for `hlscore plan` and `show`.",
+            o.OUTPUT_PANEL,
+            short="o",
+            default=f"hlscore-out/<run>/{AUDIT_FILE}",
         ),
     ] = None,
     force: o.Force = False,
@@ -115,7 +105,7 @@ def audit(
     check_folder(target.parent, (target.name,), force=force)
     with status("loading torch and transformers"):
         from hlscore.flow import score_updates
-        from hlscore.views.audit import audit_of, print_audit, print_audit_json
+        from hlscore.views.audit import audit_of, print_audit
     with terminal_progress() as progress:
         result, movements = score_updates(settings, progress)
     losses = held_out_losses_of({"after": run}, settings.model, held_out)
@@ -126,10 +116,7 @@ def audit(
         )
     seen = audit_of(result.report, movements, target, planned)
     write_files(target.parent, {target.name: lambda path: write_report(result.report, path)})
-    if as_json:
-        print_audit_json(seen, held_out=losses)
-    else:
-        print_audit(seen, top=top, held_out=losses)
+    print_audit(seen, top=top, held_out=losses, as_json=as_json)
 
 
 def held_out_losses_of(

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import EXIT_CHECK_FAILED, UsageError
-from hlscore.settings import CheckSettings
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from hlscore.checks.findings import CheckResult
+from hlscore.settings import CheckSettings, Option
 
 Format = Literal["text", "json", "github", "junit", "sarif"]
 
@@ -23,38 +18,25 @@ Format = Literal["text", "json", "github", "junit", "sarif"]
 def check(
     settings: Annotated[o.Given, o.Options(CheckSettings)],
     plans: Annotated[
-        list[Path] | None,
-        typer.Argument(
-            help="Plans; those of the configuration where none is named.", show_default=False
-        ),
-    ] = None,
+        tuple[Path, ...],
+        Option("Plans; those of the configuration if none is named.", argument=True),
+    ] = (),
     config: Annotated[
         Path | None,
-        typer.Option(
-            "--config",
-            help="TOML file with these options as keys.",
-            show_default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
+        Option(
+            "TOML file with these options as keys.",
+            default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
         ),
     ] = None,
     explain: Annotated[
-        str | None,
-        typer.Option(
-            "--explain", help="Say what a code asks for, or all of them.", show_default=False
-        ),
+        str | None, Option("Say what a code asks for; all: every code.", metavar="CODE")
     ] = None,
     form: Annotated[
-        Format,
-        typer.Option("--format", help="Format of the result.", rich_help_panel=o.OUTPUT_PANEL),
+        Format, Option("Format of the result.", o.OUTPUT_PANEL, name="format")
     ] = "text",
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File for the result in that format; text is printed then.",
-            rich_help_panel=o.OUTPUT_PANEL,
-            show_default=False,
-        ),
+        Option("File for the result; standard output then has text.", o.OUTPUT_PANEL, short="o"),
     ] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -72,44 +54,33 @@ def check(
 
     `hlscore check --explain HLS403`
     """
-    if explain is not None:
-        _explain(explain, as_json=as_json)
-        return
+    from hlscore.artifacts.files import check_folder, write_files
+    from hlscore.artifacts.reading import refuse_other_file
     from hlscore.checks.configuration import PLANS, read_configuration
+    from hlscore.checks.registry import RULES, find_rule
     from hlscore.checks.run import check_plan, check_settings
+    from hlscore.exporters.exporter import text_file
+    from hlscore.views import check_formats
+    from hlscore.views.check import check_json, check_text, print_check, print_rules
     from hlscore.views.progress import status
 
-    # What is typed counts where both speak; a flag that is off was not typed.
+    if explain is not None:
+        rules = tuple(RULES.values()) if explain == "all" else (find_rule(explain),)
+        print_rules(rules, as_json=as_json)
+        return
+    # The command line comes before the configuration; a flag that is off was not typed.
     kept = read_configuration(config)
     typed = {name: value for name, value in settings.items() if value is not False}
-    files = plans or [Path(plan) for plan in kept.pop(PLANS, ())]
-    kept.pop(PLANS, None)
+    configured = tuple(Path(plan) for plan in kept.pop(PLANS, ()))
+    files = plans or configured
     if not files:
         raise UsageError("No plan is named.", hint="Give one, or `plans` in the configuration.")
     asked = CheckSettings(**kept | typed)
     check_settings(asked)
+    for file in files:
+        refuse_other_file(file)
     with status("checking"):
-        results = [check_plan(plan, asked) for plan in files]
-    _show(results, "json" if as_json else form, out)
-    if not all(result.passed for result in results):
-        raise typer.Exit(EXIT_CHECK_FAILED)
-
-
-def _explain(code: str, *, as_json: bool) -> None:
-    from hlscore.checks.registry import RULES, find_rule
-    from hlscore.views.check import print_rules, print_rules_json
-
-    rules = list(RULES.values()) if code == "all" else [find_rule(code)]
-    if as_json:
-        print_rules_json(rules)
-    else:
-        print_rules(rules)
-
-
-def _show(results: Sequence[CheckResult], form: Format, out: Path | None) -> None:
-    from hlscore.views import check_formats
-    from hlscore.views.check import check_json, check_text, print_check
-
+        results = [check_plan(file, asked) for file in files]
     writers = {
         "text": check_text,
         "json": check_json,
@@ -117,17 +88,13 @@ def _show(results: Sequence[CheckResult], form: Format, out: Path | None) -> Non
         "junit": check_formats.junit,
         "sarif": check_formats.sarif,
     }
+    form = "json" if as_json else form
     if out is not None:
-        _write(out, writers[form](results))
+        check_folder(out.parent, (out.name,), force=True)
+        write_files(out.parent, {out.name: text_file(writers[form](results))})
     if form == "text" or out is not None:
         print_check(results)
     else:
         print(writers[form](results), end="")
-
-
-def _write(out: Path, text: str) -> None:
-    from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.exporters.exporter import text_file
-
-    check_folder(out.parent, (out.name,), force=True)
-    write_files(out.parent, {out.name: text_file(text)})
+    if not all(result.passed for result in results):
+        raise typer.Exit(EXIT_CHECK_FAILED)

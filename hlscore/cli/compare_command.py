@@ -6,71 +6,61 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import parse_ranks
+from hlscore.settings import LARGEST_RANK, Option, parse_ranks
 
 if TYPE_CHECKING:
-    from hlscore.agreement.rankings import Ranking
     from hlscore.records import ScoreReport
 
-COMPARED_PANEL = "What is compared"
+_PANEL = "What is compared"
+_OWN = "each run's own"
 
 
+def _ranks(text: str, flag: str) -> tuple[int, ...]:
+    found = parse_ranks(text, flag)
+    if not all(1 <= rank <= LARGEST_RANK for rank in found):
+        raise UsageError(f"{flag} is {text}.", hint=f"Use 1 to {LARGEST_RANK}.")
+    if len(found) < 2:
+        raise UsageError(f"{flag} {text} is one rank.", hint="Give two or more, such as 4,16.")
+    return found
+
+
+@o.takes_settings
 def compare(
     scores: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="SCORES...",
-            help="One scores.parquet, or several to compare runs.",
-            show_default=False,
-        ),
+        tuple[Path, ...], Option("One scores.parquet, or several to compare runs.", argument=True)
     ],
     score: Annotated[
         str | None,
-        typer.Option(
-            "--score",
-            help="Score of the runs, or of --ranks; `hlscore scores` lists them.",
-            show_default="each run's own",
-            rich_help_panel=COMPARED_PANEL,
+        Option(
+            "Score of the runs, or of --ranks; `hlscore scores` lists them.", _PANEL, default=_OWN
         ),
     ] = None,
     rank: Annotated[
         int | None,
-        typer.Option(
-            "--rank",
-            "-r",
-            help="LoRA rank; one of those that the curves hold.",
-            show_default="each run's own",
-            rich_help_panel=COMPARED_PANEL,
+        Option(
+            "LoRA rank; one that the curves hold.",
+            _PANEL,
+            short="r",
+            low=1,
+            high=LARGEST_RANK,
+            default=_OWN,
         ),
     ] = None,
     ranks: Annotated[
-        str | None,
-        typer.Option(
-            "--ranks",
-            help="Compare these LoRA ranks of one run, such as 4,16,64.",
-            show_default=False,
-            rich_help_panel=COMPARED_PANEL,
-        ),
-    ] = None,
+        tuple[int, ...],
+        Option("Compare these LoRA ranks of one run, such as 4,16,64.", _PANEL, parse=_ranks),
+    ] = (),
     within_kinds: Annotated[
         bool,
-        typer.Option(
-            "--within-kinds",
-            help="Compare within kinds of modules too: kind and size explain much of an order.",
-            rich_help_panel=COMPARED_PANEL,
+        Option(
+            "Also compare within kinds of modules: kind and size explain much of an order.", _PANEL
         ),
     ] = False,
     top_k: Annotated[
         str,
-        typer.Option(
-            "--top-k",
-            help="How many modules count as the highest: a share such as 10%, or a number.",
-            rich_help_panel=COMPARED_PANEL,
-        ),
+        Option("How many modules count as the highest: a share such as 10%, or a number.", _PANEL),
     ] = "10%",
     as_json: o.Json = False,
 ) -> None:
@@ -86,72 +76,53 @@ def compare(
 
     `hlscore compare scores.parquet --ranks 4,16,64 --within-kinds`
     """
-    from hlscore.agreement import comparison
+    from hlscore.agreement import comparison, rankings
     from hlscore.agreement.facts import report_facts, side_by_side
     from hlscore.agreement.labels import short_labels
     from hlscore.artifacts.reading import uncollected
     from hlscore.scores.registry import SCORES, find_score
-    from hlscore.views.compare import Compared, print_comparison, print_comparison_json
+    from hlscore.views.compare import Compared, print_comparison
     from hlscore.views.progress import status
 
     top = comparison.parse_top(top_k)
     if score is not None:
         find_score(score)
-    _check_options(scores, score, rank, ranks)
-    with status("comparing"), uncollected():
-        whole = len(scores) == 1 and ranks is None
-        reports = [_read(path, tuple(SCORES) if whole else (score,)) for path in scores]
-        labels = short_labels(scores)
-        rankings = _rankings(reports, labels, score, rank, ranks)
-        missing = tuple(item.label for item in rankings if item.empty)
-        found = comparison.compare(
-            [item for item in rankings if not item.empty], top, within_kinds=within_kinds
-        )
-        facts = side_by_side(
-            [report_facts(path, report) for path, report in zip(scores, reports, strict=True)]
-        )
-    compared = Compared(
-        comparison=found,
-        paths=tuple(scores),
-        labels=tuple(labels),
-        facts=facts,
-        missing=missing,
-        structures=tuple(report.model.fingerprint.structure for report in reports),
-        within_kinds=within_kinds,
-        chosen=score is not None,
-    )
-    if as_json:
-        print_comparison_json(compared)
-    else:
-        print_comparison(compared)
-
-
-def _ranks(text: str | None) -> tuple[int, ...]:
-    return () if text is None else parse_ranks(text, "--ranks")
-
-
-def _check_options(
-    files: Sequence[Path], score: str | None, rank: int | None, ranks: str | None
-) -> None:
-    from hlscore.artifacts.plan import LARGEST_RANK
-
-    if len(files) > 1 and ranks is not None:
+    if len(scores) > 1 and ranks:
         raise UsageError("--ranks compares LoRA ranks of one run.", hint="Give one score file.")
-    if ranks is not None and rank is not None:
+    if ranks and rank is not None:
         raise UsageError("--rank and --ranks are mutually exclusive.", hint="Remove one of them.")
-    for option, asked in (("--rank", [rank] if rank is not None else []),
-                          ("--ranks", _ranks(ranks))):  # fmt: skip
-        if not all(1 <= item <= LARGEST_RANK for item in asked):
-            raise UsageError(
-                f"{option} is {ranks if rank is None else rank}.", hint=f"Use 1 to {LARGEST_RANK}."
-            )
-    if ranks is not None and len(_ranks(ranks)) < 2:
-        raise UsageError(f"--ranks {ranks} is one rank.", hint="Give two or more, such as 4,16.")
-    if len(files) == 1 and ranks is None and score is not None:
+    whole = len(scores) == 1 and not ranks
+    if whole and score is not None:
         raise UsageError(
-            "Of one run all scores are compared; --score chooses one.",
+            "All scores of one run are compared; --score selects one.",
             hint="Give several score files, or --ranks 4,16,64.",
         )
+    with status("comparing"), uncollected():
+        reports = [_read(path, tuple(SCORES) if whole else (score,)) for path in scores]
+        labels = short_labels(scores)
+        if len(scores) > 1:
+            found = [
+                rankings.run_ranking(report, label, score, rank)
+                for report, label in zip(reports, labels, strict=True)
+            ]
+        elif ranks:
+            found = rankings.ranks_of(reports[0], score, ranks)
+        else:
+            found = rankings.scores_of(reports[0], rank)
+        filled = [item for item in found if not item.empty]
+        compared = Compared(
+            comparison=comparison.compare(filled, top, within_kinds=within_kinds),
+            paths=scores,
+            labels=tuple(labels),
+            facts=side_by_side(
+                [report_facts(path, report) for path, report in zip(scores, reports, strict=True)]
+            ),
+            missing=tuple(item.label for item in found if item.empty),
+            structures=tuple(report.model.fingerprint.structure for report in reports),
+            within_kinds=within_kinds,
+            chosen=score is not None,
+        )
+    print_comparison(compared, as_json=as_json)
 
 
 def _read(path: Path, names: Sequence[str | None]) -> ScoreReport:
@@ -173,22 +144,3 @@ def _read(path: Path, names: Sequence[str | None]) -> ScoreReport:
             hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
         )
     return found
-
-
-def _rankings(
-    reports: Sequence[ScoreReport],
-    labels: Sequence[str],
-    score: str | None,
-    rank: int | None,
-    ranks: str | None,
-) -> list[Ranking]:
-    from hlscore.agreement.rankings import ranks_of, run_ranking, scores_of
-
-    if len(reports) > 1:
-        return [
-            run_ranking(report, label, score, rank)
-            for report, label in zip(reports, labels, strict=True)
-        ]
-    if ranks is not None:
-        return ranks_of(reports[0], score, _ranks(ranks))
-    return scores_of(reports[0], rank)

@@ -9,7 +9,7 @@ import typer
 
 from hlscore.cli import options as o
 from hlscore.errors import EXIT_CHECK_FAILED, UsageError
-from hlscore.settings import PlanSettings
+from hlscore.settings import Option, PlanSettings
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
@@ -20,8 +20,8 @@ _FILE = "A plan.json or a scores.parquet."
 
 @o.takes_settings
 def diff(
-    a: Annotated[Path, typer.Argument(metavar="A", help=_FILE, show_default=False)],
-    b: Annotated[Path, typer.Argument(metavar="B", help=_FILE, show_default=False)],
+    a: Annotated[Path, Option(_FILE, argument=True)],
+    b: Annotated[Path, Option(_FILE, argument=True)],
     settings: Annotated[
         o.Given,
         o.Options(
@@ -40,12 +40,7 @@ def diff(
     ],
     top: o.Top = 15,
     exit_code: Annotated[
-        bool,
-        typer.Option(
-            "--exit-code",
-            help="Exit with 1 when a module is trained differently, 0 when none is.",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        bool, Option("Exit with 1 if a module is trained differently.", o.OUTPUT_PANEL)
     ] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -67,7 +62,7 @@ def diff(
     from hlscore.artifacts.reading import uncollected
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
-    from hlscore.views.diff import print_difference, print_difference_json
+    from hlscore.views.diff import print_difference
     from hlscore.views.progress import status
 
     score = settings.get("score")
@@ -83,10 +78,7 @@ def diff(
                 hint="Remove --budget, --score and --rank, or give score files.",
             )
         found = difference(*sides_of(files, settings))
-    if as_json:
-        print_difference_json(found)
-    else:
-        print_difference(found, top=top)
+    print_difference(found, top=top, as_json=as_json)
     if exit_code and found.moves:
         raise typer.Exit(EXIT_CHECK_FAILED)
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.cli.modules_command import SHAPE_OPTIONS
 from hlscore.errors import BudgetError, UsageError
@@ -15,9 +13,22 @@ from hlscore.settings import (
     CandidateSettings,
     MemorySettings,
     ModelSettings,
+    Option,
     PlanSettings,
     settings_in,
 )
+
+
+def _bytes(text: str, flag: str) -> int:
+    from hlscore.planning.budget import parse_budget
+
+    try:
+        size = parse_budget(text)
+    except BudgetError:
+        size = None
+    if size is None or size.amount is None or size.unit != "bytes":
+        raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
+    return size.amount
 
 
 @o.takes_settings
@@ -36,12 +47,11 @@ def estimate(
         ),
     ],
     gpu: Annotated[
-        str | None,
-        typer.Option(
-            "--gpu",
-            help="Memory of the device, such as 24GiB: say which trainings fit.",
-            show_default=False,
-            rich_help_panel=MEMORY_PANEL,
+        int | None,
+        Option(
+            "Memory of the device, such as 24GiB: say which trainings fit.",
+            MEMORY_PANEL,
+            parse=_bytes,
         ),
     ] = None,
     as_json: o.Json = False,
@@ -56,12 +66,11 @@ def estimate(
     """
     from hlscore.planning.estimate import ModelShape, check_budget
     from hlscore.planning.estimate import estimate as estimate_memory
-    from hlscore.views.estimate import print_estimate, print_estimate_json
+    from hlscore.views.estimate import print_estimate
     from hlscore.views.progress import status
 
     settings = replace(settings, ignore_adapter=True)  # only the shape of the base is built
     check_budget(plan.budget)
-    device_bytes = None if gpu is None else _device_bytes(gpu)
     with status("building the model's shape"):
         from hlscore.inputs.identity import dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
@@ -75,20 +84,4 @@ def estimate(
             parameters=parameter_sizes(built),
         )
     trainings = estimate_memory(shape, plan)
-    if as_json:
-        print_estimate_json(settings.model, shape, plan, trainings, device_bytes=device_bytes)
-    else:
-        print_estimate(settings, candidates, shape, plan, trainings, device_bytes=device_bytes)
-
-
-def _device_bytes(text: str) -> int:
-    from hlscore.planning.budget import parse_budget
-
-    hint = "Give a memory such as 24GiB."
-    try:
-        size = parse_budget(text)
-    except BudgetError as error:
-        raise UsageError(f"--gpu is '{text}'.", hint=hint) from error
-    if size.amount is None or size.unit != "bytes":
-        raise UsageError(f"--gpu is '{text}'.", hint=hint)
-    return size.amount
+    print_estimate(settings, candidates, shape, plan, trainings, device_bytes=gpu, as_json=as_json)

@@ -4,87 +4,40 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-
-if TYPE_CHECKING:
-    from hlscore.artifacts.plan import Plan
-    from hlscore.exporters.exporter import Exporter, ExportSettings
+from hlscore.settings import Option
 
 _PANEL = "Export"
+_SUGGESTED = "the plan's suggestion"
 
 
+@o.takes_settings
 def export(
-    plan: Annotated[Path | None, typer.Argument(help="A plan.json.", show_default=False)] = None,
-    to: Annotated[
-        str | None,
-        typer.Option(
-            "--to",
-            "-t",
-            help="Format; --list names them.",
-            rich_help_panel=_PANEL,
-            show_default=False,
-        ),
-    ] = None,
+    plan: Annotated[Path | None, Option("A plan.json.", argument=True)] = None,
+    to: Annotated[str | None, Option("Format; --list names them.", _PANEL, short="t")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File or folder to write.",
-            show_default="beside the plan",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        Option("File or folder to write.", o.OUTPUT_PANEL, short="o", default="beside the plan"),
     ] = None,
-    list_all: Annotated[
-        bool, typer.Option("--list", help="List the formats.", rich_help_panel=_PANEL)
-    ] = False,
+    list_all: Annotated[bool, Option("List the formats.", _PANEL, name="list")] = False,
     nearest: Annotated[
-        bool,
-        typer.Option(
-            "--nearest",
-            help="Where the trainer cannot express the plan, export the nearest one it can.",
-            rich_help_panel=_PANEL,
-        ),
+        bool, Option("If the trainer cannot run the plan, export the nearest one it can.", _PANEL)
     ] = False,
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            help="Hub id or directory of the base model.",
-            show_default="the plan's",
-            rich_help_panel=_PANEL,
-        ),
+        str | None, Option("Hub id or directory of the base model.", _PANEL, default="the plan's")
     ] = None,
     full_lr: Annotated[
         float | None,
-        typer.Option(
-            "--full-lr",
-            help="Learning rate of modules trained in full.",
-            show_default="the plan's suggestion",
-            rich_help_panel=_PANEL,
-        ),
+        Option("Learning rate of modules trained in full.", _PANEL, above=0, default=_SUGGESTED),
     ] = None,
     lora_lr: Annotated[
-        float | None,
-        typer.Option(
-            "--lora-lr",
-            help="Learning rate of the adapters.",
-            show_default="the plan's suggestion",
-            rich_help_panel=_PANEL,
-        ),
+        float | None, Option("Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED)
     ] = None,
     allow_other_weights: Annotated[
-        bool,
-        typer.Option(
-            "--allow-other-weights",
-            help="Do not warn of a base model with other weights.",
-            rich_help_panel=_PANEL,
-        ),
+        bool, Option("Do not warn about a base model with other weights.", _PANEL)
     ] = False,
     force: o.Force = False,
     as_json: o.Json = False,
@@ -101,68 +54,54 @@ def export(
 
     `hlscore export plan.json --to seed-adapter -o seed/`
     """
-    from hlscore.views.export import print_exporters, print_exporters_json
+    from hlscore.artifacts.files import check_folder, write_files
+    from hlscore.artifacts.plan_file import read_plan
+    from hlscore.exporters.exporter import ExportSettings, find_exporter
+    from hlscore.exporters.limits import check_limits
+    from hlscore.exporters.nearest import nearest as nearest_plan
+    from hlscore.views.export import print_export, print_exporters
+    from hlscore.views.progress import status
 
     if list_all:
-        (print_exporters_json if as_json else print_exporters)()
+        print_exporters(as_json=as_json)
         return
     if plan is None or to is None:
         raise UsageError(
             "export needs a plan and a format.",
             hint="hlscore export plan.json --to peft; hlscore export --list names the formats.",
         )
-    from hlscore.artifacts.plan_file import read_plan
-    from hlscore.exporters.exporter import ExportSettings, find_exporter
-
     exporter = find_exporter(to)
     settings = ExportSettings(
         model=model, full_lr=full_lr, lora_lr=lora_lr, allow_other_weights=allow_other_weights
     )
-    found = read_plan(plan)
-    _export(found, exporter, settings, out, plan, nearest=nearest, force=force, as_json=as_json)
-
-
-def _export(
-    plan: Plan,
-    exporter: Exporter,
-    settings: ExportSettings,
-    out: Path | None,
-    source: Path,
-    *,
-    nearest: bool,
-    force: bool,
-    as_json: bool,
-) -> None:
-    from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.exporters.limits import check_limits
-    from hlscore.exporters.nearest import nearest as nearest_plan
-    from hlscore.views.export import print_export, print_export_json
-    from hlscore.views.progress import status
-
+    asked = read_plan(plan)
     changes: tuple[str, ...] = ()
     if nearest:
-        plan, changes = nearest_plan(plan, exporter.limits)
+        asked, changes = nearest_plan(asked, exporter.limits)
     else:
-        check_limits(plan, exporter.limits)
+        check_limits(asked, exporter.limits)
     with status(f"writing {exporter.name}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        writers = exporter.writers(plan, settings)
+        writers = exporter.writers(asked, settings)
         if exporter.folder:
-            folder = out or source.parent / exporter.name
+            folder = out or plan.parent / exporter.name
         else:
             (default, writer), *_ = writers.items()
-            target = source.parent / default if out is None else _named(out, default)
-            if target.resolve() == source.resolve():
+            target = plan.parent / default if out is None else _named(out, default)
+            if target.resolve() == plan.resolve():
                 raise UsageError(f"--out '{target}' is the plan itself.", hint="Give another file.")
             folder, writers = target.parent, {target.name: writer}
         check_folder(folder, tuple(writers), force=force)
         paths = write_files(folder, writers)
-    said = (*(str(item.message) for item in caught), *exporter.all_notes(plan, settings))
-    result = folder if exporter.folder else next(iter(paths.values()))
-    if as_json:
-        print_export_json(exporter, result, paths, changes=changes, notes=said)
-    else:
-        print_export(exporter, plan, result, paths, changes=changes, notes=said)
+    print_export(
+        exporter,
+        asked,
+        folder if exporter.folder else next(iter(paths.values())),
+        paths,
+        changes=changes,
+        notes=(*(str(item.message) for item in caught), *exporter.all_notes(asked, settings)),
+        as_json=as_json,
+    )
 
 
 def _named(out: Path, default: str) -> Path:

@@ -32,6 +32,7 @@ from hlscore.errors import (
     EXIT_COULD_NOT_RUN,
     EXIT_INTERRUPTED,
     EXIT_OK,
+    EXIT_USAGE,
     DataError,
     HlscoreError,
     Interrupted,
@@ -42,6 +43,8 @@ from hlscore.processes import started_as
 from hlscore.threads import let_waiting_threads_sleep
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
+# What typer raises for a command line that it cannot read.
+_ParsingError: Any = typer.BadParameter.__base__
 
 _FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
 
@@ -82,22 +85,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(rank)
-app.command()(plan)
-app.command()(show)
-app.command()(report)
-app.command()(export)
-app.command()(check)
-app.command()(diff)
-app.command()(compare)
-app.command()(modules)
-app.command()(estimate)
-app.command()(validate)
-app.command()(audit)
-app.command()(extract_lora)
-app.command()(merge)
-app.command()(scores)
-app.command()(schema)
+for _command in (
+    rank, plan, show, report, export, check, diff, compare, modules, estimate, validate, audit,
+    extract_lora, merge, scores, schema,
+):  # fmt: skip
+    app.command()(_command)
 
 
 def _print_version(value: bool) -> None:
@@ -138,7 +130,10 @@ def _run() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter
     try:
-        app(standalone_mode=True)
+        return app(prog_name="hlscore", standalone_mode=False) or EXIT_OK
+    except _ParsingError as error:
+        _print_parsing_error(error)
+        return EXIT_USAGE
     except HlscoreError as error:
         # What every process finds wrong, the main one says.
         if started_as().is_main or not isinstance(error, (UsageError, ModelError, DataError)):
@@ -150,17 +145,25 @@ def _run() -> int:
         _print_error("Interrupted.", "")
         return EXIT_INTERRUPTED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
-            _print_error(f"The output cannot be written: {error.strerror}.", "Free some space.")
-            return EXIT_COULD_NOT_RUN
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        _print_error(
-            f"Unexpected {type(error).__name__}: {error}",
-            f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it.",
-        )
+        if isinstance(error, OSError) and error.errno in _FULL:
+            _print_error(f"The output cannot be written: {error.strerror}.", "Free some space.")
+        else:
+            hint = (
+                f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it."
+            )
+            _print_error(f"Unexpected {type(error).__name__}: {error}", hint)
         return EXIT_COULD_NOT_RUN
-    return EXIT_OK
+
+
+def _print_parsing_error(error: Any) -> None:
+    """Say which option or argument cannot be read, and where it is described."""
+    command = error.ctx.command_path if error.ctx else "hlscore"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+    else:
+        _print_error(error.format_message(), f"`{command} --help` describes the options.")
 
 
 def _exit_code(stop: SystemExit) -> int:
@@ -174,7 +177,7 @@ def _print_error(message: str, hint: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from hlscore.views.wording import visible
+    from hlscore.wording import visible
 
     console = Console(stderr=True, soft_wrap=True)
     console.print(Text.assemble(("error: ", "bold red"), visible(message)))

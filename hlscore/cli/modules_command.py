@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import CandidateSettings, ModelSettings, Option
 
 # What decides the shape of a model.
 SHAPE_OPTIONS = ("model", "revision", "trust_remote_code", "text_only")
@@ -20,10 +18,8 @@ def modules(
     candidates: Annotated[CandidateSettings, o.Options()],
     show_all: Annotated[
         bool,
-        typer.Option(
-            "--all",
-            help="List every module and the skipped ones with the reason.",
-            rich_help_panel=o.OUTPUT_PANEL,
+        Option(
+            "List every module and the skipped ones with the reason.", o.OUTPUT_PANEL, name="all"
         ),
     ] = False,
     as_json: o.Json = False,
@@ -36,7 +32,7 @@ def modules(
 
     `hlscore modules Qwen/Qwen3-8B --all`
     """
-    from hlscore.views.modules import print_modules, print_modules_json
+    from hlscore.views.modules import print_modules
     from hlscore.views.progress import status
 
     settings = replace(settings, ignore_adapter=True)  # only the shape of the base is built
@@ -47,7 +43,4 @@ def modules(
         shape, _ = load_shape(settings)
         found = find_modules(shape, candidates)
         total = sum(parameter.numel() for parameter in shape.parameters())
-    if as_json:
-        print_modules_json(found, model=settings.model, total=total)
-    else:
-        print_modules(found, model=settings.model, total=total, show_all=show_all)
+    print_modules(found, settings.model, total, show_all=show_all, as_json=as_json)

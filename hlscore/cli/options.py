@@ -8,48 +8,24 @@ from dataclasses import MISSING, dataclass, field
 from functools import wraps
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
-from hlscore.settings import MODEL_PANEL, Setting, build, settings_in
+from hlscore.errors import UsageError
+from hlscore.settings import MODEL_PANEL, Option, Setting, build, setting_of, settings_in
 
 OUTPUT_PANEL = "Output"
 
 Out = Annotated[
     Path | None,
-    typer.Option(
-        "--out",
-        "-o",
-        help="Folder for the results.",
-        show_default="hlscore-out/<model>",
-        rich_help_panel=OUTPUT_PANEL,
-    ),
+    Option("Folder for the results.", OUTPUT_PANEL, short="o", default="hlscore-out/<model>"),
 ]
-Force = Annotated[
-    bool,
-    typer.Option("--force", help="Replace existing results.", rich_help_panel=OUTPUT_PANEL),
-]
-Json = Annotated[
-    bool,
-    typer.Option(
-        "--json", help="Print the result as JSON for scripts.", rich_help_panel=OUTPUT_PANEL
-    ),
-]
-Top = Annotated[
-    int,
-    typer.Option(
-        "--top", min=1, help="Modules to show in the table.", rich_help_panel=OUTPUT_PANEL
-    ),
-]
+Force = Annotated[bool, Option("Replace existing results.", OUTPUT_PANEL)]
+Json = Annotated[bool, Option("Print the result as JSON for scripts.", OUTPUT_PANEL, name="json")]
+Top = Annotated[int, Option("Modules to show in the table.", OUTPUT_PANEL, low=1)]
 BaseModel = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        help="Base model that the training started from: hub id or directory.",
-        rich_help_panel=MODEL_PANEL,
-        show_default=False,
-    ),
+    str, Option("Base model that the training started from: hub id or directory.", MODEL_PANEL)
 ]
 
 
@@ -89,58 +65,63 @@ Given = dict[str, Any]
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn each parameter of a command that is annotated with `Options` into those options."""
+    """Give a command the options that its parameters are annotated with.
+
+    A parameter that is annotated with an `Option` is one; with `Options` it stands for several.
+    """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, tuple[Any, dict[str, Setting]]] = {}
+    own: dict[str, Setting] = {}
     parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        hint = hints[parameter.name]
-        options = next((each for each in _extras(hint) if isinstance(each, Options)), None)
+    for name, parameter in inspect.signature(command).parameters.items():
+        kind, *extras = get_args(hints[name])
+        options = next((each for each in extras if isinstance(each, Options)), None)
         if options is None:
-            parameters.append(
-                parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)
-            )
+            missing = parameter.default is inspect.Parameter.empty
+            own[name] = setting_of(name, hints[name], MISSING if missing else parameter.default)
+            parameters.append(_parameter(own[name], Options(), given=False))
             continue
-        kind = get_args(hint)[0]
         chosen = options.chosen(options.kind or kind)
-        groups[parameter.name] = (kind, chosen)
+        groups[name] = (kind, chosen)
         parameters += [
             _parameter(setting, options, given=kind is Given) for setting in chosen.values()
         ]
 
     @wraps(command)
     def run(**values: Any) -> None:
+        found = dict(_read(own, values))
+        for name, value in found.items():
+            own[name].check(value)
         for name, (kind, chosen) in groups.items():
-            given = dict(_read(chosen, {key: values.pop(key) for key in chosen}))
+            given = dict(_read(chosen, values))
             if kind is Given:
-                values[name] = given
+                found[name] = given
             else:
-                values[name] = kind.of(given) if hasattr(kind, "of") else build(kind, given)
-        command(**values)
+                found[name] = kind.of(given) if hasattr(kind, "of") else build(kind, given)
+        command(**found)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {each.name: each.annotation for each in parameters}
     return run
 
 
-def _extras(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint)[1:] if get_origin(hint) is Annotated else ()
-
-
 def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Parameter:
     """The option of a setting, as typer reads it."""
     option = setting.option
-    assert option is not None  # noqa: S101 - `chosen` holds none without
+    assert option is not None  # noqa: S101 - all that come here have one
     text = options.helps.get(setting.name, option.help)
     shown = options.defaults.get(setting.name, option.default)
-    kind: Any = setting.type
-    if option.parse is not None:
-        kind = list[str] if isinstance(setting.default, Mapping) else str
-    elif get_origin(kind) is tuple:
-        kind = list[get_args(kind)[0]]  # type: ignore[misc]
-    elif any(isinstance(choice, int) for choice in setting.choices):
-        kind = Literal[tuple(map(str, setting.choices))]
-    several = get_origin(kind) is list
+    # Texts reach `_read`, which says what is wrong with one in the words of the option.
+    kind: Any = setting.type if setting.type in (bool, Path) else str
+    several = get_origin(setting.type) is tuple and option.parse is None
+    if several or isinstance(setting.default, Mapping):
+        kind, several = list[Path] if setting.type == tuple[Path, ...] else list[str], True
+    metavar = option.metavar
+    if setting.choices:
+        metavar = f"<{'|'.join(map(str, setting.choices))}>"
+    elif option.parse is None and not option.metavar:
+        held = get_args(setting.type)[0] if several else setting.type
+        metavar = f"<{held.__name__}>" if held in (int, float) else None
     default: Any = setting.default
     if given and not shown and isinstance(default, str | int | float) and kind is not bool:
         shown = str(default)
@@ -148,12 +129,12 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
         default = []
     elif given or shown or option.parse is not None:
         default = None
-    elif isinstance(kind, type(Literal[1])) and default is not None:
+    elif default is not None and kind is str:
         default = str(default)
     if default is None:
         kind = Union[kind, NoneType]  # noqa: UP007 - the type is made here
     if option.argument:
-        info: Any = typer.Argument(help=text, show_default=False)
+        info: Any = typer.Argument(help=text, show_default=False, metavar=metavar)
     else:
         flag = setting.flag
         on_off = setting.type is bool and setting.default is True
@@ -162,7 +143,7 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
             *((f"-{option.short}",) if option.short else ()),
             help=text,
             rich_help_panel=option.panel,
-            metavar=option.metavar,
+            metavar=metavar,
             show_default=shown or (default is not None and not several),
         )
     return inspect.Parameter(
@@ -176,13 +157,25 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
 def _read(chosen: Mapping[str, Setting], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """What was typed, in the types of the settings."""
     for name, setting in chosen.items():
-        value, option = values[name], setting.option
+        value, option = values.get(name), setting.option
         if value is None or value == [] or option is None:
             continue
         if option.parse is not None:
             value = option.parse(value, setting.flag)
         elif isinstance(value, list):
-            value = tuple(value)
-        elif setting.choices and value not in setting.choices:
-            value = next(choice for choice in setting.choices if str(choice) == value)
+            kind = get_args(setting.type)[0]
+            value = tuple(_number(setting, each) if kind is float else each for each in value)
+        elif setting.choices:
+            value = next((each for each in setting.choices if str(each) == value), value)
+            setting.check(value)
+        elif setting.type in (int, float):
+            value = _number(setting, value)
         yield name, value
+
+
+def _number(setting: Setting, text: str) -> float:
+    assert setting.option is not None  # noqa: S101
+    try:
+        return int(text) if setting.type is int else float(text)
+    except ValueError:
+        raise UsageError(f"{setting.flag} is '{text}'.", hint=setting.option.range) from None

@@ -5,32 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import PlanSettings
+from hlscore.settings import Option, PlanSettings
 
 
 @o.takes_settings
 def plan(
-    scores: Annotated[Path, typer.Argument(help="A scores.parquet written by `hlscore rank`.")],
+    scores: Annotated[Path, Option("A scores.parquet written by `hlscore rank`.", argument=True)],
     settings: Annotated[
         o.Given,
         o.Options(
             PlanSettings,
             defaults={"score": "the one the report was ranked by", "rank": "the report's"},
-            helps={"rank": "LoRA rank; one of those that the report's curves hold."},
+            helps={"rank": "LoRA rank; one that the report's curves hold."},
         ),
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Plan file to write.",
-            show_default="plan.json beside the scores",
-            rich_help_panel=o.OUTPUT_PANEL,
+        Option(
+            "Plan file to write.", o.OUTPUT_PANEL, short="o", default="plan.json beside the scores"
         ),
     ] = None,
     force: o.Force = False,
@@ -57,7 +51,7 @@ def plan(
     from hlscore.planning.make_plan import make_plan, run_settings
     from hlscore.scores.registry import find_score
     from hlscore.views.progress import status
-    from hlscore.views.result import print_plan_json, print_replanned
+    from hlscore.views.result import print_replanned
 
     parse_budget(settings.get("budget", "0.1"))
     if "score" in settings:
@@ -69,13 +63,16 @@ def plan(
         raise UsageError(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
         )
+    if target.suffix.lower() != ".json" and not target.is_dir():
+        raise UsageError(
+            f"--out '{target}': a plan is JSON.",
+            hint=f"Use a name such as {target.with_suffix('.json').name}; "
+            "`hlscore export` writes other formats.",
+        )
     report = read_report(scores)
     asked = run_settings(report, settings)
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):
         made = make_plan(report, asked)
     paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
-    if as_json:
-        print_plan_json(made, paths[target.name])
-    else:
-        print_replanned(made, paths[target.name], top=top)
+    print_replanned(made, paths[target.name], top=top, as_json=as_json)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from hlscore.cli import options as o
-from hlscore.cli.rank_run import Saved, run_forecast, run_rank
-from hlscore.settings import RankSettings
+from hlscore.errors import HlscoreError, Interrupted, UsageError
+from hlscore.processes import joined, started_as
+from hlscore.settings import Option, RankSettings
+from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
+
+if TYPE_CHECKING:
+    from hlscore.flow import RankResult
+    from hlscore.rollouts.records import RolloutSet
 
 
 @o.takes_settings
@@ -18,30 +25,15 @@ def rank(
     force: o.Force = False,
     save_every: Annotated[
         float,
-        typer.Option(
-            "--save-every",
-            min=0,
-            help="Seconds between two writes of the progress; 0 turns them off.",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        Option("Seconds between two writes of the progress; 0: never.", o.OUTPUT_PANEL, low=0),
     ] = 300,
     resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Continue the unfinished run in the folder of the results.",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        bool, Option("Continue the unfinished run in the folder of the results.", o.OUTPUT_PANEL)
     ] = False,
     top: o.Top = 15,
     as_json: o.Json = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Say what would happen, load no weights, write nothing.",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        bool, Option("Say what would happen, load no weights, write nothing.", o.OUTPUT_PANEL)
     ] = False,
 ) -> None:
     """Score every module of a MODEL and plan which to train in full.
@@ -70,8 +62,162 @@ def rank(
 
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
+    # What can be refused at once is refused before torch is even imported.
+    _check_settings(settings)
     if dry_run:
-        run_forecast(settings, as_json=as_json)
-    else:
-        saved = Saved(every_seconds=save_every, resume=resume, force=force)
-        run_rank(settings, out, saved, top=top, as_json=as_json)
+        _forecast(settings, as_json=as_json)
+        return
+    from hlscore.artifacts.files import default_folder
+    from hlscore.views.result import print_result
+
+    _check_processes(settings, resume=resume)
+    folder = out or default_folder(settings.model.model)
+    if started_as().is_main:
+        _check_folder(folder, settings, force=force, resume=resume)
+    try:
+        result = _score(settings, folder, save_every, resume=resume)
+    except KeyboardInterrupt:
+        if unfinished_runs(folder):
+            raise Interrupted(
+                "Interrupted: no results were written, the progress is kept.",
+                hint="Run the same command with --resume to continue.",
+            ) from None
+        raise
+    if result is None:  # the main process writes and prints
+        return
+    paths = result.save(folder, force=True)  # looked at before the run
+    remove_unfinished(folder)
+    print_result(result.report, result.plan, paths, top=top, as_json=as_json)
+
+
+def _check_settings(settings: RankSettings) -> None:
+    from hlscore.planning.problem import check_plan_settings
+    from hlscore.scores.registry import check_of_updates, check_without_probes
+
+    check_plan_settings(settings.plan)
+    if settings.updates:
+        check_of_updates(settings.plan.score)
+    if settings.data.without_probes:
+        check_without_probes(settings.plan.score)
+    if settings.objective.rewards:
+        from hlscore.rollouts.reward_process import check_rewards
+
+        check_rewards(settings.objective.rewards, settings.objective.reward_weights)
+
+
+def _check_processes(settings: RankSettings, *, resume: bool) -> None:
+    """Refuse what needs probes, of a run without them."""
+    if not (settings.data.without_probes or settings.updates):
+        return
+    option = "--update" if settings.updates else "--data none"
+    if resume:
+        raise UsageError(
+            f"--resume continues stored probes, and {option} has none.", hint="Remove it."
+        )
+    if started_as().size > 1:
+        raise UsageError(
+            f"{option} runs in one process, and {started_as().size} were started.",
+            hint="Start it without torchrun.",
+        )
+
+
+def _check_folder(folder: Path, settings: RankSettings, *, force: bool, resume: bool) -> None:
+    from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder
+
+    sampled = (ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
+    check_folder(folder, (SCORES_FILE, PLAN_FILE, *sampled), force=force)
+    remove_half_written(folder)
+    if resume or not unfinished_runs(folder):
+        return
+    if not force:
+        raise UsageError(
+            f"'{folder}' holds an unfinished run.",
+            hint="Continue it with --resume, replace it with --force, or choose another --out.",
+        )
+    remove_unfinished(folder)
+
+
+def _score(
+    settings: RankSettings, folder: Path, save_every: float, *, resume: bool
+) -> RankResult | None:
+    from hlscore.views.progress import status, terminal_progress, warn
+
+    with status("loading torch and transformers"):
+        from hlscore.flow import Storage, rank_model, score_stored_weights, score_updates
+        from hlscore.inputs.examples import read_probes
+        from hlscore.inputs.model import load_model, resolve_device
+        from hlscore.inputs.placement import dtype_warning
+        from hlscore.inputs.sharding import load_sharded
+    if settings.updates:
+        with terminal_progress() as progress:
+            return score_updates(settings, progress)[0]
+    if settings.data.without_probes:
+        with terminal_progress() as progress:
+            return score_stored_weights(settings, progress)
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    with status("reading probe data"):
+        examples = read_probes(settings)
+    storage = Storage(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
+    with joined() as processes:
+        with status(f"loading {settings.model.model}"):
+            loaded = (
+                load_sharded(settings.model, processes)
+                if settings.model.shard
+                else load_model(settings.model)
+            )
+        kept: list[RolloutSet] = []
+        with terminal_progress() as progress, _kept(kept, folder, is_main=processes.is_main):
+            return rank_model(
+                loaded.model,
+                loaded.tokenizer,
+                loaded.identity,
+                examples,
+                settings,
+                progress,
+                processes=processes,
+                storage=storage if resume or save_every else None,
+                sampled=kept.append,
+            )
+
+
+@contextmanager
+def _kept(sampled: list[RolloutSet], folder: Path, *, is_main: bool) -> Iterator[None]:
+    """Leave completions that cannot be probed for the user to look at."""
+    try:
+        yield
+    except HlscoreError as error:
+        if not (sampled and is_main):
+            raise
+        from hlscore.artifacts.files import UNSCORED_FILE, write_files
+        from hlscore.rollouts.files import write_rollouts
+
+        paths = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(sampled[0], path)})
+        remove_unfinished(folder)
+        hint = f"{error.hint} The completions are in '{paths[UNSCORED_FILE]}' (--rollouts)."
+        raise type(error)(error.message, hint=hint.strip()) from error
+
+
+def _forecast(settings: RankSettings, *, as_json: bool) -> None:
+    """Say what a run would do."""
+    from hlscore.views.progress import status, warn
+
+    with status("loading torch and transformers"):
+        from hlscore.flow import forecast, forecast_weights
+        from hlscore.inputs.examples import read_probes
+        from hlscore.inputs.model import load_shape, load_tokenizer, resolve_device
+        from hlscore.inputs.placement import dtype_warning
+        from hlscore.views.forecast import print_forecast
+    device = resolve_device(settings.model.device)
+    warn(dtype_warning(settings.model, device))
+    if settings.data.without_probes or settings.updates:
+        with status("reading configuration"):
+            model, _ = load_shape(settings.model)
+            weights = forecast_weights(model, settings)
+        print_forecast(weights, settings, device=str(device), as_json=as_json)
+        return
+    with status("reading configuration and probe data"):
+        model, files = load_shape(settings.model)
+        tokenizer = load_tokenizer(files, settings.model)
+        examples = read_probes(settings)
+        found = forecast(model, tokenizer, examples, settings, device)
+    print_forecast(found, settings, device=str(device), as_json=as_json)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import PlanSettings
+from hlscore.settings import Option, PlanSettings
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
@@ -20,33 +18,28 @@ _DEFAULT_NAME = "report.html"
 
 @o.takes_settings
 def report(
-    scores: Annotated[
-        Path,
-        typer.Argument(help="A scores.parquet written by `hlscore rank`.", show_default=False),
-    ],
+    scores: Annotated[Path, Option("A scores.parquet written by `hlscore rank`.", argument=True)],
     settings: Annotated[
         o.Given,
         o.Options(
             PlanSettings,
             only=("budget",),
-            helps={"budget": "Budget of the plan that is made where none is given."},
+            helps={"budget": "Budget of the plan, if no plan is given."},
         ),
     ],
     plan: Annotated[
         Path | None,
-        typer.Argument(
-            help="A plan.json for the same model; without one, a plan is made for the page.",
-            show_default=False,
+        Option(
+            "A plan.json for the same model; without one, the report makes a plan.", argument=True
         ),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="File to write: .html, .png, .svg or .md.",
-            show_default=f"{_DEFAULT_NAME} beside the scores",
-            rich_help_panel=o.OUTPUT_PANEL,
+        Option(
+            "File to write: .html, .png, .svg or .md.",
+            o.OUTPUT_PANEL,
+            short="o",
+            default=f"{_DEFAULT_NAME} beside the scores",
         ),
     ] = None,
     force: o.Force = False,
@@ -70,20 +63,20 @@ def report(
     from hlscore.pages.formats import check_format, render
     from hlscore.planning.budget import parse_budget
     from hlscore.views.progress import status
-    from hlscore.views.report import print_written, print_written_json
+    from hlscore.views.report import print_written
 
     budget = settings.get("budget")
     target = out or scores.parent / _DEFAULT_NAME
     suffix = check_format(target)
     if plan is not None and budget is not None:
-        raise UsageError(
-            "--budget makes a plan, and a plan is given too.", hint="Remove one of them."
-        )
+        raise UsageError("--budget and a plan are mutually exclusive.", hint="Remove one of them.")
     if budget is not None:
         parse_budget(budget)
     for path in (scores, plan):
         if path is not None and path.resolve() == target.resolve():
-            raise UsageError(f"--out '{target}' is what is read.", hint="Give another file.")
+            raise UsageError(
+                f"--out '{target}' is an input of the report.", hint="Give another file."
+            )
     check_folder(target.parent, (target.name,), force=force)
     with status("writing the report"), uncollected():
         given = None if plan is None else read_plan(plan)
@@ -93,10 +86,7 @@ def report(
         content = join(found, made, planned_here=plan is None)
         page = render(content, suffix)
     paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
-    if as_json:
-        print_written_json(made, paths[target.name], plan)
-    else:
-        print_written(made, paths[target.name], scores, plan)
+    print_written(made, paths[target.name], scores, plan, as_json=as_json)
 
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:

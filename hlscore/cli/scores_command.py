@@ -5,6 +5,7 @@ from __future__ import annotations
 from hlscore.cli import options as o
 
 
+@o.takes_settings
 def scores(as_json: o.Json = False) -> None:
     """List the scores with formula, unit and source.
 
@@ -12,10 +13,6 @@ def scores(as_json: o.Json = False) -> None:
 
     `hlscore scores`
     """
-    from hlscore.scores.registry import SCORES
-    from hlscore.views.scores import print_scores, print_scores_json
+    from hlscore.views.scores import print_scores
 
-    if as_json:
-        print_scores_json(tuple(SCORES.values()))
-    else:
-        print_scores(tuple(SCORES.values()))
+    print_scores(as_json=as_json)

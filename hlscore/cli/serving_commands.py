@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
-
-import typer
 
 from hlscore.cli import options as o
 from hlscore.cli.audit_command import HeldOut, Loading, held_out_losses_of
 from hlscore.errors import UsageError
-from hlscore.settings import PLAN_PANEL, ModelSettings
+from hlscore.settings import PLAN_PANEL, ModelSettings, Option
 
 if TYPE_CHECKING:
     from hlscore.inputs.adapter import Adapter
     from hlscore.inputs.stored_weights import StoredWeights
-    from hlscore.serving.plain_adapter import PlainAdapter
 
-_Run = Annotated[
-    str, typer.Argument(help="A trained PEFT adapter: directory or hub id.", show_default=False)
-]
-_Out = Annotated[
-    Path,
-    typer.Option(
-        "--out", "-o", help="Folder to write.", rich_help_panel=o.OUTPUT_PANEL, show_default=False
-    ),
-]
+_Run = Annotated[str, Option("A trained PEFT adapter: directory or hub id.", argument=True)]
+_Out = Annotated[Path, Option("Folder to write.", o.OUTPUT_PANEL, short="o")]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -40,19 +29,23 @@ def extract_lora(
     held_out: HeldOut,
     max_rank: Annotated[
         int,
-        typer.Option(
-            "--max-rank",
-            help="Largest LoRA rank; vLLM loads up to 512.",
-            rich_help_panel=PLAN_PANEL,
+        Option(
+            "Largest LoRA rank; vLLM loads up to 512.",
+            PLAN_PANEL,
+            low=1,
+            high=512,
+            hint="Use 1 to 512: vLLM loads no more.",
         ),
     ] = 64,
     max_error: Annotated[
         float | None,
-        typer.Option(
-            "--max-error",
-            help="Largest relative error of a module's update: takes the smallest rank within it.",
-            show_default="none: the largest rank",
-            rich_help_panel=PLAN_PANEL,
+        Option(
+            "Largest relative error of a module's update: takes the smallest rank within it.",
+            PLAN_PANEL,
+            above=0,
+            below=1,
+            hint="Use a share, such as 0.05.",
+            default="none: the largest rank",
         ),
     ] = None,
     force: o.Force = False,
@@ -70,13 +63,10 @@ def extract_lora(
 
     `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
     """
-    if not 1 <= max_rank <= 512:
-        raise UsageError(f"--max-rank is {max_rank}.", hint="Use 1 to 512: vLLM loads no more.")
-    if max_error is not None and not 0 < max_error < 1:
-        raise UsageError(f"--max-error is {max_error}.", hint="Use a share, such as 0.05.")
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress
+    from hlscore.views.serving import print_plain_adapter
 
     check_folder(out, (_CONFIG, _WEIGHTS), force=force)
     settings = ModelSettings(model=model, **loading)
@@ -102,7 +92,7 @@ def extract_lora(
         },
     )
     losses = held_out_losses_of({"trained": run, "as plain LoRA": str(out)}, settings, held_out)
-    _print_plain(found, losses, model, out, top=top, as_json=as_json)
+    print_plain_adapter(found, losses, model, out, top=top, as_json=as_json)
 
 
 @o.takes_settings
@@ -124,8 +114,7 @@ def merge(
     """
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.views.progress import terminal_progress
-    from hlscore.views.terminal import print_next, terminal
-    from hlscore.views.wording import count
+    from hlscore.views.serving import print_merged
 
     check_folder(out, ("config.json", "model.safetensors"), force=force)
     adapter, base = _opened(run, ModelSettings(model=model, device="cpu", **loading))
@@ -139,13 +128,7 @@ def merge(
         writers = merge_writers(adapter, base, progress.advance)
         check_folder(out, tuple(writers), force=force)
         paths = write_files(out, writers)
-    if as_json:
-        files = {name: str(path) for name, path in paths.items()}
-        print(json.dumps({"merged": str(out), "changed_tensors": changed, "files": files}))
-        return
-    console = terminal()
-    console.print(f"merged  {out}: {count(changed, 'tensor')} changed", soft_wrap=True)
-    print_next(console, (f"vllm serve {shlex.quote(str(out))}", "serve it"))
+    print_merged(out, changed, paths, as_json=as_json)
 
 
 def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
@@ -163,63 +146,3 @@ def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
             hint="Name a folder with adapter_config.json.",
         )
     return trained, base
-
-
-def _print_plain(
-    found: PlainAdapter,
-    held_out: dict[str, object] | None,
-    model: str,
-    out: Path,
-    *,
-    top: int,
-    as_json: bool,
-) -> None:
-    from hlscore.serving.plain_adapter import ENGINE_RANKS
-    from hlscore.views.audit import held_out_line
-    from hlscore.views.module_table import ModuleTable
-    from hlscore.views.terminal import print_labelled, print_next, terminal
-    from hlscore.views.wording import count, percent
-
-    if as_json:
-        modules = [
-            {
-                "module": each.module,
-                "trained": each.trained,
-                "trained_rank": each.trained_rank,
-                "rank": each.rank,
-                "error": each.error,
-            }
-            for each in found.modules
-        ]
-        content = {"adapter": str(out), "rank": found.rank, "modules": modules}
-        print(json.dumps(content | {"held_out": held_out}))
-        return
-    console = terminal()
-    lossy = sorted((each for each in found.modules if each.error), key=lambda each: -each.error)
-    if lossy:
-        table = ModuleTable(("rank", "error"), ("trained",))
-        for place, each in enumerate(lossy[:top], start=1):
-            table.add_row(
-                str(place), each.module, str(each.rank), percent(each.error), each.trained
-            )
-        table.print(console, hidden=len(lossy) - top)
-        console.print()
-    exact = len(found.modules) - len(lossy)
-    console.print(
-        f"{count(len(found.modules), 'module')} as LoRA of rank {found.rank}: {exact:,} exact, "
-        f"{len(lossy):,} truncated"
-        + (f" with up to {percent(lossy[0].error)} of the update's norm lost" if lossy else ""),
-        soft_wrap=True,
-    )
-    if held_out is not None:
-        print_labelled(console, [held_out_line(held_out)])
-    console.print(f"adapter  {out}", soft_wrap=True)
-    allowed = next(rank for rank in ENGINE_RANKS if rank >= found.rank)
-    print_next(
-        console,
-        (
-            f"vllm serve {shlex.quote(model)} --enable-lora --max-lora-rank {allowed} "
-            f"--lora-modules hybrid={shlex.quote(str(out))}",
-            "serve it beside other adapters",
-        ),
-    )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from hlscore.cli import options as o
-from hlscore.errors import Interrupted
-from hlscore.settings import DEFAULT_SAMPLES, TRIAL_PANEL, ValidateSettings, build
+from hlscore.errors import Interrupted, UsageError
+from hlscore.settings import DEFAULT_SAMPLES, TRIAL_PANEL, Option, ValidateSettings, build
 
 
 @o.takes_settings
@@ -33,31 +32,12 @@ def validate(
             helps={"samples": "Examples to draw; 0 means all."},
         ),
     ],
-    plan: Annotated[
-        Path,
-        typer.Option(
-            "--plan",
-            "-p",
-            help="The plan.json to try out.",
-            show_default=False,
-            rich_help_panel=TRIAL_PANEL,
-        ),
-    ],
+    plan: Annotated[Path, Option("The plan.json to try out.", TRIAL_PANEL, short="p")],
     out: o.Out = None,
     force: o.Force = False,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume", help="Go on with a trial that was stopped.", rich_help_panel=o.OUTPUT_PANEL
-        ),
-    ] = False,
+    resume: Annotated[bool, Option("Continue a trial that was stopped.", o.OUTPUT_PANEL)] = False,
     dry_run: Annotated[
-        bool,
-        typer.Option(
-            "--dry-run",
-            help="Time a few steps and say what the trial would take.",
-            rich_help_panel=o.OUTPUT_PANEL,
-        ),
+        bool, Option("Time a few steps and say what the trial would take.", o.OUTPUT_PANEL)
     ] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -102,12 +82,7 @@ def _run(
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress, warn
-    from hlscore.views.validation import (
-        print_forecast,
-        print_forecast_json,
-        print_validation,
-        print_validation_json,
-    )
+    from hlscore.views.validation import print_forecast, print_validation
 
     plan = read_plan(plan_path)
     folder = out or default_folder(settings.model.model)
@@ -131,8 +106,7 @@ def _run(
             seconds = seconds_per_training(trial)
         trainings = (trial.fewest_trainings, trial.most_trainings)
         arms = [(arm.name, arm.trained_params, arm.memory_bytes) for arm in trial.arms]
-        show = print_forecast_json if as_json else print_forecast
-        show(trainings, settings.steps, seconds, arms)
+        print_forecast(trainings, settings.steps, seconds, arms, as_json=as_json)
         return
     journal = folder / JOURNAL
     if force and not resume:
@@ -142,18 +116,11 @@ def _run(
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     path = write_files(folder, {VALIDATION_FILE: text_file(text)})[VALIDATION_FILE]
     journal.unlink(missing_ok=True)
-    if as_json:
-        print_validation_json(content, path)
-    else:
-        print_validation(content, path, plan, plan_path)
+    print_validation(content, path, plan, plan_path, as_json=as_json)
 
 
 def _check_trl() -> None:
-    from importlib.util import find_spec
-
-    from hlscore.errors import UsageError
-
-    missing = [name for name in ("trl", "peft") if find_spec(name) is None]
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
             f"Plans are tried out with TRL and PEFT: {' and '.join(missing)} is not installed.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
@@ -29,14 +30,7 @@ _COMMENT_WIDTH = 96
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportSettings:
-    """What an export depends on besides the plan.
-
-    Attributes:
-        model: Hub id or directory of the base model; `None` means the one that the plan names.
-        full_lr: Learning rate of the modules trained in full; `None` means the plan's suggestion.
-        lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
-        allow_other_weights: Accept a base model whose weights are not those of the plan.
-    """
+    """What an export depends on besides the plan; `None` means what the plan says."""
 
     model: str | None = None
     full_lr: float | None = None
@@ -107,7 +101,7 @@ class Exporter:
         limits: What the trainer cannot express; checked before `files` is called.
         files: Texts or writers of the files of a plan that is within the limits, by name. Equal
             plans and settings give equal bytes.
-        folder: Whether `--out` is a folder; else it is the one file.
+        folder: Whether `--out` is a folder, not the one file.
         usage: The command or code that uses the result; `{out}` stands for its path.
         notes: Remarks for the reader about a given plan: what has to be set besides.
         rates: Whether the files or the notes give the learning rates.
@@ -157,7 +151,11 @@ def find_exporter(name: str) -> Exporter:
     """The exporter of a format."""
     names = exporter_names()
     if name not in names:
-        raise UsageError(f"There is no exporter '{name}'.", hint=f"Use one of: {', '.join(names)}.")
+        near = get_close_matches(name.replace("_", "-").lower(), names, n=1)
+        meant = f"Did you mean {near[0]}? " if near else ""
+        raise UsageError(
+            f"There is no exporter '{name}'.", hint=f"{meant}There are: {', '.join(names)}."
+        )
     exporter: Exporter = import_module(f"{_FORMATS}.{name.replace('-', '_')}").EXPORTER
     return exporter
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
+from hlscore.exporters.adapter_config import never_packed, ties_weights
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.limits import ExportError
-from hlscore.exporters.peft import never_packed, ties_weights
+from hlscore.wording import memory
 
 _MOMENTUM = "momentum=0.9"
 
@@ -72,7 +73,7 @@ def counts_assistant_only(plan: Plan) -> bool:
 
 
 def seed_adapter_lines(lacks: str, key: str, replaced: str) -> tuple[str, ...]:
-    """Lines for the top of a file that say how a plan with several ranks gets to a trainer.
+    """Comment lines that say how a plan with several ranks gets to a trainer.
 
     Args:
         lacks: What the trainer cannot express, in a sentence.
@@ -111,7 +112,7 @@ def precision_note(plan: Plan) -> tuple[str, ...]:
 def float32_base(plan: Plan) -> str:
     """How much memory a base model in float32 takes more than the plan counts, in words."""
     more = 0 if plan.memory.base_bits != 16 else plan.memory.frozen_bytes + plan.memory.copy_bytes
-    return f" ({more / 2**30:.3g} GiB more than the plan counts)" if more else ""
+    return f" ({memory(more)} more than the plan counts)" if more else ""
 
 
 def refuse_quantized(plan: Plan, trainer: str) -> None:

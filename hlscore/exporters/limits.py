@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.exporters.peft import (
+from hlscore.exporters.adapter_config import (
     TIEABLE,
     full_name,
     is_read_past,
@@ -51,7 +51,7 @@ class Limits:
         only_full: Whether a plan without LoRA can be run.
         only_lora: Whether a plan without full modules can be run.
         peft: Whether modules are found by PEFT, with its traps.
-        instead: Another way to run the plan that this trainer has, for its refusals.
+        instead: Another way to run the plan that this trainer has.
     """
 
     trainer: str
@@ -70,14 +70,14 @@ class Limits:
 PEFT_LIMITS = Limits(trainer="PEFT")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """Something in a plan that a trainer cannot do.
 
     Attributes:
         kind: Which limit is broken: how a module is trained, a tied weight, a name that matches
-            others too, experts that can only be trained together, a weight that is read past its
-            adapter, the number of ranks, or the plan as a whole.
+            others too, experts that can only be trained together, a weight that is read without
+            its adapter, the number of ranks, or the plan as a whole.
         modules: Full names of the modules that it is about; empty for the plan as a whole.
         reason: What cannot be done and why, in one sentence.
         changes: What is nearest to it and can be done; empty where nothing is.
@@ -86,7 +86,7 @@ class Fault:
     kind: FaultKind
     modules: tuple[str, ...]
     reason: str
-    changes: tuple[Change, ...]
+    changes: tuple[Change, ...] = ()
 
 
 def faults(plan: Plan, limits: Limits) -> list[Fault]:
@@ -183,8 +183,7 @@ class _Case:
 
 
 def _frozen(kind: FaultKind, item: PlanModule, reason: str) -> Fault:
-    change = Change(module=item.module, mode="frozen")
-    return Fault(kind=kind, modules=(item.module,), reason=reason, changes=(change,))
+    return Fault(kind, (item.module,), reason, (Change(module=item.module, mode="frozen"),))
 
 
 def _is_head(item: PlanModule) -> bool:
@@ -195,12 +194,8 @@ def _modes(case: _Case) -> Iterator[Fault]:
     limits, trainer = case.limits, case.limits.trainer
     for item in case.plan.full:
         if not limits.full:
-            yield Fault(
-                kind="mode",
-                modules=(item.module,),
-                reason=f"{trainer} cannot train '{item.module}' in full beside LoRA.",
-                changes=(case.lower(item),),
-            )
+            reason = f"{trainer} cannot train '{item.module}' in full beside LoRA."
+            yield Fault("mode", (item.module,), reason, (case.lower(item),))
     for item in case.plan.lora_modules:
         place = f"'{item.module}'"
         if not limits.lora:
@@ -208,7 +203,7 @@ def _modes(case: _Case) -> Iterator[Fault]:
         elif not limits.parameters and needs_parameter_name(case.plan, item):
             why = f"{place}: only the name of its parameter reaches it"
         elif item.form not in limits.forms:
-            why = f"{place}, which is no linear layer"
+            why = f"{place}, which is not a linear layer"
         elif not limits.head and _is_head(item):
             why = f"the output head {place}"
         else:
@@ -239,7 +234,7 @@ def _read_past(case: _Case) -> Iterator[Fault]:
         if is_read_past(case.plan, item):
             reason = (
                 f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
-                "models or their kernels read the weight past the adapter."
+                "models or their kernels read the weight without the adapter."
             )
             yield _frozen("read_past", item, reason)
 
@@ -260,11 +255,11 @@ def _mixed_experts(case: _Case) -> Iterator[Fault]:
         if others:
             rank = next((item.rank for item in inside if item.mode == "lora"), None)
             yield Fault(
-                kind="experts",
-                modules=tuple(item.module for item in full),
-                reason=f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
+                "experts",
+                tuple(item.module for item in full),
+                f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
                 f"trains all weights of '{holder}' in full, or none.",
-                changes=tuple(case.lower(item, rank) for item in full),
+                tuple(case.lower(item, rank) for item in full),
             )
 
 
@@ -284,13 +279,11 @@ def _clashing_names(case: _Case) -> Iterator[Fault]:
             yield _frozen("name", item, reason)
     for item in case.plan.full:
         if inner := case.names.inside(item):
-            yield Fault(
-                kind="name",
-                modules=(item.module,),
-                reason=f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
-                f"'{full_name(item)}' and would be trained with it.",
-                changes=(case.lower(item),),
+            reason = (
+                f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
+                f"'{full_name(item)}' and would be trained with it."
             )
+            yield Fault("name", (item.module,), reason, (case.lower(item),))
 
 
 def _wrapped_owners(case: _Case) -> Iterator[Fault]:
@@ -316,10 +309,10 @@ def _ranks(case: _Case) -> Iterator[Fault]:
         rank = common_rank(case.plan)
         items = [item for item in case.plan.lora_modules if item.rank != rank]
         yield Fault(
-            kind="ranks",
-            modules=tuple(item.module for item in items),
-            reason=f"{case.limits.trainer} has one LoRA rank for all modules.",
-            changes=tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
+            "ranks",
+            tuple(item.module for item in items),
+            f"{case.limits.trainer} has one LoRA rank for all modules.",
+            tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
         )
 
 
@@ -340,7 +333,7 @@ def _whole(case: _Case) -> Iterator[Fault]:
         reason = f"{limits.trainer} cannot run a plan without modules trained in full."
     else:
         return
-    yield Fault(kind="whole", modules=(), reason=reason, changes=changes)
+    yield Fault("whole", (), reason, changes)
 
 
 # Rules for trainers in which PEFT finds the modules.

@@ -68,7 +68,4 @@ def _sentences(
             f"{len(changed.lora_modules):,} adapters, at equal cost."
         )
     before, after = plan.totals.trained_params, changed.totals.trained_params
-    return (
-        *sentences,
-        f"Trained parameters: {before:,} in the plan, {after:,} in the export.",
-    )
+    return (*sentences, f"Trained parameters: {before:,} in the plan, {after:,} in the export.")

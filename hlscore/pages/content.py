@@ -32,16 +32,11 @@ class Line:
 
     Attributes:
         row: The module, with its place by the plan's score.
-        mode: `full`, `lora` or `frozen`.
         rank: LoRA rank; 0 unless the mode is `lora`.
-        locked: Whether a lock set the mode.
-        trained_params: Parameters that the mode trains.
         score: Value of the plan's score; `None` where it has none.
         stderr: Its standard error; `None` without resamples at the plan's rank.
         low: Lower end of its 95 % interval.
-        high: Upper end of its 95 % interval.
         chosen: Share of resamples in which the module is trained in full.
-        remark: Anything the reader should know; mostly empty.
     """
 
     row: ModuleRow
@@ -114,9 +109,6 @@ class Content:
     """Everything that a page shows.
 
     Attributes:
-        report: The scores.
-        plan: The plan.
-        score: The plan's score.
         lines: One per candidate, the best first.
         skipped: Rows that are no candidates.
         replicates: Resampled scores in the order of the lines, float64 [candidates, resamples];

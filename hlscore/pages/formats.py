@@ -39,14 +39,11 @@ def check_format(target: Path) -> str:
 
 def render(content: Content, suffix: str) -> bytes:
     """The bytes of a report file; equal inputs give equal bytes."""
-    if suffix == ".html":
-        from hlscore.pages.page import html_text
+    if suffix in (".html", ".md"):
+        from hlscore.pages.page import html_text, markdown_text
 
-        return html_text(content, chart_script()).encode()
-    if suffix == ".md":
-        from hlscore.pages.markdown import markdown_text
-
-        return markdown_text(content).encode()
+        text = markdown_text(content) if suffix == ".md" else html_text(content, chart_script())
+        return text.encode()
     from hlscore.pages.poster import poster
 
     return paint(poster(content), suffix)

@@ -21,7 +21,7 @@ from hlscore.pages.charts import (
 from hlscore.pages.content import Content, Line
 from hlscore.pages.palette import FULL, GRID, HALO, INK, MARK, MUTED, PAPER, RAMP, REST, RULE
 from hlscore.views.drawings import kind_labels, shade_of
-from hlscore.views.wording import count
+from hlscore.wording import count
 
 TOP = 40
 

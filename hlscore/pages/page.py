@@ -1,4 +1,4 @@
-"""The report as one HTML file that loads nothing."""
+"""The report as one HTML file that loads nothing, and as Markdown without charts."""
 
 from __future__ import annotations
 
@@ -11,16 +11,35 @@ from markupsafe import Markup, escape
 
 from hlscore.pages import sentences
 from hlscore.pages.charts import Chart, shown_parameter, whole
-from hlscore.pages.content import Content
+from hlscore.pages.content import Content, Line
+from hlscore.pages.escaping import name, prose
 from hlscore.pages.formats import template
+from hlscore.pages.module_charts import TOP
 from hlscore.pages.palette import colours, repainting
 from hlscore.pages.plan_charts import charts_of
-from hlscore.pages.table import COLUMNS, skipped_cells, table_cells
-from hlscore.views.wording import memory, short
+from hlscore.records import ModuleRow
+from hlscore.views.summary import chosen_in, shape, training
+from hlscore.wording import measure, memory, percent, short
 
 _LONG_TABLE = 500  # the style sheet shows as many rows at first
 _WITH_OUTLINE = ("heat", "bars")
 _AUTOSIZE = {"type": "fit-x", "contains": "padding"}
+_MOST_SKIPPED = 20
+
+COLUMNS = {
+    "#": "number",
+    "module": "text",
+    "score": "number",
+    "± se": "number",
+    "95 % interval": "number",
+    "chosen in": "number",
+    "out x in": "number",
+    "parameters": "number",
+    "trained as": "text",
+    "trained parameters": "number",
+    "remark": "text",
+}
+"""How the cells of each column are sorted."""
 
 
 def html_text(content: Content, chart_script: str) -> str:
@@ -84,3 +103,44 @@ def _curves(content: Content) -> dict[str, Any]:
 def _rounded(value: float) -> float | int:
     found = float(f"{value:.3g}")
     return 0 if found == 0 else found
+
+
+def markdown_text(content: Content) -> str:
+    """Write the report as GitHub's Markdown."""
+    page = template(
+        "report.md.jinja", prose=prose, name=name, memory=memory, percent=percent, short=short
+    )
+    return page.render(
+        content=content,
+        text=sentences,
+        columns=COLUMNS,
+        rows=[table_cells(line) for line in content.lines[:TOP]],
+        hidden=len(content.lines) - TOP,
+        skipped=content.skipped[:_MOST_SKIPPED],
+        skipped_hidden=len(content.skipped) - _MOST_SKIPPED,
+        shares=(0.05, 0.1, 0.2, 0.3, 0.5),
+    )
+
+
+def table_cells(line: Line) -> list[str]:
+    """Texts of a candidate, one per column."""
+    row = line.row
+    return [
+        str(row.rank),
+        row.module,
+        measure(line.score),
+        measure(line.stderr),
+        "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
+        chosen_in(line.chosen),
+        shape(row),
+        f"{row.n_params:,}",
+        training(line.mode, line.rank),
+        f"{line.trained_params:,}",
+        "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text),
+    ]
+
+
+def skipped_cells(row: ModuleRow) -> list[str]:
+    """Texts of a weight that is no candidate, one per column."""
+    size = shape(row)
+    return ["-", row.module, *"----", size, f"{row.n_params:,}", "left out", "0", row.reason]

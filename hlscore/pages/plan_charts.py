@@ -17,7 +17,7 @@ from hlscore.pages.content import Content, Unit
 from hlscore.pages.module_charts import bars_chart, heat_chart, tail_chart
 from hlscore.pages.palette import BAND, FULL, HALO, INK, MARK, MUTED, REST, SERIES, SPREAD
 from hlscore.planning.sums import BORDERLINE
-from hlscore.views.wording import memory
+from hlscore.wording import memory
 
 _MOST_POINTS = 400
 _FEW_MODULES = 12

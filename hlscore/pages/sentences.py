@@ -12,13 +12,14 @@ from hlscore.views.summary import (
     clear_modules,
     counted_tokens,
     examples,
+    gap_text,
     mean_loss,
     memory_settings,
     method,
     reselection,
     times_lora,
 )
-from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 Facts = list[tuple[str, str]]
 
@@ -203,7 +204,7 @@ def provenance(content: Content) -> Facts:
         ("Model weights", report.model.fingerprint.weights),
         ("Probe hash", report.probes.hash),
         ("Probe hash of the plan", plan.provenance.probes.hash),
-        ("Solver", f"{plan.solver.name}, within {100 * plan.solver.gap:.2g} % of the best value"),
+        ("Solver", f"{plan.solver.name}, {gap_text(plan.solver.gap)}"),
         ("Learning rates", f"full {rates.full.value:g}, LoRA {rates.lora.value:g}, suggested"),
     ]
     return [(label, visible(value)) for label, value in facts]

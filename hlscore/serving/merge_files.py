@@ -73,10 +73,7 @@ def merge_writers(
     }
     if len(files) > 1:
         total = sum(tensor.size for tensors in files.values() for tensor in tensors.values())
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": dict(sorted(places.items())),
-        }
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         writers[INDEX_FILE] = partial(_write_json, content=index)
     return writers | _other_files(adapter, base, untied=untied)
 

@@ -15,9 +15,8 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.adapter import Adapter
+from hlscore.inputs.adapter import Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
-from hlscore.inputs.trained import LowRank
 from hlscore.records import Candidate
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
@@ -140,7 +139,8 @@ def _expressible(adapter: Adapter, base: StoredWeights) -> list[Candidate]:
     for item in items:
         if item.form not in _FORMS:
             raise _inexpressible(
-                adapter, f"{item.module} is no linear layer, and engines load LoRA on those only"
+                adapter,
+                f"{item.module} is not a linear layer, and engines load LoRA on linear layers only",
             )
     return sorted(items, key=lambda item: item.module)
 

@@ -40,7 +40,15 @@ from hlscore.settings.objective import (
     Objective,
     ObjectiveSettings,
 )
-from hlscore.settings.option import Option, Setting, arguments, build, changed, settings_in
+from hlscore.settings.option import (
+    Option,
+    Setting,
+    arguments,
+    build,
+    changed,
+    setting_of,
+    settings_in,
+)
 from hlscore.settings.plan import (
     DEFAULT_RANK,
     LARGEST_RANK,
@@ -111,5 +119,6 @@ __all__ = [
     "parse_columns",
     "parse_limit",
     "parse_ranks",
+    "setting_of",
     "settings_in",
 ]

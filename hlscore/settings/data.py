@@ -99,7 +99,11 @@ class DataSettings:
         """Check every field."""
         check(self)
         for role in self.columns:
-            require(role in ROLES, f"--column is '{role}'.", f"Use one of: {', '.join(ROLES)}.")
+            require(
+                role in ROLES,
+                f"--column {role}={self.columns[role]}: '{role}' is not a role.",
+                f"Use one of: {', '.join(ROLES)}.",
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,7 +74,9 @@ class Option:
             return self.hint
         low = self.low if self.above is None else self.above
         high = self.high if self.below is None else self.below
-        if high is None:
+        if low is None or high is None:
+            if low is None:
+                return "Use a number."
             return f"Use {low:g} or more." if self.above is None else f"Use a number above {low:g}."
         if self.above is None and self.below is None:
             return f"Use {low:.15g} to {high:.15g}."
@@ -112,6 +114,22 @@ class Setting:
         """The values to choose from; empty where any of its type may be."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
 
+    def check(self, value: Any) -> None:
+        """Refuse a value outside the choices or the range of the option."""
+        if value is None and self.optional:
+            return
+        if self.choices:
+            require(
+                value in self.choices,
+                f"{self.flag} is '{value}'.",
+                f"Use one of: {', '.join(map(str, self.choices))}.",
+            )
+        elif self.option is not None and self.type in (int, float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or self.option.outside(value):
+                shown = f"{value:g}" if isinstance(value, float) else repr(value)
+                raise UsageError(f"{self.flag} is {shown}.", hint=self.option.range)
+
 
 @cache
 def settings_in(kind: Any) -> dict[str, Setting]:
@@ -119,20 +137,24 @@ def settings_in(kind: Any) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     hints = get_type_hints(kind, include_extras=True)
     for item in fields(kind):
-        hint, option = hints[item.name], None
+        hint = hints[item.name]
         if is_dataclass(hint):
             found |= settings_in(hint)  # type: ignore[arg-type]
-            continue
-        if get_origin(hint) is Annotated:
-            hint, *extras = get_args(hint)
-            option = next((extra for extra in extras if isinstance(extra, Option)), None)
-        optional = get_origin(hint) in (Union, types.UnionType) and types.NoneType in get_args(hint)
-        if optional:
-            (hint,) = (arm for arm in get_args(hint) if arm is not types.NoneType)
-        found[item.name] = Setting(
-            name=item.name, type=hint, optional=optional, default=default_of(item), option=option
-        )
+        else:
+            found[item.name] = setting_of(item.name, hint, default_of(item))
     return found
+
+
+def setting_of(name: str, hint: Any, default: Any) -> Setting:
+    """The setting that a field or a parameter stands for, by its annotation."""
+    option = None
+    if get_origin(hint) is Annotated:
+        hint, *extras = get_args(hint)
+        option = next((extra for extra in extras if isinstance(extra, Option)), None)
+    optional = get_origin(hint) in (Union, types.UnionType) and types.NoneType in get_args(hint)
+    if optional:
+        (hint,) = (arm for arm in get_args(hint) if arm is not types.NoneType)
+    return Setting(name=name, type=hint, optional=optional, default=default, option=option)
 
 
 def default_of(item: Field[Any]) -> Any:
@@ -169,20 +191,7 @@ def check(settings: Any) -> None:
     for item in fields(settings):
         if is_dataclass(hints[item.name]):
             continue
-        value, setting = getattr(settings, item.name), known[item.name]
-        if value is None and setting.optional:
-            continue
-        if setting.choices:
-            require(
-                value in setting.choices,
-                f"{setting.flag} is '{value}'.",
-                f"Use one of: {', '.join(map(str, setting.choices))}.",
-            )
-        elif setting.option is not None and setting.type in (int, float):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or setting.option.outside(value):
-                shown = f"{value:g}" if isinstance(value, float) else repr(value)
-                raise UsageError(f"{setting.flag} is {shown}.", hint=setting.option.range)
+        known[item.name].check(getattr(settings, item.name))
 
 
 def changed(settings: Any, *beside: str) -> list[str]:

@@ -15,8 +15,8 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.checks.model_fit import differences
 from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.exporters.peft import lora_config, never_packed, skip_modules
 from hlscore.inputs.identity import fingerprint, structure_hash
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
-from hlscore.exporters.peft import full_name, needs_parameter_name
+from hlscore.exporters.adapter_config import full_name, needs_parameter_name
 
 if TYPE_CHECKING:
     from peft import PeftModel

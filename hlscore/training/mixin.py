@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
+from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.exporters.peft import lora_config
 from hlscore.training.apply import apply, check_model, check_trainables, upcast
 from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, param_groups
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,64 +13,51 @@ from hlscore.artifacts.plan import Plan
 from hlscore.flow import Moved
 from hlscore.records import ScoreReport
 from hlscore.views.module_table import ModuleTable
-from hlscore.views.summary import report_headline, run_notes
-from hlscore.views.terminal import command, print_labelled, print_next, print_notes, terminal
-from hlscore.views.wording import count, measure, percent, shape, visible
+from hlscore.views.summary import report_headline, run_notes, shape
+from hlscore.views.terminal import Terminal, command, print_json
+from hlscore.wording import count, measure, percent, visible
 
 _HARDLY = 0.1
 _NAMED = 3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanCheck:
-    """A plan compared with what its training did.
-
-    Attributes:
-        path: The plan file.
-        kendall: Kendall's tau-b of the plan's scores and the energies of the updates, by mode:
-            modules in full and with LoRA move by different rates.
-        frozen_moved: Modules that the plan freezes and that moved all the same.
-        trained_unmoved: Modules that the plan trains and that did not move.
-        other_rank: Modules whose LoRA has another rank than planned.
-    """
-
-    path: Path
-    kendall: Mapping[str, float | None]
-    frozen_moved: tuple[str, ...]
-    trained_unmoved: tuple[str, ...]
-    other_rank: tuple[str, ...]
+# Groups of modules by their name in JSON: label and what is said of them.
+_GROUPS = {
+    "exhausted": (
+        "used up",
+        "need their whole rank for 99 % of the update; a larger rank may help",
+    ),
+    "spare": ("spare", "need at most half of their rank for 99 % of the update"),
+    "hardly": ("hardly", "moved less than a tenth of the median"),
+    "unmoved": ("unmoved", "did not change"),
+}
+_PLAN_GROUPS = {
+    "trained_unmoved": "planned to train, did not move",
+    "frozen_moved": "planned to be frozen, moved",
+    "other_rank": "have another rank than planned",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What a training did to a model; names of modules are in the order of the report.
+    """What a training did to a model.
 
     Attributes:
-        report: The updates as a score report.
         movements: What the report has no columns for, by module.
         path: Where the report is.
-        unmoved: Modules whose weight did not change.
-        hardly: Modules that moved less than a tenth of the median of those that moved.
-        exhausted: Modules with LoRA whose update needs its whole rank for 99 % of its energy.
-        spare: Modules with LoRA whose update needs at most half of its rank for that.
-        against: The plan compared with what happened, if one was given.
+        groups: Modules by what became of them, in the order of the report.
+        against: The plan of the training compared with what happened, if one was given: its path,
+            Kendall's tau-b of its scores and the energies of the updates by mode (modules in full
+            and with LoRA move by different rates), and groups of modules.
     """
 
     report: ScoreReport
     movements: Mapping[str, Moved]
     path: Path
-    unmoved: tuple[str, ...]
-    hardly: tuple[str, ...]
-    exhausted: tuple[str, ...]
-    spare: tuple[str, ...]
-    against: PlanCheck | None
+    groups: Mapping[str, Sequence[str]]
+    against: Mapping[str, Any] | None
 
 
 def audit_of(
-    report: ScoreReport,
-    movements: Mapping[str, Moved],
-    path: Path,
-    plan: tuple[Plan, Path] | None,
+    report: ScoreReport, movements: Mapping[str, Moved], path: Path, plan: tuple[Plan, Path] | None
 ) -> Audit:
     """Find which modules moved and which used their rank."""
     moved = {
@@ -86,58 +72,53 @@ def audit_of(
         if found.lora_rank and found.rank_for_99 is not None
     ]
     exhausted = [name for name, need, rank in needed if need >= rank > 1]
-    return Audit(
-        report=report,
-        movements=movements,
-        path=path,
-        unmoved=tuple(name for name in movements if name not in moved),
-        hardly=tuple(name for name, f in moved.items() if f.relative < _HARDLY * median),
-        exhausted=tuple(exhausted),
-        spare=tuple(
+    groups = {
+        "unmoved": [name for name in movements if name not in moved],
+        "hardly": [name for name, found in moved.items() if found.relative < _HARDLY * median],
+        "exhausted": exhausted,
+        "spare": [
             name for name, need, rank in needed if 2 * need <= rank and name not in exhausted
-        ),
-        against=None if plan is None else _plan_check(report, movements, *plan),
-    )
+        ],
+    }
+    against = None if plan is None else _compared(report, movements, *plan)
+    return Audit(report=report, movements=movements, path=path, groups=groups, against=against)
 
 
-def _plan_check(
+def _compared(
     report: ScoreReport, movements: Mapping[str, Moved], plan: Plan, path: Path
-) -> PlanCheck:
+) -> dict[str, Any]:
     energies = {row.module: row.grad_energy for row in report.candidates}
     known = [item for item in plan.modules if item.module in energies]
-    kendall = {}
+    taus = {}
     for mode in ("full", "lora"):
         items = [item for item in known if item.mode == mode]
-        kendall[mode] = tau_b(
-            [item.score for item in items], [energies[item.module] for item in items]
-        )
-    moved = {name for name, energy in energies.items() if energy}
-    frozen = {item.module for item in known if item.mode == "frozen"}
-    names = [item.module for item in known]
-    return PlanCheck(
-        path=path,
-        kendall=kendall,
-        frozen_moved=tuple(name for name in names if name in frozen and name in moved),
-        trained_unmoved=tuple(name for name in names if name not in frozen | moved),
-        other_rank=tuple(
+        taus[mode] = tau_b([item.score for item in items], [energies[it.module] for it in items])
+    return {
+        "path": path,
+        "kendall": taus,
+        "frozen_moved": [
+            item.module for item in known if item.mode == "frozen" and energies[item.module]
+        ],
+        "trained_unmoved": [
+            item.module for item in known if item.mode != "frozen" and not energies[item.module]
+        ],
+        "other_rank": [
             item.module
             for item in known
             if item.mode == "lora" and movements[item.module].lora_rank not in (item.rank, None)
-        ),
-    )
+        ],
+    }
 
 
 def print_audit(
-    found: Audit, *, top: int | None, held_out: Mapping[str, Any] | None = None
+    found: Audit, *, top: int, held_out: Mapping[str, Any] | None, as_json: bool
 ) -> None:
-    """Print what a training did.
-
-    Args:
-        top: Most lines of the table; `None` for all.
-        held_out: Losses on other data, if they were measured.
-    """
-    console, report = terminal(), found.report
-    console.print(report_headline(report), soft_wrap=True)
+    """Print what a training did, with losses on other data, if they were measured."""
+    if as_json:
+        _print_json(found, held_out)
+        return
+    console, report = Terminal(), found.report
+    console.print(report_headline(report))
     console.print()
     rank = f"beyond rank {report.run.rank}"
     table = ModuleTable(
@@ -151,25 +132,24 @@ def print_audit(
             str(place),
             row.module,
             percent(moved.relative),
-            "-" if row.rank_for_90 is None else str(row.rank_for_90),
-            "-" if moved.rank_for_99 is None else str(moved.rank_for_99),
+            measure(row.rank_for_90),
+            measure(moved.rank_for_99),
             measure(row.stable_rank),
-            "-" if row.residual_ratio is None else percent(row.residual_ratio),
-            shape(row.matrices, row.out_features, row.in_features),
+            percent(row.residual_ratio),
+            shape(row),
             "no" if row.status == "unreached" else trained,
         )
     table.print(console, hidden=len(rows) - len(rows[:top]))
     console.print()
-    print_labelled(console, _findings(found))
+    console.labelled(_findings(found))
     if held_out is not None:
-        print_labelled(console, [held_out_line(held_out)])
-    print_notes(console, run_notes(report))
+        console.labelled([held_out_line(held_out)])
+    console.notes(run_notes(report))
     console.print()
-    console.print(f"audit  {found.path}", soft_wrap=True)
+    console.print(f"audit  {found.path}")
     options = ("--ranks", "4,8,16,32", "--budget", "0.1p", "-o", "next.json")
     columns = ("--sort", "rgn", "--columns", "effective_rank,tail")
-    print_next(
-        console,
+    console.next_steps(
         (
             command("plan", found.path, *options),
             "the next plan, from the ranks that this training used",
@@ -180,30 +160,27 @@ def print_audit(
 
 def _findings(found: Audit) -> Iterable[tuple[str, str]]:
     """What a reader should know: labels and texts."""
+    unmoved = found.groups["unmoved"]
     lora = [name for name, each in found.movements.items() if each.lora_rank]
-    full = [name for name in found.movements if name not in {*lora, *found.unmoved}]
+    full = [name for name in found.movements if name not in {*lora, *unmoved}]
     for label, names in (("full", full), ("LoRA", lora)):
-        moved = [found.movements[name].relative for name in names if name not in found.unmoved]
+        moved = [found.movements[name].relative for name in names if name not in unmoved]
         if moved:
             low, middle, high = map(percent, (min(moved), statistics.median(moved), max(moved)))
             modules = count(len(names), "module")
             yield label, f"{modules}, moved by {low} to {high} of the weight, median {middle}"
-    used_up = "need their whole rank for 99 % of the update; a larger rank may help"
-    yield "used up", _named(found.exhausted, used_up)
-    yield "spare", _named(found.spare, "need at most half of their rank for 99 % of the update")
-    yield "hardly", _named(found.hardly, "moved less than a tenth of the median")
-    yield "unmoved", _named(found.unmoved, "did not change")
+    for group, (label, what) in _GROUPS.items():
+        yield label, _named(found.groups[group], what)
     if found.against is None:
         return
     taus = ", ".join(
         f"{tau:.2f} over the modules {'in full' if mode == 'full' else 'with LoRA'}"
-        for mode, tau in found.against.kendall.items()
+        for mode, tau in found.against["kendall"].items()
         if tau is not None
     )
     yield "plan", f"Kendall's tau between its scores and the energies of the updates: {taus or '-'}"
-    yield "", _named(found.against.trained_unmoved, "planned to train, did not move")
-    yield "", _named(found.against.frozen_moved, "planned to be frozen, moved")
-    yield "", _named(found.against.other_rank, "have another rank than planned")
+    for group, what in _PLAN_GROUPS.items():
+        yield "", _named(found.against[group], what)
 
 
 def _named(names: Sequence[str], what: str) -> str:
@@ -221,15 +198,14 @@ def held_out_line(held_out: Mapping[str, Any]) -> tuple[str, str]:
     return "loss", f"{losses} nats per token on {data}"
 
 
-def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None) -> None:
-    """Print the findings as one JSON object, with losses on other data, if they were measured."""
+def _print_json(found: Audit, held_out: Mapping[str, Any] | None) -> None:
     modules = [
         {
             "module": row.module,
-            "relative_update": found.movements[row.module].relative,
-            "lora_rank": found.movements[row.module].lora_rank,
+            "relative_update": moved.relative,
+            "lora_rank": moved.lora_rank,
             "rank_for_90": row.rank_for_90,
-            "rank_for_99": found.movements[row.module].rank_for_99,
+            "rank_for_99": moved.rank_for_99,
             "stable_rank": row.stable_rank,
             "effective_rank": row.effective_rank,
             "energy": row.grad_energy,
@@ -237,22 +213,15 @@ def print_audit_json(found: Audit, *, held_out: Mapping[str, Any] | None = None)
             "changed": row.status == "scored",
         }
         for row in found.report.candidates
+        for moved in (found.movements[row.module],)
     ]
-    against = found.against
-    print(
-        json.dumps(
-            {
-                "audit": str(found.path),
-                "model": found.report.model.model,
-                "rank": found.report.run.rank,
-                "modules": modules,
-                "unmoved": found.unmoved,
-                "hardly": found.hardly,
-                "exhausted": found.exhausted,
-                "spare": found.spare,
-                "plan": against and asdict(against) | {"path": str(against.path)},
-                "held_out": held_out,
-                "notes": run_notes(found.report),
-            }
-        )
-    )
+    print_json({
+        "audit": found.path,
+        "model": found.report.model.model,
+        "rank": found.report.run.rank,
+        "modules": modules,
+        **found.groups,
+        "plan": found.against,
+        "held_out": held_out,
+        "notes": run_notes(found.report),
+    })  # fmt: skip

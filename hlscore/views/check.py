@@ -9,44 +9,43 @@ from dataclasses import asdict
 from io import StringIO
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.checks.findings import CheckResult, Comparison, Finding
 from hlscore.checks.registry import RULES
 from hlscore.checks.rules import Rule
-from hlscore.views.terminal import command, print_labelled, print_next, terminal
-from hlscore.views.wording import count
+from hlscore.views.terminal import Terminal, command, picked, print_json
+from hlscore.wording import count
 
 _STYLES = {"error": "bold red", "warning": "yellow"}
 
 
-def print_check(results: Sequence[CheckResult], *, console: Console | None = None) -> None:
+def print_check(results: Sequence[CheckResult], *, console: Terminal | None = None) -> None:
     """Print what was found in plans, file by file, and a line for each file."""
-    console = console or terminal()
+    console = console or Terminal()
     for result in results:
         said = set[str]()
         for item in result.findings:
-            console.print(_line(result, item), soft_wrap=True)
+            console.print(_line(result, item))
             if item.code not in said:
                 remedy = Text.assemble(("  try: ", "cyan"), RULES[item.code].remedy)
-                console.print(remedy, soft_wrap=True)
+                console.print(remedy)
             said.add(item.code)
     if any(result.findings for result in results):
         console.print()
     for result in results:
-        console.print(_verdict(result), soft_wrap=True)
+        console.print(_verdict(result))
         if result.comparison is not None:
-            console.print(Text(f"  {_distance(result.comparison)}", style="dim"), soft_wrap=True)
+            console.dim(f"  {_distance(result.comparison)}")
     codes = sorted({item.code for result in results for item in result.findings})
     if codes:
-        print_next(console, (command("check", "--explain", codes[0]), ""))
+        console.next_steps((command("check", "--explain", codes[0]), ""))
 
 
 def check_text(results: Sequence[CheckResult]) -> str:
     """What `print_check` prints, without colour."""
     stream = StringIO()
-    print_check(results, console=Console(file=stream, markup=False, emoji=False, highlight=False))
+    print_check(results, console=Terminal(file=stream))
     return stream.getvalue()
 
 
@@ -115,17 +114,15 @@ def _plain_finding(item: Finding) -> dict[str, Any]:
     }
 
 
-def print_rules(rules: Sequence[Rule]) -> None:
+def print_rules(rules: Sequence[Rule], *, as_json: bool) -> None:
     """Print what rules ask for, why, and what to do."""
-    console = terminal()
+    if as_json:
+        keys = ("code", "name", "level", "when", "asks", "why", "remedy")
+        print_json([picked(rule, *keys) for rule in rules])
+        return
+    console = Terminal()
     for rule in rules:
         when = f", only with {rule.when}" if rule.when else ""
         console.print(Text.assemble((f"{rule.code} {rule.name}", "bold"), f" ({rule.level}{when})"))
         lines = (("  asks", rule.asks), ("  why", rule.why), ("  do", rule.remedy))
-        print_labelled(console, lines, width=7, style="dim")
-
-
-def print_rules_json(rules: Sequence[Rule]) -> None:
-    """Print rules as one JSON list."""
-    keys = ("code", "name", "level", "when", "asks", "why", "remedy")
-    print(json.dumps([{key: getattr(rule, key) for key in keys} for rule in rules]))
+        console.labelled(lines, width=7, style="dim")

@@ -22,105 +22,69 @@ from hlscore.settings import (
 from hlscore.views.terminal import command
 
 
-def plan_options(
-    settings: Mapping[str, Any], *, without: Iterable[str] = (), scores: ScoreReport | None = None
-) -> list[str]:
-    """Options that make a plan as settings say.
+def plan_command(
+    source: Plan | ScoreReport, scores: Path, *options: str, without: Iterable[str] = ()
+) -> str:
+    """`hlscore plan` with the settings of a plan or of a run, then further options.
 
     Args:
-        scores: The report that is planned from: what its run says needs no option.
+        without: Fields of the settings that `options` give.
     """
-    left = set(without)
-    if scores is not None:
-        left |= {
-            name for name in ("score", "rank") if settings.get(name) == getattr(scores.run, name)
-        }
-    return arguments(PlanSettings, settings, without=left)
+    if isinstance(source, Plan):
+        settings: Mapping[str, Any] = asdict(source.settings)
+        ranked = settings_in(source.provenance.settings, "plan")
+    else:
+        settings = settings_in(source.run.settings, "plan")
+        ranked = {"score": source.run.score, "rank": source.run.rank}
+    # What the report was ranked by is the default.
+    same = [name for name in ("score", "rank") if settings.get(name) == ranked.get(name)]
+    words = arguments(PlanSettings, settings, without=[*without, *same])
+    return command("plan", scores, *words, *options)
 
 
-def model_options(settings: Mapping[str, Any], *, without: Iterable[str] = ()) -> list[str]:
-    """Options that load the model of a run in the same way."""
-    return arguments(ModelSettings, settings, without=("model", *without))
-
-
-def data_options(settings: Mapping[str, Any]) -> list[str]:
-    """Options that read the data of a run; how many examples is another matter."""
-    return arguments(DataSettings, settings, without=("samples",))
-
-
-def plan_again(report: ScoreReport, path: Path, *options: str, without: Iterable[str] = ()) -> str:
-    """`hlscore plan` with the plan options of a run.
-
-    Args:
-        without: Fields of the plan settings that `options` give.
-    """
-    settings = settings_in(report, "plan")
-    kept = plan_options(settings, without=without, scores=report)
-    return command("plan", path, *kept, *options)
-
-
-def validate_plan(report: ScoreReport, plan_file: Path) -> str:
+def validate_command(report: ScoreReport, plan_file: Path) -> str:
     """`hlscore validate` of a plan on the model and the data of a run."""
+    run = report.run.settings
     # Trainings run on one device, on weights that are neither quantized nor spread.
-    objective = settings_in(report, "objective")
-    placing = ("load_in", "device_map", "max_memory", "offload_folder", "shard")
+    placing = ("model", "load_in", "device_map", "max_memory", "offload_folder", "shard")
     words = [
-        *model_options(settings_in(report, "model"), without=placing),
-        *data_options(settings_in(report, "data")),
-        *(["--assistant-only-loss"] if objective.get("assistant_only_loss") else []),
+        *arguments(ModelSettings, settings_in(run, "model"), without=placing),
+        *arguments(DataSettings, settings_in(run, "data"), without=("samples",)),
     ]
+    if settings_in(run, "objective").get("assistant_only_loss"):
+        words.append("--assistant-only-loss")
     return command("validate", report.model.model, "--plan", plan_file, *words)
 
 
-def rank_rollouts(report: ScoreReport, rollouts: Path, *options: str) -> str:
+def rank_rollouts_command(report: ScoreReport, rollouts: Path, *options: str) -> str:
     """`hlscore rank` on the completions of a run, with the options of that run."""
-    # The file brings the prompts, how they were completed, and the rewards.
-    brought = (
+    run = report.run.settings
+    # The file has the prompts, how they were completed, and the rewards.
+    known = (
         "objective", "loss_type", "beta", "rollouts", "rewards", "reward_weights",
         "reward_timeout", "generations", "temperature", "top_p", "top_k", "stop", "generate_batch",
     )  # fmt: skip
-    run: Mapping[str, Any] = report.run.settings
-    length = settings_in(report, "data").get("max_length")
     words = [
         *("--objective", "grpo", "--rollouts", str(rollouts)),
-        *arguments(ObjectiveSettings, settings_in(report, "objective"), without=brought),
-        *model_options(settings_in(report, "model")),
-        *arguments(DataSettings, {"max_length": length}),
-        *arguments(CandidateSettings, settings_in(report, "candidates")),
-        *arguments(CaptureSettings, settings_in(report, "capture"), without=("padding_side",)),
-        *plan_options(settings_in(report, "plan")),
+        *arguments(ObjectiveSettings, settings_in(run, "objective"), without=known),
+        *arguments(ModelSettings, settings_in(run, "model"), without=("model",)),
+        *arguments(DataSettings, {"max_length": settings_in(run, "data").get("max_length")}),
+        *arguments(CandidateSettings, settings_in(run, "candidates")),
+        *arguments(CaptureSettings, settings_in(run, "capture"), without=("padding_side",)),
+        *arguments(PlanSettings, settings_in(run, "plan")),
         *(["--weight-scores"] if run.get("weight_scores") else []),
         *(["--seed", str(run["seed"])] if run.get("seed") else []),
     ]
     return command("rank", report.model.model, *words, *options)
 
 
-def settings_in(report: ScoreReport, part: str) -> Mapping[str, Any]:
-    """Part of the settings of a run, such as `model`; empty where the report does not say."""
-    whole: Mapping[str, Any] = report.run.settings
-    found: Mapping[str, Any] = whole.get(part, {})
+def settings_in(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """Part of the settings of a run, such as `model`; empty where they do not say."""
+    found: Mapping[str, Any] = settings.get(part, {})
     return found
 
 
 def scores_beside(plan: Plan, path: Path) -> Path | None:
-    """The scores that a plan was chosen by, where they lie in its directory.
-
-    Returns:
-        The file; None where there is none, or where no score chose the plan.
-    """
+    """The scores that selected a plan, if they are in its directory."""
     scores = path.with_name(SCORES_FILE)
     return scores if plan.method == "score" and scores.is_file() else None
-
-
-def replan(plan: Plan, scores: Path, *options: str) -> str:
-    """`hlscore plan` with everything that made a plan.
-
-    Args:
-        options: Further options; they come last, so that a lock among them counts.
-    """
-    run: Mapping[str, Any] = dict(plan.provenance.settings).get("plan", {})  # type: ignore[assignment]
-    settings = asdict(plan.settings)
-    # What the report was ranked by needs no option.
-    same = [name for name in ("score", "rank") if settings[name] == run.get(name)]
-    kept = plan_options(settings, without=same)
-    return command("plan", scores, *kept, *options)

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.agreement.comparison import Comparison, Pair
 from hlscore.agreement.facts import Fact
 from hlscore.views.facts import fact_texts
-from hlscore.views.terminal import (
-    command,
-    plain_table,
-    print_next,
-    print_notes,
-    print_table,
-    terminal,
-)
-from hlscore.views.wording import count, shortened, visible
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
+from hlscore.wording import count, shortened, visible
 
 _LONGEST_LABEL = 30
 _LONGEST_HEADING = 9
@@ -36,13 +27,9 @@ class Compared:
     """A comparison with what it was made from.
 
     Attributes:
-        comparison: The agreement.
-        paths: The files.
-        labels: Short names of the files.
         facts: What is known of the runs, one value per file.
         missing: Scores of a single file that have no values.
         structures: Hash of names and shapes of each run's model.
-        within_kinds: Whether agreement within kinds was asked for.
         chosen: Whether one score was asked for, whatever the runs were ordered by.
     """
 
@@ -56,12 +43,17 @@ class Compared:
     chosen: bool
 
 
-def print_comparison(compared: Compared, *, console: Console | None = None) -> None:
+def print_comparison(
+    compared: Compared, *, as_json: bool = False, console: Terminal | None = None
+) -> None:
     """Print how well rankings agree, each with each."""
-    console = console or terminal()
+    if as_json:
+        _print_json(compared)
+        return
+    console = console or Terminal()
     found = compared.comparison
-    console.print(_headline(compared), soft_wrap=True)
-    print_notes(console, _notes(compared))
+    console.print(_headline(compared))
+    console.notes(_notes(compared))
     if len(compared.paths) > 1:
         table = plain_table("", "run", "what differs", texts=("run", "what differs"))
         table.columns[-1].ratio = 1
@@ -72,7 +64,7 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
             text = " · ".join(differing) or "nothing that is known"
             table.add_row(str(place + 1), visible(label), text)
         console.print()
-        console.print(table)
+        console.folded(table)
     _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
     overlap = f"share of the highest {count(found.top, 'module')} that both have"
     by_chance = f"({found.top / found.modules:.2f} by chance)"
@@ -82,33 +74,30 @@ def print_comparison(compared: Compared, *, console: Console | None = None) -> N
         _print_matrix(console, found, heading, lambda pair: pair.within_kinds)
     console.print()
     for line in _remarks(compared):
-        console.print(Text(line, style="dim"), soft_wrap=True)
+        console.dim(line)
     if len(compared.paths) == 2:
         difference = command("diff", *compared.paths)
-        print_next(console, (difference, "which modules the two plans train differently"))
+        console.next_steps((difference, "which modules the two plans train differently"))
 
 
-def print_comparison_json(compared: Compared) -> None:
-    """Print the whole comparison as one JSON object."""
+def _print_json(compared: Compared) -> None:
     found = compared.comparison
 
     def matrix(value: Callable[[Pair], object]) -> list[list[object]]:
         return [[value(pair) for pair in row] for row in found.pairs]
 
-    plain = {
-        "files": [
-            {"path": str(path), "label": label}
-            for path, label in zip(compared.paths, compared.labels, strict=True)
-        ],
-        "facts": [asdict(fact) | {"same": fact.same} for fact in compared.facts],
+    files = zip(compared.paths, compared.labels, strict=True)
+    print_json({
+        "files": [{"path": path, "label": label} for path, label in files],
+        "facts": [picked(fact, "name", "values", "same") for fact in compared.facts],
         "same_structure": len(set(compared.structures)) == 1,
         "rankings": [
-            {"label": item.label, "score": item.score, "rank": item.rank, "resampled_tau": tau}
+            picked(item, "label", "score", "rank") | {"resampled_tau": tau}
             for item, tau in zip(found.rankings, found.resampled, strict=True)
         ],
         "without_values": compared.missing,
         "modules": found.modules,
-        "agreement": matrix(lambda pair: asdict(pair.tau)),
+        "agreement": matrix(lambda pair: pair.tau),
         "top": {
             "modules": found.top,
             "by_chance": found.top / found.modules,
@@ -116,8 +105,7 @@ def print_comparison_json(compared: Compared) -> None:
             "jaccard": matrix(lambda pair: pair.jaccard),
         },
         "within_kinds": matrix(lambda pair: pair.within_kinds) if compared.within_kinds else None,
-    }
-    print(json.dumps(plain))
+    })  # fmt: skip
 
 
 def _headline(compared: Compared) -> Text:
@@ -152,7 +140,7 @@ def _notes(compared: Compared) -> Iterator[str]:
 
 
 def _print_matrix(
-    console: Console,
+    console: Terminal,
     found: Comparison,
     heading: str,
     value: Callable[[Pair], float | None],
@@ -168,14 +156,14 @@ def _print_matrix(
     room = console.width - max(map(cell_len, names)) - sum(len(name) + 1 for name in last)
     fitting = max(1, room // (max(5, *map(cell_len, headings)) + 1))
     console.print()
-    console.print(Text(heading, style="bold"), soft_wrap=True)
+    console.print(Text(heading, style="bold"))
     for start in range(0, len(names), fitting):
         part = range(start, min(start + fitting, len(names)))
         table = plain_table("", *(f"{headings[at]:>5}" for at in part), *last)
         for at, name in enumerate(names):
             cells = ["-" if at == to else _number(value(found.pairs[at][to])) for to in part]
             table.add_row(name, *cells, *([_number(resampled[at])] if last else []))
-        print_table(console, table)
+        console.whole(table)
 
 
 def _number(value: float | None) -> str:

@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
-from hlscore.agreement.difference import Difference, Group, Move
+from hlscore.agreement.difference import Difference, Group
 from hlscore.agreement.kendall import RankAgreement
-from hlscore.agreement.sides import Side
 from hlscore.views.facts import fact_texts
 from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
-from hlscore.views.terminal import (
-    command,
-    plain_table,
-    print_labelled,
-    print_next,
-    print_notes,
-    print_table,
-    terminal,
-)
-from hlscore.views.wording import count, measure, visible
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
+from hlscore.wording import count, measure, visible
 
 _ALWAYS = (
     "budget", "score", "LoRA rank", "in full", "trained parameters", "model", "probes", "examples",
@@ -33,25 +21,30 @@ _ALWAYS = (
 _NARROWEST_NAME = 12
 
 
-def print_difference(found: Difference, *, top: int, console: Console | None = None) -> None:
+def print_difference(
+    found: Difference, *, top: int, as_json: bool = False, console: Terminal | None = None
+) -> None:
     """Print what two plans decide differently, and whether that is more than noise."""
-    console = console or terminal()
+    if as_json:
+        _print_json(found)
+        return
+    console = console or Terminal()
     for name, side in (("A", found.a), ("B", found.b)):
         planned = f" (scores, planned with a budget of {side.plan.budget.asked})"
         source = f"{visible(str(side.path))}{planned if side.from_scores else ''}"
-        print_labelled(console, [(name, source)], width=3)
+        console.labelled([(name, source)], width=3)
     if found.none:
         console.print()
         console.print(Text("no difference", style="bold green"))
         return
-    print_notes(console, _notes(found))
+    console.notes(_notes(found))
     console.print()
     _print_facts(console, found)
     if found.moves:
         console.print()
         _print_moves(console, found, top)
     console.print()
-    print_labelled(console, _sentences(found), width=7)
+    console.labelled(_sentences(found), width=7)
     for heading, groups in (("kind", found.by_kind), ("layer", found.by_layer)):
         shown = [group for group in groups if group.full_a or group.full_b]
         if shown and found.moves:
@@ -66,39 +59,46 @@ def print_difference(found: Difference, *, top: int, console: Console | None = N
         both = command("compare", found.a.path, found.b.path)
         commands.append((both, "overlap of the highest scores"))
     if commands:
-        print_next(console, *commands)
+        console.next_steps(*commands)
 
 
-def print_difference_json(found: Difference) -> None:
-    """Print the whole difference as one JSON object."""
-    plain = {
-        "a": _plain_side(found.a),
-        "b": _plain_side(found.b),
+def _print_json(found: Difference) -> None:
+    names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
+             "trained_params")  # fmt: skip
+    sides = {
+        name: {
+            "path": side.path,
+            "holds": "scores" if side.from_scores else "plan",
+            "score": side.plan.score.name,
+            "resampled_tau": side.resampled_tau,
+        }
+        for name, side in (("a", found.a), ("b", found.b))
+    }
+    print_json(sides | {
         "same": found.none,
-        "same_structure": found.same_structure,
-        "same_weights": found.same_weights,
+        **picked(found, "same_structure", "same_weights"),
         "facts": [
             {"name": fact.name, "a": fact.values[0], "b": fact.values[1], "same": fact.same}
             for fact in found.facts
         ],
-        "modules": {
-            "common": found.common,
-            "only_a": found.only_a,
-            "only_b": found.only_b,
-            "other_shape": found.other_shape,
-        },
-        "moves": [_plain_move(move) for move in found.moves],
+        "modules": picked(found, "common", "only_a", "only_b", "other_shape"),
+        "moves": [
+            {"module": move.module}
+            | picked(move.known, "kind", "block", "layer")
+            | {
+                side: item and picked(item, *names)
+                for side, item in (("a", move.a), ("b", move.b))
+            }
+            for move in found.moves
+        ],
         "full": {
             "shared": found.shared_full,
             "expected_by_chance": found.expected_full,
             "jaccard": found.jaccard_full,
         },
         "decisions": {"jaccard": found.jaccard_decisions},
-        "agreement": asdict(found.agreement),
-        "by_kind": [asdict(group) for group in found.by_kind],
-        "by_layer": [asdict(group) for group in found.by_layer],
-    }
-    print(json.dumps(plain))
+        **picked(found, "agreement", "by_kind", "by_layer"),
+    })  # fmt: skip
 
 
 def agreement_text(found: RankAgreement) -> str:
@@ -131,7 +131,7 @@ def _notes(found: Difference) -> Iterator[str]:
         )
 
 
-def _print_facts(console: Console, found: Difference) -> None:
+def _print_facts(console: Terminal, found: Difference) -> None:
     table = plain_table("", "A", "B", texts=("A", "B"))
     for fact in found.facts:
         first, second = fact_texts(fact)
@@ -139,10 +139,10 @@ def _print_facts(console: Console, found: Difference) -> None:
             table.add_row(Text(visible(fact.name)), first, Text(second, style="bold yellow"))
         elif fact.name in _ALWAYS:
             table.add_row(fact.name, first, "same", style="dim")
-    console.print(table)
+    console.folded(table)
 
 
-def _print_moves(console: Console, found: Difference, top: int) -> None:
+def _print_moves(console: Terminal, found: Difference, top: int) -> None:
     names = [side.plan.score.name for side in (found.a, found.b)]
     table = ModuleTable((f"{names[0]} A", f"{names[1]} B"), ("A", "B"))
     for move in found.moves[:top]:
@@ -203,7 +203,7 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     yield "noise", noise
 
 
-def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: int) -> None:
+def _print_groups(console: Terminal, heading: str, groups: Sequence[Group], top: int) -> None:
     """Print modules in full by kind or layer; of the columns only the names fold."""
     numbers = ("modules", "full A", "full B", "both")
     room = max(_NARROWEST_NAME, console.width - sum(len(name) + 1 for name in numbers))
@@ -216,23 +216,4 @@ def _print_groups(console: Console, heading: str, groups: Sequence[Group], top: 
         table.add_row("\n".join(folded(name, room)), *(f"{number:,}" for number in cells))
     for text in rest:
         table.add_row(text, style="dim")
-    print_table(console, table)
-
-
-def _plain_side(side: Side) -> dict[str, object]:
-    return {
-        "path": str(side.path),
-        "holds": "scores" if side.from_scores else "plan",
-        "score": side.plan.score.name,
-        "resampled_tau": side.resampled_tau,
-    }
-
-
-def _plain_move(move: Move) -> dict[str, object]:
-    names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
-             "trained_params")  # fmt: skip
-    plain: dict[str, object] = {"module": move.module}
-    plain |= {name: getattr(move.known, name) for name in ("kind", "block", "layer")}
-    for side, item in (("a", move.a), ("b", move.b)):
-        plain[side] = None if item is None else {name: getattr(item, name) for name in names}
-    return plain
+    console.whole(table)

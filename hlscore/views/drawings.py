@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import PlanModule
 from hlscore.records import ModuleRow
-from hlscore.views.wording import count, shortened
+from hlscore.views.terminal import Terminal
+from hlscore.wording import count, shortened
 
 Module = TypeVar("Module", PlanModule, ModuleRow)
 
@@ -26,7 +26,7 @@ _ASCII_BLOCKS = "._,-=+*%#"
 
 
 def print_heat_map(
-    console: Console,
+    console: Terminal,
     modules: Sequence[Module],
     name: str,
     score: Callable[[Module], float | None],
@@ -75,10 +75,10 @@ def print_heat_map(
     hidden = ((len(kinds) - _MOST_KINDS, "more kind"), (len(layers) - len(shown), "more layer"))
     left = [count(number, noun) for number, noun in hidden if number > 0]
     if left:
-        console.print(Text(f"... {' and '.join(left)}", style="dim"))
+        console.dim(f"... {' and '.join(left)}")
     legend = f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}"
     signed = f"  {sign} trained in full" if any(full(item) for _, item in placed) else ""
-    console.print(Text(legend + signed, style="dim"))
+    console.dim(legend + signed)
 
 
 def shade_of(score: float | None, largest: float, shades: int) -> int:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
-from hlscore.views.commands import model_options, plan_options
-from hlscore.views.terminal import command, plain_table, print_next, print_table, terminal
-from hlscore.views.wording import count, memory, short
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
+from hlscore.wording import count, memory, short
 
 
 def print_estimate(
@@ -24,10 +21,31 @@ def print_estimate(
     trainings: Sequence[Training],
     *,
     device_bytes: int | None,
-    console: Console | None = None,
+    as_json: bool = False,
+    console: Terminal | None = None,
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
-    console, chosen = console or terminal(), settings.memory
+    if as_json:
+        print_json({
+            "model": model.model,
+            "params": shape.n_params,
+            "candidate_modules": len(shape.candidates),
+            "budget": settings.budget,
+            "rank": settings.rank,
+            "settings": settings.memory,
+            "device_bytes": device_bytes,
+            "trainings": [
+                asdict(item)
+                | {
+                    "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
+                    "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
+                }
+                for item in trainings
+                for use in (item.memory,)
+            ],
+        })  # fmt: skip
+        return
+    console, chosen = console or Terminal(), settings.memory
     console.print(
         Text.assemble(
             (model.model, "bold"),
@@ -35,8 +53,7 @@ def print_estimate(
             f"{count(len(shape.candidates), 'candidate module')}\n",
             f"{chosen.optimizer}, {chosen.master} master weights, batches of "
             f"{chosen.train_batch} x {chosen.train_length} tokens, activation checkpointing",
-        ),
-        soft_wrap=True,
+        )
     )
     fits = [] if device_bytes is None else [f"in {memory(device_bytes)}"]
     sizes = ("trained", "weights", "gradients", "state", "activations", "total")
@@ -58,52 +75,17 @@ def print_estimate(
             cells.append(Text(f"{memory(use.total_bytes - device_bytes)} over", style="red"))
         table.add_row(*cells)
     console.print()
-    print_table(console, table)
+    console.whole(table)
     console.print()
     for note in _notes(shape, trainings):
-        console.print(Text(note, style="dim"), soft_wrap=True)
+        console.dim(note)
     words = [
-        *model_options(asdict(model), without=("ignore_adapter",)),
+        *arguments(ModelSettings, asdict(model), without=("model", "ignore_adapter")),
         *arguments(CandidateSettings, asdict(candidates)),
         *("--budget", settings.budget),
-        *plan_options(asdict(settings), without=("budget",)),
+        *arguments(PlanSettings, asdict(settings), without=("budget",)),
     ]
-    print_next(console, (command("rank", model.model, *words), "which modules to train in full"))
-
-
-def print_estimate_json(
-    model: str,
-    shape: ModelShape,
-    settings: PlanSettings,
-    trainings: Sequence[Training],
-    *,
-    device_bytes: int | None,
-) -> None:
-    """Print the same as one JSON object."""
-    plain = [
-        asdict(item)
-        | {
-            "memory": asdict(use)
-            | {"state_bytes": use.state_bytes, "total_bytes": use.total_bytes},
-            "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
-        }
-        for item in trainings
-        for use in (item.memory,)
-    ]
-    print(
-        json.dumps(
-            {
-                "model": model,
-                "params": shape.n_params,
-                "candidate_modules": len(shape.candidates),
-                "budget": settings.budget,
-                "rank": settings.rank,
-                "settings": asdict(settings.memory),
-                "device_bytes": device_bytes,
-                "trainings": plain,
-            }
-        )
-    )
+    console.next_steps((command("rank", model.model, *words), "which modules to train in full"))
 
 
 def _label(item: Training, settings: PlanSettings) -> str:
@@ -121,11 +103,10 @@ def _notes(shape: ModelShape, trainings: Sequence[Training]) -> list[str]:
     hybrids = [item for item in trainings if item.kind == "hybrid"]
     number = max(item.full_modules or 0 for item in hybrids)
     notes = [
-        f"a hybrid trains {number} of {len(shape.candidates)} modules in full, and which ones is "
-        "known after ranking: any choice lies between the smallest and the largest"
+        f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
+        "which, and any choice takes between the smallest and the largest"
         if any(item.which == "smallest" for item in hybrids)
-        else "a hybrid trains that many parameters in full, here spread over all modules alike: "
-        "whole modules differ by little"
+        else "a hybrid trains that many parameters in full, here spread evenly over all modules"
     ]
     if shape.dimensions.expert_params:
         notes.append("fused experts stay in 16 bits on any base")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,45 +9,32 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters.exporter import Exporter, exporter_names, find_exporter
-from hlscore.views.terminal import plain_table, print_labelled, print_next, print_notes, terminal
-from hlscore.views.wording import count
+from hlscore.views.terminal import Terminal, picked, plain_table, print_json
+from hlscore.wording import count
 
 
-def print_exporters() -> None:
+def print_exporters(*, as_json: bool) -> None:
     """Print every format with what it can express."""
-    able = ("full", "LoRA", "ranks", "experts")
-    table = plain_table("format", *able, "what comes out", texts=(*able, "what comes out"))
-    for name in exporter_names():
-        item = find_exporter(name)
-        limits = item.limits
-        flags = (limits.full, limits.lora, limits.ranks, limits.parameters)
-        summary = f"{item.summary} (experimental)" if item.experimental else item.summary
-        table.add_row(name, *("yes" if flag else "-" for flag in flags), summary)
-    console = terminal()
-    console.print(table)
+    able = {"full": "full", "lora": "LoRA", "ranks": "ranks", "parameters": "LoRA on experts"}
+    found = []
+    for item in map(find_exporter, exporter_names()):
+        can = picked(item.limits, *able)
+        # Ranks, and what LoRA can sit on, are about trainers that have LoRA.
+        can = {name: yes and (name == "full" or item.limits.lora) for name, yes in can.items()}
+        found.append(picked(item, "name", "summary") | can | picked(item, "folder", "experimental"))
+    if as_json:
+        print_json(found)
+        return
+    texts = (*able.values(), "what comes out")
+    table = plain_table("format", *texts, texts=texts)
+    for row in found:
+        note = " (experimental)" if row["experimental"] else ""
+        flags = ("yes" if row[name] else "-" for name in able)
+        table.add_row(row["name"], *flags, row["summary"] + note)
+    console = Terminal()
+    console.folded(table)
     console.print()
     console.print(Text("hlscore export plan.json --to NAME --out PATH", style="cyan"))
-
-
-def print_exporters_json() -> None:
-    """Print every format as JSON."""
-    found = []
-    for name in exporter_names():
-        item = find_exporter(name)
-        limits = item.limits
-        found.append(
-            {
-                "name": name,
-                "summary": item.summary,
-                "full": limits.full,
-                "lora": limits.lora,
-                "ranks": limits.ranks,
-                "parameters": limits.parameters,
-                "folder": item.folder,
-                "experimental": item.experimental,
-            }
-        )
-    print(json.dumps(found))
 
 
 def print_export(
@@ -59,45 +45,27 @@ def print_export(
     *,
     changes: Sequence[str],
     notes: Sequence[str],
+    as_json: bool,
 ) -> None:
     """Print what was written and how it is used."""
-    console, totals = terminal(), plan.totals
+    if as_json:
+        files = list(paths.values())
+        written = {"format": exporter.name, "out": result, "files": files}
+        print_json(written | {"changes": changes, "notes": notes})
+        return
+    console, totals = Terminal(), plan.totals
     modes = (
         f"{totals.full_modules} full, {totals.lora_modules} LoRA, {totals.frozen_modules} frozen"
     )
     modules = count(totals.candidate_modules, "module")
     console.print(
-        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}"),
-        soft_wrap=True,
+        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}")
     )
-    print_labelled(console, [("wrote", str(path)) for path in paths.values()])
-    print_notes(console, changes, label="changed")
-    print_notes(console, notes)
+    console.labelled([("wrote", str(path)) for path in paths.values()])
+    console.notes(changes, label="changed")
+    console.notes(notes)
     if exporter.usage:
         probed = plan.provenance.probes.objective
         usage = exporter.usage.replace("{out}", str(result))
-        print_next(
-            console, (usage.replace("{objective}", "sft" if probed == "none" else probed), "")
-        )
-
-
-def print_export_json(
-    exporter: Exporter,
-    result: Path,
-    paths: Mapping[str, Path],
-    *,
-    changes: Sequence[str],
-    notes: Sequence[str],
-) -> None:
-    """Print the same as one JSON object."""
-    print(
-        json.dumps(
-            {
-                "format": exporter.name,
-                "out": str(result),
-                "files": [str(path) for path in paths.values()],
-                "changes": list(changes),
-                "notes": list(notes),
-            }
-        )
-    )
+        objective = "sft" if probed == "none" else probed
+        console.next_steps((usage.replace("{objective}", objective), ""))

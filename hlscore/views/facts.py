@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from hlscore.agreement.facts import Fact, Value
-from hlscore.views.wording import memory, percent, short, shortened, visible
+from hlscore.wording import memory, percent, short, shortened, visible
 
 _LONGEST = 24
 _LONGEST_WHOLE = 200

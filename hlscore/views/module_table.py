@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 
 from rich.cells import cell_len, chop_cells
-from rich.console import Console
 from rich.text import Text
 
-from hlscore.views.wording import count
+from hlscore.views.terminal import Terminal
+from hlscore.wording import count
 
 _NARROWEST_NAME = 20
 
@@ -26,7 +26,7 @@ class ModuleTable:
         """Add a module; its remark stands below it."""
         self._rows.append((cells, style, remark))
 
-    def print(self, console: Console, *, hidden: int = 0) -> None:
+    def print(self, console: Terminal, *, hidden: int = 0) -> None:
         """Print the table and how many modules it leaves out.
 
         Names fold to the width of the console, nothing else does.
@@ -50,7 +50,7 @@ class ModuleTable:
             table.append("\n".join(lines), style)
         if hidden > 0:
             table.append(f"{indent}... {count(hidden, 'more module')}\n", "dim")
-        console.print(table, end="", soft_wrap=True)
+        console.print(table, end="")
 
 
 def folded(name: str, width: int) -> list[str]:

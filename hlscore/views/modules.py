@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,40 +10,40 @@ from rich.table import Table
 from rich.text import Text
 
 from hlscore.records import Candidate
-from hlscore.views.terminal import plain_table, terminal
-from hlscore.views.wording import count, percent, shape, short
+from hlscore.views.summary import shape
+from hlscore.views.terminal import Terminal, plain_table, print_json
+from hlscore.wording import count, measure, percent, short
 
 
-def print_modules(found: Sequence[Candidate], *, model: str, total: int, show_all: bool) -> None:
+def print_modules(
+    found: Sequence[Candidate], model: str, total: int, *, show_all: bool, as_json: bool
+) -> None:
     """Print the modules of a model, a line per kind, or one per module with `show_all`."""
-    console = terminal()
+    if as_json:
+        modules = [asdict(item) | {"reason": item.reason} for item in found]
+        print_json({"model": model, "params": total, "modules": modules})
+        return
+    console = Terminal()
     candidates = [item for item in found if not item.skipped]
     skipped = len(found) - len(candidates)
     params = sum(item.n_params for item in candidates)
-    console.print(_all_table(found) if show_all else _kind_table(candidates))
+    console.folded(_all_table(found) if show_all else _kind_table(candidates))
     console.print()
     console.print(
         Text.assemble(
             (model, "bold"),
             f": {count(len(candidates), 'candidate module')}, {short(params)} of {short(total)} "
             f"parameters ({percent(params / total)}); {count(skipped, 'weight')} skipped",
-        ),
-        soft_wrap=True,
+        )
     )
     if skipped and not show_all:
-        console.print(Text("--all lists each module, and why others are skipped", style="dim"))
-
-
-def print_modules_json(found: Sequence[Candidate], *, model: str, total: int) -> None:
-    """Print the modules of a model as one JSON object."""
-    modules = [asdict(item) | {"reason": item.reason} for item in found]
-    print(json.dumps({"model": model, "params": total, "modules": modules}))
+        console.dim("--all lists each module, and why others are skipped")
 
 
 def _kind_table(candidates: Sequence[Candidate]) -> Table:
     groups: dict[tuple[str, str, str], list[Candidate]] = defaultdict(list)
     for item in candidates:
-        size = shape(item.matrices, item.out_features, item.in_features)
+        size = shape(item)
         groups[item.block, item.kind, size].append(item)
     headings = ("kind", "layers", "out x in", "parameters each", "parameters")
     table = plain_table(*headings, texts=("layers",))
@@ -69,8 +68,8 @@ def _all_table(found: Sequence[Candidate]) -> Table:
     for item in found:
         table.add_row(
             item.module,
-            "-" if item.layer is None else str(item.layer),
-            shape(item.matrices, item.out_features, item.in_features),
+            measure(item.layer),
+            shape(item),
             f"{item.n_params:,}",
             item.reason,
             style="dim" if item.skipped else None,

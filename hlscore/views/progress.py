@@ -20,7 +20,7 @@ from rich.text import Text
 
 from hlscore import steps
 from hlscore.processes import started_as
-from hlscore.views.wording import duration, short
+from hlscore.wording import duration, short
 
 
 class _RateColumn(ProgressColumn):
@@ -110,7 +110,7 @@ def warn(text: str) -> None:
 
 @contextmanager
 def status(what: str) -> Iterator[None]:
-    """A spinner while something of unknown length goes on; nothing outside a terminal."""
+    """A spinner during something of unknown length; nothing outside a terminal."""
     console = Console(stderr=True)
     if not (console.is_terminal and started_as().is_main):
         yield

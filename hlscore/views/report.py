@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.terminal import command, print_labelled, print_next, terminal
-from hlscore.views.wording import count, memory
+from hlscore.views.terminal import Terminal, command, picked, print_json
+from hlscore.wording import count, memory
 
 
-def print_written(plan: Plan, path: Path, scores: Path, plan_file: Path | None) -> None:
+def print_written(
+    plan: Plan, path: Path, scores: Path, plan_file: Path | None, *, as_json: bool
+) -> None:
     """Print where a report is, how large, and what to do next.
 
     Args:
-        plan_file: The plan that it was made from; `None` where it was made for the report.
+        plan_file: `None` where the plan was made for the report.
     """
-    console, totals = terminal(), plan.totals
+    console, totals = Terminal(), plan.totals
+    if as_json:
+        print_json({
+            "report": path,
+            "format": path.suffix.lower().removeprefix("."),
+            "bytes": path.stat().st_size,
+            "plan_file": plan_file,
+            "budget": plan.budget.asked,
+            **picked(totals, "full_modules", "candidate_modules"),
+        })  # fmt: skip
+        return
     made = f", by a plan of budget {plan.budget.asked} made for the report"
     full = f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} in full"
-    console.print(
-        Text.assemble((plan.model.name, "bold"), f"  {full}{'' if plan_file else made}"),
-        soft_wrap=True,
-    )
-    print_labelled(console, [("report", f"{path}  {memory(path.stat().st_size)}")])
+    console.print(Text.assemble((plan.model.name, "bold"), f"  {full}{'' if plan_file else made}"))
+    console.labelled([("report", f"{path}  {memory(path.stat().st_size)}")])
     commands = []
     if path.suffix.lower() != ".md":
         browser = shlex.join(["python", "-m", "webbrowser", path.resolve().as_uri()])
@@ -36,21 +44,4 @@ def print_written(plan: Plan, path: Path, scores: Path, plan_file: Path | None) 
     else:
         comment = f"gh pr comment --body-file {shlex.quote(str(path))}"
         commands.append((comment, "post it on a pull request"))
-    print_next(console, *commands)
-
-
-def print_written_json(plan: Plan, path: Path, plan_file: Path | None) -> None:
-    """Print the same as one JSON object."""
-    print(
-        json.dumps(
-            {
-                "report": str(path),
-                "format": path.suffix.lower().removeprefix("."),
-                "bytes": path.stat().st_size,
-                "plan_file": None if plan_file is None else str(plan_file),
-                "budget": plan.budget.asked,
-                "full_modules": plan.totals.full_modules,
-                "candidate_modules": plan.totals.candidate_modules,
-            }
-        )
-    )
+    console.next_steps(*commands)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
@@ -14,26 +10,27 @@ from hlscore.planning.revision import cost_of
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
-from hlscore.views.commands import plan_again, replan, scores_beside
+from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
-from hlscore.views.show import plain, resamples_of
-from hlscore.views.summary import chosen_in, training
-from hlscore.views.terminal import (
-    command,
-    plain_table,
-    print_labelled,
-    print_next,
-    print_table,
-    terminal,
-)
-from hlscore.views.wording import count, measure, memory, percent, shape, short
+from hlscore.views.show import Shown, plain, resamples_of
+from hlscore.views.summary import chosen_in, shape, training
+from hlscore.views.terminal import Terminal, command, plain_table, print_json
+from hlscore.wording import count, measure, memory, percent, short
 
 _LABEL_WIDTH = 9
 
 
-def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
+def print_plan_module(plan: Plan, item: PlanModule, shown: Shown) -> None:
     """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
-    console = terminal()
+    path = shown.path
+    if shown.as_json:
+        costs = [
+            {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
+            for mode, rank, params, size in _costs(plan, item)
+        ]
+        print_json({"file": path, "artifact": "plan", "module": plain(item), "costs": costs})
+        return
+    console = Terminal()
     _print_identity(console, item, item.params)
     why = ", set by a lock" if item.locked else ""
     if plan.method != "score":
@@ -41,67 +38,63 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path) -> None:
     alpha = "" if item.alpha is None else f", alpha {item.alpha}"
     share = percent(item.trained_params / max(1, plan.totals.trained_params))
     chosen = item.selection_probability
-    lines = [
-        (
-            "train",
-            f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
-            f"parameters, {share} of all trained parameters",
-        ),
-        (
-            "place",
-            f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
-            f"which is {measure(item.score)} ({plan.score.unit})",
-        ),
-        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
-        ("remark", item.remark),
-    ]
-    print_labelled(console, lines, width=_LABEL_WIDTH)
+    lines = {
+        "train": f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
+        f"parameters, {share} of all trained parameters",
+        "place": f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
+        f"which is {measure(item.score)} ({plan.score.unit})",
+        "chosen": "" if chosen is None else f"in {chosen_in(chosen)} of the resamples",
+        "remark": item.remark,
+    }
+    console.labelled(lines, width=_LABEL_WIDTH)
     table = plain_table("cost", "parameters", "memory", "")
     for mode, rank, params, size in _costs(plan, item):
         planned = mode == item.mode and rank == (item.rank or 0)
         cells = (training(mode, rank), f"{params:,}", memory(size))
         table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
     console.print()
-    print_table(console, table)
+    console.whole(table)
     commands = [(command("show", path), "the whole plan")]
     scores = scores_beside(plan, path)
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
-        again = replan(plan, scores, "--lock", lock, "-o", "plan-locked.json")
+        again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
         commands.append((again, "decide about this module yourself"))
-    print_next(console, *commands)
+    console.next_steps(*commands)
 
 
-def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None:
+def print_report_module(report: ScoreReport, row: ModuleRow, shown: Shown) -> None:
     """Print one row of a report: sizes, scores with errors, and what each rank misses."""
-    console = terminal()
+    path = shown.path
+    if shown.as_json:
+        resamples = {name: resamples_of(row, name) for name in SCORES}
+        print_json({
+            "file": path,
+            "artifact": "report",
+            "rank": report.run.rank,
+            "module": plain(row),
+            "intervals": {name: interval(own) for name, own in resamples.items() if own},
+        })  # fmt: skip
+        return
+    console = Terminal()
     _print_identity(console, row, row.n_params)
     chosen, reached = row.selection_probability, row.matrices_reached
     spectrum = {
         "stable rank": measure(row.stable_rank),
         "effective rank": measure(row.effective_rank),
-        "rank for 90 %": "-" if row.rank_for_90 is None else str(row.rank_for_90),
+        "rank for 90 %": measure(row.rank_for_90),
         "weight norm": measure(row.weight_norm),
         "condition number": measure(row.condition_number),
     }
-    lines = [
-        ("status", row.status + (f": {row.reason}" if row.reason else "")),
-        (
-            "place",
-            ""
-            if row.rank is None
-            else f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}",
-        ),
-        ("chosen", "" if chosen is None else f"in {chosen_in(chosen)} of the resamples"),
-        (
-            "matrices",
-            f"{reached:,} of {row.matrices:,} reached by a probe token"
-            if row.matrices > 1 and reached is not None
-            else "",
-        ),
-        ("spectrum", " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")),
-    ]
-    print_labelled(console, lines, width=_LABEL_WIDTH)
+    lines = {"status": row.status + (f": {row.reason}" if row.reason else "")}
+    if row.rank is not None:
+        lines["place"] = f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}"
+    if chosen is not None:
+        lines["chosen"] = f"in {chosen_in(chosen)} of the resamples"
+    if row.matrices > 1 and reached is not None:
+        lines["matrices"] = f"{reached:,} of {row.matrices:,} reached by a probe token"
+    lines["spectrum"] = " · ".join(f"{name} {x}" for name, x in spectrum.items() if x != "-")
+    console.labelled(lines, width=_LABEL_WIDTH)
     if row.is_candidate:
         console.print()
         _print_scores(console, report, row)
@@ -111,42 +104,18 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path) -> None
     commands = [(command("show", path, "--kind", row.kind), "its kind in every layer")]
     if row.is_candidate:
         lock = ("--lock", f"{row.module}=full")
-        again = plan_again(report, path, *lock, "-o", "plan-locked.json")
+        again = plan_command(report, path, *lock, "-o", "plan-locked.json")
         commands.append((again, "a plan that trains it"))
-    print_next(console, *commands)
+    console.next_steps(*commands)
 
 
-def print_plan_module_json(plan: Plan, item: PlanModule, path: Path) -> None:
-    """Print one module of a plan as one JSON object."""
-    costs = [
-        {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
-        for mode, rank, params, size in _costs(plan, item)
-    ]  # fmt: skip
-    found = {"file": str(path), "artifact": "plan", "module": plain(item), "costs": costs}
-    print(json.dumps(found))
-
-
-def print_report_module_json(report: ScoreReport, row: ModuleRow, path: Path) -> None:
-    """Print one row of a report as one JSON object."""
-    found = {
-        "file": str(path),
-        "artifact": "report",
-        "rank": report.run.rank,
-        "module": plain(row),
-        "intervals": {
-            name: interval(resamples_of(row, name)) for name in SCORES if resamples_of(row, name)
-        },
-    }
-    print(json.dumps(found))
-
-
-def _print_identity(console: Console, item: PlanModule | ModuleRow, params: int) -> None:
+def _print_identity(console: Terminal, item: PlanModule | ModuleRow, params: int) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
-    size = shape(item.matrices, item.out_features, item.in_features)
-    console.print(Text(item.module, style="bold"), soft_wrap=True)
+    console.print(Text(item.module, style="bold"))
     console.print(
-        Text(f"{layer} · {item.form} {size} · {count(params, 'parameter')} · {item.parameter}"),
-        soft_wrap=True,
+        Text(
+            f"{layer} · {item.form} {shape(item)} · {count(params, 'parameter')} · {item.parameter}"
+        )
     )
     console.print()
 
@@ -158,7 +127,7 @@ def _costs(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
     return [(mode, rank, *cost_of(plan, item, mode, rank)) for mode, rank in ways]
 
 
-def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None:
+def _print_scores(console: Terminal, report: ScoreReport, row: ModuleRow) -> None:
     table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")
     for name, score in SCORES.items():
         value, error = getattr(row, name), getattr(row, score.error_column, None)
@@ -175,21 +144,21 @@ def _print_scores(console: Console, report: ScoreReport, row: ModuleRow) -> None
             "-" if value is None else f"{1 + above:,}",
             style="bold" if name == report.run.score else None,
         )
-    print_table(console, table)
+    console.whole(table)
 
 
-def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None:
+def _print_curves(console: Terminal, report: ScoreReport, row: ModuleRow) -> None:
     curves = {
         name: [SCORES[name].compute(row, rank) or 0.0 for rank in row.curve_ranks]
         for name in ("tail", "hls")
     }
     first, last = row.curve_ranks[0], row.curve_ranks[-1]
-    console.print(Text("what LoRA of each rank misses", style="bold"), soft_wrap=True)
+    console.print(Text("what LoRA of each rank misses", style="bold"))
     for name, values in curves.items():
         drawn = sparkline(values, ascii_only=console.options.ascii_only)
         ends = f"  rank {first} to {last}"
         line = Text.assemble((f"{name:<5}", "bold"), (drawn, "cyan"), (ends, "dim"))
-        console.print(line, soft_wrap=True)
+        console.print(line)
     console.print()
     table = plain_table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
     table.columns[0].justify = "right"
@@ -206,4 +175,4 @@ def _print_curves(console: Console, report: ScoreReport, row: ModuleRow) -> None
         ours = rank == report.run.rank
         cells.append("compared against" if ours else "")
         table.add_row(*cells, style="bold" if ours else None)
-    print_table(console, table)
+    console.whole(table)

@@ -1,15 +1,13 @@
-"""What a run and a plan come to, in sentences that terminal and page share."""
+"""A run and a plan in sentences that terminal and page share."""
 
 from __future__ import annotations
 
-from rich.console import Console
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
 from hlscore.planning.notes import rank_counts
-from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
-from hlscore.views.terminal import print_labelled
-from hlscore.views.wording import count, memory, near_whole, percent, short, visible
+from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
+from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 
@@ -105,6 +103,12 @@ def budget_spent(budget: PlanBudget) -> str:
     return f"{short(spent)} of {short(limit)} parameters {counted}"
 
 
+def shape(item: Candidate | ModuleRow | PlanModule) -> str:
+    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
+    size = f"{item.out_features} x {item.in_features}"
+    return size if item.matrices == 1 else f"{item.matrices} x {size}"
+
+
 def training(mode: str, rank: int | None) -> str:
     """How a module is trained, in a word or two."""
     return f"LoRA {rank}" if mode == "lora" else mode
@@ -144,61 +148,54 @@ def clear_modules(clear: int, modules: int) -> str:
     return f"{clear:,} of {count(modules, 'module')} {verb} above zero with 95 % confidence"
 
 
-def print_summary(console: Console, plan: Plan) -> None:
-    """Print what a plan trains, what that takes, and how stable the choice is."""
-    print_labelled(console, summary(plan))
-
-
-def summary(plan: Plan) -> list[tuple[str, str]]:
-    """What a plan trains, what that takes, and how stable the choice is: labels and texts."""
-    totals, budget, stability = plan.totals, plan.budget, plan.stability
-    lines = []
+def summary(plan: Plan) -> dict[str, str]:
+    """What a plan trains, what that takes, and how stable the choice is: texts by label."""
+    totals, budget, stability, lines = plan.totals, plan.budget, plan.stability, {}
     if plan.coverage is not None:
         found = plan.coverage
-        lora = f"LoRA {plan.lora.rank} captures {near_whole(found.lora)} of this {found.of}"
         hybrid = "" if found.plan is None else f", the plan {near_whole(found.plan)}"
-        lines.append(("reach", lora + hybrid))
-    lines += [
-        (
-            "full",
-            f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
-            f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
-            f"{short(totals.candidate_params)} candidate parameters "
-            f"({percent(budget.realized_parameter_share)})",
-        ),
-        (
-            "trained",
-            f"{short(totals.trained_params)} parameters in all: {times_lora(totals):.2f} x plain "
-            f"LoRA of rank {plan.lora.rank}, "
-            f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning",
-        ),
-    ]
+        lines["reach"] = (
+            f"LoRA {plan.lora.rank} captures {near_whole(found.lora)} of this {found.of}{hybrid}"
+        )
+    lines["full"] = (
+        f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} "
+        f"({percent(budget.realized_module_share)}), {short(totals.full_params)} of "
+        f"{short(totals.candidate_params)} candidate parameters "
+        f"({percent(budget.realized_parameter_share)})"
+    )
+    lines["trained"] = (
+        f"{short(totals.trained_params)} parameters in all: {times_lora(totals):.2f} x plain "
+        f"LoRA of rank {plan.lora.rank}, "
+        f"{percent(totals.trained_params / max(1, totals.model_params))} of full fine-tuning"
+    )
     if plan.lora.ranks and plan.lora_modules:
         ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
-        lines.append(("ranks", f"adapters: {ranks}"))
+        lines["ranks"] = f"adapters: {ranks}"
     use = plan.memory
     weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
-    lines.append(
-        (
-            "memory",
-            f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
-            f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
-            f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})",
-        )
+    lines["memory"] = (
+        f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
+        f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
+        f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})"
     )
     if plan.solver.name == "HiGHS":
-        gap = f"HiGHS, within {plan.solver.gap:.1e} of the best value"
-        lines.append(("solver", gap))
-    if stability.mean_reselection is not None and stability.borderline_modules is not None:
-        lines.append(("stable", f"{reselection(plan)}; new probes agree less"))
-        clear = stability.clear_modules
-        doubt = (
+        lines["solver"] = f"HiGHS, {gap_text(plan.solver.gap)}"
+    if stability.mean_reselection is None or stability.borderline_modules is None:
+        return lines
+    lines["stable"] = f"{reselection(plan)}; new probes agree less"
+    clear = stability.clear_modules
+    if clear is None:
+        lines["doubt"] = (
             f"{count(stability.borderline_modules, 'module')} selected in more than 10 % and less "
             "than 90 % of the resamples"
         )
-        if clear is not None:
-            doubt = clear_modules(clear, totals.candidate_modules)
-            if clear < totals.full_modules:
-                doubt += "\nwarning: the order is mostly noise; use more probes (--samples)"
-        lines.append(("doubt", doubt))
+        return lines
+    lines["doubt"] = clear_modules(clear, totals.candidate_modules)
+    if clear < totals.full_modules:
+        lines["doubt"] += "\nwarning: the order is mostly noise; use more probes (--samples)"
     return lines
+
+
+def gap_text(gap: float) -> str:
+    """How far a choice may be from the best one."""
+    return f"within {100 * gap:.2g} % of the best value" if gap else "the best choice"

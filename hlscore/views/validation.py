@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.commands import replan, scores_beside
+from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
-from hlscore.views.terminal import (
-    command,
-    plain_table,
-    print_labelled,
-    print_next,
-    print_notes,
-    print_table,
-    terminal,
-)
-from hlscore.views.wording import count, duration, memory, short, visible
+from hlscore.views.terminal import Terminal, command, plain_table, print_json
+from hlscore.wording import count, duration, memory, short, visible
 
 _LABELS = {
     "lora": "LoRA",
@@ -36,12 +26,15 @@ _LABELS = {
 
 def print_validation(
     content: dict[str, Any], path: Path, plan: Plan, plan_path: Path,
-    *, console: Console | None = None,
+    *, as_json: bool = False, console: Terminal | None = None,
 ) -> None:  # fmt: skip
     """Print the verdict, the table, the curves and the next command."""
-    console = console or terminal()
+    if as_json:
+        print_json({"path": path, **content})
+        return
+    console = console or Terminal()
     for place, line in enumerate(content["verdict"]):
-        console.print(Text(line, style="" if place else "bold"), soft_wrap=True)
+        console.print(Text(line, style="" if place else "bold"))
     console.print()
     _print_arms(console, content)
     console.print()
@@ -49,23 +42,23 @@ def print_validation(
     console.print()
     if content.get("also"):
         _print_forgetting(console, content["also"])
-    print_notes(console, content["notes"])
-    print_labelled(console, [("validation", str(path))], width=12)
+    console.notes(content["notes"])
+    console.labelled([("validation", str(path))], width=12)
     commands = [(command("show", plan_path), "the plan that was validated")]
     scores = scores_beside(plan, plan_path)
     if scores:
-        matched = replan(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        matched = plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
         commands.append((matched, "LoRA with as many trained parameters, as a plan"))
-    print_next(console, *commands)
-
-
-def print_validation_json(content: dict[str, Any], path: Path) -> None:
-    """Print the figures as one JSON object."""
-    print(json.dumps({"path": str(path), **content}))
+    console.next_steps(*commands)
 
 
 def print_forecast(
-    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
+    trainings: tuple[int, int],
+    steps: int,
+    seconds: float,
+    arms: Sequence[tuple[str, float, int]],
+    *,
+    as_json: bool,
 ) -> None:
     """Print what a trial will take.
 
@@ -74,40 +67,28 @@ def print_forecast(
         seconds: Per training.
         arms: Name, trained parameters and predicted bytes of each arm.
     """
-    console, (least, most) = terminal(), trainings
+    console, (least, most) = Terminal(), trainings
+    if as_json:
+        keys = ("name", "trained_params", "memory_bytes")
+        print_json({
+            "fewest_trainings": least,
+            "most_trainings": most,
+            "steps": steps,
+            "seconds_per_training": seconds,
+            "arms": [dict(zip(keys, arm, strict=True)) for arm in arms],
+        })  # fmt: skip
+        return
     console.print(
         f"{least} to {most} trainings of {steps} steps, about {seconds:.1f} s each with set-up "
-        f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}",
-        soft_wrap=True,
+        f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}"
     )
     table = plain_table("arm", "trained", "memory")
     for name, params, size_bytes in arms:
         table.add_row(_LABELS[name], short(params), memory(size_bytes))
-    print_table(console, table)
+    console.whole(table)
 
 
-def print_forecast_json(
-    trainings: tuple[int, int], steps: int, seconds: float, arms: Sequence[tuple[str, float, int]]
-) -> None:
-    """Print what a trial will take as one JSON object; arguments as in `print_forecast`."""
-    least, most = trainings
-    print(
-        json.dumps(
-            {
-                "fewest_trainings": least,
-                "most_trainings": most,
-                "steps": steps,
-                "seconds_per_training": seconds,
-                "arms": [
-                    {"name": name, "trained_params": params, "memory_bytes": size_bytes}
-                    for name, params, size_bytes in arms
-                ],
-            }
-        )
-    )
-
-
-def _print_arms(console: Console, content: dict[str, Any]) -> None:
+def _print_arms(console: Terminal, content: dict[str, Any]) -> None:
     headings = ("trained", "rank", "rates", "loss", "95 %", "gap recovered", "s in steps")
     table = plain_table("arm", *headings)
     for name, arm in content["arms"].items():
@@ -130,15 +111,14 @@ def _print_arms(console: Console, content: dict[str, Any]) -> None:
             recovered,
             f"{arm['seconds_per_training']:.1f}",
         )
-    print_table(console, table)
+    console.whole(table)
 
 
-def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
+def _print_forgetting(console: Terminal, also: dict[str, Any]) -> None:
     """Print the loss on other data before and after, of each arm."""
     console.print(
         f"{count(also['examples'], 'example')} of {visible(also['source'])}: "
-        f"{also['untrained_loss']:.4f} nats per token before the training",
-        soft_wrap=True,
+        f"{also['untrained_loss']:.4f} nats per token before the training"
     )
     table = plain_table("arm", "after", "forgotten", "by seed")
     for name, arm in also["arms"].items():
@@ -149,11 +129,11 @@ def _print_forgetting(console: Console, also: dict[str, Any]) -> None:
             f"{arm['forgotten']:+.4f}" if known else "",
             " ".join("?" if loss is None else f"{loss:.4f}" for loss in arm["seeds"]),
         )
-    print_table(console, table)
+    console.whole(table)
     console.print()
 
 
-def _print_curves(console: Console, content: dict[str, Any]) -> None:
+def _print_curves(console: Terminal, content: dict[str, Any]) -> None:
     """Test loss along the training as blocks, above the lowest of all."""
     curves = {
         name: [content["untrained_loss"], *arm["curve"]["mean"]]
@@ -170,4 +150,4 @@ def _print_curves(console: Console, content: dict[str, Any]) -> None:
             f"{losses[0]:.4f} to {losses[-1]:.4f}",
             f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
-    print_table(console, table)
+    console.whole(table)

@@ -155,6 +155,13 @@ def test_broken_json_is_one_finding(
         assert found["column"] == column
 
 
+def test_a_file_of_another_kind_cannot_be_checked(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# A title\n")
+    found = hlscore("check", tmp_path / "README.md")
+    assert (found.code, found.out) == (3, "")
+    assert "is not a plan or a score report" in found.message
+
+
 def test_every_rule_without_options_is_broken_above() -> None:
     always = {code for code, rule in RULES.items() if not rule.when}
     assert always - {code for code, _, _ in BROKEN} == {"HLS101"}

@@ -115,6 +115,8 @@ def test_list_and_json(call: Call, plan_file: Path, tmp_path: Path) -> None:
     assert all(name in out for name in exporter_names())
     listed = json.loads(call("export", "--list", "--json")[1])
     assert [item["name"] for item in listed] == list(exporter_names())
+    (freeze,) = (item for item in listed if item["name"] == "freeze")
+    assert (freeze["full"], freeze["lora"], freeze["ranks"]) == (True, False, False)
     found = json.loads(call("export", plan_file, "--to", "csv", "--json")[1])
     assert found["files"] == [str(tmp_path / "plan.csv")]
     assert len((tmp_path / "plan.csv").read_text().splitlines()) == 21
@@ -126,6 +128,7 @@ def test_list_and_json(call: Call, plan_file: Path, tmp_path: Path) -> None:
         (["PLAN"], 2, "needs a plan and a format"),
         (["--to", "peft"], 2, "needs a plan and a format"),
         (["PLAN", "--to", "megatron"], 2, "There is no exporter 'megatron'"),
+        (["PLAN", "--to", "llama_factory"], 2, "Did you mean llama-factory?"),
         (["missing.json", "--to", "peft"], 3, "There is no file"),
         (["PLAN", "--to", "csv", "--out", "PLAN", "--force"], 2, "is the plan itself"),
         (["PLAN", "--to", "seed-adapter"], 3, "org/model"),

@@ -19,7 +19,8 @@ from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from hlscore.artifacts.plan import Plan, PlanSkipped
 from hlscore.artifacts.plan_file import plan_text, read_plan
-from hlscore.exporters import peft as moe_names
+from hlscore.exporters import adapter_config as moe_names
+from hlscore.exporters.adapter_config import adapter_config, lora_config, pattern, skip_modules
 from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.formats.peft import EXPORTER
 from hlscore.exporters.limits import (
@@ -30,7 +31,6 @@ from hlscore.exporters.limits import (
     faults,
 )
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import adapter_config, lora_config, pattern, skip_modules
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)

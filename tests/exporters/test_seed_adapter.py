@@ -20,13 +20,13 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ArtifactError, ModelError, UsageError
+from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.exporter import ExportSettings
 from hlscore.exporters.formats import seed_adapter
 from hlscore.exporters.formats.seed_adapter import adapter_tensors
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import lora_config
 from hlscore.inputs.identity import SAMPLES_PER_WEIGHT, sampled_bytes
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
@@ -244,9 +244,9 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / MODEL_FILE).touch()
     with pytest.raises(UsageError, match="already exists"):
-        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "seed")
+        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "seed")
     with pytest.raises(ModelError, match="no model directory"):
-        export(tmp_path / "plan.json", "seed-adapter", tmp_path / "new")
+        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 

@@ -15,18 +15,16 @@ import peft
 import pytest
 import torch
 import trl
-import yaml
 from plans import plan_for
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
+from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.exporter import ExportSettings, find_exporter
 from hlscore.exporters.limits import check_limits
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import lora_config
 from hlscore.inputs.model import load_model
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
@@ -210,20 +208,6 @@ def test_the_trl_command_stops_at_what_it_cannot_train(
     assert "lora_r" in message
     assert reason in message
     assert "python train.py sft" in message
-
-
-def test_files_are_the_same_for_the_same_plan(base: Path, tmp_path: Path) -> None:
-    plan = plan_of(base)
-    one, two = (export(plan, tmp_path / name, model="org/other") for name in "ab")
-    names = {"plan.json", "train.py", "sft.yaml", "dpo.yaml", "grpo.yaml"}
-    assert {path.name for path in one.iterdir()} == names
-    assert all((one / name).read_bytes() == (two / name).read_bytes() for name in names)
-    assert read_plan(one / "plan.json") == plan
-    for name in names - {"plan.json"}:
-        assert plan.model.fingerprint.weights in (one / name).read_text()
-    fields = yaml.safe_load((one / "sft.yaml").read_text())
-    assert fields["model_name_or_path"] == "org/other"
-    assert fields["lora_modules_to_save"] == sorted(item.module for item in plan.full)
 
 
 def test_no_adapter_goes_on_the_head() -> None:

@@ -12,9 +12,9 @@ from plans import plan_for
 from torch import nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
+from hlscore.exporters.adapter_config import target_modules, target_parameters
 from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits
 from hlscore.exporters.nearest import nearest
-from hlscore.exporters.peft import target_modules, target_parameters
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import BrowserContext, Page, Playwright, sync_playwright
-from report_content import HOSTILE, content, hostile_report, planned, silent_content
+from report_content import HOSTILE, content, hostile_report, planned
 
 from hlscore.pages.content import Content, join
 from hlscore.pages.formats import chart_script
@@ -281,25 +281,6 @@ def test_dark_pages_are_dark_and_paper_is_light(opened: Opener) -> None:
     assert colours(seen, labels) == light[2]
 
 
-def test_print_shows_no_controls_and_repeats_the_header(opened: Opener) -> None:
-    seen = opened(joined())
-    seen.page.emulate_media(media="print")
-    for control in ("#filter", "#module"):
-        assert not seen.page.locator(control).is_visible()
-    style = "selector => getComputedStyle(document.querySelector(selector))"
-    assert seen.page.evaluate(f"({style})('#modules thead').display") == "table-header-group"
-    assert seen.page.evaluate(f"({style})('figure').breakInside") == "avoid"
-    assert seen.page.evaluate(f"({style})('.tall').overflow") == "visible"
-    assert seen.page.locator("#modules tbody tr").last.is_visible()
-    seen.page.set_viewport_size({"width": 720, "height": 1000})  # A4 with the usual margins
-    assert seen.page.evaluate("() => document.documentElement.scrollWidth") <= 720
-    height = "() => document.querySelector('#modules tbody tr').offsetHeight"
-    assert seen.page.evaluate(height) < 50
-    pdf = seen.page.pdf(format="A4")
-    assert pdf.startswith(b"%PDF")
-    assert 3 <= pdf.count(b"/Type /Page\n") + pdf.count(b"/Type /Page ") <= 12
-
-
 @pytest.mark.parametrize("width", [360, 700, 1200])
 def test_the_page_never_scrolls_sideways(opened: Opener, width: int) -> None:
     seen = opened(joined(), width=width)
@@ -359,36 +340,3 @@ def test_without_scripts_the_page_holds_texts_and_tables(
     for dead in (".chart", "#filter", "#one"):
         assert not page.locator(dead).first.is_visible()
     chromium.close()
-
-
-@pytest.mark.parametrize("case", ["zero", "one", "baseline"])
-def test_pages_with_nothing_to_choose_are_whole(opened: Opener, case: str) -> None:
-    found = {
-        "zero": lambda: silent_content(42),
-        "one": lambda: joined(1, budget="1"),
-        "baseline": lambda: joined(baseline="random"),
-    }[case]()
-    seen = opened(found)
-    for name in ("heat", "bars", "tail", "memory"):
-        assert seen.page.locator(f"#chart-{name} svg .role-mark path").count() > 0, name
-    assert seen.page.locator("#chart-stability").count() == 0
-
-
-def test_two_thousand_modules_open_sort_and_filter(opened: Opener) -> None:
-    found = joined(2_000)
-    seen = opened(found)
-    seen.page.locator("#modules thead button").nth(1).click()
-    assert seen.column(1)[0].startswith("lm_head")
-    seen.page.locator("#filter").fill("layers.7.")
-    assert seen.text("#count") == "7 of 2,001 rows"
-    seen.page.locator("#filter").fill("")
-    assert seen.text("#count") == "2,001 of 2,001 rows, the first 500 shown"
-    seen.page.locator("#module").select_option("1999")
-    assert seen.text("#one-name") == found.lines[1999].row.module
-    shown = (
-        "() => [...document.querySelectorAll('#modules tbody tr')]"
-        ".filter(row => row.checkVisibility()).length"
-    )
-    assert seen.page.evaluate(shown) == 500
-    seen.page.locator("#all").click()
-    assert seen.page.evaluate(shown) == 2_001

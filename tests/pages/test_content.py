@@ -13,12 +13,11 @@ from hlscore.errors import UsageError
 from hlscore.pages import sentences
 from hlscore.pages.charts import signed
 from hlscore.pages.content import Content, join
-from hlscore.pages.module_charts import heat_chart, level_names, shared_start
+from hlscore.pages.module_charts import heat_chart
 from hlscore.pages.page import html_text
 from hlscore.pages.plan_charts import charts_of
 from hlscore.scores.registry import SCORES
-from hlscore.views.drawings import shade_of
-from hlscore.views.wording import measure, memory
+from hlscore.wording import measure, memory
 
 
 def quantile(values: list[float], share: float) -> float:
@@ -100,31 +99,6 @@ def test_cumulative_scores_need_a_positive_score_and_resamples_for_its_band() ->
     assert empty.cumulative == {}
     text = html_text(empty, "0")
     assert "No score is above zero" in text
-
-
-def test_long_curves_keep_their_ends() -> None:
-    curve = content(700).cumulative["parameters"]
-    assert len(curve.taken) <= 200
-    assert (curve.taken[0], curve.held[0]) == (0, 0)
-    assert (curve.taken[-1], curve.held[-1]) == (pytest.approx(1), pytest.approx(1))
-
-
-def test_levels_are_what_the_legend_says() -> None:
-    names = level_names()
-    assert len(names) == 6
-    for share in [number / 1000 for number in range(1001)]:
-        name = names[shade_of(share, 1.0, 5)]
-        numbers = [float(word) for word in name.split() if word.isdecimal()]
-        percent = 100 * share
-        if share == 0:
-            assert name == "zero or below"
-        elif name.startswith("up to"):
-            assert percent <= numbers[0] + 0.5
-        elif name.startswith("over"):
-            assert percent >= numbers[0] - 0.5
-        else:
-            assert numbers[0] - 0.5 <= percent <= numbers[1] + 0.5
-    assert shade_of(None, 1, 5) == shade_of(-1, 1, 5) == shade_of(1, 0, 5) == 0
 
 
 def test_memory_of_the_plan_is_that_of_the_plan_file() -> None:
@@ -227,12 +201,6 @@ def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
     assert max(mixed.columns["modules"]) == 41
 
 
-def test_names_lose_only_what_all_share() -> None:
-    found = content(10)
-    assert shared_start(found.lines) == "model.layers."
-    assert shared_start(content(1, budget="1").lines) == ""
-
-
 def test_the_headline_says_what_the_plan_does() -> None:
     found = content(20, budget="0.2", locks=("*.1.*=frozen",))
     totals = found.plan.totals
@@ -283,14 +251,6 @@ def test_plans_of_other_models_scores_and_ranks_are_refused() -> None:
     rank = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 5})})
     with pytest.raises(UsageError, match="rank 5"):
         join(found, rank, planned_here=False)
-
-
-def test_modules_that_a_plan_does_not_list_are_frozen() -> None:
-    found = report(10)
-    plan = planned(found)
-    shorter = plan.model_copy(update={"modules": plan.modules[:-1]})
-    lines = join(found, shorter, planned_here=False).lines
-    assert [line.mode for line in lines][-1] == "frozen"
 
 
 def test_other_probes_are_told() -> None:

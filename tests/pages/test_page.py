@@ -90,12 +90,6 @@ def test_a_script_cannot_end_itself() -> None:
     assert inline("'</SCRIPT'") == "'\\x3c/SCRIPT'"
 
 
-def test_the_same_input_gives_the_same_page(bundle: str) -> None:
-    first, second = (html_text(content(30), bundle) for _ in range(2))
-    assert first == second
-    assert chart_script.__wrapped__() == bundle
-
-
 def test_two_thousand_modules_stay_below_three_megabytes(bundle: str) -> None:
     found = report(2_000, resamples=5)
     ranks = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)  # as with --rank 64

@@ -11,7 +11,6 @@ from reports import report
 from hlscore.pages import sentences
 from hlscore.pages.content import Content, join
 from hlscore.pages.plan_charts import charts_of
-from hlscore.pages.sentences import key_figures, what_was_run
 
 
 def noisy_content(modules: int) -> Content:
@@ -64,19 +63,3 @@ def test_where_everything_is_chosen_nothing_was_to_choose() -> None:
     assert "nothing to choose" in sentences.certainty(found)
     assert "stability" not in charts_of(found)
     assert "budget ends" not in str(charts_of(found)["bars"].spec)
-
-
-def test_missing_resamples_are_the_reason_only_where_they_are_missing() -> None:
-    found = content(42, resamples=0)
-    assert "no resamples" in sentences.certainty(found)
-    assert "no resamples" in sentences.stability_caption(found)
-
-
-def test_small_numbers_are_written_out() -> None:
-    assert dict(what_was_run(content(1, budget="1")))["Budget"].startswith("1: 1 of 1 module")
-    large = dict(what_was_run(content(1200, budget="0.8334")))["Budget"]
-    assert "1,000 of 1,000 modules" in large
-    assert ("1 of 1", "modules in full") in key_figures(content(1, budget="1"))
-    assert charts_of(content(1, budget="1"))["bars"].title == "The only module"
-    assert charts_of(content(12))["bars"].title == "All 12 modules, the highest first"
-    assert charts_of(content(60))["bars"].title == "The 40 highest of 60 modules"

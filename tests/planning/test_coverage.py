@@ -15,7 +15,7 @@ from hlscore.planning.revision import Change, revise
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings
 from hlscore.views.summary import summary
-from hlscore.views.wording import near_whole
+from hlscore.wording import near_whole
 
 
 def report(*curves: tuple[float, ...]) -> ScoreReport:
@@ -48,7 +48,7 @@ def test_shares_are_sums_over_all_candidates() -> None:
 
 def test_it_is_the_first_line_of_a_plan() -> None:
     plan = planned(TWO, budget="1", rank=4, locks=("*q_proj=full", "*k_proj=lora"))
-    first = summary(plan)[0][1]
+    first = summary(plan)["reach"]
     assert first == "LoRA 4 captures 84.0 % of this gradient, the plan 90.0 %"
 
 
@@ -62,7 +62,7 @@ def test_an_export_that_changes_the_plan_says_nothing_of_it() -> None:
     changed = revise(plan, [Change(module=plan.full[0].module, mode="frozen")])
     assert changed.coverage is not None
     assert changed.coverage.plan is None
-    assert summary(changed)[0][1] == "LoRA 4 captures 84.0 % of this gradient"
+    assert summary(changed)["reach"] == "LoRA 4 captures 84.0 % of this gradient"
 
 
 def test_nothing_is_known_without_probes() -> None:
@@ -93,7 +93,7 @@ def test_ranks_that_end_too_low_are_said() -> None:
     assert bool(notes) == many
     assert many
     assert f"{ranks.count(4)} of rank 4" in notes[0]
-    assert any(text.startswith("adapters: ") for _, text in summary(free))
+    assert summary(free)["ranks"].startswith("adapters: ")
 
 
 @pytest.mark.parametrize(
@@ -113,4 +113,4 @@ def test_shares_near_one_keep_two_digits_of_what_is_missing(share: float, said: 
 def test_updates_of_trials_are_called_so() -> None:
     run = replace(TWO.run, settings={**TWO.run.settings, "capture": {"movement": "trial"}})
     plan = planned(replace(TWO, run=run), budget="1", rank=4)
-    assert summary(plan)[0][1].startswith("LoRA 4 captures 84.0 % of this update")
+    assert summary(plan)["reach"].startswith("LoRA 4 captures 84.0 % of this update")

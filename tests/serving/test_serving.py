@@ -210,7 +210,7 @@ def of_another_base(folder: Path) -> None:
         ("extract-lora", whole_model, (), "is a whole model"),
         ("merge", whole_model, (), "is a whole model"),
         ("extract-lora", with_norm, (), "model.norm.weight was trained, and LoRA holds no"),
-        ("extract-lora", on_experts, (), "is no linear layer"),
+        ("extract-lora", on_experts, (), "is not a linear layer"),
         ("merge", on_experts, (), "is stored in pieces"),
         ("merge", of_another_base, (), "is an adapter for other modules"),
         ("extract-lora", of_another_base, ("--max-rank", "1024"), "--max-rank is 1024"),

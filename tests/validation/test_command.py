@@ -20,7 +20,6 @@ import pytest
 import torch
 from console import Outcome, hlscore, save_model, write_rows
 from families import FAMILIES
-from rich.console import Console
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.inputs.model import load_model
@@ -30,6 +29,7 @@ from hlscore.validation import run as running
 from hlscore.validation import training
 from hlscore.validation.run import prepare
 from hlscore.validation.training import Setup, Training, train
+from hlscore.views.terminal import Terminal
 from hlscore.views.validation import print_validation
 
 WORDS = ("red", "green", "blue", "black", "white", "pink")
@@ -173,7 +173,7 @@ def test_last_command_has_the_budget_and_the_ranks_of_the_plan(
 
     def last_line() -> str:
         printed = io.StringIO()
-        console = Console(file=printed, width=200)
+        console = Terminal(file=printed, width=200)
         print_validation(tried[1], tmp_path / "x.json", read_plan(path), path, console=console)
         return printed.getvalue().splitlines()[-1].strip()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ import pytest
 from compared import (
     HOSTILE,
     check_width,
-    next_commands,
     noisy,
     printed,
     refused,
@@ -39,15 +37,6 @@ def files(
 ) -> tuple[Path, ...]:
     folder = tmp_path_factory.mktemp("runs")
     return tuple(save(run, folder / f"seed-{run.run.seed}" / "scores.parquet") for run in runs)
-
-
-def test_next_command_runs(runs: Sequence[ScoreReport], tmp_path: Path) -> None:
-    paths = [save(runs[at], tmp_path / f"it's run [{at}]" / "s.parquet") for at in (0, 1)]
-    (command,) = next_commands(printed("compare", *paths))
-    words = shlex.split(command)
-    assert words == ["hlscore", "diff", *map(str, paths)]
-    assert hlscore(*words[1:]).code == 0
-    assert next_commands(printed("compare", paths[0])) == []
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -97,7 +86,7 @@ def test_wide_matrices_come_in_parts(
     [
         (["--score", "nope"], ["There is no score 'nope'", "hls, tail"]),
         (["--score", "[red]"], ["There is no score '[red]'"]),
-        (["--score", "tail"], ["Of one run all scores are compared"]),
+        (["--score", "tail"], ["All scores of one run are compared"]),
         (["--rank", "7"], ["no score for rank 7", "2, 4, 8, 16"]),
         (["--rank", "0"], ["--rank is 0", "1 to 8192"]),
         (["--rank", "-4"], ["--rank is -4"]),

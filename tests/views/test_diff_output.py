@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from compared import (
-    HOSTILE,
-    check_width,
-    next_commands,
     noisy,
     printed,
     refused,
@@ -22,13 +18,10 @@ from compared import (
     told,
 )
 from console import hlscore
-from rich.cells import cell_len
 
 from hlscore.records import ScoreReport
 
 COUNT = 21
-SENTENCES = ("moved  ", "full   ", "order  ", "noise  ", "       the ", "       A and", "note: ")
-PRINTABLE = {"markup", "wide", "long"}
 """Names that a file may hold; the others are refused when it is read."""
 
 
@@ -137,69 +130,6 @@ def test_different_models_are_told(
     namesake = save_plan(renamed(runs[0], {0: "x.y"}), tmp_path / "namesake.json")
     (note,) = hlscore("diff", plans[0], namesake).notes
     assert "different models, both called org/model: 20 modules of the same name" in note
-
-
-def test_other_weights_and_other_scores_are_told(
-    runs: Sequence[ScoreReport], plans: Sequence[Path], tmp_path: Path
-) -> None:
-    model = runs[0].model
-    trained = replace(model, fingerprint=replace(model.fingerprint, weights="sha256:9"))
-    path = save_plan(replace(runs[0], model=trained), tmp_path / "trained.json", score="tail")
-    found = told("diff", plans[0], path)
-    assert (found["same_structure"], found["same_weights"]) == (True, False)
-    assert hlscore("diff", plans[0], path).notes == [
-        "note: the models have the same modules, but other weights",
-        "note: A is ordered by hls, B by tail: scores of different kinds are compared",
-    ]
-    assert "Kendall's tau of hls and tail " in printed("diff", plans[0], path)
-
-
-def test_next_commands_run(runs: Sequence[ScoreReport], tmp_path: Path) -> None:
-    names = {0: "it's [red] a name", 1: "$(touch x)"}
-    paths = [
-        save(renamed(run, names), tmp_path / f"a run; [{at}]" / "s") for at, run in enumerate(runs)
-    ]
-    commands = next_commands(printed("diff", *paths, "--budget", "0.5"))
-    assert [shlex.split(command)[1] for command in commands] == ["show", "compare"]
-    for command in commands:
-        found = hlscore(*shlex.split(command)[1:])
-        assert found.code == 0, found.err
-
-
-@pytest.mark.parametrize("width", [40, 80])
-@pytest.mark.parametrize("name", sorted(PRINTABLE))
-def test_hostile_modules_are_shown_as_text_and_nothing_is_cut(
-    runs: Sequence[ScoreReport],
-    tables: Sequence[Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    name: str,
-    width: int,
-) -> None:
-    monkeypatch.setenv("COLUMNS", str(width))
-    hostile = HOSTILE[name]
-    other = save(renamed(runs[1], {0: hostile}, model=hostile), tmp_path / "hostile")
-    arguments = ("diff", tables[0], other, "--budget", "0.3")
-    assert hostile in [move["module"] for move in told(*arguments)["moves"]]
-    text = printed(*arguments)
-    assert all(line.isprintable() for line in text.splitlines())
-    assert "…" not in text
-    (moves,) = re.findall(r"^ *# module.*?\n\n", text, re.MULTILINE | re.DOTALL)
-    assert re.sub(r"\s", "", hostile) in name_column(moves)
-    assert all(word in text for word in ("modules full A full B both", "kind ", "layer "))
-    # There names keep 20 columns, so that below 60 the table may be wider than the terminal.
-    assert max(map(cell_len, moves.splitlines())) <= max(width, 60)
-    check_width(text.replace(moves, "\n"), width, sentences=SENTENCES)
-
-
-def name_column(table: str) -> str:
-    """What stands in the column of names, without its line breaks and spaces."""
-    parts, column = [], table.index("module")
-    for line in table.splitlines()[1:]:
-        name = line[column:]
-        figures = re.search(r" +(-|[\d.e-]+) +(-|[\d.e-]+) (full|LoRA|absent|frozen)", name)
-        parts.append(name[: figures.start()] if figures else name)
-    return re.sub(r"\s", "", "".join(parts))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from hlscore.settings import (
     PlanSettings,
     arguments,
 )
-from hlscore.views.commands import data_options, model_options, plan_options
 
 TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-batch", "2")
 LOCK = "*.down_proj=lora"
@@ -174,28 +173,24 @@ def test_estimate_hands_its_options_to_rank(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (model_options(asdict(ModelSettings(model="m"))), ""),
         (
-            model_options(
-                asdict(
-                    ModelSettings(
-                        model="m", revision="v 2", dtype="float32", device_map="auto",
-                        max_memory={"0": "20GiB", "cpu": "64GiB"}, allow_pickle=True,
-                    )
-                )
+            arguments(
+                ModelSettings,
+                {"revision": "v 2", "dtype": "float32", "device_map": "auto",
+                 "max_memory": {"0": "20GiB", "cpu": "64GiB"}, "allow_pickle": True},
+                without=("model",),
             ),
             "--revision 'v 2' --dtype float32 --device-map auto --max-memory 0=20GiB "
             "--max-memory cpu=64GiB --allow-pickle",
         ),
-        (data_options(asdict(DataSettings(data="d", config="c", samples=3))),
-         "--data d --data-config c"),
+        (arguments(DataSettings, {"data": "d", "config": "c"}), "--data d --data-config c"),
         (
             arguments(CaptureSettings, asdict(CaptureSettings(checkpointing=False, passes=3))),
             "--no-checkpointing --passes 3",
         ),
         (arguments(CandidateSettings, {"include": ["a*", "b"]}), "--include 'a*' --include b"),
         (
-            plan_options(asdict(PlanSettings(ranks=(4, 8), rank=4, locks=("*=full", "x=lora")))),
+            arguments(PlanSettings, {"ranks": (4, 8), "rank": 4, "locks": ("*=full", "x=lora")}),
             "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora",
         ),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,6 @@ from report_content import planned
 from reports import report
 from shown import (
     Row,
-    commands,
     heat_map,
     in_order,
     mixed_report,
@@ -25,7 +23,6 @@ from shown import (
     number,
     read_modules,
     read_rows,
-    same_score,
     show,
     show_json,
     table,
@@ -284,43 +281,6 @@ def test_options_that_make_no_sense_are_refused(
         assert found.message.splitlines()[0] == f"error: {said}"
 
 
-def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "a run"
-    folder.mkdir()
-    write(report(20), folder / "scores.parquet")
-    write_plan(planned(report(20)), folder / "plan.json")
-    monkeypatch.chdir(folder)
-    for arguments in (["scores.parquet"], ["plan.json"], ["scores.parquet", "--status", "skipped"],
-                      [folder / "scores.parquet"], [folder / "plan.json"]):  # fmt: skip
-        suggested = commands(show(*arguments))
-        assert len(suggested) == 2
-        for command in suggested:
-            name, *words = shlex.split(command)
-            ran = hlscore(*words, *(["--force"] if words[0] != "show" else []))
-            assert (name, ran.code) == ("hlscore", 0), (command, ran.err)
-
-
-@pytest.mark.parametrize("baseline", ["all-lora", "random", "all-full"])
-def test_baselines(tmp_path: Path, baseline: str) -> None:
-    path = tmp_path / "plan.json"
-    write_plan(planned(report(12), baseline=baseline), path)
-    out = show(path)
-    assert f"chosen as the baseline {baseline}" in out
-    full = sum(row["mode"] == "full" for row in read_modules(path))
-    assert f"\nfull    {full} of 12 modules" in out
-    assert ("◆" in out) == (full > 0) == (baseline != "all-lora")
-    assert ("None of its 12 modules" in show(path, "--mode", "full")) == (full == 0)
-
-
-def test_one_module(tmp_path: Path) -> None:
-    path = write(report(1), tmp_path / "scores.parquet")
-    assert len(table(show(path))) == 2
-    assert heat_map(show(path)) == {"q_proj": "██", "layer": "0"}
-    write_plan(planned(report(1), budget="1"), tmp_path / "plan.json")
-    assert heat_map(show(tmp_path / "plan.json")) == {"q_proj": "█◆", "layer": "0"}
-    assert "1 of 1 module (100 %)" in show(tmp_path / "plan.json")
-
-
 def test_no_module(tmp_path: Path) -> None:
     path = write(replace(report(0), rows=()), tmp_path / "scores.parquet")
     assert show(path).endswith("\nIt holds no modules.\n")
@@ -328,19 +288,6 @@ def test_no_module(tmp_path: Path) -> None:
     only_skipped = write(report(0), path)
     assert [cells[1] for cells in table(show(only_skipped))] == ["lm_head"]
     assert "rising" not in show(only_skipped)
-
-
-@pytest.mark.parametrize(("value", "mark"), [(None, "·"), (0.0, "·"), (-1.0, "·"), (0.25, "█")])
-def test_scores_that_are_all_the_same(tmp_path: Path, value: float | None, mark: str) -> None:
-    path = write(same_score(mixed_report(14), value), tmp_path / "scores.parquet")
-    rows = read_rows(path)
-    for options in ([], ["--reverse"], ["--sort", "tail"]):
-        out = show(path, *options)
-        assert [cells[1] for cells in table(out)] == [row["module"] for row in rows]
-        assert {cells[2] for cells in table(out)[:-1]} == {number(value)}
-        drawn = heat_map(out)
-        assert drawn.pop("layer").strip() == "0"
-        assert set("".join(drawn.values())) <= {mark, " "}
 
 
 def test_a_score_that_this_version_does_not_know(tmp_path: Path) -> None:

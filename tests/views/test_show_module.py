@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from report_content import planned
 from reports import report
 from shown import (
     Row,
-    commands,
     mixed_report,
     number,
     read_modules,
@@ -58,6 +56,12 @@ def test_a_full_name_or_an_end_that_no_other_has(scores: Path, plan: Path, name:
     for path in (scores, plan):
         assert show_json(path, "--module", name)["module"]["module"] == DOWN
         assert show(path, "-m", name).startswith(f"{DOWN}\nlayer 0 · linear 64 x 48 · 3,072 param")
+
+
+def test_a_skipped_weight_is_refused_with_the_reason(plan: Path) -> None:
+    found = hlscore("show", plan, "--module", "lm_head")
+    assert found.code == 2
+    assert "The plan skips 'lm_head': output head: ranked with --head." in found.message
 
 
 def test_a_full_name_counts_before_ends(tmp_path: Path) -> None:
@@ -143,38 +147,6 @@ def test_the_scores_of_every_row(scores: Path) -> None:
         assert f"\nplace    {row['rank']} of 30 by hls\n" in out
 
 
-LEVELS = "▁▂▃▄▅▆▇█"
-
-
-def bars(values: list[float]) -> str:
-    """Seven steps of equal height above zero; nothing for what is not above it."""
-    marks = ""
-    for value in values:
-        steps = [abs(value / max(values) - step / 7) for step in range(8)] if value > 0 else []
-        marks += LEVELS[steps.index(min(steps))] if steps else "·"
-    return marks
-
-
-def test_the_curves_of_every_row(scores: Path) -> None:
-    for row in read_rows(scores)[::2]:
-        out = show(scores, "--module", row["module"])
-        if not row["curve_ranks"]:
-            assert "misses" not in out.split("next")[0]
-            continue
-        for name in ("tail", "hls"):
-            drawn = bars(row[f"{name}_curve"])
-            assert f"\n{name:<5}{drawn}  rank 0 to 16\n" in out
-        printed = [line.split() for line in lines_after(out, "rank ")]
-        for place, (rank, cells) in enumerate(zip(row["curve_ranks"], printed, strict=True)):
-            wanted = [str(rank)]
-            for name in ("tail", "hls"):
-                curve, errors = row[f"{name}_curve"], row[f"{name}_curve_errors"]
-                share = curve[place] / curve[0] if curve[0] else None
-                wanted += [number(curve[place]), *(["-"] if share is None else [
-                    f"{100 * share:.3g}", "%"]), number(errors[place])]  # fmt: skip
-            assert cells == wanted + (["compared", "against"] if rank == 4 else [])
-
-
 def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
     found = same_score(report(3), None)
     silent = found.rows[1].changed(tail_curve=(0.0,) * 5, hls_curve=(-1.0, -2.0, 0.0, 0.0, 0.0))
@@ -183,22 +155,6 @@ def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
     assert "\ntail ·····  rank 0 to 16\nhls  ·····  rank 0 to 16\n" in out
     assert "%" not in "".join(line[:24] for line in lines_after(out, "rank "))
     assert all(line.split()[1] == "-" for line in lines_after(out, "score "))
-
-
-def test_what_else_is_said_of_a_row(scores: Path) -> None:
-    by_name = {row["module"]: row for row in read_rows(scores)}
-    experts = next(row for row in by_name.values() if row["matrices"] == 4)
-    out = show(scores, "-m", experts["module"])
-    assert "\nmatrices 3 of 4 reached by a probe token\n" in out
-    assert "\nstatus   scored: one is silent\n" in out
-    assert "layer 1 · experts 4 x 64 x " in out
-    bare = next(row for row in by_name.values() if row["stable_rank"] is None and row["rgn"])
-    number = f"condition number {bare['condition_number']:.3g}"
-    assert f"\nspectrum weight norm 5 · {number}\n" in show(scores, "-m", bare["module"])
-    chosen = next(row for row in by_name.values() if row["selection_probability"] == 0.75)
-    assert "\nchosen   in 75 % of the resamples\n" in show(scores, "-m", chosen["module"])
-    outside = next(row for row in by_name.values() if row["layer"] is None and row["rank"])
-    assert "\noutside the layers · linear" in show(scores, "-m", outside["module"])
 
 
 def test_every_module_of_a_plan(plan: Path) -> None:
@@ -239,31 +195,3 @@ def test_costs_are_what_a_plan_with_the_other_mode_costs(tmp_path: Path) -> None
     assert costs[("frozen", None)] == 0
     for mode, way in (("full", ("full", None)), ("lora", ("lora", 4))):
         assert costs[way] == made(mode).memory.total_bytes - nothing, mode
-
-
-def test_locks_and_baselines_are_named(tmp_path: Path) -> None:
-    path = tmp_path / "plan.json"
-    write_plan(planned(report(12), budget="0.5", locks=(f"{DOWN}=full",)), path)
-    assert "\ntrain    full, set by a lock: 3.07 k parameters, " in show(path, "-m", DOWN)
-    write_plan(planned(report(12), baseline="all-lora"), path)
-    assert "\ntrain    LoRA 4, alpha 8, by the baseline all-lora: " in show(path, "-m", DOWN)
-
-
-def test_the_suggested_commands_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "it's a run"
-    folder.mkdir()
-    write(report(20), folder / "scores.parquet")
-    write_plan(planned(report(20), ranks=(2, 4)), folder / "plan.json")
-    monkeypatch.chdir(folder)
-    for path in (Path("scores.parquet"), folder / "scores.parquet", folder / "plan.json"):
-        suggested = commands(show(path, "--module", DOWN))
-        assert len(suggested) == 2
-        for command in suggested:
-            name, *words = shlex.split(command)
-            ran = hlscore(*words, *(["--force"] if words[0] != "show" else []))
-            assert (name, ran.code) == ("hlscore", 0), (command, ran.err)
-    locked = {row["module"]: row for row in read_modules(folder / "plan-locked.json")}
-    assert locked[DOWN]["locked"]
-    assert len(commands(show("scores.parquet", "--module", "lm_head"))) == 1
-    (folder / "scores.parquet").unlink()
-    assert len(commands(show("plan.json", "--module", DOWN))) == 1

@@ -74,22 +74,6 @@ def test_names_are_printed_as_they_are(
         assert "\x1b" not in unstyled(coloured)
 
 
-def test_one_module_of_any_name(
-    hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for path in hostile:
-        for name in NAMES[::6]:
-            plain = show(path, f"--module={name}")
-            assert plain.startswith(f"{name}\n")
-            assert f" · {name}.weight\n" in plain
-            assert show_json(path, f"--module={name}")["module"]["module"] == name
-        plain = show(path, "-m", NAMES[16])
-        with monkeypatch.context() as patch:
-            colour(patch)
-            coloured = show(path, "-m", NAMES[16])
-        assert coloured != plain == unstyled(coloured)
-
-
 def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
     for name in NAMES[len(HOSTILE) - 4 :: 3]:
         path = write(renamed(report(12), [name]), tmp_path / "it's.parquet")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import adapter_config, skip_modules
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import adapter_config, skip_modules
 
 _LIMITS = Limits(trainer="axolotl")
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(

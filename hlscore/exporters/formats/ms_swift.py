@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
-from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
-from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import (
+from hlscore.exporters.adapter_config import (
     NO_TARGETS,
     default_alpha,
     modules_to_save,
     target_modules,
     target_parameters,
 )
+from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
+from hlscore.exporters.limits import Limits
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(trainer="ms-swift", ranks=False, instead=hf.SEED_ADAPTER)

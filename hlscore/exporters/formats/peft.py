@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 
 from hlscore.artifacts.plan import Plan
+from hlscore.exporters.adapter_config import adapter_config, config_text, skip_modules
 from hlscore.exporters.exporter import Exporter, ExportSettings
 from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.peft import adapter_config, config_text, skip_modules
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:

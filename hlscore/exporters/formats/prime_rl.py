@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import default_alpha, modules_to_save, pattern, target_modules
 from hlscore.exporters.exporter import (
     FILL_IN,
     Exporter,
@@ -16,7 +17,6 @@ from hlscore.exporters.exporter import (
     origin,
 )
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import default_alpha, modules_to_save, pattern, target_modules
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(

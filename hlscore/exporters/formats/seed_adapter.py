@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
+from hlscore.exporters.adapter_config import adapter_config, config_text, full_name, lora_name
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
 from hlscore.exporters.exporter import Exporter, ExportSettings, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.peft import adapter_config, config_text, full_name, lora_name
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
 
 _PREFIX = "base_model.model."
@@ -134,7 +134,7 @@ def _drawn(rows: int, columns: int, seed: str, draw: _Draw) -> NewTensor:
 
 EXPORTER = Exporter(
     name="seed-adapter",
-    summary="an untrained PEFT adapter equal to the base model; for any trainer that goes on from "
+    summary="an untrained PEFT adapter equal to the base model; for any trainer that continues "
     "an adapter, with ranks per module",
     limits=PEFT_LIMITS,
     files=seed_files,

@@ -12,9 +12,9 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.errors import UsageError
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import adapter_config, never_packed
 from hlscore.exporters.exporter import Exporter, ExportSettings, comment, origin, yaml_text
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import adapter_config, never_packed
 from hlscore.rollouts.verifiers import VERIFIERS, is_builtin
 from hlscore.settings import ObjectiveSettings
 

@@ -6,9 +6,9 @@ import json
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
+from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.exporter import Exporter, ExportSettings, experimental, origin
 from hlscore.exporters.limits import Limits
-from hlscore.exporters.peft import default_alpha, modules_to_save, target_modules
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(trainer="twinkle", ranks=False, parameters=False, only_full=False, only_lora=False)

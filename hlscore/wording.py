@@ -39,9 +39,9 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
-def percent(share: float) -> str:
-    """A share in three digits: `9.52 %`."""
-    return f"{100 * share:.3g} %"
+def percent(share: float | None) -> str:
+    """A share in three digits, a dash where there is none: `9.52 %`."""
+    return "-" if share is None else f"{100 * share:.3g} %"
 
 
 def near_whole(share: float) -> str:
@@ -53,15 +53,11 @@ def near_whole(share: float) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def measure(value: float | None) -> str:
-    """A score in three digits, a dash where there is none."""
-    return "-" if value is None else f"{value:.3g}"
-
-
-def shape(matrices: int, out_features: int, in_features: int) -> str:
-    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
-    size = f"{out_features} x {in_features}"
-    return size if matrices == 1 else f"{matrices} x {size}"
+def measure(value: float | str | None) -> str:
+    """A value of a table: three digits of a fraction, a dash where there is none."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return "-" if value is None else str(value)
 
 
 def shortened(text: str, most: int) -> str:
