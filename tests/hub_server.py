@@ -8,8 +8,6 @@ import hashlib
 import json
 import os
 import re
-import socket
-import struct
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,11 +36,9 @@ class BreakOff:
 
     Attributes:
         times: How many GET requests break off before one goes through; None for all.
-        reset: Whether the connection is reset (RST) instead of closed in order (FIN).
     """
 
     times: int | None = None
-    reset: bool = False
 
 
 @dataclass(frozen=True)
@@ -363,14 +359,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: len(body) // 2])
         self.wfile.flush()
         self.close_connection = True
-        if fault.reset:
-            _close_with_reset(self.connection)
-
-
-def _close_with_reset(connection: socket.socket) -> None:
-    """Closes a connection with RST at once, whatever is still on its way."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    os.close(connection.detach())
 
 
 def _check_revision(repo: RepoSpec, revision: str) -> None:

@@ -47,7 +47,7 @@ class ProductReceiver(Protocol):
 
 
 class _SaveInput(torch.autograd.Function):
-    """Saves what a module's input comes to, to be recomputed in a checkpointed block.
+    """Saves what is kept of a module's input, to be recomputed in a checkpointed block.
 
     It runs before the module: a block is recomputed no further than to what was saved last, so
     that the output of its last module is not computed again.

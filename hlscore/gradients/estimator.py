@@ -116,7 +116,7 @@ def choose_estimator(
     processes: Processes = Processes(),  # noqa: B008 - frozen
     stored: tuple[str, str] | None = None,
 ) -> EstimatorChoice:
-    """The estimator that was asked for, or the exact one while it fits; alike in all processes.
+    """The estimator of the settings, or the exact one if it fits; the same in all processes.
 
     Args:
         model: The model; may be on the meta device.

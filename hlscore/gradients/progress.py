@@ -194,7 +194,7 @@ class ProgressFile:
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
-    """Identity of the run stored in a folder, alike in all processes; empty for none."""
+    """Identity of the run stored in a folder, the same in all processes; empty for none."""
     own: dict[str, Any] = {}
     for number in _stored_passes(folder, processes)[-1:]:
         own = _read_header(folder / f"{_stem(processes)}{number}.safetensors")["identity"]

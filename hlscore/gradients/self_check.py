@@ -137,7 +137,7 @@ class _Seen:
     Attributes:
         enters: The input requires a gradient.
         leaves: The output does.
-        output_gradient: A gradient came to the output.
+        output_gradient: A gradient reached the output.
         input_gradient: The module gave one back to its input.
     """
 
@@ -167,7 +167,7 @@ class _Watch:
                 undo.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def check(self) -> None:
-        """Refuse a model in which a layer lets no gradient through."""
+        """Refuse a model in which a layer passes no gradient back."""
         for name, seen in self._seen.items():
             cut = seen.enters and not seen.leaves
             cut = cut or (seen.enters and seen.output_gradient and not seen.input_gradient)

@@ -24,7 +24,7 @@ def short_first(matrices: torch.Tensor) -> torch.Tensor:
 
 
 def with_float64(values: torch.Tensor) -> torch.Tensor:
-    """Values where float64 can be had: Apple GPUs have none."""
+    """The same values on a device with float64, which Apple GPUs lack."""
     return values.cpu() if values.device.type == "mps" else values
 
 
@@ -35,7 +35,7 @@ def seeded_generator(text: str) -> torch.Generator:
 
 
 def default_sketch_size(rank: int) -> int:
-    """Columns of a sketch from which tails at a LoRA rank can be told: four times the rank."""
+    """Columns that a sketch needs for tails at a LoRA rank: four times the rank, at least 64."""
     return max(64, 4 * rank)
 
 

@@ -1,6 +1,6 @@
 """Tails and cross-fitted tails from sketches, each with its estimated error.
 
-With `Y_A = A Omega / sqrt(k)` and `Y_B` alike [E, m, k], everything follows from the k x k Gram
+With `Y_A = A Omega / sqrt(k)` and `Y_B` likewise, [E, m, k], everything follows from the k x k Gram
 matrices `Y_A^T Y_A`, `Y_B^T Y_B`, `Y_A^T Y_B`. The r leading vectors of a sketch follow the
 sketch's own noise and take a share of about r/k of the tail with them, so tails are divided by
 `1 - r/k`. That still understates them. What lies outside vectors that were found without the
@@ -62,7 +62,7 @@ def estimate(
         first_share: Share of the counted tokens in the first half.
         ranks: LoRA ranks r, rising, below k unless `exact`.
     """
-    if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices tell the same
+    if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices hold the same
         first, second = first.mT, second.mT
     grams = _grams(first, second, first_share)
     size = grams.first.shape[-1]
@@ -186,7 +186,7 @@ def _tail_curves(
 def _from_blocks(
     grams: SketchGrams, whole: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Correct curves, and tell their errors and that of the rank for 90 % of the energy."""
+    """Corrected curves, their errors, and the error of the rank for 90 % of the energy."""
     size = grams.first.shape[-1]
     blocks = min(BLOCKS, size)
     numbers = torch.arange(size, device=grams.first.device) * blocks // size

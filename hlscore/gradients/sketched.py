@@ -151,7 +151,7 @@ class SketchGradients(HalfSums):
             inputs: X, [..., in].
 
         Returns:
-            `X T`, [..., k], where that can be had already, else X itself.
+            `X T`, [..., k], where it can be formed at once, else X itself.
         """
         if not self._products[name].projects_input:
             return inputs

@@ -114,11 +114,11 @@ def reduce_sketches(
     """Compute the statistics of one module from its sketches.
 
     Statistics of single entries of the gradient (`taylor`, `l1_adam`) and of its whole spectrum
-    (`effective_rank`) cannot be had from a sketch.
+    (`effective_rank`) need the gradient itself.
 
     Args:
         captured: Its sketches; `None` where nothing reached the module.
-        weight_norm: `||W||_F`, or `None` where the weight cannot be had.
+        weight_norm: `||W||_F`, or `None` where the weight cannot be read.
         groups: Group sketches, float32 [g, e, p, k], or `None`.
     """
     if captured is None:
@@ -201,7 +201,7 @@ def _statistics(
             resamples.second_counts,
             min(reduction.rank, groups.shape[-1]),
         )
-        # Group sketches hold a sample of the experts only; for others the energies are alike.
+        # Group sketches hold a sample of the experts only; those of the others are similar.
         scale = found.energy.value / influence.energy if influence.energy > 0 else 1.0
         generator = seeded_generator(f"{reduction.seed}:{name}")
         noise = torch.randn(len(resamples.first), generator=generator, dtype=torch.float64)

@@ -104,8 +104,7 @@ class TrialRun:
         self._losses: tuple[float, float] | None = None
         self._base: dict[str, torch.Tensor] = {}
         self._compensated = all(processes.gather(residuals_fit(sources.weights)))
-        # The gradients that reach weights go to the optimizer of the current trial.
-        self._optimizer = self._new_optimizer(0)
+        self._optimizer: TrialOptimizer
 
     def run(self) -> float:
         """Find a rate where none is given, run every trial, and put the weights back.
@@ -202,7 +201,7 @@ class TrialRun:
 
     @contextmanager
     def _base_weights_kept(self) -> Iterator[None]:
-        """Copy the weights, and put them back at the end, whatever happens.
+        """Copy the weights, and put them back at the end, also after an error.
 
         Copies stay on the device of a weight where they fit it twice, beside what else is kept
         there; others go to the host, in memory that a GPU reads fast.
@@ -244,17 +243,8 @@ class TrialRun:
             weight.copy_(self._base[name])
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
-        """Receive a gradient from the capture."""
+        """Receive a gradient from the capture: it goes to the optimizer of the current trial."""
         self._optimizer.add(name, gradient)
-
-    def _new_optimizer(self, trial: int) -> TrialOptimizer:
-        return TrialOptimizer(
-            self._weights,
-            self._settings.trial_optimizer,
-            compensated=self._compensated,
-            seed=self._seed + trial,
-            processes=self._processes,
-        )
 
     def _find_rate(self, train: Sequence[ProbeUnit], test: Sequence[ProbeUnit]) -> float:
         """Train a few steps at several rates; the loss on another part of the probes decides."""
@@ -325,7 +315,13 @@ class TrialRun:
             DivergedError: A loss is not finite.
             BatchTooLargeError: A batch did not fit; the batch size is halved for the next try.
         """
-        self._optimizer = self._new_optimizer(trial + 1)
+        self._optimizer = TrialOptimizer(
+            self._weights,
+            self._settings.trial_optimizer,
+            compensated=self._compensated,
+            seed=self._seed + trial + 1,
+            processes=self._processes,
+        )
         references = self._references(units)
         steps = min(steps, len(units))
         warm_up = max(1, round(_WARM_UP_SHARE * steps))

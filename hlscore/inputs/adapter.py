@@ -24,11 +24,11 @@ from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import (
     Rows,
     StoredWeights,
+    difference,
     read_rows,
     read_tensor,
 )
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
-from hlscore.inputs.trained import LowRank, difference
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 
@@ -62,6 +62,28 @@ _PART = re.compile(
     r"|(?P<embedding>lora_embedding_[AB])(?:\.default)?"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?)"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """An update as a product of two factors.
+
+    Attributes:
+        left: float32 [E, p, r].
+        right: float32 [E, r, q]; `left @ right` is the update in the layout of the weight.
+    """
+
+    left: torch.Tensor
+    right: torch.Tensor
+
+    @property
+    def rank(self) -> int:
+        """Columns of the left factor."""
+        return self.left.shape[-1]
+
+    def dense(self) -> torch.Tensor:
+        """The product, float32 [E, p, q]."""
+        return self.left @ self.right
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,11 +37,11 @@ def identity_of(
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
     """Hash the names, shapes and some weights of every candidate of a model.
 
-    All candidates count, whatever `--include` and `--exclude` say. Sampled weights are rounded
+    All candidates count, regardless of `--include` and `--exclude`. Sampled weights are rounded
     to bfloat16 first: a checkpoint gives one fingerprint in bfloat16 and in float32, on one
     device and spread over several, offloaded or sharded. Of a quantized model the structure
     hash is that of the original, but the weights hash need not be: its weights are rounded. A
-    weight that cannot be had counts with its name alone.
+    weight that cannot be read counts with its name alone.
 
     Args:
         model: The model with its weights loaded; where they are sharded, every rank must call

@@ -130,7 +130,7 @@ def quantization_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
 def settle(model: PreTrainedModel, placement: Placement) -> None:
     """Make a freshly loaded model fit for gradients, and tie its temporary folder to its life.
 
-    Computations of 4-bit weights take the dtype of the model, whatever the checkpoint says:
+    Computations of 4-bit weights take the dtype of the model, not that of the checkpoint:
     float16 would lose small gradients, and biases would be cast in place. On CPUs with AVX512-BF16
     bitsandbytes would rearrange the weights in a forward pass without gradients, after which no
     gradient flows through them: that is turned off.

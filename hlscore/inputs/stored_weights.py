@@ -38,6 +38,7 @@ _DTYPES = {
     "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
+_CHUNK_NUMBERS = 2**18
 
 Rows = Callable[[int, int], torch.Tensor]
 """Gives the rows from one number up to another of a weight whose leading sizes are joined."""
@@ -274,6 +275,23 @@ def rows_of(tensor: torch.Tensor) -> Rows:
     """Rows of a tensor in memory."""
     flat = tensor.reshape(-1, tensor.shape[-1])
     return lambda start, stop: flat[start:stop]
+
+
+def difference(shape: Sequence[int], base: Rows, trained: Rows) -> torch.Tensor | None:
+    """A weight minus another of the same shape, [p, q] or [E, p, q], a few rows at a time.
+
+    Returns:
+        float32 [E, p, q]; `None` where they are equal.
+    """
+    found = torch.empty(math.prod(shape[:-1]), shape[-1])
+    count = max(1, _CHUNK_NUMBERS // shape[-1])
+    moved = False
+    for start in range(0, len(found), count):
+        part = found[start : start + count]
+        stop = start + len(part)
+        torch.sub(base(start, stop).float(), trained(start, stop).float(), out=part)
+        moved = moved or bool(part.any())
+    return found.reshape(-1, *shape[-2:]) if moved else None
 
 
 def _sources(

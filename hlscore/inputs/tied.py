@@ -21,7 +21,7 @@ Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
     """Give tied weights of a shape parameters of their own where the files hold unequal ones.
 
-    That is what `from_pretrained` does with such files, whatever config.json says.
+    That is what `from_pretrained` does with such files, regardless of config.json.
 
     Args:
         shape: A model on the meta device; changed in place.

@@ -86,7 +86,7 @@ def joined_turns(prompt: Sequence[Row], completion: str | Sequence[Row]) -> list
 
 
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """Number of ids with which two sequences begin alike."""
+    """Length of the common prefix of two sequences of ids."""
     same = (a == b for a, b in zip(first, second, strict=False))
     return sum(1 for _ in takewhile(bool, same))
 

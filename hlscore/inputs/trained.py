@@ -7,48 +7,25 @@ that of the checkpoint, or the factors of the adapter.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from hlscore.errors import ModelError
+from hlscore.inputs.adapter import Adapter, LowRank
 from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import Rows, StoredWeights
+from hlscore.inputs.stored_weights import Rows, StoredWeights, difference
 from hlscore.paths import existing_path
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
 
 _SHOWN = 3
-_CHUNK_NUMBERS = 2**18
 # Root mean square of the rounding of a number to 16 bits, relative to the number: a spacing of
 # 2^-7 (2^-10) within each power of two, `sqrt(spacing^2 / 24)` where mantissas are uniform.
 _ROUNDING = {"bfloat16": 2.0**-7 / 24**0.5, "float16": 2.0**-10 / 24**0.5}
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """An update as a product of two factors.
-
-    Attributes:
-        left: float32 [E, p, r].
-        right: float32 [E, r, q]; `left @ right` is the update in the layout of the weight.
-    """
-
-    left: torch.Tensor
-    right: torch.Tensor
-
-    @property
-    def rank(self) -> int:
-        """Columns of the left factor."""
-        return self.left.shape[-1]
-
-    def dense(self) -> torch.Tensor:
-        """The product, float32 [E, p, q]."""
-        return self.left @ self.right
 
 
 Update = torch.Tensor | LowRank
@@ -89,8 +66,6 @@ def open_trained(name: str, base: StoredWeights, settings: ModelSettings) -> Tra
         base: The model that it started from.
         settings: How the base is read: the training is read in the same way.
     """
-    from hlscore.inputs.adapter import Adapter
-
     # The revision is the base's own.
     named = replace(settings, model=name, revision=None)
     folder, local = find_adapter(named), existing_path(name)
@@ -150,23 +125,6 @@ class Checkpoint:
     def rounding(self, item: Candidate) -> float:
         """Rounding of the files; see `Trained`."""
         return _ROUNDING.get(self._stored.dtype([item]), 0.0)
-
-
-def difference(shape: Sequence[int], base: Rows, trained: Rows) -> torch.Tensor | None:
-    """A weight minus another of the same shape, [p, q] or [E, p, q], a few rows at a time.
-
-    Returns:
-        float32 [E, p, q]; `None` where they are equal.
-    """
-    found = torch.empty(math.prod(shape[:-1]), shape[-1])
-    count = max(1, _CHUNK_NUMBERS // shape[-1])
-    moved = False
-    for start in range(0, len(found), count):
-        part = found[start : start + count]
-        stop = start + len(part)
-        torch.sub(base(start, stop).float(), trained(start, stop).float(), out=part)
-        moved = moved or bool(part.any())
-    return found.reshape(-1, *shape[-2:]) if moved else None
 
 
 def _sizes(item: Candidate) -> tuple[object, ...]:

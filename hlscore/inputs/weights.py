@@ -62,7 +62,7 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     offloads is read for the moment, onto the host; the model keeps its placeholder. Weights of
     bitsandbytes are dequantized (8 bits to float32, 4 bits to the dtype they were made from).
     Weights sharded by FSDP2 are gathered: then every rank must call this, in the same order.
-    `None` where it cannot be had, as with the packed integers of GPTQ or AWQ.
+    `None` where it cannot be read, as with the packed integers of GPTQ or AWQ.
     """
     module_name, _, leaf = item.parameter.rpartition(".")
     module = model.get_submodule(module_name)

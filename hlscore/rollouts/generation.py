@@ -33,7 +33,7 @@ class Draft:
         prompt: Token ids that it continues.
         room: Most tokens that it may have.
         ids: Its tokens so far.
-        ended: Whether it came to an end of its own.
+        ended: Whether it ended by itself, before the limit.
     """
 
     prompt: Sequence[int]

@@ -107,7 +107,7 @@ def _rollout(
             f"Example {index} of '{source}' cannot be tokenized: {first_line(error)}",
             hint="Repair that example, or give prompt_ids and completion_ids.",
         ) from error
-    # Text and messages were ended here; of ids the last one tells.
+    # Text and messages were ended here; token ids end in an end token if they are complete.
     endless = "completion_ids" in row and bool(ids) and bool(ends) and ids[-1] not in ends
     cut = endless if said is None else said
     return Rollout(

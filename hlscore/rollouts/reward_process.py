@@ -488,7 +488,7 @@ def _watchdog(timeout: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _limited_memory() -> Iterator[None]:
-    """Limit what can be allocated beyond the present address space, where Linux tells its size."""
+    """Limit what can be allocated beyond the present address space, on Linux."""
     try:
         import resource
 

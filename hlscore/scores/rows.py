@@ -99,7 +99,7 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
 def _gradient_columns(
     item: Candidate, found: GradientStatistics, ranks: tuple[int, ...], rank: int
 ) -> dict[str, Any]:
-    """Columns that gradients or updates tell; errors of derived ones to first order."""
+    """Columns from gradients or updates; errors of derived ones to first order."""
     at, spanned = ranks.index(rank), rank >= item.max_rank
     tail, tail_error = (0.0, 0.0) if spanned else (found.tail_curve[at], found.tail_errors[at])
     energy, top, norm = found.grad_energy, found.top_energy, found.weight_norm

@@ -15,9 +15,8 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.adapter import Adapter
+from hlscore.inputs.adapter import Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
-from hlscore.inputs.trained import LowRank
 from hlscore.records import Candidate
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.

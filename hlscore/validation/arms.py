@@ -1,4 +1,4 @@
-"""The rivals of a plan, each a plan of its own."""
+"""The arms of a validation: the plan, and the plans that it is compared with."""
 
 from __future__ import annotations
 
@@ -46,13 +46,14 @@ class Arm:
 
 
 def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, ...]:
-    """A plan and its rivals, each with a plan for each seed.
+    """The plan and the baselines, each with a plan for each seed.
 
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
     is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
     with a rank for each module it deals the ranks anew among modules of one shape. `largest` trains
-    the largest modules in full, as many parameters as the plan; plans of ranks have no such rival.
+    the largest modules in full, as many parameters as the plan; plans of ranks have no such
+    baseline.
     """
     if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(

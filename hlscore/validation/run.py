@@ -1,4 +1,4 @@
-"""Short paired trainings of a plan and its rivals: arms, rates, trainings, comparison."""
+"""Short paired trainings of a plan and its baselines: arms, rates, trainings, comparison."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MOST_EXTENSIONS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All trainings of a plan and its rivals, ready to start.
+    """All trainings of a plan and its baselines, ready to start.
 
     Attributes:
         settings: How they run.

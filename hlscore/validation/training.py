@@ -1,4 +1,4 @@
-"""One short training with TRL's SFTTrainer, and what it came to."""
+"""One short training with TRL's SFTTrainer, and its outcome."""
 
 from __future__ import annotations
 

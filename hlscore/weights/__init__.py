@@ -1,1 +1,1 @@
-"""Weights as matrices: their singular values, and what those tell."""
+"""Scores of the weights alone, from their singular values."""

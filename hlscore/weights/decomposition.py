@@ -34,7 +34,7 @@ def measure_weight(
     """Decompose one weight, matrix by matrix, and score it.
 
     Args:
-        weight: The weight, of any floating dtype and on any device; `None` where it cannot be had.
+        weight: The weight, of any floating dtype and on any device; `None` where it cannot be read.
     """
     if weight is None or not bool(torch.isfinite(weight).all()):
         why = "cannot be read as numbers" if weight is None else "holds NaN or infinity"

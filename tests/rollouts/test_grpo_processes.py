@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from console import hlscore, write_rows
-from test_torchrun import rows, together
+from launched import rows, together
 
 GRPO = (
     "--objective", "grpo", "--reward", "numeric", "--generations", "4", "--generate-batch", "8",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from console import hlscore
 from grpo_runs import FILES, PROMPTS, judged, make_folder
-from test_torchrun import rows, together
+from launched import rows, together
 
 OPTIONS = (
     "--objective", "grpo", "--generations", "4", "--generate-batch", "8", "--max-new-tokens", "12",

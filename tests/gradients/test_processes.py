@@ -29,7 +29,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).parent / "two_processes.py"
+    script = Path(__file__).parents[1] / "two_processes.py"
     running = [
         subprocess.Popen(
             [sys.executable, str(script), str(folder)],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,22 +48,19 @@ def wait_for_progress(folder: Path, process: subprocess.Popen[str], name: str) -
 def test_killed_run_resumes_to_the_same_files(
     tmp_path: Path, options: tuple[str, ...], stored: str
 ) -> None:
-    undisturbed = start(tmp_path, *options, "-o", "whole")
+    run = ("rank", "builtin:tiny", *QUICK, *SAVING, *options, "-o")
     killed = start(tmp_path, *options, "-o", "killed")
     wait_for_progress(tmp_path / "killed", killed, stored)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    assert undisturbed.wait(timeout=120) == 0
+    assert hlscore(*run, tmp_path / "whole").code == 0
     assert not [path.name for path in (tmp_path / "killed").iterdir() if path.suffix == ".json"]
 
-    refused = start(tmp_path, *options, "-o", "killed")
-    _, said = refused.communicate(timeout=120)
-    assert refused.returncode == 2
-    assert "holds an unfinished run" in said
-
-    resumed = start(tmp_path, *options, "-o", "killed", "--resume")
-    _, said = resumed.communicate(timeout=120)
-    assert resumed.returncode == 0, said
+    refused = hlscore(*run, tmp_path / "killed")
+    assert refused.code == 2
+    assert "holds an unfinished run" in refused.message
+    resumed = hlscore(*run, tmp_path / "killed", "--resume")
+    assert resumed.code == 0, resumed.err
     whole, again = tmp_path / "whole", tmp_path / "killed"
     assert (whole / "plan.json").read_bytes() == (again / "plan.json").read_bytes()
     tables = [pq.read_table(folder / "scores.parquet") for folder in (whole, again)]
@@ -89,9 +87,8 @@ main()
 """
 
 
-@pytest.mark.parametrize("go_on", ["--resume", "--force"])
 def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(
-    tmp_path: Path, go_on: str
+    tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
     killed = subprocess.run(
@@ -104,8 +101,10 @@ def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(
     # As if it had been killed once more, while it wrote its results.
     (out / ".hlscore-unfinished-x1").mkdir()
     (out / ".hlscore-unfinished-x1" / "scores.parquet").write_bytes(b"half")
-    assert hlscore("rank", "builtin:tiny", *QUICK, *SAVING, "-o", out, go_on).code == 0
-    assert sorted(path.name for path in out.iterdir()) == ["plan.json", "scores.parquet"]
+    shutil.copytree(out, tmp_path / "copy")
+    for folder, go_on in ((out, "--resume"), (tmp_path / "copy", "--force")):
+        assert hlscore("rank", "builtin:tiny", *QUICK, "-o", folder, go_on).code == 0
+        assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "scores.parquet"]
 
 
 def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None:
