@@ -194,6 +194,7 @@ def examine_multimodal(family: str) -> Outcome:
             model = load_model(ModelSettings(model=folder, device="cpu")).model
             _check_same(model, trained)
         _hold_against_torch(model, lambda: load_as_trainers(folder), outcome)
+    outcome.failure = outcome.failure.replace(folder, "MODEL")
     return outcome
 
 

@@ -2,9 +2,9 @@
 
 Run it with `python benchmarks/threads.py /path/to/model`. Every setting is a process of its own,
 bound to 2 cores, with `OMP_NUM_THREADS` as the number of threads. Busy: 4 other processes compute
-on the same 2 cores all the time. Fair share is the wall time that the CPU time of one quiet thread
-would take if the cores were divided evenly among all threads that want them, those of other
-programs that ran shortly before included.
+on the same 2 cores all the time. What the CPU gives each of them during a step is the fair share of
+a thread, whatever else runs on the machine: the fair time of a step is the CPU time that it takes
+one thread without them, over that share and the number of threads.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CORES = 2
 BUSY = "x = 1\nwhile True: x = (x * 1103515245 + 12345) % 2147483648"
 
 
 class Clock:
-    """Wall and CPU time of each step of a run."""
+    """Wall and CPU time of each step of a run, and the mean CPU time of other processes."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: list[int]) -> None:
         self.steps: dict[str, list[float]] = {}
-        self._began: tuple[str, float, float] | None = None
+        self._others = others
+        self._began: tuple[str, list[float]] | None = None
 
     def start(self, what: str, *_: object) -> None:
         """Begin a step, and end the one before."""
         self.stop()
-        self._began = what, time.perf_counter(), time.process_time()
+        self._began = what, self._times()
 
     def advance(self, amount: int) -> None:
         """Ignore the units."""
@@ -41,11 +43,23 @@ class Clock:
     def stop(self) -> None:
         """End the step that runs."""
         if self._began is not None:
-            what, wall, cpu = self._began
-            self.steps[what] = [time.perf_counter() - wall, time.process_time() - cpu]
+            what, before = self._began
+            now = self._times()
+            self.steps[what] = [late - early for late, early in zip(now, before, strict=True)]
+
+    def _times(self) -> list[float]:
+        theirs = [cpu_seconds(other) for other in self._others]
+        mean = sum(theirs) / max(1, len(theirs))
+        return [time.perf_counter(), time.process_time(), mean]
 
 
-def run_once(model: str, samples: int, estimator: str) -> None:
+def cpu_seconds(process: int) -> float:
+    """CPU time that another process has had."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run_once(model: str, samples: int, estimator: str, others: list[int]) -> None:
     """Score a model in this process and print the times of its steps as JSON."""
     from hlscore.threads import let_waiting_threads_sleep
 
@@ -55,7 +69,7 @@ def run_once(model: str, samples: int, estimator: str) -> None:
 
     import hlscore
 
-    clock = Clock()
+    clock = Clock(others)
     hlscore.rank(
         AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16"),
         AutoTokenizer.from_pretrained(model),
@@ -66,12 +80,12 @@ def run_once(model: str, samples: int, estimator: str) -> None:
 
 
 @contextmanager
-def competing(count: int) -> Iterator[None]:
+def competing(count: int) -> Iterator[list[int]]:
     """Other programs that compute all the time."""
     busy = [sys.executable, "-c", BUSY]
     others = [subprocess.Popen(busy) for _ in range(count)]  # noqa: S603 - our own program
     try:
-        yield
+        yield [other.pid for other in others]
     finally:
         for other in others:
             other.kill()
@@ -91,19 +105,24 @@ def running_outside() -> float:
 def measure(options: argparse.Namespace, threads: int, others: int) -> dict[str, object]:
     """Run one setting in a process of its own."""
     outside = running_outside()
-    with competing(others):
+    with competing(others) as processes:
         ended = subprocess.run(  # noqa: S603 - our own program
             [
                 sys.executable, __file__, options.model, "--once",
                 "--samples", str(options.samples), "--estimator", options.estimator,
+                "--others", *map(str, processes),
             ],
             env=os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"},
             capture_output=True, text=True, check=True,
         )  # fmt: skip
     steps: dict[str, list[float]] = json.loads(ended.stdout.splitlines()[-1])
     found = {
-        step: {"wall_seconds": round(wall, 2), "cpu_seconds": round(cpu, 2)}
-        for step, (wall, cpu) in steps.items()
+        step: {
+            "wall_seconds": round(wall, 2),
+            "cpu_seconds": round(cpu, 2),
+            "seconds_of_each_competitor": round(theirs, 2),
+        }
+        for step, (wall, cpu, theirs) in steps.items()
     }
     return {"threads": threads, "competing": others, "running_outside": outside} | found
 
@@ -115,24 +134,27 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--estimator", default="exact")
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--others", type=int, nargs="*", default=[], help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.once:
-        run_once(options.model, options.samples, options.estimator)
+        run_once(options.model, options.samples, options.estimator, options.others)
         return
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    runs = []
+    runs: list[Any] = []
     for others in (0, 4):
         for threads in (1, 2):
             run = measure(options, threads, others)
-            wanted = threads + others + float(str(run["running_outside"]))
-            share = min(1.0, CORES / wanted)
             alone = runs[0] if runs else run
-            for step in ("probing", "scoring"):
-                fair = alone[step]["cpu_seconds"] / (threads * share)  # type: ignore[index]
-                ratio = run[step]["wall_seconds"] / fair  # type: ignore[index]
-                run[step]["fair_share_seconds"] = round(fair, 2)  # type: ignore[index]
-                run[step]["wall_over_fair_share"] = round(ratio, 2)  # type: ignore[index]
+            for step in ("probing", "scoring") if others else ():
+                times: Any = run[step]
+                wall = times["wall_seconds"]
+                share = times["seconds_of_each_competitor"] / wall
+                fair = alone[step]["cpu_seconds"] / (threads * share)
+                times |= {
+                    "fair_share_seconds": round(fair, 2),
+                    "wall_over_fair_share": round(wall / fair, 2),
+                }
             runs.append(run)
             print(json.dumps(run))
     from machine import write_result
