@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -441,6 +442,31 @@ def test_movement_goes_on_and_replicas_take_the_rates(
     assert trials.rates_of(first["full"]) == (published["full_rate"], 0.0)
     monkeypatch.setattr(trials.Study, "train", None)
     movement.run_part("deciding", "small", "next")
+
+
+def test_gains_are_products_of_tails_and_the_other_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gain = part("movement_gain")
+    torch.manual_seed(0)
+    found = {kind: torch.randn(2, 6, 5) for kind in ("trial", "gradient")}
+
+    def scored(*_: Any, movement: str, **__: Any) -> None:
+        halves = found[movement].unsqueeze(1)
+        gain.capture.reduce_gradients(tuple(halves), name="m")
+
+    monkeypatch.setattr(gain, "scored", scored)
+    monkeypatch.setattr(gain.capture, "reduce_gradients", lambda *_, **__: None)
+    gains, hls = gain.gains_and_hls(SimpleNamespace(model=lambda: None))
+    (a, b), (of_a, of_b) = (found[kind].double() for kind in ("trial", "gradient"))
+    tails = []
+    for half in (a, b):
+        left, values, right = torch.linalg.svd(half)
+        tails.append(sum(values[i] * torch.outer(left[:, i], right[i]) for i in range(2, 5)))
+    assert hls["m"] == pytest.approx(float((tails[0] * b + tails[1] * a).sum() / 2))
+    assert gains["m"] == pytest.approx(-float((tails[0] * of_b + tails[1] * of_a).sum() / 2))
+    values = {"0.mlp.gate_proj": 3.0, "0.mlp.up_proj": 4.0, "1.mlp.gate_proj": 2.0}
+    assert gain.best(values, 2) == ["0.mlp.up_proj", "1.mlp.gate_proj"]
 
 
 def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:

@@ -17,6 +17,7 @@ import torch
 from arms import Arm, Planner, full_modules, hybrid
 from bases import BASES, REPLICAS
 from journal import Journal, path_of
+from movement_gain import best, gains_and_hls
 from published import latest
 from ranks import EQUAL_TO, ranks_arm
 from replicas import FIRST, LARGEST, largest
@@ -33,6 +34,9 @@ BY_SHARE = "hybrid hls_share of gradients"
 # was added after the small model's `chain` had come out.
 APART = "hybrid hls of trials, gate or up"
 SPECTRAL = "hybrid spectral"
+# The loss that the tails of trials would gain, and that times `hls`; of a gated pair only one.
+BY_GAIN = "hybrid gain of trials"
+BY_PRODUCT = "hybrid gain times hls of trials"
 # No plan by size alone is an arm: twelve matrices of an MLP are the largest, all of one size.
 DRAWS = 2
 # A short search for rates: from where hybrids with large modules had theirs in the earlier study,
@@ -97,6 +101,15 @@ def ranks_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
             yield replace(arm, name=ranks_name(source, power, equal_to))
 
 
+def gain_arms(study: Study, planner: Planner) -> Iterator[Arm]:
+    """Hybrids by the loss that the tails of trials would gain (`movement_gain.py`)."""
+    gains, hls = gains_and_hls(study)
+    count = len(full_modules(planner.scored("hls")))
+    yield planner.chosen(BY_GAIN, best(gains, count))
+    products = {name: max(gain, 0.0) * max(hls[name], 0.0) for name, gain in gains.items()}
+    yield planner.chosen(BY_PRODUCT, best(products, count))
+
+
 def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     """Hybrids by other scores."""
     yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
@@ -125,7 +138,9 @@ def run_part(part: str, base: str, task: str) -> None:
         rates = published_rates(task)
     else:
         rates = {n: rates_of(entry) for n, entry in study_of(FIRST, task).journal.arms.items()}
-    for arm in PARTS[part](planners_of(study)):
+    planners = planners_of(study)
+    arms = gain_arms(study, planners["trials"]) if part == GAINS else PARTS[part](planners)
+    for arm in arms:
         if base != FIRST or arm.name in rates:
             study.repeat(arm, rates[arm.name])
         else:
@@ -133,18 +148,19 @@ def run_part(part: str, base: str, task: str) -> None:
 
 
 PARTS = {"deciding": deciding_arms, "ranks": ranks_arms, "others": other_arms}
+GAINS = "gains"
 
 
 def main() -> None:
     """Read the command line and run."""
     tasks, bases = tuple(fine_tuning_tasks(new_world())), (FIRST, *REPLICAS)
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--part", choices=tuple(PARTS), action="append")
+    parser.add_argument("--part", choices=(*PARTS, GAINS), action="append")
     parser.add_argument("--base", choices=bases, action="append")
     parser.add_argument("--task", choices=tasks, action="append")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    for part in options.part or PARTS:
+    for part in options.part or (*PARTS, GAINS):
         for base in options.base or bases:
             for task in options.task or tasks:
                 run_part(part, base, task)

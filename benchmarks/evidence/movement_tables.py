@@ -17,7 +17,9 @@ from bases import REPLICAS
 from journal import lines_of, path_of
 from movement import (
     APART,
+    BY_GAIN,
     BY_GRADIENTS,
+    BY_PRODUCT,
     BY_SHARE,
     BY_TRIALS,
     DRAWS,
@@ -39,6 +41,7 @@ from world import fine_tuning_tasks, new_world
 TASKS = tuple(fine_tuning_tasks(new_world()))
 HYBRIDS = (BY_TRIALS, APART, BY_GRADIENTS, LARGEST)
 OTHERS = (BY_SHARE, SPECTRAL)
+GAINS = (APART, BY_GAIN, BY_PRODUCT)
 RANKS = tuple(ranks_name(source, power, equal) for source, power in RANKED for equal in EQUAL_TO)
 EQUAL_LORA = "LoRA of equal size"
 CHOSEN = (2, 7)
@@ -265,6 +268,7 @@ def sections(cells: Cells, choices: Mapping[str, Mapping[str, Any]]) -> list[str
     for title, ours, names in (
         ("", APART, HYBRIDS),
         (" of other scores", BY_TRIALS, (BY_TRIALS, *OTHERS)),
+        (" by the loss that tails would gain", APART, GAINS),
     ):
         bases = finished(cells, names)
         if all(bases.values()):

@@ -134,6 +134,8 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
     if default is None:
         kind = Union[kind, NoneType]  # noqa: UP007 - the type is made here
     if option.argument:
+        if setting.default is MISSING and not several:
+            metavar = option.metavar or setting.name.upper()
         info: Any = typer.Argument(help=text, show_default=False, metavar=metavar)
     else:
         flag = setting.flag

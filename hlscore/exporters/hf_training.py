@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.adapter_config import never_packed, ties_weights
 from hlscore.exporters.exporter import ExportSettings
-from hlscore.exporters.limits import ExportError
+from hlscore.exporters.limits import SEED_ADAPTER
 from hlscore.wording import memory
 
 _MOMENTUM = "momentum=0.9"
@@ -19,11 +18,6 @@ _OPTIMIZERS = {
     "sgd": "sgd",
     "sgd-momentum": "sgd",
 }
-
-SEED_ADAPTER = (
-    "`hlscore export --to seed-adapter` writes an untrained adapter that carries the whole plan "
-    "and that this trainer can start from."
-)
 
 
 def optimizer_name(plan: Plan) -> str:
@@ -113,30 +107,3 @@ def float32_base(plan: Plan) -> str:
     """How much memory a base model in float32 takes more than the plan counts, in words."""
     more = 0 if plan.memory.base_bits != 16 else plan.memory.frozen_bytes + plan.memory.copy_bytes
     return f" ({memory(more)} more than the plan counts)" if more else ""
-
-
-def refuse_quantized(plan: Plan, trainer: str) -> None:
-    """Refuse a quantized base model where a trainer takes none."""
-    if plan.memory.base_bits != 16:
-        raise ExportError(
-            f"{trainer} trains on weights of 16 bits only.", hint="Plan again with --base 16."
-        )
-
-
-def refuse_packed(plan: Plan, trainer: str) -> None:
-    """Refuse what needs unquantized weights where a trainer quantizes the whole base model."""
-    for module, what in never_packed(plan):
-        if plan.memory.base_bits != 16:
-            raise ExportError(
-                f"{trainer} packs every linear layer into {plan.memory.base_bits} bits, also "
-                f"'{module}', which is to be {what}.",
-                hint="Plan again with --base 16.",
-            )
-
-
-def refuse_tied(plan: Plan, trainer: str) -> None:
-    """Refuse to train a tied embedding in full where a trainer would untie it."""
-    if ties_weights(plan):
-        raise ExportError(
-            f"{trainer} would untie the embedding that the plan trains in full.", hint=SEED_ADAPTER
-        )

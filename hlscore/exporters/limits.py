@@ -15,12 +15,19 @@ from hlscore.exporters.adapter_config import (
     is_read_past,
     lora_name,
     needs_parameter_name,
+    never_packed,
+    ties_weights,
 )
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead
 from hlscore.reasons import tied_modules
 from hlscore.records import Form
 
 SHOWN = 3
+SEED_ADAPTER = (
+    "`hlscore export --to seed-adapter` writes an untrained adapter that carries the whole plan "
+    "and that this trainer can start from."
+)
+_UNPACKED = "Plan again with --base 16."
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BESIDE = ("not_linear", "custom")
@@ -51,6 +58,9 @@ class Limits:
         only_full: Whether a plan without LoRA can be run.
         only_lora: Whether a plan without full modules can be run.
         peft: Whether modules are found by PEFT, with its traps.
+        bits: Bits of the base weights that it can train on.
+        packs: Bits at which it packs every linear layer, also those that the plan trains in full.
+        unties: Whether it unties a tied embedding that is trained in full.
         instead: Another way to run the plan that this trainer has.
     """
 
@@ -64,6 +74,9 @@ class Limits:
     only_full: bool = True
     only_lora: bool = True
     peft: bool = True
+    bits: tuple[int, ...] = (16, 8, 4)
+    packs: tuple[int, ...] = ()
+    unties: bool = False
     instead: str = ""
 
 
@@ -81,18 +94,20 @@ class Fault:
         modules: Full names of the modules that it is about; empty for the plan as a whole.
         reason: What cannot be done and why, in one sentence.
         changes: What is nearest to it and can be done; empty where nothing is.
+        way_out: What to do where no change of the plan helps.
     """
 
     kind: FaultKind
     modules: tuple[str, ...]
     reason: str
     changes: tuple[Change, ...] = ()
+    way_out: str = ""
 
 
 def faults(plan: Plan, limits: Limits) -> list[Fault]:
     """Everything in a plan that a trainer cannot do, the faults of single modules first."""
     case = _Case(plan, limits, _Names(plan), tied_modules(plan.skipped))
-    rules = (_modes, *(_PEFT_RULES if limits.peft else ()), _ranks, _whole)
+    rules = (_modes, *(_PEFT_RULES if limits.peft else ()), _ranks, _base_weights, _whole)
     return [fault for rule in rules for fault in rule(case)]
 
 
@@ -107,14 +122,15 @@ def refusal(found: list[Fault], limits: Limits) -> ExportError:
     """The error for a plan that a trainer cannot run, with the first reasons and the way out."""
     shown = " ".join(fault.reason for fault in found[:SHOWN])
     more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
-    lock = next((change.lock for fault in found for change in fault.changes), "")
-    hint = (
-        "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, with "
-        f"`hlscore plan ... --lock '{lock}'` and the like."
-        if lock
-        else "Plan again with another budget or other locks."
-    )
-    hint = " ".join(part for part in (limits.instead, hint) if part)
+    ways = [limits.instead, *(fault.way_out for fault in found)]
+    if lock := next((change.lock for fault in found for change in fault.changes), ""):
+        ways.append(
+            "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, "
+            f"with `hlscore plan ... --lock '{lock}'` and the like."
+        )
+    elif not any(fault.way_out for fault in found):
+        ways.append("Plan again with another budget or other locks.")
+    hint = " ".join(dict.fromkeys(filter(None, ways)))
     return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
 
 
@@ -314,6 +330,23 @@ def _ranks(case: _Case) -> Iterator[Fault]:
             f"{case.limits.trainer} has one LoRA rank for all modules.",
             tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
         )
+
+
+def _base_weights(case: _Case) -> Iterator[Fault]:
+    limits, bits = case.limits, case.plan.memory.base_bits
+    if bits not in limits.bits:
+        reason = f"{limits.trainer} trains on weights of 16 bits only."
+        yield Fault("whole", (), reason, way_out=_UNPACKED)
+    elif bits in limits.packs:
+        for module, what in never_packed(case.plan):
+            reason = (
+                f"{limits.trainer} packs every linear layer into {bits} bits, also '{module}', "
+                f"which is to be {what}."
+            )
+            yield Fault("mode", (module,), reason, way_out=_UNPACKED)
+    if limits.unties and ties_weights(case.plan):
+        reason = f"{limits.trainer} would untie the embedding that the plan trains in full."
+        yield Fault("tied", (), reason, way_out=SEED_ADAPTER)
 
 
 def _whole(case: _Case) -> Iterator[Fault]:

@@ -78,7 +78,6 @@ class Chart:
 
     Attributes:
         name: Name of the chart and of its data set.
-        title: What it shows, in a few words.
         description: What it shows, for those who do not see it.
         spec: Vega-Lite specification of one view.
         columns: Its data, a list per field; all are of one length.

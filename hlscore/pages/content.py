@@ -23,7 +23,7 @@ INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 Unit = Literal["modules", "parameters"]
 
 _CURVE_POINTS = 200
-_HINT = "Give the plan that was made from these scores, or none: one is made then."
+_HINT = "Give the plan that was made from these scores, or no plan."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -271,7 +271,7 @@ def _check_model(report: ScoreReport, plan: Plan) -> None:
     for item in plan.modules:
         if sizes.get(item.module) != item.params:
             raise UsageError(
-                f"The plan holds '{item.module}' with {item.params:,} parameters, which is no "
+                f"The plan holds '{item.module}' with {item.params:,} parameters, which is not a "
                 "candidate of the scores.",
                 hint=_HINT,
             )

@@ -317,7 +317,7 @@ def cumulative_caption(content: Content) -> str:
         "even scores of pure noise lie above the diagonal."
     )
     if found.low:
-        text += " So is the band, where the same order lies in 95 % of the resamples."
+        text += " The band, 95 % of the resamples in the same order, is biased in the same way."
     return text
 
 

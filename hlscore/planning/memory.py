@@ -12,9 +12,10 @@ are step counters and tables that all layers share, and what allocators round up
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 from math import prod
+from operator import add, attrgetter
 from typing import Literal, Protocol
 
 from hlscore.packing import packed_bytes
@@ -68,7 +69,7 @@ def lora_params(row: Matrix, rank: int) -> int:
     return row.matrices * rank * (row.out_features + row.in_features)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MemoryUse:
     """Training memory in bytes.
 
@@ -82,13 +83,17 @@ class MemoryUse:
         activation_bytes: Activations and logits, an estimate.
     """
 
-    frozen_bytes: int
-    copy_bytes: int
-    full_bytes: int
-    adapter_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
+    frozen_bytes: int = 0
+    copy_bytes: int = 0
+    full_bytes: int = 0
+    adapter_bytes: int = 0
+    gradient_bytes: int = 0
+    optimizer_bytes: int = 0
+    activation_bytes: int = 0
+
+    def __add__(self, other: MemoryUse) -> MemoryUse:
+        """Use by use."""
+        return MemoryUse(*map(add, _parts(self), _parts(other)))
 
     @property
     def state_bytes(self) -> int:
@@ -98,15 +103,12 @@ class MemoryUse:
     @property
     def total_bytes(self) -> int:
         """The sum of all."""
-        return (
-            self.frozen_bytes
-            + self.copy_bytes
-            + self.full_bytes
-            + self.adapter_bytes
-            + self.gradient_bytes
-            + self.optimizer_bytes
-            + self.activation_bytes
-        )
+        return sum(_parts(self))
+
+
+_parts: Callable[[MemoryUse], tuple[int, ...]] = attrgetter(
+    *(field.name for field in fields(MemoryUse))
+)
 
 
 def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySettings) -> MemoryUse:
@@ -115,26 +117,11 @@ def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySett
     Args:
         choices: One per candidate; what is not named stays frozen.
     """
-    width = _master_bytes(settings)
-    frozen = base_bytes(model, settings)
-    copies = full = adapters = states = 0
-    for choice in choices:
-        if choice.mode == "full":
-            frozen -= _frozen_bytes(choice.row, settings)
-            copies += _FROZEN_BYTES * choice.row.n_params
-            full += width * choice.row.n_params
-        elif choice.mode == "lora":
-            adapters += width * sum(_numbers(shape) for shape in _adapter_shapes(choice))
-        states += _state_bytes(choice, settings)
-    return MemoryUse(
-        frozen_bytes=frozen,
-        copy_bytes=copies,
-        full_bytes=full,
-        adapter_bytes=adapters,
-        gradient_bytes=full + adapters,
-        optimizer_bytes=states,
+    frozen = MemoryUse(
+        frozen_bytes=base_bytes(model, settings),
         activation_bytes=activation_bytes(model.dimensions, settings),
     )
+    return sum((extra_use(choice, settings) for choice in choices), start=frozen)
 
 
 def full_training(
@@ -159,21 +146,25 @@ def full_training(
     )
 
 
-def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
-    """Bytes that training a module takes on top of leaving it frozen.
-
-    Returns:
-        The difference; `memory_use` is the sum of these over `base_bytes` and the activations.
-    """
+def extra_use(choice: Choice, settings: MemorySettings) -> MemoryUse:
+    """What training a module takes on top of leaving it frozen, whose bytes it saves."""
     if choice.mode == "frozen":
-        return 0
-    width = 2 * _master_bytes(settings)  # the weight and its gradient
-    state = _state_bytes(choice, settings)
-    if choice.mode == "lora":
-        return width * sum(_numbers(shape) for shape in _adapter_shapes(choice)) + state
-    size = choice.row.n_params
-    unpacked = _FROZEN_BYTES * size - _frozen_bytes(choice.row, settings)
-    return unpacked + width * size + state
+        return MemoryUse()
+    trained = _master_bytes(settings) * choice.trained_params
+    full = choice.mode == "full"
+    return MemoryUse(
+        frozen_bytes=-_frozen_bytes(choice.row, settings) if full else 0,
+        copy_bytes=_FROZEN_BYTES * choice.row.n_params if full else 0,
+        full_bytes=trained if full else 0,
+        adapter_bytes=0 if full else trained,
+        gradient_bytes=trained,
+        optimizer_bytes=sum(_state_of(item, settings) for item in _trained(choice)),
+    )
+
+
+def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
+    """Bytes of `extra_use` in all."""
+    return extra_use(choice, settings).total_bytes
 
 
 def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
@@ -232,18 +223,15 @@ def _frozen_bytes(row: Matrix, settings: MemorySettings) -> int:
     return packed + _FROZEN_BYTES * (row.n_params - weights)
 
 
-def _adapter_shapes(choice: Choice) -> tuple[tuple[int, int], ...]:
-    row, rank = choice.row, choice.rank * choice.row.matrices
-    return (rank, row.in_features), (row.out_features, rank)
-
-
 def _trained(choice: Choice) -> tuple[ParameterSize, ...]:
     """What the optimizer sees of a module."""
-    if choice.mode == "frozen":
-        return ()
-    if choice.mode == "lora":
-        return tuple(ParameterSize(shape=shape) for shape in _adapter_shapes(choice))
     row = choice.row
+    if choice.mode == "lora":
+        rank = choice.rank * row.matrices
+        return (
+            ParameterSize(shape=(rank, row.in_features)),
+            ParameterSize(shape=(row.out_features, rank)),
+        )
     shape = (row.out_features, row.in_features)
     weight = ParameterSize(
         shape=(row.matrices, *shape) if row.form == "experts" else shape,
@@ -254,10 +242,6 @@ def _trained(choice: Choice) -> tuple[ParameterSize, ...]:
         return (weight,)
     rows = bias // row.matrices
     return weight, ParameterSize(shape=(row.matrices, rows) if row.form == "experts" else (rows,))
-
-
-def _state_bytes(choice: Choice, settings: MemorySettings) -> int:
-    return sum(_state_of(item, settings) for item in _trained(choice))
 
 
 def _state_of(item: ParameterSize, settings: MemorySettings) -> int:
@@ -273,7 +257,3 @@ def _state_of(item: ParameterSize, settings: MemorySettings) -> int:
         wide = item.embedding or numbers < _SMALL
         return moments * (4 * numbers if wide else numbers + 4 * -(-numbers // _BLOCK))
     return moments * _master_bytes(settings) * numbers
-
-
-def _numbers(shape: tuple[int, int]) -> int:
-    return shape[0] * shape[1]

@@ -4,31 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 from hlscore.artifacts.plan import LARGEST_RANK, Plan, PlanMemory, PlanModule
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.memory import Choice, Mode, extra_bytes, lora_params, memory_use
+from hlscore.planning.memory import Choice, MemoryUse, Mode, extra_bytes, extra_use, lora_params
 from hlscore.planning.sums import budget_of, totals_of
-from hlscore.records import Fingerprint, ModelDimensions, ModelIdentity
-
-# Only differences between two uses are taken, in which everything about the model cancels out.
-_ANY_MODEL = ModelIdentity(
-    model="",
-    revision=None,
-    architecture="",
-    model_type="",
-    n_params=0,
-    dimensions=ModelDimensions(
-        hidden_size=0,
-        blocks=0,
-        vocab_size=0,
-        packable_params=0,
-        packable_rows=0,
-        block_widths=0,
-    ),
-    fingerprint=Fingerprint(structure="", weights=""),
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,10 +175,15 @@ def _changed(plan: Plan, item: PlanModule, change: Change) -> PlanModule:
 
 
 def _memory(plan: Plan, modules: Sequence[PlanModule]) -> PlanMemory:
-    settings = plan.settings.memory
-    before = asdict(memory_use(_ANY_MODEL, map(_choice, plan.modules), settings))
-    after = asdict(memory_use(_ANY_MODEL, map(_choice, modules), settings))
-    parts = {name: getattr(plan.memory, name) + after[name] - before[name] for name in after}
+    """The plan's memory with what its modules take taken out and the new modules put in."""
+    parts = {field.name: getattr(plan.memory, field.name) for field in fields(MemoryUse)}
+    for item, changed in zip(plan.modules, modules, strict=True):
+        if changed is not item:
+            before, after = (
+                extra_use(_choice(one), plan.settings.memory) for one in (item, changed)
+            )
+            for name in parts:
+                parts[name] += getattr(after, name) - getattr(before, name)
     return plan.memory.model_copy(update={**parts, "total_bytes": sum(parts.values())})
 
 

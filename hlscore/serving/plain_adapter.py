@@ -26,16 +26,14 @@ _PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Served:
     """How one module is served.
 
     Attributes:
-        module: Its name.
         trained: `full`, `lora` or `dora`.
-        trained_rank: Rank of what was trained; `None` for a module trained in full.
-        rank: Rank that is kept.
-        error: `||U - U_r|| / ||U||`, U the update.
+        trained_rank: `None` for a module trained in full.
+        error: `||U - U_r|| / ||U||`, U the update and r the rank that is kept.
     """
 
     module: str
@@ -47,14 +45,7 @@ class Served:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlainAdapter:
-    """A plain LoRA adapter.
-
-    Attributes:
-        config: Fields of `adapter_config.json`.
-        tensors: Tensors of `adapter_model.safetensors`, float32.
-        modules: How each module is served, by name.
-        rank: Rank of all modules.
-    """
+    """A plain LoRA adapter: its files, one rank for all modules, and how each is served."""
 
     config: dict[str, object]
     tensors: dict[str, torch.Tensor]
@@ -77,9 +68,6 @@ def plain_adapter(
     larger rank are decomposed.
 
     Args:
-        adapter: The trained adapter.
-        base: The model that it is for.
-        max_rank: Largest rank to write.
         max_error: Largest relative error of a module's update: the smallest rank within it is
             taken; `None` takes all of `max_rank`.
         device: Where to decompose.
@@ -102,12 +90,7 @@ def plain_adapter(
         if update is not None:
             factors[item.parameter] = update
         rank = 0 if update is None else update.rank
-        served.append(
-            Served(
-                module=item.module, trained=trained, trained_rank=trained_rank, rank=rank,
-                error=error,
-            )
-        )  # fmt: skip
+        served.append(Served(item.module, trained, trained_rank, rank, error))
         advance(1)
     _check_error(served, max_rank, max_error)
     if not factors:

@@ -43,15 +43,12 @@ class Compared:
     chosen: bool
 
 
-def print_comparison(
-    compared: Compared, *, as_json: bool = False, console: Terminal | None = None
-) -> None:
+def print_comparison(compared: Compared, *, as_json: bool) -> None:
     """Print how well rankings agree, each with each."""
     if as_json:
         _print_json(compared)
         return
-    console = console or Terminal()
-    found = compared.comparison
+    console, found = Terminal(), compared.comparison
     console.print(_headline(compared))
     console.notes(_notes(compared))
     if len(compared.paths) > 1:

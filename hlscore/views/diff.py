@@ -21,14 +21,12 @@ _ALWAYS = (
 _NARROWEST_NAME = 12
 
 
-def print_difference(
-    found: Difference, *, top: int, as_json: bool = False, console: Terminal | None = None
-) -> None:
+def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
     """Print what two plans decide differently, and whether that is more than noise."""
     if as_json:
         _print_json(found)
         return
-    console = console or Terminal()
+    console = Terminal()
     for name, side in (("A", found.a), ("B", found.b)):
         planned = f" (scores, planned with a budget of {side.plan.budget.asked})"
         source = f"{visible(str(side.path))}{planned if side.from_scores else ''}"

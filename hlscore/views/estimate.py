@@ -21,8 +21,7 @@ def print_estimate(
     trainings: Sequence[Training],
     *,
     device_bytes: int | None,
-    as_json: bool = False,
-    console: Terminal | None = None,
+    as_json: bool,
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
     if as_json:
@@ -45,7 +44,7 @@ def print_estimate(
             ],
         })  # fmt: skip
         return
-    console, chosen = console or Terminal(), settings.memory
+    console, chosen = Terminal(), settings.memory
     console.print(
         Text.assemble(
             (model.model, "bold"),

@@ -243,7 +243,7 @@ def test_plans_of_other_models_scores_and_ranks_are_refused() -> None:
     )
     with pytest.raises(UsageError, match="org/b"):
         join(found, other, planned_here=False)
-    with pytest.raises(UsageError, match="no candidate of the scores"):
+    with pytest.raises(UsageError, match="not a candidate of the scores"):
         join(replace(found, rows=found.rows[1:]), plan, planned_here=False)
     unknown = plan.model_copy(update={"score": plan.score.model_copy(update={"name": "best"})})
     with pytest.raises(UsageError, match="no score 'best'"):

@@ -295,7 +295,7 @@ def test_a_score_that_this_version_does_not_know(tmp_path: Path) -> None:
     path = write(replace(found, run=replace(found.run, score="gone")), tmp_path / "scores.parquet")
     refused = hlscore("show", path)
     assert refused.code == 3
-    assert "ordered by 'gone', which is no score" in refused.message
+    assert "ordered by 'gone', which this hlscore does not know" in refused.message
     assert table(show(path, "--sort", "tail"))
     assert "1 of 30 by gone" in show(path, "--module", found.candidates[0].module)
 

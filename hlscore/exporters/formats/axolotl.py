@@ -8,7 +8,7 @@ from hlscore.exporters.adapter_config import adapter_config, skip_modules
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
 from hlscore.exporters.limits import Limits
 
-_LIMITS = Limits(trainer="axolotl")
+_LIMITS = Limits(trainer="axolotl", packs=(8,))
 
 _TO_DO = (
     "",
@@ -20,8 +20,6 @@ _TO_DO = (
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
     full_rate, lora_rate = settings.rates(plan)
     bits = plan.memory.base_bits
-    if bits == 8:
-        hf.refuse_packed(plan, _LIMITS.trainer)
     config = adapter_config(plan)
     fields = {
         "base_model": settings.base(plan),

@@ -6,11 +6,17 @@ from hlscore.artifacts.plan import Plan
 from hlscore.exporters import hf_training as hf
 from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
-from hlscore.exporters.limits import Limits
+from hlscore.exporters.limits import SEED_ADAPTER, Limits
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
-    trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, instead=hf.SEED_ADAPTER
+    trainer="LLaMA-Factory",
+    ranks=False,
+    parameters=False,
+    only_full=False,
+    packs=(8, 4),
+    unties=True,
+    instead=SEED_ADAPTER,
 )
 
 _TO_DO = (
@@ -25,8 +31,6 @@ _TO_DO = (
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_packed(plan, _LIMITS.trainer)
-    hf.refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
     fields = {
         "model_name_or_path": settings.base(plan),

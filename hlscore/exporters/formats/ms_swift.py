@@ -12,10 +12,10 @@ from hlscore.exporters.adapter_config import (
     target_parameters,
 )
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
-from hlscore.exporters.limits import Limits
+from hlscore.exporters.limits import SEED_ADAPTER, Limits
 from hlscore.planning.revision import default_rank
 
-_LIMITS = Limits(trainer="ms-swift", ranks=False, instead=hf.SEED_ADAPTER)
+_LIMITS = Limits(trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, instead=SEED_ADAPTER)
 
 _TO_DO = (
     "",
@@ -28,8 +28,6 @@ _TO_DO = (
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_packed(plan, _LIMITS.trainer)
-    hf.refuse_tied(plan, _LIMITS.trainer)
     bits = plan.memory.base_bits
     targets = target_modules(plan)
     fields = {

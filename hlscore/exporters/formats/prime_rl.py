@@ -20,7 +20,12 @@ from hlscore.exporters.limits import Limits
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
-    trainer="prime-rl", ranks=False, parameters=False, only_full=False, forms=("linear",)
+    trainer="prime-rl",
+    ranks=False,
+    parameters=False,
+    only_full=False,
+    forms=("linear",),
+    bits=(16,),
 )
 
 _TO_DO = (
@@ -34,7 +39,6 @@ _TO_DO = (
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_quantized(plan, _LIMITS.trainer)
     tables: dict[str, dict[str, object]] = {
         "model": {"name": settings.base(plan)},
         "model.lora": {

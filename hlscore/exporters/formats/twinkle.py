@@ -5,18 +5,23 @@ from __future__ import annotations
 import json
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters import hf_training as hf
 from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
 from hlscore.exporters.exporter import Exporter, ExportSettings, experimental, origin
 from hlscore.exporters.limits import Limits
 from hlscore.planning.revision import default_rank
 
-_LIMITS = Limits(trainer="twinkle", ranks=False, parameters=False, only_full=False, only_lora=False)
+_LIMITS = Limits(
+    trainer="twinkle",
+    ranks=False,
+    parameters=False,
+    only_full=False,
+    only_lora=False,
+    packs=(8, 4),
+    unties=True,
+)
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_packed(plan, _LIMITS.trainer)
-    hf.refuse_tied(plan, _LIMITS.trainer)
     fields = {
         "method": "spectral_hybrid_lora",
         "model_id": settings.base(plan),

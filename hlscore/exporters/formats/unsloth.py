@@ -19,7 +19,7 @@ from hlscore.exporters.exporter import (
 )
 from hlscore.exporters.limits import Limits
 
-_LIMITS = Limits(trainer="Unsloth", only_full=False)
+_LIMITS = Limits(trainer="Unsloth", only_full=False, packs=(8, 4))
 
 _TO_DO = (
     experimental(_LIMITS.trainer),
@@ -31,7 +31,6 @@ _TEMPLATE = Path(__file__).with_name("unsloth_train.py.txt")
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_packed(plan, _LIMITS.trainer)
     config = adapter_config(plan)
     full_rate, lora_rate = settings.rates(plan)
     values: dict[str, object] = {

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters import hf_training as hf
 from hlscore.exporters.adapter_config import default_alpha, target_modules
 from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, experimental, yaml_text
-from hlscore.exporters.limits import ExportError, Limits
+from hlscore.exporters.limits import SEED_ADAPTER, ExportError, Limits
 from hlscore.planning.revision import default_rank
 
 _LIMITS = Limits(
@@ -15,7 +14,8 @@ _LIMITS = Limits(
     ranks=False,
     parameters=False,
     only_full=False,
-    instead=hf.SEED_ADAPTER,
+    bits=(16,),
+    instead=SEED_ADAPTER,
 )
 
 _TO_DO = (
@@ -31,7 +31,6 @@ _TO_DO = (
 
 
 def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    hf.refuse_quantized(plan, _LIMITS.trainer)
     base, targets = settings.base(plan), target_modules(plan)
     for name in (base, *targets):
         if "$" in name or name == "???":  # a reference, and a missing value
