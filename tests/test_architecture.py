@@ -35,8 +35,8 @@ ALLOWED: dict[str, set[str]] = {
     | {"processes", "threads", "inputs", "objectives", "probes", "scores", "gradients"},
     "scores": GROUND | {"scores"},
     "weights": GROUND | {"scores", "weights"},
-    "planning": GROUND | {"scores", "planning"},
-    "artifacts": GROUND | {"scores", "planning", "artifacts"},
+    "artifacts": GROUND | {"scores", "artifacts"},
+    "planning": GROUND | {"scores", "artifacts", "planning"},
     "exporters": GROUND | {"inputs", "rollouts", "planning", "artifacts", "exporters"},
     "agreement": GROUND | {"scores", "planning", "artifacts", "agreement"},
     "checks": GROUND
