@@ -20,6 +20,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
+from hlscore.wording import memory
 
 
 def with_movement(
@@ -155,10 +156,7 @@ def choose_estimator(
         if host and device.type != "cpu":
             fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
         place = "this machine" if device.type == "cpu" else str(device)
-        needed, there = (
-            f"{size / 2**30:.1f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:.0f} MiB"
-            for size in (wanted, free)
-        )
+        needed, there = memory(wanted), memory(free)
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."

@@ -35,6 +35,7 @@ from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings
 from hlscore.steps import Progress
+from hlscore.wording import memory
 
 # The search for a rate starts here and goes up or down by this factor while that helps.
 FIRST_RATE, RATE_FACTOR, MOST_TRIES = 1e-4, 4.0, 5
@@ -216,8 +217,8 @@ class TrialRun:
         free = free_bytes(torch.device("cpu"))
         if on_host > free:
             raise CaptureError(
-                f"Trials keep a copy of the weights on the host: {on_host / 2**30:.1f} GiB, and "
-                f"{free / 2**30:.1f} GiB are free.",
+                f"Trials keep a copy of the weights on the host: {memory(on_host)}, and "
+                f"{memory(free)} are free.",
                 hint="Use --movement gradient, or --include fewer modules.",
             )
         for name, weight in self._weights.items():

@@ -15,6 +15,7 @@ from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score
 from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings
+from hlscore.wording import memory as memory_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,15 +150,13 @@ def too_small(
     """
     base = base_bytes(model, memory)
     activations = activation_bytes(model.dimensions, memory)
-    parts = f"the frozen weights take {_memory(base)}, activations about {_memory(activations)}"
+    parts = (
+        f"the frozen weights take {memory_text(base)}, activations about {memory_text(activations)}"
+    )
     if trained:
-        parts += f", what has to be trained at least {_memory(trained)}"
+        parts += f", what has to be trained at least {memory_text(trained)}"
     return BudgetError(
         f"A training memory of {budget.text} is too small for {model.model}: {parts}.",
         hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
         "--train-length.",
     )
-
-
-def _memory(size: int) -> str:
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"

@@ -27,6 +27,7 @@ from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
+from hlscore.wording import memory
 
 CPU = torch.device("cpu")
 EXAMPLES = completions(24)
@@ -332,10 +333,12 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
     wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", "device")
     enough = choose(int(wanted / 0.9) + 2, monkeypatch, settings())
     assert enough.estimator == "exact"
-    assert enough.reason.startswith("exact: it needs 1 MiB besides the weights, and 2 MiB are free")
+    needed, free = memory(wanted), memory(int(wanted / 0.9) + 2)
+    said = f"exact: it needs {needed} besides the weights, and {free} are free"
+    assert enough.reason.startswith(said)
     short = choose(int(wanted / 0.9) - 2, monkeypatch, settings())
     assert short.estimator == "sketch"
-    assert short.reason.startswith("sketch: exact does not fit, it needs 1 MiB")
+    assert short.reason.startswith(f"sketch: exact does not fit, it needs {needed}")
     assert short.reason.endswith("are free on this machine.")
     assert short.sketch_size == 64
 
