@@ -147,6 +147,18 @@ def test_the_scores_of_every_row(scores: Path) -> None:
         assert f"\nplace    {row['rank']} of 30 by hls\n" in out
 
 
+def test_the_printed_curves_are_those_of_the_row(scores: Path) -> None:
+    row = next(row for row in read_rows(scores) if row["module"] == DOWN)
+    printed = [line.split() for line in lines_after(show(scores, "--module", DOWN), "rank ")]
+    assert [int(cells[0]) for cells in printed] == list(row["curve_ranks"])
+    for place, cells in enumerate(printed):
+        tail, share = row["tail_curve"][place], row["tail_curve"][place] / row["tail_curve"][0]
+        assert cells[1:4] == [number(tail), f"{100 * share:.3g}", "%"]
+        assert number(row["hls_curve"][place]) in cells[4:]
+    (against,) = (cells for cells in printed if cells[-2:] == ["compared", "against"])
+    assert against[0] == "4"
+
+
 def test_a_module_of_nothing_but_zeros_and_nulls(tmp_path: Path) -> None:
     found = same_score(report(3), None)
     silent = found.rows[1].changed(tail_curve=(0.0,) * 5, hls_curve=(-1.0, -2.0, 0.0, 0.0, 0.0))
