@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.findings import Finding
 from hlscore.checks.rules import PLAN_AGAIN, Rule
+from hlscore.planning.gated import partner_of
 
 _MEASURE = "Rank again with more probes (--samples), and look at the scores before planning."
 
@@ -106,16 +107,20 @@ def check_scores(plan: Plan) -> Iterator[Finding]:
 
 def _choice(plan: Plan) -> Iterator[Finding]:
     by_count = plan.budget.unit == "modules"
+    # Expert stacks are chosen together, by their sum.
+    single = [(at, item) for at, item in enumerate(plan.modules) if item.form != "experts"]
+    passed_over = _lesser(plan)
     left = [
-        (item.score, place) for place, item in enumerate(plan.modules)
+        (item.score, at) for at, item in single
         if item.mode != "full" and not item.locked and item.score is not None
+        and item.module not in passed_over
     ]  # fmt: skip
-    best_left, at = max(left, key=lambda pair: pair[0], default=(0.0, 0))
-    other = plan.modules[at].module if plan.modules else ""
-    for place, item in enumerate(plan.modules):
+    best_left, best_at = max(left, key=lambda pair: pair[0], default=(0.0, 0))
+    other = plan.modules[best_at].module if plan.modules else ""
+    for at, item in single:
         if item.mode != "full" or item.locked:
             continue
-        score, path = item.score or 0.0, ("modules", place, "mode")
+        score, path = item.score or 0.0, ("modules", at, "mode")
         if score <= 0:
             message = f"'{item.module}' is trained in full for a score of {score:g}."
             yield NO_GAIN.finding(message, path)
@@ -124,4 +129,22 @@ def _choice(plan: Plan) -> Iterator[Finding]:
             yield ORDER.finding(f"{message}is not.", path)
     if by_count and best_left > 0 and len(plan.full) < plan.budget.limit:
         message = f"'{other}' is not trained in full though the budget has room for it."
-        yield ORDER.finding(message, ("modules", at, "mode"))
+        yield ORDER.finding(message, ("modules", best_at, "mode"))
+
+
+def _lesser(plan: Plan) -> set[str]:
+    """Modules that may not be chosen because of the other module of their gated pair."""
+    capture = plan.provenance.settings.get("capture")
+    movement = capture.get("movement") if isinstance(capture, dict) else None
+    asked = plan.settings.gated_pairs
+    if asked == "both" or (asked == "auto" and movement not in ("trial", "update")):
+        return set()
+    by_name = {item.module: item for item in plan.modules}
+    found = set()
+    for item in plan.modules:
+        partner = by_name.get(partner_of(item.module) or "")
+        if (partner is not None and (partner.score or 0.0, partner.mode == "full") >= (
+            item.score or 0.0, item.mode == "full"
+        )) or (partner is not None and partner.locked and partner.mode == "full"):  # fmt: skip
+            found.add(item.module)
+    return found

@@ -55,11 +55,12 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
             hint="Remove --ranks, or use --baseline random or lora-matched.",
         )
     given = alternatives_of(problem)
-    in_full = [plan.options[place].mode == "full" for place in given.free]
+    in_full = [plan.options[group[0]].mode == "full" for group in given.free]
+    count = sum(len(group) for group, full in zip(given.free, in_full, strict=True) if full)
     orders = {
         "random": lambda: {row.module: row.random or 0.0 for row in problem.rows},
         "largest": lambda: by_size(problem.rows, problem.seed),
-        "random-largest": lambda: random_among_largest(problem.rows, sum(in_full), problem.seed),
+        "random-largest": lambda: random_among_largest(problem.rows, count, problem.seed),
     }
     spent = int(given.costs[in_full].sum())
     return take_in_order(problem, orders[baseline](), spent)

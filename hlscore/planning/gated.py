@@ -26,17 +26,20 @@ def one_of_each(problem: Problem) -> bool:
     return asked == "one"
 
 
+def partner_of(module: str) -> str | None:
+    """Name of the other module of a gated pair; `None` for a kind that has no partner."""
+    parent, _, kind = module.rpartition(".")
+    pair = next((pair for pair in KINDS if kind in pair), None)
+    return None if pair is None else f"{parent}.{pair[1 - pair.index(kind)]}"
+
+
 def pairs_of(problem: Problem) -> list[tuple[int, int]]:
     """Places of the two rows of each gated pair, the one with the higher score first."""
-    places = {row.module: place for place, row in enumerate(problem.rows)}
-    found = []
-    for module, place in places.items():
-        parent, _, kind = module.rpartition(".")
-        for first, second in KINDS:
-            other = places.get(f"{parent}.{second}") if kind == first else None
-            if other is not None:
-                found.append((min(place, other), max(place, other)))
-    return found
+    rows = enumerate(problem.rows)
+    # Expert stacks of one module are chosen together.
+    places = {row.module: place for place, row in rows if row.form != "experts"}
+    others = {place: places.get(partner_of(module) or "") for module, place in places.items()}
+    return [(place, at) for place, at in others.items() if at is not None and place < at]
 
 
 def without_lesser(problem: Problem, values: Numbers) -> Numbers:

@@ -28,14 +28,15 @@ class Alternatives:
     Attributes:
         rest: What is done with each row that is not trained in full.
         full: Full fine-tuning of each row.
-        free: Places of the rows that are neither locked nor unreached, int64 [free].
-        costs: What full fine-tuning of each free row takes of the budget, int64 [free].
-        left: What of the budget is left for the free rows.
+        free: Places of the rows that may be chosen, in groups that are chosen together. Locked
+            and unreached rows may not be.
+        costs: What full fine-tuning of each group takes of the budget, int64 [groups].
+        left: What of the budget is left for them.
     """
 
     rest: tuple[Option, ...]
     full: tuple[Option, ...]
-    free: NDArray[np.int64]
+    free: tuple[tuple[int, ...], ...]
     costs: NDArray[np.int64]
     left: int
 
@@ -47,22 +48,46 @@ def alternatives_of(problem: Problem) -> Alternatives:
         alternative(row, locks.get(row.module), problem.tied, settings) for row in problem.rows
     )
     full = tuple(option(row, "full", 0, settings.memory) for row in problem.rows)
-    free = [
-        place
-        for place, row in enumerate(problem.rows)
-        if row.module not in locks and not is_unreached(row)
-    ]
+    free = _groups(problem)
     unit = problem.budget.unit
     if unit == "bytes":
-        costs = [full[place].bytes - rest[place].bytes for place in free]
+        each = [one.bytes - other.bytes for one, other in zip(full, rest, strict=True)]
     else:
-        costs = [1 if unit == "modules" else full[place].params for place in free]
+        each = [1 if unit == "modules" else one.params for one in full]
     return Alternatives(
         rest=rest,
         full=full,
-        free=np.array(free, dtype=np.int64),
-        costs=np.array(costs, dtype=np.int64),
+        free=free,
+        costs=np.array([sum(each[place] for place in group) for group in free], dtype=np.int64),
         left=_left(problem, rest),
+    )
+
+
+def _groups(problem: Problem) -> tuple[tuple[int, ...], ...]:
+    """Places of the rows that may be chosen, by what is chosen together.
+
+    All expert stacks of one module are trained in full or none is: PEFT copies the module that
+    holds them. They may not be chosen where one of them is locked, unreached or left out.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(problem.rows):
+        owner = row.module.rpartition(".")[0] if row.form == "experts" else row.module
+        groups.setdefault(owner, []).append(place)
+    for row in problem.report.rows:
+        if not row.is_candidate and row.form == "experts":
+            groups.pop(row.module.rpartition(".")[0], None)
+    rows = problem.rows
+    return tuple(
+        tuple(group)
+        for group in groups.values()
+        if not any(rows[at].module in problem.locks or is_unreached(rows[at]) for at in group)
+    )
+
+
+def _sums(groups: Sequence[Sequence[int]], table: Numbers) -> Numbers:
+    """Sums over the rows of each group, [groups, ...]; of a group of one the row itself."""
+    return np.array([table[list(group)].sum(axis=0) for group in groups]).reshape(
+        len(groups), *table.shape[1:]
     )
 
 
@@ -73,11 +98,11 @@ def choose_uniform(problem: Problem) -> Solution:
         problem.budget.check_one_fits([row.n_params for row in problem.rows])
     scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
     table = np.array(scores, dtype=np.float64)[:, None]
-    values = without_lesser(problem, table)[given.free, 0]
+    values = _sums(given.free, without_lesser(problem, table))[:, 0]
     chosen, bound = choose(values, given.costs, given.left)
     return Solution(
         options=_with_full(given, chosen),
-        solver="sorted" if problem.budget.unit == "modules" else "HiGHS",
+        solver="sorted" if _by_count(given.costs) else "HiGHS",
         value=float(values[chosen].sum()),
         bound=bound,
         probability=_probability(problem, given),
@@ -92,7 +117,7 @@ def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> S
         spent: What the free modules in full may cost together.
     """
     given = alternatives_of(problem)
-    numbers = [order[problem.rows[place].module] for place in given.free]
+    numbers = [max(order[problem.rows[place].module] for place in group) for group in given.free]
     chosen = np.zeros(len(given.free), dtype=np.bool_)
     places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
     chosen[fill(places, given.costs, spent)] = True
@@ -102,8 +127,10 @@ def take_in_order(problem: Problem, order: Mapping[str, float], spent: int) -> S
 def _with_full(given: Alternatives, chosen: Chosen) -> tuple[Option, ...]:
     """The chosen of the free rows in full, and what is done with all others."""
     options = list(given.rest)
-    for place in given.free[chosen]:
-        options[place] = given.full[place]
+    for group, taken in zip(given.free, chosen, strict=True):
+        if taken:
+            for place in group:
+                options[place] = given.full[place]
     return tuple(options)
 
 
@@ -132,9 +159,10 @@ def _probability(problem: Problem, given: Alternatives) -> tuple[float | None, .
     replicates = replicates_of(problem)
     if len(given.free) and all(replicates):
         table = without_lesser(problem, np.array(replicates, dtype=np.float64))
-        found = selection_probability(table[given.free], given.costs, given.left)
-        for place, share in zip(given.free, found, strict=True):
-            shares[place] = float(share)
+        found = selection_probability(_sums(given.free, table), given.costs, given.left)
+        for group, share in zip(given.free, found, strict=True):
+            for place in group:
+                shares[place] = float(share)
     return tuple(shares)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 import reports
 
 from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
+from hlscore.checks.run import check_plan
 from hlscore.planning.make_plan import make_plan
 from hlscore.records import ScoreReport
-from hlscore.settings import PlanSettings
+from hlscore.settings import CheckSettings, PlanSettings
 
 NAMES = {"gate_proj": ("gate_proj", "up_proj"), "w1": ("w1", "w3")}
 
@@ -122,3 +125,48 @@ def test_resamples_choose_by_the_same_rule() -> None:
             counts[name] += 1
     expected = {name: count / table.shape[1] for name, count in counts.items()}
     assert {item.module: item.selection_probability for item in made.modules} == expected
+
+
+def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path: Path) -> None:
+    made = plan(report(3))
+    write_plan(made, tmp_path / "plan.json")
+    assert not [item for item in found_in(tmp_path) if item.code == "HLS505"]
+    other = next(item for item in made.modules if item.mode == "lora" and item.kind == "q_proj")
+    worst = made.full[-1]
+    edited = [
+        item.model_copy(update={"score": worst.score and worst.score + 1.0})
+        if item is other
+        else item
+        for item in made.modules
+    ]
+    write_plan(made.model_copy(update={"modules": edited}), tmp_path / "plan.json")
+    assert [item for item in found_in(tmp_path) if item.code == "HLS505"]
+
+
+def found_in(folder: Path) -> list[Any]:
+    return list(check_plan(folder / "plan.json", CheckSettings()).findings)
+
+
+def experts(scores: tuple[float, float], *, budget: str) -> Plan:
+    """A plan for a report in which the modules of one MLP are expert stacks of these scores."""
+    made = reports.report(14)
+    rows = []
+    for row in made.candidates:
+        changes: dict[str, object] = {}
+        if row.layer == 0 and row.kind in ("gate_proj", "down_proj"):
+            score = scores[row.kind == "down_proj"]
+            name = f"model.layers.0.mlp.experts.{row.kind}"
+            changes = {"module": name, "parameter": name, "form": "experts"}
+            changes["hls_curve"] = (score,) * 5
+        rows.append(row.changed(**changes))
+    return make_plan(replace(made, rows=tuple(rows)), PlanSettings(rank=4, budget=budget))
+
+
+@pytest.mark.parametrize("budget", ["0.3", "0.3p"])
+def test_expert_stacks_of_one_module_are_chosen_together_by_their_sum(budget: str) -> None:
+    for scores, chosen in (((100.0, 0.1), True), ((0.1, 100.0), True), ((0.01, 0.01), False)):
+        made = experts(scores, budget=budget)
+        stacks = [item for item in made.modules if item.form == "experts"]
+        assert [item.mode == "full" for item in stacks] == [chosen] * 2
+        assert made.budget.spent <= made.budget.limit
+        assert len({item.selection_probability for item in stacks}) == 1
