@@ -41,7 +41,9 @@ def duration(seconds: float) -> str:
 
 def percent(share: float | None) -> str:
     """A share in three digits, a dash where there is none: `9.52 %`."""
-    return "-" if share is None else f"{100 * share:.3g} %"
+    if share is None:
+        return "-"
+    return f"{100 * share:,.0f} %" if share >= 9.995 else f"{100 * share:.3g} %"
 
 
 def near_whole(share: float) -> str:

@@ -85,7 +85,9 @@ def batch_difference(
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
             raise CaptureError(
-                f"A forward and backward pass of {type(model).__name__} fails: {first_line(error)}"
+                f"A forward and backward pass of {type(model).__name__} fails: {first_line(error)}",
+                hint="hlscore runs models in evaluation mode, each probe on its own: this one "
+                "cannot be probed that way.",
             ) from error
     size = alone.shape[-1]
     beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]

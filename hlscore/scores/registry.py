@@ -125,8 +125,8 @@ _ALL_SCORES = (
         unit="loss per unit learning rate",
         update_unit="squared weight change",
         source="hlscore: cross-fitted Eckart-Young tail",
-        caveat="Biased upwards where probes are noisy: 1.1 to 1.9 times the true tail where "
-        "noise and signal have equal energy (benchmarks/bias.py). More --samples lower it.",
+        caveat="noise raises hls: 1.1 to 1.9 times the true tail where noise and signal have equal "
+        "energy (benchmarks/bias.py); more --samples lower that",
         compute=lambda row, rank: _residual(row.hls_curve, row, rank),
         replicates_column="hls_replicates",
         error_column="hls_error",

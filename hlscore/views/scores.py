@@ -20,5 +20,5 @@ def print_scores(*, as_json: bool) -> None:
     console.print()
     for score in scores:
         if score.caveat:
-            console.dim(f"{score.name}: {score.caveat}")
+            console.dim(score.caveat)
     console.dim("No score is proven to predict the gain from training.")

@@ -7,6 +7,7 @@ from rich.text import Text
 from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
 from hlscore.planning.notes import rank_counts
 from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
+from hlscore.scores.registry import SCORES
 from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
@@ -180,6 +181,9 @@ def summary(plan: Plan) -> dict[str, str]:
     )
     if plan.solver.name == "HiGHS":
         lines["solver"] = f"HiGHS, {gap_text(plan.solver.gap)}"
+    score = SCORES.get(plan.score.name)  # a plan may be of another version
+    if score is not None and score.caveat:
+        lines["bias"] = score.caveat
     if stability.mean_reselection is None or stability.borderline_modules is None:
         return lines
     lines["stable"] = f"{reselection(plan)}; new probes agree less"
