@@ -14,7 +14,7 @@ test: $(VENV)/ready-dev  ## Lint, types, and every test.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile
+	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-real: $(VENV)/ready-dev  ## The whole way on SmolLM2 (after make smollm2; 10 minutes).
 	$(TEST_ENV) $(BIN)/python -m pytest -s benchmarks/real_lane.py

@@ -102,3 +102,17 @@ def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The built-in model and its tokenizer."""
     loaded = load_model(ModelSettings(model="builtin:tiny"))
     return loaded.model, loaded.tokenizer
+
+
+# Files whose tests start whole processes: run first, so that no worker waits for one of them.
+SLOW = {
+    "test_torchrun.py", "test_resume_command.py", "test_grpo_processes.py",
+    "test_grpo_processes_resume.py", "test_grpo_resume.py", "test_processes.py",
+    "test_check_fuzz.py", "test_pre_commit.py", "test_action.py", "test_real_study.py",
+    "test_command.py", "test_trl.py", "test_trainers.py", "test_bad_input.py",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow files first; the order within a file stays."""
+    items.sort(key=lambda item: item.path.name not in SLOW)
