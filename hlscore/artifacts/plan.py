@@ -122,6 +122,10 @@ class PlanLora(_Strict):
     )
     ranks: _List[_Rank] = Field(description="Ranks that the solver chose from; empty for one rank.")
 
+    def alpha_at(self, rank: int) -> int:
+        """Alpha of another rank at the same ratio, at least 1."""
+        return max(1, round(self.alpha * rank / self.rank))
+
 
 class PlanTotals(_Strict):
     """What the plan adds up to; parameters unless a name says modules."""

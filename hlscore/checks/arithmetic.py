@@ -148,7 +148,7 @@ def _parameters(item: PlanModule, place: int) -> Iterator[Finding]:
 def _alpha(plan: Plan, item: PlanModule, place: int) -> Iterator[Finding]:
     if item.rank is None or item.alpha is None:
         return
-    expected = max(1, round(plan.lora.alpha * item.rank / plan.lora.rank))
+    expected = plan.lora.alpha_at(item.rank)
     if item.alpha != expected:
         yield ALPHA.finding(
             f"'{item.module}' has alpha {item.alpha} at rank {item.rank}; the plan's ratio gives "

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.findings import Finding
 from hlscore.checks.rules import PLAN_AGAIN, Rule
-from hlscore.planning.gated import partner_of
+from hlscore.planning.gated import one_of_each, partner_of
+from hlscore.records import OF_UPDATES, movement_in
+from hlscore.scores.registry import SCORES
 
 _MEASURE = "Rank again with more probes (--samples), and look at the scores before planning."
 
@@ -134,10 +136,9 @@ def _choice(plan: Plan) -> Iterator[Finding]:
 
 def _lesser(plan: Plan) -> set[str]:
     """Modules that may not be chosen because of the other module of their gated pair."""
-    capture = plan.provenance.settings.get("capture")
-    movement = capture.get("movement") if isinstance(capture, dict) else None
-    asked = plan.settings.gated_pairs
-    if asked == "both" or (asked == "auto" and movement not in ("trial", "update")):
+    score = SCORES.get(plan.score.name)  # a plan may be of another version
+    of_updates = movement_in(plan.provenance.settings) in OF_UPDATES
+    if score is None or not one_of_each(plan.settings.gated_pairs, score, of_updates=of_updates):
         return set()
     by_name = {item.module: item for item in plan.modules}
     found = set()

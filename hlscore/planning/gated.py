@@ -12,18 +12,16 @@ from numpy.typing import NDArray
 
 from hlscore.planning.problem import Problem
 from hlscore.planning.solver import Numbers
-from hlscore.scores.registry import score_of
+from hlscore.scores.registry import Score
+from hlscore.settings.plan import GatedPairs
 
 # As the models of transformers name them: x = down(act(first(x)) * second(x)).
 KINDS = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
 
 
-def one_of_each(problem: Problem) -> bool:
+def one_of_each(asked: GatedPairs, score: Score, *, of_updates: bool) -> bool:
     """Whether only one of a gated pair may be chosen; by default where updates were scored."""
-    asked = problem.settings.gated_pairs
-    if asked == "auto":
-        return problem.report.run.scores_updates and problem.score.reads_gradients
-    return asked == "one"
+    return asked == "one" or (asked == "auto" and of_updates and score.reads_gradients)
 
 
 def partner_of(module: str) -> str | None:
@@ -55,7 +53,8 @@ def without_lesser(problem: Problem, values: Numbers) -> Numbers:
         A copy with NaN for what may not be chosen; unchanged where both may be.
     """
     kept = values.copy()
-    if not one_of_each(problem):
+    of_updates = problem.report.run.scores_updates
+    if not one_of_each(problem.settings.gated_pairs, problem.score, of_updates=of_updates):
         return kept
     full = {module for module, lock in problem.locks.items() if lock.mode == "full"}
     for first, second in pairs_of(problem):
@@ -71,8 +70,7 @@ def without_lesser(problem: Problem, values: Numbers) -> Numbers:
 
 def left_out(problem: Problem) -> list[str]:
     """Modules with a positive score that may not be chosen because the other of their pair may."""
-    scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
-    values = np.array(scores, dtype=np.float64)[:, None]
+    values = np.array(problem.scores, dtype=np.float64)[:, None]
     masked = without_lesser(problem, values)
     lesser = (values[:, 0] > 0) & np.isnan(masked[:, 0])
     rows = [row for row, hit in zip(problem.rows, lesser, strict=True) if hit]

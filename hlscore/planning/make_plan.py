@@ -40,7 +40,6 @@ from hlscore.planning.rates import rate_source, suggested_rates
 from hlscore.planning.sums import budget_of, counted, stability_of, totals_of
 from hlscore.planning.uniform import replicates_of
 from hlscore.records import ScoreReport
-from hlscore.scores.registry import score_of
 from hlscore.scores.rows import remark
 from hlscore.settings import PlanSettings, build
 
@@ -60,7 +59,10 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         if settings.baseline is None
         else choose_baseline(problem, settings.baseline)
     )
-    modules = _modules(problem, solution)
+    lora = PlanLora(
+        rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
+    )
+    modules = _modules(problem, solution, lora)
     memory = _memory(problem, solution.options)
     ranked = bool(settings.ranks) and settings.baseline is None
     budget = budget_of(
@@ -95,9 +97,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             formula=problem.score.formula,
             unit=problem.score.unit_in(report.run),
         ),
-        lora=PlanLora(
-            rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
-        ),
+        lora=lora,
         totals=totals_of(modules, settings.rank, report.model.n_params),
         memory=memory,
         coverage=None
@@ -140,12 +140,12 @@ def replan(plan: Plan, report: ScoreReport, **changes: Any) -> Plan:
     return make_plan(report, replace(settings, **({"locks": locks} | changes)))
 
 
-def _modules(problem: Problem, solution: Solution) -> list[PlanModule]:
+def _modules(problem: Problem, solution: Solution, lora: PlanLora) -> list[PlanModule]:
     settings, of_updates = problem.settings, problem.report.run.scores_trainings
     shares = solution.probability or (None,) * len(problem.rows)
     modules = []
-    for row, item, share, stderr in zip(
-        problem.rows, solution.options, shares, _stderrs(problem), strict=True
+    for row, score, item, share, stderr in zip(
+        problem.rows, problem.scores, solution.options, shares, _stderrs(problem), strict=True
     ):
         rank = item.rank or None
         found = PlanModule(
@@ -153,9 +153,9 @@ def _modules(problem: Problem, solution: Solution) -> list[PlanModule]:
             position=row.rank or 1,
             mode=item.mode,
             rank=rank,
-            alpha=None if rank is None else settings.alpha_at(rank),
+            alpha=None if rank is None else lora.alpha_at(rank),
             locked=row.module in problem.locks,
-            score=_rounded(score_of(row, problem.score, settings.rank)),
+            score=_rounded(score),
             stderr=_rounded(stderr),
             # A count over a count, the same on every machine.
             selection_probability=share,

@@ -9,7 +9,6 @@ from hlscore.planning.coverage import Coverage
 from hlscore.planning.gated import left_out
 from hlscore.planning.module_options import is_unreached, stays_frozen
 from hlscore.planning.problem import Problem, Solution
-from hlscore.scores.registry import score_of
 
 # Below it nothing is left that one would train for.
 NOTHING_LEFT = 5e-4
@@ -25,13 +24,17 @@ def plan_notes(
         covered: What LoRA of the plan's rank and the plan follow; `None` without probes.
         spent: What the plan takes of its budget, in the budget's unit.
     """
-    of_choice = _baseline_notes if problem.settings.baseline else _score_notes
+    of_choice = (
+        _baseline_notes(problem, spent)
+        if problem.settings.baseline
+        else _score_notes(problem, solution)
+    )
     return (
         *_coverage_notes(covered),
         *_reward_notes(problem, solution),
         *_unreached_notes(problem),
         *_large_adapter_notes(problem, solution),
-        *of_choice(problem, solution, spent),
+        *of_choice,
     )
 
 
@@ -89,18 +92,18 @@ def _large_adapter_notes(problem: Problem, solution: Solution) -> Iterator[str]:
         )
 
 
-def _baseline_notes(problem: Problem, solution: Solution, spent: int) -> Iterator[str]:  # noqa: ARG001
+def _baseline_notes(problem: Problem, spent: int) -> Iterator[str]:
     yield f"A baseline ({problem.settings.baseline}), not the choice of a score."
     if spent > problem.limit:
         yield f"It takes more than the budget of {problem.budget.text} allows."
 
 
-def _score_notes(problem: Problem, solution: Solution, spent: int) -> Iterator[str]:  # noqa: ARG001
+def _score_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     settings, score = problem.settings, problem.score
     if len(problem.locks) == len(problem.rows):
         yield "Every module is locked: nothing was chosen."
         return
-    missing = sum(score_of(row, score, settings.rank) is None for row in problem.rows)
+    missing = problem.scores.count(None)
     if missing:
         yield (
             f"{missing:,} of {len(problem.rows):,} modules have no '{score.name}' and come last; "

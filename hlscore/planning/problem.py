@@ -12,7 +12,7 @@ from hlscore.planning.memory import activation_bytes, base_bytes
 from hlscore.planning.module_options import Option, check_curve, check_lock
 from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
-from hlscore.scores.registry import Score, find_score
+from hlscore.scores.registry import Score, find_score, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings
 from hlscore.wording import memory as memory_text
@@ -26,6 +26,7 @@ class Problem:
         report: The scores.
         settings: What is asked for.
         rows: The candidates, the best first by the score.
+        scores: Score of each row at the plan's rank; `None` where it cannot be had.
         score: The score that decides.
         budget: The budget.
         locks: Lock of each locked module, by name.
@@ -35,6 +36,7 @@ class Problem:
     report: ScoreReport
     settings: PlanSettings
     rows: tuple[ModuleRow, ...]
+    scores: tuple[float | None, ...]
     score: Score
     budget: Budget
     locks: Mapping[str, Lock]
@@ -83,7 +85,8 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         raise ArtifactError("The report holds no candidate modules.")
     score = find_score(settings.score)
     rows = order_rows(report.candidates, score, settings.rank)
-    if all(score.compute(row, settings.rank) is None for row in rows):
+    scores = tuple(score_of(row, score, settings.rank) for row in rows)
+    if all(value is None for value in scores):
         made = {
             "gradients": "rank with probes: without --data none",
             "whole gradients": "rank with probes and --estimator exact",
@@ -98,6 +101,7 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         report=report,
         settings=settings,
         rows=rows,
+        scores=scores,
         score=score,
         budget=parse_budget(settings.budget),
         locks=locks_of(settings.locks, [row.module for row in rows]),

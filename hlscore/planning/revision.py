@@ -164,11 +164,10 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
 
 def _changed(plan: Plan, item: PlanModule, change: Change) -> PlanModule:
     lora = change.mode == "lora"
-    alpha = max(1, round(plan.lora.alpha * change.rank / plan.lora.rank))
     values = {
         "mode": change.mode,
         "rank": change.rank if lora else None,
-        "alpha": alpha if lora else None,
+        "alpha": plan.lora.alpha_at(change.rank) if lora else None,
         "trained_params": cost_of(plan, item, change.mode, change.rank)[0],
     }
     return item.model_copy(update=values)

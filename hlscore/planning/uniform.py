@@ -14,7 +14,7 @@ from hlscore.planning.knapsack import Menu, choose_options
 from hlscore.planning.module_options import Option, alternative, is_unreached, option
 from hlscore.planning.problem import Problem, Solution, free_bytes, too_small
 from hlscore.planning.solver import Numbers
-from hlscore.scores.registry import replicates_at, score_of
+from hlscore.scores.registry import replicates_at
 
 Chosen = NDArray[np.bool_]
 # Modules that each resample looks at after the first that does not fit.
@@ -86,9 +86,11 @@ def _groups(problem: Problem) -> tuple[tuple[int, ...], ...]:
 
 def _sums(groups: Sequence[Sequence[int]], table: Numbers) -> Numbers:
     """Sums over the rows of each group, [groups, ...]; of a group of one the row itself."""
-    return np.array([table[list(group)].sum(axis=0) for group in groups]).reshape(
-        len(groups), *table.shape[1:]
-    )
+    if not groups:
+        return table[:0]
+    starts = np.cumsum([0, *map(len, groups[:-1])])
+    sums: Numbers = np.add.reduceat(table[np.concatenate(groups)], starts, axis=0)
+    return sums
 
 
 def choose_uniform(problem: Problem) -> Solution:
@@ -96,9 +98,8 @@ def choose_uniform(problem: Problem) -> Solution:
     given = alternatives_of(problem)
     if len(given.free):
         problem.budget.check_one_fits([row.n_params for row in problem.rows])
-    scores = [score_of(row, problem.score, problem.settings.rank) for row in problem.rows]
-    table = np.array(scores, dtype=np.float64)[:, None]
-    values = _sums(given.free, without_lesser(problem, table))[:, 0]
+    table = without_lesser(problem, np.array(problem.scores, dtype=np.float64)[:, None])
+    values = _sums(given.free, table)[:, 0]
     chosen, bound = choose(values, given.costs, given.left)
     return Solution(
         options=_with_full(given, chosen),

@@ -20,6 +20,7 @@ from hlscore.records.probes import (
     RolloutSummary,
 )
 from hlscore.records.report import (
+    OF_UPDATES,
     Estimate,
     GradientStatistics,
     ModuleRow,
@@ -27,11 +28,13 @@ from hlscore.records.report import (
     ScoreReport,
     Status,
     WeightStatistics,
+    movement_in,
 )
 
 __all__ = [
     "LOSS_ON",
     "NO_PROBES",
+    "OF_UPDATES",
     "Candidate",
     "Estimate",
     "Fingerprint",
@@ -50,4 +53,5 @@ __all__ = [
     "Status",
     "Storage",
     "WeightStatistics",
+    "movement_in",
 ]

@@ -261,6 +261,16 @@ class ModuleRow:
         return copy
 
 
+# Movements whose A, B and G are weight updates, not gradients.
+OF_UPDATES = ("trial", "update")
+
+
+def movement_in(settings: Mapping[str, object]) -> str:
+    """What the settings of a run say was scored; empty where they do not say."""
+    capture = settings.get("capture")
+    return str(capture.get("movement", "")) if isinstance(capture, Mapping) else ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
     """Where and how a report was made.
@@ -299,13 +309,12 @@ class RunInfo:
     @property
     def movement(self) -> str:
         """What was scored: `gradient`, `trial` or `update`; empty where the report does not say."""
-        capture = self.settings.get("capture")
-        return str(capture.get("movement", "")) if isinstance(capture, Mapping) else ""
+        return movement_in(self.settings)
 
     @property
     def scores_updates(self) -> bool:
         """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
-        return self.movement in ("trial", "update")
+        return self.movement in OF_UPDATES
 
     @property
     def scores_trainings(self) -> bool:

@@ -128,8 +128,8 @@ class PlanSettings:
     gated_pairs: Annotated[
         GatedPairs,
         Option(
-            "How many of two matrices whose outputs are multiplied (gate_proj and up_proj of an "
-            "MLP) may be in full, without --ranks. auto: one with --movement trial or update.",
+            "Full modules per gated pair (gate_proj, up_proj) without --ranks; auto: one where "
+            "weight updates are scored.",
             PLAN_PANEL,
         ),
     ] = "auto"
@@ -173,10 +173,6 @@ class PlanSettings:
             f"--min-rank {self.min_rank} is not one of --ranks {','.join(map(str, self.ranks))}.",
             "Add it to --ranks.",
         )
-
-    def alpha_at(self, rank: int) -> int:
-        """LoRA alpha of a rank: the same ratio of alpha to rank everywhere, rounded."""
-        return max(1, round(self.lora_alpha * rank / self.rank))
 
     @property
     def lora_alpha(self) -> int:

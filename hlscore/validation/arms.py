@@ -105,8 +105,9 @@ def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
             for item in plan.modules
         ],
     )
-    alpha = max(1, round(plan.lora.alpha * rank / plan.lora.rank))
-    lora = plan.lora.model_copy(update={"rank": rank, "alpha": alpha, "ranks": []})
+    lora = plan.lora.model_copy(
+        update={"rank": rank, "alpha": plan.lora.alpha_at(rank), "ranks": []}
+    )
     return made.model_copy(update={"lora": lora})
 
 
