@@ -66,7 +66,7 @@ from hlscore.settings.plan import (
 from hlscore.settings.run import (
     RankSettings,
 )
-from hlscore.settings.validate import DEFAULT_STEPS, FACTORS, TRIAL_PANEL, ValidateSettings
+from hlscore.settings.validate import DEFAULT_STEPS, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
     "CAPTURE_PANEL",
@@ -76,7 +76,6 @@ __all__ = [
     "DEFAULT_RANK",
     "DEFAULT_SAMPLES",
     "DEFAULT_STEPS",
-    "FACTORS",
     "LARGEST_RANK",
     "MEMORY_PANEL",
     "MODEL_PANEL",

@@ -11,7 +11,6 @@ from hlscore.settings.objective import OBJECTIVE_PANEL
 from hlscore.settings.option import Option, check, require
 
 TRIAL_PANEL = "Trial"
-FACTORS = (1 / 3, 1.0, 3.0)
 DEFAULT_STEPS = 60
 
 
