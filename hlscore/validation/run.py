@@ -36,7 +36,7 @@ TIMED_STEPS = 4
 
 # Rates are tried at powers of this factor of the suggested ones.
 RATE_FACTOR = 3.0
-# Tries beyond the first point and its neighbours. The suggested rates suit large models; a small
+# Tries of one rate beyond the first three. The suggested rates suit large models; a small
 # one can want some hundred times as much.
 MOST_EXTENSIONS = 5
 
@@ -82,7 +82,8 @@ class Trial:
     @property
     def most_trainings(self) -> int:
         """Trainings when every search goes on as long as it may."""
-        return self.fewest_trainings + len(self.arms) * MOST_EXTENSIONS
+        rates = sum(arm.rates.count(True) for arm in self.arms)
+        return self.fewest_trainings + rates * MOST_EXTENSIONS
 
 
 def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
@@ -285,7 +286,7 @@ def search(
         The loss at all rates that were tried; infinite where it diverged.
     """
     found: dict[Rates, float] = {}
-    most = 1 + 2 * moves.count(True) + MOST_EXTENSIONS
+    most = 1 + moves.count(True) * (2 + MOST_EXTENSIONS)
     left = [start]
     while left and len(found) < most:
         loss = loss_at(left[0])
