@@ -28,11 +28,12 @@ from hlscore.pages.vega import (
     SHARE_SCALE,
     TOOLTIP,
     UNSIGNED,
+    ZERO,
     Chart,
     Spec,
     category,
     columns,
-    constant,
+    layer,
     number,
     number_axis,
     signed,
@@ -50,8 +51,8 @@ _MOST_POINTS = 400
 _FEW_MODULES = 12
 _RIGHT_SIDE = 0.75
 _MODE_COLOURS = {"full": FULL.light, "LoRA": REST.light, "frozen": RULE.light}
-_OUTLINE = {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light}
-_OUTLINED = [{"filter": "datum.id === shown"}]
+_OUTLINE: Spec = {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light}
+_IS_SHOWN = "datum.id === shown"
 _TABLE = "The table of all modules holds the numbers."
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
@@ -116,10 +117,9 @@ def heat_chart(content: Content) -> Chart | None:
             "y": category("kind", title=None, axis=UNSIGNED, sort=[signed(kind) for kind in kinds]),
         },
         "layer": [
-            {"mark": {"type": "rect", "stroke": PAPER.light, "strokeWidth": 1},
-             "encoding": {"color": shade, **TOOLTIP}},
-            {"transform": [{"filter": "datum.full > 0"}], "mark": sign, "encoding": TOOLTIP},
-            {"transform": _OUTLINED, "encoding": TOOLTIP, "mark": {**_OUTLINE, "strokeWidth": 3}},
+            layer({"color": shade, **TOOLTIP}, type="rect", stroke=PAPER.light, strokeWidth=1),
+            layer(TOOLTIP, where="datum.full > 0", **sign),
+            layer(TOOLTIP, where=_IS_SHOWN, **_OUTLINE, strokeWidth=3),
         ],
     }  # fmt: skip
     return Chart(
@@ -165,27 +165,22 @@ def bars_chart(content: Content) -> Chart:
     }
     row: Spec = {"x": {"value": 0}, "x2": {"value": "width"}}
     legend = {"title": "trained as", "symbolType": "square"}
-    layers: list[Spec] = [
-        {"mark": {"type": "bar", "height": {"band": 0.62}},
-         "encoding": {"color": category("train", scale=scale, legend=legend)}},
-    ]  # fmt: skip
+    colour = category("train", scale=scale, legend=legend)
+    layers = [layer({"color": colour}, type="bar", height={"band": 0.62})]
     if any(line.low is not None for line in lines):
         ends: Spec = {"x": number("low"), "x2": {"field": "high"}}
-        for colour, width in ((HALO, 2.8), (INK, 1.4)):  # a dark line is lost on a dark bar
-            mark = {"type": "rule", "color": colour.light, "strokeWidth": width}
-            layers.append({"mark": mark, "encoding": ends})
-    layers.append(
-        {"transform": [{"filter": "datum.train === 'full'"}], "mark": FULL_SIGN,
-         "encoding": {"x": {"datum": 0, "type": "quantitative"}}}
-    )  # fmt: skip
+        layers += [
+            layer(ends, type="rule", color=HALO.light, strokeWidth=2.8),  # seen on dark bars
+            layer(ends, type="rule", color=INK.light, strokeWidth=1.4),
+        ]
+    layers.append(layer({"x": ZERO}, where="datum.train === 'full'", **FULL_SIGN))
     if ends_here:
         layers.append(_budget_line(labels[full - 1], last=full == len(lines)))
     layers += [
-        {"transform": _OUTLINED, "mark": _OUTLINE, "encoding": row},
+        layer(row, where=_IS_SHOWN, **_OUTLINE),
         # A bar may be too short to click.
-        {"mark": {"type": "rect", "fillOpacity": 0, "fill": PAPER.light},
-         "encoding": {**row, **TOOLTIP}},
-    ]  # fmt: skip
+        layer({**row, **TOOLTIP}, type="rect", fillOpacity=0, fill=PAPER.light),
+    ]
     title = f"All {modules} modules, the highest first" if modules > 1 else "The only module"
     if len(lines) < modules:
         title = f"The {len(lines)} highest of {count(modules, 'module')}"
@@ -204,30 +199,28 @@ def bars_chart(content: Content) -> Chart:
             },
             "layer": layers,
         },
-        columns={
-            "id": list(range(len(lines))),
-            "label": labels,
-            "score": [line.score for line in lines],
-            "low": [line.low for line in lines],
-            "high": [line.high for line in lines],
-            "train": modes,
-        },
+        columns=columns(
+            "id label train score low high",
+            (
+                (place, label, mode, line.score, line.low, line.high)
+                for place, (label, mode, line) in enumerate(zip(labels, modes, lines, strict=True))
+            ),
+        ),
     )
 
 
 def _budget_line(label: str, *, last: bool) -> Spec:
     """A line under a bar, and its name on a ground that keeps it readable over the next one."""
     under = {"datum": label, "type": "nominal", "bandPosition": 1}
-    line = {
-        "mark": LIMIT_RULE,
-        "encoding": {"y": under, "x": {"value": 0}, "x2": {"value": "width"}},
-    }
-    text = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
-            "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
-    ground = {**text, "color": PAPER.light, "stroke": PAPER.light, "strokeWidth": 5}
     place = {"y": under, "x": {"value": "width"}}
-    texts = [{"mark": mark, "encoding": place} for mark in (ground, {**text, "color": MARK.light})]
-    return {"data": {"values": [{}]}, "layer": [line, *texts]}
+    text: Spec = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
+            "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
+    layers = [
+        layer({"y": under, "x": {"value": 0}, "x2": {"value": "width"}}, **LIMIT_RULE),
+        layer(place, **text, color=PAPER.light, stroke=PAPER.light, strokeWidth=5),
+        layer(place, **text, color=MARK.light),
+    ]
+    return {"data": {"values": [{}]}, "layer": layers}
 
 
 def shared_start(lines: Sequence[Line]) -> str:
@@ -252,26 +245,26 @@ def tail_chart(content: Content) -> Chart | None:
     x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
          "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
     axis = number_axis(max(map(abs, (*row.tail_curve, *row.hls_curve))))
-    lines: Spec = {
-        "mark": {"type": "line", "point": {"filled": True, "size": 45}, "strokeWidth": 2},
-        "encoding": {
-            "x": x,
-            "y": number("value", title="not captured by LoRA", axis=axis),
-            "color": style([MUTED.light, FULL.light]),
-            "strokeDash": style([[5, 4], [1, 0]]),
-        },
+    encoding = {
+        "x": x,
+        "y": number("value", title="not captured by LoRA", axis=axis),
+        "color": style([MUTED.light, FULL.light]),
+        "strokeDash": style([[5, 4], [1, 0]]),
     }
+    name: Spec = {"type": "text", "color": MARK.light, "align": "left", "baseline": "top", "dx": 5}
     rule: Spec = {
         "data": {"values": [{"rank": rank}] if rank in ranks else []},
         "encoding": {"x": {"field": "rank", "type": "ordinal"}},
         "layer": [
             {"mark": LIMIT_RULE},
-            {"mark": {"type": "text", "color": MARK.light, "align": "left", "baseline": "top",
-                      "dx": 5, "text": f"rank {rank}"}, "encoding": {"y": {"value": 2}}},
+            layer({"y": {"value": 2}}, **name, text=f"rank {rank}"),
         ],
-    }  # fmt: skip
-    grid = {"type": "rule", "color": GRID.light, "strokeWidth": 2}
-    zero = constant(grid, {"y": number("value")}, {"value": 0})
+    }
+    layers = [
+        layer({"y": number("value")}, {"value": 0}, type="rule", color=GRID.light, strokeWidth=2),
+        layer(encoding, type="line", point={"filled": True, "size": 45}, strokeWidth=2),
+        rule,
+    ]
     return Chart(
         name="tail",
         title=row.module,
@@ -279,7 +272,7 @@ def tail_chart(content: Content) -> Chart | None:
         description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA of "
         "that rank cannot represent, and hls, the part of it on which both halves of the probes "
         f"agree. A line marks rank {rank}.",
-        spec={"height": 260, "layer": [zero, lines, rule]},
+        spec={"height": 260, "layer": layers},
         columns=columns(
             "rank value curve",
             (
@@ -315,26 +308,19 @@ def stability_chart(content: Content) -> Chart | None:
     def style(values: list[str]) -> Spec:
         return category("train", title=None, scale={"domain": domain, "range": values})
 
-    layers: list[Spec] = [
-        constant(
-            {"type": "rect", "color": BAND.light},
-            {"y": number("low", **share), "y2": {"field": "high"}},
-            {"low": low, "high": high},
-        ),
-        {
-            "mark": {"type": "point", "filled": True, "opacity": 1, "size": 90,
-                     "stroke": HALO.light, "strokeWidth": 0.8},
-            "encoding": {
-                "x": place,
-                "y": number("chosen", **share),
-                "fill": style([FULL.light, REST.light]),
-                "shape": style(["diamond", "circle"]),
-                **TOOLTIP,
-            },
-        },
-    ]  # fmt: skip
+    band = {"y": number("low", **share), "y2": {"field": "high"}}
+    layers = [layer(band, {"low": low, "high": high}, type="rect", color=BAND.light)]
     if content.first_places_full:
-        layers.insert(1, constant(LIMIT_RULE, {"x": number("place")}, {"place": full + 0.5}))
+        layers.append(layer({"x": number("place")}, {"place": full + 0.5}, **LIMIT_RULE))
+    encoding = {
+        "x": place,
+        "y": number("chosen", **share),
+        "fill": style([FULL.light, REST.light]),
+        "shape": style(["diamond", "circle"]),
+        **TOOLTIP,
+    }
+    point: Spec = {"type": "point", "filled": True, "opacity": 1, "size": 90}
+    layers.append(layer(encoding, **point, stroke=HALO.light, strokeWidth=0.8))
     return Chart(
         name="stability",
         title="Selection by resamples of the probes",
@@ -367,32 +353,22 @@ def cumulative_chart(content: Content, unit: Unit) -> Chart:
     layers: list[Spec] = []
     if found.low:
         data |= {"low": found.low, "high": found.high}
-        layers.append(
-            {"mark": {"type": "area", "color": SPREAD.light, "opacity": 1},
-             "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}}
-        )  # fmt: skip
+        band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+        layers.append(layer(band, type="area", color=SPREAD.light, opacity=1))
     plan = {"taken": found.plan_taken, "held": found.plan_held}
     on_left = found.plan_taken < _RIGHT_SIDE  # words stay on the chart
     beside = {"align": "left", "dx": 6} if on_left else {"align": "right", "dx": -6}
+    ends = ({"taken": 0, "held": 0}, {"taken": 1, "held": 1})
+    chance: Spec = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "dy": 6}
+    own: Spec = {"type": "text", "baseline": "bottom", **beside, "dy": -4, "text": "this plan"}
     layers += [
-        constant(
-            {"type": "line", "color": MUTED.light, "strokeDash": [3, 4], "strokeWidth": 1.5},
-            at, {"taken": 0, "held": 0}, {"taken": 1, "held": 1},
-        ),
-        constant(
-            {"type": "text", "color": MUTED.light, "text": "random choice", "align": "right",
-             "baseline": "top", "dx": -4, "dy": 6},
-            at, {"taken": 1, "held": 0.8},
-        ),
-        {"mark": {"type": "line", "color": FULL.light, "strokeWidth": 2.5}, "encoding": at},
-        constant(LIMIT_RULE, {"x": x}, plan),
-        constant({**FULL_SIGN, "size": 110}, at, plan),
-        constant(
-            {"type": "text", "color": MARK.light, "baseline": "bottom", **beside, "dy": -4,
-             "text": "this plan"},
-            {"x": x, "y": {"datum": 0, "type": "quantitative"}}, plan,
-        ),
-    ]  # fmt: skip
+        layer(at, *ends, type="line", color=MUTED.light, strokeDash=[3, 4], strokeWidth=1.5),
+        layer(at, {"taken": 1, "held": 0.8}, **chance, text="random choice", color=MUTED.light),
+        layer(at, type="line", color=FULL.light, strokeWidth=2.5),
+        layer({"x": x}, plan, **LIMIT_RULE),
+        layer(at, plan, **{**FULL_SIGN, "size": 110}),
+        layer({"x": x, "y": ZERO}, plan, **own, color=MARK.light),
+    ]
     return Chart(
         name=f"cumulative-{unit}",
         title=f"Cumulative scores by share of {unit}",
@@ -413,30 +389,29 @@ def memory_chart(content: Content) -> Chart:
     size = _BYTES[unit]
     y = category("way", sort=list(totals), title=None, axis=PLAIN_AXIS)
     uses = {"domain": list(content.costs[0].parts), "range": [item.light for item in SERIES]}
-    bars: Spec = {
-        "mark": {"type": "bar", "height": {"band": 0.6}, "stroke": HALO.light, "strokeWidth": 1},
-        "encoding": {
-            "x": number("size", title=unit, stack="zero", axis={"tickCount": 5}),
-            "color": category("use", title=None, scale=uses, legend={"symbolType": "square"}),
-            "order": number("order"),
-        },
+    bars = {
+        "x": number("size", title=unit, stack="zero", axis={"tickCount": 5}),
+        "color": category("use", title=None, scale=uses, legend={"symbolType": "square"}),
+        "order": number("order"),
     }
-    sums = constant(
-        {"type": "text", "color": INK.light, "align": "left", "dx": 6},
-        {
-            "x": number("size", scale={"domainMax": 1.25 * largest / size, "nice": False}),
-            "text": category("text"),
-        },
-        *({"way": name, "size": total / size, "text": memory(total)}
-          for name, total in totals.items()),
-    )  # fmt: skip
+    sums = {
+        "x": number("size", scale={"domainMax": 1.25 * largest / size, "nice": False}),
+        "text": category("text"),
+    }
+    texts = [
+        {"way": name, "size": total / size, "text": memory(total)} for name, total in totals.items()
+    ]
+    layers = [
+        layer(bars, type="bar", height={"band": 0.6}, stroke=HALO.light, strokeWidth=1),
+        layer(sums, *texts, type="text", color=INK.light, align="left", dx=6),
+    ]
     return Chart(
         name="memory",
         title="Memory to train",
         subtitle="estimate, by use",
         description="Stacked bars of training memory by use for three ways to train; the table "
         "below holds the numbers.",
-        spec={"height": 46 * len(totals), "encoding": {"y": y}, "layer": [bars, sums]},
+        spec={"height": 46 * len(totals), "encoding": {"y": y}, "layer": layers},
         columns=columns(
             "way use size order",
             (

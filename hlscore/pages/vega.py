@@ -33,6 +33,8 @@ LIMIT_RULE: Spec = {"type": "rule", "color": MARK.light, "strokeWidth": 2, "stro
 TOOLTIP: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
 """Marks of a module: the page looks up the text of the tooltip by its place."""
 
+ZERO: Spec = {"datum": 0, "type": "quantitative"}
+
 SHARE_SCALE: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
 
 PLAIN_AXIS: Spec = {"ticks": False, "domain": False, "labelPadding": 8}
@@ -129,9 +131,18 @@ def category(field: str, **rest: Any) -> Spec:
     return {"field": field, "type": "nominal", **rest}
 
 
-def constant(mark: Spec, encoding: Spec, *values: Mapping[str, Any]) -> Spec:
-    """A layer with data of its own."""
-    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+def layer(encoding: Spec, *values: Mapping[str, Any], where: str = "", **mark: Any) -> Spec:
+    """A layer of marks.
+
+    Args:
+        values: Data of its own; without, those of the chart.
+        where: Condition on the data that are drawn.
+        mark: Type and style of the mark.
+    """
+    found: Spec = {"mark": mark, "encoding": encoding}
+    if values:
+        found["data"] = {"values": list(values)}
+    return found | ({"transform": [{"filter": where}]} if where else {})
 
 
 def number_axis(largest: float) -> Spec:
