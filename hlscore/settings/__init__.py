@@ -66,7 +66,13 @@ from hlscore.settings.plan import (
 from hlscore.settings.run import (
     RankSettings,
 )
-from hlscore.settings.validate import DEFAULT_STEPS, FACTORS, TRIAL_PANEL, ValidateSettings
+from hlscore.settings.validate import (
+    DEFAULT_STEPS,
+    FACTORS,
+    NOT_VALIDATED,
+    TRIAL_PANEL,
+    ValidateSettings,
+)
 
 __all__ = [
     "CAPTURE_PANEL",
@@ -80,6 +86,7 @@ __all__ = [
     "LARGEST_RANK",
     "MEMORY_PANEL",
     "MODEL_PANEL",
+    "NOT_VALIDATED",
     "NO_DATA",
     "PLAN_PANEL",
     "TRIAL_PANEL",
