@@ -51,7 +51,7 @@ def report(
 
     `hlscore report scores.parquet --budget 0.2 -o report.md`
     """
-    from hlscore.agreement.facts import fit_for_plans
+    from hlscore.agreement.sides import fit_for_plans
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.artifacts.reading import uncollected

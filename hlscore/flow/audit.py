@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hlscore.agreement.kendall import tau_b
+from hlscore.agreement.measures import kendall
 from hlscore.artifacts.plan import Plan
 from hlscore.flow.updates import Moved
 from hlscore.records import ScoreReport
@@ -67,7 +67,9 @@ def _compared(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan) -
     taus = {}
     for mode in ("full", "lora"):
         items = [item for item in known if item.mode == mode]
-        taus[mode] = tau_b([item.score for item in items], [energies[it.module] for it in items])
+        taus[mode] = kendall(
+            [item.score for item in items], [energies[item.module] for item in items]
+        ).tau
     frozen = [item.module for item in known if item.mode == "frozen"]
     trained = [item.module for item in known if item.mode != "frozen"]
     return {
