@@ -51,10 +51,9 @@ def report(
 
     `hlscore report scores.parquet --budget 0.2 -o report.md`
     """
-    from hlscore.agreement.sides import fit_for_plans
+    from hlscore.agreement.sides import named
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.artifacts.reading import uncollected
     from hlscore.artifacts.report import Resamples, read_report
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render
@@ -77,12 +76,12 @@ def report(
                 f"--out '{target}' is an input of the report.", hint="Give another file."
             )
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), uncollected():
+    with status("writing the report"):
         made = None if plan is None else read_plan(plan)
         decides = Resamples(scores=lambda run: [run.score if made is None else made.score.name])
         found = read_report(scores, resamples=decides)
         if made is None:
-            with fit_for_plans(scores):
+            with named(scores):
                 made = make_plan(found, run_settings(found, settings))
         page = render(join(found, made, planned_here=plan is None), suffix)
     write_files(target.parent, {target.name: lambda path: path.write_bytes(page)})

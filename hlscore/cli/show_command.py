@@ -98,7 +98,7 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import read_artifact, uncollected
+    from hlscore.artifacts.reading import read_artifact
     from hlscore.artifacts.report import Resamples
     from hlscore.artifacts.selection import (
         Filters,
@@ -126,8 +126,7 @@ def show(
             return tuple(SCORES)
         return () if as_json else (sort or run.score, run.score)
 
-    with uncollected():
-        artifact = read_artifact(file, resamples=Resamples(scores=shown_scores))
+    artifact = read_artifact(file, resamples=Resamples(scores=shown_scores))
     if isinstance(artifact, Plan):
         _refuse({"--status": status, "--columns": columns}, "is for a scores.parquet, not a plan")
         items = filters.pick(sorted(artifact.modules, key=lambda item: item.position))
