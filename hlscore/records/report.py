@@ -246,6 +246,11 @@ class ModuleRow:
         return self.status != "skipped"
 
     @property
+    def unreached(self) -> bool:
+        """Whether the probed loss does not depend on it: no training of it would change that."""
+        return self.status == "unreached"
+
+    @property
     def max_rank(self) -> int:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)

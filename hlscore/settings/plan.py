@@ -49,6 +49,11 @@ class MemorySettings:
         """Check every field."""
         check(self)
 
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of each number that is trained."""
+        return 4 if self.master == "fp32" else 2
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:

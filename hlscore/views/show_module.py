@@ -5,8 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.planning.memory import Mode
-from hlscore.planning.revision import cost_of
+from hlscore.planning.memory import Choice, Mode, extra_use
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
@@ -123,8 +122,12 @@ def _print_identity(console: Terminal, item: PlanModule | ModuleRow, params: int
 def _costs(plan: Plan, item: PlanModule) -> list[tuple[Mode, int, int, int]]:
     """Ways to train a module, each with its LoRA rank, parameters and bytes."""
     ranks = sorted({plan.lora.rank, *plan.lora.ranks, *([item.rank] if item.rank else [])})
-    ways: list[tuple[Mode, int]] = [("frozen", 0), *(("lora", rank) for rank in ranks), ("full", 0)]
-    return [(mode, rank, *cost_of(plan, item, mode, rank)) for mode, rank in ways]
+    adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
+    ways = [Choice(row=item, mode="frozen"), *adapters, Choice(row=item, mode="full")]
+    memory = plan.settings.memory
+    return [
+        (way.mode, way.rank, way.trained_params, extra_use(way, memory).total_bytes) for way in ways
+    ]
 
 
 def _print_scores(console: Terminal, report: ScoreReport, row: ModuleRow) -> None:
