@@ -26,17 +26,11 @@ _AGE = re.compile(r"(\d{1,6})\s*([dw])", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A limit on a number of modules.
+    """A limit on a number of modules."""
 
-    Attributes:
-        text: As given.
-        count: A number of modules; `None` for a share.
-        share: A share of the modules, 0 to 1; `None` for a number.
-    """
-
-    text: str
-    count: int | None = None
-    share: float | None = None
+    text: str  # as given
+    count: int | None = None  # a number of modules; `None` for a share
+    share: float | None = None  # a share of the modules, 0 to 1; `None` for a number
 
     def allows(self, found: int, whole: int) -> bool:
         """Whether so many of all modules are within the limit."""
