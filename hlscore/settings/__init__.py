@@ -9,7 +9,7 @@ from hlscore.settings.capture import (
     PaddingSide,
     TrialOptimizer,
 )
-from hlscore.settings.check import CheckSettings, Drift, Limit
+from hlscore.settings.check import CheckSettings, Drift, Limit, parse_limit
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
     DEFAULT_SAMPLES,
@@ -51,5 +51,5 @@ __all__ = [
     "Drift", "Dtype", "Estimator", "Limit", "Master", "MemorySettings", "ModelSettings",
     "Objective", "ObjectiveSettings", "Optimizer", "Option", "PaddingSide", "PlanSettings",
     "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
-    "changed", "parse_ranks", "setting_of", "settings_in",
+    "changed", "parse_limit", "parse_ranks", "setting_of", "settings_in",
 ]  # fmt: skip
