@@ -63,7 +63,7 @@ def _bytes(text: str, flag: str) -> int:
         size = parse_budget(text)
     except BudgetError:
         size = None
-    if size is None or size.amount is None or size.unit != "bytes":
+    if size is None or size.unit != "bytes":
         raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
     return size.amount
 

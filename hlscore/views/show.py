@@ -13,8 +13,7 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.report import report_columns
 from hlscore.artifacts.selection import Column, Filters
 from hlscore.errors import ArtifactError
-from hlscore.planning.memory import Mode
-from hlscore.planning.revision import cost_of
+from hlscore.planning.memory import Choice, extra_use
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
@@ -159,12 +158,18 @@ def _print_matching(console: Terminal, number: int, of: int, filters: Filters) -
 def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool) -> None:
     """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
     ranks = sorted({plan.lora.rank, *plan.lora.ranks, *([item.rank] if item.rank else [])})
-    ways: list[tuple[Mode, int]] = [("frozen", 0), *(("lora", rank) for rank in ranks), ("full", 0)]
-    costs = [(mode, rank, *cost_of(plan, item, mode, rank)) for mode, rank in ways]
+    adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
+    ways = [Choice(row=item, mode="frozen"), *adapters, Choice(row=item, mode="full")]
+    costs = [(way, extra_use(way, plan.settings.memory).total_bytes) for way in ways]
     if as_json:
         plain = [
-            {"mode": mode, "rank": rank or None, "params": params, "bytes": size}
-            for mode, rank, params, size in costs
+            {
+                "mode": way.mode,
+                "rank": way.rank or None,
+                "params": way.trained_params,
+                "bytes": size,
+            }
+            for way, size in costs
         ]
         print_json({"file": path, "artifact": "plan", "module": _plain(item), "costs": plain})
         return
@@ -186,9 +191,9 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool
     }
     console.labelled(lines, width=_LABEL_WIDTH)
     table = plain_table("cost", "parameters", "memory", "")
-    for mode, rank, params, size in costs:
-        planned = mode == item.mode and rank == (item.rank or 0)
-        cells = (training(mode, rank), f"{params:,}", memory(size))
+    for way, size in costs:
+        planned = (way.mode, way.rank) == (item.mode, item.rank or 0)
+        cells = (training(way.mode, way.rank), f"{way.trained_params:,}", memory(size))
         table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
     console.print()
     console.whole(table)
