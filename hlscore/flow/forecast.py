@@ -31,6 +31,8 @@ class Forecast:
 
     Attributes:
         modules: Every module found, skipped ones too.
+        settings: Those of the run, with what was left to it decided.
+        notes: Remarks on how they were decided.
         probes: The probe examples.
         choice: How gradients would be captured, and why.
         weight_bytes: Memory of the weights.
@@ -49,6 +51,8 @@ class Forecast:
     """
 
     modules: tuple[Candidate, ...]
+    settings: RankSettings
+    notes: tuple[str, ...]
     probes: ProbeSet
     choice: EstimatorChoice
     weight_bytes: int
@@ -80,7 +84,8 @@ def forecast(
     """Say what a run would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    settings = with_movement(model, chosen, settings)
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, chosen_notes = with_movement(model, chosen, settings, examples=count)
     if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
         with rewards_of(settings.objective, {}) as rewards:
             prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)
@@ -110,6 +115,8 @@ def forecast(
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
     return Forecast(
         modules=modules,
+        settings=settings,
+        notes=(*chosen_notes, *probes.summary.notes),
         probes=probes,
         choice=choice,
         weight_bytes=weight_bytes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
@@ -71,7 +71,8 @@ def rank_model(
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
-    settings = with_movement(model, candidates_of(modules), settings)
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, notes = with_movement(model, candidates_of(modules), settings, examples=count)
     if settings.capture.movement == "trial" and not find_score(settings.plan.score).reads_gradients:
         raise UsageError(
             f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
@@ -100,6 +101,7 @@ def rank_model(
         storage=storage,
         earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
         rollouts=rollouts,
+        notes=notes,
     )
 
 
@@ -115,6 +117,7 @@ def score_probes(
     storage: Storage | None = None,
     earlier_seconds: float = 0.0,
     rollouts: RolloutSet | None = None,
+    notes: Sequence[str] = (),
 ) -> RankResult | None:
     """Do what `rank_model` does, from tokenized probes on.
 
@@ -122,6 +125,7 @@ def score_probes(
         model: The model with weights; comes back as it was.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
+        notes: Remarks on how the settings were chosen.
     """
     began = time.perf_counter()
     planned = len(candidates_of(modules))
@@ -149,9 +153,9 @@ def score_probes(
         seed=settings.seed,
     )
     # That gradients are summed exactly is what one expects.
-    notes = [*([run.choice.reason] if run.sketched else []), *run.notes]
+    remarks = [*notes, *([run.choice.reason] if run.sketched else []), *run.notes]
     if left_out:
-        notes.append(
+        remarks.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
             "their weights, which are sharded or offloaded."
         )
@@ -167,7 +171,7 @@ def score_probes(
             trial_rate=run.trial_rate,
             device=input_device(model),
             dtype=str(model.dtype).removeprefix("torch."),
-            notes=tuple(notes),
+            notes=tuple(remarks),
         ),
     )
     result = with_plan(report, settings.plan, rollouts)
