@@ -32,7 +32,7 @@ def show(
     filters: Annotated[Filters, o.Options()],
     module: Annotated[
         str | None,
-        Option("All about one module: its full name or a unique suffix.", FILTER_PANEL, short="m"),
+        Option("Show one module: its full name or a unique suffix.", FILTER_PANEL, short="m"),
     ] = None,
     sort: Annotated[
         str | None,
@@ -58,7 +58,7 @@ def show(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Look at a plan or a score report: table, heat map, and any one module.
+    """Show a plan or a score report: table and heat map, or one module.
 
     **Examples**
 

@@ -203,7 +203,7 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
         again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
-        commands.append((again, "decide about this module yourself"))
+        commands.append((again, "another mode for this module"))
     console.next_steps(*commands)
 
 
