@@ -705,7 +705,10 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_signal(desk: Desk, number: signal.Signals) -> None:
     """A real Ctrl-C, and what a job scheduler sends, end the process with 130 and one line."""
-    command = [sys.executable, "-c", SLOW, "rank", str(desk.model), "--out", str(desk.out)]
+    command = [
+        sys.executable, "-c", SLOW, "rank", str(desk.model), "--movement", "gradient", "--out",
+        str(desk.out),
+    ]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
