@@ -55,7 +55,7 @@ def check(
     `hlscore check --explain HLS403`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.artifacts.reading import refuse_other_file
+    from hlscore.artifacts.reading import check_is_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
     from hlscore.checks.registry import RULES, find_rule
     from hlscore.checks.run import check_plan, check_settings
@@ -79,7 +79,7 @@ def check(
     check_settings(asked)
     for file in files:
         if file.suffix.lower() != ".json":  # a damaged plan is a finding
-            refuse_other_file(file)
+            check_is_artifact(file)
     with status("checking"):
         results = [check_plan(file, asked) for file in files]
     writers = {

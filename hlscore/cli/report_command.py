@@ -57,8 +57,7 @@ def report(
     """
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.artifacts.reading import uncollected
-    from hlscore.artifacts.report import Resamples, read_report
+    from hlscore.artifacts.report import read_report
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render
     from hlscore.planning.budget import parse_budget
@@ -78,10 +77,9 @@ def report(
                 f"--out '{target}' is an input of the report.", hint="Give another file."
             )
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), uncollected():
+    with status("writing the report"):
         given = None if plan is None else read_plan(plan)
-        decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
-        found = read_report(scores, resamples=decides)
+        found = read_report(scores)
         made = _made(found, scores, settings) if given is None else given
         content = join(found, made, planned_here=plan is None)
         page = render(content, suffix)

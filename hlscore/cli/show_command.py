@@ -12,8 +12,6 @@ from hlscore.settings import Option
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.report import Resamples
-    from hlscore.records import RunInfo
 
 _FILTER_PANEL = "Which modules"
 _SHOWN = 15
@@ -99,7 +97,7 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import is_report, read_artifact, uncollected
+    from hlscore.artifacts.reading import read_artifact
     from hlscore.artifacts.selection import (
         Filters,
         all_rows,
@@ -118,9 +116,7 @@ def show(
         _refuse(tables, "is for tables; --module shows one module")
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
-    resamples = _resamples(module, sort, as_json=as_json) if is_report(file) else None
-    with uncollected():
-        artifact = read_artifact(file, resamples=resamples)
+    artifact = read_artifact(file)
     shown = view.Shown(
         path=file,
         filters=filters,
@@ -161,19 +157,6 @@ def _refuse_skipped(plan: Plan, name: str) -> None:
                 f"The plan skips '{item.module}': {item.reason}.",
                 hint="Skipped weights stay frozen; `hlscore modules MODEL --all` lists them.",
             )
-
-
-def _resamples(module: str | None, sort: str | None, *, as_json: bool) -> Resamples:
-    """Resamples that are shown: of every score of a module, of the one score of a table."""
-    from hlscore.artifacts.report import Resamples
-    from hlscore.scores.registry import SCORES
-
-    def scores(run: RunInfo) -> tuple[str, ...]:
-        if module is not None:
-            return tuple(SCORES)
-        return () if as_json else (sort or run.score, run.score)
-
-    return Resamples(scores=scores)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
