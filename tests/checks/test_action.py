@@ -211,7 +211,7 @@ def test_a_baseline_and_more_options(workspace: Path) -> None:
     given = {"plan": "plans/good.json", "baseline": "other.json"}
     found = run(workspace, **given, for_="peft, axolotl\ntrl")
     assert found.code == 0, found.log
-    assert "of 12 modules trained otherwise, overlap of the modules in full 0.5" in found.summary
+    assert "of 12 modules trained differently, overlap of the modules in full 0.5" in found.summary
     found = run(workspace, **given, args="--max-changed 0 --ignore 'HLS101'")
     assert found.code == 1, found.log
     assert all("HLS8" in command for command in found.commands)
