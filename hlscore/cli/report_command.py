@@ -88,10 +88,10 @@ def report(
 
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
-    from hlscore.agreement.sides import fit_for_plans
+    from hlscore.agreement.sides import named
     from hlscore.planning.make_plan import make_plan, run_settings
 
-    with fit_for_plans(scores):
+    with named(scores):
         return make_plan(report, run_settings(report, settings))
 
 
