@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from hlscore.pages.escaping import name, prose
-from hlscore.views.check import distance_text
 from hlscore.wording import count
 
 MOST_FINDINGS = 50
@@ -66,6 +65,8 @@ def _distance(file: dict[str, Any]) -> Iterator[str]:
     found = file["comparison"]
     if found is None:
         return
+    from hlscore.views.check import distance_text  # what could not run is said without rich
+
     names = (name(_one_line(text)) for text in (file["file"], found["baseline"]))
     yield ""
     yield f"{' against '.join(names)}: {distance_text(found)}."

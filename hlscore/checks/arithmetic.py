@@ -20,7 +20,6 @@ TOTALS = Rule(
     name="totals",
     asks="The totals are what the modules add up to.",
     why="Budgets and comparisons go by the totals.",
-    remedy=PLAN_AGAIN,
 )
 BUDGET = Rule(
     code="HLS202",
@@ -34,28 +33,24 @@ BUDGET_STATED = Rule(
     name="budget as stated",
     asks="Unit, limit and spending of the budget follow from what was asked and from the modules.",
     why="A plan whose budget was edited no longer says what it costs.",
-    remedy=PLAN_AGAIN,
 )
 MEMORY = Rule(
     code="HLS204",
     name="memory adds up",
     asks="The training memory is the sum of its uses.",
     why="Whether the training fits a device is read off the total.",
-    remedy=PLAN_AGAIN,
 )
 POSITIONS = Rule(
     code="HLS205",
     name="places by score",
     asks="Places run from 1 on, each once, and the scores fall with them.",
     why="Places are what people and other tools choose by.",
-    remedy=PLAN_AGAIN,
 )
 PARAMETERS = Rule(
     code="HLS206",
     name="parameters of modules",
     asks="Parameters and trained parameters of a module follow from its shape, mode and rank.",
     why="Totals and budgets are sums over them.",
-    remedy=PLAN_AGAIN,
 )
 ALPHA = Rule(
     code="HLS207",
@@ -77,7 +72,6 @@ STABILITY_STATED = Rule(
     name="stability as stated",
     asks="Reselection and borderline modules follow from the modules' selection probabilities.",
     why="How far the choice can be trusted is read off them.",
-    remedy=PLAN_AGAIN,
 )
 
 # Plans hold six digits.

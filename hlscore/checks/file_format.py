@@ -47,14 +47,12 @@ MODE_RANK = Rule(
     name="rank with LoRA",
     asks="A module has a rank and an alpha exactly where its mode is lora.",
     why="A rank on a module in full, or LoRA without one, cannot be trained.",
-    remedy=PLAN_AGAIN,
 )
 WEIGHT_NAME = Rule(
     code="HLS108",
     name="own weight",
     asks="The parameter of a module is that module's own weight.",
     why="Exports name some modules by their parameter: another weight would be trained.",
-    remedy=PLAN_AGAIN,
 )
 PRINTABLE = Rule(
     code="HLS109",

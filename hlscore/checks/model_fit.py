@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import Case, Finding, Rule
@@ -51,36 +52,35 @@ WEIGHTS = Rule(
 )
 
 
-def differences(found: Sequence[Candidate], plan: Plan, model: str) -> Iterator[Finding]:
-    """Compare the weights of a model with those that a plan names.
+def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
+    """What differs between the weights of a model and those that a plan names.
 
-    Args:
-        model: What the messages call the model.
+    Yields:
+        Findings whose messages are said of the model, without a full stop.
     """
     by_name = {item.module: item for item in found}
     for place, planned in enumerate(plan.modules):
         path, name = ("modules", place, "module"), planned.module
         item = by_name.pop(name, None)
         if item is None:
-            yield MISSING_MODULE.finding(f"{model} has no '{name}'.", *path)
+            yield MISSING_MODULE.finding(f"it has no '{name}'", *path)
             continue
-        shapes = [
+        there, wanted = (
             f"{side.matrices} x {side.out_features} x {side.in_features}".removeprefix("1 x ")
             for side in (item, planned)
-        ]
-        if shapes[0] != shapes[1]:
-            yield SHAPE.finding(f"{model} has '{name}' as {shapes[0]}, not {shapes[1]}.", *path)
+        )
+        if there != wanted:
+            yield SHAPE.finding(f"'{name}' is {there}, not {wanted}", *path)
             continue
-        for what in ("storage", "parameter", "form"):
+        for verb, what in (("is stored", "storage"), ("has the weight", "parameter"),
+                           ("has the form", "form")):  # fmt: skip
             there, wanted = getattr(item, what), getattr(planned, what)
             if there != wanted:
-                message = f"{model} has '{name}' with the {what} {there}, not {wanted}."
-                yield SHAPE.finding(message, *path)
+                yield SHAPE.finding(f"'{name}' {verb} {there}, not {wanted}", *path)
     skipped = {item.module for item in plan.skipped}
     for name in by_name:
         if name not in skipped:
-            message = f"{model} has '{name}', which the plan does not know."
-            yield UNKNOWN_MODULE.finding(message, "skipped")
+            yield UNKNOWN_MODULE.finding(f"the plan does not know its '{name}'", "skipped")
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -106,8 +106,9 @@ def check(case: Case) -> Iterator[Finding]:
     )
     shape, _ = load_shape(model)
     found = find_modules(shape, CandidateSettings())
-    differing = list(differences(found, plan, f"'{settings.model}'"))
-    yield from differing
+    differing = list(differences(found, plan))
+    for item in differing:
+        yield replace(item, message=f"Of '{settings.model}': {item.message}.")
     path = ("model", "fingerprint")
     if structure_hash(candidates_of(found)) != plan.model.fingerprint.structure:
         message = f"'{settings.model}' does not have the structure that the plan was made for."

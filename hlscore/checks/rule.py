@@ -24,7 +24,7 @@ class Rule:
         name: Short name in words.
         asks: What has to hold, in one sentence.
         why: What goes wrong where it does not.
-        remedy: What to do.
+        remedy: What to do; by default the plan is made again.
         level: Of its findings, unless one says otherwise.
         when: Fields of the settings of which one has to be given; empty for a rule that always
             applies.
@@ -34,7 +34,7 @@ class Rule:
     name: str
     asks: str
     why: str
-    remedy: str
+    remedy: str = PLAN_AGAIN
     level: Level = "error"
     when: tuple[str, ...] = ()
 

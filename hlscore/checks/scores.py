@@ -40,7 +40,6 @@ NO_GAIN = Rule(
     name="gain above zero",
     asks="No module is trained in full with a score of zero or less.",
     why="No gain was measured there.",
-    remedy=PLAN_AGAIN,
 )
 ORDER = Rule(
     code="HLS505",

@@ -117,7 +117,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
     other = structure_hash(candidates) != plan.model.fingerprint.structure
-    differing = [item.message.removesuffix(".") for item in differences(found, plan, "it")]
+    differing = [item.message for item in differences(found, plan)]
     if other and not differing:
         differing = ["its candidate modules are not those of the plan"]
     if differing:

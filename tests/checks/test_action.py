@@ -266,7 +266,10 @@ def test_what_cannot_run_says_so_and_passes_the_code_on(
     assert not list(workspace.rglob("pwned"))
 
 
-def test_a_python_that_is_too_old_or_has_no_hlscore(workspace: Path, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_or_has_no_hlscore(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     old = tmp_path / "old-python"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)
