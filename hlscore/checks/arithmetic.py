@@ -12,7 +12,7 @@ from hlscore.artifacts.plan import Plan, PlanModule, PlanTotals
 from hlscore.checks.rule import PLAN_AGAIN, Case, Finding, Level, Rule
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import parse_budget, share_of
-from hlscore.planning.memory import Choice
+from hlscore.planning.revision import choice_of
 from hlscore.planning.sums import budget_of, stability_of, totals_of
 
 TOTALS = Rule(
@@ -82,7 +82,7 @@ def check(case: Case) -> Iterator[Finding]:
     """Add a plan up again."""
     plan, modules = case.plan, []
     for place, item in enumerate(plan.modules):
-        trained = Choice(row=item, mode=item.mode, rank=item.rank or 0).trained_params
+        trained = choice_of(item).trained_params
         yield from _module(plan, item, place, trained)
         modules.append(item.model_copy(update={"trained_params": trained}))
     totals = totals_of(modules, plan.lora.rank, plan.totals.model_params)

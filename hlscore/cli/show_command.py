@@ -108,7 +108,6 @@ def show(
         report_columns,
     )
     from hlscore.views import show as view
-    from hlscore.views import show_module as module_view
 
     filters = Filters(match=match, kind=kind, layers=layer, mode=mode, status=status)
     if module is not None:
@@ -117,34 +116,36 @@ def show(
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
     artifact = read_artifact(file)
-    shown = view.Shown(
-        path=file,
-        filters=filters,
-        top=(None if as_json else _SHOWN) if top is None else top or None,
-        as_json=as_json,
-    )
+    most = (None if as_json else _SHOWN) if top is None else top or None
     if isinstance(artifact, Plan):
         _refuse({"--status": status, "--columns": columns}, "is for a scores.parquet, not a plan")
         items = filters.pick(sorted(artifact.modules, key=lambda item: item.position))
-        if module is None:
-            column = find_column(
-                plan_columns(artifact), "place" if sort is None else sort, "--sort"
-            )
-            view.print_plan(artifact, ordered(items, column, reverse=reverse), column, shown)
+        if module is not None:
+            _refuse_skipped(artifact, module)
+            item = find_module(items, module, filters)
+            view.print_plan_module(artifact, item, file, as_json=as_json)
             return
-        _refuse_skipped(artifact, module)
-        module_view.print_plan_module(artifact, find_module(items, module, filters), shown)
+        column = find_column(plan_columns(artifact), "place" if sort is None else sort, "--sort")
+        items = ordered(items, column, reverse=reverse)
+        if as_json:
+            view.print_selected(artifact, items, column, file, most)
+        else:
+            view.print_plan(artifact, items, file, filters, most)
         return
     _refuse({"--mode": mode}, "is for a plan.json, not for scores")
     rows = filters.pick(all_rows(artifact))
-    if module is None:
-        known, names = report_columns(), [] if columns is None else columns.split(",")
-        order = view.shown_score(artifact) if sort is None else sort
-        column = find_column(known, order, "--sort")
-        more = [find_column(known, name.strip(), "--columns") for name in names]
-        view.print_report(artifact, ordered(rows, column, reverse=reverse), column, more, shown)
+    if module is not None:
+        row = find_module(rows, module, filters)
+        view.print_report_module(artifact, row, file, as_json=as_json)
         return
-    module_view.print_report_module(artifact, find_module(rows, module, filters), shown)
+    known, names = report_columns(), [] if columns is None else columns.split(",")
+    column = find_column(known, view.ordering_score(artifact) if sort is None else sort, "--sort")
+    more = [find_column(known, name.strip(), "--columns") for name in names]
+    rows = ordered(rows, column, reverse=reverse)
+    if as_json:
+        view.print_selected(artifact, rows, column, file, most)
+    else:
+        view.print_report(artifact, rows, [column, *more], file, filters, most)
 
 
 def _refuse_skipped(plan: Plan, name: str) -> None:
