@@ -120,6 +120,11 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
 def _ranks_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice of a rank for each module."""
     settings, score = problem.settings, problem.score
+    if problem.report.run.movement == "trial" and score.reads_gradients:
+        yield (
+            "On small models ranks chosen by trials did no better than one rank of equal cost; "
+            "those by gradients did: hlscore rank with --ranks measures them."
+        )
     silent = sum(
         item.mode == "frozen" and not problem.without_lora(row) and row.module not in problem.locks
         for row, item in zip(problem.rows, solution.choices, strict=True)
