@@ -22,8 +22,7 @@ from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.problem import check_plan_for, check_plan_settings
-from hlscore.probes.encode import encode
-from hlscore.probes.encoding import length_limit
+from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import (

@@ -6,11 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from hlscore.records import ProbeSummary
+
+# Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
+# with 8 to 19 % (one over the root of twice the degrees of freedom).
+LEAST_GROUPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +21,6 @@ class ProbeExample:
     """One tokenized sequence.
 
     Attributes:
-        input_ids: Token ids.
         counted: Whether each token carries loss; the first never does, nothing predicts it.
         coefficient: What the loss of the sequence is multiplied by.
         old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
@@ -44,6 +46,24 @@ class ProbeExample:
             content.update(np.asarray(self.coefficient, dtype="<f8").tobytes())
             content.update(np.asarray(self.old_log_probs, dtype="<f8").tobytes())
         return content.digest()
+
+    def shortened(self, limit: int | None) -> ProbeExample:
+        """The first `limit` tokens; the very same example where it has no more."""
+        if limit is None or len(self.input_ids) <= limit:
+            return self
+        counted = self.counted[:limit]
+        return ProbeExample(
+            self.input_ids[:limit], counted, self.coefficient, self.old_log_probs[: sum(counted)]
+        )
+
+
+def sequence(
+    ids: Sequence[int], prompt_tokens: int, old_log_probs: tuple[float, ...] = ()
+) -> ProbeExample:
+    """A sequence whose loss begins after its prompt."""
+    first = max(1, prompt_tokens)
+    counted = tuple(place >= first for place in range(len(ids)))
+    return ProbeExample(tuple(ids), counted, old_log_probs=old_log_probs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +100,6 @@ class ProbeUnit:
         return content.digest()
 
 
-# Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
-# with 8 to 19 % (one over the root of twice the degrees of freedom).
-LEAST_GROUPS = 4
-
-Halves = tuple[tuple[tuple[ProbeExample, ...], ...], ...]
-UnitHalves = tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
     """Tokenized sequences, split into two halves of bootstrap groups.
@@ -95,19 +107,18 @@ class ProbeSet:
     Attributes:
         units: Two tuples of groups; a group is a tuple of units.
         counts: For each half what each of its groups adds to the divisor of the mean.
-        summary: What the artifacts say about them.
         pad_token_id: Id used for padding; padded places count nothing.
-        temperature: What logits are divided by in the loss.
+        temperature: Sampling temperature, which logits are divided by in the loss.
     """
 
-    units: UnitHalves
+    units: tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
     counts: tuple[tuple[int, ...], ...]
     summary: ProbeSummary
     pad_token_id: int
     temperature: float = 1.0
 
     @property
-    def halves(self) -> Halves:
+    def halves(self) -> tuple[tuple[tuple[ProbeExample, ...], ...], ...]:
         """Two tuples of groups; a group is a tuple of sequences."""
         return tuple(
             tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
@@ -125,39 +136,32 @@ class ProbeSet:
         return sum(map(sum, self.counts))
 
 
-class _Hashed(Protocol):
-    def digest(self, seed: int) -> bytes: ...
-
-
-_Item = TypeVar("_Item", bound=_Hashed)
-
-
 def split_halves(
-    items: Sequence[_Item], *, groups: int, seed: int
-) -> tuple[tuple[tuple[_Item, ...], ...], ...]:
-    """Split examples or units into two halves of groups, whatever order they come in.
+    units: Sequence[ProbeUnit], *, groups: int, seed: int
+) -> list[list[tuple[ProbeUnit, ...]]]:
+    """Two halves of groups, whatever order the units come in.
 
     They are ordered by a seeded hash of their content. Copies stay together, so that halves and
     groups stay independent.
 
     Args:
-        groups: Groups per half, at most one per item.
+        groups: Groups per half, at most one per unit.
     """
 
-    def cut_near(ordered: Sequence[_Item], wanted: int) -> int:
-        """Nearest place to a wanted one that does not part copies of one item."""
+    def cut_near(ordered: Sequence[ProbeUnit], wanted: int) -> int:
+        """Nearest place to a wanted one that does not part copies of one unit."""
         places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
         return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
 
-    ordered = sorted(items, key=lambda item: item.digest(seed))
+    ordered = sorted(units, key=lambda unit: unit.digest(seed))
     middle = cut_near(ordered, (len(ordered) + 1) // 2)
     halves = []
     for half in (ordered[:middle], ordered[middle:]):
         count = min(groups, len(half))
         inner = {cut_near(half, len(half) * i // count) for i in range(1, count)}
         bounds = [0, *sorted(inner - {0, len(half)}), len(half)]
-        halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
-    return tuple(halves)
+        halves.append([tuple(half[a:b]) for a, b in pairwise(bounds)])
+    return halves
 
 
 def make_probe_set(
@@ -180,9 +184,9 @@ def make_probe_set(
             with them every score, stay the same; only standard errors are known less well.
             `None` leaves `groups` as it is.
     """
+    sequences = [item for unit in units for item in unit.sequences]
     if batch_size is not None:
-        filled = sum(len(unit.sequences) for unit in units) // (2 * batch_size)
-        groups = min(groups, max(LEAST_GROUPS, filled))
+        groups = min(groups, max(LEAST_GROUPS, len(sequences) // (2 * batch_size)))
     halves, counts = [], []
     for half in split_halves(units, groups=groups, seed=seed):
         joined: list[tuple[ProbeUnit, ...]] = []
@@ -198,7 +202,6 @@ def make_probe_set(
                 sizes.append(size)
         halves.append(tuple(joined))
         counts.append(tuple(sizes))
-    sequences = [item for unit in units for item in unit.sequences]
     hashes = sorted(unit.content() for unit in units)
     return ProbeSet(
         units=tuple(halves),
