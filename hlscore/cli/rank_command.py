@@ -100,7 +100,7 @@ def _check_settings(settings: RankSettings) -> None:
     if settings.data.without_probes:
         check_without_probes(settings.plan.score)
     if settings.objective.rewards:
-        from hlscore.rollouts.reward_process import check_rewards
+        from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
 

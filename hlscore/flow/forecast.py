@@ -14,14 +14,14 @@ from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.tokens import embedding_rows
+from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
-from hlscore.rollouts.prompts import longest_rollouts
-from hlscore.rollouts.records import RolloutSet
-from hlscore.rollouts.sampling import judgeable_prompts, rewards_of
-from hlscore.settings import RankSettings
+from hlscore.rollouts.prompts import prompts_of, room_for
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.rollouts.rewards import RewardProcess
+from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
 
 
@@ -82,18 +82,12 @@ def forecast(
     chosen = candidates_of(modules)
     settings = with_movement(model, chosen, settings)
     if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
-        with rewards_of(settings.objective, {}) as rewards:
-            prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)
-        examples = longest_rollouts(
-            prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
-        )
+        examples = _longest_rollouts(model, tokenizer, examples, settings.objective)
     probes = encode_probes(model, tokenizer, examples, settings)
     dtype = planned_dtype(model.config, settings.model)
     generation_bytes = 0
     if settings.objective.samples_rollouts:
-        longest = max(
-            len(item.input_ids) for half in probes.halves for group in half for item in group
-        )
+        longest = max(len(item.input_ids) for item in probes.sequences)
         generation_bytes = _generation_bytes(model, settings, longest, dtype.itemsize)
     budget = parse_budget(settings.plan.budget)
     weight_bytes = planned_weight_bytes(model, settings.model)
@@ -131,6 +125,44 @@ def forecast(
         budget_unit=budget.unit.removesuffix("s"),
         budget_limit=budget.limit([item.n_params for item in chosen]),
     )
+
+
+def _longest_rollouts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: ExampleSet,
+    settings: ObjectiveSettings,
+) -> RolloutSet:
+    """Stand-ins for completions that are not sampled yet, as long as they may become.
+
+    Returns:
+        Completions that all differ, every other one of them right.
+    """
+    with RewardProcess.of(settings) as rewards:
+        prompts, notes = prompts_of(examples, tokenizer, model, rewards)
+    context, pad = context_length(model), pad_token_id(tokenizer, model)
+    # Equal completions would be run once: their last tokens differ, as far as there are tokens.
+    lasts = [number % embedding_rows(model) for number in range(settings.generations)]
+    groups = []
+    for prompt in prompts:
+        room = room_for(len(prompt.ids), context, settings)
+        rollouts = tuple(
+            Rollout(
+                prompt="",
+                prompt_ids=prompt.ids,
+                completion="",
+                completion_ids=(*(pad,) * (room - 1), last),
+                reward=float(last % 2),
+                truncated=False,
+            )
+            for last in lasts
+        )
+        groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))
+    note = (
+        "Completions are sampled when the model runs: counted here as if each were as long as it "
+        "may be, and as if every prompt carried a gradient."
+    )
+    return RolloutSet(source=examples.source, groups=tuple(groups), notes=(*notes, note))
 
 
 # Forward, forward again for checkpointed blocks, and both products of the backward pass.

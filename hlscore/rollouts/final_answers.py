@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 _HASHES = re.compile(r"####")
 _ANSWER = re.compile(r"\banswer\b[*_\s]*:|# ->", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+# Marks around an answer, or behind a marker: `**Answer:** **6**`.
+_BOLD = re.compile(r"^(\*\*\s*){1,2}|\s*\*\*$")
 
 # Digits inside words and behind other digits are no numbers of their own.
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
@@ -18,7 +20,6 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
-_RELATIVE_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,16 +78,8 @@ def _last_box(text: str) -> tuple[int, str] | None:
 
 
 def _first_line_from(text: str, start: int) -> str:
-    lines = (_bare(line) for line in text[start:].splitlines())
+    lines = (_BOLD.sub("", line.strip()) for line in text[start:].splitlines())
     return next((line for line in lines if line), "")
-
-
-def _bare(line: str) -> str:
-    stripped = line.strip()
-    if stripped.startswith("**") or stripped.endswith("**"):
-        stripped = stripped.removeprefix("**").removesuffix("**").strip()
-        stripped = stripped.removeprefix("**").strip()
-    return stripped
 
 
 def whole_number_text(text: str) -> float | None:
@@ -118,11 +111,6 @@ def number_in(text: str, *, last: bool) -> float | None:
     return _value(found[-1 if last else 0]) if found else None
 
 
-def same_number(one: float, other: float) -> bool:
-    """Compare two numbers up to rounding."""
-    return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE)
-
-
 def _plain(text: str) -> str:
     text = _FRACTION.sub(r"\1/\2", text)
     text = _CURRENCY.sub("", text).replace("\u2212", "-")
@@ -137,15 +125,3 @@ def _value(match: re.Match[str]) -> float | None:
             return None
         value /= below
     return (-value if match["sign"] == "-" else value) if math.isfinite(value) else None
-
-
-def completion_text(completion: Any) -> str:
-    """Give the text of a completion."""
-    if not isinstance(completion, list):
-        return "" if completion is None else str(completion)
-    last = completion[-1] if completion else ""
-    content = last.get("content") if isinstance(last, dict) else last
-    if isinstance(content, list):  # text and images in parts
-        parts = [part.get("text", "") for part in content if isinstance(part, dict)]
-        return "".join(str(part or "") for part in parts)
-    return "" if content is None else str(content)

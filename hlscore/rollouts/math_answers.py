@@ -10,6 +10,8 @@ from typing import Any
 
 from hlscore.rollouts.final_answers import final_answer
 
+# The library warns of every text that takes too long, and quotes the text.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 # Of any one step of the library; what is slower is no plain answer.
 _LIMIT_SECONDS = 2
 # The library's patterns take time that grows with the square of the text.
@@ -91,7 +93,6 @@ def _parsed(text: str) -> list[Any]:
     from math_verify import parse
     from math_verify.errors import TimeoutException
 
-    _quiet()
     try:
         return list(parse(text[-_LONGEST:], parsing_timeout=_limit()))
     except (Exception, TimeoutException):  # the text is untrusted and the grammar is large
@@ -111,9 +112,3 @@ def _equal(gold: list[Any], other: list[Any]) -> bool:
 def _limit() -> Any:
     # The library's limit is a signal, and those reach the main thread only.
     return _LIMIT_SECONDS if threading.current_thread() is threading.main_thread() else None
-
-
-@lru_cache(maxsize=1)
-def _quiet() -> None:
-    # It warns of every text that takes too long, and quotes the text.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
