@@ -90,7 +90,7 @@ def report(
 
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
-    from hlscore.agreement.facts import fit_for_plans
+    from hlscore.agreement.sides import fit_for_plans
     from hlscore.planning.make_plan import make_plan, run_settings
 
     with fit_for_plans(scores):
