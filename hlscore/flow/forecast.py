@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -24,6 +25,11 @@ from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
 
+# Forward, forward again for checkpointed blocks, and both products of the backward pass.
+_FLOPS_PER_WEIGHT = 8
+_TIMED_SECONDS = 0.1
+_TIMED_TOKENS = 512
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
@@ -31,20 +37,17 @@ class Forecast:
 
     Attributes:
         modules: Every module found, skipped ones too.
-        probes: The probe examples.
         choice: How gradients would be captured, and why.
-        weight_bytes: Memory of the weights.
-        gradient_bytes: Memory of the gradient sums or sketches.
-        activation_bytes: Memory of the activations of the largest batch, an estimate.
-        copy_bytes: Memory of the copy of the base weights that trials keep; 0 without trials.
-        generation_bytes: Memory of the cache and the logits while completions are sampled; 0 where
-            none are.
-        process_bytes: Memory that the process holds beside tensors: the libraries.
+        gradient_bytes: Gradient sums or sketches.
+        activation_bytes: Activations of the largest batch, an estimate.
+        copy_bytes: The copy of the base weights that trials keep; 0 without trials.
+        generation_bytes: Cache and logits while completions are sampled; 0 where none are.
+        process_bytes: What the process holds beside tensors: the libraries.
         disk_bytes: Largest size of the stored progress, removed when the run has ended.
-        probe_seconds: Time of the forward and backward passes over the probes, from the speed of
-            a matrix product; decompositions and sampling come on top.
+        probe_seconds: Forward and backward passes over the probes, from the speed of a matrix
+            product; decompositions and sampling come on top.
         free_bytes: Memory that is free on the device now.
-        budget_unit: `module` or `parameter`.
+        budget_unit: `module`, `parameter` or `byte`.
         budget_limit: How many of them the budget allows in full.
     """
 
@@ -81,15 +84,22 @@ def forecast(
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     settings = with_movement(model, chosen, settings)
-    if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
+    sampled = settings.objective.samples_rollouts
+    if isinstance(examples, ExampleSet) and sampled:
         examples = _longest_rollouts(model, tokenizer, examples, settings.objective)
     probes = encode_probes(model, tokenizer, examples, settings)
     dtype = planned_dtype(model.config, settings.model)
     generation_bytes = 0
-    if settings.objective.samples_rollouts:
+    if sampled:
+        # Keys and values of a batch of completions, and its logits in float32.
+        config = model.config.get_text_config()
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+        held = int(getattr(config, "num_key_value_heads", None) or heads)
         longest = max(len(item.input_ids) for item in probes.sequences)
-        generation_bytes = _generation_bytes(model, settings, longest, dtype.itemsize)
-    budget = parse_budget(settings.plan.budget)
+        cache = 2 * int(config.num_hidden_layers) * held * int(width) * longest * dtype.itemsize
+        logits = 2 * embedding_rows(model) * torch.float32.itemsize
+        generation_bytes = settings.objective.generate_batch * (cache + logits)
     weight_bytes = planned_weight_bytes(model, settings.model)
     choice = choose_estimator(
         model,
@@ -102,29 +112,35 @@ def forecast(
         packed=settings.model.load_in is not None,
     )
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
+    gradient_bytes = kept - choice.needs.activations
+    weights = sum(item.matrices * item.out_features * item.in_features for item in chosen)
+    budget_unit, budget_limit = _budget(chosen, settings)
     return Forecast(
         modules=modules,
         probes=probes,
         choice=choice,
         weight_bytes=weight_bytes,
-        gradient_bytes=kept - choice.needs.activations,
+        gradient_bytes=gradient_bytes,
         activation_bytes=choice.needs.activations,
-        copy_bytes=dtype.itemsize
-        * sum(item.matrices * item.out_features * item.in_features for item in chosen)
-        if settings.capture.movement == "trial"
-        else 0,
+        copy_bytes=dtype.itemsize * weights if settings.capture.movement == "trial" else 0,
         generation_bytes=generation_bytes,
         process_bytes=psutil.Process().memory_info().rss,
-        disk_bytes=kept - choice.needs.activations,
+        disk_bytes=gradient_bytes,
         probe_seconds=_FLOPS_PER_WEIGHT
         * settings.capture.passes
         * probes.summary.total_tokens
         * sum(item.n_params // item.matrices for item in chosen)
         / _flops_per_second(model, dtype, device),
         free_bytes=choice.free_bytes,
-        budget_unit=budget.unit.removesuffix("s"),
-        budget_limit=budget.limit([item.n_params for item in chosen]),
+        budget_unit=budget_unit,
+        budget_limit=budget_limit,
     )
+
+
+def _budget(chosen: Sequence[Candidate], settings: RankSettings) -> tuple[str, int]:
+    """Unit of the budget, one of it, and how many it allows."""
+    budget = parse_budget(settings.plan.budget)
+    return budget.unit.removesuffix("s"), budget.limit([item.n_params for item in chosen])
 
 
 def _longest_rollouts(
@@ -165,12 +181,6 @@ def _longest_rollouts(
     return RolloutSet(source=examples.source, groups=tuple(groups), notes=(*notes, note))
 
 
-# Forward, forward again for checkpointed blocks, and both products of the backward pass.
-_FLOPS_PER_WEIGHT = 8
-_TIMED_SECONDS = 0.1
-_TIMED_TOKENS = 512
-
-
 def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> float:
     """Speed of a matrix product of about the size of the model's."""
     width = min(8192, int(getattr(model.config.get_text_config(), "hidden_size", 1024)))
@@ -184,19 +194,6 @@ def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.
     return 2.0 * products * _TIMED_TOKENS * width**2 / passed
 
 
-def _generation_bytes(
-    model: PreTrainedModel, settings: RankSettings, longest: int, itemsize: int
-) -> int:
-    """Cache of keys and values of a batch of completions, and its logits in float32."""
-    config = model.config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    held = int(getattr(config, "num_key_value_heads", None) or heads)
-    cache = 2 * int(config.num_hidden_layers) * held * int(width) * longest * itemsize
-    logits = 2 * embedding_rows(model) * torch.float32.itemsize
-    return int(settings.objective.generate_batch * (cache + logits))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightForecast:
     """What a run on the weights alone would do, known from the configuration.
@@ -204,7 +201,7 @@ class WeightForecast:
     Attributes:
         modules: Every module found, skipped ones too.
         matrices: Matrices to decompose.
-        largest_bytes: Memory of the largest weight in the dtype of the configuration.
+        largest_bytes: The largest weight in the dtype of the configuration.
         work_bytes: Memory of the largest decomposition, an estimate.
         budget_unit: `module`, `parameter` or `byte`.
         budget_limit: How many of them the budget allows in full.
@@ -222,14 +219,13 @@ def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightFo
     """Say what a run on the weights alone would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    budget = parse_budget(settings.plan.budget)
-    itemsize = planned_dtype(model.config, settings.model).itemsize
+    unit, limit = _budget(chosen, settings)
+    largest = max(item.matrices * item.out_features * item.in_features for item in chosen)
     return WeightForecast(
         modules=modules,
         matrices=sum(item.matrices for item in chosen),
-        largest_bytes=itemsize
-        * max(item.matrices * item.out_features * item.in_features for item in chosen),
+        largest_bytes=planned_dtype(model.config, settings.model).itemsize * largest,
         work_bytes=max(decomposition_bytes(item) for item in chosen),
-        budget_unit=budget.unit.removesuffix("s"),
-        budget_limit=budget.limit([item.n_params for item in chosen]),
+        budget_unit=unit,
+        budget_limit=limit,
     )

@@ -22,46 +22,39 @@ _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    r"""What stands behind the marker of a final answer.
+    r"""The final answer of a text.
 
     Attributes:
         text: The answer, without white space and bold marks around it.
         boxed: Whether it stood in `\boxed{...}`, that is, in LaTeX.
+        marked: Whether there is a marker; otherwise the whole text is the answer.
     """
 
     text: str
-    boxed: bool
+    boxed: bool = False
+    marked: bool = True
 
 
-def final_answer(text: str) -> FinalAnswer | None:
-    r"""Find the marked final answer of a text.
+def final_answer(text: str) -> FinalAnswer:
+    r"""Find the final answer of a text: in the box, or on the first line behind the marker.
 
     The marker is the last `####`, else the last `\boxed{...}` with balanced braces, else the last
     `Answer:` or `# ->`. A `####` with another marker behind it is a heading, and does not count.
-
-    Returns:
-        What stands in the box, or on the first line with text behind the marker; `None` when
-        there is no marker.
     """
-    hashes = _last_end(_HASHES, text)
+    hashes, answer = (
+        max((match.end() for match in marker.finditer(text)), default=-1)
+        for marker in (_HASHES, _ANSWER)
+    )
     boxed = _last_box(text)
-    answer = _last_end(_ANSWER, text)
-    if hashes is not None and hashes > max(boxed[0] if boxed else -1, answer or -1):
-        return FinalAnswer(text=_first_line_from(text, hashes), boxed=False)
-    if boxed is not None:
-        return FinalAnswer(text=boxed[1].strip(), boxed=True)
-    if answer is not None:
-        return FinalAnswer(text=_first_line_from(text, answer), boxed=False)
-    return None
-
-
-def _last_end(marker: re.Pattern[str], text: str) -> int | None:
-    end = None
-    for match in marker.finditer(text):
-        end = match.end()
-    return end
+    if boxed is not None and hashes <= max(boxed[0], answer):
+        return FinalAnswer(boxed[1].strip(), boxed=True)
+    start = max(hashes, answer)
+    if start < 0:
+        return FinalAnswer(text.strip(), marked=False)
+    lines = (_BOLD.sub("", line.strip()) for line in text[start:].splitlines())
+    return FinalAnswer(next((line for line in lines if line), ""))
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
@@ -75,11 +68,6 @@ def _last_box(text: str) -> tuple[int, str] | None:
             if start is not None and (last is None or start > last[0]):
                 last = (start, match.start())
     return (last[0], text[last[0] : last[1]]) if last else None
-
-
-def _first_line_from(text: str, start: int) -> str:
-    lines = (_BOLD.sub("", line.strip()) for line in text[start:].splitlines())
-    return next((line for line in lines if line), "")
 
 
 def whole_number_text(text: str) -> float | None:

@@ -13,7 +13,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -129,8 +128,23 @@ class Writer:
         for place, row in enumerate(rows):
             ids[place, width - len(row) :] = torch.tensor(row)
             mask[place, width - len(row) :] = 1
+        ends = torch.tensor(self._ends, dtype=torch.int64, device=device)
+        stop = list(self._settings.stop)
+        texts = StopStringCriteria(self._tokenizer, stop) if stop else None
+        # Tokens of every completion that stand before those that are sampled now.
         written = min(len(draft.ids) for draft in drafts)
-        finish = _Finish(self._ends, self._settings.stop, self._tokenizer, width, written)
+        lengths: list[int | None] = [None] * len(rows)
+
+        def finished(so_far: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
+            """Keep where completions end: padding may look like a token that was sampled."""
+            ended = torch.isin(so_far[:, -1], ends.to(so_far.device))
+            if texts is not None:
+                ended = ended | texts(so_far[:, width - written :], scores, **options)
+            for row, over in enumerate(ended.tolist()):
+                if over and lengths[row] is None:
+                    lengths[row] = so_far.shape[1] - width
+            return ended
+
         with torch.no_grad():
             whole = self._model.generate(
                 input_ids=ids.to(device),
@@ -145,51 +159,12 @@ class Writer:
                     eos_token_id=list(self._ends) or None,
                     use_cache=True,
                 ),
-                stopping_criteria=StoppingCriteriaList([finish]),
+                stopping_criteria=StoppingCriteriaList([finished]),
             )
-        for place, (draft, row) in enumerate(zip(drafts, whole[:, width:].tolist(), strict=True)):
-            length = finish.lengths[place]
+        sampled = whole[:, width:].tolist()
+        for draft, row, length in zip(drafts, sampled, lengths, strict=True):
             draft.ids += row if length is None else row[:length]
             draft.ended = length is not None
-
-
-class _Finish(StoppingCriteria):  # type: ignore[misc]
-    """Ends completions, and keeps where: padding may look like a token that was sampled.
-
-    Args:
-        ends: Tokens that end a completion.
-        stop: Texts that do.
-        tokenizer: The model's tokenizer.
-        width: Tokens before the first that is sampled.
-        written: How many of them are of the completions, at least.
-    """
-
-    def __init__(
-        self,
-        ends: Sequence[int],
-        stop: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        width: int,
-        written: int,
-    ) -> None:
-        self._ends, self._width = torch.tensor(ends, dtype=torch.int64), width
-        self._start = width - written
-        self._texts = StopStringCriteria(tokenizer, list(stop)) if stop else None
-        self.lengths: list[int | None] = []
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        self._ends = self._ends.to(input_ids.device)
-        ended = torch.isin(input_ids[:, -1], self._ends)
-        if self._texts is not None:
-            ended = ended | self._texts(input_ids[:, self._start :], scores, **options)
-        length = input_ids.shape[1] - self._width
-        self.lengths = self.lengths or [None] * len(input_ids)
-        for row, over in enumerate(ended.tolist()):
-            if over and self.lengths[row] is None:
-                self.lengths[row] = length
-        return ended
 
 
 @contextmanager

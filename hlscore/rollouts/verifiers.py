@@ -25,14 +25,11 @@ def numeric_reward(completion: str, answer: str | None) -> float | None:
     Returns:
         1.0 when both are equal to six digits, else 0.0; `None` when the answer is no number.
     """
-    gold = whole_number_text(_answer_in(answer)) if answer is not None else None
+    gold = whole_number_text(final_answer(answer).text) if answer is not None else None
     if gold is None:
         return None
-    marked = final_answer(completion)
-    if marked is None:
-        number = number_in(completion, last=True)
-    else:
-        number = number_in(marked.text, last=False)
+    found = final_answer(completion)
+    number = number_in(found.text, last=not found.marked)
     return 1.0 if number is not None and math.isclose(number, gold, rel_tol=1e-6) else 0.0
 
 
@@ -45,7 +42,7 @@ def exact_reward(completion: str, answer: str | None) -> float | None:
     """
     if answer is None:
         return None
-    return 1.0 if _answer_in(completion) == _answer_in(answer) else 0.0
+    return 1.0 if final_answer(completion).text == final_answer(answer).text else 0.0
 
 
 def regex_reward(completion: str, answer: str | None) -> float | None:
@@ -111,11 +108,6 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, bool) or isinstance(other, bool):  # 1 == True in Python
         return one is other
     return bool(one == other)
-
-
-def _answer_in(text: str) -> str:
-    marked = final_answer(text)
-    return marked.text if marked else text.strip()
 
 
 VERIFIERS: Mapping[str, Verifier] = {
