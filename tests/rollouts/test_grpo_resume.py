@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -29,10 +30,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_folder(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a run that nothing stops."""
+    folder = make_folder(tmp_path_factory.mktemp("undisturbed"))
+    with contextlib.chdir(folder):
+        return undisturbed(folder)
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_stopped_while_sampling(folder: Path, how: signal.Signals) -> None:
+def test_stopped_while_sampling(folder: Path, whole: Path, how: signal.Signals) -> None:
     """No finished group is sampled or judged again, and the results are those of a whole run."""
-    whole = undisturbed(folder)
     stopped = start(folder, *MINE, "-o", "out", SLOW_FROM="3")
     journal = folder / "out" / JOURNAL
     calls = folder / "calls.jsonl"
@@ -99,8 +107,9 @@ def failed(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outc
     return outcome
 
 
-def test_a_reward_that_fails_loses_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = undisturbed(folder)
+def test_a_reward_that_fails_loses_nothing(
+    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed(folder, monkeypatch)
     assert names(folder / "out") == [JOURNAL]
     done = hlscore(*MINE, "-o", folder / "out", "--resume")

@@ -17,6 +17,7 @@ import pytest
 from console import chat, write_rows
 from families import FAMILIES
 from problems import by_module, close
+from sampled import everything
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -79,10 +80,6 @@ def from_rows(
     return read(write_rows(folder / "rollouts.jsonl", rows), model)
 
 
-def everything(found: RolloutSet) -> list[Rollout]:
-    return [item for group in found.groups for item in group.rollouts]
-
-
 def byte_ids(text: str) -> tuple[int, ...]:
     return tuple(text.encode())
 
@@ -142,11 +139,11 @@ def test_ids_are_taken_as_they_are(tmp_path: Path, model: PreTrainedModel, suffi
 def test_other_column_names(tmp_path: Path, model: PreTrainedModel) -> None:
     names = {"prompt": "question", "completion": "response", "reward": "score", "group": "uid"}
     rows = [
-        {names[key]: value for key, value in row.items()} | {"uid": f"u{number // 2}"}
+        {names[key]: value for key, value in row.items()} | {"uid": number // 2}
         for number, row in enumerate(TEXT[:6])
     ]
     found = read(write_rows(tmp_path / "other.jsonl", rows), model, columns=names)
-    assert [group.name for group in found.groups] == ["u0", "u1", "u2"]
+    assert [group.name for group in found.groups] == ["0", "1", "2"]
     assert [item.reward for item in everything(found)] == [*REWARDS, *REWARDS]
     assert everything(found)[0].completion_ids == (*byte_ids(" a0"), EOS_ID)
 
@@ -202,14 +199,6 @@ def test_groups_by_prompt_wherever_rows_stand(tmp_path: Path, model: PreTrainedM
         [" a0", " a1", " a2"]
     ] * 2
     assert [group.rollouts[0].prompt for group in found.groups] == ["q0:", "q1:"]
-
-
-def test_groups_by_name(tmp_path: Path, model: PreTrainedModel) -> None:
-    names = [7, 7, 8, 8, 9, 9]
-    rows = [row | {"group": name} for row, name in zip(TEXT, names, strict=False)]
-    found = from_rows(tmp_path, model, rows)
-    assert [group.name for group in found.groups] == ["7", "8", "9"]
-    assert {len(group.rollouts) for group in found.groups} == {2}
 
 
 def test_samples_draw_whole_groups(tmp_path: Path, model: PreTrainedModel) -> None:
