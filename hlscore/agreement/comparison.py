@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hlscore.agreement.facts import Fact, Facts, run_facts, side_by_side
+from hlscore.agreement.facts import Fact, facts_of, side_by_side
 from hlscore.agreement.measures import RankAgreement, Values, kendall, resampled_tau, top_overlap
-from hlscore.agreement.sides import Side
+from hlscore.agreement.sides import Side, named
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.budget import share_of
 from hlscore.records import ScoreReport
@@ -73,7 +74,6 @@ class Comparison:
         pairs: By row and column, both in the order of the rankings; the matrix is symmetric.
         resampled: Tau between two resamples of each ranking; `None` where there are none.
         constant: Labels of rankings that give all modules the same value.
-        within_kinds: Whether kinds were compared.
         chosen: Whether one score was asked for, whatever the runs were ordered by.
     """
 
@@ -112,12 +112,19 @@ def compare(
         ranks: LoRA ranks of one run.
         top: How many modules count as the highest.
     """
-    facts: list[Facts] = []
+    found, facts = [], []
     for side in sides:
-        run = _report(side).run
-        own: Facts = {"score": run.score, "LoRA rank": run.rank}
-        facts.append(own | run_facts(*side.origin()))
-    found = _rankings(sides, score, rank, ranks)
+        if isinstance(side.content, Plan):
+            raise UsageError(
+                f"'{side.path}' is a plan; scores are compared.",
+                hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
+            )
+        with named(side.path):
+            facts.append(facts_of(side.content))
+            if len(sides) > 1:
+                found.append(_run_ranking(side.label, side.content, score, rank))
+            else:
+                found += _rankings(side.content, score, rank, ranks)
     rankings = [item for item in found if not item.empty]
     if not rankings:
         raise ArtifactError(
@@ -134,16 +141,16 @@ def compare(
     for place, name in enumerate(modules):
         groups.setdefault(rankings[0].kinds[name], []).append(place)
     values = [[item.values[name] for name in modules] for item in rankings]
+    places = range(len(values))
     pairs = {
         (i, j): Pair(
             tau=kendall(values[i], values[j]),
             overlap=top_overlap(values[i], values[j], number),
             within_kinds=_within(values[i], values[j], groups.values()) if within_kinds else None,
         )
-        for i in range(len(values))
-        for j in range(i, len(values))
+        for i in places
+        for j in places[i:]
     }
-    places = range(len(values))
     return Comparison(
         sides=tuple(sides),
         facts=side_by_side(facts),
@@ -165,21 +172,10 @@ def compare(
     )
 
 
-def _report(side: Side) -> ScoreReport:
-    if isinstance(side.content, ScoreReport):
-        return side.content
-    raise UsageError(
-        f"'{side.path}' is a plan; scores are compared.",
-        hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
-    )
-
-
 def _rankings(
-    sides: Sequence[Side], score: str | None, rank: int | None, ranks: Sequence[int]
+    report: ScoreReport, score: str | None, rank: int | None, ranks: Sequence[int]
 ) -> list[Ranking]:
-    if len(sides) > 1:
-        return [_of_run(side.label, _report(side), score, rank) for side in sides]
-    report = _report(sides[0])
+    """All scores of one run, or one of them at several LoRA ranks."""
     if not ranks:
         own = rank or report.run.rank
         return [_ranking(name, report, found, own) for name, found in SCORES.items()]
@@ -192,15 +188,13 @@ def _rankings(
     return [_ranking(f"rank {item}", report, chosen, item) for item in ranks]
 
 
-def _of_run(label: str, report: ScoreReport, score: str | None, rank: int | None) -> Ranking:
+def _run_ranking(label: str, report: ScoreReport, score: str | None, rank: int | None) -> Ranking:
+    """The order that one of several runs gives."""
     chosen = find_score(score or report.run.score)
-    try:
-        found = _ranking(label, report, chosen, rank or report.run.rank)
-    except UsageError as error:
-        raise UsageError(f"{label}: {error.message}", hint=error.hint) from error
+    found = _ranking(label, report, chosen, rank or report.run.rank)
     if found.empty:
         raise UsageError(
-            f"{label} has no values of '{chosen.name}'.",
+            f"No module has a value of '{chosen.name}'.",
             hint="Choose another --score; `hlscore scores` says what each of them needs.",
         )
     return found

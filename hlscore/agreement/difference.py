@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hlscore.agreement.facts import Fact, plan_facts, side_by_side
+from hlscore.agreement.facts import Fact, facts_of, side_by_side
 from hlscore.agreement.measures import RankAgreement, jaccard, kendall, resampled_tau
 from hlscore.agreement.sides import Side
 from hlscore.artifacts.plan import Plan, PlanModule
@@ -54,9 +54,7 @@ class Group:
     Attributes:
         name: Kind with the block before it, or index of the decoder block; `None` outside them.
         modules: How many there are on either side.
-        full_a: Trained in full by the first plan.
-        full_b: Trained in full by the second plan.
-        full_both: Trained in full by both.
+        full_a: How many the first plan trains in full.
     """
 
     name: str | int | None
@@ -71,13 +69,10 @@ class Difference:
     """Everything that two plans differ in.
 
     Attributes:
-        sides: The two files.
-        plans: What they hold, or what their scores give.
-        facts: What is known of both.
+        plans: What the two files hold, or what their scores give.
         moves: Modules that are trained differently, the most important first.
         common: Modules that both list.
         only_a: Modules that only the first lists.
-        only_b: Modules that only the second lists.
         other_shape: Modules that both list, with other shapes.
         jaccard_full: Jaccard index of the modules in full.
         shared_full: Modules in full on both sides.
@@ -148,7 +143,7 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
     return Difference(
         sides=sides,
         plans=plans,
-        facts=side_by_side([plan_facts(plan) for plan in plans]),
+        facts=side_by_side([facts_of(plan) for plan in plans]),
         moves=tuple(sorted(moves, key=lambda move: move.importance)),
         common=len(common),
         only_a=len(a) - len(common),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from hlscore.artifacts.plan import Plan, PlanModel, PlanProvenance
+from hlscore.artifacts.plan import Plan
+from hlscore.planning.make_plan import model_of, provenance_of
+from hlscore.records import ScoreReport
 
 Value = str | int | float | None
 Facts = dict[str, Value]
@@ -40,34 +42,33 @@ def side_by_side(sides: Sequence[Facts]) -> tuple[Fact, ...]:
     return tuple(Fact(name=name, values=tuple(side.get(name) for side in sides)) for name in names)
 
 
-def plan_facts(plan: Plan) -> Facts:
-    """Budget, totals and stability of a plan, and the run that its scores come from."""
-    totals = plan.totals
-    facts: Facts = {
-        "budget": plan.budget.asked,
-        "method": plan.method,
-        "score": plan.score.name,
-        "LoRA rank": plan.lora.rank,
-        "LoRA ranks": _text(plan.lora.ranks),
-        "LoRA alpha": plan.lora.alpha,
-        "modules": totals.candidate_modules,
-        "in full": totals.full_modules,
-        "with LoRA": totals.lora_modules,
-        "frozen": totals.frozen_modules,
-        "locked": sum(item.locked for item in plan.modules),
-        "parameters in full": totals.full_params,
-        "trained parameters": totals.trained_params,
-        "training memory": plan.memory.total_bytes,
-        "chosen again": plan.stability.mean_reselection,
-        "borderline": plan.stability.borderline_modules,
-    }
-    return facts | run_facts(plan.model, plan.provenance)
-
-
-def run_facts(model: PlanModel, run: PlanProvenance) -> Facts:
-    """Model, probes, versions and settings of the run that scores come from."""
+def facts_of(content: Plan | ScoreReport) -> Facts:
+    """What a plan decides, or by what a report is ordered, and the run that the scores are from."""
+    if isinstance(content, Plan):
+        model, run, totals, lora = content.model, content.provenance, content.totals, content.lora
+        facts: Facts = {
+            "budget": content.budget.asked,
+            "method": content.method,
+            "score": content.score.name,
+            "LoRA rank": lora.rank,
+            "LoRA ranks": _text(lora.ranks),
+            "LoRA alpha": lora.alpha,
+            "modules": totals.candidate_modules,
+            "in full": totals.full_modules,
+            "with LoRA": totals.lora_modules,
+            "frozen": totals.frozen_modules,
+            "locked": sum(item.locked for item in content.modules),
+            "parameters in full": totals.full_params,
+            "trained parameters": totals.trained_params,
+            "training memory": content.memory.total_bytes,
+            "chosen again": content.stability.mean_reselection,
+            "borderline": content.stability.borderline_modules,
+        }
+    else:
+        model, run = model_of(content), provenance_of(content)
+        facts = {"score": content.run.score, "LoRA rank": content.run.rank}
     probes = run.probes
-    facts: Facts = {
+    facts |= {
         "model": model.name,
         "revision": model.revision,
         "architecture": model.architecture,
@@ -86,8 +87,8 @@ def run_facts(model: PlanModel, run: PlanProvenance) -> Facts:
         "dtype": run.dtype,
         "learning rate of trials": run.trial_rate,
         "hlscore": run.hlscore_version,
+        **run.versions,
     }
-    facts |= run.versions
     settings = dict(_settings(run.settings))
     return facts | {name: value for name, value in settings.items() if name not in facts}
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hlscore.artifacts.plan import Plan, PlanModel, PlanProvenance
+from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.reading import is_report, read_artifact
 from hlscore.artifacts.report import Resamples
 from hlscore.errors import ArtifactError, HlscoreError
-from hlscore.planning.make_plan import make_plan, model_of, provenance_of, replan, run_settings
+from hlscore.planning.make_plan import make_plan, replan, run_settings
 from hlscore.records import ScoreReport
 
 
@@ -35,13 +35,6 @@ class Side:
         """Whether the file holds scores, not a plan."""
         return isinstance(self.content, ScoreReport)
 
-    def origin(self) -> tuple[PlanModel, PlanProvenance]:
-        """Model and provenance, of a report in the form that a plan has."""
-        if isinstance(self.content, Plan):
-            return self.content.model, self.content.provenance
-        with fit_for_plans(self.path):
-            return model_of(self.content), provenance_of(self.content)
-
     def plan(self, like: Plan | None, given: Mapping[str, Any]) -> Plan:
         """The plan that the file holds, or that its scores give.
 
@@ -51,13 +44,10 @@ class Side:
         """
         if isinstance(self.content, Plan):
             return self.content
-        try:
-            with fit_for_plans(self.path):
-                if like is not None:
-                    return replan(like, self.content, **given)
-                return make_plan(self.content, run_settings(self.content, given))
-        except HlscoreError as error:  # of several files, which one
-            raise type(error)(f"'{self.path}': {error.message}", hint=error.hint) from error
+        with named(self.path):
+            if like is not None:
+                return replan(like, self.content, **given)
+            return make_plan(self.content, run_settings(self.content, given))
 
 
 def read_sides(
@@ -99,14 +89,16 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 @contextmanager
-def fit_for_plans(path: Path) -> Iterator[None]:
-    """Refuse a report with values that no plan can hold.
+def named(path: Path) -> Iterator[None]:
+    """Name the file in errors about its content, and refuse values that no plan can hold.
 
     Yields:
-        Nothing; what is done inside turns the report into parts of a plan.
+        Nothing.
     """
     try:
         yield
+    except HlscoreError as error:
+        raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])

@@ -75,7 +75,6 @@ def compare(
     from hlscore.agreement import comparison
     from hlscore.agreement.measures import MOST_RESAMPLES
     from hlscore.agreement.sides import read_sides
-    from hlscore.artifacts.reading import uncollected
     from hlscore.scores.registry import SCORES, find_score
     from hlscore.views.compare import print_comparison
     from hlscore.views.progress import status
@@ -96,7 +95,7 @@ def compare(
             hint="Give several score files, or --ranks 4,16,64.",
         )
     wanted = tuple(SCORES) if every else (score,) if score is not None else ()
-    with status("comparing"), uncollected():
+    with status("comparing"):
         sides = read_sides(scores, scores=wanted, most=MOST_RESAMPLES)
         found = comparison.compare(
             sides, score=score, rank=rank, ranks=ranks, top=top, within_kinds=within_kinds

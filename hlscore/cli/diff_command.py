@@ -54,7 +54,6 @@ def diff(
     """
     from hlscore.agreement.difference import difference
     from hlscore.agreement.sides import read_sides
-    from hlscore.artifacts.reading import uncollected
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.views.diff import print_difference
@@ -64,7 +63,7 @@ def diff(
         parse_budget(settings["budget"])
     if "score" in settings:
         find_score(settings["score"])
-    with status("comparing"), uncollected():
+    with status("comparing"):
         sides = read_sides((a, b), scores=[settings["score"]] if "score" in settings else ())
         found = difference(sides, settings)
     print_difference(found, top=top, as_json=as_json)
