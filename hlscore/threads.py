@@ -88,8 +88,7 @@ def workers(
     Args:
         count: Number of threads; 0 runs each job in the calling thread and changes nothing, for
             work on an accelerator.
-        done: Called in the calling thread with what each job returned, in the order in which jobs
-            end.
+        done: Called in the calling thread with what each job returned.
 
     Yields:
         A function that runs a job; it waits while every thread is busy, so that few inputs are

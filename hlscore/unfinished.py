@@ -24,7 +24,8 @@ HALF_WRITTEN = ".unfinished"
 
 def unfinished_runs(folder: Path) -> bool:
     """Whether a folder holds the progress of a run that did not end."""
-    return captures_stored(folder) or any(folder.glob(f"{PROGRESS_PREFIX}-*.jsonl"))
+    found = folder.glob(f"{PROGRESS_PREFIX}-*")
+    return any(path.suffix in (".safetensors", ".jsonl") for path in found)
 
 
 def captures_stored(folder: Path) -> bool:
@@ -100,8 +101,7 @@ def describe_run(
 
 def check_same_run(folder: Path, stored: object, wanted: object) -> None:
     """Refuse to go on with another run."""
-    difference = first_difference(stored, wanted)
-    if difference:
+    if difference := first_difference(stored, wanted):
         raise UsageError(
             f"The unfinished run in '{folder}' is another one: {difference}.",
             hint="Resume it with the same options, or start anew with --force.",

@@ -29,12 +29,10 @@ def encode(
     """Tokenize what is probed and split it into halves: by example, pair or prompt.
 
     Args:
-        examples: Checked examples; rollouts for reinforcement learning.
         tokenizer: The model's tokenizer; needs no padding token.
         model: The model, for its context length and vocabulary; may be on the meta device.
         max_length: Tokens kept of each sequence; `None` for the default of the objective.
         groups: Bootstrap groups per half, at most.
-        seed: Seed of the split into halves.
         batch_size: Sequences that a group should have at least, see `make_probe_set`.
     """
     temperature = 1.0

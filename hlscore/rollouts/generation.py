@@ -31,8 +31,7 @@ class Draft:
     Attributes:
         prompt: Token ids that it continues.
         room: Most tokens that it may have.
-        ids: Its tokens so far.
-        ended: Whether it ended by itself, before the limit.
+        ended: Whether it ended by itself, before that.
     """
 
     prompt: Sequence[int]

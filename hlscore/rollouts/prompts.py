@@ -23,13 +23,7 @@ _NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "comple
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A prompt to continue.
-
-    Attributes:
-        number: Its place in the data.
-        row: All columns of its example.
-        ids: Its token ids.
-    """
+    """A prompt to continue: its place in the data, the columns of its example, its token ids."""
 
     number: int
     row: Row

@@ -15,10 +15,9 @@ class Rollout:
 
     Attributes:
         prompt: Text or messages; empty where only ids are known.
-        prompt_ids: Token ids that the completion continues.
         completion: Text or messages; empty where only ids are known.
         completion_ids: Token ids, the end token too where there is one.
-        reward: What it is worth; `None` where it could not be judged.
+        reward: `None` where it could not be judged.
         truncated: Whether it was cut short at the limit of its length.
         log_probs: Nats of its tokens under the policy that sampled it, NaN where not known;
             empty when none are.
@@ -35,12 +34,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The completions of one prompt.
-
-    Attributes:
-        name: Tells the group from the others.
-        rollouts: Its completions.
-    """
+    """The completions of one prompt, under a name of their own."""
 
     name: str
     rollouts: tuple[Rollout, ...]
@@ -53,8 +47,7 @@ class RolloutSet:
     Attributes:
         source: Where they come from, for messages and artifacts.
         groups: One per prompt.
-        temperature: What logits were divided by in sampling; `None` where not known.
-        notes: Remarks for the reader.
+        temperature: Sampling temperature; `None` where not known.
         seconds: What it took to sample and judge them, all starts of a resumed run together; 0
             where they come from a file.
     """

@@ -404,16 +404,3 @@ def test_order_of_rows_changes_nothing(tmp_path: Path, model: PreTrainedModel) -
         assert row.grad_energy
         assert close(second[name].grad_energy, row.grad_energy, 1e-5)
         assert close(second[name].hls, row.hls, 1e-4, floor=1e-6 * row.grad_energy)
-
-
-def test_rewards_decide(tmp_path: Path, model: PreTrainedModel) -> None:
-    """Another reward gives other scores; the same shift of all rewards does not."""
-    rows, path = random_rows(8), tmp_path / "rollouts.jsonl"
-    one = scores(model, read(write_rows(path, rows), model), settings(path))
-    shifted = [row | {"reward": row["reward"] + 2.0} for row in rows]
-    two = scores(model, read(write_rows(path, shifted), model), settings(path))
-    other = [row | {"reward": 1.0 - row["reward"] ** 2} for row in rows]
-    three = scores(model, read(write_rows(path, other), model), settings(path))
-    name, row = next(iter(by_module(one.rows).items()))
-    assert close(by_module(two.rows)[name].grad_energy, row.grad_energy, 1e-4)
-    assert not close(by_module(three.rows)[name].grad_energy, row.grad_energy, 1e-3)
