@@ -43,7 +43,7 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Any] = ROWS,
     *,
-    judge: Judge = zeros,
+    judge: Judge | list[Any] = zeros,
     seed: int = 0,
     journal: RolloutJournal | None = None,
     resume: bool = False,
@@ -52,8 +52,9 @@ def sample(
     **options: Any,
 ) -> RolloutSet:
     examples = example_set(rows, "rows", DataSettings(), ("prompt",))
+    rewards = RewardProcess(judge if isinstance(judge, list) else [judge])
     return sample_completions(
-        model, tokenizer, examples, settings(**options), RewardProcess([judge]),
+        model, tokenizer, examples, settings(**options), rewards,
         progress or Silent(), seed=seed, processes=processes, journal=journal, resume=resume,
     )  # fmt: skip
 

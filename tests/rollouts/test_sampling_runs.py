@@ -20,10 +20,11 @@ from sampled import (
     lengths,
     sample,
     settings,
+    zeros,
 )
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 
-from hlscore.errors import CaptureError, DataError
+from hlscore.errors import CaptureError, DataError, RewardError
 from hlscore.flow import Silent
 from hlscore.probes.encode import encode
 from hlscore.processes import Processes
@@ -220,6 +221,16 @@ def test_several_processes_draw_what_one_does(tiny: Any) -> None:
         assert not parts.keys() & {group.name for group in found.groups}
         parts |= {group.name: group for group in found.groups}
     assert tuple(parts[name] for name in sorted(parts)) == expected.groups
+
+
+def test_what_another_process_finds_wrong_in_the_data_is_said(tiny: Any) -> None:
+    """Of data errors only the main process tells, and it may never meet this one."""
+    rows = [{"prompt": f"{n} + 1 =", "answer": answer} for n, answer in enumerate("ab(")]
+    with pytest.raises(RewardError, match=r"The answer '\(' is not a regular expression"):
+        sample(
+            *tiny, rows, judge=["regex", zeros], generate_batch=8,
+            processes=_Alone(rank=1, size=2),
+        )  # fmt: skip
 
 
 class _Alone(Processes):
