@@ -130,7 +130,8 @@ def score_probes(
         if not processes.is_main:
             return None
         statistics = run.reduce(progress, norms)
-    notes = [run.choice.reason, *run.notes]
+    # That gradients are summed exactly is what one expects.
+    notes = [*([run.choice.reason] if run.sketched else []), *run.notes]
     if left_out := planned - len(chosen):
         notes.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
