@@ -158,7 +158,7 @@ def test_markdown_needs_no_extra(files: tuple[Path, Path], tmp_path: Path) -> No
     assert (tmp_path / "a.md").read_text() == (tmp_path / "b.md").read_text()
 
 
-@pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("png", "write")])
+@pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("svg", "write")])
 def test_ctrl_c_leaves_nothing(
     files: tuple[Path, Path],
     tmp_path: Path,
