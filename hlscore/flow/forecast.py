@@ -33,38 +33,24 @@ _TIMED_TOKENS = 512
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a run would do, known before any weight is loaded.
+    """What a run would do, known before any weight is loaded."""
 
-    Attributes:
-        modules: Every module found, skipped ones too.
-        choice: How gradients would be captured, and why.
-        gradient_bytes: Gradient sums or sketches.
-        activation_bytes: Activations of the largest batch, an estimate.
-        copy_bytes: The copy of the base weights that trials keep; 0 without trials.
-        generation_bytes: Cache and logits while completions are sampled; 0 where none are.
-        process_bytes: What the process holds beside tensors: the libraries.
-        disk_bytes: Largest size of the stored progress, removed when the run has ended.
-        probe_seconds: Forward and backward passes over the probes, from the speed of a matrix
-            product; decompositions and sampling come on top.
-        free_bytes: Memory that is free on the device now.
-        budget_unit: `module`, `parameter` or `byte`.
-        budget_limit: How many of them the budget allows in full.
-    """
-
-    modules: tuple[Candidate, ...]
+    modules: tuple[Candidate, ...]  # every module found, skipped ones too
     probes: ProbeSet
     choice: EstimatorChoice
     weight_bytes: int
-    gradient_bytes: int
-    activation_bytes: int
-    copy_bytes: int
-    generation_bytes: int
-    process_bytes: int
-    disk_bytes: int
+    gradient_bytes: int  # gradient sums or sketches
+    activation_bytes: int  # of the largest batch, an estimate
+    copy_bytes: int  # the copy of the base weights that trials keep; 0 without trials
+    generation_bytes: int  # cache and logits while completions are sampled; 0 where none are
+    process_bytes: int  # what the process holds beside tensors: the libraries
+    disk_bytes: int  # largest size of the stored progress, removed when the run has ended
+    # Forward and backward passes over the probes, from the speed of a matrix product;
+    # decompositions and sampling come on top.
     probe_seconds: float
-    free_bytes: int
-    budget_unit: str
-    budget_limit: int
+    free_bytes: int  # on the device, now
+    budget_unit: str  # `module`, `parameter` or `byte`
+    budget_limit: int  # how many of them the budget allows in full
 
     @property
     def peak_bytes(self) -> int:
@@ -196,23 +182,14 @@ def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightForecast:
-    """What a run on the weights alone would do, known from the configuration.
+    """What a run on the weights alone would do, known from the configuration."""
 
-    Attributes:
-        modules: Every module found, skipped ones too.
-        matrices: Matrices to decompose.
-        largest_bytes: The largest weight in the dtype of the configuration.
-        work_bytes: Memory of the largest decomposition, an estimate.
-        budget_unit: `module`, `parameter` or `byte`.
-        budget_limit: How many of them the budget allows in full.
-    """
-
-    modules: tuple[Candidate, ...]
-    matrices: int
-    largest_bytes: int
-    work_bytes: int
-    budget_unit: str
-    budget_limit: int
+    modules: tuple[Candidate, ...]  # every module found, skipped ones too
+    matrices: int  # to decompose
+    largest_bytes: int  # the largest weight in the dtype of the configuration
+    work_bytes: int  # memory of the largest decomposition, an estimate
+    budget_unit: str  # `module`, `parameter` or `byte`
+    budget_limit: int  # how many of them the budget allows in full
 
 
 def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightForecast:

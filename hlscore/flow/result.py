@@ -39,17 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankResult:
-    """What a run found.
+    """What a run found."""
 
-    Attributes:
-        report: Content of `scores.parquet`.
-        plan: Content of `plan.json`.
-        rollouts: Completions that the model sampled, if it did.
-    """
-
-    report: ScoreReport
-    plan: Plan
-    rollouts: RolloutSet | None = None
+    report: ScoreReport  # content of `scores.parquet`
+    plan: Plan  # content of `plan.json`
+    rollouts: RolloutSet | None = None  # completions that the model sampled, if it did
 
     @property
     def rows(self) -> tuple[ModuleRow, ...]:

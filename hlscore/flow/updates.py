@@ -37,17 +37,11 @@ _CHUNK_NUMBERS = 2**18
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
-    """What finished trainings did to one weight, besides its statistics.
+    """What finished trainings did to one weight, besides its statistics."""
 
-    Attributes:
-        lora_rank: Largest rank of the LoRA that was trained on it; `None` where none was.
-        rank_for_99: Smallest rank that holds 99 % of the update's energy; `None` for no update.
-        relative: `||U|| / ||W||`, U the mean update.
-    """
-
-    lora_rank: int | None
-    rank_for_99: int | None
-    relative: float
+    lora_rank: int | None  # largest rank of the LoRA that was trained on it; `None` without
+    rank_for_99: int | None  # holds 99 % of the update's energy; `None` for no update
+    relative: float  # `||U|| / ||W||`, U the mean update
 
 
 def score_updates(
@@ -145,17 +139,12 @@ def score_updates(
 
 @dataclass(slots=True)
 class _Training:
-    """A finished training, and what was seen of its updates so far.
-
-    Attributes:
-        energy: Sum of the squares of its updates.
-        noise: What rounding of stored weights adds to that, at most.
-        cosines: Of each weight in full, between base and trained.
-    """
+    """A finished training, and what was seen of its updates so far."""
 
     trained: Trained
-    energy: float = 0.0
-    noise: float = 0.0
+    energy: float = 0.0  # sum of the squares of its updates
+    noise: float = 0.0  # what rounding of stored weights adds to that, at most
+    # Between base and trained weight, of each that is stored in full.
     cosines: list[float] = field(default_factory=list)
 
     def update(self, item: Candidate, rows: Rows, norm: float) -> Update | None:

@@ -18,18 +18,14 @@ LEAST_GROUPS = 4
 
 @dataclass(frozen=True, slots=True)
 class ProbeExample:
-    """One tokenized sequence.
-
-    Attributes:
-        counted: Whether each token carries loss; the first never does, nothing predicts it.
-        coefficient: What the loss of the sequence is multiplied by.
-        old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
-            not known; empty when none are.
-    """
+    """One tokenized sequence."""
 
     input_ids: tuple[int, ...]
+    # Whether each token carries loss; the first never does, nothing predicts it.
     counted: tuple[bool, ...]
-    coefficient: float = 1.0
+    coefficient: float = 1.0  # what the loss of the sequence is multiplied by
+    # Nats of the counted tokens under the policy that sampled them, NaN where not known; empty
+    # when none are.
     old_log_probs: tuple[float, ...] = ()
 
     @property
@@ -68,20 +64,15 @@ def sequence(
 
 @dataclass(frozen=True, slots=True)
 class ProbeUnit:
-    """Sequences that stand together: an example, a pair, or the completions of a prompt.
+    """Sequences that stand together: an example, a pair, or the completions of a prompt."""
 
-    Attributes:
-        sequences: Those that carry loss; completions whose gradient is zero are left out.
-        count: What the unit adds to the number that the sum of the loss is divided by: counted
-            tokens, pairs or completions.
-        key: Orders units that are weighed differently by every loss, or have no sequences.
-        pair: Chosen and rejected sequence of a preference pair, also where the first step of a
-            loss moves only one of them; empty for other objectives.
-    """
-
+    # Those that carry loss; completions whose gradient is zero are left out.
     sequences: tuple[ProbeExample, ...]
+    # What is added to the divisor of the loss: counted tokens, pairs or completions.
     count: int
-    key: str = ""
+    key: str = ""  # orders units that every loss weighs differently, or that have no sequences
+    # Chosen and rejected sequence of a preference pair, also where the first step of a loss moves
+    # only one of them; empty for other objectives.
     pair: tuple[ProbeExample, ...] = ()
 
     def digest(self, seed: int) -> bytes:
@@ -102,20 +93,13 @@ class ProbeUnit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
-    """Tokenized sequences, split into two halves of bootstrap groups.
+    """Tokenized sequences, split into two halves of bootstrap groups."""
 
-    Attributes:
-        units: Two tuples of groups; a group is a tuple of units.
-        counts: For each half what each of its groups adds to the divisor of the mean.
-        pad_token_id: Id used for padding; padded places count nothing.
-        temperature: Sampling temperature, which logits are divided by in the loss.
-    """
-
-    units: tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
-    counts: tuple[tuple[int, ...], ...]
+    units: tuple[tuple[tuple[ProbeUnit, ...], ...], ...]  # two tuples of groups
+    counts: tuple[tuple[int, ...], ...]  # what each group adds to the divisor of the mean
     summary: ProbeSummary
     pad_token_id: int
-    temperature: float = 1.0
+    temperature: float = 1.0  # of sampling, which logits are divided by in the loss
 
     @property
     def halves(self) -> tuple[tuple[tuple[ProbeExample, ...], ...], ...]:
@@ -177,7 +161,7 @@ def make_probe_set(
     """Split units into halves.
 
     Args:
-        summary: What is known about them; hash, groups and tokens are filled in here.
+        summary: Hash, groups and tokens are filled in here.
         groups: Bootstrap groups per half, at most.
         batch_size: Sequences that a group should have at least, as each is run in batches of its
             own: of few sequences there are fewer groups, but no fewer than 4. The halves, and

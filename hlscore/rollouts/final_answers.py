@@ -24,17 +24,11 @@ _CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    r"""The final answer of a text.
-
-    Attributes:
-        text: The answer, without white space and bold marks around it.
-        boxed: Whether it stood in `\boxed{...}`, that is, in LaTeX.
-        marked: Whether there is a marker; otherwise the whole text is the answer.
-    """
+    """The final answer of a text, without white space and bold marks around it."""
 
     text: str
-    boxed: bool = False
-    marked: bool = True
+    boxed: bool = False  # whether it stood in `\boxed{...}`, that is, in LaTeX
+    marked: bool = True  # whether there is a marker; otherwise the whole text is the answer
 
 
 def final_answer(text: str) -> FinalAnswer:

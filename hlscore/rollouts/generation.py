@@ -26,18 +26,12 @@ from hlscore.settings import ObjectiveSettings
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """A completion that is being written.
-
-    Attributes:
-        prompt: Token ids that it continues.
-        room: Most tokens that it may have.
-        ended: Whether it ended by itself, before that.
-    """
+    """A completion that is being written."""
 
     prompt: Sequence[int]
-    room: int
+    room: int  # most tokens that it may have
     ids: list[int] = field(default_factory=list)
-    ended: bool = False
+    ended: bool = False  # whether it ended by itself, before that
 
 
 class Writer:

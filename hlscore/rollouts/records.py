@@ -11,24 +11,15 @@ Prompt = str | Sequence[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One completion of a prompt.
-
-    Attributes:
-        prompt: Text or messages; empty where only ids are known.
-        completion: Text or messages; empty where only ids are known.
-        completion_ids: Token ids, the end token too where there is one.
-        reward: `None` where it could not be judged.
-        truncated: Whether it was cut short at the limit of its length.
-        log_probs: Nats of its tokens under the policy that sampled it, NaN where not known;
-            empty when none are.
-    """
+    """One completion of a prompt; texts are empty where only ids are known."""
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
     completion: Prompt
-    completion_ids: tuple[int, ...]
-    reward: float | None
-    truncated: bool
+    completion_ids: tuple[int, ...]  # with the end token, where there is one
+    reward: float | None  # `None` where it could not be judged
+    truncated: bool  # whether it was cut short at the limit of its length
+    # Nats of its tokens under the policy that sampled it, NaN where not known; empty when none are.
     log_probs: tuple[float, ...] = ()
 
 
@@ -42,18 +33,11 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSet:
-    """All completions of a run.
-
-    Attributes:
-        source: Where they come from, for messages and artifacts.
-        groups: One per prompt.
-        temperature: Sampling temperature; `None` where not known.
-        seconds: What it took to sample and judge them, all starts of a resumed run together; 0
-            where they come from a file.
-    """
+    """All completions of a run."""
 
     source: str
-    groups: tuple[RolloutGroup, ...]
-    temperature: float | None = None
+    groups: tuple[RolloutGroup, ...]  # one per prompt
+    temperature: float | None = None  # of sampling; `None` where not known
     notes: tuple[str, ...] = ()
+    # What it took to sample and judge them, all starts of a resumed run together; 0 of a file.
     seconds: float = field(default=0.0, compare=False)

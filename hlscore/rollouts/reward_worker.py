@@ -31,18 +31,12 @@ _MEMORY_BYTES = 4 * 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Completions:
-    """Completions to judge, in lists of equal length.
+    """Completions to judge, in lists of equal length."""
 
-    Attributes:
-        prompts: Texts or conversations, repeated for each completion.
-        completions: Texts or conversations.
-        columns: The other columns of the data, one value per completion.
-    """
-
-    prompts: list[Any]
-    completions: list[Any]
+    prompts: list[Any]  # texts or conversations, repeated for each completion
+    completions: list[Any]  # texts or conversations
     completion_ids: list[list[int]]
-    columns: dict[str, list[Any]]
+    columns: dict[str, list[Any]]  # the other columns of the data
 
     def one(self, index: int) -> Completions:
         """A single completion as a batch."""

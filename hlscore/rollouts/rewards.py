@@ -213,11 +213,7 @@ def _too_slow(name: str, batch: Completions, timeout: float) -> RewardError:
 
 
 class _NoAnswerError(Exception):
-    """The worker gave no answer and is gone.
-
-    Attributes:
-        late: Whether it took too long; otherwise it died.
-    """
+    """The worker gave no answer and is gone: it took too long (`late`), or it died."""
 
     def __init__(self, *, late: bool, status: int | None = None) -> None:
         how = f"exit status {status}"
@@ -260,14 +256,12 @@ class _Worker:
             line = self._answers.readline()
             if not line:
                 raise EOFError
-        except TimeoutError as error:
-            self._kill()
-            raise _NoAnswerError(late=True) from error
         except (OSError, EOFError) as error:
-            self.close()
-            raise _NoAnswerError(late=False, status=self.process.returncode) from error
+            late = isinstance(error, TimeoutError)
+            self.close(0 if late else _END_SECONDS)  # one that died has an exit status of its own
+            raise _NoAnswerError(late=late, status=self.process.returncode) from error
         except BaseException:  # Ctrl-C: nobody waits for the answer any more
-            self._kill()
+            self.close(0)
             raise
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
@@ -275,21 +269,15 @@ class _Worker:
             raise _ERRORS.get(kind, RewardError)(message, hint=hint)
         return answer
 
-    def close(self) -> None:
-        """End the worker: at its own pace when it is idle, else by force."""
+    def close(self, seconds: float = _END_SECONDS) -> None:
+        """End the worker: at its own pace when it is idle, else by force, with all it started."""
         self._answers.close()
         self._socket.close()
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):  # for its own exit status
-                self.process.wait(_END_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(seconds)
         finally:
-            self._kill()
-
-    def _kill(self) -> None:
-        """End the worker and all that it started."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        self._answers.close()
-        self._socket.close()
+            if self.process.returncode is None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
