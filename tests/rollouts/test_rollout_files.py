@@ -343,9 +343,8 @@ def test_what_is_written_is_read_back_exactly(
 
 def test_rewards_that_begin_as_whole_numbers(tmp_path: Path, model: PreTrainedModel) -> None:
     """Readers guess the type of a column from the start of a file: here it is wrong."""
-    filler = list(range(250)) * 60
     rows = [
-        {"prompt_ids": [1], "completion_ids": filler, "reward": reward}
+        {"prompt_ids": [1], "completion_ids": [2], "reward": reward, "note": "x" * 60_000}
         for reward in [*[1] * 250, *[0.5] * 50]
     ]
     path = write_rows(tmp_path / "long.jsonl", rows)
