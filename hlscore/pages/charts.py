@@ -82,9 +82,8 @@ def heat_chart(content: Content) -> Chart | None:
         return None
     labels = kind_labels(placed)
     if len(set(labels.values())) > _MOST_KINDS:  # a stack of single experts
-        labels = {row.module: row.kind for row in placed}
-    by_block = sorted(placed, key=lambda row: (row.block, row.kind))
-    kinds = list(dict.fromkeys(labels[row.module] for row in by_block))
+        labels = {module: label.rpartition(".")[2] for module, label in labels.items()}
+    kinds = list(dict.fromkeys(labels.values()))
     if len(kinds) > _MOST_KINDS:
         kinds = [*kinds[: _MOST_KINDS - 1], "other kinds"]
     wide = layers_per_column(lines)

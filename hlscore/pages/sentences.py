@@ -15,6 +15,8 @@ from hlscore.views.summary import (
     memory_settings,
     method,
     reselection,
+    run_notes,
+    summary,
     times_lora,
 )
 from hlscore.wording import count, memory, near_whole, percent, short, visible
@@ -210,8 +212,7 @@ def settings_text(content: Content) -> str:
 
 def notes(content: Content) -> list[str]:
     """Remarks of the probes, the run and the plan, each once."""
-    report = content.report
-    found = (*report.probes.notes, *report.run.notes, *content.plan.notes)
+    found = (*run_notes(content.report), *content.plan.notes)
     return [visible(note) for note in dict.fromkeys(found)]
 
 
@@ -309,11 +310,8 @@ def memory_caption(content: Content) -> str:
 
 def equal_lora(content: Content) -> str:
     """Trained parameters compared with plain LoRA and full fine-tuning."""
-    totals, rank = content.plan.totals, content.plan.lora.rank
-    times = times_lora(totals)
-    share = percent(totals.trained_params / max(1, totals.model_params))
+    rank = round(times_lora(content.plan.totals) * content.plan.lora.rank) or 1
     return (
-        f"The plan trains {short(totals.trained_params)} parameters: {times:.2f} x plain LoRA of "
-        f"rank {rank} on every module, {share} of all parameters of the model. A plain LoRA of "
-        f"rank {round(times * rank) or 1} trains about as many and is the baseline to beat."
+        f"The plan trains {summary(content.plan)['trained']}. A plain LoRA of rank {rank} trains "
+        "about as many and is the baseline to beat."
     )
