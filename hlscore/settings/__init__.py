@@ -42,10 +42,10 @@ from hlscore.settings.plan import (
     parse_ranks,
 )
 from hlscore.settings.run import RankSettings
-from hlscore.settings.validate import FACTORS, NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
+from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FACTORS",
+    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
