@@ -68,7 +68,7 @@ def certainty(content: Content) -> str:
             "No score is above zero: these probes show no update that LoRA cannot represent. That "
             "does not prove that there is none; more probe examples may show more."
         )
-    again, clear = reselection(content.plan), content.clear
+    again, clear = reselection(content.plan), content.plan.stability.clear_modules
     if unknown := stability_unknown(content):
         return unknown
     if clear is None:
@@ -129,7 +129,7 @@ def unproven(content: Content) -> str:
 
 def key_figures(content: Content) -> Facts:
     """The few numbers that stand first, each with what it is."""
-    plan, covered, clear = content.plan, content.plan.coverage, content.clear
+    plan, covered, clear = content.plan, content.plan.coverage, content.plan.stability.clear_modules
     rank, share = plan.lora.rank, plan.stability.mean_reselection
     figures = []
     if covered is not None:
