@@ -77,7 +77,7 @@ def extract_lora(
         from hlscore.inputs.model import resolve_device
         from hlscore.serving.plain_adapter import plain_adapter
     with terminal_progress() as progress:
-        progress.start("decomposing", len({*adapter.parameters, *adapter.copies}), "modules")
+        progress.start("decomposing", len(adapter.parameters), "modules")
         found = plain_adapter(
             adapter, base, max_rank=max_rank, max_error=max_error,
             device=resolve_device(settings.device), advance=progress.advance,
@@ -122,7 +122,7 @@ def merge(
         raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
     from hlscore.serving.merge_files import merge_writers
 
-    changed = len({*adapter.parameters, *adapter.copies})
+    changed = len(adapter.parameters)
     with terminal_progress() as progress:
         progress.start("merging", changed, "tensors")
         writers = merge_writers(adapter, base, progress.advance)

@@ -73,9 +73,7 @@ def score_updates(
     device = resolve_device(settings.model.device)
     base, modules = opened(settings)
     chosen = candidates_of(modules)
-    trainings = [open_trained(name, base, settings.model) for name in settings.updates]
-    for trained in trainings:
-        trained.check(chosen)
+    trainings = [open_trained(name, base, settings.model, chosen) for name in settings.updates]
     began = time.perf_counter()
     plan = settings.plan
     ranks = curve_ranks(plan.rank, also=plan.ranks)
@@ -218,7 +216,7 @@ class _Scorer:
                     f"more than that rank (up to {max(ranks)}), and say nothing of larger ones."
                 )
             if isinstance(trained, Adapter):
-                others = sorted({*trained.parameters, *trained.copies} - names)
+                others = sorted(trained.parameters - names)
                 if others:
                     more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                     found.append(

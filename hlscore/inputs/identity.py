@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.weights import dense_weight, is_packed_linear, tied_names
+from hlscore.inputs.tensor_files import SAMPLES_PER_WEIGHT
+from hlscore.inputs.tied import tied_names
+from hlscore.inputs.weights import dense_weight, is_packed_linear
 from hlscore.records import Candidate, Fingerprint, ModelDimensions, ModelIdentity, ParameterSize
 from hlscore.settings import CandidateSettings
-
-SAMPLES_PER_WEIGHT = 16
 
 
 def identity_of(

@@ -37,7 +37,7 @@ from hlscore.inputs.placement import (
     quiet_libraries,
     settle,
 )
-from hlscore.inputs.tied import untie_unequal, untied
+from hlscore.inputs.tied import untie_unequal
 from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
 from hlscore.packing import packed_bytes
 from hlscore.processes import local_rank
@@ -173,11 +173,14 @@ def loading_notes(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
             "names and whose modules have other names."
         )
-    for first, second in untied(model):
-        notes.append(
-            f"config.json ties {second} to {first}, but the files hold different values: they are "
-            "loaded as two weights."
-        )
+    tied = getattr(model, "all_tied_weights_keys", None)
+    wanted = {} if tied is None else model.get_expanded_tied_weights_keys(all_submodels=True)
+    for second, first in sorted(wanted.items()):
+        if second not in (tied or ()):
+            notes.append(
+                f"config.json ties {second} to {first}, but the files hold different values: they "
+                "are loaded as two weights."
+            )
     if holds_adapter(files.directory):
         notes.append(
             "The adapter beside the weights was ignored (--ignore-adapter): remove its files "

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.weights import is_packed_linear, is_plain, tied_names
+from hlscore.inputs.tied import tied_names
+from hlscore.inputs.weights import is_packed_linear, is_plain
 from hlscore.reasons import LeftOut
 from hlscore.records import Candidate, Form
 from hlscore.settings import CandidateSettings

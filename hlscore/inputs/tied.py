@@ -1,60 +1,59 @@
-"""Names of weights in files and in the model, and those that the configuration alone ties."""
+"""Names of weights in files and in the model, and weights with several names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
-from hlscore.errors import ArtifactError
-from hlscore.inputs.tensor_files import StoredTensor, stored_tensors
+from hlscore.errors import ModelError
+from hlscore.inputs.tensor_files import stored_tensors
 
 # Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
 Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 
 
+def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
+    """The name that each tied parameter is tied to, by its own.
+
+    Needed where tied parameters are not the same object: offloaded ones lose that.
+    """
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return tied
+
+
 def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
-    """Give tied weights of a shape parameters of their own where the files hold unequal ones.
+    """Untie the weights of a shape that are unequal in the files of its checkpoint.
 
     That is what `from_pretrained` does with such files, regardless of config.json.
 
     Args:
         shape: A model on the meta device; changed in place.
-        directory: Folder of the checkpoint; nothing happens where it holds no safetensors.
     """
-    tied = dict(getattr(shape, "all_tied_weights_keys", None) or {})
+    tied = dict(tied_names(shape))
     if not tied:
         return
     try:
         tensors = stored_tensors(directory)
-    except ArtifactError:  # the weights are refused when they are read, by name
+    except ModelError:  # refused when the weights are read
         return
     current = renamer(shape)
-    found = {name: current(name) for name in tensors}
-    names = {target: name for name, (target, conversion) in found.items() if conversion is None}
+    stored = {}
+    for name, tensor in tensors.items():
+        target, conversion = current(name)
+        if conversion is None:
+            stored[target] = tensor
     for target, source in tied.items():
-        if target not in names or source not in names:
-            continue
-        if _equal(tensors[names[target]], tensors[names[source]], names[target], names[source]):
-            continue
-        owner, _, leaf = target.rpartition(".")
-        module = shape.get_submodule(owner)
-        module._parameters[leaf] = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
-        shape.all_tied_weights_keys.pop(target)
-
-
-def untied(model: PreTrainedModel) -> list[tuple[str, str]]:
-    """List the weights that the configuration ties and that are not tied in a model."""
-    kept = getattr(model, "all_tied_weights_keys", None)
-    if kept is None:
-        return []
-    wanted = model.get_expanded_tied_weights_keys(all_submodels=True)
-    return sorted((source, target) for target, source in wanted.items() if target not in kept)
+        both = target in stored and source in stored
+        if both and not stored[target].equals(stored[source]):
+            owner, _, leaf = target.rpartition(".")
+            weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
+            shape.get_submodule(owner)._parameters[leaf] = weight
+            shape.all_tied_weights_keys.pop(target)
 
 
 def renamer(shape: PreTrainedModel) -> Renamer:
@@ -79,17 +78,3 @@ def renamer(shape: PreTrainedModel) -> Renamer:
         return target, None if pattern is None else (pattern, by_pattern[pattern])
 
     return current
-
-
-def _equal(one: StoredTensor, other: StoredTensor, name: str, other_name: str) -> bool:
-    if one.shape != other.shape:
-        return False
-    if one.dtype == other.dtype:
-        return all(left == right for left, right in zip(one.chunks(), other.chunks(), strict=True))
-    return bool(torch.equal(_read(one, name).float(), _read(other, other_name).float()))
-
-
-def _read(tensor: StoredTensor, name: str) -> torch.Tensor:
-    with safe_open(tensor.path, framework="pt") as file:
-        found: torch.Tensor = file.get_tensor(name)
-    return found

@@ -7,7 +7,6 @@ type of the library's own. Those libraries are imported only to unpack a weight.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -43,15 +42,6 @@ def is_packed_linear(module: nn.Module) -> bool:
     # bitsandbytes can store 4-bit weights as bfloat16: then only the size gives them away.
     odd_size = weight.dim() <= 2 and weight.numel() not in (0, rows * columns)
     return odd_size or not is_plain(weight)
-
-
-def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
-    """Map the name of each tied parameter to the name of the one it is tied to.
-
-    Needed where tied parameters are not the same object: offloaded ones lose that.
-    """
-    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
-    return tied
 
 
 @torch.no_grad()

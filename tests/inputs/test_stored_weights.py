@@ -15,12 +15,13 @@ from families import FAMILIES
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
-from hlscore.errors import ArtifactError, HlscoreError, ModelError
+from hlscore.errors import HlscoreError, ModelError
 from hlscore.flow import Silent, score_held_weights, score_stored_weights
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.model import identify, load_weights
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.tensor_files import StoredTensor
 from hlscore.inputs.weights import dense_weight
 from hlscore.records import Candidate
 from hlscore.settings import (
@@ -139,19 +140,19 @@ def test_one_parameter_is_in_memory_at_a_time(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_model(tmp_path, model=FAMILIES[name].build())
-    read, alive, most = StoredWeights._read, [], 0
+    read, alive, most = StoredTensor.read, [], 0
 
-    def watched(self: StoredWeights, key: str) -> torch.Tensor:
+    def watched(self: StoredTensor) -> torch.Tensor:
         nonlocal most
-        tensor = read(self, key)
-        alive.append((key, weakref.ref(tensor)))
-        most = max(most, sum(ref() is not None for _, ref in alive))
+        tensor = read(self)
+        alive.append(weakref.ref(tensor))
+        most = max(most, sum(ref() is not None for ref in alive))
         return tensor
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr(StoredWeights, "_read", watched)
+    monkeypatch.setattr(StoredTensor, "read", watched)
     monkeypatch.setattr("hlscore.inputs.model.load_weights", refuse)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
     report = score_stored_weights(run(tmp_path), Silent()).report
@@ -210,15 +211,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[HlscoreError], str]] = {
     ),
     "index elsewhere": (
         lambda folder: _index(folder, {Q: "../part.safetensors"}),
-        ArtifactError,
+        ModelError,
         "which is not a file of its folder",
     ),
     "index to nothing": (
         lambda folder: _index(folder, {Q: "gone.safetensors"}),
-        ArtifactError,
+        ModelError,
         "which model.safetensors.index.json names",
     ),
-    "index without": (lambda folder: _index(folder, 3), ArtifactError, "has no weight_map"),
+    "index without": (lambda folder: _index(folder, 3), ModelError, "has no weight_map"),
     "nothing of the model": (
         lambda folder: _rewrite(folder, lambda tensors: tensors.clear()),
         ModelError,
