@@ -24,7 +24,6 @@ from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.records import Candidate
-from hlscore.settings import CandidateSettings
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -194,7 +193,7 @@ class Adapter:
         self.lora: dict[str, Lora] = {}
         self.copies: dict[str, StoredTensor] = {}
         # Every weight of the base, candidate or not.
-        every = {item.parameter: item for item in find_modules(base.shape, CandidateSettings())}
+        every = {item.parameter: item for item in find_modules(base.shape)}
         held = base.shape.state_dict()
         for parameter, parts in self._file(file_tensors(path)).items():
             if parameter not in self.copies:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,21 +23,20 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
-from transformers.utils import logging as transformers_logging
 
-from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
-from hlscore.inputs.identity import fingerprint, identity_of, packable_sizes
+from hlscore.inputs.identity import dimensions, identify
 from hlscore.inputs.placement import (
-    loading_error,
+    loading,
     out_of_memory,
     plan_placement,
     quantization_settings,
-    quiet_libraries,
     settle,
 )
+from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.tied import untie_unequal
-from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
+from hlscore.inputs.weights import accelerate_hooks
 from hlscore.packing import packed_bytes
 from hlscore.processes import local_rank
 from hlscore.records import ModelIdentity
@@ -78,38 +76,28 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
     device = resolve_device(settings.device)
-    check_safetensors(files.directory, settings.model)
+    stored_tensors(files.directory)  # a broken file is named before anything is loaded
     loader, config = _loader(files, settings)
     planned = planned_dtype(config, settings)
     widened = config.get_text_config().dtype == torch.float16 != planned
     placement = plan_placement(config, settings, device, planned)
-    progress_was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    placed = "device_map" in placement.options
     model: PreTrainedModel
-    try:
-        with quiet_libraries():
-            model, info = loader.from_pretrained(
-                files.directory,
-                config=config,
-                dtype=planned if widened or settings.dtype != "auto" else "auto",
-                use_safetensors=None if settings.allow_pickle else True,
-                # Transformers would look for an adapter beside the weights and attach it.
-                adapter_kwargs={"subfolder": "no-adapter"},
-                trust_remote_code=settings.trust_remote_code,
-                # Mismatches are refused by name below; transformers only counts on its own log.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **placement.options,
-            )
-    except BaseException as error:
-        placement.discard()
-        if isinstance(error, Exception):
-            raise loading_error(settings.model, placement, error) from error
-        raise
-    finally:
-        if progress_was_on:
-            transformers_logging.enable_progress_bar()
-    if not placement.placed and model.dtype == torch.float16 != planned:
+    with loading(settings, placement):
+        model, info = loader.from_pretrained(
+            files.directory,
+            config=config,
+            dtype=planned if widened or settings.dtype != "auto" else "auto",
+            use_safetensors=None if settings.allow_pickle else True,
+            # Transformers would look for an adapter beside the weights and attach it.
+            adapter_kwargs={"subfolder": "no-adapter"},
+            trust_remote_code=settings.trust_remote_code,
+            # Mismatches are refused by name below; transformers only counts on its own log.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **placement.options,
+        )
+    if not placed and model.dtype == torch.float16 != planned:
         model.float()  # the configuration names no dtype
     settle(model, placement)
     for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
@@ -128,7 +116,7 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
             )
     model.eval()
     try:
-        if not placement.placed:
+        if not placed:
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
@@ -221,8 +209,9 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     whole: int = sum(parameter.numel() for parameter in model.parameters())
     if bits not in (4, 8):
         return whole * size
-    packable, rows = packable_sizes(model)
-    return packed_bytes(packable, rows, bits) + (whole - packable) * size
+    packed = dimensions(model)
+    rest = whole - packed.packable_params
+    return packed_bytes(packed.packable_params, packed.packable_rows, bits) + rest * size
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -234,19 +223,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
             return torch.device(device)
     weight = getattr(embedding, "weight", None)
     return weight.device if isinstance(weight, torch.Tensor) else model.device
-
-
-def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
-    """Describe a loaded model for the artifacts."""
-    if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
-        raise ModelError(f"'{name}' is on the meta device: it has no weights.")
-    if hasattr(model, "peft_config"):
-        raise ModelError(
-            f"'{name}' has an adapter of PEFT attached.",
-            hint="Merge it first with merge_and_unload(), or load the base model alone.",
-        )
-    check_4bit(model, name)
-    return identity_of(model, name, revision, fingerprint(model))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -294,16 +270,20 @@ def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedToke
 
 def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig:
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            files.directory, trust_remote_code=settings.trust_remote_code
-        )
-    except Exception as error:
-        text = str(error)
-        if "trust_remote_code" in text:
+        content, _ = PreTrainedConfig.get_config_dict(files.directory)
+        known = content.get("model_type") in CONFIG_MAPPING
+        own_code = "AutoConfig" in (content.get("auto_map") or ())
+        if own_code and not known and not settings.trust_remote_code:
             raise ModelError(
                 f"'{settings.model}' brings its own Python code.",
                 hint="Read that code, then pass --trust-remote-code if you trust it.",
-            ) from error
+            )
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            files.directory, trust_remote_code=settings.trust_remote_code
+        )
+    except HlscoreError:
+        raise
+    except Exception as error:
         raise ModelError(
             f"The config.json of '{settings.model}' cannot be used: {first_line(error)}"
         ) from error
@@ -367,16 +347,3 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
         hint=_ONLY_DECODERS,
     )
-
-
-def check_safetensors(directory: Path, name: str) -> None:
-    """Read the header of each file, so that a broken one is named before anything is loaded."""
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path.name} of '{name}' is corrupt or cut short: {first_line(error)}",
-                hint="Download or save the model again.",
-            ) from error

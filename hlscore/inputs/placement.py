@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils import logging as transformers_logging
 
-from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
+from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.paths import typed_path
 from hlscore.settings import ModelSettings
 
@@ -30,15 +31,13 @@ class Placement:
     """How to read the weights of one model.
 
     Attributes:
-        options: Arguments of `from_pretrained`.
+        options: Arguments of `from_pretrained`; with `device_map` it places the weights itself.
         method: Name of the quantization method; empty where there is none.
-        placed: Whether `from_pretrained` puts the weights on their devices itself.
         own_folder: Temporary folder for offloaded weights, to be removed with the model.
     """
 
     options: Mapping[str, Any]
     method: str
-    placed: bool
     own_folder: Path | None = None
 
     def discard(self) -> None:
@@ -73,17 +72,14 @@ def plan_placement(
     method = stored or ("bitsandbytes" if settings.load_in else "")
     _check_packages(settings, method)
     options: dict[str, Any] = {}
-    if settings.load_in is not None:
-        # The settings of LLM.int8() for 8 bits, those of QLoRA for 4.
-        options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if settings.load_in == "8bit"
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
-            )
+    if settings.load_in == "8bit":  # the settings of LLM.int8()
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif settings.load_in == "4bit":  # those of QLoRA
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     own_folder = None
     if settings.device_map is not None:
@@ -93,9 +89,44 @@ def plan_placement(
         options["offload_folder"] = str(folder)
     elif method:
         options["device_map"] = {"": device}
-    return Placement(
-        options=options, method=method, placed="device_map" in options, own_folder=own_folder
-    )
+    return Placement(options=options, method=method, own_folder=own_folder)
+
+
+@contextmanager
+def loading(settings: ModelSettings, placement: Placement) -> Iterator[None]:
+    """Load the weights of a model quietly; a failure leaves no folder and becomes one error."""
+    progress_was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    name = settings.model
+    try:
+        with quiet_libraries():
+            yield
+    except BaseException as error:
+        placement.discard()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise out_of_memory(name, "the device") from error
+        if placement.method and isinstance(error, ImportError):
+            raise ModelError(
+                f"'{name}' is quantized with {placement.method}, and a package is missing: "
+                f"{first_line(error)}",
+                hint="Install it, or give a checkpoint that is not quantized.",
+            ) from error
+        if placement.method and settings.device_map and isinstance(error, ValueError):
+            what = str(error).partition(". ")[0]
+            raise ModelError(
+                f"The quantized weights of '{name}' cannot be placed on the devices: {what}.",
+                hint="Allow more with --max-memory, or load the original without --load-in: "
+                "quantized weights cannot be offloaded to CPU or disk.",
+            ) from error
+        if isinstance(error, Exception):
+            raise ModelError(
+                f"The weights of '{name}' cannot be loaded: {first_line(error)}",
+                hint="Check that config.json and the weight files belong together.",
+            ) from error
+        raise
+    finally:
+        if progress_was_on:
+            transformers_logging.enable_progress_bar()
 
 
 def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
@@ -144,28 +175,6 @@ def settle(model: PreTrainedModel, placement: Placement) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def loading_error(name: str, placement: Placement, error: Exception) -> HlscoreError:
-    """Turn a failure of `from_pretrained` into one clear error."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return out_of_memory(name, "the device")
-    if placement.method and isinstance(error, ImportError):
-        return ModelError(
-            f"'{name}' is quantized with {placement.method}, and a package is missing: "
-            f"{first_line(error)}",
-            hint="Install it, or give a checkpoint that is not quantized.",
-        )
-    if placement.method and "dispatched on the CPU or the disk" in str(error):
-        return ModelError(
-            f"'{name}' does not fit on the devices, and its quantized weights cannot be offloaded "
-            "to CPU or disk.",
-            hint="Allow more with --max-memory, or load the original without --load-in.",
-        )
-    return ModelError(
-        f"The weights of '{name}' cannot be loaded: {first_line(error)}",
-        hint="Check that config.json and the weight files belong together.",
-    )
-
-
 def out_of_memory(name: str, device: str) -> ModelError:
     """Say that a model does not fit, and what would."""
     return ModelError(
@@ -198,12 +207,11 @@ def _check_packages(settings: ModelSettings, method: str) -> None:
             f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
             hint="Give the original, and quantize it with --load-in 4bit.",
         )
-    needs_both = method == "bitsandbytes"
     asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
     if settings.load_in is not None:
         asked = "--load-in"
     for package, needed, extra in (
-        ("bitsandbytes", needs_both, "quant"),
+        ("bitsandbytes", method == "bitsandbytes", "quant"),
         ("accelerate", bool(method), "quant"),
         ("accelerate", settings.device_map is not None, "devices"),
     ):

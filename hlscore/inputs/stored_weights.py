@@ -18,14 +18,14 @@ import torch
 
 from hlscore.errors import ModelError, first_line
 from hlscore.inputs.hub import find_model
-from hlscore.inputs.identity import identity_of, sampled_bytes, structure_hash
+from hlscore.inputs.identity import identify, sampled_bytes, structure_hash
 from hlscore.inputs.model import loading_notes, shape_of
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.placement import quantization_method
 from hlscore.inputs.tensor_files import DTYPES, stored_tensors
 from hlscore.inputs.tied import renamer, tied_names
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
 _PART_NUMBERS = 2**18
 _BELONG = "Check that config.json and the weights belong together."
@@ -113,9 +113,9 @@ class StoredWeights:
 
     def identity(self, weights_hash: str = "") -> ModelIdentity:
         """Describe the model for the artifacts; `read` gives the hash of the weights."""
-        structure = structure_hash(candidates_of(find_modules(self.shape, CandidateSettings())))
+        structure = structure_hash(candidates_of(find_modules(self.shape)))
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
-        found = identity_of(self.shape, self.name, self._revision, fingerprint)
+        found = identify(self.shape, self.name, self._revision, fingerprint)
         return replace(found, notes=self._notes)
 
     def dtype(self, modules: Sequence[Candidate]) -> str:
@@ -150,7 +150,7 @@ class StoredWeights:
             Hash over sampled weights, as in the fingerprint of the loaded model.
         """
         wanted = {item.parameter: item for item in modules}
-        sampled = candidates_of(find_modules(self.shape, CandidateSettings()))
+        sampled = candidates_of(find_modules(self.shape))
         known = wanted | {item.parameter: item for item in sampled}
         self.check(tuple(known.values()))
         samples: dict[str, bytes] = {}

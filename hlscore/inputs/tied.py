@@ -26,6 +26,16 @@ def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
     return tied
 
 
+def weight_ids(model: PreTrainedModel) -> dict[str, int]:
+    """A number for each parameter by its name, the same for all names of one weight."""
+    tied, held = tied_names(model), dict(model.named_parameters(remove_duplicate=False))
+    # Placeholders of offloaded weights are one for each name.
+    return {
+        name: id(held.get(tied.get(name, ""), weight) if weight.is_meta else weight)
+        for name, weight in held.items()
+    }
+
+
 def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
     """Untie the weights of a shape that are unequal in the files of its checkpoint.
 

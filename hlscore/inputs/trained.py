@@ -19,7 +19,7 @@ from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.paths import existing_path
 from hlscore.records import Candidate
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
 _SHOWN = 3
 # Root mean square of the rounding of a number to 16 bits, relative to the number: a spacing of
@@ -35,7 +35,7 @@ class Checkpoint:
     def __init__(self, settings: ModelSettings, modules: Sequence[Candidate]) -> None:
         self.name = settings.model
         self._stored = StoredWeights(settings)
-        items = find_modules(self._stored.shape, CandidateSettings())
+        items = find_modules(self._stored.shape)
         own = {item.parameter: item for item in items}
         wrong = []
         for item in modules:

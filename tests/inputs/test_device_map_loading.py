@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.model import identify, input_device, load_model, load_shape
+from hlscore.inputs.identity import identify
+from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_offloaded
 from hlscore.settings import CandidateSettings, ModelSettings

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.identity import count_params, fingerprint
-from hlscore.inputs.model import identify, load_model, load_shape, planned_weight_bytes
+from hlscore.inputs.identity import count_params, fingerprint, identify
+from hlscore.inputs.model import load_model, load_shape, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_packed_linear
 from hlscore.settings import CandidateSettings, ModelSettings

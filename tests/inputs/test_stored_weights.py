@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from hlscore.errors import HlscoreError, ModelError
 from hlscore.flow import Silent, score_held_weights, score_stored_weights
 from hlscore.inputs.hub import find_model
-from hlscore.inputs.model import identify, load_weights
+from hlscore.inputs.identity import identify
+from hlscore.inputs.model import load_weights
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.tensor_files import StoredTensor
