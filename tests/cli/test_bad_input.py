@@ -244,7 +244,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_to_pickle, "only has pickle weights (pytorch_model.bin)"),
     "corrupt weights": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000),
-        "model.safetensors of",
+        "model.safetensors' is corrupt",
     ),
     "cut weights": (lambda folder: _cut(folder / "model.safetensors"), "corrupt or cut short"),
     "empty weights": (
@@ -259,7 +259,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _change(folder, _narrow),
         f"wrong shape for 1 tensor {UP_PROJ} ([80, 10] in the file, [80, 48] by config.json)",
     ),
-    "missing shard": (_lose_shard, "cannot be loaded"),
+    "missing shard": (_lose_shard, "which model.safetensors.index.json names"),
     "config is no JSON": (
         lambda folder: (folder / "config.json").write_text("{no"),
         "not a valid JSON file",
