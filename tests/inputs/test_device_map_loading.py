@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,9 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
-from loading import deepen, half_on_disk
+from loading import deepen, half_on_disk, input_gradient
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
@@ -49,33 +48,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def gradient(model: PreTrainedModel, *, wrap: bool) -> torch.Tensor:
-    """Gradient at the output of the embedding, with frozen weights and checkpointed blocks."""
-    model.requires_grad_(False)
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        outputs.append(output.requires_grad_())
-
-    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    before = [block.forward for block in model.model.layers]
-    if wrap:
-        for block in model.model.layers:
-            block.forward = checkpointed(block.forward)
-    batch = token_batch()
-    # Stopping early would leave the last weights of a block on the device.
-    with set_checkpoint_early_stop(False):
-        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
-    for block, forward in zip(model.model.layers, before, strict=True):
-        block.forward = forward
-    handle.remove()
-    assert outputs[0].grad is not None
-    return outputs[0].grad
-
-
 def test_enough_memory_changes_nothing(saved: tuple[Path, PreTrainedModel]) -> None:
     pytest.importorskip("accelerate")
     folder, model = saved
@@ -99,7 +71,7 @@ def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) ->
         weight = dense_weight(model, item)
         assert weight is not None
         assert torch.equal(weight, original.get_parameter(item.parameter))
-    torch.testing.assert_close(gradient(model, wrap=True), gradient(original, wrap=False))
+    torch.testing.assert_close(input_gradient(model, model.model.layers), input_gradient(original))
     assert {name for name, p in model.named_parameters() if p.is_meta} == meta
     assert loaded.identity == identify(model, str(folder), None)
     del loaded, model

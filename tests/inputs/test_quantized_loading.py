@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,8 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
-from loading import widen
+from loading import input_gradient, widen
 from torch import nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
@@ -102,29 +100,6 @@ def test_dense_weight_undoes_the_packing(
         assert torch.equal(again, weight), "a forward pass without gradients changed the weight"
 
 
-def input_gradient(model: PreTrainedModel, blocks: nn.ModuleList | None) -> torch.Tensor:
-    """Gradient at the embedding's output with all weights frozen, blocks checkpointed."""
-    model.requires_grad_(False)
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        outputs.append(output.requires_grad_())
-
-    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    for block in blocks or ():
-        block.forward = checkpointed(block.forward)
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    batch = token_batch()
-    with set_checkpoint_early_stop(False):
-        loss = model(**batch, labels=batch["input_ids"], use_cache=False).loss
-        loss.backward()
-    handle.remove()
-    assert outputs[0].grad is not None
-    return outputs[0].grad.float()
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +110,7 @@ def test_gradients_flow_through_frozen_packed_weights(
     folder, original = originals[name]
     model = load(folder, load_in=load_in, dtype=dtype)
     found = input_gradient(model, FAMILIES[name].block_list(model))
-    true = input_gradient(original, None)
+    true = input_gradient(original)
     likeness = torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
     assert likeness > (0.85 if load_in == "4bit" else 0.99)
     assert all(parameter.grad is None for parameter in model.parameters())

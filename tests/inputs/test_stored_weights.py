@@ -67,10 +67,10 @@ def streamed(folder: Path) -> tuple[dict[str, torch.Tensor], str]:
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
-def test_streamed_weights_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
+def test_weights_and_scores_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES[name].build())
     model = loaded(tmp_path)
-    found, digest = streamed(tmp_path)
+    found, _ = streamed(tmp_path)
     chosen = candidates_of(find_modules(model, ALL))
     assert found.keys() == {item.parameter for item in chosen}
     for item in chosen:
@@ -78,18 +78,10 @@ def test_streamed_weights_are_those_of_the_loaded_model(name: str, tmp_path: Pat
         assert weight is not None
         assert torch.equal(found[item.parameter], weight), item.parameter
     identity = identify(model, str(tmp_path), None)
-    assert StoredWeights(settings(tmp_path)).identity(digest) == identity
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_scores_are_those_of_the_loaded_model(name: str, tmp_path: Path) -> None:
-    save_model(tmp_path, model=FAMILIES[name].build())
-    model = loaded(tmp_path)
     streaming = score_stored_weights(run(tmp_path), Silent()).report
-    identity = identify(model, str(tmp_path), None)
     held = score_held_weights(model, identity, run(tmp_path), Silent()).report
+    assert streaming.model == held.model == identity
     assert streaming.rows == held.rows
-    assert streaming.model == held.model
     assert streaming.probes == held.probes
     assert (streaming.run.dtype, streaming.run.estimator) == ("float32", "none")
 
