@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from hlscore.cli import options as o
 from hlscore.cli.audit_command import HeldOut, Loading, held_out_losses_of
 from hlscore.errors import UsageError
+from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hlscore.settings import PLAN_PANEL, ModelSettings, Option
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 _Run = Annotated[str, Option("A trained PEFT adapter: directory or hub id.", argument=True)]
 _Out = Annotated[Path, Option("Folder to write.", o.OUTPUT_PANEL, short="o")]
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @o.takes_settings
@@ -68,7 +68,7 @@ def extract_lora(
     from hlscore.views.progress import status, terminal_progress
     from hlscore.views.serving import print_plain_adapter
 
-    check_folder(out, (_CONFIG, _WEIGHTS), force=force)
+    check_folder(out, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), force=force)
     settings = ModelSettings(model=model, **loading)
     adapter, base = _opened(run, settings)
     with status("loading torch"):
@@ -87,8 +87,8 @@ def extract_lora(
     write_files(
         out,
         {
-            _CONFIG: text_file(text),
-            _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
+            ADAPTER_CONFIG: text_file(text),
+            ADAPTER_WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
         },
     )
     losses = held_out_losses_of({"trained": run, "as plain LoRA": str(out)}, settings, held_out)

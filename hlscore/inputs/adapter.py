@@ -20,15 +20,14 @@ import torch
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from hlscore.errors import ModelError, first_line
+from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.records import Candidate
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of modules."""
 _WRAPPED = ".base_layer"
 _SHOWN = 3
 _BLOCK_NUMBERS = 1 << 20
@@ -180,12 +179,12 @@ class Adapter:
 
     def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
         self.name, self.folder, self._base = name, folder, base
-        self.config, self._scales = _config(folder / CONFIG_FILE, name)
-        path = folder / WEIGHTS_FILE
+        self.config, self._scales = _config(folder / ADAPTER_CONFIG, name)
+        path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
-            pickled = (folder / "adapter_model.bin").is_file()
+            pickled = (folder / ADAPTER_PICKLE).is_file()
             raise ModelError(
-                f"The adapter '{name}' has no {WEIGHTS_FILE}"
+                f"The adapter '{name}' has no {ADAPTER_WEIGHTS}"
                 + (": pickle weights (adapter_model.bin) can run code when opened." if pickled
                    else "."),
                 hint="Load it with PEFT and save_pretrained(DIRECTORY).",
@@ -251,7 +250,7 @@ class Adapter:
         found: dict[str, dict[str, StoredTensor]] = {}
         lost: set[str] = set()
         for key, tensor in sorted(tensors.items()):
-            name = _WRAPPERS.sub("", key).removeprefix(_PREFIX)
+            name = _WRAPPERS.sub("", key).removeprefix(PREFIX)
             part = _PART.fullmatch(name)
             if part is not None:
                 parameter = self._target(part["module"])
@@ -276,7 +275,7 @@ class Adapter:
             raise ModelError(
                 f"'{self.name}' is an adapter for other modules: the base model has no "
                 f"{', '.join(sorted(lost)[:_SHOWN])}{more}.",
-                hint=f"Its {CONFIG_FILE} names {named} as the base model." if named else "",
+                hint=f"Its {ADAPTER_CONFIG} names {named} as the base model." if named else "",
             )
         return found
 

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
@@ -25,7 +24,7 @@ from hlscore.inputs.formats import (
     no_examples,
     roles_of,
 )
-from hlscore.inputs.hub import BUILTIN_PREFIX, hub_error, looks_like_path
+from hlscore.inputs.hub import BUILTIN_FOLDER, BUILTIN_PREFIX, hub_error, looks_like_path
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
 
@@ -120,8 +119,8 @@ def builtin_rows(name: str) -> list[Row]:
             f"There are no built-in probes '{name}'.",
             hint=f"There are: {', '.join(_BUILTIN_FILES)}.",
         )
-    file = resources.files("hlscore.inputs") / "builtin" / _BUILTIN_FILES[name]
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    text = (BUILTIN_FOLDER / _BUILTIN_FILES[name]).read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def builtin_pairs(name: str) -> list[Row]:

@@ -13,10 +13,13 @@ from hlscore.settings import ModelSettings
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("tiny",)
+BUILTIN_FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
 
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # The same weights again, in folders or formats that transformers does not read.
 _IGNORED_PATTERNS = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
 
@@ -46,8 +49,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         if short not in BUILTIN_MODELS:
             known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
             raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
-        folder = Path(str(resources.files("hlscore.inputs") / "builtin" / short))
-        files = ModelFiles(directory=folder, revision=None)
+        files = ModelFiles(directory=BUILTIN_FOLDER / short, revision=None)
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
@@ -136,7 +138,7 @@ def _refuse_stored_pickles(name: str, revision: str | None) -> None:
         names = HfApi().list_repo_files(name, revision=revision)
     except Exception:  # offline: what is in the cache has to do
         return
-    own = sorted(file for file in names if "/" not in file and file not in _ADAPTER_WEIGHTS)
+    own = sorted(file for file in names if "/" not in file and file != ADAPTER_PICKLE)
     pickles = [file for file in own if file.endswith(".bin")]
     gguf = [file for file in own if file.endswith(".gguf")]
     if pickles:
@@ -196,7 +198,7 @@ def hub_error(
 def _weights(directory: Path, suffix: str) -> list[Path]:
     """Files of the model's own weights."""
     found = directory.glob(f"*{suffix}")
-    return sorted(path for path in found if path.name not in _ADAPTER_WEIGHTS)
+    return sorted(path for path in found if path.name not in (ADAPTER_WEIGHTS, ADAPTER_PICKLE))
 
 
 def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:
@@ -206,7 +208,7 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
     # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
     if adapter and (not has_config or (weights and not there)):
         try:
-            content = json.loads((directory / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             base = str(content.get("base_model_name_or_path") or "")
         except (OSError, ValueError, AttributeError):
             base = ""
@@ -220,7 +222,7 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
         raise _gguf_error(settings.model, str(directory), gguf[0])
     if adapter and not settings.ignore_adapter:
         raise ModelError(
-            f"'{settings.model}' holds an adapter ({_ADAPTER_CONFIG}) beside the weights: "
+            f"'{settings.model}' holds an adapter ({ADAPTER_CONFIG}) beside the weights: "
             "transformers attaches it when it loads the model, which renames modules.",
             hint="If it is merged into the weights already, remove the adapter's files or pass "
             "--ignore-adapter; otherwise merge it with PEFT's merge_and_unload.",
@@ -241,7 +243,7 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
 
 def holds_adapter(directory: Path) -> bool:
     """Whether transformers finds an adapter in a folder and attaches it."""
-    return (directory / _ADAPTER_CONFIG).is_file()
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
 def _pickle_error(name: str, file: str) -> ModelError:

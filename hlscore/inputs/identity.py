@@ -14,8 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from hlscore.errors import ModelError
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.tensor_files import SAMPLES_PER_WEIGHT
-from hlscore.inputs.tied import weight_ids
-from hlscore.inputs.weights import dense_weight, is_offloaded, is_packed_linear
+from hlscore.inputs.weights import dense_weight, is_offloaded, is_packed_linear, weight_ids
 from hlscore.records import Candidate, Fingerprint, ModelDimensions, ModelIdentity, ParameterSize
 
 

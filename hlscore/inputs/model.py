@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from torch import nn
 from transformers import (
     CONFIG_MAPPING,
     AutoConfig,
@@ -31,18 +34,20 @@ from hlscore.inputs.placement import (
     loading,
     out_of_memory,
     plan_placement,
-    quantization_settings,
+    quantization,
     settle,
 )
 from hlscore.inputs.tensor_files import stored_tensors
-from hlscore.inputs.tied import untie_unequal
-from hlscore.inputs.weights import accelerate_hooks
+from hlscore.inputs.weights import accelerate_hooks, tied_names
 from hlscore.packing import packed_bytes
 from hlscore.processes import local_rank
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
+BELONG_TOGETHER = "Check that config.json and the weights belong together."
 _ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
+# Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
@@ -108,12 +113,7 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
             for item in info.get(kind) or ()
         )
         if keys:
-            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
-            raise ModelError(
-                f"The weights of '{settings.model}' {what} {number} {keys[0]}.",
-                hint="They would be random. Check that config.json and the weights belong "
-                "together.",
-            )
+            raise unfit(settings.model, what, keys)
     model.eval()
     try:
         if not placed:
@@ -121,6 +121,14 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
     return model
+
+
+def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
+    """The error for weights that lack tensors of the model, or have others of their names."""
+    number = "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors, first"
+    return ModelError(
+        f"The weights of '{name}' {what} {number} {tensors[0]}.", hint=BELONG_TOGETHER
+    )
 
 
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
@@ -148,6 +156,60 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     untie_unequal(model, files.directory)
     shape: PreTrainedModel = model.eval()
     return shape
+
+
+def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
+    """Untie the weights of a shape that are unequal in the files of its checkpoint.
+
+    That is what `from_pretrained` does with such files, regardless of config.json.
+
+    Args:
+        shape: A model on the meta device; changed in place.
+    """
+    tied = dict(tied_names(shape))
+    if not tied:
+        return
+    try:
+        tensors = stored_tensors(directory)
+    except ModelError:  # refused when the weights are read
+        return
+    current = renamer(shape)
+    stored = {}
+    for name, tensor in tensors.items():
+        target, conversion = current(name)
+        if conversion is None:
+            stored[target] = tensor
+    for target, source in tied.items():
+        both = target in stored and source in stored
+        if both and not stored[target].equals(stored[source]):
+            owner, _, leaf = target.rpartition(".")
+            weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
+            shape.get_submodule(owner)._parameters[leaf] = weight
+            shape.all_tied_weights_keys.pop(target)
+
+
+def renamer(shape: PreTrainedModel) -> Renamer:
+    """Transformers' own renaming of stored tensors, for one model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    table = get_model_conversion_mapping(shape)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
+    held, prefix = shape.state_dict(), shape.base_model_prefix
+
+    def current(name: str) -> tuple[str, tuple[str, Any] | None]:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, held)
+        if target not in held and name in held:
+            target, pattern = rename_source_key(name, [], [], prefix, held)
+        return target, None if pattern is None else (pattern, by_pattern[pattern])
+
+    return current
 
 
 def loading_notes(
@@ -183,7 +245,7 @@ def planned_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dt
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     configured = config.get_text_config().dtype
-    narrow = configured == torch.float16 and not quantization_settings(config)
+    narrow = configured == torch.float16 and not quantization(config)
     if narrow and resolve_device(settings.device).type == "cpu":
         return torch.float32  # most CPUs compute in float16 very slowly
     return configured if isinstance(configured, torch.dtype) else torch.float32
@@ -197,13 +259,13 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
     cent; checkpoints of unknown width count as if they were not quantized.
     """
-    stored = quantization_settings(model.config)
+    stored = quantization(model.config)
     bits = stored.get("bits", stored.get("w_bit"))
     if settings.load_in is not None:
         bits = 4 if settings.load_in == "4bit" else 8
     elif stored.get("load_in_4bit"):
         bits = 4
-    elif stored.get("load_in_8bit") or "fp8" in str(stored.get("quant_method", "")):
+    elif stored.get("load_in_8bit") or "fp8" in stored.get("quant_method", ""):
         bits = 8
     size: int = planned_dtype(model.config, settings).itemsize
     whole: int = sum(parameter.numel() for parameter in model.parameters())
@@ -326,7 +388,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     found: Any = getattr(transformers, named, None) if named else None
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if is_model:
-        whole = found.forward is not torch.nn.Module.forward  # not a frame around several models
+        whole = found.forward is not nn.Module.forward  # not a frame around several models
         if not (whole and issubclass(found, GenerationMixin)):
             raise ModelError(
                 f"The config.json of '{settings.model}' names {named}, which is not a causal "

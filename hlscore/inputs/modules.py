@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.tied import weight_ids
-from hlscore.inputs.weights import is_packed_linear, is_plain
+from hlscore.inputs.weights import is_packed_linear, is_plain, weight_ids
 from hlscore.reasons import LeftOut
 from hlscore.records import Candidate, Form
 from hlscore.settings import CandidateSettings

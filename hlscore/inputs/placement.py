@@ -54,7 +54,7 @@ def plan_placement(
     Args:
         device: Where the weights go unless `settings.device_map` is set.
     """
-    stored = quantization_method(config)
+    stored: str = quantization(config).get("quant_method", "")
     if settings.load_in is not None and stored:
         raise UsageError(
             f"--load-in is '{settings.load_in}', but '{settings.model}' is quantized already "
@@ -139,23 +139,15 @@ def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
     )
 
 
-def quantization_method(config: PreTrainedConfig) -> str:
-    """The method that a checkpoint was quantized with, such as `gptq`; empty for none."""
-    found = quantization_settings(config)
-    if not found:
-        return ""
-    by_bits = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(found) else "unnamed"
-    method = found.get("quant_method") or by_bits
-    return str(getattr(method, "value", method))
-
-
-def quantization_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """`quantization_config` of a configuration; empty where there is none."""
-    found = getattr(config, "quantization_config", None)
-    if found is None or isinstance(found, Mapping):
-        return found or {}
-    settings: Mapping[str, Any] = found.to_dict()
-    return settings
+def quantization(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """`quantization_config` with the name of its method, such as `gptq`; empty where none is."""
+    found = getattr(config, "quantization_config", None) or {}
+    settings = dict(found if isinstance(found, Mapping) else found.to_dict())
+    if not settings:
+        return {}
+    by_bits = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(settings) else "unnamed"
+    method = settings.get("quant_method") or by_bits
+    return settings | {"quant_method": str(getattr(method, "value", method))}
 
 
 def settle(model: PreTrainedModel, placement: Placement) -> None:

@@ -19,16 +19,15 @@ import torch
 from hlscore.errors import ModelError, first_line
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.identity import identify, sampled_bytes, structure_hash
-from hlscore.inputs.model import loading_notes, shape_of
+from hlscore.inputs.model import BELONG_TOGETHER, loading_notes, renamer, shape_of, unfit
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.placement import quantization_method
+from hlscore.inputs.placement import quantization
 from hlscore.inputs.tensor_files import DTYPES, stored_tensors
-from hlscore.inputs.tied import renamer, tied_names
+from hlscore.inputs.weights import tied_names
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import ModelSettings
 
 _PART_NUMBERS = 2**18
-_BELONG = "Check that config.json and the weights belong together."
 
 Rows = Callable[[int, int], torch.Tensor]
 """Gives the rows from one number up to another of a weight whose leading sizes are joined."""
@@ -67,10 +66,11 @@ class StoredWeights:
         self.name, self.directory, self._revision = settings.model, files.directory, files.revision
         self.shape = shape_of(files, settings)
         self._notes = loading_notes(self.shape, files, settings)
-        method = quantization_method(self.shape.config)
-        if method:
+        packed = quantization(self.shape.config)
+        if packed:
             raise ModelError(
-                f"'{self.name}' is quantized ({method}): its weights cannot be read one by one.",
+                f"'{self.name}' is quantized ({packed['quant_method']}): its weights cannot be "
+                "read one by one.",
                 hint="Name the checkpoint it was made from, or rank it with probes.",
             )
         if not any(self.directory.glob("*.safetensors")):
@@ -132,10 +132,7 @@ class StoredWeights:
         """Refuse files that lack the weight of a module, before any is read."""
         missing = sorted(item.parameter for item in modules if item.parameter not in self.sources)
         if missing:
-            number = "1 tensor" if len(missing) == 1 else f"{len(missing)} tensors, first"
-            raise ModelError(
-                f"The weights of '{self.name}' lack {number} {missing[0]}.", hint=_BELONG
-            )
+            raise unfit(self.name, "lack", missing)
 
     def read(
         self, modules: Sequence[Candidate], use: Callable[[Candidate, list[torch.Tensor]], None]
@@ -184,7 +181,7 @@ class StoredWeights:
             raise ModelError(
                 f"{source.parameters[0]} of '{self.name}' cannot be put together from "
                 f"{len(source.tensors)} tensors: {first_line(error)}",
-                hint=_BELONG,
+                hint=BELONG_TOGETHER,
             ) from error
         made = {name: found.pop(name) for name in names}
         return {name: each[0] if isinstance(each, list) else each for name, each in made.items()}
@@ -192,11 +189,9 @@ class StoredWeights:
     def _check_shape(self, name: str, found: Sequence[int], dtype: torch.dtype) -> None:
         planned = self.shape.get_parameter(name).shape
         if tuple(found) != tuple(planned) or not dtype.is_floating_point:
-            raise ModelError(
-                f"The weights of '{self.name}' have the wrong shape for {name}: {list(found)} "
-                f"{str(dtype).removeprefix('torch.')} in the file, {list(planned)} by config.json.",
-                hint=_BELONG,
-            )
+            kind = str(dtype).removeprefix("torch.")
+            sizes = f"({list(found)} {kind} in the file, {list(planned)} by config.json)"
+            raise unfit(self.name, "have the wrong shape for", [f"{name} {sizes}"])
 
     def _find_sources(self) -> dict[str, Source]:
         """File each tensor under the parameters that it belongs to, as transformers does."""

@@ -1,4 +1,4 @@
-"""Weights wherever and however they are kept: packed, offloaded, sharded or plain.
+"""Weights in memory, however they are kept: tied, packed, offloaded, sharded or plain.
 
 Quantization libraries put a module of their own in the place of a linear layer. It keeps
 `in_features` and `out_features`, but its weight is packed integers, an 8-bit float or a tensor
@@ -7,6 +7,7 @@ type of the library's own. Those libraries are imported only to unpack a weight.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -41,6 +42,25 @@ def is_packed_linear(module: nn.Module) -> bool:
     # bitsandbytes can store 4-bit weights as bfloat16: then only the size gives them away.
     odd_size = weight.dim() <= 2 and weight.numel() not in (0, rows * columns)
     return odd_size or not is_plain(weight)
+
+
+def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
+    """The name that each tied parameter is tied to, by its own.
+
+    Needed where tied parameters are not the same object: offloaded ones lose that.
+    """
+    tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    return tied
+
+
+def weight_ids(model: PreTrainedModel) -> dict[str, int]:
+    """A number for each parameter by its name, the same for all names of one weight."""
+    tied, held = tied_names(model), dict(model.named_parameters(remove_duplicate=False))
+    # Placeholders of offloaded weights are one for each name.
+    return {
+        name: id(held.get(tied.get(name, ""), weight) if weight.is_meta else weight)
+        for name, weight in held.items()
+    }
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from hlscore.inputs.tensor_files import (
     StoredTensor,
     write_tensors,
 )
-from hlscore.inputs.tied import tied_names
+from hlscore.inputs.weights import tied_names
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 # Of the training's own files these replace those of the base: it may have added tokens.

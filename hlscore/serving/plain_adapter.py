@@ -15,13 +15,12 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.adapter import Adapter, LowRank
+from hlscore.inputs.adapter import PREFIX, Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.records import Candidate
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_PREFIX = "base_model.model."
 _PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
 
@@ -143,7 +142,7 @@ def _peft_tensors(item: Candidate, update: LowRank, rank: int) -> dict[str, torc
     """Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added."""
     left = torch.nn.functional.pad(-update.left[0], (0, rank - update.rank))
     right = torch.nn.functional.pad(update.right[0], (0, 0, 0, rank - update.rank))
-    name, end = f"{_PREFIX}{item.module}.lora_", ".weight"
+    name, end = f"{PREFIX}{item.module}.lora_", ".weight"
     if item.form == "embedding":  # [vocabulary, r] x [r, width]
         name, end, left, right = f"{name}embedding_", "", right.T, left.T
     elif item.storage == "in_out":
