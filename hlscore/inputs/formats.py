@@ -97,7 +97,37 @@ def example_set(
         and (first.get("messages") is None or _is_sharegpt(first[_SHAREGPT]))
     ):
         columns = {**columns, "messages": _SHAREGPT}
-    found = _find_format(first, source, columns, set(settings.columns), wanted)
+    there = ", ".join(sorted(first))
+    missing = sorted(set(columns.values()) - set(first))
+    if missing:
+        raise DataError(
+            f"'{source}' has no column '{missing[0]}'; it has: {there}.",
+            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
+        )
+    required = {name: set(_COLUMNS[name][0]) for name in wanted}
+    found = next(
+        (
+            name
+            for name in sorted(
+                wanted, key=lambda name: -len(set(settings.columns) & required[name])
+            )
+            if all(columns.get(role, role) in first for role in required[name])
+        ),
+        None,
+    )
+    if found is None and {"chosen", "rejected"} <= set(first) and "preference" not in wanted:
+        raise DataError(
+            f"'{source}' holds pairs of a chosen and a rejected completion.",
+            hint="Add --objective dpo.",
+        )
+    if found is None:
+        formats = "; ".join(" and ".join(_COLUMNS[name][0]) for name in wanted)
+        default = "--column prompt=question --column completion=answer"
+        raise DataError(
+            f"'{source}' has none of the columns that make an example ({formats}); it has: "
+            f"{there}.",
+            hint=f"Map them, for example {_MAPPING_EXAMPLES.get(wanted[0], default)}.",
+        )
     checked = tuple(
         _Example(row, index, source, columns).read(found) for index, row in enumerate(rows)
     )
@@ -106,35 +136,6 @@ def example_set(
         format="prompt_completion" if found == "alpaca" else found,
         rows=checked,
         notes=tuple(_remarks(rows, columns, found)),
-    )
-
-
-def _find_format(
-    row: Row, source: str, columns: Columns, mapped: set[str], wanted: Wanted
-) -> ExampleFormat:
-    there = ", ".join(sorted(row))
-    missing = sorted(set(columns.values()) - set(row))
-    if missing:
-        raise DataError(
-            f"'{source}' has no column '{missing[0]}'; it has: {there}.",
-            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
-        )
-    required = {name: _COLUMNS[name][0] for name in wanted}
-    for name in sorted(wanted, key=lambda name: -len(mapped & set(required[name]))):
-        if all(columns.get(role, role) in row for role in required[name]):
-            return name
-    if {"chosen", "rejected"} <= set(row) and "preference" not in wanted:
-        raise DataError(
-            f"'{source}' holds pairs of a chosen and a rejected completion.",
-            hint="Add --objective dpo.",
-        )
-    example = _MAPPING_EXAMPLES.get(
-        wanted[0], "--column prompt=question --column completion=answer"
-    )
-    raise DataError(
-        f"'{source}' has none of the columns that make an example "
-        f"({'; '.join(' and '.join(roles) for roles in required.values())}); it has: {there}.",
-        hint=f"Map them, for example {example}.",
     )
 
 

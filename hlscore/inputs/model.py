@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,6 @@ from hlscore.inputs.placement import (
     out_of_memory,
     plan_placement,
     quantization,
-    settle,
 )
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
@@ -104,7 +104,15 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
         )
     if not placed and model.dtype == torch.float16 != planned:
         model.float()  # the configuration names no dtype
-    settle(model, placement)
+    weakref.finalize(model, placement.discard)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # Not the dtype of the checkpoint: float16 would lose small gradients, and biases would
+            # be cast in place.
+            module.compute_dtype, module.compute_type_is_set = model.dtype, True
+            # On CPUs with AVX512-BF16 bitsandbytes would rearrange the weights in a forward pass
+            # without gradients, after which no gradient flows through them.
+            module.support_avx512bf16_for_cpu = False
     for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
         keys = sorted(
             item

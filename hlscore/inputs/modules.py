@@ -84,47 +84,42 @@ def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     return tuple(item for item in modules if not item.skipped)
 
 
-def _text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """Find the language decoder and its name; the whole model when it has no inner decoder."""
-    # The decoder of some models is their output map (ModernBERT).
-    for decoder in (model.get_decoder(), model.base_model):
-        for name, module in model.named_modules():
-            if module is decoder and any(map(_is_block_list, module.modules())):
-                return name, module
-    return "", model
-
-
 def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
-    """Map the name of each decoder block to its index.
+    """The index of each decoder block by its name."""
+    return _decoder(model)[1]
 
-    The blocks are the members of the outermost `ModuleList`s of the language decoder; where
-    there are several lists, those as long as the configured number of layers.
+
+def _decoder(model: PreTrainedModel) -> tuple[str, dict[str, int]]:
+    """The name of the language decoder, and the index of each of its blocks by name.
+
+    The blocks are the members of its outermost `ModuleList`s with matrices; where there are
+    several lists, those as long as the configured number of layers.
     """
-    prefix, decoder = _text_decoder(model)
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in decoder.named_modules(prefix=prefix):
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if not inside and isinstance(module, nn.ModuleList) and _is_block_list(module):
-            lists[name] = module
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    places = {module: name for name, module in model.named_modules()}
+    lists: dict[str, nn.ModuleList] = {}
+    place = ""
+    # The decoder of some models is their output map (ModernBERT).
+    for decoder in (model.get_decoder(), model.base_model, model):
+        place = places.get(decoder, "")
+        for name, module in decoder.named_modules(prefix=place) if decoder in places else ():
+            inside = any(name.startswith(f"{outer}.") for outer in lists)
+            if isinstance(module, nn.ModuleList) and not inside:
+                matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
+                if matrices or any(map(is_packed_linear, module.modules())):
+                    lists[name] = module
+        if lists:
+            break
     full_length = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
-    return {
+    return place, {
         f"{name}.{index}": index
         for name, blocks in (full_length or lists).items()
         for index in range(len(blocks))
     }
 
 
-def _is_block_list(module: nn.Module) -> bool:
-    matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
-    return isinstance(module, nn.ModuleList) and (
-        matrices or any(map(is_packed_linear, module.modules()))
-    )
-
-
 def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
-    blocks, ids = decoder_blocks(model), weight_ids(model)
-    decoder, _ = _text_decoder(model)
+    (decoder, blocks), ids = _decoder(model), weight_ids(model)
     # A tied weight is input embedding and output head at once.
     asked: dict[int, dict[LeftOut, bool]] = {}
     embeddings: tuple[tuple[nn.Module, LeftOut, bool], ...] = (
@@ -223,7 +218,9 @@ def _describe(
         form = "conv1d" if transposed else "linear"
     elif conv1d:
         form = "conv1d"
-    elif isinstance(module, nn.Linear) and _maps_as_linear(module):
+    elif isinstance(module, nn.Linear) and (
+        type(module).forward is nn.Linear.forward or _maps_as_linear(module)
+    ):
         form = "linear"
     elif isinstance(module, nn.Embedding):
         form = "embedding"
@@ -250,14 +247,12 @@ def _describe(
 
 
 def _maps_as_linear(module: nn.Linear) -> bool:
-    """Whether a linear layer gives what its type says: one tensor, a row for each row.
+    """Whether a subclass of linear layers gives what they give: one tensor, a row for each row.
 
-    Subclasses may return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
+    Some return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
     (DeepSeek-V4). An adapter that adds to the output breaks them, one on the weight does not.
     """
     forward: Callable[..., object] = type(module).forward
-    if forward is nn.Linear.forward:
-        return True
     given = torch.empty(1, 2, module.in_features, device="meta", dtype=module.weight.dtype)
     try:
         with torch.no_grad():

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -70,7 +69,23 @@ def plan_placement(
             hint="Remove --dtype.",
         )
     method = stored or ("bitsandbytes" if settings.load_in else "")
-    _check_packages(settings, method)
+    if method and method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ModelError(
+            f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
+            hint="Give the original, and quantize it with --load-in 4bit.",
+        )
+    asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
+    for package, needed, extra in (
+        ("bitsandbytes", method == "bitsandbytes", "quant"),
+        ("accelerate", bool(method), "quant"),
+        ("accelerate", settings.device_map is not None, "devices"),
+    ):
+        if needed and importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"{asked if settings.load_in is None else '--load-in'} needs the package "
+                f"{package}, which is not installed.",
+                hint=f"pip install 'hlscore[{extra}]'",
+            )
     options: dict[str, Any] = {}
     if settings.load_in == "8bit":  # the settings of LLM.int8()
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
@@ -150,23 +165,6 @@ def quantization(config: PreTrainedConfig) -> Mapping[str, Any]:
     return settings | {"quant_method": str(getattr(method, "value", method))}
 
 
-def settle(model: PreTrainedModel, placement: Placement) -> None:
-    """Make a freshly loaded model fit for gradients, and tie its temporary folder to its life.
-
-    Computations of 4-bit weights take the dtype of the model, not that of the checkpoint:
-    float16 would lose small gradients, and biases would be cast in place. On CPUs with AVX512-BF16
-    bitsandbytes would rearrange the weights in a forward pass without gradients, after which no
-    gradient flows through them: that is turned off.
-    """
-    if placement.own_folder is not None:
-        weakref.finalize(model, placement.discard)
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.compute_dtype = model.dtype
-            module.compute_type_is_set = True
-            module.support_avx512bf16_for_cpu = False
-
-
 def out_of_memory(name: str, device: str) -> ModelError:
     """Say that a model does not fit, and what would."""
     return ModelError(
@@ -190,28 +188,6 @@ def quiet_libraries() -> Iterator[None]:
         yield
     finally:
         accelerate.setLevel(level)
-
-
-def _check_packages(settings: ModelSettings, method: str) -> None:
-    """Refuse at once what transformers would refuse only after reading files."""
-    if method and method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise ModelError(
-            f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
-            hint="Give the original, and quantize it with --load-in 4bit.",
-        )
-    asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
-    if settings.load_in is not None:
-        asked = "--load-in"
-    for package, needed, extra in (
-        ("bitsandbytes", method == "bitsandbytes", "quant"),
-        ("accelerate", bool(method), "quant"),
-        ("accelerate", settings.device_map is not None, "devices"),
-    ):
-        if needed and importlib.util.find_spec(package) is None:
-            raise ModelError(
-                f"{asked} needs the package {package}, which is not installed.",
-                hint=f"pip install 'hlscore[{extra}]'",
-            )
 
 
 def _max_memory(settings: ModelSettings) -> dict[int | str, int] | None:
