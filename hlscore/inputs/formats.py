@@ -386,7 +386,7 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
         )
     beside = [name for name in ("messages", "text", _SHAREGPT) if first.get(name) is not None]
     if found == "prompt_completion" and beside and not set(beside) & set(columns.values()):
-        yield f"Read were prompt and completion, as in TRL, not {' and '.join(beside)}." + (
+        yield f"Columns prompt and completion were read, as in TRL, not {' and '.join(beside)}." + (
             " TRL adds no end token to completions beside a column text: remove it."
             if "text" in beside and isinstance(first.get("prompt"), str)
             else ""

@@ -63,7 +63,7 @@ def _refuse_unusable(model: PreTrainedModel, name: str) -> None:
         if weight.device.type == "cpu" and width % 2 == 0 and width % state.blocksize:
             raise ModelError(
                 f"'{name}' cannot be used with 4 bits on a CPU: {module_name} has {width} inputs, "
-                f"and bitsandbytes gets blocks of {state.blocksize} wrong that span two rows.",
+                f"and bitsandbytes mishandles blocks of {state.blocksize} that span two rows.",
                 hint="Use --load-in 8bit, or a GPU.",
             )
 

@@ -345,7 +345,7 @@ def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig
         own_code = "AutoConfig" in (content.get("auto_map") or ())
         if own_code and not known and not settings.trust_remote_code:
             raise ModelError(
-                f"'{settings.model}' brings its own Python code.",
+                f"'{settings.model}' contains its own Python code.",
                 hint="Read that code, then pass --trust-remote-code if you trust it.",
             )
         config: PreTrainedConfig = AutoConfig.from_pretrained(

@@ -280,7 +280,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bart": (_configure(model_type="bart"), "is an encoder-decoder model (bart)"),
     "clip": (_configure(model_type="clip"), "a clip model, which has no causal language model"),
     "vit": (_configure(model_type="vit"), "a vit model, which has no causal language model"),
-    "remote code": (_configure(model_type="own", auto_map=REMOTE), "brings its own Python code"),
+    "remote code": (_configure(model_type="own", auto_map=REMOTE), "contains its own Python code"),
     "no tokenizer": (_lose_tokenizer, "has no tokenizer files"),
     "broken tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text("{}"),

@@ -18,7 +18,6 @@ from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits
 from hlscore.exporters.nearest import nearest
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.records import Candidate
-from hlscore.settings import CandidateSettings
 from hlscore.training.apply import apply
 
 SAMPLE = (
@@ -37,7 +36,7 @@ def build(family: str) -> PreTrainedModel:
 
 @cache
 def found_in(family: str) -> dict[str, Candidate]:
-    return {item.parameter: item for item in find_modules(build(family), CandidateSettings())}
+    return {item.parameter: item for item in find_modules(build(family))}
 
 
 def forms(family: str, ending: str) -> dict[str, tuple[str, int]]:
@@ -101,7 +100,7 @@ def test_norms_of_single_heads_are_no_linear_maps() -> None:
         part("tiny_architectures").build_multimodal("chameleon"),
     ):
         norms = [
-            item for item in find_modules(model, CandidateSettings())
+            item for item in find_modules(model)
             if item.module.endswith(("q_norm", "k_norm"))
         ]  # fmt: skip
         assert {item.left_out for item in norms} == {"not_linear"}
@@ -137,7 +136,7 @@ def test_what_is_no_plain_linear_layer_is_adapted_by_parameter(
 def test_linear_layers_of_another_class_stay_linear() -> None:
     """The layers of Falcon compute the product in two steps, and give what a linear layer does."""
     model = build("falcon")
-    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    candidates = candidates_of(find_modules(model))
     owners = {type(model.get_submodule(item.module)) for item in candidates}
     assert nn.Linear not in owners
     assert {item.form for item in candidates} == {"linear"}
@@ -172,13 +171,13 @@ def test_stacks_of_matrices_that_are_no_experts_are_candidates() -> None:
 @pytest.mark.parametrize("family", ["deepseek_v4", "phimoe", "ernie4_5_moe", "zamba"])
 def test_the_meta_device_gives_the_same_candidates(family: str) -> None:
     model = build(family)
-    before = find_modules(model, CandidateSettings())
-    assert find_modules(model.to("meta"), CandidateSettings()) == before
+    before = find_modules(model)
+    assert find_modules(model.to("meta")) == before
 
 
 def test_biases_of_experts_count() -> None:
     model = FAMILIES["gpt_oss"].build()
-    for item in candidates_of(find_modules(model, CandidateSettings())):
+    for item in candidates_of(find_modules(model)):
         if item.form == "experts":
             own: Any = model.get_parameter(item.parameter)
             bias: Any = model.get_parameter(f"{item.parameter}_bias")

@@ -27,7 +27,6 @@ from hlscore.inputs.weights import dense_weight, is_offloaded
 from hlscore.settings import CandidateSettings, ModelSettings
 from hlscore.settings.model import parse_memory
 
-ALL = CandidateSettings()
 EVERYTHING = CandidateSettings(head=True, embeddings=True)
 
 
@@ -65,9 +64,9 @@ def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) ->
     assert any(name.startswith("model.layers.5.") for name in meta)
     assert not any(name.startswith("model.layers.0.") for name in meta)
     assert loaded.identity == identify(original, str(folder), None)
-    assert find_modules(model, ALL) == find_modules(original, ALL)
+    assert find_modules(model) == find_modules(original)
     assert input_device(model) == torch.device("cpu")
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight = dense_weight(model, item)
         assert weight is not None
         assert torch.equal(weight, original.get_parameter(item.parameter))
@@ -173,7 +172,7 @@ def test_sharded_weights_are_gathered() -> None:
                 sharded = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
                 module._parameters[leaf] = nn.Parameter(sharded)
     assert identify(model, "mine", None) == expected
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight = dense_weight(model, item)
         assert weight is not None
         assert not isinstance(weight, DTensor)

@@ -21,9 +21,8 @@ from hlscore.inputs.identity import count_params, fingerprint, identify
 from hlscore.inputs.model import load_model, load_shape, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_packed_linear
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
-ALL = CandidateSettings()
 NAMES = ("llama", "gpt2", "mixtral")
 
 
@@ -63,7 +62,7 @@ def test_candidates_and_counts_are_those_of_the_original(
     settings = ModelSettings(model=str(folder), device="cpu", load_in=load_in)
     loaded = load_model(settings)
     expected = identify(original, "original", None)
-    found, before = find_modules(loaded.model, ALL), find_modules(original, ALL)
+    found, before = find_modules(loaded.model), find_modules(original)
     assert [replace(item, quantized=False) for item in found] == list(before)
     quantized = {item.parameter for item in candidates_of(found) if item.quantized}
     experts = {item.parameter for item in candidates_of(before) if item.matrices > 1}
@@ -86,7 +85,7 @@ def test_dense_weight_undoes_the_packing(
     pytest.importorskip("bitsandbytes")
     folder, original = originals[name]
     model = load(folder, load_in=load_in)
-    chosen = candidates_of(find_modules(model, ALL))
+    chosen = candidates_of(find_modules(model))
     first = [dense_weight(model, item) for item in chosen]
     with torch.no_grad():
         model(**token_batch())
@@ -137,13 +136,13 @@ def test_quantized_checkpoint_loads_again(
     settings = ModelSettings(model=str(tmp_path), device="cpu")
     again = load_model(settings)
     assert again.identity.fingerprint == identify(model, "first", None).fingerprint
-    assert any(item.quantized for item in find_modules(again.model, ALL))
+    assert any(item.quantized for item in find_modules(again.model))
     size = packed_bytes(model)
     batch = token_batch()
     with torch.no_grad():
         assert torch.equal(again.model(**batch).logits, model(**batch).logits)
     shape, _ = load_shape(settings)
-    assert find_modules(shape, ALL) == find_modules(original, ALL)
+    assert find_modules(shape) == find_modules(original)
     assert planned_weight_bytes(shape, settings) == pytest.approx(size, rel=0.02)
     with pytest.raises(UsageError, match="is quantized already \\(bitsandbytes\\)"):
         load(tmp_path, load_in=load_in)
@@ -234,7 +233,7 @@ def test_other_methods_name_what_is_missing(
     assert says in caught.value.message
     assert caught.value.hint
     shape, _ = load_shape(ModelSettings(model=str(tmp_path)))
-    assert find_modules(shape, ALL) == find_modules(originals["llama"][1], ALL)
+    assert find_modules(shape) == find_modules(originals["llama"][1])
 
 
 def test_load_in_takes_two_values() -> None:
@@ -265,11 +264,11 @@ class Packed(nn.Module):
 @pytest.mark.parametrize("kind", ["buffers", "parameter", "float8", "bfloat16"])
 def test_packed_layers_of_any_library_are_candidates(kind: str) -> None:
     model = FAMILIES["llama"].build()
-    before, count = find_modules(model, ALL), count_params(model)
+    before, count = find_modules(model), count_params(model)
     for name, module in list(model.model.layers.named_modules()):
         if isinstance(module, nn.Linear):
             model.model.layers.set_submodule(name, Packed(module, kind))
-    found = find_modules(model, ALL)
+    found = find_modules(model)
     assert [replace(item, quantized=False) for item in found] == list(before)
     assert all(item.quantized for item in candidates_of(found))
     assert count_params(model) == count
@@ -283,7 +282,7 @@ def test_packed_experts_of_unknown_layout_are_skipped() -> None:
     experts = model.get_submodule("model.layers.0.mlp.experts")
     packed = experts.gate_up_proj.to(torch.float8_e4m3fn)  # type: ignore[operator]
     experts.gate_up_proj = nn.Parameter(packed, requires_grad=False)
-    found = {item.module: item for item in find_modules(model, ALL)}
+    found = {item.module: item for item in find_modules(model)}
     assert "quantized" in found["model.layers.0.mlp.experts.gate_up_proj"].reason
     assert not found["model.layers.1.mlp.experts.gate_up_proj"].reason
 
@@ -304,7 +303,7 @@ def test_models_from_a_trainer_are_accepted(
         device_map={"": "cpu"},
     )
     assert identify(model, "mine", None).n_params == identify(original, "o", None).n_params
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight, true = dense_weight(model, item), original.get_parameter(item.parameter)
         assert weight is not None
         assert torch.linalg.norm(weight - true) < 0.12 * torch.linalg.norm(true)
