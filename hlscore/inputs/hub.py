@@ -18,6 +18,10 @@ BUILTIN_FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
+# Files that trainers save beside weights, with suffixes of weights.
+_NO_WEIGHTS = (
+    ADAPTER_WEIGHTS, ADAPTER_PICKLE, "training_args.bin", "optimizer.bin", "scheduler.bin",
+)  # fmt: skip
 
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # The same weights again, in folders or formats that transformers does not read.
@@ -138,7 +142,7 @@ def _refuse_stored_pickles(name: str, revision: str | None) -> None:
         names = HfApi().list_repo_files(name, revision=revision)
     except Exception:  # offline: what is in the cache has to do
         return
-    own = sorted(file for file in names if "/" not in file and file != ADAPTER_PICKLE)
+    own = sorted(file for file in names if "/" not in file and file not in _NO_WEIGHTS)
     pickles = [file for file in own if file.endswith(".bin")]
     gguf = [file for file in own if file.endswith(".gguf")]
     if pickles:
@@ -198,7 +202,7 @@ def hub_error(
 def _weights(directory: Path, suffix: str) -> list[Path]:
     """Files of the model's own weights."""
     found = directory.glob(f"*{suffix}")
-    return sorted(path for path in found if path.name not in (ADAPTER_WEIGHTS, ADAPTER_PICKLE))
+    return sorted(path for path in found if path.name not in _NO_WEIGHTS)
 
 
 def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:

@@ -14,6 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hlscore as package
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError
+from hlscore.inputs.hub import find_adapter
+from hlscore.settings import ModelSettings
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +71,23 @@ def test_an_adapter_in_place_of_a_model_names_its_base(
     config: bool, options: tuple[str, ...], clean: Path, tmp_path: Path
 ) -> None:
     put_adapter(tmp_path, "some/base")
-    if config:  # trainers save it beside the adapter
+    if config:  # trainers save it beside the adapter, and their arguments
         (tmp_path / "config.json").write_text((clean / "config.json").read_text())
+        (tmp_path / "training_args.bin").write_bytes(b"pickle")
     outcome = hlscore("rank", tmp_path, *options, "--ignore-adapter")
     assert outcome.code == 3
     assert "is an adapter, not a model" in outcome.message
     assert "'some/base'" in outcome.message
+
+
+def test_arguments_of_a_trainer_are_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_adapter(tmp_path, "some/base")
+    files = ["adapter_config.json", "adapter_model.safetensors", "training_args.bin"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    assert find_adapter(ModelSettings(model="org/adapter")) == tmp_path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"base_model_name_or_path": "\\u001b[2J"}'])
