@@ -21,8 +21,8 @@ from hlscore.records import Candidate
 from hlscore.training.apply import apply
 
 SAMPLE = (
-    "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "llama4_text",
-    "glm_moe_dsa", "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
+    "modernbert-decoder", "ernie4_5_moe", "deepseek_v4", "dbrx", "inkling_text", "glm_moe_dsa",
+    "xlnet", "zamba", "recurrent_gemma", "longcat_flash",
 )  # fmt: skip
 MULTIMODAL = ("qwen2_5_vl", "mistral3", "ernie4_5_vl_moe", "molmo2", "qwen2_audio")
 

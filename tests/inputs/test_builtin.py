@@ -68,6 +68,7 @@ def test_model_does_not_know_the_new_task() -> None:
 def test_the_order_on_the_new_probes_is_not_noise() -> None:
     settings = RankSettings(
         model=ModelSettings(model="builtin:tiny", device="cpu"),
+        data=DataSettings(samples=64),
         capture=CaptureSettings(bootstrap=20, batch_size=16),
     )
     loaded = load_model(settings.model)

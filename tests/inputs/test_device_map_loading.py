@@ -28,6 +28,7 @@ from hlscore.settings import CandidateSettings, ModelSettings
 from hlscore.settings.model import parse_memory
 
 EVERYTHING = CandidateSettings(head=True, embeddings=True)
+once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "mixtral"])
@@ -94,6 +95,7 @@ def test_offload_folder_of_the_user_is_kept(
     assert chosen.is_dir()
 
 
+@once
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_failure_leaves_no_folder(
     saved: tuple[Path, PreTrainedModel],
@@ -134,6 +136,7 @@ def test_models_offloaded_by_the_caller(saved: tuple[Path, PreTrainedModel]) -> 
         assert torch.equal(weight, original.get_parameter(item.parameter))
 
 
+@once
 def test_empty_model_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
     shape, _ = load_shape(ModelSettings(model=str(saved[0])))
     with pytest.raises(ModelError, match="has no weights"):
@@ -206,12 +209,14 @@ def test_sizes_are_read_in_both_systems() -> None:
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
 
 
+@once
 def test_unknown_device_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
     pytest.importorskip("accelerate")
     with pytest.raises(UsageError, match="names device '77'"):
         load_model(half_on_disk(*saved, max_memory={"77": "1GiB"}))
 
 
+@once
 def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     (tmp_path / "file").touch()
@@ -219,6 +224,7 @@ def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_pat
         load_model(half_on_disk(*saved, offload_folder=str(tmp_path / "file")))
 
 
+@once
 def test_missing_accelerate_is_named(
     saved: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,6 +234,7 @@ def test_missing_accelerate_is_named(
     assert caught.value.hint == "pip install 'hlscore[devices]'"
 
 
+@once
 def test_quantized_weights_do_not_go_to_disk(
     saved: tuple[Path, PreTrainedModel], temporary: Path
 ) -> None:
