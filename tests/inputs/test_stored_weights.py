@@ -188,7 +188,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], type[HlscoreError], str]] = {
     "other shape": (
         lambda folder: _rewrite(folder, lambda tensors: tensors.update({Q: torch.zeros(3, 4)})),
         ModelError,
-        r"wrong shape for .*q_proj.weight: \[3, 4\] float32 in the file",
+        r"wrong shape for .*q_proj.weight \(\[3, 4\] float32 in the file",
     ),
     "integers": (
         lambda folder: _rewrite(
