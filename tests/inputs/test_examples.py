@@ -34,7 +34,7 @@ from hlscore.inputs import examples
 from hlscore.inputs.examples import read_examples, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
-from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
+from hlscore.probes.units import ProbeSet, ProbeUnit, sequence, split_halves
 from hlscore.settings import (
     DataSettings,
     ModelSettings,
@@ -440,8 +440,8 @@ def test_halves_do_not_depend_on_the_order(model: PreTrainedModel) -> None:
     assert forward.halves != probes_of(TEXTS, byte_tokenizer(), model, seed=1).halves
 
 
-def _example(*numbers: int) -> ProbeExample:
-    return ProbeExample(numbers, (False, *[True] * (len(numbers) - 1)))
+def _example(*numbers: int) -> ProbeUnit:
+    return ProbeUnit((sequence(numbers, 0),), len(numbers) - 1)
 
 
 @pytest.mark.parametrize("seed", range(5))
