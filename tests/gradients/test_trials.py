@@ -22,7 +22,7 @@ from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.trial_optimizer import round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
