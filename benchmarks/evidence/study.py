@@ -66,8 +66,7 @@ def scored(
     settings = {"movement": "gradient", "weight_scores": True, **options}
     return hlscore.rank(
         model.cpu(), tokenizer(), data=study.rows(draw, probes), rank=RANK, ranks=UNIFORM_RANKS,
-        samples=0, batch_size=64, checkpointing=False, estimator="exact",
-        **{"movement": "gradient", **settings},
+        samples=0, batch_size=64, checkpointing=False, estimator="exact", **settings,
     ).report  # fmt: skip
 
 
