@@ -62,9 +62,9 @@ TRAINER_RANKS = Rule(
 TRAINER_WHOLE = Rule(
     code="HLS407",
     name="plan as a whole",
-    asks="The trainer can run a plan with these modes.",
-    why="Some trainers need LoRA somewhere, or a module in full.",
-    remedy="Plan with another budget or other locks.",
+    asks="The trainer can run a plan with these modes and base weights.",
+    why="Some trainers need LoRA somewhere, a module in full, or weights of 16 bits.",
+    remedy="Plan with another budget or other locks, or with --base 16 if it needs 16-bit weights.",
     when="--for",
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from hlscore.artifacts.plan import PlanCoverage
-from hlscore.planning.gated import left_out
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.problem import Problem, Solution
 
 # Below it nothing is left that one would train for.
@@ -84,7 +86,10 @@ def plan_notes(
 def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
     score = problem.score
-    apart = left_out(problem)
+    values = np.array(problem.scores, dtype=np.float64)[:, None]
+    lesser = ((values > 0) & np.isnan(without_lesser(problem, values)))[:, 0]
+    names = [row.module for row, hit in zip(problem.rows, lesser, strict=True) if hit]
+    apart = [name for name in names if name not in problem.locks]
     if apart:
         yield (
             f"{len(apart):,} modules have LoRA because the other of their gated pair, such as "
