@@ -11,7 +11,10 @@ from hlscore.settings.objective import OBJECTIVE_PANEL
 from hlscore.settings.option import check, option, require
 
 TRIAL_PANEL = "Trial"
-FACTORS = (1 / 3, 1.0, 3.0)
+# Trainings run on one device, on weights that are neither quantized nor spread.
+NOT_VALIDATED = (
+    "load_in", "device_map", "max_memory", "offload_folder", "shard", "text_only", "ignore_adapter",
+)  # fmt: skip
 DEFAULT_STEPS = 60
 
 

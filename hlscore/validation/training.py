@@ -33,12 +33,14 @@ class Training:
     Attributes:
         arm: Name of the arm.
         seed: Seed of its examples and adapters.
-        factor: What the suggested learning rates are multiplied by.
+        full_factor: What the suggested learning rate of modules in full is multiplied by.
+        lora_factor: The same for adapters; they have rates of their own in every trainer.
     """
 
     arm: str
     seed: int
-    factor: float
+    full_factor: float = 1.0
+    lora_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,7 +238,8 @@ def _trainer(
             model=model, args=arguments, processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=training.factor * rates.full.value, lora_lr=training.factor * rates.lora.value,
+            full_lr=training.full_factor * rates.full.value,
+            lora_lr=training.lora_factor * rates.lora.value,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error
