@@ -110,7 +110,11 @@ def _print_arms(console: Terminal, content: dict[str, Any]) -> None:
 def _rates(tried: dict[str, Any]) -> str:
     """Factors of the suggested learning rates, in full and of adapters."""
     factors = (("full", tried["full_factor"]), ("LoRA", tried["lora_factor"]))
-    return ", ".join(f"{name} x {factor:.3g}" for name, factor in factors if factor is not None)
+    return ", ".join(
+        f"{name} x {factor:,.0f}" if factor >= 1 else f"{name} x {factor:.2g}"
+        for name, factor in factors
+        if factor is not None
+    )
 
 
 def _print_forgetting(console: Terminal, also: dict[str, Any]) -> None:
