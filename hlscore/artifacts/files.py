@@ -64,32 +64,26 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         force: Whether existing results may be replaced.
     """
     try:
-        _check_names(folder, names, force=force)
-        parent = folder
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                raise UsageError(
+                    f"'{path}' is a directory.",
+                    hint="A file goes there: give another path with --out.",
+                )
+            if path.exists() and not force:
+                raise UsageError(
+                    f"'{path}' already exists.",
+                    hint="Pass --force to replace it, or another path with --out.",
+                )
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryDirectory(prefix=STAGE_PREFIX, dir=parent):
             pass
     except OSError as error:
         raise ArtifactError(
             f"'{folder}' cannot be written to: {error.strerror}.", hint="Choose another --out."
         ) from error
-
-
-def _check_names(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
-    for name in names:
-        if (folder / name).is_dir():
-            raise UsageError(
-                f"'{folder / name}' is a directory.",
-                hint="A file goes there: give another path with --out.",
-            )
-        if (folder / name).exists() and not force:
-            raise UsageError(
-                f"'{folder / name}' already exists.",
-                hint="Pass --force to replace it, or another path with --out.",
-            )
 
 
 def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -18,108 +18,73 @@ from hlscore.records import Matrix, ModuleRow, ScoreReport
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
 
-
 M = TypeVar("M", bound=Matrix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """Something that modules can be ordered by.
+    """Something that modules can be ordered by."""
 
-    Attributes:
-        name: Name on the command line.
-        field: Field of the module.
-        rising: Whether the smallest comes first.
-    """
-
-    name: str
-    field: str
-    rising: bool
+    name: str  # on the command line
+    field: str  # of the module
+    rising: bool  # whether the smallest comes first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filters:
-    """What a module has to be to be looked at; what is empty or `None` asks for nothing.
+    """What a module has to be to be looked at; what is empty or `None` asks for nothing."""
 
-    Attributes:
-        match: Globs over full names; one of them has to match.
-        kind: Last part of the name, with or without the block before it.
-        layers: First and last decoder block.
-        mode: What a plan does with it.
-        status: What a report says of it.
-    """
-
-    match: tuple[str, ...] = ()
-    kind: str | None = None
-    layers: tuple[int, int] | None = None
-    mode: str | None = None
-    status: str | None = None
+    match: tuple[str, ...] = ()  # globs over full names; one of them has to match
+    kind: str | None = None  # last part of the name, with or without the block before it
+    layers: tuple[int, int] | None = None  # first and last decoder block
+    mode: str | None = None  # what a plan does with it
+    status: str | None = None  # what a report says of it
 
     def __str__(self) -> str:
         """The filters as options of the command line."""
-        return " ".join(self._options())
+        layers = self.layers and "-".join(map(str, dict.fromkeys(self.layers)))
+        given = {"kind": self.kind, "layer": layers, "mode": self.mode, "status": self.status}
+        words = [f"--match {glob}" for glob in self.match]
+        return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value)])
 
     def pick(self, modules: Sequence[M]) -> tuple[M, ...]:
-        """Leave out what does not pass.
-
-        Returns:
-            Those that pass, in the same order.
-        """
+        """Those that pass, in the same order."""
         return tuple(item for item in modules if self._passes(item))
 
     def _passes(self, item: Matrix) -> bool:
-        if self.match and not any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match):
-            return False
-        if self.kind is not None and self.kind not in (item.kind, f"{item.block}.{item.kind}"):
-            return False
-        if self.layers is not None:
-            first, last = self.layers
-            if item.layer is None or not first <= item.layer <= last:
-                return False
-        asked = {"mode": self.mode, "status": self.status}
-        return all(
-            wanted is None or getattr(item, name) == wanted for name, wanted in asked.items()
+        first, last = self.layers or (0, 0)
+        return (
+            (not self.match or any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match))
+            and self.kind in (None, item.kind, f"{item.block}.{item.kind}")
+            and (self.layers is None or (item.layer is not None and first <= item.layer <= last))
+            and self.mode in (None, getattr(item, "mode", None))
+            and self.status in (None, getattr(item, "status", None))
         )
-
-    def _options(self) -> Iterator[str]:
-        yield from (f"--match {glob}" for glob in self.match)
-        if self.kind is not None:
-            yield f"--kind {self.kind}"
-        if self.layers is not None:
-            first, last = self.layers
-            yield f"--layer {first}" if first == last else f"--layer {first}-{last}"
-        if self.mode is not None:
-            yield f"--mode {self.mode}"
-        if self.status is not None:
-            yield f"--status {self.status}"
 
 
 def plan_columns(plan: Plan) -> dict[str, Column]:
-    """What the modules of a plan can be ordered by.
-
-    Returns:
-        Column by name; the score also has its own name.
-    """
-    rising = {"place": "position", "position": "position"}
-    rising |= {name: name for name in ("module", "layer", "kind", "block", "mode")}
-    falling = {
-        name: name
-        for name in ("score", "selection_probability", "params", "trained_params", "rank",
-                     "matrices", "out_features", "in_features")
-    }  # fmt: skip
-    own = {plan.score.name: Column(name=plan.score.name, field="score", rising=False)}
-    return own | _columns(rising, falling)
+    """What the modules of a plan can be ordered by, by name; the score also has its own name."""
+    rising = ("position", "module", "layer", "kind", "block", "mode")
+    falling = ("score", "selection_probability", "params", "trained_params", "rank", "matrices",
+               "out_features", "in_features")  # fmt: skip
+    names = {plan.score.name: "score", "place": "position"}
+    return _columns(names | {name: name for name in (*rising, *falling)}, rising)
 
 
 def report_columns() -> dict[str, Column]:
     """What the rows of a report can be ordered by: all but lists and free texts."""
-    rising = {"place": "rank"} | {
-        name: name for name in ("rank", "module", "layer", "kind", "block", "status")
-    }
+    rising = ("rank", "module", "layer", "kind", "block", "status")
     numbers = [item.name for item in report_schema() if not pa.types.is_nested(item.type)
                and not pa.types.is_string(item.type)]  # fmt: skip
-    falling = {"params": "n_params"} | {name: name for name in numbers if name not in rising}
-    return _columns(rising, falling)
+    names = {"place": "rank"} | {name: name for name in rising} | {"params": "n_params"}
+    return _columns(names | {name: name for name in numbers}, rising)
+
+
+def _columns(names: Mapping[str, str], rising: Collection[str]) -> dict[str, Column]:
+    return {
+        name: Column(name=name, field=field, rising=field in rising)
+        for name, field in names.items()
+    }
 
 
 def find_column(columns: Mapping[str, Column], name: str, option: str) -> Column:
@@ -161,14 +126,6 @@ def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
 def all_rows(report: ScoreReport) -> tuple[ModuleRow, ...]:
     """Rows of a report by their place, those without one last."""
     return ordered(report.rows, Column(name="place", field="rank", rising=True), reverse=False)
-
-
-def _columns(rising: Mapping[str, str], falling: Mapping[str, str]) -> dict[str, Column]:
-    return {
-        name: Column(name=name, field=field, rising=table is rising)
-        for table in (rising, falling)
-        for name, field in table.items()
-    }
 
 
 def _near(modules: Sequence[M], name: str) -> list[M]:
