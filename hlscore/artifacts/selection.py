@@ -14,6 +14,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
 from hlscore.records import Matrix, ModuleRow, ScoreReport
+from hlscore.settings import Filters
 
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
@@ -30,36 +31,19 @@ class Column:
     rising: bool  # whether the smallest comes first
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """What a module has to be to be looked at; what is empty or `None` asks for nothing."""
-
-    match: tuple[str, ...] = ()  # globs over full names; one of them has to match
-    kind: str | None = None  # last part of the name, with or without the block before it
-    layers: tuple[int, int] | None = None  # first and last decoder block
-    mode: str | None = None  # what a plan does with it
-    status: str | None = None  # what a report says of it
-
-    def __str__(self) -> str:
-        """The filters as options of the command line."""
-        layers = self.layers and "-".join(map(str, dict.fromkeys(self.layers)))
-        given = {"kind": self.kind, "layer": layers, "mode": self.mode, "status": self.status}
-        words = [f"--match {glob}" for glob in self.match]
-        return " ".join([*words, *(f"--{name} {value}" for name, value in given.items() if value)])
-
-    def pick(self, modules: Sequence[M]) -> tuple[M, ...]:
-        """Those that pass, in the same order."""
-        return tuple(item for item in modules if self._passes(item))
-
-    def _passes(self, item: Matrix) -> bool:
-        first, last = self.layers or (0, 0)
-        return (
-            (not self.match or any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match))
-            and self.kind in (None, item.kind, f"{item.block}.{item.kind}")
-            and (self.layers is None or (item.layer is not None and first <= item.layer <= last))
-            and self.mode in (None, getattr(item, "mode", None))
-            and self.status in (None, getattr(item, "status", None))
-        )
+def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
+    """The modules that pass, in the same order."""
+    first, last = filters.layers or (0, 0)
+    asked = {"mode": filters.mode, "status": filters.status}
+    asked = {name: wanted for name, wanted in asked.items() if wanted is not None}
+    return tuple(
+        item
+        for item in modules
+        if (not filters.match or any(fnmatch.fnmatchcase(item.module, g) for g in filters.match))
+        and filters.kind in (None, item.kind, f"{item.block}.{item.kind}")
+        and (filters.layer is None or (item.layer is not None and first <= item.layer <= last))
+        and all(getattr(item, name) == wanted for name, wanted in asked.items())
+    )
 
 
 def plan_columns(plan: Plan) -> dict[str, Column]:

@@ -41,9 +41,9 @@ def report(
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write SCORES and a PLAN as a page that others can read.
+    """Write a shareable report of SCORES and a PLAN.
 
-    The page is one file that loads nothing: charts, tail curves on click, a table to sort.
+    It is one file that loads nothing: charts, tail curves on click, a table to sort.
 
     **Examples**
 
