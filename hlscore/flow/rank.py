@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.errors import UsageError
 from hlscore.flow.result import RankResult, run_info, with_plan
 from hlscore.flow.weights_alone import weights_beside
-from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
+from hlscore.gradients.frozen import weights_as_trained
 from hlscore.gradients.progress import Storage
-from hlscore.gradients.run import CaptureRun, memory_errors, weight_norms
+from hlscore.gradients.run import CaptureRun, memory_errors
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
@@ -134,11 +134,10 @@ def score_probes(
     with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
-        norms = weight_norms(model, chosen) if run.sketched else {}
         weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
         if not processes.is_main:
             return None
-        statistics = run.reduce(progress, norms)
+        statistics = run.reduce(progress)
     rank, score = settings.plan.rank, find_score(settings.plan.score)
     rows = build_rows(
         modules,

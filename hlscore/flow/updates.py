@@ -134,18 +134,17 @@ class _Scorer:
         self._settings, self._device = settings, device
         # Of several, the first half has one more where their number is odd.
         self._first = (len(trainings) + 1) // 2
-        counts = (self._first, max(1, len(trainings) - self._first))
+        counts = self._counts = (self._first, max(1, len(trainings) - self._first))
         rank, seed = settings.plan.rank, settings.seed
         self._reduction = Reduction(
             rank=rank,
             ranks=ranks,
-            counts=counts,
+            first_share=counts[0] / sum(counts),
             svd=settings.capture.svd,
             seed=seed,
             resamples=draw_resamples(
                 (1,) * counts[0], (1,) * counts[1], count=settings.capture.bootstrap, seed=seed
             ),
-            of_gradients=False,
         )
         self._tests = TestMatrices(size=default_sketch_size(rank), seed=seed)
         self._cosines: list[list[float]] = [[] for _ in trainings]
@@ -283,8 +282,7 @@ class _Scorer:
             if matrix is not None:
                 received.add(item.module, matrix)
             received.end_group(half, number)
-        sketches = received.group_sketches(item.module)
-        means = received.take_means(item.module, reduction.counts)
+        means, sketches = received.take(item.module, self._counts)
         return reduce_gradients(means, norm, sketches, reduction, name=item.module)
 
 

@@ -64,14 +64,14 @@ class GradientStatistics:
     hls_curve: tuple[float, ...]
     hls_errors: tuple[float, ...]
     rank_for_90: Estimate | None
-    effective_rank: float | None
-    halves_norm: float
-    weight_norm: float | None
-    taylor: float | None
-    taylor_mean: float | None
     matrices_reached: int
-    l1_adam_curve: tuple[float, ...] = ()
     rank_for_99: int | None = None
+    effective_rank: float | None = None
+    halves_norm: float = 0.0
+    weight_norm: float | None = None
+    taylor: float | None = None
+    taylor_mean: float | None = None
+    l1_adam_curve: tuple[float, ...] = ()
     hls_replicates: tuple[float, ...] = ()
     tail_replicates: tuple[float, ...] = ()
     grad_norm_replicates: tuple[float, ...] = ()

@@ -283,11 +283,9 @@ def test_sums_take_the_memory_that_was_predicted(
     tapped = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
         ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
-    assert _bytes(exact.linear_state()) == needs.exact_sums + needs.exact_groups
-    if not bootstrap:
-        assert needs.exact_groups == 0
+    assert _bytes(exact.linear_state()) == needs.exact_sums
     drawn = {max(i.out_features, i.in_features) for i in items}
-    omegas = sum(4 * width * sketch_size for width in drawn if not tests.keeps_whole(width))
+    omegas = sum(4 * width * sketch_size for width in drawn if tests.columns(width) < width)
     formed = max(
         (
             item.n_params
@@ -302,8 +300,6 @@ def test_sums_take_the_memory_that_was_predicted(
     assert (
         needs.on_device("exact", "device") >= _bytes(exact.linear_state()) + needs.largest_gradient
     )
-    assert needs.on_host("exact", "device") == needs.on_host("sketch", "device") == 0
-    assert needs.on_host("exact", "host") == _bytes(exact.linear_state())
     assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
 
 

@@ -15,7 +15,7 @@ from matrices import power_law
 from problems import RANK, by_module, completions, halves, probe_set, run_report, settings
 
 from hlscore.errors import UsageError
-from hlscore.gradients.sign_step import sign_step_curve
+from hlscore.gradients.tails import sign_step_curve
 from hlscore.settings import PlanSettings
 
 EXAMPLES = completions(12)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import pytest
 import reference
 import torch
@@ -9,27 +12,36 @@ from matrices import noisy_halves, power_law
 
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.gradients.tails import (
-    HalfSpectra,
     chooses_full,
-    full_half_spectra,
     full_spectrum,
-    randomized_half_spectra,
+    gradient_tails,
     randomized_spectrum,
-    rank_for_share,
 )
+from hlscore.records import GradientStatistics
 
 
-def test_full_spectra_match_dense_oracle() -> None:
+def tails(
+    first: torch.Tensor, second: torch.Tensor, ranks: Sequence[int], *, share: float = 0.5,
+    method: str = "full", seed: int = 0,
+) -> GradientStatistics:  # fmt: skip
+    return gradient_tails(first, second, first_share=share, ranks=ranks, method=method, seed=seed)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_full_spectra_match_dense_oracle(single: bool) -> None:
+    ranks = (1, 5, 39, 40, 64)
     first, second = noisy_halves(power_law(40, 70, 0.7, stack=2), 0.02)
-    spectra = full_half_spectra(first, second, first_share=0.3)
+    if single:
+        second = first
+    found = tails(first, second, ranks, share=0.3)
     a, b = first.double().numpy(), second.double().numpy()
     mean = 0.3 * a + 0.7 * b
-    for rank in (1, 5, 39, 40, 64):
+    for place, rank in enumerate(ranks):
         expected = reference.cross_fitted_tail(a, b, rank)
-        assert spectra.cross_fitted_tail(rank) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        assert spectra.mean.tail(rank) == pytest.approx(
-            reference.tail(mean, rank), rel=1e-6, abs=1e-12
-        )
+        assert found.hls_curve[place] == pytest.approx(expected, rel=1e-9, abs=1e-11)
+        expected = reference.tail(mean, rank)
+        assert found.tail_curve[place] == pytest.approx(expected, rel=1e-6, abs=1e-12)
+    assert {*found.hls_errors, *found.tail_errors} == {0.0}
 
 
 @pytest.mark.parametrize("decay", [0.3, 1.0, 2.0])
@@ -38,22 +50,23 @@ def test_randomized_head_is_within_its_stated_error(decay: float) -> None:
     found = randomized_spectrum(matrix, 16, seed=0)
     exact = full_spectrum(matrix.double() @ matrix.double().mT)
     for rank in (1, 4, 16):
-        true_head, head = float(exact.head(rank)), float(found.head(rank))
+        true_head, head = (float(s.energies[:, :rank].sum()) for s in (exact, found))
         error = (true_head - head) / true_head
-        assert -1e-6 <= error <= found.head_error(rank) + 1e-6
+        assert -1e-6 <= error <= found.tail(rank).error + 1e-6
         assert error < 0.02
 
 
-def test_randomized_cross_fitted_tail_is_near_the_full_one() -> None:
+@pytest.mark.parametrize("single", [False, True])
+def test_randomized_tails_are_near_the_full_ones(single: bool) -> None:
     first, second = noisy_halves(power_law(300, 400, 0.8), 0.002, seed=3)
-    exact = full_half_spectra(first, second, first_share=0.5)
-    found = randomized_half_spectra(first, second, first_share=0.5, vectors=64, seed=0)
-    assert isinstance(found, HalfSpectra)
-    for rank, tolerance in ((1, 1e-3), (16, 0.01), (64, 0.1)):
-        assert found.cross_fitted_tail(rank) == pytest.approx(
-            exact.cross_fitted_tail(rank), rel=tolerance
-        )
-        assert found.mean.tail(rank) == pytest.approx(exact.mean.tail(rank), rel=tolerance)
+    if single:
+        second = first
+    exact, found = (tails(first, second, (1, 16, 64), method=m) for m in ("full", "randomized"))
+    for place, tolerance in enumerate((1e-3, 0.01, 0.1)):
+        assert found.hls_curve[place] == pytest.approx(exact.hls_curve[place], rel=tolerance)
+        assert found.tail_curve[place] == pytest.approx(exact.tail_curve[place], rel=tolerance)
+    assert found.effective_rank is None
+    assert exact.effective_rank
 
 
 @pytest.mark.parametrize("decay", [0.3, 0.8, 1.5])
@@ -62,14 +75,11 @@ def test_stated_error_of_the_randomized_cross_fitted_tail_covers_it(decay: float
     for seed in range(3):
         signal = power_law(200, 240, decay, seed=seed)
         noise = 0.3 * float(signal.square().sum().sqrt()) / 200
-        first, second = noisy_halves(signal, noise, seed=100 + seed)
-        exact = full_half_spectra(first, second, first_share=0.5)
-        found = randomized_half_spectra(first, second, first_share=0.5, vectors=16, seed=seed)
-        assert exact.cross_fitted_error(16) == 0
-        for rank in (1, 4, 16):
-            gap = abs(found.cross_fitted_tail(rank) - exact.cross_fitted_tail(rank))
-            scale = exact.cross_fitted_tail(0)
-            within.append(gap <= 2 * found.cross_fitted_error(rank) + 1e-6 * scale)
+        halves, ranks = noisy_halves(signal, noise, seed=100 + seed), (0, 1, 4, 16)
+        exact = np.array(tails(*halves, ranks).hls_curve)
+        found = tails(*halves, ranks, method="randomized", seed=seed)
+        gaps = np.abs(np.array(found.hls_curve) - exact)
+        within += (gaps <= 2 * np.array(found.hls_errors) + 1e-6 * exact[0]).tolist()[1:]
     assert sum(within) >= 0.8 * len(within)
 
 
@@ -84,10 +94,9 @@ def test_full_decomposition_is_taken_when_it_costs_no_more() -> None:
 def test_rank_for_share_counts_from_the_largest() -> None:
     values = torch.tensor([[8.0, 1.0, 0.5, 0.5]], dtype=torch.float64)
     spectrum = full_spectrum(torch.diag_embed(values))
-    assert rank_for_share(spectrum, 0.8) == 1
-    assert rank_for_share(spectrum, 0.9) == 2
-    assert rank_for_share(spectrum, 1.0) == 4
-    assert rank_for_share(full_spectrum(torch.zeros(1, 3, 3, dtype=torch.float64)), 0.9) is None
+    assert [spectrum.rank_for_share(share) for share in (0.8, 0.9, 1.0)] == [1, 2, 4]
+    nothing = full_spectrum(torch.zeros(1, 3, 3, dtype=torch.float64))
+    assert nothing.rank_for_share(0.9) is None
 
 
 def test_curves_hold_the_rank_of_the_run() -> None:

@@ -231,14 +231,14 @@ def test_out_of_memory_halves_the_batch_and_changes_no_step(
 ) -> None:
     model = FAMILIES["llama"].build()
     expected = by_module(run_report(model, EXAMPLES, options()).rows)
-    real = TrialRun._run_forward
+    real = TrialRun._mean_loss
 
     def short(self: TrialRun, units: Any, references: Any) -> Any:
         if len(units) > 1:
             raise torch.OutOfMemoryError("no memory")
         return real(self, units, references)
 
-    monkeypatch.setattr(TrialRun, "_run_forward", short)
+    monkeypatch.setattr(TrialRun, "_mean_loss", short)
     before = state(model)
     report = run_report(model, EXAMPLES, options())
     assert same(model, before)
@@ -300,7 +300,7 @@ def test_rates_that_diverge_are_one_clear_error(
     rate: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = FAMILIES["llama"].build()
-    before, real = state(model), TrialRun._run_forward
+    before, real = state(model), TrialRun._mean_loss
 
     def explodes(*args: Any) -> Any:
         loss, passed = real(*args)
@@ -308,7 +308,7 @@ def test_rates_that_diverge_are_one_clear_error(
         moved = not torch.equal(weight, before["model.layers.0.mlp.down_proj.weight"][0])
         return loss * float("nan") if moved else loss, passed
 
-    monkeypatch.setattr(TrialRun, "_run_forward", explodes)
+    monkeypatch.setattr(TrialRun, "_mean_loss", explodes)
     with pytest.raises(CaptureError, match="diverge at every learning rate"):
         run_report(model, EXAMPLES, options(trial_rate=rate))
     assert same(model, before)
@@ -320,19 +320,18 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     """A found rate at which a later trial diverges is lowered; nothing of the failure is left."""
     model = FAMILIES["llama"].build()
     rate = RATE * trials.RATE_FACTOR
-    before, real, failed = state(model), TrialRun._backward, []
+    before, real, calls = state(model), TrialRun._backward, []
 
-    def fails_once(self: Any, units: Any, references: Any, step: int, trial: int) -> str:
-        found = real(self, units, references, step, trial)
-        if trial == 1 and step == 2 and not failed:
-            failed.append(trial)
-            return "not finite"
-        return found
+    def fails_once(self: Any, units: Any, references: Any, *, at_base: bool) -> None:
+        real(self, units, references, at_base=at_base)
+        calls.append(at_base)
+        if len(calls) == 6:  # the last of 3 steps of the second trial
+            raise trials.DivergedError
 
     monkeypatch.setattr(TrialRun, "_find_rate", lambda *_: rate)
     monkeypatch.setattr(TrialRun, "_backward", fails_once)
     report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
-    assert failed
+    assert len(calls) == 6 + 4 * 3
     assert same(model, before)
     expected = run_report(model, EXAMPLES, options(trial_rate=RATE, bootstrap=20))
     assert [row.changed() for row in report.rows] == [row.changed() for row in expected.rows]
@@ -343,13 +342,13 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
 def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, real = FAMILIES["llama"].build(), TrialRun._run_forward
+    model, real = FAMILIES["llama"].build(), TrialRun._mean_loss
 
     def broken(*args: Any) -> Any:
         loss, passed = real(*args)
         return loss * float("inf"), passed
 
-    monkeypatch.setattr(TrialRun, "_run_forward", broken)
+    monkeypatch.setattr(TrialRun, "_mean_loss", broken)
     with pytest.raises(CaptureError, match="not finite with the base weights"):
         run_report(model, EXAMPLES, options(trial_rate=None))
 
