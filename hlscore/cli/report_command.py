@@ -57,7 +57,6 @@ def report(
     """
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.artifacts.reading import uncollected
     from hlscore.artifacts.report import Resamples, read_report
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render
@@ -78,7 +77,7 @@ def report(
                 f"--out '{target}' is an input of the report.", hint="Give another file."
             )
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), uncollected():
+    with status("writing the report"):
         given = None if plan is None else read_plan(plan)
         decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
         found = read_report(scores, resamples=decides)
@@ -90,10 +89,10 @@ def report(
 
 
 def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
-    from hlscore.agreement.facts import fit_for_plans
+    from hlscore.agreement.sides import named
     from hlscore.planning.make_plan import make_plan, run_settings
 
-    with fit_for_plans(scores):
+    with named(scores):
         return make_plan(report, run_settings(report, settings))
 
 

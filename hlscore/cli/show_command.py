@@ -99,7 +99,7 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import is_report, read_artifact, uncollected
+    from hlscore.artifacts.reading import is_report, read_artifact
     from hlscore.artifacts.selection import (
         Filters,
         all_rows,
@@ -119,8 +119,7 @@ def show(
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
     resamples = _resamples(module, sort, as_json=as_json) if is_report(file) else None
-    with uncollected():
-        artifact = read_artifact(file, resamples=resamples)
+    artifact = read_artifact(file, resamples=resamples)
     shown = view.Shown(
         path=file,
         filters=filters,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hlscore.agreement.kendall import tau_b
+from hlscore.agreement.measures import kendall
 from hlscore.artifacts.plan import Plan
 from hlscore.flow import Moved
 from hlscore.records import ScoreReport
@@ -92,7 +92,9 @@ def _compared(
     taus = {}
     for mode in ("full", "lora"):
         items = [item for item in known if item.mode == mode]
-        taus[mode] = tau_b([item.score for item in items], [energies[it.module] for it in items])
+        taus[mode] = kendall(
+            [item.score for item in items], [energies[item.module] for item in items]
+        ).tau
     return {
         "path": path,
         "kendall": taus,

@@ -255,7 +255,9 @@ def test_scores_that_are_missing_are_told(tmp_path: Path) -> None:
     assert {pair["n"] for row in found["agreement"] for pair in row} == {20, 21}
     check_matrices(found, [values_of(run, score) for score in known], 2)
     assert "note: without values: taylor" in printed("compare", path)
-    refused(hlscore("compare", path, path, "--score", "taylor"), 2, "no values of 'taylor'")
+    refused(
+        hlscore("compare", path, path, "--score", "taylor"), 2, "No module has a value of 'taylor'"
+    )
 
 
 def test_scores_without_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +288,7 @@ def test_too_little_to_compare(tmp_path: Path) -> None:
     refused(hlscore("compare", single, many), 3, "only one module in common", "same model")
     other = renamed(noisy(2, 1), {0: "a.b", 1: "c.d"})
     refused(hlscore("compare", save(other, tmp_path / "o"), many), 3, "no module in common")
-    refused(hlscore("compare", none, many), 2, "none has no values of 'hls'")
+    refused(hlscore("compare", none, many), 2, f"'{none}': No module has a value of 'hls'")
 
 
 def test_runs_of_different_models_are_compared_by_name(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from playwright.sync_api import BrowserContext, Page, Playwright, sync_playwrigh
 from report_content import HOSTILE, content, hostile_report, planned
 
 from hlscore.pages.content import Content, join
-from hlscore.pages.formats import chart_script
 from hlscore.pages.page import html_text
+from hlscore.pages.vega import chart_script
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FOUND = next((path for path in map(shutil.which, BROWSERS) if path), None)

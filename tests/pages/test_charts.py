@@ -11,13 +11,12 @@ import pytest
 import vl_convert
 from report_content import HOSTILE, content, hostile_report, planned
 
-from hlscore.pages.charts import whole
+from hlscore.pages.charts import charts_of
 from hlscore.pages.content import Content, join
-from hlscore.pages.formats import VEGA_LITE_VERSION, paint
 from hlscore.pages.page import chart_data
 from hlscore.pages.palette import COLOURS
-from hlscore.pages.plan_charts import charts_of
 from hlscore.pages.poster import poster
+from hlscore.pages.vega import VEGA_LITE_VERSION, paint, whole
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {"count": 21},

@@ -11,11 +11,10 @@ from reports import report
 
 from hlscore.errors import UsageError
 from hlscore.pages import sentences
-from hlscore.pages.charts import signed
+from hlscore.pages.charts import charts_of, heat_chart
 from hlscore.pages.content import Content, join
-from hlscore.pages.module_charts import heat_chart
 from hlscore.pages.page import html_text
-from hlscore.pages.plan_charts import charts_of
+from hlscore.pages.vega import signed
 from hlscore.scores.registry import SCORES
 from hlscore.wording import measure, memory
 

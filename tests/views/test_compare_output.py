@@ -116,7 +116,7 @@ def test_wrong_usage(files: Sequence[Path], options: list[str], parts: list[str]
 def test_ranks_are_of_one_run(files: Sequence[Path]) -> None:
     refused(hlscore("compare", *files, "--ranks", "4,8"), 2, "LoRA ranks of one run")
     found = hlscore("compare", *files, "--rank", "7")
-    refused(found, 2, "seed-1: The report holds no score for rank 7")
+    refused(found, 2, f"'{files[0]}': The report holds no score for rank 7")
 
 
 @pytest.mark.parametrize("place", [0, 1])
