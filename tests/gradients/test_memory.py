@@ -350,10 +350,11 @@ def test_several_passes_and_packed_weights_ask_for_sketches(
     assert "hold no gradients" in packed.reason
 
 
+@pytest.mark.parametrize("score", ["taylor", "l1_adam"])
 @pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])
-def test_scores_of_single_entries_need_gradients(options: dict[str, Any]) -> None:
-    run = replace(settings(**options), plan=PlanSettings(score="taylor", rank=3))
-    with pytest.raises(UsageError, match="'taylor' needs whole gradients: sketch") as found:
+def test_scores_of_single_entries_need_gradients(options: dict[str, Any], score: str) -> None:
+    run = replace(settings(**options), plan=PlanSettings(score=score, rank=3))
+    with pytest.raises(UsageError, match=f"'{score}' needs whole gradients: sketch") as found:
         run_report(FAMILIES["llama"].build(), EXAMPLES, run)
     assert "--estimator exact" in (found.value.hint or "")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ from families import FAMILIES
 from matrices import power_law
 from problems import RANK, by_module, completions, halves, probe_set, run_report, settings
 
-from hlscore.errors import UsageError
 from hlscore.gradients.tails import sign_step_curve
 from hlscore.settings import PlanSettings
 
@@ -119,15 +117,6 @@ def test_l1_adam_agrees_with_dense_float64_gradients(name: str) -> None:
         assert row.l1_adam_curve[0] == pytest.approx(np.abs(dense).sum(), rel=1e-4)
         assert len(row.l1_adam_curve) == len(row.curve_ranks)
     assert not wrong
-
-
-@pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])
-def test_sketches_have_no_sign_step(options: dict[str, Any]) -> None:
-    model, run = FAMILIES["llama"].build(), settings(**options)
-    assert all(row.l1_adam is None and row.l1_adam_curve == ()
-               for row in run_report(model, EXAMPLES, run).rows)  # fmt: skip
-    with pytest.raises(UsageError, match="'l1_adam' needs whole gradients: sketch"):
-        run_report(model, EXAMPLES, replace(run, plan=PlanSettings(score="l1_adam", rank=RANK)))
 
 
 def test_l1_adam_can_choose_modules_and_ranks() -> None:

@@ -226,23 +226,26 @@ def test_batch_size_does_not_change_trials() -> None:
             assert other[name].hls == pytest.approx(row.hls, rel=1e-3, abs=1e-4 * largest)
 
 
+@pytest.mark.parametrize("rate", [RATE, None])
 def test_out_of_memory_halves_the_batch_and_changes_no_step(
-    monkeypatch: pytest.MonkeyPatch,
+    rate: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = FAMILIES["llama"].build()
-    expected = by_module(run_report(model, EXAMPLES, options()).rows)
+    model, run = FAMILIES["llama"].build(), options(trial_rate=rate)
+    wanted = run_report(model, EXAMPLES, run)
     real = TrialRun._mean_loss
 
     def short(self: TrialRun, units: Any, references: Any) -> Any:
-        if len(units) > 1:
+        if len(units) > 1 and torch.is_grad_enabled():
             raise torch.OutOfMemoryError("no memory")
         return real(self, units, references)
 
     monkeypatch.setattr(TrialRun, "_mean_loss", short)
     before = state(model)
-    report = run_report(model, EXAMPLES, options())
+    report = run_report(model, EXAMPLES, run)
     assert same(model, before)
     assert any("halved down to 1" in note for note in report.run.notes)
+    assert report.run.trial_rate == wanted.run.trial_rate
+    expected = by_module(wanted.rows)
     largest = max(row.hls or 0 for row in expected.values())
     for name, row in by_module(report.rows).items():
         assert row.hls == pytest.approx(expected[name].hls, rel=1e-3, abs=1e-4 * largest)
