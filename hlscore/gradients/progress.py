@@ -101,7 +101,6 @@ class ProgressFile:
         self._identity = json.loads(json.dumps(identity))
         self._began = self._last = time.monotonic()
         self._cost = 0.0
-        self._made_folder = False
         self.earlier_seconds = 0.0
 
     def is_due(self) -> bool:
@@ -119,9 +118,7 @@ class ProgressFile:
         header = {"identity": self._identity, "progress": asdict(run) | {"seconds": seconds}}
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
-            if not self._folder.exists():
-                self._folder.mkdir(parents=True, exist_ok=True)  # another process may be first
-                self._made_folder = True
+            self._folder.mkdir(parents=True, exist_ok=True)
             remove(stage)
             stage.mkdir()
             save_file(tensors, stage / path.name, metadata={_METADATA_KEY: json.dumps(header)})
@@ -173,8 +170,6 @@ class ProgressFile:
             every = _path(self._folder, self._processes, "*").name
             for left in self._folder.glob(f"{every}{HALF_WRITTEN}"):
                 remove(left)
-            if self._made_folder and not any(self._folder.iterdir()):
-                self._folder.rmdir()
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:

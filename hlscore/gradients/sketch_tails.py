@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional
@@ -83,7 +84,8 @@ class _Grams:
         parts = (self.first, self.second, self.cross, self.mean)
         return _Grams(*(gram[:, rows][:, :, columns] for gram in parts))
 
-    def decomposed(self) -> tuple[_Vectors, _Vectors, _Vectors]:
+    @cached_property
+    def vectors(self) -> tuple[_Vectors, _Vectors, _Vectors]:
         """Eigenvectors of both halves and of the mean."""
         found = [torch.linalg.eigh(gram) for gram in (self.first, self.second, self.mean)]
         first, second, mean = (
@@ -91,11 +93,9 @@ class _Grams:
         )
         return first, second, mean
 
-    def tails(
-        self, vectors: tuple[_Vectors, _Vectors, _Vectors], *, full_size: int, exact: bool
-    ) -> torch.Tensor:
+    def tails(self, full_size: int, *, exact: bool) -> torch.Tensor:
         """`T_r` and `S_r` for r = 0 .. k from k of `full_size` columns, float64 [2, k + 1]."""
-        first, second, mean = vectors
+        first, second, mean = self.vectors
         smallest_first = mean.values.flip(-1)
         tails = functional.pad(smallest_first.cumsum(-1).flip(-1).sum(0), (0, 1))
         inside = first.inside(self.cross) + second.inside(self.cross)
@@ -125,7 +125,7 @@ def estimate(
     if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices hold the same
         first, second = first.mT, second.mT
     grams = _Grams.of(first, second, first_share)
-    curves = grams.tails(grams.decomposed(), full_size=grams.size, exact=exact)
+    curves = grams.tails(grams.size, exact=exact)
     energy, errors, rank_error = float(curves[0, 0]), torch.zeros_like(curves), 0.0
     if not exact:
         curves, errors, rank_error = _from_blocks(grams, curves)
@@ -159,7 +159,7 @@ def refined_estimate(
     a, b = outside[0].double(), outside[1].double()
     mean = first_share * a + (1 - first_share) * b
     rest = torch.stack(((mean * mean).sum((0, 1)), (a * b).sum((0, 1)))).to(grams.first.device)
-    curves = grams.tails(grams.decomposed(), full_size=grams.size, exact=True)
+    curves = grams.tails(grams.size, exact=True)
     curves = curves + rest.sum(-1, keepdim=True)
     errors = (rest.std(-1, keepdim=True) * rest.shape[-1] ** 0.5).expand_as(curves)
     return _statistics(grams, curves, errors, ranks, float(curves[0, 0]), 0.0, exact=False)
@@ -178,9 +178,9 @@ def _from_blocks(grams: _Grams, whole: torch.Tensor) -> tuple[torch.Tensor, torc
     for block in range(blocks):
         out, kept = (numbers == block).nonzero()[:, 0], (numbers != block).nonzero()[:, 0]
         inner, across, outer = grams.part(kept, kept), grams.part(kept, out), grams.part(out, out)
-        vectors = first, second, mean = inner.decomposed()
-        parts.append(longer(inner.tails(vectors, full_size=size, exact=False)))
+        parts.append(longer(inner.tails(size, exact=False)))
         # What is outside the subspaces of the kept columns in the others.
+        first, second, mean = inner.vectors
         turned = grams.cross[:, out][:, :, kept].mT  # of the second half's K with the first's O
         tails = _trace(outer.mean).sum() - mean.inside_unseen(across.mean, across.mean)
         inside = first.inside_unseen(across.first, across.cross)

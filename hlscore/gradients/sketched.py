@@ -65,8 +65,9 @@ class _Product:
         self.shared, self.factor = shared, factor
         # Whether the product has the layout of the weight the other way round.
         self.turned = (item.storage == "in_out") == self.on_input
+        self.reduces = columns < self.width
         # Whether the input can be multiplied as soon as it is seen.
-        self.projects_input = self.on_input and shared and columns < self.width
+        self.projects_input = self.on_input and shared and self.reduces
 
 
 class SketchGradients(HalfSums):
@@ -88,18 +89,16 @@ class SketchGradients(HalfSums):
     ) -> None:
         super().__init__(candidates, tests, groups=groups)
         self._items = {item.module: item for item in candidates}
-        self._pass, self._products, thin = 1, {}, set()
+        self._pass, self._products = 1, {}
         for name, item in self._items.items():
             width = max(item.out_features, item.in_features)
-            columns, factor = tests.columns(width), 1.0
-            if columns < width:
-                thin.add(name)
-                factor = tests.unit
+            columns = tests.columns(width)
+            factor = tests.unit if columns < width else 1.0
             self._products[name] = _Product(
                 item, columns, long_side=True, shared=True, factor=factor
             )
         # Sketches of the others are the gradients themselves: they need no second pass.
-        self._thin = frozenset(thin)
+        self._sketched = frozenset(n for n, product in self._products.items() if product.reduces)
         # The input that was projected last, its version, the test matrix and the product. The
         # input is not kept alive: its graph holds a whole block.
         self._last: (
@@ -192,8 +191,8 @@ class SketchGradients(HalfSums):
     ) -> torch.Tensor | None:
         """What a module is multiplied with, [n, k] or [E, n, k]; `None` for the identity."""
         if self._pass == 1:
-            thin = name in self._thin
-            return self._tests.of(self._products[name].width, device, dtype) if thin else None
+            sketched = name in self._sketched
+            return self._tests.of(self._products[name].width, device, dtype) if sketched else None
         basis = self.tensors[f"basis:{name}"]
         if basis.shape[-1] == basis.shape[-2]:
             # A complete basis spans what the identity spans.
@@ -207,7 +206,7 @@ class SketchGradients(HalfSums):
         size, found = self._tests.size, {}
         for name in self.captured:
             halves = self.both(name, self._growing[:2])
-            if halves is None or name not in self._thin:
+            if halves is None or name not in self._sketched:
                 continue
             # Of a sketch only the first columns are used: the others measure what is left out.
             leading = [
@@ -267,7 +266,7 @@ class SketchGradients(HalfSums):
         if halves is None:
             return None, groups
         halves = halves[0] / counts[0], halves[1] / counts[1]
-        exact = name not in self._thin
+        exact = name not in self._sketched
         if products is None or basis is None:
             return Sketches(halves=halves, exact=exact), groups
         # The last pass is an odd one: it gave `G P` with P on the long side.

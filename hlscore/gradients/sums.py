@@ -51,7 +51,7 @@ class HalfSums:
         self._growing: tuple[str, ...] = ("first", "second", "groups")
         self._tests, self._groups, self._on_host = tests, groups, on_host
         # Modules whose sums are sketches already.
-        self._thin: frozenset[str] = frozenset()
+        self._sketched: frozenset[str] = frozenset()
         self._half, self._scale = 0, 1.0
 
     def begin_batch(self, half: int, scale: float) -> None:
@@ -82,7 +82,7 @@ class HalfSums:
             if len(part) > SAMPLED_MATRICES:
                 evenly = torch.arange(SAMPLED_MATRICES, device=part.device)
                 part = part[evenly * len(part) // SAMPLED_MATRICES]
-            now = fold_rows(part if name in self._thin else self._tests.compress(part))
+            now = fold_rows(part if name in self._sketched else self._tests.compress(part))
             key = f"groups:{name}"
             if key not in self.tensors:
                 self.tensors[key] = torch.zeros(

@@ -41,51 +41,52 @@ ON_HOST = RuntimeError(
 Limit = Callable[[PreTrainedModel, int, RuntimeError], list[int]]
 
 
-def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    seen: list[int] = []
-
-    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        seen.append(len(output))
-        if len(output) > most:
+def failing_above(most: int, error: RuntimeError, seen: list[int]) -> Callable[[Any], None]:
+    def check(values: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        rows = len(values[0] if isinstance(values, tuple) else values)
+        seen.append(rows)
+        if rows > most:
             raise error
 
-    model.model.layers[1].self_attn.q_proj.register_forward_hook(check)
+    return check
+
+
+def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    seen: list[int] = []
+    check = failing_above(most, error, seen)
+    watched = model.model.layers[1].self_attn.q_proj
+    watched.register_forward_hook(lambda _module, _args, output: check(output))
+    return seen
+
+
+def on_the_gradient(
+    module: nn.Module, most: int, error: RuntimeError, *, of_input: bool = False
+) -> list[int]:
+    """Fail when the gradient of what a module computes, or is given, arrives."""
+    seen: list[int] = []
+    check = failing_above(most, error, seen)
+
+    def watch(_module: nn.Module, args: Any, output: Any = None) -> None:
+        given = args[0] if of_input else output
+        values = given[0] if isinstance(given, tuple) else given
+        if values.requires_grad:
+            values.register_hook(check)
+
+    if of_input:
+        module.register_forward_pre_hook(watch)
+    else:
+        module.register_forward_hook(watch)
     return seen
 
 
 def in_the_backward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After the modules of the last block were added, and those of the first were not."""
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > most:
-            raise error
-
-    def watch(module: nn.Module, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.requires_grad:
-            hidden.register_hook(check)
-
-    model.model.layers[0].register_forward_hook(watch)
-    return seen
+    return on_the_gradient(model.model.layers[0], most, error)
 
 
 def between_two_modules(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After some modules of a block were added, among them one of two that read one tensor."""
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > most:
-            raise error
-
-    def watch(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(check)
-
-    model.model.layers[1].self_attn.k_proj.register_forward_hook(watch)
-    return seen
+    return on_the_gradient(model.model.layers[1].self_attn.k_proj, most, error)
 
 
 def in_the_recomputation(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
@@ -196,18 +197,7 @@ def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) ->
     _call_twice(plain)
     _call_twice(model)
     expected = run_report(plain, EXAMPLES, run)
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > 4:
-            raise ON_DEVICE
-
-    def watch(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0].requires_grad:
-            args[0].register_hook(check)
-
-    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(watch)
+    seen = on_the_gradient(model.model.layers[0].mlp.down_proj, 4, ON_DEVICE, of_input=True)
     report = run_report(model, EXAMPLES, run)
     assert max(seen) > 4
     assert not differing(report, expected)

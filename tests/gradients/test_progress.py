@@ -364,15 +364,6 @@ def test_a_disk_that_refuses_at_once_leaves_nothing(
     assert not unfinished_runs(folder)
 
 
-def test_folders_that_were_made_for_progress_go_with_it(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "run"
-    assert stored_run(folder, options("exact"), resume=False).rows
-    assert not folder.exists()
-    (tmp_path / "old").mkdir()
-    stored_run(tmp_path / "old", options("exact"), resume=False)
-    assert (tmp_path / "old").exists()
-
-
 def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> None:
     """Two processes, one of which was killed before it had stored the second pass."""
 
