@@ -35,7 +35,6 @@ from hlscore.views import progress as lines
 EXAMPLES = completions(12)
 RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
-    "host": {"estimator": "exact", "accumulate_on": "host"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
     "auto": {"estimator": "auto", "sketch_size": 8},
     "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},

@@ -141,10 +141,14 @@ def test_scores_are_those_of_a_training_written_out(optimizer: str, estimator: s
     names = [row.parameter for row in rows.values()]
     slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, optimizer, steps=3)
     energies = [expected_hls(slow, row.parameter) for row in rows.values()]
+    # Signs of gradients near zero differ between float32 and float64.
+    tolerance = 0.03 if optimizer == "sign" else 2e-3
     for row, wanted in zip(rows.values(), energies, strict=True):
-        # Signs of gradients near zero differ between float32 and float64.
-        tolerance = 0.03 if optimizer == "sign" else 2e-3
         assert row.hls == pytest.approx(wanted, rel=tolerance, abs=tolerance * max(energies))
+        if estimator == "exact":
+            halves = [np.mean([update[row.parameter] for update in half], axis=0) for half in slow]
+            share = wanted / np.prod([np.linalg.norm(half) for half in halves]) * halves[0].size
+            assert row.hls_share == pytest.approx(share, rel=tolerance, abs=250 * tolerance)
 
 
 def test_preference_trials_compare_with_the_base_model() -> None:
@@ -356,36 +360,25 @@ def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
         run_report(model, EXAMPLES, options(trial_rate=None))
 
 
-def test_too_few_probes_are_refused() -> None:
-    model = FAMILIES["llama"].build()
-    with pytest.raises(CaptureError, match="too few for 8 trials"):
-        run_report(model, completions(6), options(trials=8))
-
-
-def test_trial_options_need_trials() -> None:
-    for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
-        with pytest.raises(UsageError, match="is for trials, and none are run"):
-            settings(movement="gradient", **given)
-
-
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
     assert report.run.notes[1].startswith("4 trials of 6 steps (not 50: each example is seen once)")
 
 
-def test_odd_numbers_of_trials_and_scores_of_gradients_are_refused() -> None:
+def test_trials_that_cannot_be_run_are_refused() -> None:
+    for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
+        with pytest.raises(UsageError, match="is for trials, and none are run"):
+            settings(movement="gradient", **given)
     with pytest.raises(UsageError, match="--trials is 3"):
         options(trials=3)
-    with pytest.raises(UsageError, match="does not use trials"):
-        hlscore.rank(
-            FAMILIES["llama"].build(), byte_tokenizer(), data=list(EXAMPLES.rows),
-            movement="trial", score="kappa",
-        )  # fmt: skip
-    with pytest.raises(UsageError, match="one of gradients"):
-        hlscore.rank(
-            FAMILIES["llama"].build(), byte_tokenizer(), data=list(EXAMPLES.rows),
-            movement="trial", score="l1_adam",
-        )  # fmt: skip
+    model = FAMILIES["llama"].build()
+    with pytest.raises(CaptureError, match="too few for 8 trials"):
+        run_report(model, completions(6), options(trials=8))
+    for score, says in (("kappa", "does not use trials"), ("l1_adam", "one of gradients")):
+        with pytest.raises(UsageError, match=says):
+            hlscore.rank(
+                model, byte_tokenizer(), data=list(EXAMPLES.rows), movement="trial", score=score
+            )
 
 
 class _StoppedError(Exception):
@@ -441,16 +434,3 @@ def test_unreached_modules_stay_unreached() -> None:
     assert {row.module for row in report.rows if row.status == "unreached"} == {
         row.module for row in gradient.rows if row.status == "unreached"
     }
-
-
-def test_hls_share_is_hls_over_the_norms_of_the_halves() -> None:
-    model = FAMILIES["llama"].build()
-    run = options(groups=1, trials=2)
-    rows = by_module(run_report(model, EXAMPLES, run).rows)
-    names = [row.parameter for row in rows.values()]
-    slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, "factored", steps=3)
-    for row in rows.values():
-        (first,), (second,) = ([update[row.parameter] for update in half] for half in slow)
-        norms = np.linalg.norm(first) * np.linalg.norm(second)
-        wanted = cross_fitted(first, second, RANK) / norms * first.size
-        assert row.hls_share == pytest.approx(wanted, rel=2e-3, abs=0.5)
