@@ -45,7 +45,7 @@ def with_movement(
     elif any(on_meta) and not all(on_meta):
         obstacle = "offloaded weights cannot be moved"
     elif find_score(score).needs == "whole gradients":
-        obstacle = f"the score '{score}' is one of gradients"
+        obstacle = f"the score '{score}' needs gradients"
     if obstacle:
         raise UsageError(
             f"--movement trial cannot be used: {obstacle}.",

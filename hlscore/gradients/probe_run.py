@@ -204,8 +204,8 @@ class ProbeRun:
         if known:
             yield (
                 f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities "
-                f"have ratios outside of {1 - low:g} to {1 + high:g}: if that is much, they are "
-                "not of this model and temperature."
+                f"have ratios outside {1 - low:g} to {1 + high:g}. A large share means that "
+                "another model or temperature sampled them."
             )
         smallest, wanted = min(self._processes.gather(self.state.batch_size)), self._settings
         if smallest < wanted.batch_size:

@@ -90,7 +90,7 @@ class CaptureRun:
         if later > rounding:
             self.notes += (
                 f"{type(model).__name__} is not causal on text alone: later tokens change the "
-                f"probabilities of earlier ones (by {later:.2g} nats), so that the loss says "
+                f"probabilities of earlier ones (by {later:.2g} nats), so the loss says "
                 "little.",
             )
         self._capture = capture

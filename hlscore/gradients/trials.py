@@ -425,12 +425,12 @@ class TrialRun:
         if self._losses is not None:
             before, after = self._losses
             yield (
-                "A few steps at that rate change the loss on other examples from "
-                f"{before:.4g} to {after:.4g}."
+                f"A few steps at that rate change the held-out loss from {before:.4g} to "
+                f"{after:.4g}."
                 if after < before
-                else "Warning: no learning rate lowered the loss on other examples "
-                f"({before:.4g}): the trials moved by noise. Use other probes (--data), more of "
-                "them (--samples), or --movement gradient."
+                else f"Warning: no learning rate lowered the held-out loss ({before:.4g}): the "
+                "trials follow noise. Use other probes (--data), more of them (--samples), or "
+                "--movement gradient."
             )
         if self._model.dtype.itemsize == 2 and not self._compensated:
             yield (

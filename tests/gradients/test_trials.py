@@ -299,7 +299,7 @@ def test_a_rate_is_found_within_a_factor_of_four_of_the_best() -> None:
     assert f"learning rate {rate:.2g} (found)" in note
     assert rate is not None
     assert 4e-4 <= rate <= 0.2
-    assert any("change the loss on other examples" in text for text in report.run.notes)
+    assert any("change the held-out loss" in text for text in report.run.notes)
 
 
 @pytest.mark.parametrize("rate", [None, 1e-3])
@@ -374,7 +374,7 @@ def test_trials_that_cannot_be_run_are_refused() -> None:
     model = FAMILIES["llama"].build()
     with pytest.raises(CaptureError, match="too few for 8 trials"):
         run_report(model, completions(6), options(trials=8))
-    for score, says in (("kappa", "does not use trials"), ("l1_adam", "one of gradients")):
+    for score, says in (("kappa", "does not use trials"), ("l1_adam", "needs gradients")):
         with pytest.raises(UsageError, match=says):
             hlscore.rank(
                 model, byte_tokenizer(), data=list(EXAMPLES.rows), movement="trial", score=score
