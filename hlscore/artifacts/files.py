@@ -77,7 +77,7 @@ def _check_names(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
             )
 
 
-def write_files(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> dict[str, Path]:
+def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, Path]:
     """Write files beside their final place, then move all of them there.
 
     Args:

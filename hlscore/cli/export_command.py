@@ -84,29 +84,20 @@ def export(
         warnings.simplefilter("always", UserWarning)
         writers = exporter.writers(asked, settings)
         if exporter.folder:
-            folder = out or plan.parent / exporter.name
+            target = folder = out or plan.parent / exporter.name
         else:
             (default, writer), *_ = writers.items()
-            target = plan.parent / default if out is None else _named(out, default)
+            target = out or plan.parent / default
+            if target.is_dir() and out is not None:
+                target /= default
+            elif not target.suffix:  # trainers tell the format of a configuration by it
+                target = target.with_name(target.name + Path(default).suffix)
             if target.resolve() == plan.resolve():
                 raise UsageError(f"--out '{target}' is the plan itself.", hint="Give another file.")
             folder, writers = target.parent, {target.name: writer}
         check_folder(folder, tuple(writers), force=force)
         paths = write_files(folder, writers)
+    notes = (*(str(item.message) for item in caught), *exporter.all_notes(asked, settings))
     print_export(
-        exporter,
-        asked,
-        folder if exporter.folder else next(iter(paths.values())),
-        paths,
-        changes=changes,
-        notes=(*(str(item.message) for item in caught), *exporter.all_notes(asked, settings)),
-        as_json=as_json,
+        exporter, asked, target, paths.values(), changes=changes, notes=notes, as_json=as_json
     )
-
-
-def _named(out: Path, default: str) -> Path:
-    """The file to write: trainers tell the format of a configuration by its suffix."""
-    if out.is_dir():
-        return out / default
-    suffix = Path(default).suffix
-    return out if out.suffix else out.with_name(f"{out.name}{suffix}")

@@ -9,10 +9,9 @@ from hlscore.pages.content import INTERVAL, Content
 from hlscore.views.summary import (
     budget_spent,
     clear_modules,
-    counted_tokens,
     examples,
     gap_text,
-    mean_loss,
+    loss,
     memory_settings,
     method,
     reselection,
@@ -154,12 +153,10 @@ def what_was_run(content: Content) -> Facts:
     """Model, data, objective, method and budget."""
     report, plan, lora = content.report, content.plan, content.plan.lora
     model, probes, run = report.model, report.probes, report.run
-    probed = probes.objective != "none" and probes.format != "update"
+    probed = probes.objective != "none"
     variant = f", {probes.loss_type}" if probes.loss_type else ""
     objective = f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if probed else "none"
-    texts = [examples(probes)]
-    if probed:
-        texts += [counted_tokens(probes), *mean_loss(probes)]
+    texts = [examples(probes), *loss(probes)]
     if probes.truncated:
         texts.append(f"{probes.truncated:,} truncated at the maximum length")
     if probes.dropped:

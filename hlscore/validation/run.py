@@ -22,10 +22,10 @@ from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
-from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
+from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.apply import check_model
-from hlscore.validation.arms import PLAN, Arm, make_arms
+from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms
 from hlscore.validation.journal import Journal
 from hlscore.validation.training import POINTS, Outcome, Setup, Training, counted_tokens, train
@@ -34,8 +34,14 @@ from hlscore.validation.verdict import verdict
 SCHEMA_VERSION = 1
 TIMED_STEPS = 4
 
-# The suggested rates suit large models; a small one can want some hundred times as much.
+# Rates are tried at powers of this factor of the suggested ones.
+RATE_FACTOR = 3.0
+# Tries of one rate beyond the first three. The suggested rates suit large models; a small
+# one can want some hundred times as much.
 MOST_EXTENSIONS = 5
+
+# Powers of `RATE_FACTOR` for modules in full and for adapters.
+Rates = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,13 +76,14 @@ class Trial:
 
     @property
     def fewest_trainings(self) -> int:
-        """Trainings when no search for rates goes on beyond its first three."""
-        return len(self.arms) * (len(FACTORS) + self.settings.seeds)
+        """Trainings when every search for rates ends where it begins."""
+        return sum(1 + 2 * arm.rates.count(True) + self.settings.seeds for arm in self.arms)
 
     @property
     def most_trainings(self) -> int:
         """Trainings when every search goes on as long as it may."""
-        return self.fewest_trainings + len(self.arms) * MOST_EXTENSIONS
+        rates = sum(arm.rates.count(True) for arm in self.arms)
+        return self.fewest_trainings + rates * MOST_EXTENSIONS
 
 
 def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
@@ -164,7 +171,7 @@ def seconds_per_training(trial: Trial) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
     arm = next(arm for arm in trial.arms if arm.name == PLAN)
     plan = arm.plans[trial.tuning_seed]
-    wanted = Training(arm=arm.name, seed=trial.tuning_seed, factor=1.0)
+    wanted = Training(arm=arm.name, seed=trial.tuning_seed)
     # The first step of a process is slow, so one training goes ahead.
     first = train(replace(trial.setup, steps=1), plan, wanted)
     began = time.perf_counter()
@@ -190,8 +197,9 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     journal = Journal(folder, trial.made_with, resume=resume)
     progress.start("training", trial.most_trainings, "trainings")
 
-    def run(arm: Arm, seed: int, factor: float) -> Outcome:
-        wanted = Training(arm=arm.name, seed=seed, factor=factor)
+    def run(arm: Arm, seed: int, rates: Rates) -> Outcome:
+        full, lora = (RATE_FACTOR**power for power in rates)
+        wanted = Training(arm=arm.name, seed=seed, full_factor=full, lora_factor=lora)
         outcome = journal.find(wanted)
         if outcome is None:
             outcome = train(setup, arm.plans[seed], wanted)
@@ -199,13 +207,19 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         progress.advance(1)
         return outcome
 
-    factors: dict[str, dict[float, float]] = {}
-    outcomes: dict[str, list[Outcome]] = {}
-    for arm in trial.arms:
-        factors[arm.name] = search(
-            lambda factor, arm=arm: run(arm, trial.tuning_seed, factor).tuning_loss  # type: ignore[misc]
+    # Every other arm begins at the best rates of LoRA and of full fine-tuning.
+    losses: dict[str, dict[Rates, float]] = {}
+    for arm in sorted(trial.arms, key=lambda arm: arm.name not in (LORA, FULL)):
+        full, lora = (best(losses[name]) if name in losses else (0, 0) for name in (FULL, LORA))
+        losses[arm.name] = search(
+            lambda rates, arm=arm: run(arm, trial.tuning_seed, rates).tuning_loss,  # type: ignore[misc]
+            start=(full[0] if arm.rates[0] else 0, lora[1] if arm.rates[1] else 0),
+            moves=arm.rates,
         )
-        outcomes[arm.name] = [run(arm, seed, best(factors[arm.name])) for seed in trial.seeds]
+    outcomes = {
+        arm.name: [run(arm, seed, best(losses[arm.name])) for seed in trial.seeds]
+        for arm in trial.arms
+    }
     results = compare_arms(
         {name: [outcome.sums for outcome in found] for name, found in outcomes.items()},
         [item.counted_tokens for item in setup.test],
@@ -213,7 +227,7 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     )
     untrained = sum(setup.sums(setup.model, setup.test)) / counted_tokens(setup.test)
     learned = any(result.loss.value < untrained for result in results.values())
-    edges = [name for name, losses in factors.items() if at_edge(losses)]
+    edges = [arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)]
     content = {
         "schema_version": SCHEMA_VERSION,
         "verdict": list(
@@ -230,7 +244,7 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         "untrained_loss": untrained,
         "arms": {
             arm.name: {
-                **_arm(arm, factors[arm.name], outcomes[arm.name], settings.seed),
+                **_arm(arm, losses[arm.name], outcomes[arm.name], settings.seed),
                 **asdict(results[arm.name]),
             }
             for arm in trial.arms
@@ -256,42 +270,46 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     return {key: _without_nan(value) for key, value in content.items()}
 
 
-def search(loss_at: Callable[[float], float]) -> dict[float, float]:
-    """The tuning loss at factors of the suggested rates, and at more where the best is an edge.
+def search(
+    loss_at: Callable[[Rates], float], *, start: Rates, moves: tuple[bool, bool]
+) -> dict[Rates, float]:
+    """The tuning loss at the best rates that were found, and at those tried on the way.
+
+    From the best rates so far one of the two is multiplied or divided by `RATE_FACTOR`, until no
+    such step is better, or too many were tried.
 
     Args:
-        loss_at: Trains with rates multiplied by a factor and gives the tuning loss.
+        loss_at: Trains at some rates and gives the tuning loss.
+        moves: Which of the two rates there are to choose.
 
     Returns:
-        The loss of each factor that was tried; infinite where it diverged.
+        The loss at all rates that were tried; infinite where it diverged.
     """
-
-    def finite(factor: float) -> float:
-        loss = loss_at(factor)
-        return loss if math.isfinite(loss) else math.inf
-
-    found = {factor: finite(factor) for factor in FACTORS}
-    for _ in range(MOST_EXTENSIONS):
-        if not at_edge(found):
-            break
-        factor = best(found)
-        beyond = factor * 3 if factor == max(found) else factor / 3
-        found[beyond] = finite(beyond)
+    found: dict[Rates, float] = {}
+    most = 1 + moves.count(True) * (2 + MOST_EXTENSIONS)
+    left = [start]
+    while left and len(found) < most:
+        loss = loss_at(left[0])
+        found[left[0]] = loss if math.isfinite(loss) else math.inf
+        left = untried(found, moves)
     return found
 
 
-def best(losses: Mapping[float, float]) -> float:
-    """The factor of the lowest loss; the smallest of equals."""
-    return min(sorted(losses), key=lambda factor: losses[factor])
+def best(losses: Mapping[Rates, float]) -> Rates:
+    """The rates of the lowest loss; the lowest rates of equals."""
+    return min(sorted(losses), key=lambda rates: losses[rates])
 
 
-def at_edge(losses: Mapping[float, float]) -> bool:
-    """Whether the best factor is the smallest or the largest that was tried."""
-    return best(losses) in (min(losses), max(losses))
+def untried(losses: Mapping[Rates, float], moves: tuple[bool, bool]) -> list[Rates]:
+    """Rates next to the best ones that were not tried: while there are any, better may follow."""
+    full, lora = best(losses)
+    steps = [(1, 0), (-1, 0)] * moves[0] + [(0, 1), (0, -1)] * moves[1]
+    near = [(full + up, lora + right) for up, right in steps]
+    return [rates for rates in near if rates not in losses]
 
 
 def _arm(
-    arm: Arm, factors: Mapping[float, float], outcomes: Sequence[Outcome], seed: int
+    arm: Arm, losses: Mapping[Rates, float], outcomes: Sequence[Outcome], seed: int
 ) -> dict[str, Any]:
     curves = [outcome.curve for outcome in outcomes]
     return {
@@ -299,7 +317,12 @@ def _arm(
         "memory_bytes": arm.memory_bytes,
         "lora_rank": arm.plans[seed].lora.rank,
         "rate_factors": [
-            {"factor": factor, "tuning_loss": loss} for factor, loss in sorted(factors.items())
+            {
+                "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
+                "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,
+                "tuning_loss": loss,
+            }
+            for (full, lora), loss in sorted(losses.items())
         ],
         "seconds_per_training": sum(each.seconds for each in outcomes) / len(outcomes),
         "curve": {

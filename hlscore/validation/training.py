@@ -33,12 +33,14 @@ class Training:
     Attributes:
         arm: Name of the arm.
         seed: Seed of its examples and adapters.
-        factor: What the suggested learning rates are multiplied by.
+        full_factor: What the suggested learning rate of modules in full is multiplied by.
+        lora_factor: The same for adapters; they have rates of their own in every trainer.
     """
 
     arm: str
     seed: int
-    factor: float
+    full_factor: float = 1.0
+    lora_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +240,7 @@ def _trainer(
             model=model, args=arguments, processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=training.factor * full_rate, lora_lr=training.factor * lora_rate,
+            full_lr=training.full_factor * full_rate, lora_lr=training.lora_factor * lora_rate,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error

@@ -9,9 +9,16 @@ from rich.text import Text
 
 from hlscore.agreement.difference import Difference, Group
 from hlscore.views.facts import fact_texts
-from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
-from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
+from hlscore.views.terminal import (
+    ModuleLine,
+    Terminal,
+    command,
+    folded,
+    picked,
+    plain_table,
+    print_json,
+)
 from hlscore.wording import count, measure, visible
 
 _ALWAYS = (
@@ -129,17 +136,18 @@ def _notes(found: Difference) -> Iterator[str]:
 
 def _print_moves(console: Terminal, found: Difference, top: int) -> None:
     names = [plan.score.name for plan in found.plans]
-    table = ModuleTable((f"{names[0]} A", f"{names[1]} B"), ("A", "B"))
+    lines = []
     for move in found.moves[:top]:
         sides = (move.a, move.b)
-        table.add_row(
+        cells = (
             " > ".join("-" if side is None else str(side.position) for side in sides),
             visible(move.module),
             *(measure(None if side is None else side.score) for side in sides),
             *("absent" if side is None else training(side.mode, side.rank) for side in sides),
-            style="" if move.crosses_full else "dim",
         )
-    table.print(console, hidden=len(found.moves) - top)
+        lines.append(ModuleLine(cells, "" if move.crosses_full else "dim"))
+    headings = (f"{names[0]} A", f"{names[1]} B", "A", "B")
+    console.modules(headings, lines, of=len(found.moves), texts=2)
 
 
 def _sentences(found: Difference) -> Iterator[tuple[str, str]]:

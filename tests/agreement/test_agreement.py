@@ -31,10 +31,10 @@ def slow_stderr(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 @pytest.mark.parametrize("levels", [2, 3, 8, 10**6])
-@pytest.mark.parametrize("n", [2, 3, 7, 40])
+@pytest.mark.parametrize("n", [2, 3, 7, 30])
 def test_tau_and_its_error_follow_their_definitions(n: int, levels: int) -> None:
     draw = np.random.default_rng(n * levels)
-    for _ in range(20):
+    for _ in range(6):
         x, y = (draw.integers(0, levels, n).astype(float).tolist() for _ in range(2))
         found, wanted = kendall(x, y), slow_tau(x, y)
         assert found.n == n
@@ -56,7 +56,7 @@ def test_tau_is_that_of_scipy_in_long_lists_with_ties() -> None:
         assert kendall(x.tolist(), y.tolist()).tau == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.parametrize(("n", "correlation"), [(20, 0.0), (42, 0.5), (42, 0.98), (200, 0.9)])
+@pytest.mark.parametrize(("n", "correlation"), [(20, 0.0), (42, 0.98), (200, 0.9)])
 def test_interval_covers_the_tau_of_the_population(n: int, correlation: float) -> None:
     """For two normal variables it is `2/pi arcsin(correlation)`."""
     draw = np.random.default_rng(1)
