@@ -56,19 +56,12 @@ def with_movement(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeeds:
-    """Predicted memory of a run besides the weights, in bytes.
+    """Predicted memory of a run besides the weights, in bytes."""
 
-    Attributes:
-        activations: Activations and logits of the largest batch, an estimate.
-        exact_sums: Float32 sums of both halves and group sketches of the exact estimator.
-        largest_gradient: The largest gradient that is formed at a time.
-        sketch_sums: Sketches of both halves, their test matrices, and those of the groups.
-    """
-
-    activations: int
-    exact_sums: int
-    largest_gradient: int
-    sketch_sums: int
+    activations: int  # activations and logits of the largest batch, an estimate
+    exact_sums: int  # float32 sums of both halves and group sketches of the exact estimator
+    largest_gradient: int  # the largest gradient that is formed at a time
+    sketch_sums: int  # sketches of both halves, their test matrices, and those of the groups
 
     def on_device(self, estimator: str, accumulate_on: str) -> int:
         """Memory that an estimator takes on the device of the model."""
@@ -80,18 +73,13 @@ class MemoryNeeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorChoice:
-    """How gradients are captured.
-
-    Attributes:
-        sketch_size: Columns of a sketch, of groups too.
-        free_bytes: Free memory that the choice went by.
-    """
+    """How gradients are captured."""
 
     estimator: str
     reason: str
-    sketch_size: int
+    sketch_size: int  # columns of a sketch, of groups too
     needs: MemoryNeeds
-    free_bytes: int
+    free_bytes: int  # free memory that the choice went by
 
 
 def choose_estimator(

@@ -31,17 +31,12 @@ class Influences:
     """What each probe group does to the scores of one module, float64 [groups], first half first.
 
     Scaled so that squares sum to the variance of a score over probe sets of the same size.
-
-    Attributes:
-        tail: On the tail energy.
-        grad_norm: On the energy of the mean gradient.
-        energy: Energy of the mean gradient that they belong to.
     """
 
     hls: torch.Tensor
     tail: torch.Tensor
     grad_norm: torch.Tensor
-    energy: float
+    energy: float  # energy of the mean gradient that they belong to
 
 
 def influences(
@@ -120,16 +115,11 @@ def _scaled(values: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resamples:
-    """How often each group of both halves is drawn, float64 [resamples, groups].
-
-    Attributes:
-        first_counts: What each group adds to the divisor of its half's mean, float64 [groups].
-        second_counts: The same of the second half.
-    """
+    """How often each group of both halves is drawn, float64 [resamples, groups]."""
 
     first: torch.Tensor
     second: torch.Tensor
-    first_counts: torch.Tensor
+    first_counts: torch.Tensor  # what each group adds to the divisor of its half's mean, float64
     second_counts: torch.Tensor
 
     def replicates(self, value: float, influence: torch.Tensor) -> torch.Tensor:

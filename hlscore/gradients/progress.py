@@ -39,13 +39,9 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class RunPosition:
-    """The next batch to run.
+    """The next batch to run."""
 
-    Attributes:
-        number: Pass over the probes, from 1.
-    """
-
-    number: int = 1
+    number: int = 1  # pass over the probes
     half: int = 0
     group: int = 0
     batch: int = 0
@@ -56,21 +52,13 @@ class RunPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What is stored besides the sums.
-
-    Attributes:
-        position: The next batch to run.
-        loss: Sum of the losses so far, in nats.
-        batch_size: Examples per batch that fit so far.
-        tokens: Tokens that the sum of the losses holds, where these are not all.
-        rate: Learning rate of the trials; 0 for gradients.
-    """
+    """What is stored besides the sums."""
 
     position: RunPosition
-    loss: float
-    batch_size: int
-    tokens: float = 0.0
-    rate: float = 0.0
+    loss: float  # sum of the losses so far, in nats
+    batch_size: int  # examples per batch that fit so far
+    tokens: float = 0.0  # tokens that the sum of the losses holds, where these are not all
+    rate: float = 0.0  # learning rate of the trials; 0 for gradients
 
 
 class ProgressFile:

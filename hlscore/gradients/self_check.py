@@ -122,24 +122,15 @@ def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
 
 @dataclass(slots=True, kw_only=True)
 class _Layer:
-    """What was seen of one layer.
-
-    Attributes:
-        name: Name of the module.
-        block: Its decoder block.
-        is_map: Whether it is a linear map, packed or not, or a stack of experts.
-        ran: Whether it was called with a graph.
-        enters: Whether its input requires a gradient.
-        leaves: Whether its output does.
-        arrived: Where a gradient arrived: at its output, and back at its input.
-    """
+    """What was seen of one layer."""
 
     name: str
-    block: str
-    is_map: bool
-    ran: bool = False
-    enters: bool = False
-    leaves: bool = True
+    block: str  # its decoder block
+    is_map: bool  # whether it is a linear map, packed or not, or a stack of experts
+    ran: bool = False  # whether it was called with a graph
+    enters: bool = False  # whether its input requires a gradient
+    leaves: bool = True  # whether its output does
+    # Where a gradient arrived: at its output, and back at its input.
     arrived: set[Literal["input", "output"]] = field(default_factory=set)
 
     def watch(self, tensor: torch.Tensor, end: Literal["input", "output"]) -> None:

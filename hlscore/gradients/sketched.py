@@ -26,20 +26,13 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketches:
-    """Mean sketches of one module.
+    """Mean sketches of one module; `inside` and `outside` are those of further passes."""
 
-    Attributes:
-        halves: `Y_A` and `Y_B`, float32 [E, m, k].
-        exact: Whether they are the gradients themselves.
-        inside: Coordinates of A and B in the span that the last pass multiplied with, float32
-            [E, l, m]; `None` after one pass.
-        outside: Sketches of what is outside of it, from columns that the span was not found on,
-            float32 [E, m, c]; `None` after one pass.
-    """
-
-    halves: Pair
-    exact: bool
+    halves: Pair  # `Y_A` and `Y_B`, float32 [E, m, k]
+    exact: bool  # whether they are the gradients themselves
+    # Coordinates of A and B in the span that the last pass multiplied with, float32 [E, l, m].
     inside: Pair | None = None
+    # What is outside, from columns that the span was not found on, float32 [E, m, c].
     outside: Pair | None = None
 
 

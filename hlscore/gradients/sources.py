@@ -25,17 +25,13 @@ PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where the gradients of the captured modules come from.
+    """Where the gradients of the captured modules come from."""
 
-    Attributes:
-        weights: Weights whose gradient is formed, by module name.
-        maps: Linear maps whose input and output gradient are observed, by module name.
-        experts: Modules of fused experts that are observed, with the module names of their
-            weights by attribute.
-    """
-
+    # By module name: weights whose gradient is formed, and linear maps whose input and output
+    # gradient are observed.
     weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
     maps: Mapping[str, nn.Module] = field(default_factory=dict)
+    # Fused experts that are observed, with the module names of their weights by attribute.
     experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
 
     def only(self, names: Container[str]) -> Sources:

@@ -17,15 +17,11 @@ from hlscore.records import GradientStatistics
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduction:
-    """How gradients become statistics, the same for every module of a run.
-
-    Attributes:
-        first_share: Share of the first half in what the sum of both is divided by.
-    """
+    """How gradients become statistics, the same for every module of a run."""
 
     rank: int
     ranks: tuple[int, ...]
-    first_share: float
+    first_share: float  # share of the first half in what the sum of both is divided by
     svd: str
     seed: int
     resamples: Resamples | None

@@ -29,21 +29,13 @@ ROUNDING = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spectrum:
-    """Energies and leading left singular vectors of E matrices.
+    """Energies and leading left singular vectors of E matrices."""
 
-    Attributes:
-        energies: Squared singular values, largest first, float64 [E, l]; all of them when
-            `exact`, else the leading ones as a subspace iteration found them.
-        basis: Left singular vectors, float64 or float32 [E, m, l]; may be left out.
-        total: `||X||_F^2` of each matrix, float64 [E].
-        residuals: `||X v - s u||` of each vector, float64 [E, l]; zero when `exact`.
-    """
-
-    energies: torch.Tensor
-    basis: torch.Tensor
-    total: torch.Tensor
-    residuals: torch.Tensor
-    exact: bool
+    energies: torch.Tensor  # squared singular values, largest first, float64 [E, l]
+    basis: torch.Tensor  # left singular vectors, float64 or float32 [E, m, l]; may be left out
+    total: torch.Tensor  # `||X||_F^2` of each matrix, float64 [E]
+    residuals: torch.Tensor  # `||X v - s u||` of each vector, float64 [E, l]; zero when `exact`
+    exact: bool  # whether all values are known, or the leading ones by a subspace iteration
 
     def tail(self, rank: int) -> Estimate:
         """Energy outside the best rank-`rank` part, summed over matrices.

@@ -12,21 +12,14 @@ from hlscore.settings import ObjectiveSettings
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """What a forward pass gives to the loss of any objective.
+    """What a forward pass gives to the loss of any objective."""
 
-    Attributes:
-        log_probs: Of the counted tokens in nats, [examples, length - 1], 0 elsewhere, with the
-            graph of the pass; place t belongs to token t + 1.
-        counted: Which tokens count, bool [examples, length - 1].
-        old_log_probs: Of the policy that sampled them, NaN where not known, like `log_probs`.
-        coefficients: What the loss of each sequence is multiplied by, float32 [examples], on the
-            host.
-    """
-
+    # Of the counted tokens in nats, [examples, length - 1], 0 elsewhere, with the graph of the
+    # pass; place t belongs to token t + 1.
     log_probs: torch.Tensor
-    counted: torch.Tensor
-    old_log_probs: torch.Tensor
-    coefficients: torch.Tensor
+    counted: torch.Tensor  # which tokens count, bool [examples, length - 1]
+    old_log_probs: torch.Tensor  # of the policy that sampled them, NaN where not known
+    coefficients: torch.Tensor  # factor of each sequence's loss, float32 [examples], on the host
 
 
 def probe_loss(objective: ObjectiveSettings, given: LossInputs) -> torch.Tensor:
