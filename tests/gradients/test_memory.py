@@ -149,8 +149,8 @@ def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_na
         assert max(seen) > most
         assert not differing(report, expected)
         note = f"batches of 8 were halved down to {smallest}."
-        assert [note in line for line in report.run.notes] == [False, True]
-    assert len(expected.run.notes) == 1
+        assert sum(note in line for line in report.run.notes) == 1
+    assert not any("halved" in line for line in expected.run.notes)
 
 
 @pytest.mark.parametrize(
