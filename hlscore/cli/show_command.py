@@ -12,7 +12,6 @@ from hlscore.settings import FILTER_PANEL, Filters, Option
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
-    from hlscore.records import RunInfo
 
 _SHOWN = 15
 
@@ -70,7 +69,6 @@ def show(
     """
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.reading import read_artifact
-    from hlscore.artifacts.report import Resamples
     from hlscore.artifacts.selection import (
         all_rows,
         find_column,
@@ -80,7 +78,6 @@ def show(
         plan_columns,
         report_columns,
     )
-    from hlscore.scores.registry import SCORES
     from hlscore.views import show as view
 
     if module is not None:
@@ -88,15 +85,8 @@ def show(
         _refuse(tables, "is for tables; --module shows one module")
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
+    artifact = read_artifact(file)
     most = (None if as_json else _SHOWN) if top is None else top or None
-
-    def shown_scores(run: RunInfo) -> tuple[str, ...]:
-        """Scores whose resamples are shown."""
-        if module is not None:
-            return tuple(SCORES)
-        return () if as_json else (sort or run.score, run.score)
-
-    artifact = read_artifact(file, resamples=Resamples(scores=shown_scores))
     if isinstance(artifact, Plan):
         _refuse(
             {"--status": filters.status, "--columns": columns},
