@@ -40,7 +40,7 @@ def reduce_gradients(
 
     Args:
         halves: Mean gradients of both halves, float32 [E, p, q] each, the same tensor twice where
-            there is only one; `None` where nothing reached the module. They are written over.
+            there is only one; `None` where nothing reached the module.
         weight_norm: `||W||_F`.
         groups: Group sketches, float32 [g, e, p', k], or `None`.
         weight: The weight, any floating dtype, [p, q] or [E, p, q], for its sensitivity and for
