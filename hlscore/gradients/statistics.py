@@ -21,10 +21,15 @@ class Reduction:
 
     rank: int
     ranks: tuple[int, ...]
-    first_share: float  # share of the first half in what the sum of both is divided by
+    counts: tuple[int, int]  # what the sum of each half is divided by
     svd: str
     seed: int
     resamples: Resamples | None
+
+    @property
+    def first_share(self) -> float:
+        """Share of the first half in what the sum of both is divided by."""
+        return self.counts[0] / sum(self.counts)
 
 
 def reduce_gradients(

@@ -22,7 +22,7 @@ from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.trial_optimizer import round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
@@ -364,6 +364,13 @@ def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
     said = "4 trials of 6 steps (not 50: each example is seen once)"
     assert any(note.startswith(said) for note in report.run.notes)
+
+
+def test_weights_shared_with_other_processes_are_refused() -> None:
+    model = FAMILIES["llama"].build()
+    model.share_memory()
+    with pytest.raises(CaptureError, match="read-only, or shared with a file"):
+        run_report(model, EXAMPLES, options())
 
 
 def test_trials_that_cannot_be_run_are_refused() -> None:
