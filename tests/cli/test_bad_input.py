@@ -263,10 +263,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no model type": (_configure(), "model_type"),
     "unknown model type": (_configure(model_type="martian"), "`martian`"),
-    "wrong field": (
-        _reconfigure(hidden_size="wide"),
-        "Field 'hidden_size' expected int, got str",
-    ),
+    "wrong field": (_reconfigure(hidden_size="wide"), "Field 'hidden_size' expected int, got str"),
     "wrong heads": (_reconfigure(num_attention_heads=5), "not a multiple"),
     "bert": (_configure(model_type="bert"), "is an encoder model (bert)"),
     "t5": (_configure(model_type="t5"), "is an encoder-decoder model (t5)"),
@@ -471,11 +468,7 @@ LOST = [{"prompt": f"{number} " * 20, "completion": "x"} for number in range(3)]
 @pytest.mark.parametrize(
     ("rows", "options", "says"),
     [
-        (
-            LOST,
-            "--max-length 32",
-            "3 of 3 are longer than 32 tokens and lost their completion",
-        ),
+        (LOST, "--max-length 32", "3 of 3 are longer than 32 tokens and lost their completion"),
         (
             [{"messages": chat(f"q{number}")} for number in range(3)],
             "--assistant-only-loss",
