@@ -74,7 +74,7 @@ def rank(
         no_probes = "--data none"
         check_without_probes(settings.plan.score)
     if settings.objective.rewards:
-        from hlscore.rollouts.reward_process import check_rewards
+        from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
     if dry_run:

@@ -26,7 +26,7 @@ from transformers import AutoModelForCausalLM
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.probes.units import ProbeExample, split_halves
+from hlscore.probes.units import ProbeUnit, sequence, split_halves
 
 UP_PROJ = "model.layers.1.mlp.up_proj.weight"
 
@@ -349,7 +349,7 @@ def test_nan_loss_names_the_group(desk: Desk) -> None:
     data = write_rows(desk.folder / "z.jsonl", rows)
     message = desk.refuse("--data", data, "--groups", "2", model=folder)
     encoded = [tuple(byte_tokenizer()(row["text"] + EOS)["input_ids"]) for row in rows]
-    counted = [ProbeExample(ids, (False,) + (True,) * (len(ids) - 1)) for ids in encoded]
+    counted = [ProbeUnit((sequence(ids, 0),), len(ids) - 1) for ids in encoded]
     (place,) = [
         f"probe group {group} of half {half}"
         for half, groups in enumerate(split_halves(counted, groups=2, seed=0), start=1)

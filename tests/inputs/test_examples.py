@@ -34,7 +34,7 @@ from hlscore.inputs import examples
 from hlscore.inputs.examples import BUILTIN_NEW, read_examples, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
-from hlscore.probes.units import ProbeExample, ProbeSet, split_halves
+from hlscore.probes.units import ProbeSet, ProbeUnit, sequence, split_halves
 from hlscore.settings import (
     DataSettings,
     ModelSettings,
@@ -472,8 +472,8 @@ def test_halves_do_not_depend_on_the_order(model: PreTrainedModel) -> None:
     assert forward.halves != probes_of(TEXTS, byte_tokenizer(), model, seed=1).halves
 
 
-def _example(*numbers: int) -> ProbeExample:
-    return ProbeExample(numbers, (False, *[True] * (len(numbers) - 1)))
+def _example(*numbers: int) -> ProbeUnit:
+    return ProbeUnit((sequence(numbers, 0),), len(numbers) - 1)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -526,16 +526,14 @@ def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
 
 
 def test_groups_do_not_part_copies() -> None:
-    copies = [
-        ProbeExample((i, i + 1), (False, True)) for i in range(6) for _ in range(1 + 5 * (i % 2))
-    ]
+    copies = [_example(i, i + 1) for i in range(6) for _ in range(1 + 5 * (i % 2))]
     for seed in range(5):
         for half in split_halves(copies, groups=8, seed=seed):
-            homes: dict[tuple[int, ...], set[int]] = {}
+            homes: dict[ProbeUnit, set[int]] = {}
             for number, group in enumerate(half):
                 assert group
                 for example in group:
-                    homes.setdefault(example.input_ids, set()).add(number)
+                    homes.setdefault(example, set()).add(number)
             assert all(len(places) == 1 for places in homes.values())
 
 
