@@ -120,6 +120,7 @@ def markdown_text(content: Content) -> str:
     )
     return page.render(
         content=content,
+        charts=charts_of(content),
         text=sentences,
         columns=COLUMNS,
         rows=[table_cells(line) for line in content.lines[:TOP]],
