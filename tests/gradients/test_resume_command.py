@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from console import hlscore
 
-QUICK = ("--samples", "40", "--bootstrap", "20", "--batch-size", "2", "--rank", "4")
+QUICK = (
+    "--samples", "40", "--bootstrap", "20", "--batch-size", "2", "--rank", "4",
+    "--movement", "gradient",
+)  # fmt: skip
 SAVING = ("--save-every", "0.001")
 
 
@@ -128,12 +131,6 @@ def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "plan.json", "scores.parquet",
     ]  # fmt: skip
-
-
-def test_resume_without_a_stored_run_is_one_clear_error(tmp_path: Path) -> None:
-    found = hlscore("rank", "builtin:tiny", *QUICK, "-o", tmp_path / "out", "--resume")
-    assert found.code == 2
-    assert "no unfinished run" in found.message
 
 
 def test_saving_off_stores_nothing(tmp_path: Path) -> None:
