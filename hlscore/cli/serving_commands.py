@@ -64,7 +64,6 @@ def extract_lora(
     `hlscore extract-lora ./hybrid-run --model ./base -o ./plain --max-rank 256 --max-error 0.05`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress
     from hlscore.views.serving import print_plain_adapter
 
@@ -87,7 +86,7 @@ def extract_lora(
     write_files(
         out,
         {
-            _CONFIG: text_file(text),
+            _CONFIG: text,
             _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
         },
     )

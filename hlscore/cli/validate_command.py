@@ -80,7 +80,6 @@ def _run(
 ) -> None:  # fmt: skip
     from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.exporters.exporter import text_file
     from hlscore.views.progress import status, terminal_progress, warn
     from hlscore.views.validation import print_forecast, print_validation
 
@@ -114,7 +113,7 @@ def _run(
     with terminal_progress() as progress:
         content = validate(trial, folder, progress, resume=resume)
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    path = write_files(folder, {VALIDATION_FILE: text_file(text)})[VALIDATION_FILE]
+    path = write_files(folder, {VALIDATION_FILE: text})[VALIDATION_FILE]
     journal.unlink(missing_ok=True)
     print_validation(content, path, plan, plan_path, as_json=as_json)
 

@@ -23,8 +23,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters.adapter_config import lora_config
-from hlscore.exporters.limits import PEFT_LIMITS, ExportError
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import PEFT_LIMITS, ExportError, nearest
 from hlscore.training import apply as applying
 from hlscore.training.apply import apply, check_trainables, skip_modules
 from hlscore.training.groups import expected_trainables, groups
