@@ -125,8 +125,6 @@ def held_out_losses_of(
     """Losses of a base model and of trainings of it on held-out data; `None` if none is given."""
     if "data" not in held_out:
         return None
-    from dataclasses import asdict
-
     from hlscore.inputs.placement import quiet_libraries
     from hlscore.views.progress import status
 
@@ -134,4 +132,4 @@ def held_out_losses_of(
     with status("measuring the loss"), quiet_libraries():
         from hlscore.validation.held_out import held_out_losses
 
-        return asdict(held_out_losses(model, data, runs))
+        return held_out_losses(model, data, runs)

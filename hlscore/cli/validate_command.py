@@ -94,8 +94,7 @@ def _run(
     with quiet_libraries():
         from hlscore.inputs.model import resolve_device
         from hlscore.inputs.placement import dtype_warning
-        from hlscore.validation.journal import JOURNAL
-        from hlscore.validation.run import prepare, seconds_per_training, validate
+        from hlscore.validation.run import JOURNAL, prepare, seconds_per_training, validate
 
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
