@@ -13,7 +13,7 @@ from typing import Any
 from bases import BASES
 from published import latest
 
-from hlscore.pages.formats import paint
+from hlscore.pages.vega import paint
 
 PICTURE = Path(__file__).resolve().parent.parent / "pictures" / "evidence.svg"
 LORA, PEFT, RANKS, FULL, BY_SCORE, TRAINED, DRAWN, ORACLE = (

@@ -1,21 +1,43 @@
-"""How well several rankings of the same modules agree, each with each."""
+"""How well orders of the same modules agree, each with each: scores, LoRA ranks or runs."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hlscore.agreement.kendall import RankAgreement, kendall, tau_b
-from hlscore.agreement.overlap import top_overlap
-from hlscore.agreement.rankings import Ranking
-from hlscore.agreement.resamples import resampled_tau
+from hlscore.agreement.facts import Fact, facts_of, side_by_side
+from hlscore.agreement.measures import RankAgreement, Values, kendall, resampled_tau, top_overlap
+from hlscore.agreement.sides import Side, named
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.budget import share_of
+from hlscore.records import ScoreReport
+from hlscore.scores.registry import SCORES, Score, find_score, replicates_at, score_of
+from hlscore.settings import Limit
 
-_SHARE = re.compile(r"(\d{1,3}(?:\.\d{1,6})?)\s*%", re.ASCII)
-_NUMBER = re.compile(r"\d{1,9}", re.ASCII)
-Values = Sequence[float | None]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """One score of every candidate of a run, at one LoRA rank.
+
+    Attributes:
+        label: What sets it apart from those that it is compared with.
+        values: Score by module; `None` where it cannot be had.
+        replicates: Resampled scores by module; empty ones where there are none at that rank.
+        kinds: Kind of each module, with the block before it.
+    """
+
+    label: str
+    score: str
+    rank: int
+    values: Mapping[str, float | None]
+    replicates: Mapping[str, tuple[float, ...]]
+    kinds: Mapping[str, str]
+
+    @property
+    def empty(self) -> bool:
+        """Whether no module has a value."""
+        return all(value is None for value in self.values.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,105 +63,153 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Rankings compared with each other.
+    """Rankings compared with each other, over the modules that all of them have.
 
     Attributes:
-        rankings: What is compared.
-        modules: Modules that all of them have.
+        sides: The files that they come from: one for all, or one for each.
+        facts: What is known of the runs, one value per side.
+        missing: Scores of a single file that have no values.
+        modules: How many modules all have.
         top: How many of them count as the highest.
         pairs: By row and column, both in the order of the rankings; the matrix is symmetric.
         resampled: Tau between two resamples of each ranking; `None` where there are none.
         constant: Labels of rankings that give all modules the same value.
+        chosen: Whether one score was asked for, whatever the runs were ordered by.
     """
 
+    sides: tuple[Side, ...]
+    facts: tuple[Fact, ...]
     rankings: tuple[Ranking, ...]
+    missing: tuple[str, ...]
     modules: int
     top: int
     pairs: tuple[tuple[Pair, ...], ...]
     resampled: tuple[float | None, ...]
     constant: tuple[str, ...]
+    within_kinds: bool
+    chosen: bool
+
+    @property
+    def same_structure(self) -> bool:
+        """Whether all runs are of models with the same modules of the same shapes."""
+        return len({side.content.model.fingerprint.structure for side in self.sides}) == 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Top:
-    """How many modules count as the highest.
+def compare(
+    sides: Sequence[Side],
+    *,
+    score: str | None,
+    rank: int | None,
+    ranks: Sequence[int],
+    top: Limit,
+    within_kinds: bool,
+) -> Comparison:
+    """Compare all scores of one run, one score of it at several ranks, or several runs.
 
-    Attributes:
-        text: As given.
-        share: Share of the modules; `None` for a number.
-        number: Number of modules; `None` for a share.
+    Args:
+        score: Name of the score; `None` for all scores of one run, else for each run's own.
+        rank: LoRA rank; `None` for each run's own.
+        ranks: LoRA ranks of one run.
+        top: How many modules count as the highest.
     """
-
-    text: str
-    share: float | None = None
-    number: int | None = None
-
-    def of(self, modules: int) -> int:
-        """Number of modules out of so many; of a share at least one."""
-        if self.number is None:
-            return max(1, share_of(self.share or 0.0, modules))
-        if self.number > modules:
+    found, facts = [], []
+    for side in sides:
+        if isinstance(side.content, Plan):
             raise UsageError(
-                f"--top-k is {self.text}, more than the {modules:,} modules that are compared."
+                f"'{side.path}' is a plan; scores are compared.",
+                hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
             )
-        return self.number
-
-
-def parse_top(text: str) -> Top:
-    """Read `--top-k`.
-
-    Args:
-        text: `10%` or a number of modules.
-    """
-    plain = text.strip()
-    if (match := _SHARE.fullmatch(plain)) and 0 < float(match.group(1)) <= 100:
-        return Top(text=plain, share=float(match.group(1)) / 100)
-    if _NUMBER.fullmatch(plain) and int(plain) > 0:
-        return Top(text=plain, number=int(plain))
-    raise UsageError(
-        f"--top-k is '{text}'.", hint="Use a share of the modules such as 10%, or a number."
-    )
-
-
-def compare(rankings: Sequence[Ranking], top: Top, *, within_kinds: bool) -> Comparison:
-    """Hold every ranking against every other, over the modules that all have.
-
-    Args:
-        rankings: All with values; of one nothing but its resamples is compared.
-    """
+        with named(side.path):
+            facts.append(facts_of(side.content))
+            if len(sides) > 1:
+                found.append(_run_ranking(side.label, side.content, score, rank))
+            else:
+                found += _rankings(side.content, score, rank, ranks)
+    rankings = [item for item in found if not item.empty]
     if not rankings:
         raise ArtifactError(
             "No module has a score: no order can be compared.",
             hint="`hlscore rank MODEL` writes scores.",
         )
     modules = _common(rankings)
+    number = top.count if top.count is not None else max(1, share_of(top.share or 0, len(modules)))
+    if number > len(modules):
+        raise UsageError(
+            f"--top-k is {top.text}, more than the {len(modules):,} modules that are compared."
+        )
+    groups: dict[str, list[int]] = {}
+    for place, name in enumerate(modules):
+        groups.setdefault(rankings[0].kinds[name], []).append(place)
     values = [[item.values[name] for name in modules] for item in rankings]
-    number = top.of(len(modules))
-    groups = _places(modules, rankings[0].kinds) if within_kinds else []
-    found = {
+    places = range(len(values))
+    pairs = {
         (i, j): Pair(
             tau=kendall(values[i], values[j]),
             overlap=top_overlap(values[i], values[j], number),
-            within_kinds=_within(values[i], values[j], groups),
+            within_kinds=_within(values[i], values[j], groups.values()) if within_kinds else None,
         )
-        for i in range(len(values))
-        for j in range(i, len(values))
+        for i in places
+        for j in places[i:]
     }
-    places = range(len(values))
     return Comparison(
+        sides=tuple(sides),
+        facts=side_by_side(facts),
         rankings=tuple(rankings),
+        missing=tuple(item.label for item in found if item.empty),
         modules=len(modules),
         top=number,
-        pairs=tuple(tuple(found[min(i, j), max(i, j)] for j in places) for i in places),
+        pairs=tuple(tuple(pairs[min(i, j), max(i, j)] for j in places) for i in places),
         resampled=tuple(
-            resampled_tau([item.replicates[name] for name in modules]) if item.replicates else None
-            for item in rankings
+            resampled_tau([item.replicates[name] for name in modules]) for item in rankings
         ),
         constant=tuple(
             item.label
             for item, own in zip(rankings, values, strict=True)
             if len({value for value in own if value is not None}) < 2
         ),
+        within_kinds=within_kinds,
+        chosen=score is not None,
+    )
+
+
+def _rankings(
+    report: ScoreReport, score: str | None, rank: int | None, ranks: Sequence[int]
+) -> list[Ranking]:
+    """All scores of one run, or one of them at several LoRA ranks."""
+    if not ranks:
+        own = rank or report.run.rank
+        return [_ranking(name, report, found, own) for name, found in SCORES.items()]
+    chosen = find_score(score or report.run.score)
+    if not chosen.follows_rank:
+        known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
+        raise UsageError(
+            f"'{chosen.name}' is the same at every LoRA rank.", hint=f"Use --score {known}."
+        )
+    return [_ranking(f"rank {item}", report, chosen, item) for item in ranks]
+
+
+def _run_ranking(label: str, report: ScoreReport, score: str | None, rank: int | None) -> Ranking:
+    """The order that one of several runs gives."""
+    chosen = find_score(score or report.run.score)
+    found = _ranking(label, report, chosen, rank or report.run.rank)
+    if found.empty:
+        raise UsageError(
+            f"No module has a value of '{chosen.name}'.",
+            hint="Choose another --score; `hlscore scores` says what each of them needs.",
+        )
+    return found
+
+
+def _ranking(label: str, report: ScoreReport, score: Score, rank: int) -> Ranking:
+    rows = report.candidates
+    replicates = replicates_at(rows, score, rank, report.run.rank)
+    return Ranking(
+        label=label,
+        score=score.name,
+        rank=rank,
+        values={row.module: score_of(row, score, rank) for row in rows},
+        replicates={row.module: own for row, own in zip(rows, replicates, strict=True)},
+        kinds={row.module: f"{row.block}.{row.kind}".lstrip(".") for row in rows},
     )
 
 
@@ -157,18 +227,13 @@ def _common(rankings: Sequence[Ranking]) -> list[str]:
     return names
 
 
-def _places(modules: Sequence[str], kinds: Mapping[str, str]) -> list[list[int]]:
-    groups: dict[str, list[int]] = {}
-    for place, name in enumerate(modules):
-        groups.setdefault(kinds[name], []).append(place)
-    return list(groups.values())
-
-
-def _within(x: Values, y: Values, groups: Sequence[Sequence[int]]) -> float | None:
-    total = modules = 0.0
-    for places in groups:
-        tau = tau_b([x[place] for place in places], [y[place] for place in places])
-        if tau is not None:
-            total += len(places) * tau
-            modules += len(places)
-    return total / modules if modules else None
+def _within(x: Values, y: Values, groups: Iterable[Sequence[int]]) -> float | None:
+    """Mean tau within groups of places, weighted by their sizes."""
+    taus = [
+        (len(places), kendall([x[at] for at in places], [y[at] for at in places]).tau)
+        for places in groups
+    ]
+    known = [(size, tau) for size, tau in taus if tau is not None]
+    if not known:
+        return None
+    return sum(size * tau for size, tau in known) / sum(size for size, _ in known)

@@ -2,59 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from hlscore.agreement.facts import Fact, Value, plan_facts, run_facts, side_by_side
-from hlscore.agreement.kendall import RankAgreement, kendall
-from hlscore.agreement.overlap import jaccard
+from hlscore.agreement.facts import Fact, facts_of, side_by_side
+from hlscore.agreement.measures import RankAgreement, jaccard, kendall, resampled_tau
 from hlscore.agreement.sides import Side
 from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.errors import UsageError
+from hlscore.records import ScoreReport
+from hlscore.scores.registry import find_score, replicates_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Move:
-    """A module that the two plans train differently.
-
-    Attributes:
-        module: Full name.
-        a: What the first plan does with it; `None` where it does not list it.
-        b: What the second plan does with it.
-    """
+    """A module with what each of two plans does with it; `None` where one does not list it."""
 
     module: str
     a: PlanModule | None
     b: PlanModule | None
 
     @property
-    def known(self) -> PlanModule:
-        """The side that lists it; of two the one with a block, which version 1 does not know."""
-        sides = [side for side in (self.a, self.b) if side is not None]
-        return max(sides, key=lambda side: bool(side.block))
+    def items(self) -> list[PlanModule]:
+        """What the plans that list it do with it, at least one."""
+        return [item for item in (self.a, self.b) if item is not None]
 
     @property
-    def other_shape(self) -> bool:
-        """Whether both sides list it, with other shapes."""
-        shapes = {
-            (side.matrices, side.out_features, side.in_features)
-            for side in (self.a, self.b)
-            if side is not None
-        }
-        return len(shapes) > 1
+    def full(self) -> tuple[bool, bool]:
+        """Whether each side trains it in full."""
+        a, b = (item is not None and item.mode == "full" for item in (self.a, self.b))
+        return a, b
 
     @property
     def crosses_full(self) -> bool:
         """Whether one side trains it in full and the other does not."""
-        return (self.a is not None and self.a.mode == "full") != (
-            self.b is not None and self.b.mode == "full"
-        )
+        return self.full[0] != self.full[1]
 
     @property
     def importance(self) -> tuple[bool, bool, int, str]:
         """Into or out of full first, then other modes, then ranks; within these by place."""
-        same_mode = self.a is not None and self.b is not None and self.a.mode == self.b.mode
-        places = [side.position for side in (self.a, self.b) if side is not None]
-        return not self.crosses_full, same_mode, min(places), self.module
+        same_mode = len(self.items) == 2 and len({item.mode for item in self.items}) == 1
+        place = min(item.position for item in self.items)
+        return not self.crosses_full, same_mode, place, self.module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,9 +54,7 @@ class Group:
     Attributes:
         name: Kind with the block before it, or index of the decoder block; `None` outside them.
         modules: How many there are on either side.
-        full_a: Trained in full by the first plan.
-        full_b: Trained in full by the second plan.
-        full_both: Trained in full by both.
+        full_a: How many the first plan trains in full.
     """
 
     name: str | int | None
@@ -81,25 +69,23 @@ class Difference:
     """Everything that two plans differ in.
 
     Attributes:
-        a: The first side.
-        b: The second side.
-        facts: What is known of both, side by side.
+        plans: What the two files hold, or what their scores give.
         moves: Modules that are trained differently, the most important first.
         common: Modules that both list.
         only_a: Modules that only the first lists.
-        only_b: Modules that only the second lists.
         other_shape: Modules that both list, with other shapes.
         jaccard_full: Jaccard index of the modules in full.
         shared_full: Modules in full on both sides.
         expected_full: How many that would be if each side had drawn from the common modules.
         jaccard_decisions: Jaccard index of module, mode and rank.
         agreement: Kendall's tau of the scores over the common modules.
+        resampled: Tau between two resamples of the scores of each side; `None` without.
         by_kind: Modules in full by kind.
         by_layer: Modules in full by decoder block.
     """
 
-    a: Side
-    b: Side
+    sides: tuple[Side, ...]
+    plans: tuple[Plan, ...]
     facts: tuple[Fact, ...]
     moves: tuple[Move, ...]
     common: int
@@ -111,91 +97,99 @@ class Difference:
     expected_full: float | None
     jaccard_decisions: float
     agreement: RankAgreement
+    resampled: tuple[float | None, ...]
     by_kind: tuple[Group, ...]
     by_layer: tuple[Group, ...]
 
     @property
     def same_structure(self) -> bool:
         """Whether both are for models with the same modules of the same shapes."""
-        first, second = self.a.plan.model.fingerprint, self.b.plan.model.fingerprint
-        return first.structure == second.structure
+        return len({plan.model.fingerprint.structure for plan in self.plans}) == 1
 
     @property
     def same_weights(self) -> bool:
         """Whether both are for the same weights."""
-        first, second = self.a.plan.model.fingerprint, self.b.plan.model.fingerprint
-        return first.weights == second.weights
+        return len({plan.model.fingerprint.weights for plan in self.plans}) == 1
 
     @property
     def none(self) -> bool:
         """Whether nothing differs at all."""
-        return self.a.plan == self.b.plan
+        return self.plans[0] == self.plans[1]
 
 
-def difference(a: Side, b: Side) -> Difference:
-    """Hold two plans against each other, module by module."""
-    first, second = _by_name(a.plan), _by_name(b.plan)
-    names = [name for name in first if name in second]
-    every = [*first, *(name for name in second if name not in first)]
-    pairs = {name: Move(module=name, a=first.get(name), b=second.get(name)) for name in every}
-    moves = [move for move in pairs.values() if _decision(move.a) != _decision(move.b)]
-    full_a, full_b = ({item.module for item in side.plan.full} for side in (a, b))
-    shared = [full.intersection(names) for full in (full_a, full_b)]
+def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
+    """Compare two plans, module by module; scores are planned first.
+
+    Scores beside a plan are planned with the settings of that plan.
+
+    Args:
+        sides: Two of them.
+        given: Plan settings that were asked for, by name.
+    """
+    like = next((side.content for side in sides if isinstance(side.content, Plan)), None)
+    if given and not any(side.from_scores for side in sides):
+        raise UsageError(
+            "Both files are plans: nothing is left to plan.",
+            hint="Remove --budget, --score and --rank, or give score files.",
+        )
+    plans = tuple(side.plan(like, given) for side in sides)
+    a, b = ({item.module: item for item in plan.modules} for plan in plans)
+    every = [Move(module=name, a=a.get(name), b=b.get(name)) for name in {**a, **b}]
+    common = [move for move in every if len(move.items) == 2]
+    moves = [move for move in every if _decision(move.a) != _decision(move.b)]
+    full_a, full_b = ({item.module for item in plan.full} for plan in plans)
+    chances = [sum(move.full[at] for move in common) for at in (0, 1)]
+    scores = [[move.items[at].score for move in common] for at in (0, 1)]
     return Difference(
-        a=a,
-        b=b,
-        facts=side_by_side([_facts(side.plan) for side in (a, b)]),
+        sides=sides,
+        plans=plans,
+        facts=side_by_side([facts_of(plan) for plan in plans]),
         moves=tuple(sorted(moves, key=lambda move: move.importance)),
-        common=len(names),
-        only_a=len(first) - len(names),
-        only_b=len(second) - len(names),
-        other_shape=sum(move.other_shape for move in pairs.values()),
+        common=len(common),
+        only_a=len(a) - len(common),
+        only_b=len(b) - len(common),
+        other_shape=sum(len(set(map(_shape, move.items))) > 1 for move in common),
         jaccard_full=jaccard(full_a, full_b),
         shared_full=len(full_a & full_b),
-        expected_full=len(shared[0]) * len(shared[1]) / len(names) if names else None,
-        jaccard_decisions=jaccard(
-            *([_decision(item) for item in side.plan.modules] for side in (a, b))
-        ),
-        agreement=kendall(
-            [first[name].score for name in names], [second[name].score for name in names]
-        ),
-        by_kind=_groups(pairs, lambda item: f"{item.block}.{item.kind}".lstrip(".")),
-        by_layer=_groups(pairs, lambda item: item.layer),
+        expected_full=chances[0] * chances[1] / len(common) if common else None,
+        jaccard_decisions=jaccard(*(map(_decision, plan.modules) for plan in plans)),
+        agreement=kendall(*scores),
+        resampled=tuple(_resampled(*pair) for pair in zip(sides, plans, strict=True)),
+        by_kind=_groups(every, lambda item: f"{item.block}.{item.kind}".lstrip(".")),
+        by_layer=_groups(every, lambda item: item.layer),
     )
 
 
-def _facts(plan: Plan) -> dict[str, Value]:
-    return plan_facts(plan) | run_facts(plan.model, plan.provenance)
-
-
-def _by_name(plan: Plan) -> dict[str, PlanModule]:
-    return {item.module: item for item in plan.modules}
-
-
 def _decision(item: PlanModule | None) -> Hashable:
-    return None if item is None else (item.module, item.mode, item.rank)
+    return item and (item.module, item.mode, item.rank)
+
+
+def _shape(item: PlanModule) -> Hashable:
+    return item.matrices, item.out_features, item.in_features
+
+
+def _resampled(side: Side, plan: Plan) -> float | None:
+    if not isinstance(side.content, ScoreReport):
+        return None
+    rows, run = side.content.candidates, side.content.run
+    return resampled_tau(replicates_at(rows, find_score(plan.score.name), plan.lora.rank, run.rank))
 
 
 def _groups(
-    pairs: dict[str, Move], name_of: Callable[[PlanModule], str | int | None]
+    moves: Iterable[Move], name_of: Callable[[PlanModule], str | int | None]
 ) -> tuple[Group, ...]:
-    found: dict[str | int | None, list[Move]] = {}
-    for move in pairs.values():
-        found.setdefault(name_of(move.known), []).append(move)
+    found: dict[str | int | None, list[tuple[bool, bool]]] = {}
+    for move in moves:
+        found.setdefault(name_of(move.items[0]), []).append(move.full)
     # Layers by number, those outside the blocks last; kinds by name.
     order = sorted(found, key=lambda name: (name is None, name if name is not None else ""))
-    return tuple(_group(name, found[name]) for name in order)
-
-
-def _group(name: str | int | None, moves: list[Move]) -> Group:
-    full = [
-        tuple(side is not None and side.mode == "full" for side in (move.a, move.b))
-        for move in moves
-    ]
-    return Group(
-        name=name,
-        modules=len(moves),
-        full_a=sum(a for a, _ in full),
-        full_b=sum(b for _, b in full),
-        full_both=sum(a and b for a, b in full),
+    return tuple(
+        Group(
+            name=name,
+            modules=len(found[name]),
+            full_a=sum(a for a, _ in found[name]),
+            full_b=sum(b for _, b in found[name]),
+            full_both=sum(a and b for a, b in found[name]),
+        )
+        for name in order
     )

@@ -1,73 +1,108 @@
-"""Plans and score reports brought into one form: a plan, and the resamples where there are any."""
+"""The files that `compare` and `diff` put beside each other: what they hold, and as plans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hlscore.agreement.facts import fit_for_plans
-from hlscore.agreement.resamples import resampled_tau
+from pydantic import ValidationError
+
 from hlscore.artifacts.plan import Plan
-from hlscore.errors import HlscoreError
+from hlscore.artifacts.reading import is_report, read_artifact
+from hlscore.artifacts.report import Resamples
+from hlscore.errors import ArtifactError, HlscoreError
 from hlscore.planning.make_plan import make_plan, replan, run_settings
 from hlscore.records import ScoreReport
-from hlscore.scores.registry import find_score, replicates_at
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of two files that are compared.
+    """One of the files that are compared.
 
     Attributes:
-        path: The file.
-        plan: What it holds, or what its scores give by the plain rule of planning.
-        from_scores: Whether the file holds scores.
-        resampled_tau: Agreement of the scores with themselves: tau between two resamples; `None`
-            where there are none.
+        label: The parts of its path that set it apart; no two sides have the same.
     """
 
     path: Path
-    plan: Plan
-    from_scores: bool
-    resampled_tau: float | None = None
+    label: str
+    content: Plan | ScoreReport
+
+    @property
+    def from_scores(self) -> bool:
+        """Whether the file holds scores, not a plan."""
+        return isinstance(self.content, ScoreReport)
+
+    def plan(self, like: Plan | None, given: Mapping[str, Any]) -> Plan:
+        """The plan that the file holds, or that its scores give.
+
+        Args:
+            like: A plan whose settings plan the scores too; `None` for those of the run.
+            given: Plan settings that were asked for, by name.
+        """
+        if isinstance(self.content, Plan):
+            return self.content
+        with named(self.path):
+            if like is not None:
+                return replan(like, self.content, **given)
+            return make_plan(self.content, run_settings(self.content, given))
 
 
-def sides_of(
-    files: tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]],
-    given: Mapping[str, Any],
-) -> tuple[Side, Side]:
-    """Turn two files into plans that can be compared.
-
-    A report beside a plan is planned with the settings of that plan.
+def read_sides(
+    paths: Sequence[Path], *, scores: Collection[str] = (), most: int | None = None
+) -> tuple[Side, ...]:
+    """Read plans and score reports; a path that comes twice is read once.
 
     Args:
-        given: Plan settings that were asked for, by name.
-
-    Returns:
-        Both sides in the order given.
+        scores: Scores whose resamples are read; by default the score of the plans among the
+            files, else that of each run.
+        most: Most resamples of each module; `None` for all.
     """
-    plans = [content for _, content in files if isinstance(content, Plan)]
-    like = plans[0] if plans else None
-    first, second = (
-        Side(path=path, plan=content, from_scores=False)
-        if isinstance(content, Plan)
-        else _side(path, content, like, given)
-        for path, content in files
+    decide = set(scores)
+    found: dict[Path, Plan | ScoreReport] = {}
+    for path in sorted(dict.fromkeys(paths), key=is_report):  # plans first
+        wanted = Resamples(scores=lambda run: decide or [run.score], most=most)
+        found[path] = content = read_artifact(path, resamples=wanted)
+        if isinstance(content, Plan) and not scores:
+            decide.add(content.score.name)
+    return tuple(
+        Side(path=path, label=label, content=found[path])
+        for path, label in zip(paths, _labels(paths), strict=True)
     )
-    return first, second
 
 
-def _side(path: Path, report: ScoreReport, like: Plan | None, given: Mapping[str, Any]) -> Side:
-    with fit_for_plans(path):
-        try:
-            if like is None:
-                plan = make_plan(report, run_settings(report, given))
-            else:
-                plan = replan(like, report, **given)
-        except HlscoreError as error:  # of two files, which one
-            raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
-    score, rank = find_score(plan.settings.score), plan.settings.rank
-    replicates = replicates_at(report.candidates, score, rank, report.run.rank)
-    return Side(path=path, plan=plan, from_scores=True, resampled_tau=resampled_tau(replicates))
+def _labels(paths: Sequence[Path]) -> list[str]:
+    parts = [path.absolute().parts for path in paths]
+    least = min(len(own) for own in parts)
+    first = last = 0
+    while first < least - 1 and len({own[first] for own in parts}) == 1:
+        first += 1
+    while last < least - first - 1 and len({own[-1 - last] for own in parts}) == 1:
+        last += 1
+    labels = ["/".join(own[first : len(own) - last]) for own in parts]
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
+        for place, label in enumerate(labels)
+    ]
+
+
+@contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Name the file in errors about its content, and refuse values that no plan can hold.
+
+    Yields:
+        Nothing.
+    """
+    try:
+        yield
+    except HlscoreError as error:
+        raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"'{path}' is damaged: a plan cannot hold its '{place}': {first['msg']}.",
+            hint="Write it again with `hlscore rank`.",
+        ) from error

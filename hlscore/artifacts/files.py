@@ -78,7 +78,7 @@ def _check_names(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
 
 
 def write_files(
-    folder: Path, contents: Mapping[str, str | Callable[[Path], None]]
+    folder: Path, contents: Mapping[str, str | Callable[[Path], object]]
 ) -> dict[str, Path]:
     """Write files beside their final place, then move all of them there.
 

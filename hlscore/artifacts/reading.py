@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,18 +31,6 @@ def read_artifact(path: Path, *, resamples: Resamples | None = None) -> Plan | S
     from hlscore.artifacts.report import read_report
 
     return read_report(path, resamples=resamples)
-
-
-@contextmanager
-def uncollected() -> Iterator[None]:
-    """Keep the garbage collector from walking over the rows of large files while they are made."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def refuse_other_file(path: Path) -> None:

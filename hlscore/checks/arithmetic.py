@@ -13,7 +13,7 @@ from hlscore.checks.findings import Finding, Level
 from hlscore.checks.rules import PLAN_AGAIN, Rule
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import parse_budget, share_of
-from hlscore.planning.memory import Choice
+from hlscore.planning.revision import choice_of
 from hlscore.planning.sums import budget_of, stability_of, totals_of
 
 TOTALS = Rule(
@@ -95,7 +95,10 @@ def check_arithmetic(plan: Plan) -> Iterator[Finding]:
         yield from _parameters(item, place)
         yield from _alpha(plan, item, place)
     # Added up from what the modes train, whatever the modules say of it.
-    modules = [item.model_copy(update={"trained_params": _trained(item)}) for item in plan.modules]
+    modules = [
+        item.model_copy(update={"trained_params": choice_of(item).trained_params})
+        for item in plan.modules
+    ]
     totals = totals_of(modules, plan.lora.rank, plan.totals.model_params)
     yield from _totals(plan, totals)
     yield from _budget(plan, modules, totals)
@@ -136,7 +139,7 @@ def _parameters(item: PlanModule, place: int) -> Iterator[Finding]:
             f"{weights + biases:,} with a bias.",
             ("modules", place, "params"),
         )
-    trained = _trained(item)
+    trained = choice_of(item).trained_params
     if item.trained_params != trained:
         yield PARAMETERS.finding(
             f"'{item.module}' trains {item.trained_params:,} parameters; its mode gives "
@@ -225,7 +228,3 @@ def _positions(plan: Plan) -> Iterator[Finding]:
                 ("modules", place, "score"),
             )
             return
-
-
-def _trained(item: PlanModule) -> int:
-    return Choice(row=item, mode=item.mode, rank=item.rank or 0).trained_params

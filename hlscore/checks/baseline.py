@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hlscore.agreement.kendall import kendall
-from hlscore.agreement.overlap import jaccard
+from hlscore.agreement.measures import jaccard, kendall
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.findings import Comparison, Finding
 from hlscore.checks.rules import Rule

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import LARGEST_RANK, Option, parse_ranks
-
-if TYPE_CHECKING:
-    from hlscore.records import ScoreReport
+from hlscore.settings import LARGEST_RANK, Option, parse_limit, parse_ranks
 
 _PANEL = "What is compared"
 _OWN = "each run's own"
@@ -76,71 +72,32 @@ def compare(
 
     `hlscore compare scores.parquet --ranks 4,16,64 --within-kinds`
     """
-    from hlscore.agreement import comparison, rankings
-    from hlscore.agreement.facts import report_facts, side_by_side
-    from hlscore.agreement.labels import short_labels
-    from hlscore.artifacts.reading import uncollected
+    from hlscore.agreement import comparison
+    from hlscore.agreement.measures import MOST_RESAMPLES
+    from hlscore.agreement.sides import read_sides
     from hlscore.scores.registry import SCORES, find_score
-    from hlscore.views.compare import Compared, print_comparison
+    from hlscore.views.compare import print_comparison
     from hlscore.views.progress import status
 
-    top = comparison.parse_top(top_k)
+    top = parse_limit(top_k, "--top-k")
+    if not (top.count or top.share):
+        raise UsageError(f"--top-k is '{top_k}'.", hint="Use a number or a share above 0.")
     if score is not None:
         find_score(score)
     if len(scores) > 1 and ranks:
         raise UsageError("--ranks compares LoRA ranks of one run.", hint="Give one score file.")
     if ranks and rank is not None:
         raise UsageError("--rank and --ranks are mutually exclusive.", hint="Remove one of them.")
-    whole = len(scores) == 1 and not ranks
-    if whole and score is not None:
+    every = len(scores) == 1 and not ranks
+    if every and score is not None:
         raise UsageError(
             "All scores of one run are compared; --score selects one.",
             hint="Give several score files, or --ranks 4,16,64.",
         )
-    with status("comparing"), uncollected():
-        reports = [_read(path, tuple(SCORES) if whole else (score,)) for path in scores]
-        labels = short_labels(scores)
-        if len(scores) > 1:
-            found = [
-                rankings.run_ranking(report, label, score, rank)
-                for report, label in zip(reports, labels, strict=True)
-            ]
-        elif ranks:
-            found = rankings.ranks_of(reports[0], score, ranks)
-        else:
-            found = rankings.scores_of(reports[0], rank)
-        filled = [item for item in found if not item.empty]
-        compared = Compared(
-            comparison=comparison.compare(filled, top, within_kinds=within_kinds),
-            paths=scores,
-            labels=tuple(labels),
-            facts=side_by_side(
-                [report_facts(path, report) for path, report in zip(scores, reports, strict=True)]
-            ),
-            missing=tuple(item.label for item in found if item.empty),
-            structures=tuple(report.model.fingerprint.structure for report in reports),
-            within_kinds=within_kinds,
-            chosen=score is not None,
+    wanted = tuple(SCORES) if every else (score,) if score is not None else ()
+    with status("comparing"):
+        sides = read_sides(scores, scores=wanted, most=MOST_RESAMPLES)
+        found = comparison.compare(
+            sides, score=score, rank=rank, ranks=ranks, top=top, within_kinds=within_kinds
         )
-    print_comparison(compared, as_json=as_json)
-
-
-def _read(path: Path, names: Sequence[str | None]) -> ScoreReport:
-    """Read scores with as many resamples as are compared; `None` names the run's own score."""
-    from hlscore.agreement.resamples import MOST_PAIRS
-    from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import read_artifact
-    from hlscore.artifacts.report import Resamples
-
-    found = read_artifact(
-        path,
-        resamples=Resamples(
-            scores=lambda run: [name or run.score for name in names], most=2 * MOST_PAIRS
-        ),
-    )
-    if isinstance(found, Plan):
-        raise UsageError(
-            f"'{path}' is a plan; scores are compared.",
-            hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
-        )
-    return found
+    print_comparison(found, as_json=as_json)

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from hlscore.cli import options as o
-from hlscore.errors import EXIT_CHECK_FAILED, UsageError
+from hlscore.errors import EXIT_CHECK_FAILED
 from hlscore.settings import Option, PlanSettings
-
-if TYPE_CHECKING:
-    from hlscore.artifacts.plan import Plan
-    from hlscore.records import ScoreReport
 
 _FILE = "A plan.json or a scores.parquet."
 
@@ -57,46 +53,19 @@ def diff(
     `hlscore diff plan.json scores.parquet --exit-code --json`
     """
     from hlscore.agreement.difference import difference
-    from hlscore.agreement.sides import sides_of
-    from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import uncollected
+    from hlscore.agreement.sides import read_sides
     from hlscore.planning.budget import parse_budget
     from hlscore.scores.registry import find_score
     from hlscore.views.diff import print_difference
     from hlscore.views.progress import status
 
-    score = settings.get("score")
     if "budget" in settings:
         parse_budget(settings["budget"])
-    if score is not None:
-        find_score(score)
-    with status("comparing"), uncollected():
-        files = _read(a, b, score)
-        if settings and all(isinstance(content, Plan) for _, content in files):
-            raise UsageError(
-                "Both files are plans: nothing is left to plan.",
-                hint="Remove --budget, --score and --rank, or give score files.",
-            )
-        found = difference(*sides_of(files, settings))
+    if "score" in settings:
+        find_score(settings["score"])
+    with status("comparing"):
+        sides = read_sides((a, b), scores=[settings["score"]] if "score" in settings else ())
+        found = difference(sides, settings)
     print_difference(found, top=top, as_json=as_json)
     if exit_code and found.moves:
         raise typer.Exit(EXIT_CHECK_FAILED)
-
-
-def _read(
-    a: Path, b: Path, score: str | None
-) -> tuple[tuple[Path, Plan | ScoreReport], tuple[Path, Plan | ScoreReport]]:
-    """Read both files, plans first: of a report only the score that decides is needed whole."""
-    from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import is_report, read_artifact
-    from hlscore.artifacts.report import Resamples
-
-    decides = [] if score is None else [score]
-    found: dict[Path, Plan | ScoreReport] = {}
-    for path in sorted(dict.fromkeys((a, b)), key=is_report):
-        found[path] = content = read_artifact(
-            path, resamples=Resamples(scores=lambda run: decides or [run.score])
-        )
-        if isinstance(content, Plan) and score is None:
-            decides.append(content.score.name)
-    return (a, found[a]), (b, found[b])

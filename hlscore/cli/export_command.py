@@ -78,39 +78,27 @@ def export(
     else:
         check_limits(asked, exporter.limits)
     settings = Export(
-        plan=asked,
-        model=model,
-        full_lr=full_lr,
-        lora_lr=lora_lr,
+        plan=asked, model=model, full_lr=full_lr, lora_lr=lora_lr,
         allow_other_weights=allow_other_weights,
-    )
+    )  # fmt: skip
     with status(f"writing {exporter.name}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         files = dict(exporter.files(settings))
         if exporter.folder:
-            folder = out or plan.parent / exporter.name
+            target = folder = out or plan.parent / exporter.name
         else:
             ((default, content),) = files.items()
-            target = plan.parent / default if out is None else _named(out, default)
+            target = out or plan.parent / default
+            if target.is_dir() and out is not None:
+                target /= default
+            elif not target.suffix:  # trainers tell the format of a configuration by it
+                target = target.with_name(target.name + Path(default).suffix)
             if target.resolve() == plan.resolve():
                 raise UsageError(f"--out '{target}' is the plan itself.", hint="Give another file.")
             folder, files = target.parent, {target.name: content}
         check_folder(folder, tuple(files), force=force)
         paths = write_files(folder, files)
+    notes = (*(str(item.message) for item in caught), *exporter.notes(settings))
     print_export(
-        exporter,
-        asked,
-        folder if exporter.folder else next(iter(paths.values())),
-        paths,
-        changes=changes,
-        notes=(*(str(item.message) for item in caught), *exporter.notes(settings)),
-        as_json=as_json,
+        exporter, asked, target, paths.values(), changes=changes, notes=notes, as_json=as_json
     )
-
-
-def _named(out: Path, default: str) -> Path:
-    """The file to write: trainers tell the format of a configuration by its suffix."""
-    if out.is_dir():
-        return out / default
-    suffix = Path(default).suffix
-    return out if out.suffix else out.with_name(f"{out.name}{suffix}")

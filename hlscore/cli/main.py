@@ -12,33 +12,20 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from hlscore import errors
 from hlscore._version import __version__
-from hlscore.cli.audit_command import audit
 from hlscore.cli.check_command import check
 from hlscore.cli.compare_command import compare
 from hlscore.cli.diff_command import diff
-from hlscore.cli.estimate_command import estimate
 from hlscore.cli.export_command import export
-from hlscore.cli.modules_command import modules
+from hlscore.cli.model_commands import estimate, modules
 from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
+from hlscore.cli.reference_commands import schema, scores
 from hlscore.cli.report_command import report
-from hlscore.cli.schema_command import schema
-from hlscore.cli.scores_command import scores
-from hlscore.cli.serving_commands import extract_lora, merge
 from hlscore.cli.show_command import show
+from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate
-from hlscore.errors import (
-    EXIT_COULD_NOT_RUN,
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_USAGE,
-    DataError,
-    HlscoreError,
-    Interrupted,
-    ModelError,
-    UsageError,
-)
 from hlscore.processes import started_as
 from hlscore.threads import let_waiting_threads_sleep
 
@@ -46,11 +33,9 @@ DEBUG_VARIABLE = "HLSCORE_DEBUG"
 # What typer raises for a command line that it cannot read.
 _ParsingError: Any = typer.BadParameter.__base__
 
-_FULL = (errno.ENOSPC, errno.EIO, errno.EDQUOT)
-
 
 class _Commands(TyperGroup):
-    """Keeps typer from ending Ctrl-C without a word, and a closed pipe with a failure."""
+    """Keeps typer from ending Ctrl-C without a message, and a closed pipe with a failure."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the chosen command.
@@ -63,16 +48,16 @@ class _Commands(TyperGroup):
             value = super().invoke(ctx)
             sys.stdout.flush()
         except KeyboardInterrupt as error:
-            raise Interrupted("Interrupted: nothing was written.") from error
+            raise errors.Interrupted("Interrupted: nothing was written.") from error
         except SystemExit as stop:
             # rich ends a closed pipe with a failure of its own.
             if isinstance(stop.__context__, BrokenPipeError):
-                raise typer.Exit(EXIT_OK) from stop
+                raise typer.Exit(errors.EXIT_OK) from stop
             raise
         except BrokenPipeError as error:
             # Keep Python from complaining about the pipe at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(EXIT_OK) from error
+            raise typer.Exit(errors.EXIT_OK) from error
         return value
 
 
@@ -113,13 +98,8 @@ def root(
 def main() -> NoReturn:
     """Run the command line and exit: 0 success, 1 check failed, 2 usage, 3 could not run."""
     # Job schedulers end jobs with SIGTERM: the same way out as Ctrl-C, with progress kept.
-    signal.signal(signal.SIGTERM, _interrupt)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     sys.exit(_run())
-
-
-def _interrupt(number: int, frame: object) -> NoReturn:
-    del number, frame
-    raise KeyboardInterrupt
 
 
 def _run() -> int:
@@ -130,50 +110,41 @@ def _run() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter
     try:
-        return app(prog_name="hlscore", standalone_mode=False) or EXIT_OK
-    except _ParsingError as error:
-        _print_parsing_error(error)
-        return EXIT_USAGE
-    except HlscoreError as error:
-        # What every process finds wrong, the main one says.
-        if started_as().is_main or not isinstance(error, (UsageError, ModelError, DataError)):
-            _print_error(error.message, error.hint)
-        return error.exit_code
-    except SystemExit as stop:
-        return _exit_code(stop)
-    except KeyboardInterrupt:
-        _print_error("Interrupted.", "")
-        return EXIT_INTERRUPTED
-    except Exception as error:
-        if os.environ.get(DEBUG_VARIABLE):
-            raise
-        if isinstance(error, OSError) and error.errno in _FULL:
-            _print_error(f"The output cannot be written: {error.strerror}.", "Free some space.")
-        else:
-            hint = (
-                f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it."
-            )
-            _print_error(f"Unexpected {type(error).__name__}: {error}", hint)
-        return EXIT_COULD_NOT_RUN
+        return app(prog_name="hlscore", standalone_mode=False) or errors.EXIT_OK
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        return _end_with(error)
 
 
-def _print_parsing_error(error: Any) -> None:
-    """Say which option or argument cannot be read, and where it is described."""
-    command = error.ctx.command_path if error.ctx else "hlscore"
-    if type(error).__name__ == "NoArgsIsHelpError":
-        error.show()
-    else:
-        _print_error(error.format_message(), f"`{command} --help` describes the options.")
+def _end_with(error: Any) -> int:
+    """Print what went wrong and what to do about it; the exit code.
 
-
-def _exit_code(stop: SystemExit) -> int:
-    if stop.code is None or isinstance(stop.code, int):
-        return stop.code or EXIT_OK
-    _print_error(str(stop.code), "")
-    return EXIT_COULD_NOT_RUN
-
-
-def _print_error(message: str, hint: str) -> None:
+    Raises:
+        BaseException: The error itself, if it is a bug and the traceback is asked for.
+    """
+    message, code = f"Unexpected {type(error).__name__}: {error}", errors.EXIT_COULD_NOT_RUN
+    hint = f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it."
+    if isinstance(error, errors.HlscoreError):
+        message, hint, code = error.message, error.hint, error.exit_code
+        everywhere = (errors.UsageError, errors.ModelError, errors.DataError)
+        if isinstance(error, everywhere) and not started_as().is_main:
+            return code  # the main process meets it too, and prints it
+    elif isinstance(error, _ParsingError):
+        if type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+            return errors.EXIT_USAGE
+        command = error.ctx.command_path if error.ctx else "hlscore"
+        message, code = error.format_message(), errors.EXIT_USAGE
+        hint = f"`{command} --help` describes the options."
+    elif isinstance(error, KeyboardInterrupt):
+        message, hint, code = "Interrupted.", "", errors.EXIT_INTERRUPTED
+    elif isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return error.code or errors.EXIT_OK
+        message, hint = str(error.code), ""
+    elif os.environ.get(DEBUG_VARIABLE):
+        raise error
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EIO, errno.EDQUOT):
+        message, hint = f"The output cannot be written: {error.strerror}.", "Free some space."
     from rich.console import Console
     from rich.text import Text
 
@@ -183,3 +154,4 @@ def _print_error(message: str, hint: str) -> None:
     console.print(Text.assemble(("error: ", "bold red"), visible(message)))
     if hint:
         console.print(Text.assemble(("  try: ", "bold cyan"), visible(hint)))
+    return code

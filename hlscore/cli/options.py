@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field
 from functools import wraps
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import typer
 
 from hlscore.errors import UsageError
-from hlscore.settings import MODEL_PANEL, Option, Setting, build, setting_of, settings_in
+from hlscore.settings import Option, Setting, build, setting_of, settings_in
 
 OUTPUT_PANEL = "Output"
 
@@ -24,9 +24,7 @@ Out = Annotated[
 Force = Annotated[bool, Option("Replace existing results.", OUTPUT_PANEL)]
 Json = Annotated[bool, Option("Print the result as JSON for scripts.", OUTPUT_PANEL, name="json")]
 Top = Annotated[int, Option("Modules to show in the table.", OUTPUT_PANEL, low=1)]
-BaseModel = Annotated[
-    str, Option("Base model that the training started from: hub id or directory.", MODEL_PANEL)
-]
+Given = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +48,6 @@ class Options:
     defaults: Mapping[str, str] = field(default_factory=dict)
     helps: Mapping[str, str] = field(default_factory=dict)
 
-    def chosen(self, kind: type) -> dict[str, Setting]:
-        """The settings that become options."""
-        return {
-            name: setting
-            for name, setting in settings_in(kind).items()
-            if setting.option is not None
-            and (not self.only or name in self.only)
-            and name not in self.without
-        }
-
-
-Given = dict[str, Any]
-
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that its parameters are annotated with.
@@ -70,34 +55,43 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
     A parameter that is annotated with an `Option` is one; with `Options` it stands for several.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, tuple[Any, dict[str, Setting]]] = {}
-    own: dict[str, Setting] = {}
+    every: dict[str, Setting] = {}
+    groups: dict[str, tuple[Any, list[str]]] = {}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         kind, *extras = get_args(hints[name])
         options = next((each for each in extras if isinstance(each, Options)), None)
         if options is None:
             missing = parameter.default is inspect.Parameter.empty
-            own[name] = setting_of(name, hints[name], MISSING if missing else parameter.default)
-            parameters.append(_parameter(own[name], Options(), given=False))
-            continue
-        chosen = options.chosen(options.kind or kind)
-        groups[name] = (kind, chosen)
-        parameters += [
-            _parameter(setting, options, given=kind is Given) for setting in chosen.values()
-        ]
+            chosen = {
+                name: setting_of(name, hints[name], MISSING if missing else parameter.default)
+            }
+            options = Options()
+        else:
+            chosen = {
+                each: setting
+                for each, setting in settings_in(options.kind or kind).items()
+                if setting.option is not None
+                and (not options.only or each in options.only)
+                and each not in options.without
+            }
+            groups[name] = (kind, list(chosen))
+        every |= chosen
+        given = kind is Given
+        parameters += [_parameter(setting, options, given=given) for setting in chosen.values()]
 
     @wraps(command)
     def run(**values: Any) -> None:
-        found = dict(_read(own, values))
-        for name, value in found.items():
-            own[name].check(value)
-        for name, (kind, chosen) in groups.items():
-            given = dict(_read(chosen, values))
-            if kind is Given:
-                found[name] = given
-            else:
-                found[name] = kind.of(given) if hasattr(kind, "of") else build(kind, given)
+        found = {}
+        for name, value in values.items():
+            if value is not None and value != []:
+                found[name] = _typed(every[name], value)
+                every[name].check(found[name])
+        for name, (kind, members) in groups.items():
+            typed = {each: found.pop(each) for each in members if each in found}
+            if kind is not Given:
+                typed = kind.of(typed) if hasattr(kind, "of") else build(kind, typed)
+            found[name] = typed
         command(**found)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -106,12 +100,16 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Parameter:
-    """The option of a setting, as typer reads it."""
+    """The option of a setting, as typer reads it.
+
+    Args:
+        given: Whether the command receives only what was typed.
+    """
     option = setting.option
     assert option is not None  # noqa: S101 - all that come here have one
     text = options.helps.get(setting.name, option.help)
     shown = options.defaults.get(setting.name, option.default)
-    # Texts reach `_read`, which says what is wrong with one in the words of the option.
+    # Texts reach `_typed`, which says what is wrong with one in the words of the option.
     kind: Any = setting.type if setting.type in (bool, Path) else str
     several = get_origin(setting.type) is tuple and option.parse is None
     if several or isinstance(setting.default, Mapping):
@@ -119,7 +117,7 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
     metavar = option.metavar
     if setting.choices:
         metavar = f"<{'|'.join(map(str, setting.choices))}>"
-    elif option.parse is None and not option.metavar:
+    elif option.parse is None and not metavar:
         held = get_args(setting.type)[0] if several else setting.type
         metavar = f"<{held.__name__}>" if held in (int, float) else None
     default: Any = setting.default
@@ -156,28 +154,20 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
     )
 
 
-def _read(chosen: Mapping[str, Setting], values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """What was typed, in the types of the settings."""
-    for name, setting in chosen.items():
-        value, option = values.get(name), setting.option
-        if value is None or value == [] or option is None:
-            continue
-        if option.parse is not None:
-            value = option.parse(value, setting.flag)
-        elif isinstance(value, list):
-            kind = get_args(setting.type)[0]
-            value = tuple(_number(setting, each) if kind is float else each for each in value)
-        elif setting.choices:
-            value = next((each for each in setting.choices if str(each) == value), value)
-            setting.check(value)
-        elif setting.type in (int, float):
-            value = _number(setting, value)
-        yield name, value
-
-
-def _number(setting: Setting, text: str) -> float:
-    assert setting.option is not None  # noqa: S101
-    try:
-        return int(text) if setting.type is int else float(text)
-    except ValueError:
-        raise UsageError(f"{setting.flag} is '{text}'.", hint=setting.option.range) from None
+def _typed(setting: Setting, value: Any) -> Any:
+    """What was typed, in the type of the setting."""
+    option = setting.option
+    assert option is not None  # noqa: S101 - all that come here have one
+    if option.parse is not None:
+        return option.parse(value, setting.flag)
+    if setting.choices:
+        return next((each for each in setting.choices if str(each) == value), value)
+    several = isinstance(value, list)
+    kind = get_args(setting.type)[0] if several else setting.type
+    found = []
+    for each in value if several else [value]:
+        try:
+            found.append(kind(each) if kind in (int, float) else each)
+        except ValueError:
+            raise UsageError(f"{setting.flag} is '{each}'.", hint=option.range) from None
+    return tuple(found) if several else found[0]

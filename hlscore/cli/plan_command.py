@@ -45,20 +45,16 @@ def plan(
     """
     from hlscore.artifacts.files import PLAN_FILE, check_folder, write_files
     from hlscore.artifacts.plan_file import write_plan
-    from hlscore.artifacts.reading import is_report
     from hlscore.artifacts.report import read_report
-    from hlscore.planning.budget import parse_budget
     from hlscore.planning.make_plan import make_plan, run_settings
-    from hlscore.scores.registry import find_score
+    from hlscore.planning.problem import check_plan_settings
     from hlscore.views.progress import status
     from hlscore.views.result import print_replanned
 
-    parse_budget(settings.get("budget", "0.1"))
-    if "score" in settings:
-        find_score(settings["score"])
+    report = read_report(scores)
+    asked = run_settings(report, settings)
+    check_plan_settings(asked)
     target = out or scores.parent / PLAN_FILE
-    if scores.is_file() and not is_report(scores):
-        read_report(scores)  # says what it is instead
     if target.resolve() == scores.resolve():
         raise UsageError(
             f"--out '{target}' is the score report itself.", hint="Give another file for the plan."
@@ -69,10 +65,8 @@ def plan(
             hint=f"Use a name such as {target.with_suffix('.json').name}; "
             "`hlscore export` writes other formats.",
         )
-    report = read_report(scores)
-    asked = run_settings(report, settings)
     check_folder(target.parent, (target.name,), force=force)
     with status("planning"):
         made = make_plan(report, asked)
-    paths = write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
-    print_replanned(made, paths[target.name], top=top, as_json=as_json)
+    write_files(target.parent, {target.name: lambda path: write_plan(made, path)})
+    print_replanned(made, target, top=top, as_json=as_json)

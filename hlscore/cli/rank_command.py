@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ from hlscore.settings import Option, RankSettings
 from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
-    from hlscore.flow import RankResult
+    from hlscore.flow import Forecast, RankResult, WeightForecast
     from hlscore.rollouts.records import RolloutSet
 
 
@@ -63,17 +61,49 @@ def rank(
     `torchrun --nproc-per-node 8 -m hlscore rank ./model --data train.jsonl`
     """
     # What can be refused at once is refused before torch is even imported.
-    _check_settings(settings)
-    if dry_run:
-        _forecast(settings, as_json=as_json)
-        return
-    from hlscore.artifacts.files import default_folder
-    from hlscore.views.result import print_result
+    from hlscore.artifacts import files
+    from hlscore.planning.problem import check_plan_settings
+    from hlscore.scores.registry import check_of_updates, check_without_probes
 
-    _check_processes(settings, resume=resume)
-    folder = out or default_folder(settings.model.model)
-    if started_as().is_main:
-        _check_folder(folder, settings, force=force, resume=resume)
+    check_plan_settings(settings.plan)
+    without_probes = ""
+    if settings.updates:
+        without_probes = "--update"
+        check_of_updates(settings.plan.score)
+    elif settings.data.without_probes:
+        without_probes = "--data none"
+        check_without_probes(settings.plan.score)
+    if settings.objective.rewards:
+        from hlscore.rollouts.reward_process import check_rewards
+
+        check_rewards(settings.objective.rewards, settings.objective.reward_weights)
+    if dry_run:
+        _forecast(settings, probed=not without_probes, as_json=as_json)
+        return
+    process = started_as()
+    if without_probes and resume:
+        raise UsageError(
+            f"--resume continues stored probes, and {without_probes} has none.", hint="Remove it."
+        )
+    if without_probes and process.size > 1:
+        raise UsageError(
+            f"{without_probes} runs in one process, and {process.size} were started.",
+            hint="Start it without torchrun.",
+        )
+    folder = out or files.default_folder(settings.model.model)
+    if process.is_main:
+        sampled = (files.ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
+        names = (files.SCORES_FILE, files.PLAN_FILE, *sampled)
+        files.check_folder(folder, names, force=force)
+        remove_half_written(folder)
+        if not resume and unfinished_runs(folder):
+            if not force:
+                raise UsageError(
+                    f"'{folder}' holds an unfinished run.",
+                    hint="Continue it with --resume, replace it with --force, or choose another "
+                    "--out.",
+                )
+            remove_unfinished(folder)
     try:
         result = _score(settings, folder, save_every, resume=resume)
     except KeyboardInterrupt:
@@ -85,61 +115,17 @@ def rank(
         raise
     if result is None:  # the main process writes and prints
         return
+    from hlscore.views.result import print_result
+
     paths = result.save(folder, force=True)  # looked at before the run
     remove_unfinished(folder)
     print_result(result.report, result.plan, paths, top=top, as_json=as_json)
 
 
-def _check_settings(settings: RankSettings) -> None:
-    from hlscore.planning.problem import check_plan_settings
-    from hlscore.scores.registry import check_of_updates, check_without_probes
-
-    check_plan_settings(settings.plan)
-    if settings.updates:
-        check_of_updates(settings.plan.score)
-    if settings.data.without_probes:
-        check_without_probes(settings.plan.score)
-    if settings.objective.rewards:
-        from hlscore.rollouts.reward_process import check_rewards
-
-        check_rewards(settings.objective.rewards, settings.objective.reward_weights)
-
-
-def _check_processes(settings: RankSettings, *, resume: bool) -> None:
-    """Refuse what needs probes, of a run without them."""
-    if not (settings.data.without_probes or settings.updates):
-        return
-    option = "--update" if settings.updates else "--data none"
-    if resume:
-        raise UsageError(
-            f"--resume continues stored probes, and {option} has none.", hint="Remove it."
-        )
-    if started_as().size > 1:
-        raise UsageError(
-            f"{option} runs in one process, and {started_as().size} were started.",
-            hint="Start it without torchrun.",
-        )
-
-
-def _check_folder(folder: Path, settings: RankSettings, *, force: bool, resume: bool) -> None:
-    from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE, check_folder
-
-    sampled = (ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
-    check_folder(folder, (SCORES_FILE, PLAN_FILE, *sampled), force=force)
-    remove_half_written(folder)
-    if resume or not unfinished_runs(folder):
-        return
-    if not force:
-        raise UsageError(
-            f"'{folder}' holds an unfinished run.",
-            hint="Continue it with --resume, replace it with --force, or choose another --out.",
-        )
-    remove_unfinished(folder)
-
-
 def _score(
     settings: RankSettings, folder: Path, save_every: float, *, resume: bool
 ) -> RankResult | None:
+    """Report and plan; `None` in all but the main process."""
     from hlscore.views.progress import status, terminal_progress, warn
 
     with status("loading torch and transformers"):
@@ -158,6 +144,7 @@ def _score(
     with status("reading probe data"):
         examples = read_probes(settings)
     storage = Storage(folder=folder, every_seconds=save_every or float("inf"), resume=resume)
+    sampled: list[RolloutSet] = []
     with joined() as processes:
         with status(f"loading {settings.model.model}"):
             loaded = (
@@ -165,39 +152,34 @@ def _score(
                 if settings.model.shard
                 else load_model(settings.model)
             )
-        kept: list[RolloutSet] = []
-        with terminal_progress() as progress, _kept(kept, folder, is_main=processes.is_main):
-            return rank_model(
-                loaded.model,
-                loaded.tokenizer,
-                loaded.identity,
-                examples,
-                settings,
-                progress,
-                processes=processes,
-                storage=storage if resume or save_every else None,
-                sampled=kept.append,
-            )
+        try:
+            with terminal_progress() as progress:
+                return rank_model(
+                    loaded.model,
+                    loaded.tokenizer,
+                    loaded.identity,
+                    examples,
+                    settings,
+                    progress,
+                    processes=processes,
+                    storage=storage if resume or save_every else None,
+                    sampled=sampled.append,
+                )
+        except HlscoreError as error:
+            if not (sampled and processes.is_main):
+                raise
+            # Completions that cannot be probed are left for the user to look at.
+            from hlscore.artifacts.files import UNSCORED_FILE, write_files
+            from hlscore.rollouts.files import write_rollouts
+
+            (drawn,) = sampled
+            path = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(drawn, path)})
+            remove_unfinished(folder)
+            hint = f"{error.hint} The completions are in '{path[UNSCORED_FILE]}' (--rollouts)."
+            raise type(error)(error.message, hint=hint.strip()) from error
 
 
-@contextmanager
-def _kept(sampled: list[RolloutSet], folder: Path, *, is_main: bool) -> Iterator[None]:
-    """Leave completions that cannot be probed for the user to look at."""
-    try:
-        yield
-    except HlscoreError as error:
-        if not (sampled and is_main):
-            raise
-        from hlscore.artifacts.files import UNSCORED_FILE, write_files
-        from hlscore.rollouts.files import write_rollouts
-
-        paths = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(sampled[0], path)})
-        remove_unfinished(folder)
-        hint = f"{error.hint} The completions are in '{paths[UNSCORED_FILE]}' (--rollouts)."
-        raise type(error)(error.message, hint=hint.strip()) from error
-
-
-def _forecast(settings: RankSettings, *, as_json: bool) -> None:
+def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
     """Say what a run would do."""
     from hlscore.views.progress import status, warn
 
@@ -209,15 +191,14 @@ def _forecast(settings: RankSettings, *, as_json: bool) -> None:
         from hlscore.views.forecast import print_forecast
     device = resolve_device(settings.model.device)
     warn(dtype_warning(settings.model, device))
-    if settings.data.without_probes or settings.updates:
-        with status("reading configuration"):
-            model, _ = load_shape(settings.model)
-            weights = forecast_weights(model, settings)
-        print_forecast(weights, settings, device=str(device), as_json=as_json)
-        return
-    with status("reading configuration and probe data"):
+    with status(f"reading configuration{' and probe data' if probed else ''}"):
         model, files = load_shape(settings.model)
-        tokenizer = load_tokenizer(files, settings.model)
-        examples = read_probes(settings)
-        found = forecast(model, tokenizer, examples, settings, device)
+        if probed:
+            tokenizer = load_tokenizer(files, settings.model)
+            examples = read_probes(settings)
+            found: Forecast | WeightForecast = forecast(
+                model, tokenizer, examples, settings, device
+            )
+        else:
+            found = forecast_weights(model, settings)
     print_forecast(found, settings, device=str(device), as_json=as_json)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import Option, PlanSettings
-
-if TYPE_CHECKING:
-    from hlscore.artifacts.plan import Plan
-    from hlscore.records import ScoreReport
 
 _DEFAULT_NAME = "report.html"
 
@@ -55,47 +51,38 @@ def report(
 
     `hlscore report scores.parquet --budget 0.2 -o report.md`
     """
+    from hlscore.agreement.sides import named
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.artifacts.reading import uncollected
     from hlscore.artifacts.report import Resamples, read_report
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render
     from hlscore.planning.budget import parse_budget
+    from hlscore.planning.make_plan import make_plan, run_settings
     from hlscore.views.progress import status
-    from hlscore.views.report import print_written
+    from hlscore.views.result import print_written
 
-    budget = settings.get("budget")
     target = out or scores.parent / _DEFAULT_NAME
     suffix = check_format(target)
-    if plan is not None and budget is not None:
-        raise UsageError("--budget and a plan are mutually exclusive.", hint="Remove one of them.")
-    if budget is not None:
-        parse_budget(budget)
+    if "budget" in settings:
+        if plan is not None:
+            raise UsageError(
+                "--budget and a plan are mutually exclusive.", hint="Remove one of them."
+            )
+        parse_budget(settings["budget"])
     for path in (scores, plan):
         if path is not None and path.resolve() == target.resolve():
             raise UsageError(
                 f"--out '{target}' is an input of the report.", hint="Give another file."
             )
     check_folder(target.parent, (target.name,), force=force)
-    with status("writing the report"), uncollected():
-        given = None if plan is None else read_plan(plan)
-        decides = Resamples(scores=lambda run: [run.score if given is None else given.score.name])
+    with status("writing the report"):
+        made = None if plan is None else read_plan(plan)
+        decides = Resamples(scores=lambda run: [run.score if made is None else made.score.name])
         found = read_report(scores, resamples=decides)
-        made = _made(found, scores, settings) if given is None else given
-        content = join(found, made, planned_here=plan is None)
-        page = render(content, suffix)
-    paths = write_files(target.parent, {target.name: lambda path: _write(path, page)})
-    print_written(made, paths[target.name], scores, plan, as_json=as_json)
-
-
-def _made(report: ScoreReport, scores: Path, settings: o.Given) -> Plan:
-    from hlscore.agreement.facts import fit_for_plans
-    from hlscore.planning.make_plan import make_plan, run_settings
-
-    with fit_for_plans(scores):
-        return make_plan(report, run_settings(report, settings))
-
-
-def _write(path: Path, page: bytes) -> None:
-    path.write_bytes(page)
+        if made is None:
+            with named(scores):
+                made = make_plan(found, run_settings(found, settings))
+        page = render(join(found, made, planned_here=plan is None), suffix)
+    write_files(target.parent, {target.name: lambda path: path.write_bytes(page)})
+    print_written(made, target, scores, plan, as_json=as_json)

@@ -12,7 +12,6 @@ from hlscore.settings import Option
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.report import Resamples
     from hlscore.records import RunInfo
 
 _FILTER_PANEL = "Which modules"
@@ -99,7 +98,8 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import is_report, read_artifact, uncollected
+    from hlscore.artifacts.reading import read_artifact
+    from hlscore.artifacts.report import Resamples
     from hlscore.artifacts.selection import (
         Filters,
         all_rows,
@@ -109,8 +109,8 @@ def show(
         plan_columns,
         report_columns,
     )
+    from hlscore.scores.registry import SCORES
     from hlscore.views import show as view
-    from hlscore.views import show_module as module_view
 
     filters = Filters(match=match, kind=kind, layers=layer, mode=mode, status=status)
     if module is not None:
@@ -118,37 +118,44 @@ def show(
         _refuse(tables, "is for tables; --module shows one module")
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
-    resamples = _resamples(module, sort, as_json=as_json) if is_report(file) else None
-    with uncollected():
-        artifact = read_artifact(file, resamples=resamples)
-    shown = view.Shown(
-        path=file,
-        filters=filters,
-        top=(None if as_json else _SHOWN) if top is None else top or None,
-        as_json=as_json,
-    )
+    most = (None if as_json else _SHOWN) if top is None else top or None
+
+    def shown_scores(run: RunInfo) -> tuple[str, ...]:
+        """Scores whose resamples are shown."""
+        if module is not None:
+            return tuple(SCORES)
+        return () if as_json else (sort or run.score, run.score)
+
+    artifact = read_artifact(file, resamples=Resamples(scores=shown_scores))
     if isinstance(artifact, Plan):
         _refuse({"--status": status, "--columns": columns}, "is for a scores.parquet, not a plan")
         items = filters.pick(sorted(artifact.modules, key=lambda item: item.position))
-        if module is None:
-            column = find_column(
-                plan_columns(artifact), "place" if sort is None else sort, "--sort"
-            )
-            view.print_plan(artifact, ordered(items, column, reverse=reverse), column, shown)
+        if module is not None:
+            _refuse_skipped(artifact, module)
+            item = find_module(items, module, filters)
+            view.print_plan_module(artifact, item, file, as_json=as_json)
             return
-        _refuse_skipped(artifact, module)
-        module_view.print_plan_module(artifact, find_module(items, module, filters), shown)
+        column = find_column(plan_columns(artifact), "place" if sort is None else sort, "--sort")
+        items = ordered(items, column, reverse=reverse)
+        if as_json:
+            view.print_selected(artifact, items, column, file, most)
+        else:
+            view.print_plan(artifact, items, file, filters, most)
         return
     _refuse({"--mode": mode}, "is for a plan.json, not for scores")
     rows = filters.pick(all_rows(artifact))
-    if module is None:
-        known, names = report_columns(), [] if columns is None else columns.split(",")
-        order = view.shown_score(artifact) if sort is None else sort
-        column = find_column(known, order, "--sort")
-        more = [find_column(known, name.strip(), "--columns") for name in names]
-        view.print_report(artifact, ordered(rows, column, reverse=reverse), column, more, shown)
+    if module is not None:
+        row = find_module(rows, module, filters)
+        view.print_report_module(artifact, row, file, as_json=as_json)
         return
-    module_view.print_report_module(artifact, find_module(rows, module, filters), shown)
+    known, names = report_columns(), [] if columns is None else columns.split(",")
+    column = find_column(known, view.ordering_score(artifact) if sort is None else sort, "--sort")
+    more = [find_column(known, name.strip(), "--columns") for name in names]
+    rows = ordered(rows, column, reverse=reverse)
+    if as_json:
+        view.print_selected(artifact, rows, column, file, most)
+    else:
+        view.print_report(artifact, rows, [column, *more], file, filters, most)
 
 
 def _refuse_skipped(plan: Plan, name: str) -> None:
@@ -161,19 +168,6 @@ def _refuse_skipped(plan: Plan, name: str) -> None:
                 f"The plan skips '{item.module}': {item.reason}.",
                 hint="Skipped weights stay frozen; `hlscore modules MODEL --all` lists them.",
             )
-
-
-def _resamples(module: str | None, sort: str | None, *, as_json: bool) -> Resamples:
-    """Resamples that are shown: of every score of a module, of the one score of a table."""
-    from hlscore.artifacts.report import Resamples
-    from hlscore.scores.registry import SCORES
-
-    def scores(run: RunInfo) -> tuple[str, ...]:
-        if module is not None:
-            return tuple(SCORES)
-        return () if as_json else (sort or run.score, run.score)
-
-    return Resamples(scores=scores)
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:

@@ -10,7 +10,14 @@ from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
-from hlscore.settings import DEFAULT_SAMPLES, TRIAL_PANEL, Option, ValidateSettings, build
+from hlscore.settings import (
+    DEFAULT_SAMPLES,
+    NOT_VALIDATED,
+    TRIAL_PANEL,
+    Option,
+    ValidateSettings,
+    build,
+)
 
 
 @o.takes_settings
@@ -19,15 +26,7 @@ def validate(
         o.Given,
         o.Options(
             ValidateSettings,
-            without=(
-                "load_in",
-                "device_map",
-                "max_memory",
-                "offload_folder",
-                "shard",
-                "text_only",
-                "ignore_adapter",
-            ),
+            without=NOT_VALIDATED,
             defaults={"samples": "all; of a hub data set as many as the steps need"},
             helps={"samples": "Examples to draw; 0 means all."},
         ),
@@ -52,16 +51,54 @@ def validate(
 
     `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
+    from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
+    from hlscore.artifacts.plan_file import read_plan
+    from hlscore.views.progress import status, terminal_progress, warn
+    from hlscore.views.validation import print_forecast, print_validation
+
     if "samples" not in given:
         given["samples"] = drawn_by_trial(build(ValidateSettings, given))
     settings = build(ValidateSettings, given)
+    content = read_plan(plan)
+    folder = out or default_folder(settings.model.model)
+    if not dry_run:
+        check_folder(folder, (VALIDATION_FILE,), force=force or resume)
+    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"Plans are tried out with TRL and PEFT: {' and '.join(missing)} is not installed.",
+            hint="Run pip install 'hlscore[trl]'.",
+        )
+    from hlscore.inputs.placement import quiet_libraries
+
+    with quiet_libraries():
+        from hlscore.inputs.model import resolve_device
+        from hlscore.inputs.placement import dtype_warning
+        from hlscore.validation import run
+
+    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
+    with status("loading"):
+        trial = run.prepare(settings, content)
+    if dry_run:
+        with status("timing a few steps"):
+            seconds = run.seconds_per_training(trial)
+        print_forecast(trial, seconds, as_json=as_json)
+        return
+    journal = folder / run.JOURNAL
+    if force and not resume:
+        journal.unlink(missing_ok=True)
     try:
-        _run(settings, plan, out, force=force, resume=resume, dry_run=dry_run, as_json=as_json)
+        with terminal_progress() as progress:
+            found = run.validate(trial, folder, progress, resume=resume)
     except KeyboardInterrupt:
         raise Interrupted(
             "Interrupted: finished trainings are kept.",
             hint="Run the same command with --resume to continue.",
         ) from None
+    text = json.dumps(found, indent=2, allow_nan=False) + "\n"
+    write_files(folder, {VALIDATION_FILE: text})
+    journal.unlink(missing_ok=True)
+    print_validation(found, folder / VALIDATION_FILE, content, plan, as_json=as_json)
 
 
 def drawn_by_trial(settings: ValidateSettings) -> int:
@@ -72,55 +109,3 @@ def drawn_by_trial(settings: ValidateSettings) -> int:
         return 0
     shown = settings.steps * settings.batch_size
     return max(DEFAULT_SAMPLES, math.ceil(shown / (1 - settings.held_out)))
-
-
-def _run(
-    settings: ValidateSettings, plan_path: Path, out: Path | None,
-    *, force: bool, resume: bool, dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
-    from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
-    from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.progress import status, terminal_progress, warn
-    from hlscore.views.validation import print_forecast, print_validation
-
-    plan = read_plan(plan_path)
-    folder = out or default_folder(settings.model.model)
-    if not dry_run:
-        check_folder(folder, (VALIDATION_FILE,), force=force or resume)
-    _check_trl()
-
-    from hlscore.inputs.placement import quiet_libraries
-
-    with quiet_libraries():
-        from hlscore.inputs.model import resolve_device
-        from hlscore.inputs.placement import dtype_warning
-        from hlscore.validation.run import JOURNAL, prepare, seconds_per_training, validate
-
-    warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
-    with status("loading"):
-        trial = prepare(settings, plan)
-    if dry_run:
-        with status("timing a few steps"):
-            seconds = seconds_per_training(trial)
-        trainings = (trial.fewest_trainings, trial.most_trainings)
-        arms = [(arm.name, arm.trained_params, arm.memory_bytes) for arm in trial.arms]
-        print_forecast(trainings, settings.steps, seconds, arms, as_json=as_json)
-        return
-    journal = folder / JOURNAL
-    if force and not resume:
-        journal.unlink(missing_ok=True)
-    with terminal_progress() as progress:
-        content = validate(trial, folder, progress, resume=resume)
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    path = write_files(folder, {VALIDATION_FILE: text})[VALIDATION_FILE]
-    journal.unlink(missing_ok=True)
-    print_validation(content, path, plan, plan_path, as_json=as_json)
-
-
-def _check_trl() -> None:
-    missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            f"Plans are tried out with TRL and PEFT: {' and '.join(missing)} is not installed.",
-            hint="Run pip install 'hlscore[trl]'.",
-        )

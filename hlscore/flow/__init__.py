@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hlscore.flow.audit import Audit, audit_of
 from hlscore.flow.forecast import Forecast, WeightForecast, forecast, forecast_weights
 from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts, score_probes
 from hlscore.flow.result import RankResult
@@ -11,6 +12,7 @@ from hlscore.gradients.progress import Storage
 from hlscore.steps import Progress, Silent
 
 __all__ = [
+    "Audit",
     "Forecast",
     "Moved",
     "Progress",
@@ -18,6 +20,7 @@ __all__ = [
     "Silent",
     "Storage",
     "WeightForecast",
+    "audit_of",
     "encode_probes",
     "forecast",
     "forecast_weights",

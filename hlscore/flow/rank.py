@@ -148,7 +148,8 @@ def score_probes(
         rank=rank,
         seed=settings.seed,
     )
-    notes = [run.choice.reason, *run.notes]
+    # That gradients are summed exactly is what one expects.
+    notes = [*([run.choice.reason] if run.sketched else []), *run.notes]
     if left_out:
         notes.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "

@@ -1,145 +1,423 @@
-"""What all charts share: one Vega-Lite specification serves pages and images."""
+"""The charts of a report: where the score is, which modules lead, how sure, and at what cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise, takewhile
 
-from hlscore.pages.formats import VEGA_LITE_VERSION
-from hlscore.pages.palette import GRID, HALO, INK, MARK, MUTED, PAPER, RULE
+from hlscore.pages.content import Content, Line, Unit
+from hlscore.pages.palette import (
+    BAND,
+    FULL,
+    GRID,
+    HALO,
+    INK,
+    MARK,
+    MUTED,
+    PAPER,
+    RAMP,
+    REST,
+    RULE,
+    SERIES,
+    SPREAD,
+)
+from hlscore.pages.vega import (
+    FULL_SIGN,
+    LIMIT_RULE,
+    PLAIN_AXIS,
+    SHARE_SCALE,
+    TOOLTIP,
+    UNSIGNED,
+    ZERO,
+    Chart,
+    Spec,
+    category,
+    columns,
+    layer,
+    number,
+    number_axis,
+    signed,
+)
+from hlscore.planning.sums import BORDERLINE
+from hlscore.views.drawings import kind_labels, shade_of
+from hlscore.wording import count, memory
 
-Spec = dict[str, Any]
+TOP = 40
 
-SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
-
-FULL_SIGN: Spec = {
-    "type": "point",
-    "shape": "diamond",
-    "filled": True,
-    "fill": HALO.light,
-    "stroke": INK.light,
-    "strokeWidth": 1.2,
-    "opacity": 1,
-    "size": 75,
-}
-"""The mark of a module trained in full, the same in every chart."""
-
-LIMIT_RULE: Spec = {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]}
-"""The line of a budget, of a plan, or of its rank."""
-
-TOOLTIP: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
-"""Marks of a module: the page looks up the text of the tooltip by its place."""
-
-SHARE_SCALE: Spec = {"scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
-
-UNSIGNED: Spec = {
-    "labelExpr": "slice(datum.label, 1)",
-    "ticks": False,
-    "domain": False,
-    "labelPadding": 8,
-}
-"""An axis of labels that `signed` made."""
-
-
-def signed(name: str) -> str:
-    """A name as a key of data; without the sign, Vega would trip over one like `constructor`."""
-    return f":{name}"
-
-
-def number(field: str, **rest: Any) -> Spec:
-    """A quantitative encoding of a field."""
-    return {"field": field, "type": "quantitative", **rest}
-
-
-def category(field: str, **rest: Any) -> Spec:
-    """A nominal encoding of a field."""
-    return {"field": field, "type": "nominal", **rest}
-
-
-def constant(mark: Spec, encoding: Spec, *values: Mapping[str, Any]) -> Spec:
-    """A layer with data of its own."""
-    return {"data": {"values": list(values)}, "mark": mark, "encoding": encoding}
+_MOST_COLUMNS = 128
+_WIDE_COLUMNS = 64
+_MOST_KINDS = 60
+_MOST_POINTS = 400
+_FEW_MODULES = 12
+_RIGHT_SIDE = 0.75
+_MODE_COLOURS = {"full": FULL.light, "LoRA": REST.light, "frozen": RULE.light}
+_OUTLINE: Spec = {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light}
+_IS_SHOWN = "datum.id === shown"
+_TABLE = "The table of all modules holds the numbers."
+_BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
-def number_axis(largest: float) -> Spec:
-    """An axis of scores, which may be very small."""
-    plain = largest == 0 or 0.01 <= largest < 1e5
-    return {
-        "format": ".4~g" if plain else ".3~e",
-        "labelExpr": "datum.value === 0 ? '0' : datum.label",
-        "tickCount": 5,
-    }
+def charts_of(content: Content) -> dict[str, Chart]:
+    """The charts of a report by name, in the order in which they are read."""
+    found = (
+        heat_chart(content),
+        bars_chart(content),
+        tail_chart(content),
+        stability_chart(content),
+        *(cumulative_chart(content, unit) for unit in content.cumulative),
+        memory_chart(content),
+    )
+    return {chart.name: chart for chart in found if chart is not None}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Chart:
-    """A chart without size or data, and its data.
+def heat_chart(content: Content) -> Chart | None:
+    """Scores by layer and kind; a diamond marks what is trained in full.
 
-    Attributes:
-        name: Name of the chart and of its data set.
-        description: What it shows, for those who do not see it.
-        spec: Vega-Lite specification of one view.
-        columns: Its data, a list per field; all are of one length.
+    Modules that share a cell are shown by the highest of them; in models with many layers several
+    layers share a column. `None` where no module lies in a numbered layer.
     """
-
-    name: str
-    title: str
-    description: str
-    spec: Spec
-    columns: Mapping[str, Sequence[Any]]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """The data as Vega-Lite takes it, a dictionary per row."""
-        rows = zip(*self.columns.values(), strict=True)
-        return [dict(zip(self.columns, values, strict=True)) for values in rows]
-
-    def view(self, width: int | str) -> Spec:
-        """The chart as a view that names its data set."""
-        data = {"name": self.name}
-        return {"description": self.description, "data": data, "width": width, **self.spec}
-
-
-def shown_parameter() -> list[Spec]:
-    """The parameter that holds the place of the line whose tail curve is shown."""
-    return [{"name": "shown", "value": 0}]
-
-
-def whole(view: Spec, **rest: Any) -> Spec:
-    """A view as a specification that stands alone; every colour is one of the palette."""
-    text = {"labelColor": MUTED.light, "titleColor": INK.light, "labelFontSize": 12,
-            "titleFontSize": 12, "titleFontWeight": "normal"}  # fmt: skip
-    config = {
-        "background": PAPER.light,
-        "font": "sans-serif",
-        "view": {"stroke": None},
-        "axis": {
-            **text,
-            "domainColor": RULE.light,
-            "tickColor": RULE.light,
-            "gridColor": GRID.light,
-            "labelLimit": 240,
-            "titlePadding": 8,
+    lines, name = content.lines, content.score.name
+    placed = [line.row for line in lines if line.row.layer is not None]
+    if not placed:
+        return None
+    labels = kind_labels(placed)
+    if len(set(labels.values())) > _MOST_KINDS:  # a stack of single experts
+        labels = {row.module: row.kind for row in placed}
+    by_block = sorted(placed, key=lambda row: (row.block, row.kind))
+    kinds = list(dict.fromkeys(labels[row.module] for row in by_block))
+    if len(kinds) > _MOST_KINDS:
+        kinds = [*kinds[: _MOST_KINDS - 1], "other kinds"]
+    wide = layers_per_column(lines)
+    layers = sorted({row.layer for row in placed if row.layer is not None})
+    column = {layer: layers[place - place % wide] for place, layer in enumerate(layers)}
+    cells: dict[tuple[int, str], list[int]] = {}
+    for place, line in enumerate(lines):
+        if line.row.layer is not None:
+            kind = labels[line.row.module]
+            cell = (column[line.row.layer], kind if kind in kinds else kinds[-1])
+            cells.setdefault(cell, []).append(place)
+    steps = len(RAMP) - 2
+    ends = [f"{100 * ((place + 0.5) / steps) ** 2:.0f}" for place in range(steps)]
+    between = [f"{low} to {high} %" for low, high in pairwise(ends)]
+    levels = ("zero or below", f"up to {ends[0]} %", *between, f"over {ends[-1]} %")
+    largest = max(line.score or 0.0 for line in lines)
+    many = len({layer for layer, _ in cells}) > _WIDE_COLUMNS
+    sign = {**FULL_SIGN, "size": 22, "strokeWidth": 0.8} if many else FULL_SIGN
+    shade = category(
+        "level",
+        scale={"domain": list(levels), "range": [item.light for item in RAMP]},
+        legend={"title": f"{name}, share of the highest", "symbolType": "square"},
+    )
+    spec: Spec = {
+        "height": 24 * len({kind for _, kind in cells}),
+        "encoding": {
+            "x": {"field": "layer", "type": "ordinal", "title": "layer",
+                  "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False,
+                           "domain": False}},
+            "y": category("kind", title=None, axis=UNSIGNED, sort=[signed(kind) for kind in kinds]),
         },
-        "legend": {
-            **text,
-            "orient": "top",
-            "direction": "horizontal",
-            "titleOrient": "left",
-            "titleLimit": 240,
-            "labelLimit": 240,
-            "symbolSize": 120,
-            "columnPadding": 14,
-            "offset": 8,
-        },
-        "title": {
-            "color": INK.light,
-            "subtitleColor": MUTED.light,
-            "anchor": "start",
-            "fontSize": 15,
-            "subtitleFontSize": 12,
-            "subtitlePadding": 6,
-            "frame": "group",
-        },
+        "layer": [
+            layer({"color": shade, **TOOLTIP}, type="rect", stroke=PAPER.light, strokeWidth=1),
+            layer(TOOLTIP, where="datum.full > 0", **sign),
+            layer(TOOLTIP, where=_IS_SHOWN, **_OUTLINE, strokeWidth=3),
+        ],
+    }  # fmt: skip
+    return Chart(
+        name="heat",
+        title=f"{name} by layer and kind of module",
+        subtitle="a diamond marks a module trained in full",
+        description=f"Heat map of {name}: a row per kind of module, a column per layer. "
+        f"{count(len(content.full_lines), 'module')} trained in full carry a diamond. {_TABLE}",
+        spec=spec,
+        columns=columns(
+            "id layer kind level full modules",
+            (
+                (
+                    places[0],
+                    layer,
+                    signed(kind),
+                    levels[shade_of(lines[places[0]].score, largest, len(RAMP) - 1)],
+                    sum(lines[place].full for place in places),
+                    len(places),
+                )
+                for (layer, kind), places in sorted(cells.items())
+            ),
+        ),
+    )
+
+
+def layers_per_column(lines: Sequence[Line]) -> int:
+    """How many layers share a column of the heat map."""
+    layers = {line.row.layer for line in lines if line.row.layer is not None}
+    return max(1, -(-len(layers) // _MOST_COLUMNS))
+
+
+def bars_chart(content: Content) -> Chart:
+    """The highest scores with their 95 % intervals and the line of the budget."""
+    lines, modules, full = content.lines[:TOP], len(content.lines), len(content.full_lines)
+    start = len(shared_start(content.lines))
+    labels = [signed(line.row.module[start:]) for line in lines]
+    modes = ["LoRA" if line.mode == "lora" else line.mode for line in lines]
+    ends_here = content.first_places_full and full <= TOP and full < modules
+    scale = {
+        "domain": [name for name in _MODE_COLOURS if name in modes],
+        "range": [colour for name, colour in _MODE_COLOURS.items() if name in modes],
     }
-    return {"$schema": SCHEMA, "config": config, **rest, **view}
+    row: Spec = {"x": {"value": 0}, "x2": {"value": "width"}}
+    legend = {"title": "trained as", "symbolType": "square"}
+    colour = category("train", scale=scale, legend=legend)
+    layers = [layer({"color": colour}, type="bar", height={"band": 0.62})]
+    if any(line.low is not None for line in lines):
+        ends: Spec = {"x": number("low"), "x2": {"field": "high"}}
+        layers += [
+            layer(ends, type="rule", color=HALO.light, strokeWidth=2.8),  # seen on dark bars
+            layer(ends, type="rule", color=INK.light, strokeWidth=1.4),
+        ]
+    layers.append(layer({"x": ZERO}, where="datum.train === 'full'", **FULL_SIGN))
+    if ends_here:
+        layers.append(_budget_line(labels[full - 1], last=full == len(lines)))
+    layers += [
+        layer(row, where=_IS_SHOWN, **_OUTLINE),
+        # A bar may be too short to click.
+        layer({**row, **TOOLTIP}, type="rect", fillOpacity=0, fill=PAPER.light),
+    ]
+    title = f"All {modules} modules, the highest first" if modules > 1 else "The only module"
+    if len(lines) < modules:
+        title = f"The {len(lines)} highest of {count(modules, 'module')}"
+    axis = number_axis(max(abs(line.score or 0.0) for line in lines))
+    return Chart(
+        name="bars",
+        title=title,
+        subtitle="bars with 95 % intervals",
+        description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
+        f"intervals{' and a line where the budget ends' if ends_here else ''}. {_TABLE}",
+        spec={
+            "height": 19 * len(lines),
+            "encoding": {
+                "y": category("label", sort=None, title=None, axis=UNSIGNED),
+                "x": number("score", title=content.score.name, axis=axis),
+            },
+            "layer": layers,
+        },
+        columns=columns(
+            "id label train score low high",
+            (
+                (place, label, mode, line.score, line.low, line.high)
+                for place, (label, mode, line) in enumerate(zip(labels, modes, lines, strict=True))
+            ),
+        ),
+    )
+
+
+def _budget_line(label: str, *, last: bool) -> Spec:
+    """A line under a bar, and its name on a ground that keeps it readable over the next one."""
+    under = {"datum": label, "type": "nominal", "bandPosition": 1}
+    place = {"y": under, "x": {"value": "width"}}
+    text: Spec = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
+            "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
+    layers = [
+        layer({"y": under, "x": {"value": 0}, "x2": {"value": "width"}}, **LIMIT_RULE),
+        layer(place, **text, color=PAPER.light, stroke=PAPER.light, strokeWidth=5),
+        layer(place, **text, color=MARK.light),
+    ]
+    return {"data": {"values": [{}]}, "layer": layers}
+
+
+def shared_start(lines: Sequence[Line]) -> str:
+    """What the names of all modules begin with, up to the last dot in it."""
+    if len(lines) < 2:
+        return ""
+    parts = zip(*(line.row.module.split(".")[:-1] for line in lines), strict=False)
+    return "".join(f"{each[0]}." for each in takewhile(lambda each: len(set(each)) == 1, parts))
+
+
+def tail_chart(content: Content) -> Chart | None:
+    """The part of the first module's gradient that LoRA of each rank cannot represent."""
+    row, rank = content.lines[0].row, content.plan.lora.rank
+    if not row.curve_ranks:
+        return None
+    ranks = sorted({item for line in content.lines for item in line.row.curve_ranks})
+
+    def style(values: list[object]) -> Spec:
+        scale = {"domain": ["tail", "hls"], "range": values}
+        return category("curve", title=None, scale=scale, legend={"symbolType": "stroke"})
+
+    x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
+         "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
+    axis = number_axis(max(map(abs, (*row.tail_curve, *row.hls_curve))))
+    encoding = {
+        "x": x,
+        "y": number("value", title="not captured by LoRA", axis=axis),
+        "color": style([MUTED.light, FULL.light]),
+        "strokeDash": style([[5, 4], [1, 0]]),
+    }
+    name: Spec = {"type": "text", "color": MARK.light, "align": "left", "baseline": "top", "dx": 5}
+    rule: Spec = {
+        "data": {"values": [{"rank": rank}] if rank in ranks else []},
+        "encoding": {"x": {"field": "rank", "type": "ordinal"}},
+        "layer": [
+            {"mark": LIMIT_RULE},
+            layer({"y": {"value": 2}}, **name, text=f"rank {rank}"),
+        ],
+    }
+    layers = [
+        layer({"y": number("value")}, {"value": 0}, type="rule", color=GRID.light, strokeWidth=2),
+        layer(encoding, type="line", point={"filled": True, "size": 45}, strokeWidth=2),
+        rule,
+    ]
+    return Chart(
+        name="tail",
+        title=row.module,
+        subtitle="what LoRA of each rank misses of the gradient",
+        description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA of "
+        "that rank cannot represent, and hls, the part of it on which both halves of the probes "
+        f"agree. A line marks rank {rank}.",
+        spec={"height": 260, "layer": layers},
+        columns=columns(
+            "rank value curve",
+            (
+                (item, value, name)
+                for name, curve in (("tail", row.tail_curve), ("hls", row.hls_curve))
+                for item, value in zip(row.curve_ranks, curve, strict=True)
+            ),
+        ),
+    )
+
+
+def stability_chart(content: Content) -> Chart | None:
+    """The share of resamples that select each module, over its place.
+
+    `None` where the plan holds no such shares, or there was nothing to choose.
+    """
+    modules, full = len(content.lines), len(content.full_lines)
+    known = [(place, line) for place, line in enumerate(content.lines) if line.chosen is not None]
+    if not known or full in (0, modules):
+        return None
+    share = {"title": "chosen in", **SHARE_SCALE}
+    # An axis of few places would get ticks between them.
+    ticks = {"values": list(range(1, modules + 1))} if modules <= _FEW_MODULES else {}
+    place = number(
+        "place",
+        title=f"place by {content.score.name}",
+        scale={"domain": [0, modules + 1], "nice": False},
+        axis={"grid": False, **ticks},
+    )
+    low, high = BORDERLINE
+    domain = ["trained in full", "not in full"]
+
+    def style(values: list[str]) -> Spec:
+        return category("train", title=None, scale={"domain": domain, "range": values})
+
+    band = {"y": number("low", **share), "y2": {"field": "high"}}
+    layers = [layer(band, {"low": low, "high": high}, type="rect", color=BAND.light)]
+    if content.first_places_full:
+        layers.append(layer({"x": number("place")}, {"place": full + 0.5}, **LIMIT_RULE))
+    encoding = {
+        "x": place,
+        "y": number("chosen", **share),
+        "fill": style([FULL.light, REST.light]),
+        "shape": style(["diamond", "circle"]),
+        **TOOLTIP,
+    }
+    point: Spec = {"type": "point", "filled": True, "opacity": 1, "size": 90}
+    layers.append(layer(encoding, **point, stroke=HALO.light, strokeWidth=0.8))
+    return Chart(
+        name="stability",
+        title="Selection by resamples of the probes",
+        subtitle="an upper bound: new probes agree less",
+        description="A point per module: its place, and the share of resamples in which it is "
+        f"selected. A band marks 10 % to 90 %. {_TABLE}",
+        spec={"height": 240, "layer": layers},
+        columns=columns(
+            "id place chosen train",
+            (
+                (at, line.row.rank, line.chosen, domain[0 if line.full else 1])
+                for at, line in known[:: modules_per_point(len(known))]
+            ),
+        ),
+    )
+
+
+def modules_per_point(modules: int) -> int:
+    """Of how many modules the chart of stability draws one."""
+    return max(1, -(-modules // _MOST_POINTS))
+
+
+def cumulative_chart(content: Content, unit: Unit) -> Chart:
+    """Share of all positive scores in the best modules, over their share of the model."""
+    found = content.cumulative[unit]
+    x = number("taken", **SHARE_SCALE, title=f"share of {unit} in full")
+    y = number("held", **SHARE_SCALE, title="share of positive scores")
+    at: Spec = {"x": x, "y": y}
+    data: dict[str, tuple[float, ...]] = {"taken": found.taken, "held": found.held}
+    layers: list[Spec] = []
+    if found.low:
+        data |= {"low": found.low, "high": found.high}
+        band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
+        layers.append(layer(band, type="area", color=SPREAD.light, opacity=1))
+    plan = {"taken": found.plan_taken, "held": found.plan_held}
+    on_left = found.plan_taken < _RIGHT_SIDE  # words stay on the chart
+    beside = {"align": "left", "dx": 6} if on_left else {"align": "right", "dx": -6}
+    ends = ({"taken": 0, "held": 0}, {"taken": 1, "held": 1})
+    chance: Spec = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "dy": 6}
+    own: Spec = {"type": "text", "baseline": "bottom", **beside, "dy": -4, "text": "this plan"}
+    layers += [
+        layer(at, *ends, type="line", color=MUTED.light, strokeDash=[3, 4], strokeWidth=1.5),
+        layer(at, {"taken": 1, "held": 0.8}, **chance, text="random choice", color=MUTED.light),
+        layer(at, type="line", color=FULL.light, strokeWidth=2.5),
+        layer({"x": x}, plan, **LIMIT_RULE),
+        layer(at, plan, **{**FULL_SIGN, "size": 110}),
+        layer({"x": x, "y": ZERO}, plan, **own, color=MARK.light),
+    ]
+    return Chart(
+        name=f"cumulative-{unit}",
+        title=f"Cumulative scores by share of {unit}",
+        subtitle="selecting the best of noisy scores biases it upwards",
+        description=f"A curve over the share of {unit} trained in full, the best first: their "
+        "share of the sum of positive scores. A diagonal stands for a random choice, a diamond "
+        "for this plan.",
+        spec={"height": 260, "layer": layers},
+        columns=data,
+    )
+
+
+def memory_chart(content: Content) -> Chart:
+    """Memory by use, a bar for the plan and for each alternative."""
+    totals = {cost.name: cost.use.total_bytes for cost in content.costs}
+    largest = max(totals.values())
+    unit = memory(largest).split()[-1]
+    size = _BYTES[unit]
+    y = category("way", sort=list(totals), title=None, axis=PLAIN_AXIS)
+    uses = {"domain": list(content.costs[0].parts), "range": [item.light for item in SERIES]}
+    bars = {
+        "x": number("size", title=unit, stack="zero", axis={"tickCount": 5}),
+        "color": category("use", title=None, scale=uses, legend={"symbolType": "square"}),
+        "order": number("order"),
+    }
+    sums = {
+        "x": number("size", scale={"domainMax": 1.25 * largest / size, "nice": False}),
+        "text": category("text"),
+    }
+    texts = [
+        {"way": name, "size": total / size, "text": memory(total)} for name, total in totals.items()
+    ]
+    layers = [
+        layer(bars, type="bar", height={"band": 0.6}, stroke=HALO.light, strokeWidth=1),
+        layer(sums, *texts, type="text", color=INK.light, align="left", dx=6),
+    ]
+    return Chart(
+        name="memory",
+        title="Memory to train",
+        subtitle="estimate, by use",
+        description="Stacked bars of training memory by use for three ways to train; the table "
+        "below holds the numbers.",
+        spec={"height": 46 * len(totals), "encoding": {"y": y}, "layer": layers},
+        columns=columns(
+            "way use size order",
+            (
+                (cost.name, use, part / size, order)
+                for cost in content.costs
+                for order, (use, part) in enumerate(cost.parts.items())
+            ),
+        ),
+    )

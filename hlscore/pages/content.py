@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -12,11 +11,11 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.memory import Choice, MemoryUse, Mode, memory_use
+from hlscore.planning.memory import Choice, MemoryUse, memory_use
 from hlscore.reasons import tied_modules
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
-from hlscore.scores.rows import CONFIDENCE, order_rows
+from hlscore.scores.rows import CONFIDENCE, interval, order_rows, standard_error
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
@@ -27,12 +26,11 @@ _HINT = "Give the plan that was made from these scores, or no plan."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One candidate with what the plan does with it.
+class Line(Choice):
+    """One candidate with its score and what the plan does with it.
 
     Attributes:
         row: The module, with its place by the plan's score.
-        rank: LoRA rank; 0 unless the mode is `lora`.
         score: Value of the plan's score; `None` where it has none.
         stderr: Its standard error; `None` without resamples at the plan's rank.
         low: Lower end of its 95 % interval.
@@ -40,10 +38,7 @@ class Line:
     """
 
     row: ModuleRow
-    mode: Mode
-    rank: int
     locked: bool
-    trained_params: int
     score: float | None
     stderr: float | None
     low: float | None
@@ -187,28 +182,28 @@ class Content:
     @cached_property
     def costs(self) -> tuple[TrainingCost, ...]:
         """The plan, LoRA of its rank on every module, and every module in full, run with PEFT."""
-        plan, rank, tied = self.plan, self.plan.lora.rank, tied_modules(self.report.rows)
-        rows = [line.row for line in self.lines]
-        lora = [
-            Choice(row=row, mode="frozen")
-            if row.module in tied
-            else Choice(row=row, mode="lora", rank=rank)
-            for row in rows
-        ]
-        planned = [Choice(row=line.row, mode=line.mode, rank=line.rank) for line in self.lines]
-        full = [Choice(row=row, mode="full") for row in rows]
-        totals = plan.totals
+        plan, rows, tied = (
+            self.plan,
+            [line.row for line in self.lines],
+            tied_modules(self.report.rows),
+        )
+        ways: dict[str, list[Choice]] = {
+            "this plan": list(self.lines),
+            f"LoRA {plan.lora.rank} everywhere": [
+                Choice(row=row, mode="frozen")
+                if row.module in tied
+                else Choice(row=row, mode="lora", rank=plan.lora.rank)
+                for row in rows
+            ],
+            "everything in full": [Choice(row=row, mode="full") for row in rows],
+        }
         return tuple(
             TrainingCost(
                 name=name,
                 use=memory_use(self.report.model, choices, plan.settings.memory),
-                trained_params=trained_params,
+                trained_params=sum(choice.trained_params for choice in choices),
             )
-            for name, choices, trained_params in (
-                ("this plan", planned, totals.trained_params),
-                (f"LoRA {rank} everywhere", lora, totals.plain_lora_params),
-                ("everything in full", full, totals.candidate_params),
-            )
+            for name, choices in ways.items()
         )
 
 
@@ -226,23 +221,18 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
     candidates = [row for row in rows if row.is_candidate]
     if not candidates:
         raise ArtifactError("The report holds no candidate modules.")
-    planned = {item.module: item for item in plan.modules}
-    found = replicates_at(candidates, score, rank, report.run.rank)
-    replicates = np.array(found, dtype=np.float64)
-    if len(found[0]) < 2:
-        replicates = np.zeros((len(candidates), 0))
-    lines = []
-    for row, spread in zip(candidates, _spreads(replicates), strict=True):
-        item, (stderr, low, high) = planned.get(row.module), spread
+    resamples = replicates_at(candidates, score, rank, report.run.rank)
+    planned, lines = {item.module: item for item in plan.modules}, []
+    for row, own in zip(candidates, resamples, strict=True):
+        item, (low, high) = planned.get(row.module), interval(own)
         lines.append(
             Line(
                 row=row,
                 mode="frozen" if item is None else item.mode,  # a plan lists what it trains
                 rank=0 if item is None else item.rank or 0,
                 locked=item is not None and item.locked,
-                trained_params=0 if item is None else item.trained_params,
                 score=score_of(row, score, rank),
-                stderr=stderr,
+                stderr=standard_error(own),
                 low=low,
                 high=high,
                 chosen=None if item is None else item.selection_probability,
@@ -255,7 +245,7 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
         score=score,
         lines=tuple(lines),
         skipped=tuple(row for row in rows if not row.is_candidate),
-        replicates=replicates,
+        replicates=np.array([own if len(own) > 1 else () for own in resamples]),
         planned_here=planned_here,
     )
 
@@ -275,14 +265,3 @@ def _check_model(report: ScoreReport, plan: Plan) -> None:
                 "candidate of the scores.",
                 hint=_HINT,
             )
-
-
-def _spreads(
-    replicates: NDArray[np.float64],
-) -> Sequence[tuple[float | None, float | None, float | None]]:
-    """Standard error and both ends of the 95 % interval of each row."""
-    if not replicates.shape[1]:
-        return [(None, None, None)] * len(replicates)
-    low, high = np.quantile(replicates, INTERVAL, axis=1)
-    stderr = replicates.std(axis=1, ddof=1)
-    return list(zip(stderr.tolist(), low.tolist(), high.tolist(), strict=True))

@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from hlscore.pages import sentences
-from hlscore.pages.charts import Chart, shown_parameter, whole
+from hlscore.pages.charts import TOP, charts_of
 from hlscore.pages.content import Content, Line
 from hlscore.pages.escaping import name, prose
-from hlscore.pages.formats import template
-from hlscore.pages.module_charts import TOP
 from hlscore.pages.palette import colours, repainting
-from hlscore.pages.plan_charts import charts_of
+from hlscore.pages.vega import SHOWN, Chart, whole
 from hlscore.records import ModuleRow
 from hlscore.views.summary import chosen_in, shape, training
 from hlscore.wording import measure, memory, percent, short
 
 _LONG_TABLE = 500  # the style sheet shows as many rows at first
 _WITH_OUTLINE = ("heat", "bars")
-_AUTOSIZE = {"type": "fit-x", "contains": "padding"}
 _MOST_SKIPPED = 20
 
 COLUMNS = {
@@ -51,21 +50,28 @@ def html_text(content: Content, chart_script: str) -> str:
     source = files("hlscore.pages") / "templates"
     script = (source / "report.js").read_text(encoding="utf-8")
     style = (source / "report.css").read_text(encoding="utf-8")
-    charts = charts_of(content)
-    page = template("report.html.jinja", name=breakable, memory=memory, short=short)
+    hashes = [
+        base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        for text in (chart_script, script)
+    ]
+    charts, rows = charts_of(content), [line.row for line in content.lines]
+    page = _template("report.html.jinja", name=breakable, memory=memory, short=short)
     return page.render(
         style=Markup("\n".join((colours(), style, repainting()))),  # noqa: S704 - own files
         chart_script=Markup(chart_script),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        hashes=" ".join(f"'{_hash(text)}'" for text in (chart_script, script)),
+        hashes=" ".join(f"'sha256-{digest}'" for digest in hashes),
         data={
             "charts": [chart_data(chart) for chart in charts.values()],
-            "curves": _curves(content),
+            "curves": {
+                "ranks": list(rows[0].curve_ranks),
+                "tail": [[_rounded(value) for value in row.tail_curve] for row in rows],
+                "hls": [[_rounded(value) for value in row.hls_curve] for row in rows],
+            },
         },
         content=content,
         charts=charts,
         text=sentences,
-        captions=sentences.captions(content),
         columns=COLUMNS,
         is_long=len(content.lines) > _LONG_TABLE,
         rows=[table_cells(line) for line in content.lines],
@@ -73,41 +79,43 @@ def html_text(content: Content, chart_script: str) -> str:
     )
 
 
+def _template(file: str, /, **filters: Callable[[Any], str]) -> Template:
+    """A template of this package: HTML escapes by itself, Markdown by the filters that it calls."""
+    environment = Environment(
+        loader=PackageLoader("hlscore.pages"),
+        autoescape=file.endswith(".html.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= filters
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":"), "sort_keys": False}
+    return environment.get_template(file)
+
+
 def breakable(name: str) -> str:
     """A full name that a narrow column breaks after its dots, not inside a word."""
     return escape(name).replace(".", Markup(".<wbr>"))
 
 
-def _hash(script: str) -> str:
-    digest = hashlib.sha256(script.encode()).digest()
-    return f"sha256-{base64.b64encode(digest).decode()}"
-
-
 def chart_data(chart: Chart) -> dict[str, Any]:
     """A chart as the script of the page draws it: name, specification and columns."""
-    outlined = {"params": shown_parameter()} if chart.name in _WITH_OUTLINE else {}
-    spec = whole(chart.view("container"), autosize=_AUTOSIZE, **outlined)
+    outlined = {"params": SHOWN} if chart.name in _WITH_OUTLINE else {}
+    autosize = {"type": "fit-x", "contains": "padding"}
+    spec = whole(chart.view("container"), autosize=autosize, **outlined)
     return {"name": chart.name, "spec": spec, "columns": chart.columns}
 
 
-def _curves(content: Content) -> dict[str, Any]:
-    """Tail curves of all modules, rounded as everywhere on the page, which stays small so."""
-    rows = [line.row for line in content.lines]
-    return {
-        "ranks": list(rows[0].curve_ranks),
-        "tail": [[_rounded(value) for value in row.tail_curve] for row in rows],
-        "hls": [[_rounded(value) for value in row.hls_curve] for row in rows],
-    }
-
-
 def _rounded(value: float) -> float | int:
+    """Three digits, as everywhere on the page, which stays small so."""
     found = float(f"{value:.3g}")
     return 0 if found == 0 else found
 
 
 def markdown_text(content: Content) -> str:
-    """Write the report as GitHub's Markdown."""
-    page = template(
+    """The report as GitHub's Markdown."""
+    page = _template(
         "report.md.jinja", prose=prose, name=name, memory=memory, percent=percent, short=short
     )
     return page.render(

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 
+from hlscore.pages.charts import TOP, layers_per_column, modules_per_point, shared_start
 from hlscore.pages.content import INTERVAL, Content
-from hlscore.pages.module_charts import TOP, layers_per_column, shared_start
-from hlscore.pages.plan_charts import modules_per_point
 from hlscore.views.summary import (
     budget_spent,
     clear_modules,
-    counted_tokens,
     examples,
     gap_text,
-    mean_loss,
+    loss,
     memory_settings,
     method,
     reselection,
@@ -48,11 +46,9 @@ def headline(content: Content) -> str:
     modules = count(totals.candidate_modules, "module")
     parts = [f"{totals.full_modules:,} of {modules} in full ({share} of their parameters)"]
     if totals.lora_modules:
-        ranks = sorted({line.rank for line in content.lines if line.mode == "lora"})
-        of_rank = f" of ranks {ranks[0]} to {ranks[-1]}" if ranks else ""
-        if len(ranks) == 1:
-            of_rank = f" of rank {ranks[0]}"
-        parts.append(f"{totals.lora_modules:,} with LoRA{of_rank}")
+        ranks = sorted({item.rank or 0 for item in plan.lora_modules})
+        of_rank = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+        parts.append(f"{totals.lora_modules:,} with LoRA of {of_rank}")
     if totals.frozen_modules:
         parts.append(f"{totals.frozen_modules:,} not at all")
     *first, last = parts
@@ -67,38 +63,37 @@ def headline(content: Content) -> str:
 
 def certainty(content: Content) -> str:
     """How certain the choice is, in a sentence or two."""
-    clear, again = content.clear, reselection(content.plan)
     if not content.any_positive:
         return (
             "No score is above zero: these probes show no update that LoRA cannot represent. That "
             "does not prove that there is none; more probe examples may show more."
         )
-    unknown = _no_choice(content)
-    if unknown:
+    again, clear = reselection(content.plan), content.clear
+    if unknown := _stability_unknown(content):
         return unknown
-    if not again:
-        return f"The certainty of the choice is unknown: {_NO_RESAMPLES}."
     if clear is None:
         return f"How certain: {again}. New probes agree less."
     above = clear_modules(clear, len(content.lines))
-    if clear < len(content.full_lines):
-        expected = len(content.lines) * INTERVAL[0]
-        chance = f"about {expected:,.{0 if expected >= 1 else 1}f} would by chance"
-        return (
-            f"Treat the order as mostly noise: only {above} ({chance}), and {again}. Use more "
-            "probe examples."
-        )
-    return f"How certain: {above}, and {again}. New probes agree less."
+    if clear >= len(content.full_lines):
+        return f"How certain: {above}, and {again}. New probes agree less."
+    expected = len(content.lines) * INTERVAL[0]
+    chance = f"about {expected:,.{0 if expected >= 1 else 1}f} would by chance"
+    return (
+        f"Treat the order as mostly noise: only {above} ({chance}), and {again}. Use more probe "
+        "examples."
+    )
 
 
-def _no_choice(content: Content) -> str:
-    """Why the stability of the choice is undefined; empty where it is defined."""
+def _stability_unknown(content: Content) -> str:
+    """Why the stability of the choice is undefined or unknown; empty where it is known."""
     if not content.full_lines:
         return "No module is trained in full, so stability is undefined."
     if content.plan.method != "score":
         return "No score selected these modules, so stability is undefined."
     if len(content.full_lines) == len(content.lines):
         return "Every module is trained in full, so there was nothing to choose."
+    if content.plan.stability.mean_reselection is None:
+        return f"The stability of the choice is unknown: {_NO_RESAMPLES}."
     return ""
 
 
@@ -158,12 +153,10 @@ def what_was_run(content: Content) -> Facts:
     """Model, data, objective, method and budget."""
     report, plan, lora = content.report, content.plan, content.plan.lora
     model, probes, run = report.model, report.probes, report.run
-    probed = probes.objective != "none" and probes.format != "update"
+    probed = probes.objective != "none"
     variant = f", {probes.loss_type}" if probes.loss_type else ""
     objective = f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if probed else "none"
-    texts = [examples(probes)]
-    if probed:
-        texts += [counted_tokens(probes), *mean_loss(probes)]
+    texts = [examples(probes), *loss(probes)]
     if probes.truncated:
         texts.append(f"{probes.truncated:,} truncated at the maximum length")
     if probes.dropped:
@@ -222,19 +215,6 @@ def notes(content: Content) -> list[str]:
     return [visible(note) for note in dict.fromkeys(found)]
 
 
-def captions(content: Content) -> dict[str, str]:
-    """How to read each chart."""
-    return {
-        "heat": heat_caption(content),
-        "bars": bars_caption(content),
-        "tail": tail_caption(content),
-        "stability": stability_caption(content),
-        "cumulative": cumulative_caption(content),
-        "memory": memory_caption(content),
-        "lora": equal_lora(content),
-    }
-
-
 def heat_caption(content: Content) -> str:
     """How to read the heat map."""
     if not content.any_positive:
@@ -290,16 +270,13 @@ def tail_caption(content: Content) -> str:
 
 def stability_caption(content: Content) -> str:
     """How to read the chart of stability, and in which direction it is biased."""
-    borderline, again = content.plan.stability.borderline_modules, reselection(content.plan)
-    unknown = _no_choice(content)
-    if unknown:
+    if unknown := _stability_unknown(content):
         return unknown
-    if not again or borderline is None:
-        return f"The stability of the choice is unknown: {_NO_RESAMPLES}."
+    borderline = content.plan.stability.borderline_modules or 0
     text = (
-        f"On average {again}; {count(borderline, 'module')} {'lies' if borderline == 1 else 'lie'} "
-        "in the doubtful band between 10 % and 90 %. This is an upper bound: the resamples draw "
-        "from the same probes, and new probes agree less."
+        f"On average {reselection(content.plan)}; {count(borderline, 'module')} "
+        f"{'lies' if borderline == 1 else 'lie'} in the doubtful band between 10 % and 90 %. This "
+        "is an upper bound: the resamples draw from the same probes, and new probes agree less."
     )
     each = modules_per_point(len(content.lines))
     return f"{text} One in {each} modules is drawn." if each > 1 else text

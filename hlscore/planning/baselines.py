@@ -5,20 +5,14 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+
+import numpy as np
 
 from hlscore.errors import UsageError
-from hlscore.planning.memory import Mode, lora_params
-from hlscore.planning.module_options import (
-    Option,
-    alternative,
-    is_unreached,
-    option,
-    stays_frozen,
-)
+from hlscore.planning.memory import Choice, lora_params
 from hlscore.planning.problem import Problem, Solution
-from hlscore.planning.ranked import choose_ranks
-from hlscore.planning.uniform import alternatives_of, choose_uniform, take_in_order
+from hlscore.planning.ranked import choose_ranks, units_of
+from hlscore.planning.uniform import alternatives_of, choose_uniform, fill
 from hlscore.records import Matrix
 from hlscore.settings import Baseline
 
@@ -40,30 +34,44 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     Locks hold; weights that are tied stay frozen where LoRA is meant, and modules that the loss
     never reaches everywhere.
     """
+    rows, settings, seed = problem.rows, problem.settings, problem.report.run.seed
     if baseline == "all-full":
-        return _alike(problem, "full", 0)
+        return Solution(
+            choices=tuple(
+                problem.otherwise(row, settings.rank)
+                if row.module in problem.locks or row.unreached
+                else Choice(row=row, mode="full")
+                for row in rows
+            )
+        )
     if baseline == "all-lora":
-        return _alike(problem, "lora", problem.settings.rank)
+        return _lora(problem, settings.rank)
     plan = choose_for_score(problem)
     if baseline == "lora-matched":
-        return _alike(problem, "lora", matched_rank(problem, plan))
-    if baseline == "random" and problem.settings.ranks:
-        return Solution(options=_shuffled(problem, plan))
-    if problem.settings.ranks:
+        trained = sum(item.trained_params for item in plan.choices)
+        adapted = (row for row in rows if not problem.without_lora(row))
+        return _lora(problem, nearest_rank(trained, adapted))
+    if settings.ranks:
+        if baseline == "random":
+            return Solution(choices=_shuffled(problem, plan))
         raise UsageError(
             f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
             hint="Remove --ranks, or use --baseline random or lora-matched.",
         )
     given = alternatives_of(problem)
-    in_full = [plan.options[group[0]].mode == "full" for group in given.free]
+    in_full = np.array([plan.choices[group[0]].mode == "full" for group in given.free], dtype=bool)
     count = sum(len(group) for group, full in zip(given.free, in_full, strict=True) if full)
-    orders = {
-        "random": lambda: {row.module: row.random or 0.0 for row in problem.rows},
-        "largest": lambda: by_size(problem.rows, problem.seed),
-        "random-largest": lambda: random_among_largest(problem.rows, count, problem.seed),
-    }
-    spent = int(given.costs[in_full].sum())
-    return take_in_order(problem, orders[baseline](), spent)
+    if baseline == "random":
+        order = {row.module: row.random or 0.0 for row in rows}
+    elif baseline == "largest":
+        order = by_size(rows, seed)
+    else:
+        order = random_among_largest(rows, count, seed)
+    numbers = [max(order[rows[place].module] for place in group) for group in given.free]
+    places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
+    chosen = np.zeros(len(given.free), dtype=np.bool_)
+    chosen[fill(places, given.costs, int(given.costs[in_full].sum()))] = True
+    return Solution(choices=given.with_full(chosen))
 
 
 def by_size(rows: Sequence[Matrix], seed: int) -> dict[str, float]:
@@ -72,8 +80,7 @@ def by_size(rows: Sequence[Matrix], seed: int) -> dict[str, float]:
     Returns:
         A number for each module; the highest comes first.
     """
-    draw = random.Random(f"{seed}:size")
-    numbers = {name: draw.random() for name in sorted(row.module for row in rows)}
+    numbers = _draws(rows, f"{seed}:size")
     return {row.module: row.n_params + numbers[row.module] for row in rows}
 
 
@@ -89,55 +96,39 @@ def random_among_largest(rows: Sequence[Matrix], count: int, seed: int) -> dict[
     """
     sizes = sorted((row.n_params for row in rows), reverse=True)
     smallest = sizes[min(max(count, 1), len(sizes)) - 1]
-    draw = random.Random(f"{seed}:largest")
-    names = sorted(row.module for row in rows)
-    numbers = {name: draw.random() for name in names}
+    numbers = _draws(rows, f"{seed}:largest")
     return {row.module: numbers[row.module] + (row.n_params >= smallest) for row in rows}
 
 
-def matched_rank(problem: Problem, plan: Solution) -> int:
-    """Rank at which LoRA on every candidate trains about as many parameters as a plan.
-
-    Returns:
-        The nearest rank, at least 1.
-    """
-    trained = sum(item.params for item in plan.options)
-    return nearest_rank(
-        trained, (row for row in problem.rows if not stays_frozen(row, problem.tied))
-    )
+def _draws(rows: Sequence[Matrix], seed: str) -> dict[str, float]:
+    draw = random.Random(seed)
+    return {name: draw.random() for name in sorted(row.module for row in rows)}
 
 
 def nearest_rank(trained: int, modules: Iterable[Matrix]) -> int:
-    """Rank at which LoRA trains about so many parameters.
-
-    Returns:
-        The nearest rank, at least 1.
-    """
+    """The rank, at least 1, at which LoRA trains about so many parameters."""
     return max(1, round(trained / max(1, sum(lora_params(item, 1) for item in modules))))
 
 
-def _alike(problem: Problem, mode: Mode, rank: int) -> Solution:
-    settings = replace(problem.settings, rank=rank or problem.settings.rank)
-    options = []
-    for row in problem.rows:
-        lock = problem.locks.get(row.module)
-        if mode == "full" and lock is None and not is_unreached(row):
-            options.append(option(row, "full", 0, settings.memory))
-        else:
-            options.append(alternative(row, lock, problem.tied, settings))
-    return Solution(options=tuple(options))
+def _lora(problem: Problem, rank: int) -> Solution:
+    return Solution(choices=tuple(problem.otherwise(row, rank) for row in problem.rows))
 
 
-def _shuffled(problem: Problem, plan: Solution) -> tuple[Option, ...]:
-    strata: dict[tuple[str, str, int], list[int]] = defaultdict(list)
-    for place, row in enumerate(problem.rows):
-        if row.module not in problem.locks and not stays_frozen(row, problem.tied):
-            strata[row.block, row.kind, row.n_params].append(place)
-    options = list(plan.options)
-    for key, places in sorted(strata.items()):
-        order = sorted(places, key=lambda place: problem.rows[place].module)
-        drawn = [plan.options[place] for place in order]
-        random.Random(f"{problem.seed}:{key}").shuffle(drawn)
-        for place, item in zip(order, drawn, strict=True):
-            options[place] = item
-    return tuple(options)
+def _shuffled(problem: Problem, plan: Solution) -> tuple[Choice, ...]:
+    """The choices of a plan, drawn anew among modules of one kind and size."""
+    rows = problem.rows
+    strata: dict[tuple[str | int, ...], list[tuple[int, ...]]] = defaultdict(list)
+    for unit, may_be_full in units_of(problem).items():
+        stacks = [rows[place] for place in unit]
+        if may_be_full and not any(row.module in problem.tied for row in stacks):
+            parts = [(row.block, row.kind, row.n_params) for row in stacks]
+            strata[tuple(value for part in parts for value in part)].append(unit)
+    choices = list(plan.choices)
+    for key, units in sorted(strata.items()):
+        order = sorted(units, key=lambda unit: rows[unit[0]].module)
+        drawn = [[plan.choices[place] for place in unit] for unit in order]
+        random.Random(f"{problem.report.run.seed}:{key}").shuffle(drawn)
+        for unit, items in zip(order, drawn, strict=True):
+            for place, item in zip(unit, items, strict=True):
+                choices[place] = Choice(row=rows[place], mode=item.mode, rank=item.rank)
+    return tuple(choices)

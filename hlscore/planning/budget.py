@@ -27,48 +27,44 @@ _LARGEST = 2**60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What a plan may spend.
+    """What a plan may spend: a share of the candidates, or an amount."""
 
-    Attributes:
-        text: As given.
-        unit: What is limited: modules in full, parameters, or bytes of training memory.
-        share: Share of the candidates, above 0 and at most 1; `None` for an absolute amount.
-        amount: Parameters or bytes; `None` for a share.
-    """
-
-    text: str
-    unit: BudgetUnit
-    share: float | None = None
-    amount: int | None = None
+    text: str  # as given
+    unit: BudgetUnit  # what is limited: modules in full, parameters, or bytes of training memory
+    share: float | None = None  # above 0 and at most 1; `None` for an amount
+    amount: int = 0  # parameters or bytes; 0 for a share
 
     def limit(self, params: Sequence[int]) -> int:
-        """Largest number of modules, parameters or bytes that the budget allows.
+        """The most that it allows in its unit, which may be too little for any module.
 
-        Returns:
-            The limit in the budget's unit; it may be too small for any module.
+        Args:
+            params: Parameters of each candidate.
         """
-        if self.unit == "bytes":
-            return self.amount or 0
         if self.share is None:
-            return self.amount or 0
+            return self.amount
         return share_of(self.share, len(params) if self.unit == "modules" else sum(params))
 
     def check_one_fits(self, params: Sequence[int]) -> None:
         """Refuse a budget that trains no module in full."""
-        limit, whole = self.limit(params), len(params) if self.unit == "modules" else sum(params)
+        limit, smallest = self.limit(params), min(params)
         if self.unit == "modules" and limit < 1:
             raise BudgetError(
-                f"A budget of {self.text} of {whole} modules is less than one module.",
-                hint=f"Use at least {_round_up(1 / whole)}.",
+                f"A budget of {self.text} of {len(params)} modules is less than one module.",
+                hint=f"Use at least {_round_up(1 / len(params))}.",
             )
-        if self.unit == "parameters" and limit < min(params):
-            smallest = min(params)
-            least = f"{_round_up(smallest / whole)}p" if self.share else _count(smallest)
+        if self.unit == "parameters" and limit < smallest:
+            share = f"{_round_up(smallest / sum(params))}p"
             raise BudgetError(
                 f"A budget of {self.text} is {limit:,} parameters, less than the smallest of "
                 f"{len(params)} modules ({smallest:,}).",
-                hint=f"Use at least {least}.",
+                hint=f"Use at least {share if self.share else f'{-(-smallest // 1000)}k'}.",
             )
+
+
+def _round_up(share: float) -> float:
+    """The next larger share with three digits."""
+    digits = 10.0 ** (2 - math.floor(math.log10(share)))
+    return math.ceil(share * digits) / digits
 
 
 def share_of(share: float, whole: int) -> int:
@@ -84,29 +80,15 @@ def parse_budget(text: str) -> Budget:
         share = float(match.group(1))
         if not 0 < share <= 1:
             raise BudgetError(f"The budget '{text}' is not above 0 and at most 1.", hint=_HINT)
-        unit: BudgetUnit = "parameters" if match.group(2) else "modules"
-        return Budget(text=plain, unit=unit, share=share)
+        return Budget(text=plain, unit="parameters" if match.group(2) else "modules", share=share)
+    unit: BudgetUnit = "parameters"
     if match := _COUNT.fullmatch(plain):
-        amount = _amount(text, float(match.group(1)) * _COUNTS[match.group(2)])
-        return Budget(text=plain, unit="parameters", amount=amount)
-    if match := _MEMORY.fullmatch(plain):
-        power = "KMGT".index(match.group(2).upper()) + 1
-        step = 1024 if match.group(3) else 1000
-        amount = _amount(text, float(match.group(1)) * step**power)
-        return Budget(text=plain, unit="bytes", amount=amount)
-    raise BudgetError(f"The budget '{text}' is not a share or an amount.", hint=_HINT)
-
-
-def _amount(text: str, number: float) -> int:
+        number = float(match.group(1)) * _COUNTS[match.group(2)]
+    elif match := _MEMORY.fullmatch(plain):
+        unit, power = "bytes", "KMGT".index(match.group(2).upper()) + 1
+        number = float(match.group(1)) * (1024 if match.group(3) else 1000) ** power
+    else:
+        raise BudgetError(f"The budget '{text}' is not a share or an amount.", hint=_HINT)
     if not 1 <= number <= _LARGEST:
         raise BudgetError(f"The budget '{text}' is out of range.", hint=_HINT)
-    return math.floor(number + 1e-6)
-
-
-def _round_up(share: float) -> float:
-    digits = 10.0 ** (2 - math.floor(math.log10(share)))
-    return math.ceil(share * digits) / digits
-
-
-def _count(number: int) -> str:
-    return f"{math.ceil(number / 1000)}k"
+    return Budget(text=plain, unit=unit, amount=math.floor(number + 1e-6))

@@ -8,10 +8,9 @@ between LoRA and full fine-tuning (benchmarks/evidence).
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from hlscore.planning.knapsack import Numbers
 from hlscore.planning.problem import Problem
-from hlscore.planning.solver import Numbers
 from hlscore.scores.registry import Score
 from hlscore.settings.plan import GatedPairs
 
@@ -31,19 +30,11 @@ def partner_of(module: str) -> str | None:
     return None if pair is None else f"{parent}.{pair[1 - pair.index(kind)]}"
 
 
-def pairs_of(problem: Problem) -> list[tuple[int, int]]:
-    """Places of the two rows of each gated pair, the one with the higher score first."""
-    rows = enumerate(problem.rows)
-    # Expert stacks of one module are chosen together.
-    places = {row.module: place for place, row in rows if row.form != "experts"}
-    others = {place: places.get(partner_of(module) or "") for module, place in places.items()}
-    return [(place, at) for place, at in others.items() if at is not None and place < at]
-
-
 def without_lesser(problem: Problem, values: Numbers) -> Numbers:
     """Values of which those of the lesser module of each gated pair are unknown.
 
-    Of a pair with a module that is locked to full the other one is the lesser.
+    Of a pair with a module that is locked to full the other one is the lesser. Expert stacks are
+    no pair: those of one module are chosen together.
 
     Args:
         values: Values of each row, float64 [rows, sets of values]; each set has lesser ones of
@@ -52,26 +43,27 @@ def without_lesser(problem: Problem, values: Numbers) -> Numbers:
     Returns:
         A copy with NaN for what may not be chosen; unchanged where both may be.
     """
-    kept = values.copy()
+    kept, rows = values.copy(), problem.rows
     of_updates = problem.report.run.scores_updates
     if not one_of_each(problem.settings.gated_pairs, problem.score, of_updates=of_updates):
         return kept
-    full = {module for module, lock in problem.locks.items() if lock.mode == "full"}
-    for first, second in pairs_of(problem):
+    places = {row.module: place for place, row in enumerate(rows) if row.form != "experts"}
+    for module, first in places.items():
+        second = places.get(partner_of(module) or "", -1)
+        if second < first:
+            continue
         pair = np.array([first, second])
-        locked = [problem.rows[place].module in full for place in pair]
+        locks = (problem.locks.get(rows[place].module) for place in pair)
+        full = np.array([lock is not None and lock.mode == "full" for lock in locks])
         scores = np.where(np.isnan(values[pair]), -np.inf, values[pair])
-        lesser: NDArray[np.bool_] = np.stack([scores[0] < scores[1], scores[0] >= scores[1]])
-        if any(locked):
-            lesser[:] = ~np.array(locked)[:, None]
-        kept[pair] = np.where(lesser, np.nan, values[pair])
+        lesser = np.stack([scores[0] < scores[1], scores[0] >= scores[1]])
+        kept[pair] = np.where(~full[:, None] if full.any() else lesser, np.nan, values[pair])
     return kept
 
 
 def left_out(problem: Problem) -> list[str]:
     """Modules with a positive score that may not be chosen because the other of their pair may."""
     values = np.array(problem.scores, dtype=np.float64)[:, None]
-    masked = without_lesser(problem, values)
-    lesser = (values[:, 0] > 0) & np.isnan(masked[:, 0])
-    rows = [row for row, hit in zip(problem.rows, lesser, strict=True) if hit]
-    return [row.module for row in rows if row.module not in problem.locks]
+    lesser = (values > 0) & np.isnan(without_lesser(problem, values))
+    modules = [row.module for row, hit in zip(problem.rows, lesser[:, 0], strict=True) if hit]
+    return [module for module in modules if module not in problem.locks]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from hlscore.errors import UsageError
@@ -14,55 +15,51 @@ _HINT = "Use PATTERN=full, =lora, =frozen or =rank:N, such as '*.down_proj=full'
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lock:
-    """What a pattern of module names is pinned to.
+    """What modules are pinned to."""
 
-    Attributes:
-        pattern: Glob over full module names.
-        mode: The mode.
-        rank: LoRA rank; `None` where the solver may choose one of its ranks.
-    """
-
-    pattern: str
+    pattern: str  # glob over full module names
     mode: Mode
-    rank: int | None = None
+    rank: int | None = None  # LoRA rank; `None` where the solver may choose one of its ranks
 
 
 def parse_lock(text: str) -> Lock:
     """Read a lock."""
-    pattern, found, what = text.rpartition("=")
-    rank = what.removeprefix("rank:")
-    if not found or not pattern:
+    pattern, _, what = text.rpartition("=")
+    if not pattern:
         raise UsageError(f"--lock '{text}' is not PATTERN=MODE.", hint=_HINT)
-    if what == "full":
-        return Lock(pattern=pattern, mode="full")
-    if what == "frozen":
-        return Lock(pattern=pattern, mode="frozen")
-    if what == "lora":
-        return Lock(pattern=pattern, mode="lora")
-    if what.startswith("rank:"):
-        number = int(rank) if rank.isascii() and rank.isdecimal() and len(rank) < 5 else 0
-        if not 1 <= number <= 8192:
+    match what.split(":", 1):
+        case ["full" | "frozen" | "lora" as mode]:
+            return Lock(pattern=pattern, mode=mode)
+        case ["rank", number]:
+            if number.isascii() and number.isdecimal() and 1 <= int(number[:5]) <= 8192:
+                return Lock(pattern=pattern, mode="lora", rank=int(number))
             raise UsageError(f"--lock '{text}' has no rank of 1 to 8192.", hint=_HINT)
-        return Lock(pattern=pattern, mode="lora", rank=number)
     raise UsageError(f"--lock '{text}' does not end in a mode.", hint=_HINT)
 
 
-def locks_of(texts: Sequence[str], modules: Sequence[str]) -> dict[str, Lock]:
-    """Find the lock of each module; of several that match, the last one counts.
+def locks_of(
+    texts: Sequence[str], modules: Sequence[str], tied: AbstractSet[str]
+) -> dict[str, Lock]:
+    """The lock of each locked module, by name; of several that match, the last one counts.
 
-    Returns:
-        The lock of each locked module, by name.
+    Args:
+        tied: Modules whose weight is tied: LoRA on these is refused.
     """
     found = {}
     for text in texts:
-        lock = parse_lock(text)
         names = matches(text, modules)
         if not names:
             raise UsageError(
                 f"--lock '{text}' matches none of the candidate modules.",
                 hint=f"Globs are matched against full names such as {modules[0]}.",
             )
-        found.update(dict.fromkeys(names, lock))
+        found.update(dict.fromkeys(names, parse_lock(text)))
+    for module, lock in found.items():
+        if lock.mode == "lora" and module in tied:
+            raise UsageError(
+                f"--lock '{lock.pattern}' asks for LoRA on '{module}', whose weight is tied.",
+                hint="LoRA on a tied weight merges wrongly: use =full or =frozen.",
+            )
     return found
 
 

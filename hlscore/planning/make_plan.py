@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
+from pydantic import BaseModel
 
 from hlscore.artifacts.plan import (
     LARGEST_COUNT,
@@ -29,22 +29,18 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.errors import UsageError
 from hlscore.planning.baselines import choose_baseline, choose_for_score
-from hlscore.planning.coverage import coverage
 from hlscore.planning.locks import matches
-from hlscore.planning.memory import memory_use
-from hlscore.planning.module_options import Option
+from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
-from hlscore.planning.problem import Problem, Solution, problem_of
+from hlscore.planning.problem import Problem, problem_of
 from hlscore.planning.ranked import trained_limit
 from hlscore.planning.rates import rate_source, suggested_rates
-from hlscore.planning.sums import budget_of, counted, stability_of, totals_of
+from hlscore.planning.sums import Counted, budget_of, stability_of, totals_of
 from hlscore.planning.uniform import replicates_of
 from hlscore.records import ScoreReport
-from hlscore.scores.rows import remark
+from hlscore.scores.registry import SCORES
+from hlscore.scores.rows import remark, standard_error
 from hlscore.settings import PlanSettings, build
-
-_COPIED = ("module", "parameter", "layer", "kind", "block", "form", "storage", "matrices",
-           "out_features", "in_features")  # fmt: skip
 
 
 def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
@@ -54,69 +50,99 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         The plan. Equal inputs give equal plans: no time or host name is in it.
     """
     problem = problem_of(report, settings)
-    solution = (
-        choose_for_score(problem)
-        if settings.baseline is None
-        else choose_baseline(problem, settings.baseline)
-    )
+    budget, score, baseline = problem.budget, problem.score, settings.baseline
+    solution = choose_baseline(problem, baseline) if baseline else choose_for_score(problem)
+    ranked = bool(settings.ranks) and baseline is None
     lora = PlanLora(
         rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
     )
-    modules = _modules(problem, solution, lora)
-    memory = _memory(problem, solution.options)
-    ranked = bool(settings.ranks) and settings.baseline is None
-    budget = budget_of(
-        problem.budget,
-        counted(problem.budget, settings),
+    use = memory_use(report.model, solution.choices, settings.memory)
+    if use.total_bytes > LARGEST_COUNT:
+        raise UsageError(
+            "The training memory is more bytes than a plan can hold.",
+            hint="Use a smaller --train-batch or --train-length.",
+        )
+    memory = PlanMemory(**asdict(settings.memory), **asdict(use), total_bytes=use.total_bytes)
+    replicates = replicates_of(problem)
+    modules = [
+        PlanModule(
+            **_copied(PlanModule, row)
+            | {
+                "position": row.rank or 1,
+                "mode": choice.mode,
+                "rank": choice.rank or None,
+                "alpha": lora.alpha_at(choice.rank) if choice.rank else None,
+                "locked": row.module in problem.locks,
+                "score": _rounded(value),
+                "stderr": _rounded(standard_error(drawn)),
+                # A count over a count, the same on every machine.
+                "selection_probability": share,
+                "params": row.n_params,
+                "trained_params": choice.trained_params,
+                "remark": remark(
+                    row,
+                    row.matrices_reached,
+                    choice.rank or settings.rank,
+                    of_updates=report.run.scores_trainings,
+                ),
+            }
+        )
+        for row, value, choice, drawn, share in zip(
+            problem.rows,
+            problem.scores,
+            solution.choices,
+            replicates,
+            solution.probability or [None] * len(replicates),
+            strict=True,
+        )
+    ]
+    # Modules whose score lies above zero with 95 % confidence; unknown without intervals.
+    lows = [row.hls_ci_low for row in problem.rows if row.hls_ci_low is not None]
+    of_run = score.name == "hls" and settings.rank == report.run.rank
+    clear = sum(low > 0 for low in lows) if lows and of_run else None
+    counts: Counted = "memory" if budget.unit == "bytes" else "full"
+    if budget.unit == "parameters" and settings.ranks:
+        counts = "trained"
+    spending = budget_of(
+        budget,
+        counts,
         modules,
         memory,
         trained_limit=trained_limit(problem) if ranked else None,
     )
-    covered = coverage(
-        problem.rows,
-        solution.options,
-        settings.rank,
-        of="update" if report.run.scores_updates else "gradient",
+    covered = _coverage(problem, solution.choices)
+    objective = report.probes.objective
+    source = rate_source(objective)
+    full_rate, lora_rate = (
+        PlanRate(value=rate, source=source) for rate in suggested_rates(objective)
     )
-    full_rate, lora_rate = suggested_rates(report.probes.objective)
-    source = rate_source(report.probes.objective)
-    notes = plan_notes(problem, solution, covered, spent=budget.spent)
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
-        method=settings.baseline or "score",
-        budget=budget,
+        method=baseline or "score",
+        budget=spending,
         settings=settings,
         solver=PlanSolver(
             name=solution.solver,
             value=significant(solution.value),
             gap=significant(solution.gap),
         ),
-        score=PlanScore(
-            name=problem.score.name,
-            formula=problem.score.formula,
-            unit=problem.score.unit_in(report.run),
-        ),
+        score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=lora,
         totals=totals_of(modules, settings.rank, report.model.n_params),
         memory=memory,
-        coverage=None
-        if covered is None
-        else PlanCoverage(
-            of=covered.of, lora=significant(covered.lora), plan=significant(covered.plan)
-        ),
-        stability=stability_of(modules, clear=_clear(problem)),
-        learning_rates=PlanRates(
-            full=PlanRate(value=full_rate, source=source),
-            lora=PlanRate(value=lora_rate, source=source),
-        ),
+        coverage=covered,
+        stability=stability_of(modules, clear=clear),
+        learning_rates=PlanRates(full=full_rate, lora=lora_rate),
         modules=modules,
         skipped=[
-            PlanSkipped(**{name: getattr(row, name) for name in PlanSkipped.model_fields})
-            for row in report.rows
-            if not row.is_candidate
+            PlanSkipped(**_copied(PlanSkipped, row)) for row in report.rows if not row.is_candidate
         ],
-        notes=[*report.model.notes, *report.probes.notes, *notes],
+        notes=[
+            *report.model.notes,
+            *report.probes.notes,
+            *plan_notes(problem, solution, covered, spent=spending.spent),
+        ],
         provenance=provenance_of(report),
     )
 
@@ -140,105 +166,67 @@ def replan(plan: Plan, report: ScoreReport, **changes: Any) -> Plan:
     return make_plan(report, replace(settings, **({"locks": locks} | changes)))
 
 
-def _modules(problem: Problem, solution: Solution, lora: PlanLora) -> list[PlanModule]:
-    settings, of_updates = problem.settings, problem.report.run.scores_trainings
-    shares = solution.probability or (None,) * len(problem.rows)
-    modules = []
-    for row, score, item, share, stderr in zip(
-        problem.rows, problem.scores, solution.options, shares, _stderrs(problem), strict=True
-    ):
-        rank = item.rank or None
-        found = PlanModule(
-            **{name: getattr(row, name) for name in _COPIED},
-            position=row.rank or 1,
-            mode=item.mode,
-            rank=rank,
-            alpha=None if rank is None else lora.alpha_at(rank),
-            locked=row.module in problem.locks,
-            score=_rounded(score),
-            stderr=_rounded(stderr),
-            # A count over a count, the same on every machine.
-            selection_probability=share,
-            params=row.n_params,
-            trained_params=item.params,
-            unreached=row.status == "unreached",
-            remark=remark(row, row.matrices_reached, rank or settings.rank, of_updates=of_updates),
-        )
-        modules.append(found)
-    return modules
-
-
-def _stderrs(problem: Problem) -> Sequence[float | None]:
-    replicates = replicates_of(problem)
-    if len(replicates[0]) < 2:
-        return [None] * len(replicates)
-    found: list[float] = np.std(np.array(replicates), axis=1, ddof=1).tolist()
-    return found
-
-
-def _memory(problem: Problem, options: Sequence[Option]) -> PlanMemory:
-    settings = problem.settings.memory
-    use = memory_use(problem.report.model, options, settings)
-    if use.total_bytes > LARGEST_COUNT:
-        raise UsageError(
-            "The training memory is more bytes than a plan can hold.",
-            hint="Use a smaller --train-batch or --train-length.",
-        )
-    return PlanMemory(**asdict(settings), **asdict(use), total_bytes=use.total_bytes)
-
-
-def _clear(problem: Problem) -> int | None:
-    """Modules whose score lies above zero with 95 % confidence; `None` without intervals."""
-    lows = [row.hls_ci_low for row in problem.rows]
-    of_run = problem.score.name == "hls" and problem.settings.rank == problem.report.run.rank
-    if not of_run or all(low is None for low in lows):
-        return None
-    return sum(low is not None and low > 0 for low in lows)
-
-
 def model_of(report: ScoreReport) -> PlanModel:
     """The model of a report in the form that a plan has."""
     model = report.model
     return PlanModel(
-        name=model.model,
-        revision=model.revision,
-        architecture=model.architecture,
-        model_type=model.model_type,
-        params=model.n_params,
-        fingerprint=PlanFingerprint(
-            structure=model.fingerprint.structure, weights=model.fingerprint.weights
-        ),
+        **_copied(PlanModel, model)
+        | {
+            "name": model.model,
+            "params": model.n_params,
+            "fingerprint": PlanFingerprint(**asdict(model.fingerprint)),
+        }
     )
 
 
 def provenance_of(report: ScoreReport) -> PlanProvenance:
     """Where the numbers of a report come from in the form that a plan has."""
-    run, probes = report.run, report.probes
-    drawn = probes.rollouts
+    run, probes, drawn = report.run, report.probes, report.probes.rollouts
+    values = _copied(PlanProbes, probes) | {"mean_loss": _rounded(probes.mean_loss)}
+    if drawn is not None:
+        values |= {
+            "completions": drawn.completions,
+            "mean_reward": _rounded(drawn.mean_reward),
+            "silent_prompts": drawn.silent,
+        }
     return PlanProvenance(
-        hlscore_version=run.hlscore_version,
-        seed=run.seed,
-        estimator=run.estimator,
-        device=run.device,
-        dtype=run.dtype,
-        trial_rate=run.trial_rate,
-        versions=dict(run.versions),
-        probes=PlanProbes(
-            source=probes.source,
-            format=probes.format,
-            objective=probes.objective,
-            loss_type=probes.loss_type,
-            loss_on=probes.loss_on,
-            hash=probes.hash,
-            examples=probes.examples,
-            completions=None if drawn is None else drawn.completions,
-            mean_reward=None if drawn is None else _rounded(drawn.mean_reward),
-            silent_prompts=None if drawn is None else drawn.silent,
-            counted_tokens=probes.counted_tokens,
-            mean_loss=_rounded(probes.mean_loss),
-        ),
-        settings=dict(run.settings),
+        **_copied(PlanProvenance, run)
+        | {
+            "versions": dict(run.versions),
+            "probes": PlanProbes(**values),
+            "settings": dict(run.settings),
+        }
     )
+
+
+def _coverage(problem: Problem, choices: Sequence[Choice]) -> PlanCoverage | None:
+    """Shares of the energy of all candidates that LoRA of the plan's rank and the plan follow.
+
+    LoRA follows the best approximation of its rank, full fine-tuning everything. `None` where
+    nothing was probed, or a curve does not hold a rank.
+    """
+    tail, rank = SCORES["tail"].compute, problem.settings.rank
+    whole = within_lora = within_plan = 0.0
+    for choice, row in zip(choices, problem.rows, strict=True):
+        energy, left = row.grad_energy, tail(row, rank)
+        left_by_plan = {"full": 0.0, "frozen": energy}.get(choice.mode, tail(row, choice.rank))
+        if energy is None or left is None or left_by_plan is None:
+            return None
+        whole += energy
+        within_lora += energy - left
+        within_plan += energy - left_by_plan
+    if whole <= 0:
+        return None
+    lora, plan = (
+        significant(min(1.0, max(0.0, part / whole))) for part in (within_lora, within_plan)
+    )
+    of_updates = problem.report.run.scores_updates
+    return PlanCoverage(of="update" if of_updates else "gradient", lora=lora, plan=plan)
+
+
+def _copied(kind: type[BaseModel], source: object) -> dict[str, Any]:
+    """Fields of a part of a plan that a record has under the same name."""
+    return {name: getattr(source, name) for name in kind.model_fields if hasattr(source, name)}
 
 
 def _rounded(value: float | None) -> float | None:

@@ -44,17 +44,11 @@ class ModelSize(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """What is done with one module.
-
-    Attributes:
-        row: The module.
-        mode: `full`, `lora` or `frozen`.
-        rank: LoRA rank; 0 unless the mode is `lora`.
-    """
+    """What is done with one module."""
 
     row: Matrix
     mode: Mode
-    rank: int = 0
+    rank: int = 0  # LoRA rank; 0 unless the mode is `lora`
 
     @property
     def trained_params(self) -> int:
@@ -71,25 +65,15 @@ def lora_params(row: Matrix, rank: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Training memory in bytes.
+    """Training memory in bytes."""
 
-    Attributes:
-        frozen_bytes: Weights that are not trained.
-        copy_bytes: Frozen copies that PEFT keeps of modules trained in full.
-        full_bytes: Weights trained in full.
-        adapter_bytes: Weights of the adapters.
-        gradient_bytes: Gradients of everything trained.
-        optimizer_bytes: State of the optimizer.
-        activation_bytes: Activations and logits, an estimate.
-    """
-
-    frozen_bytes: int = 0
-    copy_bytes: int = 0
-    full_bytes: int = 0
-    adapter_bytes: int = 0
-    gradient_bytes: int = 0
-    optimizer_bytes: int = 0
-    activation_bytes: int = 0
+    frozen_bytes: int = 0  # weights that are not trained
+    copy_bytes: int = 0  # frozen copies that PEFT keeps of modules trained in full
+    full_bytes: int = 0  # weights trained in full
+    adapter_bytes: int = 0  # weights of the adapters
+    gradient_bytes: int = 0  # gradients of everything trained
+    optimizer_bytes: int = 0  # state of the optimizer
+    activation_bytes: int = 0  # activations and logits, an estimate
 
     def __add__(self, other: MemoryUse) -> MemoryUse:
         """Use by use."""
@@ -132,39 +116,45 @@ def full_training(
     Args:
         settings: Optimizer, precision, batch; nothing is packed, whatever they say.
     """
-    weights = _master_bytes(settings) * model.n_params
+    weights = settings.master_bytes * model.n_params
     return MemoryUse(
-        frozen_bytes=0,
-        copy_bytes=0,
         full_bytes=weights,
-        adapter_bytes=0,
         gradient_bytes=weights,
-        optimizer_bytes=sum(item.count * _state_of(item, settings) for item in parameters),
+        optimizer_bytes=sum(item.count * _state_bytes(item, settings) for item in parameters),
         activation_bytes=activation_bytes(
-            model.dimensions, settings, residual_bytes=_master_bytes(settings)
+            model.dimensions, settings, residual_bytes=settings.master_bytes
         ),
     )
 
 
 def extra_use(choice: Choice, settings: MemorySettings) -> MemoryUse:
     """What training a module takes on top of leaving it frozen, whose bytes it saves."""
+    row = choice.row
     if choice.mode == "frozen":
         return MemoryUse()
-    trained = _master_bytes(settings) * choice.trained_params
-    full = choice.mode == "full"
+    trained = settings.master_bytes * choice.trained_params
+    if choice.mode == "lora":
+        rank = choice.rank * row.matrices
+        down, up = (rank, row.in_features), (row.out_features, rank)
+        state = sum(_state_bytes(ParameterSize(shape=shape), settings) for shape in (down, up))
+        return MemoryUse(adapter_bytes=trained, gradient_bytes=trained, optimizer_bytes=state)
+    experts, weights = row.form == "experts", row.out_features * row.in_features
+    stack = (row.matrices,) if experts else ()
+    weight = (*stack, row.out_features, row.in_features)
+    state = _state_bytes(ParameterSize(shape=weight, embedding=row.form == "embedding"), settings)
+    if bias := row.n_params - prod(weight):
+        state += _state_bytes(ParameterSize(shape=(*stack, bias // row.matrices)), settings)
+    frozen = _FROZEN_BYTES * row.n_params
+    if settings.base_bits < 16 and row.form in ("linear", "conv1d") and row.layer is not None:
+        packed = packed_bytes(weights, row.out_features, settings.base_bits)
+        frozen = packed + _FROZEN_BYTES * (row.n_params - weights)
     return MemoryUse(
-        frozen_bytes=-_frozen_bytes(choice.row, settings) if full else 0,
-        copy_bytes=_FROZEN_BYTES * choice.row.n_params if full else 0,
-        full_bytes=trained if full else 0,
-        adapter_bytes=0 if full else trained,
+        frozen_bytes=-frozen,
+        copy_bytes=_FROZEN_BYTES * row.n_params,
+        full_bytes=trained,
         gradient_bytes=trained,
-        optimizer_bytes=sum(_state_of(item, settings) for item in _trained(choice)),
+        optimizer_bytes=state,
     )
-
-
-def extra_bytes(choice: Choice, settings: MemorySettings) -> int:
-    """Bytes of `extra_use` in all."""
-    return extra_use(choice, settings).total_bytes
 
 
 def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
@@ -210,41 +200,8 @@ def activation_bytes(
     return kept + max(loss, block)
 
 
-def _master_bytes(settings: MemorySettings) -> int:
-    return 4 if settings.master == "fp32" else 2
-
-
-def _frozen_bytes(row: Matrix, settings: MemorySettings) -> int:
-    """Bytes of a module while it is frozen."""
-    if settings.base_bits == 16 or row.form not in ("linear", "conv1d") or row.layer is None:
-        return _FROZEN_BYTES * row.n_params
-    weights = row.out_features * row.in_features
-    packed = packed_bytes(weights, row.out_features, settings.base_bits)
-    return packed + _FROZEN_BYTES * (row.n_params - weights)
-
-
-def _trained(choice: Choice) -> tuple[ParameterSize, ...]:
-    """What the optimizer sees of a module."""
-    row = choice.row
-    if choice.mode == "lora":
-        rank = choice.rank * row.matrices
-        return (
-            ParameterSize(shape=(rank, row.in_features)),
-            ParameterSize(shape=(row.out_features, rank)),
-        )
-    shape = (row.out_features, row.in_features)
-    weight = ParameterSize(
-        shape=(row.matrices, *shape) if row.form == "experts" else shape,
-        embedding=row.form == "embedding",
-    )
-    bias = row.n_params - prod(weight.shape)
-    if not bias:
-        return (weight,)
-    rows = bias // row.matrices
-    return weight, ParameterSize(shape=(row.matrices, rows) if row.form == "experts" else (rows,))
-
-
-def _state_of(item: ParameterSize, settings: MemorySettings) -> int:
+def _state_bytes(item: ParameterSize, settings: MemorySettings) -> int:
+    """What the optimizer keeps of a parameter."""
     shape, numbers = item.shape, prod(item.shape)
     if settings.optimizer == "adafactor":  # float32 means over rows and over columns
         factored = len(shape) > 1
@@ -256,4 +213,4 @@ def _state_of(item: ParameterSize, settings: MemorySettings) -> int:
         # The trainer of transformers keeps the moments of embeddings in 32 bits.
         wide = item.embedding or numbers < _SMALL
         return moments * (4 * numbers if wide else numbers + 4 * -(-numbers // _BLOCK))
-    return moments * _master_bytes(settings) * numbers
+    return moments * settings.master_bytes * numbers

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.locks import Lock, locks_of, parse_lock
-from hlscore.planning.memory import activation_bytes, base_bytes
-from hlscore.planning.module_options import Option, check_curve, check_lock
+from hlscore.planning.memory import Choice, activation_bytes, base_bytes
 from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, score_of
@@ -20,56 +19,78 @@ from hlscore.wording import memory as memory_text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Everything that an allocation depends on.
-
-    Attributes:
-        report: The scores.
-        settings: What is asked for.
-        rows: The candidates, the best first by the score.
-        scores: Score of each row at the plan's rank; `None` where it cannot be had.
-        score: The score that decides.
-        budget: The budget.
-        locks: Lock of each locked module, by name.
-        tied: Modules whose weight is shared.
-    """
+    """Everything that an allocation depends on."""
 
     report: ScoreReport
     settings: PlanSettings
-    rows: tuple[ModuleRow, ...]
-    scores: tuple[float | None, ...]
+    rows: tuple[ModuleRow, ...]  # the candidates, the best first by the score
+    scores: tuple[float | None, ...]  # of each row at the plan's rank; `None` where unknown
     score: Score
     budget: Budget
-    locks: Mapping[str, Lock]
-    tied: frozenset[str]
+    locks: Mapping[str, Lock]  # of each locked module, by name
+    tied: frozenset[str]  # modules whose weight another one shares
 
     @property
     def limit(self) -> int:
         """The most that the budget allows, in its unit."""
         return self.budget.limit([row.n_params for row in self.rows])
 
-    @property
-    def seed(self) -> int:
-        """Seed of random draws."""
-        return self.report.run.seed
+    def without_lora(self, row: ModuleRow) -> bool:
+        """Whether LoRA is ruled out: the loss never reaches the module, or its weight is tied."""
+        return row.unreached or row.module in self.tied
+
+    def otherwise(self, row: ModuleRow, rank: int) -> Choice:
+        """What is done with a module that is not chosen, under one LoRA rank for all."""
+        lock = self.locks.get(row.module)
+        mode = lock.mode if lock else "frozen" if self.without_lora(row) else "lora"
+        rank = (lock and lock.rank) or rank
+        return Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0)
+
+    def chosen_together(self) -> list[tuple[int, ...]]:
+        """Places of the rows that may be chosen to be trained in full, by what is chosen together.
+
+        All expert stacks of one module are trained in full or none is: PEFT copies the module that
+        holds them. They may not be chosen where one of them is locked, unreached or left out.
+        """
+        groups: dict[str, list[int]] = {}
+        for place, row in enumerate(self.rows):
+            groups.setdefault(_holder(row), []).append(place)
+        for row in self.report.rows:
+            if not row.is_candidate and row.form == "experts":
+                groups.pop(_holder(row), None)
+        return [
+            tuple(group)
+            for group in groups.values()
+            if not any(
+                self.rows[at].module in self.locks or self.rows[at].unreached for at in group
+            )
+        ]
+
+    def asks_too_much(self, needs: str, allows: str) -> BudgetError:
+        """The error for a budget that what has to be trained exceeds."""
+        asked = {"--lock": self.locks, "--min-rank": self.settings.min_rank}
+        flags = [flag for flag, given in asked.items() if given]
+        return BudgetError(
+            f"{' and '.join(flags) or 'The plan'} asks for {needs}; a budget of "
+            f"{self.budget.text} allows {allows}.",
+            hint="Raise the budget, lock fewer modules, or lower --min-rank.",
+        )
+
+
+def _holder(row: ModuleRow) -> str:
+    """The module that is copied where a weight is trained in full."""
+    return row.module.rpartition(".")[0] if row.form == "experts" else row.module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """The answer: one option per candidate.
+    """The answer: one choice per candidate."""
 
-    Attributes:
-        options: What is done with each row, in order.
-        solver: `sorted`, `HiGHS`, or `none` where there was nothing to choose.
-        value: Sum of the selected values.
-        bound: Upper bound of that sum over all choices that fit.
-        probability: Share of resamples in which each row is trained in full; `None` where that
-            is unknown, empty where it is for all.
-    """
-
-    options: tuple[Option, ...]
-    solver: str = "none"
-    value: float = 0.0
-    bound: float = 0.0
+    choices: tuple[Choice, ...]  # of each row, in order
+    solver: str = "none"  # `sorted`, `HiGHS`, or `none` where there was nothing to choose
+    value: float = 0.0  # sum of the selected values
+    bound: float = 0.0  # upper bound of that sum over all choices that fit
+    # Share of resamples in which each row is trained in full; empty where it is unknown for all.
     probability: tuple[float | None, ...] = ()
 
     @property
@@ -97,6 +118,7 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
             f"The report holds no value of '{score.name}'.",
             hint=f"Choose another --score, or {made[score.needs]}.",
         )
+    tied = tied_modules(report.rows)
     return Problem(
         report=report,
         settings=settings,
@@ -104,8 +126,8 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         scores=scores,
         score=score,
         budget=parse_budget(settings.budget),
-        locks=locks_of(settings.locks, [row.module for row in rows]),
-        tied=tied_modules(report.rows),
+        locks=locks_of(settings.locks, [row.module for row in rows], tied),
+        tied=tied,
     )
 
 
@@ -113,10 +135,19 @@ def check_plan_settings(settings: PlanSettings) -> None:
     """Refuse a bad score name, budget or lock before a model is loaded."""
     score = find_score(settings.score)
     if settings.ranks:
-        check_curve(score)
+        check_ranks(score)
     parse_budget(settings.budget)
     for lock in settings.locks:
         parse_lock(lock)
+
+
+def check_ranks(score: Score) -> None:
+    """Refuse a score that cannot choose ranks."""
+    if not score.leaves_over:
+        raise UsageError(
+            f"--ranks needs a score with a value for each rank; '{score.name}' has none.",
+            hint="Use --score hls, tail or l1_adam.",
+        )
 
 
 def check_plan_for(
@@ -124,10 +155,8 @@ def check_plan_for(
 ) -> None:
     """Refuse a budget or a lock that cannot work for a model, before it is probed."""
     candidates = [item for item in modules if not item.skipped]
-    tied = tied_modules(modules)
-    locks = locks_of(settings.locks, [item.module for item in candidates])
-    for module, lock in locks.items():
-        check_lock(module, lock, tied)
+    names = [item.module for item in candidates]
+    locks = locks_of(settings.locks, names, tied_modules(modules))
     budget = parse_budget(settings.budget)
     if not settings.ranks and len(locks) < len(candidates):
         budget.check_one_fits([item.n_params for item in candidates])
@@ -135,32 +164,21 @@ def check_plan_for(
         free_bytes(model, budget, settings.memory)
 
 
-def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings) -> int:
-    """Bytes that trained modules may take, under a budget of memory."""
-    fixed = base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
-    free = (budget.amount or 0) - fixed
-    if free <= 0:
-        raise too_small(model, budget, memory)
-    return free
-
-
-def too_small(
-    model: ModelIdentity, budget: Budget, memory: MemorySettings, trained: int = 0
-) -> BudgetError:
-    """The error for a memory budget into which not even the least fits, with what each part takes.
+def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings, least: int = 0) -> int:
+    """Bytes that trained modules may take under a budget of memory; refuses one that is too small.
 
     Args:
-        trained: Least bytes of what has to be trained.
+        least: Bytes that they take at least.
     """
-    base = base_bytes(model, memory)
-    activations = activation_bytes(model.dimensions, memory)
-    parts = (
-        f"the frozen weights take {memory_text(base)}, activations about {memory_text(activations)}"
-    )
-    if trained:
-        parts += f", what has to be trained at least {memory_text(trained)}"
-    return BudgetError(
-        f"A training memory of {budget.text} is too small for {model.model}: {parts}.",
-        hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
-        "--train-length.",
-    )
+    base, activations = base_bytes(model, memory), activation_bytes(model.dimensions, memory)
+    free = budget.amount - base - activations
+    if free <= 0 or free < least:
+        trained = f", what has to be trained at least {memory_text(least)}" if least else ""
+        raise BudgetError(
+            f"A training memory of {budget.text} is too small for {model.model}: the frozen "
+            f"weights take {memory_text(base)}, activations about {memory_text(activations)}"
+            f"{trained}.",
+            hint="Give more memory, --base 4, another --optimizer, a lower --rank or a shorter "
+            "--train-length.",
+        )
+    return free

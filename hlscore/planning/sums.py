@@ -15,7 +15,6 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.planning.budget import Budget
 from hlscore.planning.memory import lora_params
-from hlscore.settings import PlanSettings
 
 BORDERLINE = (0.1, 0.9)
 
@@ -46,13 +45,6 @@ def totals_of(modules: Sequence[PlanModule], rank: int, model_params: int) -> Pl
         plain_lora_params=sum(lora_params(item, rank) for item in modules),
         model_params=model_params,
     )
-
-
-def counted(budget: Budget, settings: PlanSettings) -> Counted:
-    """What counts towards a budget: memory, all that is trained, or what is trained in full."""
-    if budget.unit == "bytes":
-        return "memory"
-    return "trained" if budget.unit == "parameters" and settings.ranks else "full"
 
 
 def budget_of(

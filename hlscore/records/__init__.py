@@ -32,26 +32,8 @@ from hlscore.records.report import (
 )
 
 __all__ = [
-    "LOSS_ON",
-    "NO_PROBES",
-    "OF_UPDATES",
-    "Candidate",
-    "Estimate",
-    "Fingerprint",
-    "Form",
-    "GradientStatistics",
-    "LossTokens",
-    "Matrix",
-    "ModelDimensions",
-    "ModelIdentity",
-    "ModuleRow",
-    "ParameterSize",
-    "ProbeSummary",
-    "RolloutSummary",
-    "RunInfo",
-    "ScoreReport",
-    "Status",
-    "Storage",
-    "WeightStatistics",
-    "movement_in",
-]
+    "LOSS_ON", "NO_PROBES", "OF_UPDATES", "Candidate", "Estimate", "Fingerprint", "Form",
+    "GradientStatistics", "LossTokens", "Matrix", "ModelDimensions", "ModelIdentity", "ModuleRow",
+    "ParameterSize", "ProbeSummary", "RolloutSummary", "RunInfo", "ScoreReport", "Status",
+    "Storage", "WeightStatistics", "movement_in",
+]  # fmt: skip

@@ -53,41 +53,24 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A weight that LoRA or full fine-tuning could train, or one that was left out and why.
+    """A weight that LoRA or full fine-tuning could train, or one that was left out and why."""
 
-    Attributes:
-        module: Fully qualified name: a module for plain linear maps, a parameter for fused
-            expert tensors.
-        parameter: Fully qualified name of the weight parameter.
-        layer: Index of the decoder block; `None` outside the blocks.
-        kind: Last part of the name, such as `q_proj`.
-        block: Path between the decoder block and `kind`, such as `self_attn`.
-        matrices: Number of matrices in the weight: 1, or the number of experts.
-        out_features: Output width of each matrix.
-        in_features: Input width of each matrix.
-        storage: Whether the weight is stored `[..., out, in]` or `[..., in, out]`.
-        form: What holds the weight: a linear layer, a `Conv1D`, an embedding, a module of its
-            own kind with a matrix (`parameter`, such as a router), or a 3-D stack of `experts`.
-        quantized: Whether the weight is packed and can hold no gradient.
-        n_params: Parameters trained when the module is trained in full (weight and bias).
-        left_out: Why it is left out; empty for a candidate.
-        tied_to: Module that comes first and has the same weight; empty where there is none.
-    """
-
-    module: str
-    parameter: str
-    layer: int | None
-    kind: str
-    block: str
-    matrices: int
-    out_features: int
+    module: str  # full name: of a module, or of the parameter of fused expert tensors
+    parameter: str  # full name of the weight
+    layer: int | None  # index of the decoder block; `None` outside the blocks
+    kind: str  # last part of the name, such as `q_proj`
+    block: str  # path between the decoder block and `kind`, such as `self_attn`
+    matrices: int  # number of matrices in the weight: 1, or the number of experts
+    out_features: int  # of each matrix, like `in_features`
     in_features: int
-    storage: Storage
+    storage: Storage  # whether the weight is stored `[..., out, in]` or `[..., in, out]`
+    # What holds the weight. `parameter`: a module of its own kind, such as a router; `experts`: a
+    # 3-D stack.
     form: Form
-    n_params: int
-    quantized: bool = False
-    left_out: LeftOut = ""
-    tied_to: str = ""
+    n_params: int  # parameters trained when the module is trained in full (weight and bias)
+    quantized: bool = False  # whether the weight is packed and can hold no gradient
+    left_out: LeftOut = ""  # why it is left out; empty for a candidate
+    tied_to: str = ""  # module that comes first and has the same weight; empty where there is none
 
     @property
     def skipped(self) -> bool:
@@ -107,78 +90,46 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fingerprint:
-    """Identity of a model's candidate weights.
+    """Identity of a model's candidate weights."""
 
-    Attributes:
-        structure: SHA-256 over the names and shapes of all candidates.
-        weights: SHA-256 over sampled weights, rounded to bfloat16 so that the dtype in which
-            the model was loaded does not matter.
-    """
-
-    structure: str
-    weights: str
+    structure: str  # SHA-256 over the names and shapes of all candidates
+    weights: str  # SHA-256 over sampled weights, rounded to bfloat16: the dtype does not matter
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelDimensions:
-    """Sizes that the memory of a training depends on; all are read from the configuration.
+    """Sizes that the memory of a training depends on; all are read from the configuration."""
 
-    Attributes:
-        hidden_size: Width of the residual stream.
-        blocks: Number of decoder blocks.
-        vocab_size: Rows of the input embedding.
-        packable_params: Weights of the linear layers that 4-bit and 8-bit loading packs: all but
-            the output head.
-        packable_rows: Output rows of those layers.
-        block_widths: Inputs and outputs of the linear maps of the widest block, summed, per
-            token; experts count as often as a token uses them.
-        expert_params: Parameters of the fused expert tensors of the block with most of them.
-    """
-
-    hidden_size: int
-    blocks: int
-    vocab_size: int
+    hidden_size: int  # width of the residual stream
+    blocks: int  # decoder blocks
+    vocab_size: int  # rows of the input embedding
+    # Weights of the linear layers that 4-bit and 8-bit loading packs: all but the output head.
     packable_params: int
-    packable_rows: int
+    packable_rows: int  # output rows of those layers
+    # Inputs and outputs of the linear maps of the widest block, summed, per token; experts count as
+    # often as a token uses them.
     block_widths: int
-    expert_params: int = 0
+    expert_params: int = 0  # parameters of the fused expert tensors of the block with most of them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterSize:
-    """A parameter, as far as its optimizer state depends on it.
+    """A parameter, as far as its optimizer state depends on it."""
 
-    Attributes:
-        shape: As the model stores it.
-        embedding: Whether an embedding table holds it.
-        count: Parameters that are alike.
-    """
-
-    shape: tuple[int, ...]
-    embedding: bool = False
-    count: int = 1
+    shape: tuple[int, ...]  # as the model stores it
+    embedding: bool = False  # whether an embedding table holds it
+    count: int = 1  # parameters that are alike
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelIdentity:
-    """Which model the numbers belong to.
+    """Which model the numbers belong to."""
 
-    Attributes:
-        model: Name as given.
-        revision: Commit hash of a hub model, else `None`.
-        architecture: Class name of the model.
-        model_type: `model_type` of its configuration.
-        n_params: All parameters, tied ones counted once.
-        dimensions: Sizes that the memory of a training depends on.
-        fingerprint: Identity of the candidate weights.
-        notes: Where it differs from what a trainer would load from the same files.
-    """
-
-    model: str
-    revision: str | None
-    architecture: str
-    model_type: str
-    n_params: int
+    model: str  # name as given
+    revision: str | None  # commit hash of a hub model
+    architecture: str  # class name
+    model_type: str  # of its configuration
+    n_params: int  # tied ones counted once
     dimensions: ModelDimensions
     fingerprint: Fingerprint
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # where it differs from what a trainer would load from the files

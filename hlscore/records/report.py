@@ -15,15 +15,10 @@ Status = Literal["scored", "unreached", "skipped"]
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number and what it may be off by.
-
-    Attributes:
-        value: The number.
-        error: Standard error that a sketch or a randomized decomposition adds; 0 where exact.
-    """
+    """A number and what it may be off by."""
 
     value: float
-    error: float = 0.0
+    error: float = 0.0  # standard error of a sketch or randomized decomposition; 0 where exact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,205 +27,113 @@ class GradientStatistics:
 
     Energies are squared Frobenius norms of the mean gradient over all counted tokens, in
     (nats per unit weight) squared; for fused experts they are summed over the matrices.
-
-    Attributes:
-        grad_energy: `||G||_F^2`.
-        top_energy: `s_1^2`, summed over the matrices.
-        tail_curve: Tail energy `T_r` at each rank of the run's curve.
-        tail_errors: Estimated error of each.
-        hls_curve: Cross-fitted tail `S_r` at each rank of the run's curve.
-        hls_errors: Estimated error of each.
-        rank_for_90: Smallest rank that holds 90 % of the energy; `None` beyond the curve.
-        effective_rank: `exp(entropy(s / sum s))`, mean over matrices that were reached; `None`
-            where the spectrum is not exact.
-        halves_norm: `||A||_F ||B||_F` of the two halves.
-        weight_norm: `||W||_F`; `None` where the weight cannot be had.
-        taylor: `||W * G||_F`, elementwise product; `None` where the gradient is not formed.
-        taylor_mean: Mean of `|W * G|`; `None` where the gradient is not formed.
-        l1_adam_curve: `||G||_1 - <G, P_r(sign G)>` at each rank of the run's curve; empty where
-            the gradient is not formed.
-        matrices_reached: Matrices with a gradient other than zero.
-        rank_for_99: Smallest rank that holds 99 % of the energy; `None` beyond the curve and
-            with sketches.
-        hls_replicates: Resampled `hls` at the run's rank.
-        tail_replicates: Resampled tail energy at the run's rank.
-        grad_norm_replicates: Resampled gradient energy.
     """
 
-    grad_energy: Estimate
-    top_energy: Estimate
-    tail_curve: tuple[float, ...]
-    tail_errors: tuple[float, ...]
-    hls_curve: tuple[float, ...]
-    hls_errors: tuple[float, ...]
-    rank_for_90: Estimate | None
+    grad_energy: Estimate  # `||G||_F^2`
+    top_energy: Estimate  # `s_1^2`, summed over the matrices
+    tail_curve: tuple[float, ...]  # tail energy `T_r` at each rank of the run's curve
+    tail_errors: tuple[float, ...]  # estimated error of each
+    hls_curve: tuple[float, ...]  # cross-fitted tail `S_r` at each rank of the run's curve
+    hls_errors: tuple[float, ...]  # estimated error of each
+    rank_for_90: Estimate | None  # smallest rank that holds 90 %; `None` beyond the curve
+    # `exp(entropy(s / sum s))`, mean over the matrices reached; `None` for inexact spectra.
     effective_rank: float | None
-    halves_norm: float
-    weight_norm: float | None
-    taylor: float | None
-    taylor_mean: float | None
+    halves_norm: float  # `||A||_F ||B||_F` of the two halves
+    weight_norm: float | None  # `||W||_F`; `None` where the weight cannot be had
+    # These three need the whole gradient: `None` and empty where it is not formed.
+    taylor: float | None  # `||W * G||_F`, elementwise product
+    taylor_mean: float | None  # mean of `|W * G|`
     matrices_reached: int
-    l1_adam_curve: tuple[float, ...] = ()
-    rank_for_99: int | None = None
-    hls_replicates: tuple[float, ...] = ()
-    tail_replicates: tuple[float, ...] = ()
-    grad_norm_replicates: tuple[float, ...] = ()
+    l1_adam_curve: tuple[float, ...] = ()  # `||G||_1 - <G, P_r(sign G)>` at each rank
+    rank_for_99: int | None = None  # `None` beyond the curve and with sketches
+    hls_replicates: tuple[float, ...] = ()  # resampled `hls` at the run's rank
+    tail_replicates: tuple[float, ...] = ()  # resampled tail energy at the run's rank
+    grad_norm_replicates: tuple[float, ...] = ()  # resampled gradient energy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightStatistics:
-    """What the singular values of one candidate weight tell; of experts the mean over matrices.
+    """What the singular values of one candidate weight tell; of experts the mean over matrices."""
 
-    Attributes:
-        weight_norm: `||W||_F`; `None` where the weight cannot be had.
-        snr: Signal-to-noise ratio of Spectrum; `None` where it is not finite.
-        inverse_condition: 1 / `condition_number`; 0 for a singular matrix, `None` for zeros.
-        condition_number: `s_1 / s_min`; `None` where it is not finite.
-        spectral_curve: Score of spectral hybrid LoRA at each rank of the run; empty for zeros.
-        remark: Why one of them is missing; mostly empty.
-    """
-
-    weight_norm: float | None = None
-    snr: float | None = None
+    weight_norm: float | None = None  # `||W||_F`; `None` where the weight cannot be had
+    snr: float | None = None  # signal-to-noise ratio of Spectrum; `None` where it is not finite
+    # 1 / `condition_number`; 0 for a singular matrix, `None` for zeros.
     inverse_condition: float | None = None
-    condition_number: float | None = None
+    condition_number: float | None = None  # `s_1 / s_min`; `None` where it is not finite
+    # Score of spectral hybrid LoRA at each rank of the run; empty for zeros.
     spectral_curve: tuple[float, ...] = ()
-    remark: str = ""
+    remark: str = ""  # why one of them is missing; mostly empty
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleRow:
-    """One row of the report. Fields and their order are the columns of `scores.parquet`.
+    """One row of the report. Fields and their order are the columns of `scores.parquet`."""
 
-    Attributes:
-        rank: Position by the run's score, 1 is the first; `None` for skipped rows.
-        module: Fully qualified name.
-        parameter: Fully qualified name of the weight parameter.
-        layer: Index of the decoder block.
-        kind: Last part of the name.
-        block: Path between the decoder block and `kind`.
-        matrices: Number of matrices in the weight.
-        matrices_reached: Matrices with a gradient other than zero; `None` without probes.
-        out_features: Output width.
-        in_features: Input width.
-        n_params: Parameters of weight and bias.
-        form: What holds the weight: `linear`, `conv1d`, `embedding`, `parameter`, `experts`.
-        storage: `out_in` or `in_out`, how the weight is stored.
-        hls: Cross-fitted tail `S_r`, nats per unit learning rate.
-        hls_stderr: Standard error of `hls` over probe sets and sketches, from its replicates.
-        hls_ci_low: Lower end of its 95 % interval.
-        hls_ci_high: Upper end of its 95 % interval.
-        hls_share: `S_r / (||A||_F ||B||_F)` times the number of weights.
-        hls_error: Estimated error of `hls` that a sketch or randomized decomposition adds.
-        selection_probability: Share of resamples in which the module makes the budget.
-        tail: Tail energy of the mean gradient (equals `tail_energy`).
-        grad_norm: Energy of the mean gradient (equals `grad_energy`).
-        taylor: `||W * G||_F`.
-        taylor_mean: Mean of `|W * G|`.
-        rgn: `||G||_F / ||W||_F`.
-        l1_adam: `||G||_1 - <G, P_r(sign G)>`, nats per unit step of Adam.
-        snr: Signal-to-noise ratio of the weight (Spectrum).
-        spectral: Score of spectral hybrid LoRA (twinkle), from the weight.
-        kappa: Inverse condition number of the weight, 0 to 1: the smallest number ranks first.
-        random: Seeded stratified control in (0, 1].
-        grad_energy: `||G||_F^2`.
-        head_energy: Energy of the best rank-r part of the gradient.
-        tail_energy: `grad_energy - head_energy`.
-        residual_ratio: `tail_energy / grad_energy`.
-        stable_rank: `||G||_F^2 / s_1^2`.
-        effective_rank: `exp(entropy(s / sum s))`, where the spectrum is exact.
-        rank_for_90: Smallest rank that holds 90 % of the energy.
-        halves_norm: `||A||_F ||B||_F` of the gradients or updates of the two halves.
-        weight_norm: `||W||_F`.
-        condition_number: `s_1 / s_min` of the weight; null where it is not finite.
-        rgn_error: Estimated error of `rgn`, like the following ones of the column before `_error`.
-        grad_energy_error: Of `grad_energy` and `grad_norm`.
-        head_energy_error: Of `head_energy`.
-        tail_energy_error: Of `tail_energy` and `tail`.
-        residual_ratio_error: Of `residual_ratio`.
-        stable_rank_error: Of `stable_rank`.
-        rank_for_90_error: Of `rank_for_90`.
-        curve_ranks: Ranks of the curves of gradients.
-        tail_curve: Tail energy at those ranks.
-        tail_curve_errors: Estimated error of each.
-        hls_curve: Cross-fitted tail at those ranks.
-        hls_curve_errors: Estimated error of each.
-        l1_adam_curve: `l1_adam` at those ranks.
-        spectral_ranks: Ranks of `spectral_curve`, which needs no gradient.
-        spectral_curve: `spectral` at those ranks.
-        hls_replicates: Resampled `hls`.
-        tail_replicates: Resampled `tail`.
-        grad_norm_replicates: Resampled `grad_norm`.
-        status: `scored`, `unreached` (its gradient is zero) or `skipped`.
-        reason: What the status means here, for readers.
-        left_out: Why a skipped weight is left out.
-        tied_to: Module that comes first and has the same weight; empty where there is none.
-        more_scores: Values, at the run's rank, of scores that have no field above; read and
-            written as columns, and as attributes, like the others.
-    """
-
-    rank: int | None
+    rank: int | None  # position by the run's score, 1 is the first; `None` for skipped rows
     module: str
-    parameter: str
-    layer: int | None
+    parameter: str  # fully qualified name of the weight parameter
+    layer: int | None  # index of the decoder block
     kind: str
-    block: str
+    block: str  # path between the decoder block and `kind`
     matrices: int
-    matrices_reached: int | None
+    matrices_reached: int | None  # matrices with a gradient other than zero; `None` without probes
     out_features: int
     in_features: int
-    n_params: int
-    form: Form
-    storage: Storage
-    hls: float | None = None
-    hls_stderr: float | None = None
-    hls_ci_low: float | None = None
-    hls_ci_high: float | None = None
-    hls_share: float | None = None
-    hls_error: float | None = None
-    selection_probability: float | None = None
-    tail: float | None = None
-    grad_norm: float | None = None
-    taylor: float | None = None
-    taylor_mean: float | None = None
-    rgn: float | None = None
-    l1_adam: float | None = None
-    snr: float | None = None
-    spectral: float | None = None
-    kappa: float | None = None
-    random: float | None = None
-    grad_energy: float | None = None
-    head_energy: float | None = None
-    tail_energy: float | None = None
-    residual_ratio: float | None = None
-    stable_rank: float | None = None
-    effective_rank: float | None = None
-    rank_for_90: int | None = None
-    halves_norm: float | None = None
-    weight_norm: float | None = None
-    condition_number: float | None = None
+    n_params: int  # parameters of weight and bias
+    form: Form  # what holds the weight: `linear`, `conv1d`, `embedding`, `parameter`, `experts`
+    storage: Storage  # `out_in` or `in_out`, how the weight is stored
+    hls: float | None = None  # cross-fitted tail `S_r`, nats per unit learning rate
+    hls_stderr: float | None = None  # over probe sets and sketches, from the replicates
+    hls_ci_low: float | None = None  # lower end of its 95 % interval
+    hls_ci_high: float | None = None  # upper end of its 95 % interval
+    hls_share: float | None = None  # `S_r / (||A||_F ||B||_F)` times the number of weights
+    hls_error: float | None = None  # estimated error of a sketch or randomized decomposition
+    selection_probability: float | None = None  # share of resamples that select the module
+    tail: float | None = None  # tail energy of the mean gradient (equals `tail_energy`)
+    grad_norm: float | None = None  # energy of the mean gradient (equals `grad_energy`)
+    taylor: float | None = None  # `||W * G||_F`
+    taylor_mean: float | None = None  # mean of `|W * G|`
+    rgn: float | None = None  # `||G||_F / ||W||_F`
+    l1_adam: float | None = None  # `||G||_1 - <G, P_r(sign G)>`, nats per unit step of Adam
+    snr: float | None = None  # signal-to-noise ratio of the weight (Spectrum)
+    spectral: float | None = None  # score of spectral hybrid LoRA (twinkle), from the weight
+    kappa: float | None = None  # 1 / condition number of the weight, 0 to 1
+    random: float | None = None  # seeded stratified control in (0, 1]
+    grad_energy: float | None = None  # `||G||_F^2`
+    head_energy: float | None = None  # energy of the best rank-r part of the gradient
+    tail_energy: float | None = None  # `grad_energy - head_energy`
+    residual_ratio: float | None = None  # `tail_energy / grad_energy`
+    stable_rank: float | None = None  # `||G||_F^2 / s_1^2`
+    effective_rank: float | None = None  # `exp(entropy(s / sum s))`, where the spectrum is exact
+    rank_for_90: int | None = None  # smallest rank that holds 90 % of the energy
+    halves_norm: float | None = None  # `||A||_F ||B||_F` of the two halves
+    weight_norm: float | None = None  # `||W||_F`
+    condition_number: float | None = None  # `s_1 / s_min`; null where it is not finite
+    # Estimated errors of the columns before `_error`.
     rgn_error: float | None = None
-    grad_energy_error: float | None = None
+    grad_energy_error: float | None = None  # also of `grad_norm`
     head_energy_error: float | None = None
-    tail_energy_error: float | None = None
+    tail_energy_error: float | None = None  # also of `tail`
     residual_ratio_error: float | None = None
     stable_rank_error: float | None = None
     rank_for_90_error: float | None = None
-    curve_ranks: tuple[int, ...] = ()
-    tail_curve: tuple[float, ...] = ()
-    tail_curve_errors: tuple[float, ...] = ()
-    hls_curve: tuple[float, ...] = ()
-    hls_curve_errors: tuple[float, ...] = ()
-    l1_adam_curve: tuple[float, ...] = ()
-    spectral_ranks: tuple[int, ...] = ()
-    spectral_curve: tuple[float, ...] = ()
-    hls_replicates: tuple[float, ...] = ()
-    tail_replicates: tuple[float, ...] = ()
-    grad_norm_replicates: tuple[float, ...] = ()
-    status: Status = "scored"
-    reason: str = ""
-    left_out: LeftOut = ""
-    tied_to: str = ""
+    curve_ranks: tuple[int, ...] = ()  # ranks of the curves of gradients
+    tail_curve: tuple[float, ...] = ()  # tail energy at those ranks
+    tail_curve_errors: tuple[float, ...] = ()  # estimated error of each
+    hls_curve: tuple[float, ...] = ()  # cross-fitted tail at those ranks
+    hls_curve_errors: tuple[float, ...] = ()  # estimated error of each
+    l1_adam_curve: tuple[float, ...] = ()  # `l1_adam` at those ranks
+    spectral_ranks: tuple[int, ...] = ()  # ranks of `spectral_curve`, which needs no gradient
+    spectral_curve: tuple[float, ...] = ()  # `spectral` at those ranks
+    hls_replicates: tuple[float, ...] = ()  # resampled `hls` at the run's rank
+    tail_replicates: tuple[float, ...] = ()  # resampled `tail`
+    grad_norm_replicates: tuple[float, ...] = ()  # resampled `grad_norm`
+    status: Status = "scored"  # `scored`, `unreached` (its gradient is zero) or `skipped`
+    reason: str = ""  # what the status means here, for readers
+    left_out: LeftOut = ""  # why a skipped weight is left out
+    tied_to: str = ""  # module that comes first and has the same weight; empty where there is none
+    # Values, at the run's rank, of scores that have no field above; read and written as columns,
+    # and as attributes, like the others.
     more_scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
     if not TYPE_CHECKING:
@@ -244,6 +147,11 @@ class ModuleRow:
     def is_candidate(self) -> bool:
         """Whether a plan may train this module."""
         return self.status != "skipped"
+
+    @property
+    def unreached(self) -> bool:
+        """Whether the probed loss does not depend on it: no training of it would change that."""
+        return self.status == "unreached"
 
     @property
     def max_rank(self) -> int:
@@ -273,38 +181,22 @@ def movement_in(settings: Mapping[str, object]) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """Where and how a report was made.
-
-    Attributes:
-        hlscore_version: Version of hlscore.
-        settings: Full settings of the run, as plain data.
-        seed: Seed of the run.
-        score: Score that ordered the rows.
-        rank: LoRA rank compared against.
-        estimator: How gradients were captured: `exact`, `sketch` or `none`.
-        sketch_size: Columns of a sketch; `None` with exact gradients.
-        device: Device that computed.
-        dtype: Dtype of the weights.
-        trial_rate: Learning rate of the trials, found or given; `None` without trials.
-        versions: Versions of the libraries that computed the numbers.
-        wall_seconds: Time of sampling, the probe run and the decompositions, all starts of a
-            resumed run together.
-        notes: Remarks on the run: why this estimator, and what had to be changed on the way.
-    """
+    """Where and how a report was made."""
 
     hlscore_version: str
-    settings: Mapping[str, object]
+    settings: Mapping[str, object]  # full settings of the run, as plain data
     seed: int
-    score: str
-    rank: int
-    estimator: str
+    score: str  # score that ordered the rows
+    rank: int  # LoRA rank compared against
+    estimator: str  # how gradients were captured: `exact`, `sketch` or `none`
     device: str
     dtype: str
-    sketch_size: int | None = None
-    trial_rate: float | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
+    sketch_size: int | None = None  # columns of a sketch; `None` with exact gradients
+    trial_rate: float | None = None  # learning rate, found or given; `None` without trials
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries that computed
+    # Of sampling, the probe run and the decompositions, all starts of a resumed run together.
     wall_seconds: float = 0.0
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # why this estimator, and what had to be changed on the way
 
     @property
     def movement(self) -> str:
@@ -324,16 +216,9 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreReport:
-    """The content of `scores.parquet`.
+    """The content of `scores.parquet`."""
 
-    Attributes:
-        rows: One row per module, the best first; skipped modules last.
-        model: Which model.
-        probes: Which probe examples.
-        run: Where and how.
-    """
-
-    rows: tuple[ModuleRow, ...]
+    rows: tuple[ModuleRow, ...]  # one row per module, the best first; skipped modules last
     model: ModelIdentity
     probes: ProbeSummary
     run: RunInfo

@@ -23,40 +23,26 @@ Needs = Literal["gradients", "whole gradients", "weights", "nothing"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A way to rank modules; higher means worse served by LoRA.
+    """A way to rank modules; higher means worse served by LoRA."""
 
-    Attributes:
-        name: Name on the command line and column of the value in the report.
-        formula: Formula in plain text.
-        unit: Unit of the value, from gradients where it is made of these.
-        update_unit: Unit of the value where it is made of weight updates; empty for the same.
-        source: Where it comes from.
-        compute: Value of a row at a LoRA rank; `None` where it is not known.
-        needs: What has to be read of a model: `gradients`, `whole gradients` (sketches do not
-            do), `weights`, or `nothing`.
-        replicates_column: Column of bootstrap replicates, of this score or of one it follows from.
-        replicate: The score's replicate from one of that column, where it is not the same.
-        error_column: Column of the error that a sketch or randomized decomposition adds.
-        ranks_column: Column of the LoRA ranks at which a row holds the value; empty where the
-            value does not depend on the rank.
-        leaves_over: Whether the value at rank r is the part of a gain that rank r cannot reach:
-            only such a score can choose a rank for each module.
-        caveat: A known bias of the value.
-    """
-
-    name: str
+    name: str  # also the column of the value in the report
     formula: str
     unit: str
     source: str
-    compute: Callable[[ModuleRow, int], float | None]
-    needs: Needs = "gradients"
-    update_unit: str = ""
+    compute: Callable[[ModuleRow, int], float | None]  # value of a row at a LoRA rank
+    needs: Needs = "gradients"  # what has to be read of a model; sketches are no whole gradients
+    update_unit: str = ""  # unit of a value made of weight updates; empty for the same
+    # Column of bootstrap replicates, of this score or of one it follows from.
     replicates_column: str = ""
+    # The score's replicate from one of that column, where it is not the same.
     replicate: Callable[[ModuleRow, float], float] | None = None
-    error_column: str = ""
+    error_column: str = ""  # column of the error that a sketch or randomized decomposition adds
+    # Column of the LoRA ranks at which a row holds the value; empty where it has only one.
     ranks_column: str = ""
+    # Whether the value at rank r is the part of a gain that rank r cannot reach: only such a score
+    # can choose a rank for each module.
     leaves_over: bool = False
-    caveat: str = ""
+    caveat: str = ""  # a known bias of the value
 
     def unit_in(self, run: RunInfo) -> str:
         """Unit of the value in a run."""

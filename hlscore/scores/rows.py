@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,6 @@ from hlscore.scores.registry import SCORES, Score, score_of
 from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
-_IDENTITY = (
-    "module", "parameter", "layer", "kind", "block", "matrices", "out_features", "in_features",
-    "n_params", "form", "storage", "left_out", "tied_to",
-)  # fmt: skip
-# Statistics that are columns as they are.
-_COPIED = (
-    "matrices_reached", "taylor", "taylor_mean", "effective_rank", "halves_norm", "weight_norm",
-    "tail_curve", "hls_curve", "l1_adam_curve", "hls_replicates", "tail_replicates",
-    "grad_norm_replicates",
-)  # fmt: skip
 
 
 def build_rows(
@@ -46,33 +37,31 @@ def build_rows(
     control = stratified_scores([item for item in modules if not item.skipped], seed=seed)
     rows = []
     for item in modules:
-        row = ModuleRow(
-            **{name: getattr(item, name) for name in _IDENTITY}, rank=None, matrices_reached=None
-        )
+        values = _columns(item) | {"rank": None, "matrices_reached": None}
         if item.skipped:
-            none = dict.fromkeys(SCORES)
-            rows.append(row.changed(**none, status="skipped", reason=item.reason))
+            row = ModuleRow(**values, status="skipped", reason=item.reason)
+            rows.append(row.changed(**dict.fromkeys(SCORES)))
             continue
-        values: dict[str, Any] = {"random": control[item.module]}
+        values["random"] = control[item.module]
         if statistics is not None:
             values |= _gradient_columns(item, statistics[item.module], ranks, rank)
-        remarks = [remark(item, values.get("matrices_reached"), rank, of_updates=of_updates)]
+        remarks = [remark(item, values["matrices_reached"], rank, of_updates=of_updates)]
         if weights is not None:
             found = weights[item.module]
             remarks.append(found.remark)
-            values |= {
-                "snr": found.snr,
-                "kappa": found.inverse_condition,
-                "condition_number": found.condition_number,
-                "spectral_ranks": ranks if found.spectral_curve else (),
-                "spectral_curve": found.spectral_curve,
-            }
-            if statistics is None:
-                values["weight_norm"] = found.weight_norm
-        row = row.changed(**values, reason="; ".join(text for text in remarks if text))
+            # The norm of the weight that was probed comes first.
+            values = _columns(found) | {"kappa": found.inverse_condition} | values
+            values["spectral_ranks"] = ranks if found.spectral_curve else ()
+        row = ModuleRow(**values, reason="; ".join(filter(None, remarks)))
         scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
         rows.append(row.changed(**scores))
     return tuple(rows)
+
+
+def _columns(source: Candidate | GradientStatistics | WeightStatistics) -> dict[str, Any]:
+    """What a row says in the same words."""
+    names = {item.name for item in fields(ModuleRow)}
+    return {item.name: getattr(source, item.name) for item in fields(source) if item.name in names}
 
 
 def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
@@ -104,7 +93,8 @@ def _gradient_columns(
     tail, tail_error = (0.0, 0.0) if spanned else (found.tail_curve[at], found.tail_errors[at])
     energy, top, norm = found.grad_energy, found.top_energy, found.weight_norm
     low, high = interval(found.hls_replicates)
-    columns = {name: getattr(found, name) for name in _COPIED} | {
+    ninety = found.rank_for_90
+    columns = _columns(found) | {
         "curve_ranks": ranks,
         "hls_stderr": standard_error(found.hls_replicates),
         "hls_ci_low": low,
@@ -118,10 +108,9 @@ def _gradient_columns(
         "tail_energy_error": tail_error,
         "tail_curve_errors": found.tail_errors,
         "hls_curve_errors": found.hls_errors,
+        "rank_for_90": None if ninety is None else int(ninety.value),
+        "rank_for_90_error": None if ninety is None else ninety.error,
     }
-    if found.rank_for_90 is not None:
-        columns["rank_for_90"] = int(found.rank_for_90.value)
-        columns["rank_for_90_error"] = found.rank_for_90.error
     if not found.matrices_reached:
         return columns | {"status": "unreached"}
     ratio, stable_rank = tail / energy.value, energy.value / top.value

@@ -1,14 +1,16 @@
 """What a plan is checked against."""
 
+# ruff: noqa: RUF009 - `option` makes a field of the dataclass
+
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import Option, check, flag_of, require
+from hlscore.settings.option import check, flag_of, option, require
 
 Drift = Literal["none", "patch", "minor"]
 
@@ -24,17 +26,11 @@ _AGE = re.compile(r"(\d{1,6})\s*([dw])", re.ASCII)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """A limit on a number of modules.
+    """A limit on a number of modules."""
 
-    Attributes:
-        text: As given.
-        count: A number of modules; `None` for a share.
-        share: A share of the modules, 0 to 1; `None` for a number.
-    """
-
-    text: str
-    count: int | None = None
-    share: float | None = None
+    text: str  # as given
+    count: int | None = None  # a number of modules; `None` for a share
+    share: float | None = None  # a share of the modules, 0 to 1; `None` for a number
 
     def allows(self, found: int, whole: int) -> bool:
         """Whether so many of all modules are within the limit."""
@@ -69,90 +65,69 @@ def parse_age(text: str, flag: str) -> int:
 class CheckSettings:
     """What a plan is checked against besides itself."""
 
-    model: Annotated[
-        str | None,
-        Option(
-            "Hub id, directory or builtin:tiny: every module must be there, in its shape. Its "
-            "configuration is enough.",
-            AGAINST_MODEL_PANEL,
-        ),
-    ] = None
-    revision: Annotated[
-        str | None,
-        Option(
-            "Branch, tag or commit of a hub model.",
-            AGAINST_MODEL_PANEL,
-            default="the plan's, for its own model",
-        ),
-    ] = None
-    trust_remote_code: Annotated[
-        bool, Option("Run Python code that comes with the model.", AGAINST_MODEL_PANEL)
-    ] = False
-    weights: Annotated[
-        bool,
-        Option("The model's weights must be those that were scored.", AGAINST_MODEL_PANEL),
-    ] = False
-    trainers: Annotated[
-        tuple[str, ...],
-        Option(
-            "Trainer that must be able to run the plan (repeatable); `hlscore export --list` "
-            "names them.",
-            AGAINST_TRAINERS_PANEL,
-            name="for",
-        ),
-    ] = ()
-    min_selection_probability: Annotated[
-        float | None,
-        Option(
-            "Least share of resamples that select a module in full.",
-            STABILITY_PANEL,
-            low=0,
-            high=1,
-        ),
-    ] = None
-    max_borderline: Annotated[
-        Limit | None,
-        Option(
-            "Most modules selected in 10 % to 90 % of the resamples: 3, or 10%.",
-            STABILITY_PANEL,
-            parse=parse_limit,
-        ),
-    ] = None
-    max_age_days: Annotated[
-        int | None,
-        Option(
-            "Most days or weeks since the plan was changed (its last commit): 90d, 12w.",
-            STABILITY_PANEL,
-            name="max-age",
-            parse=parse_age,
-        ),
-    ] = None
-    max_drift: Annotated[
-        Drift | None,
-        Option(
-            "How far installed libraries may be from those that scored.",
-            STABILITY_PANEL,
-        ),
-    ] = None
-    baseline: Annotated[Path | None, Option("Another plan to compare with.", BASELINE_PANEL)] = None
-    max_changed: Annotated[
-        Limit | None,
-        Option(
-            "Most modules whose mode or rank may differ: 3, or 5%.",
-            BASELINE_PANEL,
-            parse=parse_limit,
-        ),
-    ] = None
-    min_overlap: Annotated[
-        float | None,
-        Option("Least Jaccard index of the modules in full.", BASELINE_PANEL, low=0, high=1),
-    ] = None
-    min_tau: Annotated[
-        float | None,
-        Option("Least Kendall rank correlation of the scores.", BASELINE_PANEL, low=-1, high=1),
-    ] = None
-    ignore: Annotated[tuple[str, ...], Option("Code of a finding to ignore (repeatable).")] = ()
-    strict: Annotated[bool, Option("Warnings fail the check too.")] = False
+    model: str | None = option(
+        None,
+        "Hub id, directory or builtin:tiny: every module must be there, in its shape. Its "
+        "configuration is enough.",
+        AGAINST_MODEL_PANEL,
+    )
+    revision: str | None = option(
+        None,
+        "Branch, tag or commit of a hub model.",
+        AGAINST_MODEL_PANEL,
+        default="the plan's, for its own model",
+    )
+    trust_remote_code: bool = option(
+        False, "Run Python code that comes with the model.", AGAINST_MODEL_PANEL
+    )
+    weights: bool = option(
+        False, "The model's weights must be those that were scored.", AGAINST_MODEL_PANEL
+    )
+    trainers: tuple[str, ...] = option(
+        (),
+        "Trainer that must be able to run the plan (repeatable); `hlscore export --list` "
+        "names them.",
+        AGAINST_TRAINERS_PANEL,
+        name="for",
+    )
+    min_selection_probability: float | None = option(
+        None,
+        "Least share of resamples that select a module in full.",
+        STABILITY_PANEL,
+        low=0,
+        high=1,
+    )
+    max_borderline: Limit | None = option(
+        None,
+        "Most modules selected in 10 % to 90 % of the resamples: 3, or 10%.",
+        STABILITY_PANEL,
+        parse=parse_limit,
+    )
+    max_age_days: int | None = option(
+        None,
+        "Most days or weeks since the plan was changed (its last commit): 90d, 12w.",
+        STABILITY_PANEL,
+        name="max-age",
+        parse=parse_age,
+    )
+    max_drift: Drift | None = option(
+        None, "How far installed libraries may be from those that scored.", STABILITY_PANEL
+    )
+    baseline: Path | None = option(None, "Another plan to compare with.", BASELINE_PANEL)
+    max_changed: Limit | None = option(
+        None,
+        "Most modules whose mode or rank may differ: 3, or 5%.",
+        BASELINE_PANEL,
+        parse=parse_limit,
+    )
+    min_overlap: float | None = option(
+        None, "Least Jaccard index of the modules in full.", BASELINE_PANEL, low=0, high=1
+    )
+    min_tau: float | None = option(
+        None, "Least Kendall rank correlation of the scores.", BASELINE_PANEL, low=-1, high=1
+    )
+    ignore: tuple[str, ...] = option((), "Code of a finding to ignore (repeatable).")
+    strict: bool = option(False, "Warnings fail the check too.")
 
     def __post_init__(self) -> None:
         """Check every field, and those that belong together."""

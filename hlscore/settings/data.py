@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated
+from dataclasses import dataclass
+from typing import ClassVar
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import Option, check, require
+from hlscore.settings.option import check, option, require
 
 DATA_PANEL = "Probe data"
 MODULES_PANEL = "Modules"
@@ -44,51 +44,39 @@ def parse_columns(pairs: Sequence[str], flag: str) -> dict[str, str]:
 class DataSettings:
     """Which probe examples to read."""
 
-    data: Annotated[
-        str | None,
-        Option(
-            "Hub id, .jsonl .json .csv .parquet .arrow file, directory, builtin:new or "
-            "builtin:known; none: no probes.",
-            DATA_PANEL,
-            short="d",
-            default="builtin:new; builtin:known for grpo and dpo",
-        ),
-    ] = None
-    config: Annotated[
-        str | None,
-        Option("Configuration of a hub data set that has several.", DATA_PANEL, name="data-config"),
-    ] = None
-    split: Annotated[str, Option("Split to read.", DATA_PANEL)] = "train"
-    columns: Annotated[
-        Mapping[str, str],
-        Option(
-            "Map a column, such as prompt=question (roles: text, messages, prompt, completion, "
-            "chosen, rejected, answer, reward, group, ...; repeatable).",
-            DATA_PANEL,
-            name="column",
-            parse=parse_columns,
-        ),
-    ] = field(default_factory=dict)
-    samples: Annotated[
-        int,
-        Option(
-            "Examples, pairs or prompts to draw; 0 means all.",
-            DATA_PANEL,
-            default="256; 128 prompts to sample from; all rollouts of a file",
-            low=0,
-            hint="Use 0 (all) or more.",
-        ),
-    ] = DEFAULT_SAMPLES
-    max_length: Annotated[
-        int | None,
-        Option(
-            "Tokens kept of each example.",
-            DATA_PANEL,
-            default="1024, or the context if smaller; grpo: the context",
-            low=2,
-            hint="A causal loss needs at least 2 tokens.",
-        ),
-    ] = None
+    panel: ClassVar = DATA_PANEL
+    data: str | None = option(
+        None,
+        "Hub id, .jsonl .json .csv .parquet .arrow file, directory, builtin:new or "
+        "builtin:known; none: no probes.",
+        short="d",
+        default="builtin:new; builtin:known for grpo and dpo",
+    )
+    config: str | None = option(
+        None, "Configuration of a hub data set that has several.", name="data-config"
+    )
+    split: str = option("train", "Split to read.")
+    columns: Mapping[str, str] = option(
+        {},
+        "Map a column, such as prompt=question (roles: text, messages, prompt, completion, "
+        "chosen, rejected, answer, reward, group, ...; repeatable).",
+        name="column",
+        parse=parse_columns,
+    )
+    samples: int = option(
+        DEFAULT_SAMPLES,
+        "Examples, pairs or prompts to draw; 0 means all.",
+        default="256; 128 prompts to sample from; all rollouts of a file",
+        low=0,
+        hint="Use 0 (all) or more.",
+    )
+    max_length: int | None = option(
+        None,
+        "Tokens kept of each example.",
+        default="1024, or the context if smaller; grpo: the context",
+        low=2,
+        hint="A causal loss needs at least 2 tokens.",
+    )
 
     @property
     def without_probes(self) -> bool:
@@ -110,13 +98,12 @@ class DataSettings:
 class CandidateSettings:
     """Which modules may be ranked."""
 
-    include: Annotated[
-        tuple[str, ...],
-        Option("Rank only modules whose full name matches this glob (repeatable).", MODULES_PANEL),
-    ] = ()
-    exclude: Annotated[
-        tuple[str, ...],
-        Option("Leave out modules whose full name matches this glob (repeatable).", MODULES_PANEL),
-    ] = ()
-    embeddings: Annotated[bool, Option("Rank the input embedding too.", MODULES_PANEL)] = False
-    head: Annotated[bool, Option("Rank the output head too.", MODULES_PANEL)] = False
+    panel: ClassVar = MODULES_PANEL
+    include: tuple[str, ...] = option(
+        (), "Rank only modules whose full name matches this glob (repeatable)."
+    )
+    exclude: tuple[str, ...] = option(
+        (), "Leave out modules whose full name matches this glob (repeatable)."
+    )
+    embeddings: bool = option(False, "Rank the input embedding too.")
+    head: bool = option(False, "Rank the output head too.")

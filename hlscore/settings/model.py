@@ -1,14 +1,16 @@
 """Which model to load, and how."""
 
+# ruff: noqa: RUF009 - `option` makes a field of the dataclass
+
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from dataclasses import MISSING, dataclass
+from typing import ClassVar, Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import Option, check, require
+from hlscore.settings.option import check, option, require
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadIn = Literal["4bit", "8bit"]
@@ -40,56 +42,38 @@ def parse_memory(pairs: Sequence[str], flag: str) -> dict[str, str]:
 class ModelSettings:
     """Which model to load, and how."""
 
-    model: Annotated[str, Option("Hub id, local directory, or builtin:tiny.", argument=True)]
-    revision: Annotated[
-        str | None, Option("Branch, tag or commit of a hub model.", MODEL_PANEL)
-    ] = None
-    dtype: Annotated[
-        Dtype,
-        Option("Dtype of the weights; auto: as stored, but never float16 on a CPU.", MODEL_PANEL),
-    ] = "auto"
-    device: Annotated[str, Option("auto, cpu, mps, cuda or cuda:N.", MODEL_PANEL)] = "auto"
+    panel: ClassVar = MODEL_PANEL
+    model: str = option(MISSING, "Hub id, local directory, or builtin:tiny.", argument=True)
+    revision: str | None = option(None, "Branch, tag or commit of a hub model.")
+    dtype: Dtype = option(
+        "auto", "Dtype of the weights; auto: as stored, but never float16 on a CPU."
+    )
+    device: str = option("auto", "auto, cpu, mps, cuda or cuda:N.")
     # The embeddings, the output head and fused experts are not quantized.
-    load_in: Annotated[
-        LoadIn | None,
-        Option("Quantize the weights while loading (needs hlscore[quant]).", MODEL_PANEL),
-    ] = None
-    device_map: Annotated[
-        DeviceMap | None,
-        Option(
-            "auto: over all GPUs, then CPU memory, then disk (needs hlscore[devices]).", MODEL_PANEL
-        ),
-    ] = None
+    load_in: LoadIn | None = option(
+        None, "Quantize the weights while loading (needs hlscore[quant])."
+    )
+    device_map: DeviceMap | None = option(
+        None, "auto: over all GPUs, then CPU memory, then disk (needs hlscore[devices])."
+    )
     # Devices that are not named give nine tenths of what is free.
-    max_memory: Annotated[
-        Mapping[str, str],
-        Option(
-            "Memory for weights of one device, such as 0=20GiB or cpu=64GiB (repeatable).",
-            MODEL_PANEL,
-            parse=parse_memory,
-        ),
-    ] = field(default_factory=dict)
-    offload_folder: Annotated[
-        str | None,
-        Option("Folder for weights that go to disk.", MODEL_PANEL, default="a temporary one"),
-    ] = None
-    shard: Annotated[
-        bool, Option("Spread the weights over the processes that torchrun started.", MODEL_PANEL)
-    ] = False
-    allow_pickle: Annotated[
-        bool, Option("Accept .bin weights, which can run code when opened.", MODEL_PANEL)
-    ] = False
-    trust_remote_code: Annotated[
-        bool, Option("Run Python code that comes with the model.", MODEL_PANEL)
-    ] = False
-    text_only: Annotated[
-        bool,
-        Option("Load the text-only class of a checkpoint with other inputs too.", MODEL_PANEL),
-    ] = False
-    ignore_adapter: Annotated[
-        bool,
-        Option("Rank the weights as they are, without the adapter beside them.", MODEL_PANEL),
-    ] = False
+    max_memory: Mapping[str, str] = option(
+        {},
+        "Memory for weights of one device, such as 0=20GiB or cpu=64GiB (repeatable).",
+        parse=parse_memory,
+    )
+    offload_folder: str | None = option(
+        None, "Folder for weights that go to disk.", default="a temporary one"
+    )
+    shard: bool = option(False, "Spread the weights over the processes that torchrun started.")
+    allow_pickle: bool = option(False, "Accept .bin weights, which can run code when opened.")
+    trust_remote_code: bool = option(False, "Run Python code that comes with the model.")
+    text_only: bool = option(
+        False, "Load the text-only class of a checkpoint with other inputs too."
+    )
+    ignore_adapter: bool = option(
+        False, "Rank the weights as they are, without the adapter beside them."
+    )
     # Class that a plan was made with; it is loaded if it is the one for text alone.
     architecture: str | None = None
 

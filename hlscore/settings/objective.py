@@ -1,11 +1,13 @@
 """Which loss is probed, and where its completions come from."""
 
+# ruff: noqa: RUF009 - `option` makes a field of the dataclass
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
-from hlscore.settings.option import Option, changed, check, flag_of, require, settings_in
+from hlscore.settings.option import changed, check, flag_of, option, require, settings_in
 
 Objective = Literal["sft", "dpo", "grpo"]
 PolicyLossType = Literal["dapo", "grpo", "dr_grpo", "gspo"]
@@ -34,158 +36,91 @@ _OF_SAMPLING = (
 class ObjectiveSettings:
     """Which loss is probed, and where its completions come from."""
 
-    objective: Annotated[
-        Objective,
-        Option(
-            "The loss of the training to come: cross-entropy, preference pairs, or rewards.",
-            OBJECTIVE_PANEL,
-        ),
-    ] = "sft"
-    loss_type: Annotated[
-        str | None,
-        Option(
-            "grpo: dapo, grpo, dr_grpo or gspo. dpo: sigmoid, hinge, ipo, sigmoid_norm, "
-            "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names (gspo: its grpo "
-            "with importance_sampling_level sequence).",
-            OBJECTIVE_PANEL,
-            default="dapo or sigmoid, as in TRL",
-        ),
-    ] = None
-    beta: Annotated[
-        float | None,
-        Option(
-            "dpo: strength of the KL penalty towards the reference.",
-            OBJECTIVE_PANEL,
-            default="0.1",
-            low=1e-6,
-            high=1e6,
-            hint="Use 1e-6 to 1e6, such as 0.1.",
-        ),
-    ] = None
-    rollouts: Annotated[
-        str | None,
-        Option(
-            "grpo: completions with rewards of any engine: a file or hub id with prompt, "
-            "completion, reward, and group, completion_ids, logprobs where known.",
-            OBJECTIVE_PANEL,
-        ),
-    ] = None
-    rewards: Annotated[
-        tuple[str, ...],
-        Option(
-            "grpo: sample completions now and judge them: math, numeric, exact, regex:PATTERN, "
-            "json, or package.module:function as TRL calls it (repeatable; summed).",
-            OBJECTIVE_PANEL,
-            name="reward",
-        ),
-    ] = ()
-    reward_weights: Annotated[
-        tuple[float, ...],
-        Option(
-            "Weight of each --reward, in their order (repeatable).",
-            OBJECTIVE_PANEL,
-            name="reward-weight",
-        ),
-    ] = ()
-    reward_timeout: Annotated[
-        float,
-        Option(
-            "Seconds that a reward may take for one batch.",
-            OBJECTIVE_PANEL,
-            above=0,
-            hint="Use seconds above 0.",
-        ),
-    ] = 60.0
-    generations: Annotated[
-        int,
-        Option(
-            "Completions sampled per prompt.",
-            OBJECTIVE_PANEL,
-            low=2,
-            high=4096,
-            hint="Use 2 to 4096: an advantage compares the completions of one prompt.",
-        ),
-    ] = 8
-    temperature: Annotated[
-        float | None,
-        Option(
-            "Sampling temperature, also in the loss.",
-            OBJECTIVE_PANEL,
-            default="1, or that of the rollouts",
-            low=0.001,
-            high=1000,
-        ),
-    ] = None
-    top_p: Annotated[
-        float,
-        Option(
-            "Sample from the most probable tokens that make up this share.",
-            OBJECTIVE_PANEL,
-            above=0,
-            high=1,
-            hint="Use a share in (0, 1].",
-        ),
-    ] = 1.0
-    top_k: Annotated[
-        int,
-        Option(
-            "Sample from this many of the most probable tokens; 0 means all.",
-            OBJECTIVE_PANEL,
-            low=0,
-            hint="Use 0 (all) or more.",
-        ),
-    ] = 0
-    max_new_tokens: Annotated[
-        int,
-        Option(
-            "Most tokens of a completion; the constant length of dr_grpo.", OBJECTIVE_PANEL, low=1
-        ),
-    ] = 512
-    stop: Annotated[
-        tuple[str, ...], Option("Text that ends a completion (repeatable).", OBJECTIVE_PANEL)
-    ] = ()
-    generate_batch: Annotated[
-        int,
-        Option(
-            "Completions sampled at a time; the batch size changes the samples.",
-            OBJECTIVE_PANEL,
-            low=1,
-        ),
-    ] = 64
-    scale_rewards: Annotated[
-        RewardScale,
-        Option(
-            "Advantage normalisation: standard deviation of the rewards of the group, of the "
-            "batch, or none.",
-            OBJECTIVE_PANEL,
-        ),
-    ] = "group"
-    epsilon: Annotated[
-        float,
-        Option(
-            "Ratios further below 1 are clipped, where rollouts bring log-probabilities.",
-            OBJECTIVE_PANEL,
-            low=0,
-        ),
-    ] = 0.2
-    epsilon_high: Annotated[
-        float | None,
-        Option("Ratios further above 1 are clipped.", OBJECTIVE_PANEL, default="--epsilon", low=0),
-    ] = None
-    mask_truncated: Annotated[
-        bool,
-        Option(
-            "Ignore completions that were cut at the length limit.",
-            OBJECTIVE_PANEL,
-        ),
-    ] = False
-    assistant_only_loss: Annotated[
-        bool,
-        Option(
-            "sft: of conversations, count only the assistant's tokens (TRL's option).",
-            OBJECTIVE_PANEL,
-        ),
-    ] = False
+    panel: ClassVar = OBJECTIVE_PANEL
+    objective: Objective = option(
+        "sft", "The loss of the training to come: cross-entropy, preference pairs, or rewards."
+    )
+    loss_type: str | None = option(
+        None,
+        "grpo: dapo, grpo, dr_grpo or gspo. dpo: sigmoid, hinge, ipo, sigmoid_norm, "
+        "nca_pair, bco_pair, sppo_hard, apo_zero or apo_down. TRL's names (gspo: its grpo "
+        "with importance_sampling_level sequence).",
+        default="dapo or sigmoid, as in TRL",
+    )
+    beta: float | None = option(
+        None,
+        "dpo: strength of the KL penalty towards the reference.",
+        default="0.1",
+        low=1e-6,
+        high=1e6,
+        hint="Use 1e-6 to 1e6, such as 0.1.",
+    )
+    rollouts: str | None = option(
+        None,
+        "grpo: completions with rewards of any engine: a file or hub id with prompt, "
+        "completion, reward, and group, completion_ids, logprobs where known.",
+    )
+    rewards: tuple[str, ...] = option(
+        (),
+        "grpo: sample completions now and judge them: math, numeric, exact, regex:PATTERN, "
+        "json, or package.module:function as TRL calls it (repeatable; summed).",
+        name="reward",
+    )
+    reward_weights: tuple[float, ...] = option(
+        (), "Weight of each --reward, in their order (repeatable).", name="reward-weight"
+    )
+    reward_timeout: float = option(
+        60.0, "Seconds that a reward may take for one batch.", above=0, hint="Use seconds above 0."
+    )
+    generations: int = option(
+        8,
+        "Completions sampled per prompt.",
+        low=2,
+        high=4096,
+        hint="Use 2 to 4096: an advantage compares the completions of one prompt.",
+    )
+    temperature: float | None = option(
+        None,
+        "Sampling temperature, also in the loss.",
+        default="1, or that of the rollouts",
+        low=0.001,
+        high=1000,
+    )
+    top_p: float = option(
+        1.0,
+        "Sample from the most probable tokens that make up this share.",
+        above=0,
+        high=1,
+        hint="Use a share in (0, 1].",
+    )
+    top_k: int = option(
+        0,
+        "Sample from this many of the most probable tokens; 0 means all.",
+        low=0,
+        hint="Use 0 (all) or more.",
+    )
+    max_new_tokens: int = option(
+        512, "Most tokens of a completion; the constant length of dr_grpo.", low=1
+    )
+    stop: tuple[str, ...] = option((), "Text that ends a completion (repeatable).")
+    generate_batch: int = option(
+        64, "Completions sampled at a time; the batch size changes the samples.", low=1
+    )
+    scale_rewards: RewardScale = option(
+        "group",
+        "Advantage normalisation: standard deviation of the rewards of the group, of the "
+        "batch, or none.",
+    )
+    epsilon: float = option(
+        0.2, "Ratios further below 1 are clipped, where rollouts bring log-probabilities.", low=0
+    )
+    epsilon_high: float | None = option(
+        None, "Ratios further above 1 are clipped.", default="--epsilon", low=0
+    )
+    mask_truncated: bool = option(False, "Ignore completions that were cut at the length limit.")
+    assistant_only_loss: bool = option(
+        False, "sft: of conversations, count only the assistant's tokens (TRL's option)."
+    )
 
     def __post_init__(self) -> None:
         """Check every field, and that it belongs to the objective."""

@@ -1,7 +1,7 @@
 """One definition of each option, read by the command line, the Python API and printed commands.
 
-A field of a settings class that carries an `Option` is a flag of the commands that take the class,
-a keyword of `hlscore.rank`, a value in plan and report, and a word in the commands printed next.
+A field of a settings class that is an `option` is a flag of the commands that take the class, a
+keyword of `hlscore.rank`, a value in plan and report, and a word in the commands printed next.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -20,41 +20,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What a field of settings is called, allowed to be, and described as.
-
-    Attributes:
-        help: Help text.
-        panel: Group of options in the help of a command.
-        name: Name on the command line without dashes; by default that of the field.
-        short: One letter.
-        low: Smallest value.
-        high: Largest value.
-        above: Value that must be exceeded.
-        below: Value that must not be reached.
-        step: Distance of allowed whole numbers from `low` on.
-        hint: What to do about a value outside; by default the range.
-        default: Text for a default that depends on other options. Not given then means `None`,
-            and the class fills it in.
-        metavar: Placeholder of the value.
-        argument: Whether it stands on the command line without a name.
-        parse: Reads the text of the command line, with the flag as second argument.
-    """
+    """What a setting is described as, allowed to be, and called on the command line."""
 
     help: str
-    panel: str = ""
+    panel: str = ""  # group of options in the help of a command
     _: KW_ONLY
-    name: str = ""
-    short: str = ""
+    name: str = ""  # on the command line, without dashes; by default that of the field
+    short: str = ""  # one letter
     low: float | None = None
     high: float | None = None
     above: float | None = None
     below: float | None = None
-    step: int = 1
-    hint: str = ""
+    step: int = 1  # distance of allowed whole numbers from `low` on
+    hint: str = ""  # what to do about a value outside; by default the range
+    # Text for a default that depends on other options: not given then means `None`, and the class
+    # fills it in.
     default: str = ""
     metavar: str | None = None
-    argument: bool = False
-    parse: Callable[[Any, str], Any] | None = None
+    argument: bool = False  # stands on the command line without a name
+    parse: Callable[[Any, str], Any] | None = None  # reads the text; second argument: the flag
 
     def outside(self, value: float) -> bool:
         """Whether a number is not allowed."""
@@ -87,20 +71,12 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A field of settings with its option.
-
-    Attributes:
-        name: Name of the field.
-        type: Its type, without `None` where it is optional.
-        optional: Whether it may be `None`.
-        default: Its default; `MISSING` where it has to be given.
-        option: How it is given; `None` where no option gives it.
-    """
+    """A field of a settings class, or a parameter of a command, with its option."""
 
     name: str
-    type: Any
+    type: Any  # without `None` where it is optional
     optional: bool
-    default: Any
+    default: Any  # `MISSING` where it has to be given
     option: Option | None
 
     @property
@@ -131,51 +107,61 @@ class Setting:
                 raise UsageError(f"{self.flag} is {shown}.", hint=self.option.range)
 
 
+def option(value: Any, text: str, panel: str = "", /, **more: Any) -> Any:
+    """A field of a settings class with a default and an `Option`; `MISSING`: no default.
+
+    Its group in the help is the `panel` of the class unless another one is given.
+    """
+    metadata = {"option": Option(text, panel, **more)}
+    if isinstance(value, dict):
+        return field(default_factory=value.copy, metadata=metadata)
+    return field(default=value, metadata=metadata)
+
+
+@cache
+def parts_of(kind: Any) -> dict[str, Setting | type]:
+    """What the fields of a settings class hold: a setting, or settings of a class of their own."""
+    found: dict[str, Setting | type] = {}
+    hints = get_type_hints(kind)
+    for item in fields(kind):
+        if is_dataclass(hints[item.name]):
+            found[item.name] = hints[item.name]
+            continue
+        option = item.metadata.get("option")
+        if option is not None and not option.panel:
+            option = replace(option, panel=getattr(kind, "panel", ""))
+        factory = item.default_factory
+        default = item.default if factory is MISSING else factory()
+        found[item.name] = setting_of(item.name, Annotated[hints[item.name], option], default)
+    return found
+
+
 @cache
 def settings_in(kind: Any) -> dict[str, Setting]:
     """Settings of a class and of the classes that its fields hold, by name."""
     found: dict[str, Setting] = {}
-    hints = get_type_hints(kind, include_extras=True)
-    for item in fields(kind):
-        hint = hints[item.name]
-        if is_dataclass(hint):
-            found |= settings_in(hint)  # type: ignore[arg-type]
-        else:
-            found[item.name] = setting_of(item.name, hint, default_of(item))
+    for name, part in parts_of(kind).items():
+        found |= {name: part} if isinstance(part, Setting) else settings_in(part)
     return found
 
 
 def setting_of(name: str, hint: Any, default: Any) -> Setting:
-    """The setting that a field or a parameter stands for, by its annotation."""
-    option = None
-    if get_origin(hint) is Annotated:
-        hint, *extras = get_args(hint)
-        option = next((extra for extra in extras if isinstance(extra, Option)), None)
+    """The setting that an annotated parameter of a command stands for."""
+    hint, *extras = get_args(hint)
+    option = next((extra for extra in extras if isinstance(extra, Option)), None)
     optional = get_origin(hint) in (Union, types.UnionType) and types.NoneType in get_args(hint)
     if optional:
         (hint,) = (arm for arm in get_args(hint) if arm is not types.NoneType)
     return Setting(name=name, type=hint, optional=optional, default=default, option=option)
 
 
-def default_of(item: Field[Any]) -> Any:
-    """Default of a field of a dataclass; `MISSING` where it has to be given."""
-    return item.default if item.default_factory is MISSING else item.default_factory()
-
-
 def build(kind: type[T], values: Mapping[str, Any]) -> T:
-    """Make settings, and those within them, from values by name; the others have their defaults.
-
-    Args:
-        values: Values by name, as `settings_in` names them.
-    """
-    hints = get_type_hints(kind)
-    given = {}
-    for item in fields(kind):  # type: ignore[arg-type]
-        if is_dataclass(hints[item.name]):
-            given[item.name] = build(hints[item.name], values)
-        elif item.name in values:
-            given[item.name] = values[item.name]
-    return kind(**given)
+    """Settings, and those within them, from values by name; the others have their defaults."""
+    return kind(**{
+        name: values[name] if isinstance(part, Setting) else build(part, values)
+        for name, part in parts_of(kind).items()  # type: ignore[arg-type]
+        if name in values or not isinstance(part, Setting)
+    })  # fmt: skip
 
 
 def require(condition: bool, message: str, hint: str = "") -> None:
@@ -186,20 +172,19 @@ def require(condition: bool, message: str, hint: str = "") -> None:
 
 def check(settings: Any) -> None:
     """Refuse settings with a value outside the choices or the range of its option."""
-    known = settings_in(type(settings))  # type: ignore[arg-type]
-    hints = get_type_hints(type(settings))
-    for item in fields(settings):
-        if is_dataclass(hints[item.name]):
-            continue
-        known[item.name].check(getattr(settings, item.name))
+    for name, part in parts_of(type(settings)).items():  # type: ignore[arg-type]
+        if isinstance(part, Setting):
+            part.check(getattr(settings, name))
 
 
 def changed(settings: Any, *beside: str) -> list[str]:
-    """Names of the fields of settings that differ from their defaults, except those `beside`."""
+    """Names of the settings that differ from their defaults, except those `beside`."""
     return [
-        item.name
-        for item in fields(settings)
-        if item.name not in beside and getattr(settings, item.name) != default_of(item)
+        name
+        for name, part in parts_of(type(settings)).items()  # type: ignore[arg-type]
+        if name not in beside
+        and isinstance(part, Setting)
+        and getattr(settings, name) != part.default
     ]
 
 
@@ -215,27 +200,24 @@ def arguments(kind: type, values: Mapping[str, Any], *, without: Iterable[str] =
         values: Values as plain data, nested as the class is; missing ones have their default.
     """
     words: list[str] = []
-    known, left_out, hints = settings_in(kind), set(without), get_type_hints(kind)
-    for item in fields(kind):
-        if is_dataclass(hints[item.name]):
-            words += arguments(hints[item.name], values.get(item.name) or {}, without=left_out)
+    left_out = set(without)
+    for name, part in parts_of(kind).items():
+        if not isinstance(part, Setting):
+            words += arguments(part, values.get(name) or {}, without=left_out)
             continue
-        setting = known[item.name]
-        value = values.get(item.name, setting.default)
+        option, flag, value = part.option, part.flag, values.get(name, part.default)
         value = tuple(value) if isinstance(value, list) else value
-        option = setting.option
-        if option is None or option.argument or value == setting.default or item.name in left_out:
+        if option is None or option.argument or value in (part.default, None) or name in left_out:
             continue
         if isinstance(value, bool):
-            words.append(setting.flag if value else setting.flag.replace("--", "--no-", 1))
-        elif isinstance(value, Mapping):
-            words += [
-                word for key, each in value.items() for word in (setting.flag, f"{key}={each}")
-            ]
-        elif isinstance(value, tuple) and option.parse is not None:
-            words += [setting.flag, ",".join(map(str, value))]
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+            continue
+        if isinstance(value, Mapping):
+            texts = [f"{key}={each}" for key, each in value.items()]
         elif isinstance(value, tuple):
-            words += [word for each in value for word in (setting.flag, str(each))]
-        elif value is not None:
-            words += [setting.flag, f"{value:g}" if isinstance(value, float) else str(value)]
+            texts = [str(each) for each in value]
+            texts = texts if option.parse is None else [",".join(texts)]
+        else:
+            texts = [f"{value:g}" if isinstance(value, float) else str(value)]
+        words += [word for text in texts for word in (flag, text)]
     return words

@@ -1,12 +1,14 @@
 """How scores become a plan."""
 
+# ruff: noqa: RUF009 - `option` makes a field of the dataclass
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import Option, check, require
+from hlscore.settings.option import check, option, require
 
 Baseline = Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"]
 GatedPairs = Literal["auto", "one", "both"]
@@ -34,122 +36,93 @@ def parse_ranks(text: str, flag: str) -> tuple[int, ...]:
 class MemorySettings:
     """What the memory of the training depends on besides the plan."""
 
+    panel: ClassVar = MEMORY_PANEL
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    optimizer: Annotated[Optimizer, Option("Optimizer of the training.", MEMORY_PANEL)] = "adamw"
-    master: Annotated[
-        Master, Option("Precision of what is trained, its gradients and moments.", MEMORY_PANEL)
-    ] = "fp32"
-    base_bits: Annotated[
-        BaseBits, Option("Bits of each frozen linear weight.", MEMORY_PANEL, name="base")
-    ] = 16
-    train_batch: Annotated[
-        int, Option("Sequences per step and device.", MEMORY_PANEL, low=1, high=2**30)
-    ] = 1
-    train_length: Annotated[
-        int, Option("Tokens per sequence.", MEMORY_PANEL, low=1, high=2**30)
-    ] = 2048
+    optimizer: Optimizer = option("adamw", "Optimizer of the training.")
+    master: Master = option("fp32", "Precision of what is trained, its gradients and moments.")
+    base_bits: BaseBits = option(16, "Bits of each frozen linear weight.", name="base")
+    train_batch: int = option(1, "Sequences per step and device.", low=1, high=2**30)
+    train_length: int = option(2048, "Tokens per sequence.", low=1, high=2**30)
 
     def __post_init__(self) -> None:
         """Check every field."""
         check(self)
+
+    @property
+    def master_bytes(self) -> int:
+        """Bytes of each number that is trained."""
+        return 4 if self.master == "fp32" else 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanSettings:
     """How scores become a plan."""
 
-    # A plan holds these settings; what pydantic shall make of unknown keys there.
+    panel: ClassVar = PLAN_PANEL
+    # A plan file holds these settings, and no unknown keys.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    budget: Annotated[
-        str,
-        Option(
-            "0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their parameters. 500M: "
-            "that many parameters. 24GiB: training memory.",
-            PLAN_PANEL,
-            short="b",
-        ),
-    ] = "0.1"
-    score: Annotated[
-        str,
-        Option(
-            "Score that decides; `hlscore scores` lists them.",
-            PLAN_PANEL,
-            default="hls; snr with --data none",
-        ),
-    ] = "hls"
-    rank: Annotated[
-        int,
-        Option(
-            "LoRA rank that full fine-tuning is compared against.",
-            PLAN_PANEL,
-            short="r",
-            low=1,
-            high=LARGEST_RANK,
-        ),
-    ] = DEFAULT_RANK
+    budget: str = option(
+        "0.1",
+        "0.1: 10 % of the candidate modules in full. 0.1p: 10 % of their parameters. 500M: "
+        "that many parameters. 24GiB: training memory.",
+        short="b",
+    )
+    score: str = option(
+        "hls",
+        "Score that decides; `hlscore scores` lists them.",
+        default="hls; snr with --data none",
+    )
+    rank: int = option(
+        DEFAULT_RANK,
+        "LoRA rank that full fine-tuning is compared against.",
+        short="r",
+        low=1,
+        high=LARGEST_RANK,
+    )
     # Other ranks get the same ratio of alpha to rank.
-    alpha: Annotated[
-        int | None,
-        Option("LoRA alpha of the plan.", PLAN_PANEL, default="twice the rank", low=1, high=2**19),
-    ] = None
-    ranks: Annotated[
-        tuple[int, ...],
-        Option(
-            "LoRA ranks to choose from for each module, such as 4,8,16,32,64; frozen and full "
-            "are always among the choices. The budget then holds everything that is trained.",
-            PLAN_PANEL,
-            default="one rank for all",
-            parse=parse_ranks,
-        ),
-    ] = ()
-    min_rank: Annotated[
-        int,
-        Option(
-            "With --ranks: least LoRA rank of every module; 0 may freeze modules.",
-            PLAN_PANEL,
-            low=0,
-            high=LARGEST_RANK,
-        ),
-    ] = 0
+    alpha: int | None = option(
+        None, "LoRA alpha of the plan.", default="twice the rank", low=1, high=2**19
+    )
+    ranks: tuple[int, ...] = option(
+        (),
+        "LoRA ranks to choose from for each module, such as 4,8,16,32,64; frozen and full "
+        "are always among the choices. The budget then holds everything that is trained.",
+        default="one rank for all",
+        parse=parse_ranks,
+    )
+    min_rank: int = option(
+        0,
+        "With --ranks: least LoRA rank of every module; 0 may freeze modules.",
+        low=0,
+        high=LARGEST_RANK,
+    )
     # At 1 the value is the energy itself; the lower, the sooner a module's gain levels off.
-    value_power: Annotated[
-        float,
-        Option(
-            "With --ranks: the value of a rank is the energy it captures to this power, above 0 "
-            "to 1. Lower spreads ranks more evenly.",
-            PLAN_PANEL,
-            metavar="POWER",
-            above=0,
-            high=1,
-        ),
-    ] = VALUE_POWER
-    gated_pairs: Annotated[
-        GatedPairs,
-        Option(
-            "Full modules per gated pair (gate_proj, up_proj) without --ranks; auto: one where "
-            "weight updates are scored.",
-            PLAN_PANEL,
-        ),
-    ] = "auto"
-    locks: Annotated[
-        tuple[str, ...],
-        Option(
-            "Pin modules: PATTERN=full, =lora, =frozen or =rank:N (repeatable; the last that "
-            "matches counts).",
-            PLAN_PANEL,
-            name="lock",
-        ),
-    ] = ()
-    baseline: Annotated[
-        Baseline | None,
-        Option(
-            "Write a plan to compare with instead: LoRA of equal size, a random choice, the "
-            "largest modules, LoRA or full everywhere.",
-            PLAN_PANEL,
-        ),
-    ] = None
+    value_power: float = option(
+        VALUE_POWER,
+        "With --ranks: the value of a rank is the energy it captures to this power, above 0 "
+        "to 1. Lower spreads ranks more evenly.",
+        metavar="POWER",
+        above=0,
+        high=1,
+    )
+    gated_pairs: GatedPairs = option(
+        "auto",
+        "Full modules per gated pair (gate_proj, up_proj) without --ranks; auto: one where "
+        "weight updates are scored.",
+    )
+    locks: tuple[str, ...] = option(
+        (),
+        "Pin modules: PATTERN=full, =lora, =frozen or =rank:N (repeatable; the last that "
+        "matches counts).",
+        name="lock",
+    )
+    baseline: Baseline | None = option(
+        None,
+        "Write a plan to compare with instead: LoRA of equal size, a random choice, the "
+        "largest modules, LoRA or full everywhere.",
+    )
     memory: MemorySettings = field(default_factory=MemorySettings)
 
     def __post_init__(self) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Annotated, Any
+from typing import Any, ClassVar
 
 from hlscore.settings.capture import CAPTURE_PANEL, CaptureSettings
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
-from hlscore.settings.option import Option, build, changed, check, flag_of, require
+from hlscore.settings.option import build, changed, check, flag_of, option, require
 from hlscore.settings.plan import PLAN_PANEL, PlanSettings
 
 # Options that decide which completions are sampled and how they are judged.
@@ -29,32 +29,26 @@ _READING = (
 class RankSettings:
     """Everything that decides the outcome of `hlscore rank`."""
 
+    panel: ClassVar = CAPTURE_PANEL
     plan: PlanSettings = field(default_factory=PlanSettings)
     data: DataSettings = field(default_factory=DataSettings)
     objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
     model: ModelSettings
     candidates: CandidateSettings = field(default_factory=CandidateSettings)
     capture: CaptureSettings = field(default_factory=CaptureSettings)
-    updates: Annotated[
-        tuple[str, ...],
-        Option(
-            "Score a finished training instead of probes: a fine-tuned model or PEFT adapter, "
-            "read beside MODEL. Repeat for further runs.",
-            CAPTURE_PANEL,
-            name="update",
-            metavar="CHECKPOINT",
-        ),
-    ] = ()
+    updates: tuple[str, ...] = option(
+        (),
+        "Score a finished training instead of probes: a fine-tuned model or PEFT adapter, "
+        "read beside MODEL. Repeat for further runs.",
+        name="update",
+        metavar="CHECKPOINT",
+    )
     # Without probes, and where such a score decides, that is done anyway.
-    weight_scores: Annotated[
-        bool,
-        Option("Decompose the weights beside the probes: adds snr, spectral, kappa.", PLAN_PANEL),
-    ] = False
+    weight_scores: bool = option(
+        False, "Decompose the weights beside the probes: adds snr, spectral, kappa.", PLAN_PANEL
+    )
     # Sampling, halves, sketches, resamples and the `random` score.
-    seed: Annotated[
-        int,
-        Option("Seed of every draw.", CAPTURE_PANEL, low=0, hint="Use 0 to 2**63 - 1."),
-    ] = 0
+    seed: int = option(0, "Seed of every draw.", low=0, hint="Use 0 to 2**63 - 1.")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RankSettings:

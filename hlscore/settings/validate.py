@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import ClassVar
 
 from hlscore.settings.data import NO_DATA, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import OBJECTIVE_PANEL
-from hlscore.settings.option import Option, check, require
+from hlscore.settings.option import check, option, require
 
 TRIAL_PANEL = "Trial"
+# Trainings run on one device, on weights that are neither quantized nor spread.
+NOT_VALIDATED = (
+    "load_in", "device_map", "max_memory", "offload_folder", "shard", "text_only", "ignore_adapter",
+)  # fmt: skip
 FACTORS = (1 / 3, 1.0, 3.0)
 DEFAULT_STEPS = 60
 
@@ -19,42 +23,30 @@ DEFAULT_STEPS = 60
 class ValidateSettings:
     """How the short trainings of `hlscore validate` run."""
 
+    panel: ClassVar = TRIAL_PANEL
     model: ModelSettings
-    steps: Annotated[
-        int, Option("Optimizer steps of each training.", TRIAL_PANEL, low=2, high=10**6)
-    ] = DEFAULT_STEPS
+    steps: int = option(DEFAULT_STEPS, "Optimizer steps of each training.", low=2, high=10**6)
     # Each has its own examples, adapters and random draw.
-    seeds: Annotated[
-        int, Option("Trainings of each arm that are reported.", TRIAL_PANEL, low=2, high=1000)
-    ] = 3
-    batch_size: Annotated[int, Option("Sequences per step.", TRIAL_PANEL, low=1, high=2**16)] = 8
-    held_out: Annotated[
-        float,
-        Option(
-            "Share of the examples that is not trained on; half of it chooses the rates.",
-            TRIAL_PANEL,
-            above=0,
-            below=1,
-            hint="Use a share such as 0.3.",
-        ),
-    ] = 0.3
-    full: Annotated[bool, Option("Train in full too: without it no gap is known.", TRIAL_PANEL)] = (
-        True
+    seeds: int = option(3, "Trainings of each arm that are reported.", low=2, high=1000)
+    batch_size: int = option(8, "Sequences per step.", low=1, high=2**16)
+    held_out: float = option(
+        0.3,
+        "Share of the examples that is not trained on; half of it chooses the rates.",
+        above=0,
+        below=1,
+        hint="Use a share such as 0.3.",
     )
-    also: Annotated[
-        str | None,
-        Option(
-            "Other data, in the same columns: report the loss there before and after.", TRIAL_PANEL
-        ),
-    ] = None
+    full: bool = option(True, "Train in full too: without it no gap is known.")
+    also: str | None = option(
+        None, "Other data, in the same columns: report the loss there before and after."
+    )
     data: DataSettings = field(default_factory=DataSettings)
-    assistant_only_loss: Annotated[
-        bool,
-        Option(
-            "Of conversations, count only the assistant's tokens (TRL's option).", OBJECTIVE_PANEL
-        ),
-    ] = False
-    seed: Annotated[int, Option("Seed of every draw.", TRIAL_PANEL)] = 0
+    assistant_only_loss: bool = option(
+        False,
+        "Of conversations, count only the assistant's tokens (TRL's option).",
+        OBJECTIVE_PANEL,
+    )
+    seed: int = option(0, "Seed of every draw.")
 
     def __post_init__(self) -> None:
         """Check every field, and the data."""

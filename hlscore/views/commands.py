@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,10 @@ from hlscore.artifacts.files import SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.records import ScoreReport
 from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
-    DataSettings,
-    ModelSettings,
-    ObjectiveSettings,
+    NOT_VALIDATED,
     PlanSettings,
+    RankSettings,
+    ValidateSettings,
     arguments,
 )
 from hlscore.views.terminal import command
@@ -30,11 +28,13 @@ def plan_command(
     Args:
         without: Fields of the settings that `options` give.
     """
+    settings: Any
+    ranked: Any
     if isinstance(source, Plan):
-        settings: Mapping[str, Any] = asdict(source.settings)
-        ranked = settings_in(source.provenance.settings, "plan")
+        settings = asdict(source.settings)
+        ranked = source.provenance.settings.get("plan", {})
     else:
-        settings = settings_in(source.run.settings, "plan")
+        settings = source.run.settings.get("plan", {})
         ranked = {"score": source.run.score, "rank": source.run.rank}
     # What the report was ranked by is the default.
     same = [name for name in ("score", "rank") if settings.get(name) == ranked.get(name)]
@@ -44,44 +44,26 @@ def plan_command(
 
 def validate_command(report: ScoreReport, plan_file: Path) -> str:
     """`hlscore validate` of a plan on the model and the data of a run."""
-    run = report.run.settings
-    # Trainings run on one device, on weights that are neither quantized nor spread.
-    placing = ("model", "load_in", "device_map", "max_memory", "offload_folder", "shard")
-    words = [
-        *arguments(ModelSettings, settings_in(run, "model"), without=placing),
-        *arguments(DataSettings, settings_in(run, "data"), without=("samples",)),
-    ]
-    if settings_in(run, "objective").get("assistant_only_loss"):
-        words.append("--assistant-only-loss")
+    run: Any = report.run.settings
+    given = {
+        **{part: run.get(part) for part in ("model", "data")},
+        "assistant_only_loss": run.get("objective", {}).get("assistant_only_loss", False),
+    }
+    words = arguments(ValidateSettings, given, without=("model", "samples", *NOT_VALIDATED))
     return command("validate", report.model.model, "--plan", plan_file, *words)
 
 
 def rank_rollouts_command(report: ScoreReport, rollouts: Path, *options: str) -> str:
     """`hlscore rank` on the completions of a run, with the options of that run."""
-    run = report.run.settings
     # The file has the prompts, how they were completed, and the rewards.
     known = (
-        "objective", "loss_type", "beta", "rollouts", "rewards", "reward_weights",
-        "reward_timeout", "generations", "temperature", "top_p", "top_k", "stop", "generate_batch",
+        "model", "data", "config", "split", "columns", "samples", "objective", "loss_type", "beta",
+        "rollouts", "rewards", "reward_weights", "reward_timeout", "generations", "temperature",
+        "top_p", "top_k", "stop", "generate_batch",
     )  # fmt: skip
-    words = [
-        *("--objective", "grpo", "--rollouts", str(rollouts)),
-        *arguments(ObjectiveSettings, settings_in(run, "objective"), without=known),
-        *arguments(ModelSettings, settings_in(run, "model"), without=("model",)),
-        *arguments(DataSettings, {"max_length": settings_in(run, "data").get("max_length")}),
-        *arguments(CandidateSettings, settings_in(run, "candidates")),
-        *arguments(CaptureSettings, settings_in(run, "capture"), without=("padding_side",)),
-        *arguments(PlanSettings, settings_in(run, "plan")),
-        *(["--weight-scores"] if run.get("weight_scores") else []),
-        *(["--seed", str(run["seed"])] if run.get("seed") else []),
-    ]
-    return command("rank", report.model.model, *words, *options)
-
-
-def settings_in(settings: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Part of the settings of a run, such as `model`; empty where they do not say."""
-    found: Mapping[str, Any] = settings.get(part, {})
-    return found
+    words = arguments(RankSettings, report.run.settings, without=known)
+    given = ("--objective", "grpo", "--rollouts", rollouts)
+    return command("rank", report.model.model, *given, *words, *options)
 
 
 def scores_beside(plan: Plan, path: Path) -> Path | None:

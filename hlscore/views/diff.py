@@ -8,11 +8,17 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from hlscore.agreement.difference import Difference, Group
-from hlscore.agreement.kendall import RankAgreement
 from hlscore.views.facts import fact_texts
-from hlscore.views.module_table import ModuleTable, folded
 from hlscore.views.summary import training
-from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
+from hlscore.views.terminal import (
+    ModuleLine,
+    Terminal,
+    command,
+    folded,
+    picked,
+    plain_table,
+    print_json,
+)
 from hlscore.wording import count, measure, visible
 
 _ALWAYS = (
@@ -27,17 +33,25 @@ def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
         _print_json(found)
         return
     console = Terminal()
-    for name, side in (("A", found.a), ("B", found.b)):
-        planned = f" (scores, planned with a budget of {side.plan.budget.asked})"
-        source = f"{visible(str(side.path))}{planned if side.from_scores else ''}"
-        console.labelled([(name, source)], width=3)
+    for name, side, plan in zip("AB", found.sides, found.plans, strict=True):
+        planned = f" (scores, planned with a budget of {plan.budget.asked})"
+        console.labelled(
+            [(name, f"{visible(str(side.path))}{planned if side.from_scores else ''}")], width=3
+        )
     if found.none:
         console.print()
         console.print(Text("no difference", style="bold green"))
         return
     console.notes(_notes(found))
     console.print()
-    _print_facts(console, found)
+    table = plain_table("", "A", "B", texts=("A", "B"))
+    for fact in found.facts:
+        first, second = fact_texts(fact)
+        if not fact.same:
+            table.add_row(Text(visible(fact.name)), first, Text(second, style="bold yellow"))
+        elif fact.name in _ALWAYS:
+            table.add_row(fact.name, first, "same", style="dim")
+    console.folded(table)
     if found.moves:
         console.print()
         _print_moves(console, found, top)
@@ -50,11 +64,11 @@ def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
             _print_groups(console, heading, shown, top)
     commands = []
     if found.moves:
-        first = found.moves[0]
-        path = (found.a if first.b is None else found.b).path
-        commands.append((command("show", path, "--module", first.module), "the first of them"))
-    if found.a.from_scores and found.b.from_scores:
-        both = command("compare", found.a.path, found.b.path)
+        first_move = found.moves[0]
+        path = found.sides[0 if first_move.b is None else 1].path
+        commands.append((command("show", path, "--module", first_move.module), "the first of them"))
+    if all(side.from_scores for side in found.sides):
+        both = command("compare", *(side.path for side in found.sides))
         commands.append((both, "overlap of the highest scores"))
     if commands:
         console.next_steps(*commands)
@@ -67,10 +81,12 @@ def _print_json(found: Difference) -> None:
         name: {
             "path": side.path,
             "holds": "scores" if side.from_scores else "plan",
-            "score": side.plan.score.name,
-            "resampled_tau": side.resampled_tau,
+            "score": plan.score.name,
+            "resampled_tau": tau,
         }
-        for name, side in (("a", found.a), ("b", found.b))
+        for name, side, plan, tau in zip(
+            "ab", found.sides, found.plans, found.resampled, strict=True
+        )
     }
     print_json(sides | {
         "same": found.none,
@@ -82,7 +98,7 @@ def _print_json(found: Difference) -> None:
         "modules": picked(found, "common", "only_a", "only_b", "other_shape"),
         "moves": [
             {"module": move.module}
-            | picked(move.known, "kind", "block", "layer")
+            | picked(move.items[0], "kind", "block", "layer")
             | {
                 side: item and picked(item, *names)
                 for side, item in (("a", move.a), ("b", move.b))
@@ -99,28 +115,17 @@ def _print_json(found: Difference) -> None:
     })  # fmt: skip
 
 
-def agreement_text(found: RankAgreement) -> str:
-    """Tau with its interval: `0.31, 95 % interval 0.11 to 0.52`."""
-    if found.tau is None:
-        return "unknown: fewer than two scores, or all the same"
-    if found.tau == 1:
-        return "1: the same order"
-    if found.low is None or found.high is None:
-        return f"{found.tau:z.2f}"
-    return f"{found.tau:z.2f}, 95 % interval {found.low:z.2f} to {found.high:z.2f}"
-
-
 def _notes(found: Difference) -> Iterator[str]:
-    first, second = found.a.plan, found.b.plan
+    first, second = found.plans
     if not found.same_structure:
-        names = list(dict.fromkeys(plan.model.name for plan in (first, second)))
+        names = list(dict.fromkeys(plan.model.name for plan in found.plans))
         called = " and ".join(names) if len(names) == 2 else f"both called {names[0]}"
         shapes = f", {found.other_shape:,} of them of other shapes" if found.other_shape else ""
         yield (
             f"these are different models, {called}: {count(found.common, 'module')} of the same "
             f"name are compared{shapes}"
         )
-    elif found.same_weights is False:
+    elif not found.same_weights:
         yield "the models have the same modules, but other weights"
     if first.score.name != second.score.name:
         yield (
@@ -129,35 +134,25 @@ def _notes(found: Difference) -> Iterator[str]:
         )
 
 
-def _print_facts(console: Terminal, found: Difference) -> None:
-    table = plain_table("", "A", "B", texts=("A", "B"))
-    for fact in found.facts:
-        first, second = fact_texts(fact)
-        if not fact.same:
-            table.add_row(Text(visible(fact.name)), first, Text(second, style="bold yellow"))
-        elif fact.name in _ALWAYS:
-            table.add_row(fact.name, first, "same", style="dim")
-    console.folded(table)
-
-
 def _print_moves(console: Terminal, found: Difference, top: int) -> None:
-    names = [side.plan.score.name for side in (found.a, found.b)]
-    table = ModuleTable((f"{names[0]} A", f"{names[1]} B"), ("A", "B"))
+    names = [plan.score.name for plan in found.plans]
+    lines = []
     for move in found.moves[:top]:
         sides = (move.a, move.b)
-        table.add_row(
+        cells = (
             " > ".join("-" if side is None else str(side.position) for side in sides),
             visible(move.module),
             *(measure(None if side is None else side.score) for side in sides),
             *("absent" if side is None else training(side.mode, side.rank) for side in sides),
-            style="" if move.crosses_full else "dim",
         )
-    table.print(console, hidden=len(found.moves) - top)
+        lines.append(ModuleLine(cells, "" if move.crosses_full else "dim"))
+    headings = (f"{names[0]} A", f"{names[1]} B", "A", "B")
+    console.modules(headings, lines, of=len(found.moves), texts=2)
 
 
 def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     modules = found.common + found.only_a + found.only_b
-    numbers = [len(side.plan.full) for side in (found.a, found.b)]
+    full_a, full_b = (len(plan.full) for plan in found.plans)
     chance = "" if found.expected_full is None else f" ({found.expected_full:.2g} by chance)"
     only = "".join(
         f", {number:,} only in {name}"
@@ -166,7 +161,6 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     )
     into = sum(move.crosses_full for move in found.moves)
     crossing = f", {into:,} of them into or out of full" if found.moves else ""
-    scores = dict.fromkeys(side.plan.score.name for side in (found.a, found.b))
     yield (
         "moved",
         f"{len(found.moves):,} of {count(modules, 'module')} trained differently{crossing}{only}; "
@@ -174,30 +168,34 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     )
     yield (
         "full",
-        f"{found.shared_full} in full on both sides{chance}, of {numbers[0]} in A and "
-        f"{numbers[1]} in B; Jaccard {found.jaccard_full:.2f}",
+        f"{found.shared_full} in full on both sides{chance}, of {full_a} in A and {full_b} in B; "
+        f"Jaccard {found.jaccard_full:.2f}",
     )
-    order = (
-        f"Kendall's tau of {' and '.join(scores)} {agreement_text(found.agreement)}, over "
-        f"{count(found.agreement.n, 'module')}"
-    )
-    ordered_apart = found.agreement.tau != 1
-    if found.agreement.low is not None and ordered_apart:
-        order += "\nthe interval is over modules and does not contain the noise of their scores"
-    yield "order", order
-    taus = {"A": found.a.resampled_tau, "B": found.b.resampled_tau}
-    known = {name: tau for name, tau in taus.items() if tau is not None}
-    if not known:
-        return
-    each = ", ".join(f"{tau:.2f} in {name}" for name, tau in known.items())
-    noise = f"tau between two resamples of the same probes: {each}; new probes agree less"
-    high = found.agreement.high
-    if len(known) == 2 and high is not None and ordered_apart:
-        noise += (
-            "\nA and B agree no less than that: noise alone can explain the other order"
-            if high >= min(known.values())
-            else "\nA and B agree less than that: other probes, or a real change"
-        )
+    order, noise = found.agreement, ""
+    known = [
+        (name, tau) for name, tau in zip("AB", found.resampled, strict=True) if tau is not None
+    ]
+    if known:
+        each = ", ".join(f"{tau:.2f} in {name}" for name, tau in known)
+        noise = f"tau between two resamples of the same probes: {each}; new probes agree less"
+    if order.tau is None:
+        tau = "unknown: fewer than two scores, or all the same"
+    elif order.tau == 1:
+        tau = "1: the same order"
+    else:
+        tau = f"{order.tau:z.2f}"
+    over = f"over {count(order.n, 'module')}"
+    if order.low is not None and order.high is not None and order.tau != 1:
+        tau += f", 95 % interval {order.low:z.2f} to {order.high:z.2f}"
+        over += "\nthe interval is over modules and does not contain the noise of their scores"
+        if len(known) == 2:
+            noise += (
+                "\nA and B agree no less than that: noise alone can explain the other order"
+                if order.high >= min(tau for _, tau in known)
+                else "\nA and B agree less than that: other probes, or a real change"
+            )
+    scores = " and ".join(dict.fromkeys(plan.score.name for plan in found.plans))
+    yield "order", f"Kendall's tau of {scores} {tau}, {over}"
     yield "noise", noise
 
 

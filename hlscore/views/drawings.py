@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -13,8 +12,6 @@ from hlscore.artifacts.plan import PlanModule
 from hlscore.records import ModuleRow
 from hlscore.views.terminal import Terminal
 from hlscore.wording import count, shortened
-
-Module = TypeVar("Module", PlanModule, ModuleRow)
 
 SHADES = "·░▒▓█"
 ASCII_SHADES = ".-+*#"
@@ -27,15 +24,19 @@ _ASCII_BLOCKS = "._,-=+*%#"
 
 def print_heat_map(
     console: Terminal,
-    modules: Sequence[Module],
+    modules: Sequence[PlanModule | ModuleRow],
     name: str,
-    score: Callable[[Module], float | None],
-    full: Callable[[Module], bool],
+    scores: Mapping[str, float | None],
+    full: Collection[str] = (),
 ) -> None:
     """Print scores after an empty line: one line per kind of module, one cell per layer.
 
     The shade follows the square root of the score. Nothing is printed where no module lies in a
     numbered layer; kinds and layers that have no room are counted.
+
+    Args:
+        scores: By module.
+        full: Modules that are marked as trained in full.
     """
     placed = [(item.layer, item) for item in modules if item.layer is not None]
     if not placed:
@@ -49,19 +50,19 @@ def print_heat_map(
     margin = min(max(map(cell_len, kinds)), width // 3) + 2
     cell = 2 if margin + 2 * len(layers) <= width else 1
     shown = layers[: max(1, (width - margin) // cell)]
-    largest = max(score(item) or 0.0 for _, item in placed)
-    at = {(labels[item.module], layer): item for layer, item in placed}
+    largest = max(scores[item.module] or 0.0 for _, item in placed)
+    at = {(labels[item.module], layer): item.module for layer, item in placed}
     console.print()
     for kind in kinds[:_MOST_KINDS]:
         label = shortened(kind, margin - 2)
         line = Text(label + " " * (margin - cell_len(label)), no_wrap=True, overflow="crop")
         for layer in shown:
-            item = at.get((kind, layer))
-            if item is None:
+            module = at.get((kind, layer))
+            if module is None:
                 line.append(" " * cell)
                 continue
-            level = shade_of(score(item), largest, len(shades) - 1)
-            if full(item):
+            level = shade_of(scores[module], largest, len(shades) - 1)
+            if module in full:
                 line.append(shades[level] * (cell - 1) + sign, f"bold {_STYLES[level]}")
             else:
                 line.append(shades[level] * cell, _STYLES[level])
@@ -76,9 +77,8 @@ def print_heat_map(
     left = [count(number, noun) for number, noun in hidden if number > 0]
     if left:
         console.dim(f"... {' and '.join(left)}")
-    legend = f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}"
-    signed = f"  {sign} trained in full" if any(full(item) for _, item in placed) else ""
-    console.dim(legend + signed)
+    signed = f"  {sign} trained in full" if any(item.module in full for _, item in placed) else ""
+    console.dim(f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}{signed}")
 
 
 def shade_of(score: float | None, largest: float, shades: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.text import Text
@@ -44,18 +44,22 @@ def print_exporters(*, as_json: bool) -> None:
 def print_export(
     exporter: Exporter,
     plan: Plan,
-    result: Path,
-    paths: Mapping[str, Path],
+    target: Path,
+    files: Collection[Path],
     *,
     changes: Sequence[str],
     notes: Sequence[str],
     as_json: bool,
 ) -> None:
-    """Print what was written and how it is used."""
+    """Print what was written, file or folder, and how it is used."""
     if as_json:
-        files = list(paths.values())
-        written = {"format": exporter.name, "out": result, "files": files}
-        print_json(written | {"changes": changes, "notes": notes})
+        print_json({
+            "format": exporter.name,
+            "out": target,
+            "files": list(files),
+            "changes": changes,
+            "notes": notes,
+        })  # fmt: skip
         return
     console, totals = Terminal(), plan.totals
     modes = (
@@ -65,11 +69,11 @@ def print_export(
     console.print(
         Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}")
     )
-    console.labelled([("wrote", str(path)) for path in paths.values()])
+    console.labelled(("wrote", str(path)) for path in files)
     console.notes(changes, label="changed")
     console.notes(notes)
     if exporter.usage:
         probed = plan.provenance.probes.objective
-        usage = exporter.usage.replace("{out}", str(result))
         objective = "sft" if probed == "none" else probed
-        console.next_steps((usage.replace("{objective}", objective), ""))
+        usage = exporter.usage.replace("{out}", str(target)).replace("{objective}", objective)
+        console.next_steps((usage, ""))

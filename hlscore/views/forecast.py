@@ -5,7 +5,7 @@ from __future__ import annotations
 from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
-from hlscore.views.summary import counted_tokens, examples
+from hlscore.views.summary import examples, loss
 from hlscore.views.terminal import Terminal, picked, print_json
 from hlscore.wording import count, duration, memory, short
 
@@ -21,64 +21,56 @@ def print_forecast(
     found: Forecast | WeightForecast, settings: RankSettings, *, device: str, as_json: bool
 ) -> None:
     """Print what a run would do."""
-    candidates = candidates_of(found.modules)
+    candidates, probed = candidates_of(found.modules), isinstance(found, Forecast)
     params = sum(item.n_params for item in candidates)
     if as_json:
-        print_json(
-            {
-                "model": settings.model.model,
-                "candidate_modules": len(candidates),
-                "skipped_modules": len(found.modules) - len(candidates),
-                "candidate_params": params,
-                "device": device,
+        content = {
+            "model": settings.model.model,
+            "candidate_modules": len(candidates),
+            "skipped_modules": len(found.modules) - len(candidates),
+            "candidate_params": params,
+            "device": device,
+        }
+        if isinstance(found, Forecast):
+            content |= {
+                **picked(found.probes.summary, *_PROBES),
+                **picked(found.choice, "estimator", "sketch_size"),
+                "estimator_reason": found.choice.reason,
+                **picked(found, *_FIGURES),
             }
-            | _figures(found)
-        )
+        else:
+            content |= {
+                "examples": 0,
+                "estimator": "none",
+                "matrices": found.matrices,
+                "largest_weight_bytes": found.largest_bytes,
+                "decomposition_bytes": found.work_bytes,
+                **picked(found, "budget_unit", "budget_limit"),
+            }
+        print_json(content)
         return
-    loaded = "" if isinstance(found, Forecast) else ", read tensor by tensor from its files"
     limit, unit = found.budget_limit, found.budget_unit
+    loaded = "" if probed else ", read tensor by tensor from its files"
     lines = {
         "model": f"{settings.model.model} on {device}{loaded}",
         "modules": f"{count(len(candidates), 'candidate')}, {short(params)} parameters",
-        **(
-            _probe_lines(found, settings, device)
-            if isinstance(found, Forecast)
-            else _weight_lines(found)
-        ),
-        "budget": f"training memory of at most {memory(limit)}"
-        if unit == "byte"
-        else f"at most {count(limit, unit)} in full",
     }
+    notes: tuple[str, ...] = ()
+    if isinstance(found, Forecast):
+        lines |= _probe_lines(found, settings, device)
+        notes = found.probes.summary.notes
+    else:
+        lines |= {
+            "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
+            "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
+            f"{memory(found.work_bytes)} to decompose it",
+        }
+    full = f"at most {count(limit, unit)} in full"
+    lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
     console.labelled(lines, width=10)
-    console.notes(found.probes.summary.notes if isinstance(found, Forecast) else ())
+    console.notes(notes)
     console.dim("Nothing was run or written.")
-
-
-def _figures(found: Forecast | WeightForecast) -> dict[str, object]:
-    if isinstance(found, Forecast):
-        return {
-            **picked(found.probes.summary, *_PROBES),
-            **picked(found.choice, "estimator", "sketch_size"),
-            "estimator_reason": found.choice.reason,
-            **picked(found, *_FIGURES),
-        }
-    return {
-        "examples": 0,
-        "estimator": "none",
-        "matrices": found.matrices,
-        "largest_weight_bytes": found.largest_bytes,
-        "decomposition_bytes": found.work_bytes,
-        **picked(found, "budget_unit", "budget_limit"),
-    }
-
-
-def _weight_lines(found: WeightForecast) -> dict[str, str]:
-    return {
-        "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
-        "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
-        f"{memory(found.work_bytes)} to decompose it",
-    }
 
 
 def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> dict[str, str]:
@@ -104,7 +96,7 @@ def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> dict[s
     )
     extra = ", sampling" if found.generation_bytes else ""
     return {
-        "probes": f"{examples(probes)}, {probes.total_tokens:,} tokens, {counted_tokens(probes)}",
+        "probes": f"{examples(probes)}, {probes.total_tokens:,} tokens, {', '.join(loss(probes))}",
         "estimator": choice.reason,
         "memory": usage,
         "trials": trials if trial else "",

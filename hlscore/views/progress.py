@@ -24,10 +24,8 @@ from hlscore.wording import duration, short
 
 
 class _RateColumn(ProgressColumn):
-    """Units per second."""
-
     def render(self, task: Task) -> Text:
-        """Show the speed once it is known."""
+        """Units per second, once they are known."""
         speed = task.finished_speed or task.speed
         return Text("" if speed is None else f"{short(speed)} {task.fields['unit']}/s", "cyan")
 
@@ -65,16 +63,13 @@ class LineProgress:
     def advance(self, amount: int) -> None:
         """Report units done."""
         self._done += amount
-        now = time.monotonic()
-        if now - self._last < self._every or not 0 < self._done < self._total:
+        now, done, total = time.monotonic(), self._done, self._total
+        if now - self._last < self._every or not 0 < done < total:
             return
         self._last = now
-        left = (now - self._began) * (self._total - self._done) / self._done
-        self._console.print(
-            f"{self._what}: {self._done:,} of {self._total:,} {self._unit}, "
-            f"{100 * self._done // self._total} %, about {duration(left)} left",
-            soft_wrap=True,
-        )
+        left = duration((now - self._began) * (total - done) / done)
+        share = f"{done:,} of {total:,} {self._unit}, {100 * done // total} %"
+        self._console.print(f"{self._what}: {share}, about {left} left", soft_wrap=True)
 
 
 @contextmanager

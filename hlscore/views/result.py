@@ -1,9 +1,11 @@
-"""What `rank` and `plan` print: results first, then the next commands to run."""
+"""What `rank`, `plan` and `report` print: results first, then the next commands to run."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.text import Text
 
@@ -11,24 +13,11 @@ from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.views.commands import (
-    plan_command,
-    rank_rollouts_command,
-    settings_in,
-    validate_command,
-)
+from hlscore.views.commands import plan_command, rank_rollouts_command, validate_command
 from hlscore.views.drawings import print_heat_map
-from hlscore.views.module_table import ModuleTable
-from hlscore.views.summary import (
-    chosen_in,
-    report_headline,
-    run_notes,
-    shape,
-    summary,
-    training,
-)
-from hlscore.views.terminal import Terminal, command, print_json
-from hlscore.wording import measure
+from hlscore.views.summary import chosen_in, report_headline, run_notes, shape, summary, training
+from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
+from hlscore.wording import count, measure, memory
 
 
 def print_result(
@@ -49,7 +38,7 @@ def print_result(
     console = console or Terminal()
     console.print(report_headline(report))
     print_plan_modules(console, plan, plan.modules, top=top)
-    console.notes(dict.fromkeys((*report.probes.notes, *run_notes(report), *plan.notes)))
+    console.notes(dict.fromkeys((*run_notes(report), *plan.notes)))
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
     console.labelled([(Path(name).stem, str(path)) for name, path in paths.items()], width)
@@ -66,25 +55,30 @@ def _next_commands(
         matched = plan_command(report, scores, "--baseline", "lora-matched", "-o", "lora.json")
         why = "LoRA with as many trained parameters: with rewards it was as good in our trials"
         commands.append((matched, why))
-    other_budget = ("--budget", "0.2", "-o", "plan-20.json")
+    options = ("--budget", "0.2", "-o", "plan-20.json")
+    other_budget = plan_command(report, scores, *options, without=("budget",))
     commands += [
-        (
-            plan_command(report, scores, *other_budget, without=("budget",)),
-            "another budget, without the model",
-        ),
+        (other_budget, "another budget, without the model"),
         (
             command("export", plan_file, "--to", "trl", "-o", "hybrid"),
             "for your trainer; hlscore export --list names the others",
         ),
     ]
-    ranks = _ranks(report)
-    if SCORES[plan.score.name].leaves_over and any_full and ranks and not plan.lora.ranks:
-        budget = f"{plan.totals.trained_params // 1000}k"
-        options = ("--budget", budget, "--ranks", ",".join(map(str, ranks)))
-        ranked = plan_command(
-            report, scores, *options, "-o", "plan-ranks.json", without=("budget",)
-        )
-        commands.append((ranked, "at the same cost, a rank for each module"))
+    if SCORES[plan.score.name].leaves_over and any_full and not plan.lora.ranks:
+        # Ranks around that of the run which all its curves hold.
+        rank, run = report.run.rank, report.run.settings
+        curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
+        held = set(curves[0]).intersection(*curves) if curves else ()
+        ranks = sorted(each for each in held if max(1, rank // 4) <= each <= 4 * rank)
+        settings: Any = run.get("plan", {})
+        alpha = settings.get("alpha") or 2 * rank
+        if ranks and all(alpha * each % rank == 0 for each in ranks):  # alphas are whole numbers
+            cost = f"{plan.totals.trained_params // 1000}k"
+            options = ("--budget", cost, "--ranks", ",".join(map(str, ranks)))
+            ranked = plan_command(
+                report, scores, *options, "-o", "plan-ranks.json", without=("budget",)
+            )
+            commands.append((ranked, "at the same cost, a rank for each module"))
     if objective == "sft" and any_full:
         why = "does it beat LoRA with as many parameters here? often it does not"
         commands.append((validate_command(report, plan_file), why))
@@ -95,19 +89,6 @@ def _next_commands(
         )
         commands.append((again, "another loss on the same completions, without sampling again"))
     return commands
-
-
-def _ranks(report: ScoreReport) -> list[int]:
-    """Ranks to choose from: those around the rank of a run that all its curves hold.
-
-    Empty where the run's alpha gives them no whole alpha of their own.
-    """
-    curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
-    held = set(curves[0]).intersection(*curves) if curves else set()
-    rank = report.run.rank
-    alpha = settings_in(report.run.settings, "plan").get("alpha") or 2 * rank
-    found = [each for each in held if max(1, rank // 4) <= each <= 4 * rank]
-    return sorted(found) if all(alpha * each % rank == 0 for each in found) else []
 
 
 def print_replanned(plan: Plan, path: Path, *, top: int, as_json: bool) -> None:
@@ -127,22 +108,59 @@ def print_plan_modules(
     console: Terminal, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
 ) -> None:
     """Print up to `top` modules of a plan as a table and a map, and a summary of the plan."""
-    console.print()
-    table = ModuleTable((plan.score.name, "± se", "chosen in", "out x in"), ("train",))
-    for item in modules[:top]:
-        table.add_row(
-            str(item.position),
-            item.module,
-            measure(item.score),
-            measure(item.stderr),
-            chosen_in(item.selection_probability),
-            shape(item),
-            training(item.mode, item.rank),
-            style="" if item.mode == "full" else "dim",
+    score = plan.score.name
+    lines = (
+        ModuleLine(
+            (
+                str(item.position),
+                item.module,
+                measure(item.score),
+                measure(item.stderr),
+                chosen_in(item.selection_probability),
+                shape(item),
+                training(item.mode, item.rank),
+            ),
+            "" if item.mode == "full" else "dim",
         )
-    table.print(console, hidden=len(modules) - len(modules[:top]))
-    print_heat_map(
-        console, modules, plan.score.name, lambda item: item.score, lambda item: item.mode == "full"
+        for item in modules[:top]
     )
     console.print()
+    headings = (score, "± se", "chosen in", "out x in", "train")
+    console.modules(headings, lines, of=len(modules), texts=1)
+    full = {item.module for item in modules if item.mode == "full"}
+    print_heat_map(console, modules, score, {item.module: item.score for item in modules}, full)
+    console.print()
     console.labelled(summary(plan))
+
+
+def print_written(
+    plan: Plan, path: Path, scores: Path, plan_file: Path | None, *, as_json: bool
+) -> None:
+    """Print where `report` wrote a page or picture, how large it is, and what to do next.
+
+    Args:
+        plan_file: `None` where the plan was made for the report.
+    """
+    console, totals, suffix = Terminal(), plan.totals, path.suffix.lower()
+    if as_json:
+        print_json({
+            "report": path,
+            "format": suffix.removeprefix("."),
+            "bytes": path.stat().st_size,
+            "plan_file": plan_file,
+            "budget": plan.budget.asked,
+            **picked(totals, "full_modules", "candidate_modules"),
+        })  # fmt: skip
+        return
+    made = f", by a plan of budget {plan.budget.asked} made for the report"
+    full = f"{totals.full_modules:,} of {count(totals.candidate_modules, 'module')} in full"
+    console.print(Text.assemble((plan.model.name, "bold"), f"  {full}{'' if plan_file else made}"))
+    console.labelled([("report", f"{path}  {memory(path.stat().st_size)}")])
+    if suffix == ".md":
+        comment = f"gh pr comment --body-file {shlex.quote(str(path))}"
+        console.next_steps((comment, "post it on a pull request"))
+        return
+    browser = shlex.join(["python", "-m", "webbrowser", path.resolve().as_uri()])
+    inputs = [scores, *([plan_file] if plan_file else [])]
+    markdown = command("report", *inputs, "-o", path.with_suffix(".md"))
+    console.next_steps((browser, "look at it"), (markdown, "for a pull request"))

@@ -1,10 +1,9 @@
-"""What `show` prints of a plan or a report."""
+"""What `show` prints of a plan or a report, and of one module of it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,48 +13,65 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.report import report_columns
 from hlscore.artifacts.selection import Column, Filters
 from hlscore.errors import ArtifactError
+from hlscore.planning.memory import Choice, extra_use
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.scores.rows import standard_error
-from hlscore.views.commands import plan_command
-from hlscore.views.drawings import print_heat_map
-from hlscore.views.module_table import ModuleTable
+from hlscore.scores.rows import interval, standard_error
+from hlscore.views.commands import plan_command, scores_beside
+from hlscore.views.drawings import print_heat_map, sparkline
 from hlscore.views.result import print_plan_modules
-from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes, shape
-from hlscore.views.terminal import Terminal, command, print_json
-from hlscore.wording import count, measure, visible
+from hlscore.views.summary import (
+    chosen_in,
+    plan_headline,
+    report_headline,
+    run_notes,
+    shape,
+    training,
+)
+from hlscore.views.terminal import ModuleLine, Terminal, command, plain_table, print_json
+from hlscore.wording import count, measure, memory, percent, short, visible
 
 _ALWAYS_SHOWN = ("rank", "module", "out_features", "in_features", "matrices")
 _STATUSES = {"scored": "", "unreached": " (zero gradient)", "skipped": " (--status skipped: why)"}
+_LABEL_WIDTH = 9
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shown:
-    """What is shown of a file.
+def print_selected(
+    artifact: Plan | ScoreReport,
+    modules: Sequence[PlanModule | ModuleRow],
+    order: Column,
+    path: Path,
+    top: int | None,
+) -> None:
+    """Print up to `top` modules of a file, in order, as one JSON object."""
+    kind, model, of = (
+        ("plan", artifact.model.name, len(artifact.modules))
+        if isinstance(artifact, Plan)
+        else ("report", artifact.model.model, len(artifact.rows))
+    )
+    print_json({
+        "file": path,
+        "artifact": kind,
+        "model": model,
+        "modules": of,
+        "matching": len(modules),
+        "sort": order.name,
+        "rows": [_plain(item) for item in modules[:top]],
+    })  # fmt: skip
 
-    Attributes:
-        top: Most lines of a table; `None` for all.
-    """
 
-    path: Path
-    filters: Filters
-    top: int | None
-    as_json: bool
-
-
-def print_plan(plan: Plan, modules: Sequence[PlanModule], column: Column, shown: Shown) -> None:
-    """Print a plan and those of its modules that are shown, in the order of a column."""
-    if shown.as_json:
-        _print_selected(plan, modules, column, shown)
-        return
+def print_plan(
+    plan: Plan, modules: Sequence[PlanModule], path: Path, filters: Filters, top: int | None
+) -> None:
+    """Print a plan and up to `top` of those of its modules that pass the filters."""
     console = Terminal()
     console.print(plan_headline(plan))
-    if not _print_matching(console, len(modules), len(plan.modules), shown):
+    if not _print_matching(console, len(modules), len(plan.modules), filters):
         return
-    print_plan_modules(console, plan, modules, top=shown.top)
+    print_plan_modules(console, plan, modules, top=top)
     console.notes(plan.notes)
-    one = command("show", shown.path, "--module", modules[0].module)
-    export = command("export", shown.path, "--to", "trl", "-o", "hybrid")
+    one = command("show", path, "--module", modules[0].module)
+    export = command("export", path, "--to", "trl", "-o", "hybrid")
     console.next_steps(
         (one, "one module, and what it costs"),
         (export, "for your trainer; --list names the others"),
@@ -65,91 +81,62 @@ def print_plan(plan: Plan, modules: Sequence[PlanModule], column: Column, shown:
 def print_report(
     report: ScoreReport,
     rows: Sequence[ModuleRow],
-    order: Column,
     columns: Sequence[Column],
-    shown: Shown,
+    path: Path,
+    filters: Filters,
+    top: int | None,
 ) -> None:
-    """Print a report and those of its rows that are shown, in the order of a column."""
-    if shown.as_json:
-        _print_selected(report, rows, order, shown)
-        return
-    console, score = Terminal(), shown_score(report, order)
+    """Print a report and up to `top` of those of its rows that pass the filters.
+
+    Args:
+        columns: Columns to show, the one that orders the rows first.
+    """
+    console, score = Terminal(), columns[0].field
+    if score not in SCORES:
+        score = ordering_score(report)
     console.print(report_headline(report))
-    if not _print_matching(console, len(rows), len(report.rows), shown):
+    if not _print_matching(console, len(rows), len(report.rows), filters):
         return
-    further = {column.field: column for column in (order, *columns)}
-    more = [further[name] for name in further if name not in (*_ALWAYS_SHOWN, score)]
-    of_run = score == report.run.score
-    chosen = ["chosen in"] if of_run else []
-    table = ModuleTable([score, "± se", *chosen, "out x in", *(column.name for column in more)])
-    for row in rows[: shown.top]:
-        table.add_row(
-            measure(row.rank),
-            row.module,
-            measure(getattr(row, score)),
-            measure(standard_error(resamples_of(row, score))),
-            *([chosen_in(row.selection_probability)] if of_run else []),
-            shape(row),
-            *(measure(getattr(row, column.field)) for column in more),
-            style="" if row.status == "scored" else "dim",
-            remark=row.reason,
+    further = {column.field: column.name for column in columns}
+    more = [name for name in further if name not in (*_ALWAYS_SHOWN, score)]
+    chosen = {"selection_probability": "chosen in"} if score == report.run.score else {}
+    lines = (
+        ModuleLine(
+            (
+                measure(row.rank),
+                row.module,
+                measure(getattr(row, score)),
+                measure(standard_error(_resamples_of(row, score))),
+                *(chosen_in(getattr(row, name)) for name in chosen),
+                shape(row),
+                *(measure(getattr(row, name)) for name in more),
+            ),
+            "" if row.status == "scored" else "dim",
+            row.reason,
         )
+        for row in rows[:top]
+    )
+    headings = [score, "± se", *chosen.values(), "out x in", *(further[name] for name in more)]
     console.print()
-    table.print(console, hidden=len(rows) - len(rows[: shown.top]))
+    console.modules(headings, lines, of=len(rows))
     candidates = [row for row in rows if row.is_candidate]
-    print_heat_map(console, candidates, score, lambda row: getattr(row, score), lambda _: False)
+    print_heat_map(
+        console, candidates, score, {row.module: getattr(row, score) for row in candidates}
+    )
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
     console.labelled([("modules", ", ".join(parts))])
-    console.notes((*report.probes.notes, *run_notes(report)))
-    one = command("show", shown.path, "--module", rows[0].module)
+    console.notes(run_notes(report))
+    one = command("show", path, "--module", rows[0].module)
     console.next_steps(
         (one, "one module, and what LoRA of each rank misses"),
-        (plan_command(report, shown.path, "-o", "plan.json"), "which to train in full"),
+        (plan_command(report, path, "-o", "plan.json"), "which to train in full"),
     )
 
 
-def _print_selected(
-    artifact: Plan | ScoreReport,
-    modules: Sequence[PlanModule] | Sequence[ModuleRow],
-    column: Column,
-    shown: Shown,
-) -> None:
-    """Print the modules of a file that are shown, in order, as one JSON object."""
-    kind, model, of = (
-        ("plan", artifact.model.name, len(artifact.modules))
-        if isinstance(artifact, Plan)
-        else ("report", artifact.model.model, len(artifact.rows))
-    )
-    print_json({
-        "file": shown.path,
-        "artifact": kind,
-        "model": model,
-        "modules": of,
-        "matching": len(modules),
-        "sort": column.name,
-        "rows": [plain(item) for item in modules[: shown.top]],
-    })  # fmt: skip
-
-
-def plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
-    """A module as plain data, without the replicates of its scores."""
-    if isinstance(item, PlanModule):
-        return item.model_dump(mode="json")
-    left_out = {score.replicates_column for score in SCORES.values()}
-    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
-
-
-def resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
-    """Resamples of a row's score; none where the row has no such score."""
-    return () if getattr(row, score) is None else SCORES[score].replicates(row)
-
-
-def shown_score(report: ScoreReport, column: Column | None = None) -> str:
-    """The score that a view of a report shows: the one that orders it, or else that of the run."""
-    if column is not None and column.field in SCORES:
-        return column.field
+def ordering_score(report: ScoreReport) -> str:
+    """The score that ordered a report."""
     if report.run.score not in SCORES:
         raise ArtifactError(
             f"The report was ordered by '{report.run.score}', which this hlscore does not know.",
@@ -158,12 +145,172 @@ def shown_score(report: ScoreReport, column: Column | None = None) -> str:
     return report.run.score
 
 
-def _print_matching(console: Terminal, number: int, of: int, shown: Shown) -> bool:
+def _print_matching(console: Terminal, number: int, of: int, filters: Filters) -> bool:
     """Print how many modules match, unless all do; whether there are any."""
     if not number:
-        console.print()
-        none = f"None of its {count(of, 'module')} matches {visible(str(shown.filters))}."
-        console.print(Text(none if of else "It holds no modules."))
+        none = f"None of its {count(of, 'module')} matches {visible(str(filters))}."
+        console.print(Text(f"\n{none if of else 'It holds no modules.'}"))
     elif number < of:
         console.print(Text(f"{number:,} of {count(of, 'module')}", style="yellow"))
     return number > 0
+
+
+def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool) -> None:
+    """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
+    ranks = sorted({plan.lora.rank, *plan.lora.ranks, *([item.rank] if item.rank else [])})
+    adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
+    ways = [Choice(row=item, mode="frozen"), *adapters, Choice(row=item, mode="full")]
+    costs = [(way, extra_use(way, plan.settings.memory).total_bytes) for way in ways]
+    if as_json:
+        plain = [
+            {
+                "mode": way.mode,
+                "rank": way.rank or None,
+                "params": way.trained_params,
+                "bytes": size,
+            }
+            for way, size in costs
+        ]
+        print_json({"file": path, "artifact": "plan", "module": _plain(item), "costs": plain})
+        return
+    console = Terminal()
+    _print_identity(console, item)
+    why = ", set by a lock" if item.locked else ""
+    if plan.method != "score":
+        why = f", by the baseline {plan.method}"
+    alpha = "" if item.alpha is None else f", alpha {item.alpha}"
+    share = percent(item.trained_params / max(1, plan.totals.trained_params))
+    chosen = item.selection_probability
+    lines = {
+        "train": f"{training(item.mode, item.rank)}{alpha}{why}: {short(item.trained_params)} "
+        f"parameters, {share} of all trained parameters",
+        "place": f"{item.position:,} of {plan.totals.candidate_modules:,} by {plan.score.name}, "
+        f"which is {measure(item.score)} ({plan.score.unit})",
+        "chosen": "" if chosen is None else f"in {chosen_in(chosen)} of the resamples",
+        "remark": item.remark,
+    }
+    console.labelled(lines, width=_LABEL_WIDTH)
+    table = plain_table("cost", "parameters", "memory", "")
+    for way, size in costs:
+        planned = (way.mode, way.rank) == (item.mode, item.rank or 0)
+        cells = (training(way.mode, way.rank), f"{way.trained_params:,}", memory(size))
+        table.add_row(*cells, "planned" if planned else "", style="" if planned else "dim")
+    console.print()
+    console.whole(table)
+    commands = [(command("show", path), "the whole plan")]
+    scores = scores_beside(plan, path)
+    if scores:
+        lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
+        again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
+        commands.append((again, "decide about this module yourself"))
+    console.next_steps(*commands)
+
+
+def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool) -> None:
+    """Print one row of a report: sizes, scores with errors, and what each rank misses."""
+    resamples = {name: _resamples_of(row, name) for name in SCORES}
+    if as_json:
+        print_json({
+            "file": path,
+            "artifact": "report",
+            "rank": report.run.rank,
+            "module": _plain(row),
+            "intervals": {name: interval(own) for name, own in resamples.items() if own},
+        })  # fmt: skip
+        return
+    console = Terminal()
+    _print_identity(console, row)
+    chosen, reached = row.selection_probability, row.matrices_reached
+    spectrum = {
+        "stable rank": row.stable_rank,
+        "effective rank": row.effective_rank,
+        "rank for 90 %": row.rank_for_90,
+        "weight norm": row.weight_norm,
+        "condition number": row.condition_number,
+    }
+    lines = {"status": row.status + (f": {row.reason}" if row.reason else "")}
+    if row.rank is not None:
+        lines["place"] = f"{row.rank:,} of {len(report.candidates):,} by {report.run.score}"
+    if chosen is not None:
+        lines["chosen"] = f"in {chosen_in(chosen)} of the resamples"
+    if row.matrices > 1 and reached is not None:
+        lines["matrices"] = f"{reached:,} of {row.matrices:,} reached by a probe token"
+    lines["spectrum"] = " · ".join(
+        f"{name} {measure(value)}" for name, value in spectrum.items() if value is not None
+    )
+    console.labelled(lines, width=_LABEL_WIDTH)
+    commands = [(command("show", path, "--kind", row.kind), "its kind in every layer")]
+    if row.is_candidate:
+        table = plain_table("score", "value", "± se", "95 % interval", "estimator's error", "place")
+        for name, score in SCORES.items():
+            value, error = getattr(row, name), getattr(row, score.error_column, None)
+            low, high = interval(resamples[name])
+            others = (getattr(other, name) for other in report.candidates)
+            above = sum(x is not None and value is not None and x > value for x in others)
+            table.add_row(
+                name,
+                measure(value),
+                measure(standard_error(resamples[name])),
+                "-" if low is None else f"{measure(low)} to {measure(high)}",
+                measure(error),
+                "-" if value is None else f"{1 + above:,}",
+                style="bold" if name == report.run.score else None,
+            )
+        console.print()
+        console.whole(table)
+        lock = ("--lock", f"{row.module}=full")
+        again = plan_command(report, path, *lock, "-o", "plan-locked.json")
+        commands.append((again, "a plan that trains it"))
+    if row.curve_ranks:
+        console.print()
+        _print_curves(console, report.run.rank, row)
+    console.next_steps(*commands)
+
+
+def _print_curves(console: Terminal, run_rank: int, row: ModuleRow) -> None:
+    curves = {
+        name: [SCORES[name].compute(row, rank) or 0.0 for rank in row.curve_ranks]
+        for name in ("tail", "hls")
+    }
+    console.print(Text("what LoRA of each rank misses", style="bold"))
+    for name, values in curves.items():
+        drawn = sparkline(values, ascii_only=console.options.ascii_only)
+        ends = f"  rank {row.curve_ranks[0]} to {row.curve_ranks[-1]}"
+        console.print(Text.assemble((f"{name:<5}", "bold"), (drawn, "cyan"), (ends, "dim")))
+    console.print()
+    table = plain_table("rank", "tail", "of all", "± error", "hls", "of all", "± error", "")
+    table.columns[0].justify = "right"
+    table.columns[-1].justify = "left"
+    errors = {"tail": row.tail_curve_errors, "hls": row.hls_curve_errors}
+    for place, rank in enumerate(row.curve_ranks):
+        cells = [str(rank)]
+        for name, values in curves.items():
+            cells += [
+                measure(values[place]),
+                percent(values[place] / values[0]) if values[0] > 0 else "-",
+                measure(0.0 if rank >= row.max_rank else errors[name][place]),
+            ]
+        ours = rank == run_rank
+        cells.append("compared against" if ours else "")
+        table.add_row(*cells, style="bold" if ours else None)
+    console.whole(table)
+
+
+def _print_identity(console: Terminal, item: PlanModule | ModuleRow) -> None:
+    layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
+    params = count(item.n_params, "parameter")
+    console.print(Text(item.module, style="bold"))
+    console.print(Text(f"{layer} · {item.form} {shape(item)} · {params} · {item.parameter}\n"))
+
+
+def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
+    """A module as plain data, without the replicates of its scores."""
+    if isinstance(item, PlanModule):
+        return item.model_dump(mode="json")
+    left_out = {score.replicates_column for score in SCORES.values()}
+    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
+
+
+def _resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:
+    """Resamples of a row's score; none where the row has no such score."""
+    return () if getattr(row, score) is None else SCORES[score].replicates(row)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
+from hlscore.planning.memory import MemoryUse
 from hlscore.planning.notes import rank_counts
 from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
 from hlscore.scores.registry import SCORES
@@ -16,28 +17,26 @@ _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 def report_headline(report: ScoreReport) -> Text:
     """What was probed, on what, and how, in a few lines."""
     model, probes, run = report.model, report.probes, report.run
-    parts = [examples(probes)]
-    if probes.objective != "none" and probes.format != "update":
-        parts += [counted_tokens(probes), *mean_loss(probes)]
-    carrying = ""
-    if probes.rollouts is not None:
-        drawn = probes.rollouts
+    what, drawn = visible(examples(probes)), probes.rollouts
+    losses = ", ".join(loss(probes))
+    if drawn is not None:
         reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
-        carrying = f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
-        carrying += f"the gradient: {', '.join(parts[1:])}"
-        parts = parts[:1]
+        what += f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
+        what += f"the gradient: {losses}"
+    elif losses:
+        what += f", {losses}"
     return Text.assemble(
         (model.model, "bold"),
         f" · {model.architecture} · {short(model.n_params)} parameters · "
-        f"{visible(run.device)} {visible(run.dtype)}\n",
-        f"{visible(', '.join(parts))}{carrying}\n{method(report)} · {run.wall_seconds:.1f} s",
+        f"{visible(run.device)} {visible(run.dtype)}\n{what}\n"
+        f"{method(report)} · {run.wall_seconds:.1f} s",
     )
 
 
 def method(report: ScoreReport) -> str:
     """What the scores were computed from."""
-    probes, run = report.probes, report.run
-    if probes.objective == "none" and probes.format != "update":
+    run = report.run
+    if run.estimator == "none":
         return "singular values of the weights"
     what = "weight updates" if run.scores_updates else "gradients"
     return f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
@@ -59,24 +58,24 @@ def examples(probes: ProbeSummary) -> str:
     return f"{name}: {completions} from {probes.source}"
 
 
-def counted_tokens(probes: ProbeSummary) -> str:
-    """How many tokens the loss was taken on, and which."""
-    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
-    return f"{probes.counted_tokens:,} counted tokens{where}"
+def loss(probes: ProbeSummary) -> list[str]:
+    """On how many tokens the loss was taken, and its mean if known; empty without probes.
 
-
-def mean_loss(probes: ProbeSummary) -> list[str]:
-    """The mean loss of the probes, if known; beyond SFT it is not the loss that is trained."""
-    if probes.mean_loss is None:
+    Beyond SFT the mean is not that of the loss that is trained.
+    """
+    if probes.objective == "none":
         return []
-    what = "mean loss" if probes.objective == "sft" else "mean negative log-likelihood"
-    return [f"{what} {probes.mean_loss:.3f} nats per token"]
+    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+    texts = [f"{probes.counted_tokens:,} counted tokens{where}"]
+    if probes.mean_loss is not None:
+        what = "loss" if probes.objective == "sft" else "negative log-likelihood"
+        texts.append(f"mean {what} {probes.mean_loss:.3f} nats per token")
+    return texts
 
 
 def run_notes(report: ScoreReport) -> tuple[str, ...]:
-    """Remarks on a model and a run; that the exact estimator fits is what one expects."""
-    notes = (note for note in report.run.notes if not note.startswith("exact:"))
-    return (*report.model.notes, *notes)
+    """Remarks on the probes, the model and the run."""
+    return (*report.probes.notes, *report.model.notes, *report.run.notes)
 
 
 def plan_headline(plan: Plan) -> Text:
@@ -149,9 +148,15 @@ def clear_modules(clear: int, modules: int) -> str:
     return f"{clear:,} of {count(modules, 'module')} {verb} above zero with 95 % confidence"
 
 
+def weight_bytes(use: MemoryUse | PlanMemory) -> int:
+    """Bytes of all weights, trained or not, with the copies that PEFT keeps."""
+    return use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
+
+
 def summary(plan: Plan) -> dict[str, str]:
     """What a plan trains, what that takes, and how stable the choice is: texts by label."""
-    totals, budget, stability, lines = plan.totals, plan.budget, plan.stability, {}
+    totals, budget, stability, use = plan.totals, plan.budget, plan.stability, plan.memory
+    lines = {}
     if plan.coverage is not None:
         found = plan.coverage
         hybrid = "" if found.plan is None else f", the plan {near_whole(found.plan)}"
@@ -172,10 +177,8 @@ def summary(plan: Plan) -> dict[str, str]:
     if plan.lora.ranks and plan.lora_modules:
         ranks = rank_counts(item.rank for item in plan.lora_modules if item.rank is not None)
         lines["ranks"] = f"adapters: {ranks}"
-    use = plan.memory
-    weights = use.frozen_bytes + use.copy_bytes + use.full_bytes + use.adapter_bytes
     lines["memory"] = (
-        f"{memory(use.total_bytes)} to train: weights {memory(weights)}, gradients "
+        f"{memory(use.total_bytes)} to train: weights {memory(weight_bytes(use))}, gradients "
         f"{memory(use.gradient_bytes)}, optimizer {memory(use.optimizer_bytes)}, "
         f"activations about {memory(use.activation_bytes)}\n({memory_settings(use)})"
     )
@@ -187,16 +190,15 @@ def summary(plan: Plan) -> dict[str, str]:
     if stability.mean_reselection is None or stability.borderline_modules is None:
         return lines
     lines["stable"] = f"{reselection(plan)}; new probes agree less"
-    clear = stability.clear_modules
-    if clear is None:
+    if stability.clear_modules is None:
         lines["doubt"] = (
             f"{count(stability.borderline_modules, 'module')} selected in more than 10 % and less "
             "than 90 % of the resamples"
         )
-        return lines
-    lines["doubt"] = clear_modules(clear, totals.candidate_modules)
-    if clear < totals.full_modules:
-        lines["doubt"] += "\nwarning: the order is mostly noise; use more probes (--samples)"
+    else:
+        lines["doubt"] = clear_modules(stability.clear_modules, totals.candidate_modules)
+        if stability.clear_modules < totals.full_modules:
+            lines["doubt"] += "\nwarning: the order is mostly noise; use more probes (--samples)"
     return lines
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
-from hlscore.views.terminal import Terminal, command, plain_table, print_json
+from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, duration, memory, short, visible
+
+if TYPE_CHECKING:
+    from hlscore.validation.training import Trial
 
 _LABELS = {
     "lora": "LoRA",
@@ -52,30 +54,21 @@ def print_validation(
     console.next_steps(*commands)
 
 
-def print_forecast(
-    trainings: tuple[int, int],
-    steps: int,
-    seconds: float,
-    arms: Sequence[tuple[str, float, int]],
-    *,
-    as_json: bool,
-) -> None:
+def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
     """Print what a trial will take.
 
     Args:
-        trainings: Fewest and most trainings.
         seconds: Per training.
-        arms: Name, trained parameters and predicted bytes of each arm.
     """
-    console, (least, most) = Terminal(), trainings
+    console, steps = Terminal(), trial.settings.steps
+    least, most = trial.fewest_trainings, trial.most_trainings
     if as_json:
-        keys = ("name", "trained_params", "memory_bytes")
         print_json({
             "fewest_trainings": least,
             "most_trainings": most,
             "steps": steps,
             "seconds_per_training": seconds,
-            "arms": [dict(zip(keys, arm, strict=True)) for arm in arms],
+            "arms": [picked(arm, "name", "trained_params", "memory_bytes") for arm in trial.arms],
         })  # fmt: skip
         return
     console.print(
@@ -83,8 +76,8 @@ def print_forecast(
         f"and measuring: {duration(least * seconds)} to {duration(most * seconds)}"
     )
     table = plain_table("arm", "trained", "memory")
-    for name, params, size_bytes in arms:
-        table.add_row(_LABELS[name], short(params), memory(size_bytes))
+    for arm in trial.arms:
+        table.add_row(_LABELS[arm.name], short(arm.trained_params), memory(arm.memory_bytes))
     console.whole(table)
 
 

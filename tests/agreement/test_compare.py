@@ -1,4 +1,4 @@
-"""`hlscore compare`: figures against slow ones, what is compared with what, and how it is told."""
+"""`hlscore compare`: figures against slow ones, what is compared with what, what it prints."""
 
 from __future__ import annotations
 
@@ -10,18 +10,22 @@ from pathlib import Path
 
 import pytest
 from compared import (
+    HOSTILE,
     NO_SCORES,
     ONE,
     RUN_RANK,
     SCORES,
     Document,
     Values,
+    check_width,
     close,
     noisy,
     printed,
     refused,
     renamed,
     save,
+    save_plan,
+    shown,
     slow_resampled_tau,
     slow_tau,
     told,
@@ -32,6 +36,7 @@ from console import hlscore
 from hlscore.records import ScoreReport
 
 COUNT = 35
+SENTENCES = ("share of", "mean tau within", "resamples:", "kind and size", "over modules")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +132,7 @@ def test_scores_of_one_run_at_another_rank(
     assert found["within_kinds"] is None
 
 
-@pytest.mark.parametrize("score", [None, "tail", "l1_adam", "spectral"])
+@pytest.mark.parametrize("score", [None, "l1_adam", "spectral"])
 def test_ranks_of_one_score(
     runs: Sequence[ScoreReport], files: Sequence[Path], score: str | None
 ) -> None:
@@ -143,8 +148,6 @@ def test_ranks_of_one_score(
     ("options", "score", "rank"),
     [
         ([], "hls", RUN_RANK),
-        (["--score", "tail"], "tail", RUN_RANK),
-        (["--rank", "8"], "hls", 8),
         (["-r", "2", "--score", "tail"], "tail", 2),
         (["--score", "rgn"], "rgn", RUN_RANK),
     ],
@@ -181,7 +184,7 @@ def test_every_run_counts_by_its_own_score_and_rank(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("top", "number"),
-    [("1", 1), ("35", 35), ("7", 7), ("100%", 35), ("20 %", 7), ("0.1%", 1), ("29%", 10)],
+    [("1", 1), ("35", 35), ("100%", 35), ("0.2", 7), ("0.1%", 1), ("29%", 10)],
 )
 def test_highest_modules(
     runs: Sequence[ScoreReport], files: Sequence[Path], top: str, number: int
@@ -255,7 +258,9 @@ def test_scores_that_are_missing_are_told(tmp_path: Path) -> None:
     assert {pair["n"] for row in found["agreement"] for pair in row} == {20, 21}
     check_matrices(found, [values_of(run, score) for score in known], 2)
     assert "note: without values: taylor" in printed("compare", path)
-    refused(hlscore("compare", path, path, "--score", "taylor"), 2, "no values of 'taylor'")
+    refused(
+        hlscore("compare", path, path, "--score", "taylor"), 2, "No module has a value of 'taylor'"
+    )
 
 
 def test_scores_without_an_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,7 +291,7 @@ def test_too_little_to_compare(tmp_path: Path) -> None:
     refused(hlscore("compare", single, many), 3, "only one module in common", "same model")
     other = renamed(noisy(2, 1), {0: "a.b", 1: "c.d"})
     refused(hlscore("compare", save(other, tmp_path / "o"), many), 3, "no module in common")
-    refused(hlscore("compare", none, many), 2, "none has no values of 'hls'")
+    refused(hlscore("compare", none, many), 2, f"'{none}': No module has a value of 'hls'")
 
 
 def test_runs_of_different_models_are_compared_by_name(tmp_path: Path) -> None:
@@ -301,3 +306,84 @@ def test_runs_of_different_models_are_compared_by_name(tmp_path: Path) -> None:
         "note: the runs are of different models: the 10 modules of the same name are compared"
     ]
     assert outcome.out.startswith("org/model, org/second · hls of 2 runs")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_names_are_shown_as_text_and_nothing_is_cut(
+    runs: Sequence[ScoreReport],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    paths = [
+        save(runs[0], tmp_path / HOSTILE[name] / "s"),
+        save(runs[1], tmp_path / "plain" / "s"),
+    ]
+    text = printed("compare", *paths, "--within-kinds")
+    assert all(line.isprintable() for line in text.splitlines())
+    assert "…" not in text
+    assert re.sub(r"\s", "", shown(HOSTILE[name])) in re.sub(r"\s", "", text)
+    found = told("compare", *paths)
+    assert found["files"][0]["label"] == HOSTILE[name]
+    for value in (found["agreement"][0][1]["tau"], found["rankings"][0]["resampled_tau"]):
+        assert f"{value:z.2f}" in text
+    assert text.count("resamples\n") >= 1
+    check_width(text, 40, sentences=SENTENCES)
+
+
+def test_wide_matrices_come_in_parts(
+    runs: Sequence[ScoreReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    paths = [save(runs[at % 3], tmp_path / f"number-{at}" / "s") for at in range(13)]
+    text = printed("compare", *paths)
+    check_width(text, 40, sentences=SENTENCES)
+    tau = text.partition("Kendall's tau\n")[2].partition("\nshare")[0]
+    headings = " ".join(line for line in tau.splitlines() if line.startswith(" ")).split()
+    assert [word for word in headings if word != "resamples"] == [
+        f"number-{at}" for at in range(13)
+    ]
+    assert sum(line.count(" - ") for line in tau.splitlines()) == 13
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (["--score", "nope"], ["There is no score 'nope'", "hls, tail"]),
+        (["--score", "tail"], ["All scores of one run are compared"]),
+        (["--rank", "7"], ["no score for rank 7", "2, 4, 8, 16"]),
+        (["--rank", "0"], ["--rank is 0", "1 to 8192"]),
+        (["--ranks", "4"], ["one rank"]),
+        (["--ranks", "0,4"], ["--ranks is 0,4", "1 to 8192"]),
+        (["--ranks", "4,5"], ["no score for rank 5"]),
+        (["--ranks", "4,x"], ["--ranks is '4,x'"]),
+        (["--ranks", "2,8", "--rank", "4"], ["are mutually exclusive"]),
+        (["--ranks", "2,8", "--score", "kappa"], ["same at every LoRA rank", "hls, tail"]),
+        (["--top-k", "0"], ["--top-k is '0'"]),
+        (["--top-k", "101%"], ["--top-k is '101%'"]),
+        (["--top-k", "\u0661"], ["--top-k is"]),
+        (["--top-k", "36"], ["--top-k is 36", "35 modules"]),
+    ],
+    ids=lambda item: "=".join(item) if item and item[0].startswith("--") else "",
+)
+def test_wrong_usage(files: Sequence[Path], options: list[str], parts: list[str]) -> None:
+    refused(hlscore("compare", files[0], *options), 2, *parts)
+
+
+def test_ranks_are_of_one_run(files: Sequence[Path]) -> None:
+    refused(hlscore("compare", *files, "--ranks", "4,8"), 2, "LoRA ranks of one run")
+    found = hlscore("compare", *files, "--rank", "7")
+    refused(found, 2, f"'{files[0]}': The report holds no score for rank 7")
+
+
+def test_files_that_are_no_scores(files: Sequence[Path], tmp_path: Path) -> None:
+    whole = files[0].read_bytes()
+    contents = {"cut": whole[: len(whole) // 2], "json": b"{}", "two\nlines\x1b[31m": b"hello"}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for name in [*contents, "missing", "."]:
+        refused(hlscore("compare", files[1], tmp_path / name), 3)
+        refused(hlscore("compare", tmp_path / name, files[1]), 3)
+    plan = save_plan(noisy(7, 1), tmp_path / "plan.json")
+    refused(hlscore("compare", plan, files[0]), 2, "is a plan", "hlscore diff")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,11 +13,13 @@ import click
 import pyarrow.parquet as pq
 import pytest
 import typer
+from console import hlscore
 from reports import report
 
 from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import read_plan
 from hlscore.artifacts.report import write_report
-from hlscore.cli.main import _run, app
+from hlscore.cli.main import app
 from hlscore.settings import VALUE_POWER
 
 OPTIONS = {
@@ -68,43 +70,11 @@ OPTIONS = {
     "schema": "--help",
 }
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        import os
-
-        return subprocess.run(
-            [sys.executable, "-m", "hlscore", *arguments],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"} | variables,
-            check=False,
-        )
-
-    return start
-
-
-@pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Run:
-    """The same without a new process: torch takes seconds to import."""
+@pytest.fixture(autouse=True)
+def in_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")
-
-    def start(*arguments: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["hlscore", *arguments])
-        capsys.readouterr()
-        code = _run()
-        shown = capsys.readouterr()
-        return subprocess.CompletedProcess(arguments, code, shown.out, shown.err)
-
-    return start
 
 
 @pytest.fixture
@@ -112,6 +82,18 @@ def scores(tmp_path: Path) -> Path:
     path = tmp_path / "scores.parquet"
     write_report(report(20), path)
     return path
+
+
+def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in a new process."""
+    return subprocess.run(
+        [sys.executable, *words],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | variables,
+        check=False,
+    )
 
 
 def test_commands_and_flags_change_only_on_purpose() -> None:
@@ -127,10 +109,10 @@ def test_commands_and_flags_change_only_on_purpose() -> None:
 
 
 @pytest.mark.parametrize("command", OPTIONS)
-def test_help_shows_an_example(run: Run, command: str) -> None:
-    found = run(command, "--help")
-    assert found.returncode == 0
-    assert f"hlscore {command}" in found.stdout
+def test_help_shows_an_example(command: str) -> None:
+    found = hlscore(command, "--help")
+    assert found.code == 0
+    assert f"hlscore {command}" in found.out
 
 
 @pytest.mark.parametrize(
@@ -147,98 +129,74 @@ def test_help_shows_an_example(run: Run, command: str) -> None:
      ["report", "SCORES", "-o", "r.svg"]],
     ids=" ".join,
 )  # fmt: skip
-def test_read_only_commands_import_no_torch(run: Run, scores: Path, arguments: list[str]) -> None:
+def test_read_only_commands_import_no_torch(scores: Path, arguments: list[str]) -> None:
     code = (
         "import sys; from hlscore.cli.main import _run; sys.argv[0] = 'hlscore'; code = _run();"
         "heavy = {'torch', 'transformers', 'datasets', 'pandas', 'scipy'} & set(sys.modules);"
         "assert not heavy, heavy; sys.exit(code)"
     )
     if "PLAN" in arguments:
-        assert run("plan", str(scores), "-o", "plan.json").returncode == 0
+        assert hlscore("plan", scores, "-o", "plan.json").code == 0
     files = {"SCORES": str(scores), "PLAN": "plan.json"}
-    given = [files.get(item, item) for item in arguments]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *given],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=scores.parent,
-    )
+    found = run("-c", code, *(files.get(item, item) for item in arguments))
     assert found.returncode == 0, found.stderr
 
 
-def test_schema_prints_json(run: Run) -> None:
-    assert json.loads(run("schema").stdout)["title"] == "Plan"
-
-
-def test_scores_lists_formulas(run: Run) -> None:
-    found = json.loads(run("scores", "--json").stdout)
+def test_schema_and_scores_can_be_read_by_programs() -> None:
+    assert json.loads(hlscore("schema").out)["title"] == "Plan"
+    found = json.loads(hlscore("scores", "--json").out)
     assert [item["name"] for item in found][:2] == ["hls", "tail"]
-    assert "No score is proven" in run("scores").stdout
+    assert "No score is proven" in hlscore("scores").out
 
 
-def test_rank_writes_shows_and_repeats(call: Run, tmp_path: Path) -> None:
+def test_rank_writes_shows_and_repeats(tmp_path: Path) -> None:
     # Probes that the model knows: some modules have no signal, and a plan of ranks freezes them.
     options = ("--data", "builtin:known", "--samples", "32", "--bootstrap", "20")
-    first = call("rank", "builtin:tiny", "--budget", "0.1", *options)
-    assert first.returncode == 0, first.stderr
-    assert first.stderr == ""
+    first = hlscore("rank", "builtin:tiny", "--budget", "0.1", *options)
+    assert first.code == 0, first.err
+    assert first.err == ""
     folder = tmp_path / "hlscore-out" / "builtin-tiny"
     assert sorted(item.name for item in folder.iterdir()) == ["plan.json", "scores.parquet"]
     for text in ("4 of 42 modules", "plain LoRA", "full fine-tuning", "stable", "layer", "next",
                  "hlscore plan", "model.layers.0.mlp."):  # fmt: skip
-        assert text in first.stdout
-    printed = [line.split()[1:] for line in first.stdout.splitlines() if "hlscore plan" in line]
+        assert text in first.out
+    printed = [line.split()[1:] for line in first.out.splitlines() if "hlscore plan" in line]
     for command in printed:
-        assert call(*command).returncode == 0
-    plan = Plan.model_validate_json((folder / "plan.json").read_text())
-    ranked = Plan.model_validate_json((tmp_path / "plan-ranks.json").read_text())
+        assert hlscore(*command).code == 0
+    plan, ranked = read_plan(folder / "plan.json"), read_plan(tmp_path / "plan-ranks.json")
     assert ranked.lora.ranks == [4, 8, 16, 32, 64]
     assert ranked.totals.trained_params <= plan.totals.trained_params
     silent = f"{ranked.totals.frozen_modules} of 42 modules stay frozen"
     assert any(note.startswith(silent) for note in ranked.notes)
     assert (plan.settings.value_power, ranked.settings.value_power) == (VALUE_POWER, VALUE_POWER)
-    second = call("rank", "builtin:tiny", "--budget", "0.1", *options, "-o", "again", "--json")
-    result = json.loads(second.stdout)
+    second = hlscore("rank", "builtin:tiny", "--budget", "0.1", *options, "-o", "again", "--json")
+    result = json.loads(second.out)
     again = tmp_path / "again"
     assert (again / "plan.json").read_bytes() == (folder / "plan.json").read_bytes()
     assert pq.read_table(again / "scores.parquet").equals(pq.read_table(folder / "scores.parquet"))
-    Plan.model_validate_json((again / "plan.json").read_text())
-    assert result["plan"]["totals"]["full_modules"] == 4
+    assert Plan.model_validate(result["plan"]) == plan
     assert result["plan_file"] == "again/plan.json"
+    assert hlscore("plan", folder / "scores.parquet", "-o", "same.json").code == 0
+    assert (tmp_path / "same.json").read_bytes() == (folder / "plan.json").read_bytes()
 
 
-def test_plan_matches_the_plan_that_rank_wrote(call: Run, tmp_path: Path) -> None:
-    call("rank", "builtin:tiny", "--samples", "16", "--bootstrap", "10", "-o", "out")
-    found = call("plan", "out/scores.parquet", "-o", "again.json")
-    assert found.returncode == 0, found.stderr
-    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "out/plan.json").read_bytes()
-
-
-def test_plan_takes_other_budgets_scores_and_ranks(run: Run, scores: Path) -> None:
-    arguments = (str(scores), "--budget", "0.3p", "--score", "tail", "--rank", "8", "--json")
-    found = run("plan", *arguments, "-o", "other.json")
-    plan = json.loads(found.stdout)["plan"]
+def test_plan_takes_other_budgets_scores_and_ranks(scores: Path) -> None:
+    arguments = (scores, "--budget", "0.3p", "--score", "tail", "--rank", "8", "--json")
+    plan = json.loads(hlscore("plan", *arguments, "-o", "other.json").out)["plan"]
     assert plan["budget"]["unit"] == "parameters"
     assert plan["budget"]["realized_parameter_share"] <= 0.3
     assert plan["lora"] == {"rank": 8, "alpha": 16, "ranks": []}
     assert plan["score"]["name"] == "tail"
-    assert run("plan", *arguments, "-o", "other.json").returncode == 2
+    assert hlscore("plan", *arguments, "-o", "other.json").code == 2
 
 
-def test_dry_run_says_what_would_happen_and_writes_nothing(call: Run, tmp_path: Path) -> None:
-    found = call("rank", "builtin:tiny", "--dry-run")
-    assert found.returncode == 0, found.stderr
-    for text in (
-        "42 candidates",
-        "256 probe examples",
-        "exact",
-        "MiB",
-        "4 modules",
-        "Nothing was run",
-    ):
-        assert text in found.stdout
-    as_json = json.loads(call("rank", "builtin:tiny", "--dry-run", "--json").stdout)
+def test_dry_run_says_what_would_happen_and_writes_nothing(tmp_path: Path) -> None:
+    found = hlscore("rank", "builtin:tiny", "--dry-run")
+    assert found.code == 0, found.err
+    for text in ("42 candidates", "256 probe examples", "exact", "MiB", "4 modules",
+                 "Nothing was run"):  # fmt: skip
+        assert text in found.out
+    as_json = json.loads(hlscore("rank", "builtin:tiny", "--dry-run", "--json").out)
     assert as_json["candidate_modules"] == 42
     assert as_json["gradient_bytes"] > 8 * 884_736
     assert as_json["disk_bytes"] == as_json["gradient_bytes"]
@@ -247,70 +205,50 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(call: Run, tmp_path: 
     assert as_json["generation_bytes"] == 0
     sampled = ("rank", "builtin:tiny", "--objective", "grpo", "--reward", "numeric", "--dry-run",
                "--samples", "8", "--max-new-tokens", "32", "--json")  # fmt: skip
-    more = json.loads(call(*sampled, "--generate-batch", "640").stdout)
-    less = json.loads(call(*sampled).stdout)
+    more = json.loads(hlscore(*sampled, "--generate-batch", "640").out)
+    less = json.loads(hlscore(*sampled).out)
     assert more["generation_bytes"] == 10 * less["generation_bytes"] > 0
     assert more["peak_bytes"] == more["weight_bytes"] + more["generation_bytes"]
     assert not list(tmp_path.iterdir())
 
 
-def test_modules_lists_shapes_without_weights(call: Run, tmp_path: Path) -> None:
-    found = call("modules", "builtin:tiny")
-    assert "42 candidate modules" in found.stdout
-    assert "884,736" not in found.stderr
-    everything = call("modules", "builtin:tiny", "--all")
-    assert "lm_head" in everything.stdout
-    as_json = json.loads(call("modules", "builtin:tiny", "--json").stdout)
+def test_modules_lists_shapes_without_weights(tmp_path: Path) -> None:
+    found = hlscore("modules", "builtin:tiny")
+    assert "42 candidate modules" in found.out
+    assert "884,736" not in found.err
+    assert "lm_head" in hlscore("modules", "builtin:tiny", "--all").out
+    as_json = json.loads(hlscore("modules", "builtin:tiny", "--json").out)
     assert len([m for m in as_json["modules"] if not m["reason"]]) == 42
     config = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 96,
               "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 99}  # fmt: skip
     (tmp_path / "config-only").mkdir()
     (tmp_path / "config-only" / "config.json").write_text(json.dumps(config))
-    assert "14 candidate modules" in call("modules", "config-only").stdout
+    assert "14 candidate modules" in hlscore("modules", "config-only").out
 
 
-def test_unknown_command_and_missing_argument_are_usage_errors(run: Run) -> None:
-    assert run("nonsense").returncode == 2
-    assert run("rank").returncode == 2
-
-
-def test_bug_is_reported_without_a_traceback_unless_asked(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scores: Path
-) -> None:
-    from hlscore.artifacts import report as module
-
-    def broken(path: Path) -> None:
-        raise ZeroDivisionError("boom")
-
-    monkeypatch.setattr(module, "read_report", broken)
-    monkeypatch.setattr(sys, "argv", ["hlscore", "plan", str(scores)])
-    assert _run() == 3
-    shown = capsys.readouterr().err
-    assert "Unexpected ZeroDivisionError: boom" in shown
-    assert "Traceback" not in shown
-    monkeypatch.setenv("HLSCORE_DEBUG", "1")
-    with pytest.raises(ZeroDivisionError):
-        _run()
+def test_unknown_command_and_missing_argument_are_usage_errors() -> None:
+    assert hlscore("nonsense").code == 2
+    assert hlscore("rank").code == 2
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_output_survives_terminals_without_unicode(run: Run, scores: Path, encoding: str) -> None:
-    found = run("plan", str(scores), "-o", "a.json", PYTHONIOENCODING=encoding)
+def test_output_survives_terminals_without_unicode(scores: Path, encoding: str) -> None:
+    command = ("-m", "hlscore")
+    found = run(*command, "plan", str(scores), "-o", "a.json", PYTHONIOENCODING=encoding)
     assert found.returncode == 0, found.stderr
     assert "F trained in full" in found.stdout
-    assert run("rank", "--help", PYTHONIOENCODING=encoding).returncode == 0
+    assert run(*command, "rank", "--help", PYTHONIOENCODING=encoding).returncode == 0
 
 
 def test_other_rank_shows_no_standard_error_and_its_own_remarks(
-    call: Run, scores: Path, tmp_path: Path
+    scores: Path, tmp_path: Path
 ) -> None:
-    found = call("plan", str(scores), "--rank", "16", "--budget", "0.5", "-o", "a.json")
-    first = next(line for line in found.stdout.splitlines() if "layers.0.self_attn.q_proj" in line)
+    found = hlscore("plan", scores, "--rank", "16", "--budget", "0.5", "-o", "a.json")
+    first = next(line for line in found.out.splitlines() if "layers.0.self_attn.q_proj" in line)
     assert first.split()[3:5] == ["-", "-"]
     small = [replace(r, out_features=8, n_params=8 * r.in_features) for r in report(8).rows]
     write_report(replace(report(8), rows=tuple(small)), tmp_path / "small.parquet")
-    call(
-        "plan", "small.parquet", "--rank", "8", "--budget", "1p", "--score", "tail", "-o", "b.json"
-    )
-    remarks = {m["remark"] for m in json.loads((tmp_path / "b.json").read_text())["modules"]}
+    budget = ("--rank", "8", "--budget", "1p", "--score", "tail")
+    assert hlscore("plan", "small.parquet", *budget, "-o", "b.json").code == 0
+    remarks = {item.remark for item in read_plan(tmp_path / "b.json").modules}
     assert remarks == {"LoRA of rank 8 spans the whole matrix (min side 8)"}

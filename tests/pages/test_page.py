@@ -14,10 +14,9 @@ import pytest
 from report_content import HOSTILE, content, hostile_report, planned, read_page
 from reports import report
 
-from hlscore.pages.charts import signed
 from hlscore.pages.content import join
-from hlscore.pages.formats import chart_script, inline
 from hlscore.pages.page import html_text
+from hlscore.pages.vega import chart_script, inline, signed
 
 
 @pytest.fixture(scope="module")

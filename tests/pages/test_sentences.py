@@ -9,8 +9,8 @@ from report_content import content, planned, silent_content
 from reports import report
 
 from hlscore.pages import sentences
+from hlscore.pages.charts import charts_of
 from hlscore.pages.content import Content, join
-from hlscore.pages.plan_charts import charts_of
 
 
 def noisy_content(modules: int) -> Content:

@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.knapsack import Menu, Picked, choose_options
+from hlscore.planning.knapsack import RELATIVE_GAP, Menu, Picked, choose_options
 from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
-from hlscore.planning.module_options import curve_of, menu_of
-from hlscore.planning.solver import RELATIVE_GAP
+from hlscore.planning.problem import problem_of
+from hlscore.planning.ranked import options_of
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.scores.registry import SCORES
 from hlscore.settings import MemorySettings, PlanSettings
 
 Options = list[tuple[float, tuple[float, ...]]]
@@ -55,7 +54,7 @@ def check_against_everything(menus: list[Options], limits: list[float]) -> None:
     assert found.bound >= best - 1e-9 * max(abs(best), scale)
 
 
-def options_of(limits: int) -> st.SearchStrategy[Options]:
+def any_options(limits: int) -> st.SearchStrategy[Options]:
     costs = st.tuples(*[st.integers(0, 50).map(float)] * limits)
     option = st.tuples(st.floats(-2, 10, allow_nan=False), costs)
     # A module can always be left alone.
@@ -65,13 +64,13 @@ def options_of(limits: int) -> st.SearchStrategy[Options]:
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(options_of(1), min_size=1, max_size=6), st.integers(0, 150))
+@given(st.lists(any_options(1), min_size=1, max_size=6), st.integers(0, 150))
 def test_one_limit_against_everything(menus: list[Options], limit: int) -> None:
     check_against_everything(menus, [limit])
 
 
 @settings(max_examples=120, deadline=None)
-@given(st.lists(options_of(2), min_size=1, max_size=6), st.integers(0, 150), st.integers(0, 150))
+@given(st.lists(any_options(2), min_size=1, max_size=6), st.integers(0, 150), st.integers(0, 150))
 def test_two_limits_against_everything(menus: list[Options], first: int, second: int) -> None:
     check_against_everything(menus, [first, second])
 
@@ -271,17 +270,17 @@ def test_options_follow_noisy_curves_without_their_noise(
         in_features=48,
     )
     asked = PlanSettings(ranks=RANKS, rank=4, memory=MemorySettings(base_bits=bits))
-    score = SCORES["hls"]
-    menu = menu_of(row, None, frozenset(), asked, curve_of(row, score, asked))
-    assert menu[0].mode == "frozen"
-    assert menu[0].value == 0
-    assert all(0 <= item.value <= max(0.0, curve[0]) ** asked.value_power for item in menu)
-    for one, other in itertools.permutations(menu, 2):
-        dearer = other.params >= one.params and other.bytes >= one.bytes
-        if dearer and (other.mode == "full") >= (one.mode == "full"):
-            assert other.value > one.value, "what costs more gains more"
+    problem = problem_of(replace(reports.report(1), rows=(row,)), asked)
+    options, table = options_of(problem, (0,), may_be_full=True)
+    assert options[0][0].mode == "frozen"
+    values, costs = table[:, 0], table[:, 1:]
+    assert values[0] == 0
+    assert ((values >= 0) & (values <= max(0.0, curve[0]) ** asked.value_power)).all()
+    for one, other in itertools.permutations(range(len(options)), 2):
+        if (costs[other] >= costs[one]).all():
+            assert values[other] > values[one], "what costs more gains more"
     if curve[0] <= 0:
-        assert len(menu) == 1, "no signal, nothing to buy"
+        assert len(options) == 1, "no signal, nothing to gain"
 
 
 def test_noise_gets_nothing_and_more_budget_trains_more() -> None:

@@ -48,7 +48,7 @@ def test_locked_modules_take_from_the_budget() -> None:
     locked = plan(reports.report(20), budget="0.25", locks=("model.layers.2.*.q_proj=full",))
     assert free.totals.full_modules == locked.totals.full_modules == 5
     assert modes(locked)["model.layers.2.self_attn.q_proj"] == ("full", 0)
-    with pytest.raises(BudgetError, match="locked to full take 20"):
+    with pytest.raises(BudgetError, match="--lock asks for 20 modules in full"):
         plan(reports.report(20), budget="0.25", locks=("*=full",))
     with pytest.raises(BudgetError, match=r"--lock asks for at least .* allows"):
         plan(reports.report(20), budget="0.1p", ranks=(2, 4), locks=("*=full",))

@@ -25,7 +25,7 @@ from hlscore.planning.memory import (
     MemoryUse,
     activation_bytes,
     base_bytes,
-    extra_bytes,
+    extra_use,
     full_training,
     memory_use,
 )
@@ -336,16 +336,16 @@ memories = st.builds(
 
 @given(chosen=st.lists(choices, max_size=6), memory=memories)
 @settings(deadline=None)
-def test_extra_bytes_add_up(chosen: list[Choice], memory: MemorySettings) -> None:
+def test_extra_uses_add_up(chosen: list[Choice], memory: MemorySettings) -> None:
     model = SIZE
     use = memory_use(model, chosen, memory)
-    extra = sum(extra_bytes(item, memory) for item in chosen)
+    extra = sum(extra_use(item, memory).total_bytes for item in chosen)
     fixed = base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
     assert use.total_bytes == fixed + extra
     parts = [getattr(use, field.name) for field in fields(MemoryUse)]
     assert use.total_bytes == sum(parts)
     assert use.state_bytes == use.total_bytes - use.activation_bytes
-    assert all(extra_bytes(item, memory) >= 0 for item in chosen)
+    assert all(extra_use(item, memory).total_bytes >= 0 for item in chosen)
 
 
 # Model, vocabulary, batch, length, GiB as benchmarks/memory.py measured them with LoRA.

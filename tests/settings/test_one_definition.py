@@ -16,8 +16,8 @@ import hlscore
 
 OPTION = (
     "settings/capture.py",
-    "    batch_size: Annotated[",
-    '    probe_note: Annotated[int, Option("A number.", CAPTURE_PANEL, low=0, high=9)] = 3\n',
+    "    batch_size: int",
+    '    probe_note: int = option(3, "A number.", low=0, high=9)\n',
 )
 SCORE = (
     "scores/registry.py",

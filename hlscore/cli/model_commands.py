@@ -1,4 +1,4 @@
-"""`hlscore estimate`: what trainings of a model take in memory, from its configuration alone."""
+"""What a model's configuration alone answers: `hlscore modules` and `hlscore estimate`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Annotated
 
 from hlscore.cli import options as o
-from hlscore.cli.modules_command import SHAPE_OPTIONS
 from hlscore.errors import BudgetError, UsageError
 from hlscore.settings import (
     MEMORY_PANEL,
@@ -18,6 +17,44 @@ from hlscore.settings import (
     settings_in,
 )
 
+# What decides the shape of a model; of an adapter only the shape of its base is built.
+_Shape = Annotated[
+    ModelSettings, o.Options(only=("model", "revision", "trust_remote_code", "text_only"))
+]
+
+
+@o.takes_settings
+def modules(
+    settings: _Shape,
+    candidates: Annotated[CandidateSettings, o.Options()],
+    show_all: Annotated[
+        bool,
+        Option(
+            "List every module and the skipped ones with the reason.", o.OUTPUT_PANEL, name="all"
+        ),
+    ] = False,
+    as_json: o.Json = False,
+) -> None:
+    """List the modules of a MODEL that can be ranked; loads no weights.
+
+    **Examples**
+
+    `hlscore modules builtin:tiny`
+
+    `hlscore modules Qwen/Qwen3-8B --all`
+    """
+    from hlscore.views.model import print_modules
+    from hlscore.views.progress import status
+
+    with status("building the model's shape"):
+        from hlscore.inputs.model import load_shape
+        from hlscore.inputs.modules import find_modules
+
+        shape, _ = load_shape(replace(settings, ignore_adapter=True))
+        found = find_modules(shape, candidates)
+        total = sum(parameter.numel() for parameter in shape.parameters())
+    print_modules(found, settings.model, total, show_all=show_all, as_json=as_json)
+
 
 def _bytes(text: str, flag: str) -> int:
     from hlscore.planning.budget import parse_budget
@@ -26,14 +63,14 @@ def _bytes(text: str, flag: str) -> int:
         size = parse_budget(text)
     except BudgetError:
         size = None
-    if size is None or size.amount is None or size.unit != "bytes":
+    if size is None or size.unit != "bytes":
         raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
     return size.amount
 
 
 @o.takes_settings
 def estimate(
-    settings: Annotated[ModelSettings, o.Options(only=SHAPE_OPTIONS)],
+    settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
     plan: Annotated[
         PlanSettings,
@@ -66,17 +103,16 @@ def estimate(
     """
     from hlscore.planning.estimate import ModelShape, check_budget
     from hlscore.planning.estimate import estimate as estimate_memory
-    from hlscore.views.estimate import print_estimate
+    from hlscore.views.model import print_estimate
     from hlscore.views.progress import status
 
-    settings = replace(settings, ignore_adapter=True)  # only the shape of the base is built
     check_budget(plan.budget)
     with status("building the model's shape"):
         from hlscore.inputs.identity import dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
         from hlscore.inputs.modules import find_modules
 
-        built, _ = load_shape(settings)
+        built, _ = load_shape(replace(settings, ignore_adapter=True))
         shape = ModelShape(
             n_params=sum(parameter.numel() for parameter in built.parameters()),
             dimensions=dimensions(built),

@@ -1,4 +1,4 @@
-"""At most one of two matrices whose outputs are multiplied is trained in full."""
+"""What is chosen together: one module of each gated pair, all expert stacks of a module."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.checks.run import check_plan
 from hlscore.planning.make_plan import make_plan
+from hlscore.planning.memory import Choice, memory_use
 from hlscore.records import ScoreReport
-from hlscore.settings import CheckSettings, PlanSettings
+from hlscore.settings import CheckSettings, MemorySettings, PlanSettings
 
 NAMES = {"gate_proj": ("gate_proj", "up_proj"), "w1": ("w1", "w3")}
 
@@ -147,26 +148,101 @@ def found_in(folder: Path) -> list[Any]:
     return list(check_plan(folder / "plan.json", CheckSettings()).findings)
 
 
-def experts(scores: tuple[float, float], *, budget: str) -> Plan:
-    """A plan for a report in which the modules of one MLP are expert stacks of these scores."""
-    made = reports.report(14)
+def with_experts(made: ScoreReport, curves: dict[str, tuple[float, ...]]) -> ScoreReport:
+    """A report in which modules of the first MLP are two experts each, with these curves."""
     rows = []
     for row in made.candidates:
         changes: dict[str, object] = {}
-        if row.layer == 0 and row.kind in ("gate_proj", "down_proj"):
-            score = scores[row.kind == "down_proj"]
+        if row.layer == 0 and row.kind in curves:
             name = f"model.layers.0.mlp.experts.{row.kind}"
-            changes = {"module": name, "parameter": name, "form": "experts"}
-            changes["hls_curve"] = (score,) * 5
+            changes = {"module": name, "parameter": name, "form": "experts", "matrices": 2}
+            changes |= {"n_params": 2 * row.n_params, "hls_curve": curves[row.kind]}
         rows.append(row.changed(**changes))
-    return make_plan(replace(made, rows=tuple(rows)), PlanSettings(rank=4, budget=budget))
+    return replace(made, rows=tuple(rows))
 
 
 @pytest.mark.parametrize("budget", ["0.3", "0.3p"])
 def test_expert_stacks_of_one_module_are_chosen_together_by_their_sum(budget: str) -> None:
-    for scores, chosen in (((100.0, 0.1), True), ((0.1, 100.0), True), ((0.01, 0.01), False)):
-        made = experts(scores, budget=budget)
+    for gate, down, chosen in ((100.0, 0.1, True), (0.1, 100.0, True), (0.01, 0.01, False)):
+        curves = {"gate_proj": (gate,) * 5, "down_proj": (down,) * 5}
+        made = plan(with_experts(reports.report(14), curves), budget=budget, gated_pairs="both")
         stacks = [item for item in made.modules if item.form == "experts"]
         assert [item.mode == "full" for item in stacks] == [chosen] * 2
         assert made.budget.spent <= made.budget.limit
         assert len({item.selection_probability for item in stacks}) == 1
+
+
+def random_experts(seed: int) -> ScoreReport:
+    """Two expert stacks and three other modules with random curves."""
+    draw = random.Random(seed)
+    curves = [
+        tuple(sorted((draw.lognormvariate(0, 1.5) for _ in range(5)), reverse=True))
+        for _ in range(7)
+    ]
+    made = reports.report(7)
+    rows = [row.changed(hls_curve=curve) for row, curve in zip(made.rows, curves, strict=False)]
+    stacks = {"gate_proj": curves[4], "down_proj": curves[6]}
+    return with_experts(replace(made, rows=(*rows[2:7], *made.rows[7:])), stacks)
+
+
+@pytest.mark.parametrize("budget", ["0.6", "0.3p", "0.6p", "22MiB"])
+@pytest.mark.parametrize("seed", range(6))
+def test_ranks_of_expert_stacks_are_the_best_of_all(seed: int, budget: str) -> None:
+    """Both stacks in full or neither, with ranks of their own; by trying everything."""
+    found = random_experts(seed)
+    memory = MemorySettings(train_length=16)
+    made = plan(found, budget=budget, ranks=(2, 4), memory=memory)
+    kinds = [("frozen", 0), ("lora", 2), ("lora", 4), ("full", 0)]
+    best = 0.0
+    for modes in itertools.product(kinds, repeat=5):
+        choices = [
+            Choice(row=row, mode=mode, rank=rank)  # type: ignore[arg-type]
+            for row, (mode, rank) in zip(found.candidates, modes, strict=True)
+        ]
+        stacks = [item.mode for item in choices if item.row.form == "experts"]
+        trained = sum(item.trained_params for item in choices)
+        fits = {
+            "modules": [item.mode for item in choices].count("full") <= made.budget.limit
+            and trained <= (made.budget.trained_limit or 0),
+            "parameters": trained <= made.budget.limit,
+            "bytes": memory_use(found.model, choices, memory).total_bytes <= made.budget.limit,
+        }
+        if fits[made.budget.unit] and stacks.count("full") in (0, 2):
+            best = max(best, sum(map(gain, choices)))
+    assert best * (1 - 2e-4) <= made.solver.value <= best * (1 + 1e-5)
+    assert len({item.mode == "full" for item in made.modules if item.form == "experts"}) == 1
+
+
+def gain(choice: Choice) -> float:
+    row: Any = choice.row
+    left = {0: row.hls_curve[0], 2: row.hls_curve[1], 4: row.hls_curve[2]}[choice.rank]
+    return float((row.hls_curve[0] - (0.0 if choice.mode == "full" else left)) ** 0.25)
+
+
+@pytest.mark.parametrize("lock", ["*experts.gate_proj=full", "*experts.gate_proj=frozen"])
+def test_a_locked_stack_leaves_the_others_their_ranks(lock: str) -> None:
+    for given in ({"ranks": (2, 4)}, {"ranks": (2, 4), "min_rank": 2}, {}):
+        made = plan(random_experts(0), budget="1", locks=(lock,), gated_pairs="both", **given)
+        stacks = {item.kind: item.mode for item in made.modules if item.form == "experts"}
+        assert stacks == {"gate_proj": lock.rpartition("=")[2], "down_proj": "lora"}
+
+
+def test_a_random_baseline_of_ranks_keeps_stacks_together() -> None:
+    made = reports.report(42)
+    rows = []
+    for row in made.candidates:
+        stack = row.kind in ("gate_proj", "down_proj")
+        name = f"model.layers.{row.layer}.mlp.experts.{row.kind}"
+        change = {"module": name, "parameter": name, "form": "experts", "in_features": 64,
+                  "n_params": 64 * 64}  # fmt: skip
+        rows.append(row.changed(**(change if stack else {})))
+    found = replace(made, rows=tuple(rows))
+    given = {"budget": "0.5p", "ranks": (2, 4), "score": "tail"}
+    chosen, drawn = plan(found, **given), plan(found, **given, baseline="random")
+    assert chosen.totals == drawn.totals
+    modes: dict[int | None, set[bool]] = {}
+    for item in drawn.modules:
+        if item.form == "experts":
+            modes.setdefault(item.layer, set()).add(item.mode == "full")
+    assert all(len(found) == 1 for found in modes.values())
+    assert set.union(*modes.values()) == {True, False}

@@ -1,0 +1,84 @@
+"""What a finished training did to a model: which modules moved, and which used their rank."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hlscore.agreement.measures import kendall
+from hlscore.artifacts.plan import Plan
+from hlscore.flow.updates import Moved
+from hlscore.records import ScoreReport
+
+_HARDLY = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Audit:
+    """What a training did to a model.
+
+    Attributes:
+        movements: What the report has no columns for, by module.
+        groups: Modules by what became of them, in the order of the report: `unmoved`; `hardly`
+            (less than a tenth of the median); `exhausted` and `spare` (the whole rank, or at most
+            half of it, is needed for 99 % of the update).
+        against: The plan of the training compared with what happened, if one was given:
+            Kendall's tau-b of its scores and the energies of the updates by mode (modules in full
+            and with LoRA move by different rates), and groups of modules.
+    """
+
+    report: ScoreReport
+    movements: Mapping[str, Moved]
+    groups: Mapping[str, Sequence[str]]
+    against: Mapping[str, Any] | None
+
+
+def audit_of(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan | None) -> Audit:
+    """Find which modules moved, which used their rank, and how that fits the plan."""
+    moved = {
+        name: found
+        for name, found in movements.items()
+        if found.rank_for_99 is not None or found.relative > 0
+    }
+    median = statistics.median(found.relative for found in moved.values())
+    needed = [
+        (name, found.rank_for_99, found.lora_rank)
+        for name, found in moved.items()
+        if found.lora_rank and found.rank_for_99 is not None
+    ]
+    exhausted = [name for name, need, rank in needed if need >= rank > 1]
+    groups = {
+        "unmoved": [name for name in movements if name not in moved],
+        "hardly": [name for name, found in moved.items() if found.relative < _HARDLY * median],
+        "exhausted": exhausted,
+        "spare": [
+            name for name, need, rank in needed if 2 * need <= rank and name not in exhausted
+        ],
+    }
+    against = None if plan is None else _compared(report, movements, plan)
+    return Audit(report=report, movements=movements, groups=groups, against=against)
+
+
+def _compared(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan) -> dict[str, Any]:
+    energies = {row.module: row.grad_energy for row in report.candidates}
+    known = [item for item in plan.modules if item.module in energies]
+    taus = {}
+    for mode in ("full", "lora"):
+        items = [item for item in known if item.mode == mode]
+        taus[mode] = kendall(
+            [item.score for item in items], [energies[item.module] for item in items]
+        ).tau
+    frozen = [item.module for item in known if item.mode == "frozen"]
+    trained = [item.module for item in known if item.mode != "frozen"]
+    return {
+        "kendall": taus,
+        "frozen_moved": [name for name in frozen if energies[name]],
+        "trained_unmoved": [name for name in trained if not energies[name]],
+        "other_rank": [
+            item.module
+            for item in known
+            if item.mode == "lora" and movements[item.module].lora_rank not in (item.rank, None)
+        ],
+    }
