@@ -65,14 +65,11 @@ def _distance(file: dict[str, Any]) -> Iterator[str]:
     found = file["comparison"]
     if found is None:
         return
-    parts = [f"{found['changed']:,} of {count(found['modules'], 'module')} trained otherwise"]
-    if found["overlap"] is not None:
-        parts.append(f"overlap of the modules in full {found['overlap']:.3g}")
-    if found["tau"] is not None:
-        parts.append(f"Kendall tau {found['tau']:.2f}")
+    from hlscore.views.check import distance_text  # what could not run is said without rich
+
     names = (name(_one_line(text)) for text in (file["file"], found["baseline"]))
     yield ""
-    yield f"{' against '.join(names)}: {', '.join(parts)}."
+    yield f"{' against '.join(names)}: {distance_text(found)}."
 
 
 def _finding(file: dict[str, Any], item: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.reading import is_report, read_artifact
-from hlscore.artifacts.report import Resamples
+from hlscore.artifacts.reading import read_artifact
 from hlscore.errors import ArtifactError, HlscoreError
 from hlscore.planning.make_plan import make_plan, replan, run_settings
 from hlscore.records import ScoreReport
@@ -50,23 +49,9 @@ class Side:
             return make_plan(self.content, run_settings(self.content, given))
 
 
-def read_sides(
-    paths: Sequence[Path], *, scores: Collection[str] = (), most: int | None = None
-) -> tuple[Side, ...]:
-    """Read plans and score reports; a path that comes twice is read once.
-
-    Args:
-        scores: Scores whose resamples are read; by default the score of the plans among the
-            files, else that of each run.
-        most: Most resamples of each module; `None` for all.
-    """
-    decide = set(scores)
-    found: dict[Path, Plan | ScoreReport] = {}
-    for path in sorted(dict.fromkeys(paths), key=is_report):  # plans first
-        wanted = Resamples(scores=lambda run: decide or [run.score], most=most)
-        found[path] = content = read_artifact(path, resamples=wanted)
-        if isinstance(content, Plan) and not scores:
-            decide.add(content.score.name)
+def read_sides(paths: Sequence[Path]) -> tuple[Side, ...]:
+    """Read plans and score reports; a path that comes twice is read once."""
+    found = {path: read_artifact(path) for path in dict.fromkeys(paths)}
     return tuple(
         Side(path=path, label=label, content=found[path])
         for path, label in zip(paths, _labels(paths), strict=True)

@@ -41,6 +41,21 @@ def check_file(path: Path, *, hint: str) -> None:
         raise ArtifactError(f"{what}.", hint=hint)
 
 
+def first_bytes(path: Path) -> bytes:
+    """The start of a file's text, without what may stand before a value of JSON."""
+    return read_bytes(path, most=256).lstrip(b"\xef\xbb\xbf \t\r\n")
+
+
+def read_bytes(path: Path, most: int, *, hint: str = "") -> bytes:
+    """The content of a file, of a larger one only its first `most` bytes."""
+    check_file(path, hint=hint)
+    try:
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise ArtifactError(f"'{path}' cannot be read: {error.strerror}.") from error
+
+
 def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
     """Refuse a folder that cannot take the results, before any work is done.
 

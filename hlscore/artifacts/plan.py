@@ -8,11 +8,10 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from hlscore.reasons import LeftOut
 from hlscore.records import Form, LossTokens, Storage
-from hlscore.settings import BaseBits, Baseline, Master, Optimizer, PlanSettings
+from hlscore.settings import LARGEST_RANK, BaseBits, Baseline, Master, Optimizer, PlanSettings
 
 SCHEMA_VERSION: Literal[1] = 1
 
-LARGEST_RANK = 8192
 LARGEST_ALPHA = 64 * LARGEST_RANK
 
 # Whole numbers fit 64 bits with room to add them up.

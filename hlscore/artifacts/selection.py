@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
 from hlscore.records import Matrix, ModuleRow, ScoreReport
+from hlscore.settings import Filters
 
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
@@ -37,61 +38,19 @@ class Column:
     rising: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """What a module has to be to be looked at; what is empty or `None` asks for nothing.
-
-    Attributes:
-        match: Globs over full names; one of them has to match.
-        kind: Last part of the name, with or without the block before it.
-        layers: First and last decoder block.
-        mode: What a plan does with it.
-        status: What a report says of it.
-    """
-
-    match: tuple[str, ...] = ()
-    kind: str | None = None
-    layers: tuple[int, int] | None = None
-    mode: str | None = None
-    status: str | None = None
-
-    def __str__(self) -> str:
-        """The filters as options of the command line."""
-        return " ".join(self._options())
-
-    def pick(self, modules: Sequence[M]) -> tuple[M, ...]:
-        """Leave out what does not pass.
-
-        Returns:
-            Those that pass, in the same order.
-        """
-        return tuple(item for item in modules if self._passes(item))
-
-    def _passes(self, item: Matrix) -> bool:
-        if self.match and not any(fnmatch.fnmatchcase(item.module, glob) for glob in self.match):
-            return False
-        if self.kind is not None and self.kind not in (item.kind, f"{item.block}.{item.kind}"):
-            return False
-        if self.layers is not None:
-            first, last = self.layers
-            if item.layer is None or not first <= item.layer <= last:
-                return False
-        asked = {"mode": self.mode, "status": self.status}
-        return all(
-            wanted is None or getattr(item, name) == wanted for name, wanted in asked.items()
-        )
-
-    def _options(self) -> Iterator[str]:
-        yield from (f"--match {glob}" for glob in self.match)
-        if self.kind is not None:
-            yield f"--kind {self.kind}"
-        if self.layers is not None:
-            first, last = self.layers
-            yield f"--layer {first}" if first == last else f"--layer {first}-{last}"
-        if self.mode is not None:
-            yield f"--mode {self.mode}"
-        if self.status is not None:
-            yield f"--status {self.status}"
+def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
+    """The modules that pass, in the same order."""
+    first, last = filters.layers or (0, 0)
+    asked = {"mode": filters.mode, "status": filters.status}
+    asked = {name: wanted for name, wanted in asked.items() if wanted is not None}
+    return tuple(
+        item
+        for item in modules
+        if (not filters.match or any(fnmatch.fnmatchcase(item.module, g) for g in filters.match))
+        and filters.kind in (None, item.kind, f"{item.block}.{item.kind}")
+        and (filters.layer is None or (item.layer is not None and first <= item.layer <= last))
+        and all(getattr(item, name) == wanted for name, wanted in asked.items())
+    )
 
 
 def plan_columns(plan: Plan) -> dict[str, Column]:

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from hlscore.agreement.measures import jaccard, kendall
+from hlscore.agreement.difference import difference
+from hlscore.agreement.measures import RankAgreement
+from hlscore.agreement.sides import Side
 from hlscore.artifacts.plan import Plan
-from hlscore.checks.findings import Comparison, Finding
-from hlscore.checks.rules import Rule
-from hlscore.settings import CheckSettings
+from hlscore.checks.rule import Case, Distance, Finding, Rule
 
 _LOOK = "Look at `hlscore diff`; then make the new plan the baseline, or keep the old one."
 
 CHANGED = Rule(
     code="HLS801",
     name="few changes",
-    asks="Few modules are trained otherwise than in the baseline.",
+    asks="Few modules are trained differently from the baseline.",
     why="A larger change should be looked at by a person.",
     remedy=_LOOK,
-    when="--max-changed",
+    when=("max_changed",),
 )
 OVERLAPS_BASELINE = Rule(
     code="HLS802",
@@ -27,7 +27,7 @@ OVERLAPS_BASELINE = Rule(
     asks="Most modules in full are those of the baseline.",
     why="A larger change should be looked at by a person.",
     remedy=_LOOK,
-    when="--min-overlap",
+    when=("min_overlap",),
 )
 TAU = Rule(
     code="HLS803",
@@ -35,7 +35,7 @@ TAU = Rule(
     asks="The scores order the modules much like the baseline's.",
     why="Another order means other data, other settings, or noise.",
     remedy="Look at `hlscore diff`; rank with more probes where it is noise.",
-    when="--min-tau",
+    when=("min_tau",),
 )
 OTHER_MODEL = Rule(
     code="HLS804",
@@ -43,7 +43,7 @@ OTHER_MODEL = Rule(
     asks="Plan and baseline are for models of one structure.",
     why="Modules of the same name need not be the same.",
     remedy="Compare with a plan for the same model.",
-    when="--baseline",
+    when=("baseline",),
 )
 NO_TAU = Rule(
     code="HLS805",
@@ -51,76 +51,66 @@ NO_TAU = Rule(
     asks="Plan and baseline have scores of one kind for two or more common modules that differ.",
     why="Without them there is no rank correlation.",
     remedy="Compare with a plan by the same score.",
-    when="--min-tau",
+    when=("min_tau",),
 )
 
-RULES = (CHANGED, OVERLAPS_BASELINE, TAU, OTHER_MODEL, NO_TAU)
 
-
-def compare(plan: Plan, baseline: Plan, settings: CheckSettings) -> Comparison:
+def distance(plan: Plan, file: Path, baseline: Plan, baseline_file: Path) -> Distance:
     """Measure how far a plan is from its baseline."""
-    old, new = (
-        {item.module: (item.mode, item.rank) for item in side.modules} for side in (baseline, plan)
+    sides = ((baseline_file, baseline), (file, plan))
+    found = difference(
+        tuple(Side(path=path, label=str(path), content=content) for path, content in sides), {}
     )
-    full = [{item.module for item in side.full} for side in (plan, baseline)]
-    order = kendall(*_common_scores(plan, baseline))
-    return Comparison(
-        baseline=settings.baseline or Path(),
-        modules=len(old | new),
-        changed=sum(old.get(name) != new.get(name) for name in old | new),
-        overlap=jaccard(*full) if any(full) else None,
+    same_score = plan.score.name == baseline.score.name
+    order = found.agreement if same_score else RankAgreement(n=0)
+    return Distance(
+        baseline=baseline_file,
+        modules=found.common + found.only_a + found.only_b,
+        changed=len(found.moves),
+        overlap=found.jaccard_full if baseline.full or plan.full else None,
         tau=order.tau,
         tau_low=order.low,
         tau_high=order.high,
     )
 
 
-def _common_scores(plan: Plan, baseline: Plan) -> tuple[list[float | None], list[float | None]]:
-    """Scores of the modules that both plans list, where both go by the same score."""
-    if plan.score.name != baseline.score.name:
-        return [], []
-    other = {item.module: item.score for item in baseline.modules}
-    pairs = [(item.score, other[item.module]) for item in plan.modules if item.module in other]
-    return [mine for mine, _ in pairs], [theirs for _, theirs in pairs]
-
-
-def check_baseline(
-    plan: Plan, baseline: Plan, found: Comparison, settings: CheckSettings
-) -> Iterator[Finding]:
-    """Hold the distance of a plan from its baseline against what is allowed."""
+def check(case: Case) -> Iterator[Finding]:
+    """Compare the distance of a plan from its baseline with what is allowed."""
+    plan, baseline, found, settings = case.plan, case.baseline, case.distance, case.settings
+    if baseline is None or found is None:
+        return
     if plan.model.fingerprint.structure != baseline.model.fingerprint.structure:
         yield OTHER_MODEL.finding(
             f"The plan is for '{plan.model.name}', the baseline for '{baseline.model.name}', and "
             "their structures differ.",
-            ("model", "fingerprint", "structure"),
+            *("model", "fingerprint", "structure"),
         )
     most, least = settings.max_changed, settings.min_overlap
     if most is not None and not most.allows(found.changed, found.modules):
         yield CHANGED.finding(
-            f"{found.changed:,} of {found.modules:,} modules are trained otherwise than in the "
+            f"{found.changed:,} of {found.modules:,} modules are trained differently from the "
             f"baseline; at most {most.text} may be.",
-            ("modules",),
+            "modules",
         )
     if least is not None and found.overlap is not None and found.overlap < least:
         yield OVERLAPS_BASELINE.finding(
             f"The modules in full overlap with the baseline's by {found.overlap:.3g}, less than "
             f"{least:g}.",
-            ("modules",),
+            "modules",
         )
-    if settings.min_tau is not None:
-        yield from _tau(plan, baseline, found, settings.min_tau)
-
-
-def _tau(plan: Plan, baseline: Plan, found: Comparison, least: float) -> Iterator[Finding]:
+    if settings.min_tau is None:
+        return
     if found.tau is None:
-        mine, theirs = plan.score.name, baseline.score.name
-        why = f"by {mine}, it by {theirs}" if mine != theirs else "with too few scores that differ"
-        yield NO_TAU.finding(
-            f"The order cannot be compared with the baseline's: this plan is {why}.", ("score",)
+        mine, other = plan.score.name, baseline.score.name
+        why = (
+            f"this plan is ordered by {mine}, the baseline by {other}"
+            if mine != other
+            else "they have too few scores that differ"
         )
-    elif found.tau < least:
+        yield NO_TAU.finding(f"The order cannot be compared with the baseline's: {why}.", "score")
+    elif found.tau < settings.min_tau:
         yield TAU.finding(
             f"The scores agree with the baseline's by a Kendall tau of {found.tau:.3g}, less than "
-            f"{least:g}.",
-            ("score", "name"),
+            f"{settings.min_tau:g}.",
+            *("score", "name"),
         )

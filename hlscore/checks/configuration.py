@@ -34,7 +34,9 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
     table = _read_toml(file)
     project = file.name == PROJECT_FILE
     for key in _TABLE.split(".") if project else ():
-        table = table.get(key, {}) if isinstance(table, dict) else {}
+        table = table.get(key, {})
+        if not isinstance(table, dict):
+            raise UsageError(f"'{file}': {key!r} is no table.", hint=f"Write [{_TABLE}].")
     if project and config is not None and not table:
         raise UsageError(f"'{file}' has no table [{_TABLE}].", hint="Add it, or remove --config.")
     known = {item.flag.removeprefix("--"): item for item in settings_in(CheckSettings).values()}
@@ -60,29 +62,23 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
 
 def _read(setting: Setting, value: Any, file: Path) -> Any:
     """A value of the configuration, in the type of its setting."""
-    option = setting.option
-    if option is not None and option.parse is not None:
-        if isinstance(value, str | int | float) and not isinstance(value, bool):
-            return option.parse(str(value), setting.flag)
-        wanted = "a text or a number"
+    parse = None if setting.option is None else setting.option.parse
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if parse is not None:
+        wanted, fits = "a text or a number", is_number or isinstance(value, str)
+        value = parse(str(value), setting.flag) if fits else None
     elif setting.type is bool:
-        if isinstance(value, bool):
-            return value
-        wanted = "true or false"
-    elif get_origin(setting.type) is tuple:
-        if _is_texts(value):
-            return tuple(value)
-        wanted = "a list of texts"
+        wanted, fits = "true or false", isinstance(value, bool)
     elif setting.type is float:
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        wanted = "a number"
+        wanted, fits = "a number", is_number
+    elif get_origin(setting.type) is tuple:
+        wanted, fits = "a list of texts", _is_texts(value)
     else:
-        if isinstance(value, str):
-            return Path(value) if setting.type is Path else value
-        wanted = "a text"
-    key = setting.flag.removeprefix("--")
-    raise UsageError(f"'{file}': {key!r} cannot be used: it is not {wanted}.")
+        wanted, fits = "a text", isinstance(value, str)
+    if not fits:
+        key = setting.flag.removeprefix("--")
+        raise UsageError(f"'{file}': {key!r} cannot be used: it is not {wanted}.")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is_texts(value: Any) -> bool:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 
-from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import FaultKind, Inspection
-from hlscore.checks.findings import Finding
-from hlscore.checks.rules import PLAN_AGAIN, Rule
+from hlscore.artifacts.plan_file import Fault, FaultKind
+from hlscore.checks.rule import PLAN_AGAIN, Case, Finding, Rule
 
 FILE = Rule(
     code="HLS101",
@@ -50,14 +47,12 @@ MODE_RANK = Rule(
     name="rank with LoRA",
     asks="A module has a rank and an alpha exactly where its mode is lora.",
     why="A rank on a module in full, or LoRA without one, cannot be trained.",
-    remedy=PLAN_AGAIN,
 )
 WEIGHT_NAME = Rule(
     code="HLS108",
     name="own weight",
     asks="The parameter of a module is that module's own weight.",
     why="Exports name some modules by their parameter: another weight would be trained.",
-    remedy=PLAN_AGAIN,
 )
 PRINTABLE = Rule(
     code="HLS109",
@@ -84,54 +79,42 @@ _BY_FAULT: dict[FaultKind, Rule] = {
     "weight": WEIGHT_NAME,
     "text": PRINTABLE,
 }
-RULES = (
-    FILE, VERSION, SCHEMA, DUPLICATE, OVERLAP, MODE_RANK, WEIGHT_NAME, PRINTABLE,
-    RANK_FITS,
-)  # fmt: skip
 
 
-def check_format(found: Inspection) -> Iterator[Finding]:
-    """Find what keeps a file from being a plan of the newest version."""
-    for fault in found.faults:
-        at = ".".join(str(part) for part in fault.path)
-        where = f"at '{at}': " if fault.kind == "schema" and at else ""
+def check_file(faults: Iterable[Fault]) -> Iterator[Finding]:
+    """Find what keeps a file from being a plan."""
+    for fault in faults:
+        where = f"at '{'.'.join(map(str, fault.path))}': " if fault.kind == "schema" else ""
         message = f"{where}{fault.message}."
-        rule = _BY_FAULT[fault.kind]
-        yield replace(rule.finding(message[0].upper() + message[1:], fault.path), place=fault.place)
+        yield _BY_FAULT[fault.kind].finding(
+            message[0].upper() + message[1:], *fault.path, place=fault.place
+        )
 
 
-def check_modules(plan: Plan) -> Iterator[Finding]:
+def check(case: Case) -> Iterator[Finding]:
     """Find entries that share a weight, and ranks that do not fit their matrix."""
-    yield from _overlaps(plan)
-    for place, item in enumerate(plan.modules):
-        side = min(item.out_features, item.in_features)
-        if item.mode == "lora" and item.rank is not None and item.rank >= side:
-            yield RANK_FITS.finding(
-                f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
-                f"{item.out_features} x {item.in_features}.",
-                ("modules", place, "rank"),
-            )
-
-
-def _overlaps(plan: Plan) -> Iterator[Finding]:
+    plan = case.plan
     modules = {item.module: item for item in reversed(plan.modules)}
     parameters = {item.parameter: item.module for item in reversed(plan.modules)}
     for place, item in enumerate(plan.modules):
         path = ("modules", place, "module")
         owner = parameters[item.parameter]
         if owner != item.module:
-            yield OVERLAP.finding(
-                f"'{item.module}' has the weight '{item.parameter}', and so has '{owner}'.", path
-            )
+            message = f"'{item.module}' has the weight '{item.parameter}', and so has '{owner}'."
+            yield OVERLAP.finding(message, *path)
         parts = item.module.split(".")
         for end in range(1, len(parts)):
             outer = modules.get(".".join(parts[:end]))
             if outer is not None and outer.mode != "frozen":
-                yield OVERLAP.finding(
-                    f"'{item.module}' lies inside '{outer.module}', which is planned too.", path
-                )
+                message = f"'{item.module}' lies inside '{outer.module}', which is planned too."
+                yield OVERLAP.finding(message, *path)
+        if item.rank is not None and item.rank >= min(item.out_features, item.in_features):
+            yield RANK_FITS.finding(
+                f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
+                f"{item.out_features} x {item.in_features}.",
+                *("modules", place, "rank"),
+            )
     for place, left_out in enumerate(plan.skipped):
         if left_out.module in modules:
-            yield OVERLAP.finding(
-                f"'{left_out.module}' is both planned and skipped.", ("skipped", place, "module")
-            )
+            message = f"'{left_out.module}' is both planned and skipped."
+            yield OVERLAP.finding(message, "skipped", place, "module")

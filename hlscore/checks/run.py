@@ -1,31 +1,76 @@
-"""All that a plan file is checked against, in order."""
+"""All rules by code, and all that a plan file is checked against, in order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hlscore.artifacts.json_places import find_places
+from hlscore.artifacts.json_file import find_places
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import Inspection, inspect_plan, read_bytes, read_plan
-from hlscore.checks.age import check_age
-from hlscore.checks.arithmetic import check_arithmetic
-from hlscore.checks.baseline import check_baseline, compare
-from hlscore.checks.file_format import check_format, check_modules
-from hlscore.checks.findings import CheckResult, Comparison, Finding, limited
-from hlscore.checks.model_fit import check_model
-from hlscore.checks.registry import RULES, find_rule
-from hlscore.checks.rules import Rule
-from hlscore.checks.scores import check_scores
-from hlscore.checks.stability import check_stability
-from hlscore.checks.trainers import check_trainers
+from hlscore.artifacts.plan_file import inspect_plan, read_plan, read_plan_bytes
+from hlscore.checks import age, arithmetic, baseline, file_format, model_fit, scores, trainers
+from hlscore.checks.rule import Case, Distance, Finding, Level, Rule
+from hlscore.errors import UsageError
 from hlscore.exporters.exporter import find_exporter
 from hlscore.settings import CheckSettings
 
+# The model comes last: it imports torch.
+_CHECKS = (file_format, arithmetic, scores, trainers, age, baseline, model_fit)
+RULES: dict[str, Rule] = {
+    rule.code: rule
+    for rule in sorted(
+        (rule for check in _CHECKS for rule in vars(check).values() if isinstance(rule, Rule)),
+        key=lambda rule: rule.code,
+    )
+}
+
+# A plan for another model differs in every module; more than this helps nobody.
+MOST_PER_CODE = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckResult:
+    """What a plan file was checked against, and what came out.
+
+    Attributes:
+        file: The file as given.
+        plan: What it holds; `None` where it is no plan.
+        rules: Those that were applied.
+        findings: What is wrong, in the order of the file.
+        distance: From the baseline, where there is one.
+        strict: Whether warnings fail the check.
+    """
+
+    file: Path
+    plan: Plan | None
+    rules: tuple[Rule, ...]
+    findings: tuple[Finding, ...]
+    distance: Distance | None
+    strict: bool
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing is wrong that fails the check."""
+        return not any(self.level_of(item) == "error" for item in self.findings)
+
+    def level_of(self, item: Finding) -> Level:
+        """The level of a finding in this check."""
+        return "error" if self.strict else item.level
+
+
+def find_rule(code: str) -> Rule:
+    """Look a rule up by its code; case does not matter."""
+    rule = RULES.get(code.strip().upper())
+    if rule is None:
+        raise UsageError(
+            f"There is no code '{code}'.", hint="`hlscore check --explain all` lists them."
+        )
+    return rule
+
 
 def check_settings(settings: CheckSettings) -> None:
-    """Refuse settings that name what there is not, before any file is read."""
+    """Refuse settings that name a trainer or a code that is unknown, before any file is read."""
     for name in settings.trainers:
         find_exporter(name)
     for code in settings.ignore:
@@ -33,94 +78,49 @@ def check_settings(settings: CheckSettings) -> None:
 
 
 def check_plan(file: Path, settings: CheckSettings) -> CheckResult:
-    """Hold a plan file against everything that is asked.
-
-    Args:
-        settings: What is asked besides the plan's own order.
-
-    Returns:
-        The findings, in the order of the file.
-    """
-    data = read_bytes(file)
-    found = inspect_plan(data)
-    baseline = None if settings.baseline is None else read_plan(settings.baseline)
-    comparison = (
-        None if found.plan is None or baseline is None else compare(found.plan, baseline, settings)
-    )
-    ignored = {code.strip().upper() for code in settings.ignore}
-    findings = (
-        item for item in _findings(found, file, settings, baseline, comparison)
-        if item.code not in ignored
-    )  # fmt: skip
+    """Check a plan file against the rules that always apply and those that are asked for."""
+    data = read_plan_bytes(file)
+    plan, faults = inspect_plan(data)
+    other = None if settings.baseline is None else read_plan(settings.baseline)
+    ignored = [find_rule(code) for code in settings.ignore]
+    findings = [*file_format.check_file(faults)]
+    distance = None
+    if plan is not None:
+        if settings.baseline is not None and other is not None:
+            distance = baseline.distance(plan, file, other, settings.baseline)
+        case = Case(file=file, plan=plan, settings=settings, baseline=other, distance=distance)
+        for check in _CHECKS:
+            findings += check.check(case)
+    findings = _limited(item for item in findings if item.rule not in ignored)
+    if paths := {item.path for item in findings if item.path}:
+        places = find_places(data.decode("utf-8-sig"), paths)
+        findings = [replace(item, place=places.get(item.path, item.place)) for item in findings]
     return CheckResult(
         file=file,
+        plan=plan,
         rules=tuple(
-            code for code, rule in RULES.items()
-            if code not in ignored and _is_applied(rule, settings)
+            rule for rule in RULES.values() if rule not in ignored and rule.applies(settings)
         ),
-        findings=tuple(_placed(limited(findings), found, data)),
-        full=None if found.plan is None else len(found.plan.full),
-        modules=None if found.plan is None else len(found.plan.modules),
-        comparison=comparison,
+        findings=tuple(
+            sorted(
+                findings,
+                key=lambda item: (item.place.line, item.place.column) if item.place else (0, 0),
+            )
+        ),
+        distance=distance,
         strict=settings.strict,
-    )  # fmt: skip
-
-
-def _findings(
-    found: Inspection,
-    file: Path,
-    settings: CheckSettings,
-    baseline: Plan | None,
-    comparison: Comparison | None,
-) -> Iterator[Finding]:
-    yield from check_format(found)
-    plan = found.plan
-    if plan is None:
-        return
-    yield from check_modules(plan)
-    yield from check_arithmetic(plan)
-    yield from check_scores(plan)
-    if settings.min_selection_probability is not None or settings.max_borderline is not None:
-        yield from check_stability(plan, settings)
-    yield from check_trainers(plan, settings)
-    yield from check_age(plan, file, settings)
-    if baseline is not None and comparison is not None:
-        yield from check_baseline(plan, baseline, comparison, settings)
-    if settings.model is not None:
-        yield from check_model(plan, settings)
-
-
-def _is_applied(rule: Rule, settings: CheckSettings) -> bool:
-    asked = {
-        "--model": settings.model is not None,
-        "--weights": settings.weights,
-        "--for": bool(settings.trainers),
-        "--min-selection-probability": settings.min_selection_probability is not None,
-        "--max-borderline": settings.max_borderline is not None,
-        "--max-age": settings.max_age_days is not None,
-        "--max-drift": settings.max_drift is not None,
-        "--baseline": settings.baseline is not None,
-        "--max-changed": settings.max_changed is not None,
-        "--min-overlap": settings.min_overlap is not None,
-        "--min-tau": settings.min_tau is not None,
-    }
-    return not rule.when or any(asked[option] for option in rule.when.split(" or "))
-
-
-def _placed(findings: list[Finding], found: Inspection, data: bytes) -> list[Finding]:
-    """The findings with their line, in the order of the file."""
-    if found.version is None and found.plan is None:
-        readable = not any(fault.kind == "json" for fault in found.faults)
-    else:
-        readable = True
-    if findings and readable:
-        text = data.decode("utf-8-sig")
-        places = find_places(text, {item.path for item in findings})
-        findings = [
-            replace(item, place=item.place or (places[item.path] if item.path else None))
-            for item in findings
-        ]
-    return sorted(
-        findings,
-        key=lambda item: (0, 0) if item.place is None else (item.place.line, item.place.column),
     )
+
+
+def _limited(found: Iterable[Finding]) -> list[Finding]:
+    """The first `MOST_PER_CODE` findings of each code; the last names how many were left out."""
+    by_code: dict[str, list[Finding]] = {}
+    for item in found:
+        by_code.setdefault(item.code, []).append(item)
+    kept = []
+    for items in by_code.values():
+        kept += items[:MOST_PER_CODE]
+        if len(items) > MOST_PER_CODE:
+            more = f"{kept[-1].message} And {len(items) - MOST_PER_CODE:,} more like it."
+            kept[-1] = replace(kept[-1], message=more)
+    return kept

@@ -1,13 +1,13 @@
-"""Whether the scores of a plan tell its modules apart, and the modes follow from them."""
+"""Whether scores tell modules apart, modes follow from them, and resamples choose the same."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from hlscore.artifacts.plan import Plan
-from hlscore.checks.findings import Finding
-from hlscore.checks.rules import PLAN_AGAIN, Rule
+from hlscore.checks.rule import PLAN_AGAIN, Case, Finding, Rule
 from hlscore.planning.gated import one_of_each, partner_of
+from hlscore.planning.sums import BORDERLINE as BETWEEN
 from hlscore.records import OF_UPDATES, movement_in
 from hlscore.scores.registry import SCORES
 
@@ -40,7 +40,6 @@ NO_GAIN = Rule(
     name="gain above zero",
     asks="No module is trained in full with a score of zero or less.",
     why="No gain was measured there.",
-    remedy=PLAN_AGAIN,
 )
 ORDER = Rule(
     code="HLS505",
@@ -49,7 +48,6 @@ ORDER = Rule(
     why="The modes were edited, or are not what the scores say.",
     remedy=f"{PLAN_AGAIN} --lock keeps a choice of your own, and marks it.",
 )
-
 NOISE = Rule(
     code="HLS506",
     name="scores above their noise",
@@ -61,7 +59,7 @@ NOISE = Rule(
 )
 REWARDS = Rule(
     code="HLS507",
-    name="worth it with rewards",
+    name="compared with LoRA",
     asks="A plan for reinforcement learning is compared with LoRA of the same size.",
     why="In the project's trials with rewards (GRPO) LoRA did not lag behind full fine-tuning, so "
     "there was nothing for a plan to recover.",
@@ -69,25 +67,54 @@ REWARDS = Rule(
     "once you know that the plan is better.",
     level="warning",
 )
+SELECTION = Rule(
+    code="HLS601",
+    name="reselected",
+    asks="Every module in full is chosen in enough resamples of the probes.",
+    why="Other probes of the same data would choose another module.",
+    remedy="Rank again with more probes (--samples), or give the module LoRA.",
+    when=("min_selection_probability",),
+)
+BORDERLINE = Rule(
+    code="HLS602",
+    name="few borderline modules",
+    asks="Few modules are chosen in more than 10 % and less than 90 % of the resamples.",
+    why="Chance decides among them.",
+    remedy="Rank again with more probes (--samples), or choose a budget between two groups.",
+    when=("max_borderline",),
+)
+NO_STABILITY = Rule(
+    code="HLS603",
+    name="stability is known",
+    asks="The plan says how often resamples choose each module.",
+    why="Without it the choice cannot be distinguished from noise.",
+    remedy="Rank with --bootstrap above 0, and plan at the rank and score of that run.",
+    when=("min_selection_probability", "max_borderline"),
+)
 
-RULES = (ALL_ZERO, CONSTANT, NO_SCORE, NO_GAIN, ORDER, NOISE, REWARDS)
+
+def check(case: Case) -> Iterator[Finding]:
+    """Look at the scores of a plan, and at the selection probabilities where that is asked for."""
+    if case.plan.method == "score":
+        yield from _scores(case.plan)
+        if not case.plan.lora.ranks:
+            yield from _choice(case.plan)
+    if NO_STABILITY.applies(case.settings):
+        yield from _stability(case)
 
 
-def check_scores(plan: Plan) -> Iterator[Finding]:
-    """Look at the scores of a plan."""
-    if plan.method != "score":
-        return
+def _scores(plan: Plan) -> Iterator[Finding]:
     known = [item.score for item in plan.modules if item.score is not None]
     if known and not any(known):
-        yield ALL_ZERO.finding("Every score is zero.", ("modules", 0, "score"))
+        yield ALL_ZERO.finding("Every score is zero.", "modules", 0, "score")
     elif len(known) > 1 and len(set(known)) == 1:
         message = f"All {len(known):,} scores are {known[0]:g}."
-        yield CONSTANT.finding(message, ("modules", 0, "score"))
+        yield CONSTANT.finding(message, "modules", 0, "score")
     for place, item in enumerate(plan.modules):
         if item.score is None:
             yield NO_SCORE.finding(
                 f"'{item.module}' has no {plan.score.name}.",
-                ("modules", place, "score"),
+                *("modules", place, "score"),
                 level="warning" if known else "error",
             )
     clear, full = plan.stability.clear_modules, len(plan.full)
@@ -95,27 +122,25 @@ def check_scores(plan: Plan) -> Iterator[Finding]:
         yield NOISE.finding(
             f"{clear:,} of {len(plan.modules):,} scores lie above zero with 95 % confidence, fewer "
             f"than the {full:,} modules in full: the choice is mostly noise.",
-            ("stability", "clear_modules"),
+            *("stability", "clear_modules"),
         )
     if plan.provenance.probes.objective == "grpo" and full:
         yield REWARDS.finding(
             "The plan is for training with rewards, where LoRA did not lag behind in our trials: "
             "compare with `hlscore plan scores.parquet --baseline lora-matched`.",
-            ("provenance", "probes", "objective"),
+            *("provenance", "probes", "objective"),
         )
-    if not plan.lora.ranks:
-        yield from _choice(plan)
 
 
 def _choice(plan: Plan) -> Iterator[Finding]:
     by_count = plan.budget.unit == "modules"
     # Expert stacks are chosen together, by their sum.
     single = [(at, item) for at, item in enumerate(plan.modules) if item.form != "experts"]
-    passed_over = _lesser(plan)
+    lesser = _lesser(plan)
     left = [
         (item.score, at) for at, item in single
         if item.mode != "full" and not item.locked and item.score is not None
-        and item.module not in passed_over
+        and item.module not in lesser
     ]  # fmt: skip
     best_left, best_at = max(left, key=lambda pair: pair[0], default=(0.0, 0))
     other = plan.modules[best_at].module if plan.modules else ""
@@ -125,13 +150,13 @@ def _choice(plan: Plan) -> Iterator[Finding]:
         score, path = item.score or 0.0, ("modules", at, "mode")
         if score <= 0:
             message = f"'{item.module}' is trained in full for a score of {score:g}."
-            yield NO_GAIN.finding(message, path)
+            yield NO_GAIN.finding(message, *path)
         if by_count and left and score < best_left:
             message = f"'{item.module}' is trained in full, and '{other}' with a higher score "
-            yield ORDER.finding(f"{message}is not.", path)
+            yield ORDER.finding(f"{message}is not.", *path)
     if by_count and best_left > 0 and len(plan.full) < plan.budget.limit:
         message = f"'{other}' is not trained in full though the budget has room for it."
-        yield ORDER.finding(message, ("modules", best_at, "mode"))
+        yield ORDER.finding(message, "modules", best_at, "mode")
 
 
 def _lesser(plan: Plan) -> set[str]:
@@ -144,8 +169,39 @@ def _lesser(plan: Plan) -> set[str]:
     found = set()
     for item in plan.modules:
         partner = by_name.get(partner_of(item.module) or "")
-        if (partner is not None and (partner.score or 0.0, partner.mode == "full") >= (
-            item.score or 0.0, item.mode == "full"
-        )) or (partner is not None and partner.locked and partner.mode == "full"):  # fmt: skip
+        if partner is not None and (
+            (partner.locked and partner.mode == "full")
+            or (partner.score or 0.0, partner.mode == "full")
+            >= (item.score or 0.0, item.mode == "full")
+        ):
             found.add(item.module)
     return found
+
+
+def _stability(case: Case) -> Iterator[Finding]:
+    least, most = case.settings.min_selection_probability, case.settings.max_borderline
+    shares = [item.selection_probability for item in case.plan.modules]
+    if all(share is None for share in shares):
+        message = "The plan does not say how often resamples choose its modules."
+        yield NO_STABILITY.finding(message, "stability")
+        return
+    for place, item in enumerate(case.plan.modules):
+        share = item.selection_probability
+        if least is None or item.mode != "full" or item.locked:
+            continue
+        if share is not None and share >= least:
+            continue
+        shown = "unknown" if share is None else f"{share:.3g}"
+        yield SELECTION.finding(
+            f"'{item.module}' is trained in full with a selection probability of {shown}, "
+            f"below {least:g}.",
+            *("modules", place, "selection_probability"),
+        )
+    low, high = BETWEEN
+    between = sum(share is not None and low < share < high for share in shares)
+    if most is not None and not most.allows(between, len(shares)):
+        yield BORDERLINE.finding(
+            f"{between:,} of {len(shares):,} modules are chosen in more than 10 % and less than "
+            f"90 % of the resamples; at most {most.text} may be.",
+            *("stability", "borderline_modules"),
+        )

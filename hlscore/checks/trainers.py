@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hlscore.artifacts.plan import Plan
-from hlscore.checks.findings import Finding
-from hlscore.checks.rules import Rule
+from hlscore.checks.rule import Case, Finding, Rule
 from hlscore.exporters.exporter import find_exporter
 from hlscore.exporters.limits import FaultKind, faults
-from hlscore.settings import CheckSettings
 
 TRAINER_MODE = Rule(
     code="HLS401",
-    name="trainer can",
+    name="supported by the trainer",
     asks="The trainer can train each module as planned.",
     why="It would stop, or train the module otherwise.",
     remedy="`hlscore export --nearest` writes the nearest plan that it can run.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_TIED = Rule(
     code="HLS402",
@@ -25,7 +22,7 @@ TRAINER_TIED = Rule(
     asks="No tied weight is planned in a way that PEFT unties or merges wrongly.",
     why="After merging the two uses of the weight differ, and the model is broken.",
     remedy="Pin it when planning: --lock 'MODULE=frozen'.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_NAMES = Rule(
     code="HLS403",
@@ -33,7 +30,7 @@ TRAINER_NAMES = Rule(
     asks="No other name of the model ends like the name of a trained module, or lies inside it.",
     why="PEFT matches the ends of names, and would train the other one too.",
     remedy="Pin it when planning: --lock 'MODULE=frozen', or treat both names alike.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_EXPERTS = Rule(
     code="HLS404",
@@ -41,15 +38,15 @@ TRAINER_EXPERTS = Rule(
     asks="The expert weights of a block are all in full, or none is.",
     why="PEFT copies the module that holds all of them.",
     remedy="Pin them alike when planning: --lock '*.experts.*=lora' or =full.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_READ_PAST = Rule(
     code="HLS405",
-    name="LoRA is read",
+    name="LoRA has an effect",
     asks="No LoRA sits on a weight that the model's code or kernels read directly.",
     why="The adapter would be trained without effect.",
     remedy="Pin it when planning: --lock 'MODULE=frozen' or =full.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_RANKS = Rule(
     code="HLS406",
@@ -57,15 +54,15 @@ TRAINER_RANKS = Rule(
     asks="Where the trainer knows one LoRA rank, the plan has one.",
     why="It would give every module the same rank.",
     remedy="Plan without --ranks, or export with --nearest.",
-    when="--for",
+    when=("trainers",),
 )
 TRAINER_WHOLE = Rule(
     code="HLS407",
     name="plan as a whole",
     asks="The trainer can run a plan with these modes.",
     why="Some trainers need LoRA somewhere, or a module in full.",
-    remedy="Plan with another budget or other locks.",
-    when="--for",
+    remedy="Plan with another budget, other locks or --base 16.",
+    when=("trainers",),
 )
 
 _BY_FAULT: dict[FaultKind, Rule] = {
@@ -77,18 +74,13 @@ _BY_FAULT: dict[FaultKind, Rule] = {
     "ranks": TRAINER_RANKS,
     "whole": TRAINER_WHOLE,
 }
-RULES = tuple(_BY_FAULT.values())
 
 
-def check_trainers(plan: Plan, settings: CheckSettings) -> Iterator[Finding]:
-    """Hold a plan against the limits of trainers.
-
-    Yields:
-        What each of them cannot express.
-    """
-    places = {item.module: place for place, item in enumerate(plan.modules)}
-    for name in settings.trainers:
-        for fault in faults(plan, find_exporter(name).limits):
-            place = places.get(fault.modules[0]) if fault.modules else None
-            path = ("modules",) if place is None else ("modules", place, "module")
-            yield _BY_FAULT[fault.kind].finding(f"{name}: {fault.reason}", path)
+def check(case: Case) -> Iterator[Finding]:
+    """Find what trainers cannot express."""
+    places = {item.module: place for place, item in enumerate(case.plan.modules)}
+    for name in case.settings.trainers:
+        for fault in faults(case.plan, find_exporter(name).limits):
+            first = fault.modules[0] if fault.modules else ""
+            path = ("modules", places[first], "module") if first in places else ("modules",)
+            yield _BY_FAULT[fault.kind].finding(f"{name}: {fault.reason}", *path)

@@ -55,10 +55,9 @@ def check(
     `hlscore check --explain HLS403`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.artifacts.reading import refuse_other_file
+    from hlscore.artifacts.reading import check_is_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
-    from hlscore.checks.registry import RULES, find_rule
-    from hlscore.checks.run import check_plan, check_settings
+    from hlscore.checks.run import RULES, check_plan, check_settings, find_rule
     from hlscore.views import check_formats
     from hlscore.views.check import check_json, check_text, print_check, print_rules
     from hlscore.views.progress import status
@@ -78,7 +77,7 @@ def check(
     check_settings(asked)
     for file in files:
         if file.suffix.lower() != ".json":  # a damaged plan is a finding
-            refuse_other_file(file)
+            check_is_artifact(file)
     with status("checking"):
         results = [check_plan(file, asked) for file in files]
     writers = {

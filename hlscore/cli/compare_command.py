@@ -73,9 +73,8 @@ def compare(
     `hlscore compare scores.parquet --ranks 4,16,64 --within-kinds`
     """
     from hlscore.agreement import comparison
-    from hlscore.agreement.measures import MOST_RESAMPLES
     from hlscore.agreement.sides import read_sides
-    from hlscore.scores.registry import SCORES, find_score
+    from hlscore.scores.registry import find_score
     from hlscore.views.compare import print_comparison
     from hlscore.views.progress import status
 
@@ -88,15 +87,13 @@ def compare(
         raise UsageError("--ranks compares LoRA ranks of one run.", hint="Give one score file.")
     if ranks and rank is not None:
         raise UsageError("--rank and --ranks are mutually exclusive.", hint="Remove one of them.")
-    every = len(scores) == 1 and not ranks
-    if every and score is not None:
+    if len(scores) == 1 and not ranks and score is not None:
         raise UsageError(
             "All scores of one run are compared; --score selects one.",
             hint="Give several score files, or --ranks 4,16,64.",
         )
-    wanted = tuple(SCORES) if every else (score,) if score is not None else ()
     with status("comparing"):
-        sides = read_sides(scores, scores=wanted, most=MOST_RESAMPLES)
+        sides = read_sides(scores)
         found = comparison.compare(
             sides, score=score, rank=rank, ranks=ranks, top=top, within_kinds=within_kinds
         )

@@ -64,8 +64,7 @@ def diff(
     if "score" in settings:
         find_score(settings["score"])
     with status("comparing"):
-        sides = read_sides((a, b), scores=[settings["score"]] if "score" in settings else ())
-        found = difference(sides, settings)
+        found = difference(read_sides((a, b)), settings)
     print_difference(found, top=top, as_json=as_json)
     if exit_code and found.moves:
         raise typer.Exit(EXIT_CHECK_FAILED)

@@ -41,9 +41,9 @@ def report(
     force: o.Force = False,
     as_json: o.Json = False,
 ) -> None:
-    """Write SCORES and a PLAN as a page that others can read.
+    """Write a shareable report of SCORES and a PLAN.
 
-    The page is one file that loads nothing: charts, tail curves on click, a table to sort.
+    It is one file that loads nothing: charts, tail curves on click, a table to sort.
 
     **Examples**
 
@@ -54,7 +54,7 @@ def report(
     from hlscore.agreement.sides import named
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.artifacts.report import Resamples, read_report
+    from hlscore.artifacts.report import read_report
     from hlscore.pages.content import join
     from hlscore.pages.formats import check_format, render
     from hlscore.planning.budget import parse_budget
@@ -78,8 +78,7 @@ def report(
     check_folder(target.parent, (target.name,), force=force)
     with status("writing the report"):
         made = None if plan is None else read_plan(plan)
-        decides = Resamples(scores=lambda run: [run.score if made is None else made.score.name])
-        found = read_report(scores, resamples=decides)
+        found = read_report(scores)
         if made is None:
             with named(scores):
                 made = make_plan(found, run_settings(found, settings))

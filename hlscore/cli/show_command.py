@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import Option
+from hlscore.settings import FILTER_PANEL, Filters, Option
 
 if TYPE_CHECKING:
     from hlscore.artifacts.plan import Plan
-    from hlscore.records import RunInfo
 
-_FILTER_PANEL = "Which modules"
 _SHOWN = 15
-
-
-def _layers(text: str, flag: str) -> tuple[int, int]:
-    first, dash, last = text.partition("-")
-    ends = (first, last if dash else first)
-    if not all(end.isascii() and end.isdecimal() and len(end) < 10 for end in ends):
-        raise UsageError(f"{flag} is '{text}'.", hint="Use one layer, 3, or several, 0-5.")
-    if int(ends[0]) > int(ends[1]):
-        raise UsageError(f"{flag} {text} ends before it begins.")
-    return int(ends[0]), int(ends[1])
 
 
 def _number(text: str, flag: str) -> int:
@@ -40,28 +28,10 @@ def _number(text: str, flag: str) -> int:
 @o.takes_settings
 def show(
     file: Annotated[Path, Option("A plan.json or a scores.parquet.", argument=True)],
+    filters: Annotated[Filters, o.Options()],
     module: Annotated[
         str | None,
-        Option("All about one module: its full name or a unique suffix.", _FILTER_PANEL, short="m"),
-    ] = None,
-    match: Annotated[
-        tuple[str, ...],
-        Option("Only modules whose full name matches this glob (repeatable).", _FILTER_PANEL),
-    ] = (),
-    kind: Annotated[
-        str | None, Option("Only this kind, such as down_proj or self_attn.q_proj.", _FILTER_PANEL)
-    ] = None,
-    layer: Annotated[
-        tuple[int, int] | None,
-        Option("Only this layer, or these: 3 or 0-5.", _FILTER_PANEL, parse=_layers),
-    ] = None,
-    mode: Annotated[
-        Literal["full", "lora", "frozen"] | None,
-        Option("Only modules that a plan trains in this mode.", _FILTER_PANEL),
-    ] = None,
-    status: Annotated[
-        Literal["scored", "unreached", "skipped"] | None,
-        Option("Only rows of a report with this status.", _FILTER_PANEL),
+        Option("Show one module: its full name or a unique suffix.", FILTER_PANEL, short="m"),
     ] = None,
     sort: Annotated[
         str | None,
@@ -87,7 +57,7 @@ def show(
     ] = None,
     as_json: o.Json = False,
 ) -> None:
-    """Look at a plan or a score report: table, heat map, and any one module.
+    """Show a plan or a score report: table and heat map, or one module.
 
     **Examples**
 
@@ -99,37 +69,30 @@ def show(
     """
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.reading import read_artifact
-    from hlscore.artifacts.report import Resamples
     from hlscore.artifacts.selection import (
-        Filters,
         all_rows,
         find_column,
         find_module,
+        matching,
         ordered,
         plan_columns,
         report_columns,
     )
-    from hlscore.scores.registry import SCORES
     from hlscore.views import show as view
 
-    filters = Filters(match=match, kind=kind, layers=layer, mode=mode, status=status)
     if module is not None:
         tables = {"--sort": sort, "--reverse": reverse or None, "--columns": columns, "--top": top}
         _refuse(tables, "is for tables; --module shows one module")
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
+    artifact = read_artifact(file)
     most = (None if as_json else _SHOWN) if top is None else top or None
-
-    def shown_scores(run: RunInfo) -> tuple[str, ...]:
-        """Scores whose resamples are shown."""
-        if module is not None:
-            return tuple(SCORES)
-        return () if as_json else (sort or run.score, run.score)
-
-    artifact = read_artifact(file, resamples=Resamples(scores=shown_scores))
     if isinstance(artifact, Plan):
-        _refuse({"--status": status, "--columns": columns}, "is for a scores.parquet, not a plan")
-        items = filters.pick(sorted(artifact.modules, key=lambda item: item.position))
+        _refuse(
+            {"--status": filters.status, "--columns": columns},
+            "is for a scores.parquet, not a plan",
+        )
+        items = matching(sorted(artifact.modules, key=lambda item: item.position), filters)
         if module is not None:
             _refuse_skipped(artifact, module)
             item = find_module(items, module, filters)
@@ -142,8 +105,8 @@ def show(
         else:
             view.print_plan(artifact, items, file, filters, most)
         return
-    _refuse({"--mode": mode}, "is for a plan.json, not for scores")
-    rows = filters.pick(all_rows(artifact))
+    _refuse({"--mode": filters.mode}, "is for a plan.json, not for scores")
+    rows = matching(all_rows(artifact), filters)
     if module is not None:
         row = find_module(rows, module, filters)
         view.print_report_module(artifact, row, file, as_json=as_json)

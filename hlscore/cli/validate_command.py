@@ -31,16 +31,16 @@ def validate(
             helps={"samples": "Examples to draw; 0 means all."},
         ),
     ],
-    plan: Annotated[Path, Option("The plan.json to try out.", TRIAL_PANEL, short="p")],
+    plan: Annotated[Path, Option("The plan.json to validate.", TRIAL_PANEL, short="p")],
     out: o.Out = None,
     force: o.Force = False,
-    resume: Annotated[bool, Option("Continue a trial that was stopped.", o.OUTPUT_PANEL)] = False,
+    resume: Annotated[bool, Option("Continue an interrupted validation.", o.OUTPUT_PANEL)] = False,
     dry_run: Annotated[
-        bool, Option("Time a few steps and say what the trial would take.", o.OUTPUT_PANEL)
+        bool, Option("Time a few steps and estimate the whole validation.", o.OUTPUT_PANEL)
     ] = False,
     as_json: o.Json = False,
 ) -> None:
-    """Try a plan out on a MODEL: short paired trainings against LoRA, random choice and full.
+    """Validate a plan on a MODEL: short paired trainings of the plan and its baselines.
 
     Needs TRL (`pip install 'hlscore[trl]'`). Every arm has its own learning rates, and the same
     examples in the same order.
@@ -59,14 +59,14 @@ def validate(
     if "samples" not in given:
         given["samples"] = drawn_by_trial(build(ValidateSettings, given))
     settings = build(ValidateSettings, given)
-    content = read_plan(plan)
+    planned = read_plan(plan)
     folder = out or default_folder(settings.model.model)
     if not dry_run:
         check_folder(folder, (VALIDATION_FILE,), force=force or resume)
     missing = [name for name in ("trl", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"Plans are tried out with TRL and PEFT: {' and '.join(missing)} is not installed.",
+            f"hlscore validate needs TRL and PEFT: {' and '.join(missing)} is not installed.",
             hint="Run pip install 'hlscore[trl]'.",
         )
     from hlscore.inputs.placement import quiet_libraries
@@ -78,7 +78,7 @@ def validate(
 
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
-        trial = run.prepare(settings, content)
+        trial = run.prepare(settings, planned)
     if dry_run:
         with status("timing a few steps"):
             seconds = run.seconds_per_training(trial)
@@ -98,7 +98,7 @@ def validate(
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
     write_files(folder, {VALIDATION_FILE: text})
     journal.unlink(missing_ok=True)
-    print_validation(found, folder / VALIDATION_FILE, content, plan, as_json=as_json)
+    print_validation(found, folder / VALIDATION_FILE, planned, plan, as_json=as_json)
 
 
 def drawn_by_trial(settings: ValidateSettings) -> int:

@@ -6,10 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
-from hlscore.artifacts.plan import LARGEST_RANK, Plan, PlanModule
+from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.planning.budget import parse_budget
 from hlscore.planning.memory import Choice, MemoryUse, Mode, extra_use, lora_params
 from hlscore.planning.sums import budget_of, totals_of
+from hlscore.settings import LARGEST_RANK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

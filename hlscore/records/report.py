@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from hlscore.reasons import LeftOut
 from hlscore.records.model import Form, ModelIdentity, Storage
@@ -136,6 +136,9 @@ class ModuleRow:
     # and as attributes, like the others.
     more_scores: Mapping[str, float | None] = field(default_factory=dict, hash=False)
 
+    # What pydantic refuses when it reads rows from a file.
+    __pydantic_config__: ClassVar = {"allow_inf_nan": False}
+
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> float | None:
@@ -157,6 +160,16 @@ class ModuleRow:
     def max_rank(self) -> int:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)
+
+    @property
+    def curves_fit(self) -> bool:
+        """Whether each curve has a value for each of its ranks; `l1_adam_curve` may be empty."""
+        curves = (self.tail_curve, self.tail_curve_errors, self.hls_curve, self.hls_curve_errors)
+        return (
+            {len(self.curve_ranks)} == {len(curve) for curve in curves}
+            and len(self.l1_adam_curve) in (0, len(self.curve_ranks))
+            and len(self.spectral_curve) == len(self.spectral_ranks)
+        )
 
     def changed(self, **values: object) -> ModuleRow:
         """Copy the row with other values; `dataclasses.replace` takes three times as long."""

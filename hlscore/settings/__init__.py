@@ -42,14 +42,15 @@ from hlscore.settings.plan import (
     parse_ranks,
 )
 from hlscore.settings.run import RankSettings
-from hlscore.settings.validate import FACTORS, NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
+from hlscore.settings.show import FILTER_PANEL, Filters
+from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FACTORS",
+    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
-    "Drift", "Dtype", "Estimator", "Limit", "Master", "MemorySettings", "ModelSettings",
+    "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
     "Objective", "ObjectiveSettings", "Optimizer", "Option", "PaddingSide", "PlanSettings",
     "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
     "changed", "parse_limit", "parse_ranks", "setting_of", "settings_in",

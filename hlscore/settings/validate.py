@@ -15,7 +15,6 @@ TRIAL_PANEL = "Trial"
 NOT_VALIDATED = (
     "load_in", "device_map", "max_memory", "offload_folder", "shard", "text_only", "ignore_adapter",
 )  # fmt: skip
-FACTORS = (1 / 3, 1.0, 3.0)
 DEFAULT_STEPS = 60
 
 

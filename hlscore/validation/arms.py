@@ -30,6 +30,13 @@ class Arm:
     plans: Mapping[int, Plan]
 
     @property
+    def rates(self) -> tuple[bool, bool]:
+        """Whether it trains modules in full, and whether it trains adapters."""
+        plans = self.plans.values()
+        full = any(plan.totals.full_modules for plan in plans)
+        return full, any(plan.totals.lora_modules for plan in plans)
+
+    @property
     def trained_params(self) -> float:
         """Trained parameters, the mean over seeds."""
         return sum(plan.totals.trained_params for plan in self.plans.values()) / len(self.plans)

@@ -23,11 +23,11 @@ from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
-from hlscore.settings import FACTORS, ObjectiveSettings, ValidateSettings
+from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.apply import check_model
 from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
-from hlscore.validation.arms import PLAN, Arm, make_arms
+from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms
 from hlscore.validation.training import (
     MOST_EXTENSIONS,
@@ -45,6 +45,11 @@ SCHEMA_VERSION = 1
 # same folder.
 JOURNAL = ".hlscore-validation.jsonl"
 _TIMED_STEPS = 4
+
+# Rates are tried at powers of this factor of the suggested ones.
+RATE_FACTOR = 3.0
+# Powers of `RATE_FACTOR` for modules in full and for adapters.
+Rates = tuple[int, int]
 
 
 def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
@@ -133,7 +138,7 @@ def seconds_per_training(trial: Trial) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
     arm = next(arm for arm in trial.arms if arm.name == PLAN)
     plan = arm.plans[trial.tuning_seed]
-    wanted = Training(arm=arm.name, seed=trial.tuning_seed, factor=1.0)
+    wanted = Training(arm=arm.name, seed=trial.tuning_seed)
     # The first step of a process is slow, so one training goes ahead.
     first = train(trial, plan, wanted, steps=1)
     began = time.perf_counter()
@@ -159,21 +164,28 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     finished = _finished(folder, trial.made_with, resume=resume)
     progress.start("training", trial.most_trainings, "trainings")
 
-    def run(arm: Arm, seed: int, factor: float) -> Outcome:
-        wanted = Training(arm=arm.name, seed=seed, factor=factor)
+    def run(arm: Arm, seed: int, rates: Rates) -> Outcome:
+        full, lora = (RATE_FACTOR**power for power in rates)
+        wanted = Training(arm=arm.name, seed=seed, full_factor=full, lora_factor=lora)
         if wanted not in finished:
             finished[wanted] = train(trial, arm.plans[seed], wanted, steps=settings.steps)
             _keep(folder, asdict(finished[wanted]))
         progress.advance(1)
         return finished[wanted]
 
-    factors: dict[str, dict[float, float]] = {}
-    outcomes: dict[str, list[Outcome]] = {}
-    for arm in trial.arms:
-        factors[arm.name] = search(
-            lambda factor, arm=arm: run(arm, trial.tuning_seed, factor).tuning_loss  # type: ignore[misc]
+    # Every other arm begins at the best rates of LoRA and of full fine-tuning.
+    losses: dict[str, dict[Rates, float]] = {}
+    for arm in sorted(trial.arms, key=lambda arm: arm.name not in (LORA, FULL)):
+        full, lora = (best(losses[name]) if name in losses else (0, 0) for name in (FULL, LORA))
+        losses[arm.name] = search(
+            lambda rates, arm=arm: run(arm, trial.tuning_seed, rates).tuning_loss,  # type: ignore[misc]
+            start=(full[0] if arm.rates[0] else 0, lora[1] if arm.rates[1] else 0),
+            moves=arm.rates,
         )
-        outcomes[arm.name] = [run(arm, seed, best(factors[arm.name])) for seed in trial.seeds]
+    outcomes = {
+        arm.name: [run(arm, seed, best(losses[arm.name])) for seed in trial.seeds]
+        for arm in trial.arms
+    }
     results = compare_arms(
         {name: [outcome.sums for outcome in found] for name, found in outcomes.items()},
         [item.counted_tokens for item in trial.test],
@@ -195,14 +207,14 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             seeds=settings.seeds,
             steps=settings.steps,
             objective=trial.objective,
-            unsettled=[name for name, losses in factors.items() if at_edge(losses)],
+            unsettled=[arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)],
             untrained=untrained,
         ),
         "notes": notes,
         "untrained_loss": untrained,
         "arms": {
             arm.name: {
-                **_arm(arm, factors[arm.name], outcomes[arm.name], settings.seed),
+                **_arm(arm, losses[arm.name], outcomes[arm.name], settings.seed),
                 **asdict(results[arm.name]),
             }
             for arm in trial.arms
@@ -271,42 +283,46 @@ def _keep(folder: Path, line: Mapping[str, object]) -> None:
         ) from error
 
 
-def search(loss_at: Callable[[float], float]) -> dict[float, float]:
-    """The tuning loss at factors of the suggested rates, and at more where the best is an edge.
+def search(
+    loss_at: Callable[[Rates], float], *, start: Rates, moves: tuple[bool, bool]
+) -> dict[Rates, float]:
+    """The tuning loss at the best rates that were found, and at those tried on the way.
+
+    From the best rates so far one of the two is multiplied or divided by `RATE_FACTOR`, until no
+    such step is better, or too many were tried.
 
     Args:
-        loss_at: Trains with rates multiplied by a factor and gives the tuning loss.
+        loss_at: Trains at some rates and gives the tuning loss.
+        moves: Which of the two rates there are to choose.
 
     Returns:
-        The loss of each factor that was tried; infinite where it diverged.
+        The loss at all rates that were tried; infinite where it diverged.
     """
-
-    def finite(factor: float) -> float:
-        loss = loss_at(factor)
-        return loss if math.isfinite(loss) else math.inf
-
-    found = {factor: finite(factor) for factor in FACTORS}
-    for _ in range(MOST_EXTENSIONS):
-        if not at_edge(found):
-            break
-        factor = best(found)
-        beyond = factor * 3 if factor == max(found) else factor / 3
-        found[beyond] = finite(beyond)
+    found: dict[Rates, float] = {}
+    most = 1 + moves.count(True) * (2 + MOST_EXTENSIONS)
+    left = [start]
+    while left and len(found) < most:
+        loss = loss_at(left[0])
+        found[left[0]] = loss if math.isfinite(loss) else math.inf
+        left = untried(found, moves)
     return found
 
 
-def best(losses: Mapping[float, float]) -> float:
-    """The factor of the lowest loss; the smallest of equals."""
-    return min(sorted(losses), key=lambda factor: losses[factor])
+def best(losses: Mapping[Rates, float]) -> Rates:
+    """The rates of the lowest loss; the lowest rates of equals."""
+    return min(sorted(losses), key=lambda rates: losses[rates])
 
 
-def at_edge(losses: Mapping[float, float]) -> bool:
-    """Whether the best factor is the smallest or the largest that was tried."""
-    return best(losses) in (min(losses), max(losses))
+def untried(losses: Mapping[Rates, float], moves: tuple[bool, bool]) -> list[Rates]:
+    """Rates next to the best ones that were not tried: while there are any, better may follow."""
+    full, lora = best(losses)
+    steps = [(1, 0), (-1, 0)] * moves[0] + [(0, 1), (0, -1)] * moves[1]
+    near = [(full + up, lora + right) for up, right in steps]
+    return [rates for rates in near if rates not in losses]
 
 
 def _arm(
-    arm: Arm, factors: Mapping[float, float], outcomes: Sequence[Outcome], seed: int
+    arm: Arm, losses: Mapping[Rates, float], outcomes: Sequence[Outcome], seed: int
 ) -> dict[str, Any]:
     curves = [outcome.curve for outcome in outcomes]
     return {
@@ -314,7 +330,12 @@ def _arm(
         "memory_bytes": arm.memory_bytes,
         "lora_rank": arm.plans[seed].lora.rank,
         "rate_factors": [
-            {"factor": factor, "tuning_loss": loss} for factor, loss in sorted(factors.items())
+            {
+                "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
+                "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,
+                "tuning_loss": loss,
+            }
+            for (full, lora), loss in sorted(losses.items())
         ],
         "seconds_per_training": sum(each.seconds for each in outcomes) / len(outcomes),
         "curve": {

@@ -21,12 +21,13 @@ from hlscore.exporters.exporter import Export
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.probes.batches import by_length, collate, cut
 from hlscore.probes.units import ProbeExample
-from hlscore.settings import FACTORS, ValidateSettings
+from hlscore.settings import ValidateSettings
 from hlscore.validation.arms import Arm
 
 # How often the test loss of a training is measured.
 POINTS = 8
-# The suggested rates suit large models; a small one can want some hundred times as much.
+# Tries of one rate beyond the first three. The suggested rates suit large models; a small
+# one can want some hundred times as much.
 MOST_EXTENSIONS = 5
 
 
@@ -37,12 +38,14 @@ class Training:
     Attributes:
         arm: Name of the arm.
         seed: Seed of its examples and adapters.
-        factor: What the suggested learning rates are multiplied by.
+        full_factor: What the suggested learning rate of modules in full is multiplied by.
+        lora_factor: The same for adapters; they have rates of their own in every trainer.
     """
 
     arm: str
     seed: int
-    factor: float
+    full_factor: float = 1.0
+    lora_factor: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,13 +110,14 @@ class Trial:
 
     @property
     def fewest_trainings(self) -> int:
-        """Trainings when no search for rates goes on beyond its first three."""
-        return len(self.arms) * (len(FACTORS) + self.settings.seeds)
+        """Trainings when every search for rates ends where it begins."""
+        return sum(1 + 2 * arm.rates.count(True) + self.settings.seeds for arm in self.arms)
 
     @property
     def most_trainings(self) -> int:
         """Trainings when every search goes on as long as it may."""
-        return self.fewest_trainings + len(self.arms) * MOST_EXTENSIONS
+        rates = sum(arm.rates.count(True) for arm in self.arms)
+        return self.fewest_trainings + rates * MOST_EXTENSIONS
 
     def sums(self, model: torch.nn.Module, examples: Sequence[ProbeExample]) -> list[float]:
         """Loss of each example under a model, nats summed over its counted tokens."""
@@ -258,7 +262,7 @@ def _trainer(
             model=model, args=arguments, processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=training.factor * full_rate, lora_lr=training.factor * lora_rate,
+            full_lr=training.full_factor * full_rate, lora_lr=training.lora_factor * lora_rate,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error

@@ -163,4 +163,4 @@ def print_written(
     browser = shlex.join(["python", "-m", "webbrowser", path.resolve().as_uri()])
     inputs = [scores, *([plan_file] if plan_file else [])]
     markdown = command("report", *inputs, "-o", path.with_suffix(".md"))
-    console.next_steps((browser, "look at it"), (markdown, "for a pull request"))
+    console.next_steps((browser, "open it"), (markdown, "for a pull request"))

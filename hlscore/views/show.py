@@ -11,12 +11,13 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.report import report_columns
-from hlscore.artifacts.selection import Column, Filters
+from hlscore.artifacts.selection import Column
 from hlscore.errors import ArtifactError
 from hlscore.planning.memory import Choice, extra_use
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
+from hlscore.settings import Filters
 from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import print_heat_map, sparkline
 from hlscore.views.result import print_plan_modules
@@ -202,7 +203,7 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool
     if scores:
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
         again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
-        commands.append((again, "decide about this module yourself"))
+        commands.append((again, "another mode for this module"))
     console.next_steps(*commands)
 
 

@@ -98,13 +98,19 @@ def _print_arms(console: Terminal, content: dict[str, Any]) -> None:
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
-            "?" if best is None else f"x {best['factor']:.3g}",
+            "?" if best is None else _rates(best),
             f"{loss:.4f}" if known else "diverged",
             f"{low:.4f} to {high:.4f}" if known else "",
             recovered,
             f"{arm['seconds_per_training']:.1f}",
         )
     console.whole(table)
+
+
+def _rates(tried: dict[str, Any]) -> str:
+    """Factors of the suggested learning rates, in full and of adapters."""
+    factors = (("full", tried["full_factor"]), ("LoRA", tried["lora_factor"]))
+    return ", ".join(f"{name} x {factor:.3g}" for name, factor in factors if factor is not None)
 
 
 def _print_forgetting(console: Terminal, also: dict[str, Any]) -> None:

@@ -203,7 +203,7 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
     base = report(3)
     broken = replace(base.rows[0], taylor=float("nan"))
     write_report(replace(base, rows=(broken, *base.rows[1:])), tmp_path / "nan.parquet")
-    with pytest.raises(ArtifactError, match=r"Row 0 of .*'taylor' is NaN"):
+    with pytest.raises(ArtifactError, match="'taylor': Input should be a finite"):
         read_report(tmp_path / "nan.parquet")
 
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlscore.artifacts.json_places import Place, find_places
-from hlscore.artifacts.json_text import LARGEST_BYTES, parse_json
+from hlscore.artifacts.json_file import LARGEST_BYTES, Place, find_places, parse_json
 
 JSON = st.recursive(
     st.none()

@@ -211,7 +211,7 @@ def test_a_baseline_and_more_options(workspace: Path) -> None:
     given = {"plan": "plans/good.json", "baseline": "other.json"}
     found = run(workspace, **given, for_="peft, axolotl\ntrl")
     assert found.code == 0, found.log
-    assert "of 12 modules trained otherwise, overlap of the modules in full 0.5" in found.summary
+    assert "of 12 modules trained differently, overlap of the modules in full 0.5" in found.summary
     found = run(workspace, **given, args="--max-changed 0 --ignore 'HLS101'")
     assert found.code == 1, found.log
     assert all("HLS8" in command for command in found.commands)
@@ -266,7 +266,10 @@ def test_what_cannot_run_says_so_and_passes_the_code_on(
     assert not list(workspace.rglob("pwned"))
 
 
-def test_a_python_that_is_too_old_or_has_no_hlscore(workspace: Path, tmp_path: Path) -> None:
+def test_a_python_that_is_too_old_or_has_no_hlscore(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     old = tmp_path / "old-python"
     old.write_text("#!/bin/sh\nexit 1\n")
     old.chmod(0o755)

@@ -10,7 +10,7 @@ import pytest
 from check_desk import Change, Document, findings, line_of, made, write
 from console import hlscore
 
-from hlscore.checks.registry import RULES
+from hlscore.checks.run import RULES
 
 
 def put(*path: Any, to: Any) -> Change:

@@ -83,7 +83,8 @@ def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
 
 def made_up(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
     """An outcome without a training: losses that differ between arms, seeds and rates."""
-    own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10 + abs(math.log(wanted.factor))
+    own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10
+    own += abs(math.log(wanted.full_factor)) + abs(math.log(wanted.lora_factor))
     return training.Outcome(
         training=wanted, steps=(1, 2, 3), curve=(own,) * 3, tuning_loss=own,
         sums=tuple(own * item.counted_tokens for item in trial.test), seconds=1.0,
@@ -110,13 +111,18 @@ def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
     _, content = tried
     assert tuple(content["arms"]) == ARMS
     assert content["examples"] == {"training": 26, "tuning": 5, "test": 5}
-    for arm in content["arms"].values():
+    for name, arm in content["arms"].items():
         assert arm["curve"]["steps"] == [1, 2, 3]
         seeds = arm["curve"]["seeds"]
         assert len(seeds) == 2
         assert arm["loss"]["value"] == pytest.approx(sum(curve[-1] for curve in seeds) / 2)
         assert arm["loss"]["low"] <= arm["loss"]["value"] <= arm["loss"]["high"]
-        assert len(arm["rate_factors"]) == 3
+        # A hybrid has two rates of its own, full fine-tuning and LoRA alone have one.
+        both = name in ("random", "largest", "plan")
+        assert len(arm["rate_factors"]) == (5 if both else 3)
+        for tried_rates in arm["rate_factors"]:
+            assert (tried_rates["full_factor"] is None) == (name in ("lora", "matched"))
+            assert (tried_rates["lora_factor"] is None) == (name == "full")
         assert arm["memory_bytes"] > 0
     losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
     ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
@@ -188,12 +194,12 @@ def test_last_command_has_the_budget_and_the_ranks_of_the_plan(
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     found = validate(desk, desk / "dry", "--dry-run", "--json")
     content = json.loads(found.out)
-    assert (content["fewest_trainings"], content["most_trainings"]) == (30, 60)
+    assert (content["fewest_trainings"], content["most_trainings"]) == (36, 81)
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
     assert 0 < content["seconds_per_training"] < 60
     assert not (desk / "dry").exists()
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
-    assert shown.out.startswith("25 to 50 trainings of 3 steps")
+    assert shown.out.startswith("31 to 71 trainings of 3 steps")
     assert " MiB" in shown.out
     assert "BB" not in shown.out
 
@@ -327,7 +333,7 @@ def test_arms_see_the_same_batches_and_the_model_stays(
 
     monkeypatch.setattr(training, "_trainer", watched)
     for arm in trial.arms:
-        train(trial, arm.plans[0], Training(arm=arm.name, seed=0, factor=1.0), steps=3)
+        train(trial, arm.plans[0], Training(arm=arm.name, seed=0), steps=3)
     assert set(seen) == set(ARMS)
     for batches in seen.values():
         assert len(batches) == 3
@@ -344,7 +350,7 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
     trial = prepared(desk)
     arm = next(arm for arm in trial.arms if arm.name == "full")
     trial = replace(trial, also=trial.test[:2])
-    found = train(trial, arm.plans[1], Training(arm="full", seed=1, factor=0.5), steps=4)
+    found = train(trial, arm.plans[1], Training(arm="full", seed=1, full_factor=0.5), steps=4)
     assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
 
     model = FAMILIES["llama"].build()

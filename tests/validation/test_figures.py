@@ -18,7 +18,7 @@ from hlscore.probes.units import ProbeExample
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
-from hlscore.validation.run import at_edge, best, search, split_examples
+from hlscore.validation.run import best, search, split_examples, untried
 from hlscore.validation.training import example_sums, training_order
 from hlscore.validation.verdict import verdict
 
@@ -147,24 +147,43 @@ def test_every_epoch_has_every_example_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("optimum", "edge"), [(1.0, False), (3.0, False), (0.4, False), (243.0, False), (1e4, True)]
+    ("optimum", "start", "moves", "settled"),
+    [
+        ((0, 0), (0, 0), (True, False), True),
+        ((0, 2), (0, 0), (False, True), True),
+        ((0, -4), (0, 0), (False, True), True),
+        ((9, 0), (0, 0), (True, False), False),
+        ((4, 3), (5, 3), (True, True), True),
+        ((6, 1), (5, 3), (True, True), True),
+        ((9, -3), (5, 3), (True, True), False),
+    ],
 )
-def test_search_goes_on_beyond_its_edges(optimum: float, edge: bool) -> None:
-    tried: list[float] = []
+def test_search_ends_where_no_step_is_better(
+    optimum: tuple[int, int], start: tuple[int, int], moves: tuple[bool, bool], settled: bool
+) -> None:
+    tried: list[tuple[int, int]] = []
 
-    def loss_at(factor: float) -> float:
-        tried.append(factor)
-        return abs(math.log(factor / optimum))
+    def loss_at(rates: tuple[int, int]) -> float:
+        tried.append(rates)
+        full, lora = rates[0] - optimum[0], rates[1] - optimum[1]
+        return full**2 + lora**2 + full * lora / 2  # the best of one depends on the other
 
-    found = search(loss_at)
-    assert len(tried) == len(set(tried)) == len(found) <= 8
-    assert at_edge(found) == edge
-    assert best(found) == min(found, key=lambda factor: abs(math.log(factor / optimum)))
+    found = search(loss_at, start=start, moves=moves)
+    assert len(tried) == len(set(tried)) == len(found) <= (15 if all(moves) else 8)
+    assert tried[0] == start
+    assert (not untried(found, moves)) == settled
+    if settled:
+        assert best(found) == optimum
+    for axis in (0, 1):
+        if not moves[axis]:
+            assert {rates[axis] for rates in tried} == {start[axis]}
 
 
 def test_diverged_rates_are_never_the_best() -> None:
-    found = search(lambda factor: math.nan if factor > 0.5 else 1.0)
-    assert best(found) < 0.5
+    def loss_at(rates: tuple[int, int]) -> float:
+        return math.nan if rates[0] > -2 else 1.0
+
+    assert best(search(loss_at, start=(0, 0), moves=(True, True)))[0] <= -2
 
 
 def test_gaps_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

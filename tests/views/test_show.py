@@ -42,33 +42,17 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-@pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("show") / "plan.json"
-    locks = ("*.0.*.o_proj=frozen", "*.1.*.q_proj=rank:2")
-    write_plan(planned(mixed_report(), budget="0.2", locks=locks), path)
-    return path
-
-
 FILTERS: list[tuple[str, Passes]] = [
     ("", lambda _: True),
     ("--match *mlp*", lambda row: "mlp" in row["module"]),
     ("--match *.q_proj --match lm_h?ad",
      lambda row: row["module"].endswith(".q_proj") or row["module"] == "lm_head"),
-    ("--match *.[12].*", lambda row: ".1." in row["module"] or ".2." in row["module"]),
     ("--match *MLP*", lambda _: False),
     ("--kind down_proj", lambda row: row["kind"] == "down_proj"),
     ("--kind self_attn.q_proj", lambda row: row["kind"] == "q_proj" and row["block"] != ""),
     ("--kind mlp", lambda _: False),
-    ("--layer 2", lambda row: row["layer"] == 2),
     ("--layer 1-3", lambda row: row["layer"] in (1, 2, 3)),
     ("--layer 0-99999999", lambda row: row["layer"] is not None),
-    ("--layer 77", lambda _: False),
     ("--layer 0 --kind v_proj --match *self_attn*",
      lambda row: row["layer"] == 0 and row["kind"] == "v_proj"),
 ]  # fmt: skip
@@ -175,7 +159,7 @@ def test_unknown_columns_are_refused_with_those_there_are(scores: Path, plan: Pa
     assert hlscore("show", plan, "--sort", "").code == 2
 
 
-@pytest.mark.parametrize("top", ["7", "31", "500", "all"])
+@pytest.mark.parametrize("top", ["7", "500", "all"])
 def test_top_cuts_the_table_and_the_json(scores: Path, top: str) -> None:
     rows = read_rows(scores)
     number = len(rows) if top in ("0", "all") else min(int(top), len(rows))
@@ -260,13 +244,10 @@ REFUSED = [
        f"{option.split()[0]} is for tables; --module shows one module.")
       for option in ("--sort tail", "--reverse", "--columns tail", "--top 3")),
     ("both", "--layer x", "--layer is 'x'."),
-    ("both", "--layer -1", "--layer is '-1'."),
-    ("both", "--layer 1-", "--layer is '1-'."),
     ("both", "--layer 1-2-3", "--layer is '1-2-3'."),
     ("both", "--layer ٣", "--layer is '٣'."),
     ("both", "--layer 5-2", "--layer 5-2 ends before it begins."),
     ("both", "--top -1", "--top is '-1'."),
-    ("both", "--top 1.5", "--top is '1.5'."),
     ("both", "--top 99999999999", "--top is '99999999999'."),
 ]  # fmt: skip
 

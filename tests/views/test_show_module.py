@@ -13,7 +13,6 @@ from report_content import planned
 from reports import report
 from shown import (
     Row,
-    mixed_report,
     number,
     read_modules,
     read_rows,
@@ -29,18 +28,6 @@ from hlscore.artifacts.plan_file import write_plan
 from hlscore.scores.registry import SCORES
 
 DOWN = "model.layers.0.mlp.down_proj"
-
-
-@pytest.fixture(scope="module")
-def scores(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(mixed_report(), tmp_path_factory.mktemp("show") / "scores.parquet")
-
-
-@pytest.fixture(scope="module")
-def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("show") / "plan.json"
-    write_plan(planned(report(30)), path)
-    return path
 
 
 def lines_after(out: str, heading: str) -> list[str]:
@@ -174,22 +161,24 @@ def test_every_module_of_a_plan(plan: Path) -> None:
     for row in read_modules(plan)[::3]:
         out = show(plan, "--module", row["module"])
         share = f"{100 * row['trained_params'] / total:.3g} % of all trained parameters"
-        how = "full" if row["mode"] == "full" else f"LoRA {row['rank']}, alpha {row['alpha']}"
-        assert f"\ntrain    {how}: " in out
+        lora = f"LoRA {row['rank']}"
+        how = f"{lora}, alpha {row['alpha']}" if row["mode"] == "lora" else row["mode"]
+        assert f"\ntrain    {how}{', set by a lock' if row['locked'] else ''}: " in out
         assert share in out
         place = f"{row['position']} of 30 by hls, which is {number(row['score'])} ("
         assert f"\nplace    {place}" in out
         printed = show_json(plan, "--module", row["module"])
         assert printed["module"] == row
         sides = row["out_features"] + row["in_features"]
+        ranks = {4, row["rank"] or 4}
         assert {(way["mode"], way["rank"]): way["params"] for way in printed["costs"]} == {
             ("frozen", None): 0,
-            ("lora", 4): 4 * sides,
+            **{("lora", rank): row["matrices"] * rank * sides for rank in ranks},
             ("full", None): row["params"],
         }
         ways = lines_after(out, "cost")
         (ours,) = (line for line in ways if line.rstrip().endswith("planned"))
-        assert ours.startswith(f"{'full' if row['mode'] == 'full' else 'LoRA 4'} ")
+        assert ours.startswith(f"{lora if row['mode'] == 'lora' else row['mode']} ")
         assert f" {row['trained_params']:,} " in ours
 
 

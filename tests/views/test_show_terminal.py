@@ -14,7 +14,7 @@ import pytest
 from console import hlscore
 from report_content import HOSTILE, planned
 from reports import report
-from shown import commands, mixed_report, renamed, show, show_json, table, unstyled, write
+from shown import commands, renamed, show, show_json, table, unstyled, write
 
 from hlscore.artifacts.plan_file import write_plan
 
@@ -42,11 +42,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(found, folder / "scores.parquet"), folder / "plan.json"
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("show")
-    write_plan(planned(mixed_report()), folder / "plan.json")
-    return write(mixed_report(), folder / "scores.parquet"), folder / "plan.json"
+@pytest.fixture
+def files(scores: Path, plan: Path) -> tuple[Path, Path]:
+    return scores, plan
 
 
 def colour(monkeypatch: pytest.MonkeyPatch) -> None:
