@@ -21,9 +21,9 @@ from hlscore.flow import (
 )
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.rollouts.records import RolloutSet
-from hlscore.rollouts.reward_process import Reward, name_of
+from hlscore.rollouts.rewards import Reward, name_of
 from hlscore.rollouts.verifiers import VERIFIERS
 from hlscore.settings import (
     CandidateSettings,
@@ -68,13 +68,13 @@ def rank(
         **options: The options of `hlscore rank`, listed below.
 
     Returns:
-        Report, plan and decisions.
+        Report and plan.
 
     Raises:
         HlscoreError: Something cannot be used.
     """
     source = str(data) if isinstance(data, str | Path) else None
-    functions = _named(_several(reward))
+    functions = _named(reward)
     values = _values("rank", _RANK_OPTIONS, options) | {
         "model": model.config.name_or_path or type(model).__name__,
         "rewards": tuple(functions),
@@ -113,7 +113,7 @@ def rank_updates(
         **options: The options of `hlscore rank` that need no probes, listed below.
 
     Returns:
-        Report, plan and decisions.
+        Report and plan.
 
     Raises:
         HlscoreError: Something cannot be used.
@@ -129,24 +129,20 @@ def rank_updates(
 
 def _options(*without: str, of: tuple[type, ...]) -> dict[str, Setting]:
     """Settings of some classes that become keywords: those that the command line has."""
+    every = {name: setting for kind in of for name, setting in settings_in(kind).items()}
     return {
         name: setting
-        for kind in of
-        for name, setting in settings_in(kind).items()
+        for name, setting in every.items()
         if setting.option is not None and name not in without
-    }
+    } | {name: settings_in(RankSettings)[name] for name in ("weight_scores", "seed")}
 
 
 # A baseline is a plan to compare with; data, completions and the model are parameters themselves.
-_OWN = {name: settings_in(RankSettings)[name] for name in ("weight_scores", "seed")}
-_RANK_OPTIONS = (
-    _options(
-        "baseline", "data", "rollouts", "rewards",
-        of=(PlanSettings, DataSettings, ObjectiveSettings, CandidateSettings, CaptureSettings),
-    )
-    | _OWN
+_RANK_OPTIONS = _options(
+    "baseline", "data", "rollouts", "rewards",
+    of=(PlanSettings, DataSettings, ObjectiveSettings, CandidateSettings, CaptureSettings),
 )  # fmt: skip
-_UPDATE_OPTIONS = _options("baseline", of=(PlanSettings, CandidateSettings)) | _OWN
+_UPDATE_OPTIONS = _options("baseline", of=(PlanSettings, CandidateSettings))
 
 
 def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -157,15 +153,13 @@ def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any])
             near = get_close_matches(name, known, n=1)
             hint = f" Did you mean '{near[0]}'?" if near else ""
             raise TypeError(f"{caller}() got an unexpected keyword argument '{name}'.{hint}")
-        kind = known[name].type
         if value is None:
             continue
-        if get_origin(kind) is tuple:
+        if get_origin(known[name].type) is tuple:
             # A single text is one that somebody forgot to put into a list.
-            value = (value,) if isinstance(value, str) else tuple(value)  # noqa: PLW2901
-        elif name == "budget":
-            value = str(value)  # noqa: PLW2901
-        values[name] = value
+            values[name] = (value,) if isinstance(value, str) else tuple(value)
+        else:
+            values[name] = str(value) if name == "budget" else value
     if "ranks" in values:
         values["ranks"] = tuple(sorted(set(values["ranks"])))
     return values
@@ -174,21 +168,24 @@ def _values(caller: str, known: Mapping[str, Setting], given: Mapping[str, Any])
 def _describe(function: Any, known: Mapping[str, Setting]) -> None:
     """Put the options into signature and docstring of a function, for `help` and notebooks."""
     signature = inspect.signature(function)
-    fixed = [item for item in signature.parameters.values() if item.name != "options"]
-    keywords, lines = [], []
+    keywords = [item for item in signature.parameters.values() if item.name != "options"]
+    lines = []
     for name, setting in known.items():
         option = setting.option
         assert option is not None  # noqa: S101 - `_options` holds none without
-        default = None if option.default else setting.default
-        kind = setting.type | None if setting.optional or option.default else setting.type
         keywords.append(
             inspect.Parameter(
-                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
+                name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None if option.default else setting.default,
+                annotation=setting.type | None
+                if setting.optional or option.default
+                else setting.type,
             )
         )
         shown = f" Default: {option.default}." if option.default else ""
         lines.append(f"    {name}: {option.help}{shown}")
-    function.__signature__ = signature.replace(parameters=[*fixed, *keywords])
+    function.__signature__ = signature.replace(parameters=keywords)
     function.__doc__ = f"{inspect.cleandoc(function.__doc__)}\n\nOptions:\n" + "\n".join(lines)
 
 
@@ -196,25 +193,21 @@ _describe(rank, _RANK_OPTIONS)
 _describe(rank_updates, _UPDATE_OPTIONS)
 
 
-def _several(reward: Reward | Sequence[Reward]) -> tuple[Reward, ...]:
-    if isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable):
-        several: tuple[Reward, ...] = (reward,)
-    else:
-        several = tuple(reward)
+def _named(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
+    """Rewards by a name that no other has, in their order."""
+    several: tuple[Any, ...] = (
+        (reward,)
+        if isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable)
+        else tuple(reward)
+    )
+    taken = {item for item in several if isinstance(item, str)} | set(VERIFIERS)
+    found: dict[str, Reward] = {}
     for item in several:
         if not (isinstance(item, str) or callable(item)):
             raise UsageError(
                 f"A reward is of type {type(item).__name__}.", hint="Give a name or a function."
             )
-    return several
-
-
-def _named(rewards: tuple[Reward, ...]) -> dict[str, Reward]:
-    """Rewards by a name that no other has, in their order."""
-    taken = {item for item in rewards if isinstance(item, str)} | set(VERIFIERS)
-    found: dict[str, Reward] = {}
-    for item in rewards:
-        name, number = item if isinstance(item, str) else name_of(item), 1
+        name, number = name_of(item), 1
         while not isinstance(item, str) and name in taken | set(found):
             number += 1
             name = f"{name_of(item)}#{number}"

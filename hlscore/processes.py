@@ -28,12 +28,7 @@ _WATCH_SECONDS = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """This process among those of a run.
-
-    Attributes:
-        rank: Number of this process, from 0.
-        size: Number of processes.
-    """
+    """This process among those of a run: its number, from 0, and how many there are."""
 
     rank: int = 0
     size: int = 1
@@ -65,9 +60,7 @@ class Processes:
         from torch import distributed
 
         described = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        everywhere: list[dict[str, tuple[tuple[int, ...], torch.dtype]]] = [{}] * self.size
-        distributed.all_gather_object(everywhere, described)
-        union = {name: what for part in everywhere for name, what in part.items()}
+        union = {name: what for part in self.gather(described) for name, what in part.items()}
         device = next((t.device for t in tensors.values()), torch.device("cpu"))
         sums = {
             name: tensors[name]
@@ -109,7 +102,7 @@ class Processes:
         return everywhere
 
     def wait(self) -> None:
-        """Go on when every process has come here."""
+        """Return when every process has come here."""
         self.gather(None)
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 Result = TypeVar("Result")
 
@@ -29,35 +28,27 @@ def cpu_limit() -> int:
         Whole CPUs, at least 1; a quota of 2.5 gives 2.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, int(min([float(usable or 1), *_quotas()])))
-
-
-def _quotas() -> Iterator[float]:
-    """CPUs that each control group of this process, and each group above it, may use."""
-    try:
-        lines = _OWN_GROUPS.read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        # Version 2: `0::/path`, version 1: `4:cpu,cpuacct:/path`. A container that sees its own
-        # group as the root of the mount may still be told its path on the host: groups that are
-        # not there have no quota.
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mounts = [_GROUPS / name for name in {"cpu", controllers}] if controllers else [_GROUPS]
-        below = Path(path.lstrip("/"))
-        for folder in (mount / part for mount in mounts for part in (below, *below.parents)):
-            try:
-                if controllers:
-                    limit = (folder / "cpu.cfs_quota_us").read_text()
-                    period = (folder / "cpu.cfs_period_us").read_text()
-                else:
-                    limit, period = (folder / "cpu.max").read_text().split()
-                if float(limit) > 0 and float(period) > 0:
-                    yield float(limit) / float(period)
-            except (OSError, ValueError):  # no such group, or `max`
+    limits = [float(usable or 1)]
+    with suppress(OSError):
+        for line in _OWN_GROUPS.read_text().splitlines():
+            # Version 2: `0::/path`, version 1: `4:cpu,cpuacct:/path`. A container that sees its
+            # own group as the root of the mount may still be told its path on the host: groups
+            # that are not there have no quota.
+            _, controllers, path = line.split(":", 2)
+            if controllers and "cpu" not in controllers.split(","):
                 continue
+            mounts = [_GROUPS / name for name in {"cpu", controllers}] if controllers else [_GROUPS]
+            below = Path(path.lstrip("/"))
+            for folder in (mount / part for mount in mounts for part in (below, *below.parents)):
+                with suppress(OSError, ValueError):  # no such group, or `max`
+                    if controllers:
+                        limit = (folder / "cpu.cfs_quota_us").read_text()
+                        period = (folder / "cpu.cfs_period_us").read_text()
+                    else:
+                        limit, period = (folder / "cpu.max").read_text().split()
+                    if float(limit) > 0 and float(period) > 0:
+                        limits.append(float(limit) / float(period))
+    return max(1, int(min(limits)))
 
 
 def let_waiting_threads_sleep() -> None:
@@ -88,58 +79,44 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-class Workers(Generic[Result]):
+@contextmanager
+def workers(
+    count: int, done: Callable[[Result], None]
+) -> Iterator[Callable[[Callable[[], Result]], None]]:
     """Threads that each run one job at a time, with one thread of torch.
 
     Args:
         count: Number of threads; 0 runs each job in the calling thread and changes nothing, for
             work on an accelerator.
-        done: Called in the calling thread with what each job returned, in the order in which jobs
-            end.
+        done: Called in the calling thread with what each job returned.
+
+    Yields:
+        A function that runs a job; it waits while every thread is busy, so that few inputs are
+        held at a time.
     """
+    if not count:
+        yield lambda job: done(job())
+        return
+    import torch
 
-    def __init__(self, count: int, done: Callable[[Result], None]) -> None:
-        self._count, self._done = count, done
-        self._running: set[Future[Result]] = set()
+    before, running = torch.get_num_threads(), set[Future[Result]]()
 
-    def __enter__(self) -> Workers[Result]:
-        if self._count:
-            import torch
+    def collect(most: int) -> None:
+        while len(running) > most:
+            ended, _ = wait(running, return_when=FIRST_COMPLETED)
+            running.difference_update(ended)
+            for future in ended:
+                done(future.result())
 
-            self._before = torch.get_num_threads()
-            self._pool = ThreadPoolExecutor(
-                self._count, initializer=torch.set_num_threads, initargs=(1,)
-            )
-        return self
+    def submit(job: Callable[[], Result]) -> None:
+        collect(count - 1)
+        running.add(pool.submit(job))
 
-    def submit(self, job: Callable[[], Result]) -> None:
-        """Run a job; waits while every thread is busy, so that few inputs are held at a time."""
-        if not self._count:
-            self._done(job())
-            return
-        while len(self._running) >= self._count:
-            self._collect()
-        self._running.add(self._pool.submit(job))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if not self._count:
-            return
-        import torch
-
-        try:
-            while self._running and error is None:
-                self._collect()
-        finally:
-            self._pool.shutdown(cancel_futures=True)
-            # What a thread of the pool sets also holds for threads that start later.
-            torch.set_num_threads(self._before)
-
-    def _collect(self) -> None:
-        ended, self._running = wait(self._running, return_when=FIRST_COMPLETED)
-        for future in ended:
-            self._done(future.result())
+    pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield submit
+        collect(0)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        # What a thread of the pool sets also holds for threads that start later.
+        torch.set_num_threads(before)

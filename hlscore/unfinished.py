@@ -20,13 +20,17 @@ PROGRESS_PREFIX = ".hlscore-progress"
 STAGE_PREFIX = ".hlscore-unfinished-"
 # Libraries write to files of their own naming first: the folder around them has this suffix.
 HALF_WRITTEN = ".unfinished"
-_SUFFIXES = (".safetensors", ".jsonl")
 
 
 def unfinished_runs(folder: Path) -> bool:
     """Whether a folder holds the progress of a run that did not end."""
-    found = folder.glob(f"{PROGRESS_PREFIX}-*") if folder.is_dir() else ()
-    return any(path.suffix in _SUFFIXES for path in found)
+    found = folder.glob(f"{PROGRESS_PREFIX}-*")
+    return any(path.suffix in (".safetensors", ".jsonl") for path in found)
+
+
+def captures_stored(folder: Path) -> bool:
+    """Whether a folder holds gradients of a run that did not end."""
+    return any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -38,10 +42,9 @@ def remove_unfinished(folder: Path) -> None:
 
 def remove_half_written(folder: Path) -> None:
     """Remove what a run that was killed in the middle of a write left in a folder."""
-    for path in folder.glob(f"{PROGRESS_PREFIX}-*{HALF_WRITTEN}"):
-        remove(path)
-    for path in folder.glob(f"{STAGE_PREFIX}*"):
-        remove(path)
+    for pattern in (f"{PROGRESS_PREFIX}-*{HALF_WRITTEN}", f"{STAGE_PREFIX}*"):
+        for path in folder.glob(pattern):
+            remove(path)
 
 
 def remove(path: Path) -> None:
@@ -50,11 +53,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
-
-
-def captures_stored(folder: Path) -> bool:
-    """Whether a folder holds gradients of a run that did not end."""
-    return folder.is_dir() and any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
 
 
 def stored_lines(path: Path) -> list[Any]:
@@ -103,8 +101,7 @@ def describe_run(
 
 def check_same_run(folder: Path, stored: object, wanted: object) -> None:
     """Refuse to go on with another run."""
-    difference = first_difference(stored, wanted)
-    if difference:
+    if difference := first_difference(stored, wanted):
         raise UsageError(
             f"The unfinished run in '{folder}' is another one: {difference}.",
             hint="Resume it with the same options, or start anew with --force.",
@@ -120,16 +117,15 @@ def nothing_to_resume(folder: Path) -> UsageError:
 
 def first_difference(stored: object, wanted: object, place: str = "") -> str:
     """Name the first place where two nested records differ; empty where they are equal."""
+
+    def shown(value: object) -> str:
+        text = "not set" if value is None else str(value)
+        return text if len(text) <= 40 else f"{text[:37]}..."
+
     if isinstance(stored, dict) and isinstance(wanted, dict):
         for key in [*wanted, *(key for key in stored if key not in wanted)]:
             inner = f"{place}.{key}" if place else str(key)
-            found = first_difference(stored.get(key), wanted.get(key), inner)
-            if found:
+            if found := first_difference(stored.get(key), wanted.get(key), inner):
                 return found
         return ""
-    return "" if stored == wanted else f"{place} was {_shown(stored)}, now it is {_shown(wanted)}"
-
-
-def _shown(value: object) -> str:
-    text = "not set" if value is None else str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return "" if stored == wanted else f"{place} was {shown(stored)}, now it is {shown(wanted)}"

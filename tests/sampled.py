@@ -11,10 +11,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.flow import Silent
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.inputs.formats import example_set
+from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.records import Rollout, RolloutSet
-from hlscore.rollouts.reward_process import RewardProcess
-from hlscore.rollouts.sampling import Sampler
+from hlscore.rollouts.rewards import RewardProcess
+from hlscore.rollouts.sampling import sample_completions
 from hlscore.settings import DataSettings, ObjectiveSettings
 
 ROWS = builtin_rows(BUILTIN_KNOWN)[:5]
@@ -42,17 +43,20 @@ def sample(
     tokenizer: PreTrainedTokenizerBase,
     rows: Sequence[Any] = ROWS,
     *,
-    judge: Judge = zeros,
+    judge: Judge | list[Any] = zeros,
     seed: int = 0,
     journal: RolloutJournal | None = None,
     resume: bool = False,
     progress: Silent | None = None,
+    processes: Processes = Processes(),  # noqa: B008 - frozen
     **options: Any,
 ) -> RolloutSet:
-    objective = settings(**options)
     examples = example_set(rows, "rows", DataSettings(), ("prompt",))
-    sampler = Sampler(model, tokenizer, objective, RewardProcess([judge]), seed=seed)
-    return sampler.run(examples, progress or Silent(), journal=journal, resume=resume)
+    rewards = RewardProcess(judge if isinstance(judge, list) else [judge])
+    return sample_completions(
+        model, tokenizer, examples, settings(**options), rewards,
+        progress or Silent(), seed=seed, processes=processes, journal=journal, resume=resume,
+    )  # fmt: skip
 
 
 def everything(found: RolloutSet) -> list[Rollout]:

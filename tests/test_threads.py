@@ -18,7 +18,7 @@ from hlscore import threads
 from hlscore.flow import weights_alone
 from hlscore.gradients import memory
 from hlscore.gradients import run as run_module
-from hlscore.threads import Workers, cpu_limit, thread_limit, torch_threads
+from hlscore.threads import cpu_limit, thread_limit, torch_threads, workers
 
 V2 = "0::/user/job\n"
 V1 = "12:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n"
@@ -87,9 +87,9 @@ def test_jobs_run_in_threads_of_their_own_with_one_thread_of_torch() -> None:
         return threading.get_ident(), torch.get_num_threads()
 
     with torch_threads(2):
-        with Workers(3, seen.append) as workers:
+        with workers(3, seen.append) as submit:
             for _ in range(6):
-                workers.submit(job)
+                submit(job)
         assert torch.get_num_threads() == 2
     assert len(seen) == 6
     assert {count for _, count in seen} == {1}
@@ -98,17 +98,17 @@ def test_jobs_run_in_threads_of_their_own_with_one_thread_of_torch() -> None:
 
 def test_few_jobs_wait_at_a_time() -> None:
     ended: list[int] = []
-    with Workers(2, ended.append) as workers:
+    with workers(2, ended.append) as submit:
         for number in range(20):
-            workers.submit(lambda number=number: number)
+            submit(lambda number=number: number)
             assert number + 1 - len(ended) <= 2
     assert sorted(ended) == list(range(20))
 
 
 def test_no_threads_run_jobs_in_the_caller() -> None:
     seen: list[int] = []
-    with Workers(0, seen.append) as workers:
-        workers.submit(threading.get_ident)
+    with workers(0, seen.append) as submit:
+        submit(threading.get_ident)
     assert seen == [threading.get_ident()]
 
 
@@ -117,8 +117,8 @@ def test_error_of_a_job_reaches_the_caller() -> None:
         raise RuntimeError("broken")
 
     with torch_threads(2):
-        with pytest.raises(RuntimeError, match="broken"), Workers(2, lambda _: None) as workers:
-            workers.submit(broken)
+        with pytest.raises(RuntimeError, match="broken"), workers(2, lambda _: None) as submit:
+            submit(broken)
         assert torch.get_num_threads() == 2
 
 

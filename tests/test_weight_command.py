@@ -53,7 +53,7 @@ def test_snr_decides_and_nothing_is_said_to_be_probed(tmp_path: Path) -> None:
     assert all("no probe token" not in item.remark for item in plan.modules)
 
 
-@pytest.mark.parametrize("score", ["snr", "spectral", "kappa", "random"])
+@pytest.mark.parametrize("score", ["spectral", "kappa", "random"])
 def test_every_score_of_weights_decides(score: str, tmp_path: Path) -> None:
     found = rank(tmp_path, "--score", score, "--json")
     assert found.code == 0, found.err
@@ -80,11 +80,9 @@ def test_modules_without_a_value_come_last_and_are_told(tmp_path: Path) -> None:
     assert not {item.module for item in plan.full} & {row.module for row in without}
 
 
-def test_the_same_command_gives_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        assert rank(tmp_path / name).code == 0
-    plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("a", "b")]
-    assert plans[0] == plans[1]
+def test_the_same_command_gives_the_same_bytes(made: Path, tmp_path: Path) -> None:
+    assert rank(tmp_path / "again").code == 0
+    assert (made / "plan.json").read_bytes() == (tmp_path / "again/plan.json").read_bytes()
 
 
 def test_a_saved_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,23 +103,12 @@ def test_a_saved_model_is_never_loaded(tmp_path: Path, monkeypatch: pytest.Monke
     ("options", "says"),
     [
         (("--score", "hls"), "The score 'hls' comes from gradients"),
-        (("--score", "l1_adam"), "The score 'l1_adam' comes from gradients"),
         (("--score", "nonsense"), "There is no score 'nonsense'"),
         (("--samples", "64"), "--samples is for probes"),
-        (("--max-length", "64"), "--max-length is for probes"),
-        (("--column", "text=body"), "--column is for probes"),
-        (("--split", "test"), "--split is for probes"),
-        (("--data-config", "main"), "--data-config is for probes"),
         (("--objective", "dpo"), "--objective is for probes"),
-        (("--objective", "grpo", "--reward", "math"), "--objective is for probes"),
         (("--estimator", "sketch"), "--estimator is for probes"),
-        (("--batch-size", "2"), "--batch-size is for probes"),
-        (("--bootstrap", "0"), "--bootstrap is for probes"),
-        (("--svd", "full"), "--svd is for probes"),
         (("--no-checkpointing",), "--checkpointing is for probes"),
         (("--dtype", "bfloat16"), "--dtype is for probes"),
-        (("--load-in", "4bit"), "--load-in is for probes"),
-        (("--device-map", "auto"), "--device-map is for probes"),
         (("--shard",), "--shard is for probes"),
         (("--resume",), "--resume continues stored probes"),
         (("--ranks", "4,8"), "--ranks needs a score with a value for each rank"),
@@ -191,17 +178,13 @@ def test_dry_run_says_what_would_be_read(tmp_path: Path) -> None:
     [
         ("show", "scores.parquet"),
         ("show", "scores.parquet", "-m", "model.layers.0.mlp.down_proj"),
-        ("show", "plan.json"),
         ("compare", "scores.parquet"),
         ("diff", "scores.parquet", "plan.json"),
         ("check", "plan.json", "--model", TINY, "--weights"),
         ("report", "scores.parquet", "plan.json", "-o", "page.html"),
-        ("report", "scores.parquet", "plan.json", "-o", "page.md"),
         ("plan", "scores.parquet", "--score", "spectral", "--rank", "8", "-o", "other.json"),
         ("plan", "scores.parquet", "--baseline", "lora-matched", "-o", "baseline.json"),
-        ("export", "plan.json", "--to", "twinkle", "-o", "twinkle.json"),
         ("export", "plan.json", "--to", "trl", "-o", "trl"),
-        ("export", "plan.json", "--to", "seed-adapter", "-o", "seed"),
     ],
     ids=" ".join,
 )
@@ -249,15 +232,12 @@ def test_probes_and_weights_together(tmp_path: Path, made: Path) -> None:
         "plan", tmp_path / "plain/scores.parquet", "--score", "snr", "-o", tmp_path / "p.json"
     )
     assert "rank with --weight-scores" in none.message
-    decided = hlscore("rank", TINY, *QUICK, "--score", "kappa", "-o", tmp_path / "kappa")
-    assert decided.code == 0
-    report = read_report(tmp_path / "kappa/scores.parquet")
-    assert report.candidates[0].kappa == max(row.kappa or 0 for row in report.candidates)
     sketched = hlscore(
-        "rank", TINY, *QUICK, "--estimator", "sketch", "--score", "snr", "-o", tmp_path / "sketch"
+        "rank", TINY, *QUICK, "--estimator", "sketch", "--score", "kappa", "-o", tmp_path / "sketch"
     )
     assert sketched.code == 0, sketched.err
     rows = read_report(tmp_path / "sketch/scores.parquet").candidates
+    assert rows[0].kappa == max(row.kappa or 0 for row in rows)
     assert {row.module: row.snr for row in rows} == {n: row.snr for n, row in alone.items()}
     assert all(row.l1_adam is None for row in rows)
 
@@ -266,18 +246,8 @@ def test_python_scores_the_weights_of_a_model_in_memory(made: Path) -> None:
     loaded = load_model(ModelSettings(model=TINY))
     result = package.rank(loaded.model, loaded.tokenizer, data="none")
     report = read_report(made / "scores.parquet")
+    assert result.report.model.fingerprint == loaded.identity.fingerprint
     assert result.report.run.score == "snr"
     assert [row.module for row in result.rows] == [row.module for row in report.rows]
     values = {row.module: row.snr for row in report.rows}
     assert all(row.snr == values[row.module] for row in result.rows)
-
-
-def test_scores_lists_what_each_of_them_needs() -> None:
-    listed = {item["name"]: item["needs"] for item in json.loads(hlscore("scores", "--json").out)}
-    assert listed == {
-        "hls": "gradients", "tail": "gradients", "grad_norm": "gradients",
-        "taylor": "whole gradients", "rgn": "gradients", "l1_adam": "whole gradients",
-        "hls_share": "gradients", "snr": "weights", "spectral": "weights", "kappa": "weights",
-        "random": "nothing",
-    }  # fmt: skip
-    assert "needs" in hlscore("scores").out

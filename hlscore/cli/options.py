@@ -33,20 +33,13 @@ class Options:
 
     In `Annotated[PlanSettings, Options()]` the parameter receives the settings; in
     `Annotated[Given, Options(PlanSettings)]` only what was typed, by name of the field.
-
-    Attributes:
-        kind: Class of settings; by default the type of the parameter.
-        only: Fields that become options; empty means all.
-        without: Fields that do not.
-        defaults: Texts for defaults that this command fills in.
-        helps: Help texts that differ in this command.
     """
 
-    kind: type | None = None
-    only: tuple[str, ...] = ()
-    without: tuple[str, ...] = ()
-    defaults: Mapping[str, str] = field(default_factory=dict)
-    helps: Mapping[str, str] = field(default_factory=dict)
+    kind: type | None = None  # class of settings; by default the type of the parameter
+    only: tuple[str, ...] = ()  # fields that become options; empty means all
+    without: tuple[str, ...] = ()  # fields that do not
+    defaults: Mapping[str, str] = field(default_factory=dict)  # texts for those filled in here
+    helps: Mapping[str, str] = field(default_factory=dict)  # help texts of this command
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:

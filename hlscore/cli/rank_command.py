@@ -66,28 +66,28 @@ def rank(
     from hlscore.scores.registry import check_of_updates, check_without_probes
 
     check_plan_settings(settings.plan)
-    without_probes = ""
+    no_probes = ""  # the option that replaces them
     if settings.updates:
-        without_probes = "--update"
+        no_probes = "--update"
         check_of_updates(settings.plan.score)
     elif settings.data.without_probes:
-        without_probes = "--data none"
+        no_probes = "--data none"
         check_without_probes(settings.plan.score)
     if settings.objective.rewards:
-        from hlscore.rollouts.reward_process import check_rewards
+        from hlscore.rollouts.rewards import check_rewards
 
         check_rewards(settings.objective.rewards, settings.objective.reward_weights)
     if dry_run:
-        _forecast(settings, probed=not without_probes, as_json=as_json)
+        _forecast(settings, probed=not no_probes, as_json=as_json)
         return
     process = started_as()
-    if without_probes and resume:
+    if no_probes and resume:
         raise UsageError(
-            f"--resume continues stored probes, and {without_probes} has none.", hint="Remove it."
+            f"--resume continues stored probes, and {no_probes} has none.", hint="Remove it."
         )
-    if without_probes and process.size > 1:
+    if no_probes and process.size > 1:
         raise UsageError(
-            f"{without_probes} runs in one process, and {process.size} were started.",
+            f"{no_probes} runs in one process, and {process.size} were started.",
             hint="Start it without torchrun.",
         )
     folder = out or files.default_folder(settings.model.model)

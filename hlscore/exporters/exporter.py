@@ -19,7 +19,7 @@ from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.limits import Limits
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.paths import existing_path
-from hlscore.planning.rates import rate_source, suggested_rates
+from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
 from hlscore.wording import memory, visible
 
@@ -92,11 +92,10 @@ class Export:
         Those given, else the plan's, else what is usual for `method` where the plan was made for
         another loss.
         """
-        suggested = self.plan.learning_rates
-        full, lora = suggested.full.value, suggested.lora.value
+        rates = self.plan.learning_rates
         if method not in (None, self.loss):
-            full, lora = suggested_rates(method)
-        return self.full_lr or full, self.lora_lr or lora
+            rates = suggested_rates(method)
+        return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
 
     def one_rate(self, method: str | None = None) -> float:
         """The learning rate where a trainer has only one.
@@ -111,8 +110,8 @@ class Export:
 
     def rate_source(self, method: str) -> str:
         """Where suggested rates come from."""
-        suggested = self.plan.learning_rates.full.source
-        return suggested if method == self.loss else rate_source(method)
+        of_plan = method == self.loss
+        return (self.plan.learning_rates if of_plan else suggested_rates(method)).full.source
 
     @property
     def optimizer(self) -> tuple[str, str | None]:

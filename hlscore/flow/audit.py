@@ -17,21 +17,17 @@ _HARDLY = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Audit:
-    """What a training did to a model.
-
-    Attributes:
-        movements: What the report has no columns for, by module.
-        groups: Modules by what became of them, in the order of the report: `unmoved`; `hardly`
-            (less than a tenth of the median); `exhausted` and `spare` (the whole rank, or at most
-            half of it, is needed for 99 % of the update).
-        against: The plan of the training compared with what happened, if one was given:
-            Kendall's tau-b of its scores and the energies of the updates by mode (modules in full
-            and with LoRA move by different rates), and groups of modules.
-    """
+    """What a training did to a model."""
 
     report: ScoreReport
-    movements: Mapping[str, Moved]
+    movements: Mapping[str, Moved]  # what the report has no columns for, by module
+    # Modules by what became of them, in the order of the report: `unmoved`; `hardly` (less than a
+    # tenth of the median); `exhausted` and `spare` (the whole rank, or at most half of it, is
+    # needed for 99 % of the update).
     groups: Mapping[str, Sequence[str]]
+    # The plan of the training compared with what happened, if one was given: Kendall's tau-b of
+    # its scores and the energies of the updates by mode (modules in full and with LoRA move by
+    # different rates), and groups of modules.
     against: Mapping[str, Any] | None
 
 

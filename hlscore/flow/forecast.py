@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -14,54 +15,44 @@ from hlscore.gradients.estimator import EstimatorChoice, choose_estimator, with_
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import planned_dtype, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.tokens import embedding_rows
+from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
-from hlscore.rollouts.prompts import longest_rollouts
-from hlscore.rollouts.records import RolloutSet
-from hlscore.rollouts.sampling import judgeable_prompts, rewards_of
-from hlscore.settings import RankSettings
+from hlscore.rollouts.prompts import prompts_of, room_for
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.rollouts.rewards import RewardProcess
+from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
+
+# Forward, forward again for checkpointed blocks, and both products of the backward pass.
+_FLOPS_PER_WEIGHT = 8
+_TIMED_SECONDS = 0.1
+_TIMED_TOKENS = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
-    """What a run would do, known before any weight is loaded.
+    """What a run would do, known before any weight is loaded."""
 
-    Attributes:
-        modules: Every module found, skipped ones too.
-        probes: The probe examples.
-        choice: How gradients would be captured, and why.
-        weight_bytes: Memory of the weights.
-        gradient_bytes: Memory of the gradient sums or sketches.
-        activation_bytes: Memory of the activations of the largest batch, an estimate.
-        copy_bytes: Memory of the copy of the base weights that trials keep; 0 without trials.
-        generation_bytes: Memory of the cache and the logits while completions are sampled; 0 where
-            none are.
-        process_bytes: Memory that the process holds beside tensors: the libraries.
-        disk_bytes: Largest size of the stored progress, removed when the run has ended.
-        probe_seconds: Time of the forward and backward passes over the probes, from the speed of
-            a matrix product; decompositions and sampling come on top.
-        free_bytes: Memory that is free on the device now.
-        budget_unit: `module` or `parameter`.
-        budget_limit: How many of them the budget allows in full.
-    """
-
-    modules: tuple[Candidate, ...]
+    modules: tuple[Candidate, ...]  # every module found, skipped ones too
+    settings: RankSettings  # with what was left to the run decided
+    notes: tuple[str, ...]
     probes: ProbeSet
     choice: EstimatorChoice
     weight_bytes: int
-    gradient_bytes: int
-    activation_bytes: int
-    copy_bytes: int
-    generation_bytes: int
-    process_bytes: int
-    disk_bytes: int
+    gradient_bytes: int  # gradient sums or sketches
+    activation_bytes: int  # of the largest batch, an estimate
+    copy_bytes: int  # the copy of the base weights that trials keep; 0 without trials
+    generation_bytes: int  # cache and logits while completions are sampled; 0 where none are
+    process_bytes: int  # what the process holds beside tensors: the libraries
+    disk_bytes: int  # largest size of the stored progress, removed when the run has ended
+    # Forward and backward passes over the probes, from the speed of a matrix product;
+    # decompositions and sampling come on top.
     probe_seconds: float
-    free_bytes: int
-    budget_unit: str
-    budget_limit: int
+    free_bytes: int  # on the device, now
+    budget_unit: str  # `module`, `parameter` or `byte`
+    budget_limit: int  # how many of them the budget allows in full
 
     @property
     def peak_bytes(self) -> int:
@@ -80,22 +71,24 @@ def forecast(
     """Say what a run would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    settings = with_movement(model, chosen, settings)
-    if isinstance(examples, ExampleSet) and settings.objective.samples_rollouts:
-        with rewards_of(settings.objective, {}) as rewards:
-            prompts, notes = judgeable_prompts(examples, tokenizer, model, rewards)
-        examples = longest_rollouts(
-            prompts, tokenizer, model, settings.objective, source=examples.source, notes=notes
-        )
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, notes = with_movement(model, chosen, settings, examples=count)
+    sampled = settings.objective.samples_rollouts
+    if isinstance(examples, ExampleSet) and sampled:
+        examples = _longest_rollouts(model, tokenizer, examples, settings.objective)
     probes = encode_probes(model, tokenizer, examples, settings)
     dtype = planned_dtype(model.config, settings.model)
     generation_bytes = 0
-    if settings.objective.samples_rollouts:
-        longest = max(
-            len(item.input_ids) for half in probes.halves for group in half for item in group
-        )
-        generation_bytes = _generation_bytes(model, settings, longest, dtype.itemsize)
-    budget = parse_budget(settings.plan.budget)
+    if sampled:
+        # Keys and values of a batch of completions, and its logits in float32.
+        config = model.config.get_text_config()
+        heads = int(getattr(config, "num_attention_heads", None) or 1)
+        width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
+        held = int(getattr(config, "num_key_value_heads", None) or heads)
+        longest = max(len(item.input_ids) for item in probes.sequences)
+        cache = 2 * int(config.num_hidden_layers) * held * int(width) * longest * dtype.itemsize
+        logits = 2 * embedding_rows(model) * torch.float32.itemsize
+        generation_bytes = settings.objective.generate_batch * (cache + logits)
     weight_bytes = planned_weight_bytes(model, settings.model)
     choice = choose_estimator(
         model,
@@ -108,35 +101,75 @@ def forecast(
         packed=settings.model.load_in is not None,
     )
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
+    gradient_bytes = kept - choice.needs.activations
+    weights = sum(item.matrices * item.out_features * item.in_features for item in chosen)
+    budget_unit, budget_limit = _budget(chosen, settings)
     return Forecast(
         modules=modules,
+        settings=settings,
+        notes=(*notes, *probes.summary.notes),
         probes=probes,
         choice=choice,
         weight_bytes=weight_bytes,
-        gradient_bytes=kept - choice.needs.activations,
+        gradient_bytes=gradient_bytes,
         activation_bytes=choice.needs.activations,
-        copy_bytes=dtype.itemsize
-        * sum(item.matrices * item.out_features * item.in_features for item in chosen)
-        if settings.capture.movement == "trial"
-        else 0,
+        copy_bytes=dtype.itemsize * weights if settings.capture.movement == "trial" else 0,
         generation_bytes=generation_bytes,
         process_bytes=psutil.Process().memory_info().rss,
-        disk_bytes=kept - choice.needs.activations,
+        disk_bytes=gradient_bytes,
         probe_seconds=_FLOPS_PER_WEIGHT
         * settings.capture.passes
         * probes.summary.total_tokens
         * sum(item.n_params // item.matrices for item in chosen)
         / _flops_per_second(model, dtype, device),
         free_bytes=choice.free_bytes,
-        budget_unit=budget.unit.removesuffix("s"),
-        budget_limit=budget.limit([item.n_params for item in chosen]),
+        budget_unit=budget_unit,
+        budget_limit=budget_limit,
     )
 
 
-# Forward, forward again for checkpointed blocks, and both products of the backward pass.
-_FLOPS_PER_WEIGHT = 8
-_TIMED_SECONDS = 0.1
-_TIMED_TOKENS = 512
+def _budget(chosen: Sequence[Candidate], settings: RankSettings) -> tuple[str, int]:
+    """Unit of the budget, one of it, and how many it allows."""
+    budget = parse_budget(settings.plan.budget)
+    return budget.unit.removesuffix("s"), budget.limit([item.n_params for item in chosen])
+
+
+def _longest_rollouts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: ExampleSet,
+    settings: ObjectiveSettings,
+) -> RolloutSet:
+    """Stand-ins for completions that are not sampled yet, as long as they may become.
+
+    Returns:
+        Completions that all differ, every other one of them right.
+    """
+    with RewardProcess.of(settings) as rewards:
+        prompts, notes = prompts_of(examples, tokenizer, model, rewards)
+    context, pad = context_length(model), pad_token_id(tokenizer, model)
+    # Equal completions would be run once: their last tokens differ, as far as there are tokens.
+    lasts = [number % embedding_rows(model) for number in range(settings.generations)]
+    groups = []
+    for prompt in prompts:
+        room = room_for(len(prompt.ids), context, settings)
+        rollouts = tuple(
+            Rollout(
+                prompt="",
+                prompt_ids=prompt.ids,
+                completion="",
+                completion_ids=(*(pad,) * (room - 1), last),
+                reward=float(last % 2),
+                truncated=False,
+            )
+            for last in lasts
+        )
+        groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))
+    note = (
+        "Completions are sampled when the model runs: counted here as if each were as long as it "
+        "may be, and as if every prompt carried a gradient."
+    )
+    return RolloutSet(source=examples.source, groups=tuple(groups), notes=(*notes, note))
 
 
 def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> float:
@@ -152,52 +185,29 @@ def _flops_per_second(model: PreTrainedModel, dtype: torch.dtype, device: torch.
     return 2.0 * products * _TIMED_TOKENS * width**2 / passed
 
 
-def _generation_bytes(
-    model: PreTrainedModel, settings: RankSettings, longest: int, itemsize: int
-) -> int:
-    """Cache of keys and values of a batch of completions, and its logits in float32."""
-    config = model.config.get_text_config()
-    heads = int(getattr(config, "num_attention_heads", None) or 1)
-    width = getattr(config, "head_dim", None) or int(config.hidden_size) // heads
-    held = int(getattr(config, "num_key_value_heads", None) or heads)
-    cache = 2 * int(config.num_hidden_layers) * held * int(width) * longest * itemsize
-    logits = 2 * embedding_rows(model) * torch.float32.itemsize
-    return int(settings.objective.generate_batch * (cache + logits))
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightForecast:
-    """What a run on the weights alone would do, known from the configuration.
+    """What a run on the weights alone would do, known from the configuration."""
 
-    Attributes:
-        modules: Every module found, skipped ones too.
-        matrices: Matrices to decompose.
-        largest_bytes: Memory of the largest weight in the dtype of the configuration.
-        work_bytes: Memory of the largest decomposition, an estimate.
-        budget_unit: `module`, `parameter` or `byte`.
-        budget_limit: How many of them the budget allows in full.
-    """
-
-    modules: tuple[Candidate, ...]
-    matrices: int
-    largest_bytes: int
-    work_bytes: int
-    budget_unit: str
-    budget_limit: int
+    modules: tuple[Candidate, ...]  # every module found, skipped ones too
+    matrices: int  # to decompose
+    largest_bytes: int  # the largest weight in the dtype of the configuration
+    work_bytes: int  # memory of the largest decomposition, an estimate
+    budget_unit: str  # `module`, `parameter` or `byte`
+    budget_limit: int  # how many of them the budget allows in full
 
 
 def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightForecast:
     """Say what a run on the weights alone would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    budget = parse_budget(settings.plan.budget)
-    itemsize = planned_dtype(model.config, settings.model).itemsize
+    unit, limit = _budget(chosen, settings)
+    largest = max(item.matrices * item.out_features * item.in_features for item in chosen)
     return WeightForecast(
         modules=modules,
         matrices=sum(item.matrices for item in chosen),
-        largest_bytes=itemsize
-        * max(item.matrices * item.out_features * item.in_features for item in chosen),
+        largest_bytes=planned_dtype(model.config, settings.model).itemsize * largest,
         work_bytes=max(decomposition_bytes(item) for item in chosen),
-        budget_unit=budget.unit.removesuffix("s"),
-        budget_limit=budget.limit([item.n_params for item in chosen]),
+        budget_unit=unit,
+        budget_limit=limit,
     )

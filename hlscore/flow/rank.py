@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import UsageError
-from hlscore.flow.result import RankResult, run_info, with_plan
-from hlscore.flow.weights_alone import weights_beside
+from hlscore.flow.result import RankResult, result_of
+from hlscore.flow.weights_alone import weight_statistics
 from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.progress import Storage
@@ -22,23 +22,17 @@ from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.problem import check_plan_for, check_plan_settings
-from hlscore.probes.encode import encode
-from hlscore.probes.encoding import length_limit
+from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
-from hlscore.records import (
-    Candidate,
-    ModelIdentity,
-    ScoreReport,
-)
+from hlscore.records import Candidate, ModelIdentity
 from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.prompts import prompts_hash
 from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutSet
-from hlscore.rollouts.reward_process import Reward
-from hlscore.rollouts.sampling import Sampler, rewards_of
+from hlscore.rollouts.rewards import Reward, RewardProcess
+from hlscore.rollouts.sampling import sample_completions
 from hlscore.scores.registry import find_score
-from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.threads import thread_limit, torch_threads
@@ -62,8 +56,10 @@ def rank_model(
 
     Args:
         model: The model with weights; comes back as it was.
+        functions: Reward functions by name, of the Python API.
         processes: This process among those that share the probes.
         storage: Where progress is stored, if anywhere.
+        sampled: Receives the completions that the model sampled, before they are probed.
 
     Returns:
         Report, plan and completions; `None` in all but the main process.
@@ -71,7 +67,8 @@ def rank_model(
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
-    settings = with_movement(model, candidates_of(modules), settings)
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, notes = with_movement(model, candidates_of(modules), settings, examples=count)
     if settings.capture.movement == "trial" and not find_score(settings.plan.score).reads_gradients:
         raise UsageError(
             f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
@@ -85,22 +82,18 @@ def rank_model(
         )  # fmt: skip
         sampled(rollouts)
     probes = encode_probes(model, tokenizer, examples, settings)
-    if storage is not None and storage.resume and isinstance(examples, RolloutSet):
-        # The run may have been stopped while it sampled.
-        stored = any(processes.gather(captures_stored(storage.folder)))
-        storage = replace(storage, resume=stored)
+    earlier_seconds = 0.0
+    if isinstance(examples, RolloutSet):
+        earlier_seconds = examples.seconds
+        if storage is not None and storage.resume:
+            # The run may have been stopped while it sampled.
+            stored = any(processes.gather(captures_stored(storage.folder)))
+            storage = replace(storage, resume=stored)
     return score_probes(
-        model,
-        modules,
-        identity,
-        probes,
-        settings,
-        progress,
-        processes=processes,
-        storage=storage,
-        earlier_seconds=examples.seconds if isinstance(examples, RolloutSet) else 0.0,
-        rollouts=rollouts,
-    )
+        model, modules, identity, probes, settings, progress,
+        processes=processes, storage=storage, earlier_seconds=earlier_seconds, rollouts=rollouts,
+        notes=notes,
+    )  # fmt: skip
 
 
 def score_probes(
@@ -115,13 +108,14 @@ def score_probes(
     storage: Storage | None = None,
     earlier_seconds: float = 0.0,
     rollouts: RolloutSet | None = None,
+    notes: Sequence[str] = (),
 ) -> RankResult | None:
     """Do what `rank_model` does, from tokenized probes on.
 
     Args:
-        model: The model with weights; comes back as it was.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
+        earlier_seconds: What the steps before took.
+        rollouts: Completions that the model sampled, to be kept with the result.
+        notes: Remarks on how the settings were chosen.
     """
     began = time.perf_counter()
     planned = len(candidates_of(modules))
@@ -130,47 +124,40 @@ def score_probes(
         for item in modules
     )
     chosen = candidates_of(modules)
-    left_out = planned - len(chosen)
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
+    with _computing(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
         norms = weight_norms(model, chosen) if run.sketched else {}
-        weights = weights_beside(model, chosen, settings, run.ranks, progress, processes)
+        weights = None
+        if settings.weight_scores or find_score(settings.plan.score).reads_weights:
+            weights = weight_statistics(model, chosen, run.ranks, progress, processes)
         if not processes.is_main:
             return None
         statistics = run.reduce(progress, norms)
-    rank, score = settings.plan.rank, find_score(settings.plan.score)
-    rows = build_rows(
-        modules,
-        statistics=statistics,
-        weights=weights,
-        ranks=run.ranks,
-        rank=rank,
-        seed=settings.seed,
-    )
     # That gradients are summed exactly is what one expects.
-    notes = [*([run.choice.reason] if run.sketched else []), *run.notes]
-    if left_out:
-        notes.append(
+    remarks = [*notes, *([run.choice.reason] if run.sketched else []), *run.notes]
+    if left_out := planned - len(chosen):
+        remarks.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
             "their weights, which are sharded or offloaded."
         )
-    report = ScoreReport(
-        rows=order_rows(rows, score, rank),
-        model=identity,
-        probes=replace(probes.summary, mean_loss=mean_loss),
-        run=run_info(
-            settings,
-            seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
-            estimator=run.choice.estimator,
-            sketch_size=run.choice.sketch_size if run.sketched else None,
-            trial_rate=run.trial_rate,
-            device=input_device(model),
-            dtype=str(model.dtype).removeprefix("torch."),
-            notes=tuple(notes),
-        ),
+    result = result_of(
+        settings,
+        modules,
+        identity,
+        replace(probes.summary, mean_loss=mean_loss),
+        ranks=run.ranks,
+        statistics=statistics,
+        weights=weights,
+        seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
+        estimator=run.choice.estimator,
+        device=input_device(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        sketch_size=run.choice.sketch_size if run.sketched else None,
+        trial_rate=run.trial_rate,
+        notes=tuple(remarks),
+        rollouts=rollouts,
     )
-    result = with_plan(report, settings.plan, rollouts)
     if run.file is not None:
         run.file.forget()
     return result
@@ -212,50 +199,33 @@ def sample_rollouts(
     processes: Processes = Processes(),  # noqa: B008 - frozen
     storage: Storage | None = None,
 ) -> RolloutSet:
-    """Let a model complete prompts, and judge what it wrote.
-
-    Args:
-        model: The model with weights; comes back as it was.
-        processes: This process among those that share the prompts.
-        storage: Where finished groups are stored, if anywhere.
-    """
+    """Let a model complete prompts, and judge what it wrote; see `rank_model`."""
     # What would be refused afterwards is refused before.
     length_limit(model, settings.data.max_length, default=None)
-    journal = None
+    journal, resume = None, False
     if storage is not None:
-        about = describe_run(
+        run = describe_run(
             settings.sampling(),
             identity,
             prompts_hash(examples),
             device=input_device(model).type,
             processes=processes.size,
         )
-        journal = _journal(storage, about, processes)
-    sampler = Sampler(
-        model,
-        tokenizer,
-        settings.objective,
-        rewards_of(settings.objective, functions or {}),
-        seed=settings.seed,
-    )
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), _threads(model):
-        return sampler.run(
-            examples,
-            progress,
-            processes=processes,
-            journal=journal,
-            resume=storage is not None and storage.resume,
-        )
+        journal, resume = RolloutJournal(storage.folder, run, processes), storage.resume
+        if resume and not any(processes.gather(journal.exists())):
+            raise nothing_to_resume(storage.folder)
+    rewards = RewardProcess.of(settings.objective, functions)
+    with _computing(model):
+        return sample_completions(
+            model, tokenizer, examples, settings.objective, rewards, progress,
+            seed=settings.seed, processes=processes, journal=journal, resume=resume,
+        )  # fmt: skip
 
 
-def _threads(model: PreTrainedModel) -> AbstractContextManager[None]:
-    """No more threads than there is CPU time for, where the CPU computes."""
+@contextmanager
+def _computing(model: PreTrainedModel) -> Iterator[None]:
+    """Weights as trained, and no more threads than there is CPU time for."""
     on_cpu = input_device(model).type == "cpu"
-    return torch_threads(thread_limit()) if on_cpu else nullcontext()
-
-
-def _journal(storage: Storage, about: Mapping[str, object], processes: Processes) -> RolloutJournal:
-    journal = RolloutJournal(storage.folder, about, processes)
-    if storage.resume and not any(processes.gather(journal.exists())):
-        raise nothing_to_resume(storage.folder)
-    return journal
+    threads = torch_threads(thread_limit()) if on_cpu else nullcontext()
+    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), threads:
+        yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,10 +17,21 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.report import to_pandas, write_report
 from hlscore.planning.make_plan import make_plan
-from hlscore.records import ModuleRow, RunInfo, ScoreReport
+from hlscore.records import (
+    Candidate,
+    GradientStatistics,
+    ModelIdentity,
+    ModuleRow,
+    ProbeSummary,
+    RunInfo,
+    ScoreReport,
+    WeightStatistics,
+)
 from hlscore.rollouts.files import write_rollouts
 from hlscore.rollouts.records import RolloutSet
-from hlscore.settings import PlanSettings, RankSettings
+from hlscore.scores.registry import find_score
+from hlscore.scores.rows import build_rows, order_rows
+from hlscore.settings import RankSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,17 +39,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankResult:
-    """What a run found.
+    """What a run found."""
 
-    Attributes:
-        report: Content of `scores.parquet`.
-        plan: Content of `plan.json`.
-        rollouts: Completions that the model sampled, if it did.
-    """
-
-    report: ScoreReport
-    plan: Plan
-    rollouts: RolloutSet | None = None
+    report: ScoreReport  # content of `scores.parquet`
+    plan: Plan  # content of `plan.json`
+    rollouts: RolloutSet | None = None  # completions that the model sampled, if it did
 
     @property
     def rows(self) -> tuple[ModuleRow, ...]:
@@ -67,49 +72,70 @@ class RankResult:
         return write_files(target, writers)
 
 
-def with_plan(
-    report: ScoreReport, settings: PlanSettings, rollouts: RolloutSet | None = None
-) -> RankResult:
-    """Allocate the budget by the scores of a report, whose rows get the selection probabilities."""
-    plan = make_plan(report, settings)
-    shares = {item.module: item.selection_probability for item in plan.modules}
-    rows = tuple(row.changed(selection_probability=shares.get(row.module)) for row in report.rows)
-    return RankResult(report=replace(report, rows=rows), plan=plan, rollouts=rollouts)
-
-
-def run_info(
+def result_of(
     settings: RankSettings,
+    modules: Sequence[Candidate],
+    model: ModelIdentity,
+    probes: ProbeSummary,
     *,
+    ranks: tuple[int, ...],
+    statistics: Mapping[str, GradientStatistics] | None = None,
+    weights: Mapping[str, WeightStatistics] | None = None,
     seconds: float,
-    estimator: str,
+    estimator: str = "none",
     device: torch.device,
     dtype: str,
     sketch_size: int | None = None,
     trial_rate: float | None = None,
     notes: tuple[str, ...] = (),
-) -> RunInfo:
-    """Say where and how a report was made.
+    rollouts: RolloutSet | None = None,
+) -> RankResult:
+    """Score modules by their statistics and allocate the budget.
 
     Args:
+        ranks: Ranks of the tail curves.
+        statistics: Of the gradient or update of each candidate; `None` without probes.
+        weights: Of the weight of each candidate; `None` where not asked for.
         estimator: How gradients were captured; `none` without probes.
         sketch_size: Columns of a sketch; `None` without sketches.
         trial_rate: Learning rate of the trials; `None` without trials.
     """
-    return RunInfo(
-        hlscore_version=__version__,
-        settings=asdict(settings),
+    plan = settings.plan
+    rows = build_rows(
+        modules,
+        ranks=ranks,
+        rank=plan.rank,
         seed=settings.seed,
-        score=settings.plan.score,
-        rank=settings.plan.rank,
-        estimator=estimator,
-        sketch_size=sketch_size,
-        trial_rate=trial_rate,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        dtype=dtype,
-        versions={
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
-        },
-        wall_seconds=round(seconds, 3),
-        notes=notes,
+        statistics=statistics,
+        weights=weights,
+        of_updates=bool(settings.updates),
     )
+    report = ScoreReport(
+        rows=order_rows(rows, find_score(plan.score), plan.rank),
+        model=model,
+        probes=probes,
+        run=RunInfo(
+            hlscore_version=__version__,
+            settings=asdict(settings),
+            seed=settings.seed,
+            score=plan.score,
+            rank=plan.rank,
+            estimator=estimator,
+            sketch_size=sketch_size,
+            trial_rate=trial_rate,
+            device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+            dtype=dtype,
+            versions={
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "transformers", "datasets", "numpy")},
+            },
+            wall_seconds=round(seconds, 3),
+            notes=notes,
+        ),
+    )
+    allocated = make_plan(report, plan)
+    shares = {item.module: item.selection_probability for item in allocated.modules}
+    ordered = tuple(
+        row.changed(selection_probability=shares.get(row.module)) for row in report.rows
+    )
+    return RankResult(report=replace(report, rows=ordered), plan=allocated, rollouts=rollouts)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.flow.result import RankResult, run_info, with_plan
+from hlscore.flow.result import RankResult, result_of
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.statistics import curve_ranks
 from hlscore.inputs.model import input_device, resolve_device
@@ -18,19 +18,11 @@ from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.weights import dense_weight
 from hlscore.planning.problem import check_plan_for, check_plan_settings
 from hlscore.processes import Processes
-from hlscore.records import (
-    NO_PROBES,
-    Candidate,
-    ModelIdentity,
-    RunInfo,
-    ScoreReport,
-    WeightStatistics,
-)
-from hlscore.scores.registry import check_without_probes, find_score
-from hlscore.scores.rows import build_rows, order_rows
+from hlscore.records import NO_PROBES, Candidate, ModelIdentity, WeightStatistics
+from hlscore.scores.registry import check_without_probes
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.threads import Workers
+from hlscore.threads import workers
 from hlscore.weights.decomposition import decomposition_bytes, measure_weight
 
 
@@ -40,19 +32,22 @@ def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResu
     check_without_probes(settings.plan.score)
     device = resolve_device(settings.model.device)
     stored, modules = opened(settings)
-    chosen, ranks = candidates_of(modules), _ranks(settings)
+    chosen = candidates_of(modules)
+    ranks = curve_ranks(settings.plan.rank, also=settings.plan.ranks)
     began = time.perf_counter()
     with _decomposing(chosen, ranks, device, progress) as (found, use):
         weights_hash = stored.read(chosen, lambda item, held: use(item, held.pop()))
-    identity = stored.identity(weights_hash)
-    run = run_info(
+    return result_of(
         settings,
+        modules,
+        stored.identity(weights_hash),
+        NO_PROBES,
+        ranks=ranks,
+        weights=found,
         seconds=time.perf_counter() - began,
-        estimator="none",
         device=device,
         dtype=stored.dtype(chosen),
     )
-    return _report(modules, found, identity, run, settings)
 
 
 def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]]:
@@ -76,51 +71,43 @@ def score_held_weights(
     check_without_probes(settings.plan.score)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
+    ranks = curve_ranks(settings.plan.rank, also=settings.plan.ranks)
     began = time.perf_counter()
-    found = _held(model, candidates_of(modules), _ranks(settings), progress)
-    run = run_info(
+    found = weight_statistics(model, candidates_of(modules), ranks, progress)
+    return result_of(
         settings,
+        modules,
+        identity,
+        NO_PROBES,
+        ranks=ranks,
+        weights=found,
         seconds=time.perf_counter() - began,
-        estimator="none",
         device=input_device(model),
         dtype=str(model.dtype).removeprefix("torch."),
     )
-    return _report(modules, found, identity, run, settings)
 
 
-def weights_beside(
+def weight_statistics(
     model: PreTrainedModel,
     chosen: tuple[Candidate, ...],
-    settings: RankSettings,
     ranks: tuple[int, ...],
     progress: Progress,
-    processes: Processes,
-) -> dict[str, WeightStatistics] | None:
-    """Score the weights of a model that is probed too, where that is asked for.
+    processes: Processes = Processes(),  # noqa: B008 - frozen
+) -> dict[str, WeightStatistics]:
+    """Decompose the weights of a model in memory.
 
     Args:
         model: The model with weights; it is only read.
-        processes: This process among those that share the probes; all take part where weights
-            are sharded, and the main one decomposes.
+        processes: This process among those of a run; all gather weights that are sharded, and
+            the main one decomposes.
 
     Returns:
-        Statistics by module name; `None` where nobody asked for them.
+        Statistics by module name; empty in all but the main process.
     """
-    if not (settings.weight_scores or find_score(settings.plan.score).reads_weights):
-        return None
-    if processes.is_main:
-        return _held(model, chosen, ranks, progress)
-    for item in chosen:
-        dense_weight(model, item)
-    return None
-
-
-def _held(
-    model: PreTrainedModel,
-    chosen: tuple[Candidate, ...],
-    ranks: tuple[int, ...],
-    progress: Progress,
-) -> dict[str, WeightStatistics]:
+    if not processes.is_main:
+        for item in chosen:
+            dense_weight(model, item)
+        return {}
     with _decomposing(chosen, ranks, input_device(model), progress) as (found, use):
         for item in chosen:
             use(item, dense_weight(model, item))
@@ -144,43 +131,19 @@ def _decomposing(
         weight; it waits while all threads are busy.
     """
     found: dict[str, WeightStatistics] = {}
+    sizes = {item.module: item.matrices * item.out_features * item.in_features for item in chosen}
 
-    def done(ended: tuple[Candidate, WeightStatistics]) -> None:
-        item, found[item.module] = ended
-        progress.advance(_numbers(item))
+    def done(ended: tuple[str, WeightStatistics]) -> None:
+        name, found[name] = ended
+        progress.advance(sizes[name])
 
-    largest = max(4 * _numbers(item) + decomposition_bytes(item) for item in chosen)
+    largest = max(4 * sizes[item.module] + decomposition_bytes(item) for item in chosen)
     count = worker_count(largest) if device.type in ("cpu", "mps") else 0
+    progress.start("decomposing", sum(sizes.values()), "weights")
     # A single worker would only hold a second weight beside the one that is being read.
-    count = count if count > 1 else 0
-    progress.start("decomposing", sum(_numbers(item) for item in chosen), "weights")
-    with Workers(count, done) as workers:
+    with workers(count if count > 1 else 0, done) as submit:
 
         def use(item: Candidate, weight: torch.Tensor | None) -> None:
-            workers.submit(lambda: (item, measure_weight(weight, item, ranks, device)))
+            submit(lambda: (item.module, measure_weight(weight, item, ranks, device)))
 
         yield found, use
-
-
-def _numbers(item: Candidate) -> int:
-    return item.matrices * item.out_features * item.in_features
-
-
-def _ranks(settings: RankSettings) -> tuple[int, ...]:
-    return curve_ranks(settings.plan.rank, also=settings.plan.ranks)
-
-
-def _report(
-    modules: tuple[Candidate, ...],
-    found: Mapping[str, WeightStatistics],
-    identity: ModelIdentity,
-    run: RunInfo,
-    settings: RankSettings,
-) -> RankResult:
-    plan = settings.plan
-    rows = build_rows(
-        modules, weights=found, ranks=_ranks(settings), rank=plan.rank, seed=settings.seed
-    )
-    ordered = order_rows(rows, find_score(plan.score), plan.rank)
-    report = ScoreReport(rows=ordered, model=identity, probes=NO_PROBES, run=run)
-    return with_plan(report, plan)

@@ -41,7 +41,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
-from hlscore.threads import Workers
+from hlscore.threads import workers
 from hlscore.unfinished import describe_run
 
 
@@ -256,9 +256,9 @@ class CaptureRun:
         ordered = sorted(self._chosen, key=work_bytes, reverse=True)
         sums_on_host = not self.sketched and self._capture.accumulate_on == "host"
         on_cpu = sums_on_host or input_device(self._model).type == "cpu"
-        with Workers(worker_count(work_bytes(ordered[0])) if on_cpu else 0, done) as workers:
+        with workers(worker_count(work_bytes(ordered[0])) if on_cpu else 0, done) as submit:
             for item in ordered:
-                workers.submit(partial(reduce_module, item))
+                submit(partial(reduce_module, item))
         return {item.module: statistics[item.module] for item in self._chosen}
 
 

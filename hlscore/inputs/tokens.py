@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import DataError
+from hlscore.errors import DataError, first_line
 from hlscore.inputs.formats import Row
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
@@ -151,3 +152,19 @@ def end_token_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) ->
         elif ids is not None:
             found |= set(ids)
     return tuple(sorted(found))
+
+
+@contextmanager
+def naming_example(
+    source: str, index: int, *, way_out: str = "check the chat template of the tokenizer"
+) -> Iterator[None]:
+    """Name the example that a tokenizer or its template refuses."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(
+            f"Example {index} of '{source}' cannot be tokenized: {first_line(error)}",
+            hint=f"Repair or remove that example, or {way_out}.",
+        ) from error

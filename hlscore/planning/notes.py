@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from hlscore.artifacts.plan import PlanCoverage
-from hlscore.planning.gated import left_out
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.problem import Problem, Solution
+from hlscore.wording import count
 
 # Below it nothing is left that one would train for.
 NOTHING_LEFT = 5e-4
@@ -84,18 +87,28 @@ def plan_notes(
 def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
     score = problem.score
-    apart = left_out(problem)
-    if apart:
+    values = np.array(problem.scores, dtype=np.float64)
+    kept = without_lesser(problem, values[:, None])[:, 0]
+    free = np.array([row.module not in problem.locks for row in problem.rows])
+    in_full = np.array([item.mode == "full" for item in solution.choices])
+    # Scores of those that may not be chosen because the other of their pair may.
+    apart = values[free & (values > 0) & np.isnan(kept)]
+    full = int(in_full.sum())
+    room_left = problem.budget.unit == "modules" and full < problem.limit
+    # Where the budget is used up, those below the modules in full would have LoRA anyway.
+    last = 0.0 if room_left else min(np.nan_to_num(values[free & in_full]), default=0.0)
+    hindered = int((apart > last).sum())
+    if hindered:
         yield (
-            f"{len(apart):,} modules have LoRA because the other of their gated pair, such as "
-            "gate_proj and up_proj of one MLP, has a higher score: in trials on small models "
-            "plans with one of the two in full were better. --gated-pairs both allows both."
+            f"{count(hindered, 'module')} scored high enough for full and kept LoRA: the "
+            "other of the gated pair, such as gate_proj and up_proj of one MLP, scored higher. On "
+            "small models plans with one of the two in full were better. --gated-pairs both "
+            "allows both."
         )
-    full = sum(item.mode == "full" for item in solution.choices)
-    if full == 0 or (problem.budget.unit == "modules" and full < problem.limit):
+    if full == 0 or room_left:
         more = " More probe samples may show one." if score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
-        other = "no other module that may be chosen" if apart else "no other module"
+        other = "no other module that may be chosen" if len(apart) else "no other module"
         yield f"{start} trained in full: {other} has a positive {score.name}.{more}"
     known = any(share is not None for share in solution.probability)
     if not known and not score.reads_weights:
@@ -108,6 +121,11 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
 def _ranks_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice of a rank for each module."""
     settings, score = problem.settings, problem.score
+    if problem.report.run.movement == "trial" and score.reads_gradients:
+        yield (
+            "On small models ranks chosen by trials did no better than one rank of equal cost; "
+            "those by gradients did: hlscore rank with --ranks measures them."
+        )
     silent = sum(
         item.mode == "frozen" and not problem.without_lora(row) and row.module not in problem.locks
         for row, item in zip(problem.rows, solution.choices, strict=True)

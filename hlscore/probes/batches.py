@@ -17,24 +17,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One padded batch.
-
-    Attributes:
-        input_ids: Token ids, int64 [examples, length].
-        attention_mask: 1 on tokens, 0 on padding, int64 [examples, length].
-        position_ids: Place of each token in its example, int64 [examples, length].
-        labels: Token ids where loss is counted, -100 elsewhere, int64 [examples, length].
-        coefficients: What the loss of each sequence is multiplied by, float32 [examples], on the
-            host.
-        old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
-            not known, float32 [examples, length - 1]; place t belongs to token t + 1.
-    """
+    """One padded batch, int64 [examples, length] where nothing else is said."""
 
     input_ids: torch.Tensor
-    attention_mask: torch.Tensor
-    position_ids: torch.Tensor
-    labels: torch.Tensor
+    attention_mask: torch.Tensor  # 1 on tokens, 0 on padding
+    position_ids: torch.Tensor  # place of each token in its example
+    labels: torch.Tensor  # token ids where loss is counted, -100 elsewhere
+    # What the loss of each sequence is multiplied by, float32 [examples], on the host.
     coefficients: torch.Tensor
+    # Nats of the counted tokens under the policy that sampled them, NaN where not known, float32
+    # [examples, length - 1]; place t belongs to token t + 1.
     old_log_probs: torch.Tensor
 
 

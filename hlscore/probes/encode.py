@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import DataError
+from hlscore.errors import DataError, UsageError
 from hlscore.inputs.formats import ExampleSet
-from hlscore.probes.completions import encode_completions
-from hlscore.probes.encoding import Encoding
-from hlscore.probes.pairs import encode_pairs
-from hlscore.probes.sft import encode_supervised
-from hlscore.probes.units import ProbeSet
+from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
+from hlscore.probes.completions import MORE_SIGNAL, completion_units
+from hlscore.probes.pairs import pair_units
+from hlscore.probes.sft import example_units
+from hlscore.probes.units import ProbeSet, make_probe_set
 from hlscore.rollouts.records import RolloutSet
-from hlscore.settings import ObjectiveSettings
+from hlscore.settings import DEFAULT_MAX_LENGTH, ObjectiveSettings
 
 
 def encode(
@@ -29,29 +29,81 @@ def encode(
     """Tokenize what is probed and split it into halves: by example, pair or prompt.
 
     Args:
-        examples: Checked examples; rollouts for reinforcement learning.
         tokenizer: The model's tokenizer; needs no padding token.
         model: The model, for its context length and vocabulary; may be on the meta device.
+        max_length: Tokens kept of each sequence; `None` for the default of the objective.
         groups: Bootstrap groups per half, at most.
-        seed: Seed of the split into halves.
         batch_size: Sequences that a group should have at least, see `make_probe_set`.
     """
-    how = Encoding(
-        tokenizer=tokenizer,
-        model=model,
-        objective=objective,
-        max_length=max_length,
-        groups=groups,
-        seed=seed,
-        batch_size=batch_size,
-    )
+    temperature = 1.0
     if isinstance(examples, RolloutSet):
-        return encode_completions(examples, how)
-    if objective.objective == "dpo":
-        return encode_pairs(examples, how)
-    if objective.objective == "grpo":
+        temperature = objective.temperature or examples.temperature or 1.0
+        limit = length_limit(model, max_length, default=None)
+        units, summary = completion_units(examples, objective, limit)
+    elif objective.objective == "grpo":
         raise DataError(
             f"'{examples.source}' holds prompts, but no completions with rewards.",
             hint="Sample them first: without --rollouts the command does it.",
         )
-    return encode_supervised(examples, how)
+    else:
+        limit = length_limit(model, max_length, default=DEFAULT_MAX_LENGTH)
+        encoder = pair_units if objective.objective == "dpo" else example_units
+        units, summary = encoder(examples, tokenizer, objective, limit)
+    rows = embedding_rows(model)
+    sequences = (item for unit in units for item in unit.sequences)
+    largest = max((max(item.input_ids) for item in sequences), default=0)
+    if largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest) if largest < len(tokenizer) else "?"
+        raise DataError(
+            f"The data or its tokenizer gives id {largest} ('{token}'), but the model's "
+            f"embedding has {rows} rows.",
+            hint="Use the tokenizer that belongs to the model, or resize the embedding.",
+        )
+    probes = make_probe_set(
+        units,
+        summary=summary,
+        pad_token_id=pad_token_id(tokenizer, model),
+        groups=groups,
+        seed=seed,
+        batch_size=batch_size,
+        temperature=temperature,
+    )
+    if not all(any(half) for half in probes.halves):
+        raise _one_half(probes, len(units))
+    return probes
+
+
+def _one_half(probes: ProbeSet, units: int) -> DataError:
+    """The error for probes that all fell into one half."""
+    summary, drawn = probes.summary, probes.summary.rollouts
+    hint = "The score compares two halves of the probes: give at least 2, better 64."
+    if drawn is None:
+        what = "pair" if summary.objective == "dpo" else "example"
+        copies = "" if units == 1 else f", {units} times"
+        return DataError(f"'{summary.source}' has a single usable {what}{copies}.", hint=hint)
+    if units == 1:
+        return DataError(f"All completions of '{summary.source}' continue one prompt.", hint=hint)
+    return DataError(
+        f"Only {drawn.carrying} of {drawn.prompts} groups of '{summary.source}' carry a gradient, "
+        "and all fell into one half of the probes: the score compares two halves.",
+        hint=f"Use more prompts (--samples). {MORE_SIGNAL}",
+    )
+
+
+def length_limit(
+    model: PreTrainedModel, max_length: int | None, *, default: int | None
+) -> int | None:
+    """Tokens kept of each sequence; `None` where there is no limit.
+
+    Args:
+        default: The limit where nothing was asked for; `None` leaves only the context.
+    """
+    context = context_length(model)
+    if max_length is None:
+        return min((limit for limit in (default, context) if limit is not None), default=None)
+    if context is not None and max_length > context:
+        raise UsageError(
+            f"--max-length is {max_length}, but the model reads at most {context} tokens.",
+            hint=f"Use --max-length {context} or less.",
+        )
+    return max_length

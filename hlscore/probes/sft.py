@@ -8,49 +8,57 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from hlscore.errors import DataError, UsageError, first_line
+from hlscore.errors import DataError, UsageError
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.tokens import (
     assistant_template,
     common_prefix,
     joined_turns,
+    naming_example,
     prompt_and_whole,
     rendering,
     template_ids,
     text_ids,
     with_eos,
 )
-from hlscore.probes.encoding import Encoding, check_two, shortened
-from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
+from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import LossTokens, ProbeSummary
-from hlscore.settings import DEFAULT_MAX_LENGTH
+from hlscore.settings import ObjectiveSettings
 
 # Share of the counted tokens in a common beginning from which a note warns.
 _MUCH = 0.2
 
 
-def encode_supervised(examples: ExampleSet, how: Encoding) -> ProbeSet:
-    """Tokenize examples; see `encode`."""
-    limit = how.limit(DEFAULT_MAX_LENGTH) or DEFAULT_MAX_LENGTH
-    assistant_only = how.objective.assistant_only_loss
+def example_units(
+    examples: ExampleSet,
+    tokenizer: PreTrainedTokenizerBase,
+    objective: ObjectiveSettings,
+    limit: int | None,
+) -> tuple[list[ProbeUnit], ProbeSummary]:
+    """Tokenize examples, each a unit of its own."""
+    assistant_only = objective.assistant_only_loss
     options: dict[str, Any] = {}
     if assistant_only:
-        _check_conversations(examples)
-        options = {"chat_template": assistant_template(how.tokenizer)}
-    encoded = [
-        _encode_row(examples, index, how.tokenizer, options, assistant_only=assistant_only)
-        for index in range(len(examples.rows))
-    ]
-    cut = [shortened(item, limit) for item in encoded]
-    kept = [ProbeUnit((item,), item.counted_tokens) for item in cut if item.counted_tokens]
-    truncated = sum(len(item.input_ids) > limit for item in encoded)
+        for index, row in enumerate(examples.rows):
+            if "text" in row or isinstance(row.get("prompt"), str):
+                raise UsageError(
+                    f"--assistant-only-loss is for conversations, but example {index} of "
+                    f"'{examples.source}' is text.",
+                    hint="Remove it: of prompt and completion only the completion carries loss.",
+                )
+        options = {"chat_template": assistant_template(tokenizer)}
+    kept: list[ProbeExample] = []
+    truncated = 0
+    for index in range(len(examples.rows)):
+        whole = _encode_row(examples, index, tokenizer, options, assistant_only=assistant_only)
+        example = whole.shortened(limit)
+        truncated += example is not whole
+        if example.counted_tokens:
+            kept.append(example)
     if not kept:
         raise _nothing_counts(examples, limit, truncated)
-    check_two(kept, examples.source, "example")
-    dropped = len(cut) - len(kept)
-    loss_on: LossTokens = "all"
-    if examples.format == "prompt_completion":
-        loss_on = "completion"
+    dropped = len(examples.rows) - len(kept)
+    loss_on: LossTokens = "completion" if examples.format == "prompt_completion" else "all"
     if assistant_only:
         loss_on = "assistant"
     notes = [*examples.notes]
@@ -59,30 +67,16 @@ def encode_supervised(examples: ExampleSet, how: Encoding) -> ProbeSet:
     if dropped:
         notes.append(f"{dropped} examples were left out: no token of theirs carries loss.")
     if loss_on == "all":
-        notes += _all_tokens_note(examples, [unit.sequences[0] for unit in kept])
-    return how.probe_set(
-        kept,
-        ProbeSummary(
-            source=examples.source,
-            format=examples.format,
-            loss_on=loss_on,
-            examples=len(kept),
-            truncated=truncated,
-            dropped=dropped,
-            notes=tuple(notes),
-        ),
+        notes += _all_tokens_note(kept, chat=examples.format == "messages")
+    return [ProbeUnit((item,), item.counted_tokens) for item in kept], ProbeSummary(
+        source=examples.source,
+        format=examples.format,
+        loss_on=loss_on,
+        examples=len(kept),
+        truncated=truncated,
+        dropped=dropped,
+        notes=tuple(notes),
     )
-
-
-def _check_conversations(examples: ExampleSet) -> None:
-    """Refuse texts where the assistant's tokens shall count."""
-    for index, row in enumerate(examples.rows):
-        if "text" in row or isinstance(row.get("prompt"), str):
-            raise UsageError(
-                f"--assistant-only-loss is for conversations, but example {index} of "
-                f"'{examples.source}' is text.",
-                hint="Remove it: of prompt and completion only the completion carries loss.",
-            )
 
 
 def _encode_row(
@@ -94,7 +88,7 @@ def _encode_row(
     assistant_only: bool,
 ) -> ProbeExample:
     row = examples.rows[index]
-    try:
+    with naming_example(examples.source, index):
         if "text" in row:
             return sequence(text_ids(with_eos(row["text"], tokenizer), tokenizer), 0)
         options = {**options, **rendering(row)}
@@ -114,10 +108,6 @@ def _encode_row(
         marks = template_ids(turns, tokenizer, return_assistant_tokens_mask=True, **options)[
             "assistant_masks"
         ]
-    except DataError:
-        raise
-    except Exception as error:
-        raise not_tokenized(examples, index, error) from error
     if 1 not in marks:
         raise DataError(
             f"No token of example {index} in '{examples.source}' is marked as the assistant's; "
@@ -128,23 +118,7 @@ def _encode_row(
     return ProbeExample(whole.input_ids, tuple(bool(one and two) for one, two in pairs))
 
 
-def not_tokenized(examples: ExampleSet, index: int, error: Exception) -> DataError:
-    """The error for an example that the tokenizer or its template refuses."""
-    return DataError(
-        f"Example {index} of '{examples.source}' cannot be tokenized: {first_line(error)}",
-        hint="Repair that example, or check the chat template of the tokenizer."
-        if examples.format != "text"
-        else "Repair or remove that example.",
-    )
-
-
-def sequence(ids: list[int], prompt_tokens: int, coefficient: float = 1.0) -> ProbeExample:
-    """A sequence whose loss begins after its prompt."""
-    first = max(1, prompt_tokens)
-    return ProbeExample(tuple(ids), tuple(place >= first for place in range(len(ids))), coefficient)
-
-
-def _nothing_counts(examples: ExampleSet, limit: int, truncated: int) -> DataError:
+def _nothing_counts(examples: ExampleSet, limit: int | None, truncated: int) -> DataError:
     why = {
         "text": "the texts are empty or a single token long",
         "prompt_completion": "the completions are empty",
@@ -158,18 +132,24 @@ def _nothing_counts(examples: ExampleSet, limit: int, truncated: int) -> DataErr
     return DataError(f"No token of '{examples.source}' carries loss: {why}.")
 
 
-def _all_tokens_note(examples: ExampleSet, kept: Sequence[ProbeExample]) -> list[str]:
-    """Say that all tokens count, above all where many of them are always the same."""
-    chat = examples.format == "messages"
-    way_out = "--assistant-only-loss or columns prompt and completion"
-    if not chat:
-        way_out = "Columns prompt and completion"
-    share = shared_beginning(kept)
+def _all_tokens_note(kept: Sequence[ProbeExample], *, chat: bool) -> list[str]:
+    """Say that all tokens count, above all where most examples begin alike."""
+    together, shared, place = kept, 0, 0
+    while True:
+        longer = [item for item in together if len(item.input_ids) > place]
+        found = Counter(item.input_ids[place] for item in longer).most_common(1)
+        if not found or 2 * found[0][1] <= len(kept):
+            break
+        together = [item for item in longer if item.input_ids[place] == found[0][0]]
+        shared += sum(item.counted[place] for item in together)
+        place += 1
+    share = shared / sum(item.counted_tokens for item in kept)
     if share >= _MUCH:
         what = "conversations share, such as a system prompt" if chat else "texts share"
+        way_out = "--assistant-only-loss or columns" if chat else "Columns"
         return [
             f"{100 * share:.0f} % of the counted tokens lie in a prefix that most {what}. "
-            f"{way_out} leave it out of the loss: train with the same mask."
+            f"{way_out} prompt and completion leave it out of the loss: train with the same mask."
         ]
     if chat:
         return [
@@ -177,21 +157,3 @@ def _all_tokens_note(examples: ExampleSet, kept: Sequence[ProbeExample]) -> list
             "counts only the assistant's."
         ]
     return []
-
-
-def shared_beginning(sequences: Sequence[ProbeExample]) -> float:
-    """Share of the counted tokens that lie in the longest prefix of more than half the sequences.
-
-    Returns:
-        A share in [0, 1].
-    """
-    together, carried, place = list(sequences), 0, 0
-    while True:
-        longer = [item for item in together if len(item.input_ids) > place]
-        found = Counter(item.input_ids[place] for item in longer).most_common(1)
-        if not found or 2 * found[0][1] <= len(sequences):
-            break
-        together = [item for item in longer if item.input_ids[place] == found[0][0]]
-        carried += sum(item.counted[place] for item in together)
-        place += 1
-    return carried / sum(item.counted_tokens for item in sequences)

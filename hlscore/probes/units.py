@@ -6,28 +6,26 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, TypeVar
 
 import numpy as np
 
 from hlscore.records import ProbeSummary
 
+# Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
+# with 8 to 19 % (one over the root of twice the degrees of freedom).
+LEAST_GROUPS = 4
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeExample:
-    """One tokenized sequence.
-
-    Attributes:
-        input_ids: Token ids.
-        counted: Whether each token carries loss; the first never does, nothing predicts it.
-        coefficient: What the loss of the sequence is multiplied by.
-        old_log_probs: Nats of the counted tokens under the policy that sampled them, NaN where
-            not known; empty when none are.
-    """
+    """One tokenized sequence."""
 
     input_ids: tuple[int, ...]
+    # Whether each token carries loss; the first never does, nothing predicts it.
     counted: tuple[bool, ...]
-    coefficient: float = 1.0
+    coefficient: float = 1.0  # what the loss of the sequence is multiplied by
+    # Nats of the counted tokens under the policy that sampled them, NaN where not known; empty
+    # when none are.
     old_log_probs: tuple[float, ...] = ()
 
     @property
@@ -45,23 +43,36 @@ class ProbeExample:
             content.update(np.asarray(self.old_log_probs, dtype="<f8").tobytes())
         return content.digest()
 
+    def shortened(self, limit: int | None) -> ProbeExample:
+        """The first `limit` tokens; the very same example where it has no more."""
+        if limit is None or len(self.input_ids) <= limit:
+            return self
+        counted = self.counted[:limit]
+        return ProbeExample(
+            self.input_ids[:limit], counted, self.coefficient, self.old_log_probs[: sum(counted)]
+        )
+
+
+def sequence(
+    ids: Sequence[int], prompt_tokens: int, old_log_probs: tuple[float, ...] = ()
+) -> ProbeExample:
+    """A sequence whose loss begins after its prompt."""
+    first = max(1, prompt_tokens)
+    counted = tuple(place >= first for place in range(len(ids)))
+    return ProbeExample(tuple(ids), counted, old_log_probs=old_log_probs)
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeUnit:
-    """Sequences that stand together: an example, a pair, or the completions of a prompt.
+    """Sequences that stand together: an example, a pair, or the completions of a prompt."""
 
-    Attributes:
-        sequences: Those that carry loss; completions whose gradient is zero are left out.
-        count: What the unit adds to the number that the sum of the loss is divided by: counted
-            tokens, pairs or completions.
-        key: Orders units that are weighed differently by every loss, or have no sequences.
-        pair: Chosen and rejected sequence of a preference pair, also where the first step of a
-            loss moves only one of them; empty for other objectives.
-    """
-
+    # Those that carry loss; completions whose gradient is zero are left out.
     sequences: tuple[ProbeExample, ...]
+    # What is added to the divisor of the loss: counted tokens, pairs or completions.
     count: int
-    key: str = ""
+    key: str = ""  # orders units that every loss weighs differently, or that have no sequences
+    # Chosen and rejected sequence of a preference pair, also where the first step of a loss moves
+    # only one of them; empty for other objectives.
     pair: tuple[ProbeExample, ...] = ()
 
     def digest(self, seed: int) -> bytes:
@@ -80,34 +91,18 @@ class ProbeUnit:
         return content.digest()
 
 
-# Groups per half below which a standard error is known too badly: with 4 to about 29 % of itself,
-# with 8 to 19 % (one over the root of twice the degrees of freedom).
-LEAST_GROUPS = 4
-
-Halves = tuple[tuple[tuple[ProbeExample, ...], ...], ...]
-UnitHalves = tuple[tuple[tuple[ProbeUnit, ...], ...], ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
-    """Tokenized sequences, split into two halves of bootstrap groups.
+    """Tokenized sequences, split into two halves of bootstrap groups."""
 
-    Attributes:
-        units: Two tuples of groups; a group is a tuple of units.
-        counts: For each half what each of its groups adds to the divisor of the mean.
-        summary: What the artifacts say about them.
-        pad_token_id: Id used for padding; padded places count nothing.
-        temperature: What logits are divided by in the loss.
-    """
-
-    units: UnitHalves
-    counts: tuple[tuple[int, ...], ...]
+    units: tuple[tuple[tuple[ProbeUnit, ...], ...], ...]  # two tuples of groups
+    counts: tuple[tuple[int, ...], ...]  # what each group adds to the divisor of the mean
     summary: ProbeSummary
     pad_token_id: int
-    temperature: float = 1.0
+    temperature: float = 1.0  # of sampling, which logits are divided by in the loss
 
     @property
-    def halves(self) -> Halves:
+    def halves(self) -> tuple[tuple[tuple[ProbeExample, ...], ...], ...]:
         """Two tuples of groups; a group is a tuple of sequences."""
         return tuple(
             tuple(tuple(item for unit in group for item in unit.sequences) for group in half)
@@ -125,39 +120,32 @@ class ProbeSet:
         return sum(map(sum, self.counts))
 
 
-class _Hashed(Protocol):
-    def digest(self, seed: int) -> bytes: ...
-
-
-_Item = TypeVar("_Item", bound=_Hashed)
-
-
 def split_halves(
-    items: Sequence[_Item], *, groups: int, seed: int
-) -> tuple[tuple[tuple[_Item, ...], ...], ...]:
-    """Split examples or units into two halves of groups, whatever order they come in.
+    units: Sequence[ProbeUnit], *, groups: int, seed: int
+) -> list[list[tuple[ProbeUnit, ...]]]:
+    """Two halves of groups, whatever order the units come in.
 
     They are ordered by a seeded hash of their content. Copies stay together, so that halves and
     groups stay independent.
 
     Args:
-        groups: Groups per half, at most one per item.
+        groups: Groups per half, at most one per unit.
     """
 
-    def cut_near(ordered: Sequence[_Item], wanted: int) -> int:
-        """Nearest place to a wanted one that does not part copies of one item."""
+    def cut_near(ordered: Sequence[ProbeUnit], wanted: int) -> int:
+        """Nearest place to a wanted one that does not part copies of one unit."""
         places = (i for i in range(1, len(ordered)) if ordered[i - 1] != ordered[i])
         return min(places, key=lambda place: abs(place - wanted), default=len(ordered))
 
-    ordered = sorted(items, key=lambda item: item.digest(seed))
+    ordered = sorted(units, key=lambda unit: unit.digest(seed))
     middle = cut_near(ordered, (len(ordered) + 1) // 2)
     halves = []
     for half in (ordered[:middle], ordered[middle:]):
         count = min(groups, len(half))
         inner = {cut_near(half, len(half) * i // count) for i in range(1, count)}
         bounds = [0, *sorted(inner - {0, len(half)}), len(half)]
-        halves.append(tuple(tuple(half[a:b]) for a, b in pairwise(bounds)))
-    return tuple(halves)
+        halves.append([tuple(half[a:b]) for a, b in pairwise(bounds)])
+    return halves
 
 
 def make_probe_set(
@@ -173,16 +161,16 @@ def make_probe_set(
     """Split units into halves.
 
     Args:
-        summary: What is known about them; hash, groups and tokens are filled in here.
+        summary: Hash, groups and tokens are filled in here.
         groups: Bootstrap groups per half, at most.
         batch_size: Sequences that a group should have at least, as each is run in batches of its
             own: of few sequences there are fewer groups, but no fewer than 4. The halves, and
             with them every score, stay the same; only standard errors are known less well.
             `None` leaves `groups` as it is.
     """
+    sequences = [item for unit in units for item in unit.sequences]
     if batch_size is not None:
-        filled = sum(len(unit.sequences) for unit in units) // (2 * batch_size)
-        groups = min(groups, max(LEAST_GROUPS, filled))
+        groups = min(groups, max(LEAST_GROUPS, len(sequences) // (2 * batch_size)))
     halves, counts = [], []
     for half in split_halves(units, groups=groups, seed=seed):
         joined: list[tuple[ProbeUnit, ...]] = []
@@ -198,7 +186,6 @@ def make_probe_set(
                 sizes.append(size)
         halves.append(tuple(joined))
         counts.append(tuple(sizes))
-    sequences = [item for unit in units for item in unit.sequences]
     hashes = sorted(unit.content() for unit in units)
     return ProbeSet(
         units=tuple(halves),

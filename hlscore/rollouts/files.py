@@ -61,7 +61,6 @@ class RolloutJournal:
     Args:
         folder: Where results will go; made when first needed.
         identity: What the run is; a journal of another run is refused.
-        processes: This process among those of the run.
 
     Attributes:
         seconds: What the stored groups took to sample and judge.
@@ -98,12 +97,9 @@ class RolloutJournal:
     def append(self, groups: Mapping[int, RolloutGroup], *, seconds: float = 0.0) -> None:
         """Store finished groups."""
         try:
+            share = seconds / len(groups)
             lines: list[Mapping[str, object]] = [
-                {
-                    "number": number,
-                    "seconds": seconds / len(groups),
-                    "rollouts": list(_rows(group, None)),
-                }
+                {"number": number, "seconds": share, "rollouts": list(_rows(group, None))}
                 for number, group in groups.items()
             ]
             if not self.exists() or self._path.stat().st_size == 0:

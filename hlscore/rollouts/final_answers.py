@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 _HASHES = re.compile(r"####")
 _ANSWER = re.compile(r"\banswer\b[*_\s]*:|# ->", re.IGNORECASE)
 _BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+# Marks around an answer, or behind a marker: `**Answer:** **6**`.
+_BOLD = re.compile(r"^(\*\*\s*){1,2}|\s*\*\*$")
 
 # Digits inside words and behind other digits are no numbers of their own.
 _DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
@@ -18,49 +20,35 @@ _NUMBER = re.compile(
 )
 _FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
 _CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
-_RELATIVE_TOLERANCE = 1e-6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    r"""What stands behind the marker of a final answer.
-
-    Attributes:
-        text: The answer, without white space and bold marks around it.
-        boxed: Whether it stood in `\boxed{...}`, that is, in LaTeX.
-    """
+    """The final answer of a text, without white space and bold marks around it."""
 
     text: str
-    boxed: bool
+    boxed: bool = False  # whether it stood in `\boxed{...}`, that is, in LaTeX
+    marked: bool = True  # whether there is a marker; otherwise the whole text is the answer
 
 
-def final_answer(text: str) -> FinalAnswer | None:
-    r"""Find the marked final answer of a text.
+def final_answer(text: str) -> FinalAnswer:
+    r"""Find the final answer of a text: in the box, or on the first line behind the marker.
 
     The marker is the last `####`, else the last `\boxed{...}` with balanced braces, else the last
     `Answer:` or `# ->`. A `####` with another marker behind it is a heading, and does not count.
-
-    Returns:
-        What stands in the box, or on the first line with text behind the marker; `None` when
-        there is no marker.
     """
-    hashes = _last_end(_HASHES, text)
+    hashes, answer = (
+        max((match.end() for match in marker.finditer(text)), default=-1)
+        for marker in (_HASHES, _ANSWER)
+    )
     boxed = _last_box(text)
-    answer = _last_end(_ANSWER, text)
-    if hashes is not None and hashes > max(boxed[0] if boxed else -1, answer or -1):
-        return FinalAnswer(text=_first_line_from(text, hashes), boxed=False)
-    if boxed is not None:
-        return FinalAnswer(text=boxed[1].strip(), boxed=True)
-    if answer is not None:
-        return FinalAnswer(text=_first_line_from(text, answer), boxed=False)
-    return None
-
-
-def _last_end(marker: re.Pattern[str], text: str) -> int | None:
-    end = None
-    for match in marker.finditer(text):
-        end = match.end()
-    return end
+    if boxed is not None and hashes <= max(boxed[0], answer):
+        return FinalAnswer(boxed[1].strip(), boxed=True)
+    start = max(hashes, answer)
+    if start < 0:
+        return FinalAnswer(text.strip(), marked=False)
+    lines = (_BOLD.sub("", line.strip()) for line in text[start:].splitlines())
+    return FinalAnswer(next((line for line in lines if line), ""))
 
 
 def _last_box(text: str) -> tuple[int, str] | None:
@@ -74,19 +62,6 @@ def _last_box(text: str) -> tuple[int, str] | None:
             if start is not None and (last is None or start > last[0]):
                 last = (start, match.start())
     return (last[0], text[last[0] : last[1]]) if last else None
-
-
-def _first_line_from(text: str, start: int) -> str:
-    lines = (_bare(line) for line in text[start:].splitlines())
-    return next((line for line in lines if line), "")
-
-
-def _bare(line: str) -> str:
-    stripped = line.strip()
-    if stripped.startswith("**") or stripped.endswith("**"):
-        stripped = stripped.removeprefix("**").removesuffix("**").strip()
-        stripped = stripped.removeprefix("**").strip()
-    return stripped
 
 
 def whole_number_text(text: str) -> float | None:
@@ -118,11 +93,6 @@ def number_in(text: str, *, last: bool) -> float | None:
     return _value(found[-1 if last else 0]) if found else None
 
 
-def same_number(one: float, other: float) -> bool:
-    """Compare two numbers up to rounding."""
-    return math.isclose(one, other, rel_tol=_RELATIVE_TOLERANCE)
-
-
 def _plain(text: str) -> str:
     text = _FRACTION.sub(r"\1/\2", text)
     text = _CURRENCY.sub("", text).replace("\u2212", "-")
@@ -137,15 +107,3 @@ def _value(match: re.Match[str]) -> float | None:
             return None
         value /= below
     return (-value if match["sign"] == "-" else value) if math.isfinite(value) else None
-
-
-def completion_text(completion: Any) -> str:
-    """Give the text of a completion."""
-    if not isinstance(completion, list):
-        return "" if completion is None else str(completion)
-    last = completion[-1] if completion else ""
-    content = last.get("content") if isinstance(last, dict) else last
-    if isinstance(content, list):  # text and images in parts
-        parts = [part.get("text", "") for part in content if isinstance(part, dict)]
-        return "".join(str(part or "") for part in parts)
-    return "" if content is None else str(content)

@@ -13,7 +13,6 @@ from transformers import (
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    StoppingCriteria,
     StoppingCriteriaList,
     StopStringCriteria,
 )
@@ -27,24 +26,12 @@ from hlscore.settings import ObjectiveSettings
 
 @dataclass(slots=True, kw_only=True)
 class Draft:
-    """A completion that is being written.
-
-    Attributes:
-        prompt: Token ids that it continues.
-        room: Most tokens that it may have.
-        ids: Its tokens so far.
-        ended: Whether it ended by itself, before the limit.
-    """
+    """A completion that is being written."""
 
     prompt: Sequence[int]
-    room: int
+    room: int  # most tokens that it may have
     ids: list[int] = field(default_factory=list)
-    ended: bool = False
-
-    @property
-    def open(self) -> bool:
-        """Whether there is more to write."""
-        return not self.ended and len(self.ids) < self.room
+    ended: bool = False  # whether it ended by itself, before that
 
 
 class Writer:
@@ -82,31 +69,48 @@ class Writer:
         waiting, turn = drafts, 0
         with torch.random.fork_rng(devices=cuda):
             while waiting:
-                self._turn(waiting, f"{self._seed}:{label}:{turn}", device)
+                start = 0
+                while start < len(waiting):
+                    part = waiting[start : start + self._largest]
+                    digest = hashlib.sha256(
+                        f"{self._seed}:{label}:{turn}:{start}".encode()
+                    ).digest()
+                    torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
+                    if self._fits(part, device):
+                        start += len(part)
+                    else:
+                        torch.cuda.empty_cache()
+                        self._largest = len(part) // 2
                 # Those beside a longer prompt had less room than their own in this turn.
-                waiting, turn = [draft for draft in waiting if draft.open], turn + 1
+                waiting = [item for item in waiting if not item.ended and len(item.ids) < item.room]
+                turn += 1
         return drafts
 
-    def _turn(self, drafts: Sequence[Draft], label: str, device: torch.device) -> None:
-        start = 0
-        while start < len(drafts):
-            part = drafts[start : start + self._largest]
-            digest = hashlib.sha256(f"{label}:{start}".encode()).digest()
-            torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
-            try:
-                self._continue(part, device)
-                start += len(part)
-                continue
-            except torch.OutOfMemoryError as error:
-                if len(part) == 1:
-                    raise _no_memory() from error
-            except RuntimeError as error:
-                if "probability tensor" in str(error):
-                    raise _no_probabilities(self._model) from error
+    def _fits(self, part: Sequence[Draft], device: torch.device) -> bool:
+        """Continue drafts if the memory suffices for all of them at a time."""
+        try:
+            self._continue(part, device)
+        except torch.OutOfMemoryError as error:
+            if len(part) > 1:
+                return False
+            raise CaptureError(
+                "The device ran out of memory while the model wrote a single completion.",
+                hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
+                "sample with a serving engine and give --rollouts FILE.",
+            ) from error
+        except RuntimeError as error:
+            if "probability tensor" not in str(
+                error
+            ):  # torch.multinomial raises no type of its own
                 raise
-            # Outside the except clause: the error holds the tensors of the failed try.
-            torch.cuda.empty_cache()
-            self._largest = len(part) // 2
+            narrow = self._model.dtype == torch.float16
+            raise CaptureError(
+                "The model gives NaN or infinity instead of probabilities.",
+                hint="float16 overflows easily: use --dtype bfloat16 or float32."
+                if narrow
+                else "Check the checkpoint for broken weights, or use a higher --temperature.",
+            ) from error
+        return True
 
     def _continue(self, drafts: Sequence[Draft], device: torch.device) -> None:
         rows = [[*draft.prompt, *draft.ids] for draft in drafts]
@@ -117,70 +121,43 @@ class Writer:
         for place, row in enumerate(rows):
             ids[place, width - len(row) :] = torch.tensor(row)
             mask[place, width - len(row) :] = 1
+        ends = torch.tensor(self._ends, dtype=torch.int64, device=device)
+        stop = list(self._settings.stop)
+        texts = StopStringCriteria(self._tokenizer, stop) if stop else None
+        # Tokens of every completion that stand before those that are sampled now.
         written = min(len(draft.ids) for draft in drafts)
-        finish = _Finish(self._ends, self._settings.stop, self._tokenizer, width, written)
+        lengths: list[int | None] = [None] * len(rows)
+
+        def finished(so_far: torch.Tensor, scores: torch.Tensor, **options: Any) -> torch.Tensor:
+            """Keep where completions end: padding may look like a token that was sampled."""
+            ended = torch.isin(so_far[:, -1], ends.to(so_far.device))
+            if texts is not None:
+                ended = ended | texts(so_far[:, width - written :], scores, **options)
+            for row, over in enumerate(ended.tolist()):
+                if over and lengths[row] is None:
+                    lengths[row] = so_far.shape[1] - width
+            return ended
+
         with torch.no_grad():
             whole = self._model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
-                generation_config=self._config(room),
-                stopping_criteria=StoppingCriteriaList([finish]),
+                generation_config=GenerationConfig(
+                    max_new_tokens=room,
+                    do_sample=True,
+                    temperature=self._settings.temperature_value,
+                    top_p=self._settings.top_p,
+                    top_k=self._settings.top_k,
+                    pad_token_id=self._pad,
+                    eos_token_id=list(self._ends) or None,
+                    use_cache=True,
+                ),
+                stopping_criteria=StoppingCriteriaList([finished]),
             )
-        for place, (draft, row) in enumerate(zip(drafts, whole[:, width:].tolist(), strict=True)):
-            length = finish.lengths[place]
+        sampled = whole[:, width:].tolist()
+        for draft, row, length in zip(drafts, sampled, lengths, strict=True):
             draft.ids += row if length is None else row[:length]
             draft.ended = length is not None
-
-    def _config(self, room: int) -> GenerationConfig:
-        return GenerationConfig(
-            max_new_tokens=room,
-            do_sample=True,
-            temperature=self._settings.temperature_value,
-            top_p=self._settings.top_p,
-            top_k=self._settings.top_k,
-            pad_token_id=self._pad,
-            eos_token_id=list(self._ends) or None,
-            use_cache=True,
-        )
-
-
-class _Finish(StoppingCriteria):  # type: ignore[misc]
-    """Ends completions, and keeps where: padding may look like a token that was sampled.
-
-    Args:
-        ends: Tokens that end a completion.
-        stop: Texts that do.
-        tokenizer: The model's tokenizer.
-        width: Tokens before the first that is sampled.
-        written: How many of them are of the completions, at least.
-    """
-
-    def __init__(
-        self,
-        ends: Sequence[int],
-        stop: Sequence[str],
-        tokenizer: PreTrainedTokenizerBase,
-        width: int,
-        written: int,
-    ) -> None:
-        self._ends, self._width = torch.tensor(ends, dtype=torch.int64), width
-        self._start = width - written
-        self._texts = StopStringCriteria(tokenizer, list(stop)) if stop else None
-        self.lengths: list[int | None] = []
-
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **options: Any
-    ) -> torch.Tensor:
-        self._ends = self._ends.to(input_ids.device)
-        ended = torch.isin(input_ids[:, -1], self._ends)
-        if self._texts is not None:
-            ended = ended | self._texts(input_ids[:, self._start :], scores, **options)
-        length = input_ids.shape[1] - self._width
-        self.lengths = self.lengths or [None] * len(input_ids)
-        for row, over in enumerate(ended.tolist()):
-            if over and self.lengths[row] is None:
-                self.lengths[row] = length
-        return ended
 
 
 @contextmanager
@@ -197,21 +174,3 @@ def untouched(model: PreTrainedModel) -> Iterator[None]:
         model.generation_config = own
         for name, module in model.named_modules():
             module.training = training[name]
-
-
-def _no_memory() -> CaptureError:
-    return CaptureError(
-        "The device ran out of memory while the model wrote a single completion.",
-        hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or sample with a "
-        "serving engine and give --rollouts FILE.",
-    )
-
-
-def _no_probabilities(model: PreTrainedModel) -> CaptureError:
-    narrow = "float16 overflows easily: use --dtype bfloat16 or float32."
-    return CaptureError(
-        "The model gives NaN or infinity instead of probabilities.",
-        hint=narrow
-        if model.dtype == torch.float16
-        else "Check the checkpoint for broken weights, or use a higher --temperature.",
-    )

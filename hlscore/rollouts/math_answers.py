@@ -8,8 +8,10 @@ import threading
 from functools import lru_cache
 from typing import Any
 
-from hlscore.rollouts.final_answers import final_answer
+from hlscore.rollouts.final_answers import FinalAnswer, final_answer
 
+# The library warns of every text that takes too long, and quotes the text.
+logging.getLogger("math_verify").setLevel(logging.ERROR)
 # Of any one step of the library; what is slower is no plain answer.
 _LIMIT_SECONDS = 2
 # The library's patterns take time that grows with the square of the text.
@@ -47,29 +49,22 @@ def math_reward(completion: str, answer: str | None) -> float | None:
     gold = _parsed_gold(answer) if answer is not None else None
     if gold is None:
         return None
-    marked = final_answer(completion)
-    if marked is None:
-        text = _as_latex(completion.strip()) or completion
-    else:
-        plain = f"${marked.text}$" if marked.boxed else marked.text
-        text = _as_latex(marked.text, boxed=marked.boxed) or plain
+    found = final_answer(completion)
+    text = _as_latex(found) or (f"${found.text}$" if found.boxed else found.text)
     return 1.0 if _equal(gold, _parsed(text)) else 0.0
 
 
 @lru_cache(maxsize=4096)  # the completions of a prompt share their answer
 def _parsed_gold(answer: str) -> list[Any] | None:
-    marked = final_answer(answer)
-    if marked is None:
-        text = _as_latex(answer.strip())
-    else:
-        text = _as_latex(marked.text, boxed=marked.boxed)
+    text = _as_latex(final_answer(answer))
     parsed = _parsed(text) if text else []
     # The library falls back to the text itself, which is equal to nothing but itself.
     return parsed if any(not isinstance(item, str) for item in parsed) else None
 
 
-def _as_latex(text: str, *, boxed: bool = False) -> str | None:
+def _as_latex(answer: FinalAnswer) -> str | None:
     """Write an answer such that the library reads all of it; `None` for what is prose."""
+    text = answer.text
     if _NUMBER_WITH_UNIT.fullmatch(text):
         return text.replace("\\", "")
     if _DELIMITED.search(text):
@@ -79,7 +74,7 @@ def _as_latex(text: str, *, boxed: bool = False) -> str | None:
     bare = _COMMAND.sub("", text)
     if not text or _WORD.search(bare) or not _SYMBOLS.fullmatch(bare) or _GAP.search(bare):
         return None
-    if not boxed and not _OPERATOR.search(text):
+    if not answer.boxed and not _OPERATOR.search(text):
         return None
     if text.startswith("{") and text.endswith("}"):
         text = rf"\{{{text[1:-1]}\}}"
@@ -91,7 +86,6 @@ def _parsed(text: str) -> list[Any]:
     from math_verify import parse
     from math_verify.errors import TimeoutException
 
-    _quiet()
     try:
         return list(parse(text[-_LONGEST:], parsing_timeout=_limit()))
     except (Exception, TimeoutException):  # the text is untrusted and the grammar is large
@@ -111,9 +105,3 @@ def _equal(gold: list[Any], other: list[Any]) -> bool:
 def _limit() -> Any:
     # The library's limit is a signal, and those reach the main thread only.
     return _LIMIT_SECONDS if threading.current_thread() is threading.main_thread() else None
-
-
-@lru_cache(maxsize=1)
-def _quiet() -> None:
-    # It warns of every text that takes too long, and quotes the text.
-    logging.getLogger("math_verify").setLevel(logging.ERROR)

@@ -6,68 +6,102 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import DataError, first_line
+from hlscore.errors import DataError
 from hlscore.inputs.formats import ExampleSet, Row
-from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id, prompt_ids
-from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.inputs.tokens import assistant, context_length, naming_example, prompt_ids
+from hlscore.rollouts.reward_worker import Completions
+from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ObjectiveSettings
+
+_JUDGED_AT_ONCE = 256
+_NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "completions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """A prompt to continue.
-
-    Attributes:
-        number: Its place in the data.
-        row: All columns of its example.
-        ids: Its token ids.
-    """
+    """A prompt to continue: its place in the data, the columns of its example, its token ids."""
 
     number: int
     row: Row
     ids: tuple[int, ...]
 
 
-def encode_prompts(
-    examples: ExampleSet, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
-) -> tuple[tuple[Prompt, ...], tuple[str, ...]]:
+def prompts_of(
+    examples: ExampleSet,
+    tokenizer: PreTrainedTokenizerBase,
+    model: PreTrainedModel,
+    rewards: RewardProcess,
+) -> tuple[list[Prompt], tuple[str, ...]]:
     """Tokenize prompts, each once.
 
     Returns:
-        The prompts that leave room for a completion, and notes about the others.
+        The prompts that leave room for a completion, and whose answers built-in verifiers can
+        judge, and notes about the others.
     """
     context = context_length(model)
     found: dict[tuple[int, ...], Prompt] = {}
     empty = long = 0
     for number, row in enumerate(examples.rows):
-        try:
+        with naming_example(examples.source, number):
             ids = tuple(prompt_ids(row["prompt"], tokenizer))
-        except DataError:
-            raise
-        except Exception as error:
-            raise DataError(
-                f"Example {number} of '{examples.source}' cannot be tokenized: {first_line(error)}",
-                hint="Repair that example, or check the chat template of the tokenizer.",
-            ) from error
         empty += not ids
         long += context is not None and len(ids) >= context
         if ids and (context is None or len(ids) < context):
             found.setdefault(ids, Prompt(number=number, row=row, ids=ids))
-    notes = [*examples.notes]
-    if long:
-        notes.append(f"{long} prompts were left out: they fill the context of {context} tokens.")
-    if empty:
-        notes.append(f"{empty} prompts were left out: they are empty.")
-    copies = len(examples.rows) - long - empty - len(found)
-    if copies:
-        notes.append(f"{copies} prompts were left out: they are copies of others.")
     if not found:
         why = f"each fills the context of {context} tokens" if long else "all are empty"
         raise DataError(f"No prompt of '{examples.source}' can be continued: {why}.")
-    return tuple(found.values()), tuple(notes)
+    kept = prompts = list(found.values())
+    if rewards.builtin:
+        kept = []
+        for part in batches(prompts, _JUDGED_AT_ONCE):
+            judged = rewards.judge(completions_of(part, [""] * len(part), [[]] * len(part)))
+            kept += [prompt for prompt, one in zip(part, judged, strict=True) if one is not None]
+    if not kept:
+        raise DataError(
+            f"No prompt of '{examples.source}' has an answer that the reward can judge.",
+            hint="Check the column of answers (--column answer=NAME), or use another --reward.",
+        )
+    reasons = {
+        f"they fill the context of {context} tokens": long,
+        "they are empty": empty,
+        "they are copies of others": len(examples.rows) - long - empty - len(prompts),
+        "the reward cannot judge their answers": len(prompts) - len(kept),
+    }
+    left_out = [f"{n} prompts were left out: {why}." for why, n in reasons.items() if n]
+    return kept, (*examples.notes, *left_out)
+
+
+def batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    """Prompts in parts of at most `size`."""
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
+
+
+def completions_of(
+    prompts: Sequence[Prompt], texts: Sequence[str], ids: list[list[int]]
+) -> Completions:
+    """Completions of prompts for rewards, each in the form of its prompt: text, or a message."""
+    # Rows in memory need not have all columns.
+    columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
+    pairs: list[tuple[Any, str]] = [
+        (prompt.row["prompt"], text) for prompt, text in zip(prompts, texts, strict=True)
+    ]
+    return Completions(
+        prompts=[prompt for prompt, _ in pairs],
+        completions=[
+            text if isinstance(prompt, str) else [dict(assistant(text))] for prompt, text in pairs
+        ],
+        completion_ids=ids,
+        columns={
+            name: [prompt.row.get(name) for prompt in prompts]
+            for name in columns
+            if name not in _NOT_FOR_REWARDS
+        },
+    )
 
 
 def room_for(prompt_tokens: int, context: int | None, settings: ObjectiveSettings) -> int:
@@ -84,45 +118,3 @@ def prompts_hash(examples: ExampleSet) -> str:
     """Hash of all columns, in order: rewards may read any of them."""
     rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
     return f"sha256:{hashlib.sha256(rows.encode()).hexdigest()}"
-
-
-def longest_rollouts(
-    prompts: Sequence[Prompt],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    settings: ObjectiveSettings,
-    *,
-    source: str,
-    notes: tuple[str, ...] = (),
-) -> RolloutSet:
-    """Stand-ins for rollouts that are not sampled yet, as long as they may become.
-
-    Args:
-        model: The model; may be on the meta device.
-
-    Returns:
-        Completions that all differ, every other one of them right.
-    """
-    context, pad = context_length(model), pad_token_id(tokenizer, model)
-    # Equal completions would be run once: their last tokens differ, as far as there are tokens.
-    lasts = [number % embedding_rows(model) for number in range(settings.generations)]
-    groups = []
-    for prompt in prompts:
-        room = room_for(len(prompt.ids), context, settings)
-        rollouts = tuple(
-            Rollout(
-                prompt="",
-                prompt_ids=prompt.ids,
-                completion="",
-                completion_ids=(*(pad,) * (room - 1), last),
-                reward=float(last % 2),
-                truncated=False,
-            )
-            for last in lasts
-        )
-        groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))
-    note = (
-        "Completions are sampled when the model runs: counted here as if each were as long as it "
-        "may be, and as if every prompt carried a gradient."
-    )
-    return RolloutSet(source=source, groups=tuple(groups), notes=(*notes, note))

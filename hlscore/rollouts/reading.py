@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import DataError, first_line
+from hlscore.errors import DataError
 from hlscore.inputs.examples import draw_rows
 from hlscore.inputs.formats import ExampleSet, Row
 from hlscore.inputs.tokens import (
     common_prefix,
     end_token_ids,
+    naming_example,
     prompt_and_whole,
     prompt_ids,
     rendering,
@@ -48,15 +49,11 @@ def rollouts_from(
     names = draw_rows(list(rows), samples, seed)
     ends = end_token_ids(tokenizer, model)
     temperatures = {row.get("temperature", 1.0) for row in examples.rows}
+    note = "The rows differ in temperature: the loss is computed at 1 (--temperature)."
     return RolloutSet(
         source=examples.source,
         temperature=float(min(temperatures)) if len(temperatures) == 1 else None,
-        notes=examples.notes
-        if len(temperatures) < 2
-        else (
-            *examples.notes,
-            "The rows differ in temperature: the loss is computed at 1 (--temperature).",
-        ),
+        notes=(*examples.notes, note) if len(temperatures) > 1 else examples.notes,
         groups=tuple(
             RolloutGroup(
                 name=name,
@@ -85,28 +82,24 @@ def _rollout(
     tokenizer: PreTrainedTokenizerBase,
     ends: Sequence[int],
 ) -> Rollout:
-    # What the row says about its end.
+    # Whether the row says that it was cut short; `None` where it says nothing.
     said: bool | None = None
     if "truncated" in row:
         said = bool(row["truncated"])
     elif "finish_reason" in row:
         said = row["finish_reason"] == "length"
-    try:
-        if "prompt_ids" in row:
-            start = row["prompt_ids"]
-        else:
-            start = prompt_ids(row["prompt"], tokenizer, **rendering(row))
-        if "completion_ids" in row:
-            ids = list(row["completion_ids"])
-        else:
-            ids = _completion_ids(row, tokenizer, ends, ended=not said)
-    except DataError:
-        raise
-    except Exception as error:
-        raise DataError(
-            f"Example {index} of '{source}' cannot be tokenized: {first_line(error)}",
-            hint="Repair that example, or give prompt_ids and completion_ids.",
-        ) from error
+    way_out = "give prompt_ids and completion_ids"
+    with naming_example(source, index, way_out=way_out):
+        start = (
+            row["prompt_ids"]
+            if "prompt_ids" in row
+            else prompt_ids(row["prompt"], tokenizer, **rendering(row))
+        )
+        ids = (
+            list(row["completion_ids"])
+            if "completion_ids" in row
+            else _completion_ids(row, tokenizer, ends, ended=not said)
+        )
     # Text and messages were ended here; token ids end in an end token if they are complete.
     endless = "completion_ids" in row and bool(ids) and bool(ends) and ids[-1] not in ends
     cut = endless if said is None else said

@@ -11,36 +11,21 @@ Prompt = str | Sequence[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One completion of a prompt.
-
-    Attributes:
-        prompt: Text or messages; empty where only ids are known.
-        prompt_ids: Token ids that the completion continues.
-        completion: Text or messages; empty where only ids are known.
-        completion_ids: Token ids, the end token too where there is one.
-        reward: What it is worth; `None` where it could not be judged.
-        truncated: Whether it was cut short at the limit of its length.
-        log_probs: Nats of its tokens under the policy that sampled it, NaN where not known;
-            empty when none are.
-    """
+    """One completion of a prompt; texts are empty where only ids are known."""
 
     prompt: Prompt
     prompt_ids: tuple[int, ...]
     completion: Prompt
-    completion_ids: tuple[int, ...]
-    reward: float | None
-    truncated: bool
+    completion_ids: tuple[int, ...]  # with the end token, where there is one
+    reward: float | None  # `None` where it could not be judged
+    truncated: bool  # whether it was cut short at the limit of its length
+    # Nats of its tokens under the policy that sampled it, NaN where not known; empty when none are.
     log_probs: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The completions of one prompt.
-
-    Attributes:
-        name: Tells the group from the others.
-        rollouts: Its completions.
-    """
+    """The completions of one prompt, under a name of their own."""
 
     name: str
     rollouts: tuple[Rollout, ...]
@@ -48,19 +33,11 @@ class RolloutGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutSet:
-    """All completions of a run.
-
-    Attributes:
-        source: Where they come from, for messages and artifacts.
-        groups: One per prompt.
-        temperature: What logits were divided by in sampling; `None` where not known.
-        notes: Remarks for the reader.
-        seconds: What it took to sample and judge them, all starts of a resumed run together; 0
-            where they come from a file.
-    """
+    """All completions of a run."""
 
     source: str
-    groups: tuple[RolloutGroup, ...]
-    temperature: float | None = None
+    groups: tuple[RolloutGroup, ...]  # one per prompt
+    temperature: float | None = None  # of sampling; `None` where not known
     notes: tuple[str, ...] = ()
+    # What it took to sample and judge them, all starts of a resumed run together; 0 of a file.
     seconds: float = field(default=0.0, compare=False)

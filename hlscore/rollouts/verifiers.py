@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from hlscore.errors import DataError, UsageError
-from hlscore.rollouts.final_answers import (
-    completion_text,
-    final_answer,
-    number_in,
-    same_number,
-    whole_number_text,
-)
-from hlscore.rollouts.json_answers import json_reward
+from hlscore.rollouts.final_answers import final_answer, number_in, whole_number_text
 from hlscore.rollouts.math_answers import math_reward
 
 Verifier = Callable[[str, str | None], float | None]
 
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
 _PATTERN_PREFIX = "regex:"
+_FENCE = re.compile(r"```json[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
 def numeric_reward(completion: str, answer: str | None) -> float | None:
@@ -31,15 +25,12 @@ def numeric_reward(completion: str, answer: str | None) -> float | None:
     Returns:
         1.0 when both are equal to six digits, else 0.0; `None` when the answer is no number.
     """
-    gold = whole_number_text(_answer_in(answer)) if answer is not None else None
+    gold = whole_number_text(final_answer(answer).text) if answer is not None else None
     if gold is None:
         return None
-    marked = final_answer(completion)
-    if marked is None:
-        number = number_in(completion, last=True)
-    else:
-        number = number_in(marked.text, last=False)
-    return 1.0 if number is not None and same_number(number, gold) else 0.0
+    found = final_answer(completion)
+    number = number_in(found.text, last=not found.marked)
+    return 1.0 if number is not None and math.isclose(number, gold, rel_tol=1e-6) else 0.0
 
 
 def exact_reward(completion: str, answer: str | None) -> float | None:
@@ -51,7 +42,7 @@ def exact_reward(completion: str, answer: str | None) -> float | None:
     """
     if answer is None:
         return None
-    return 1.0 if _answer_in(completion) == _answer_in(answer) else 0.0
+    return 1.0 if final_answer(completion).text == final_answer(answer).text else 0.0
 
 
 def regex_reward(completion: str, answer: str | None) -> float | None:
@@ -71,9 +62,52 @@ def regex_reward(completion: str, answer: str | None) -> float | None:
     return 1.0 if found else 0.0
 
 
-def _answer_in(text: str) -> str:
-    marked = final_answer(text)
-    return marked.text if marked else text.strip()
+def json_reward(completion: str, answer: str | None) -> float | None:
+    """Compare the JSON in a completion with the right one.
+
+    Args:
+        completion: Text of the completion: JSON as a whole, or with a fenced `json` block, of
+            which the last one counts.
+        answer: The right JSON; without one any object or array is right.
+
+    Returns:
+        1.0 when both are equal, whatever the order of keys; 0.0 when they are not, or the
+        completion has none; `None` when the right answer is no JSON.
+    """
+    try:
+        gold = None if answer is None else _read_json(answer)
+    except ValueError:
+        return None
+    for text in (completion, *_FENCE.findall(completion)[-1:]):
+        try:
+            value = _read_json(text)
+            right = isinstance(value, dict | list) if answer is None else _same(value, gold)
+        except (ValueError, RecursionError):
+            continue
+        return 1.0 if right else 0.0
+    return 0.0
+
+
+def _read_json(text: str) -> Any:
+    def finite(number: str) -> float:
+        if not math.isfinite(float(number)):
+            raise ValueError(number)
+        return float(number)
+
+    try:
+        return json.loads(text, parse_constant=finite, parse_float=finite)
+    except RecursionError as error:
+        raise ValueError("endless nesting") from error
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, bool) or isinstance(other, bool):  # 1 == True in Python
+        return one is other
+    return bool(one == other)
 
 
 VERIFIERS: Mapping[str, Verifier] = {
@@ -107,12 +141,7 @@ def find_verifier(name: str) -> Verifier:
             f"--reward is '{name}', without a pattern.",
             hint="Give regex:PATTERN, or `regex` alone for patterns from the answer column.",
         )
-    return partial(_matches, pattern)
-
-
-def _matches(pattern: str, completion: str, answer: str | None) -> float | None:
-    del answer  # the pattern is the same for all
-    return regex_reward(completion, pattern)
+    return lambda completion, _: regex_reward(completion, pattern)
 
 
 def verify_all(
@@ -126,32 +155,36 @@ def verify_all(
     Returns:
         One reward per completion, `None` where the answer cannot be judged.
     """
-    verifier = find_verifier(name)
-    answers = _answers(name, len(completions), columns)
+    verifier, count = find_verifier(name), len(completions)
+    column = next((known for known in ANSWER_COLUMNS if known in columns), None)
+    if column is None and name != "json" and not name.startswith(_PATTERN_PREFIX):
+        there = ", ".join(sorted(columns)) or "none beside the prompt"
+        raise DataError(
+            f"--reward {name} needs a column with the right answers; the data have: {there}.",
+            hint="Name it with --column answer=NAME.",
+        )
+    answers = [None] * count if column is None else columns[column]
     rewards = []
     for prompt, completion, answer in zip(prompts, completions, answers, strict=True):
+        if isinstance(answer, dict | list | bool):
+            right: str | None = json.dumps(answer)
+        else:
+            right = None if answer is None else str(answer)
         try:
-            rewards.append(verifier(completion_text(completion), _answer_text(answer)))
+            rewards.append(verifier(completion_text(completion), right))
         except DataError as error:
             start = " ".join(completion_text(prompt).split())[:60]
             raise DataError(f"{error.message} It belongs to the prompt '{start}'.") from error
     return rewards
 
 
-def _answers(name: str, count: int, columns: Mapping[str, Sequence[Any]]) -> Sequence[Any]:
-    column = next((known for known in ANSWER_COLUMNS if known in columns), None)
-    if column is not None:
-        return columns[column]
-    if name == "json" or name.startswith(_PATTERN_PREFIX):
-        return [None] * count
-    there = ", ".join(sorted(columns)) or "none beside the prompt"
-    raise DataError(
-        f"--reward {name} needs a column with the right answers; the data have: {there}.",
-        hint="Name it with --column answer=NAME.",
-    )
-
-
-def _answer_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    return json.dumps(value) if isinstance(value, dict | list | bool) else str(value)
+def completion_text(completion: Any) -> str:
+    """The text of a completion: itself, or that of its last message."""
+    if not isinstance(completion, list):
+        return "" if completion is None else str(completion)
+    last = completion[-1] if completion else ""
+    content = last.get("content") if isinstance(last, dict) else last
+    if isinstance(content, list):  # text and images in parts
+        parts = [part.get("text", "") for part in content if isinstance(part, dict)]
+        return "".join(str(part or "") for part in parts)
+    return "" if content is None else str(content)

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from hlscore.errors import DataError
-from hlscore.rollouts.reward_process import NOT_COLUMNS, check_rewards, load_function
+from hlscore.rollouts.reward_worker import NOT_COLUMNS, load_function
+from hlscore.rollouts.rewards import check_rewards
 from hlscore.rollouts.verifiers import is_builtin, verify_all
 
 if TYPE_CHECKING:

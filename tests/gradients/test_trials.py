@@ -22,7 +22,7 @@ from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.trial_optimizer import round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
@@ -360,6 +360,13 @@ def test_too_few_probes_are_refused() -> None:
         run_report(model, completions(6), options(trials=8))
 
 
+def test_weights_shared_with_other_processes_are_refused() -> None:
+    model = FAMILIES["llama"].build()
+    model.share_memory()
+    with pytest.raises(CaptureError, match="read-only, or shared with a file"):
+        run_report(model, EXAMPLES, options())
+
+
 def test_trial_options_need_trials() -> None:
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):
@@ -368,7 +375,7 @@ def test_trial_options_need_trials() -> None:
 
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
-    assert report.run.notes[1].startswith("4 trials of 6 steps (not 50: each example is seen once)")
+    assert report.run.notes[0].startswith("4 trials of 6 steps (not 50: each example is seen once)")
 
 
 def test_odd_numbers_of_trials_and_scores_of_gradients_are_refused() -> None:

@@ -20,6 +20,8 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary
 from hlscore.rollouts.reading import rollouts_from
+from hlscore.rollouts.reward_worker import Completions
+from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ModelSettings, ObjectiveSettings, RankSettings
 
 PROMPTS = [{"prompt": f"prompt {n}", "answer": str(n)} for n in range(6)]
@@ -238,8 +240,6 @@ def test_what_does_not_change_completions_does_not_lock_them() -> None:
 def test_nothing_beside_the_data_replaces_a_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hlscore.rollouts.reward_process import Completions, RewardProcess
-
     for name in ("math_verify", "random", "json"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('taken over')\n")
     monkeypatch.chdir(tmp_path)
@@ -251,8 +251,6 @@ def test_nothing_beside_the_data_replaces_a_library(
 
 
 def test_a_limit_that_is_none_in_practice() -> None:
-    from hlscore.rollouts.reward_process import Completions, RewardProcess
-
     batch = Completions(
         prompts=["p"], completions=["4"], completion_ids=[[1]], columns={"answer": ["4"]}
     )

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import Adafactor, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from hlscore.inputs.identity import dimensions, parameter_sizes
-from hlscore.inputs.model import identify, load_shape
+from hlscore.inputs.identity import dimensions, identify, parameter_sizes
+from hlscore.inputs.model import load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.memory import (
     Choice,
@@ -46,7 +46,7 @@ SIZE = SimpleNamespace(
     ),
 )
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum")
-NAMES = ("llama", "gpt2", "qwen3", "phi3", "mixtral", "qwen3_moe", "gpt_neox")
+NAMES = ("llama", "gpt2", "phi3", "mixtral", "gpt_neox")
 EVERY = CandidateSettings(embeddings=True, head=True)
 # On a CPU a LayerNorm in bfloat16 takes no float32 from an embedding, autocast or not.
 FROZEN_EMBEDDING = {"gpt2", "gpt_neox"}
@@ -232,13 +232,13 @@ def test_a_hybrid_takes_what_is_predicted(name: str, master: Any) -> None:
 
 @pytest.mark.parametrize("master", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[1:])
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
 def test_optimizers_keep_what_is_predicted(name: str, optimizer: Any, master: Any) -> None:
     check(name, MemorySettings(optimizer=optimizer, master=master))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_moe"])
 def test_full_fine_tuning_takes_what_is_predicted(name: str, optimizer: Any) -> None:
     model = FAMILIES[name].build(torch.float32)
     size_of = identify(model, name, None)

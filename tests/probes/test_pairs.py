@@ -112,8 +112,15 @@ def trl_rows(
     )
 
 
-@pytest.mark.parametrize("tokenizer", ["bytes", "beginning", "thinking", "merges"])
-@pytest.mark.parametrize("shape", FORMATS)
+@pytest.mark.parametrize(
+    ("tokenizer", "shape"),
+    [
+        *(("bytes", shape) for shape in FORMATS),
+        ("beginning", "text"), ("beginning", "chats"), ("thinking", "chats"),
+        ("thinking", "chats without prompt"), ("thinking", "several turns"),
+        ("merges", "text"), ("merges", "text without prompt"), ("merges", "text that begins alike"),
+    ],
+)  # fmt: skip
 def test_tokens_and_masks_are_those_of_trl(tmp_path: Path, shape: str, tokenizer: str) -> None:
     tokens = {
         "bytes": lambda: byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION),

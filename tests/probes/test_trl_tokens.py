@@ -111,25 +111,15 @@ def merging() -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """Data, a tokenizer and options.
-
-    Attributes:
-        rows: What hlscore reads.
-        loss_on: The mask that is reported.
-        tokenizer: Makes the tokenizer.
-        assistant_only: TRL's `assistant_only_loss`.
-        max_length: Tokens kept.
-        trl_rows: What TRL reads, where it does not know the columns.
-    """
-
     rows: Rows
     loss_on: str
     tokenizer: Callable[[], PreTrainedTokenizerBase] = marked
     assistant_only: bool = False
     max_length: int = 1024
-    trl_rows: Rows | None = None
+    trl_rows: Rows | None = None  # what TRL reads, where it does not know the columns
 
 
+TALKS = [{"messages": talk(city)} for city in CITIES]
 PAIRS = [{"prompt": f"Weather in {city}?", "completion": f" Sunny in {city}."} for city in CITIES]
 CHAT_PAIRS = [{"prompt": asked(city), "completion": answered(city)} for city in CITIES]
 SYSTEM = "You answer in one short sentence and never ask back."
@@ -148,14 +138,14 @@ SHAPES = {
         loss_on="completion",
         tokenizer=merging,
     ),
-    "conversations": Shape(rows=[{"messages": talk(city)} for city in CITIES], loss_on="all"),
+    "conversations": Shape(rows=TALKS, loss_on="all"),
     "conversations, the assistant alone": Shape(
-        rows=[{"messages": talk(city)} for city in CITIES],
+        rows=TALKS,
         loss_on="assistant",
         assistant_only=True,
     ),
     "the assistant alone, by TRL's template": Shape(
-        rows=[{"messages": talk(city)} for city in CITIES],
+        rows=TALKS,
         loss_on="assistant",
         tokenizer=qwen,
         assistant_only=True,
@@ -178,11 +168,6 @@ SHAPES = {
     ),
     "tools of a completion": Shape(
         rows=[row | {"tools": TOOLS} for row in CHAT_PAIRS],
-        loss_on="completion",
-        tokenizer=qwen,
-    ),
-    "arguments of the template decide the mask": Shape(
-        rows=[row | {"chat_template_kwargs": {"enable_thinking": False}} for row in CHAT_PAIRS],
         loss_on="completion",
         tokenizer=qwen,
     ),
@@ -219,7 +204,7 @@ SHAPES = {
             for city in CITIES
         ],
         loss_on="all",
-        trl_rows=[{"messages": talk(city)} for city in CITIES],
+        trl_rows=TALKS,
     ),
     "Alpaca": Shape(
         rows=[
@@ -307,6 +292,9 @@ def by_hlscore(shape: Shape, folder: Path) -> tuple[Places, ProbeSummary]:
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_tokens_masks_and_losses(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]
+    if shape.tokenizer is merging:  # what that shape stands on: a prompt that is no prefix
+        ids = [merging()([row["prompt"], row["prompt"] + row["completion"]]) for row in shape.rows]
+        assert any(two[: len(one)] != one for one, two in (item["input_ids"] for item in ids))
     expected, loss = by_trl(shape, tmp_path)
     found, summary = by_hlscore(shape, tmp_path)
     assert found == expected
@@ -319,17 +307,6 @@ def encoded(rows: Rows, tokenizer: PreTrainedTokenizerBase, *, only: bool = Fals
         example_set(rows, "rows", DataSettings()), tokenizer, build(tokenizer),
         objective=ObjectiveSettings(assistant_only_loss=only), max_length=None, groups=2, seed=0,
     ).summary  # fmt: skip
-
-
-def test_the_merging_prompt_merges() -> None:
-    """What that shape stands on: one of its prompts is no prefix of the whole."""
-    tokenizer = merging()
-    rows = SHAPES["a prompt that merges with the completion"].rows
-    starts = [
-        (tokenizer(row["prompt"])["input_ids"], tokenizer(row["prompt"] + row["completion"]))
-        for row in rows
-    ]
-    assert any(whole["input_ids"][: len(start)] != start for start, whole in starts)
 
 
 def test_a_shared_prefix_is_said_with_its_share() -> None:
@@ -399,7 +376,7 @@ def test_calls_of_sharegpt() -> None:
             "No token of example 0 in 'rows' is marked",
         ),
         (
-            [{"messages": talk(c)} for c in CITIES],
+            TALKS,
             lambda: byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION),
             DataError,
             "does not mark the assistant's tokens",
@@ -419,8 +396,7 @@ def test_what_the_assistants_mask_cannot_do(
 def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
     """It is printed, stored, in the next command, and in what is exported for TRL."""
     model = save_model(tmp_path / "model")
-    rows = [{"messages": talk(city)} for city in CITIES]
-    data = write_rows(tmp_path / "chat.jsonl", rows)
+    data = write_rows(tmp_path / "chat.jsonl", TALKS)
     options = ("--rank", "4", "--bootstrap", "0", "-o", tmp_path / "out")
     done = run("rank", model, "--data", data, "--assistant-only-loss", *options)
     assert done.code == 0, done.err
@@ -440,8 +416,7 @@ def test_a_trial_says_that_its_mask_is_another() -> None:
     planned = SimpleNamespace(
         provenance=SimpleNamespace(probes=SimpleNamespace(loss_on="assistant"))
     )
-    rows = [{"messages": talk(city)} for city in CITIES]
-    whole, only = (encoded(rows, marked(), only=only) for only in (False, True))
+    whole, only = (encoded(TALKS, marked(), only=only) for only in (False, True))
     (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
     assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note
     assert other_mask(only, planned) == ()  # type: ignore[arg-type]

@@ -1,23 +1,30 @@
-"""`rank --objective grpo` on the command line: what it writes, and what it leaves alone."""
+"""`rank --objective grpo` on the command line: what it writes; kills, failures, and resuming."""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import signal
 from pathlib import Path
 
 import pytest
-from console import hlscore
+from console import Outcome, hlscore, write_rows
 from grpo_runs import (
     FILES,
     GRPO,
+    JOURNAL,
     MINE,
+    PROMPTS,
     QUICK,
     judged,
+    kill,
     make_folder,
     names,
+    same,
     start,
     table,
+    undisturbed,
+    wait,
 )
 
 
@@ -27,13 +34,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_folder(tmp_path)
 
 
-def test_math_rewards_give_all_files(tmp_path: Path) -> None:
-    first = start(
-        tmp_path, *GRPO, "--reward", "math", "--samples", "12", *QUICK, "--max-new-tokens", "40",
-        "-o", "out",
-    )  # fmt: skip
-    shown, said = first.communicate(timeout=120)
-    assert (first.returncode, said) == (0, "")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of a run that nothing stops."""
+    folder = make_folder(tmp_path_factory.mktemp("undisturbed"))
+    with contextlib.chdir(folder):
+        return undisturbed(folder)
+
+
+def test_math_rewards_give_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = hlscore(
+        *GRPO, "--reward", "math", "--samples", "12", *QUICK, "--max-new-tokens", "40", "-o", "out"
+    )
+    assert (first.code, first.err) == (0, "")
+    shown = first.out
     assert names(tmp_path / "out") == FILES
     lines = [json.loads(x) for x in (tmp_path / "out/rollouts.jsonl").read_text().splitlines()]
     groups = len({line["group"] for line in lines})
@@ -43,7 +58,7 @@ def test_math_rewards_give_all_files(tmp_path: Path) -> None:
     known = [line["reward"] for line in lines if line["reward"] is not None]
     assert {*known} == {0.0, 1.0}
     drawn = f"{4 * groups} completions of {groups} prompts from builtin:known"
-    assert f"{drawn}, mean reward {mean(known)}" in shown
+    assert f"{drawn}, mean reward {sum(known) / len(known):.3g}" in shown
     assert "rollouts  out/rollouts.jsonl" in shown
 
     again = hlscore(
@@ -57,21 +72,16 @@ def test_math_rewards_give_all_files(tmp_path: Path) -> None:
     assert plans[0]["modules"] == plans[1]["modules"]
 
 
-def mean(rewards: Sequence[float]) -> str:
-    return f"{sum(rewards) / len(rewards):.3g}"
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_results_are_not_overwritten(folder: Path, name: str) -> None:
-    kept = folder / "out" / name
+def test_results_are_not_overwritten(folder: Path) -> None:
+    kept = folder / "out" / "rollouts.jsonl"
     kept.parent.mkdir()
     kept.write_text("mine")
     found = hlscore(*MINE, "-o", folder / "out")
     assert found.code == 2
-    assert name in found.message
+    assert kept.name in found.message
     assert "--force" in found.message
     assert kept.read_text() == "mine"
-    assert names(folder / "out") == [name]
+    assert names(folder / "out") == [kept.name]
     assert judged(folder) == []
 
 
@@ -84,8 +94,108 @@ def test_a_forecast_samples_nothing(folder: Path) -> None:
     assert not (folder / "out").exists()
 
 
-def test_json_names_all_files(folder: Path) -> None:
-    done = hlscore(*MINE, "-o", folder / "out", "--json")
+# Runs that are stopped
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_while_sampling(folder: Path, whole: Path, how: signal.Signals) -> None:
+    """No finished group is sampled or judged again, and the results are those of a whole run."""
+    stopped = start(folder, *MINE, "-o", "out", SLOW_FROM="3")
+    journal = folder / "out" / JOURNAL
+    calls = folder / "calls.jsonl"
+    wait(stopped, lambda: calls.exists() and len(calls.read_text().splitlines()) == 3)
+    if how == signal.SIGKILL:
+        kill(stopped)
+    else:
+        stopped.send_signal(how)
+        _, said = stopped.communicate(timeout=120)
+        assert stopped.returncode == 130
+        assert "Traceback" not in said
+        assert "the progress is kept" in said
+        assert "--resume" in said
+    assert names(folder / "out") == [JOURNAL]
+    stored = journal.read_bytes()
+    assert stored.count(b"\n") == 1 + 4
+    assert len(judged(folder)) == 3
+
+    refused = hlscore(*MINE, "-o", folder / "out")
+    assert refused.code == 2
+    assert "holds an unfinished run" in refused.message
+    for option, value, says in (
+        ("--temperature", "0.5", "settings.objective.temperature was not set, now it is 0.5"),
+        ("--seed", "3", "settings.seed was 0, now it is 3"),
+        ("--generate-batch", "4", "settings.objective.generate_batch was 8, now it is 4"),
+    ):
+        other = hlscore(*MINE, option, value, "-o", folder / "out", "--resume")
+        assert other.code == 2
+        assert says in other.message
+    write_rows(folder / "prompts.jsonl", [{"prompt": text, "more": 1} for text in PROMPTS])
+    other = hlscore(*MINE, "-o", folder / "out", "--resume")
+    assert "probes was sha256" in other.message
+    write_rows(folder / "prompts.jsonl", [{"prompt": text} for text in PROMPTS])
+    assert journal.read_bytes() == stored
+    assert judged(folder) == []
+
+    done = hlscore(*MINE, "-o", folder / "out", "--resume")
     assert done.code == 0, done.err
-    text = json.dumps(json.loads(done.out))
-    assert all(name in text for name in FILES)
+    assert [batch[0] for batch in judged(folder)] == [PROMPTS[4], PROMPTS[6]]
+    same(whole, folder / "out")
+
+
+def test_killed_while_probing(folder: Path) -> None:
+    slow = ("--batch-size", "1", "--save-every", "0.001")
+    whole = undisturbed(folder, *slow)
+    killed = start(folder, *MINE, *slow, "-o", "out")
+    wait(killed, lambda: list(folder.glob("out/.hlscore-progress-*.safetensors")))
+    kill(killed)
+    assert not (folder / "out" / "plan.json").exists()
+    assert len(judged(folder)) == 4
+    done = hlscore(*MINE, *slow, "-o", folder / "out", "--resume")
+    assert done.code == 0, done.err
+    assert judged(folder) == []
+    same(whole, folder / "out")
+
+
+def failed(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outcome:
+    monkeypatch.setenv("FAIL_AT", "3")
+    outcome = hlscore(*MINE, *options, "-o", folder / "out")
+    monkeypatch.delenv("FAIL_AT")
+    assert outcome.code == 3
+    assert "'mine:judge' raised ValueError: told to" in outcome.message
+    assert len(judged(folder)) == 3
+    return outcome
+
+
+def test_a_reward_that_fails_loses_nothing(
+    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed(folder, monkeypatch)
+    assert names(folder / "out") == [JOURNAL]
+    done = hlscore(*MINE, "-o", folder / "out", "--resume")
+    assert done.code == 0, done.err
+    assert len(judged(folder)) == 2
+    same(whole, folder / "out")
+
+
+def test_force_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed(folder, monkeypatch)
+    done = hlscore(*MINE, "-o", folder / "out", "--force", "--seed", "1")
+    assert done.code == 0, done.err
+    assert len(judged(folder)) == 4
+    assert names(folder / "out") == FILES
+
+
+def test_saving_off_stores_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed(folder, monkeypatch, "--save-every", "0")
+    assert not (folder / "out").exists()
+    done = hlscore(*MINE, "--save-every", "0", "-o", folder / "out")
+    assert done.code == 0, done.err
+    assert names(folder / "out") == FILES
+
+
+def test_there_must_be_something_to_resume(folder: Path) -> None:
+    found = hlscore(*MINE, "-o", folder / "out", "--resume")
+    assert found.code == 2
+    assert "no unfinished run" in found.message
+    assert judged(folder) == []
+    assert not (folder / "out").exists()

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from hlscore.errors import DataError, RewardError, UsageError
-from hlscore.rollouts.reward_process import Completions, Reward, RewardProcess, check_rewards
+from hlscore.rollouts.reward_worker import Completions, limited_memory
+from hlscore.rollouts.rewards import Reward, RewardProcess, check_rewards
 from hlscore.rollouts.verifiers import verify_all
 
 FUNCTIONS = r"""
@@ -366,10 +367,11 @@ def test_ctrl_c_ends_the_child(mine: Path) -> None:
 
 
 ORPHAN = """
-from hlscore.rollouts.reward_process import Completions, RewardProcess
+from hlscore.rollouts.reward_worker import Completions
+from hlscore.rollouts.rewards import RewardProcess
 import sys
 with RewardProcess(["mine:loops_in_c"], timeout=float(sys.argv[1])) as process:
-    print(process._worker.pid, flush=True)
+    print(process._worker.process.pid, flush=True)
     process.judge(Completions(prompts=["p"], completions=["c"], completion_ids=[[1]], columns={}))
 """
 
@@ -393,9 +395,7 @@ def test_an_orphan_that_hangs_goes_away(mine: Path) -> None:
 def test_verifiers_cannot_take_all_memory() -> None:
     import resource
 
-    from hlscore.rollouts.reward_process import _limited_memory
-
     before = resource.getrlimit(resource.RLIMIT_AS)
-    with pytest.raises(MemoryError), _limited_memory():
+    with pytest.raises(MemoryError), limited_memory():
         bytearray(6 * 2**30)
     assert resource.getrlimit(resource.RLIMIT_AS) == before

@@ -1,4 +1,4 @@
-"""Every architecture writes completions of its own and is probed with them."""
+"""Architectures write completions of their own and are probed with them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def even(completion_ids: list[list[int]], **_: object) -> list[float]:
     return [float(sum(ids) % 2 == 0) for ids in completion_ids]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if "unreached" not in name])
+# One of each kind: dense, Conv1D, fused projections, images beside text, experts, state space.
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi3", "llava", "gpt_oss", "qwen3_next"])
 def test_family(name: str) -> None:
     model = FAMILIES[name].build()
     before = {key: value.clone() for key, value in model.state_dict().items()}

@@ -24,16 +24,12 @@ from sampled import (
 )
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 
-from hlscore.errors import CaptureError, DataError
+from hlscore.errors import CaptureError, DataError, RewardError
 from hlscore.flow import Silent
-from hlscore.inputs.formats import example_set
 from hlscore.probes.encode import encode
 from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.generation import Writer
-from hlscore.rollouts.reward_process import RewardProcess
-from hlscore.rollouts.sampling import Sampler
-from hlscore.settings import DataSettings
 
 # Prompts
 
@@ -218,17 +214,23 @@ def fails_always(self: Writer, rows: Any, device: Any) -> Any:
 def test_several_processes_draw_what_one_does(tiny: Any) -> None:
     """Batches are dealt out, and each has a seed of its own."""
     expected = sample(*tiny, generate_batch=8)
-    model, tokenizer = tiny
     parts: dict[str, Any] = {}
     for rank in range(2):
-        examples = example_set(ROWS, "rows", DataSettings(), ("prompt",))
-        judge = RewardProcess([zeros])
-        sampler = Sampler(model, tokenizer, settings(generate_batch=8), judge, seed=0)
-        found = sampler.run(examples, Silent(), processes=_Alone(rank=rank, size=2))
+        found = sample(*tiny, generate_batch=8, processes=_Alone(rank=rank, size=2))
         assert 0 < len(found.groups) < len(ROWS)
         assert not parts.keys() & {group.name for group in found.groups}
         parts |= {group.name: group for group in found.groups}
     assert tuple(parts[name] for name in sorted(parts)) == expected.groups
+
+
+def test_what_another_process_finds_wrong_in_the_data_is_said(tiny: Any) -> None:
+    """Of data errors only the main process tells, and it may never meet this one."""
+    rows = [{"prompt": f"{n} + 1 =", "answer": answer} for n, answer in enumerate("ab(")]
+    with pytest.raises(RewardError, match=r"The answer '\(' is not a regular expression"):
+        sample(
+            *tiny, rows, judge=["regex", zeros], generate_batch=8,
+            processes=_Alone(rank=1, size=2),
+        )  # fmt: skip
 
 
 class _Alone(Processes):

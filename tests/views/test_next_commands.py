@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shlex
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from console import Outcome, hlscore, save_model, texts, write_rows
+from reports import report
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.settings import (
@@ -19,8 +20,10 @@ from hlscore.settings import (
     MemorySettings,
     ModelSettings,
     PlanSettings,
+    RankSettings,
     arguments,
 )
+from hlscore.views.commands import validate_command
 
 TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-batch", "2")
 LOCK = "*.down_proj=lora"
@@ -168,6 +171,16 @@ def test_estimate_hands_its_options_to_rank(tmp_path: Path) -> None:
     made = plan.settings
     assert (made.rank, made.budget) == (4, "0.2p")
     assert made.memory == MemorySettings(optimizer="sgd", master="bf16", base_bits=8, train_batch=2)
+
+
+def test_validate_gets_only_the_options_that_it_has() -> None:
+    model = ModelSettings(model="m", text_only=True, ignore_adapter=True, dtype="float32")
+    settings = asdict(RankSettings(model=model, data=DataSettings(samples=7, max_length=40)))
+    found = report(3)
+    ranked = replace(found, run=replace(found.run, settings=settings))
+    words = validate_command(ranked, Path("plan.json"))
+    expected = "hlscore validate org/model --plan plan.json --dtype float32 --max-length 40"
+    assert words == expected
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,208 @@
+"""The process that computes rewards, `python -m hlscore.rollouts.reward_worker FD`.
+
+It answers requests over a socket: one line of JSON per request and per answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import faulthandler
+import inspect
+import json
+import math
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hlscore.errors import HlscoreError, RewardError, UsageError, first_line
+from hlscore.rollouts.verifiers import is_builtin, verify_all
+
+NOT_COLUMNS = ("prompt", "completion", "completion_ids")
+# What a built-in verifier may allocate: `9**9**9**9` takes all there is.
+_MEMORY_BYTES = 4 * 2**30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completions:
+    """Completions to judge, in lists of equal length."""
+
+    prompts: list[Any]  # texts or conversations, repeated for each completion
+    completions: list[Any]  # texts or conversations
+    completion_ids: list[list[int]]
+    columns: dict[str, list[Any]]  # the other columns of the data
+
+    def one(self, index: int) -> Completions:
+        """A single completion as a batch."""
+        return Completions(
+            prompts=[self.prompts[index]],
+            completions=[self.completions[index]],
+            completion_ids=[self.completion_ids[index]],
+            columns={name: [values[index]] for name, values in self.columns.items()},
+        )
+
+
+def load_function(name: str) -> Callable[..., Any]:
+    """Import a reward function, `package.module:function`."""
+    module_name, _, path = name.partition(":")
+    if str(Path.cwd()) not in sys.path and "" not in sys.path:
+        sys.path.append(str(Path.cwd()))  # behind all others: nothing there may replace them
+    try:
+        found: Any = import_module(module_name)
+    except BaseException as error:  # a module can do anything when imported, also exit
+        raise UsageError(
+            f"--reward is '{name}', and '{module_name}' cannot be imported: {first_line(error)}",
+            hint="Modules are looked up in the current directory and among installed packages.",
+        ) from error
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise UsageError(f"--reward is '{name}', but '{module_name}' has no '{path}'.")
+        found = getattr(found, part)
+    if not callable(found):
+        raise UsageError(
+            f"--reward is '{name}', which is not a function but of type {type(found).__name__}."
+        )
+    function: Callable[..., Any] = found
+    return function
+
+
+def call_function(
+    name: str, function: Callable[..., Any], batch: Completions
+) -> list[float | None]:
+    """Call a reward function, or await a coroutine function, as TRL does; check what it returns."""
+
+    async def awaited(returned: Any) -> Any:
+        return await returned
+
+    def named(error: BaseException) -> str:
+        kind, line = type(error).__name__, first_line(error)
+        return line if line.startswith(kind) else f"{kind}: {line}"
+
+    columns = {key: value for key, value in batch.columns.items() if key not in NOT_COLUMNS}
+    given = columns | {
+        "prompts": batch.prompts,
+        "completions": batch.completions,
+        "completion_ids": batch.completion_ids,
+        "trainer_state": None,
+        "log_extra": lambda *_, **__: None,
+        "log_metric": lambda *_, **__: None,
+    }
+    what = f"The reward function '{name}'"
+    hint = "Return one number, or None, per completion."
+    try:
+        returned = function(**given)
+        if inspect.isawaitable(returned):
+            returned = asyncio.run(awaited(returned))
+    except BaseException as error:  # sys.exit in a reward function must not end the worker
+        frames = traceback.extract_tb(error.__traceback__)
+        raise RewardError(
+            f"{what} raised {named(error)}",
+            hint=f"It failed in {Path(frames[-1].filename).name}, line {frames[-1].lineno}."
+            if len(frames) > 1
+            else "It is called with prompts, completions, completion_ids and the columns by name.",
+        ) from error
+    if isinstance(returned, str | bytes | Mapping) or not isinstance(returned, Iterable):
+        raise RewardError(f"{what} returned a {type(returned).__name__}, not a list.", hint=hint)
+    try:
+        rewards = list(returned)
+    except Exception as error:
+        raise RewardError(f"{what} raised {named(error)}") from error
+    count = len(batch.completions)
+    if len(rewards) != count:
+        raise RewardError(f"{what} returned {len(rewards)} rewards for {count} completions.")
+    for index, reward in enumerate(rewards):
+        if reward is None:
+            continue
+        try:
+            if isinstance(reward, str | bytes):
+                raise TypeError
+            rewards[index] = float(reward)
+        except Exception as error:
+            kind = type(reward).__name__
+            raise RewardError(
+                f"{what} returned a {kind} for completion {index}, not a number.", hint=hint
+            ) from error
+        if not math.isfinite(rewards[index]):
+            raise RewardError(
+                f"{what} returned {rewards[index]} for completion {index}.",
+                hint="Return None where a completion cannot be judged.",
+            )
+    return rewards
+
+
+def _work(requests: socket.socket) -> None:
+    """Answer requests until the parent closes the socket; the first one names the rewards."""
+    requests.set_inheritable(False)
+    functions: dict[str, Callable[..., Any]] = {}
+    for line in requests.makefile("rb"):
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        try:
+            with _watchdog(request["timeout"]):
+                if "batch" in request:
+                    name, batch = request["reward"], Completions(**request["batch"])
+                    answer["rewards"] = (
+                        call_function(name, functions[name], batch)
+                        if name in functions
+                        else _verify(name, batch)
+                    )
+                else:
+                    sys.path += [path for path in request["path"] if path not in sys.path]
+                    functions = _loaded(request["rewards"])
+        except HlscoreError as error:
+            answer["error"] = type(error).__name__, error.message, error.hint
+        requests.sendall(json.dumps(answer).encode() + b"\n")
+
+
+def _loaded(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
+    """Import all that rewards need, which is no part of the first batch's time."""
+    if "math" in names:
+        import math_verify  # noqa: F401
+    return {name: load_function(name) for name in names if not is_builtin(name)}
+
+
+@contextlib.contextmanager
+def _watchdog(timeout: float) -> Iterator[None]:
+    """End this process when it hangs and no parent is left to kill it, even inside C code."""
+    with open(os.devnull, "w") as nothing:  # noqa: PTH123 - a device
+        faulthandler.dump_traceback_later(timeout * 2, exit=True, file=nothing)
+        try:
+            yield
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
+def _verify(name: str, batch: Completions) -> list[float | None]:
+    with limited_memory():
+        return verify_all(name, batch.prompts, batch.completions, batch.columns)
+
+
+@contextlib.contextmanager
+def limited_memory() -> Iterator[None]:
+    """Limit what can be allocated beyond the present address space, on Linux."""
+    try:
+        import resource
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = pages * resource.getpagesize() + _MEMORY_BYTES
+        if soft != resource.RLIM_INFINITY:
+            limit = min(limit, soft)
+        resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+if __name__ == "__main__":
+    _work(socket.socket(fileno=int(sys.argv[1])))
