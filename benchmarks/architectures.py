@@ -49,8 +49,7 @@ from transformers.utils import logging as transformers_logging
 
 import hlscore
 from hlscore.errors import HlscoreError
-from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import PEFT_LIMITS, nearest
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources

@@ -86,11 +86,13 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         ) from error
 
 
-def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, Path]:
+def write_files(
+    folder: Path, contents: Mapping[str, str | Callable[[Path], object]]
+) -> dict[str, Path]:
     """Write files beside their final place, then move all of them there.
 
     Args:
-        writers: For each file name, a function that writes to a given path.
+        contents: For each file name its text, or a function that writes to a given path.
 
     Returns:
         The final path of each file.
@@ -100,9 +102,12 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=folder))
-        for name, write in writers.items():
-            write(stage / name)
-        for name in writers:
+        for name, content in contents.items():
+            if isinstance(content, str):
+                (stage / name).write_bytes(content.encode())
+            else:
+                content(stage / name)
+        for name in contents:
             (stage / name).replace(folder / name)
     except OSError as error:
         raise ArtifactError(
@@ -114,4 +119,4 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
             shutil.rmtree(stage, ignore_errors=True)
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return {name: folder / name for name in writers}
+    return {name: folder / name for name in contents}
