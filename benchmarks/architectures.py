@@ -49,8 +49,7 @@ from transformers.utils import logging as transformers_logging
 
 import hlscore
 from hlscore.errors import HlscoreError
-from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import PEFT_LIMITS, nearest
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import weight_sources
@@ -367,7 +366,7 @@ def gradient_error(
     # What cancels out is rounding, whatever computes it.
     floor = 1e-5 * max(float(torch.linalg.vector_norm(item)) for item in expected.values())
     for item in chosen:
-        means = gradients.take_means(item.module, counts)
+        means, _ = gradients.take(item.module, counts)
         plain = expected.get(item.parameter)
         size = 0.0 if plain is None else float(torch.linalg.vector_norm(plain))
         if means is None or plain is None or size == 0:

@@ -31,8 +31,8 @@ from hlscore.gradients.jackknife import Resamples, draw_resamples, influences
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices, fold_rows, short_first
 from hlscore.gradients.sources import weight_sources
-from hlscore.gradients.sums import ExactGradients, folded_rows
-from hlscore.gradients.tails import full_half_spectra
+from hlscore.gradients.sums import ExactGradients
+from hlscore.gradients.tails import full_spectrum, gradient_tails
 from hlscore.inputs.formats import example_set
 from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import candidates_of, find_modules
@@ -167,7 +167,8 @@ def half_means(groups: torch.Tensor, draws: Resamples) -> tuple[torch.Tensor, to
 def score(groups: torch.Tensor, draws: Resamples, rank: int) -> float:
     """`hls` of the full halves."""
     first, second = half_means(groups, draws)
-    return full_half_spectra(first, second, first_share=0.5).cross_fitted_tail(rank)
+    found = gradient_tails(first, second, first_share=0.5, ranks=(rank,), method="full", seed=0)
+    return found.hls_curve[0]
 
 
 # --- the jackknife in use -----------------------------------------------------------------------
@@ -187,8 +188,7 @@ def folded_sketches(groups: torch.Tensor, size: int | None) -> torch.Tensor:
         return short_first(groups)
     tests = TestMatrices(size=size, seed=0)
     sketches = torch.stack([tests.compress(group) for group in groups])
-    rows = folded_rows(*sketches.shape[-2:])
-    return torch.stack([fold_rows(item, rows) for item in sketches]).bfloat16().float()
+    return torch.stack([fold_rows(item) for item in sketches]).bfloat16().float()
 
 
 def jackknife(rank: int, size: int | None, groups: torch.Tensor, draws: Resamples) -> float:
@@ -228,12 +228,12 @@ def uncorrected_jackknife(
 def kept_subspaces(rank: int, groups: torch.Tensor, draws: Resamples) -> float:
     """Standard error when every resample leaves out the subspaces of the full halves."""
     first, second = half_means(groups, draws)
-    spectra = full_half_spectra(first, second, first_share=0.5)
+    halves = [short_first(half).double() for half in (first, second)]
     parts = short_first(groups).double()
     cut = len(draws.first_counts)
     flat = parts.flatten(1)
     products = flat[:cut] @ flat[cut:].T
-    for basis in (spectra.first.basis[..., :rank], spectra.second.basis[..., :rank]):
+    for basis in (full_spectrum(half @ half.mT).basis[..., :rank] for half in halves):
         inside = (basis.mT @ parts).flatten(1)
         products = products - inside[:cut] @ inside[cut:].T / 2
     first_weights, second_weights = _weights(draws)

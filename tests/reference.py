@@ -123,3 +123,12 @@ def best_options(
             value = sum(option[0] for option in picked)
             best = value if best is None else max(best, value)
     return best
+
+
+def sign_step_rest(stack: Matrix, rank: int) -> float:
+    """`||G||_1 - <G, P_r(sign G)>`, one full SVD per matrix; what is mere rounding has no sign."""
+    total = 0.0
+    for g in stack:
+        signs = np.sign(g) * (np.abs(g) > 2.0**-23 * np.abs(g).max())
+        total += float(np.abs(g).sum() - (g * truncated(signs, rank)).sum())
+    return total

@@ -91,9 +91,10 @@ def saved(folder: Path, found: ScoreReport, plan: Plan | None = None) -> tuple[P
 
 
 class Tables(HTMLParser):
-    """Cells of every table of a page, and the texts of its scripts.
+    """Text of a page, cells of every table, and the texts of its scripts.
 
     Attributes:
+        text: All text.
         tables: Rows of cells by the table's id.
         scripts: Type and text of each script.
         tags: Every tag that was opened.
@@ -101,6 +102,7 @@ class Tables(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
+        self.text = ""
         self.tables: dict[str, list[list[str]]] = {}
         self.scripts: list[tuple[str, str]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
@@ -125,6 +127,7 @@ class Tables(HTMLParser):
             self._within = False
 
     def handle_data(self, data: str) -> None:
+        self.text += data
         if self.tags and self.tags[-1][0] == "script" and self.scripts:
             kind, text = self.scripts[-1]
             self.scripts[-1] = (kind, text + data)

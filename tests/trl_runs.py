@@ -40,7 +40,7 @@ def captured(
     counts = [sum(half) for half in probes.counts]
     found = {}
     for item in items:
-        pair = gradients.take_means(item.module, counts)
+        pair, _ = gradients.take(item.module, counts)
         assert pair is not None
         total = sum(part * count for part, count in zip(pair, counts, strict=True))
         found[item.parameter] = (total / sum(counts)).flatten()

@@ -29,10 +29,10 @@ def kept_means() -> Iterator[dict[str, Halves]]:
     means: dict[str, Halves] = {}
     reduce = capture.reduce_gradients
 
-    def keep(halves: Any, *given: Any, name: str) -> Any:
+    def keep(halves: Any, *given: Any, name: str, **options: Any) -> Any:
         first, second = (half.detach().double().clone().flatten(0, -2) for half in halves)
         means[name] = first, second
-        return reduce(halves, *given, name=name)
+        return reduce(halves, *given, name=name, **options)
 
     with patch.object(capture, "reduce_gradients", keep):
         yield means

@@ -64,10 +64,20 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         force: Whether existing results may be replaced.
     """
     try:
-        _check_names(folder, names, force=force)
-        parent = folder
-        while not parent.exists() and parent != parent.parent:
-            parent = parent.parent
+        if folder.exists() and not folder.is_dir():
+            raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
+        for path in (folder / name for name in names):
+            if path.is_dir():
+                raise UsageError(
+                    f"'{path}' is a directory.",
+                    hint="A file goes there: give another path with --out.",
+                )
+            if path.exists() and not force:
+                raise UsageError(
+                    f"'{path}' already exists.",
+                    hint="Pass --force to replace it, or another path with --out.",
+                )
+        parent = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryDirectory(prefix=STAGE_PREFIX, dir=parent):
             pass
     except OSError as error:
@@ -76,27 +86,13 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
         ) from error
 
 
-def _check_names(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
-    for name in names:
-        if (folder / name).is_dir():
-            raise UsageError(
-                f"'{folder / name}' is a directory.",
-                hint="A file goes there: give another path with --out.",
-            )
-        if (folder / name).exists() and not force:
-            raise UsageError(
-                f"'{folder / name}' already exists.",
-                hint="Pass --force to replace it, or another path with --out.",
-            )
-
-
-def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> dict[str, Path]:
+def write_files(
+    folder: Path, contents: Mapping[str, str | Callable[[Path], object]]
+) -> dict[str, Path]:
     """Write files beside their final place, then move all of them there.
 
     Args:
-        writers: For each file name, a function that writes to a given path.
+        contents: For each file name its text, or a function that writes to a given path.
 
     Returns:
         The final path of each file.
@@ -106,9 +102,12 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=STAGE_PREFIX, dir=folder))
-        for name, write in writers.items():
-            write(stage / name)
-        for name in writers:
+        for name, content in contents.items():
+            if isinstance(content, str):
+                (stage / name).write_bytes(content.encode())
+            else:
+                content(stage / name)
+        for name in contents:
             (stage / name).replace(folder / name)
     except OSError as error:
         raise ArtifactError(
@@ -120,4 +119,4 @@ def write_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -
             shutil.rmtree(stage, ignore_errors=True)
         if made and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()
-    return {name: folder / name for name in writers}
+    return {name: folder / name for name in contents}

@@ -21,8 +21,6 @@ _DEEPEST = 40
 _TOO_DEEP = f"it is nested more than {_DEEPEST} deep"
 _LARGEST_WHOLE = 2**63 - 1
 _LONGEST_QUOTE = 60
-# Controls, halves of surrogate pairs, line and paragraph separators, unassigned.
-_UNPRINTABLE = ("Cc", "Cs", "Zl", "Zp", "Cn", "Co")
 _TURNS_TEXT = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Possessive: what could be gone back to would take a hundred bytes for each letter.
 _PIECE = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}:,]|[^\s\[\]{}:,"]+')
@@ -112,8 +110,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _is_readable(text: str) -> bool:
     """Whether a text shows as itself: no controls, nothing that turns the text around."""
-    return text.isprintable() or not any(
-        unicodedata.category(letter) in _UNPRINTABLE or letter in _TURNS_TEXT for letter in text
+    return text.isprintable() or all(
+        letter.isprintable()
+        or (unicodedata.category(letter) in ("Cf", "Zs") and letter not in _TURNS_TEXT)
+        for letter in text
     )
 
 

@@ -17,27 +17,25 @@ from hlscore.errors import ArtifactError, HlscoreError
 
 _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
 
-FaultKind = Literal["json", "version", "schema", "rank", "duplicate", "weight", "text"]
+FaultKind = Literal[
+    "json",  # no JSON text that can be read
+    "version",  # of the format, unknown
+    "schema",  # a key or value that the format does not have
+    "rank",  # a rank without its mode
+    "duplicate",  # a module listed twice
+    "weight",  # a weight of another module
+    "text",  # a name that cannot be printed
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """Something that keeps a file from being a plan.
-
-    Attributes:
-        kind: `json`: no JSON text that can be read; `version`: of the format, unknown; `schema`:
-            a key or value that the format does not have; `rank`: a rank without its mode;
-            `duplicate`: a module listed twice; `weight`: a weight of another module; `text`: a
-            name that cannot be printed.
-        message: What is wrong, in a sentence without a full stop.
-        path: Keys and indices that lead there.
-        place: Where the text itself is broken.
-    """
+    """Something that keeps a file from being a plan."""
 
     kind: FaultKind
-    message: str
-    path: JsonPath = ()
-    place: Place | None = None
+    message: str  # without a full stop
+    path: JsonPath = ()  # keys and indices that lead there
+    place: Place | None = None  # where the text itself is broken
 
 
 def plan_text(plan: Plan) -> str:

@@ -10,28 +10,21 @@ from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ArtifactError
 from hlscore.records import ScoreReport
 
-_HINT = "`hlscore rank MODEL` writes scores.parquet and plan.json."
-
 
 def read_artifact(path: Path) -> Plan | ScoreReport:
     """Read a plan or a score report; the content decides which, not the name."""
-    if is_report(path):
-        from hlscore.artifacts.report import read_report
-
-        return read_report(path)
     check_is_artifact(path)
-    return read_plan(path)
+    if not first_bytes(path).startswith(b"PAR1"):
+        return read_plan(path)
+    from hlscore.artifacts.report import read_report
 
-
-def is_report(path: Path) -> bool:
-    """Whether a file is a table; anything else is taken for a plan."""
-    check_file(path, hint=_HINT)
-    return first_bytes(path).startswith(b"PAR1")
+    return read_report(path)
 
 
 def check_is_artifact(path: Path) -> None:
     """Refuse a file that is neither a table nor JSON: it was taken for a plan by mistake."""
-    check_file(path, hint=_HINT)
+    hint = "`hlscore rank MODEL` writes scores.parquet and plan.json."
+    check_file(path, hint=hint)
     start = first_bytes(path)
     if start and not start.startswith((b"{", b"[", b"PAR1")):
-        raise ArtifactError(f"'{path}' is not a plan or a score report.", hint=_HINT)
+        raise ArtifactError(f"'{path}' is not a plan or a score report.", hint=hint)

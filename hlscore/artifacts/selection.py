@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -19,23 +19,16 @@ from hlscore.settings import Filters
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
 
-
 M = TypeVar("M", bound=Matrix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """Something that modules can be ordered by.
+    """Something that modules can be ordered by."""
 
-    Attributes:
-        name: Name on the command line.
-        field: Field of the module.
-        rising: Whether the smallest comes first.
-    """
-
-    name: str
-    field: str
-    rising: bool
+    name: str  # on the command line
+    field: str  # of the module
+    rising: bool  # whether the smallest comes first
 
 
 def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
@@ -54,31 +47,28 @@ def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
 
 
 def plan_columns(plan: Plan) -> dict[str, Column]:
-    """What the modules of a plan can be ordered by.
-
-    Returns:
-        Column by name; the score also has its own name.
-    """
-    rising = {"place": "position", "position": "position"}
-    rising |= {name: name for name in ("module", "layer", "kind", "block", "mode")}
-    falling = {
-        name: name
-        for name in ("score", "selection_probability", "params", "trained_params", "rank",
-                     "matrices", "out_features", "in_features")
-    }  # fmt: skip
-    own = {plan.score.name: Column(name=plan.score.name, field="score", rising=False)}
-    return own | _columns(rising, falling)
+    """What the modules of a plan can be ordered by, by name; the score also has its own name."""
+    rising = ("position", "module", "layer", "kind", "block", "mode")
+    falling = ("score", "selection_probability", "params", "trained_params", "rank", "matrices",
+               "out_features", "in_features")  # fmt: skip
+    names = {plan.score.name: "score", "place": "position"}
+    return _columns(names | {name: name for name in (*rising, *falling)}, rising)
 
 
 def report_columns() -> dict[str, Column]:
     """What the rows of a report can be ordered by: all but lists and free texts."""
-    rising = {"place": "rank"} | {
-        name: name for name in ("rank", "module", "layer", "kind", "block", "status")
-    }
+    rising = ("rank", "module", "layer", "kind", "block", "status")
     numbers = [item.name for item in report_schema() if not pa.types.is_nested(item.type)
                and not pa.types.is_string(item.type)]  # fmt: skip
-    falling = {"params": "n_params"} | {name: name for name in numbers if name not in rising}
-    return _columns(rising, falling)
+    names = {"place": "rank"} | {name: name for name in rising} | {"params": "n_params"}
+    return _columns(names | {name: name for name in numbers}, rising)
+
+
+def _columns(names: Mapping[str, str], rising: Collection[str]) -> dict[str, Column]:
+    return {
+        name: Column(name=name, field=field, rising=field in rising)
+        for name, field in names.items()
+    }
 
 
 def find_column(columns: Mapping[str, Column], name: str, option: str) -> Column:
@@ -120,14 +110,6 @@ def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
 def all_rows(report: ScoreReport) -> tuple[ModuleRow, ...]:
     """Rows of a report by their place, those without one last."""
     return ordered(report.rows, Column(name="place", field="rank", rising=True), reverse=False)
-
-
-def _columns(rising: Mapping[str, str], falling: Mapping[str, str]) -> dict[str, Column]:
-    return {
-        name: Column(name=name, field=field, rising=table is rising)
-        for table in (rising, falling)
-        for name, field in table.items()
-    }
 
 
 def _near(modules: Sequence[M], name: str) -> list[M]:

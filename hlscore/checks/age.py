@@ -79,13 +79,13 @@ def check(case: Case) -> Iterator[Finding]:
             found = own.get(library) or _installed(library)
             if found is None or _parts(found)[:kept] != _parts(scored)[:kept]:
                 there = "is not installed" if found is None else f"is {found}"
-                path = ["versions", library] if library != "hlscore" else ["hlscore_version"]
+                path = ("versions", library) if library != "hlscore" else ("hlscore_version",)
                 message = f"{library} {there}; the scores come from {scored}."
-                yield DRIFT.finding(message, "provenance", *path)
+                yield DRIFT.finding(message, ("provenance", *path))
     if _parts(origin.hlscore_version) > _parts(__version__):
         yield NEWER.finding(
             f"The scores were written by hlscore {origin.hlscore_version}; this is {__version__}.",
-            *("provenance", "hlscore_version"),
+            ("provenance", "hlscore_version"),
         )
 
 

@@ -91,10 +91,10 @@ def check(case: Case) -> Iterator[Finding]:
         yield TOTALS.finding(
             f"The modules have {totals.candidate_params:,} parameters, more than the model's "
             f"{plan.model.params:,}.",
-            *("model", "params"),
+            ("model", "params"),
         )
     if not totals.trained_params:
-        yield NOTHING.finding("The plan trains nothing.", "modules")
+        yield NOTHING.finding("The plan trains nothing.", ("modules",))
     yield from _budget(plan, modules, totals)
     yield from _positions(plan)
     stability = stability_of(plan.modules, clear=plan.stability.clear_modules)
@@ -116,7 +116,7 @@ def _stated(rule: Rule, section: str, stated: BaseModel, true: BaseModel) -> Ite
         if not same:
             shown = [f"{each:,}" if isinstance(each, int) else str(each) for each in (said, value)]
             message = f"'{section}.{name}' is {shown[0]}; the modules give {shown[1]}."
-            yield rule.finding(message, section, name)
+            yield rule.finding(message, (section, name))
 
 
 def _module(plan: Plan, item: PlanModule, place: int, trained: int) -> Iterator[Finding]:
@@ -126,18 +126,18 @@ def _module(plan: Plan, item: PlanModule, place: int, trained: int) -> Iterator[
         yield PARAMETERS.finding(
             f"'{name}' has {item.params:,} parameters; its shape gives {weights:,}, or "
             f"{weights + biases:,} with a bias.",
-            *("modules", place, "params"),
+            ("modules", place, "params"),
         )
     if item.trained_params != trained:
         yield PARAMETERS.finding(
             f"'{name}' trains {item.trained_params:,} parameters; its mode gives {trained:,}.",
-            *("modules", place, "trained_params"),
+            ("modules", place, "trained_params"),
         )
     if item.rank is not None and item.alpha not in (None, plan.lora.alpha_at(item.rank)):
         yield ALPHA.finding(
             f"'{name}' has alpha {item.alpha} at rank {item.rank}; the plan's ratio gives "
             f"{plan.lora.alpha_at(item.rank)}.",
-            *("modules", place, "alpha"),
+            ("modules", place, "alpha"),
         )
 
 
@@ -146,7 +146,7 @@ def _budget(plan: Plan, modules: list[PlanModule], totals: PlanTotals) -> Iterat
     try:
         budget = parse_budget(stated.asked)
     except BudgetError as error:
-        yield BUDGET_STATED.finding(error.message, "budget", "asked")
+        yield BUDGET_STATED.finding(error.message, ("budget", "asked"))
         return
     most = stated.trained_limit
     if most is not None:
@@ -161,11 +161,11 @@ def _budget(plan: Plan, modules: list[PlanModule], totals: PlanTotals) -> Iterat
     allows = f"a budget of {true.asked} allows"
     if true.spent > true.limit:
         message = f"The plan takes {true.spent:,} {true.unit}; {allows} {true.limit:,}."
-        yield BUDGET.finding(message, "budget", "spent", level=level)
+        yield BUDGET.finding(message, ("budget", "spent"), level=level)
     limit, trained = stated.trained_limit, totals.trained_params
     if limit is not None and trained > limit:
         message = f"The plan trains {trained:,} parameters; {allows} {limit:,}."
-        yield BUDGET.finding(message, "budget", "trained_limit", level=level)
+        yield BUDGET.finding(message, ("budget", "trained_limit"), level=level)
 
 
 def _positions(plan: Plan) -> Iterator[Finding]:
@@ -173,13 +173,13 @@ def _positions(plan: Plan) -> Iterator[Finding]:
     for expected, (place, item) in enumerate(order, start=1):
         if item.position != expected:
             message = f"'{item.module}' has place {item.position}, where {expected} comes next."
-            yield POSITIONS.finding(message, "modules", place, "position")
+            yield POSITIONS.finding(message, ("modules", place, "position"))
             return
     for (_, earlier), (place, later) in pairwise(order):
         if later.score is not None and (earlier.score is None or later.score > earlier.score):
             yield POSITIONS.finding(
                 f"'{later.module}' has a higher score than '{earlier.module}', which comes before "
                 "it.",
-                *("modules", place, "score"),
+                ("modules", place, "score"),
             )
             return

@@ -83,20 +83,20 @@ def check(case: Case) -> Iterator[Finding]:
         yield OTHER_MODEL.finding(
             f"The plan is for '{plan.model.name}', the baseline for '{baseline.model.name}', and "
             "their structures differ.",
-            *("model", "fingerprint", "structure"),
+            ("model", "fingerprint", "structure"),
         )
     most, least = settings.max_changed, settings.min_overlap
     if most is not None and not most.allows(found.changed, found.modules):
         yield CHANGED.finding(
             f"{found.changed:,} of {found.modules:,} modules are trained differently from the "
             f"baseline; at most {most.text} may be.",
-            "modules",
+            ("modules",),
         )
     if least is not None and found.overlap is not None and found.overlap < least:
         yield OVERLAPS_BASELINE.finding(
             f"The modules in full overlap with the baseline's by {found.overlap:.3g}, less than "
             f"{least:g}.",
-            "modules",
+            ("modules",),
         )
     if settings.min_tau is None:
         return
@@ -107,10 +107,12 @@ def check(case: Case) -> Iterator[Finding]:
             if mine != other
             else "they have too few scores that differ"
         )
-        yield NO_TAU.finding(f"The order cannot be compared with the baseline's: {why}.", "score")
+        yield NO_TAU.finding(
+            f"The order cannot be compared with the baseline's: {why}.", ("score",)
+        )
     elif found.tau < settings.min_tau:
         yield TAU.finding(
             f"The scores agree with the baseline's by a Kendall tau of {found.tau:.3g}, less than "
             f"{settings.min_tau:g}.",
-            *("score", "name"),
+            ("score", "name"),
         )

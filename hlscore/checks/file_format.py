@@ -87,7 +87,7 @@ def check_file(faults: Iterable[Fault]) -> Iterator[Finding]:
         where = f"at '{'.'.join(map(str, fault.path))}': " if fault.kind == "schema" else ""
         message = f"{where}{fault.message}."
         yield _BY_FAULT[fault.kind].finding(
-            message[0].upper() + message[1:], *fault.path, place=fault.place
+            message[0].upper() + message[1:], fault.path, place=fault.place
         )
 
 
@@ -101,20 +101,20 @@ def check(case: Case) -> Iterator[Finding]:
         owner = parameters[item.parameter]
         if owner != item.module:
             message = f"'{item.module}' has the weight '{item.parameter}', and so has '{owner}'."
-            yield OVERLAP.finding(message, *path)
+            yield OVERLAP.finding(message, path)
         parts = item.module.split(".")
         for end in range(1, len(parts)):
             outer = modules.get(".".join(parts[:end]))
             if outer is not None and outer.mode != "frozen":
                 message = f"'{item.module}' lies inside '{outer.module}', which is planned too."
-                yield OVERLAP.finding(message, *path)
+                yield OVERLAP.finding(message, path)
         if item.rank is not None and item.rank >= min(item.out_features, item.in_features):
             yield RANK_FITS.finding(
                 f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
                 f"{item.out_features} x {item.in_features}.",
-                *("modules", place, "rank"),
+                ("modules", place, "rank"),
             )
     for place, left_out in enumerate(plan.skipped):
         if left_out.module in modules:
             message = f"'{left_out.module}' is both planned and skipped."
-            yield OVERLAP.finding(message, "skipped", place, "module")
+            yield OVERLAP.finding(message, ("skipped", place, "module"))

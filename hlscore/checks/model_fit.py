@@ -63,24 +63,24 @@ def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
         path, name = ("modules", place, "module"), planned.module
         item = by_name.pop(name, None)
         if item is None:
-            yield MISSING_MODULE.finding(f"it has no '{name}'", *path)
+            yield MISSING_MODULE.finding(f"it has no '{name}'", path)
             continue
         there, wanted = (
             f"{side.matrices} x {side.out_features} x {side.in_features}".removeprefix("1 x ")
             for side in (item, planned)
         )
         if there != wanted:
-            yield SHAPE.finding(f"'{name}' is {there}, not {wanted}", *path)
+            yield SHAPE.finding(f"'{name}' is {there}, not {wanted}", path)
             continue
         for verb, what in (("is stored", "storage"), ("has the weight", "parameter"),
                            ("has the form", "form")):  # fmt: skip
             there, wanted = getattr(item, what), getattr(planned, what)
             if there != wanted:
-                yield SHAPE.finding(f"'{name}' {verb} {there}, not {wanted}", *path)
+                yield SHAPE.finding(f"'{name}' {verb} {there}, not {wanted}", path)
     skipped = {item.module for item in plan.skipped}
     for name in by_name:
         if name not in skipped:
-            yield UNKNOWN_MODULE.finding(f"the plan does not know its '{name}'", "skipped")
+            yield UNKNOWN_MODULE.finding(f"the plan does not know its '{name}'", ("skipped",))
 
 
 def check(case: Case) -> Iterator[Finding]:
@@ -112,7 +112,7 @@ def check(case: Case) -> Iterator[Finding]:
     path = ("model", "fingerprint")
     if structure_hash(candidates_of(found)) != plan.model.fingerprint.structure:
         message = f"'{settings.model}' does not have the structure that the plan was made for."
-        yield STRUCTURE.finding(message, *path, "structure")
+        yield STRUCTURE.finding(message, (*path, "structure"))
     if settings.weights and not differing and not has_the_weights(plan, model):
         message = f"The weights of '{settings.model}' are not those that were scored."
-        yield WEIGHTS.finding(message, *path, "weights")
+        yield WEIGHTS.finding(message, (*path, "weights"))

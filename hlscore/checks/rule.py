@@ -17,26 +17,15 @@ PLAN_AGAIN = "Make the plan again with `hlscore plan` or `hlscore rank`; do not 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One thing that a plan must satisfy.
+    """One thing that a plan must satisfy."""
 
-    Attributes:
-        code: Stable code, such as `HLS201`.
-        name: Short name in words.
-        asks: What has to hold, in one sentence.
-        why: What goes wrong where it does not.
-        remedy: What to do; by default the plan is made again.
-        level: Of its findings, unless one says otherwise.
-        when: Fields of the settings of which one has to be given; empty for a rule that always
-            applies.
-    """
-
-    code: str
+    code: str  # stable, such as `HLS201`
     name: str
-    asks: str
-    why: str
+    asks: str  # what has to hold, in one sentence
+    why: str  # what goes wrong where it does not
     remedy: str = PLAN_AGAIN
-    level: Level = "error"
-    when: tuple[str, ...] = ()
+    level: Level = "error"  # of its findings, unless one says otherwise
+    when: tuple[str, ...] = ()  # settings of which one has to be given; empty: always applied
 
     @property
     def options(self) -> str:
@@ -48,7 +37,12 @@ class Rule:
         return not self.when or not set(self.when).isdisjoint(changed(settings))
 
     def finding(
-        self, message: str, *path: str | int, level: Level | None = None, place: Place | None = None
+        self,
+        message: str,
+        path: JsonPath = (),
+        *,
+        level: Level | None = None,
+        place: Place | None = None,
     ) -> Finding:
         """A finding of this rule.
 
@@ -63,21 +57,13 @@ class Rule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finding:
-    """One thing that is wrong with a plan.
-
-    Attributes:
-        rule: The rule that is broken.
-        level: `error` fails the check; `warning` does so when it is strict.
-        message: What is wrong, in one sentence.
-        path: Keys and indices that lead to it in the file.
-        place: Line and column in the file; `None` where there is no such place.
-    """
+    """One thing that is wrong with a plan."""
 
     rule: Rule
-    level: Level
-    message: str
-    path: JsonPath
-    place: Place | None
+    level: Level  # `error` fails the check; `warning` does so when it is strict
+    message: str  # in one sentence
+    path: JsonPath  # keys and indices that lead to it in the file
+    place: Place | None  # line and column in the file, where there are any
 
     @property
     def code(self) -> str:
@@ -87,23 +73,14 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distance:
-    """How far a plan is from its baseline; the fields are keys of the JSON output.
-
-    Attributes:
-        modules: Modules that either plan lists.
-        changed: Those whose mode or rank differs, or that one plan lacks.
-        overlap: Jaccard index of the modules in full; `None` where neither plan has any.
-        tau: Kendall's tau of the scores of common modules; `None` where it cannot be had.
-        tau_low: Lower end of its 95 % interval over modules.
-        tau_high: Upper end.
-    """
+    """How far a plan is from its baseline; the fields are keys of the JSON output."""
 
     baseline: Path
-    modules: int
-    changed: int
-    overlap: float | None
-    tau: float | None
-    tau_low: float | None
+    modules: int  # that either plan lists
+    changed: int  # those whose mode or rank differs, or that one plan lacks
+    overlap: float | None  # Jaccard index of the modules in full; `None` where neither has any
+    tau: float | None  # Kendall's tau of the scores of common modules, where it can be had
+    tau_low: float | None  # lower end of its 95 % interval over modules
     tau_high: float | None
 
 

@@ -31,23 +31,14 @@ MOST_PER_CODE = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckResult:
-    """What a plan file was checked against, and what came out.
+    """What a plan file was checked against, and what came out."""
 
-    Attributes:
-        file: The file as given.
-        plan: What it holds; `None` where it is no plan.
-        rules: Those that were applied.
-        findings: What is wrong, in the order of the file.
-        distance: From the baseline, where there is one.
-        strict: Whether warnings fail the check.
-    """
-
-    file: Path
-    plan: Plan | None
-    rules: tuple[Rule, ...]
-    findings: tuple[Finding, ...]
-    distance: Distance | None
-    strict: bool
+    file: Path  # as given
+    plan: Plan | None  # what it holds; `None` where it is no plan
+    rules: tuple[Rule, ...]  # those that were applied
+    findings: tuple[Finding, ...]  # in the order of the file
+    distance: Distance | None  # from the baseline, where there is one
+    strict: bool  # whether warnings fail the check
 
     @property
     def passed(self) -> bool:

@@ -106,15 +106,15 @@ def check(case: Case) -> Iterator[Finding]:
 def _scores(plan: Plan) -> Iterator[Finding]:
     known = [item.score for item in plan.modules if item.score is not None]
     if known and not any(known):
-        yield ALL_ZERO.finding("Every score is zero.", "modules", 0, "score")
+        yield ALL_ZERO.finding("Every score is zero.", ("modules", 0, "score"))
     elif len(known) > 1 and len(set(known)) == 1:
         message = f"All {len(known):,} scores are {known[0]:g}."
-        yield CONSTANT.finding(message, "modules", 0, "score")
+        yield CONSTANT.finding(message, ("modules", 0, "score"))
     for place, item in enumerate(plan.modules):
         if item.score is None:
             yield NO_SCORE.finding(
                 f"'{item.module}' has no {plan.score.name}.",
-                *("modules", place, "score"),
+                ("modules", place, "score"),
                 level="warning" if known else "error",
             )
     clear, full = plan.stability.clear_modules, len(plan.full)
@@ -122,13 +122,13 @@ def _scores(plan: Plan) -> Iterator[Finding]:
         yield NOISE.finding(
             f"{clear:,} of {len(plan.modules):,} scores lie above zero with 95 % confidence, fewer "
             f"than the {full:,} modules in full: the choice is mostly noise.",
-            *("stability", "clear_modules"),
+            ("stability", "clear_modules"),
         )
     if plan.provenance.probes.objective == "grpo" and full:
         yield REWARDS.finding(
             "The plan is for training with rewards, where LoRA did not lag behind in our trials: "
             "compare with `hlscore plan scores.parquet --baseline lora-matched`.",
-            *("provenance", "probes", "objective"),
+            ("provenance", "probes", "objective"),
         )
 
 
@@ -150,13 +150,13 @@ def _choice(plan: Plan) -> Iterator[Finding]:
         score, path = item.score or 0.0, ("modules", at, "mode")
         if score <= 0:
             message = f"'{item.module}' is trained in full for a score of {score:g}."
-            yield NO_GAIN.finding(message, *path)
+            yield NO_GAIN.finding(message, path)
         if by_count and left and score < best_left:
             message = f"'{item.module}' is trained in full, and '{other}' with a higher score "
-            yield ORDER.finding(f"{message}is not.", *path)
+            yield ORDER.finding(f"{message}is not.", path)
     if by_count and best_left > 0 and len(plan.full) < plan.budget.limit:
         message = f"'{other}' is not trained in full though the budget has room for it."
-        yield ORDER.finding(message, "modules", best_at, "mode")
+        yield ORDER.finding(message, ("modules", best_at, "mode"))
 
 
 def _lesser(plan: Plan) -> set[str]:
@@ -183,7 +183,7 @@ def _stability(case: Case) -> Iterator[Finding]:
     shares = [item.selection_probability for item in case.plan.modules]
     if all(share is None for share in shares):
         message = "The plan does not say how often resamples choose its modules."
-        yield NO_STABILITY.finding(message, "stability")
+        yield NO_STABILITY.finding(message, ("stability",))
         return
     for place, item in enumerate(case.plan.modules):
         share = item.selection_probability
@@ -195,7 +195,7 @@ def _stability(case: Case) -> Iterator[Finding]:
         yield SELECTION.finding(
             f"'{item.module}' is trained in full with a selection probability of {shown}, "
             f"below {least:g}.",
-            *("modules", place, "selection_probability"),
+            ("modules", place, "selection_probability"),
         )
     low, high = BETWEEN
     between = sum(share is not None and low < share < high for share in shares)
@@ -203,5 +203,5 @@ def _stability(case: Case) -> Iterator[Finding]:
         yield BORDERLINE.finding(
             f"{between:,} of {len(shares):,} modules are chosen in more than 10 % and less than "
             f"90 % of the resamples; at most {most.text} may be.",
-            *("stability", "borderline_modules"),
+            ("stability", "borderline_modules"),
         )

@@ -83,4 +83,4 @@ def check(case: Case) -> Iterator[Finding]:
         for fault in faults(case.plan, find_exporter(name).limits):
             first = fault.modules[0] if fault.modules else ""
             path = ("modules", places[first], "module") if first in places else ("modules",)
-            yield _BY_FAULT[fault.kind].finding(f"{name}: {fault.reason}", *path)
+            yield _BY_FAULT[fault.kind].finding(f"{name}: {fault.reason}", path)

@@ -58,7 +58,6 @@ def check(
     from hlscore.artifacts.reading import check_is_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
     from hlscore.checks.run import RULES, check_plan, check_settings, find_rule
-    from hlscore.exporters.exporter import text_file
     from hlscore.views import check_formats
     from hlscore.views.check import check_json, check_text, print_check, print_rules
     from hlscore.views.progress import status
@@ -91,7 +90,7 @@ def check(
     form = "json" if as_json else form
     if out is not None:
         check_folder(out.parent, (out.name,), force=True)
-        write_files(out.parent, {out.name: text_file(writers[form](results))})
+        write_files(out.parent, {out.name: writers[form](results)})
     if form == "text" or out is not None:
         print_check(results)
     else:

@@ -56,9 +56,9 @@ def export(
     """
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.exporters.exporter import ExportSettings, find_exporter
+    from hlscore.exporters.exporter import Export, find_exporter
     from hlscore.exporters.limits import check_limits
-    from hlscore.exporters.nearest import nearest as nearest_plan
+    from hlscore.exporters.limits import nearest as nearest_plan
     from hlscore.views.export import print_export, print_exporters
     from hlscore.views.progress import status
 
@@ -71,22 +71,23 @@ def export(
             hint="hlscore export plan.json --to peft; hlscore export --list names the formats.",
         )
     exporter = find_exporter(to)
-    settings = ExportSettings(
-        model=model, full_lr=full_lr, lora_lr=lora_lr, allow_other_weights=allow_other_weights
-    )
     asked = read_plan(plan)
     changes: tuple[str, ...] = ()
     if nearest:
         asked, changes = nearest_plan(asked, exporter.limits)
     else:
         check_limits(asked, exporter.limits)
+    settings = Export(
+        plan=asked, model=model, full_lr=full_lr, lora_lr=lora_lr,
+        allow_other_weights=allow_other_weights,
+    )  # fmt: skip
     with status(f"writing {exporter.name}"), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        writers = exporter.writers(asked, settings)
+        files = dict(exporter.files(settings))
         if exporter.folder:
             target = folder = out or plan.parent / exporter.name
         else:
-            (default, writer), *_ = writers.items()
+            ((default, content),) = files.items()
             target = out or plan.parent / default
             if target.is_dir() and out is not None:
                 target /= default
@@ -94,10 +95,10 @@ def export(
                 target = target.with_name(target.name + Path(default).suffix)
             if target.resolve() == plan.resolve():
                 raise UsageError(f"--out '{target}' is the plan itself.", hint="Give another file.")
-            folder, writers = target.parent, {target.name: writer}
-        check_folder(folder, tuple(writers), force=force)
-        paths = write_files(folder, writers)
-    notes = (*(str(item.message) for item in caught), *exporter.all_notes(asked, settings))
+            folder, files = target.parent, {target.name: content}
+        check_folder(folder, tuple(files), force=force)
+        paths = write_files(folder, files)
+    notes = (*(str(item.message) for item in caught), *exporter.notes(settings))
     print_export(
         exporter, asked, target, paths.values(), changes=changes, notes=notes, as_json=as_json
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -194,11 +193,10 @@ def extract_lora(
         )  # fmt: skip
     config = found.config | {"base_model_name_or_path": model}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
-    writers = {
-        ADAPTER_CONFIG: lambda path: path.write_text(text, "utf-8"),
+    write_files(out, {
+        ADAPTER_CONFIG: text,
         ADAPTER_WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
-    }
-    write_files(out, writers)
+    })  # fmt: skip
     losses = _held_out_losses({"trained": run, "as plain LoRA": str(out)}, settings, held_out)
     print_plain_adapter(found, losses, model, out, top=top, as_json=as_json)
 
@@ -270,4 +268,4 @@ def _held_out_losses(
     with status("measuring the loss"), quiet_libraries():
         from hlscore.validation.held_out import held_out_losses
 
-        return asdict(held_out_losses(model, data, runs))
+        return held_out_losses(model, data, runs)

@@ -75,7 +75,6 @@ def validate(
         from hlscore.inputs.model import resolve_device
         from hlscore.inputs.placement import dtype_warning
         from hlscore.validation import run
-        from hlscore.validation.journal import JOURNAL
 
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("loading"):
@@ -85,7 +84,7 @@ def validate(
             seconds = run.seconds_per_training(trial)
         print_forecast(trial, seconds, as_json=as_json)
         return
-    journal = folder / JOURNAL
+    journal = folder / run.JOURNAL
     if force and not resume:
         journal.unlink(missing_ok=True)
     try:
@@ -97,7 +96,7 @@ def validate(
             hint="Run the same command with --resume to continue.",
         ) from None
     text = json.dumps(found, indent=2, allow_nan=False) + "\n"
-    write_files(folder, {VALIDATION_FILE: lambda path: path.write_text(text, "utf-8")})
+    write_files(folder, {VALIDATION_FILE: text})
     journal.unlink(missing_ok=True)
     print_validation(found, folder / VALIDATION_FILE, planned, plan, as_json=as_json)
 

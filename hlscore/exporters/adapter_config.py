@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
@@ -124,44 +124,13 @@ def skip_modules(plan: Plan) -> list[str]:
     return [*names, *dict.fromkeys([*heads, "lm_head"])]
 
 
-def default_alpha(plan: Plan) -> int:
-    """Alpha at the default rank."""
-    rank = default_rank(plan)
-    found = (item.alpha for item in plan.lora_modules if item.rank == rank)
-    return next((alpha for alpha in found if alpha is not None), plan.lora.alpha)
-
-
-def target_modules(plan: Plan) -> list[str]:
-    """Full names of the modules with LoRA that PEFT finds by module, sorted."""
-    return sorted(item.module for item in plan.lora_modules if not needs_parameter_name(plan, item))
-
-
-def target_parameters(plan: Plan) -> list[str]:
-    """Full names of the weights with LoRA that PEFT finds only by parameter, sorted."""
-    return sorted(item.parameter for item in plan.lora_modules if needs_parameter_name(plan, item))
-
-
-def modules_to_save(plan: Plan) -> list[str]:
-    """Full names of the modules that PEFT trains in full, sorted; experts by their holder."""
-    return sorted({full_name(item) for item in plan.full})
-
-
 def ties_weights(plan: Plan) -> bool:
     """Whether PEFT has to keep a tied embedding tied while it is trained in full."""
     tied = tied_modules(plan.skipped)
     return any(item.module in tied for item in plan.full)
 
 
-def _patterns(plan: Plan, field: Literal["rank", "alpha"], default: int) -> dict[str, int]:
-    """Ranks or alphas that differ from the default one; each pattern matches one weight."""
-    return {
-        pattern(lora_name(plan, item)): value
-        for item in sorted(plan.lora_modules, key=lambda item: item.module)
-        if (value := getattr(item, field)) not in (None, default)
-    }
-
-
-def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
+def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
     """The fields of an `adapter_config.json` that carries the whole plan, with lists sorted.
 
     Every name is a full one and every pattern matches one weight: PEFT matches the ends of names,
@@ -171,9 +140,20 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
         plan: A plan within PEFT's limits (`check_limits`).
         model: Hub id or directory of the base model; `None` means the one that the plan names.
     """
-    targets, parameters = target_modules(plan), target_parameters(plan)
-    other_base = model is not None and model != plan.model.name
-    rank, alpha = default_rank(plan), default_alpha(plan)
+    adapters = sorted(plan.lora_modules, key=lambda item: item.module)
+    targets = [item.module for item in adapters if not needs_parameter_name(plan, item)]
+    parameters = sorted(item.parameter for item in adapters if needs_parameter_name(plan, item))
+    rank, other_base = default_rank(plan), model not in (None, plan.model.name)
+    alphas = (item.alpha for item in plan.lora_modules if item.rank == rank and item.alpha)
+    alpha = next(alphas, plan.lora.alpha)
+    patterns = {
+        field: {
+            pattern(lora_name(plan, item)): value
+            for item in adapters
+            if (value := getattr(item, field)) not in (None, default)
+        }
+        for field, default in (("rank", rank), ("alpha", alpha))
+    }
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -186,13 +166,13 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, object]:
         "lora_dropout": 0.0,
         "bias": "none",
         # PEFT sets this per layer and warns; on a parameter it refuses it.
-        "fan_in_fan_out": bool(targets)
-        and all(item.form == "conv1d" for item in plan.lora_modules),
+        "fan_in_fan_out": bool(targets) and all(item.form == "conv1d" for item in adapters),
         "target_modules": targets if targets or parameters else NO_TARGETS,
         "target_parameters": parameters or None,
-        "modules_to_save": modules_to_save(plan) or None,
-        "rank_pattern": _patterns(plan, "rank", rank),
-        "alpha_pattern": _patterns(plan, "alpha", alpha),
+        # Of fused experts the module that holds them.
+        "modules_to_save": sorted({full_name(item) for item in plan.full}) or None,
+        "rank_pattern": patterns["rank"],
+        "alpha_pattern": patterns["alpha"],
         "ensure_weight_tying": ties_weights(plan),
     }
 
@@ -205,12 +185,12 @@ def lora_config(plan: Plan, model: str | None = None) -> LoraConfig:
         raise UsageError(
             "This needs PEFT, which is not installed.", hint="pip install 'hlscore[peft]'"
         ) from error
-    fields = {
-        key: value for key, value in adapter_config(plan, model).items() if key != "peft_type"
-    }
-    return LoraConfig(**fields)  # type: ignore[arg-type]
+    fields = adapter_config(plan, model)
+    del fields["peft_type"]
+    return LoraConfig(**fields)
 
 
-def config_text(config: Mapping[str, object]) -> str:
-    """An adapter's configuration as JSON with sorted keys, the same bytes for the same plan."""
+def config_text(plan: Plan, model: str) -> str:
+    """The `adapter_config.json` of a plan with sorted keys, the same bytes for the same plan."""
+    config = adapter_config(plan, model)
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

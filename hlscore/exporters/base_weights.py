@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError
-from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.exporter import Export
+from hlscore.inputs.hub import find_model
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, stored_tensors
 from hlscore.settings import ModelSettings
 
@@ -21,20 +22,22 @@ if TYPE_CHECKING:
 
 BaseTensor: TypeAlias = StoredTensor | NewTensor
 
+_SHOWN = 3
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
 _BY_GLOB = ("not_included", "excluded")
 
 
-def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTensor]:
+def base_tensors(export: Export) -> Mapping[str, BaseTensor]:
     """The tensors of the base model, by the names that its modules have in memory."""
+    plan = export.plan
     model = ModelSettings(
-        model=settings.base(plan),
-        revision=plan.model.revision if settings.model is None else None,
+        model=export.base,
+        revision=plan.model.revision if export.model is None else None,
         architecture=plan.model.architecture,
         ignore_adapter=True,  # the plan names modules of the base model
     )
     tensors, weights_hash = _opened(plan, model)
-    if not settings.allow_other_weights and weights_hash() != plan.model.fingerprint.weights:
+    if not export.allow_other_weights and weights_hash() != plan.model.fingerprint.weights:
         warnings.warn(
             f"The weights of '{model.model}' are not those that the plan was made from: its "
             "scores may not hold. --allow-other-weights accepts them.",
@@ -45,14 +48,11 @@ def base_tensors(plan: Plan, settings: ExportSettings) -> Mapping[str, BaseTenso
 
 def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
     """Whether the sampled weights of a model hash to the plan's fingerprint."""
-    _, weights_hash = _opened(plan, model)
-    return weights_hash() == plan.model.fingerprint.weights
+    return _opened(plan, model)[1]() == plan.model.fingerprint.weights
 
 
 def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
     """The tensors of a model by name, and a function that hashes samples of its weights."""
-    from hlscore.inputs.hub import find_model
-
     stored = stored_tensors(find_model(model, weights=True).directory)
     tensors: Mapping[str, BaseTensor] = stored
     weights_hash = partial(_sampled_hash, plan, stored)
@@ -63,7 +63,25 @@ def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor],
         weights = StoredWeights(replace(model, device="cpu"))
         tensors = _renamed_tensors(weights)
         weights_hash = partial(weights.read, (), lambda *_: None)
-    _check_shapes(plan, tensors, model.model)
+    wrong = []
+    for item in plan.modules:
+        shape: tuple[int, ...] = (item.out_features, item.in_features)
+        if item.storage == "in_out":
+            shape = shape[::-1]
+        if item.form == "experts":
+            shape = (item.matrices, *shape)
+        found = tensors.get(item.parameter)
+        if found is None:
+            wrong.append(f"it has no '{item.parameter}'")
+        elif found.shape != shape:
+            wrong.append(f"'{item.parameter}' is {[*found.shape]}, the plan says {[*shape]}")
+    if wrong:
+        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise ModelError(
+            f"'{model.model}' is not the model of this plan ({plan.model.name}): "
+            f"{'; '.join(wrong[:_SHOWN])}{more}.",
+            hint="Name the right one with --model, or plan for this one.",
+        )
     return tensors, weights_hash
 
 
@@ -91,32 +109,6 @@ def _chunks(weights: StoredWeights, name: str) -> Iterator[bytes]:
 
     flat = weights.weight(name).contiguous().reshape(-1)
     yield flat.view(torch.uint8).numpy().tobytes()
-
-
-def _check_shapes(plan: Plan, stored: Mapping[str, BaseTensor], name: str) -> None:
-    wrong = []
-    for item in plan.modules:
-        found = stored.get(item.parameter)
-        if found is None:
-            wrong.append(f"it has no '{item.parameter}'")
-        elif found.shape != _shape(item):
-            wrong.append(
-                f"'{item.parameter}' is {list(found.shape)}, the plan says {list(_shape(item))}"
-            )
-    if wrong:
-        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(
-            f"'{name}' is not the model of this plan ({plan.model.name}): "
-            f"{'; '.join(wrong[:3])}{more}.",
-            hint="Name the right one with --model, or plan for this one.",
-        )
-
-
-def _shape(item: PlanModule) -> tuple[int, ...]:
-    sizes = (item.out_features, item.in_features)
-    if item.storage == "in_out":
-        sizes = sizes[::-1]
-    return (item.matrices, *sizes) if item.form == "experts" else sizes
 
 
 def _sampled_hash(plan: Plan, stored: Mapping[str, StoredTensor]) -> str:

@@ -6,90 +6,156 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from textwrap import wrap
+from typing import Any
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
+from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.limits import Limits
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.paths import existing_path
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
-
-Writer = Callable[[Path], None]
+from hlscore.wording import memory, visible
 
 # What stands where the reader has to fill something in.
 FILL_IN = "FILL_IN"
 
 _FORMATS = "hlscore.exporters.formats"
 _COMMENT_WIDTH = 96
+_MOMENTUM = "momentum=0.9"
+# Values of `TrainingArguments.optim`.
+_OPTIMIZERS = {
+    "adamw": "adamw_torch",
+    "adamw8bit": "adamw_bnb_8bit",
+    "adafactor": "adafactor",
+    "lion": "lion_32bit",
+    "lion8bit": "lion_8bit",
+    "sgd": "sgd",
+    "sgd-momentum": "sgd",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """What an export depends on besides the plan; `None` means what the plan says."""
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """A plan on its way to a trainer, and what its files depend on besides.
 
+    Attributes:
+        plan: A plan within the limits of the trainer.
+        model: Another base model: hub id or directory.
+        full_lr: Learning rate of full modules; `None` means the plan's suggestion.
+        lora_lr: Learning rate of adapters; `None` means the plan's suggestion.
+        allow_other_weights: Do not warn of a base model whose weights are not those of the plan.
+    """
+
+    plan: Plan
     model: str | None = None
     full_lr: float | None = None
     lora_lr: float | None = None
     allow_other_weights: bool = False
 
-    def __post_init__(self) -> None:
-        """Check the rates."""
-        for option, rate in (("--full-lr", self.full_lr), ("--lora-lr", self.lora_lr)):
-            if rate is not None and not (math.isfinite(rate) and rate > 0):
-                raise UsageError(f"{option} is {rate:g}.", hint="Use a number above 0.")
-
-    def base(self, plan: Plan) -> str:
+    @cached_property
+    def base(self) -> str:
         """The base model: a hub id, or the whole path of a folder, of the built-in one too."""
-        name = self.model or plan.model.name
-        if not name.startswith(BUILTIN_PREFIX):
-            local = existing_path(name)
-            # A trainer may be started in another folder.
-            return str(local.resolve()) if local is not None and local.is_dir() else name
-        return str(
-            find_model(ModelSettings(model=name, ignore_adapter=True), weights=False).directory
-        )
+        name = self.model or self.plan.model.name
+        if name.startswith(BUILTIN_PREFIX):
+            settings = ModelSettings(model=name, ignore_adapter=True)
+            return str(find_model(settings, weights=False).directory)
+        local = existing_path(name)
+        # A trainer may be started in another folder.
+        return str(local.resolve()) if local is not None and local.is_dir() else name
 
-    def revision(self, plan: Plan) -> str | None:
+    @property
+    def revision(self) -> str | None:
         """Revision of the base model; `None` where the plan has none or another base is used."""
-        return plan.model.revision if self.base(plan) == plan.model.name else None
+        return self.plan.model.revision if self.base == self.plan.model.name else None
 
-    def rates(self, plan: Plan, method: str | None = None) -> tuple[float, float]:
+    @cached_property
+    def adapter(self) -> dict[str, Any]:
+        """PEFT's configuration of the adapter."""
+        return adapter_config(self.plan)
+
+    @property
+    def loss(self) -> str:
+        """The loss that the plan was made for; weights alone are ranked for SFT."""
+        objective = self.plan.provenance.probes.objective
+        return "sft" if objective == "none" else objective
+
+    def rates(self, method: str | None = None) -> tuple[float, float]:
         """Learning rates of full modules and adapters.
 
         Those given, else the plan's, else what is usual for `method` where the plan was made for
         another loss.
         """
-        rates = plan.learning_rates
-        if method not in (None, _loss(plan)):
+        rates = self.plan.learning_rates
+        if method not in (None, self.loss):
             rates = suggested_rates(method)
         return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
 
-    def one_rate(self, plan: Plan, method: str | None = None) -> float:
+    def one_rate(self, method: str | None = None) -> float:
         """The learning rate where a trainer has only one.
 
         The smaller one of those that the plan needs: a rate too high ruins modules, one too low
         only trains them slowly.
         """
-        full, lora = self.rates(plan, method)
-        if plan.full and plan.lora_modules:
+        full, lora = self.rates(method)
+        if self.plan.full and self.plan.lora_modules:
             return min(full, lora)
-        return full if plan.full else lora
+        return full if self.plan.full else lora
 
-    def rate_source(self, plan: Plan, method: str) -> str:
+    def rate_source(self, method: str) -> str:
         """Where suggested rates come from."""
-        of_plan = method == _loss(plan)
-        return (plan.learning_rates if of_plan else suggested_rates(method)).full.source
+        of_plan = method == self.loss
+        return (self.plan.learning_rates if of_plan else suggested_rates(method)).full.source
+
+    @property
+    def optimizer(self) -> tuple[str, str | None]:
+        """The plan's optimizer as `optim` and `optim_args` of transformers' Trainer."""
+        name = self.plan.memory.optimizer
+        return _OPTIMIZERS[name], _MOMENTUM if name == "sgd-momentum" else None
+
+    @property
+    def training_fields(self) -> dict[str, object]:
+        """Arguments of transformers' Trainer, for trainers that have one learning rate."""
+        optimizer, optimizer_args = self.optimizer
+        return {
+            "learning_rate": self.one_rate(),
+            "optim": optimizer,
+            "optim_args": optimizer_args,
+            "lr_scheduler_type": "cosine",
+            "per_device_train_batch_size": self.plan.memory.train_batch,
+            "gradient_accumulation_steps": 1,
+            "num_train_epochs": 1,
+        }
+
+    @property
+    def counts_whole_conversations(self) -> bool:
+        """Whether the probed loss is on every token of conversations.
+
+        TRL's default; other trainers count the assistant's alone unless told otherwise.
+        """
+        probes = self.plan.provenance.probes
+        return probes.format == "messages" and probes.loss_on == "all"
+
+    @property
+    def counts_assistant_only(self) -> bool:
+        """Whether the probed loss is on the assistant's tokens of conversations alone."""
+        return self.plan.provenance.probes.loss_on == "assistant"
+
+    @property
+    def float32_base(self) -> str:
+        """How much memory a base model in float32 takes more than the plan counts, in words."""
+        use = self.plan.memory
+        more = use.frozen_bytes + use.copy_bytes if use.base_bits == 16 else 0
+        return f" ({memory(more)} more than the plan counts)" if more else ""
 
 
-def _loss(plan: Plan) -> str:
-    """The loss that a plan was made for; weights alone are ranked for SFT."""
-    objective = plan.provenance.probes.objective
-    return "sft" if objective == "none" else objective
+Writer = Callable[[Path], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,47 +165,57 @@ class Exporter:
     Attributes:
         name: Name on the command line; the file has the same, with `_` for `-`.
         summary: One line for `--list`: which files come out, and who reads them.
-        limits: What the trainer cannot express; checked before `files` is called.
+        limits: What the trainer can express; checked before `files` is called.
         files: Texts or writers of the files of a plan that is within the limits, by name. Equal
             plans and settings give equal bytes.
         folder: Whether `--out` is a folder, not the one file.
         usage: The command or code that uses the result; `{out}` stands for its path.
-        notes: Remarks for the reader about a given plan: what has to be set besides.
-        rates: Whether the files or the notes give the learning rates.
+        remarks: What the reader has to set or know besides, where it does not follow from the
+            limits.
         methods: Losses that the files are for; empty where the trainer is told later.
-        experimental: Whether no test of hlscore has run the files with the trainer.
     """
 
     name: str
     summary: str
     limits: Limits
-    files: Callable[[Plan, ExportSettings], Mapping[str, str | Writer]]
+    files: Callable[[Export], Mapping[str, str | Writer]]
     folder: bool = False
     usage: str = ""
-    notes: Callable[[Plan, ExportSettings], tuple[str, ...]] = lambda plan, settings: ()  # noqa: ARG005
-    rates: bool = True
+    remarks: Callable[[Export], Iterable[str]] = lambda export: ()  # noqa: ARG005
     methods: tuple[str, ...] = ()
-    experimental: bool = False
 
-    def writers(self, plan: Plan, settings: ExportSettings) -> dict[str, Writer]:
-        """Writers of the files, by name."""
-        files = self.files(plan, settings).items()
-        return {name: text_file(item) if isinstance(item, str) else item for name, item in files}
-
-    def all_notes(self, plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-        """The notes, with those on an untested format, another loss, and rates not written."""
-        notes = list(self.notes(plan, settings))
-        if self.methods and _loss(plan) not in self.methods:
-            notes.insert(
-                0,
-                f"The plan was made for {_loss(plan)}, this file trains {self.methods[0]}: the "
-                "best modules may differ between the two.",
+    def notes(self, export: Export) -> tuple[str, ...]:
+        """What the reader has to set or know besides."""
+        plan, limits, found = export.plan, self.limits, []
+        if limits.experimental:
+            found.append(experimental(limits))
+        if self.methods and export.loss not in self.methods:
+            found.append(
+                f"The plan was made for {export.loss}, this file trains {self.methods[0]}: the "
+                "best modules may differ between the two."
             )
-        if self.experimental:
-            notes.insert(0, experimental(self.limits.trainer))
-        if not self.rates and not (settings.full_lr is settings.lora_lr is None):
-            notes.append(f"The format {self.name} has no learning rates: set them in your trainer.")
-        return tuple(notes)
+        if limits.rates == 1 and plan.full and plan.lora_modules:
+            full, lora = export.rates()
+            found.append(
+                f"One learning rate holds for everything: {min(full, lora):g}, the smaller one of "
+                f"{full:g} for full modules and {lora:g} for LoRA. Axolotl, Unsloth and TRL can "
+                "give each its own."
+            )
+        if plan.full and plan.memory.master == "fp32" and not limits.upcasts:
+            found.append(
+                "Modules trained in full keep the precision that the base model is loaded in: in "
+                f"bfloat16 small learning rates are lost. Load it in float32{export.float32_base} "
+                "or upcast what is trained, as hlscore.training.apply does."
+            )
+        if limits.optimizer and export.optimizer[1]:
+            found.append(
+                f"SGD's momentum is set by optim_args ({_MOMENTUM}), which transformers up to 5.0 "
+                "ignores."
+            )
+        found += self.remarks(export)
+        if limits.rates == 0 and not (export.full_lr is export.lora_lr is None):
+            found.append(f"The format {self.name} has no learning rates: set them in your trainer.")
+        return tuple(found)
 
 
 def exporter_names() -> tuple[str, ...]:
@@ -161,13 +237,13 @@ def find_exporter(name: str) -> Exporter:
     return exporter
 
 
-def experimental(trainer: str) -> str:
+def experimental(limits: Limits) -> str:
     """The sentence that marks a format which was never run with its trainer."""
-    return f"Experimental: hlscore's tests have not run this format with {trainer}."
+    return f"Experimental: hlscore's tests have not run this format with {limits.trainer}."
 
 
-def origin(plan: Plan) -> tuple[str, ...]:
-    """Lines that say where a file comes from: printable, without comment signs and line ends."""
+def origin(plan: Plan, limits: Limits) -> tuple[str, ...]:
+    """Lines that say where a file comes from, and whether its trainer has run such a file."""
     totals = plan.totals
     lines = (
         f"Written by hlscore {plan.provenance.hlscore_version} from a plan for {plan.model.name}.",
@@ -175,50 +251,33 @@ def origin(plan: Plan) -> tuple[str, ...]:
         f"{totals.frozen_modules} frozen; budget {plan.budget.asked}; score {plan.score.name}",
         f"structure {plan.model.fingerprint.structure}",
         f"weights {plan.model.fingerprint.weights}",
+        *((experimental(limits),) if limits.experimental else ()),
     )
-    return tuple(
-        "".join(
-            char if char.isprintable() else char.encode("unicode_escape").decode() for char in line
-        )
-        for line in lines
+    return tuple(map(visible, lines))
+
+
+def heading(plan: Plan, limits: Limits, lines: Iterable[str] = ()) -> str:
+    """The origin of a file, and lines below it, as a folded comment of YAML, TOML or Python."""
+    folded = (
+        part
+        for line in (*origin(plan, limits), *map(visible, lines))
+        for part in wrap(line, _COMMENT_WIDTH, break_long_words=False) or [""]
     )
+    return "".join(f"# {part}\n" if part else "#\n" for part in folded)
 
 
-def comment(lines: Iterable[str]) -> str:
-    """Lines as a comment of YAML, TOML or Python, folded; unprintable characters become `?`."""
-    safe = ("".join(char if char.isprintable() else "?" for char in line) for line in lines)
-    parts = (
-        part for line in safe for part in wrap(line, _COMMENT_WIDTH, break_long_words=False) or [""]
-    )
-    return "".join(f"# {part}\n" if part else "#\n" for part in parts)
-
-
-def yaml_text(plan: Plan, lines: Iterable[str], fields: Mapping[str, object]) -> str:
-    """A YAML file with its origin and lines as a comment on top, without empty fields."""
+def yaml_text(comment: str, fields: Mapping[str, object]) -> str:
+    """A YAML file with a comment on top, without empty fields."""
     import yaml  # type: ignore[import-untyped]  # `hlscore check` runs without it
 
     # Without allow_unicode: PyYAML would write some line ends as they are and lose them.
     body: str = yaml.safe_dump(_filled(fields), sort_keys=False, width=math.inf)
-    return f"{comment((*origin(plan), *lines))}\n{body}"
+    return f"{comment}\n{body}"
 
 
-def _filled(fields: Mapping[str, object]) -> dict[str, object]:
-    """The fields that are not empty, lists copied: PyYAML refers to a list that comes again."""
-    filled: dict[str, object] = {}
-    for key, value in fields.items():
-        if isinstance(value, Mapping):
-            filled[key] = _filled(value)
-        elif isinstance(value, list | tuple):
-            filled[key] = list(value)
-        else:
-            filled[key] = value
-    return {key: value for key, value in filled.items() if value not in (None, [], {})}
-
-
-def text_file(text: str) -> Writer:
-    """A writer of one text file in UTF-8 with Unix line ends."""
-
-    def write(path: Path) -> None:
-        path.write_bytes(text.encode())
-
-    return write
+def _filled(value: object) -> object:
+    """A value without empty fields; lists are copied: PyYAML refers to one that comes again."""
+    if isinstance(value, Mapping):
+        inner = {key: _filled(item) for key, item in value.items()}
+        return {key: item for key, item in inner.items() if item not in (None, [], {})}
+    return list(value) if isinstance(value, list | tuple) else value

@@ -1,13 +1,14 @@
-"""What a trainer cannot express, and the plans that this refuses."""
+"""What a trainer cannot express, and the nearest plan that it can run."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan, PlanModule, PlanSkipped
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import (
     TIEABLE,
@@ -18,22 +19,26 @@ from hlscore.exporters.adapter_config import (
     never_packed,
     ties_weights,
 )
-from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead
+from hlscore.planning.revision import (
+    Change,
+    common_rank,
+    default_rank,
+    equal_cost_rank,
+    lora_instead,
+    revise,
+)
 from hlscore.reasons import tied_modules
 from hlscore.records import Form
 
-SHOWN = 3
 SEED_ADAPTER = (
     "`hlscore export --to seed-adapter` writes an untrained adapter that carries the whole plan "
     "and that this trainer can start from."
 )
+_SHOWN = 3
 _UNPACKED = "Plan again with --base 16."
 
 # Parameters beside the experts' weights that are trained with them, as biases are everywhere.
 _BESIDE = ("not_linear", "custom")
-
-# After every character of a name.
-_LAST = "\U0010ffff"
 
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
 
@@ -44,7 +49,7 @@ class ExportError(UsageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a trainer can express. Every trainer that runs PEFT shares PEFT's own limits.
+    """What a trainer can express: refusals, nearest plans and notes follow from it.
 
     Attributes:
         trainer: What to call it.
@@ -57,11 +62,15 @@ class Limits:
         head: Whether LoRA can go on the output head.
         only_full: Whether a plan without LoRA can be run.
         only_lora: Whether a plan without full modules can be run.
-        peft: Whether modules are found by PEFT, with its traps.
+        peft: Whether modules are found by PEFT, with its limits.
         bits: Bits of the base weights that it can train on.
         packs: Bits at which it packs every linear layer, also those that the plan trains in full.
         unties: Whether it unties a tied embedding that is trained in full.
-        instead: Another way to run the plan that this trainer has.
+        upcasts: Whether it trains full modules of a 16-bit model in float32.
+        rates: How many learning rates it reads from the file.
+        optimizer: Whether it reads the optimizer from the file, as transformers' Trainer does.
+        starts_from_adapter: Whether it can carry the whole plan by starting from a seed adapter.
+        experimental: Whether no test of hlscore has run the files with the trainer.
     """
 
     trainer: str
@@ -77,10 +86,14 @@ class Limits:
     bits: tuple[int, ...] = (16, 8, 4)
     packs: tuple[int, ...] = ()
     unties: bool = False
-    instead: str = ""
+    upcasts: bool = True
+    rates: Literal[0, 1, 2] = 2
+    optimizer: bool = False
+    starts_from_adapter: bool = False
+    experimental: bool = False
 
 
-PEFT_LIMITS = Limits(trainer="PEFT")
+PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +119,10 @@ class Fault:
 
 def faults(plan: Plan, limits: Limits) -> list[Fault]:
     """Everything in a plan that a trainer cannot do, the faults of single modules first."""
-    case = _Case(plan, limits, _Names(plan), tied_modules(plan.skipped))
-    rules = (_modes, *(_PEFT_RULES if limits.peft else ()), _ranks, _base_weights, _whole)
-    return [fault for rule in rules for fault in rule(case)]
+    case = _Case(plan, limits)
+    of_modules = [fault for item in plan.modules for fault in case.of_module(item)]
+    experts = case.half_full_experts() if limits.peft else ()
+    return [*of_modules, *experts, *case.of_ranks(), *case.of_base_weights(), *case.of_whole()]
 
 
 def check_limits(plan: Plan, limits: Limits) -> None:
@@ -120,9 +134,10 @@ def check_limits(plan: Plan, limits: Limits) -> None:
 
 def refusal(found: list[Fault], limits: Limits) -> ExportError:
     """The error for a plan that a trainer cannot run, with the first reasons and the way out."""
-    shown = " ".join(fault.reason for fault in found[:SHOWN])
-    more = f" And {len(found) - SHOWN} more." if len(found) > SHOWN else ""
-    ways = [limits.instead, *(fault.way_out for fault in found)]
+    shown = " ".join(fault.reason for fault in found[:_SHOWN])
+    more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
+    ways = [SEED_ADAPTER] if limits.starts_from_adapter else []
+    ways += [fault.way_out for fault in found if fault.way_out]
     if lock := next((change.lock for fault in found for change in fault.changes), ""):
         ways.append(
             "`hlscore export --nearest` writes the nearest plan that it can run; or plan again, "
@@ -130,250 +145,241 @@ def refusal(found: list[Fault], limits: Limits) -> ExportError:
         )
     elif not any(fault.way_out for fault in found):
         ways.append("Plan again with another budget or other locks.")
-    hint = " ".join(dict.fromkeys(filter(None, ways)))
-    return ExportError(f"{limits.trainer} cannot run this plan. {shown}{more}", hint=hint)
+    return ExportError(
+        f"{limits.trainer} cannot run this plan. {shown}{more}", hint=" ".join(dict.fromkeys(ways))
+    )
 
 
-class _Names:
-    """Every name of a model that its plan knows: modules, parameters, and what holds them."""
+def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
+    """The nearest plan that a trainer can run, which costs no more, and a sentence per change.
 
-    def __init__(self, plan: Plan) -> None:
-        listed = [(item.module, item.parameter) for item in plan.modules]
-        listed += [(item.module, item.parameter) for item in plan.skipped]
-        self._modules = sorted(module for module, _ in listed)
-        every = set()
-        for name in {name for pair in listed for name in pair}:
-            parts = name.split(".")
-            every |= {".".join(parts[:count]) for count in range(1, len(parts) + 1)}
-        self._reversed = sorted(name[::-1] for name in every)
-
-    def longer(self, name: str, *, whole_parts: bool) -> str:
-        """The first longer name that ends in a name, with a dot before it if `whole_parts`."""
-        start = name[::-1] + ("." if whole_parts else "")
-        first = bisect_left(self._reversed, start)
-        for found in self._reversed[first : first + 2]:
-            if found.startswith(start) and len(found) > len(name):
-                return found[::-1]
-        return ""
-
-    def inside(self, item: PlanModule) -> str:
-        """The first other weight that would be trained in full with a module, as it is in it."""
-        start = f"{full_name(item)}."
-        first = bisect_left(self._modules, start)
-        last = bisect_left(self._modules, start + _LAST)
-        for name in self._modules[first:last]:
-            # The tensors of fused experts lie side by side in one module, with their biases.
-            if item.form != "experts" or f"{name.rpartition('.')[0]}." != start:
-                return name
-        return ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """A plan checked against the limits of a trainer."""
-
-    plan: Plan
-    limits: Limits
-    names: _Names
-    tied: frozenset[str]
-
-    def takes_lora(self, item: PlanModule) -> bool:
-        """Whether the trainer can put LoRA on a module."""
-        limits = self.limits
-        reached = limits.parameters or not needs_parameter_name(self.plan, item)
-        able = item.form in limits.forms and (limits.head or not _is_head(item))
-        trapped = limits.peft and (
-            item.module in self.tied
-            or is_read_past(self.plan, item)
-            or self.names.longer(lora_name(self.plan, item), whole_parts=True) != ""
+    The sentences are among the notes of the new plan. Raises ExportError where no plan near it
+    can be run, such as for a plan that trains nothing.
+    """
+    settled: dict[FaultKind, list[Fault]] = {}
+    current = plan
+    # Every round trains less of some module, or gives all adapters one rank.
+    while found := faults(current, limits):
+        changes: dict[str, Change] = {}
+        for fault in found:
+            # What another fault changes already is looked at again in the next round.
+            if fault.changes and not any(change.module in changes for change in fault.changes):
+                changes |= {change.module: change for change in fault.changes}
+                settled.setdefault(fault.kind, []).append(fault)
+        if not changes:
+            raise refusal(found, limits)
+        current = revise(current, changes.values())
+    if not settled:
+        return plan, ()
+    adapters = current.lora_modules
+    if adapters and not limits.ranks:  # full modules and higher ranks leave room for a higher rank
+        rank = equal_cost_rank(current, plan)
+        current = revise(
+            current, [Change(module=item.module, mode="lora", rank=rank) for item in adapters]
         )
-        return limits.lora and reached and able and not trapped
+    now = {
+        item.module: str(Change(module=item.module, mode=item.mode, rank=item.rank or 0))
+        for item in current.modules
+    }
+    ranks, sentences = settled.pop("ranks", []), []
+    for of_kind in settled.values():
+        for fault in of_kind[:_SHOWN]:
+            names = [change.module for change in fault.changes]
+            shown = "; ".join(now[name] for name in names[:_SHOWN])
+            more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            sentences.append(f"{fault.reason} Now {shown}{more}.")
+        if len(of_kind) > _SHOWN:
+            sentences.append(f"And {len(of_kind) - _SHOWN:,} more like these.")
+    if ranks:
+        sentences.append(
+            f"{ranks[0].reason} Now rank {current.lora_modules[0].rank} for all "
+            f"{len(current.lora_modules):,} adapters, at equal cost."
+        )
+    before, after = plan.totals.trained_params, current.totals.trained_params
+    sentences.append(f"Trained parameters: {before:,} in the plan, {after:,} in the export.")
+    notes = [f"Changed for {limits.trainer}: {sentence}" for sentence in sentences]
+    return revise(current, (), notes), tuple(sentences)
 
-    def lower(self, item: PlanModule, rank: int | None = None) -> Change:
+
+class _Case:
+    """A plan held against the limits of a trainer."""
+
+    def __init__(self, plan: Plan, limits: Limits) -> None:
+        self.plan, self.limits = plan, limits
+        self._tied = tied_modules(plan.skipped)
+        weights: list[PlanModule | PlanSkipped] = [*plan.modules, *plan.skipped]
+        self._modules = sorted(item.module for item in weights)
+        names = {name for item in weights for name in (item.module, item.parameter)}
+        # Every name of the model that the plan knows: modules, parameters, and what holds them.
+        every = {part for name in names for part in accumulate(name.split("."), "{}.{}".format)}
+        self._reversed = sorted(name[::-1] for name in every)
+        owned = ((_owner(item), item.module) for item in plan.modules)
+        self._first_of = dict(sorted(owned, reverse=True))
+        self._owners = sorted(self._first_of)
+
+    def against_lora(self, item: PlanModule) -> Iterator[tuple[FaultKind, str]]:
+        """Why a module cannot have LoRA, whatever its mode."""
+        plan, limits, name = self.plan, self.limits, f"'{item.module}'"
+        by_parameter = needs_parameter_name(plan, item)
+        where = ""
+        if not limits.lora:
+            where = name
+        elif by_parameter and not limits.parameters:
+            where = f"{name}: only the name of its parameter reaches it"
+        elif item.form not in limits.forms:
+            where = f"{name}, which is not a linear layer"
+        elif not limits.head and item.layer is None and item.form != "embedding":
+            where = f"the output head {name}"
+        if where:
+            yield "mode", f"{limits.trainer} cannot put LoRA on {where}."
+        if not limits.peft:
+            return
+        if item.module in self._tied:
+            yield "tied", f"LoRA on {name} would merge wrongly: its weight is tied."
+        if is_read_past(plan, item):
+            yield (
+                "read_past",
+                f"LoRA on {name} would have no effect: {plan.model.model_type} models or their "
+                "kernels read the weight without the adapter.",
+            )
+        if other := self._longer(f".{lora_name(plan, item)}"):
+            yield "name", _matches_too(item, other)
+        # LoRA on a parameter wraps the module that owns it: names inside it change, and the
+        # wrapper takes its input by position only.
+        owner = _owner(item)
+        if by_parameter and (inside := next(_starting(self._owners, f"{owner}."), "")):
+            yield (
+                "name",
+                f"LoRA on {name} cannot be trained: PEFT would wrap '{owner}', which holds "
+                f"'{self._first_of[inside]}' too.",
+            )
+
+    def of_module(self, item: PlanModule) -> Iterator[Fault]:
+        """What the trainer cannot do with a module."""
+        names, frozen = (item.module,), (Change(module=item.module, mode="frozen"),)
+        if item.mode == "lora":
+            for kind, reason in self.against_lora(item):
+                yield Fault(kind, names, reason, frozen)
+        if item.mode != "full":
+            return
+        if not self.limits.full:
+            reason = f"{self.limits.trainer} cannot train '{item.module}' in full beside LoRA."
+            yield Fault("mode", names, reason, (self._lower(item),))
+        if not self.limits.peft:
+            return
+        others = [other.module for other in self.plan.skipped if other.tied_to == item.module]
+        leaves = {name.rpartition(".")[2] for name in (item.module, *others)}
+        if others and (item.form != "embedding" or not leaves <= {*TIEABLE}):
+            reason = (
+                f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
+                "only embed_tokens and lm_head tied."
+            )
+            yield Fault("tied", names, reason, frozen)
+        if other := self._longer(full_name(item)):
+            yield Fault("name", names, _matches_too(item, other), frozen)
+        start = f"{full_name(item)}."
+        for inner in _starting(self._modules, start):
+            # The tensors of fused experts lie side by side in one module, with their biases.
+            if item.form != "experts" or f"{inner.rpartition('.')[0]}." != start:
+                reason = (
+                    f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
+                    f"'{full_name(item)}' and would be trained with it."
+                )
+                yield Fault("name", names, reason, (self._lower(item),))
+                break
+
+    def half_full_experts(self) -> Iterator[Fault]:
+        """Experts of which only some are full: PEFT copies the module that holds all of them."""
+        experts = [item for item in self.plan.modules if item.form == "experts"]
+        for holder in sorted({_owner(item) for item in experts if item.mode == "full"}):
+            inside = [item for item in experts if _owner(item) == holder]
+            full = [item for item in inside if item.mode == "full"]
+            others = [item.module for item in inside if item.mode != "full"] + [
+                item.module for item in self.plan.skipped
+                if _owner(item) == holder and item.left_out not in _BESIDE
+            ]  # fmt: skip
+            if others:
+                rank = next((item.rank for item in inside if item.mode == "lora"), None)
+                yield Fault(
+                    "experts",
+                    tuple(item.module for item in full),
+                    f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
+                    f"trains all weights of '{holder}' in full, or none.",
+                    tuple(self._lower(item, rank) for item in full),
+                )
+
+    def of_ranks(self) -> Iterator[Fault]:
+        """Several ranks where the trainer has one."""
+        adapters = self.plan.lora_modules
+        if not self.limits.ranks and len({item.rank for item in adapters}) > 1:
+            rank = common_rank(self.plan)
+            names = tuple(item.module for item in adapters if item.rank != rank)
+            changes = tuple(Change(module=name, mode="lora", rank=rank) for name in names)
+            reason = f"{self.limits.trainer} has one LoRA rank for all modules."
+            yield Fault("ranks", names, reason, changes)
+
+    def of_base_weights(self) -> Iterator[Fault]:
+        """Packed weights that cannot be trained, and tied ones that would be untied."""
+        limits, bits = self.limits, self.plan.memory.base_bits
+        if bits not in limits.bits:
+            reason = f"{limits.trainer} trains on weights of 16 bits only."
+            yield Fault("whole", (), reason, way_out=_UNPACKED)
+        elif bits in limits.packs:
+            for module, what in never_packed(self.plan):
+                reason = (
+                    f"{limits.trainer} packs every linear layer into {bits} bits, also "
+                    f"'{module}', which is to be {what}."
+                )
+                yield Fault("mode", (module,), reason, way_out=_UNPACKED)
+        if limits.unties and ties_weights(self.plan):
+            reason = f"{limits.trainer} would untie the embedding that the plan trains in full."
+            yield Fault("tied", (), reason, way_out=SEED_ADAPTER)
+
+    def of_whole(self) -> Iterator[Fault]:
+        """Plans of one mode that the trainer cannot run, and those that train nothing."""
+        plan, limits = self.plan, self.limits
+        if not plan.full and not plan.lora_modules:
+            if limits.peft or not (limits.full and limits.lora):
+                yield Fault("whole", (), "The plan trains nothing.")
+        elif not plan.lora_modules and not limits.only_full:
+            # The module of the lowest score that can have LoRA; one that was asked for last.
+            order = sorted(plan.full, key=lambda item: (item.locked, -item.position))
+            lower = [change for change in map(self._lower, order) if change.mode == "lora"]
+            reason = f"{limits.trainer} cannot run a plan without LoRA."
+            yield Fault("whole", (), reason, tuple(lower[:1]))
+        elif not plan.full and not limits.only_lora:
+            reason = f"{limits.trainer} cannot run a plan without modules trained in full."
+            yield Fault("whole", (), reason)
+
+    def _lower(self, item: PlanModule, rank: int | None = None) -> Change:
         """The nearest thing below full fine-tuning of a module."""
-        if not self.takes_lora(item):
+        if any(self.against_lora(item)):
             return Change(module=item.module, mode="frozen")
         if not self.limits.ranks:
             rank = default_rank(self.plan)
         return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
 
-
-def _frozen(kind: FaultKind, item: PlanModule, reason: str) -> Fault:
-    return Fault(kind, (item.module,), reason, (Change(module=item.module, mode="frozen"),))
-
-
-def _is_head(item: PlanModule) -> bool:
-    return item.layer is None and item.form != "embedding"
+    def _longer(self, end: str) -> str:
+        """The first name that ends in a text and is longer."""
+        found = (name[::-1] for name in _starting(self._reversed, end[::-1]))
+        return next((name for name in found if len(name) > len(end)), "")
 
 
-def _modes(case: _Case) -> Iterator[Fault]:
-    limits, trainer = case.limits, case.limits.trainer
-    for item in case.plan.full:
-        if not limits.full:
-            reason = f"{trainer} cannot train '{item.module}' in full beside LoRA."
-            yield Fault("mode", (item.module,), reason, (case.lower(item),))
-    for item in case.plan.lora_modules:
-        place = f"'{item.module}'"
-        if not limits.lora:
-            why = place
-        elif not limits.parameters and needs_parameter_name(case.plan, item):
-            why = f"{place}: only the name of its parameter reaches it"
-        elif item.form not in limits.forms:
-            why = f"{place}, which is not a linear layer"
-        elif not limits.head and _is_head(item):
-            why = f"the output head {place}"
-        else:
-            continue
-        yield _frozen("mode", item, f"{trainer} cannot put LoRA on {why}.")
+def _matches_too(item: PlanModule, other: str) -> str:
+    return (
+        f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and '{other}' "
+        "ends like it."
+    )
 
 
-def _tied_weights(case: _Case) -> Iterator[Fault]:
-    for item in case.plan.modules:
-        if item.module not in case.tied or item.mode == "frozen":
-            continue
-        others = [other.module for other in case.plan.skipped if other.tied_to == item.module]
-        leaves = {name.rpartition(".")[2] for name in (item.module, *others)}
-        if item.mode == "lora":
-            reason = f"LoRA on '{item.module}' would merge wrongly: its weight is tied."
-        elif item.form != "embedding" or not leaves <= {*TIEABLE}:
-            reason = (
-                f"'{item.module}' cannot be trained in full: its weight is tied, and PEFT keeps "
-                "only embed_tokens and lm_head tied."
-            )
-        else:
-            continue
-        yield _frozen("tied", item, reason)
+def _owner(item: PlanModule | PlanSkipped) -> str:
+    """Name of the module that owns a weight."""
+    return item.parameter.rpartition(".")[0]
 
 
-def _read_past(case: _Case) -> Iterator[Fault]:
-    for item in case.plan.lora_modules:
-        if is_read_past(case.plan, item):
-            reason = (
-                f"LoRA on '{item.module}' would have no effect: {case.plan.model.model_type} "
-                "models or their kernels read the weight without the adapter."
-            )
-            yield _frozen("read_past", item, reason)
-
-
-def _mixed_experts(case: _Case) -> Iterator[Fault]:
-    """PEFT copies the module that holds all experts, so all tensors are full or none is."""
-    for holder in sorted({full_name(item) for item in case.plan.full if item.form == "experts"}):
-        inside = [
-            item for item in case.plan.modules
-            if item.form == "experts" and full_name(item) == holder
-        ]  # fmt: skip
-        left_out = [
-            item.module for item in case.plan.skipped
-            if item.parameter.rpartition(".")[0] == holder and item.left_out not in _BESIDE
-        ]  # fmt: skip
-        full = [item for item in inside if item.mode == "full"]
-        others = [*(item.module for item in inside if item.mode != "full"), *left_out]
-        if others:
-            rank = next((item.rank for item in inside if item.mode == "lora"), None)
-            yield Fault(
-                "experts",
-                tuple(item.module for item in full),
-                f"'{full[0].module}' cannot be trained in full without '{others[0]}': PEFT "
-                f"trains all weights of '{holder}' in full, or none.",
-                tuple(case.lower(item, rank) for item in full),
-            )
-
-
-def _clashing_names(case: _Case) -> Iterator[Fault]:
-    for item in case.plan.modules:
-        if item.mode == "frozen":
-            continue
-        if item.mode == "lora":
-            other = case.names.longer(lora_name(case.plan, item), whole_parts=True)
-        else:
-            other = case.names.longer(full_name(item), whole_parts=False)
-        if other:
-            reason = (
-                f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and "
-                f"'{other}' ends like it."
-            )
-            yield _frozen("name", item, reason)
-    for item in case.plan.full:
-        if inner := case.names.inside(item):
-            reason = (
-                f"'{item.module}' cannot be trained in full alone: '{inner}' lies inside "
-                f"'{full_name(item)}' and would be trained with it."
-            )
-            yield Fault("name", (item.module,), reason, (case.lower(item),))
-
-
-def _wrapped_owners(case: _Case) -> Iterator[Fault]:
-    """LoRA on a parameter wraps the module that owns it.
-
-    Names inside it change, and the wrapper takes its input by position only.
-    """
-    owners = sorted((item.parameter.rpartition(".")[0], item.module) for item in case.plan.modules)
-    for item in case.plan.lora_modules:
-        owner = item.parameter.rpartition(".")[0]
-        first = bisect_left(owners, (f"{owner}.", ""))
-        inside, name = owners[first] if first < len(owners) else ("", "")
-        if inside.startswith(f"{owner}.") and needs_parameter_name(case.plan, item):
-            reason = (
-                f"LoRA on '{item.module}' cannot be trained: PEFT would wrap '{owner}', which "
-                f"holds '{name}' too."
-            )
-            yield _frozen("name", item, reason)
-
-
-def _ranks(case: _Case) -> Iterator[Fault]:
-    if not case.limits.ranks and len({item.rank for item in case.plan.lora_modules}) > 1:
-        rank = common_rank(case.plan)
-        items = [item for item in case.plan.lora_modules if item.rank != rank]
-        yield Fault(
-            "ranks",
-            tuple(item.module for item in items),
-            f"{case.limits.trainer} has one LoRA rank for all modules.",
-            tuple(Change(module=item.module, mode="lora", rank=rank) for item in items),
-        )
-
-
-def _base_weights(case: _Case) -> Iterator[Fault]:
-    limits, bits = case.limits, case.plan.memory.base_bits
-    if bits not in limits.bits:
-        reason = f"{limits.trainer} trains on weights of 16 bits only."
-        yield Fault("whole", (), reason, way_out=_UNPACKED)
-    elif bits in limits.packs:
-        for module, what in never_packed(case.plan):
-            reason = (
-                f"{limits.trainer} packs every linear layer into {bits} bits, also '{module}', "
-                f"which is to be {what}."
-            )
-            yield Fault("mode", (module,), reason, way_out=_UNPACKED)
-    if limits.unties and ties_weights(case.plan):
-        reason = f"{limits.trainer} would untie the embedding that the plan trains in full."
-        yield Fault("tied", (), reason, way_out=SEED_ADAPTER)
-
-
-def _whole(case: _Case) -> Iterator[Fault]:
-    plan, limits = case.plan, case.limits
-    changes: tuple[Change, ...] = ()
-    if not plan.full and not plan.lora_modules:
-        if not limits.peft and limits.full and limits.lora:
+def _starting(names: Sequence[str], start: str) -> Iterator[str]:
+    """The sorted names that begin with a text."""
+    for place in range(bisect_left(names, start), len(names)):
+        if not names[place].startswith(start):
             return
-        reason = "The plan trains nothing."
-    elif not plan.lora_modules and not limits.only_full:
-        reason = f"{limits.trainer} cannot run a plan without LoRA."
-        # The module of the lowest score that can have LoRA; one that was asked for last.
-        order = sorted(plan.full, key=lambda item: (item.locked, -item.position))
-        lower = (case.lower(item) for item in order)
-        changes = tuple(change for change in lower if change.mode == "lora")[:1]
-    elif not plan.full and not limits.only_lora:
-        reason = f"{limits.trainer} cannot run a plan without modules trained in full."
-    else:
-        return
-    yield Fault("whole", (), reason, changes)
-
-
-# Rules for trainers in which PEFT finds the modules.
-_PEFT_RULES: tuple[Callable[[_Case], Iterator[Fault]], ...] = (
-    _tied_weights,
-    _read_past,
-    _mixed_experts,
-    _clashing_names,
-    _wrapped_owners,
-)
+        yield names[place]

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hlscore.errors import UsageError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import weight_statistics
-from hlscore.gradients.capture import weights_as_trained
 from hlscore.gradients.estimator import with_movement
+from hlscore.gradients.frozen import weights_as_trained
 from hlscore.gradients.progress import Storage
-from hlscore.gradients.run import CaptureRun, memory_errors, weight_norms
+from hlscore.gradients.run import CaptureRun, memory_errors
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
@@ -127,13 +127,12 @@ def score_probes(
     with _computing(model):
         run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
         mean_loss = run.probe(progress)
-        norms = weight_norms(model, chosen) if run.sketched else {}
         weights = None
         if settings.weight_scores or find_score(settings.plan.score).reads_weights:
             weights = weight_statistics(model, chosen, run.ranks, progress, processes)
         if not processes.is_main:
             return None
-        statistics = run.reduce(progress, norms)
+        statistics = run.reduce(progress)
     # That gradients are summed exactly is what one expects.
     remarks = [*notes, *([run.choice.reason] if run.sketched else []), *run.notes]
     if left_out := planned - len(chosen):

@@ -81,7 +81,6 @@ def score_updates(
             (1,) * counts[0], (1,) * counts[1],
             count=settings.capture.bootstrap, seed=settings.seed,
         ),
-        of_gradients=False,
     )  # fmt: skip
     tests = TestMatrices(size=default_sketch_size(plan.rank), seed=settings.seed)
     weights: dict[str, WeightStatistics] | None = None
@@ -253,8 +252,7 @@ def _reduced(
         if matrix is not None:
             received.add(item.module, matrix)
         received.end_group(half, number)
-    sketches = received.group_sketches(item.module)
-    means = received.take_means(item.module, reduction.counts)
+    means, sketches = received.take(item.module, reduction.counts)
     return reduce_gradients(means, norm, sketches, reduction, name=item.module)
 
 

@@ -7,10 +7,10 @@ handed over.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,7 +20,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.experts import experts_forward
-from hlscore.gradients.sources import Sources, require_gradient
+from hlscore.gradients.frozen import frozen
+from hlscore.gradients.sources import Sources
 from hlscore.inputs.modules import decoder_blocks
 
 # A module and how many times it was used before in the same forward pass.
@@ -34,8 +35,9 @@ class GradientReceiver(Protocol):
         """Take a weight gradient, in the layout of the weight."""
 
 
-class ProductReceiver(Protocol):
-    """Takes over inputs and output gradients of linear maps, instead of weight gradients."""
+@runtime_checkable
+class ProductReceiver(GradientReceiver, Protocol):
+    """Takes over inputs and output gradients of linear maps too, instead of weight gradients."""
 
     def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
         """Reduce an input to what `add_product` will need of it."""
@@ -98,9 +100,11 @@ class GradientCapture:
     `training` flag, block `forward` and experts implementation is what it was.
 
     Args:
-        model: The model; its weights are never changed.
-        products: Takes over what is observed of linear maps; needed where `sources` has any.
+        receiver: Takes over the gradients; a `ProductReceiver` where linear maps are observed.
         checkpointing: Recompute activations in the backward pass, where the model allows it.
+
+    Attributes:
+        added: Uses of modules whose gradient was handed over since the batch began.
     """
 
     def __init__(
@@ -109,17 +113,16 @@ class GradientCapture:
         sources: Sources,
         receiver: GradientReceiver,
         *,
-        products: ProductReceiver | None = None,
         checkpointing: bool = False,
     ) -> None:
-        self._model, self._sources = model, sources
-        self._receiver, self._products = receiver, products
+        self._model, self._sources, self._receiver = model, sources, receiver
+        self._products = receiver if isinstance(receiver, ProductReceiver) else None
         recomputes = checkpointing and model.supports_gradient_checkpointing
         self._blocks = decoder_blocks(model) if recomputes else ()
         self._undo = ExitStack()
         self._uses: dict[str, int] = {}
         self._skipped: frozenset[Use] = frozenset()
-        self._added: set[Use] = set()
+        self.added: set[Use] = set()
         # Set while activations are computed that the checkpoint throws away.
         self._discarding = False
         self._kept: dict[str, torch.Tensor] = {}
@@ -141,17 +144,14 @@ class GradientCapture:
                     hint="Remove it first: such hooks may train the model (optimizer in backward).",
                 )
         try:
-            self._undo.enter_context(frozen(self._model))
+            observes = bool(self._sources.maps or self._sources.experts)
+            self._undo.enter_context(frozen(self._model, graph=observes))
             for name, parameter in self._sources.weights.items():
                 parameter.requires_grad_(True)
                 hook = parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     partial(self._take_gradient, name)
                 )
                 self._undo.callback(hook.remove)
-            if self._sources.maps or self._sources.experts:
-                # With every weight frozen, the graph has to begin somewhere.
-                embedding = self._model.get_input_embeddings()
-                self._undo.callback(embedding.register_forward_hook(require_gradient).remove)
             for name, module in self._sources.maps.items():
                 self._observe_map(name, module)
             if self._sources.experts:
@@ -180,11 +180,7 @@ class GradientCapture:
             skipped: Uses of modules whose gradient for these examples was handed over before an
                 earlier try broke off.
         """
-        self._uses, self._added, self._skipped = {}, set(), skipped
-
-    def added(self) -> frozenset[Use]:
-        """Uses of modules whose gradient was handed over since the batch began."""
-        return frozenset(self._added)
+        self._uses, self.added, self._skipped = {}, set(), skipped
 
     def clear(self) -> None:
         """Drop what a broken pass left behind."""
@@ -197,7 +193,7 @@ class GradientCapture:
         parameter.grad = None
         if gradient is not None and use not in self._skipped:
             self._receiver.add(name, gradient)
-            self._added.add(use)
+            self.added.add(use)
 
     def _observe_map(self, name: str, module: nn.Module) -> None:
         def see_input(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -258,7 +254,7 @@ class GradientCapture:
         def receive(kept: torch.Tensor, delta: torch.Tensor) -> None:
             if self._products is not None and use not in self._skipped:
                 self._products.add_product(name, kept, delta, counts)
-                self._added.add(use)
+                self.added.add(use)
 
         observed: torch.Tensor = _ObserveGradient.apply(  # type: ignore[no-untyped-call]
             output, kept, kept.grad_fn, receive
@@ -290,58 +286,3 @@ class GradientCapture:
             determinism_check="none" if self._sources.maps or self._sources.experts else "default",
             **kwargs,
         )
-
-
-@contextmanager
-def frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Context in which a model is in inference mode and none of its weights requires gradients."""
-
-    def restore(
-        module: nn.Module, leaf: str, requires_grad: bool, gradient: torch.Tensor | None
-    ) -> None:
-        # By name: weights that are offloaded are other objects after each forward pass.
-        parameter = module._parameters[leaf]
-        if parameter is not None:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-
-    with ExitStack() as undo:
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-            for leaf, parameter in module.named_parameters(recurse=False):
-                undo.callback(restore, module, leaf, parameter.requires_grad, parameter.grad)
-        model.eval()
-        for parameter in model.parameters():
-            parameter.grad = None
-            parameter.requires_grad_(False)
-        yield
-
-
-@contextmanager
-def weights_as_trained(model: PreTrainedModel) -> Iterator[None]:
-    """Context in which no weight is rescaled for inference.
-
-    RWKV divides the weights of its later blocks by powers of two as soon as it runs in inference
-    mode, and multiplies them again in training mode: scores are those of the weights that train.
-    """
-
-    def put_back(module: Any, rescaled: bool, training: bool, every: int) -> None:
-        module.config.rescale_every, module.layers_are_rescaled = every, False
-        if rescaled:
-            module.training = False
-            module._rescale_layers()
-        module.training = training
-
-    with ExitStack() as undo:
-        for module in model.modules():
-            if not (hasattr(module, "_rescale_layers") and hasattr(module, "layers_are_rescaled")):
-                continue
-            rescaled, training = module.layers_are_rescaled, module.training
-            every = module.config.rescale_every
-            if rescaled:
-                module.training = True
-                module._rescale_layers()
-                module.training = training
-            undo.callback(put_back, module, rescaled, training, every)
-            module.config.rescale_every = 0
-        yield

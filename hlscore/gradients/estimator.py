@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from hlscore.errors import UsageError
 from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
-from hlscore.gradients.sources import formed_gradients
+from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.sharding import is_sharded
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
@@ -65,7 +65,7 @@ def with_movement(
     elif any(on_meta) and not all(on_meta):
         obstacle = "offloaded weights cannot be moved"
     elif score.needs == "whole gradients":
-        obstacle = f"the score '{score.name}' is one of gradients"
+        obstacle = f"the score '{score.name}' needs gradients"
     elif asked:
         pass  # what else is lacking, the trials say themselves
     elif examples < wanted:
@@ -90,52 +90,30 @@ def with_movement(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryNeeds:
-    """Predicted memory of a run besides the weights, in bytes.
+    """Predicted memory of a run besides the weights, in bytes."""
 
-    Attributes:
-        activations: Activations and logits of the largest batch, an estimate.
-        exact_sums: Float32 sums of both halves of the exact estimator.
-        exact_groups: Group sketches of the exact estimator.
-        largest_gradient: The largest gradient that is formed at a time.
-        sketch_sums: Sketches of both halves, their test matrices, and those of the groups.
-    """
-
-    activations: int
-    exact_sums: int
-    exact_groups: int
-    largest_gradient: int
-    sketch_sums: int
+    activations: int  # activations and logits of the largest batch, an estimate
+    exact_sums: int  # float32 sums of both halves and group sketches of the exact estimator
+    largest_gradient: int  # the largest gradient that is formed at a time
+    sketch_sums: int  # sketches of both halves, their test matrices, and those of the groups
 
     def on_device(self, estimator: str, accumulate_on: str) -> int:
         """Memory that an estimator takes on the device of the model."""
         if estimator == "sketch":
             return self.activations + self.sketch_sums
-        sums = self.exact_sums + self.exact_groups if accumulate_on == "device" else 0
+        sums = self.exact_sums if accumulate_on == "device" else 0
         return self.activations + self.largest_gradient + sums
-
-    def on_host(self, estimator: str, accumulate_on: str) -> int:
-        """Memory that an estimator takes on the host, where that is not the device."""
-        host = estimator == "exact" and accumulate_on == "host"
-        return self.exact_sums + self.exact_groups if host else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorChoice:
-    """How gradients are captured.
-
-    Attributes:
-        estimator: `exact` or `sketch`.
-        reason: Why, in a sentence.
-        sketch_size: Columns of a sketch, of groups too.
-        needs: Predicted memory besides the weights.
-        free_bytes: Free memory that the choice went by.
-    """
+    """How gradients are captured."""
 
     estimator: str
     reason: str
-    sketch_size: int
+    sketch_size: int  # columns of a sketch, of groups too
     needs: MemoryNeeds
-    free_bytes: int
+    free_bytes: int  # free memory that the choice went by
 
 
 def choose_estimator(
@@ -154,7 +132,6 @@ def choose_estimator(
     """The estimator of the settings, or the exact one if it fits; the same in all processes.
 
     Args:
-        model: The model; may be on the meta device.
         reserved_bytes: What the weights will take of the free memory; 0 once they are loaded.
         stored: Estimator and reason of the unfinished run that is resumed: memory that is free
             now does not change them.
@@ -163,14 +140,9 @@ def choose_estimator(
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
     columns = capture.sketch_size or default_sketch_size(largest)
     needs = predict(
-        model,
-        candidates,
-        probes,
-        capture,
-        sketch_size=columns,
-        itemsize=itemsize,
-        processes=processes.size,
-    )
+        model, candidates, probes, capture,
+        sketch_size=columns, itemsize=itemsize, processes=processes.size,
+    )  # fmt: skip
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     if stored is not None:
@@ -185,10 +157,9 @@ def choose_estimator(
         reason = "sketch: quantized, offloaded or sharded weights hold no gradients."
     else:
         wanted = needs.on_device("exact", capture.accumulate_on)
-        host = needs.on_host("exact", capture.accumulate_on)
         fits = wanted <= USABLE_SHARE * free
-        if host and device.type != "cpu":
-            fits = fits and host <= USABLE_SHARE * free_bytes(torch.device("cpu"))
+        if capture.accumulate_on == "host" and device.type != "cpu":
+            fits = fits and needs.exact_sums <= USABLE_SHARE * free_bytes(torch.device("cpu"))
         place = "this machine" if device.type == "cpu" else str(device)
         needed, there = memory(wanted), memory(free)
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
@@ -217,18 +188,19 @@ def predict(
 ) -> MemoryNeeds:
     """Predict the memory of a run besides the weights: sums exactly, activations roughly."""
     groups = probes.summary.groups if settings.bootstrap else 0
-    sketches = formed = grouped = 0
-    tests: dict[int, int] = {}
-    matrices = TestMatrices(size=sketch_size, seed=0)
+    sums = sketches = formed = grouped = largest = 0
+    omegas: dict[int, int] = {}
+    tests = TestMatrices(size=sketch_size, seed=0)
     for item in candidates:
         short, width = item.max_rank, max(item.out_features, item.in_features)
-        columns = matrices.columns(width)
+        size, columns = item.matrices * short * width, tests.columns(width)
+        sums, largest = sums + 2 * 4 * size, max(largest, size)
         sketches += 2 * 4 * item.matrices * short * columns
         grouped += group_bytes(item.matrices, short, min(sketch_size, width), groups)
         if columns < width:
-            tests[width] = 4 * width * columns
-        if formed_gradients(model, item):
-            formed = max(formed, item.matrices * short * width * itemsize)
+            omegas[width] = 4 * width * columns
+        if not observed_as(model, item):
+            formed = max(formed, size * itemsize)
 
     # Activations, logits and loss of the largest batch.
     parts = [
@@ -253,12 +225,9 @@ def predict(
     # Logits and their gradient, and what the loss computes with in float32.
     vocabulary = int(model.get_input_embeddings().weight.shape[0])
     logits = 3 * tokens * vocabulary * itemsize + 3 * 4 * min(counted * vocabulary, CHUNK_NUMBERS)
-
-    sizes = [item.matrices * item.out_features * item.in_features for item in candidates]
     return MemoryNeeds(
         activations=tokens * itemsize * kept + logits,
-        exact_sums=2 * 4 * sum(sizes),
-        exact_groups=grouped,
-        largest_gradient=2 * max(sizes) * itemsize,
-        sketch_sums=sketches + grouped + sum(tests.values()) + 2 * formed,
+        exact_sums=sums + grouped,
+        largest_gradient=2 * largest * itemsize,
+        sketch_sums=sketches + grouped + sum(omegas.values()) + 2 * formed,
     )

@@ -28,21 +28,15 @@ _LEAST_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Influences:
-    """What each probe group does to the scores of one module.
+    """What each probe group does to the scores of one module, float64 [groups], first half first.
 
     Scaled so that squares sum to the variance of a score over probe sets of the same size.
-
-    Attributes:
-        hls: float64 [groups], those of the first half first; so are the others.
-        tail: On the tail energy.
-        grad_norm: On the energy of the mean gradient.
-        energy: Energy of the mean gradient that they belong to.
     """
 
     hls: torch.Tensor
     tail: torch.Tensor
     grad_norm: torch.Tensor
-    energy: float
+    energy: float  # energy of the mean gradient that they belong to
 
 
 def influences(
@@ -77,10 +71,19 @@ def influences(
         means += torch.stack((tail, energies.sum((-2, -1)))).double().cpu()
         energy += float((part.sum(0) / torch.cat(counts).sum()).square().sum())
     scale = float(unit.double().cpu() / mean_count) ** 2
+    pairs, means = pairs * scale, means * scale
+    # On the cross-fitted tail, the product of the noise of both halves counts once, not twice.
+    of_first, of_second = _scaled(pairs[1:, 0]), _scaled(pairs[0, 1:])
+    twice = float((of_first**2).sum() + (of_second**2).sum())
+    inner = pairs[1:, 1:]
+    mixed = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
+    a, b = inner.shape
+    shared = float((mixed**2).sum()) * (a - 1) * (b - 1) / (a * b)
+    share = max(1 - shared / twice, _LEAST_SHARE) if twice > 0 else 1.0
     return Influences(
-        hls=_without_shared_noise(pairs * scale),
-        tail=_scaled(means[0] * scale),
-        grad_norm=_scaled(means[1] * scale),
+        hls=torch.cat((of_first, of_second)) * share**0.5,
+        tail=_scaled(means[0]),
+        grad_norm=_scaled(means[1]),
         energy=energy * scale,
     )
 
@@ -110,33 +113,13 @@ def _scaled(values: torch.Tensor) -> torch.Tensor:
     return (values.mean() - values) * math.sqrt((count - 1) / count)
 
 
-def _without_shared_noise(pairs: torch.Tensor) -> torch.Tensor:
-    """Influences on a product of halves from its values [a + 1, b + 1] without pairs of groups."""
-    first, second = _scaled(pairs[1:, 0]), _scaled(pairs[0, 1:])
-    twice = float((first**2).sum() + (second**2).sum())
-    inner = pairs[1:, 1:]
-    mixed = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
-    a, b = inner.shape
-    shared = float((mixed**2).sum()) * (a - 1) * (b - 1) / (a * b)
-    share = max(1 - shared / twice, _LEAST_SHARE) if twice > 0 else 1.0
-    found: torch.Tensor = torch.cat((first, second)) * share**0.5
-    return found
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resamples:
-    """How often each group of both halves is drawn in each resample.
-
-    Attributes:
-        first: float64 [resamples, groups].
-        second: float64 [resamples, groups].
-        first_counts: What each group adds to the divisor of its half's mean, float64 [groups].
-        second_counts: float64 [groups].
-    """
+    """How often each group of both halves is drawn, float64 [resamples, groups]."""
 
     first: torch.Tensor
     second: torch.Tensor
-    first_counts: torch.Tensor
+    first_counts: torch.Tensor  # what each group adds to the divisor of its half's mean, float64
     second_counts: torch.Tensor
 
     def replicates(self, value: float, influence: torch.Tensor) -> torch.Tensor:
@@ -152,15 +135,13 @@ def draw_resamples(
     if count == 0 or min(len(first_counts), len(second_counts)) < 2:
         return None
     generator = np.random.default_rng(seed)
-    draws = [
-        torch.from_numpy(
-            generator.multinomial(len(half), np.full(len(half), 1 / len(half)), size=count)
-        ).double()
-        for half in (first_counts, second_counts)
-    ]
+    first, second = (
+        torch.from_numpy(generator.multinomial(size, np.full(size, 1 / size), size=count)).double()
+        for size in (len(first_counts), len(second_counts))
+    )
     return Resamples(
-        first=draws[0],
-        second=draws[1],
+        first=first,
+        second=second,
         first_counts=torch.tensor(first_counts, dtype=torch.float64),
         second_counts=torch.tensor(second_counts, dtype=torch.float64),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from inspect import signature
 from typing import Any
 
@@ -12,6 +11,7 @@ from transformers import PreTrainedModel
 
 from hlscore.inputs.model import input_device
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
+from hlscore.objectives.losses import LossInputs
 from hlscore.probes.batches import collate
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.settings import PaddingSide
@@ -23,25 +23,6 @@ def loss_scale(model: PreTrainedModel) -> float:
     return 1024.0 if model.dtype == torch.float16 else 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passed:
-    """A batch after its forward pass.
-
-    Attributes:
-        log_probs: Of the counted tokens in nats, [examples, length - 1], 0 elsewhere, with the
-            graph of the pass; place t belongs to token t + 1.
-        counted: Which tokens count, bool [examples, length - 1].
-        old_log_probs: Of the policy that sampled them, NaN where not known, like `log_probs`.
-        coefficients: What the loss of each sequence is multiplied by, float32 [examples], on the
-            host.
-    """
-
-    log_probs: torch.Tensor
-    counted: torch.Tensor
-    old_log_probs: torch.Tensor
-    coefficients: torch.Tensor
-
-
 def run_forward(
     model: PreTrainedModel,
     probes: ProbeSet,
@@ -49,7 +30,7 @@ def run_forward(
     *,
     padding_side: PaddingSide,
     temperature: float | None = None,
-) -> Passed:
+) -> LossInputs:
     """Run examples forward, padded to one batch.
 
     Args:
@@ -73,7 +54,7 @@ def run_forward(
     log_probs = token_log_probs(
         logits, labels, temperature=probes.temperature if temperature is None else temperature
     )
-    return Passed(
+    return LossInputs(
         log_probs=log_probs,
         counted=labels[:, 1:] != IGNORED,
         old_log_probs=batch.old_log_probs.to(log_probs),

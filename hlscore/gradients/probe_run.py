@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.capture import GradientCapture, Use
 from hlscore.gradients.memory import empty_cache, is_out_of_memory
-from hlscore.gradients.passes import Passed, loss_scale, run_forward
+from hlscore.gradients.passes import loss_scale, run_forward
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
@@ -29,12 +29,7 @@ class ProbeRun:
     """One run over the probes; `run` does it.
 
     Args:
-        model: The model; comes back as it was.
-        gradients: Receives the gradients.
-        sources: Where they come from.
         on_tokens: Called after each batch with its tokens.
-        processes: This process among those that share the probes.
-        progress_file: Where progress is stored, if anywhere.
         in_step: Whether all processes must run the same number of batches, because they share
             the weights.
 
@@ -57,8 +52,7 @@ class ProbeRun:
         in_step: bool = False,
     ) -> None:
         self._model, self._probes, self._settings = model, probes, settings
-        self._gradients, self._sources = gradients, sources
-        self._loss, self._clip = probe_loss(objective), objective.clip
+        self._gradients, self._sources, self._objective = gradients, sources, objective
         self._off_policy = any(item.old_log_probs for item in probes.sequences)
         # Tokens whose old log-probability is known, and those of them beyond the clip.
         self._known = self._beyond = 0
@@ -86,18 +80,17 @@ class ProbeRun:
                     self._file.forget(before=number)
             if gradients.captured:
                 self._run_pass(number)
-            gradients.load(processes.add_up(gradients.linear_state()), number=number)
+            gradients.tensors.update(processes.add_up(gradients.linear_state()))
         tokens = sum(item.counted_tokens for item in self._probes.sequences)
         return processes.total([self.state.loss])[0] / tokens
 
     def _run_pass(self, number: int) -> None:
-        gradients, start = self._gradients, self.state.position
+        gradients, start, file = self._gradients, self.state.position, self._file
+        sources = self._sources
+        if number > 1:
+            sources = sources.only(set(gradients.captured))
         capture = GradientCapture(
-            self._model,
-            self._sources.only(set(gradients.captured)),
-            gradients,
-            products=gradients if isinstance(gradients, SketchGradients) else None,
-            checkpointing=self._settings.checkpointing,
+            self._model, sources, gradients, checkpointing=self._settings.checkpointing
         )
         with torch.enable_grad(), capture:
             for half, groups in enumerate(self._probes.halves):
@@ -119,8 +112,8 @@ class ProbeRun:
                                 loss=self.state.loss + (loss if number == 1 else 0.0),
                             )
                         self._on_tokens(sum(len(item.input_ids) for item in examples))
-                        if here >= start and self._file is not None and self._file.is_due():
-                            self._file.save(self.state, gradients.tensors)
+                        if here >= start and file is not None and file.is_due():
+                            file.save(self.state, gradients.tensors)
                     ended = RunPosition(number=number, half=half, group=index, batch=len(batches))
                     if ended >= start:
                         self._check_finite(ended)
@@ -147,7 +140,7 @@ class ProbeRun:
             except RuntimeError as error:
                 if not is_out_of_memory(error) or len(part) == 1 or self._in_step:
                     raise
-                done = skipped | capture.added()
+                done = skipped | capture.added
             # Outside the except clause: the error holds the tensors of the failed try.
             capture.clear()
             empty_cache()
@@ -163,41 +156,32 @@ class ProbeRun:
         weight: float = 1.0,
     ) -> float:
         capture.begin_batch(skipped)
-        with _named_errors(self._model, self._here):
+        model = self._model
+        with _named_errors(model, self._here):
             passed = run_forward(
-                self._model, self._probes, examples, padding_side=self._settings.padding_side
+                model, self._probes, examples, padding_side=self._settings.padding_side
             )
-        loss = self._loss(
-            passed.log_probs,
-            passed.coefficients.to(passed.log_probs),
-            passed.counted,
-            passed.old_log_probs,
-        )
+        loss = probe_loss(self._objective, passed)
         likelihood = -float(passed.log_probs.detach().sum())
         value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
-            raise CaptureError(
-                f"The loss in {self._here} is {value}.", hint=_overflow_hint(self._model)
-            )
+            raise CaptureError(f"The loss in {self._here} is {value}.", hint=_overflow_hint(model))
         if not loss.requires_grad:
             raise CaptureError("The loss does not depend on any candidate module.")
-        scale = loss_scale(self._model)
+        scale = loss_scale(model)
         # Gradients of the size of a mean, whatever a batch holds.
         size = float((passed.coefficients.abs() * passed.counted.sum(-1).cpu()).sum())
         self._gradients.begin_batch(self._here.half, weight * size / scale)
-        with _named_errors(self._model, self._here):
+        with _named_errors(model, self._here):
             (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
         # Once per token: after what memory may cut off, and not in further passes.
         if self._off_policy and self._here.number == 1:
-            self._count_ratios(passed)
+            ratios = torch.exp(passed.log_probs.detach() - passed.old_log_probs)
+            ratios = ratios[passed.counted & ~torch.isnan(passed.old_log_probs)]
+            low, high = self._objective.clip
+            self._known += ratios.numel()
+            self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
         return likelihood
-
-    def _count_ratios(self, passed: Passed) -> None:
-        ratios = torch.exp(passed.log_probs.detach() - passed.old_log_probs)
-        ratios = ratios[passed.counted & ~torch.isnan(passed.old_log_probs)]
-        low, high = self._clip
-        self._known += ratios.numel()
-        self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
 
     def _check_finite(self, here: RunPosition) -> None:
         """Look for NaN and infinity, once per group: reading the answer waits for the device."""
@@ -216,12 +200,12 @@ class ProbeRun:
     def notes(self) -> Iterator[str]:
         """Remarks on the run: ratios to the sampling policy, and batches that did not fit."""
         known, beyond = self._processes.total([self._known, self._beyond])
-        low, high = self._clip
+        low, high = self._objective.clip
         if known:
             yield (
                 f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities "
-                f"have ratios outside of {1 - low:g} to {1 + high:g}: if that is much, they are "
-                "not of this model and temperature."
+                f"have ratios outside {1 - low:g} to {1 + high:g}. A large share means that "
+                "another model or temperature sampled them."
             )
         smallest, wanted = min(self._processes.gather(self.state.batch_size)), self._settings
         if smallest < wanted.batch_size:
@@ -240,13 +224,8 @@ def _named_errors(model: PreTrainedModel, here: RunPosition) -> Iterator[None]:
     try:
         yield
     except (
-        AssertionError,
-        AttributeError,
-        LookupError,
-        NotImplementedError,
-        TypeError,
-        ValueError,
-    ) as error:
+        AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
+    ) as error:  # fmt: skip
         raise CaptureError(
             f"{type(model).__name__} fails in {here}: {first_line(error)}",
             hint="The model's own code raised this. It is run in evaluation mode, with gradients; "

@@ -30,13 +30,7 @@ _LARGEST_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Storage:
-    """Where an unfinished run is stored.
-
-    Attributes:
-        folder: Folder of the results.
-        every_seconds: Time between two writes.
-        resume: Go on with the run that is stored there.
-    """
+    """Where an unfinished run is stored."""
 
     folder: Path
     every_seconds: float
@@ -45,16 +39,9 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class RunPosition:
-    """The next batch to run.
+    """The next batch to run."""
 
-    Attributes:
-        number: Pass over the probes, from 1.
-        half: Half of the probes.
-        group: Group within the half.
-        batch: Batch within the group.
-    """
-
-    number: int = 1
+    number: int = 1  # pass over the probes
     half: int = 0
     group: int = 0
     batch: int = 0
@@ -65,21 +52,13 @@ class RunPosition:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunState:
-    """What is stored besides the sums.
-
-    Attributes:
-        position: The next batch to run.
-        loss: Sum of the losses so far, in nats.
-        batch_size: Examples per batch that fit so far.
-        tokens: Tokens that the sum of the losses holds, where these are not all.
-        rate: Learning rate of the trials; 0 for gradients.
-    """
+    """What is stored besides the sums."""
 
     position: RunPosition
-    loss: float
-    batch_size: int
-    tokens: float = 0.0
-    rate: float = 0.0
+    loss: float  # sum of the losses so far, in nats
+    batch_size: int  # examples per batch that fit so far
+    tokens: float = 0.0  # tokens that the sum of the losses holds, where these are not all
+    rate: float = 0.0  # learning rate of the trials; 0 for gradients
 
 
 class ProgressFile:
@@ -89,9 +68,8 @@ class ProgressFile:
     a pass that all of them have stored.
 
     Args:
-        folder: Where results will go; made when first needed.
+        storage: Where it goes, and how often; 0 seconds write after every batch.
         identity: What the run is; a file of another run is refused.
-        every_seconds: Time between two writes; 0 writes after every batch.
         together: Whether all processes must store the same place.
 
     Attributes:
@@ -100,24 +78,18 @@ class ProgressFile:
 
     def __init__(
         self,
-        folder: Path,
+        storage: Storage,
         identity: Mapping[str, object],
         processes: Processes,
         *,
-        every_seconds: float,
         together: bool = False,
     ) -> None:
-        self._folder, self._processes = folder, processes
+        self._folder, self._every = storage.folder, storage.every_seconds
+        self._processes, self._together = processes, together
         self._identity = json.loads(json.dumps(identity))
-        self._every, self._together = every_seconds, together
         self._began = self._last = time.monotonic()
         self._cost = 0.0
-        self._made_folder = False
         self.earlier_seconds = 0.0
-
-    def path(self, number: int) -> Path:
-        """Where the progress of this process in a pass is stored."""
-        return self._folder / f"{_stem(self._processes)}{number}.safetensors"
 
     def is_due(self) -> bool:
         """Whether enough time has passed since progress was stored last."""
@@ -128,15 +100,13 @@ class ProgressFile:
     def save(self, run: RunState, state: Mapping[str, torch.Tensor]) -> None:
         """Store progress now."""
         began = time.monotonic()
-        path = self.path(run.position.number)
+        path = _path(self._folder, self._processes, run.position.number)
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
         header = {"identity": self._identity, "progress": asdict(run) | {"seconds": seconds}}
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
-            if not self._folder.exists():
-                self._folder.mkdir(parents=True, exist_ok=True)  # another process may be first
-                self._made_folder = True
+            self._folder.mkdir(parents=True, exist_ok=True)
             remove(stage)
             stage.mkdir()
             save_file(tensors, stage / path.name, metadata={_METADATA_KEY: json.dumps(header)})
@@ -155,17 +125,15 @@ class ProgressFile:
         self, start: RunState, device: torch.device
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
         """State and sums of the latest pass that every process has stored."""
-        stored = self._processes.gather(_stored_passes(self._folder, self._processes))
+        stored = self._processes.gather(sorted(_stored(self._folder, self._processes)))
         common = set.intersection(*({*numbers} or {start.position.number} for numbers in stored))
         if not any(stored) or not common:
             raise nothing_to_resume(self._folder)
-        path = self.path(max(common))
+        path = _path(self._folder, self._processes, max(common))
         run, state = start, {}
         if path.exists():
-            header = _read_header(path)
-            check_same_run(self._folder, header["identity"], self._identity)
-            run = _state_of(header)
-            self.earlier_seconds = float(header["progress"].get("seconds", 0.0))
+            identity, run, self.earlier_seconds = _read_header(path)
+            check_same_run(self._folder, identity, self._identity)
             with safe_open(path, framework="pt") as file:
                 # Copied: in the file's own memory they are not aligned, and kernels that depend
                 # on that would round differently from then on.
@@ -183,56 +151,51 @@ class ProgressFile:
 
     def forget(self, *, before: int | None = None) -> None:
         """Remove stored progress, with `before` only that of earlier passes."""
-        for number in _stored_passes(self._folder, self._processes):
+        for number, path in _stored(self._folder, self._processes).items():
             if before is None or number < before:
-                self.path(number).unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
         if before is None:
-            for left in self._folder.glob(f"{_stem(self._processes)}*{HALF_WRITTEN}"):
+            every = _path(self._folder, self._processes, "*").name
+            for left in self._folder.glob(f"{every}{HALF_WRITTEN}"):
                 remove(left)
-            if self._made_folder and not any(self._folder.iterdir()):
-                self._folder.rmdir()
 
 
 def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
     """Identity of the run stored in a folder, the same in all processes; empty for none."""
-    own: dict[str, Any] = {}
-    for number in _stored_passes(folder, processes)[-1:]:
-        own = _read_header(folder / f"{_stem(processes)}{number}.safetensors")["identity"]
+    stored = _stored(folder, processes)
+    own = _read_header(stored[max(stored)])[0] if stored else {}
     return next((part for part in processes.gather(own) if part), {})
 
 
-def _stem(processes: Processes) -> str:
-    return f"{PROGRESS_PREFIX}-{processes.rank}-of-{processes.size}-pass-"
+def _path(folder: Path, processes: Processes, number: int | str) -> Path:
+    """Where the progress of this process in a pass is stored."""
+    stem = f"{PROGRESS_PREFIX}-{processes.rank}-of-{processes.size}-pass-{number}"
+    return folder / f"{stem}.safetensors"
 
 
-def _stored_passes(folder: Path, processes: Processes) -> list[int]:
-    """Passes of which this process has stored progress, in order."""
-    stem = _stem(processes)
-    names = (path.stem.removeprefix(stem) for path in folder.glob(f"{stem}*.safetensors"))
-    return sorted(int(number) for number in names if number.isdecimal())
+def _stored(folder: Path, processes: Processes) -> dict[int, Path]:
+    """Progress files of this process by pass."""
+    paths = folder.glob(_path(folder, processes, "*").name)
+    numbers = {path: path.stem.rpartition("-")[2] for path in paths}
+    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
-def _read_header(path: Path) -> dict[str, Any]:
-    """Read what a progress file says about its run."""
+def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:
+    """What a progress file says: the identity of its run, the state, and its seconds so far."""
     try:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
-            _state_of(header)
-            header["identity"].keys()
+        identity, found = dict(header["identity"]), header["progress"]
+        state = RunState(
+            position=RunPosition(**found["position"]),
+            loss=float(found["loss"]),
+            batch_size=int(found["batch_size"]),
+            tokens=float(found["tokens"]),
+            rate=float(found["rate"]),
+        )
+        return identity, state, float(found["seconds"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"The stored progress '{path}' cannot be read: {first_line(error)}",
             hint="Start anew with --force.",
         ) from error
-    return header
-
-
-def _state_of(header: Mapping[str, Any]) -> RunState:
-    found = header["progress"]
-    return RunState(
-        position=RunPosition(**found["position"]),
-        loss=float(found["loss"]),
-        batch_size=int(found["batch_size"]),
-        tokens=float(found["tokens"]),
-        rate=float(found["rate"]),
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,10 +17,9 @@ from hlscore.gradients.memory import is_out_of_memory, worker_count
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile, Storage, stored_identity
 from hlscore.gradients.self_check import (
-    batch_difference,
     check_weights_kept,
-    later_tokens_matter,
     sampled_parameters,
+    try_model,
 )
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
@@ -48,20 +47,10 @@ from hlscore.unfinished import describe_run
 class CaptureRun:
     """One capture and its reduction, with either estimator.
 
-    Args:
-        model: The model with weights; comes back as it was.
-        chosen: Modules to capture.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
-
     Attributes:
-        choice: The estimator, and why.
         sketched: Whether gradients are sketched; then weights need not hold any.
-        notes: Remarks on the run so far.
-        ranks: Ranks of the tail curves.
         trial_rate: Learning rate of the trials; `None` without trials.
         earlier_seconds: What a resumed run took before; 0 for one that was not stopped.
-        file: Where progress is stored, if anywhere.
     """
 
     def __init__(
@@ -80,8 +69,7 @@ class CaptureRun:
         self._by_trials = capture.movement == "trial"
         if self._by_trials:
             # Each trial is one update, however many tokens it saw.
-            ones = tuple((1,) * len(half) for half in probes.counts)
-            probes = replace(probes, counts=ones)
+            probes = replace(probes, counts=tuple((1,) * len(half) for half in probes.counts))
         self._probes = probes
         # Sharded weights change their form when they are gathered: no sample would compare them.
         self._sharded = is_sharded(model)
@@ -89,21 +77,20 @@ class CaptureRun:
         self.notes: tuple[str, ...] = ()
         self.earlier_seconds = 0.0
         self.trial_rate: float | None = None
-        # Try the model on a few tokens; where rows of a batch interact, each runs alone.
-        difference, rounding = batch_difference(model, probes, capture.padding_side)
+        # Where rows of a batch interact, each runs alone.
+        difference, later, rounding = try_model(model, probes, capture.padding_side)
         check_weights_kept(self._name, self._samples, model)
-        differs = any(processes.gather(not difference <= rounding))
-        if differs and capture.batch_size != 1:
+        if any(processes.gather(not difference <= rounding)) and capture.batch_size != 1:
             capture = replace(capture, batch_size=1)
             self.notes += (
                 f"Examples run one at a time: in a padded batch their tokens get other "
                 f"probabilities (by {difference:.2g} nats) than alone.",
             )
-        later = max(processes.gather(later_tokens_matter(model, probes)))
+        later = max(processes.gather(later))
         if later > rounding:
             self.notes += (
                 f"{type(model).__name__} is not causal on text alone: later tokens change the "
-                f"probabilities of earlier ones (by {later:.2g} nats), so that the loss says "
+                f"probabilities of earlier ones (by {later:.2g} nats), so the loss says "
                 "little.",
             )
         self._capture = capture
@@ -127,11 +114,8 @@ class CaptureRun:
             stored=stored,
         )
         self.sketched = self.choice.estimator == "sketch"
-        self.ranks = curve_ranks(
-            settings.plan.rank,
-            self.choice.sketch_size // 2 if self.sketched else None,
-            also=settings.plan.ranks,
-        )
+        largest = self.choice.sketch_size // 2 if self.sketched else None
+        self.ranks = curve_ranks(settings.plan.rank, largest, also=settings.plan.ranks)
         self._resamples = draw_resamples(
             *probes.counts, count=capture.bootstrap, seed=settings.seed
         )
@@ -149,13 +133,7 @@ class CaptureRun:
                 "reason": self.choice.reason,
                 "batch_size": capture.batch_size,
             }
-            self.file = ProgressFile(
-                storage.folder,
-                described | made,
-                processes,
-                every_seconds=storage.every_seconds,
-                together=self._sharded,
-            )
+            self.file = ProgressFile(storage, described | made, processes, together=self._sharded)
 
     def probe(self, progress: Progress) -> float:
         """Capture every gradient or update.
@@ -174,21 +152,18 @@ class CaptureRun:
         else:
             gradients = ExactGradients(chosen, tests, groups=groups, on_host=on_host)
         self._gradients = gradients
+        if self.sketched and not self._by_trials:
+            sources = observed_sources(model, chosen, probes.sequences[0].input_ids[:8])
+        else:  # trials move the weights themselves, whatever their updates are reduced to
+            sources = weight_sources(model, chosen)
         run: ProbeRun | TrialRun
         if self._by_trials:
-            # Trials move the weights themselves, whatever their updates are reduced to.
-            sources = weight_sources(model, chosen)
             run = TrialRun(
                 model, probes, gradients, sources, capture, self._settings.objective,
                 seed=self._settings.seed, progress=progress, processes=self._processes,
                 progress_file=self.file,
             )  # fmt: skip
         else:
-            sources = (
-                observed_sources(model, chosen, probes.sequences[0].input_ids[:8])
-                if self.sketched
-                else weight_sources(model, chosen)
-            )
             run = ProbeRun(
                 model, probes, gradients, sources, capture, self._settings.objective,
                 on_tokens=progress.advance, processes=self._processes, progress_file=self.file,
@@ -199,22 +174,22 @@ class CaptureRun:
         if self._resume and self.file is not None:
             device = torch.device("cpu") if on_host else input_device(model)
             run.state, state = self.file.load(run.state, device)
-            gradients.load(state, number=run.state.position.number)
+            gradients.load(state, run.state.position.number)
             self.earlier_seconds = self.file.earlier_seconds
         mean_loss = run.run()
         self.notes += tuple(run.notes())
         self.trial_rate = run.state.rate if self._by_trials else None
         check_weights_kept(self._name, self._samples, model)
+        # Every process takes part where weights are sharded.
+        self._norms: dict[str, float | None] = {}
+        for item in chosen:
+            weight = dense_weight(model, item)
+            norm = None if weight is None else float(torch.linalg.vector_norm(weight.float()))
+            self._norms[item.module] = norm
         return mean_loss
 
-    def reduce(
-        self, progress: Progress, norms: Mapping[str, float | None]
-    ) -> dict[str, GradientStatistics]:
-        """Reduce one module after the other; what was captured of it is then forgotten.
-
-        Args:
-            norms: `||W||_F` of each module where sketches were taken.
-        """
+    def reduce(self, progress: Progress) -> dict[str, GradientStatistics]:
+        """Reduce one module after the other; what was captured of it is then forgotten."""
         gradients = self._gradients
         counts = (sum(self._probes.counts[0]), sum(self._probes.counts[1]))
         reduction = Reduction(
@@ -224,21 +199,18 @@ class CaptureRun:
             svd=self._settings.capture.svd,
             seed=self._settings.seed,
             resamples=self._resamples,
-            of_gradients=not self._by_trials,
         )
         progress.start("scoring", len(self._chosen), "modules")
         statistics: dict[str, GradientStatistics] = {}
 
         def reduce_module(item: Candidate) -> tuple[str, GradientStatistics]:
-            name, groups = item.module, gradients.group_sketches(item.module)
+            name, norm = item.module, self._norms[item.module]
             if isinstance(gradients, SketchGradients):
-                sketches = gradients.sketches(name, counts)
-                found = reduce_sketches(sketches, norms[name], groups, reduction, name=name)
-            else:
-                weight = self._model.get_parameter(item.parameter)
-                means = gradients.take_means(name, counts)
-                found = reduce_gradients(means, weight, groups, reduction, name=name)
-            gradients.forget(name)
+                sketches, groups = gradients.take(name, counts)
+                return name, reduce_sketches(sketches, norm, groups, reduction, name=name)
+            means, groups = gradients.take(name, counts)
+            weight = None if self._by_trials else self._model.get_parameter(item.parameter)
+            found = reduce_gradients(means, norm, groups, reduction, weight=weight, name=name)
             return name, found
 
         def done(found: tuple[str, GradientStatistics]) -> None:
@@ -260,17 +232,6 @@ class CaptureRun:
             for item in ordered:
                 submit(partial(reduce_module, item))
         return {item.module: statistics[item.module] for item in self._chosen}
-
-
-def weight_norms(model: PreTrainedModel, chosen: tuple[Candidate, ...]) -> dict[str, float | None]:
-    """`||W||_F` of each candidate; every process takes part where weights are sharded."""
-    norms: dict[str, float | None] = {}
-    for item in chosen:
-        weight = dense_weight(model, item)
-        norms[item.module] = (
-            None if weight is None else float(torch.linalg.vector_norm(weight.float()))
-        )
-    return norms
 
 
 @contextmanager

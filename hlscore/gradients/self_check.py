@@ -1,30 +1,27 @@
 """Checks that a model can be probed at all: gradients flow, rows are independent, weights stay.
 
-They cost four forward passes and one backward pass over a few tokens. What tells whether tokens
-see later ones leads to a note alone.
+They cost three forward passes and one backward pass over a few tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import takewhile
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import CaptureError, first_line
-from hlscore.gradients.capture import frozen
 from hlscore.gradients.experts import is_fused_experts
+from hlscore.gradients.frozen import frozen
 from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import run_forward
-from hlscore.gradients.sources import require_gradient
+from hlscore.gradients.sources import PLAIN_FORWARDS
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.weights import is_packed_linear
 from hlscore.probes.units import ProbeExample, ProbeSet
@@ -39,48 +36,57 @@ _MODEL_ERRORS = (
 )  # fmt: skip
 
 
-def batch_difference(
+def try_model(
     model: PreTrainedModel, probes: ProbeSet, padding_side: PaddingSide
-) -> tuple[float, float]:
-    """Compare one example in a padded batch with the same example alone.
+) -> tuple[float, float, float]:
+    """Try a model on a few tokens of one example: alone, in a padded batch, and with another end.
 
-    They differ where a model assumes padding on the other side, or where the rows of a batch
-    interact. The pass over the single example goes backward too, to see that gradients flow.
-
-    Args:
-        model: The model; comes back as it was.
-        probes: Examples to take a few tokens of.
+    A padded batch makes a difference where a model assumes padding on the other side, or where
+    the rows of a batch interact; the end makes one where a model is not causal, as some that read
+    images are without one (PaliGemma). The pass over the single example goes backward too, to see
+    that gradients flow.
 
     Returns:
-        Root mean square of the difference between the log-probabilities of the example's tokens,
-        in nats, and how much rounding explains.
+        Root mean square of the difference that a batch makes to the log-probabilities of the
+        tokens, and of the one that later tokens make to earlier ones, in nats, and how much of
+        that rounding explains.
     """
     rounding = max(2e-4, 32 * torch.finfo(model.dtype).eps)
     if any(parameter.is_inference() for parameter in model.parameters()):
-        return 0.0, rounding  # refused later, with the name of a weight
+        return 0.0, 0.0, rounding  # refused later, with the name of a weight
     rows = _rows(probes.sequences)
+    ids = rows[-1].input_ids
+    half = len(ids) // 2
+    other = replace(rows[-1], input_ids=(*ids[:half], *ids[: len(ids) - half]))
     # Offloaded weights would all be held for the backward pass, so they are given no graph.
     offloaded = any(parameter.is_meta for parameter in model.parameters())
-    forward = partial(run_forward, model, probes, padding_side=padding_side, temperature=1.0)
-    with frozen(model), torch.enable_grad(), ExitStack() as undo:
-        if not offloaded:
-            embedding = model.get_input_embeddings()
-            undo.callback(embedding.register_forward_hook(require_gradient).remove)
+
+    def forward(examples: Sequence[ProbeExample]) -> torch.Tensor:
+        passed = run_forward(model, probes, examples, padding_side=padding_side, temperature=1.0)
+        return passed.log_probs
+
+    difference = later = 0.0
+    with frozen(model, graph=not offloaded), torch.enable_grad():
         try:
             with ExitStack() as watching:
-                watch = None if offloaded else _Watch(model, watching)
-                log_probs = forward(examples=rows[-1:]).log_probs
-                if watch is not None:
+                flow = None if offloaded else _GradientFlow(model, watching)
+                log_probs = forward(rows[-1:])
+                if flow is not None:
                     if log_probs.requires_grad:
                         log_probs.sum().backward()  # type: ignore[no-untyped-call]
-                    watch.check()
+                    flow.check()
             alone = log_probs.detach().float().cpu()
+            if half > 1:
+                changed = forward([other]).detach().float().cpu()
+                later = _root_mean_square((alone - changed)[0, : half - 1])
             try:
-                beside = forward(examples=rows).log_probs[-1:].detach().float().cpu()
+                beside = forward(rows)[-1:].detach().float().cpu()
+                size = alone.shape[-1]
+                beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
+                difference = _root_mean_square(alone - beside)
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if not is_out_of_memory(error):  # batches that do not fit are made smaller
                     raise
-                return 0.0, rounding  # batches that do not fit are made smaller
         except _MODEL_ERRORS as error:
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
@@ -89,29 +95,11 @@ def batch_difference(
                 hint="hlscore runs models in evaluation mode, each probe on its own: this one "
                 "cannot be probed that way.",
             ) from error
-    size = alone.shape[-1]
-    beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
-    return float((alone - beside).square().mean().sqrt()), rounding
+    return difference, later, rounding
 
 
-def later_tokens_matter(model: PreTrainedModel, probes: ProbeSet) -> float:
-    """How much the probabilities of tokens depend on later ones, root mean square in nats.
-
-    Zero where a model is causal; some that read images are not, without one (PaliGemma).
-    """
-    (row,) = _rows(probes.sequences)[-1:]
-    half = len(row.input_ids) // 2
-    if half < 2 or any(parameter.is_inference() for parameter in model.parameters()):
-        return 0.0
-    tail = row.input_ids[: len(row.input_ids) - half]
-    other = replace(row, input_ids=(*row.input_ids[:half], *tail))
-    with torch.no_grad():
-        first, second = (
-            run_forward(model, probes, [item], padding_side="right", temperature=1.0)
-            .log_probs[0, : half - 1].float()
-            for item in (row, other)
-        )  # fmt: skip
-    return float((first - second).square().mean().sqrt())
+def _root_mean_square(values: torch.Tensor) -> float:
+    return float(values.square().mean().sqrt())
 
 
 def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
@@ -133,123 +121,116 @@ def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Seen:
-    """What was seen of one module: whether its input and output are in the graph.
+class _Layer:
+    """What was seen of one layer."""
 
-    Attributes:
-        enters: The input requires a gradient.
-        leaves: The output does.
-        output_gradient: A gradient reached the output.
-        input_gradient: The module gave one back to its input.
-    """
+    name: str
+    block: str  # its decoder block
+    is_map: bool  # whether it is a linear map, packed or not, or a stack of experts
+    ran: bool = False  # whether it was called with a graph
+    enters: bool = False  # whether its input requires a gradient
+    leaves: bool = True  # whether its output does
+    # Where a gradient arrived: at its output, and back at its input.
+    arrived: set[Literal["input", "output"]] = field(default_factory=set)
 
-    enters: bool = False
-    leaves: bool = True
-    output_gradient: bool = False
-    input_gradient: bool = False
+    def watch(self, tensor: torch.Tensor, end: Literal["input", "output"]) -> None:
+        """Note whether a gradient arrives at one end."""
+
+        def note(gradient: torch.Tensor | None) -> None:
+            if gradient is not None:
+                self.arrived.add(end)
+
+        tensor.register_hook(note)  # type: ignore[no-untyped-call]
 
 
-class _Watch:
+class _GradientFlow:
     """Follows the graph through the layers of the decoder blocks; `undo` removes its hooks."""
 
     def __init__(self, model: PreTrainedModel, undo: ExitStack) -> None:
         self._model = model
-        self._seen: dict[str, _Seen] = {}
-        self._blocks = tuple(decoder_blocks(model))
-        # Linear maps, and all other layers without layers inside.
-        self._maps: set[str] = set()
-        for block in self._blocks:
+        # Those that ran, in order.
+        self._ran: list[_Layer] = []
+        for block in decoder_blocks(model):
             for name, module in model.get_submodule(block).named_modules(prefix=block):
-                if _is_linear_map(module):
-                    self._maps.add(name)
-                elif list(module.children()):
+                plain = type(module).forward in PLAIN_FORWARDS
+                is_map = plain or is_packed_linear(module) or is_fused_experts(module)
+                if not is_map and list(module.children()):
                     continue
-                before, after = partial(self._before, name), partial(self._after, name)
+                layer = _Layer(name=name, block=block, is_map=is_map)
+                before, after = partial(self._before, layer), partial(self._after, layer)
                 undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
                 undo.callback(module.register_forward_hook(after, with_kwargs=True).remove)
 
     def check(self) -> None:
         """Refuse a model in which a layer passes no gradient back."""
-        for name, seen in self._seen.items():
-            cut = seen.enters and not seen.leaves
-            cut = cut or (seen.enters and seen.output_gradient and not seen.input_gradient)
-            if cut or self._behind_a_cut(name, seen):
-                kind = type(self._model.get_submodule(name)).__name__
-                where = f"through '{name}' ({kind})" if cut else f"to the input of '{name}'"
+        for place, layer in enumerate(self._ran):
+            cut = layer.enters and (not layer.leaves or layer.arrived == {"output"})
+            # A linear map has a gradient, and one before it in its block has none.
+            behind_a_cut = layer.is_map and not layer.enters and "output" in layer.arrived
+            behind_a_cut = behind_a_cut and any(
+                other.is_map and other.enters and "output" not in other.arrived
+                for other in self._ran[:place]
+                if other.block == layer.block
+            )
+            if cut or behind_a_cut:
+                kind = type(self._model.get_submodule(layer.name)).__name__
+                where = f"to the input of '{layer.name}'"
+                if cut:
+                    where = f"through '{layer.name}' ({kind})"
                 raise CaptureError(
                     f"No gradient flows back {where}: something there has no backward pass, and "
                     "the scores of all modules before it would be wrong.",
                     hint="Load the model without the kernel or quantization that computes there.",
                 )
 
-    def _behind_a_cut(self, name: str, seen: _Seen) -> bool:
-        """Whether a linear map has a gradient, and one before it in its block has none."""
-        if seen.enters or not seen.output_gradient or name not in self._maps:
-            return False
-        block = next(block for block in self._blocks if name.startswith(f"{block}."))
-        before = takewhile(lambda other: other != name, self._seen)
-        return any(
-            self._seen[other].enters and not self._seen[other].output_gradient
-            for other in before
-            if other.startswith(f"{block}.") and other in self._maps
-        )
-
     def _before(
-        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, layer: _Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not torch.is_grad_enabled():
             return None
-        seen = self._seen.setdefault(name, _Seen())
+        if not layer.ran:
+            layer.ran = True
+            self._ran.append(layer)
         given = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(given, torch.Tensor) or not given.is_floating_point():
             return None
         if given.requires_grad:
-            seen.enters = True
+            layer.enters = True
             # A node of its own, so that gradients on other ways to the same tensor do not count.
             own = given.view_as(given)
-        elif name in self._maps:
+        elif layer.is_map:
             # Begins the graph anew, to see whether the loss depends on the output.
             own = given.detach().requires_grad_().clone()
         else:
             return None
-        _on_gradient(own, seen, "input_gradient")
-        if args:
-            return (own, *args[1:]), kwargs
-        return args, {**kwargs, next(iter(kwargs)): own}
+        layer.watch(own, "input")
+        return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
     def _after(
-        self, name: str, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+        self,
+        layer: _Layer,
+        _: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
     ) -> None:
-        seen = self._seen.get(name)
-        if seen is None or not torch.is_grad_enabled():
+        if not layer.ran or not torch.is_grad_enabled():
             return
         given = args[0] if args else next(iter(kwargs.values()), None)
         outputs = [
             item
             for item in (output if isinstance(output, tuple) else (output,))
-            if isinstance(item, torch.Tensor) and item.is_floating_point()
+            if isinstance(item, torch.Tensor)
+            and item.is_floating_point()
+            # Other layers may compute masks or places; a norm or an activation keeps the shape.
+            and (layer.is_map or item.shape == getattr(given, "shape", None))
         ]
-        if name not in self._maps:
-            # Others may compute masks or places; a norm or an activation keeps the shape.
-            outputs = [item for item in outputs if item.shape == getattr(given, "shape", None)]
         if not outputs:
             return
         connected = [item for item in outputs if item.requires_grad]
-        seen.leaves = bool(connected)
+        layer.leaves = bool(connected)
         for item in connected:
-            _on_gradient(item, seen, "output_gradient")
-
-
-def _on_gradient(tensor: torch.Tensor, seen: _Seen, mark: str) -> None:
-    tensor.register_hook(  # type: ignore[no-untyped-call]
-        lambda gradient: setattr(seen, mark, getattr(seen, mark) or gradient is not None)
-    )
-
-
-def _is_linear_map(module: nn.Module) -> bool:
-    """Whether a module is a linear map, packed or not, or a stack of experts."""
-    plain = type(module).forward in (nn.Linear.forward, Conv1D.forward)
-    return plain or is_packed_linear(module) or is_fused_experts(module)
+            layer.watch(item, "output")
 
 
 def check_weights_kept(

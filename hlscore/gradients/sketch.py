@@ -16,6 +16,7 @@ from functools import lru_cache
 import torch
 
 LEAST_SAVING = 4
+_ROWS_PER_COLUMN = 2
 
 
 def short_first(matrices: torch.Tensor) -> torch.Tensor:
@@ -40,42 +41,32 @@ def default_sketch_size(rank: int) -> int:
 
 
 class TestMatrices:
-    """The Rademacher test matrices of a run, each drawn when it is first asked for.
-
-    Args:
-        size: Columns k.
-        seed: Seed of the run.
-    """
+    """The Rademacher test matrices of a run, each drawn when it is first asked for."""
 
     __test__ = False  # no test case, whatever pytest makes of the name
 
     def __init__(self, *, size: int, seed: int) -> None:
         self.size = size
-        self._unit = 1 / math.sqrt(size)
+        # What products with a test matrix are multiplied with, so that they keep their energy.
+        self.unit = 1 / math.sqrt(size)
         self._seed = seed
         self._drawn: dict[tuple[int, torch.device, torch.dtype], torch.Tensor] = {}
 
-    def keeps_whole(self, width: int) -> bool:
-        """Whether matrices with this long side are kept as they are.
+    def columns(self, width: int) -> int:
+        """Columns of a sketch of matrices with this long side: k, or n where they stay whole.
 
         A sketch that is not at least four times smaller is not worth its noise.
         """
-        return width <= LEAST_SAVING * self.size
+        return width if width <= LEAST_SAVING * self.size else self.size
 
-    def columns(self, width: int) -> int:
-        """Columns of a sketch of matrices with this long side: k, or n where they stay whole."""
-        return width if self.keeps_whole(width) else self.size
-
-    def factor(self, width: int) -> float:
-        """What products with the test matrix are multiplied with: `1 / sqrt(k)`, identity 1."""
-        return 1.0 if self.keeps_whole(width) else self._unit
-
-    def of(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
-        """The test matrix of a width, +-1 [n, k]; the same on every device, run and process.
-
-        `None` for the identity, where matrices are kept whole.
-        """
-        return None if self.keeps_whole(width) else self._matrix(width, device, dtype)
+    def of(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """The test matrix of a width, +-1 [n, k]; the same on every device, run and process."""
+        key = (width, device, dtype)
+        if key not in self._drawn:
+            generator = seeded_generator(f"{self._seed}:{width}:{self.size}")
+            signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
+            self._drawn[key] = (signs * 2 - 1).to(device=device, dtype=dtype)
+        return self._drawn[key]
 
     def compress(self, matrices: torch.Tensor) -> torch.Tensor:
         """Sketch matrices [E, p, q] to k columns, also those that are kept whole elsewhere.
@@ -87,29 +78,26 @@ class TestMatrices:
         width = oriented.shape[-1]
         if width <= self.size:
             return oriented
-        omega = self._matrix(width, matrices.device, torch.float32)
-        return (oriented @ omega) * self._unit
-
-    def _matrix(self, width: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        key = (width, device, dtype)
-        if key not in self._drawn:
-            generator = seeded_generator(f"{self._seed}:{width}:{self.size}")
-            signs = torch.randint(0, 2, (width, self.size), generator=generator, dtype=torch.int8)
-            self._drawn[key] = (signs * 2 - 1).to(device=device, dtype=dtype)
-        return self._drawn[key]
+        return (oriented @ self.of(width, matrices.device, torch.float32)) * self.unit
 
 
-def fold_rows(sketches: torch.Tensor, rows: int) -> torch.Tensor:
-    """Add the m rows of sketches [E, m, k] up, with random signs, into fewer (a count sketch).
+def folded_rows(rows: int, columns: int) -> int:
+    """Rows of a folded sketch: no more than twice its columns."""
+    return min(rows, _ROWS_PER_COLUMN * columns)
 
-    Products `X^T Y` of folded sketches estimate those of the whole ones (Clarkson and Woodruff,
+
+def fold_rows(sketches: torch.Tensor) -> torch.Tensor:
+    """Add the m rows of sketches [E, m, k] up, with random signs, into `folded_rows`.
+
+    Products `X^T Y` of such count sketches estimate those of the whole ones (Clarkson and Woodruff,
     arXiv 1207.6365).
     """
-    height = sketches.shape[-2]
+    height, columns = sketches.shape[-2:]
+    rows = folded_rows(height, columns)
     if height <= rows:
         return sketches
     places, signs = _fold(height, rows, sketches.device)
-    folded = sketches.new_zeros(*sketches.shape[:-2], rows, sketches.shape[-1])
+    folded = sketches.new_zeros(*sketches.shape[:-2], rows, columns)
     return folded.index_add_(-2, places, sketches * signs[:, None])
 
 

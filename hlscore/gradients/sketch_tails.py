@@ -18,12 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch.nn import functional
 
-from hlscore.gradients.tails import ROUNDING, TailEstimates
-from hlscore.records import Estimate
+from hlscore.gradients.tails import ROUNDING
+from hlscore.records import Estimate, GradientStatistics
 
 BLOCKS = 8
 _GAP_SHARE = 0.25
@@ -62,31 +63,47 @@ class _Vectors:
         return functional.pad(inside.cumsum(-1).sum(0), (1, 0))
 
 
-# Of the first half, the second half and the mean.
-_Decomposed = tuple[_Vectors, _Vectors, _Vectors]
-
-
-@dataclass(frozen=True, slots=True)
-class SketchGrams:
+class _Grams:
     """`Y_A^T Y_A`, `Y_B^T Y_B`, `Y_A^T Y_B` and `Y^T Y` of the mean gradient, float64 [E, k, k]."""
 
-    first: torch.Tensor
-    second: torch.Tensor
-    cross: torch.Tensor
-    mean: torch.Tensor
+    def __init__(self, *grams: torch.Tensor) -> None:
+        self.first, self.second, self.cross, self.mean = grams
+        self.size = self.mean.shape[-1]
 
-    def part(self, rows: torch.Tensor, columns: torch.Tensor) -> SketchGrams:
+    @classmethod
+    def of(cls, first: torch.Tensor, second: torch.Tensor, first_share: float) -> _Grams:
+        """Those of the sketches of both halves, [E, m, k]."""
+        a, b, w = first.double(), second.double(), first_share
+        own_a, own_b, cross = a.mT @ a, b.mT @ b, a.mT @ b
+        mean = w * w * own_a + (1 - w) * (1 - w) * own_b + w * (1 - w) * (cross + cross.mT)
+        grams = own_a, own_b, cross, mean
+        return cls(*(gram.cpu() for gram in grams) if a.shape[0] < _ENOUGH_FOR_DEVICE else grams)
+
+    def part(self, rows: torch.Tensor, columns: torch.Tensor) -> _Grams:
         """Rows and columns of all matrices."""
         parts = (self.first, self.second, self.cross, self.mean)
-        return SketchGrams(*(gram[:, rows][:, :, columns] for gram in parts))
+        return _Grams(*(gram[:, rows][:, :, columns] for gram in parts))
 
-    def decomposed(self) -> _Decomposed:
+    @cached_property
+    def vectors(self) -> tuple[_Vectors, _Vectors, _Vectors]:
         """Eigenvectors of both halves and of the mean."""
         found = [torch.linalg.eigh(gram) for gram in (self.first, self.second, self.mean)]
         first, second, mean = (
             _Vectors(values.flip(-1).clamp(min=0), vectors.flip(-1)) for values, vectors in found
         )
         return first, second, mean
+
+    def tails(self, full_size: int, *, exact: bool) -> torch.Tensor:
+        """`T_r` and `S_r` for r = 0 .. k from k of `full_size` columns, float64 [2, k + 1]."""
+        first, second, mean = self.vectors
+        smallest_first = mean.values.flip(-1)
+        tails = functional.pad(smallest_first.cumsum(-1).flip(-1).sum(0), (0, 1))
+        inside = first.inside(self.cross) + second.inside(self.cross)
+        curves = torch.stack((tails, _trace(self.cross).sum() - inside / 2))
+        curves = curves * (full_size / self.size)
+        # `1 - r/k` for r = 0 .. k, but not below 1/k.
+        shares = 1 - torch.arange(self.size + 1, dtype=torch.float64) / self.size
+        return curves if exact else curves / shares.clamp(min=1 / self.size).to(curves)
 
 
 def estimate(
@@ -96,7 +113,7 @@ def estimate(
     first_share: float,
     ranks: Sequence[int],
     exact: bool,
-) -> TailEstimates:
+) -> GradientStatistics:
     """Estimate energies and tails from the sketches of one pass.
 
     Args:
@@ -107,15 +124,14 @@ def estimate(
     """
     if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices hold the same
         first, second = first.mT, second.mT
-    grams = _grams(first, second, first_share)
-    size = grams.first.shape[-1]
-    whole = _tail_curves(grams, grams.decomposed(), full_size=size, exact=exact)
-    energy, errors, rank_error = float(whole[0, 0]), torch.zeros_like(whole), 0.0
+    grams = _Grams.of(first, second, first_share)
+    curves = grams.tails(grams.size, exact=exact)
+    energy, errors, rank_error = float(curves[0, 0]), torch.zeros_like(curves), 0.0
     if not exact:
-        whole, errors, rank_error = _from_blocks(grams, whole)
+        curves, errors, rank_error = _from_blocks(grams, curves)
         columns = grams.mean.diagonal(dim1=-2, dim2=-1).sum(0)
-        errors[0, 0] = columns.std() * size**0.5
-    return _collect(whole, errors, ranks, energy, rank_error, grams.mean, exact=exact)
+        errors[0, 0] = columns.std() * grams.size**0.5
+    return _statistics(grams, curves, errors, ranks, energy, rank_error, exact=exact)
 
 
 def refined_estimate(
@@ -124,7 +140,7 @@ def refined_estimate(
     *,
     first_share: float,
     ranks: Sequence[int],
-) -> TailEstimates:
+) -> GradientStatistics:
     """Estimate energies and tails from gradients whose leading part is known.
 
     What lies in the span that further passes multiplied with counts exactly; only what is outside
@@ -139,112 +155,74 @@ def refined_estimate(
         The estimates. Leading vectors are sought in the span alone, which overstates tails a
         little; errors hold only what the sketch of the rest adds.
     """
-    grams = _grams(inside[0].mT, inside[1].mT, first_share)
-    size = grams.first.shape[-1]
+    grams = _Grams.of(inside[0].mT, inside[1].mT, first_share)
     a, b = outside[0].double(), outside[1].double()
     mean = first_share * a + (1 - first_share) * b
     rest = torch.stack(((mean * mean).sum((0, 1)), (a * b).sum((0, 1)))).to(grams.first.device)
-    curves = _tail_curves(grams, grams.decomposed(), full_size=size, exact=True)
+    curves = grams.tails(grams.size, exact=True)
     curves = curves + rest.sum(-1, keepdim=True)
-    error = rest.std(-1, keepdim=True) * rest.shape[-1] ** 0.5
-    errors, energy = error.expand_as(curves), float(curves[0, 0])
-    return _collect(curves, errors, ranks, energy, 0.0, grams.mean, exact=False)
+    errors = (rest.std(-1, keepdim=True) * rest.shape[-1] ** 0.5).expand_as(curves)
+    return _statistics(grams, curves, errors, ranks, float(curves[0, 0]), 0.0, exact=False)
 
 
-def _grams(first: torch.Tensor, second: torch.Tensor, share: float) -> SketchGrams:
-    a, b = first.double(), second.double()
-    own_a, own_b, cross, w = a.mT @ a, b.mT @ b, a.mT @ b, share
-    mean = w * w * own_a + (1 - w) * (1 - w) * own_b + w * (1 - w) * (cross + cross.mT)
-    grams = [own_a, own_b, cross, mean]
-    if a.shape[0] < _ENOUGH_FOR_DEVICE:
-        grams = [gram.cpu() for gram in grams]
-    return SketchGrams(*grams)
-
-
-def _tail_curves(
-    grams: SketchGrams, parts: _Decomposed, *, full_size: int, exact: bool
-) -> torch.Tensor:
-    """`T_r` and `S_r` for r = 0 .. k from k of `full_size` columns, float64 [2, k + 1]."""
-    size, (first, second, mean) = grams.first.shape[-1], parts
-    smallest_first = mean.values.flip(-1)
-    tails = functional.pad(smallest_first.cumsum(-1).flip(-1).sum(0), (0, 1))
-    inside = first.inside(grams.cross) + second.inside(grams.cross)
-    curves = torch.stack((tails, _trace(grams.cross).sum() - inside / 2)) * (full_size / size)
-    # `1 - r/k` for r = 0 .. k, but not below 1/k.
-    shares = 1 - torch.arange(size + 1, dtype=torch.float64) / size
-    return curves if exact else curves / shares.clamp(min=1 / size).to(curves)
-
-
-def _from_blocks(
-    grams: SketchGrams, whole: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, float]:
+def _from_blocks(grams: _Grams, whole: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Corrected curves, their errors, and the error of the rank for 90 % of the energy."""
-    size = grams.first.shape[-1]
-    blocks = min(BLOCKS, size)
+    size, blocks = grams.size, min(BLOCKS, grams.size)
     numbers = torch.arange(size, device=grams.first.device) * blocks // size
     parts, unseen = [], torch.zeros_like(whole)
+
+    def longer(curves: torch.Tensor) -> torch.Tensor:
+        """Repeat the last value up to the length of the whole curves."""
+        return torch.cat((curves, curves[:, -1:].expand(-1, size + 1 - curves.shape[-1])), dim=-1)
+
     for block in range(blocks):
         out, kept = (numbers == block).nonzero()[:, 0], (numbers != block).nonzero()[:, 0]
-        inner = grams.part(kept, kept)
-        vectors = inner.decomposed()
-        curves = _tail_curves(inner, vectors, full_size=size, exact=False)
-        parts.append(_longer(curves, size + 1))
-        unseen += _longer(_unseen_curves(vectors, grams, kept, out), size + 1)
+        inner, across, outer = grams.part(kept, kept), grams.part(kept, out), grams.part(out, out)
+        parts.append(longer(inner.tails(size, exact=False)))
+        # What is outside the subspaces of the kept columns in the others.
+        first, second, mean = inner.vectors
+        turned = grams.cross[:, out][:, :, kept].mT  # of the second half's K with the first's O
+        tails = _trace(outer.mean).sum() - mean.inside_unseen(across.mean, across.mean)
+        inside = first.inside_unseen(across.first, across.cross)
+        inside = inside + second.inside_unseen(turned, across.second)
+        unseen += longer(torch.stack((tails, _trace(outer.cross).sum() - inside / 2)))
     drawn = torch.stack(parts)
     spread = drawn.std(0, correction=0) * (len(parts) - 1) ** 0.5
-    ranks = torch.tensor([_rank_for_share(part[0], size) or size // 2 for part in drawn]).double()
+    ranks = torch.tensor([_rank_for_90(part[0], size) or size // 2 for part in drawn]).double()
     rank_error = float(ranks.std(correction=0)) * (len(parts) - 1) ** 0.5
     gap = unseen - whole
     values = torch.stack((whole[0] + _TAIL_SHARE * gap[0], whole[1]))
     return values, (spread**2 + (_GAP_SHARE * gap) ** 2).sqrt(), rank_error
 
 
-def _longer(curves: torch.Tensor, length: int) -> torch.Tensor:
-    """Repeat the last value up to a length: [2, n] gives [2, length]."""
-    return torch.cat((curves, curves[:, -1:].expand(-1, length - curves.shape[-1])), dim=-1)
-
-
-def _unseen_curves(
-    vectors: _Decomposed, grams: SketchGrams, kept: torch.Tensor, out: torch.Tensor
-) -> torch.Tensor:
-    """What is outside subspaces of some columns in the others, for r = 0 .. k', [2, k' + 1]."""
-    across, outer = grams.part(kept, out), grams.part(out, out)
-    turned = grams.cross[:, out][:, :, kept].mT  # of the second half's K with the first half's O
-    first, second, mean = vectors
-    tails = _trace(outer.mean).sum() - mean.inside_unseen(across.mean, across.mean)
-    inside = first.inside_unseen(across.first, across.cross)
-    inside = inside + second.inside_unseen(turned, across.second)
-    return torch.stack((tails, _trace(outer.cross).sum() - inside / 2))
-
-
-def _collect(
+def _statistics(
+    grams: _Grams,
     curves: torch.Tensor,
     errors: torch.Tensor,
     ranks: Sequence[int],
     energy: float,
     rank_error: float,
-    mean: torch.Tensor,
     *,
     exact: bool,
-) -> TailEstimates:
-    size = mean.shape[-1]
-    floor = ROUNDING * energy
-    tails = torch.where(curves[0] > floor, curves[0], 0.0)
-    rank_for_90 = _rank_for_share(tails, size if exact else size // 2)
+) -> GradientStatistics:
+    tails = torch.where(curves[0] > ROUNDING * energy, curves[0], 0.0)
+    rank_for_90 = _rank_for_90(tails, grams.size if exact else grams.size // 2)
     one = min(1, len(tails) - 1)
-    at = torch.tensor([min(rank, size) for rank in ranks], device=curves.device)
-    return TailEstimates(
-        energy=Estimate(energy, float(errors[0, 0])),
+    at = torch.tensor([min(rank, grams.size) for rank in ranks], device=curves.device)
+    return GradientStatistics(
+        grad_energy=Estimate(energy, float(errors[0, 0])),
         # What is inside follows the noise of the whole energy, which a small tail does not.
-        top=Estimate(energy - float(tails[one]), float(errors[0, : one + 1].norm())),
-        tails=torch.stack((tails[at], errors[0, at])).cpu(),
-        cross_fitted=torch.stack((curves[1, at], errors[1, at])).cpu(),
+        top_energy=Estimate(energy - float(tails[one]), float(errors[0, : one + 1].norm())),
+        tail_curve=tuple(tails[at].tolist()),
+        tail_errors=tuple(errors[0, at].tolist()),
+        hls_curve=tuple(curves[1, at].tolist()),
+        hls_errors=tuple(errors[1, at].tolist()),
         rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90, rank_error),
-        matrices_reached=int((mean.diagonal(dim1=-2, dim2=-1).sum(-1) > 0).sum()),
+        matrices_reached=int((_trace(grams.mean) > 0).sum()),
     )
 
 
-def _rank_for_share(tails: torch.Tensor, largest: int) -> int | None:
+def _rank_for_90(tails: torch.Tensor, largest: int) -> int | None:
     """Smallest rank up to `largest` that leaves at most a tenth of the energy outside."""
     enough = tails[: largest + 1] <= 0.1 * tails[0] * (1 + 1e-12)
     if float(tails[0]) <= 0 or not bool(enough.any()):

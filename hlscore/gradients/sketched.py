@@ -15,96 +15,52 @@ from dataclasses import dataclass
 
 import torch
 
-from hlscore.gradients.sketch import TestMatrices
+from hlscore.gradients.sketch import TestMatrices, with_float64
 from hlscore.gradients.sums import HalfSums
 from hlscore.records import Candidate
 
-_SKETCH, _REFINED = ("first", "second"), ("refined first", "refined second")
+_REFINED = ("refined first", "refined second")
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refined:
-    """Both half gradients, split by the span that the last pass multiplied with.
-
-    Attributes:
-        inside: Coordinates of A and B in the span, float32 [E, l, m].
-        outside: Sketches of what is outside, from columns that the span was not found on,
-            float32 [E, m, c].
-    """
-
-    inside: tuple[torch.Tensor, torch.Tensor]
-    outside: tuple[torch.Tensor, torch.Tensor]
+Pair = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sketches:
-    """Mean sketches of one module.
+    """Mean sketches of one module; `inside` and `outside` are those of further passes."""
 
-    Attributes:
-        first: `Y_A`, float32 [E, m, k].
-        second: `Y_B`, float32 [E, m, k].
-        exact: Whether they are the gradients themselves.
-        refined: What further passes found, or `None` after one.
-    """
-
-    first: torch.Tensor
-    second: torch.Tensor
-    exact: bool
-    refined: Refined | None = None
+    halves: Pair  # `Y_A` and `Y_B`, float32 [E, m, k]
+    exact: bool  # whether they are the gradients themselves
+    # Coordinates of A and B in the span that the last pass multiplied with, float32 [E, l, m].
+    inside: Pair | None = None
+    # What is outside, from columns that the span was not found on, float32 [E, m, c].
+    outside: Pair | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Product:
-    """What a module's product is made of.
+    """What the product of a module is made of.
 
-    Attributes:
-        on_input: Whether the test matrix multiplies the input of the module, else the gradient
-            at its output.
-        width: Rows of the test matrix.
-        shape: Shape of the product, [E, rows, columns].
+    Args:
+        columns: Columns of the test matrix.
+        long_side: Whether it multiplies the long side of the gradient; of a square one, the input
+            is the long side.
         shared: Whether all matrices of the module are multiplied with the same test matrix.
         factor: What the product is multiplied with.
-        turned: Whether the product has the layout of the weight the other way round.
     """
 
-    on_input: bool
-    width: int
-    shape: tuple[int, int, int]
-    shared: bool
-    factor: float
-    turned: bool
-
-    @property
-    def projects_input(self) -> bool:
-        """Whether the input can be multiplied as soon as it is seen."""
-        return self.on_input and self.shared and self.shape[-1] < self.width
-
-
-def _product(
-    item: Candidate, columns: int, *, long_side: bool, shared: bool, factor: float
-) -> _Product:
-    """A product on the long or the short side; of a square gradient, the input is the long one."""
-    on_input = (item.in_features >= item.out_features) == long_side
-    sides = (item.in_features, item.out_features)
-    width, rows = sides if on_input else sides[::-1]
-    return _Product(
-        on_input=on_input,
-        width=width,
-        shape=(item.matrices, rows, columns),
-        shared=shared,
-        factor=factor,
-        turned=(item.storage == "in_out") == on_input,
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Projected:
-    """The input that was projected last; it is not kept alive, its graph holds a whole block."""
-
-    source: weakref.ReferenceType[torch.Tensor]
-    version: int
-    test: torch.Tensor
-    values: torch.Tensor
+    def __init__(
+        self, item: Candidate, columns: int, *, long_side: bool, shared: bool, factor: float
+    ) -> None:
+        # Whether the test matrix multiplies the input of the module, else its output's gradient.
+        self.on_input = (item.in_features >= item.out_features) == long_side
+        sides = (item.in_features, item.out_features)
+        self.width, rows = sides if self.on_input else sides[::-1]
+        self.shape = (item.matrices, rows, columns)
+        self.shared, self.factor = shared, factor
+        # Whether the product has the layout of the weight the other way round.
+        self.turned = (item.storage == "in_out") == self.on_input
+        self.reduces = columns < self.width
+        # Whether the input can be multiplied as soon as it is seen.
+        self.projects_input = self.on_input and shared and self.reduces
 
 
 class SketchGradients(HalfSums):
@@ -115,7 +71,7 @@ class SketchGradients(HalfSums):
         groups: Probe groups of each half; `None` keeps no group sketches.
     """
 
-    kinds = (*_SKETCH, *_REFINED, "groups", "basis")
+    kinds = (*HalfSums.kinds, *_REFINED, "basis")
 
     def __init__(
         self,
@@ -124,18 +80,23 @@ class SketchGradients(HalfSums):
         *,
         groups: tuple[int, int] | None,
     ) -> None:
-        super().__init__((item.module for item in candidates), tests, groups)
+        super().__init__(candidates, tests, groups=groups)
         self._items = {item.module: item for item in candidates}
-        self._thin = frozenset(name for name in self._items if not self.is_exact(name))
-        self._pass = 1
-        self._last: _Projected | None = None
-        self._products = {}
+        self._pass, self._products = 1, {}
         for name, item in self._items.items():
             width = max(item.out_features, item.in_features)
-            columns, factor = tests.columns(width), tests.factor(width)
-            self._products[name] = _product(
+            columns = tests.columns(width)
+            factor = tests.unit if columns < width else 1.0
+            self._products[name] = _Product(
                 item, columns, long_side=True, shared=True, factor=factor
             )
+        # Sketches of the others are the gradients themselves: they need no second pass.
+        self._sketched = frozenset(n for n, product in self._products.items() if product.reduces)
+        # The input that was projected last, its version, the test matrix and the product. The
+        # input is not kept alive: its graph holds a whole block.
+        self._last: (
+            tuple[weakref.ReferenceType[torch.Tensor], int, torch.Tensor, torch.Tensor] | None
+        ) = None
 
     def begin_batch(self, half: int, scale: float) -> None:
         """Set the half that the next gradients belong to, and what they are multiplied with."""
@@ -158,17 +119,9 @@ class SketchGradients(HalfSums):
         test = self._test_matrix(name, inputs.device, _product_dtype(inputs))
         assert test is not None  # noqa: S101 - an identity has as many columns as rows
         last, version = self._last, inputs._version
-        if (
-            last is None
-            or last.source() is not inputs
-            or last.version != version
-            or last.test is not test
-        ):
-            values = inputs.to(test.dtype) @ test
-            last = self._last = _Projected(
-                source=weakref.ref(inputs), version=version, test=test, values=values
-            )
-        return last.values
+        if last is None or last[0]() is not inputs or last[1] != version or last[2] is not test:
+            last = self._last = (weakref.ref(inputs), version, test, inputs.to(test.dtype) @ test)
+        return last[-1]
 
     def add_product(
         self, name: str, kept: torch.Tensor, delta: torch.Tensor, counts: Sequence[int] = ()
@@ -231,7 +184,8 @@ class SketchGradients(HalfSums):
     ) -> torch.Tensor | None:
         """What a module is multiplied with, [n, k] or [E, n, k]; `None` for the identity."""
         if self._pass == 1:
-            return self._tests.of(self._products[name].width, device, dtype)
+            sketched = name in self._sketched
+            return self._tests.of(self._products[name].width, device, dtype) if sketched else None
         basis = self.tensors[f"basis:{name}"]
         if basis.shape[-1] == basis.shape[-2]:
             # A complete basis spans what the identity spans.
@@ -240,33 +194,34 @@ class SketchGradients(HalfSums):
             basis = basis.to(device=device, dtype=dtype)
         return basis[0] if basis.shape[0] == 1 else basis
 
-    def end_group(self, half: int, group: int) -> None:
-        """Close a group of examples; further passes keep no sketches of groups."""
-        if self._pass == 1:
-            super().end_group(half, group)
-
-    def is_exact(self, name: str) -> bool:
-        """Whether the sketch of a module is its gradient itself: it needs no second pass."""
-        item = self._items[name]
-        return self._tests.keeps_whole(max(item.out_features, item.in_features))
-
     def begin_pass(self) -> None:
         """Start a further pass from what the last one found."""
-        directions = {name: self._directions(name) for name in self.captured}
+        size, found = self._tests.size, {}
+        for name in self.captured:
+            halves = self.both(name, self._growing[:2])
+            if halves is None or name not in self._sketched:
+                continue
+            # Of a sketch only the first columns are used: the others measure what is left out.
+            leading = [
+                half[..., : size // 2] if self._pass == 1 else _leading_columns(half, size)
+                for half in halves
+            ]
+            found[name] = torch.cat(leading, dim=-1)
         for name in self._items:
             for kind in (*_REFINED, "basis"):
                 self.tensors.pop(f"{kind}:{name}", None)
-        for name, found in directions.items():
-            if found is not None and not self.is_exact(name):
-                # In the layout of files, so that a resumed run rounds like this one.
-                self.tensors[f"basis:{name}"] = torch.linalg.qr(found).Q.contiguous()
+        for name, directions in found.items():
+            # In the layout of files, so that a resumed run rounds like this one.
+            self.tensors[f"basis:{name}"] = torch.linalg.qr(directions).Q.contiguous()
         self._enter_pass(self._pass + 1)
 
     def _enter_pass(self, number: int) -> None:
-        self._pass, self._growing, bases = number, _REFINED, self.bases()
+        # Groups are sketched in the first pass alone.
+        self._pass, self._growing, self._groups = number, _REFINED, None
+        bases = self.bases()
         self.captured = tuple(bases)
         self._products = {
-            name: _product(
+            name: _Product(
                 self._items[name],
                 basis.shape[-1],
                 long_side=number % 2 == 1,
@@ -281,60 +236,50 @@ class SketchGradients(HalfSums):
         found = {name: self.tensors.get(f"basis:{name}") for name in self._items}
         return {name: basis for name, basis in found.items() if basis is not None}
 
-    def load(self, state: Mapping[str, torch.Tensor], *, number: int = 1) -> None:
-        """Take over tensors of a pass, all or a part of them."""
-        super().load(state)
-        if number > 1 and number != self._pass:
+    def load(self, state: Mapping[str, torch.Tensor], number: int) -> None:
+        """Take over the tensors of an unfinished pass, which are counted from 1."""
+        super().load(state, number)
+        if number > 1:
             self._enter_pass(number)
 
-    def sketches(self, name: str, counts: Sequence[float]) -> Sketches | None:
-        """What was captured of a module; `None` when nothing ever reached it.
+    def take(
+        self, name: str, counts: Sequence[float]
+    ) -> tuple[Sketches | None, torch.Tensor | None]:
+        """What was captured of a module, which is then released.
 
         Args:
             counts: What the sum of each half is divided by.
+
+        Returns:
+            Its sketches, `None` where nothing reached it, and those of all groups; see
+            `take_groups`.
         """
         halves, products = self.both(name), self.both(name, _REFINED)
+        basis, groups = self.tensors.get(f"basis:{name}"), self.take_groups(name)
         if halves is None:
-            return None
-        first, second = halves[0] / counts[0], halves[1] / counts[1]
-        refined = None
-        if products is not None:
-            parts = [
-                self._split(name, product / count, sketch)
-                for product, count, sketch in zip(products, counts, (first, second), strict=True)
-            ]
-            refined = Refined(inside=(parts[0][0], parts[1][0]), outside=(parts[0][1], parts[1][1]))
-        return Sketches(first=first, second=second, exact=self.is_exact(name), refined=refined)
-
-    def _directions(self, name: str) -> torch.Tensor | None:
-        """Leading directions of both halves in what the current pass found: [E, rows, l].
-
-        Of a sketch only the first columns are used: the others measure what is left out.
-        """
-        halves = self.both(name, self._growing[:2])
-        if halves is None:
-            return None
-        size = self._tests.size
-        if self._pass == 1:
-            return torch.cat([half[..., : size // 2] for half in halves], dim=-1)
-        return torch.cat([_leading_columns(half, size) for half in halves], dim=-1)
-
-    def _split(
-        self, name: str, product: torch.Tensor, sketch: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """What is inside the span of the last pass, and a sketch of what is outside.
-
-        The last pass is an odd one: it gave `G P` with P on the long side.
-        """
-        used = self._tests.size // 2
-        measured = sketch[..., used:] * (self._tests.size / (self._tests.size - used)) ** 0.5
-        basis = self.tensors[f"basis:{name}"]
-        if basis.shape[-1] == basis.shape[-2]:  # the product is the gradient itself
-            return product.mT, torch.zeros_like(measured)
-        omega = self._tests.of(basis.shape[-2], basis.device, torch.float32)
-        assert omega is not None  # noqa: S101 - whole gradients get no further pass
-        seen = basis.mT @ omega[:, used:] / (self._tests.size - used) ** 0.5
-        return product.mT, measured - product @ seen
+            return None, groups
+        halves = halves[0] / counts[0], halves[1] / counts[1]
+        exact = name not in self._sketched
+        if products is None or basis is None:
+            return Sketches(halves=halves, exact=exact), groups
+        # The last pass is an odd one: it gave `G P` with P on the long side.
+        used, size = self._tests.size // 2, self._tests.size
+        inside, outside = [], []
+        for half, product, count in zip(halves, products, counts, strict=True):
+            mean = product / count
+            inside.append(mean.mT)
+            measured = half[..., used:] * (size / (size - used)) ** 0.5
+            if basis.shape[-1] == basis.shape[-2]:  # the product is the gradient itself
+                outside.append(torch.zeros_like(measured))
+                continue
+            omega = self._tests.of(basis.shape[-2], basis.device, torch.float32)
+            outside.append(measured - mean @ (basis.mT @ omega[:, used:] / (size - used) ** 0.5))
+        return Sketches(
+            halves=halves,
+            exact=exact,
+            inside=(inside[0], inside[1]),
+            outside=(outside[0], outside[1]),
+        ), groups
 
 
 def _product_dtype(values: torch.Tensor) -> torch.dtype:
@@ -361,7 +306,7 @@ def _leading_columns(matrices: torch.Tensor, size: int) -> torch.Tensor:
     if columns <= size:
         return matrices
     # Apple GPUs have no float64.
-    wide = (matrices.cpu() if matrices.device.type == "mps" else matrices).double()
+    wide = with_float64(matrices).double()
     if rows <= columns:
         found: torch.Tensor = torch.linalg.eigh(wide @ wide.mT).eigenvectors.flip(-1)
     else:

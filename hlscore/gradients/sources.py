@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,23 +15,23 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.experts import is_fused_experts
+from hlscore.gradients.frozen import frozen
 from hlscore.inputs.model import input_device
 from hlscore.records import Candidate
+
+# What computes the product with its weight and nothing else.
+PLAIN_FORWARDS = (nn.Linear.forward, Conv1D.forward)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """Where the gradients of the captured modules come from.
+    """Where the gradients of the captured modules come from."""
 
-    Attributes:
-        weights: Weights whose gradient is formed, by module name.
-        maps: Linear maps whose input and output gradient are observed, by module name.
-        experts: Modules of fused experts that are observed, with the module names of their
-            weights by attribute.
-    """
-
+    # By module name: weights whose gradient is formed, and linear maps whose input and output
+    # gradient are observed.
     weights: Mapping[str, nn.Parameter] = field(default_factory=dict)
     maps: Mapping[str, nn.Module] = field(default_factory=dict)
+    # Fused experts that are observed, with the module names of their weights by attribute.
     experts: Sequence[tuple[nn.Module, Mapping[str, str]]] = ()
 
     def only(self, names: Container[str]) -> Sources:
@@ -60,29 +60,25 @@ def observed_sources(
     Formed are those of routers and other modules that compute with their weight themselves, of
     weights that several modules hold, of linear maps whose forward is never called, and of fused
     experts that do not use transformers' `ExpertsInterface`.
-
-    Args:
-        model: The model; comes back as it was.
-        input_ids: A few tokens, for a trial forward pass.
     """
-    owners = {item.module: _owner(model, item) for item in candidates}
     parameters = list(model.named_parameters(remove_duplicate=False))
     holders = Counter(id(parameter) for _, parameter in parameters)
     shared = {name for name, parameter in parameters if holders[id(parameter)] > 1}
+    observed = {item.module: observed_as(model, item) for item in candidates}
     maps = {
-        item.module: owners[item.module]
+        item.module: _owner(model, item)
         for item in candidates
-        if _is_plain_map(owners[item.module], item) and item.parameter not in shared
+        if observed[item.module] == "map" and item.parameter not in shared
     }
     called = _called(model, maps, input_ids) if maps else set()
     experts: dict[int, tuple[nn.Module, dict[str, str]]] = {}
     weights = {}
     for item in candidates:
-        owner = owners[item.module]
         if item.module in called or (item.quantized and item.module in maps):
             continue
         maps.pop(item.module, None)
-        if item.form == "experts" and is_fused_experts(owner):
+        if observed[item.module] == "experts":
+            owner = _owner(model, item)
             _, modules = experts.setdefault(id(owner), (owner, {}))
             modules[item.parameter.rpartition(".")[2]] = item.module
         else:
@@ -99,11 +95,7 @@ def _called(
     """
     called: set[str] = set()
     # With gradients, because without them bitsandbytes rearranges 4-bit weights on some CPUs.
-    with ExitStack() as undo, torch.enable_grad():
-        for module in model.modules():
-            undo.callback(setattr, module, "training", module.training)
-        model.eval()
-        undo.callback(model.get_input_embeddings().register_forward_hook(require_gradient).remove)
+    with frozen(model, graph=True), torch.enable_grad(), ExitStack() as undo:
         for name, module in modules.items():
             hook = module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
             undo.callback(hook.remove)
@@ -119,24 +111,21 @@ def _called(
     return called
 
 
-def require_gradient(module: nn.Module, inputs: Any, output: torch.Tensor) -> torch.Tensor:  # noqa: ARG001
-    """Forward hook of the input embedding: with every weight frozen, the graph begins here."""
-    # Not a leaf of the graph, which a model could not write into.
-    return output if output.requires_grad else output.requires_grad_().clone()
+def observed_as(model: PreTrainedModel, item: Candidate) -> Literal["", "map", "experts"]:
+    """As what the sketch estimator can observe a module, judged without a trial pass.
 
-
-def formed_gradients(model: PreTrainedModel, item: Candidate) -> bool:
-    """Whether the sketch estimator forms the gradient of a module, judged without a trial pass."""
+    Empty where its gradient has to be formed.
+    """
     owner = _owner(model, item)
-    fused = item.form == "experts" and is_fused_experts(owner)
-    return not (fused or _is_plain_map(owner, item))
+    if item.form == "experts" and is_fused_experts(owner):
+        return "experts"
+    # Not isinstance: routers derived from nn.Linear compute more than its product.
+    return "map" if item.quantized or type(owner).forward in PLAIN_FORWARDS else ""
 
 
 def out_of_reach(model: PreTrainedModel, item: Candidate) -> Literal["", "offloaded", "sharded"]:
     """Why the gradient of a module can neither be formed nor observed; empty for nearly all."""
-    if item.quantized or not formed_gradients(model, item):
-        return ""
-    return _elsewhere(model.get_parameter(item.parameter))
+    return "" if observed_as(model, item) else _elsewhere(model.get_parameter(item.parameter))
 
 
 def _trainable(model: PreTrainedModel, item: Candidate) -> nn.Parameter:
@@ -161,8 +150,3 @@ def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
 def _owner(model: PreTrainedModel, item: Candidate) -> nn.Module:
     owner: nn.Module = model.get_submodule(item.parameter.rpartition(".")[0])
     return owner
-
-
-def _is_plain_map(owner: nn.Module, item: Candidate) -> bool:
-    # Not isinstance: routers derived from nn.Linear compute more than its product.
-    return item.quantized or type(owner).forward in (nn.Linear.forward, Conv1D.forward)

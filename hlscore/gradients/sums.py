@@ -5,16 +5,15 @@ Sums of gradients are the exact estimator; `sketched` adds up thin products inst
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from hlscore.gradients.sketch import TestMatrices, fold_rows
+from hlscore.gradients.sketch import TestMatrices, fold_rows, folded_rows
 from hlscore.records import Candidate
 
 # Standard errors need no more digits than this holds.
 _GROUP_DTYPE = torch.bfloat16
-_ROWS_PER_COLUMN = 2
 # Standard errors of fused experts come from this many of them, scaled up by energy.
 SAMPLED_MATRICES = 16
 
@@ -28,6 +27,7 @@ class HalfSums:
     Args:
         tests: Test matrices of the group sketches.
         groups: Probe groups of each half; `None` keeps no group sketches.
+        on_host: Keep sums of gradients in the memory of the host instead of that of the device.
 
     Attributes:
         captured: Names of the modules that are captured.
@@ -38,15 +38,20 @@ class HalfSums:
     kinds: tuple[str, ...] = ("first", "second", "groups")
 
     def __init__(
-        self, captured: Iterable[str], tests: TestMatrices, groups: tuple[int, int] | None
+        self,
+        candidates: Sequence[Candidate],
+        tests: TestMatrices,
+        *,
+        groups: tuple[int, int] | None,
+        on_host: bool = False,
     ) -> None:
-        self.captured = tuple(captured)
+        self.captured = tuple(item.module for item in candidates)
         self.tensors: dict[str, torch.Tensor] = {}
         # Kinds that grow in the current pass, the sums of both halves first.
         self._growing: tuple[str, ...] = ("first", "second", "groups")
-        self._tests, self._groups = tests, groups
+        self._tests, self._groups, self._on_host = tests, groups, on_host
         # Modules whose sums are sketches already.
-        self._thin: frozenset[str] = frozenset()
+        self._sketched: frozenset[str] = frozenset()
         self._half, self._scale = 0, 1.0
 
     def begin_batch(self, half: int, scale: float) -> None:
@@ -68,11 +73,7 @@ class HalfSums:
         return first, torch.zeros_like(first) if second is None else second
 
     def end_group(self, half: int, group: int) -> None:
-        """Close a group of examples.
-
-        Args:
-            group: Its number, those of the first half first.
-        """
+        """Close a group of examples, which are numbered through both halves."""
         if self._groups is None:
             return
         begin = 0 if group < self._groups[0] else self._groups[0]
@@ -81,9 +82,7 @@ class HalfSums:
             if len(part) > SAMPLED_MATRICES:
                 evenly = torch.arange(SAMPLED_MATRICES, device=part.device)
                 part = part[evenly * len(part) // SAMPLED_MATRICES]
-            if name not in self._thin:
-                part = self._tests.compress(part)
-            now = fold_rows(part, folded_rows(*part.shape[-2:]))
+            now = fold_rows(part if name in self._sketched else self._tests.compress(part))
             key = f"groups:{name}"
             if key not in self.tensors:
                 self.tensors[key] = torch.zeros(
@@ -92,15 +91,14 @@ class HalfSums:
             kept = self.tensors[key] = self.tensors[key].to(now.device)
             kept[group] = now - kept[begin:group].sum(0, dtype=torch.float32)
 
-    def group_sketches(self, name: str) -> torch.Tensor | None:
-        """The sketches of all groups of a module, first half first: float32 [g, e, p, k]."""
-        found = self.tensors.get(f"groups:{name}")
-        return None if found is None else found.float()
+    def take_groups(self, name: str) -> torch.Tensor | None:
+        """Sketches of all groups of a module, first half first, float32 [g, e, p, k].
 
-    def forget(self, name: str) -> None:
-        """Release what is held for a module."""
-        for kind in self.kinds:
-            self.tensors.pop(f"{kind}:{name}", None)
+        Everything that is held of the module is released.
+        """
+        found = {kind: self.tensors.pop(f"{kind}:{name}", None) for kind in self.kinds}
+        groups = found["groups"]
+        return None if groups is None else groups.float()
 
     def linear_state(self) -> dict[str, torch.Tensor]:
         """Everything that grows in the current pass: linear in the probes."""
@@ -110,28 +108,13 @@ class HalfSums:
             if key.partition(":")[0] in self._growing
         }
 
-    def load(self, state: Mapping[str, torch.Tensor], *, number: int = 1) -> None:  # noqa: ARG002
-        """Take over tensors of a pass, all or a part of them."""
+    def load(self, state: Mapping[str, torch.Tensor], number: int) -> None:  # noqa: ARG002
+        """Take over the tensors of an unfinished pass, which are counted from 1."""
         self.tensors.update(state)
 
 
 class ExactGradients(HalfSums):
-    """Accumulates gradients in float32, two sums per weight.
-
-    Args:
-        on_host: Keep the sums in the memory of the host instead of that of the device.
-    """
-
-    def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        tests: TestMatrices,
-        *,
-        groups: tuple[int, int] | None,
-        on_host: bool = False,
-    ) -> None:
-        super().__init__((item.module for item in candidates), tests, groups)
-        self._on_host = on_host
+    """Accumulates gradients in float32, two sums per weight."""
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
         """Add one gradient of the current batch, in the layout of the weight."""
@@ -145,22 +128,22 @@ class ExactGradients(HalfSums):
             stack = gradient.reshape(-1, *gradient.shape[-2:])
             self.tensors[key] = stack.to(torch.float32, copy=True).mul_(self._scale)
 
-    def take_means(
+    def take(
         self, name: str, counts: Sequence[float]
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Mean gradients of both halves, float32 [E, p, q]; forgets the module.
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
+        """What was captured of a module, which is then released.
 
         Args:
             counts: What the sum of each half is divided by.
+
+        Returns:
+            Mean gradients of both halves, float32 [E, p, q], `None` where nothing reached it, and
+            the sketches of all groups; see `take_groups`.
         """
-        halves = self.both(name)
-        self.forget(name)
-        return None if halves is None else (halves[0].div_(counts[0]), halves[1].div_(counts[1]))
-
-
-def folded_rows(rows: int, columns: int) -> int:
-    """Rows of a group sketch: those of the sketch, but no more than twice its columns."""
-    return min(rows, _ROWS_PER_COLUMN * columns)
+        halves, groups = self.both(name), self.take_groups(name)
+        if halves is not None:
+            halves = halves[0].div_(counts[0]), halves[1].div_(counts[1])
+        return halves, groups
 
 
 def group_bytes(matrices: int, rows: int, columns: int, groups: int) -> int:

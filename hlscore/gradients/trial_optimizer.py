@@ -1,7 +1,7 @@
 """Optimizers of trials: they keep no state per weight, so that no gradient has to be kept.
 
-A gradient is applied as soon as it appears and then freed. `factored` is Adafactor
-(arXiv 1804.04235) without momentum and with an absolute learning rate, `sign` is signSGD
+A gradient is applied as soon as it appears and then freed. `factored` is Adafactor (Shazeer and
+Stern, arXiv 1804.04235) without momentum and with an absolute learning rate, `sign` is signSGD
 (arXiv 1802.04434), `rms` scales each matrix's gradient to a root mean square of 1. In all of them
 a rate is the root mean square of one step's change.
 """
@@ -9,7 +9,7 @@ a rate is the root mean square of one step's change.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -18,70 +18,15 @@ from hlscore.gradients.memory import free_bytes
 from hlscore.gradients.sketch import seeded_generator
 from hlscore.processes import Processes
 
-# Module name, gradient float32 [E, p, q], number of the step from 0: a direction of unit scale.
-# The gradient may be written over.
-Direction = Callable[[str, torch.Tensor, int], torch.Tensor]
-
-
-def sign_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
-    """The sign of each entry (signSGD, arXiv 1802.04434)."""
-    return gradient.sign_()
-
-
-def unit_rms_direction(name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:  # noqa: ARG001
-    """The gradient of each matrix, scaled to a root mean square of 1."""
-    return gradient.div_(_rms(gradient).clamp(min=1e-30))
-
-
-def _rms(matrices: torch.Tensor) -> torch.Tensor:
-    """Root mean square of each matrix, [E, 1, 1]; makes no copy, as squaring would."""
-    size = matrices.shape[-2] * matrices.shape[-1]
-    norms: torch.Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
-    return norms / math.sqrt(size)
-
-
-class FactoredDirection:
-    """The gradient over the root of a second moment that is kept as row and column means.
-
-    Adafactor (Shazeer and Stern, arXiv 1804.04235) without momentum: decay `1 - t^-0.8`, updates
-    clipped at a root mean square of 1. State: p + q numbers per matrix [p, q].
-    """
-
-    def __init__(self) -> None:
-        self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __call__(self, name: str, gradient: torch.Tensor, step: int) -> torch.Tensor:
-        """Give the direction; see `Direction`."""
-        rows, columns = (
-            torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side] + 1e-30
-            for side in (-1, -2)
-        )
-        if name in self._moments:
-            decay = 1 - (step + 1) ** -0.8
-            rows = torch.lerp(rows, self._moments[name][0], decay)
-            columns = torch.lerp(columns, self._moments[name][1], decay)
-        self._moments[name] = rows, columns
-        by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
-        gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
-        return gradient.div_(_rms(gradient).clamp(min=1))
-
-
-DIRECTIONS: dict[str, Callable[[], Direction]] = {
-    "factored": FactoredDirection,
-    "sign": lambda: sign_direction,
-    "rms": lambda: unit_rms_direction,
-}
-
 
 def round_randomly(
     values: torch.Tensor, dtype: torch.dtype, generator: torch.Generator
 ) -> torch.Tensor:
-    """Round to a 16-bit dtype, up or down with the probability that keeps the mean.
+    """Round float32 to a 16-bit dtype, up or down with the probability that keeps the mean.
 
     Rounding to the nearest would lose every change below half of a weight's last digit.
 
     Args:
-        values: float32, any shape.
         dtype: `bfloat16` or `float16`; other dtypes are converted as usual.
 
     Returns:
@@ -102,12 +47,8 @@ class TrialOptimizer:
     """Receives gradients and moves the weights by them, one optimizer step after the other.
 
     Args:
-        weights: The weights that are trained, by module name.
-        optimizer: `factored`, `sign` or `rms`.
         compensated: Keep what 16-bit weights cannot hold beside them; else they are rounded at
             random.
-        seed: Seed of the random rounding.
-        processes: This process among those that share each step.
 
     Attributes:
         moved: Modules whose weight was moved.
@@ -123,11 +64,11 @@ class TrialOptimizer:
         processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
         self.moved: set[str] = set()
+        self._weights, self._optimizer, self._processes = weights, optimizer, processes
         self._compensated = compensated
         self._residuals: dict[str, torch.Tensor] = {}
-        self._weights = weights
-        self._direction = DIRECTIONS[optimizer]()
-        self._processes = processes
+        # Row and column means of the second moment: p + q numbers per matrix [p, q].
+        self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._step = -1
         self._rate = self._share = 0.0
         self._last_part = False
@@ -172,7 +113,7 @@ class TrialOptimizer:
     @torch.no_grad()
     def _move(self, name: str, gradient: torch.Tensor) -> None:
         weight = self._weights[name]
-        step = self._direction(name, gradient, self._step).view(weight.shape)
+        step = self._direction(name, gradient).view(weight.shape)
         if weight.dtype not in (torch.bfloat16, torch.float16):
             weight.add_(step, alpha=-self._rate)
         elif self._compensated:
@@ -185,6 +126,29 @@ class TrialOptimizer:
             wanted = step.mul_(-self._rate).add_(weight)
             weight.copy_(round_randomly(wanted, weight.dtype, self._generators[weight.device]))
         self.moved.add(name)
+
+    def _direction(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
+        """The step at a rate of 1; written over the gradient, float32 [E, p, q]."""
+        if self._optimizer == "sign":
+            return gradient.sign_()
+        least = 1e-30
+        if self._optimizer == "factored":  # decay `1 - t^-0.8`, clipped at a mean square of 1
+            rows, columns = (
+                torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side] + 1e-30
+                for side in (-1, -2)
+            )
+            if name in self._moments:
+                decay = 1 - (self._step + 1) ** -0.8
+                rows = torch.lerp(rows, self._moments[name][0], decay)
+                columns = torch.lerp(columns, self._moments[name][1], decay)
+            self._moments[name] = rows, columns
+            by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
+            gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
+            least = 1.0
+        # Root mean square of each matrix, without a copy as squaring would make.
+        norms = torch.linalg.vector_norm(gradient, dim=(-2, -1), keepdim=True)
+        size = gradient.shape[-2] * gradient.shape[-1]
+        return gradient.div_((norms / math.sqrt(size)).clamp(min=least))
 
     @torch.no_grad()
     def take_back(self, name: str, base: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
@@ -22,13 +24,13 @@ from transformers import PreTrainedModel
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.memory import empty_cache, fixed_weight, free_bytes, is_out_of_memory
-from hlscore.gradients.passes import Passed, loss_scale, run_forward
+from hlscore.gradients.passes import loss_scale, run_forward
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, kept_bytes, residuals_fit
-from hlscore.objectives.losses import probe_loss
+from hlscore.objectives.losses import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.batches import cut
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
@@ -45,10 +47,16 @@ _SEARCH_SHARE = 1 / 32
 _WARM_UP_SHARE = 0.25
 _ATTEMPTS = 3
 
-# Half of the probes, group within it, and the units of that group with a loss.
-Trial = tuple[int, int, list[ProbeUnit]]
 # Sequences with log-probabilities of the base model, where a loss compares with them.
 References = Mapping[ProbeExample, ProbeExample]
+
+
+class Trial(NamedTuple):
+    """The data of one trial: the units with a loss in one group of a half of the probes."""
+
+    half: int
+    group: int
+    units: list[ProbeUnit]
 
 
 class DivergedError(Exception):
@@ -63,13 +71,7 @@ class TrialRun:
     """Trains from the base weights, once per probe group, and hands every update over.
 
     Args:
-        model: The model; comes back as it was, bit for bit.
         probes: The probe examples: each group of a half is the data of one trial.
-        gradients: Receives the updates.
-        sources: The weights that are trained.
-        seed: Seed of the random rounding of 16-bit weights.
-        processes: This process among those that share each step.
-        progress_file: Where progress is stored between trials, if anywhere.
 
     Attributes:
         state: Trials, learning rate and batch size so far; a stored one to resume from.
@@ -93,7 +95,12 @@ class TrialRun:
         self._weights, self._sources = dict(sources.weights), sources
         self._settings, self._objective, self._seed = settings, objective, seed
         self._progress, self._processes, self._file = progress, processes, progress_file
-        self._loss = probe_loss(objective)
+        self._forward = partial(run_forward, model, probes, padding_side=settings.padding_side)
+        self._trials = [
+            Trial(half, index, [unit for unit in group if unit.sequences or unit.pair])
+            for half, groups in enumerate(probes.units)
+            for index, group in enumerate(groups)
+        ]
         # Its loss and tokens are those seen with the base weights; a rate of 0 is not known yet.
         self.state = RunState(
             position=RunPosition(),
@@ -114,82 +121,38 @@ class TrialRun:
             Mean negative log-likelihood of the counted tokens that were seen with the base
             weights, in nats.
         """
-        trials: list[Trial] = [
-            (half, index, [unit for unit in group if unit.sequences or unit.pair])
-            for half, groups in enumerate(self._probes.units)
-            for index, group in enumerate(groups)
-        ]
-        self._check(trials)
-        searched = self._settings.trial_rate is None
+        self._check()
         capture = GradientCapture(
             self._model, self._sources, self, checkpointing=self._settings.checkpointing
         )
         with self._base_weights_kept(), torch.enable_grad(), capture:
             if not self.state.rate:
-                rate = self._find_rate(trials[0][2], trials[-1][2])
-                self.state = replace(self.state, rate=rate)
+                self.state = replace(self.state, rate=self._find_rate())
             for attempt in range(_ATTEMPTS):
                 try:
-                    self._run_trials(trials)
+                    self._run_trials()
                     break
                 except DivergedError as error:
-                    if attempt + 1 == _ATTEMPTS or not searched:
-                        raise _diverges(f"{self.state.rate:.1e}") from error
+                    rate = self.state.rate
+                    if attempt + 1 == _ATTEMPTS or self._settings.trial_rate is not None:
+                        raise _diverges(f"{rate:.1e}") from error
                     self._restore()
-                    for name in self._weights:
-                        self._gradients.forget(name)
-                    self.state = RunState(
-                        position=RunPosition(),
-                        loss=0.0,
-                        batch_size=self.state.batch_size,
-                        rate=self.state.rate / RATE_FACTOR,
-                    )
+                    self._gradients.tensors.clear()
+                    self.state = replace(
+                        self.state, position=RunPosition(), loss=0.0, tokens=0.0,
+                        rate=rate / RATE_FACTOR,
+                    )  # fmt: skip
         nats, tokens = self._processes.total([self.state.loss, self.state.tokens])
-        self._steps = min(self._settings.trial_steps, *(len(units) for _, _, units in trials))
         return nats / max(tokens, 1.0)
 
-    def notes(self) -> Iterator[str]:
-        """Remarks on the trials: rate, steps, and what memory allowed."""
-        wanted, steps = self._settings, self._steps
-        fewer = (
-            f"(not {wanted.trial_steps}: each example is seen once) "
-            if steps < wanted.trial_steps
-            else ""
-        )
-        yield (
-            f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "
-            f"{self.state.rate:.2g} ({'given' if wanted.trial_rate else 'found'}), optimizer "
-            f"{wanted.trial_optimizer}."
-        )
-        if self._losses is not None:
-            before, after = self._losses
-            yield (
-                "A few steps at that rate change the loss on other examples from "
-                f"{before:.4g} to {after:.4g}."
-                if after < before
-                else "Warning: no learning rate lowered the loss on other examples "
-                f"({before:.4g}): the trials moved by noise. Use other probes (--data), more of "
-                "them (--samples), or --movement gradient."
-            )
-        if self._model.dtype.itemsize == 2 and not self._compensated:
-            yield (
-                "16-bit weights were rounded at random in the trials, because memory was short: "
-                "their updates carry that noise."
-            )
-        if self.state.batch_size < wanted.batch_size:
-            yield (
-                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
-                f"to {self.state.batch_size}; the steps stayed the same."
-            )
-
-    def _check(self, trials: Sequence[Trial]) -> None:
+    def _check(self) -> None:
+        """Refuse probes that are too few, and weights that other processes would see move."""
         wanted = self._settings.trials
-        smallest = min((len(units) for _, _, units in trials), default=0)
-        if len(trials) < wanted or smallest < 2:
-            usable = sum(len(units) for _, _, units in trials)
+        sizes = [len(trial.units) for trial in self._trials]
+        if len(sizes) < wanted or min(sizes) < 2:
             raise CaptureError(
-                f"{usable} probe examples with a loss are too few for {wanted} trials of at least "
-                "2 optimizer steps.",
+                f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
+                "least 2 optimizer steps.",
                 hint="Give more examples (--samples), or use --trials 2 or --movement gradient.",
             )
         if name := fixed_weight(self._weights):
@@ -242,19 +205,15 @@ class TrialRun:
         for name, weight in self._weights.items():
             weight.copy_(self._base[name])
 
-    def add(self, name: str, gradient: torch.Tensor) -> None:
-        """Receive a gradient from the capture: it goes to the optimizer of the current trial."""
-        self._optimizer.add(name, gradient)
-
-    def _find_rate(self, train: Sequence[ProbeUnit], test: Sequence[ProbeUnit]) -> float:
+    def _find_rate(self) -> float:
         """Train a few steps at several rates; the loss on another part of the probes decides."""
         size = max(2 * _SEARCH_STEPS, round(_SEARCH_SHARE * len(self._probes.sequences)))
-        train, test = train[:size], test[:size]
+        train, test = self._trials[0].units[:size], self._trials[-1].units[:size]
         steps = min(_SEARCH_STEPS, self._settings.trial_steps)
         self._progress.start("finding the learning rate", MOST_TRIES, "tries")
         references = self._references(test)
         try:
-            before = self._mean_loss(test, references)
+            before = self._measured(test, references)
         except DivergedError as error:
             raise CaptureError(
                 "The loss is not finite with the base weights.",
@@ -267,7 +226,7 @@ class TrialRun:
             if rate not in gains:
                 try:
                     self._train(train, rate, steps, trial=-1)
-                    gained = before - self._mean_loss(test, references)
+                    gained = before - self._measured(test, references)
                 except DivergedError:
                     gained = -math.inf
                 finally:
@@ -287,119 +246,134 @@ class TrialRun:
         self._losses = before, before - gains[best]
         return best
 
-    def _run_trials(self, trials: Sequence[Trial]) -> None:
-        self._progress.start("training", sum(_tokens(units) for _, _, units in trials), "tokens")
-        for number, (half, index, units) in enumerate(trials):
-            if RunPosition(half=half, group=index) < self.state.position:
+    def _run_trials(self) -> None:
+        total = sum(_tokens(trial.units) for trial in self._trials)
+        self._progress.start("training", total, "tokens")
+        for number, (half, group, units) in enumerate(self._trials):
+            if RunPosition(half=half, group=group) < self.state.position:
                 self._progress.advance(_tokens(units))
                 continue
-            before = self.state
-            while True:
-                try:
-                    self._train(units, before.rate, self._settings.trial_steps, trial=number)
-                    break
-                except BatchTooLargeError:
-                    self._restore()
-                    self.state = replace(before, batch_size=self.state.batch_size)
-                    empty_cache()
-            self._hand_over(half, len(self._probes.units[0]) * half + index)
-            position = RunPosition(half=half, group=index + 1)
+            self._train(units, self.state.rate, self._settings.trial_steps, trial=number)
+            self._hand_over(half, len(self._probes.units[0]) * half + group)
+            position = RunPosition(half=half, group=group + 1)
             self.state = replace(self.state, position=position)
             if self._file is not None and self._file.is_due():
                 self._file.save(self.state, self._gradients.tensors)
 
     def _train(self, units: Sequence[ProbeUnit], rate: float, steps: int, *, trial: int) -> None:
-        """Train from the base weights, each example once.
+        """Train from the base weights, each example once; batches that do not fit are halved.
+
+        Args:
+            trial: Its number from 0, or -1 in the search for a rate.
 
         Raises:
             DivergedError: A loss is not finite.
-            BatchTooLargeError: A batch did not fit; the batch size is halved for the next try.
         """
-        self._optimizer = TrialOptimizer(
-            self._weights,
-            self._settings.trial_optimizer,
-            compensated=self._compensated,
-            seed=self._seed + trial + 1,
-            processes=self._processes,
-        )
-        references = self._references(units)
-        steps = min(steps, len(units))
+        before, steps = self.state, min(steps, len(units))
         warm_up = max(1, round(_WARM_UP_SHARE * steps))
-        for step in range(steps):
-            part = units[len(units) * step // steps : len(units) * (step + 1) // steps]
-            self._optimizer.begin_step(rate * min(1.0, (step + 1) / warm_up))
-            # Every process learns how the others fared before they add their gradients up.
-            outcomes = self._processes.gather(self._backward(part, references, step, trial))
-            if "out of memory" in outcomes:
-                halved = max(1, self.state.batch_size // 2)
-                self.state = replace(self.state, batch_size=halved)
-                raise BatchTooLargeError
-            if "not finite" in outcomes:
-                raise DivergedError
-            self._optimizer.end_step()
-            if trial >= 0:
-                self._progress.advance(_tokens(part))
+        while True:
+            self._optimizer = TrialOptimizer(
+                self._weights,
+                self._settings.trial_optimizer,
+                compensated=self._compensated,
+                seed=self._seed + trial + 1,
+                processes=self._processes,
+            )
+            try:
+                references = self._references(units)
+                for step in range(steps):
+                    part = units[len(units) * step // steps : len(units) * (step + 1) // steps]
+                    self._optimizer.begin_step(rate * min(1.0, (step + 1) / warm_up))
+                    self._step(part, references, at_base=step == 0 and trial >= 0)
+                    if trial >= 0:
+                        self._progress.advance(_tokens(part))
+                return
+            except BatchTooLargeError:
+                self._restore()
+            self.state = replace(before, batch_size=max(1, self.state.batch_size // 2))
+            empty_cache()
+
+    def _step(self, units: Sequence[ProbeUnit], references: References, *, at_base: bool) -> None:
+        """Take one optimizer step together with the other processes."""
+        failure: type[Exception] | None = None
+        try:
+            self._backward(units, references, at_base=at_base)
+        except (BatchTooLargeError, DivergedError) as error:
+            failure = type(error)
+        # Every process learns how the others fared before they add their gradients up.
+        failures = self._processes.gather(failure)
+        for kind in (BatchTooLargeError, DivergedError):
+            if kind in failures:
+                raise kind
+        self._optimizer.end_step()
 
     def _backward(
-        self, units: Sequence[ProbeUnit], references: References, step: int, trial: int
-    ) -> str:
-        """Run this process's share of a step both ways; returns what failed, empty for nothing."""
+        self, units: Sequence[ProbeUnit], references: References, *, at_base: bool
+    ) -> None:
+        """Run this process's share of a step both ways."""
         size, scale = self._size(units), loss_scale(self._model)
         batches = cut(self._processes.share(units), self._units_per_batch(units))
         for number, batch in enumerate(batches, start=1):
             share = self._size(batch) / size if size else 0.0
             self._optimizer.begin_part(share / scale, last=number == len(batches))
             try:
-                loss, passed = self._run_forward(batch, references)
+                loss, passed = self._mean_loss(batch, references)
                 if not math.isfinite(float(loss.detach())):
-                    return "not finite"
+                    raise DivergedError
                 (loss * scale).backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 if not is_out_of_memory(error) or self.state.batch_size == 1:
                     raise
-                return "out of memory"
-            if step == 0 and trial >= 0:
+                raise BatchTooLargeError from error
+            if at_base:
                 self.state = replace(
                     self.state,
                     loss=self.state.loss - float(passed.log_probs.detach().sum()),
                     tokens=self.state.tokens + float(passed.counted.sum()),
                 )
-        return ""
 
-    def _run_forward(
+    def add(self, name: str, gradient: torch.Tensor) -> None:
+        """Receive a gradient from the capture: it goes to the optimizer of the current trial."""
+        self._optimizer.add(name, gradient)
+
+    def _hand_over(self, half: int, group: int) -> None:
+        """Put every weight back, and give its update to the receiver as if it were a gradient."""
+        finite: list[torch.Tensor] = []
+        self._gradients.begin_batch(half, 1.0)
+        for name in self._weights:
+            if name not in self._optimizer.moved:
+                continue
+            update = self._optimizer.take_back(name, self._base[name])
+            finite.append(torch.isfinite(update.sum()).cpu())
+            # Every process holds the same update, and one of them scores.
+            if self._processes.is_main:
+                self._gradients.add(name, update)
+        if not self._processes.gather(not finite or bool(torch.stack(finite).all()))[0]:
+            raise DivergedError
+        self._gradients.end_group(half, group)
+
+    def _mean_loss(
         self, units: Sequence[ProbeUnit], references: References
-    ) -> tuple[torch.Tensor, Passed]:
+    ) -> tuple[torch.Tensor, LossInputs]:
         """Mean loss over what the units count, and the forward pass."""
-        passed = self._pass([references.get(item, item) for item in _sequences(units)])
-        log_probs, counted, old = passed.log_probs, passed.counted, passed.old_log_probs
+        passed = self._forward([references.get(item, item) for item in _sequences(units)])
         if self._objective.objective == "dpo":
-            ratios = torch.where(counted, log_probs - old, 0.0).sum(-1)
-            tokens = counted.sum(-1).clamp(min=1)
+            log_ratios = torch.where(passed.counted, passed.log_probs - passed.old_log_probs, 0.0)
+            ratios, tokens = log_ratios.sum(-1), passed.counted.sum(-1).clamp(min=1)
             pair_loss = PAIR_LOSSES[self._objective.loss_type_name]
             total = pair_loss(
                 ratios[::2], ratios[1::2], tokens[::2], tokens[1::2], self._objective.beta_value
             ).sum()
         else:
-            total = self._loss(log_probs, passed.coefficients.to(log_probs), counted, old)
+            total = probe_loss(self._objective, passed)
         return total / max(self._size(units), 1e-30), passed
 
-    def _pass(self, examples: Sequence[ProbeExample]) -> Passed:
-        return run_forward(
-            self._model, self._probes, examples, padding_side=self._settings.padding_side
-        )
-
-    def _size(self, units: Sequence[ProbeUnit]) -> float:
-        """What the summed loss of units is divided by: pairs, or weighed tokens."""
-        if self._objective.objective == "dpo":
-            return float(len(units))
-        return math.fsum(abs(item.coefficient) * item.counted_tokens for item in _sequences(units))
-
     @torch.no_grad()
-    def _mean_loss(self, units: Sequence[ProbeUnit], references: References) -> float:
+    def _measured(self, units: Sequence[ProbeUnit], references: References) -> float:
+        """Mean loss of held-out units."""
         size, total = self._size(units), 0.0
         for part in cut(units, self._units_per_batch(units)):
-            loss, _ = self._run_forward(part, references)
-            total += float(loss) * self._size(part) / size
+            total += float(self._mean_loss(part, references)[0]) * self._size(part) / size
         if not math.isfinite(total):
             raise DivergedError
         return total
@@ -417,31 +391,56 @@ class TrialRun:
         found = {}
         wanted = [item for item in _sequences(units) if preference or not item.old_log_probs]
         for part in cut(wanted, self.state.batch_size):
-            passed = self._pass(part)
+            passed = self._forward(part)
             for item, row, places in zip(part, passed.log_probs, passed.counted, strict=True):
                 found[item] = replace(item, old_log_probs=tuple(row[places].tolist()))
         return found
+
+    def _size(self, units: Sequence[ProbeUnit]) -> float:
+        """What the summed loss of units is divided by: pairs, or weighed tokens."""
+        if self._objective.objective == "dpo":
+            return float(len(units))
+        return math.fsum(abs(item.coefficient) * item.counted_tokens for item in _sequences(units))
 
     def _units_per_batch(self, units: Sequence[ProbeUnit]) -> int:
         """Units whose sequences fill a batch: a pair has two, a prompt several completions."""
         longest = max((len(_sequences([unit])) for unit in units), default=1)
         return max(1, self.state.batch_size // longest)
 
-    def _hand_over(self, half: int, group: int) -> None:
-        """Put every weight back, and give its update to the receiver as if it were a gradient."""
-        finite: list[torch.Tensor] = []
-        self._gradients.begin_batch(half, 1.0)
-        for name in self._weights:
-            if name not in self._optimizer.moved:
-                continue
-            update = self._optimizer.take_back(name, self._base[name])
-            finite.append(torch.isfinite(update.sum()).cpu())
-            # Every process holds the same update, and one of them scores.
-            if self._processes.is_main:
-                self._gradients.add(name, update)
-        if not self._processes.gather(not finite or bool(torch.stack(finite).all()))[0]:
-            raise DivergedError
-        self._gradients.end_group(half, group)
+    def notes(self) -> Iterator[str]:
+        """Remarks on the trials: rate, steps, and what memory allowed."""
+        wanted = self._settings
+        steps = min(wanted.trial_steps, *(len(trial.units) for trial in self._trials))
+        fewer = (
+            f"(not {wanted.trial_steps}: each example is seen once) "
+            if steps < wanted.trial_steps
+            else ""
+        )
+        yield (
+            f"{wanted.trials} trials of {steps} steps {fewer}at learning rate "
+            f"{self.state.rate:.2g} ({'given' if wanted.trial_rate else 'found'}), optimizer "
+            f"{wanted.trial_optimizer}."
+        )
+        if self._losses is not None:
+            before, after = self._losses
+            yield (
+                f"A few steps at that rate change the held-out loss from {before:.4g} to "
+                f"{after:.4g}."
+                if after < before
+                else f"Warning: no learning rate lowered the held-out loss ({before:.4g}): the "
+                "trials follow noise. Use other probes (--data), more of them (--samples), or "
+                "--movement gradient."
+            )
+        if self._model.dtype.itemsize == 2 and not self._compensated:
+            yield (
+                "16-bit weights were rounded at random in the trials, because memory was short: "
+                "their updates carry that noise."
+            )
+        if self.state.batch_size < wanted.batch_size:
+            yield (
+                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
+                f"to {self.state.batch_size}; the steps stayed the same."
+            )
 
 
 def _sequences(units: Sequence[ProbeUnit]) -> list[ProbeExample]:

@@ -170,11 +170,14 @@ class _Example:
             return self.rollout(named)
         texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
         for role, given in texts.items():
-            texts[role] = value = str(given) if _is_number(given) else _messages_of(given, role)
-            if role == "messages" or (role in _TURNS and isinstance(value, list)):
-                self.check_messages(role, value)
-            elif not isinstance(value, str):
-                raise self.error(role, f"{type(value).__name__}, not text")
+            text: Any = str(given) if _is_number(given) else given
+            if role in _TURNS and _is_sharegpt(text):
+                text = _messages_of(text)
+            texts[role] = text
+            if role == "messages" or (role in _TURNS and isinstance(text, list)):
+                self.check_messages(role, text)
+            elif not isinstance(text, str):
+                raise self.error(role, f"{type(text).__name__}, not text")
         # A conversation may be continued by text, but not the other way round.
         kinds: dict[str, str] = {
             role: "messages" if isinstance(texts[role], list) else "text"
@@ -322,10 +325,8 @@ def _is_sharegpt(value: object) -> bool:
     return isinstance(value, list) and bool(value) and _is_turn(value[0])
 
 
-def _messages_of(value: Any, role: str) -> Any:
-    """ShareGPT's turns as messages (`role`, `content`); anything else as it is."""
-    if role not in _TURNS or not _is_sharegpt(value):
-        return value
+def _messages_of(value: list[Any]) -> list[Any]:
+    """ShareGPT's turns as messages (`role`, `content`)."""
     turns: list[Any] = []
     for turn in value:
         if not _is_turn(turn):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -104,7 +105,8 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
         )
     if not placed and model.dtype == torch.float16 != planned:
         model.float()  # the configuration names no dtype
-    weakref.finalize(model, placement.discard)
+    if placement.own_folder is not None:
+        weakref.finalize(model, shutil.rmtree, placement.own_folder, ignore_errors=True)
     for module in model.modules():
         if type(module).__name__ == "Linear4bit":
             # Not the dtype of the checkpoint: float16 would lose small gradients, and biases would

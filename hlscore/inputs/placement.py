@@ -39,11 +39,6 @@ class Placement:
     method: str
     own_folder: Path | None = None
 
-    def discard(self) -> None:
-        """Remove the temporary folder, where there is one."""
-        if self.own_folder is not None:
-            shutil.rmtree(self.own_folder, ignore_errors=True)
-
 
 def plan_placement(
     config: PreTrainedConfig, settings: ModelSettings, device: torch.device, dtype: torch.dtype
@@ -117,7 +112,8 @@ def loading(settings: ModelSettings, placement: Placement) -> Iterator[None]:
         with quiet_libraries():
             yield
     except BaseException as error:
-        placement.discard()
+        if placement.own_folder is not None:
+            shutil.rmtree(placement.own_folder, ignore_errors=True)
         if isinstance(error, torch.OutOfMemoryError):
             raise out_of_memory(name, "the device") from error
         if placement.method and isinstance(error, ImportError):

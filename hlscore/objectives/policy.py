@@ -34,13 +34,10 @@ def group_advantages(
     https://arxiv.org/abs/2503.20783 (`none`); https://arxiv.org/abs/2508.08221 (`batch`).
 
     Args:
-        groups: Rewards by group; `None` where a completion could not be judged.
+        groups: Rewards by group; `None` where a completion could not be judged, whose advantage is
+            0. It is exactly 0 too where all rewards of a group are equal.
         scale: Divide by the standard deviation (of samples) of the `group`, of the whole `batch`,
             or by nothing (`none`).
-
-    Returns:
-        Advantages by group; 0 for what could not be judged and exactly 0 where all rewards of a
-        group are equal.
     """
     overall = _deviation([reward for group in groups for reward in group if reward is not None])
     found = []
@@ -72,9 +69,7 @@ def _deviation(rewards: Sequence[float]) -> float:
 def token_share(loss_type: str, tokens: int) -> float:
     """What each token of a completion counts in the sum of a loss type.
 
-    Args:
-        loss_type: `grpo`, `gspo` (the mean over a completion's tokens), `dapo` or `dr_grpo` (their
-            sum).
+    `grpo` and `gspo` take the mean over a completion's tokens, `dapo` and `dr_grpo` their sum.
     """
     return 1 / max(tokens, 1) if loss_type in ("grpo", "gspo") else 1.0
 
@@ -84,10 +79,7 @@ def divisor_share(loss_type: str, tokens: int, max_tokens: int) -> int:
 
     Sources: GRPO, https://arxiv.org/abs/2402.03300 and GSPO, https://arxiv.org/abs/2507.18071
     (completions); DAPO, https://arxiv.org/abs/2503.14476 (tokens); Dr. GRPO,
-    https://arxiv.org/abs/2503.20783 (completions times a constant length).
-
-    Args:
-        max_tokens: Most tokens that a completion may have.
+    https://arxiv.org/abs/2503.20783 (completions times a constant length, `max_tokens`).
     """
     return {"grpo": 1, "gspo": 1, "dapo": tokens, "dr_grpo": max_tokens}[loss_type]
 

@@ -25,73 +25,36 @@ Size = torch.Tensor | int
 PairLoss = Callable[[torch.Tensor, torch.Tensor, Size, Size, float], torch.Tensor]
 
 
-def _sigmoid(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """DPO, https://arxiv.org/abs/2305.18290."""
-    return -logsigmoid(beta * (c - r))
-
-
-def _hinge(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """SLiC, https://arxiv.org/abs/2305.10425; RSO, https://arxiv.org/abs/2309.06657."""
-    return torch.relu(1 - beta * (c - r))
-
-
-def _ipo(c: torch.Tensor, r: torch.Tensor, m: Size, n: Size, beta: float) -> torch.Tensor:
-    """IPO per token, https://arxiv.org/abs/2310.12036 (eq. 17); beta is its tau."""
-    return (c / m - r / n - 1 / (2 * beta)) ** 2
-
-
-def _sigmoid_norm(c: torch.Tensor, r: torch.Tensor, m: Size, n: Size, beta: float) -> torch.Tensor:
-    """Length-normalized DPO, https://arxiv.org/abs/2411.15124."""
-    return -logsigmoid(beta * (c / m - r / n))
-
-
-def _nca_pair(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """NCA, https://arxiv.org/abs/2402.05369."""
-    c, r = beta * c, beta * r
-    return -logsigmoid(c) - 0.5 * logsigmoid(-c) - 0.5 * logsigmoid(-r)
-
-
-def _bco_pair(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """BCO, https://arxiv.org/abs/2404.04656."""
-    return -logsigmoid(beta * c) - logsigmoid(-beta * r)
-
-
-def _sppo_hard(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """SPPO with a sure winner, https://arxiv.org/abs/2405.00675 (eq. 4.7)."""
-    return (c - 0.5 / beta) ** 2 + (r + 0.5 / beta) ** 2
-
-
-def _apo_zero(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """APO-zero, https://arxiv.org/abs/2408.06266 (eq. 7)."""
-    return 1 - torch.sigmoid(beta * c) + torch.sigmoid(beta * r)
-
-
-def _apo_down(c: torch.Tensor, r: torch.Tensor, _m: Size, _n: Size, beta: float) -> torch.Tensor:
-    """APO-down, https://arxiv.org/abs/2408.06266 (eq. 8)."""
-    return torch.sigmoid(beta * c) + 1 - torch.sigmoid(beta * (c - r))
-
-
 PAIR_LOSSES: dict[str, PairLoss] = {
-    "sigmoid": _sigmoid,
-    "hinge": _hinge,
-    "ipo": _ipo,
-    "sigmoid_norm": _sigmoid_norm,
-    "nca_pair": _nca_pair,
-    "bco_pair": _bco_pair,
-    "sppo_hard": _sppo_hard,
-    "apo_zero": _apo_zero,
-    "apo_down": _apo_down,
+    # DPO, https://arxiv.org/abs/2305.18290
+    "sigmoid": lambda c, r, _m, _n, beta: -logsigmoid(beta * (c - r)),
+    # SLiC, https://arxiv.org/abs/2305.10425; RSO, https://arxiv.org/abs/2309.06657
+    "hinge": lambda c, r, _m, _n, beta: torch.relu(1 - beta * (c - r)),
+    # IPO per token, https://arxiv.org/abs/2310.12036 (eq. 17); beta is its tau
+    "ipo": lambda c, r, m, n, beta: (c / m - r / n - 1 / (2 * beta)) ** 2,
+    # Length-normalized DPO, https://arxiv.org/abs/2411.15124
+    "sigmoid_norm": lambda c, r, m, n, beta: -logsigmoid(beta * (c / m - r / n)),
+    # NCA, https://arxiv.org/abs/2402.05369
+    "nca_pair": lambda c, r, _m, _n, beta: (
+        -logsigmoid(beta * c) - 0.5 * logsigmoid(-(beta * c)) - 0.5 * logsigmoid(-(beta * r))
+    ),
+    # BCO, https://arxiv.org/abs/2404.04656
+    "bco_pair": lambda c, r, _m, _n, beta: -logsigmoid(beta * c) - logsigmoid(-beta * r),
+    # SPPO with a sure winner, https://arxiv.org/abs/2405.00675 (eq. 4.7)
+    "sppo_hard": lambda c, r, _m, _n, beta: (c - 0.5 / beta) ** 2 + (r + 0.5 / beta) ** 2,
+    # APO-zero, https://arxiv.org/abs/2408.06266 (eq. 7)
+    "apo_zero": lambda c, r, _m, _n, beta: 1 - torch.sigmoid(beta * c) + torch.sigmoid(beta * r),
+    # APO-down, https://arxiv.org/abs/2408.06266 (eq. 8)
+    "apo_down": lambda c, r, _m, _n, beta: (
+        torch.sigmoid(beta * c) + 1 - torch.sigmoid(beta * (c - r))
+    ),
 }
 
 
 def slopes(
     loss_type: str, chosen_tokens: int, rejected_tokens: int, beta: float
 ) -> tuple[float, float]:
-    """Slopes of a pairwise loss where both log-ratios are 0.
-
-    Args:
-        loss_type: A key of `PAIR_LOSSES` (TRL's names).
-    """
+    """Slopes of a pairwise loss (a key of `PAIR_LOSSES`) where both log-ratios are 0."""
     chosen, rejected = (torch.zeros((), dtype=torch.float64, requires_grad=True) for _ in "cr")
     with torch.enable_grad():
         loss = PAIR_LOSSES[loss_type](chosen, rejected, chosen_tokens, rejected_tokens, beta)

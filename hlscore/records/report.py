@@ -36,16 +36,16 @@ class GradientStatistics:
     hls_curve: tuple[float, ...]  # cross-fitted tail `S_r` at each rank of the run's curve
     hls_errors: tuple[float, ...]  # estimated error of each
     rank_for_90: Estimate | None  # smallest rank that holds 90 %; `None` beyond the curve
-    # `exp(entropy(s / sum s))`, mean over the matrices reached; `None` for inexact spectra.
-    effective_rank: float | None
-    halves_norm: float  # `||A||_F ||B||_F` of the two halves
-    weight_norm: float | None  # `||W||_F`; `None` where the weight cannot be had
-    # These three need the whole gradient: `None` and empty where it is not formed.
-    taylor: float | None  # `||W * G||_F`, elementwise product
-    taylor_mean: float | None  # mean of `|W * G|`
-    matrices_reached: int
-    l1_adam_curve: tuple[float, ...] = ()  # `||G||_1 - <G, P_r(sign G)>` at each rank
+    matrices_reached: int  # with a gradient other than zero
     rank_for_99: int | None = None  # `None` beyond the curve and with sketches
+    # `exp(entropy(s / sum s))`, mean over the matrices reached; `None` for inexact spectra.
+    effective_rank: float | None = None
+    halves_norm: float = 0.0  # `||A||_F ||B||_F` of the two halves
+    weight_norm: float | None = None  # `||W||_F`; `None` where the weight cannot be had
+    # These three need the whole gradient: `None` and empty where it is not formed.
+    taylor: float | None = None  # `||W * G||_F`, elementwise product
+    taylor_mean: float | None = None  # mean of `|W * G|`
+    l1_adam_curve: tuple[float, ...] = ()  # `||G||_1 - <G, P_r(sign G)>` at each rank
     hls_replicates: tuple[float, ...] = ()  # resampled `hls` at the run's rank
     tail_replicates: tuple[float, ...] = ()  # resampled tail energy at the run's rank
     grad_norm_replicates: tuple[float, ...] = ()  # resampled gradient energy

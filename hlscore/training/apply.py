@@ -1,4 +1,4 @@
-"""A plan put on a live model with PEFT, and proof that exactly the planned weights train."""
+"""A plan put on a live model with PEFT, with proof that exactly the planned weights train."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.checks.model_fit import differences
-from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.errors import ModelError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
 from hlscore.inputs.identity import fingerprint, structure_hash
@@ -22,12 +22,12 @@ from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import is_packed_linear
 from hlscore.settings import CandidateSettings
-from hlscore.training.groups import expected_trainables
+from hlscore.training.groups import check_trainables
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
-__all__ = ["apply", "check_model", "check_trainables", "skip_modules", "upcast"]
+__all__ = ["apply", "check_model", "skip_modules", "upcast"]
 
 _SHOWN = 3
 _TOKENS = 8
@@ -65,19 +65,13 @@ def apply(
         The wrapped model. If an error is raised, the model is as it was.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
-    try:
-        import peft
-    except ImportError as error:
-        raise UsageError(
-            "Plans are put on models with PEFT, which is not installed.",
-            hint="Run pip install 'hlscore[peft]'.",
-        ) from error
-    if isinstance(model, peft.PeftModel) or hasattr(model, "peft_config"):
+    if hasattr(model, "peft_config"):
         raise ModelError(
             "The model is wrapped by PEFT already.", hint="Apply the plan to the base model."
         )
     check_model(model, plan, allow_other_weights=allow_other_weights)
     check_limits(plan, PEFT_LIMITS)
+    config = lora_config(plan)
     for name, what in never_packed(plan):
         if is_packed_linear(model.get_submodule(name)):
             raise ModelError(
@@ -94,7 +88,7 @@ def apply(
             stacklevel=2,
         )
     with _restored_on_error(model):
-        wrapped = _wrap(model, plan, adapter_name)
+        wrapped = _wrap(model, plan, config, adapter_name)
         if plan.memory.master == "fp32":
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
@@ -145,48 +139,15 @@ def upcast(model: PeftModel) -> None:
             parameter.data = parameter.data.float()
 
 
-def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None = None) -> None:
-    """Make sure that the trainable parameters are exactly the plan's, and the ranks too."""
-    by_module = expected_trainables(model, plan, adapter_name=adapter_name)
-    planned = {name for names in by_module.values() for name in names}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    parts = [
-        f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
-        for what, names in (
-            ("are missing", planned - trained), ("train unplanned", trained - planned)
-        )
-        if names
-    ]  # fmt: skip
-    if parts:
-        raise ModelError(
-            f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
-            hint="This version of PEFT may match names in another way; lock these modules to "
-            "frozen.",
-        )
-    # Adapters of another rank than planned have the right names but another size.
-    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    for item in plan.lora_modules:
-        found = [sizes[name] for name in by_module[item.module]]
-        # Parts of another process are empty where weights are sharded.
-        if all(found) and sum(found) != item.trained_params:
-            raise ModelError(
-                f"The adapter on '{item.module}' has {sum(found):,} parameters, not the "
-                f"{item.trained_params:,} of rank {item.rank}.",
-                hint="This version of PEFT may match rank patterns in another way; lock the "
-                "module to the plan's rank.",
-            )
-
-
-def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
+def _wrap(model: PreTrainedModel, plan: Plan, config: LoraConfig, adapter_name: str) -> PeftModel:
     import peft
 
-    config = lora_config(plan)
     config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
     try:
         with warnings.catch_warnings():
             for message in _GROUNDLESS:
                 warnings.filterwarnings("ignore", message=message)
-            wrapped = peft.get_peft_model(
+            wrapped: Any = peft.get_peft_model(
                 model,
                 config,
                 adapter_name=adapter_name,
@@ -196,8 +157,8 @@ def _wrap(model: PreTrainedModel, plan: Plan, adapter_name: str) -> PeftModel:
         raise ModelError(f"PEFT cannot put the plan on this model: {first_line(error)}") from error
     # Readers of a saved adapter need a name, and a model that was never saved has none.
     config.base_model_name_or_path = getattr(model, "name_or_path", "") or plan.model.name
-    assert isinstance(wrapped, peft.PeftModel)  # noqa: S101 - mixed models are not asked for
-    return wrapped
+    found: PeftModel = wrapped
+    return found
 
 
 def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, str]:
@@ -236,19 +197,17 @@ def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, s
 def _restored_on_error(model: PreTrainedModel) -> Iterator[None]:
     """Put a model back together when wrapping it fails half-way."""
     attributes = set(model.__dict__)
-    children = [(module, dict(module._modules)) for module in model.modules()]
+    before = [(module, dict(module._modules), set(module._forward_hooks))
+              for module in model.modules()]  # fmt: skip
     flags = [(parameter, parameter.requires_grad, parameter.data)
              for parameter in model.parameters()]  # fmt: skip
-    hooks = {
-        id(module): set(module._forward_hooks) for module, _ in children if module._forward_hooks
-    }
     try:
         yield
     except BaseException:
-        for module, before in children:
+        for module, children, hooks in before:
             module._modules.clear()
-            module._modules.update(before)
-            for key in set(module._forward_hooks) - hooks.get(id(module), set()):
+            module._modules.update(children)
+            for key in set(module._forward_hooks) - hooks:
                 del module._forward_hooks[key]
         for parameter, flag, data in flags:
             parameter.data = data

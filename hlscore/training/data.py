@@ -1,4 +1,4 @@
-"""Training data as `rank` read them: columns by the names that trainers know, numbers as text."""
+"""Training data as `rank` read it: columns by the names that trainers know, numbers as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from hlscore.artifacts.plan import Plan
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
 
 # Columns of text: the probes read numbers there as text, and tokenizers take nothing else.
 _TEXTS = ("text", "prompt", "completion", "chosen", "rejected")

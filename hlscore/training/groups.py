@@ -1,15 +1,14 @@
-"""Which parameters of a wrapped model a plan trains, and their groups for an optimizer."""
+"""Which parameters of a wrapped model a plan trains: the proof, and groups for an optimizer."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
-from hlscore.errors import UsageError
+from hlscore.errors import ModelError, UsageError
 from hlscore.exporters.adapter_config import full_name, needs_parameter_name
 
 if TYPE_CHECKING:
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 FULL, FULL_NO_DECAY, LORA = "full", "full_no_decay", "lora"
 
 _PREFIX = "base_model.model."
+_SHOWN = 3
 
 
 def param_groups(
@@ -58,39 +58,59 @@ def param_groups(
     full = plan.learning_rates.full.value if full_lr is None else full_lr
     lora = plan.learning_rates.lora.value if lora_lr is None else lora_lr
     decay = weight_decay if full_weight_decay is None else full_weight_decay
-    found: dict[str, dict[str, Any]] = {
+    groups: dict[str, dict[str, Any]] = {
         name: {"params": [], "lr": rate, "weight_decay": decay, "name": name}
         for name, rate, decay in (
             (FULL, full, decay), (FULL_NO_DECAY, full, 0.0), (LORA, lora, weight_decay)
         )
     }  # fmt: skip
-    planned = groups(model, plan)
-    places = dict.fromkeys(planned["full"], FULL) | dict.fromkeys(planned["lora"], LORA)
+    by_module = expected_trainables(model, plan)
+    modes = {name: item.mode for item in plan.modules for name in by_module[item.module]}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        if name not in places:
+        if name not in modes:
             raise UsageError(
                 f"'{name}' is trained, but the plan does not name it.",
                 hint="Give the model as it was before other adapters or unfrozen weights.",
             )
         # Fused experts have biases with a row for each expert.
         decays = parameter.ndim > 1 and "bias" not in name.rpartition(".")[2]
-        group = FULL_NO_DECAY if places[name] == FULL and not decays else places[name]
-        found[group]["params"].append(parameter)
-    return [group for group in found.values() if group["params"]]
+        group = FULL_NO_DECAY if modes[name] == FULL and not decays else modes[name]
+        groups[group]["params"].append(parameter)
+    return [group for group in groups.values() if group["params"]]
 
 
-def groups(
-    model: PeftModel, plan: Plan, *, adapter_name: str | None = None
-) -> dict[str, list[str]]:
-    """Names of the parameters that a plan trains, by `full` and `lora`, each sorted."""
+def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None = None) -> None:
+    """Make sure that the trainable parameters are exactly the plan's, and the ranks too."""
     by_module = expected_trainables(model, plan, adapter_name=adapter_name)
-    found: dict[str, set[str]] = {"full": set(), "lora": set()}
-    for item in plan.modules:
-        if item.mode != "frozen":
-            found[item.mode].update(by_module[item.module])
-    return {mode: sorted(names) for mode, names in found.items()}
+    planned = {name for names in by_module.values() for name in names}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    parts = [
+        f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
+        for what, names in (
+            ("are missing", planned - trained), ("train unplanned", trained - planned)
+        )
+        if names
+    ]  # fmt: skip
+    if parts:
+        raise ModelError(
+            f"PEFT does not train exactly what the plan says. {'; '.join(parts)}.",
+            hint="This version of PEFT may match names in another way; lock these modules to "
+            "frozen.",
+        )
+    # Adapters of another rank than planned have the right names but another size.
+    sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for item in plan.lora_modules:
+        found = [sizes[name] for name in by_module[item.module]]
+        # Parts of another process are empty where weights are sharded.
+        if all(found) and sum(found) != item.trained_params:
+            raise ModelError(
+                f"The adapter on '{item.module}' has {sum(found):,} parameters, not the "
+                f"{item.trained_params:,} of rank {item.rank}.",
+                hint="This version of PEFT may match rank patterns in another way; lock the "
+                "module to the plan's rank.",
+            )
 
 
 def expected_trainables(
@@ -120,41 +140,27 @@ def expected_trainables(
     }
     found = {}
     for item in plan.modules:
-        names: Iterator[str] = iter(())
+        holder, _, leaf = item.parameter.rpartition(".")
+        names: list[str] = []
         if item.mode == "full":
-            names = _full_names(modules, item, adapter)
+            place = f"{_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
+            copy = modules.get(place)
+            # Experts may hold a norm; whatever is ranked by itself lies in no copy.
+            leaves = [leaf] if copy is None else [name for name, _ in copy.named_parameters()]
+            names = [f"{place}.{name}" for name in leaves]
+        elif item.mode == "lora" and item.form == "embedding":
+            place = f"{_PREFIX}{item.module}.lora_embedding"
+            names = [f"{place}_{half}.{adapter}" for half in "AB"]
         elif item.mode == "lora":
-            names = _lora_names(plan, modules, item, adapter)
+            place = f"{_PREFIX}{item.module}"
+            if needs_parameter_name(plan, item):
+                # PEFT nests one wrapper per parameter of a module, the later ones outside.
+                place = wrapper = f"{_PREFIX}{holder}"
+                while wrapper in modules:
+                    if getattr(modules[wrapper], "parameter_name", None) == leaf:
+                        place = wrapper
+                        break
+                    wrapper += ".base_layer"
+            names = [f"{place}.lora_{half}.{adapter}.weight" for half in "AB"]
         found[item.module] = tuple(every.get(name, name) for name in names)
     return found
-
-
-def _full_names(modules: dict[str, nn.Module], item: PlanModule, adapter: str) -> Iterator[str]:
-    place = f"{_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
-    copy = modules.get(place)
-    if copy is None:
-        yield f"{place}.{item.parameter.rpartition('.')[2]}"
-    else:
-        # Experts may hold a norm; whatever is ranked by itself lies in no copy.
-        yield from (f"{place}.{leaf}" for leaf, _ in copy.named_parameters())
-
-
-def _lora_names(
-    plan: Plan, modules: dict[str, nn.Module], item: PlanModule, adapter: str
-) -> Iterator[str]:
-    place = f"{_PREFIX}{item.module}"
-    if item.form == "embedding":
-        for half in ("lora_embedding_A", "lora_embedding_B"):
-            yield f"{place}.{half}.{adapter}"
-        return
-    if needs_parameter_name(plan, item):
-        # PEFT nests one wrapper per parameter of a module, the later ones outside.
-        holder, _, leaf = item.parameter.rpartition(".")
-        place = wrapper = f"{_PREFIX}{holder}"
-        while wrapper in modules:
-            if getattr(modules[wrapper], "parameter_name", None) == leaf:
-                place = wrapper
-                break
-            wrapper += ".base_layer"
-    for half in ("lora_A", "lora_B"):
-        yield f"{place}.{half}.{adapter}.weight"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ from hlscore.errors import UsageError
 if TYPE_CHECKING:
     import torch
     from peft import PeftModel
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -36,6 +34,7 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
         A model without adapters, in evaluation mode; `save_pretrained` writes what
         `from_pretrained` reads without PEFT.
     """
+    import torch
     from peft import PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import AuxiliaryTrainingWrapper
@@ -47,11 +46,14 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
             "Merging into a quantized model would round what was trained.",
             hint="Load the base model in bfloat16, put the saved adapter on it, and merge that.",
         )
-    wanted = None if dtype is None else _float_type(dtype)
-    kept = {
-        "full modules": _round_copies(model, wanted),
-        "adapters": _merge_adapters(model, wanted),
-    }
+    wanted: Any = getattr(torch, dtype, dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and not (
+        isinstance(wanted, torch.dtype) and wanted.is_floating_point and wanted.itemsize > 1
+    ):
+        raise UsageError(
+            f"dtype is '{dtype}'.", hint="Use float32, bfloat16 or float16, or remove it."
+        )
+    kept = _merge_layers(model, wanted)
     merged: Any = model.unload()
     for name, module in merged.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
@@ -62,103 +64,77 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
     if any(getattr(module, "gradient_checkpointing", False) for module in merged.modules()):
         merged.gradient_checkpointing_disable()
     merged.requires_grad_(True)  # as after from_pretrained
-    _warn_of_rounding(kept)
+    medians = {name: median(shares) for name, shares in kept.items() if shares}
+    if not all(share >= _ENOUGH_KEPT for share in medians.values()):
+        said = " and ".join(
+            f"{100 * share:.3g} % of that of {name}" for name, share in medians.items()
+        )
+        warnings.warn(
+            f"Rounding to 16 bits keeps this much of the change (median over weights): {said}. "
+            "Merge with dtype='float32' to keep all of it.",
+            stacklevel=2,
+        )
     plain: PreTrainedModel = merged.eval()
     return plain
 
 
-def _float_type(dtype: torch.dtype | str) -> torch.dtype:
-    import torch
+def _merge_layers(model: PeftModel, wanted: torch.dtype | None) -> dict[str, list[float]]:
+    """Add adapters to their weights and round them and trained copies, one layer at a time.
 
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point or found.itemsize < 2:
-        raise UsageError(
-            f"dtype is '{dtype}'.", hint="Use float32, bfloat16 or float16, or remove it."
-        )
-    return found
-
-
-def _round_copies(model: nn.Module, wanted: torch.dtype | None) -> list[float]:
-    """Give trained copies the wanted dtype, by default that of the weights that they replace.
-
-    Returns for each weight that was rounded the share of its change that is left.
-    """
-    from peft.utils import ModulesToSaveWrapper
-
-    kept = []
-    for wrapper in model.modules():
-        if not isinstance(wrapper, ModulesToSaveWrapper):
-            continue
-        originals = dict(wrapper.original_module.named_parameters())
-        for copy in wrapper.modules_to_save.values():
-            for name, parameter in copy.named_parameters():
-                rounded = parameter.data.to(wanted or originals[name].dtype)
-                if rounded.dtype != parameter.dtype:
-                    kept += _kept(originals[name].data, parameter.data, rounded)
-                parameter.data = rounded
-    return kept
-
-
-def _merge_adapters(model: nn.Module, wanted: torch.dtype | None) -> list[float]:
-    """Add each adapter to its weight in float32, one layer at a time to save memory.
-
-    Returns for each weight that was rounded the share of its change that is left.
+    Returns:
+        Of full modules and adapters, for each weight that was rounded: what is left of its change.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import ModulesToSaveWrapper
 
-    kept = []
-    for layer in list(model.modules()):
-        if not isinstance(layer, BaseTunerLayer):
-            continue
-        base = layer.get_base_layer()
-        before = {
-            name: (item.data, item.dtype) for name, item in base.named_parameters(recurse=False)
-        }
-        for parameter in base.parameters(recurse=False):
-            if parameter.dtype in (torch.float16, torch.bfloat16):
-                parameter.data = parameter.data.float()
-        layer.merge(safe_merge=False)
-        for name, parameter in base.named_parameters(recurse=False):
-            weight, dtype = before[name]
-            rounded = parameter.data.to(wanted or dtype)
-            if rounded.dtype != parameter.dtype:
-                kept += _kept(weight, parameter.data, rounded)
-            parameter.data = rounded
-    return kept
+    copies: list[float] = []
+    adapters: list[float] = []
+    for module in list(model.modules()):
+        if isinstance(module, ModulesToSaveWrapper):
+            originals = dict(module.original_module.named_parameters())
+            for copy in module.modules_to_save.values():
+                for name, parameter in copy.named_parameters():
+                    weight = originals[name].data
+                    copies += _rounded(parameter, weight, wanted or weight.dtype)
+        elif isinstance(module, BaseTunerLayer):
+            base = module.get_base_layer()
+            before = {name: item.data for name, item in base.named_parameters(recurse=False)}
+            for parameter in base.parameters(recurse=False):
+                if parameter.dtype in (torch.float16, torch.bfloat16):
+                    parameter.data = parameter.data.float()
+            module.merge(safe_merge=False)
+            for name, parameter in base.named_parameters(recurse=False):
+                adapters += _rounded(parameter, before[name], wanted or before[name].dtype)
+    return {"full modules": copies, "adapters": adapters}
 
 
-def _kept(before: torch.Tensor, after: torch.Tensor, rounded: torch.Tensor) -> list[float]:
-    """Share of a change that rounding leaves: its projection on the change; empty without one."""
-    change = after.float() - before.to(after.device).float()
-    energy = float(change.square().sum())
-    if energy == 0:
+def _rounded(
+    parameter: torch.nn.Parameter, weight: torch.Tensor, dtype: torch.dtype
+) -> list[float]:
+    """Give a parameter another dtype; how much of its change against the base weight is left.
+
+    Returns:
+        The share: the projection of what is left on the change. Empty if nothing was rounded, or
+        nothing has changed.
+    """
+    exact = parameter.data
+    parameter.data = exact.to(dtype)
+    if parameter.dtype == exact.dtype:
         return []
-    left = rounded.float() - before.to(after.device).float()
-    return [float((left * change).sum()) / energy]
-
-
-def _warn_of_rounding(kept: Mapping[str, list[float]]) -> None:
-    medians = {name: median(shares) for name, shares in kept.items() if shares}
-    if all(share >= _ENOUGH_KEPT for share in medians.values()):
-        return
-    said = " and ".join(f"{100 * share:.3g} % of that of {name}" for name, share in medians.items())
-    warnings.warn(
-        f"Rounding to 16 bits keeps this much of the change (median over weights): {said}. Merge "
-        "with dtype='float32' to keep all of it.",
-        stacklevel=3,
-    )
+    start = weight.to(exact.device).float()
+    change = exact.float() - start
+    energy = float(change.square().sum())
+    return [float(((parameter.data.float() - start) * change).sum()) / energy] if energy else []
 
 
 def _settle_ties(model: Any) -> None:
     """Make the configuration say what is true of the embeddings, now that copies replaced them."""
-    import torch
-
     text = model.config.get_text_config()
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     if not getattr(text, "tie_word_embeddings", False) or head is None:
         return
-    if torch.equal(head.weight, embedding.weight):
+    if head.weight.equal(embedding.weight):
         model.tie_weights()
-        return
-    text.tie_word_embeddings = model.config.tie_word_embeddings = False
+    else:
+        text.tie_word_embeddings = model.config.tie_word_embeddings = False

@@ -11,8 +11,8 @@ from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.training.apply import apply, check_model, check_trainables, upcast
-from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, param_groups
+from hlscore.training.apply import apply, check_model, upcast
+from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, check_trainables, param_groups
 
 if TYPE_CHECKING:
     import torch
@@ -79,31 +79,28 @@ class HybridTrainerMixin:
         if self.plan.memory.master == "fp32":
             upcast(self.model)
         check_trainables(self.model, self.plan)
-        _check_precision(self.model, self.args)
+        self._check_precision()
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the training arguments name, with the groups of the plan."""
         trainer: Any = super()
-        optimizer: torch.optim.Optimizer
-        if self.optimizer is not None:
-            optimizer = trainer.create_optimizer(model)
-            return optimizer
-        trained = self.model if model is None else model
         given = self.optimizer_cls_and_kwargs
-        kind, settings = given or trainer.get_optimizer_cls_and_kwargs(self.args, trained)
-        if not inspect.isclass(kind) or settings.keys() & {"params", "model", "optimizer_dict"}:
-            raise UsageError(
-                f"The optimizer '{self.args.optim}' makes groups of its own.",
-                hint="Use one that takes groups, such as adamw_torch.",
-            )
-        chosen = dict(self._group_settings)
-        if chosen["weight_decay"] is None:
-            chosen["weight_decay"] = self.args.weight_decay
-        groups = param_groups(trained, self.plan, **chosen)  # type: ignore[arg-type]
-        # The trainer takes `params` from here in place of groups of its own.
-        self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
+        if self.optimizer is None:
+            trained = self.model if model is None else model
+            kind, settings = given or trainer.get_optimizer_cls_and_kwargs(self.args, trained)
+            if not inspect.isclass(kind) or settings.keys() & {"params", "model", "optimizer_dict"}:
+                raise UsageError(
+                    f"The optimizer '{self.args.optim}' makes groups of its own.",
+                    hint="Use one that takes groups, such as adamw_torch.",
+                )
+            chosen = dict(self._group_settings)
+            if chosen["weight_decay"] is None:
+                chosen["weight_decay"] = self.args.weight_decay
+            groups = param_groups(trained, self.plan, **chosen)  # type: ignore[arg-type]
+            # The trainer takes `params` from here in place of groups of its own.
+            self.optimizer_cls_and_kwargs = kind, {**settings, "params": groups}
         try:
-            optimizer = trainer.create_optimizer(model)
+            optimizer: torch.optim.Optimizer = trainer.create_optimizer(model)
         finally:
             self.optimizer_cls_and_kwargs = given
         return optimizer
@@ -147,7 +144,9 @@ class HybridTrainerMixin:
         model = args[0] if args else kwargs.get("model")
         if isinstance(model, PeftModel):
             return args, kwargs
-        if _takes(type(self), "peft_config"):
+        behind = type(self).__mro__[type(self).__mro__.index(HybridTrainerMixin) + 1 :]
+        constructors = [kind.__dict__["__init__"] for kind in behind if "__init__" in kind.__dict__]
+        if any("peft_config" in inspect.signature(one).parameters for one in constructors):
             check_limits(self.plan, PEFT_LIMITS)
             if isinstance(model, PreTrainedModel):  # else a name, which the trainer loads
                 check_model(model, self.plan, allow_other_weights=allow_other_weights)
@@ -159,29 +158,22 @@ class HybridTrainerMixin:
         model = apply(model, self.plan, allow_other_weights=allow_other_weights)
         return ((model, *args[1:]), kwargs) if args else (args, {**kwargs, "model": model})
 
+    def _check_precision(self) -> None:
+        import torch
 
-def _takes(trainer: type, name: str) -> bool:
-    """Whether any constructor behind the mixin names an argument."""
-    classes = trainer.__mro__[trainer.__mro__.index(HybridTrainerMixin) + 1 :]
-    return any(
-        name in inspect.signature(item.__dict__["__init__"]).parameters
-        for item in classes
-        if "__init__" in item.__dict__
-    )
-
-
-def _check_precision(model: nn.Module, args: Any) -> None:
-    import torch
-
-    short = any(item.dtype in (torch.float16, torch.bfloat16) for item in model.parameters())
-    trained = {item.dtype for item in model.parameters() if item.requires_grad}
-    if short and torch.float32 in trained and not (args.bf16 or args.fp16):
-        raise UsageError(
-            "The model is held in 16 bits and what is trained in float32, which need autocast.",
-            hint="Set bf16=True in the training arguments.",
+        autocast = self.args.bf16 or self.args.fp16
+        parameters = list(self.model.parameters())
+        short = any(item.dtype in (torch.float16, torch.bfloat16) for item in parameters)
+        held_in_float32 = any(
+            item.requires_grad and item.dtype == torch.float32 for item in parameters
         )
-    if getattr(args, "use_transformers_continuous_batching", False) and (args.bf16 or args.fp16):
-        raise UsageError(
-            "Continuous batching rounds the trained weights to 16 bits at every generation.",
-            hint="Set use_transformers_continuous_batching=False.",
-        )
+        if short and held_in_float32 and not autocast:
+            raise UsageError(
+                "The model is held in 16 bits and what is trained in float32, which need autocast.",
+                hint="Set bf16=True in the training arguments.",
+            )
+        if getattr(self.args, "use_transformers_continuous_batching", False) and autocast:
+            raise UsageError(
+                "Continuous batching rounds the trained weights to 16 bits at every generation.",
+                hint="Set use_transformers_continuous_batching=False.",
+            )

@@ -49,7 +49,7 @@ def reward_functions(names: Sequence[str]) -> list[Reward]:
         names: Values of `--reward`: built-in verifiers, or `package.module:function`. A dotted
             path without a colon, as TRL writes it, is read too.
     """
-    plain = [_plain(name) for name in names]
+    plain = list(map(_plain, names))
     check_rewards(plain)
     return [_verifier(name) if is_builtin(name) else load_function(name) for name in plain]
 
@@ -61,7 +61,7 @@ def judgeable(data: Dataset, names: Sequence[str]) -> Dataset:
         data: Rows with a column `prompt`.
         names: Rewards by name; with a function among them, every row counts.
     """
-    plain = [_plain(name) for name in names]
+    plain = list(map(_plain, names))
     if not all(map(is_builtin, plain)):
         return data
     columns = {name: data[name] for name in data.column_names if name not in NOT_COLUMNS}

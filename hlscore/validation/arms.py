@@ -24,12 +24,7 @@ LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way to train.
-
-    Attributes:
-        name: `lora`, `matched`, `random`, `largest`, `plan` or `full`.
-        plans: The plan of each seed; only `random` has different ones.
-    """
+    """One way to train: the plan of each seed; only those of `random` differ."""
 
     name: str
     plans: Mapping[int, Plan]
@@ -70,20 +65,18 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     rows = [item for item in plan.modules if not item.unreached]
     lora = _uniform(plan, "lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
-    matched = _uniform(plan, "lora", rank)
-    arms = {LORA: dict.fromkeys(seeds, lora), MATCHED: dict.fromkeys(seeds, matched)}
+    arms = {
+        LORA: dict.fromkeys(seeds, lora),
+        MATCHED: dict.fromkeys(seeds, _uniform(plan, "lora", rank)),
+    }
     if plan.lora.ranks:
         arms[RANDOM] = {seed: _dealt(plan, seed) for seed in seeds}
     else:
         budget = plan.totals.full_params
-        arms[RANDOM] = {
-            seed: _with_full(lora, drawn_modules(rows, seed=seed, params=budget)) for seed in seeds
-        }
-        sizes = by_size(rows, plan.provenance.seed)
-        order = sorted(rows, key=lambda row: -sizes[row.module])
-        largest = fill(range(len(order)), [row.n_params for row in order], budget)
-        chosen = _with_full(lora, [order[place].module for place in largest])
-        arms[LARGEST] = dict.fromkeys(seeds, chosen)
+        drawn = {seed: drawn_modules(rows, seed=seed, params=budget) for seed in seeds}
+        arms[RANDOM] = {seed: _with_full(lora, names) for seed, names in drawn.items()}
+        largest = _filling(rows, by_size(rows, plan.provenance.seed), budget)
+        arms[LARGEST] = dict.fromkeys(seeds, _with_full(lora, largest))
     arms[PLAN] = dict.fromkeys(seeds, plan)
     if full:
         arms[FULL] = dict.fromkeys(seeds, _uniform(plan, "full", plan.lora.rank))
@@ -95,9 +88,16 @@ def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str
 
     The rest of `params` is smaller than any module that was not drawn.
     """
-    drawn = stratified_scores(rows, seed=seed)
-    order = sorted(range(len(rows)), key=lambda place: -drawn[rows[place].module])
-    return [rows[place].module for place in fill(order, [row.n_params for row in rows], params)]
+    return _filling(rows, stratified_scores(rows, seed=seed), params)
+
+
+def _filling(rows: Sequence[Matrix], scores: Mapping[str, float], params: int) -> list[str]:
+    """Names of the modules that fit into so many parameters, the highest scores first."""
+    order = sorted(rows, key=lambda row: -scores[row.module])
+    return [
+        order[place].module
+        for place in fill(range(len(order)), [row.n_params for row in order], params)
+    ]
 
 
 def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
@@ -105,13 +105,12 @@ def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
     frozen = {item.module for item in plan.modules if item.unreached}
     if mode == "lora":
         frozen |= tied_modules(plan.skipped)
+    modes: dict[str, Mode] = dict.fromkeys(frozen, "frozen")
     made = revise(
         plan,
-        [
-            Change(module=item.module, mode="frozen" if item.module in frozen else mode, rank=rank)
-            for item in plan.modules
-        ],
-    )
+        (Change(module=item.module, mode=modes.get(item.module, mode), rank=rank)
+         for item in plan.modules),
+    )  # fmt: skip
     lora = plan.lora.model_copy(
         update={"rank": rank, "alpha": plan.lora.alpha_at(rank), "ranks": []}
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,6 @@ from hlscore.validation.arms import FULL, LORA
 
 RESAMPLES = 4000
 CONFIDENCE = 0.95
-
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,21 +54,15 @@ def compare_arms(
         counts: Counted tokens of each test example.
         seed: Seed of the resampling.
     """
-    rng = np.random.default_rng(seed)
     tables = {name: np.array(table) for name, table in sums.items()}
     seeds, examples = next(iter(tables.values())).shape
     tokens = np.array(counts, dtype=np.float64)
     # Loss per counted token of each arm, of all data first and then of the resamples.
     drawn: dict[str, list[float]] = {name: [] for name in tables}
-    rows: NDArray[np.int64] = np.arange(seeds)
-    weights: Array = np.ones(examples)
-    for _ in range(RESAMPLES + 1):
+    for rows, weights in _resamples(seeds, examples, np.random.default_rng(seed)):
         total = float(tokens @ weights) * seeds
         for name, table in tables.items():
             drawn[name].append(float(table[rows].sum(axis=0) @ weights) / total)
-        rows = np.asarray(rng.integers(seeds, size=seeds))
-        places = np.asarray(rng.integers(examples, size=examples))
-        weights = np.bincount(places, minlength=examples).astype(np.float64)
     losses = {name: np.array(values) for name, values in drawn.items()}
     gap = losses[LORA] - losses[FULL] if FULL in losses else None
     if gap is not None and not _interval(gap).low > 0:
@@ -87,6 +80,16 @@ def compare_arms(
     }
 
 
-def _interval(values: Array) -> Interval:
+def _resamples(
+    seeds: int, examples: int, rng: np.random.Generator
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+    """Rows and weights of examples: all data, then resamples."""
+    yield np.arange(seeds), np.ones(examples)
+    for _ in range(RESAMPLES):
+        rows, places = rng.integers(seeds, size=seeds), rng.integers(examples, size=examples)
+        yield rows, np.bincount(places, minlength=examples).astype(np.float64)
+
+
+def _interval(values: NDArray[np.float64]) -> Interval:
     low, high = np.quantile(values[1:], ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
     return Interval(value=float(values[0]), low=float(low), high=float(high))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -13,50 +13,34 @@ from hlscore.inputs.hub import find_adapter
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.settings import DataSettings, ModelSettings
-from hlscore.validation.training import example_sums
-
-BASE = "base"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldOut:
-    """Losses on the same examples.
-
-    Attributes:
-        source: The data, as given.
-        examples: How many examples.
-        losses: Nats per counted token, by name; the base model first.
-    """
-
-    source: str
-    examples: int
-    losses: Mapping[str, float]
+from hlscore.validation.training import counted_tokens, example_sums
 
 
 def held_out_losses(
-    base: ModelSettings, data: DataSettings, runs: Mapping[str, str], *, seed: int = 0
-) -> HeldOut:
+    base: ModelSettings, data: DataSettings, runs: Mapping[str, str]
+) -> dict[str, object]:
     """The loss of a base model and of trainings of it on the same data, one after the other.
 
     Args:
         base: The base model.
         data: What is measured on.
         runs: PEFT adapters or whole models by name.
-        seed: Seed of the draw of examples.
+
+    Returns:
+        The `source` of the data, the number of `examples`, and the `losses` by name in nats per
+        counted token, that of `base` first.
     """
-    examples = read_examples(data, seed=seed)
+    examples = read_examples(data, seed=0)
     loaded = load_model(base)
     probes = encode(
-        examples, loaded.tokenizer, loaded.model,
-        max_length=data.max_length, groups=2, seed=seed,
-    )  # fmt: skip
-    sequences = tuple(probes.sequences)
+        examples, loaded.tokenizer, loaded.model, max_length=data.max_length, groups=2, seed=0
+    )
 
     def loss(model: torch.nn.Module) -> float:
-        sums = example_sums(model.eval(), sequences, probes.pad_token_id, batch_size=16)
-        return sum(sums) / sum(item.counted_tokens for item in sequences)
+        sums = example_sums(model.eval(), probes.sequences, probes.pad_token_id, batch_size=16)
+        return sum(sums) / counted_tokens(probes.sequences)
 
-    losses = {BASE: loss(loaded.model)}
+    losses = {"base": loss(loaded.model)}
     for name, run in runs.items():
         named = replace(base, model=run, revision=None)
         folder = find_adapter(named)
@@ -78,4 +62,4 @@ def held_out_losses(
         del wrapped
         # Copies of modules stay in a model that PEFT unloads: the next one starts anew.
         loaded = load_model(base)
-    return HeldOut(source=str(data.data), examples=len(sequences), losses=losses)
+    return {"source": str(data.data), "examples": len(probes.sequences), "losses": losses}

@@ -2,88 +2,54 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
-from hlscore.errors import DataError
+from hlscore.errors import ArtifactError, DataError, UsageError
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import LoadedModel, load_model
+from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress
 from hlscore.training.apply import check_model
+from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
 from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms
-from hlscore.validation.journal import Journal
-from hlscore.validation.training import POINTS, Outcome, Setup, Training, counted_tokens, train
+from hlscore.validation.training import (
+    MOST_EXTENSIONS,
+    POINTS,
+    Outcome,
+    Training,
+    Trial,
+    counted_tokens,
+    train,
+)
 from hlscore.validation.verdict import verdict
 
 SCHEMA_VERSION = 1
-TIMED_STEPS = 4
+# Finished trainings, one line each; not named as the progress of `rank` is, which may go to the
+# same folder.
+JOURNAL = ".hlscore-validation.jsonl"
+_TIMED_STEPS = 4
 
 # Rates are tried at powers of this factor of the suggested ones.
 RATE_FACTOR = 3.0
-# Tries of one rate beyond the first three. The suggested rates suit large models; a small
-# one can want some hundred times as much.
-MOST_EXTENSIONS = 5
-
 # Powers of `RATE_FACTOR` for modules in full and for adapters.
 Rates = tuple[int, int]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Trial:
-    """All trainings of a plan and its baselines, ready to start.
-
-    Attributes:
-        settings: How they run.
-        setup: What they have in common.
-        arms: What is compared.
-        made_with: All that decides the outcome.
-        objective: The loss that the plan was made for.
-        notes: Remarks on the data.
-    """
-
-    settings: ValidateSettings
-    setup: Setup
-    arms: tuple[Arm, ...]
-    made_with: Mapping[str, object]
-    objective: str
-    notes: tuple[str, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Seeds of the trainings that are reported."""
-        return tuple(range(self.settings.seed, self.settings.seed + self.settings.seeds))
-
-    @property
-    def tuning_seed(self) -> int:
-        """Seed of the trainings that choose learning rates, none of those that are reported."""
-        return self.settings.seed + self.settings.seeds
-
-    @property
-    def fewest_trainings(self) -> int:
-        """Trainings when every search for rates ends where it begins."""
-        return sum(1 + 2 * arm.rates.count(True) + self.settings.seeds for arm in self.arms)
-
-    @property
-    def most_trainings(self) -> int:
-        """Trainings when every search goes on as long as it may."""
-        rates = sum(arm.rates.count(True) for arm in self.arms)
-        return self.fewest_trainings + rates * MOST_EXTENSIONS
 
 
 def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
@@ -95,22 +61,31 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
     with warnings.catch_warnings(record=True) as other_weights:
         warnings.simplefilter("always")
         check_model(loaded.model, plan)
-    probes, also = _encoded(settings, examples, loaded), None
+
+    def encoded(data: ExampleSet) -> ProbeSet:
+        return encode(
+            data, loaded.tokenizer, loaded.model,
+            objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
+            max_length=settings.data.max_length, groups=2, seed=settings.seed,
+        )  # fmt: skip
+
+    probes, also = encoded(examples), None
     if settings.also is not None:
         other = replace(settings.data, data=settings.also, config=None)
-        also = _encoded(settings, read_examples(other, seed=settings.seed), loaded)
+        also = encoded(read_examples(other, seed=settings.seed))
     training, tuning, test = split_examples(
         tuple(probes.sequences), held_out=settings.held_out, seed=settings.seed
     )
     seeds = tuple(range(settings.seed, settings.seed + settings.seeds + 1))
     return Trial(
         settings=settings,
-        setup=Setup(
-            model=loaded.model, tokenizer=loaded.tokenizer, pad_token_id=probes.pad_token_id,
-            training=training, tuning=tuning, test=test,
-            also=() if also is None else tuple(also.sequences),
-            steps=settings.steps, batch_size=settings.batch_size,
-        ),
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        pad_token_id=probes.pad_token_id,
+        training=training,
+        tuning=tuning,
+        test=test,
+        also=() if also is None else tuple(also.sequences),
         arms=make_arms(plan, seeds, full=settings.full),
         made_with={
             "hlscore": __version__,
@@ -127,15 +102,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
             *probes.summary.notes,
             *(str(item.message) for item in other_weights),
         ),
-    )  # fmt: skip
-
-
-def _encoded(settings: ValidateSettings, examples: ExampleSet, loaded: LoadedModel) -> ProbeSet:
-    return encode(
-        examples, loaded.tokenizer, loaded.model,
-        objective=ObjectiveSettings(assistant_only_loss=settings.assistant_only_loss),
-        max_length=settings.data.max_length, groups=2, seed=settings.seed,
-    )  # fmt: skip
+    )
 
 
 def split_examples(
@@ -173,14 +140,14 @@ def seconds_per_training(trial: Trial) -> float:
     plan = arm.plans[trial.tuning_seed]
     wanted = Training(arm=arm.name, seed=trial.tuning_seed)
     # The first step of a process is slow, so one training goes ahead.
-    first = train(replace(trial.setup, steps=1), plan, wanted)
+    first = train(trial, plan, wanted, steps=1)
     began = time.perf_counter()
-    timed = train(replace(trial.setup, steps=1 + TIMED_STEPS), plan, wanted)
+    timed = train(trial, plan, wanted, steps=1 + _TIMED_STEPS)
     around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
     measuring = timed.measuring_seconds / len(timed.steps) * POINTS
-    step = timed.seconds / (1 + TIMED_STEPS)
+    step = timed.seconds / (1 + _TIMED_STEPS)
     if first.seconds < timed.seconds:
-        step = (timed.seconds - first.seconds) / TIMED_STEPS
+        step = (timed.seconds - first.seconds) / _TIMED_STEPS
     return around + measuring + step * trial.settings.steps
 
 
@@ -193,19 +160,18 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         The content of `validation.json`; null stands for what is not finite, as after a
         divergence.
     """
-    settings, setup = trial.settings, trial.setup
-    journal = Journal(folder, trial.made_with, resume=resume)
+    settings = trial.settings
+    finished = _finished(folder, trial.made_with, resume=resume)
     progress.start("training", trial.most_trainings, "trainings")
 
     def run(arm: Arm, seed: int, rates: Rates) -> Outcome:
         full, lora = (RATE_FACTOR**power for power in rates)
         wanted = Training(arm=arm.name, seed=seed, full_factor=full, lora_factor=lora)
-        outcome = journal.find(wanted)
-        if outcome is None:
-            outcome = train(setup, arm.plans[seed], wanted)
-            journal.add(outcome)
+        if wanted not in finished:
+            finished[wanted] = train(trial, arm.plans[seed], wanted, steps=settings.steps)
+            _keep(folder, asdict(finished[wanted]))
         progress.advance(1)
-        return outcome
+        return finished[wanted]
 
     # Every other arm begins at the best rates of LoRA and of full fine-tuning.
     losses: dict[str, dict[Rates, float]] = {}
@@ -222,25 +188,29 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
     }
     results = compare_arms(
         {name: [outcome.sums for outcome in found] for name, found in outcomes.items()},
-        [item.counted_tokens for item in setup.test],
+        [item.counted_tokens for item in trial.test],
         seed=settings.seed,
     )
-    untrained = sum(setup.sums(setup.model, setup.test)) / counted_tokens(setup.test)
-    learned = any(result.loss.value < untrained for result in results.values())
-    edges = [arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)]
+    untrained = sum(trial.sums(trial.model, trial.test)) / counted_tokens(trial.test)
+    notes = [*trial.notes]
+    seen = settings.steps * settings.batch_size / len(trial.training)
+    if seen > 5:
+        notes.append(f"Every example is seen {seen:.0f} times: this also measures memorisation.")
+    notes.append(
+        f"Trainings of {settings.steps} steps: longer ones can end otherwise, as LoRA catches up "
+        "where it is only slower."
+    )
     content = {
         "schema_version": SCHEMA_VERSION,
-        "verdict": list(
-            verdict(
-                results,
-                seeds=settings.seeds,
-                steps=settings.steps,
-                objective=trial.objective,
-                unsettled=edges,
-                learned=learned,
-            )
+        "verdict": verdict(
+            results,
+            seeds=settings.seeds,
+            steps=settings.steps,
+            objective=trial.objective,
+            unsettled=[arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)],
+            untrained=untrained,
         ),
-        "notes": [*trial.notes, *_notes(trial, edges, untrained, learned=learned)],
+        "notes": notes,
         "untrained_loss": untrained,
         "arms": {
             arm.name: {
@@ -249,15 +219,11 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             }
             for arm in trial.arms
         },
-        "examples": {
-            "training": len(setup.training),
-            "tuning": len(setup.tuning),
-            "test": len(setup.test),
-        },
-        "also": None if settings.also is None else _forgetting(settings.also, setup, outcomes),
+        "examples": {name: len(getattr(trial, name)) for name in ("training", "tuning", "test")},
+        "also": None if settings.also is None else _forgetting(trial, settings.also, outcomes),
         "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
         "machine": {
-            "device": str(setup.model.device),
+            "device": str(trial.model.device),
             "processor": platform.machine(),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
@@ -268,6 +234,53 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         ),
     }
     return {key: _without_nan(value) for key, value in content.items()}
+
+
+def _finished(
+    folder: Path, made_with: Mapping[str, object], *, resume: bool
+) -> dict[Training, Outcome]:
+    """The finished trainings of an earlier start; without one, a new journal is begun.
+
+    Args:
+        folder: Folder of the results.
+        made_with: All that decides the outcome, as plain data.
+        resume: Whether to go on with what is there; else it is an error that something is.
+    """
+    path = folder / JOURNAL
+    if not path.exists():
+        if resume:
+            raise nothing_to_resume(folder)
+        _keep(folder, {"made_with": made_with})
+        return {}
+    if not resume:
+        raise UsageError(
+            f"'{folder}' holds an unfinished trial.",
+            hint="Go on with --resume, start anew with --force, or choose another --out.",
+        )
+    found = {}
+    try:
+        first, *lines = stored_lines(path)
+        check_same_run(folder, first["made_with"], json.loads(json.dumps(made_with)))
+        for line in lines:
+            values: dict[str, Any] = {
+                key: tuple(item) if isinstance(item, list) else item for key, item in line.items()
+            }
+            training = Training(**line["training"])
+            found[training] = Outcome(**values | {"training": training})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"'{path}' cannot be read.", hint="Start anew with --force.") from error
+    return found
+
+
+def _keep(folder: Path, line: Mapping[str, object]) -> None:
+    """Add a line to the journal; it is on the disk when this returns."""
+    path = folder / JOURNAL
+    try:
+        store_lines(path, [line])
+    except OSError as error:
+        raise ArtifactError(
+            f"'{path}' cannot be written: {error.strerror}.", hint="Choose another --out."
+        ) from error
 
 
 def search(
@@ -326,60 +339,30 @@ def _arm(
         ],
         "seconds_per_training": sum(each.seconds for each in outcomes) / len(outcomes),
         "curve": {
-            "steps": list(outcomes[0].steps),
+            "steps": outcomes[0].steps,
             "mean": [sum(point) / len(point) for point in zip(*curves, strict=True)],
-            "seeds": [list(curve) for curve in curves],
+            "seeds": curves,
         },
     }
 
 
 def _forgetting(
-    source: str, setup: Setup, outcomes: Mapping[str, Sequence[Outcome]]
+    trial: Trial, source: str, outcomes: Mapping[str, Sequence[Outcome]]
 ) -> dict[str, Any]:
     """Loss on other data before and after the trainings, nats per counted token."""
-    counted = counted_tokens(setup.also)
-    untrained = sum(setup.sums(setup.model, setup.also)) / counted
-    losses = {
-        name: [sum(outcome.also_sums) / counted for outcome in found]
-        for name, found in outcomes.items()
-    }
+    counted = counted_tokens(trial.also)
+    untrained = sum(trial.sums(trial.model, trial.also)) / counted
+    arms = {}
+    for name, found in outcomes.items():
+        losses = [sum(outcome.also_sums) / counted for outcome in found]
+        mean = sum(losses) / len(losses)
+        arms[name] = {"loss": mean, "forgotten": mean - untrained, "seeds": losses}
     return {
         "source": source,
-        "examples": len(setup.also),
+        "examples": len(trial.also),
         "untrained_loss": untrained,
-        "arms": {
-            name: {
-                "loss": sum(seeds) / len(seeds),
-                "forgotten": sum(seeds) / len(seeds) - untrained,
-                "seeds": seeds,
-            }
-            for name, seeds in losses.items()
-        },
+        "arms": arms,
     }
-
-
-def _notes(trial: Trial, edges: Sequence[str], untrained: float, *, learned: bool) -> list[str]:
-    settings, notes = trial.settings, []
-    if edges:
-        notes.append(
-            f"The best learning rate of {', '.join(edges)} is the last one that was tried: a "
-            "better one may lie beyond."
-        )
-    if not learned:
-        notes.append(
-            f"No arm does better than the untrained model ({untrained:.4f} nats per token): this "
-            "compares harm, not learning. Give more --steps, or data that the model does not know."
-        )
-    seen = settings.steps * settings.batch_size / len(trial.setup.training)
-    if seen > 5:
-        notes.append(f"Every example is seen {seen:.0f} times: this also measures memorisation.")
-    if not settings.full:
-        notes.append("Full fine-tuning was left out, so the gap is not known.")
-    notes.append(
-        f"Trainings of {settings.steps} steps: longer ones can end otherwise, as LoRA catches up "
-        "where it is only slower."
-    )
-    return notes
 
 
 def _without_nan(value: Any) -> Any:

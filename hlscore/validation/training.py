@@ -6,7 +6,7 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,18 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
+from hlscore.exporters.exporter import Export
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.planning.rates import suggested_rates
 from hlscore.probes.batches import by_length, collate, cut
 from hlscore.probes.units import ProbeExample
+from hlscore.settings import ValidateSettings
+from hlscore.validation.arms import Arm
 
 # How often the test loss of a training is measured.
 POINTS = 8
+# Tries of one rate beyond the first three. The suggested rates suit large models; a small
+# one can want some hundred times as much.
+MOST_EXTENSIONS = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,13 +53,11 @@ class Outcome:
     """What came of a training.
 
     Attributes:
-        training: Which one.
         steps: Steps after which the test loss was measured.
         curve: Test loss there, nats per counted token.
         tuning_loss: Loss on the tuning examples at the end; NaN where it diverged.
         sums: Loss of each test example at the end, nats.
-        seconds: Wall time of the steps.
-        measuring_seconds: Wall time of measuring along the way.
+        seconds: Wall time of the steps, without measuring.
         also_sums: Loss of each example of the other data at the end, nats; empty without such.
     """
 
@@ -69,37 +72,60 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Setup:
-    """What all trainings have in common.
+class Trial:
+    """All trainings of a plan and its baselines, ready to start.
 
     Attributes:
         model: The base model; it is copied, never changed.
-        tokenizer: Its tokenizer.
-        pad_token_id: Id used for padding.
-        training: Examples to train on.
         tuning: Examples that choose the learning rates.
         test: Examples whose loss is reported.
         also: Examples of other data, on which forgetting is measured.
-        steps: Optimizer steps.
-        batch_size: Sequences per step.
+        made_with: All that decides the outcome, as plain data.
+        objective: The loss that the plan was made for.
+        notes: Remarks on model and data.
     """
 
+    settings: ValidateSettings
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
     training: tuple[ProbeExample, ...]
     tuning: tuple[ProbeExample, ...]
     test: tuple[ProbeExample, ...]
-    also: tuple[ProbeExample, ...] = ()
-    steps: int
-    batch_size: int
+    also: tuple[ProbeExample, ...]
+    arms: tuple[Arm, ...]
+    made_with: Mapping[str, object]
+    objective: str
+    notes: tuple[str, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the trainings that are reported."""
+        return tuple(range(self.settings.seed, self.tuning_seed))
+
+    @property
+    def tuning_seed(self) -> int:
+        """Seed of the trainings that choose learning rates, none of those that are reported."""
+        return self.settings.seed + self.settings.seeds
+
+    @property
+    def fewest_trainings(self) -> int:
+        """Trainings when every search for rates ends where it begins."""
+        return sum(1 + 2 * arm.rates.count(True) + self.settings.seeds for arm in self.arms)
+
+    @property
+    def most_trainings(self) -> int:
+        """Trainings when every search goes on as long as it may."""
+        rates = sum(arm.rates.count(True) for arm in self.arms)
+        return self.fewest_trainings + rates * MOST_EXTENSIONS
 
     def sums(self, model: torch.nn.Module, examples: Sequence[ProbeExample]) -> list[float]:
         """Loss of each example under a model, nats summed over its counted tokens."""
-        return example_sums(model, examples, self.pad_token_id, batch_size=4 * self.batch_size)
+        size = 4 * self.settings.batch_size
+        return example_sums(model, examples, self.pad_token_id, batch_size=size)
 
 
-def train(setup: Setup, plan: Plan, training: Training) -> Outcome:
+def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcome:
     """Train a copy of the model as a plan says.
 
     The learning rates rise over a tenth of the steps and fall linearly to zero; gradients are
@@ -108,15 +134,15 @@ def train(setup: Setup, plan: Plan, training: Training) -> Outcome:
     from hlscore.training.apply import apply
 
     torch.manual_seed(training.seed)
-    measured = _Measured(setup)
+    measured = _Measured(trial, steps)
     with (
         tempfile.TemporaryDirectory(prefix="hlscore-validate-") as folder,
         warnings.catch_warnings(),
     ):
         # The trainer warns of its own deprecated options.
         warnings.simplefilter("ignore", FutureWarning)
-        model = apply(copy.deepcopy(setup.model), plan, allow_other_weights=True)
-        trainer = _trainer(setup, plan, training, model, folder, measured)
+        model = apply(copy.deepcopy(trial.model), plan, allow_other_weights=True)
+        trainer = _trainer(trial, plan, training, model, folder, measured)
         began = time.perf_counter()
         trainer.train()
         seconds = time.perf_counter() - began - measured.seconds
@@ -125,11 +151,11 @@ def train(setup: Setup, plan: Plan, training: Training) -> Outcome:
         training=training,
         steps=tuple(measured.steps),
         curve=tuple(measured.losses),
-        tuning_loss=sum(setup.sums(model, setup.tuning)) / counted_tokens(setup.tuning),
+        tuning_loss=sum(trial.sums(model, trial.tuning)) / counted_tokens(trial.tuning),
         sums=tuple(measured.sums),
         seconds=seconds,
         measuring_seconds=measured.seconds,
-        also_sums=tuple(setup.sums(model, setup.also)),
+        also_sums=tuple(trial.sums(model, trial.also)),
     )
 
 
@@ -169,9 +195,9 @@ def example_sums(
 class _Measured(TrainerCallback):  # type: ignore[misc]
     """Measures the test loss a few times along a training, the last time at its end."""
 
-    def __init__(self, setup: Setup) -> None:
-        self._setup = setup
-        self._wanted = {round(setup.steps * part / POINTS) for part in range(1, POINTS + 1)}
+    def __init__(self, trial: Trial, steps: int) -> None:
+        self._trial, self.total_steps = trial, steps
+        self._wanted = {round(steps * part / POINTS) for part in range(1, POINTS + 1)}
         self.steps: list[int] = []
         self.losses: list[float] = []
         self.sums: list[float] = []
@@ -183,15 +209,15 @@ class _Measured(TrainerCallback):  # type: ignore[misc]
             return
         began, model = time.perf_counter(), given["model"]
         model.eval()
-        self.sums = self._setup.sums(model, self._setup.test)
+        self.sums = self._trial.sums(model, self._trial.test)
         model.train()
         self.steps.append(state.global_step)
-        self.losses.append(sum(self.sums) / counted_tokens(self._setup.test))
+        self.losses.append(sum(self.sums) / counted_tokens(self._trial.test))
         self.seconds += time.perf_counter() - began
 
 
 def _trainer(
-    setup: Setup, plan: Plan, training: Training, model: Any, folder: str, measured: _Measured
+    trial: Trial, plan: Plan, training: Training, model: Any, folder: str, measured: _Measured
 ) -> Any:
     from datasets import Dataset
     from transformers.trainer_callback import PrinterCallback
@@ -206,7 +232,7 @@ def _trainer(
         def _get_train_sampler(self, *_: Any) -> SequentialSampler:
             return SequentialSampler(self.train_dataset)
 
-    order = training_order(setup.training, count=setup.steps * setup.batch_size, seed=training.seed)
+    steps, batch_size = measured.total_steps, trial.settings.batch_size
     rows = [
         {
             "input_ids": list(item.input_ids),
@@ -215,19 +241,17 @@ def _trainer(
                 for token, counted in zip(item.input_ids, item.counted, strict=True)
             ],
         }
-        for item in order
+        for item in training_order(trial.training, count=steps * batch_size, seed=training.seed)
     ]
-    tokenizer = setup.tokenizer
+    tokenizer = trial.tokenizer
     if tokenizer.pad_token is None:
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
-    # Plans for other losses suggest their rates, and this is SFT.
-    of_sft = plan.provenance.probes.objective in ("sft", "none")
-    rates = plan.learning_rates if of_sft else suggested_rates("sft")
+    full_rate, lora_rate = Export(plan=plan).rates("sft")
     device = next(model.parameters()).device
     arguments = SFTConfig(
-        output_dir=folder, max_steps=setup.steps, per_device_train_batch_size=setup.batch_size,
-        warmup_steps=max(1, setup.steps // 10), lr_scheduler_type="linear", max_grad_norm=1.0,
+        output_dir=folder, max_steps=steps, per_device_train_batch_size=batch_size,
+        warmup_steps=max(1, steps // 10), lr_scheduler_type="linear", max_grad_norm=1.0,
         weight_decay=0.0, seed=training.seed, report_to=[], save_strategy="no",
         logging_strategy="no", disable_tqdm=True, max_length=None, use_cpu=device.type == "cpu",
         bf16=model.dtype == torch.bfloat16, fp16=False, gradient_checkpointing=False,
@@ -238,8 +262,7 @@ def _trainer(
             model=model, args=arguments, processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=training.full_factor * rates.full.value,
-            lora_lr=training.lora_factor * rates.lora.value,
+            full_lr=training.full_factor * full_rate, lora_lr=training.lora_factor * lora_rate,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error

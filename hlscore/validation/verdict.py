@@ -24,22 +24,19 @@ def verdict(
     *,
     seeds: int,
     steps: int,
+    untrained: float,
     objective: str = "sft",
     unsettled: Collection[str] = (),
-    learned: bool = True,
 ) -> tuple[str, ...]:
-    """Say what the trial shows of the plan, and what it does not.
+    """What the trial shows of the plan, and what it does not, the most important first.
 
     Args:
         found: How each arm did.
         seeds: Trainings of each arm.
         steps: Steps of each training.
+        untrained: Loss of the untrained model.
         objective: The loss that the plan was made for.
         unsettled: Arms whose best learning rate is the last one that was tried.
-        learned: Whether any arm does better than the untrained model.
-
-    Returns:
-        Sentences; the most important first.
     """
     lines = []
     if objective not in ("sft", "none"):
@@ -49,11 +46,15 @@ def verdict(
         )
     early = ""
     if steps < FEW_STEPS:
-        early = f"{steps} steps are too few to tell"
-    elif not learned:
-        early = "no arm does better than the untrained model"
+        early = f"{steps} steps are too few to tell. Give more --steps."
+    elif not any(result.loss.value < untrained for result in found.values()):
+        early = (
+            f"no arm does better than the untrained model ({untrained:.4f} nats per token), so "
+            "this compares harm, not learning. Give more --steps, or data that the model does not "
+            "know."
+        )
     if early:
-        lines.append(f"No verdict: {early}. Give more --steps.")
+        lines.append(f"No verdict: {early}")
     elif {LORA, PLAN, FULL} & set(unsettled):
         lines.append(
             f"No verdict on the gap: the best learning rate of {', '.join(unsettled)} is the last "
@@ -69,7 +70,7 @@ def verdict(
                 f"Plan and {against[rival]}: no verdict, for the best rate is the last one tried."
             )
         elif diverged or not early:
-            lines.append(_against(found, rival, against[rival]))
+            lines.append(_against(found[PLAN].better_than[rival], rival, against[rival]))
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -105,8 +106,7 @@ def _main(found: Mapping[str, ArmResult]) -> str:
     )
 
 
-def _against(found: Mapping[str, ArmResult], rival: str, label: str) -> str:
-    ahead = found[PLAN].better_than[rival]
+def _against(ahead: Interval, rival: str, label: str) -> str:
     if not math.isfinite(ahead.value):
         return f"The plan or {label} {_DIVERGED}: they cannot be compared."
     if ahead.low > 0:

@@ -10,13 +10,7 @@ from typing import Any
 from hlscore.artifacts.files import SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.records import ScoreReport
-from hlscore.settings import (
-    NOT_VALIDATED,
-    PlanSettings,
-    RankSettings,
-    ValidateSettings,
-    arguments,
-)
+from hlscore.settings import NOT_VALIDATED, PlanSettings, RankSettings, ValidateSettings, arguments
 from hlscore.views.terminal import command
 
 

@@ -21,7 +21,11 @@ def print_exporters(*, as_json: bool) -> None:
         can = picked(item.limits, *able)
         # Ranks, and what LoRA can sit on, are about trainers that have LoRA.
         can = {name: yes and (name == "full" or item.limits.lora) for name, yes in can.items()}
-        found.append(picked(item, "name", "summary") | can | picked(item, "folder", "experimental"))
+        found.append(
+            picked(item, "name", "summary")
+            | can
+            | {"folder": item.folder, "experimental": item.limits.experimental}
+        )
     if as_json:
         print_json(found)
         return

@@ -14,7 +14,7 @@ from hlscore.views.terminal import Terminal, command, picked, plain_table, print
 from hlscore.wording import count, duration, memory, short, visible
 
 if TYPE_CHECKING:
-    from hlscore.validation.run import Trial
+    from hlscore.validation.training import Trial
 
 _LABELS = {
     "lora": "LoRA",

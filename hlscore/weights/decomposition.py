@@ -26,10 +26,7 @@ _SMALLEST = 1e-12
 
 @torch.no_grad()
 def measure_weight(
-    weight: torch.Tensor | None,
-    item: Candidate,
-    ranks: Sequence[int],
-    device: torch.device,
+    weight: torch.Tensor | None, item: Candidate, ranks: Sequence[int], device: torch.device
 ) -> WeightStatistics:
     """Decompose one weight, matrix by matrix, and score it.
 
@@ -39,10 +36,10 @@ def measure_weight(
     if weight is None or not bool(torch.isfinite(weight).all()):
         why = "cannot be read as numbers" if weight is None else "holds NaN or infinity"
         return WeightStatistics(remark=f"its weight {why}")
-    values = []
+    stack = []
     for matrix in weight.detach().reshape(-1, *weight.shape[-2:]):
         try:
-            values.append(singular_values(matrix, device))
+            stack.append(singular_values(matrix, device))
         except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
             return WeightStatistics(remark="the decomposition of its weight did not converge")
         except torch.OutOfMemoryError as error:
@@ -50,11 +47,33 @@ def measure_weight(
                 f"{device} ran out of memory while it decomposed {item.module}.",
                 hint="Use --device cpu, or remove it with --exclude.",
             ) from error
-    return weight_statistics(np.stack(values), (item.out_features, item.in_features), ranks)
+    values, sides = np.stack(stack), (item.out_features, item.in_features)
+    norm = float(np.sqrt((values**2).sum()))
+    rounding = max(sides) * np.finfo(np.float64).eps * values[:, :1]
+    values = np.where(values > rounding, values, 0.0)
+    if not values[:, 0].all():
+        remark = _remark("a weight of zeros has no spectrum", values[:, 0] == 0)
+        return WeightStatistics(weight_norm=norm, remark=remark)
+    signal, noise = above_and_below(values, sides)
+    singular = values[:, -1] == 0
+    snr = None if not noise.all() else float((signal / noise / values[:, 0]).mean())
+    condition = None if singular.any() else float((values[:, 0] / values[:, -1]).mean())
+    remarks = (
+        _remark("snr is infinite: no singular value lies below the threshold", noise == 0),
+        _remark("its weight is singular: the condition number is infinite", singular),
+    )
+    return WeightStatistics(
+        weight_norm=norm,
+        snr=snr,
+        inverse_condition=0.0 if condition is None else 1 / condition,
+        condition_number=condition,
+        spectral_curve=spectral_curve(values, ranks),
+        remark="; ".join(text for text in remarks if text),
+    )
 
 
 def singular_values(matrix: torch.Tensor, device: torch.device) -> Values:
-    """Decompose one matrix.
+    """All singular values of a matrix, the largest first, float64 [min(p, q)].
 
     The long side is reduced first, by QR decompositions of a few rows at a time, each stacked
     below the triangle of those before. That keeps every digit that a direct decomposition has,
@@ -62,10 +81,7 @@ def singular_values(matrix: torch.Tensor, device: torch.device) -> Values:
 
     Args:
         matrix: Finite numbers of any floating dtype, [p, q].
-        device: Where to compute; Apple GPUs, which have no float64, pass it on to the CPU.
-
-    Returns:
-        All singular values, the largest first, float64 [min(p, q)].
+        device: Where to compute; Apple GPUs, which have no float64, leave it to the CPU.
     """
     place = torch.device("cpu") if device.type == "mps" else device
     rows = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.mT
@@ -87,52 +103,11 @@ def decomposition_bytes(item: Candidate) -> int:
     return 8 * 3 * rows * short
 
 
-def weight_statistics(
-    values: Values, sides: tuple[int, int], ranks: Sequence[int]
-) -> WeightStatistics:
-    """Score one weight.
-
-    Args:
-        values: Singular values of each matrix, the largest first, float64 [matrices, d].
-        sides: The two sizes of a matrix, in any order.
-    """
-    norm = float(np.sqrt((values**2).sum()))
-    rounding = max(sides) * np.finfo(np.float64).eps * values[:, :1]
-    values = np.where(values > rounding, values, 0.0)
-    if not values[:, 0].all():
-        return WeightStatistics(
-            weight_norm=norm, remark=_remark("a weight of zeros has no spectrum", values[:, 0] == 0)
-        )
-    signal, noise = above_and_below(values, sides)
-    singular = values[:, -1] == 0
-    snr = None if not noise.all() else float((signal / noise / values[:, 0]).mean())
-    condition = None if singular.any() else float((values[:, 0] / values[:, -1]).mean())
-    remarks = (
-        _remark("snr is infinite: no singular value lies below the threshold", noise == 0),
-        _remark("its weight is singular: the condition number is infinite", singular),
-    )
-    return WeightStatistics(
-        weight_norm=norm,
-        snr=snr,
-        inverse_condition=0.0 if condition is None else 1 / condition,
-        condition_number=condition,
-        spectral_curve=spectral_curve(values, ranks),
-        remark="; ".join(text for text in remarks if text),
-    )
-
-
 def above_and_below(values: Values, sides: tuple[int, int]) -> tuple[Values, Values]:
-    """Sum the singular values above and below the threshold of Spectrum.
+    """Sums of the singular values [matrices, d] above and below the threshold of Spectrum.
 
     The threshold is `sigma (1 + sqrt(min side / max side))`, the largest singular value of noise
     by Marchenko and Pastur; `sigma = IQR(s) / 1.349` is taken from the singular values themselves.
-
-    Args:
-        values: Singular values, float64 [matrices, d].
-        sides: The two sizes of a matrix, in any order.
-
-    Returns:
-        Both sums, float64 [matrices].
     """
     low, high = np.percentile(values, (25, 75), axis=-1, keepdims=True)
     threshold = (high - low) / _NORMAL_IQR * (1 + np.sqrt(min(sides) / max(sides)))
@@ -141,14 +116,11 @@ def above_and_below(values: Values, sides: tuple[int, int]) -> tuple[Values, Val
 
 
 def spectral_curve(values: Values, ranks: Sequence[int]) -> tuple[float, ...]:
-    """Score of spectral hybrid LoRA at several LoRA ranks.
+    """Score of spectral hybrid LoRA at several LoRA ranks, from values [matrices, d].
 
     `0.3 erank / d + 0.3 (1 - cov_r) + 0.02 ln(1 + kappa) + 0.2 / mean |diff ln s|`: `erank` is
     `exp(entropy(s / sum s))`, `cov_r` the share of the energy in the r largest values. As in
     twinkle, values, the smallest denominator and the mean difference count as at least 1e-12.
-
-    Args:
-        values: Singular values, not all zero, float64 [matrices, d].
     """
     held = np.maximum(values, _SMALLEST)
     shares = held / held.sum(-1, keepdims=True)

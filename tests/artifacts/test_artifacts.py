@@ -69,34 +69,21 @@ def test_columns_have_the_documented_types(scores: Path) -> None:
     assert schema.equals(report_schema(), check_metadata=False)
 
 
-def test_pandas_reads_it(scores: Path) -> None:
+def test_other_libraries_read_it(scores: Path) -> None:
     frame = pd.read_parquet(scores)
     assert list(frame.columns) == list(DOCUMENTED)
-    assert frame["hls"].dtype == "float64"
-    assert frame["n_params"].dtype == "int64"
+    assert (frame["hls"].dtype, frame["n_params"].dtype) == ("float64", "int64")
     assert list(frame["tail_curve"][0]) == list(report(9).rows[0].tail_curve)
-
-
-def test_duckdb_reads_it(scores: Path) -> None:
-    found = duckdb.sql(f"describe select * from '{scores}'").fetchall()
-    kinds = {name: kind for name, kind, *_ in found}
-    assert kinds["module"] == "VARCHAR"
-    assert kinds["layer"] == "BIGINT"
-    assert kinds["n_params"] == "BIGINT"
-    assert kinds["hls"] == "DOUBLE"
-    assert kinds["tail_curve"] == "DOUBLE[]"
-    assert kinds["hls_replicates"] == "FLOAT[]"
+    described = duckdb.sql(f"describe select * from '{scores}'").fetchall()
+    kinds = {name: kind for name, kind, *_ in described}
+    expected = {"module": "VARCHAR", "layer": "BIGINT", "n_params": "BIGINT", "hls": "DOUBLE",
+                "tail_curve": "DOUBLE[]", "hls_replicates": "FLOAT[]"}  # fmt: skip
+    assert {name: kinds[name] for name in expected} == expected
     total = duckdb.sql(f"select count(*) from '{scores}' where status = 'scored'").fetchall()
     assert total == [(9,)]
-
-
-def test_polars_reads_it(scores: Path) -> None:
     schema = pl.read_parquet(scores).schema
     assert list(schema) == list(DOCUMENTED)
-    assert schema["module"] == pl.String
-    assert schema["layer"] == pl.Int64
-    assert schema["n_params"] == pl.Int64
-    assert schema["hls"] == pl.Float64
+    assert (schema["module"], schema["layer"], schema["hls"]) == (pl.String, pl.Int64, pl.Float64)
     assert schema["hls_curve"] == pl.List(pl.Float64)
 
 
@@ -207,13 +194,6 @@ def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
         read_report(tmp_path / "nan.parquet")
 
 
-def test_notes_on_the_probes_reach_the_plan() -> None:
-    base = report(12)
-    base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
-    plan = make_plan(base, PlanSettings(budget="0.25", rank=4))
-    assert plan.notes[0] == "3 examples were cut."
-
-
 def test_sketched_runs_say_their_size_and_what_is_missing(tmp_path: Path) -> None:
     base = report(4)
     rows = tuple(replace(row, taylor=None, effective_rank=None) for row in base.rows)
@@ -242,6 +222,13 @@ def test_the_other_artifact_is_named(tmp_path: Path) -> None:
         assert "is not a plan: it is a Parquet file, such as scores.parquet" in done.err
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
     assert "is not a Parquet file" in hlscore("report", tmp_path / "torn.parquet").err
+
+
+def test_notes_on_the_probes_reach_the_plan() -> None:
+    base = report(12)
+    base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
+    plan = make_plan(base, PlanSettings(budget="0.25", rank=4))
+    assert plan.notes[0] == "3 examples were cut."
 
 
 def test_names_on_a_page_break_after_dots() -> None:

@@ -129,50 +129,42 @@ def test_a_broken_plan_fails_after_everything_is_written(workspace: Path) -> Non
     assert f"| <code>plans/bad.json&#58;{line}</code> |" in found.summary
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
+def test_a_hostile_plan_name_is_a_name(workspace: Path) -> None:
+    names = [
         'plan"; touch pwned; .json',
         "$(touch pwned).json",
         "`touch pwned`.json",
         "'; touch pwned; '.json",
         "--out=pwned",
         "[x] ${{ inputs.plan }} %0A::error::no.json",
-    ],
-)
-def test_a_hostile_plan_name_is_a_name(workspace: Path, name: str) -> None:
-    write(_broken(), workspace / name)
-    found = run(workspace, plan=name, sarif_file="a.sarif")
+    ]
+    for name in names:
+        write(_broken(), workspace / name)
+    found = run(workspace, plan="\n".join(names), sarif_file="a.sarif")
     assert found.code == 1, found.log
-    assert len(found.commands) == len(json.loads(Path("a.sarif").read_text())["runs"][0]["results"])
+    results = json.loads(Path("a.sarif").read_text())["runs"][0]["results"]
+    assert len(found.commands) == len(results) >= len(names)
     assert all(
         command.startswith(("::error file=", "::warning file=")) for command in found.commands
     )
-    assert "HLS206" in found.summary
+    assert found.summary.count("HLS206") == len(names)
     assert not list(workspace.rglob("pwned"))
 
 
-def test_a_line_end_in_a_name_begins_no_command(workspace: Path) -> None:
-    name = "plan\n::error::no\n| a | b |\n<img src=x>.json"
-    write(_broken(), workspace / name)
-    found = run(workspace, plan="plan*.json")
-    assert found.code == 1, found.log
-    assert all("file=plan%0A%3A%3Aerror" in command for command in found.commands)
-    assert "<img" not in found.summary
-    _assert_tables(found.summary)
-
-
-def test_hostile_module_names_stay_text_in_the_summary(workspace: Path) -> None:
+def test_hostile_names_stay_text_in_commands_and_summary(workspace: Path) -> None:
+    write(_broken(), workspace / "plan\n::error::no\n| a | b |\n<img src=x>.json")
     document = made()
     bad = '</td>|<img src=x onerror=y>`|@someone [a](http://x.y)\n\n# "b"'
     document["modules"][5] |= {"module": bad, "params": 3}
     write(document, workspace / "plan.json")
-    found = run(workspace, plan="plan.json")
+    found = run(workspace, plan="plan*.json")
     assert found.code == 1, found.log
+    files = {command.partition("file=")[2].partition(",")[0] for command in found.commands}
+    name = "plan%0A%3A%3Aerror%3A%3Ano%0A| a | b |%0A<img src=x>.json"
+    assert files == {"plan.json", name}
     assert "onerror" in found.summary
-    assert "<img" not in found.summary
-    assert "@someone" not in found.summary
-    assert "](" not in found.summary
+    for text in ("<img", "@someone", "]("):
+        assert text not in found.summary
     _assert_tables(found.summary)
 
 
@@ -233,16 +225,12 @@ def test_the_configuration_of_the_repository_counts(workspace: Path) -> None:
 @pytest.mark.parametrize(
     ("inputs", "code", "says"),
     [
-        ({"plan": "nope.json"}, 3, "no file 'nope.json'"),
         ({"plan": "plans/good.json", "baseline": "nope.json"}, 3, "no file 'nope.json'"),
         ({"plan": "plans/nope*.json"}, 2, "matches no file"),
         ({}, 2, "No plan is named"),
-        ({"plan": "plans/good.json", "for": "nope"}, 2, "no exporter 'nope'"),
-        ({"plan": "plans/good.json", "args": "--nope"}, 2, "No such option: --nope"),
         ({"plan": "plans/good.json", "args": "--ignore 'HLS"}, 2, "No closing quotation"),
-        ({"plan": "plans/good.json", "args": "--ignore $(touch pwned)"}, 2, "code '$(touch'"),
-        ({"plan": "plans/good.json", "args": "--ignore `touch${IFS}pwned`; ls"}, 2, "touch"),
-        ({"plan": "plans/good.json", "args": "--json"}, 2, "cannot hold --json"),
+        ({"plan": "plans/good.json", "args": "--ignore $(touch pwned)`touch${IFS}pwned`; ls"}, 2,
+         "code '$(touch'"),
         ({"plan": "plans/good.json", "args": "--out=pwned"}, 2, "cannot hold --out=pwned"),
         ({"plan": "plans/good.json", "args": "-opwned"}, 2, "cannot hold -opwned"),
         ({"plan": "plans/good.json", "install": "maybe"}, 2, "must be true or false"),

@@ -13,8 +13,8 @@ import reports
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.main import _run
-from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.exporter import Export, exporter_names, find_exporter
+from hlscore.exporters.limits import nearest
 from hlscore.planning.make_plan import make_plan
 from hlscore.settings import PlanSettings
 
@@ -96,9 +96,7 @@ def test_a_single_file_gets_the_suffix_that_its_trainer_reads(
     if exporter.folder:
         assert (tmp_path / "mine").is_dir()
         return
-    (default,) = exporter.writers(
-        nearest(made_plan(budget="0.25"), exporter.limits)[0], ExportSettings()
-    )
+    (default,) = exporter.files(Export(plan=nearest(made_plan(budget="0.25"), exporter.limits)[0]))
     written = tmp_path / f"mine{Path(default).suffix}"
     assert written.is_file()
     assert not (tmp_path / "mine").exists()

@@ -17,11 +17,12 @@ from plans import plan_for
 from training_runs import every_mode
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
+from hlscore.artifacts.files import write_files
 from hlscore.artifacts.plan import Plan, PlanSkipped
 from hlscore.artifacts.plan_file import plan_text, read_plan
 from hlscore.exporters import adapter_config as moe_names
 from hlscore.exporters.adapter_config import adapter_config, lora_config, pattern, skip_modules
-from hlscore.exporters.exporter import ExportSettings, find_exporter
+from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.formats.peft import EXPORTER
 from hlscore.exporters.limits import (
     PEFT_LIMITS,
@@ -29,8 +30,8 @@ from hlscore.exporters.limits import (
     Limits,
     check_limits,
     faults,
+    nearest,
 )
-from hlscore.exporters.nearest import nearest
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
@@ -166,14 +167,11 @@ def test_the_file_is_read_by_peft_and_is_stable(name: str, tmp_path: Path) -> No
     model = FAMILIES[name].build()
     plan = plan_for(model, every_mode(model))
     assert find_exporter("peft") is EXPORTER
-    settings = ExportSettings(model="elsewhere")
-    (file,) = EXPORTER.writers(plan, settings)
-    path = tmp_path / file
-    for _ in range(2):
-        before = path.read_bytes() if path.exists() else b""
-        EXPORTER.writers(plan, settings)[file](path)
-        assert before in (b"", path.read_bytes())
-    assert list(json.loads(path.read_text())) == sorted(json.loads(path.read_text()))
+    first, second = (EXPORTER.files(Export(plan=plan, model="elsewhere")) for _ in range(2))
+    assert first == second
+    fields = json.loads(str(first["adapter_config.json"]))
+    assert list(fields) == sorted(fields)
+    write_files(tmp_path, first)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         loaded = LoraConfig.from_pretrained(str(tmp_path))
@@ -213,11 +211,11 @@ def test_modules_to_keep_out_of_4_bits() -> None:
 
 def test_what_has_to_be_set_besides() -> None:
     plan = plan_of("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
-    copies, packed, serving = EXPORTER.notes(plan, ExportSettings())
+    copies, packed, serving = EXPORTER.notes(Export(plan=plan))
     assert "hlscore.training.apply" in copies
     assert json.dumps(skip_modules(plan)) in packed
     assert "vLLM" in serving
-    assert EXPORTER.notes(plan_of("llama"), ExportSettings()) == ()
+    assert EXPORTER.notes(Export(plan=plan_of("llama"))) == ()
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "mamba"])

@@ -16,17 +16,17 @@ from plans import plan_for
 from safetensors import safe_open
 from transformers import PreTrainedModel
 
+from hlscore.artifacts.files import write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ModelError, UsageError
 from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.base_weights import base_tensors
-from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.exporter import Export
 from hlscore.exporters.formats import seed_adapter
 from hlscore.exporters.formats.seed_adapter import adapter_tensors
-from hlscore.exporters.limits import PEFT_LIMITS
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import PEFT_LIMITS, nearest
 from hlscore.inputs.identity import sampled_bytes
 from hlscore.inputs.tensor_files import NewTensor, file_tensors, stored_tensors, write_tensors
 
@@ -34,9 +34,7 @@ MODEL_FILE = "adapter_model.safetensors"
 
 
 def write_seed(plan: Plan, folder: Path, **settings: Any) -> Path:
-    folder.mkdir()
-    for name, write in seed_adapter.EXPORTER.writers(plan, ExportSettings(**settings)).items():
-        write(folder / name)
+    write_files(folder, seed_adapter.EXPORTER.files(Export(plan=plan, **settings)))
     return folder
 
 
@@ -229,13 +227,13 @@ def test_weights_under_other_names_are_read_one_at_a_time(
     base = saved(FAMILIES["mixtral"].build(), tmp_path / "base")  # stored under other names
     plan = plan_for(model, ["*.0.*q_proj=full"], str(base))
     monkeypatch.setattr("hlscore.inputs.model.load_weights", lambda *_: pytest.fail("loaded"))
-    found = base_tensors(plan, ExportSettings())
+    found = base_tensors(Export(plan=plan))
     for item in plan.modules:
         whole = model.get_parameter(item.parameter).detach().numpy().tobytes()
         assert b"".join(found[item.parameter].chunks()) == whole
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        base_tensors(plan, ExportSettings())
+        base_tensors(Export(plan=plan))
 
 
 def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:

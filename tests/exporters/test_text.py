@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import plan_for
 
-from hlscore.exporters.exporter import comment, yaml_text
+from hlscore.exporters.exporter import heading, yaml_text
 from hlscore.exporters.formats import prime_rl
+from hlscore.exporters.limits import PEFT_LIMITS
 
 PLAN = plan_for(FAMILIES["llama"].build(), ())
 
@@ -28,7 +29,7 @@ TEXTS = st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")))
     max_leaves=8,
 ))  # fmt: skip
 def test_yaml_reads_back(value: Any) -> None:
-    text = yaml_text(PLAN, ("a comment", ""), {"key": value})
+    text = yaml_text("# a comment\n", {"key": value})
     assert yaml.safe_load(text) == {"key": value}
 
 
@@ -40,7 +41,7 @@ def test_toml_reads_back(text: str, number: float) -> None:
 
 @given(st.lists(st.text()))
 def test_comments_cannot_be_left(lines: list[str]) -> None:
-    text = comment(lines)
+    text = heading(PLAN, PEFT_LIMITS, lines)
     assert all(line.startswith("#") for line in text.splitlines())
     assert yaml.safe_load(text) is None
     assert tomllib.loads(text) == {}

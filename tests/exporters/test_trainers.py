@@ -17,39 +17,43 @@ from plans import plan_for, renamed
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import formats
 from hlscore.exporters.exporter import (
-    ExportSettings,
+    Export,
     experimental,
     exporter_names,
     find_exporter,
     origin,
 )
-from hlscore.exporters.formats.trl import config_fields
-from hlscore.exporters.limits import ExportError, check_limits
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import ExportError, check_limits, nearest
 from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
 MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
 FULL = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
-RATES = ExportSettings(full_lr=3e-5, lora_lr=4e-4)
+RATES: dict[str, Any] = {"full_lr": 3e-5, "lora_lr": 4e-4}
 
 
 def plan_of(family: str, *locks: str, **settings: Any) -> Plan:
     return plan_for(FAMILIES[family].build(), locks, **settings)
 
 
-def file_of(plan: Plan, name: str, folder: Path, settings: ExportSettings = RATES) -> bytes:
-    """The one file of an export, as the command writes it."""
+def text_of(plan: Plan, name: str, **settings: Any) -> str:
+    """The one file of an export."""
     exporter = find_exporter(name)
     check_limits(plan, exporter.limits)
-    (write,) = exporter.writers(plan, settings).values()
-    write(folder / "file")
-    return (folder / "file").read_bytes()
+    (text,) = exporter.files(Export(plan=plan, **RATES | settings)).values()
+    assert isinstance(text, str)
+    return text
 
 
-def yaml_of(plan: Plan, name: str, folder: Path) -> dict[str, Any]:
-    fields: dict[str, Any] = yaml.safe_load(file_of(plan, name, folder))
+def fields_of(plan: Plan, name: str, **settings: Any) -> dict[str, Any]:
+    """What the trainer reads in it."""
+    read = {"prime-rl": tomllib.loads, "twinkle": json.loads}.get(name, yaml.safe_load)
+    fields: dict[str, Any] = read(text_of(plan, name, **settings))
     return fields
+
+
+def notes_of(plan: Plan, name: str, **settings: Any) -> str:
+    return " ".join(find_exporter(name).notes(Export(plan=plan, **RATES | settings)))
 
 
 def lora_names(plan: Plan) -> list[str]:
@@ -71,8 +75,8 @@ def ranked() -> Plan:
     return plan_of("llama", *MODES, "*.0.self_attn.q_proj=rank:2")
 
 
-def test_axolotl_carries_the_whole_plan(ranked: Plan, tmp_path: Path) -> None:
-    fields = yaml_of(ranked, "axolotl", tmp_path)
+def test_axolotl_carries_the_whole_plan(ranked: Plan) -> None:
+    fields = fields_of(ranked, "axolotl")
     assert fields == {
         "base_model": "org/model",
         "adapter": "lora",
@@ -98,83 +102,72 @@ def test_axolotl_carries_the_whole_plan(ranked: Plan, tmp_path: Path) -> None:
     }
 
 
-def test_axolotl_puts_lora_on_experts_and_routers(tmp_path: Path) -> None:
+def test_axolotl_puts_lora_on_experts_and_routers() -> None:
     plan = plan_of("qwen3_moe", "*.mlp.gate=lora", "*.0.mlp.experts*=full")
-    fields = yaml_of(plan, "axolotl", tmp_path)
+    fields = fields_of(plan, "axolotl")
     assert "model.layers.1.mlp.gate.weight" in fields["lora_target_parameters"]
     assert "model.layers.1.mlp.experts.gate_up_proj" in fields["lora_target_parameters"]
     assert fields["lora_modules_to_save"] == ["model.layers.0.mlp.experts"]
     assert fields["lora_dropout"] == 0.0
 
 
-def test_axolotl_keeps_full_modules_out_of_packed_models(tmp_path: Path) -> None:
+def test_axolotl_keeps_full_modules_out_of_packed_models() -> None:
     packed = plan_of("llama", *MODES, memory={"base_bits": 4})
-    fields = yaml_of(packed, "axolotl", tmp_path)
+    fields = fields_of(packed, "axolotl")
     assert (fields["adapter"], fields["load_in_4bit"]) == ("qlora", True)
     assert fields["bnb_config_kwargs"] == {"llm_int8_skip_modules": [*FULL, "lm_head"]}
     with pytest.raises(ExportError, match=r"into 8 bits, also 'model\.layers\.0\.mlp\.down_proj'"):
-        file_of(plan_of("llama", *MODES, memory={"base_bits": 8}), "axolotl", tmp_path)
+        text_of(plan_of("llama", *MODES, memory={"base_bits": 8}), "axolotl")
     light = plan_of("llama", memory={"base_bits": 8})
-    fields = yaml_of(light, "axolotl", tmp_path)
+    fields = fields_of(light, "axolotl")
     assert (fields["adapter"], fields["load_in_8bit"]) == ("lora", True)
 
 
-def test_plans_without_lora(tmp_path: Path) -> None:
+def test_plans_without_lora() -> None:
     plan = plan_of("llama", "*=frozen", *MODES[:2])
-    axolotl, swift = (yaml_of(plan, name, tmp_path) for name in ("axolotl", "ms-swift"))
+    axolotl, swift = (fields_of(plan, name) for name in ("axolotl", "ms-swift"))
     # PEFT knows this text, but not a list of it.
     assert axolotl["lora_target_modules"] == swift["target_regex"] == "dummy-target-modules"
     assert "target_modules" not in swift
     assert axolotl["learning_rate"] == swift["learning_rate"] == 3e-5
 
 
-def test_llama_factory(hybrid: Plan, tmp_path: Path) -> None:
-    fields = yaml_of(hybrid, "llama-factory", tmp_path)
-    assert fields == {
+TRAINING = {
+    "lora_rank": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "learning_rate": 3e-5,
+    "optim": "adamw_torch",
+    "lr_scheduler_type": "cosine",
+    "per_device_train_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "num_train_epochs": 1,
+    "output_dir": "./outputs",
+}
+
+
+def test_llama_factory_and_ms_swift(hybrid: Plan) -> None:
+    assert fields_of(hybrid, "llama-factory") == TRAINING | {
         "model_name_or_path": "org/model",
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.0,
         "lora_target": lora_names(hybrid),
         "additional_target": FULL,
-        "learning_rate": 3e-5,
-        "optim": "adamw_torch",
-        "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
         "cutoff_len": 2048,
         "bf16": True,
         "dataset": "FILL_IN",
         "template": "FILL_IN",
-        "output_dir": "./outputs",
     }
-
-
-def test_ms_swift(hybrid: Plan, tmp_path: Path) -> None:
-    fields = yaml_of(hybrid, "ms-swift", tmp_path)
-    assert fields == {
+    assert fields_of(hybrid, "ms-swift") == TRAINING | {
         "model": "org/model",
         "use_hf": True,
         "torch_dtype": "bfloat16",
         "tuner_type": "lora",
         "target_modules": lora_names(hybrid),
         "modules_to_save": FULL,
-        "lora_rank": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.0,
-        "learning_rate": 3e-5,
-        "optim": "adamw_torch",
-        "lr_scheduler_type": "cosine",
-        "per_device_train_batch_size": 1,
-        "gradient_accumulation_steps": 1,
-        "num_train_epochs": 1,
         "max_length": 2048,
         "dataset": ["FILL_IN"],
-        "output_dir": "./outputs",
     }
 
 
@@ -187,7 +180,7 @@ def masked(plan: Plan, loss_on: str) -> Plan:
     )
 
 
-def test_trainers_get_the_mask_of_the_probes(hybrid: Plan, tmp_path: Path) -> None:
+def test_trainers_get_the_mask_of_the_probes(hybrid: Plan) -> None:
     """TRL counts every token of a conversation unless told otherwise, others the assistant's."""
     whole, only = masked(hybrid, "all"), masked(hybrid, "assistant")
     for name, key, value in (
@@ -195,21 +188,21 @@ def test_trainers_get_the_mask_of_the_probes(hybrid: Plan, tmp_path: Path) -> No
         ("llama-factory", "train_on_prompt", True),
         ("ms-swift", "loss_scale", "all"),
     ):
-        assert yaml_of(whole, name, tmp_path)[key] == value
-        assert key not in yaml_of(only, name, tmp_path)
-        assert key not in yaml_of(hybrid, name, tmp_path)
-    toml = [tomllib.loads(file_of(plan, "prime-rl", tmp_path).decode()) for plan in (whole, only)]
+        assert fields_of(whole, name)[key] == value
+        assert key not in fields_of(only, name)
+        assert key not in fields_of(hybrid, name)
+    toml = [fields_of(plan, "prime-rl") for plan in (whole, only)]
     assert toml[0]["data"]["loss_mask"]["user"] is True
     assert "loss_mask" not in toml[1]["data"]
-    trl = [config_fields(plan, RATES, "sft")["assistant_only_loss"] for plan in (whole, only)]
-    assert trl == [None, True]
-    assert config_fields(only, RATES, "dpo")["assistant_only_loss"] is None
-    notes = [find_exporter("unsloth").notes(plan, RATES) for plan in (whole, only)]
-    assert ["train_on_responses_only" in " ".join(each) for each in notes] == [False, True]
+    trl = [find_exporter("trl").files(Export(plan=plan)) for plan in (whole, only)]
+    assert ["assistant_only_loss: true" in str(files["sft.yaml"]) for files in trl] == [False, True]
+    assert "assistant_only_loss" not in str(trl[1]["dpo.yaml"])
+    notes = [notes_of(plan, "unsloth") for plan in (whole, only)]
+    assert ["train_on_responses_only" in each for each in notes] == [False, True]
 
 
-def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:
-    assert json.loads(file_of(hybrid, "twinkle", tmp_path)) == {
+def test_twinkle(hybrid: Plan) -> None:
+    assert fields_of(hybrid, "twinkle") == {
         "method": "spectral_hybrid_lora",
         "model_id": "org/model",
         "s_fft": FULL,
@@ -217,13 +210,13 @@ def test_twinkle(hybrid: Plan, tmp_path: Path) -> None:
         "r": 4,
         "lora_alpha": 8,
         "lora_dropout": 0.0,
-        "origin": [*origin(hybrid), experimental("twinkle")],
+        "origin": list(origin(hybrid, find_exporter("twinkle").limits)),
     }
 
 
-def test_verl(tmp_path: Path) -> None:
+def test_verl() -> None:
     plan = plan_of("llama", "*.1.*=frozen")
-    fields = yaml_of(plan, "verl", tmp_path)
+    fields = fields_of(plan, "verl")
     assert fields == {
         "defaults": ["ppo_trainer", "_self_"],
         "actor_rollout_ref": {
@@ -240,8 +233,8 @@ def test_verl(tmp_path: Path) -> None:
     }
 
 
-def test_prime_rl(hybrid: Plan, tmp_path: Path) -> None:
-    fields = tomllib.loads(file_of(hybrid, "prime-rl", tmp_path).decode())
+def test_prime_rl(hybrid: Plan) -> None:
+    fields = fields_of(hybrid, "prime-rl")
 
     def exact(names: list[str]) -> list[str]:
         return ["^" + name.replace(".", r"\.") + "$" for name in names]
@@ -253,19 +246,15 @@ def test_prime_rl(hybrid: Plan, tmp_path: Path) -> None:
         "data": {"name": "FILL_IN", "seq_len": 2048, "batch_size": 1},
         "optim": {"lr": 3e-5},
     }
-
-
-def test_prime_rl_writes_an_empty_list_of_full_modules(tmp_path: Path) -> None:
-    text = file_of(plan_of("llama"), "prime-rl", tmp_path).decode()
-    assert tomllib.loads(text)["model"]["lora"]["modules_to_save"] == []
+    assert fields_of(plan_of("llama"), "prime-rl")["model"]["lora"]["modules_to_save"] == []
 
 
 @pytest.mark.parametrize("name", ["llama-factory", "verl"])
-def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path) -> None:
+def test_ranks_of_their_own_are_refused(name: str, ranked: Plan) -> None:
     with pytest.raises(ExportError, match="one LoRA rank for all modules"):
-        file_of(ranked, name, tmp_path)
+        text_of(ranked, name)
     exported = near(ranked, name)
-    file_of(exported, name, tmp_path)
+    text_of(exported, name)
     (rank,) = {item.rank for item in exported.lora_modules}
     assert rank is not None
     # One rank more would train more than the plan asks for.
@@ -277,7 +266,7 @@ def test_ranks_of_their_own_are_refused(name: str, ranked: Plan, tmp_path: Path)
     )
 
 
-def test_nearest_keeps_the_cost_of_ranks_above_the_plans_own(tmp_path: Path) -> None:
+def test_nearest_keeps_the_cost_of_ranks_above_the_plans_own() -> None:
     plan = plan_of("llama", "*=rank:16", "*.0.self_attn.q_proj=rank:4")
     assert plan.lora.rank == 4
     exported = near(plan, "ms-swift")
@@ -285,105 +274,96 @@ def test_nearest_keeps_the_cost_of_ranks_above_the_plans_own(tmp_path: Path) -> 
     assert ranks == {15}  # 1 of 14 adapters gets more, so the others get less
 
 
-def test_ms_swift_puts_lora_on_parameters(tmp_path: Path) -> None:
-    fields = yaml_of(plan_of("mixtral"), "ms-swift", tmp_path)
+def test_ms_swift_puts_lora_on_parameters() -> None:
+    fields = fields_of(plan_of("mixtral"), "ms-swift")
     assert "model.layers.1.mlp.experts.gate_up_proj" in fields["target_parameters"]
     only = plan_of("mixtral", "*=frozen", "*.experts.*=lora")
-    fields = yaml_of(only, "ms-swift", tmp_path)
+    fields = fields_of(only, "ms-swift")
     assert fields["target_regex"] == "dummy-target-modules"
     assert "target_modules" not in fields
 
 
-def test_packed_models_with_lora_only(tmp_path: Path) -> None:
+def test_packed_models_with_lora_only() -> None:
     plan = plan_of("llama", memory={"base_bits": 4})
-    assert yaml_of(plan, "llama-factory", tmp_path)["quantization_bit"] == 4
-    swift = yaml_of(plan, "ms-swift", tmp_path)
+    assert fields_of(plan, "llama-factory")["quantization_bit"] == 4
+    swift = fields_of(plan, "ms-swift")
     assert (swift["quant_method"], swift["quant_bits"]) == ("bnb", 4)
-    assert b"load_in_4bit=True" in file_of(plan, "unsloth", tmp_path)
+    assert "load_in_4bit=True" in text_of(plan, "unsloth")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_files_say_where_they_come_from_and_are_stable(
-    name: str, hybrid: Plan, tmp_path: Path
-) -> None:
+def test_files_say_where_they_come_from_and_are_stable(name: str, hybrid: Plan) -> None:
     plan = near(hybrid, name)
-    text = file_of(plan, name, tmp_path)
-    assert text == file_of(Plan.model_validate_json(plan.model_dump_json()), name, tmp_path)
-    assert all(line.encode() in text for line in origin(plan))
-    assert b"\r" not in text
-    assert text.endswith(b"\n")
-    assert b"FILL_IN" in text or name == "twinkle"
+    text = text_of(plan, name)
+    assert text == text_of(Plan.model_validate_json(plan.model_dump_json()), name)
+    assert all(line in text for line in origin(plan, find_exporter(name).limits))
+    assert "\r" not in text
+    assert text.endswith("\n")
+    assert "FILL_IN" in text or name == "twinkle"
     for item in (*plan.full, *plan.lora_modules):
-        lines = text.decode().replace("\\\\", "").splitlines()
+        lines = text.replace("\\\\", "").splitlines()
         assert sum(item.module in line for line in lines) == 1, item.module
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_another_base_model_and_its_own_revision(name: str, hybrid: Plan, tmp_path: Path) -> None:
+def test_another_base_model_and_its_own_revision(name: str, hybrid: Plan) -> None:
     plan = near(hybrid, name)
     pinned = plan.model_copy(update={"model": plan.model.model_copy(update={"revision": "c0ffee"})})
-    shown = file_of(pinned, name, tmp_path)
-    other = file_of(pinned, name, tmp_path, ExportSettings(model="./a b"))
-    assert b"./a b" in other
-    assert b"c0ffee" not in other
-    assert b"c0ffee" in shown or name in ("twinkle", "verl", "prime-rl")
+    shown = text_of(pinned, name)
+    other = text_of(pinned, name, model="./a b")
+    assert "./a b" in other
+    assert "c0ffee" not in other
+    assert "c0ffee" in shown or name in ("twinkle", "verl", "prime-rl")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_hostile_names_stay_inside_their_quotes(name: str, hybrid: Plan, tmp_path: Path) -> None:
+def test_hostile_names_stay_inside_their_quotes(name: str, hybrid: Plan) -> None:
     evil = 'x"\n- y: "\u2028 #\x85\'é😀'
     plan = near(hybrid, name)
-    text = file_of(plan, name, tmp_path, ExportSettings(model=evil)).decode()
-    found: Any
-    if name == "twinkle":
-        found = json.loads(text)["model_id"]
-    elif name == "prime-rl":
-        found = tomllib.loads(text)["model"]["name"]
-    elif name == "unsloth":
-        (line,) = (line for line in text.split("\n") if line.startswith("MODEL = "))
-        found = ast.literal_eval(line.removeprefix("MODEL = "))
-    else:
-        fields = yaml.safe_load(text)
-        keys = ("base_model", "model_name_or_path", "model")
-        found = next((fields[key] for key in keys if key in fields), None)
-        found = found or fields["actor_rollout_ref"]["model"]["path"]
+    if name == "unsloth":
+        lines = text_of(plan, name, model=evil).split("\n")
+        (line,) = (line for line in lines if line.startswith("MODEL = "))
+        assert ast.literal_eval(line.removeprefix("MODEL = ")) == evil
+        return
+    fields = fields_of(plan, name, model=evil)
+    keys = ("base_model", "model_name_or_path", "model_id", "model", "actor_rollout_ref")
+    found = next(fields[key] for key in keys if key in fields)
+    if name in ("prime-rl", "verl"):
+        found = found["name"] if name == "prime-rl" else found["model"]["path"]
     assert found == evil
 
 
-def test_one_learning_rate_is_the_smaller_one(hybrid: Plan, tmp_path: Path) -> None:
-    swapped = ExportSettings(full_lr=4e-4, lora_lr=3e-5)
+def test_one_learning_rate_is_the_smaller_one(hybrid: Plan) -> None:
+    swapped = {"full_lr": 4e-4, "lora_lr": 3e-5}
     for name in ("llama-factory", "ms-swift"):
-        fields = yaml.safe_load(file_of(hybrid, name, tmp_path, swapped))
-        assert fields["learning_rate"] == 3e-5
-        fields = yaml.safe_load(file_of(plan_of("llama"), name, tmp_path, RATES))
-        assert fields["learning_rate"] == 4e-4
-    fields = tomllib.loads(file_of(hybrid, "prime-rl", tmp_path, swapped).decode())
-    assert fields["optim"]["lr"] == 3e-5
-    assert "everything: 3e-05" in find_exporter("prime-rl").notes(hybrid, swapped)[0]
+        assert fields_of(hybrid, name, **swapped)["learning_rate"] == 3e-5
+        assert fields_of(plan_of("llama"), name)["learning_rate"] == 4e-4
+    assert fields_of(hybrid, "prime-rl", **swapped)["optim"]["lr"] == 3e-5
+    assert "everything: 3e-05" in notes_of(hybrid, "prime-rl", **swapped)
 
 
 @pytest.mark.parametrize("name", ["axolotl", "ms-swift"])
-def test_sgd_keeps_its_momentum(name: str, tmp_path: Path) -> None:
+def test_sgd_keeps_its_momentum(name: str) -> None:
     plan = plan_of("llama", *MODES, memory={"optimizer": "sgd-momentum"})
-    text = file_of(plan, name, tmp_path).decode()
+    text = text_of(plan, name)
     assert "momentum=0.9" in text
-    assert "momentum" in " ".join(find_exporter(name).notes(plan, RATES))
+    assert "momentum" in notes_of(plan, name)
     plain = plan_of("llama", *MODES, memory={"optimizer": "sgd"})
-    assert "momentum" not in file_of(plain, name, tmp_path).decode()
-    assert "momentum" not in " ".join(find_exporter(name).notes(plain, RATES))
+    assert "momentum" not in text_of(plain, name)
+    assert "momentum" not in notes_of(plain, name)
 
 
 @pytest.mark.parametrize("name", ["a${b}", "a$b", "???"])
-def test_verl_refuses_names_that_hydra_would_resolve(name: str, tmp_path: Path) -> None:
+def test_verl_refuses_names_that_hydra_would_resolve(name: str) -> None:
     plan = plan_of("llama")
     with pytest.raises(ExportError, match=r"does not read .* as text"):
-        file_of(plan, "verl", tmp_path, ExportSettings(model=name))
+        text_of(plan, "verl", model=name)
     plan = renamed(plan, "model.layers.0.self_attn.q_proj", name)
     with pytest.raises(ExportError, match=r"does not read .* as text"):
-        file_of(plan, "verl", tmp_path)
+        text_of(plan, "verl")
 
 
-def test_origins_stay_on_their_lines(tmp_path: Path) -> None:
+def test_origins_stay_on_their_lines() -> None:
     plan = plan_of("llama", "*=frozen", *MODES[:2])
     evil = plan.model_copy(
         update={
@@ -394,30 +374,30 @@ def test_origins_stay_on_their_lines(tmp_path: Path) -> None:
             ),
         }
     )
-    assert all(line.isprintable() for line in origin(evil))
-    lines = file_of(evil, "freeze", tmp_path).decode().splitlines()
-    wanted = file_of(plan, "freeze", tmp_path).decode().splitlines()
+    assert all(line.isprintable() for line in origin(evil, find_exporter("freeze").limits))
+    lines = text_of(evil, "freeze").splitlines()
+    wanted = text_of(plan, "freeze").splitlines()
     found, rules = ([x for x in item if not x.startswith("#")] for item in (lines, wanted))
     assert found == rules == [f"^{name}.weight$" for name in FULL]
 
 
 @pytest.mark.parametrize("name", ["a|b", "a\nb", "(a", "a*", "\xe9", "a b", "a\\"])
-def test_freeze_refuses_names_that_are_no_regular_expressions(name: str, tmp_path: Path) -> None:
+def test_freeze_refuses_names_that_are_no_regular_expressions(name: str) -> None:
     plan = renamed(plan_of("llama", "*=frozen", *MODES[:2]), FULL[0], name)
     with pytest.raises(ExportError, match="regular expression"):
-        file_of(plan, "freeze", tmp_path)
+        text_of(plan, "freeze")
 
 
 @pytest.mark.parametrize("name", exporter_names())
-def test_formats_that_never_ran_with_their_trainer_say_so(name: str, tmp_path: Path) -> None:
+def test_formats_that_never_ran_with_their_trainer_say_so(name: str) -> None:
     exporter = find_exporter(name)
     assert exporter.name == name
-    assert exporter.experimental == (name in ("prime-rl", "twinkle", "unsloth", "verl"))
-    if exporter.experimental:
+    assert exporter.limits.experimental == (name in ("prime-rl", "twinkle", "unsloth", "verl"))
+    if exporter.limits.experimental:
         plan = near(plan_of("llama", *MODES), name)
-        said = experimental(exporter.limits.trainer)
-        assert said in file_of(plan, name, tmp_path).decode()
-        assert said in exporter.all_notes(plan, RATES)
+        said = experimental(exporter.limits)
+        assert said in text_of(plan, name)
+        assert said in notes_of(plan, name)
 
 
 PACKED: dict[str, Any] = {"memory": {"base_bits": 4}}
@@ -441,10 +421,9 @@ REFUSED: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = [
 @pytest.mark.parametrize(("name", "reason", "family", "locks", "settings"), REFUSED)
 def test_what_a_trainer_cannot_do_is_refused(
     name: str, reason: str, family: str, locks: tuple[str, ...], settings: dict[str, Any],
-    tmp_path: Path,
 ) -> None:  # fmt: skip
     with pytest.raises(ExportError, match=reason) as caught:
-        file_of(plan_of(family, *locks, **settings), name, tmp_path)
+        text_of(plan_of(family, *locks, **settings), name)
     assert "--base 16" in caught.value.hint or "bits" not in reason
     assert "--to seed-adapter" in caught.value.hint or "untie" not in reason
 
@@ -454,9 +433,9 @@ def test_a_new_format_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "from hlscore.exporters.exporter import Exporter\n"
         "from hlscore.exporters.limits import Limits\n"
         "EXPORTER = Exporter(name='my-trainer', summary='mine', limits=Limits(trainer='mine'),\n"
-        "                    files=lambda plan, settings: {'mine.txt': plan.model.name})\n"
+        "                    files=lambda export: {'mine.txt': export.base})\n"
     )
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path)])
     assert "my-trainer" in exporter_names()
-    assert file_of(plan_of("llama"), "my-trainer", tmp_path) == b"org/model"
+    assert text_of(plan_of("llama"), "my-trainer") == "org/model"
     monkeypatch.delitem(sys.modules, f"{formats.__name__}.my_trainer")

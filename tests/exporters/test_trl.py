@@ -19,12 +19,12 @@ from plans import plan_for
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from hlscore.artifacts.files import write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import lora_config
-from hlscore.exporters.exporter import ExportSettings, find_exporter
-from hlscore.exporters.limits import check_limits
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.exporter import Export, find_exporter
+from hlscore.exporters.limits import check_limits, nearest
 from hlscore.inputs.model import load_model
 from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
@@ -71,9 +71,7 @@ def plan_of(base: Path, *locks: str, **changes: Any) -> Plan:
 
 
 def export(plan: Plan, out: Path, **settings: Any) -> Path:
-    out.mkdir(exist_ok=True)
-    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
-        write(out / name)
+    write_files(out, find_exporter("trl").files(Export(plan=plan, **settings)))
     return out
 
 
@@ -201,7 +199,7 @@ def test_the_trl_command_stops_at_what_it_cannot_train(
     plan = plan_of(base, *locks, **changes)
     path = export(plan, tmp_path) / "sft.yaml"
     assert "Not for the trl command" in path.read_text()
-    assert reason in " ".join(find_exporter("trl").notes(plan, ExportSettings()))
+    assert reason in " ".join(find_exporter("trl").notes(Export(plan=plan)))
     with pytest.raises(SystemExit):
         parsed(path)
     message = capsys.readouterr().err

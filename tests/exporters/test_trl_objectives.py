@@ -20,7 +20,7 @@ from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
-from hlscore.exporters.exporter import ExportSettings, exporter_names, find_exporter
+from hlscore.exporters.exporter import Export, exporter_names, find_exporter
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
 from hlscore.training.data import as_probed
@@ -45,12 +45,14 @@ def probed(settings: dict[str, Any], **data: Any) -> Plan:
     )
 
 
-def files_of(plan: Plan, out: Path, **settings: Any) -> dict[str, str]:
-    found = {}
-    for name, write in find_exporter("trl").writers(plan, ExportSettings(**settings)).items():
-        write(out / name)
-        found[name] = (out / name).read_text()
-    return found
+def fields_of(plan: Plan, method: str, **settings: Any) -> dict[str, Any]:
+    files = find_exporter("trl").files(Export(plan=plan, **settings))
+    fields: dict[str, Any] = yaml.safe_load(str(files[f"{method}.yaml"]))
+    return fields
+
+
+def notes_of(plan: Plan, name: str = "trl") -> str:
+    return " ".join(find_exporter(name).notes(Export(plan=plan)))
 
 
 def test_two_steps_have_the_reward_of_the_probe(tmp_path: Path) -> None:
@@ -103,9 +105,8 @@ def test_the_configuration_has_the_loss_and_the_sampling_of_the_probe(tmp_path: 
             "scale_rewards": "batch", "epsilon": 0.1, "epsilon_high": 0.3, "mask_truncated": True,
         }
     )  # fmt: skip
-    files_of(plan, tmp_path)
     parser = trl.TrlParser((trl.GRPOConfig,))
-    fields = yaml.safe_load((tmp_path / "grpo.yaml").read_text())
+    fields = fields_of(plan, "grpo")
     rewards = fields.pop("reward_funcs")
     assert rewards == [
         "hlscore.training.rewards.numeric", "mine.rewards.judge", "regex:a+", "mine:Judge.call"
@@ -136,15 +137,14 @@ def test_the_configuration_has_the_loss_and_the_sampling_of_the_probe(tmp_path: 
     ],
 )
 def test_without_a_reward_to_import_the_script_refuses(
-    settings: dict[str, Any], tmp_path: Path
+    settings: dict[str, Any],
 ) -> None:
     plan = probed(settings)
-    files = files_of(plan, tmp_path)
-    assert "reward_funcs" not in yaml.safe_load(files["grpo.yaml"])
-    assert "--dataset_name DATA --reward_funcs REWARD" in files["grpo.yaml"]
+    text = str(find_exporter("trl").files(Export(plan=plan))["grpo.yaml"])
+    assert "reward_funcs" not in yaml.safe_load(text)
+    assert "--dataset_name DATA --reward_funcs REWARD" in text
     if settings.keys() & {"rewards", "rollouts"}:
-        notes = " ".join(find_exporter("trl").notes(plan, ExportSettings()))
-        assert "Give --reward_funcs package.module:function" in notes
+        assert "Give --reward_funcs package.module:function" in notes_of(plan)
 
 
 def test_a_function_of_python_never_passes_for_a_verifier() -> None:
@@ -158,41 +158,38 @@ def test_a_function_of_python_never_passes_for_a_verifier() -> None:
 
 def test_stop_texts_are_said_to_be_lost() -> None:
     plan = probed({"rewards": ["exact"], "stop": ["\n\n"]})
-    assert "no stop texts" in " ".join(find_exporter("trl").notes(plan, ExportSettings()))
+    assert "no stop texts" in notes_of(plan)
 
 
-def test_dpo_has_the_loss_of_the_probe(tmp_path: Path) -> None:
-    fields = yaml.safe_load(
-        files_of(probed({"objective": "dpo", "loss_type": "ipo", "beta": 0.3}), tmp_path)[
-            "dpo.yaml"
-        ]
-    )
+def test_dpo_has_the_loss_of_the_probe() -> None:
+    fields = fields_of(probed({"objective": "dpo", "loss_type": "ipo", "beta": 0.3}), "dpo")
     assert (fields["loss_type"], fields["beta"]) == (["ipo"], 0.3)
 
 
 @pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
-def test_rates_follow_the_loss_that_is_trained(objective: str, tmp_path: Path) -> None:
-    files = files_of(probed({"objective": objective}), tmp_path)
+def test_rates_follow_the_loss_that_is_trained(objective: str) -> None:
+    plan = probed({"objective": objective})
     # A plan of the fixture has SFT's own rates; those of other losses are TRL's defaults.
     usual = {"sft": 2e-5, "dpo": trl.DPOConfig(use_cpu=True, bf16=False).learning_rate,
              "grpo": trl.GRPOConfig(use_cpu=True, bf16=False).learning_rate}  # fmt: skip
-    for method in {"sft", "dpo", "grpo"} - {objective}:
-        fields = yaml.safe_load(files[f"{method}.yaml"])
-        assert fields["learning_rate"] == usual[method]
-        assert f"TRL's {method.upper()}Trainer" in " ".join(
-            files[f"{method}.yaml"].replace("\n# ", " ").split()
-        )
-    given = files_of(probed({"objective": objective}), tmp_path, full_lr=3e-6, lora_lr=3e-4)
-    assert {yaml.safe_load(given[f"{method}.yaml"])["learning_rate"] for method in usual} == {3e-6}
+    files = find_exporter("trl").files(Export(plan=plan))
+    for method, rate in usual.items():
+        if method != objective:
+            text = str(files[f"{method}.yaml"])
+            assert yaml.safe_load(text)["learning_rate"] == rate
+            assert f"TRL's {method.upper()}Trainer" in " ".join(text.replace("\n# ", " ").split())
+        given = fields_of(plan, method, full_lr=3e-6, lora_lr=3e-4)
+        assert given["learning_rate"] == 3e-6
 
 
 @pytest.mark.parametrize("name", exporter_names())
 def test_another_loss_than_the_file_trains_is_said(name: str) -> None:
-    exporter = find_exporter(name)
+    methods = find_exporter(name).methods
     for objective in ("sft", "grpo"):
-        notes = " ".join(exporter.all_notes(probed({"objective": objective}), ExportSettings()))
-        wrong = bool(exporter.methods) and objective not in exporter.methods
-        assert (f"made for {objective}, this file trains" in notes) == wrong
+        said = f"made for {objective}, this file trains" in notes_of(
+            probed({"objective": objective}), name
+        )
+        assert said == (bool(methods) and objective not in methods)
 
 
 def test_rewards_by_name() -> None:

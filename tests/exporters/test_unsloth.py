@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import copy
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,17 +14,16 @@ from families import FAMILIES
 from plans import plan_for
 
 from hlscore.artifacts.plan import Plan
-from hlscore.exporters.exporter import ExportSettings
+from hlscore.exporters.exporter import Export
 from hlscore.exporters.formats.unsloth import EXPORTER
 
 MODES = ("*.0.mlp.down_proj=full", "*.1.self_attn.v_proj=full", "*.1.self_attn.q_proj=frozen")
 FULL = ["model.layers.0.mlp.down_proj", "model.layers.1.self_attn.v_proj"]
 
 
-def script_of(plan: Plan, folder: Path) -> bytes:
-    (write,) = EXPORTER.writers(plan, ExportSettings(full_lr=3e-5, lora_lr=4e-4)).values()
-    write(folder / "train.py")
-    return (folder / "train.py").read_bytes()
+def script_of(plan: Plan) -> str:
+    (script,) = EXPORTER.files(Export(plan=plan, full_lr=3e-5, lora_lr=4e-4)).values()
+    return str(script)
 
 
 def assigned(tree: ast.Module) -> dict[str, Any]:
@@ -36,9 +34,9 @@ def assigned(tree: ast.Module) -> dict[str, Any]:
     }
 
 
-def test_unsloth_is_a_script_with_the_plan(tmp_path: Path) -> None:
+def test_unsloth_is_a_script_with_the_plan() -> None:
     plan = plan_for(FAMILIES["llama"].build(), (*MODES, "*.0.self_attn.q_proj=rank:2"))
-    tree = ast.parse(script_of(plan, tmp_path))
+    tree = ast.parse(script_of(plan))
     assert assigned(tree) == {
         "MODEL": "org/model",
         "REVISION": None,
@@ -64,7 +62,7 @@ def test_unsloth_is_a_script_with_the_plan(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_moe"])
 def test_the_script_for_unsloth_stops_unless_trained_as_planned(
-    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     locks = MODES if family == "llama" else ("*.0.mlp.experts*=full", "*q_proj=rank:2")
     model = FAMILIES[family].build()
@@ -86,7 +84,7 @@ def test_the_script_for_unsloth_stops_unless_trained_as_planned(
     stand_in = SimpleNamespace(FastModel=FastModel, **dict.fromkeys(names))
     monkeypatch.setitem(sys.modules, "unsloth", stand_in)
     script: dict[str, Any] = {"__name__": "script"}
-    exec(compile(script_of(plan_for(model, locks), tmp_path), "x", "exec"), script)  # noqa: S102
+    exec(compile(script_of(plan_for(model, locks)), "x", "exec"), script)  # noqa: S102
     script["build"]()
     left_out.add("modules_to_save")
     with pytest.raises(SystemExit, match="Not trained as planned"):

@@ -32,7 +32,7 @@ class Received:
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sketch"])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "jamba"])
 def test_exception_in_the_middle_leaves_nothing(
     name: str, estimator: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

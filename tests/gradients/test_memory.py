@@ -41,51 +41,52 @@ ON_HOST = RuntimeError(
 Limit = Callable[[PreTrainedModel, int, RuntimeError], list[int]]
 
 
-def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    seen: list[int] = []
-
-    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        seen.append(len(output))
-        if len(output) > most:
+def failing_above(most: int, error: RuntimeError, seen: list[int]) -> Callable[[Any], None]:
+    def check(values: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        rows = len(values[0] if isinstance(values, tuple) else values)
+        seen.append(rows)
+        if rows > most:
             raise error
 
-    model.model.layers[1].self_attn.q_proj.register_forward_hook(check)
+    return check
+
+
+def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
+    seen: list[int] = []
+    check = failing_above(most, error, seen)
+    watched = model.model.layers[1].self_attn.q_proj
+    watched.register_forward_hook(lambda _module, _args, output: check(output))
+    return seen
+
+
+def on_the_gradient(
+    module: nn.Module, most: int, error: RuntimeError, *, of_input: bool = False
+) -> list[int]:
+    """Fail when the gradient of what a module computes, or is given, arrives."""
+    seen: list[int] = []
+    check = failing_above(most, error, seen)
+
+    def watch(_module: nn.Module, args: Any, output: Any = None) -> None:
+        given = args[0] if of_input else output
+        values = given[0] if isinstance(given, tuple) else given
+        if values.requires_grad:
+            values.register_hook(check)
+
+    if of_input:
+        module.register_forward_pre_hook(watch)
+    else:
+        module.register_forward_hook(watch)
     return seen
 
 
 def in_the_backward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After the modules of the last block were added, and those of the first were not."""
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > most:
-            raise error
-
-    def watch(module: nn.Module, args: Any, output: Any) -> None:
-        hidden = output[0] if isinstance(output, tuple) else output
-        if hidden.requires_grad:
-            hidden.register_hook(check)
-
-    model.model.layers[0].register_forward_hook(watch)
-    return seen
+    return on_the_gradient(model.model.layers[0], most, error)
 
 
 def between_two_modules(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After some modules of a block were added, among them one of two that read one tensor."""
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > most:
-            raise error
-
-    def watch(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        if output.requires_grad:
-            output.register_hook(check)
-
-    model.model.layers[1].self_attn.k_proj.register_forward_hook(watch)
-    return seen
+    return on_the_gradient(model.model.layers[1].self_attn.k_proj, most, error)
 
 
 def in_the_recomputation(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
@@ -148,8 +149,8 @@ def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_na
         assert max(seen) > most
         assert not differing(report, expected)
         note = f"batches of 8 were halved down to {smallest}."
-        assert [note in line for line in report.run.notes] == [False, True]
-    assert len(expected.run.notes) == 1
+        assert sum(note in line for line in report.run.notes) == 1
+    assert not any("halved" in line for line in expected.run.notes)
 
 
 @pytest.mark.parametrize(
@@ -196,18 +197,7 @@ def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) ->
     _call_twice(plain)
     _call_twice(model)
     expected = run_report(plain, EXAMPLES, run)
-    seen: list[int] = []
-
-    def check(gradient: torch.Tensor) -> None:
-        seen.append(len(gradient))
-        if len(gradient) > 4:
-            raise ON_DEVICE
-
-    def watch(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if args[0].requires_grad:
-            args[0].register_hook(check)
-
-    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(watch)
+    seen = on_the_gradient(model.model.layers[0].mlp.down_proj, 4, ON_DEVICE, of_input=True)
     report = run_report(model, EXAMPLES, run)
     assert max(seen) > 4
     assert not differing(report, expected)
@@ -267,8 +257,10 @@ def test_other_errors_are_not_taken_for_memory() -> None:
         run_report(model, EXAMPLES, settings())
 
 
-@pytest.mark.parametrize(("bootstrap", "sketch_size"), [(0, 64), (10, 8)])
-@pytest.mark.parametrize("name", list(FAMILIES))
+@pytest.mark.parametrize(
+    ("name", "bootstrap", "sketch_size"),
+    [*((name, 10, 8) for name in FAMILIES), ("llama", 0, 64), ("mixtral", 0, 64)],
+)
 def test_sums_take_the_memory_that_was_predicted(
     name: str, sketch_size: int, bootstrap: int
 ) -> None:
@@ -283,11 +275,9 @@ def test_sums_take_the_memory_that_was_predicted(
     tapped = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
         ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
-    assert _bytes(exact.linear_state()) == needs.exact_sums + needs.exact_groups
-    if not bootstrap:
-        assert needs.exact_groups == 0
+    assert _bytes(exact.linear_state()) == needs.exact_sums
     drawn = {max(i.out_features, i.in_features) for i in items}
-    omegas = sum(4 * width * sketch_size for width in drawn if not tests.keeps_whole(width))
+    omegas = sum(4 * width * sketch_size for width in drawn if tests.columns(width) < width)
     formed = max(
         (
             item.n_params
@@ -302,8 +292,6 @@ def test_sums_take_the_memory_that_was_predicted(
     assert (
         needs.on_device("exact", "device") >= _bytes(exact.linear_state()) + needs.largest_gradient
     )
-    assert needs.on_host("exact", "device") == needs.on_host("sketch", "device") == 0
-    assert needs.on_host("exact", "host") == _bytes(exact.linear_state())
     assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
 
 
@@ -354,10 +342,11 @@ def test_several_passes_and_packed_weights_ask_for_sketches(
     assert "hold no gradients" in packed.reason
 
 
+@pytest.mark.parametrize("score", ["taylor", "l1_adam"])
 @pytest.mark.parametrize("options", [{"estimator": "sketch"}, {"passes": 3}])
-def test_scores_of_single_entries_need_gradients(options: dict[str, Any]) -> None:
-    run = replace(settings(**options), plan=PlanSettings(score="taylor", rank=3))
-    with pytest.raises(UsageError, match="'taylor' needs whole gradients: sketch") as found:
+def test_scores_of_single_entries_need_gradients(options: dict[str, Any], score: str) -> None:
+    run = replace(settings(**options), plan=PlanSettings(score=score, rank=3))
+    with pytest.raises(UsageError, match=f"'{score}' needs whole gradients: sketch") as found:
         run_report(FAMILIES["llama"].build(), EXAMPLES, run)
     assert "--estimator exact" in (found.value.hint or "")
 

@@ -62,6 +62,12 @@ def test_scores_agree_with_dense_float64_oracle(name: str) -> None:
             for column, value in expected.items()
             if not close(getattr(row, column), value, TOLERANCE, floor=_floor(column, dense))
         ]
+        # A gradient that is zero up to rounding has either sign.
+        expected_adam = 0.0 if row.max_rank <= RANK else reference.sign_step_rest(dense.mean, RANK)
+        if not abs((row.l1_adam or 0) - expected_adam) <= 1e-3 * np.abs(dense.mean).sum():
+            wrong.append((row.module, "l1_adam", row.l1_adam, expected_adam))
+        assert row.l1_adam_curve[0] == pytest.approx(np.abs(dense.mean).sum(), rel=1e-4)
+        assert len(row.l1_adam_curve) == len(row.curve_ranks)
     assert not wrong
 
 

@@ -35,7 +35,6 @@ from hlscore.views import progress as lines
 EXAMPLES = completions(12)
 RUNS: dict[str, dict[str, Any]] = {
     "exact": {"estimator": "exact"},
-    "host": {"estimator": "exact", "accumulate_on": "host"},
     "sketch": {"estimator": "sketch", "sketch_size": 8},
     "auto": {"estimator": "auto", "sketch_size": 8},
     "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
@@ -197,7 +196,7 @@ def test_progress_is_not_written_before_it_is_due(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    file = ProgressFile(tmp_path, {}, Processes(), every_seconds=10)
+    file = progress_file(tmp_path, every_seconds=10)
     saved: list[float] = []
 
     def slow(*args: Any) -> dict[str, torch.Tensor]:
@@ -216,6 +215,13 @@ def test_progress_is_not_written_before_it_is_due(
             file.save(_progress(1), slow())
     # Once after ten seconds; then a write may take a twentieth of the time.
     assert saved == [10.0, 52.0, 94.0]
+
+
+def progress_file(
+    folder: Path, processes: Processes | None = None, *, every_seconds: float = 1
+) -> ProgressFile:
+    storage = Storage(folder=folder, every_seconds=every_seconds, resume=True)
+    return ProgressFile(storage, {}, processes or Processes())
 
 
 def _progress(number: int) -> RunState:
@@ -288,9 +294,13 @@ def test_damaged_files_are_one_clear_error(damage: str, tmp_path: Path) -> None:
     ],
 )
 def test_other_safetensors_are_no_progress(text: str | None, tmp_path: Path) -> None:
-    file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+    file = progress_file(tmp_path)
     metadata = None if text is None else {"hlscore": text}
-    save_file({"a": torch.zeros(2)}, file.path(1), metadata=metadata)
+    save_file(
+        {"a": torch.zeros(2)},
+        tmp_path / ".hlscore-progress-0-of-1-pass-1.safetensors",
+        metadata=metadata,
+    )
     with pytest.raises(ArtifactError, match=r"progress .* cannot be read"):
         file.load(_progress(1), torch.device("cpu"))
 
@@ -353,15 +363,6 @@ def test_a_disk_that_refuses_at_once_leaves_nothing(
     assert not unfinished_runs(folder)
 
 
-def test_folders_that_were_made_for_progress_go_with_it(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "run"
-    assert stored_run(folder, options("exact"), resume=False).rows
-    assert not folder.exists()
-    (tmp_path / "old").mkdir()
-    stored_run(tmp_path / "old", options("exact"), resume=False)
-    assert (tmp_path / "old").exists()
-
-
 def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> None:
     """Two processes, one of which was killed before it had stored the second pass."""
 
@@ -372,7 +373,7 @@ def test_processes_go_on_from_a_pass_that_all_have_stored(tmp_path: Path) -> Non
             return [item, said[0]]
 
     said: list[Any] = [[1]]
-    file = ProgressFile(tmp_path, {}, Pair(rank=0, size=2), every_seconds=1)
+    file = progress_file(tmp_path, Pair(rank=0, size=2))
     for number in (1, 2):
         file.save(_progress(number), {"a": torch.full((2,), float(number))})
     start = RunState(position=RunPosition(), loss=0.0, batch_size=9)
@@ -395,12 +396,12 @@ def test_times_of_a_resumed_run_are_totals(tmp_path: Path, monkeypatch: pytest.M
     start = RunState(position=RunPosition(), loss=0.0, batch_size=1)
     for start_at, stored_at, expected in ((100.0, 130.0, 30.0), (1000.0, 1012.0, 42.0)):
         now[0] = start_at
-        file = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        file = progress_file(tmp_path)
         if expected > 30.0:
             file.load(start, torch.device("cpu"))
         now[0] = stored_at
         file.save(start, {"sums": torch.zeros(1)})
-        again = ProgressFile(tmp_path, {}, Processes(), every_seconds=1)
+        again = progress_file(tmp_path)
         again.load(start, torch.device("cpu"))
         assert again.earlier_seconds == expected
 

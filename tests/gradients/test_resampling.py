@@ -52,15 +52,6 @@ def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None
     assert [row.selection_probability for row in rows] == pytest.approx(expected.tolist())
 
 
-@ESTIMATORS
-def test_standard_error_shrinks_with_more_probes(estimator: str) -> None:
-    model, run = FAMILIES["llama"].build(), settings(bootstrap=60, groups=4, estimator=estimator)
-    few = by_module(run_report(model, completions(16), run).rows)
-    many = by_module(run_report(model, completions(128), run).rows)
-    ratios = [(many[name].hls_stderr or 0) / (row.hls_stderr or 1) for name, row in few.items()]
-    assert np.median(ratios) < 0.6
-
-
 def test_exact_and_sketched_standard_errors_are_alike() -> None:
     # Both come from sketches of the groups; without a real sketch they are the same.
     model = FAMILIES["qwen3_moe"].build()

@@ -133,12 +133,6 @@ def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None
     ]  # fmt: skip
 
 
-def test_resume_without_a_stored_run_is_one_clear_error(tmp_path: Path) -> None:
-    found = hlscore("rank", "builtin:tiny", *QUICK, "-o", tmp_path / "out", "--resume")
-    assert found.code == 2
-    assert "no unfinished run" in found.message
-
-
 def test_saving_off_stores_nothing(tmp_path: Path) -> None:
     found = hlscore(
         "rank", "builtin:tiny", "--samples", "8", *QUICK[2:], "-o", tmp_path / "out",

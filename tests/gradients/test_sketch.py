@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import LEAST_SAVING, TestMatrices, fold_rows, short_first
 from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import formed_gradients, observed_sources
+from hlscore.gradients.sources import observed_as, observed_sources
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate, ModuleRow
@@ -103,7 +103,6 @@ def wrong_sketches(found: Captured, dense: Dense) -> list[tuple[Any, ...]]:
             matrix = short_first(in_layout(item, mean * found.tokens[half]))
             width = matrix.shape[-1]
             omega = tests.of(width, torch.device("cpu"), torch.float64)
-            assert omega is not None
             expected = matrix @ omega / SIZE**0.5
             assert totals[name].dtype == torch.float32
             assert totals[name].shape == expected.shape
@@ -156,21 +155,21 @@ def test_after_three_passes_gradients_are_split_by_the_span(name: str) -> None:
     found = capture(FAMILIES[name].build(), settings(), passes=3)
     tests, used = TestMatrices(size=SIZE, seed=0), SIZE // 2
     for module, basis in found.gradients.bases().items():
-        captured = found.gradients.sketches(module, found.tokens)
+        captured, _ = found.gradients.take(module, found.tokens)
         assert captured is not None
-        assert captured.refined is not None
+        assert captured.inside is not None
+        assert captured.outside is not None
         dense = family_oracle(name)[module]
         for half, mean in enumerate((dense.first, dense.second)):
             matrix = short_first(in_layout(found.items[module], mean))
             span = basis.double()
             omega = tests.of(matrix.shape[-1], torch.device("cpu"), torch.float64)
-            assert omega is not None
             rest = matrix - matrix @ span @ span.mT
             expected = rest @ omega[:, used:] / (SIZE - used) ** 0.5
             scale = float(matrix.norm())
-            outside = captured.refined.outside[half].double()
+            outside = captured.outside[half].double()
             assert float((outside - expected).norm()) < 1e-4 * scale
-            inside = float(captured.refined.inside[half].double().square().sum())
+            inside = float(captured.inside[half].double().square().sum())
             assert abs(inside + float(rest.square().sum()) - scale**2) < 1e-4 * scale**2
 
 
@@ -254,7 +253,7 @@ def test_no_gradient_of_a_linear_map_is_formed(name: str, monkeypatch: pytest.Mo
     if name == "mamba":
         assert found.formed == direct
     # What memory is planned for: dt_proj is only found out by trying.
-    planned = {m for m, item in found.items.items() if formed_gradients(model, item)}
+    planned = {m for m, item in found.items.items() if not observed_as(model, item)}
     assert planned == found.formed - direct
 
 
@@ -293,7 +292,6 @@ def test_a_projection_is_not_reused_for_other_values() -> None:
     item, tests = _candidate(out_features=4, in_features=40), TestMatrices(size=8, seed=0)
     sums = SketchGradients((item, replace(item, module="b")), tests, groups=None)
     omega = tests.of(40, torch.device("cpu"), torch.float32)
-    assert omega is not None
     sums.begin_batch(0, 1.0)
     inputs = torch.randn(3, 40)
     first = sums.keep("a", inputs)
@@ -464,15 +462,6 @@ def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
         assert row.grad_energy == pytest.approx(reference.energy(dense.mean), rel=0.1)
 
 
-def test_loss_is_that_of_one_pass() -> None:
-    model = FAMILIES["llama"].build()
-    one, two = (
-        run_report(model, EXAMPLES, settings(estimator="sketch", sketch_size=8, passes=passes))
-        for passes in (1, 3)
-    )
-    assert one.probes.mean_loss == two.probes.mean_loss
-
-
 @pytest.mark.parametrize("passes", [1, 3])
 def test_scores_do_not_depend_on_batches_and_order(passes: int) -> None:
     model = FAMILIES["qwen3_moe"].build()
@@ -505,30 +494,24 @@ def test_test_matrices_are_signs_and_reproducible() -> None:
     device = torch.device("cpu")
     tests = TestMatrices(size=32, seed=0)
     omega = tests.of(300, device, torch.float32)
-    assert omega is not None
     assert omega.shape == (300, 32)
     assert set(omega.unique().tolist()) == {-1.0, 1.0}
     assert tests.of(300, device, torch.float32) is omega
     again = TestMatrices(size=32, seed=0).of(300, device, torch.bfloat16)
-    assert again is not None
     assert torch.equal(again.float(), omega)
     for other in (
         TestMatrices(size=32, seed=1).of(300, device, torch.float32),
         TestMatrices(size=32, seed=0).of(301, device, torch.float32),
     ):
-        assert other is not None
         assert not torch.equal(other[:300], omega)
 
 
 def test_sketches_that_save_little_are_not_taken() -> None:
-    device, tests = torch.device("cpu"), TestMatrices(size=32, seed=0)
+    tests = TestMatrices(size=32, seed=0)
     widest = 32 * LEAST_SAVING
-    for width in (31, 32, widest):
-        assert tests.of(width, device, torch.float32) is None
-        assert (tests.columns(width), tests.factor(width)) == (width, 1.0)
-    assert tests.of(widest + 1, device, torch.float32) is not None
+    assert [tests.columns(width) for width in (31, 32, widest)] == [31, 32, widest]
     assert tests.columns(widest + 1) == 32
-    assert tests.factor(widest + 1) == pytest.approx(32**-0.5)
+    assert tests.unit == pytest.approx(32**-0.5)
 
 
 def test_compressed_matrices_keep_their_energy_on_average() -> None:
@@ -553,14 +536,14 @@ def test_matrices_are_compressed_on_the_long_side_of_either_orientation() -> Non
 def test_folded_sketches_keep_inner_products_on_average() -> None:
     generator = torch.Generator().manual_seed(0)
     first, second = (torch.randn(400, 60, 4, generator=generator) for _ in range(2))
-    folded = [fold_rows(part, 8) for part in (first, second)]
+    folded = [fold_rows(part) for part in (first, second)]
     assert folded[0].shape == (400, 8, 4)
     true = (first.mT @ first).mean(0)
     assert float(((folded[0].mT @ folded[0]).mean(0) - true).abs().max()) < 0.1 * 60
     cross = (folded[0].mT @ folded[1] - first.mT @ second).mean(0)
     assert float(cross.abs().max()) < 4 * 60 / 8**0.5 / 400**0.5
-    assert fold_rows(first, 60) is first
-    total = fold_rows(first + second, 8)
+    assert fold_rows(first[:, :8]).shape == (400, 8, 4)
+    total = fold_rows(first + second)
     torch.testing.assert_close(total, folded[0] + folded[1], atol=1e-4, rtol=0)
 
 

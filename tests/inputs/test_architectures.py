@@ -13,9 +13,8 @@ from plans import plan_for
 from torch import nn
 from transformers import CohereConfig, CohereForCausalLM, PreTrainedModel
 
-from hlscore.exporters.adapter_config import target_modules, target_parameters
-from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.adapter_config import adapter_config
+from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits, nearest
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.records import Candidate
 from hlscore.training.apply import apply
@@ -128,9 +127,10 @@ def test_what_is_no_plain_linear_layer_is_adapted_by_parameter(
     assert list(forms(family, ending).values()) == [("parameter", 1)] * count
     model = build(family)
     plan = plan_for(model, ())
-    by_parameter = [name for name in target_parameters(plan) if name.endswith(ending)]
+    found = adapter_config(plan)
+    by_parameter = [name for name in found["target_parameters"] if name.endswith(ending)]
     assert len(by_parameter) == count
-    assert not any(f"{name}.weight".endswith(ending) for name in target_modules(plan))
+    assert not any(f"{name}.weight".endswith(ending) for name in found["target_modules"])
 
 
 def test_linear_layers_of_another_class_stay_linear() -> None:

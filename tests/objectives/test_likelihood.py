@@ -7,7 +7,8 @@ import torch
 
 from hlscore.objectives import likelihood
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.objectives.losses import likelihood_loss
+from hlscore.objectives.losses import LossInputs, probe_loss
+from hlscore.settings import ObjectiveSettings
 
 VOCABULARY = 11
 
@@ -59,7 +60,12 @@ def test_log_probs_and_gradients_are_those_of_every_token(
 def test_the_likelihood_loss_weighs_sequences() -> None:
     logits, labels = problem()
     coefficients = torch.tensor([2.0, 5.0, -0.5], dtype=torch.float64)
-    loss = likelihood_loss(token_log_probs(logits, labels), coefficients)
+    log_probs = token_log_probs(logits, labels)
+    given = LossInputs(
+        log_probs=log_probs, counted=labels[:, 1:] != IGNORED, old_log_probs=log_probs,
+        coefficients=coefficients,
+    )  # fmt: skip
+    loss = probe_loss(ObjectiveSettings(), given)
     rows = slow_log_probs(logits, labels).sum(-1).tolist()
     expected = -sum(c * row for c, row in zip(coefficients.tolist(), rows, strict=True))
     assert float(loss.detach()) == pytest.approx(expected, rel=1e-12)

@@ -159,6 +159,13 @@ REWARDS: tuple[tuple[float | None, ...], ...] = (
 MOST_TOKENS = 12
 
 
+def grpo(loss_type: str, **options: Any) -> ObjectiveSettings:
+    return ObjectiveSettings(
+        objective="grpo", loss_type=loss_type, rollouts="drawn", max_new_tokens=MOST_TOKENS,
+        **options,
+    )  # fmt: skip
+
+
 def drawn_rollouts(*, old: bool = False) -> RolloutSet:
     """Seeded random completions of differing length; the last of each ends in time."""
     draw = torch.Generator().manual_seed(0)
@@ -271,13 +278,7 @@ def trl_grpo(
 def test_grpo(tmp_path: Path, loss_type: str, scale: str) -> None:
     rollouts = drawn_rollouts()
     trained, _ = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale=scale)
-    objective = ObjectiveSettings(
-        objective="grpo",
-        loss_type=loss_type,
-        rollouts="drawn",
-        scale_rewards=scale,  # type: ignore[arg-type]
-        max_new_tokens=MOST_TOKENS,
-    )
+    objective = grpo(loss_type, scale_rewards=scale)
     assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
 
 
@@ -290,7 +291,7 @@ def test_grpo_and_dpo_in_other_families(tmp_path: Path, family: str) -> None:
     trained, _ = trl_grpo(
         tmp_path, rollouts, loss_type="dapo", scale="group", family=family, **balance
     )
-    objective = ObjectiveSettings(objective="grpo", rollouts="drawn", max_new_tokens=MOST_TOKENS)
+    objective = grpo("dapo")
     assert_equal(captured(build(family), rollouts, objective, tokenizer()), trained)
     trainer = DPOTrainer(
         model=build(family),
@@ -312,27 +313,10 @@ def test_grpo_with_another_policys_log_probabilities(tmp_path: Path, loss_type: 
     options = {"temperature": temperature, "epsilon": 0.1, "epsilon_high": 0.25}
     trained, inputs = trl_grpo(tmp_path, rollouts, loss_type=loss_type, scale="group", **options)
     assert inputs["old_per_token_logps"].isfinite().all()
-    objective = ObjectiveSettings(
-        objective="grpo",
-        loss_type=loss_type,
-        rollouts="drawn",
-        max_new_tokens=MOST_TOKENS,
-        **options,  # type: ignore[arg-type]
-    )
-    found = captured(build(), rollouts, objective, tokenizer())
+    found = captured(build(), rollouts, grpo(loss_type, **options), tokenizer())
     assert_equal(found, trained)
-    on_policy = captured(
-        build(),
-        drawn_rollouts(),
-        ObjectiveSettings(
-            objective="grpo",
-            loss_type=loss_type,
-            rollouts="drawn",
-            max_new_tokens=MOST_TOKENS,
-            temperature=temperature,
-        ),
-        tokenizer(),
-    )
+    objective = grpo(loss_type, temperature=temperature)
+    on_policy = captured(build(), drawn_rollouts(), objective, tokenizer())
     assert any(not torch.allclose(found[name], on_policy[name], rtol=1e-2) for name in found)
 
 
@@ -342,34 +326,22 @@ def test_truncated_completions_can_be_masked(tmp_path: Path, loss_type: str) -> 
     trained, _ = trl_grpo(
         tmp_path, rollouts, loss_type=loss_type, scale="group", mask_truncated_completions=True
     )
-    objective = ObjectiveSettings(
-        objective="grpo",
-        loss_type=loss_type,
-        rollouts="drawn",
-        max_new_tokens=MOST_TOKENS,
-        mask_truncated=True,
-    )
+    objective = grpo(loss_type, mask_truncated=True)
     assert_equal(captured(build(), rollouts, objective, tokenizer()), trained)
 
 
 def ended(rollouts: RolloutSet) -> RolloutSet:
     """The completions that are not truncated end in the end token."""
     end = int(tokenizer().eos_token_id)
-    return RolloutSet(
-        source=rollouts.source,
-        groups=tuple(
-            replace(
-                group,
-                rollouts=tuple(
-                    item
-                    if item.truncated
-                    else replace(item, completion_ids=(*item.completion_ids[:-1], end))
-                    for item in group.rollouts
-                ),
-            )
-            for group in rollouts.groups
-        ),
+
+    def whole(item: Rollout) -> Rollout:
+        ids = (*item.completion_ids[:-1], end)
+        return item if item.truncated else replace(item, completion_ids=ids)
+
+    groups = (
+        replace(group, rollouts=tuple(map(whole, group.rollouts))) for group in rollouts.groups
     )
+    return RolloutSet(source=rollouts.source, groups=tuple(groups))
 
 
 def test_the_kl_penalty_has_no_gradient_at_the_start(tmp_path: Path) -> None:
@@ -396,10 +368,9 @@ def test_batches_change_nothing(capture: dict[str, Any]) -> None:
 
 def everything() -> Sequence[tuple[Any, ObjectiveSettings]]:
     pairs = example_set(PAIRS, "rows", DataSettings(), ("preference",))
-    grpo = ObjectiveSettings(objective="grpo", loss_type="gspo", rollouts="drawn")
     return [
         (pairs, ObjectiveSettings(objective="dpo", loss_type="ipo")),
-        (with_old_log_probs(drawn_rollouts(old=True), build(), 1.0), grpo),
+        (with_old_log_probs(drawn_rollouts(old=True), build(), 1.0), grpo("gspo")),
     ]
 
 

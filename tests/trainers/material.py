@@ -19,9 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from plans import plan_for
 
 import hlscore
+from hlscore.artifacts.files import write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.exporters.exporter import ExportSettings, find_exporter
+from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.limits import check_limits
 
 # Two digits in the numbers of layers: `layers.1` must not hit `layers.10`.
@@ -107,10 +108,7 @@ def _export(plan: Plan, fmt: str, folder: Path) -> None:
     exporter = find_exporter(fmt)
     check_limits(plan, exporter.limits)
     target = folder / fmt if exporter.folder else folder
-    target.mkdir(exist_ok=True)
-    settings = ExportSettings(full_lr=FULL_LR, lora_lr=LORA_LR)
-    for name, write in exporter.writers(plan, settings).items():
-        write(target / name)
+    write_files(target, exporter.files(Export(plan=plan, full_lr=FULL_LR, lora_lr=LORA_LR)))
 
 
 if __name__ == "__main__":

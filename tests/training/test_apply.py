@@ -23,11 +23,11 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.errors import ArtifactError, ModelError, UsageError
 from hlscore.exporters.adapter_config import lora_config
-from hlscore.exporters.limits import PEFT_LIMITS, ExportError
-from hlscore.exporters.nearest import nearest
+from hlscore.exporters.limits import PEFT_LIMITS, ExportError, nearest
 from hlscore.training import apply as applying
-from hlscore.training.apply import apply, check_trainables, skip_modules
-from hlscore.training.groups import expected_trainables, groups
+from hlscore.training import groups
+from hlscore.training.apply import apply, skip_modules
+from hlscore.training.groups import check_trainables, expected_trainables
 
 STATE_SPACE = ("out_proj", "dt_proj", "x_proj")
 REFUSED = {"mamba": STATE_SPACE, "mamba2": STATE_SPACE[:1], "falcon_h1": STATE_SPACE[:1],
@@ -64,6 +64,12 @@ def trained(plan: Plan, model: PreTrainedModel) -> set[str]:
     return changed(before, weights(wrapped.merge_and_unload()))
 
 
+def expected(model: PeftModel, plan: Plan, *modes: str) -> set[str]:
+    """Names of the parameters that modules of these modes train."""
+    by_module = expected_trainables(model, plan)
+    return {name for item in plan.modules if item.mode in modes for name in by_module[item.module]}
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_exactly_the_planned_weights_train(name: str, tmp_path: Path) -> None:
     family = FAMILIES[name]
@@ -91,15 +97,12 @@ def test_trained_parameters_are_as_many_as_the_plan_says(name: str) -> None:
     plan = plan_for(model, every_mode(model))
     wrapped = apply(model, plan)
     sizes = {key: value.numel() for key, value in wrapped.named_parameters()}
-    found = groups(wrapped, plan)
-    lora = sum(sizes[key] for key in found["lora"])
-    full = sum(sizes[key] for key in found["full"])
-    assert (full, lora) == (plan.totals.full_params, plan.totals.lora_params)
-    by_module = expected_trainables(wrapped, plan)
-    assert set(by_module) == {item.module for item in plan.modules}
-    assert sorted({key for keys in by_module.values() for key in keys}) == sorted(
-        found["full"] + found["lora"]
+    full, lora = (
+        sum(sizes[name] for name in expected(wrapped, plan, mode)) for mode in ("full", "lora")
     )
+    assert (full, lora) == (plan.totals.full_params, plan.totals.lora_params)
+    assert set(expected_trainables(wrapped, plan)) == {item.module for item in plan.modules}
+    assert not expected(wrapped, plan, "frozen")
 
 
 EMBEDDINGS = {"embeddings": True, "head": True}
@@ -179,9 +182,9 @@ def test_a_tied_embedding_in_full_stays_tied() -> None:
     plan = plan_for(model, ["*=frozen", "*q_proj=lora", "*embed_tokens=full"], embeddings=True)
     before = weights(model)
     wrapped = apply(model, plan)
-    assert groups(wrapped, plan)["full"] == [
+    assert expected(wrapped, plan, "full") == {
         "base_model.model.model.embed_tokens.modules_to_save.default.weight"
-    ]
+    }
     train(wrapped)
     after = logits(wrapped)
     merged = wrapped.merge_and_unload()
@@ -242,11 +245,10 @@ def test_full_copies_of_a_16_bit_model_are_kept_in_float32(name: str) -> None:
     model = FAMILIES[name].build(torch.bfloat16)
     plan = plan_for(model, every_mode(model))
     wrapped = apply(model, plan)
-    found = groups(wrapped, plan)
     trainable = {key: value for key, value in wrapped.named_parameters() if value.requires_grad}
     assert {value.dtype for value in trainable.values()} == {torch.float32}
     assert model.dtype == torch.bfloat16
-    before = {key: trainable[key].detach().clone() for key in found["full"]}
+    before = {key: trainable[key].detach().clone() for key in expected(wrapped, plan, "full")}
     with torch.autocast("cpu", torch.bfloat16):
         train(wrapped, lr=1e-6)
     moved = [(trainable[key] != value).float().mean().item() for key, value in before.items()]
@@ -289,8 +291,7 @@ def test_a_plan_file_and_another_adapter_name(tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     write_plan(plan, path)
     wrapped = apply(model, str(path), adapter_name="plan")
-    names = groups(wrapped, plan)
-    assert all(".plan" in name for part in names.values() for name in part)
+    assert all(".plan" in name for name in expected(wrapped, plan, "full", "lora"))
     with pytest.raises(ModelError, match="wrapped by PEFT already"):
         apply(wrapped, plan)
     with pytest.raises(ArtifactError):
@@ -317,7 +318,7 @@ def test_the_model_is_left_as_it_was_when_peft_fails(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModelError, match="PEFT cannot put the plan on this model"):
         apply(model, plan)
     good = plan_for(model, every_mode(model))
-    monkeypatch.setattr(applying, "expected_trainables", lambda *_, **__: {"any": ("x",)})
+    monkeypatch.setattr(groups, "expected_trainables", lambda *_, **__: {"any": ("x",)})
     with pytest.raises(ModelError, match="1 are missing: x; "):
         apply(model, good)
     assert {name: type(module) for name, module in model.named_modules()} == kinds
@@ -354,8 +355,7 @@ def test_4_bit_models(name: str, locks: Sequence[str], tmp_path: Path) -> None:
     wrapped = apply(load(skip_modules(plan)), plan)
     before = weights(wrapped)
     train(wrapped)
-    expected = {key for keys in groups(wrapped, plan).values() for key in keys}
-    assert changed(before, weights(wrapped)) == expected
+    assert changed(before, weights(wrapped)) == expected(wrapped, plan, "full", "lora")
     after = logits(wrapped)
     wrapped.save_pretrained(str(tmp_path / "adapter"))
     loaded = PeftModel.from_pretrained(load(skip_modules(plan)), str(tmp_path / "adapter")).eval()

@@ -28,7 +28,7 @@ from hlscore.unfinished import unfinished_runs
 from hlscore.validation import run as running
 from hlscore.validation import training
 from hlscore.validation.run import prepare
-from hlscore.validation.training import Setup, Training, train
+from hlscore.validation.training import Training, Trial, train
 from hlscore.views.terminal import Terminal
 from hlscore.views.validation import print_validation
 
@@ -68,8 +68,8 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
     """A whole trial, with three learning rates for each arm."""
 
-    def kept(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
-        OUTCOMES[wanted] = train(setup, plan, wanted)
+    def kept(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
+        OUTCOMES[wanted] = train(trial, plan, wanted, steps=steps)
         return OUTCOMES[wanted]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -81,15 +81,15 @@ def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
     return found, json.loads((desk / "out" / "validation.json").read_text())
 
 
-def made_up(setup: Setup, plan: Any, wanted: Training) -> training.Outcome:
+def made_up(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
     """An outcome without a training: losses that differ between arms, seeds and rates."""
     own = 1 + (ARMS.index(wanted.arm) + wanted.seed) / 10
     own += abs(math.log(wanted.full_factor)) + abs(math.log(wanted.lora_factor))
     return training.Outcome(
         training=wanted, steps=(1, 2, 3), curve=(own,) * 3, tuning_loss=own,
-        sums=tuple(own * item.counted_tokens for item in setup.test), seconds=1.0,
+        sums=tuple(own * item.counted_tokens for item in trial.test), seconds=1.0,
         measuring_seconds=0.0,
-        also_sums=tuple((own + 1) * item.counted_tokens for item in setup.also),
+        also_sums=tuple((own + 1) * item.counted_tokens for item in trial.also),
     )  # fmt: skip
 
 
@@ -285,7 +285,7 @@ def test_killed_trial_goes_on_to_the_same_figures(
     finished = len(journal.read_text().splitlines()) - 1
     done: list[Training] = []
 
-    def counted(_setup: Setup, _plan: Any, wanted: Training) -> training.Outcome:
+    def counted(_trial: Trial, _plan: Any, wanted: Training, **_: Any) -> training.Outcome:
         done.append(wanted)
         return OUTCOMES[wanted]
 
@@ -301,11 +301,11 @@ def test_killed_trial_goes_on_to_the_same_figures(
     assert names(out) == ["validation.json"]
 
 
-def prepared(desk: Path, *, steps: int = 3) -> Any:
+def prepared(desk: Path) -> Any:
     settings = ValidateSettings(
         model=ModelSettings(model=str(desk / "model"), device="cpu"),
         data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
-        steps=steps, seeds=2, batch_size=4,
+        steps=3, seeds=2, batch_size=4,
     )  # fmt: skip
     return prepare(settings, read_plan(desk / "scores" / "plan.json"))
 
@@ -314,13 +314,13 @@ def test_arms_see_the_same_batches_and_the_model_stays(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trial = prepared(desk)
-    before = {name: value.clone() for name, value in trial.setup.model.state_dict().items()}
+    before = {name: value.clone() for name, value in trial.model.state_dict().items()}
     seen: dict[str, list[torch.Tensor]] = {}
     kinds = {}
     inner = training._trainer
 
-    def watched(setup: Any, plan: Any, wanted: Training, *given: Any) -> Any:
-        trainer = inner(setup, plan, wanted, *given)
+    def watched(trial: Any, plan: Any, wanted: Training, *given: Any) -> Any:
+        trainer = inner(trial, plan, wanted, *given)
         compute = trainer.compute_loss
 
         def loss(model: Any, inputs: Any, *more: Any, **named: Any) -> Any:
@@ -333,7 +333,7 @@ def test_arms_see_the_same_batches_and_the_model_stays(
 
     monkeypatch.setattr(training, "_trainer", watched)
     for arm in trial.arms:
-        train(trial.setup, arm.plans[0], Training(arm=arm.name, seed=0))
+        train(trial, arm.plans[0], Training(arm=arm.name, seed=0), steps=3)
     assert set(seen) == set(ARMS)
     for batches in seen.values():
         assert len(batches) == 3
@@ -341,20 +341,20 @@ def test_arms_see_the_same_batches_and_the_model_stays(
             assert torch.equal(mine, first)
     for arm in trial.arms:
         assert kinds[arm.name] == arm.plans[0].totals.trained_params
-    for name, value in trial.setup.model.state_dict().items():
+    for name, value in trial.model.state_dict().items():
         assert torch.equal(value, before[name]), name
 
 
 def test_full_training_is_plain_adamw(desk: Path) -> None:
     """The arm `full` against a loop over the listed examples."""
-    trial = prepared(desk, steps=4)
+    trial = prepared(desk)
     arm = next(arm for arm in trial.arms if arm.name == "full")
-    setup = replace(trial.setup, also=trial.setup.test[:2])
-    found = train(setup, arm.plans[1], Training(arm="full", seed=1, full_factor=0.5))
+    trial = replace(trial, also=trial.test[:2])
+    found = train(trial, arm.plans[1], Training(arm="full", seed=1, full_factor=0.5), steps=4)
     assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
 
     model = FAMILIES["llama"].build()
-    model.load_state_dict(setup.model.state_dict())
+    model.load_state_dict(trial.model.state_dict())
     model.requires_grad_(False)
     wanted = {item.parameter for item in arm.plans[1].modules}
     weights = [value for name, value in model.named_parameters() if name in wanted]
@@ -362,7 +362,7 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         weight.requires_grad_(True)
     peak = 0.5 * arm.plans[1].learning_rates.full.value
     optimizer = torch.optim.AdamW(weights, lr=peak, weight_decay=0.0)
-    order = training.training_order(setup.training, count=16, seed=1)
+    order = training.training_order(trial.training, count=16, seed=1)
     model.train()
     for step in range(4):
         rate = peak * (step / 1 if step < 1 else (4 - step) / 3)
@@ -383,15 +383,15 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
     model.eval()
-    expected = setup.sums(model, setup.test)
+    expected = trial.sums(model, trial.test)
     assert found.sums == pytest.approx(expected, rel=2e-5)
 
 
 def test_divergence_is_said_and_written_as_null(
     desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(setup: Any, plan: Any, wanted: Training) -> Any:
-        outcome = made_up(setup, plan, wanted)
+    def broken(trial: Any, plan: Any, wanted: Training, **given: Any) -> Any:
+        outcome = made_up(trial, plan, wanted, **given)
         if wanted.arm != "matched" or wanted.seed != 1:
             return outcome
         return replace(outcome, curve=(math.nan,) * 3, sums=(math.nan,) * len(outcome.sums))

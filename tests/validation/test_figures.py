@@ -275,46 +275,50 @@ AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
 )
 def test_verdict(matched: Ends, drawn: Ends, says: tuple[str, str]) -> None:
     found = results(matched, drawn)
-    text = " ".join(verdict(found, seeds=5, steps=60))
+    text = " ".join(verdict(found, untrained=2.0, seeds=5, steps=60))
     assert "recovers 62 % [52, 72] of the gap" in text
     assert "a random choice 30 % [20, 40]" in text
     assert all(part in text for part in says)
     assert "few" not in text
-    assert "3 seeds are few" in " ".join(verdict(found, seeds=3, steps=60))
+    assert "3 seeds are few" in " ".join(verdict(found, untrained=2.0, seeds=3, steps=60))
 
 
 def test_verdict_without_a_gap() -> None:
     plan = result({"matched": OPEN, "random": OPEN}, None)
     other = result({}, None)
     found = {"lora": other, "matched": other, "random": other, "full": other, "plan": plan}
-    first = verdict(found, seeds=5, steps=60)[0]
+    first = verdict(found, untrained=2.0, seeds=5, steps=60)[0]
     assert "nothing for a plan to recover" in first
     assert "%" not in first
     del found["full"]
-    assert "left out" in verdict(found, seeds=5, steps=60)[0]
+    assert "left out" in verdict(found, untrained=2.0, seeds=5, steps=60)[0]
 
 
 def test_no_verdict_while_it_is_too_early() -> None:
     found = results(AHEAD, AHEAD)
-    assert verdict(found, seeds=5, steps=2) == (
+    assert verdict(found, untrained=2.0, seeds=5, steps=2) == (
         "No verdict: 2 steps are too few to tell. Give more --steps.",
     )
-    (unlearned,) = verdict(found, seeds=5, steps=60, learned=False)
-    assert unlearned.startswith("No verdict: no arm does better than the untrained model.")
-    gap, matched, drawn = verdict(found, seeds=5, steps=60, unsettled=["full", "random"])
+    (unlearned,) = verdict(found, seeds=5, steps=60, untrained=0.5)
+    assert unlearned.startswith(
+        "No verdict: no arm does better than the untrained model (0.5000 nats"
+    )
+    gap, matched, drawn = verdict(
+        found, untrained=2.0, seeds=5, steps=60, unsettled=["full", "random"]
+    )
     assert gap.startswith("No verdict on the gap: the best learning rate of full, random is")
     assert "better than LoRA with as many" in matched
     assert drawn.startswith("Plan and a random choice: no verdict")
-    every = verdict(found, seeds=5, steps=60, unsettled=["plan"])
+    every = verdict(found, untrained=2.0, seeds=5, steps=60, unsettled=["plan"])
     assert all("o verdict" in line for line in every)
 
 
 def test_a_plan_for_another_loss_is_said_first() -> None:
     found = results(AHEAD, AHEAD)
-    lines = verdict(found, seeds=5, steps=60, objective="grpo")
+    lines = verdict(found, untrained=2.0, seeds=5, steps=60, objective="grpo")
     assert lines[0].startswith("The plan was made for grpo, and these trainings are SFT")
-    assert lines[1:] == verdict(found, seeds=5, steps=60)
-    assert verdict(found, seeds=5, steps=60, objective="none") == lines[1:]
+    assert lines[1:] == verdict(found, untrained=2.0, seeds=5, steps=60)
+    assert verdict(found, untrained=2.0, seeds=5, steps=60, objective="none") == lines[1:]
 
 
 def test_example_sums_are_plain_losses() -> None:

@@ -85,7 +85,7 @@ def test_pasted_commands_of_rank_keep_its_options(
     assert outcome.code == 0, outcome.err
 
 
-def test_pasted_commands_of_show_keep_the_arguments_the_run(
+def test_pasted_commands_of_show_keep_the_options_of_the_run(
     ranked: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = ranked

@@ -29,7 +29,9 @@ from shown import (
     write,
 )
 
+from hlscore.artifacts import selection
 from hlscore.artifacts.plan_file import write_plan
+from hlscore.artifacts.report import read_report
 
 RISING = ("place", "rank", "module", "layer", "kind", "block", "status")
 RENAMED = {"place": "rank", "params": "n_params"}
@@ -119,17 +121,18 @@ def report_columns(path: Path) -> list[str]:
 
 
 def test_every_column_of_a_report_orders_it(scores: Path) -> None:
-    rows = read_rows(scores)
-    names = report_columns(scores)
+    rows, names, found = read_rows(scores), report_columns(scores), read_report(scores)
     assert len(names) > 35
-    for name in names:
-        for reverse in (False, True) if name in ("hls", "module") else (False,):
+    assert list(selection.report_columns()) == names
+    for name, column in selection.report_columns().items():
+        for reverse in (False, True):
             falling = (name in RISING) == reverse
             wanted = in_order(rows, RENAMED.get(name, name), falling=falling)
-            options = ["--sort", name, *(["--reverse"] if reverse else [])]
-            printed = show_json(scores, *options)
-            assert modules(printed) == [row["module"] for row in wanted], options
-            assert printed["sort"] == name
+            ordered = selection.ordered(selection.all_rows(found), column, reverse=reverse)
+            assert [row.module for row in ordered] == [row["module"] for row in wanted], name
+    printed = show_json(scores, "--sort", "hls", "--reverse")
+    assert modules(printed) == [row["module"] for row in in_order(rows, "hls", falling=False)]
+    assert printed["sort"] == "hls"
 
 
 def test_every_column_of_a_plan_orders_it(plan: Path) -> None:

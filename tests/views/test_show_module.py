@@ -11,17 +11,7 @@ import pytest
 from console import hlscore
 from report_content import planned
 from reports import report
-from shown import (
-    Row,
-    number,
-    read_modules,
-    read_rows,
-    renamed,
-    same_score,
-    show,
-    show_json,
-    write,
-)
+from shown import Row, number, read_modules, read_rows, renamed, same_score, show, show_json, write
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan

@@ -160,17 +160,6 @@ def _run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[by
     )
 
 
-def test_into_a_pipe_that_is_closed(files: tuple[Path, Path]) -> None:
-    command = [sys.executable, "-m", "hlscore", "show", str(files[0]), "--json"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        assert running.stdout.read(10) == b'{"file": "'
-        running.stdout.close()
-        assert running.stderr.read() == b""
-        assert running.wait(timeout=60) == 0
-
-
 def test_a_terminal_of_plain_letters(files: tuple[Path, Path]) -> None:
     plain = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "80"}
     ran = _run(files[1], **plain)

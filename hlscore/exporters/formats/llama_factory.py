@@ -2,68 +2,54 @@
 
 from __future__ import annotations
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters import hf_training as hf
-from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
-from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
-from hlscore.planning.revision import default_rank
-
-_LIMITS = Limits(
-    trainer="LLaMA-Factory",
-    ranks=False,
-    parameters=False,
-    only_full=False,
-    packs=(8, 4),
-    unties=True,
-    instead=SEED_ADAPTER,
-)
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
-    *hf.seed_adapter_lines(
-        "LLaMA-Factory has one rank for all modules and no LoRA on parameters.",
-        "adapter_name_or_path",
-        "lora and target",
-    ),
+    "LLaMA-Factory has one rank for all modules and no LoRA on parameters. A plan with more:",
+    SEED_ADAPTER,
+    "Give its path as adapter_name_or_path, in place of the keys with lora and target.",
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    bits = plan.memory.base_bits
+def _files(export: Export) -> dict[str, str]:
+    plan, adapter, bits = export.plan, export.adapter, export.plan.memory.base_bits
     fields = {
-        "model_name_or_path": settings.base(plan),
-        "model_revision": settings.revision(plan),
+        "model_name_or_path": export.base,
+        "model_revision": export.revision,
         "quantization_bit": None if bits == 16 else bits,
         "stage": "sft",
         "do_train": True,
         "finetuning_type": "lora",
-        "lora_rank": default_rank(plan),
-        "lora_alpha": default_alpha(plan),
-        "lora_dropout": 0.0,
-        "lora_target": target_modules(plan),
-        "additional_target": modules_to_save(plan),
-        **hf.training_fields(plan, settings),
-        "train_on_prompt": hf.counts_whole_conversations(plan) or None,
+        "lora_rank": adapter["r"],
+        "lora_alpha": adapter["lora_alpha"],
+        "lora_dropout": adapter["lora_dropout"],
+        "lora_target": adapter["target_modules"],
+        "additional_target": adapter["modules_to_save"],
+        **export.training_fields,
+        "train_on_prompt": export.counts_whole_conversations or None,
         "cutoff_len": plan.memory.train_length,
         "bf16": True,
         # Otherwise what is trained is upcast to float32.
-        "pure_bf16": True if plan.memory.master == "bf16" else None,
+        "pure_bf16": plan.memory.master == "bf16" or None,
         "dataset": FILL_IN,
         "template": FILL_IN,
         "output_dir": "./outputs",
     }
-    return {"llama_factory.yaml": yaml_text(plan, _TO_DO, fields)}
+    return {"llama_factory.yaml": yaml_text(heading(plan, EXPORTER.limits, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
     name="llama-factory",
     summary="llama_factory.yaml: full and LoRA modules of one rank, for `llamafactory-cli train`; "
     "more ranks with the seed adapter",
-    limits=_LIMITS,
+    limits=Limits(
+        trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, packs=(8, 4),
+        unties=True, rates=1, optimizer=True, starts_from_adapter=True,
+    ),
     files=_files,
     methods=("sft",),
     usage="llamafactory-cli train {out}",
-    notes=lambda plan, settings: (*hf.one_rate_note(plan, settings), *hf.optimizer_note(plan)),
-)
+)  # fmt: skip

@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters import hf_training as hf
-from hlscore.exporters.adapter_config import (
-    NO_TARGETS,
-    default_alpha,
-    modules_to_save,
-    target_modules,
-    target_parameters,
-)
-from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, yaml_text
+from hlscore.exporters.adapter_config import NO_TARGETS
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
-from hlscore.planning.revision import default_rank
-
-_LIMITS = Limits(trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, instead=SEED_ADAPTER)
 
 _TO_DO = (
     "",
     f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
     "ModelScope's.",
-    *hf.seed_adapter_lines(
-        "ms-swift has one rank for all modules.", "adapters", "lora, target and modules_to_save"
-    ),
+    "ms-swift has one rank for all modules. A plan with more:",
+    SEED_ADAPTER,
+    "Give its path as adapters, in place of the keys with lora, target and modules_to_save.",
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    bits = plan.memory.base_bits
-    targets = target_modules(plan)
+def _files(export: Export) -> dict[str, str]:
+    plan, adapter, bits = export.plan, export.adapter, export.plan.memory.base_bits
+    targets = [] if adapter["target_modules"] == NO_TARGETS else adapter["target_modules"]
     fields = {
-        "model": settings.base(plan),
-        "model_revision": settings.revision(plan),
+        "model": export.base,
+        "model_revision": export.revision,
         "use_hf": True,
         "quant_method": None if bits == 16 else "bnb",
         "quant_bits": None if bits == 16 else bits,
@@ -41,31 +30,29 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
         "target_modules": targets,
         # Without targets ms-swift would take all linear layers.
         "target_regex": None if targets else NO_TARGETS,
-        "target_parameters": target_parameters(plan),
-        "modules_to_save": modules_to_save(plan),
-        "lora_rank": default_rank(plan),
-        "lora_alpha": default_alpha(plan),
-        "lora_dropout": 0.0,
-        **hf.training_fields(plan, settings),
+        "target_parameters": adapter["target_parameters"],
+        "modules_to_save": adapter["modules_to_save"],
+        "lora_rank": adapter["r"],
+        "lora_alpha": adapter["lora_alpha"],
+        "lora_dropout": adapter["lora_dropout"],
+        **export.training_fields,
         "max_length": plan.memory.train_length,
-        "loss_scale": "all" if hf.counts_whole_conversations(plan) else None,
+        "loss_scale": "all" if export.counts_whole_conversations else None,
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
     }
-    return {"ms_swift.yaml": yaml_text(plan, _TO_DO, fields)}
+    return {"ms_swift.yaml": yaml_text(heading(plan, EXPORTER.limits, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
     name="ms-swift",
     summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; more ranks with "
     "the seed adapter",
-    limits=_LIMITS,
+    limits=Limits(
+        trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, upcasts=False, rates=1,
+        optimizer=True, starts_from_adapter=True,
+    ),
     files=_files,
     methods=("sft",),
     usage="swift sft {out}",
-    notes=lambda plan, settings: (
-        *hf.one_rate_note(plan, settings),
-        *hf.precision_note(plan),
-        *hf.optimizer_note(plan),
-    ),
-)
+)  # fmt: skip

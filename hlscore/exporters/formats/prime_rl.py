@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters import hf_training as hf
-from hlscore.exporters.adapter_config import default_alpha, modules_to_save, pattern, target_modules
-from hlscore.exporters.exporter import (
-    FILL_IN,
-    Exporter,
-    ExportSettings,
-    comment,
-    experimental,
-    origin,
-)
+from hlscore.exporters.adapter_config import pattern
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading
 from hlscore.exporters.limits import Limits
-from hlscore.planning.revision import default_rank
-
-_LIMITS = Limits(
-    trainer="prime-rl",
-    ranks=False,
-    parameters=False,
-    only_full=False,
-    forms=("linear",),
-    bits=(16,),
-)
 
 _TO_DO = (
-    experimental(_LIMITS.trainer),
     "",
     f"Fill in {FILL_IN}: the data set. prime-rl takes names as regular expressions and searches",
     "for them anywhere in a name, so each is bound to its start and end.",
@@ -38,16 +18,17 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+def _files(export: Export) -> dict[str, str]:
+    plan, adapter = export.plan, export.adapter
     tables: dict[str, dict[str, object]] = {
-        "model": {"name": settings.base(plan)},
+        "model": {"name": export.base},
         "model.lora": {
-            "rank": default_rank(plan),
-            "alpha": float(default_alpha(plan)),
-            "dropout": 0.0,
+            "rank": adapter["r"],
+            "alpha": float(adapter["lora_alpha"]),
+            "dropout": adapter["lora_dropout"],
+            "target_modules": [f"{pattern(name)}$" for name in adapter["target_modules"]],
             # An empty list is written too, as the default is not empty.
-            "target_modules": [f"{pattern(name)}$" for name in target_modules(plan)],
-            "modules_to_save": [f"{pattern(name)}$" for name in modules_to_save(plan)],
+            "modules_to_save": [f"{pattern(name)}$" for name in adapter["modules_to_save"] or ()],
         },
         "data": {
             "name": FILL_IN,
@@ -55,10 +36,10 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
             "batch_size": plan.memory.train_batch,
         },
     }
-    if hf.counts_whole_conversations(plan):
+    if export.counts_whole_conversations:
         tables["data.loss_mask"] = dict.fromkeys(("system", "user", "assistant", "tool"), True)
-    tables["optim"] = {"lr": settings.one_rate(plan)}
-    parts = [comment((*origin(plan), *_TO_DO))]
+    tables["optim"] = {"lr": export.one_rate()}
+    parts = [heading(plan, EXPORTER.limits, _TO_DO)]
     parts += [_table(name, values) for name, values in tables.items()]
     return {"prime_rl.toml": "\n".join(parts)}
 
@@ -72,20 +53,20 @@ def _table(name: str, values: Mapping[str, object]) -> str:
     return "".join(lines)
 
 
+def _remarks(export: Export) -> Iterator[str]:
+    if export.plan.full:
+        yield "Not for RL: prime-rl does not send full modules to the inference engine."
+
+
 EXPORTER = Exporter(
     name="prime-rl",
     summary="prime_rl.toml: full and LoRA modules of one rank, for prime-rl's `sft`",
-    limits=_LIMITS,
+    limits=Limits(
+        trainer="prime-rl", ranks=False, parameters=False, only_full=False, forms=("linear",),
+        bits=(16,), rates=1, experimental=True,
+    ),
     files=_files,
     methods=("sft",),
     usage="uv run sft @ {out}",
-    notes=lambda plan, settings: (
-        *hf.one_rate_note(plan, settings),
-        *(
-            ("Not for RL: prime-rl does not send full modules to the inference engine.",)
-            if plan.full
-            else ()
-        ),
-    ),
-    experimental=True,
-)
+    remarks=_remarks,
+)  # fmt: skip

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,44 +18,41 @@ from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.exporters.adapter_config import adapter_config, config_text, full_name, lora_name
+from hlscore.exporters.adapter_config import config_text, full_name, lora_name
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
-from hlscore.exporters.exporter import Exporter, ExportSettings, Writer
+from hlscore.exporters.exporter import Export, Exporter, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
 
 _PREFIX = "base_model.model."
 _CHUNK_NUMBERS = 1 << 22
 
-# Gives that many float32 numbers.
-_Draw = Callable[[np.random.Generator, int], NDArray[np.float32]]
 
-
-def seed_files(plan: Plan, settings: ExportSettings) -> dict[str, str | Writer]:
+def _files(export: Export) -> dict[str, str | Writer]:
     """The adapter's files.
 
     The base model is found, read and checked only when the weights are written: the output folder
     is checked first.
     """
-    config = adapter_config(plan, settings.base(plan))
+    plan, fingerprint = export.plan, export.plan.model.fingerprint
 
     def write_weights(path: Path) -> None:
-        tensors = full_tensors(plan, base_tensors(plan, settings)) | adapter_tensors(plan)
+        tensors = _full_tensors(plan, base_tensors(export)) | adapter_tensors(plan)
         metadata = {
             "format": "pt",
-            "hlscore_structure": plan.model.fingerprint.structure,
-            "hlscore_weights": plan.model.fingerprint.weights,
+            "hlscore_structure": fingerprint.structure,
+            "hlscore_weights": fingerprint.weights,
         }
         write_tensors(path, tensors, metadata)
 
     return {
-        "adapter_config.json": config_text(config),
+        "adapter_config.json": config_text(plan, export.base),
         "adapter_model.safetensors": write_weights,
         "plan.json": plan_text(plan),
     }
 
 
-def full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
+def _full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
     """The weights of modules trained in full, with their biases and buffers, by adapter name.
 
     A tied weight is copied once for each of its names: PEFT looks for all of them.
@@ -79,12 +78,12 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
             f"{plan.provenance.seed}:{plan.model.fingerprint.structure}:{item.module}:{item.rank}"
         )
         if item.form == "embedding":  # its rows are the outputs; A is zero, B is drawn
-            found[f"{name}.lora_embedding_A"] = _drawn(rank, item.out_features, seed, _zeros)
-            found[f"{name}.lora_embedding_B"] = _drawn(item.in_features, rank, seed, _normal)
+            found[f"{name}.lora_embedding_A"] = _matrix(rank, item.out_features)
+            found[f"{name}.lora_embedding_B"] = _matrix(item.in_features, rank, _normal, seed)
         else:
-            uniform = _uniform(1 / math.sqrt(item.in_features))
-            found[f"{name}.lora_A.weight"] = _drawn(rank, item.in_features, seed, uniform)
-            found[f"{name}.lora_B.weight"] = _drawn(item.out_features, rank, seed, _zeros)
+            uniform = partial(_uniform, 1 / math.sqrt(item.in_features))
+            found[f"{name}.lora_A.weight"] = _matrix(rank, item.in_features, uniform, seed)
+            found[f"{name}.lora_B.weight"] = _matrix(item.out_features, rank)
     return found
 
 
@@ -111,13 +110,16 @@ def _normal(generator: np.random.Generator, count: int) -> NDArray[np.float32]:
     return generator.standard_normal(count, dtype=np.float32)
 
 
-def _uniform(bound: float) -> _Draw:
-    return lambda generator, count: (
-        (2 * generator.random(count, dtype=np.float32) - 1) * np.float32(bound)
-    )
+def _uniform(bound: float, generator: np.random.Generator, count: int) -> NDArray[np.float32]:
+    return (2 * generator.random(count, dtype=np.float32) - 1) * np.float32(bound)
 
 
-def _drawn(rows: int, columns: int, seed: str, draw: _Draw) -> NewTensor:
+def _matrix(
+    rows: int,
+    columns: int,
+    draw: Callable[[np.random.Generator, int], NDArray[np.float32]] = _zeros,
+    seed: str = "",
+) -> NewTensor:
     """A matrix whose numbers are drawn when it is written, a part at a time."""
 
     def chunks() -> Iterator[bytes]:
@@ -136,9 +138,9 @@ EXPORTER = Exporter(
     name="seed-adapter",
     summary="an untrained PEFT adapter equal to the base model; for any trainer that continues "
     "an adapter, with ranks per module",
-    limits=PEFT_LIMITS,
-    files=seed_files,
+    # Whether full modules are upcast is up to the trainer.
+    limits=replace(PEFT_LIMITS, upcasts=True),
+    files=_files,
     folder=True,
     usage="PeftModel.from_pretrained(model, '{out}', is_trainable=True)",
-    rates=False,
 )

@@ -4,40 +4,28 @@ from __future__ import annotations
 
 import json
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters.adapter_config import default_alpha, modules_to_save, target_modules
-from hlscore.exporters.exporter import Exporter, ExportSettings, experimental, origin
+from hlscore.exporters.exporter import Export, Exporter, origin
 from hlscore.exporters.limits import Limits
-from hlscore.planning.revision import default_rank
-
-_LIMITS = Limits(
-    trainer="twinkle",
-    ranks=False,
-    parameters=False,
-    only_full=False,
-    only_lora=False,
-    packs=(8, 4),
-    unties=True,
-)
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
+def _files(export: Export) -> dict[str, str]:
+    adapter = export.adapter
     fields = {
         "method": "spectral_hybrid_lora",
-        "model_id": settings.base(plan),
-        "s_fft": modules_to_save(plan),
-        "s_lora": target_modules(plan),
-        "r": default_rank(plan),
-        "lora_alpha": default_alpha(plan),
-        "lora_dropout": 0.0,
+        "model_id": export.base,
+        "s_fft": adapter["modules_to_save"],
+        "s_lora": adapter["target_modules"],
+        "r": adapter["r"],
+        "lora_alpha": adapter["lora_alpha"],
+        "lora_dropout": adapter["lora_dropout"],
         # Twinkle ignores this key.
-        "origin": [*origin(plan), experimental(_LIMITS.trainer)],
+        "origin": origin(export.plan, EXPORTER.limits),
     }
     return {"twinkle.json": json.dumps(fields, indent=2, ensure_ascii=False) + "\n"}
 
 
-def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
-    full, lora = settings.rates(plan)
+def _remarks(export: Export) -> tuple[str, ...]:
+    full, lora = export.rates()
     return (
         f"The file has no learning rates. Give --spectral-lr-fft {full:g} and --spectral-lr-lora "
         f"{lora:g}; without them twinkle uses its own defaults.",
@@ -49,9 +37,11 @@ def _notes(plan: Plan, settings: ExportSettings) -> tuple[str, ...]:
 EXPORTER = Exporter(
     name="twinkle",
     summary="twinkle.json: full and LoRA modules of one rank, an allocation of twinkle",
-    limits=_LIMITS,
+    limits=Limits(
+        trainer="twinkle", ranks=False, parameters=False, only_full=False, only_lora=False,
+        packs=(8, 4), unties=True, experimental=True,
+    ),
     files=_files,
     usage="torchrun spectral_hybrid_lora.py --spectral-config {out}",
-    notes=_notes,
-    experimental=True,
-)
+    remarks=_remarks,
+)  # fmt: skip

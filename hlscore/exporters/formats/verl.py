@@ -2,24 +2,10 @@
 
 from __future__ import annotations
 
-from hlscore.artifacts.plan import Plan
-from hlscore.exporters.adapter_config import default_alpha, target_modules
-from hlscore.exporters.exporter import FILL_IN, Exporter, ExportSettings, experimental, yaml_text
-from hlscore.exporters.limits import SEED_ADAPTER, ExportError, Limits
-from hlscore.planning.revision import default_rank
-
-_LIMITS = Limits(
-    trainer="verl",
-    full=False,
-    ranks=False,
-    parameters=False,
-    only_full=False,
-    bits=(16,),
-    instead=SEED_ADAPTER,
-)
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
+from hlscore.exporters.limits import ExportError, Limits
 
 _TO_DO = (
-    experimental(_LIMITS.trainer),
     "",
     f"Fill in {FILL_IN}: the data. Everything else comes from verl's own ppo_trainer; add what",
     "you would give on its command line.",
@@ -30,9 +16,9 @@ _TO_DO = (
 )
 
 
-def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
-    base, targets = settings.base(plan), target_modules(plan)
-    for name in (base, *targets):
+def _files(export: Export) -> dict[str, str]:
+    adapter = export.adapter
+    for name in (export.base, *adapter["target_modules"]):
         if "$" in name or name == "???":  # a reference, and a missing value
             raise ExportError(
                 f"hydra, with which verl reads its configuration, does not read '{name}' as text.",
@@ -43,31 +29,33 @@ def _files(plan: Plan, settings: ExportSettings) -> dict[str, str]:
         "defaults": ["ppo_trainer", "_self_"],
         "actor_rollout_ref": {
             "model": {
-                "path": base,
-                "lora_rank": default_rank(plan),
-                "lora_alpha": default_alpha(plan),
-                "target_modules": targets,
+                "path": export.base,
+                "lora_rank": adapter["r"],
+                "lora_alpha": adapter["lora_alpha"],
+                "target_modules": adapter["target_modules"],
             },
-            "actor": {"optim": {"lr": settings.rates(plan, "grpo")[1]}},
+            "actor": {"optim": {"lr": export.rates("grpo")[1]}},
             # With LoRA the engine has to load the base weights itself.
             "rollout": {"load_format": "safetensors"},
         },
         "data": {"train_files": FILL_IN, "val_files": FILL_IN},
     }
-    return {"verl.yaml": yaml_text(plan, _TO_DO, fields)}
+    return {"verl.yaml": yaml_text(heading(export.plan, EXPORTER.limits, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
     name="verl",
     summary="verl.yaml: LoRA modules of one rank, for hydra; full modules and more ranks with the "
     "seed adapter, within limits",
-    limits=_LIMITS,
+    limits=Limits(
+        trainer="verl", full=False, ranks=False, parameters=False, only_full=False, bits=(16,),
+        rates=1, starts_from_adapter=True, experimental=True,
+    ),
     files=_files,
     methods=("grpo",),
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
-    notes=lambda plan, settings: (  # noqa: ARG005
+    remarks=lambda export: (  # noqa: ARG005
         "target_modules are PEFT's, of verl's FSDP workers; Megatron workers read other keys.",
     ),
-    experimental=True,
-)
+)  # fmt: skip
