@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import BUILTIN_KNOWN, read_examples
-from hlscore.inputs.model import identify, load_model
+from hlscore.inputs.identity import identify
+from hlscore.inputs.model import load_model
 from hlscore.inputs.modules import find_modules
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode

@@ -31,7 +31,7 @@ from overhead import plain_pass
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.settings import (

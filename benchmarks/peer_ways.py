@@ -18,7 +18,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.probes.batches import Batch
 from hlscore.probes.units import ProbeSet

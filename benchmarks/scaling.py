@@ -30,7 +30,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
 from hlscore.flow import Silent, score_probes
 from hlscore.gradients.sketch import default_sketch_size
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined

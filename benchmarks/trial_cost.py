@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import read_examples
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.batches import by_length, collate

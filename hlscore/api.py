@@ -21,7 +21,7 @@ from hlscore.flow import (
 )
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.rollouts.records import RolloutSet
 from hlscore.rollouts.rewards import Reward, name_of
 from hlscore.rollouts.verifiers import VERIFIERS

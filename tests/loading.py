@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from families import FAMILIES
+import torch
+from families import FAMILIES, token_batch
+from torch import nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from hlscore.settings import ModelSettings
@@ -54,3 +58,29 @@ def widen(name: str) -> PreTrainedModel:
         return found
 
     return replace(family, config=config).build()
+
+
+def input_gradient(model: PreTrainedModel, blocks: nn.ModuleList | None = None) -> torch.Tensor:
+    """Gradient at the output of the embedding, weights frozen, these blocks checkpointed."""
+    model.requires_grad_(False)
+    outputs: list[torch.Tensor] = []
+
+    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        outputs.append(output.requires_grad_())
+
+    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    handle = model.get_input_embeddings().register_forward_hook(keep)
+    before = [block.forward for block in blocks or ()]
+    for block in blocks or ():
+        block.forward = checkpointed(block.forward)
+    batch = token_batch()
+    # Stopping early would leave the last weights of a block on the device.
+    with set_checkpoint_early_stop(False):
+        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
+    for block, forward in zip(blocks or (), before, strict=True):
+        block.forward = forward
+    handle.remove()
+    assert outputs[0].grad is not None
+    return outputs[0].grad.float()

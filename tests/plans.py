@@ -10,7 +10,7 @@ import reports
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.planning.make_plan import make_plan
 from hlscore.records import Candidate, ModuleRow, ScoreReport

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, rank_model
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 import hlscore
-from hlscore.errors import ArtifactError, HlscoreError, ModelError, UsageError
+from hlscore.errors import HlscoreError, ModelError, UsageError
 from hlscore.inputs.adapter import LowRank
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.records import ModuleRow
@@ -289,7 +289,7 @@ BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
     "another width": (wider, ModelError, "96 x 48, the base has 80 x 48"),
     "another initialisation": (unrelated, ModelError, "unrelated to those of the base"),
     "no update": (unchanged, UsageError, "there is no update to score"),
-    "missing shard": (without_a_shard, ArtifactError, "which model.safetensors.index.json names"),
+    "missing shard": (without_a_shard, ModelError, "which model.safetensors.index.json names"),
     "untrained adapter": (untrained, UsageError, "there is no update to score"),
     "other modules": (renamed("layers.1.", "layers.7."), ModelError, "no model.layers.7.self_attn"),
     "adapter of another width": (wider_adapter, ModelError, "is not for this base model"),

@@ -16,7 +16,7 @@ from torch import distributed
 from hlscore import processes as module
 from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients.progress import ProgressFile
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.processes import Processes, joined
 from hlscore.settings import RankSettings
 

@@ -36,7 +36,7 @@ def compare(
     rank: Annotated[
         int | None,
         Option(
-            "LoRA rank; one that the curves hold.",
+            "LoRA rank; one at which the report has scores.",
             _PANEL,
             short="r",
             low=1,

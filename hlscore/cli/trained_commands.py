@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
+from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from hlscore.settings import (
     DEFAULT_RANK,
     DEFAULT_SAMPLES,
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from hlscore.inputs.stored_weights import StoredWeights
 
 _AUDIT_FILE = "audit.parquet"
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 _Base = Annotated[
     str, Option("Base model that the training started from: hub id or directory.", MODEL_PANEL)
@@ -177,7 +177,7 @@ def extract_lora(
     from hlscore.artifacts.files import check_folder, write_files
     from hlscore.views.progress import status, terminal_progress
 
-    check_folder(out, (_CONFIG, _WEIGHTS), force=force)
+    check_folder(out, (ADAPTER_CONFIG, ADAPTER_WEIGHTS), force=force)
     settings = ModelSettings(model=model, **loading)
     adapter, base = _opened(run, settings)
     with status("loading torch"):
@@ -187,7 +187,7 @@ def extract_lora(
         from hlscore.serving.plain_adapter import plain_adapter
         from hlscore.views.trained import print_plain_adapter
     with terminal_progress() as progress:
-        progress.start("decomposing", len({*adapter.parameters, *adapter.copies}), "modules")
+        progress.start("decomposing", len(adapter.parameters), "modules")
         found = plain_adapter(
             adapter, base, max_rank=max_rank, max_error=max_error,
             device=resolve_device(settings.device), advance=progress.advance,
@@ -195,8 +195,8 @@ def extract_lora(
     config = found.config | {"base_model_name_or_path": model}
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     writers = {
-        _CONFIG: lambda path: path.write_text(text, "utf-8"),
-        _WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
+        ADAPTER_CONFIG: lambda path: path.write_text(text, "utf-8"),
+        ADAPTER_WEIGHTS: lambda path: save_file(found.tensors, path, metadata={"format": "pt"}),
     }
     write_files(out, writers)
     losses = _held_out_losses({"trained": run, "as plain LoRA": str(out)}, settings, held_out)
@@ -230,7 +230,7 @@ def merge(
     from hlscore.serving.merge_files import merge_writers
     from hlscore.views.trained import print_merged
 
-    changed = len({*adapter.parameters, *adapter.copies})
+    changed = len(adapter.parameters)
     with terminal_progress() as progress:
         progress.start("merging", changed, "tensors")
         writers = merge_writers(adapter, base, progress.advance)

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 
 BaseTensor: TypeAlias = StoredTensor | NewTensor
 
-SAMPLES_PER_WEIGHT = 16
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
 _BY_GLOB = ("not_included", "excluded")
 
@@ -72,13 +71,16 @@ def _renamed_tensors(weights: StoredWeights) -> dict[str, BaseTensor]:
     """Tensors by their names in memory; what transformers puts together is made when written."""
     found: dict[str, BaseTensor] = {}
     for name, held in weights.shape.state_dict().items():
-        parts = [weights.tensors[part] for part in weights.stored_as(name)]
-        if weights.is_copy(name):
-            found[name] = parts[0]
-        elif parts:
-            width = parts[0].size // math.prod(parts[0].shape)
+        source = weights.sources.get(name)
+        if source is None:
+            continue
+        part = weights.tensors[source.tensors[0]]
+        if source.converter is None:
+            found[name] = part
+        else:
+            width = part.size // math.prod(part.shape)
             found[name] = NewTensor(
-                dtype=parts[0].dtype, shape=tuple(held.shape), size=width * held.numel(),
+                dtype=part.dtype, shape=tuple(held.shape), size=width * held.numel(),
                 chunks=partial(_chunks, weights, name),
             )  # fmt: skip
     return found
@@ -123,5 +125,5 @@ def _sampled_hash(plan: Plan, stored: Mapping[str, StoredTensor]) -> str:
     found = hashlib.sha256()
     for parameter in sorted(names):
         if parameter in stored:
-            found.update(stored[parameter].sample(SAMPLES_PER_WEIGHT).tobytes())
+            found.update(stored[parameter].sample().tobytes())
     return f"sha256:{found.hexdigest()}"

@@ -36,6 +36,8 @@ class Forecast:
     """What a run would do, known before any weight is loaded."""
 
     modules: tuple[Candidate, ...]  # every module found, skipped ones too
+    settings: RankSettings  # with what was left to the run decided
+    notes: tuple[str, ...]
     probes: ProbeSet
     choice: EstimatorChoice
     weight_bytes: int
@@ -69,7 +71,8 @@ def forecast(
     """Say what a run would do."""
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
-    settings = with_movement(model, chosen, settings)
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, notes = with_movement(model, chosen, settings, examples=count)
     sampled = settings.objective.samples_rollouts
     if isinstance(examples, ExampleSet) and sampled:
         examples = _longest_rollouts(model, tokenizer, examples, settings.objective)
@@ -103,6 +106,8 @@ def forecast(
     budget_unit, budget_limit = _budget(chosen, settings)
     return Forecast(
         modules=modules,
+        settings=settings,
+        notes=(*notes, *probes.summary.notes),
         probes=probes,
         choice=choice,
         weight_bytes=weight_bytes,

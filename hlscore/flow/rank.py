@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
@@ -67,7 +67,8 @@ def rank_model(
     check_plan_settings(settings.plan)
     modules = find_modules(model, settings.candidates)
     check_plan_for(identity, modules, settings.plan)
-    settings = with_movement(model, candidates_of(modules), settings)
+    count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
+    settings, notes = with_movement(model, candidates_of(modules), settings, examples=count)
     if settings.capture.movement == "trial" and not find_score(settings.plan.score).reads_gradients:
         raise UsageError(
             f"--movement trial is given, but --score {settings.plan.score} does not use trials.",
@@ -91,6 +92,7 @@ def rank_model(
     return score_probes(
         model, modules, identity, probes, settings, progress,
         processes=processes, storage=storage, earlier_seconds=earlier_seconds, rollouts=rollouts,
+        notes=notes,
     )  # fmt: skip
 
 
@@ -106,12 +108,14 @@ def score_probes(
     storage: Storage | None = None,
     earlier_seconds: float = 0.0,
     rollouts: RolloutSet | None = None,
+    notes: Sequence[str] = (),
 ) -> RankResult | None:
     """Do what `rank_model` does, from tokenized probes on.
 
     Args:
         earlier_seconds: What the steps before took.
         rollouts: Completions that the model sampled, to be kept with the result.
+        notes: Remarks on how the settings were chosen.
     """
     began = time.perf_counter()
     planned = len(candidates_of(modules))
@@ -131,9 +135,9 @@ def score_probes(
             return None
         statistics = run.reduce(progress, norms)
     # That gradients are summed exactly is what one expects.
-    notes = [*([run.choice.reason] if run.sketched else []), *run.notes]
+    remarks = [*notes, *([run.choice.reason] if run.sketched else []), *run.notes]
     if left_out := planned - len(chosen):
-        notes.append(
+        remarks.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
             "their weights, which are sharded or offloaded."
         )
@@ -151,7 +155,7 @@ def score_probes(
         dtype=str(model.dtype).removeprefix("torch."),
         sketch_size=run.choice.sketch_size if run.sketched else None,
         trial_rate=run.trial_rate,
-        notes=tuple(notes),
+        notes=tuple(remarks),
         rollouts=rollouts,
     )
     if run.file is not None:

@@ -64,9 +64,9 @@ def score_updates(
     device = resolve_device(settings.model.device)
     base, modules = opened(settings)
     chosen = candidates_of(modules)
-    trainings = [_Training(open_trained(each, base, settings.model)) for each in settings.updates]
-    for each in trainings:
-        each.trained.check(chosen)
+    trainings = [
+        _Training(open_trained(each, base, settings.model, chosen)) for each in settings.updates
+    ]
     began = time.perf_counter()
     # Of several, the first half has one more where their number is odd.
     first = (len(trainings) + 1) // 2
@@ -215,7 +215,7 @@ class _Training:
             )
         if isinstance(trained, Adapter):
             scored = {item.parameter for item in chosen}
-            others = sorted({*trained.parameters, *trained.copies} - scored)
+            others = sorted(trained.parameters - scored)
             if others:
                 more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                 found.append(

@@ -20,23 +20,42 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
-from hlscore.wording import memory
+from hlscore.settings.option import changed
+from hlscore.wording import count, memory
 
 
 def with_movement(
-    model: PreTrainedModel, candidates: Sequence[Candidate], settings: RankSettings
-) -> RankSettings:
-    """The settings with `movement` decided: whether gradients or the updates of trials are scored.
+    model: PreTrainedModel,
+    candidates: Sequence[Candidate],
+    settings: RankSettings,
+    *,
+    examples: int,
+) -> tuple[RankSettings, tuple[str, ...]]:
+    """The settings with `movement` decided, and a note where the usual choice was not possible.
 
-    With trials each probe group is the data of one.
+    `auto` means trials for supervised fine-tuning with a score that reads them, and one LoRA rank:
+    there they chose better than gradients (benchmarks/evidence). With trials each probe group is
+    the data of one.
 
     Args:
         model: The model; may be on the meta device where it is not loaded yet.
+        examples: How many there are to probe with.
     """
-    capture, score = settings.capture, settings.plan.score
-    if capture.movement != "trial":
-        return replace(settings, capture=replace(capture, movement="gradient"))
-    on_meta = [weight.is_meta for weight in model.parameters()]
+    capture, score = settings.capture, find_score(settings.plan.score)
+    asked = capture.movement == "trial"
+    usual = (
+        capture.movement == "auto"
+        and settings.objective.objective == "sft"
+        and score.needs == "gradients"
+        and not settings.plan.ranks
+        # Options that only probing for gradients has.
+        and not {"passes", "groups"}.intersection(changed(capture))
+    )
+    if not (asked or usual):
+        return replace(settings, capture=replace(capture, movement="gradient")), ()
+    weights = list(model.parameters())
+    on_meta = [weight.is_meta for weight in weights]
+    copied, wanted = sum(weight.nbytes for weight in weights), capture.trials * capture.trial_steps
     obstacle = ""
     if settings.model.load_in or any(item.quantized for item in candidates):
         obstacle = "quantized weights cannot be moved"
@@ -44,14 +63,26 @@ def with_movement(
         obstacle = "sharded weights cannot be moved"
     elif any(on_meta) and not all(on_meta):
         obstacle = "offloaded weights cannot be moved"
-    elif find_score(score).needs == "whole gradients":
-        obstacle = f"the score '{score}' is one of gradients"
-    if obstacle:
+    elif score.needs == "whole gradients":
+        obstacle = f"the score '{score.name}' is one of gradients"
+    elif asked:
+        pass  # what else is lacking, the trials say themselves
+    elif examples < wanted:
+        obstacle = f"{count(examples, 'example')} are too few, {wanted} would do"
+    elif any(weight.device.type == "cpu" and weight.is_shared() for weight in weights):
+        obstacle = "other processes see the weights"
+    elif copied > USABLE_SHARE * free_bytes(torch.device("cpu")):
+        obstacle = f"a copy of the weights takes {memory(copied)} of the host's memory"
+    if obstacle and asked:
         raise UsageError(
             f"--movement trial cannot be used: {obstacle}.",
             hint="Use --movement gradient, for instance with --score hls_share.",
         )
-    return replace(settings, capture=replace(capture, groups=capture.trials // 2))
+    if obstacle:
+        note = f"Gradients were scored in place of trials: {obstacle}."
+        return replace(settings, capture=replace(capture, movement="gradient")), (note,)
+    trials = replace(capture, movement="trial", groups=capture.trials // 2)
+    return replace(settings, capture=trials), ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,31 +11,23 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from hlscore.errors import ModelError, first_line
+from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS
 from hlscore.inputs.modules import find_modules
-from hlscore.inputs.stored_weights import (
-    Rows,
-    StoredWeights,
-    difference,
-    read_rows,
-    read_tensor,
-)
+from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.records import Candidate
-from hlscore.settings import CandidateSettings
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
-
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of modules."""
 _WRAPPED = ".base_layer"
 _SHOWN = 3
 _BLOCK_NUMBERS = 1 << 20
@@ -58,10 +50,28 @@ _REFUSED = {
 # Initialisations that take a part out of the base weights, which the adapter then holds.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PART = re.compile(
-    r"(?P<module>.+)\.(?:(?P<matrix>lora_[AB])(?:\.default)?\.weight"
-    r"|(?P<embedding>lora_embedding_[AB])(?:\.default)?"
+    r"(?P<module>.+)\.(?:(?P<matrix>lora_(?:embedding_)?[AB])(?:\.default)?(?:\.weight)?"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?)"
 )
+
+
+class _Scales(BaseModel):
+    """Settings that say how LoRA is scaled and what it lies on."""
+
+    lora_alpha: FiniteFloat = 8
+    alpha_pattern: dict[re.Pattern[str], FiniteFloat] | None = None
+    target_parameters: list[str] | None = None
+    use_rslora: bool = False
+
+    def scale(self, parameter: str, rank: int) -> float:
+        """Alpha over the rank, or over its root; patterns are matched as PEFT matches them."""
+        alpha = self.lora_alpha
+        for key, value in (self.alpha_pattern or {}).items():
+            names = (parameter.removesuffix(".weight"), parameter)
+            if any(re.match(rf"(.*\.)?({key.pattern})$", name) for name in names):
+                alpha = value
+                break
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,169 +97,187 @@ class LowRank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Parts:
-    """Tensors of the LoRA on one weight."""
+class Lora:
+    """LoRA on one weight.
 
+    Attributes:
+        item: The weight.
+        a: First matrix, as PEFT stores it.
+        b: Second matrix, as PEFT stores it.
+        magnitude: Lengths of the rows of DoRA; `None` for plain LoRA.
+        on_table: Whether it is the LoRA of an embedding layer.
+    """
+
+    item: Candidate
     a: StoredTensor
     b: StoredTensor
     magnitude: StoredTensor | None
-    embedding: bool
+    on_table: bool
     scale: float
 
-
-class Adapter:
-    """A PEFT adapter beside its base model."""
-
-    def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
-        self.name, self.folder, self._base = name, folder, base
-        self.config = _config(folder / CONFIG_FILE, name)
-        # Of every weight of the base, candidate or not, its layout.
-        self._layouts = {
-            item.parameter: item for item in find_modules(base.shape, CandidateSettings())
-        }
-        self._lora: dict[str, _Parts] = {}
-        self.copies: dict[str, StoredTensor] = {}
-        self._file(_weights(folder, name))
-        self.notes = self._notes()
+    @property
+    def kind(self) -> str:
+        """`lora` or `dora`."""
+        return "lora" if self.magnitude is None else "dora"
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """Weights with LoRA on them."""
-        return tuple(self._lora)
+    def rank(self) -> int:
+        """Rank of each matrix."""
+        return self.a.shape[0] // self.item.matrices
 
-    def check(self, modules: Sequence[Candidate]) -> None:
-        """Every name was found in the base when the adapter was opened; see `Trained`."""
-        del modules
+    def factors(self) -> LowRank:
+        """Both factors in the layout of the weight, scale and sign in the left one."""
+        a, b = self.a.read().float(), self.b.read().float()
+        if self.on_table:  # rows of the table are its outputs
+            return LowRank((-self.scale * a.T)[None], b.T.contiguous()[None])
+        a = a.reshape(self.item.matrices, -1, a.shape[-1])
+        b = b.reshape(b.shape[0], -1, self.item.matrices).permute(2, 0, 1)
+        if self.item.storage == "in_out":
+            return LowRank(-self.scale * a.mT, b.mT.contiguous())
+        return LowRank(-self.scale * b, a)
 
-    def layout(self, parameter: str) -> Candidate:
-        """What is known of a weight of the base that is trained."""
-        return self._layouts[parameter]
-
-    def update(self, item: Candidate, base: Rows | None = None) -> torch.Tensor | LowRank | None:
-        """How far a weight has moved; see `Trained`. Without `base` its rows are read as needed."""
-        name = item.parameter
-        rows = base or self._base.rows(name)
-        shape = self._base.shape.get_parameter(name).shape
-        if name in self.copies:
-            return difference(shape, rows, partial(read_rows, self.copies[name]))
-        parts = self._lora.get(name)
-        if parts is None:
-            return None
-        if parts.magnitude is None:
-            product = self._factors(item, parts)
-            return product if bool(product.left.any()) and bool(product.right.any()) else None
-        merged = self.merged(item, rows)
-        found = torch.empty(math.prod(shape[:-1]), shape[-1])
-        start, moved = 0, False
-        for part in merged:
-            stop = start + len(part)
-            torch.sub(rows(start, stop).float(), part, out=found[start:stop])
-            moved = moved or bool(found[start:stop].any())
-            start = stop
-        return found.reshape(-1, *shape[-2:]) if moved else None
-
-    def merged(self, item: Candidate, base: Rows | None = None) -> Iterator[torch.Tensor]:
-        """The weight with its LoRA, a few rows at a time, float32 [rows, last size]."""
-        parts = self._lora[item.parameter]
-        product, rows = self._factors(item, parts), base or self._base.rows(item.parameter)
+    def merged(self, base: Rows) -> Iterator[torch.Tensor]:
+        """The weight with its LoRA, some consecutive rows at a time, float32 [rows, last size]."""
+        product = self.factors()
         count = max(1, _BLOCK_NUMBERS // product.right.shape[-1])
 
         def sums(place: int) -> Iterator[torch.Tensor]:
             start = place * product.left.shape[-2]
             for left in torch.split(product.left[place], count):
                 stop = start + len(left)
-                yield rows(start, stop).float() - left @ product.right[place]
+                yield base(start, stop).float() - left @ product.right[place]
                 start = stop
 
         for place in range(len(product.left)):
-            if parts.magnitude is None:
+            if self.magnitude is None:
                 yield from sums(place)
                 continue
             # DoRA: each row of the sum, in the layout [out, in], is scaled to a length of its own.
-            length = read_tensor(parts.magnitude).float().flatten()
-            if item.storage == "in_out":
-                scale = (
-                    length
-                    / torch.stack([part.square().sum(0) for part in sums(place)]).sum(0).sqrt()
-                )
+            length = self.magnitude.read().float().flatten()
+            if self.item.storage == "in_out":
+                squares = torch.stack([part.square().sum(0) for part in sums(place)])
+                scale = length / squares.sum(0).sqrt()
                 yield from (part * scale for part in sums(place))
                 continue
             for part, wanted in zip(sums(place), torch.split(length, count), strict=True):
-                found = torch.linalg.vector_norm(part, dim=-1, keepdim=True)
-                yield part * (wanted[:, None] / found)
+                yield part * (
+                    wanted[:, None] / torch.linalg.vector_norm(part, dim=-1, keepdim=True)
+                )
 
-    def copied(self, parameter: str) -> torch.Tensor:
-        """A weight that was trained in full, as the adapter stores it."""
-        return read_tensor(self.copies[parameter])
 
-    def low_rank(self, item: Candidate) -> LowRank | None:
-        """The factors of a LoRA; `None` for DoRA and for a weight trained in full."""
-        parts = self._lora.get(item.parameter)
-        if parts is None or parts.magnitude is not None or item.parameter in self.copies:
-            return None
-        return self._factors(item, parts)
+class Adapter:
+    """A PEFT adapter beside its base model.
 
-    def kind_of(self, item: Candidate) -> str:
-        """How a weight was trained: `full`, `lora` or `dora`."""
-        parts = self._lora.get(item.parameter)
-        if parts is None or item.parameter in self.copies:
-            return "full"
-        return "lora" if parts.magnitude is None else "dora"
+    Attributes:
+        name: As given.
+        config: Content of adapter_config.json.
+        lora: LoRA by the name of its weight.
+        copies: Weights trained in full, by name.
+        items: The trained matrices by name.
+        notes: Remarks for the reader.
+    """
+
+    def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
+        self.name, self.folder, self._base = name, folder, base
+        self.config, self._scales = _config(folder / ADAPTER_CONFIG, name)
+        path = folder / ADAPTER_WEIGHTS
+        if not path.is_file():
+            pickled = (folder / ADAPTER_PICKLE).is_file()
+            raise ModelError(
+                f"The adapter '{name}' has no {ADAPTER_WEIGHTS}"
+                + (": pickle weights (adapter_model.bin) can run code when opened." if pickled
+                   else "."),
+                hint="Load it with PEFT and save_pretrained(DIRECTORY).",
+            )  # fmt: skip
+        self.lora: dict[str, Lora] = {}
+        self.copies: dict[str, StoredTensor] = {}
+        # Every weight of the base, candidate or not.
+        every = {item.parameter: item for item in find_modules(base.shape)}
+        held = base.shape.state_dict()
+        for parameter, parts in self._file(file_tensors(path)).items():
+            if parameter not in self.copies:
+                self.lora[parameter] = self._lora(parameter, parts, every.get(parameter))
+        for parameter, tensor in self.copies.items():
+            if tensor.shape != tuple(held[parameter].shape):
+                raise self._misfit(parameter, tensor.shape, held[parameter].shape)
+        self.items = {key: item for key, item in every.items() if key in self.parameters}
+        named = str(self.config.get("base_model_name_or_path") or "")
+        same = Path(named).name in ("", base.directory.name, Path(base.name).name)
+        self.notes = () if same else (
+            f"'{name}' names {named} as its base model; it is read beside {base.name}.",
+        )  # fmt: skip
+
+    @property
+    def parameters(self) -> set[str]:
+        """Names of all weights that were trained."""
+        return {*self.lora, *self.copies}
 
     def rank_of(self, item: Candidate) -> int | None:
-        """Rank of the LoRA on a weight; see `Trained`."""
-        parts = self._lora.get(item.parameter)
-        return None if parts is None else parts.a.shape[0] // item.matrices
+        """Rank of the LoRA on a weight; `None` for one trained in full or not at all."""
+        found = self.lora.get(item.parameter)
+        return None if found is None else found.rank
 
     def rounding(self, item: Candidate) -> float:
-        """The update is stored, not its sum with the base; see `Trained`."""
+        """0: the update is stored, not its sum with the base."""
         del item
         return 0.0
 
-    def _factors(self, item: Candidate, parts: _Parts) -> LowRank:
-        """Both factors in the layout of the weight, with scale and sign in the left one."""
-        a, b = read_tensor(parts.a).float(), read_tensor(parts.b).float()
-        if parts.embedding:  # rows of the table are its outputs
-            return LowRank((-parts.scale * a.T)[None], b.T.contiguous()[None])
-        a = a.reshape(item.matrices, -1, a.shape[-1])
-        b = b.reshape(b.shape[0], -1, item.matrices).permute(2, 0, 1)
-        if item.storage == "in_out":
-            return LowRank(-parts.scale * a.mT, b.mT.contiguous())
-        return LowRank(-parts.scale * b, a)
+    def update(self, item: Candidate, base: Rows | None = None) -> torch.Tensor | LowRank | None:
+        """Base minus trained weight; see `Checkpoint.update`.
 
-    def _file(self, tensors: Mapping[str, StoredTensor]) -> None:
-        """File every tensor under the weight that it belongs to."""
+        Args:
+            base: Rows of the weight of the base; read as needed where it is left out.
+        """
+        name = item.parameter
+        if name not in self.parameters:
+            return None
+        lora = self.lora.get(name)
+        if lora is not None and lora.magnitude is None:
+            product = lora.factors()
+            return product if bool(product.left.any()) and bool(product.right.any()) else None
+        base = base or self._base.rows(name)
+        shape = self._base.shape.get_parameter(name).shape
+        return difference(shape, base, self.trained(name, base))
+
+    def trained(self, name: str, base: Rows | None = None) -> Iterator[torch.Tensor]:
+        """A trained weight, some consecutive rows at a time, [rows, last size]."""
+        if name in self.lora:
+            return self.lora[name].merged(base or self._base.rows(name))
+        return in_parts(self.copies[name].shape, self.copies[name].rows)
+
+    def _file(self, tensors: Mapping[str, StoredTensor]) -> dict[str, dict[str, StoredTensor]]:
+        """File every tensor under its weight: copies in `copies`; gives the parts of LoRA."""
         found: dict[str, dict[str, StoredTensor]] = {}
-        lost: list[str] = []
+        lost: set[str] = set()
         for key, tensor in sorted(tensors.items()):
-            name = _WRAPPERS.sub("", key).removeprefix(_PREFIX)
+            name = _WRAPPERS.sub("", key).removeprefix(PREFIX)
             part = _PART.fullmatch(name)
             if part is not None:
-                kind = part["matrix"] or part["embedding"] or part["magnitude"]
                 parameter = self._target(part["module"])
                 if parameter is None:
-                    lost.append(part["module"].replace(_WRAPPED, ""))
-                    continue
-                found.setdefault(parameter, {})[kind] = tensor
+                    lost.add(part["module"].replace(_WRAPPED, ""))
+                else:
+                    found.setdefault(parameter, {})[part["matrix"] or part["magnitude"]] = tensor
                 continue
             if "lora_" in name or "token_adapter" in name:
-                raise self._unknown(f"it holds a tensor {key}")
+                raise _unreadable(self.name, f"it holds a tensor {key}")
             if f"{_WRAPPED}." in name and not name.endswith(".bias"):
                 continue  # the untrained weight under a LoRA, saved beside it
             name = name.replace(_WRAPPED, "").replace(".modules_to_save.default", "")
             current = self._base.current_name(name)
             if current is None:
-                lost.append(name)
+                lost.add(name)
             else:
                 self.copies[current] = tensor
         if lost:
-            raise self._of_another_model(lost)
-        for parameter, parts in found.items():
-            self._lora[parameter] = self._parts(parameter, parts)
-        for parameter, tensor in self.copies.items():
-            planned = tuple(self._base.shape.state_dict()[parameter].shape)
-            if tensor.shape != planned:
-                raise self._misfit(parameter, tensor.shape, planned)
+            more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
+            named = self.config.get("base_model_name_or_path")
+            raise ModelError(
+                f"'{self.name}' is an adapter for other modules: the base model has no "
+                f"{', '.join(sorted(lost)[:_SHOWN])}{more}.",
+                hint=f"Its {ADAPTER_CONFIG} names {named} as the base model." if named else "",
+            )
+        return found
 
     def _target(self, module: str) -> str | None:
         """Name of the weight that a LoRA belongs to; `None` where the base has no such module."""
@@ -263,67 +291,37 @@ class Adapter:
         except AttributeError:
             return None
         # PEFT wraps the parameters of one module in turn: the first declared lies innermost.
-        targets: list[str] = self.config.get("target_parameters") or []
+        targets = tuple(f".{target}" for target in self._scales.target_parameters or ())
         names = [f"{plain}.{leaf}" for leaf, _ in holder.named_parameters(recurse=False)]
-        wrapped = [
-            name
-            for name in names
-            if any(name == target or name.endswith(f".{target}") for target in targets)
-        ]
+        wrapped = [name for name in names if f".{name}".endswith(targets)]
         place = len(wrapped) - 1 - depth
         return wrapped[place] if 0 <= place < len(wrapped) else None
 
-    def _parts(self, parameter: str, parts: Mapping[str, StoredTensor]) -> _Parts:
-        embedding = "lora_embedding_A" in parts
-        prefix = "lora_embedding_" if embedding else "lora_"
+    def _lora(
+        self, parameter: str, parts: Mapping[str, StoredTensor], item: Candidate | None
+    ) -> Lora:
+        on_table = "lora_embedding_A" in parts
+        prefix = "lora_embedding_" if on_table else "lora_"
         if not {f"{prefix}A", f"{prefix}B"} <= parts.keys():
-            raise self._unknown(f"{parameter} lacks one of its LoRA matrices")
-        a, b, item = parts[f"{prefix}A"], parts[f"{prefix}B"], self._layouts.get(parameter)
+            raise _unreadable(self.name, f"{parameter} lacks one of its LoRA matrices")
+        a, b = parts[f"{prefix}A"], parts[f"{prefix}B"]
         magnitude = parts.get("lora_magnitude_vector")
-        if item is None or (embedding and magnitude is not None):
-            raise self._unknown(f"the LoRA on {parameter} is of an unknown kind")
-        rows, columns = (
-            (item.out_features, item.in_features)
-            if not embedding
-            else (item.in_features, item.out_features)
-        )
-        rank = a.shape[0] // item.matrices
-        wanted = (rank * item.matrices, columns), (rows, rank * item.matrices)
-        if (a.shape, b.shape) != wanted or rank < 1:
-            held = [*a.shape[1:], b.shape[0]]
-            raise self._misfit(parameter, tuple(held), (columns, rows))
-        return _Parts(
-            a=a, b=b, magnitude=magnitude, embedding=embedding, scale=self._scale(parameter, rank)
-        )
-
-    def _scale(self, parameter: str, rank: int) -> float:
-        """Alpha over the rank, or over its root; patterns are matched as PEFT matches them."""
-        named = [parameter.removesuffix(".weight"), parameter]
-        patterns: dict[str, float] = self.config.get("alpha_pattern") or {}
-        alpha = self.config.get("lora_alpha", 8)
-        for key, value in patterns.items():
-            if any(re.match(rf"(.*\.)?({key})$", name) for name in named):
-                alpha = value
-                break
-        return float(alpha) / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
-
-    def _notes(self) -> tuple[str, ...]:
-        named = self.config.get("base_model_name_or_path")
-        if not named or Path(str(named)).name == self._base.directory.name:
-            return ()
-        own = self._base.identity().model
-        if Path(str(named)).name == Path(own).name:
-            return ()
-        return (f"'{self.name}' names {named} as its base model; it is read beside {own}.",)
-
-    def _of_another_model(self, lost: Sequence[str]) -> ModelError:
-        names = sorted(set(lost))
-        more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-        named = self.config.get("base_model_name_or_path")
-        return ModelError(
-            f"'{self.name}' is an adapter for other modules: the base model has no "
-            f"{', '.join(names[:_SHOWN])}{more}.",
-            hint=f"Its {CONFIG_FILE} names {named} as the base model." if named else "",
+        if item is None or (on_table and magnitude is not None):
+            raise _unreadable(self.name, f"the LoRA on {parameter} is of an unknown kind")
+        inputs, outputs = item.in_features, item.out_features
+        if on_table:
+            inputs, outputs = outputs, inputs
+        rank = (a.shape or (0,))[0] // item.matrices
+        width = rank * item.matrices
+        if (a.shape, b.shape) != ((width, inputs), (outputs, width)) or rank < 1:
+            raise self._misfit(parameter, (*a.shape[1:], *b.shape[:1]), (inputs, outputs))
+        return Lora(
+            item=item,
+            a=a,
+            b=b,
+            magnitude=magnitude,
+            on_table=on_table,
+            scale=self._scales.scale(parameter, rank),
         )
 
     def _misfit(
@@ -335,67 +333,32 @@ class Adapter:
             hint="Name the model that the adapter was trained on.",
         )
 
-    def _unknown(self, what: str) -> ModelError:
-        return ModelError(
-            f"The adapter '{self.name}' cannot be read: {what}.",
-            hint="Merge it with PEFT (merge_and_unload), and name the merged model instead.",
-        )
 
-
-def _config(path: Path, name: str) -> dict[str, Any]:
+def _config(path: Path, name: str) -> tuple[dict[str, Any], _Scales]:
     try:
         config: Any = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise ModelError(f"'{path}' is not an adapter configuration.")
-    refused = str(config.get("peft_type"))
-    what = f"it is of type {refused}" if refused != "LORA" else ""
+    if config.get("peft_type") != "LORA":
+        raise _unreadable(name, f"it is of type {config.get('peft_type')}")
     for option, kind in _REFUSED.items():
-        if not what and config.get(option):
-            what = f"it uses {kind} ({option})"
-    init = str(config.get("init_lora_weights")).lower()
-    if not what and init.startswith(_CHANGES_BASE):
-        what = f"init_lora_weights is {config['init_lora_weights']}, which changes the base weights"
-    if what:
-        raise ModelError(
-            f"The adapter '{name}' cannot be read: {what}.",
-            hint="Merge it with PEFT (merge_and_unload), and name the merged model instead.",
-        )
-    _check_patterns(config, path)
-    return config
+        if config.get(option):
+            raise _unreadable(name, f"it uses {kind} ({option})")
+    init = config.get("init_lora_weights")
+    if str(init).lower().startswith(_CHANGES_BASE):
+        raise _unreadable(name, f"init_lora_weights is {init}, which changes the base weights")
+    try:
+        return config, _Scales.model_validate(config)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ModelError(f"'{path}' is damaged at {place}: {first['msg']}.") from error
 
 
-def _check_patterns(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse what an untrusted file can hold instead of names and numbers."""
-    checks: dict[str, Callable[[Any], bool]] = {
-        "lora_alpha": lambda value: isinstance(value, int | float) and math.isfinite(value),
-        "alpha_pattern": lambda value: (
-            isinstance(value, dict)
-            and all(isinstance(alpha, int | float) for alpha in value.values())
-        ),
-        "target_parameters": lambda value: (
-            isinstance(value, list) and all(isinstance(item, str) for item in value)
-        ),
-    }
-    for field, good in checks.items():
-        value = config.get(field)
-        if value is not None and not good(value):
-            raise ModelError(f"'{path}' is damaged at {field}.")
-    for key in config.get("alpha_pattern") or {}:
-        try:
-            re.compile(key)
-        except re.error as error:
-            raise ModelError(f"'{path}' is damaged at alpha_pattern '{key}': {error}.") from error
-
-
-def _weights(folder: Path, name: str) -> dict[str, StoredTensor]:
-    path = folder / WEIGHTS_FILE
-    if path.is_file():
-        return file_tensors(path)
-    pickled = (folder / "adapter_model.bin").is_file()
-    raise ModelError(
-        f"The adapter '{name}' has no {WEIGHTS_FILE}"
-        + (": pickle weights (adapter_model.bin) can run code when opened." if pickled else "."),
-        hint="Load it with PEFT and save_pretrained(DIRECTORY).",
+def _unreadable(name: str, what: str) -> ModelError:
+    return ModelError(
+        f"The adapter '{name}' cannot be read: {what}.",
+        hint="Merge it with PEFT (merge_and_unload), and name the merged model instead.",
     )

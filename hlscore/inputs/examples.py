@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
@@ -25,7 +24,7 @@ from hlscore.inputs.formats import (
     no_examples,
     roles_of,
 )
-from hlscore.inputs.hub import BUILTIN_PREFIX, hub_error, looks_like_path
+from hlscore.inputs.hub import BUILTIN_FOLDER, BUILTIN_PREFIX, hub_error, looks_like_path
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
 
@@ -74,12 +73,17 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
     """
     # Rewards and preferences need a task that the built-in model solves at times.
     name = settings.data or (BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN)
-    if name.startswith(BUILTIN_PREFIX):
-        _refuse_config(settings)
+    path, builtin = existing_path(name), name.startswith(BUILTIN_PREFIX)
+    if settings.config is not None and (builtin or (path is not None and not path.is_dir())):
+        raise UsageError(
+            f"--data-config is '{settings.config}', but only data sets of the hub and "
+            "directories have configurations.",
+            hint="Remove --data-config.",
+        )
+    if builtin:
         rows = builtin_pairs(name) if wanted == ("preference",) else builtin_rows(name)
-        return example_set(draw_rows(rows, settings.samples, seed), name, settings, wanted)
-    path = existing_path(name)
-    if path is not None:
+        rows = draw_rows(rows, settings.samples, seed)
+    elif path is not None:
         rows = _local_rows(path, settings, seed, wanted)
     elif is_on_hub(name):
         rows = _hub_rows(name, settings, seed)
@@ -101,15 +105,6 @@ def is_on_hub(data: str | None) -> bool:
     )
 
 
-def _refuse_config(settings: DataSettings) -> None:
-    if settings.config is not None:
-        raise UsageError(
-            f"--data-config is '{settings.config}', but only data sets of the hub and "
-            "directories have configurations.",
-            hint="Remove --data-config.",
-        )
-
-
 def draw_rows(rows: Sequence[Item], samples: int, seed: int) -> list[Item]:
     """Draw rows without replacement, in the order they came in; all when `samples` is 0."""
     if samples == 0 or samples >= len(rows):
@@ -124,8 +119,8 @@ def builtin_rows(name: str) -> list[Row]:
             f"There are no built-in probes '{name}'.",
             hint=f"There are: {', '.join(_BUILTIN_FILES)}.",
         )
-    file = resources.files("hlscore.inputs") / "builtin" / _BUILTIN_FILES[name]
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    text = (BUILTIN_FOLDER / _BUILTIN_FILES[name]).read_text("utf-8")
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def builtin_pairs(name: str) -> list[Row]:
@@ -149,7 +144,7 @@ def builtin_pairs(name: str) -> list[Row]:
 def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
     import datasets
 
-    _check_local(path, settings)
+    _check_local(path)
     _register_zstd()
     whole = settings.split.partition("[")[0]
     table_of: Any
@@ -175,10 +170,9 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
                 sizes = {name: part.num_examples for name, part in builder.info.splits.items()}
                 table_of = builder.as_dataset
         except Exception as error:
-            failed = isinstance(error, datasets.exceptions.DatasetGenerationError)
-            rows = _plain_rows(path) if failed else []
-            if not rows:
-                raise _local_error(path, error) from error
+            rows, broken = _json_lines(path)
+            if not rows or not isinstance(error, datasets.exceptions.DatasetGenerationError):
+                raise _local_error(path, error, broken) from error
             spans = _spans(path, settings, {whole: len(rows)})
             found = [row for _, start, stop in spans for row in rows[start:stop]]
             return draw_rows(found, settings.samples, seed)
@@ -231,25 +225,12 @@ def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -
     return [empty | dict(asked[place]) for place in places]
 
 
-def _plain_rows(path: Path) -> list[Row]:
-    """Rows of JSON lines that no table holds: rewards `1` and later `0.5`, answers `3` and `"x"`.
-
-    Empty where the file is not in JSON lines.
-    """
-    if _kind_of(path) != ".jsonl" or _broken_line(path):
-        return []
-    rows = [json.loads(line) for line in _unpacked_lines(path) if line.strip()]
-    empty = dict.fromkeys(name for row in rows for name in row)
-    return [empty | row for row in rows]
-
-
-def _check_local(path: Path, settings: DataSettings) -> None:
+def _check_local(path: Path) -> None:
     readable = (
         f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(_PACKED)}, and "
         "directories of them."
     )
     if not path.is_dir():
-        _refuse_config(settings)
         if _kind_of(path) not in _BUILDERS:
             raise DataError(f"'{path}' is a {path.suffix or 'suffixless'} file.", hint=readable)
         if path.stat().st_size == 0:
@@ -269,7 +250,7 @@ def _check_local(path: Path, settings: DataSettings) -> None:
             )
 
 
-def _local_error(path: Path, error: Exception) -> HlscoreError:
+def _local_error(path: Path, error: Exception, broken: str) -> HlscoreError:
     import pyarrow.parquet as pq
 
     cause = error.__cause__ or error
@@ -280,26 +261,38 @@ def _local_error(path: Path, error: Exception) -> HlscoreError:
     if rows == 0 or isinstance(cause, StopIteration):
         return no_examples(str(path))
     return DataError(
-        f"'{path}' cannot be read{_broken_line(path)}: {first_line(cause)}",
+        f"'{path}' cannot be read{broken}: {first_line(cause)}",
         hint="Check that the file is complete and has the format its suffix says.",
     )
 
 
-def _broken_line(path: Path) -> str:
-    """Where a `.jsonl` file stops to be JSON, as ` at line 3`; empty where that is not known."""
-    if _kind_of(path) != ".jsonl":
-        return ""
+def _json_lines(path: Path) -> tuple[list[Row], str]:
+    """Read JSON lines that no table holds: rewards `1` and later `0.5`, answers `3` and `"x"`.
+
+    Returns:
+        The rows, or none and where the file stops to be JSON, as ` at line 3`, if that is known.
+    """
+    from fsspec.compression import compr
+    from fsspec.utils import infer_compression
+
+    rows: list[Row] = []
     number = 0
+    if _kind_of(path) != ".jsonl":
+        return [], ""
     try:
-        for line in _unpacked_lines(path):
-            number += 1
-            if not isinstance(json.loads(line) if line.strip() else {}, dict):
-                return f" at line {number}"
+        with path.open("rb") as raw:
+            for line in compr[infer_compression(path.name)](raw, mode="rb"):
+                number += 1
+                row = json.loads(line) if line.strip() else {}
+                if not isinstance(row, dict):
+                    return [], f" at line {number}"
+                rows += [row] if row else []
     except (json.JSONDecodeError, UnicodeDecodeError):
-        return f" at line {number}"
+        return [], f" at line {number}"
     except (ValueError, OSError, EOFError, LZMAError):  # packed, but damaged
-        return ""
-    return ""
+        return [], ""
+    empty = dict.fromkeys(name for row in rows for name in row)
+    return [empty | dict(row) for row in rows], ""
 
 
 def _kind_of(path: Path) -> str:
@@ -307,15 +300,6 @@ def _kind_of(path: Path) -> str:
     packed = path.suffix.lower() in _PACKED
     kind = Path(path.stem).suffix.lower() if packed else path.suffix.lower()
     return "" if packed and kind not in _PACKABLE else kind
-
-
-def _unpacked_lines(path: Path) -> Iterator[bytes]:
-    """Lines of a file, packed or not."""
-    from fsspec.compression import compr
-    from fsspec.utils import infer_compression
-
-    with path.open("rb") as raw:
-        yield from compr[infer_compression(path.name)](raw, mode="rb")
 
 
 def _register_zstd() -> None:
@@ -332,7 +316,7 @@ def _register_zstd() -> None:
 def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors as hub
 
     count = settings.samples or _MOST_STREAMED + 1
     opened = False
@@ -347,24 +331,19 @@ def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
                 stream = stream.shuffle(seed=seed, buffer_size=buffer)
             rows: list[Row] = [dict(row) for row in islice(stream, count)]
     except Exception as error:
-        text = first_line(error)
+        text, kind = first_line(error), type(error)
+        if isinstance(error, DatasetNotFoundError | hub.HFValidationError):
+            kind = hub.GatedRepoError if _is_gated(name) else hub.RepositoryNotFoundError
         hint = "Check its hub page: hlscore reads what `datasets` can stream."
         message = f"The data set '{name}' cannot be read: {text}"
-        if isinstance(error, DatasetNotFoundError) and _is_gated(name):
-            message = f"The data set '{name}' is gated."
-            hint = "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN."
-        elif isinstance(error, DatasetNotFoundError | HFValidationError):
-            message = f"There is no data set '{name}', neither as a local path nor on the hub."
-            hint = "Check the spelling; for a private one log in with `hf auth login`."
+        if issubclass(kind, hub.HfHubHTTPError | hub.LocalEntryNotFoundError):
+            message, hint = hub_error(f"data set '{name}'", kind, text)
         elif isinstance(error, ValueError) and not opened:
             message = f"The data set '{name}' cannot be read as asked: {text}"
             hint = (
                 "Name the part to read with --split and --data-config; a hub data set is "
                 "streamed, so take --samples instead of a slice."
             )
-        elif isinstance(error, HfHubHTTPError | LocalEntryNotFoundError):
-            known = hub_error(name, None, "data set", error)
-            message, hint = known.message, known.hint or ""
         elif isinstance(error, ConnectionError):
             message = f"The data set '{name}' cannot be reached: {text}"
             hint = "Check the network and HF_HUB_OFFLINE, or give a local copy."

@@ -18,25 +18,22 @@ Row = Mapping[str, Any]
 Columns = Mapping[str, str]
 Wanted = tuple[ExampleFormat, ...]
 
-_REQUIRED: dict[ExampleFormat, tuple[str, ...]] = {
-    "prompt_completion": ("prompt", "completion"),
-    "messages": ("messages",),
-    "text": ("text",),
-    "alpaca": ("instruction", "output"),
-    "preference": ("chosen", "rejected"),
-    "prompt": ("prompt",),
-    "rollouts": ("reward",),
-}
 # What TRL hands to the chat template beside the messages.
 _TEMPLATE = ("tools", "chat_template_kwargs")
-_OPTIONAL: dict[ExampleFormat, tuple[str, ...]] = {
-    "prompt_completion": _TEMPLATE,
-    "messages": _TEMPLATE,
-    "alpaca": ("input",),
-    "preference": ("prompt", *_TEMPLATE),
+# Columns that a format must have, and others that it reads.
+_COLUMNS: dict[ExampleFormat, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "prompt_completion": (("prompt", "completion"), _TEMPLATE),
+    "messages": (("messages",), _TEMPLATE),
+    "text": (("text",), ()),
+    "alpaca": (("instruction", "output"), ("input",)),
+    "preference": (("chosen", "rejected"), ("prompt", *_TEMPLATE)),
+    "prompt": (("prompt",), ()),
     "rollouts": (
-        "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs", "truncated",
-        "finish_reason", "temperature", "step", *_TEMPLATE,
+        ("reward",),
+        (
+            "prompt", "prompt_ids", "completion", "completion_ids", "group", "logprobs",
+            "truncated", "finish_reason", "temperature", "step", *_TEMPLATE,
+        ),
     ),
 }  # fmt: skip
 # The first that fits is read: TRL's order. It does not read Alpaca's columns.
@@ -74,8 +71,13 @@ class ExampleSet:
 
 def roles_of(wanted: Wanted) -> set[str]:
     """Columns that formats read; rewards may want any other of a prompt."""
-    roles = {role for name in wanted for role in (*_REQUIRED[name], *_OPTIONAL.get(name, ()))}
+    roles = {role for name in wanted for part in _COLUMNS[name] for role in part}
     return roles | {_SHAREGPT} if "messages" in roles else roles
+
+
+def no_examples(source: str) -> DataError:
+    """The error for data without any example."""
+    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
 
 
 def example_set(
@@ -95,9 +97,39 @@ def example_set(
         and (first.get("messages") is None or _is_sharegpt(first[_SHAREGPT]))
     ):
         columns = {**columns, "messages": _SHAREGPT}
-    found = _find_format(first, source, columns, set(settings.columns), wanted)
+    there = ", ".join(sorted(first))
+    missing = sorted(set(columns.values()) - set(first))
+    if missing:
+        raise DataError(
+            f"'{source}' has no column '{missing[0]}'; it has: {there}.",
+            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
+        )
+    required = {name: set(_COLUMNS[name][0]) for name in wanted}
+    found = next(
+        (
+            name
+            for name in sorted(
+                wanted, key=lambda name: -len(set(settings.columns) & required[name])
+            )
+            if all(columns.get(role, role) in first for role in required[name])
+        ),
+        None,
+    )
+    if found is None and {"chosen", "rejected"} <= set(first) and "preference" not in wanted:
+        raise DataError(
+            f"'{source}' holds pairs of a chosen and a rejected completion.",
+            hint="Add --objective dpo.",
+        )
+    if found is None:
+        formats = "; ".join(" and ".join(_COLUMNS[name][0]) for name in wanted)
+        default = "--column prompt=question --column completion=answer"
+        raise DataError(
+            f"'{source}' has none of the columns that make an example ({formats}); it has: "
+            f"{there}.",
+            hint=f"Map them, for example {_MAPPING_EXAMPLES.get(wanted[0], default)}.",
+        )
     checked = tuple(
-        _checked(row, _Position(index, source), found, columns) for index, row in enumerate(rows)
+        _Example(row, index, source, columns).read(found) for index, row in enumerate(rows)
     )
     return ExampleSet(
         source=source,
@@ -107,91 +139,173 @@ def example_set(
     )
 
 
-def no_examples(source: str) -> DataError:
-    """The error for data without any example."""
-    return DataError(f"'{source}' holds no examples.", hint="Give at least 2.")
-
-
-def _find_format(
-    row: Row, source: str, columns: Columns, mapped: set[str], wanted: Wanted
-) -> ExampleFormat:
-    there = ", ".join(sorted(row))
-    missing = sorted(set(columns.values()) - set(row))
-    if missing:
-        raise DataError(
-            f"'{source}' has no column '{missing[0]}'; it has: {there}.",
-            hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
-        )
-    for name in sorted(wanted, key=lambda name: -len(mapped & set(_REQUIRED[name]))):
-        if all(columns.get(role, role) in row for role in _REQUIRED[name]):
-            return name
-    if {"chosen", "rejected"} <= set(row) and "preference" not in wanted:
-        raise DataError(
-            f"'{source}' holds pairs of a chosen and a rejected completion.",
-            hint="Add --objective dpo.",
-        )
-    example = _MAPPING_EXAMPLES.get(
-        wanted[0], "--column prompt=question --column completion=answer"
-    )
-    raise DataError(
-        f"'{source}' has none of the columns that make an example "
-        f"({'; '.join(' and '.join(_REQUIRED[name]) for name in wanted)}); it has: {there}.",
-        hint=f"Map them, for example {example}.",
-    )
-
-
 @dataclass(frozen=True, slots=True)
-class _Position:
-    """Where a value stands, for messages."""
+class _Example:
+    """A row and where it stands; `columns` says which column has which role."""
 
+    row: Row
     index: int
     source: str
+    columns: Columns
 
-    def error(self, column: str, what: str, hint: str = "") -> DataError:
+    def misfit(self, what: str, hint: str) -> DataError:
+        return DataError(f"Example {self.index} in '{self.source}' has {what}.", hint=hint)
+
+    def error(self, role: str, what: str, hint: str = "") -> DataError:
         return DataError(
-            f"Column '{column}' of example {self.index} in '{self.source}' is {what}.",
+            f"Column '{self.columns.get(role, role)}' of example {self.index} in "
+            f"'{self.source}' is {what}.",
             hint=hint or "Remove or repair that example.",
         )
 
+    def read(self, found: ExampleFormat) -> Row:
+        """The columns of the format, by role, with turns in TRL's form."""
+        required, optional = _COLUMNS[found]
+        named = {role: self.row.get(self.columns.get(role, role)) for role in required}
+        for role in optional:
+            value = self.row.get(self.columns.get(role, role))
+            if value is not None:
+                named[role] = value
+        if found == "rollouts":
+            return self.rollout(named)
+        texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
+        for role, given in texts.items():
+            texts[role] = value = str(given) if _is_number(given) else _messages_of(given, role)
+            if role == "messages" or (role in _TURNS and isinstance(value, list)):
+                self.check_messages(role, value)
+            elif not isinstance(value, str):
+                raise self.error(role, f"{type(value).__name__}, not text")
+        # A conversation may be continued by text, but not the other way round.
+        kinds: dict[str, str] = {
+            role: "messages" if isinstance(texts[role], list) else "text"
+            for role in ("prompt", "completion", "chosen", "rejected")
+            if role in texts
+        }
+        first = next(iter(kinds), "")
+        for role, kind in kinds.items():
+            if kind != kinds[first] and (first != "prompt" or kind == "messages"):
+                raise self.misfit(
+                    f"a {first} of {kinds[first]} and a {role} of {kind}",
+                    "Use text for both, or messages for both.",
+                )
+        if found == "prompt":
+            mapped = {role: self.row.get(column) for role, column in self.columns.items()}
+            return {**self.row, **mapped, **texts}
+        if found == "alpaca":  # as LLaMA-Factory reads it
+            asked = "\n".join(part for part in (texts["instruction"], texts.get("input")) if part)
+            return {
+                "prompt": [{"role": "user", "content": asked}],
+                "completion": [{"role": "assistant", "content": texts["output"]}],
+            }
+        if any(isinstance(value, list) for value in texts.values()):
+            return texts | self.template_arguments(named)
+        return texts
 
-def _checked(row: Row, place: _Position, found: ExampleFormat, columns: Columns) -> Row:
-    """The columns of the format, by role, with turns in TRL's form."""
-    named = {role: row.get(columns.get(role, role)) for role in _REQUIRED[found]}
-    for role in _OPTIONAL.get(found, ()):
-        value = row.get(columns.get(role, role))
-        if value is not None:
-            named[role] = value
-    if found == "rollouts":
+    def template_arguments(self, named: Row) -> dict[str, Any]:
+        """What a row hands to the chat template: tools, as a list or as its JSON, and more."""
+        found = {role: named[role] for role in _TEMPLATE if role in named}
+        if isinstance(found.get("tools"), str):
+            try:
+                found["tools"] = json.loads(found["tools"])
+            except ValueError:
+                found["tools"] = ""
+        if not isinstance(found.get("tools"), list | None):
+            raise self.error("tools", "not a list of tools, nor the JSON of one")
+        arguments = found.get("chat_template_kwargs", {})
+        if not isinstance(arguments, Mapping):
+            raise self.error("chat_template_kwargs", f"{type(arguments).__name__}, not an object")
+        return found
+
+    def check_messages(self, role: str, value: object) -> None:
+        if not (
+            isinstance(value, list)
+            and value
+            and all(
+                isinstance(turn, Mapping)
+                and "role" in turn
+                # A turn that only calls tools has nothing to say.
+                and ("content" in turn or turn.get("tool_calls"))
+                for turn in value
+            )
+        ):
+            raise self.error(
+                role,
+                "not a list of messages",
+                'Each message is an object with "role" and "content".',
+            )
+
+    def rollout(self, named: dict[str, Any]) -> Row:
+        """A completion with its reward."""
         # Lists of numpy are lists; a table of text says null for an empty one.
         named = {
             role: getattr(value, "tolist", lambda v=value: v)() for role, value in named.items()
         }
-        if columns.get("completion", "completion") in row:
+        if self.columns.get("completion", "completion") in self.row:
             named.setdefault("completion", "")
-    shown = {role: columns.get(role, role) for role in named}
-    if found == "rollouts":
-        _check_rollout(named, shown, place)
-        return named | _template_arguments(named, shown, place)
-    texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
-    for role, given in texts.items():
-        texts[role] = value = str(given) if _is_number(given) else _messages_of(given, role)
-        if role == "messages" or (role in _TURNS and isinstance(value, list)):
-            _check_messages(value, shown[role], place)
-        elif not isinstance(value, str):
-            raise place.error(shown[role], f"{type(value).__name__}, not text")
-    if found in ("prompt_completion", "preference"):
-        _check_alike(texts, place)
-    if found == "prompt":
-        return {**row, **{role: row.get(column) for role, column in columns.items()}, **texts}
-    if found == "alpaca":  # as LLaMA-Factory reads it
-        asked = "\n".join(part for part in (texts["instruction"], texts.get("input")) if part)
-        return {
-            "prompt": [{"role": "user", "content": asked}],
-            "completion": [{"role": "assistant", "content": texts["output"]}],
-        }
-    if any(isinstance(value, list) for value in texts.values()):
-        return texts | _template_arguments(named, shown, place)
-    return texts
+        for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
+            if ids in named:
+                self.check_numbers(ids, named[ids], whole=True)
+            elif text not in named:
+                raise self.misfit(
+                    f"neither '{text}' nor '{ids}'",
+                    f"Map one of them, for example --column {text}=COLUMN.",
+                )
+            value = named.get(text, "")
+            if isinstance(value, list):
+                self.check_messages(text, value)
+            elif not isinstance(value, str):
+                raise self.error(text, f"{type(value).__name__}, not text")
+        # Messages can only be rendered after those that they answer.
+        continues = isinstance(named.get("prompt"), list) or "completion_ids" in named
+        if not continues and isinstance(named["completion"], list):
+            raise self.misfit(
+                "a completion of messages, but its prompt is none",
+                "Use messages for both, or give the completion as text or as completion_ids.",
+            )
+        if "logprobs" in named:
+            self.check_numbers("logprobs", named["logprobs"], whole=False)
+        self.check_settings(named)
+        return named | self.template_arguments(named)
+
+    def check_settings(self, named: Row) -> None:
+        reward = named["reward"]
+        if reward is not None and not isinstance(reward, bool | int | float):
+            raise self.error("reward", f"{type(reward).__name__}, not a number")
+        if reward is not None and not abs(reward) <= LARGEST_REWARD:
+            raise self.error(
+                "reward",
+                f"{reward}, {'too large' if math.isfinite(reward) else 'not a number'}",
+                "Repair it; null says that the completion could not be judged.",
+            )
+        temperature = named.get("temperature", 1)
+        if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
+            raise self.error("temperature", f"{temperature!r}, not a temperature")
+        truncated = named.get("truncated", False)
+        if not isinstance(truncated, int | float) or truncated not in (0, 1):
+            raise self.error(
+                "truncated", f"{truncated!r}, neither true nor false", "Repair it, or remove it."
+            )
+
+    def check_numbers(self, role: str, value: Any, *, whole: bool) -> None:
+        """Check token ids (`whole`) or log-probabilities, which may be missing."""
+        kinds: tuple[type, ...] = (int,) if whole else (int, float, type(None))
+        if (
+            not isinstance(value, Sequence)
+            or isinstance(value, str)
+            or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
+        ):
+            raise self.error(role, f"not a list of {'token ids' if whole else 'numbers'}")
+        numbers = [item for item in value if item is not None]
+        if any(math.isinf(item) for item in numbers):
+            raise self.error(role, "a list with infinite numbers")
+        if whole and any(item < 0 for item in numbers):
+            raise self.error(role, "a list with negative ids")
+        if not whole and any(item > 1e-6 for item in numbers):
+            raise self.error(
+                role,
+                "a list with positive numbers",
+                "Log-probabilities are natural logarithms: 0 or less.",
+            )
 
 
 def _is_number(value: object) -> bool:
@@ -240,32 +354,10 @@ def _calls(said: object) -> list[Mapping[str, Any]]:
     return [{"type": "function", "function": call} for call in calls]
 
 
-def _template_arguments(named: Row, shown: Columns, place: _Position) -> dict[str, Any]:
-    """What a row hands to the chat template: tools, given as a list or as its JSON, and more."""
-    found: dict[str, Any] = {}
-    if "tools" in named:
-        tools = named["tools"]
-        try:
-            tools = json.loads(tools) if isinstance(tools, str) else tools
-        except ValueError:
-            tools = ""
-        if tools is not None and not isinstance(tools, list):
-            raise place.error(shown["tools"], "not a list of tools, nor the JSON of one")
-        found["tools"] = tools
-    if "chat_template_kwargs" in named:
-        arguments = named["chat_template_kwargs"]
-        if not isinstance(arguments, Mapping):
-            raise place.error(
-                shown["chat_template_kwargs"], f"{type(arguments).__name__}, not an object"
-            )
-        found["chat_template_kwargs"] = arguments
-    return found
-
-
 def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Iterator[str]:
     """What a reader should know of how columns were read, above all where TRL reads otherwise."""
     first = rows[0]
-    for role in (*_REQUIRED[found], "prompt"):
+    for role in (*_COLUMNS[found][0], "prompt"):
         column = columns.get(role, role)
         number = next((row[column] for row in rows if _is_number(row.get(column))), None)
         if role in (*_TURNS, "text", "instruction", "output") and number is not None:
@@ -294,7 +386,7 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
         )
     beside = [name for name in ("messages", "text", _SHAREGPT) if first.get(name) is not None]
     if found == "prompt_completion" and beside and not set(beside) & set(columns.values()):
-        yield f"Read were prompt and completion, as in TRL, not {' and '.join(beside)}." + (
+        yield f"Columns prompt and completion were read, as in TRL, not {' and '.join(beside)}." + (
             " TRL adds no end token to completions beside a column text: remove it."
             if "text" in beside and isinstance(first.get("prompt"), str)
             else ""
@@ -308,107 +400,3 @@ def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Ite
         )
     if any(first.get(name) is not None for name in ("image", "images")):
         yield "Images are not read: the probes are text alone."
-
-
-def _check_alike(named: Row, place: _Position) -> None:
-    """A conversation may be continued by text, but not the other way round."""
-    first, *others = (role for role in ("prompt", "completion", "chosen", "rejected")
-                      if role in named)  # fmt: skip
-    kinds = {
-        role: "messages" if isinstance(named[role], list) else "text" for role in (first, *others)
-    }
-    for role in others:
-        both = first != "prompt" and kinds[first] != kinds[role]
-        if both or (kinds[first], kinds[role]) == ("text", "messages"):
-            raise DataError(
-                f"Example {place.index} in '{place.source}' has a {first} of {kinds[first]} and a "
-                f"{role} of {kinds[role]}.",
-                hint="Use text for both, or messages for both.",
-            )
-
-
-def _check_messages(value: object, column: str, place: _Position) -> None:
-    well_formed = (
-        isinstance(value, list)
-        and value
-        and all(
-            isinstance(turn, Mapping)
-            and "role" in turn
-            # A turn that only calls tools has nothing to say.
-            and ("content" in turn or turn.get("tool_calls"))
-            for turn in value
-        )
-    )
-    if not well_formed:
-        raise place.error(
-            column,
-            "not a list of messages",
-            'Each message is an object with "role" and "content".',
-        )
-
-
-def _check_rollout(named: Row, shown: Columns, place: _Position) -> None:
-    for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
-        if ids in named:
-            _check_numbers(named[ids], shown[ids], place, whole=True)
-        elif text not in named:
-            raise DataError(
-                f"Example {place.index} in '{place.source}' has neither '{text}' nor '{ids}'.",
-                hint=f"Map one of them, for example --column {text}=COLUMN.",
-            )
-        value = named.get(text, "")
-        if isinstance(value, list):
-            _check_messages(value, shown[text], place)
-        elif not isinstance(value, str):
-            raise place.error(shown[text], f"{type(value).__name__}, not text")
-    # Messages can only be rendered after those that they answer.
-    continues = isinstance(named.get("prompt"), list) or "completion_ids" in named
-    if not continues and isinstance(named["completion"], list):
-        raise DataError(
-            f"Example {place.index} in '{place.source}' has a completion of messages, but its "
-            "prompt is none.",
-            hint="Use messages for both, or give the completion as text or as completion_ids.",
-        )
-    reward = named["reward"]
-    if reward is not None and not isinstance(reward, bool | int | float):
-        raise place.error(shown["reward"], f"{type(reward).__name__}, not a number")
-    if reward is not None and not abs(reward) <= LARGEST_REWARD:
-        raise place.error(
-            shown["reward"],
-            f"{reward}, {'too large' if math.isfinite(reward) else 'not a number'}",
-            "Repair it; null says that the completion could not be judged.",
-        )
-    if "logprobs" in named:
-        _check_numbers(named["logprobs"], shown["logprobs"], place, whole=False)
-    temperature = named.get("temperature", 1)
-    if not isinstance(temperature, int | float) or not 0 < temperature < math.inf:
-        raise place.error(shown["temperature"], f"{temperature!r}, not a temperature")
-    truncated = named.get("truncated", False)
-    if not isinstance(truncated, int | float) or truncated not in (0, 1):
-        raise place.error(
-            shown["truncated"],
-            f"{truncated!r}, neither true nor false",
-            "Repair it, or remove it.",
-        )
-
-
-def _check_numbers(value: Any, column: str, place: _Position, *, whole: bool) -> None:
-    """Check token ids (`whole`) or log-probabilities, which may be missing."""
-    kinds: tuple[type, ...] = (int,) if whole else (int, float, type(None))
-    if (
-        not isinstance(value, Sequence)
-        or isinstance(value, str)
-        or not all(isinstance(item, kinds) and not isinstance(item, bool) for item in value)
-    ):
-        raise place.error(column, f"not a list of {'token ids' if whole else 'numbers'}")
-    numbers = [item for item in value if item is not None]
-    if any(math.isinf(item) for item in numbers):
-        raise place.error(column, "a list with infinite numbers")
-    if whole and any(item < 0 for item in numbers):
-        raise place.error(column, "a list with negative ids")
-    if not whole and any(item > 1e-6 for item in numbers):
-        raise place.error(
-            column,
-            "a list with positive numbers",
-            "Log-probabilities are natural logarithms: 0 or less.",
-        )

@@ -13,12 +13,19 @@ from hlscore.settings import ModelSettings
 
 BUILTIN_PREFIX = "builtin:"
 BUILTIN_MODELS = ("tiny",)
+BUILTIN_FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+ADAPTER_PICKLE = "adapter_model.bin"
+# Files that trainers save beside weights, with suffixes of weights.
+_NO_WEIGHTS = (
+    ADAPTER_WEIGHTS, ADAPTER_PICKLE, "training_args.bin", "optimizer.bin", "scheduler.bin",
+)  # fmt: skip
 
 _CONFIG_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.model", "*.tiktoken")
 # The same weights again, in folders or formats that transformers does not read.
-_ADAPTER_CONFIG = "adapter_config.json"
-_ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
-_IGNORED_PATTERNS = ("*/*.safetensors", "*/*.bin", "consolidated*.safetensors")
+_IGNORED_PATTERNS = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +53,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         if short not in BUILTIN_MODELS:
             known = ", ".join(f"{BUILTIN_PREFIX}{model}" for model in BUILTIN_MODELS)
             raise ModelError(f"There is no built-in model '{name}'.", hint=f"There is: {known}.")
-        folder = Path(str(resources.files("hlscore.inputs") / "builtin" / short))
-        files = ModelFiles(directory=folder, revision=None)
+        files = ModelFiles(directory=BUILTIN_FOLDER / short, revision=None)
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
@@ -96,105 +102,107 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    patterns = list(_CONFIG_PATTERNS)
-    if weights:
-        patterns.append("*.safetensors")
-    if settings.trust_remote_code:
-        patterns.append("*.py")
-    try:
+    name, revision = settings.model, settings.revision
+
+    def fetch(*patterns: str) -> Path:
         folder = snapshot_download(
-            settings.model,
-            revision=settings.revision,
-            allow_patterns=patterns,
-            ignore_patterns=list(_IGNORED_PATTERNS),
+            name,
+            revision=revision,
+            allow_patterns=[*_CONFIG_PATTERNS, *patterns],
+            ignore_patterns=_IGNORED_PATTERNS,
         )
-        if weights and not _weights(Path(folder), ".safetensors"):
+        return Path(folder)
+
+    patterns = ("*.py",) if settings.trust_remote_code else ()
+    try:
+        folder = fetch(*patterns, *(("*.safetensors",) if weights else ()))
+        if weights and not _weights(folder, ".safetensors"):
             if not settings.allow_pickle:
-                _refuse_pickles(settings.model, _hub_pickles(settings))
-            folder = snapshot_download(
-                settings.model,
-                revision=settings.revision,
-                allow_patterns=[*patterns, "*.bin"],
-                ignore_patterns=list(_IGNORED_PATTERNS),
-            )
+                _refuse_stored_pickles(name, revision)
+            folder = fetch(*patterns, "*.bin")
     except HlscoreError:
         raise
     except HFValidationError as error:
         raise ModelError(
-            f"'{settings.model}' is neither a directory nor a valid hub id.",
+            f"'{name}' is neither a directory nor a valid hub id.",
             hint="A hub id looks like Qwen/Qwen3-0.6B.",
         ) from error
     except Exception as error:
-        raise hub_error(settings.model, settings.revision, "model", error) from error
-    return ModelFiles(directory=Path(folder), revision=Path(folder).name)
+        what, text = f"model '{name}'", first_line(error)
+        message, hint = hub_error(what, type(error), text, revision)
+        raise ModelError(message, hint=hint) from error
+    return ModelFiles(directory=folder, revision=folder.name)
 
 
-def _hub_pickles(settings: ModelSettings) -> list[str]:
-    """Pickle weights in a hub repository; refuses one that holds only GGUF files."""
+def _refuse_stored_pickles(name: str, revision: str | None) -> None:
+    """Refuse a hub repository with pickle weights, or with GGUF alone, before any is fetched."""
     from huggingface_hub import HfApi
 
     try:
-        names = HfApi().list_repo_files(settings.model, revision=settings.revision)
+        names = HfApi().list_repo_files(name, revision=revision)
     except Exception:  # offline: what is in the cache has to do
-        return []
-    gguf = sorted(name for name in names if name.endswith(".gguf") and "/" not in name)
-    pickles = sorted(
-        name
-        for name in names
-        if name.endswith(".bin") and "/" not in name and name not in _ADAPTER_WEIGHTS
-    )
-    if gguf and not pickles:
-        raise _gguf_error(settings.model, settings.model, gguf[0])
-    return pickles
-
-
-def _refuse_pickles(model: str, pickles: list[str]) -> None:
+        return
+    own = sorted(file for file in names if "/" not in file and file not in _NO_WEIGHTS)
+    pickles = [file for file in own if file.endswith(".bin")]
+    gguf = [file for file in own if file.endswith(".gguf")]
     if pickles:
-        raise ModelError(
-            f"'{model}' only has pickle weights ({pickles[0]}), which can run code when opened.",
-            hint="Convert it to safetensors, or pass --allow-pickle if you trust its source.",
-        )
+        raise _pickle_error(name, pickles[0])
+    if gguf:
+        raise _gguf_error(name, name, gguf[0])
 
 
-def hub_error(name: str, revision: str | None, what: str, error: Exception) -> HlscoreError:
-    """Turn a failure of the hub client into one clear error."""
+def hub_error(
+    what: str, kind: type[Exception], text: str, revision: str | None = None
+) -> tuple[str, str]:
+    """Message and hint for a failure of the hub client.
+
+    Args:
+        what: What was asked for, such as `model 'org/name'`.
+        kind: The type of the failure.
+        text: What the client said.
+    """
     from huggingface_hub import errors as hub
 
-    if isinstance(error, hub.GatedRepoError):
-        return ModelError(
-            f"The {what} '{name}' is gated.",
-            hint="Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
-        )
-    if isinstance(error, hub.RevisionNotFoundError):
-        return ModelError(
-            f"The {what} '{name}' has no revision '{revision}'.",
-            hint="Give a branch, tag or full commit hash that its hub page lists.",
-        )
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return ModelError(
-            f"There is no {what} '{name}', neither as a local path nor on the hub.",
-            hint="Check the spelling; for a private repository log in with `hf auth login`.",
-        )
-    if isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled):
-        return ModelError(
-            f"The {what} '{name}' is not in the local cache and the hub cannot be reached.",
-            hint="Check the network and HF_HUB_OFFLINE, or give a local copy.",
-        )
-    if isinstance(error, hub.HfHubHTTPError):
-        return ModelError(
-            f"The hub answered with an error for '{name}': {first_line(error)}",
-            hint="Try again later, or give a local copy.",
-        )
-    return ModelError(
-        f"Downloading the {what} '{name}' failed: {first_line(error)}",
-        hint="What was downloaded so far is kept: run the same command again to continue.",
+    known: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
+        (
+            hub.GatedRepoError,
+            f"The {what} is gated.",
+            "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
+        ),
+        (
+            hub.RevisionNotFoundError,
+            f"The {what} has no revision '{revision}'.",
+            "Give a branch, tag or full commit hash that its hub page lists.",
+        ),
+        (
+            hub.RepositoryNotFoundError,
+            f"There is no {what}, neither as a local path nor on the hub.",
+            "Check the spelling; for a private repository log in with `hf auth login`.",
+        ),
+        (
+            (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled),
+            f"The {what} is not in the local cache and the hub cannot be reached.",
+            "Check the network and HF_HUB_OFFLINE, or give a local copy.",
+        ),
+        (
+            hub.HfHubHTTPError,
+            f"The hub answered with an error for the {what}: {text}",
+            "Try again later, or give a local copy.",
+        ),
+    )
+    for kinds, message, hint in known:
+        if issubclass(kind, kinds):
+            return message, hint
+    return (
+        f"Downloading the {what} failed: {text}",
+        "What was downloaded so far is kept: run the same command again to continue.",
     )
 
 
 def _weights(directory: Path, suffix: str) -> list[Path]:
     """Files of the model's own weights."""
     found = directory.glob(f"*{suffix}")
-    return sorted(path for path in found if path.name not in _ADAPTER_WEIGHTS)
+    return sorted(path for path in found if path.name not in _NO_WEIGHTS)
 
 
 def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:
@@ -203,13 +211,22 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
     there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
     # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
     if adapter and (not has_config or (weights and not there)):
-        raise _adapter_alone(directory, settings.model)
+        try:
+            content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            base = str(content.get("base_model_name_or_path") or "")
+        except (OSError, ValueError, AttributeError):
+            base = ""
+        named = f", '{base}'," if base and base.isprintable() else ","
+        raise ModelError(
+            f"'{settings.model}' is an adapter, not a model.",
+            hint=f"Give its base model{named} or the model with the adapter merged.",
+        )
     gguf = sorted(path.name for path in directory.glob("*.gguf"))
     if gguf and (not has_config or (weights and not there)):
         raise _gguf_error(settings.model, str(directory), gguf[0])
     if adapter and not settings.ignore_adapter:
         raise ModelError(
-            f"'{settings.model}' holds an adapter ({_ADAPTER_CONFIG}) beside the weights: "
+            f"'{settings.model}' holds an adapter ({ADAPTER_CONFIG}) beside the weights: "
             "transformers attaches it when it loads the model, which renames modules.",
             hint="If it is merged into the weights already, remove the adapter's files or pass "
             "--ignore-adapter; otherwise merge it with PEFT's merge_and_unload.",
@@ -219,34 +236,24 @@ def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> 
             f"'{settings.model}' has no config.json.",
             hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
         )
-    if not weights or _weights(directory, ".safetensors"):
-        return
-    pickles = _weights(directory, ".bin")
-    if not pickles:
+    if weights and not there:
         raise ModelError(
             f"'{settings.model}' has no weights: no .safetensors file beside config.json.",
             hint="`hlscore modules` works from the configuration alone; `rank` needs weights.",
         )
-    if not settings.allow_pickle:
-        _refuse_pickles(settings.model, [path.name for path in pickles])
+    if weights and there[0].suffix == ".bin" and not settings.allow_pickle:
+        raise _pickle_error(settings.model, there[0].name)
 
 
 def holds_adapter(directory: Path) -> bool:
     """Whether transformers finds an adapter in a folder and attaches it."""
-    return (directory / _ADAPTER_CONFIG).is_file()
+    return (directory / ADAPTER_CONFIG).is_file()
 
 
-def _adapter_alone(directory: Path, name: str) -> ModelError:
-    try:
-        base = json.loads((directory / _ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        base = str(base.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
-        base = ""
+def _pickle_error(name: str, file: str) -> ModelError:
     return ModelError(
-        f"'{name}' is an adapter, not a model.",
-        hint=f"Give its base model, '{base}', or the model with the adapter merged."
-        if base.isprintable() and base
-        else "Give its base model, or the model with the adapter merged.",
+        f"'{name}' only has pickle weights ({file}), which can run code when opened.",
+        hint="Convert it to safetensors, or pass --allow-pickle if you trust its source.",
     )
 
 

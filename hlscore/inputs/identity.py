@@ -11,18 +11,24 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from hlscore.errors import ModelError
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.weights import dense_weight, is_packed_linear, tied_names
+from hlscore.inputs.tensor_files import SAMPLES_PER_WEIGHT
+from hlscore.inputs.weights import dense_weight, is_offloaded, is_packed_linear, weight_ids
 from hlscore.records import Candidate, Fingerprint, ModelDimensions, ModelIdentity, ParameterSize
-from hlscore.settings import CandidateSettings
-
-SAMPLES_PER_WEIGHT = 16
 
 
-def identity_of(
-    model: PreTrainedModel, name: str, revision: str | None, found: Fingerprint
+def identify(
+    model: PreTrainedModel, name: str, revision: str | None, known: Fingerprint | None = None
 ) -> ModelIdentity:
-    """Describe a model whose fingerprint is known, also without weights."""
+    """Describe a model for the artifacts.
+
+    Args:
+        known: Fingerprint of a model without weights. That of a loaded one is computed, and a
+            model that cannot be used is refused.
+    """
+    if known is None:
+        _refuse_unusable(model, name)
     return ModelIdentity(
         model=name,
         revision=revision,
@@ -30,8 +36,36 @@ def identity_of(
         model_type=str(model.config.model_type),
         n_params=count_params(model),
         dimensions=dimensions(model),
-        fingerprint=found,
+        fingerprint=known or fingerprint(model),
     )
+
+
+def _refuse_unusable(model: PreTrainedModel, name: str) -> None:
+    if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
+        raise ModelError(f"'{name}' is on the meta device: it has no weights.")
+    if hasattr(model, "peft_config"):
+        raise ModelError(
+            f"'{name}' has an adapter of PEFT attached.",
+            hint="Merge it first with merge_and_unload(), or load the base model alone.",
+        )
+    for module_name, module in model.named_modules():
+        weight = module._parameters.get("weight")
+        state = getattr(weight, "quant_state", None)
+        if weight is None or state is None:
+            continue
+        if getattr(state, "packing_format_for_cpu", False):
+            raise ModelError(
+                f"bitsandbytes has rearranged the 4-bit weights of '{name}' for inference on this "
+                f"CPU ({module_name}): no gradient flows through them.",
+                hint="Load the model again, and rank it before it generates anything.",
+            )
+        width = int(state.shape[-1])
+        if weight.device.type == "cpu" and width % 2 == 0 and width % state.blocksize:
+            raise ModelError(
+                f"'{name}' cannot be used with 4 bits on a CPU: {module_name} has {width} inputs, "
+                f"and bitsandbytes mishandles blocks of {state.blocksize} that span two rows.",
+                hint="Use --load-in 8bit, or a GPU.",
+            )
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
@@ -44,18 +78,14 @@ def fingerprint(model: PreTrainedModel) -> Fingerprint:
     weight that cannot be read counts with its name alone.
 
     Args:
-        model: The model with its weights loaded; where they are sharded, every rank must call
-            this.
+        model: With its weights; where they are sharded, every rank must call this.
     """
-    candidates = candidates_of(find_modules(model, CandidateSettings()))
+    candidates = candidates_of(find_modules(model))
     weights = hashlib.sha256()
     # By name, so that a checkpoint can be sampled without knowing the order of its modules.
     for item in sorted(candidates, key=lambda item: item.parameter):
         weight = dense_weight(model, item)
-        if weight is None:
-            weights.update(item.parameter.encode())
-        else:
-            weights.update(sampled_bytes(weight))
+        weights.update(item.parameter.encode() if weight is None else sampled_bytes(weight))
     return Fingerprint(
         structure=structure_hash(candidates), weights=f"sha256:{weights.hexdigest()}"
     )
@@ -73,7 +103,7 @@ def structure_hash(candidates: tuple[Candidate, ...]) -> str:
 def sampled_bytes(weight: torch.Tensor) -> bytes:
     """What a weight adds to the fingerprint: the bits of up to 16 evenly spaced numbers.
 
-    In storage order, rounded to bfloat16.
+    In storage order, rounded to bfloat16; `StoredTensor.sample` gives the same without torch.
     """
     flat = weight.detach().reshape(-1)
     count = min(SAMPLES_PER_WEIGHT, flat.numel())
@@ -83,23 +113,16 @@ def sampled_bytes(weight: torch.Tensor) -> bytes:
 
 def count_params(model: PreTrainedModel) -> int:
     """Number of parameters of a model as if none were packed; tied ones count once."""
-    tied, seen, total = tied_names(model), set[int | str](), 0
-    for module_name, module in model.named_modules():
-        packed = is_packed_linear(module)
-        if packed:
+    ids, sizes, packed = weight_ids(model), dict[int, int](), 0
+    for name, module in model.named_modules():
+        if is_packed_linear(module):
             bias = getattr(module, "bias", None)
-            total += int(module.out_features) * int(module.in_features)
-            total += bias.numel() if isinstance(bias, torch.Tensor) else 0
-        for leaf, parameter in module._parameters.items():
-            name = f"{module_name}.{leaf}" if module_name else leaf
-            if packed or parameter is None or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            if parameter.is_meta and tied.get(name) in seen:
-                continue
-            seen.add(name)
-            total += parameter.numel()
-    return total
+            packed += int(module.out_features) * int(module.in_features)
+            packed += bias.numel() if isinstance(bias, torch.Tensor) else 0
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            sizes[ids[f"{name}.{leaf}".removeprefix(".")]] = parameter.numel()
+    return packed + sum(sizes.values())
 
 
 def dimensions(model: PreTrainedModel) -> ModelDimensions:
@@ -107,12 +130,19 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
     config = model.config.get_text_config()
     per_token = int(getattr(config, "num_experts_per_tok", None) or 1)
     widths, experts = Counter[int | None](), Counter[int | None]()
-    for item in candidates_of(find_modules(model, CandidateSettings())):
+    for item in candidates_of(find_modules(model)):
         uses = per_token if item.matrices > 1 else 1
-        sides = uses * (item.out_features + item.in_features)
-        widths[item.layer] += sides
+        widths[item.layer] += uses * (item.out_features + item.in_features)
         experts[item.layer] += item.n_params if item.form == "experts" else 0
-    packable, rows = packable_sizes(model)
+    # The linear layers that 4-bit and 8-bit loading packs.
+    packable, rows, head = 0, 0, model.get_output_embeddings()
+    for module in model.modules():
+        inputs = outputs = 0
+        if module is not head and (is_packed_linear(module) or type(module) is nn.Linear):
+            inputs, outputs = int(module.in_features), int(module.out_features)
+        elif module is not head and isinstance(module, Conv1D):
+            inputs, outputs = module.weight.shape
+        packable, rows = packable + inputs * outputs, rows + outputs
     return ModelDimensions(
         hidden_size=int(getattr(config, "hidden_size", 0)),
         blocks=len(widths),
@@ -122,20 +152,6 @@ def dimensions(model: PreTrainedModel) -> ModelDimensions:
         block_widths=max(widths.values()),
         expert_params=max(experts.values()),
     )
-
-
-def packable_sizes(model: PreTrainedModel) -> tuple[int, int]:
-    """Numbers and rows of the linear layers that 4-bit and 8-bit loading packs."""
-    found, head = [], model.get_output_embeddings()
-    for module in model.modules():
-        if module is head:
-            continue
-        if is_packed_linear(module) or type(module) is nn.Linear:
-            found.append((int(module.out_features), int(module.in_features)))
-        elif isinstance(module, Conv1D):
-            inputs, outputs = module.weight.shape
-            found.append((int(outputs), int(inputs)))
-    return sum(rows * columns for rows, columns in found), sum(rows for rows, _ in found)
 
 
 def parameter_sizes(model: PreTrainedModel) -> tuple[ParameterSize, ...]:

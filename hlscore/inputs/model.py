@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -24,27 +27,27 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
 )
-from transformers.utils import logging as transformers_logging
 
-from hlscore.errors import ModelError, UsageError, first_line
+from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
-from hlscore.inputs.identity import fingerprint, identity_of, packable_sizes
+from hlscore.inputs.identity import dimensions, identify
 from hlscore.inputs.placement import (
-    loading_error,
+    loading,
     out_of_memory,
     plan_placement,
-    quantization_settings,
-    quiet_libraries,
-    settle,
+    quantization,
 )
-from hlscore.inputs.tied import untie_unequal, untied
-from hlscore.inputs.weights import accelerate_hooks, check_4bit, is_offloaded
+from hlscore.inputs.tensor_files import stored_tensors
+from hlscore.inputs.weights import accelerate_hooks, tied_names
 from hlscore.packing import packed_bytes
 from hlscore.processes import local_rank
 from hlscore.records import ModelIdentity
 from hlscore.settings import ModelSettings
 
+BELONG_TOGETHER = "Check that config.json and the weights belong together."
 _ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
+# Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
+Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
@@ -78,40 +81,38 @@ def load_model(settings: ModelSettings) -> LoadedModel:
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
     device = resolve_device(settings.device)
-    check_safetensors(files.directory, settings.model)
+    stored_tensors(files.directory)  # a broken file is named before anything is loaded
     loader, config = _loader(files, settings)
     planned = planned_dtype(config, settings)
     widened = config.get_text_config().dtype == torch.float16 != planned
     placement = plan_placement(config, settings, device, planned)
-    progress_was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    placed = "device_map" in placement.options
     model: PreTrainedModel
-    try:
-        with quiet_libraries():
-            model, info = loader.from_pretrained(
-                files.directory,
-                config=config,
-                dtype=planned if widened or settings.dtype != "auto" else "auto",
-                use_safetensors=None if settings.allow_pickle else True,
-                # Transformers would look for an adapter beside the weights and attach it.
-                adapter_kwargs={"subfolder": "no-adapter"},
-                trust_remote_code=settings.trust_remote_code,
-                # Mismatches are refused by name below; transformers only counts on its own log.
-                ignore_mismatched_sizes=True,
-                output_loading_info=True,
-                **placement.options,
-            )
-    except BaseException as error:
-        placement.discard()
-        if isinstance(error, Exception):
-            raise loading_error(settings.model, placement, error) from error
-        raise
-    finally:
-        if progress_was_on:
-            transformers_logging.enable_progress_bar()
-    if not placement.placed and model.dtype == torch.float16 != planned:
+    with loading(settings, placement):
+        model, info = loader.from_pretrained(
+            files.directory,
+            config=config,
+            dtype=planned if widened or settings.dtype != "auto" else "auto",
+            use_safetensors=None if settings.allow_pickle else True,
+            # Transformers would look for an adapter beside the weights and attach it.
+            adapter_kwargs={"subfolder": "no-adapter"},
+            trust_remote_code=settings.trust_remote_code,
+            # Mismatches are refused by name below; transformers only counts on its own log.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **placement.options,
+        )
+    if not placed and model.dtype == torch.float16 != planned:
         model.float()  # the configuration names no dtype
-    settle(model, placement)
+    weakref.finalize(model, placement.discard)
+    for module in model.modules():
+        if type(module).__name__ == "Linear4bit":
+            # Not the dtype of the checkpoint: float16 would lose small gradients, and biases would
+            # be cast in place.
+            module.compute_dtype, module.compute_type_is_set = model.dtype, True
+            # On CPUs with AVX512-BF16 bitsandbytes would rearrange the weights in a forward pass
+            # without gradients, after which no gradient flows through them.
+            module.support_avx512bf16_for_cpu = False
     for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have the wrong shape for")):
         keys = sorted(
             item
@@ -120,19 +121,22 @@ def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
             for item in info.get(kind) or ()
         )
         if keys:
-            number = "1 tensor" if len(keys) == 1 else f"{len(keys)} tensors, first"
-            raise ModelError(
-                f"The weights of '{settings.model}' {what} {number} {keys[0]}.",
-                hint="They would be random. Check that config.json and the weights belong "
-                "together.",
-            )
+            raise unfit(settings.model, what, keys)
     model.eval()
     try:
-        if not placement.placed:
+        if not placed:
             model.to(device)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(settings.model, str(device)) from error
     return model
+
+
+def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
+    """The error for weights that lack tensors of the model, or have others of their names."""
+    number = "1 tensor" if len(tensors) == 1 else f"{len(tensors)} tensors, first"
+    return ModelError(
+        f"The weights of '{name}' {what} {number} {tensors[0]}.", hint=BELONG_TOGETHER
+    )
 
 
 def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
@@ -162,6 +166,60 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
     return shape
 
 
+def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
+    """Untie the weights of a shape that are unequal in the files of its checkpoint.
+
+    That is what `from_pretrained` does with such files, regardless of config.json.
+
+    Args:
+        shape: A model on the meta device; changed in place.
+    """
+    tied = dict(tied_names(shape))
+    if not tied:
+        return
+    try:
+        tensors = stored_tensors(directory)
+    except ModelError:  # refused when the weights are read
+        return
+    current = renamer(shape)
+    stored = {}
+    for name, tensor in tensors.items():
+        target, conversion = current(name)
+        if conversion is None:
+            stored[target] = tensor
+    for target, source in tied.items():
+        both = target in stored and source in stored
+        if both and not stored[target].equals(stored[source]):
+            owner, _, leaf = target.rpartition(".")
+            weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
+            shape.get_submodule(owner)._parameters[leaf] = weight
+            shape.all_tied_weights_keys.pop(target)
+
+
+def renamer(shape: PreTrainedModel) -> Renamer:
+    """Transformers' own renaming of stored tensors, for one model."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    table = get_model_conversion_mapping(shape)
+    renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in table if isinstance(entry, WeightConverter)]
+    by_pattern = {key: entry for entry in converters for key in entry.source_patterns}
+    held, prefix = shape.state_dict(), shape.base_model_prefix
+
+    def current(name: str) -> tuple[str, tuple[str, Any] | None]:
+        target, pattern = rename_source_key(name, renamings, converters, prefix, held)
+        if target not in held and name in held:
+            target, pattern = rename_source_key(name, [], [], prefix, held)
+        return target, None if pattern is None else (pattern, by_pattern[pattern])
+
+    return current
+
+
 def loading_notes(
     model: PreTrainedModel, files: ModelFiles, settings: ModelSettings
 ) -> tuple[str, ...]:
@@ -173,11 +231,14 @@ def loading_notes(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
             "names and whose modules have other names."
         )
-    for first, second in untied(model):
-        notes.append(
-            f"config.json ties {second} to {first}, but the files hold different values: they are "
-            "loaded as two weights."
-        )
+    tied = getattr(model, "all_tied_weights_keys", None)
+    wanted = {} if tied is None else model.get_expanded_tied_weights_keys(all_submodels=True)
+    for second, first in sorted(wanted.items()):
+        if second not in (tied or ()):
+            notes.append(
+                f"config.json ties {second} to {first}, but the files hold different values: they "
+                "are loaded as two weights."
+            )
     if holds_adapter(files.directory):
         notes.append(
             "The adapter beside the weights was ignored (--ignore-adapter): remove its files "
@@ -192,7 +253,7 @@ def planned_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dt
         dtype: torch.dtype = getattr(torch, settings.dtype)
         return dtype
     configured = config.get_text_config().dtype
-    narrow = configured == torch.float16 and not quantization_settings(config)
+    narrow = configured == torch.float16 and not quantization(config)
     if narrow and resolve_device(settings.device).type == "cpu":
         return torch.float32  # most CPUs compute in float16 very slowly
     return configured if isinstance(configured, torch.dtype) else torch.float32
@@ -206,20 +267,21 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
     cent; checkpoints of unknown width count as if they were not quantized.
     """
-    stored = quantization_settings(model.config)
+    stored = quantization(model.config)
     bits = stored.get("bits", stored.get("w_bit"))
     if settings.load_in is not None:
         bits = 4 if settings.load_in == "4bit" else 8
     elif stored.get("load_in_4bit"):
         bits = 4
-    elif stored.get("load_in_8bit") or "fp8" in str(stored.get("quant_method", "")):
+    elif stored.get("load_in_8bit") or "fp8" in stored.get("quant_method", ""):
         bits = 8
     size: int = planned_dtype(model.config, settings).itemsize
     whole: int = sum(parameter.numel() for parameter in model.parameters())
     if bits not in (4, 8):
         return whole * size
-    packable, rows = packable_sizes(model)
-    return packed_bytes(packable, rows, bits) + (whole - packable) * size
+    packed = dimensions(model)
+    rest = whole - packed.packable_params
+    return packed_bytes(packed.packable_params, packed.packable_rows, bits) + rest * size
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -231,19 +293,6 @@ def input_device(model: PreTrainedModel) -> torch.device:
             return torch.device(device)
     weight = getattr(embedding, "weight", None)
     return weight.device if isinstance(weight, torch.Tensor) else model.device
-
-
-def identify(model: PreTrainedModel, name: str, revision: str | None) -> ModelIdentity:
-    """Describe a loaded model for the artifacts."""
-    if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
-        raise ModelError(f"'{name}' is on the meta device: it has no weights.")
-    if hasattr(model, "peft_config"):
-        raise ModelError(
-            f"'{name}' has an adapter of PEFT attached.",
-            hint="Merge it first with merge_and_unload(), or load the base model alone.",
-        )
-    check_4bit(model, name)
-    return identity_of(model, name, revision, fingerprint(model))
 
 
 def resolve_device(device: str) -> torch.device:
@@ -291,16 +340,20 @@ def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedToke
 
 def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig:
     try:
+        content, _ = PreTrainedConfig.get_config_dict(files.directory)
+        known = content.get("model_type") in CONFIG_MAPPING
+        own_code = "AutoConfig" in (content.get("auto_map") or ())
+        if own_code and not known and not settings.trust_remote_code:
+            raise ModelError(
+                f"'{settings.model}' contains its own Python code.",
+                hint="Read that code, then pass --trust-remote-code if you trust it.",
+            )
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             files.directory, trust_remote_code=settings.trust_remote_code
         )
+    except HlscoreError:
+        raise
     except Exception as error:
-        text = str(error)
-        if "trust_remote_code" in text:
-            raise ModelError(
-                f"'{settings.model}' brings its own Python code.",
-                hint="Read that code, then pass --trust-remote-code if you trust it.",
-            ) from error
         raise ModelError(
             f"The config.json of '{settings.model}' cannot be used: {first_line(error)}"
         ) from error
@@ -343,7 +396,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     found: Any = getattr(transformers, named, None) if named else None
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if is_model:
-        whole = found.forward is not torch.nn.Module.forward  # not a frame around several models
+        whole = found.forward is not nn.Module.forward  # not a frame around several models
         if not (whole and issubclass(found, GenerationMixin)):
             raise ModelError(
                 f"The config.json of '{settings.model}' names {named}, which is not a causal "
@@ -364,16 +417,3 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
         hint=_ONLY_DECODERS,
     )
-
-
-def check_safetensors(directory: Path, name: str) -> None:
-    """Read the header of each file, so that a broken one is named before anything is loaded."""
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise ModelError(
-                f"{path.name} of '{name}' is corrupt or cut short: {first_line(error)}",
-                hint="Download or save the model again.",
-            ) from error

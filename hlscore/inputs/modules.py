@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -20,17 +20,19 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.weights import is_packed_linear, is_plain, tied_names
+from hlscore.inputs.weights import is_packed_linear, is_plain, weight_ids
 from hlscore.reasons import LeftOut
 from hlscore.records import Candidate, Form
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 
-_Key = int | str
+EVERY_CANDIDATE = CandidateSettings()
 
 
-def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[Candidate, ...]:
+def find_modules(
+    model: PreTrainedModel, settings: CandidateSettings = EVERY_CANDIDATE
+) -> tuple[Candidate, ...]:
     """Every weight of two or more dimensions, as a candidate or with the reason why it is not.
 
     Works on the meta device: only names, types and shapes are read. A model gives the same
@@ -42,7 +44,8 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
             hint="hlscore ranks decoder-only (causal) language models.",
         )
     found = tuple(_walk(model, settings))
-    if all(item.skipped for item in found):
+    names = [item.module for item in found if not item.skipped]
+    if not names:
         quantized = any(item.left_out == "quantized" for item in found)
         raise ModelError(
             f"{type(model).__name__} has no candidate modules: "
@@ -53,29 +56,27 @@ def find_modules(model: PreTrainedModel, settings: CandidateSettings) -> tuple[C
             ),
             hint="hlscore ranks linear maps inside the repeated blocks of a language decoder.",
         )
-
-    def matches(item: Candidate, globs: tuple[str, ...]) -> bool:
-        return any(fnmatch.fnmatchcase(item.module, glob) for glob in globs)
-
-    candidates = candidates_of(found)
-    for option, globs in (("--include", settings.include), ("--exclude", settings.exclude)):
+    included: set[str] = set() if settings.include else set(names)
+    excluded: set[str] = set()
+    for option, globs, matched in (
+        ("--include", settings.include, included), ("--exclude", settings.exclude, excluded),
+    ):  # fmt: skip
         for glob in globs:
-            if not any(matches(item, (glob,)) for item in candidates):
+            hits = fnmatch.filter(names, glob)
+            if not hits:
                 raise UsageError(
                     f"{option} '{glob}' matches none of the candidate modules.",
-                    hint=f"Globs are matched against full names such as {candidates[0].module}.",
+                    hint=f"Globs are matched against full names such as {names[0]}.",
                 )
-    chosen = []
-    for item in found:
-        left_out = item.left_out
-        if not left_out and settings.include and not matches(item, settings.include):
-            left_out = "not_included"
-        elif not left_out and matches(item, settings.exclude):
-            left_out = "excluded"
-        chosen.append(replace(item, left_out=left_out))
-    if all(item.skipped for item in chosen):
+            matched.update(hits)
+    if included <= excluded:
         raise UsageError("--include and --exclude together leave no candidate module.")
-    return tuple(chosen)
+    return tuple(
+        item
+        if item.skipped or (item.module in included and item.module not in excluded)
+        else replace(item, left_out="excluded" if item.module in included else "not_included")
+        for item in found
+    )
 
 
 def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -83,106 +84,77 @@ def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
     return tuple(item for item in modules if not item.skipped)
 
 
-def text_decoder(model: PreTrainedModel) -> tuple[str, nn.Module]:
-    """Find the language decoder and its name; the whole model when it has no inner decoder."""
-    # The decoder of some models is their output map (ModernBERT).
-    for decoder in (model.get_decoder(), model.base_model):
-        for name, module in model.named_modules():
-            if module is decoder and any(map(_is_block_list, module.modules())):
-                return name, module
-    return "", model
-
-
 def decoder_blocks(model: PreTrainedModel) -> dict[str, int]:
-    """Map the name of each decoder block to its index.
+    """The index of each decoder block by its name."""
+    return _decoder(model)[1]
 
-    The blocks are the members of the outermost `ModuleList`s of the language decoder; where
-    there are several lists, those as long as the configured number of layers.
+
+def _decoder(model: PreTrainedModel) -> tuple[str, dict[str, int]]:
+    """The name of the language decoder, and the index of each of its blocks by name.
+
+    The blocks are the members of its outermost `ModuleList`s with matrices; where there are
+    several lists, those as long as the configured number of layers.
     """
-    prefix, decoder = text_decoder(model)
-    lists: dict[str, nn.ModuleList] = {}
-    for name, module in decoder.named_modules(prefix=prefix):
-        inside = any(name.startswith(f"{outer}.") for outer in lists)
-        if not inside and isinstance(module, nn.ModuleList) and _is_block_list(module):
-            lists[name] = module
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    places = {module: name for name, module in model.named_modules()}
+    lists: dict[str, nn.ModuleList] = {}
+    place = ""
+    # The decoder of some models is their output map (ModernBERT).
+    for decoder in (model.get_decoder(), model.base_model, model):
+        place = places.get(decoder, "")
+        for name, module in decoder.named_modules(prefix=place) if decoder in places else ():
+            inside = any(name.startswith(f"{outer}.") for outer in lists)
+            if isinstance(module, nn.ModuleList) and not inside:
+                matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
+                if matrices or any(map(is_packed_linear, module.modules())):
+                    lists[name] = module
+        if lists:
+            break
     full_length = {name: blocks for name, blocks in lists.items() if len(blocks) == depth}
-    return {
+    return place, {
         f"{name}.{index}": index
         for name, blocks in (full_length or lists).items()
         for index in range(len(blocks))
     }
 
 
-def _is_block_list(module: nn.Module) -> bool:
-    matrices = any(parameter.dim() >= 2 for parameter in module.parameters())
-    return isinstance(module, nn.ModuleList) and (
-        matrices or any(map(is_packed_linear, module.modules()))
-    )
-
-
 def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
-    blocks = decoder_blocks(model)
-    decoder_name, _ = text_decoder(model)
-    tied = tied_names(model)
-    roles = _embedding_roles(model, tied)
-    seen: dict[_Key, str] = {}
+    (decoder, blocks), ids = _decoder(model), weight_ids(model)
+    # A tied weight is input embedding and output head at once.
+    asked: dict[int, dict[LeftOut, bool]] = {}
+    embeddings: tuple[tuple[nn.Module, LeftOut, bool], ...] = (
+        (model.get_input_embeddings(), "input_embedding", settings.embeddings),
+        (model.get_output_embeddings(), "output_head", settings.head),
+    )
+    for name, module in model.named_modules():
+        for embedding, role, wanted in embeddings:
+            if module is embedding:
+                place = ids.get(f"{name}.weight", id(module))
+                asked.setdefault(place, {})[role] = wanted
+    seen: dict[int, str] = {}
     for module_name, module in model.named_modules():
-        for leaf, parameter in _weights(module):
+        weights: dict[str, nn.Parameter | None] = {
+            leaf: parameter
+            for leaf, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() >= 2
+        }
+        if is_packed_linear(module):  # its one weight need not be a parameter
+            weights = {"weight": module._parameters.get("weight")}
+        for leaf, parameter in weights.items():
             item = _describe(module_name, module, leaf, parameter, blocks)
-            keys = _keys(item.parameter, module, parameter, tied)
-            first = next((seen[key] for key in keys if key in seen), "")
-            own_roles = set[LeftOut]().union(*(roles.get(key, ()) for key in keys))
+            place = ids.get(item.parameter, id(module))
             left_out: LeftOut = ""
-            if first:
+            if place in seen:
                 left_out = "tied"
-            elif own_roles:
-                asked = {"input_embedding": settings.embeddings, "output_head": settings.head}
-                if not any(asked[role] for role in own_roles):
-                    left_out = min(own_roles)
+            elif place in asked:
+                left_out = "" if any(asked[place].values()) else min(asked[place])
             elif item.layer is None:
-                inside = not decoder_name or item.module.startswith(f"{decoder_name}.")
+                inside = not decoder or item.module.startswith(f"{decoder}.")
                 left_out = "outside_blocks" if inside else "outside_decoder"
             else:
                 left_out = _no_linear_map(module, leaf, parameter)
-            for key in keys:
-                seen.setdefault(key, item.module)
-            yield replace(item, left_out=left_out, tied_to=first)
-
-
-def _weights(module: nn.Module) -> Iterator[tuple[str, nn.Parameter | None]]:
-    """A module's own weights; packed linear maps have one, which need not be a parameter."""
-    if is_packed_linear(module):
-        yield "weight", module._parameters.get("weight")
-        return
-    for leaf, parameter in module.named_parameters(recurse=False):
-        if parameter.dim() >= 2:
-            yield leaf, parameter
-
-
-def _keys(
-    name: str, module: nn.Module, parameter: nn.Parameter | None, tied: Mapping[str, str]
-) -> tuple[_Key, ...]:
-    """What tied weights share: the parameter, and the name where it is a mere placeholder."""
-    if parameter is None:
-        return (id(module),)
-    return (id(parameter), tied.get(name, name)) if parameter.is_meta else (id(parameter),)
-
-
-def _embedding_roles(model: PreTrainedModel, tied: Mapping[str, str]) -> dict[_Key, set[LeftOut]]:
-    """Roles of a weight; a tied one is input embedding and output head at once."""
-    roles: dict[_Key, set[LeftOut]] = {}
-    embeddings: tuple[tuple[nn.Module, LeftOut], ...] = (
-        (model.get_input_embeddings(), "input_embedding"),
-        (model.get_output_embeddings(), "output_head"),
-    )
-    for name, module in model.named_modules():
-        for embedding, role in embeddings:
-            if module is embedding:
-                weight = module._parameters.get("weight")
-                for key in _keys(f"{name}.weight", module, weight, tied):
-                    roles.setdefault(key, set()).add(role)
-    return roles
+            yield replace(item, left_out=left_out, tied_to=seen.get(place, ""))
+            seen.setdefault(place, item.module)
 
 
 def _no_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -> LeftOut:
@@ -246,7 +218,9 @@ def _describe(
         form = "conv1d" if transposed else "linear"
     elif conv1d:
         form = "conv1d"
-    elif isinstance(module, nn.Linear) and _maps_as_linear(module):
+    elif isinstance(module, nn.Linear) and (
+        type(module).forward is nn.Linear.forward or _maps_as_linear(module)
+    ):
         form = "linear"
     elif isinstance(module, nn.Embedding):
         form = "embedding"
@@ -273,14 +247,12 @@ def _describe(
 
 
 def _maps_as_linear(module: nn.Linear) -> bool:
-    """Whether a linear layer gives what its type says: one tensor, a row for each row.
+    """Whether a subclass of linear layers gives what they give: one tensor, a row for each row.
 
-    Subclasses may return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
+    Some return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
     (DeepSeek-V4). An adapter that adds to the output breaks them, one on the weight does not.
     """
     forward: Callable[..., object] = type(module).forward
-    if forward is nn.Linear.forward:
-        return True
     given = torch.empty(1, 2, module.in_features, device="meta", dtype=module.weight.dtype)
     try:
         with torch.no_grad():
@@ -295,16 +267,13 @@ def _on_meta(module: nn.Module) -> nn.Module:
     """The same module without weights: its forward pass touches nothing of the model."""
     shadow = copy.copy(module)
     for kind in ("_parameters", "_buffers"):
-        own: dict[str, torch.Tensor | None] = getattr(module, kind)
-        empty = {
+        shadow.__dict__[kind] = {
             name: None
             if tensor is None
             else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
-            for name, tensor in own.items()
+            for name, tensor in getattr(module, kind).items()
         }
-        object.__setattr__(shadow, kind, empty)
-    children = {
+    shadow.__dict__["_modules"] = {
         name: None if child is None else _on_meta(child) for name, child in module._modules.items()
     }
-    object.__setattr__(shadow, "_modules", children)
     return shadow

@@ -6,7 +6,6 @@ import importlib.util
 import logging
 import shutil
 import tempfile
-import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedConfig
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+from transformers.utils import logging as transformers_logging
 
-from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
+from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.paths import typed_path
 from hlscore.settings import ModelSettings
 
@@ -30,15 +30,13 @@ class Placement:
     """How to read the weights of one model.
 
     Attributes:
-        options: Arguments of `from_pretrained`.
+        options: Arguments of `from_pretrained`; with `device_map` it places the weights itself.
         method: Name of the quantization method; empty where there is none.
-        placed: Whether `from_pretrained` puts the weights on their devices itself.
         own_folder: Temporary folder for offloaded weights, to be removed with the model.
     """
 
     options: Mapping[str, Any]
     method: str
-    placed: bool
     own_folder: Path | None = None
 
     def discard(self) -> None:
@@ -55,7 +53,7 @@ def plan_placement(
     Args:
         device: Where the weights go unless `settings.device_map` is set.
     """
-    stored = quantization_method(config)
+    stored: str = quantization(config).get("quant_method", "")
     if settings.load_in is not None and stored:
         raise UsageError(
             f"--load-in is '{settings.load_in}', but '{settings.model}' is quantized already "
@@ -71,19 +69,32 @@ def plan_placement(
             hint="Remove --dtype.",
         )
     method = stored or ("bitsandbytes" if settings.load_in else "")
-    _check_packages(settings, method)
-    options: dict[str, Any] = {}
-    if settings.load_in is not None:
-        # The settings of LLM.int8() for 8 bits, those of QLoRA for 4.
-        options["quantization_config"] = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if settings.load_in == "8bit"
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=dtype,
+    if method and method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
+        raise ModelError(
+            f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
+            hint="Give the original, and quantize it with --load-in 4bit.",
+        )
+    asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
+    for package, needed, extra in (
+        ("bitsandbytes", method == "bitsandbytes", "quant"),
+        ("accelerate", bool(method), "quant"),
+        ("accelerate", settings.device_map is not None, "devices"),
+    ):
+        if needed and importlib.util.find_spec(package) is None:
+            raise ModelError(
+                f"{asked if settings.load_in is None else '--load-in'} needs the package "
+                f"{package}, which is not installed.",
+                hint=f"pip install 'hlscore[{extra}]'",
             )
+    options: dict[str, Any] = {}
+    if settings.load_in == "8bit":  # the settings of LLM.int8()
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    elif settings.load_in == "4bit":  # those of QLoRA
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=dtype,
         )
     own_folder = None
     if settings.device_map is not None:
@@ -93,9 +104,44 @@ def plan_placement(
         options["offload_folder"] = str(folder)
     elif method:
         options["device_map"] = {"": device}
-    return Placement(
-        options=options, method=method, placed="device_map" in options, own_folder=own_folder
-    )
+    return Placement(options=options, method=method, own_folder=own_folder)
+
+
+@contextmanager
+def loading(settings: ModelSettings, placement: Placement) -> Iterator[None]:
+    """Load the weights of a model quietly; a failure leaves no folder and becomes one error."""
+    progress_was_on = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    name = settings.model
+    try:
+        with quiet_libraries():
+            yield
+    except BaseException as error:
+        placement.discard()
+        if isinstance(error, torch.OutOfMemoryError):
+            raise out_of_memory(name, "the device") from error
+        if placement.method and isinstance(error, ImportError):
+            raise ModelError(
+                f"'{name}' is quantized with {placement.method}, and a package is missing: "
+                f"{first_line(error)}",
+                hint="Install it, or give a checkpoint that is not quantized.",
+            ) from error
+        if placement.method and settings.device_map and isinstance(error, ValueError):
+            what = str(error).partition(". ")[0]
+            raise ModelError(
+                f"The quantized weights of '{name}' cannot be placed on the devices: {what}.",
+                hint="Allow more with --max-memory, or load the original without --load-in: "
+                "quantized weights cannot be offloaded to CPU or disk.",
+            ) from error
+        if isinstance(error, Exception):
+            raise ModelError(
+                f"The weights of '{name}' cannot be loaded: {first_line(error)}",
+                hint="Check that config.json and the weight files belong together.",
+            ) from error
+        raise
+    finally:
+        if progress_was_on:
+            transformers_logging.enable_progress_bar()
 
 
 def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
@@ -108,62 +154,15 @@ def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
     )
 
 
-def quantization_method(config: PreTrainedConfig) -> str:
-    """The method that a checkpoint was quantized with, such as `gptq`; empty for none."""
-    found = quantization_settings(config)
-    if not found:
-        return ""
-    by_bits = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(found) else "unnamed"
-    method = found.get("quant_method") or by_bits
-    return str(getattr(method, "value", method))
-
-
-def quantization_settings(config: PreTrainedConfig) -> Mapping[str, Any]:
-    """`quantization_config` of a configuration; empty where there is none."""
-    found = getattr(config, "quantization_config", None)
-    if found is None or isinstance(found, Mapping):
-        return found or {}
-    settings: Mapping[str, Any] = found.to_dict()
-    return settings
-
-
-def settle(model: PreTrainedModel, placement: Placement) -> None:
-    """Make a freshly loaded model fit for gradients, and tie its temporary folder to its life.
-
-    Computations of 4-bit weights take the dtype of the model, not that of the checkpoint:
-    float16 would lose small gradients, and biases would be cast in place. On CPUs with AVX512-BF16
-    bitsandbytes would rearrange the weights in a forward pass without gradients, after which no
-    gradient flows through them: that is turned off.
-    """
-    if placement.own_folder is not None:
-        weakref.finalize(model, placement.discard)
-    for module in model.modules():
-        if type(module).__name__ == "Linear4bit":
-            module.compute_dtype = model.dtype
-            module.compute_type_is_set = True
-            module.support_avx512bf16_for_cpu = False
-
-
-def loading_error(name: str, placement: Placement, error: Exception) -> HlscoreError:
-    """Turn a failure of `from_pretrained` into one clear error."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return out_of_memory(name, "the device")
-    if placement.method and isinstance(error, ImportError):
-        return ModelError(
-            f"'{name}' is quantized with {placement.method}, and a package is missing: "
-            f"{first_line(error)}",
-            hint="Install it, or give a checkpoint that is not quantized.",
-        )
-    if placement.method and "dispatched on the CPU or the disk" in str(error):
-        return ModelError(
-            f"'{name}' does not fit on the devices, and its quantized weights cannot be offloaded "
-            "to CPU or disk.",
-            hint="Allow more with --max-memory, or load the original without --load-in.",
-        )
-    return ModelError(
-        f"The weights of '{name}' cannot be loaded: {first_line(error)}",
-        hint="Check that config.json and the weight files belong together.",
-    )
+def quantization(config: PreTrainedConfig) -> Mapping[str, Any]:
+    """`quantization_config` with the name of its method, such as `gptq`; empty where none is."""
+    found = getattr(config, "quantization_config", None) or {}
+    settings = dict(found if isinstance(found, Mapping) else found.to_dict())
+    if not settings:
+        return {}
+    by_bits = "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(settings) else "unnamed"
+    method = settings.get("quant_method") or by_bits
+    return settings | {"quant_method": str(getattr(method, "value", method))}
 
 
 def out_of_memory(name: str, device: str) -> ModelError:
@@ -189,29 +188,6 @@ def quiet_libraries() -> Iterator[None]:
         yield
     finally:
         accelerate.setLevel(level)
-
-
-def _check_packages(settings: ModelSettings, method: str) -> None:
-    """Refuse at once what transformers would refuse only after reading files."""
-    if method and method not in ("bitsandbytes", *AUTO_QUANTIZATION_CONFIG_MAPPING):
-        raise ModelError(
-            f"'{settings.model}' is quantized with '{method}', which transformers does not know.",
-            hint="Give the original, and quantize it with --load-in 4bit.",
-        )
-    needs_both = method == "bitsandbytes"
-    asked = "--device-map" if settings.device_map else f"A model quantized with {method}"
-    if settings.load_in is not None:
-        asked = "--load-in"
-    for package, needed, extra in (
-        ("bitsandbytes", needs_both, "quant"),
-        ("accelerate", bool(method), "quant"),
-        ("accelerate", settings.device_map is not None, "devices"),
-    ):
-        if needed and importlib.util.find_spec(package) is None:
-            raise ModelError(
-                f"{asked} needs the package {package}, which is not installed.",
-                hint=f"pip install 'hlscore[{extra}]'",
-            )
 
 
 def _max_memory(settings: ModelSettings) -> dict[int | str, int] | None:

@@ -1,27 +1,41 @@
-"""Tensors of safetensors files as raw bytes: read, sampled, copied and written without torch.
+"""Tensors of safetensors files: listed, read in part or whole, sampled, copied and written.
 
-Numpy has no bfloat16, so the libraries' own numpy interface cannot carry most checkpoints. The
-header of every file is checked by the safetensors library before it is used here.
+Numpy has no bfloat16, so the libraries' own numpy interface cannot carry most checkpoints: bytes
+are read here, and torch is imported only where a tensor is asked for. The header of every file is
+checked by the safetensors library first.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PureWindowsPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.errors import ArtifactError, first_line
+from hlscore.errors import ModelError, first_line
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
+}  # fmt: skip
+"""Names in torch of the dtypes that can be read."""
+INDEX_FILE = "model.safetensors.index.json"
+SAMPLES_PER_WEIGHT = 16
+"""Numbers of each weight that count in the fingerprint of a model."""
+_WHOLE_FILE = "model.safetensors"
+# Little-endian on disk, whatever the machine.
+_SAMPLED = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _CHUNK = 1 << 24
 _ALIGNMENT = 8
-_WHOLE_FILE = "model.safetensors"
-_INDEX_FILE = "model.safetensors.index.json"
+_AGAIN = "Download or save the model again."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,9 +43,7 @@ class StoredTensor:
     """A tensor in a file.
 
     Attributes:
-        path: The file.
         dtype: Name of the dtype in the format, such as `BF16`.
-        shape: Sizes.
         start: Offset of its first byte in the file.
         size: Number of bytes.
     """
@@ -43,34 +55,59 @@ class StoredTensor:
     size: int
 
     def chunks(self) -> Iterator[bytes]:
-        """The bytes of the tensor, a part at a time."""
+        """Its bytes, a part at a time."""
         with self.path.open("rb") as file:
             file.seek(self.start)
             left = self.size
             while left > 0:
                 part = file.read(min(left, _CHUNK))
                 if not part:
-                    raise ArtifactError(f"'{self.path}' is cut short.")
+                    raise ModelError(f"'{self.path}' is cut short.", hint=_AGAIN)
                 left -= len(part)
                 yield part
 
-    def sample(self, count: int) -> NDArray[np.int16]:
-        """Evenly spaced numbers, rounded to bfloat16.
+    def rows(self, start: int, stop: int) -> torch.Tensor:
+        """Some of its rows, its leading sizes joined: [stop - start, last size]."""
+        import torch
 
-        Returns:
-            Their bits, int16 [count or fewer]; empty where the dtype is no floating-point one.
-        """
-        width = _ITEM_BYTES.get(self.dtype)
-        if width is None or self.size == 0:
-            return np.empty(0, dtype=np.int16)
-        numbers = self.size // width
-        kept = min(count, numbers)
-        # Little-endian on disk, whatever the machine.
-        kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-        whole = np.memmap(
-            self.path, dtype=kinds[self.dtype], mode="r", offset=self.start, shape=(numbers,)
+        if self.dtype not in DTYPES:
+            raise ModelError(f"'{self.path}' holds a tensor of dtype {self.dtype}.")
+        size = self.size // max(1, math.prod(self.shape[:-1]))
+        data = np.fromfile(
+            self.path, dtype=np.uint8, count=(stop - start) * size, offset=self.start + start * size
         )
-        return _bfloat16_bits(whole[np.arange(kept) * numbers // kept], self.dtype)
+        dtype: torch.dtype = getattr(torch, DTYPES[self.dtype])
+        return torch.from_numpy(data).view(dtype).reshape(stop - start, -1)
+
+    def read(self) -> torch.Tensor:
+        """The whole tensor, in memory of its own on the host."""
+        return self.rows(0, math.prod(self.shape[:-1])).reshape(self.shape)
+
+    def equals(self, other: StoredTensor) -> bool:
+        """Whether another tensor has the same shape and numbers, in whatever dtype."""
+        if self.shape != other.shape:
+            return False
+        if self.dtype == other.dtype:
+            return all(a == b for a, b in zip(self.chunks(), other.chunks(), strict=True))
+        return self.read().float().equal(other.read().float())
+
+    def sample(self) -> NDArray[np.int16]:
+        """Up to 16 evenly spaced numbers as bits of bfloat16; none of a tensor of integers."""
+        if self.dtype not in _SAMPLED or self.size == 0:
+            return np.empty(0, dtype=np.int16)
+        kind = np.dtype(_SAMPLED[self.dtype])
+        numbers = self.size // kind.itemsize
+        kept = min(SAMPLES_PER_WEIGHT, numbers)
+        whole = np.memmap(self.path, dtype=kind, mode="r", offset=self.start, shape=(numbers,))
+        found = whole[np.arange(kept) * numbers // kept]
+        if self.dtype == "BF16":
+            return found.astype(np.uint16).view(np.int16)
+        single = found.astype(np.float32)
+        bits = single.view(np.uint32)
+        # To the nearest, ties to even, as torch rounds.
+        rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+        rounded = np.where(np.isnan(single), np.uint32(0x7FC0), rounded)
+        return rounded.astype(np.uint16).view(np.int16)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +116,6 @@ class NewTensor:
 
     Attributes:
         dtype: Name of the dtype in the format.
-        shape: Sizes.
         size: Number of bytes.
         chunks: Gives its bytes, a part at a time; called once for each file that is written.
     """
@@ -91,36 +127,85 @@ class NewTensor:
 
 
 def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """List the tensors of a model folder; reads only the headers of their files.
+    """The tensors of a model folder by name; reads only the headers of its files.
 
     Files count as transformers counts them: `model.safetensors`, or else the files that
     `model.safetensors.index.json` names. Where there is neither, all safetensors files count.
     """
     if (folder / _WHOLE_FILE).is_file():
         return file_tensors(folder / _WHOLE_FILE)
-    if (folder / _INDEX_FILE).is_file():
-        return _indexed_tensors(folder / _INDEX_FILE)
+    if (folder / INDEX_FILE).is_file():
+        return _indexed_tensors(folder / INDEX_FILE)
     found: dict[str, StoredTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         for name, tensor in file_tensors(path).items():
             if name in found:
-                raise ArtifactError(
+                raise ModelError(
                     f"'{folder}' has the tensor '{name}' twice, in {found[name].path.name} and "
-                    f"{path.name}, and no {_INDEX_FILE} that says which one counts.",
+                    f"{path.name}, and no {INDEX_FILE} that says which one counts.",
                     hint="Remove the file that does not belong to the model.",
                 )
             found[name] = tensor
     return found
 
 
+def file_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one safetensors file by name; reads only its header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np"):  # checks the header and all offsets
+            pass
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise ModelError(
+            f"'{path}' is corrupt or cut short: {first_line(error)}", hint=_AGAIN
+        ) from error
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(
+            path=path,
+            dtype=entry["dtype"],
+            shape=tuple(entry["shape"]),
+            start=8 + length + entry["data_offsets"][0],
+            size=entry["data_offsets"][1] - entry["data_offsets"][0],
+        )
+        for name, entry in header.items()
+    }
+
+
+def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
+    """Each tensor from the file that the index names for it."""
+    folder = index.parent
+    try:
+        document: Any = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"'{index}' cannot be read: {first_line(error)}", hint=_AGAIN) from error
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict):
+        raise ModelError(f"'{index}' has no weight_map.", hint=_AGAIN)
+    files: dict[str, dict[str, StoredTensor]] = {}
+    for name, file in places.items():
+        plain = isinstance(file, str) and file.isprintable() and file != ".."
+        if not plain or PureWindowsPath(file).name != file:
+            raise ModelError(f"'{index}' names {file!r}, which is not a file of its folder.")
+        if not (folder / file).is_file():
+            raise ModelError(f"'{folder}' lacks {file}, which {index.name} names.", hint=_AGAIN)
+        if file not in files:
+            files[file] = file_tensors(folder / file)
+        if name not in files[file]:
+            raise ModelError(
+                f"{file} has no tensor '{name}', which {index.name} says is there.", hint=_AGAIN
+            )
+    return {name: files[file][name] for name, file in places.items()}
+
+
 def write_tensors(
     path: Path, tensors: Mapping[str, NewTensor | StoredTensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file.
-
-    Args:
-        tensors: Tensors by name; written in the order of their names.
-    """
+    """Write a safetensors file, its tensors in the order of their names."""
     header: dict[str, object] = {"__metadata__": dict(metadata)}
     offset = 0
     for name, tensor in sorted(tensors.items()):
@@ -138,80 +223,4 @@ def write_tensors(
         for name, tensor in sorted(tensors.items()):
             written = sum(file.write(part) for part in tensor.chunks())
             if written != tensor.size:
-                raise ArtifactError(f"'{name}' has {written} bytes, not {tensor.size}.")
-
-
-def file_tensors(path: Path) -> dict[str, StoredTensor]:
-    """List the tensors of one safetensors file; reads only its header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="np"):  # checks the header and all offsets
-            pass
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(
-            f"'{path}' is corrupt or cut short: {first_line(error)}",
-            hint="Download or save the model again.",
-        ) from error
-    header.pop("__metadata__", None)
-    return {
-        name: StoredTensor(
-            path=path,
-            dtype=entry["dtype"],
-            shape=tuple(entry["shape"]),
-            start=8 + length + entry["data_offsets"][0],
-            size=entry["data_offsets"][1] - entry["data_offsets"][0],
-        )
-        for name, entry in header.items()
-    }
-
-
-def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
-    """Take each tensor from the file that the index names for it."""
-    places = _weight_map(index)
-    absent = sorted(name for name in set(places.values()) if not (index.parent / name).is_file())
-    if absent:
-        raise ArtifactError(
-            f"'{index.parent}' lacks {absent[0]}, which {index.name} names.",
-            hint="Download or save the model again.",
-        )
-    files = {name: file_tensors(index.parent / name) for name in sorted(set(places.values()))}
-    missing = next((name for name, file in places.items() if name not in files[file]), None)
-    if missing is not None:
-        raise ArtifactError(
-            f"{places[missing]} has no tensor '{missing}', which {index.name} says is there.",
-            hint="Download or save the model again.",
-        )
-    return {name: files[file][name] for name, file in places.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        document: Any = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ArtifactError(f"'{index}' cannot be read: {first_line(error)}") from error
-    places = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(places, dict):
-        raise ArtifactError(f"'{index}' has no weight_map.")
-    for file in places.values():
-        if not (isinstance(file, str) and file.isprintable() and _is_plain_name(file)):
-            raise ArtifactError(f"'{index}' names {file!r}, which is not a file of its folder.")
-    return places
-
-
-def _is_plain_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not set(name) & {"/", "\\"}
-
-
-def _bfloat16_bits(numbers: NDArray[np.generic], dtype: str) -> NDArray[np.int16]:
-    if dtype == "BF16":
-        return numbers.astype(np.uint16).view(np.int16)
-    single = numbers.astype(np.float32)
-    bits = single.view(np.uint32)
-    # To the nearest, ties to even, as torch rounds.
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    rounded = np.where(np.isnan(single), np.uint32(0x7FC0), rounded)
-    return rounded.astype(np.uint16).view(np.int16)
+                raise ModelError(f"'{name}' has {written} bytes, not {tensor.size}.")

@@ -1,4 +1,4 @@
-"""Weights wherever and however they are kept: packed, offloaded, sharded or plain.
+"""Weights in memory, however they are kept: tied, packed, offloaded, sharded or plain.
 
 Quantization libraries put a module of their own in the place of a linear layer. It keeps
 `in_features` and `out_features`, but its weight is packed integers, an 8-bit float or a tensor
@@ -15,7 +15,6 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from hlscore.errors import ModelError
 from hlscore.records import Candidate
 
 _PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -46,12 +45,22 @@ def is_packed_linear(module: nn.Module) -> bool:
 
 
 def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
-    """Map the name of each tied parameter to the name of the one it is tied to.
+    """The name that each tied parameter is tied to, by its own.
 
     Needed where tied parameters are not the same object: offloaded ones lose that.
     """
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     return tied
+
+
+def weight_ids(model: PreTrainedModel) -> dict[str, int]:
+    """A number for each parameter by its name, the same for all names of one weight."""
+    tied, held = tied_names(model), dict(model.named_parameters(remove_duplicate=False))
+    # Placeholders of offloaded weights are one for each name.
+    return {
+        name: id(held.get(tied.get(name, ""), weight) if weight.is_meta else weight)
+        for name, weight in held.items()
+    }
 
 
 @torch.no_grad()
@@ -69,70 +78,13 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     parameter = module._parameters.get(leaf)
     if parameter is None:
         return None
+    state = getattr(parameter, "quant_state", None) or getattr(module, "quant_state", None)
+    found: Any = None
     if parameter.is_meta:
         source = None if is_packed_linear(module) else _offload_source(model, item.parameter)
-        try:
-            found = None if source is None else source[0][source[1]]
-        except KeyError:
-            return None
-        usable = isinstance(found, torch.Tensor) and is_plain(found) and not found.is_meta
-        return found if usable else None
-    weight = _dense(module, parameter)
-    # Packed weights are always [out, in], also those made from a `Conv1D`.
-    transposed = item.quantized and item.storage == "in_out" and weight is not None
-    return weight.T if transposed and weight is not None else weight
-
-
-def is_offloaded(model: PreTrainedModel, parameter: str) -> bool:
-    """Whether accelerate keeps a parameter on the host or on disk between forward passes."""
-    return _offload_source(model, parameter) is not None
-
-
-def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
-    """The hooks that accelerate put on a module, unpacked where several were chained."""
-    hook = getattr(module, "_hf_hook", None)
-    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
-
-
-def check_4bit(model: PreTrainedModel, name: str) -> None:
-    """Refuse 4-bit weights of bitsandbytes that would give wrong gradients or none."""
-    for module_name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        state = getattr(weight, "quant_state", None)
-        if weight is None or state is None:
-            continue
-        if getattr(state, "packing_format_for_cpu", False):
-            raise ModelError(
-                f"bitsandbytes has rearranged the 4-bit weights of '{name}' for inference on this "
-                f"CPU ({module_name}): no gradient flows through them.",
-                hint="Load the model again, and rank it before it generates anything.",
-            )
-        width = int(state.shape[-1])
-        if weight.device.type == "cpu" and width % 2 == 0 and width % state.blocksize:
-            raise ModelError(
-                f"'{name}' cannot be used with 4 bits on a CPU: {module_name} has {width} inputs, "
-                f"and bitsandbytes gets blocks of {state.blocksize} wrong that span two rows.",
-                hint="Use --load-in 8bit, or a GPU.",
-            )
-
-
-def _offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] | None:
-    """The store that holds an offloaded parameter, and its name there."""
-    owner, _, _ = parameter.rpartition(".")
-    while True:
-        for hook in accelerate_hooks(model.get_submodule(owner)):
-            store = getattr(hook, "weights_map", None)
-            if getattr(hook, "offload", False) and store is not None:
-                return store, parameter[len(owner) + 1 :] if owner else parameter
-        if not owner:
-            return None
-        owner, _, _ = owner.rpartition(".")
-
-
-def _dense(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor | None:
-    state = getattr(parameter, "quant_state", None) or getattr(module, "quant_state", None)
-    found: torch.Tensor | None = None
-    if state is not None:  # 4 bits of bitsandbytes
+        found = None if source is None else source[0].get(source[1])
+        found = None if isinstance(found, torch.Tensor) and found.is_meta else found
+    elif state is not None:  # 4 bits of bitsandbytes
         import bitsandbytes.functional
 
         if not getattr(state, "packing_format_for_cpu", False):
@@ -152,6 +104,32 @@ def _dense(module: nn.Module, parameter: nn.Parameter) -> torch.Tensor | None:
         found = None if is_packed_linear(module) else parameter.detach()
     # A library's own tensor type, such as torchao's; plain integers have no scale.
     elif type(parameter.data) is not torch.Tensor and hasattr(parameter.data, "dequantize"):
-        unpacked = parameter.data.dequantize()
-        found = unpacked if is_plain(unpacked) else None
-    return found
+        found = parameter.data.dequantize()
+    if not isinstance(found, torch.Tensor) or not is_plain(found):
+        return None
+    # Packed weights are always [out, in], also those made from a `Conv1D`.
+    return found.T if item.quantized and item.storage == "in_out" else found
+
+
+def is_offloaded(model: PreTrainedModel, parameter: str) -> bool:
+    """Whether accelerate keeps a parameter on the host or on disk between forward passes."""
+    return _offload_source(model, parameter) is not None
+
+
+def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
+    """The hooks that accelerate put on a module, unpacked where several were chained."""
+    hook = getattr(module, "_hf_hook", None)
+    return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
+
+
+def _offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] | None:
+    """The store that holds an offloaded parameter, and its name there."""
+    owner, _, _ = parameter.rpartition(".")
+    while True:
+        for hook in accelerate_hooks(model.get_submodule(owner)):
+            store = getattr(hook, "weights_map", None)
+            if getattr(hook, "offload", False) and store is not None:
+                return store, parameter[len(owner) + 1 :] if owner else parameter
+        if not owner:
+            return None
+        owner, _, _ = owner.rpartition(".")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 
+from hlscore.pages import sentences
 from hlscore.pages.content import Content, Line, Unit
 from hlscore.pages.palette import (
     BAND,
@@ -40,6 +41,7 @@ from hlscore.pages.vega import (
 )
 from hlscore.planning.sums import BORDERLINE
 from hlscore.views.drawings import kind_labels, shade_of
+from hlscore.views.summary import memory_settings, reselection
 from hlscore.wording import count, memory
 
 TOP = 40
@@ -82,13 +84,12 @@ def heat_chart(content: Content) -> Chart | None:
         return None
     labels = kind_labels(placed)
     if len(set(labels.values())) > _MOST_KINDS:  # a stack of single experts
-        labels = {row.module: row.kind for row in placed}
-    by_block = sorted(placed, key=lambda row: (row.block, row.kind))
-    kinds = list(dict.fromkeys(labels[row.module] for row in by_block))
+        labels = {module: label.rpartition(".")[2] for module, label in labels.items()}
+    kinds = list(dict.fromkeys(labels.values()))
     if len(kinds) > _MOST_KINDS:
         kinds = [*kinds[: _MOST_KINDS - 1], "other kinds"]
-    wide = layers_per_column(lines)
     layers = sorted({row.layer for row in placed if row.layer is not None})
+    wide = max(1, -(-len(layers) // _MOST_COLUMNS))
     column = {layer: layers[place - place % wide] for place, layer in enumerate(layers)}
     cells: dict[tuple[int, str], list[int]] = {}
     for place, line in enumerate(lines):
@@ -122,10 +123,26 @@ def heat_chart(content: Content) -> Chart | None:
             layer(TOOLTIP, where=_IS_SHOWN, **_OUTLINE, strokeWidth=3),
         ],
     }  # fmt: skip
+    what = (
+        "more of the update is beyond LoRA: an amount, not a share of the module's own gradient"
+        if content.score.leaves_over
+        else f"a higher {name} relative to the highest of all modules"
+    )
+    caption = (
+        f"A darker cell (on a dark page: a lighter one) means {what}. A diamond marks a module "
+        "that is trained in full."
+    )
+    if wide > 1:
+        caption += f" A column stands for {wide} layers and shows the highest of them."
+    if not content.any_positive:
+        caption = "No score is above zero, so all cells look alike."
+    elif outside := len(lines) - len(placed):
+        caption += f" {count(outside, 'module')} outside the layers: see the table."
     return Chart(
         name="heat",
         title=f"{name} by layer and kind of module",
         subtitle="a diamond marks a module trained in full",
+        caption=caption,
         description=f"Heat map of {name}: a row per kind of module, a column per layer. "
         f"{count(len(content.full_lines), 'module')} trained in full carry a diamond. {_TABLE}",
         spec=spec,
@@ -146,17 +163,11 @@ def heat_chart(content: Content) -> Chart | None:
     )
 
 
-def layers_per_column(lines: Sequence[Line]) -> int:
-    """How many layers share a column of the heat map."""
-    layers = {line.row.layer for line in lines if line.row.layer is not None}
-    return max(1, -(-len(layers) // _MOST_COLUMNS))
-
-
 def bars_chart(content: Content) -> Chart:
     """The highest scores with their 95 % intervals and the line of the budget."""
     lines, modules, full = content.lines[:TOP], len(content.lines), len(content.full_lines)
-    start = len(shared_start(content.lines))
-    labels = [signed(line.row.module[start:]) for line in lines]
+    shared = _shared_start(content.lines)
+    labels = [signed(line.row.module.removeprefix(shared)) for line in lines]
     modes = ["LoRA" if line.mode == "lora" else line.mode for line in lines]
     ends_here = content.first_places_full and full <= TOP and full < modules
     scale = {
@@ -184,11 +195,27 @@ def bars_chart(content: Content) -> Chart:
     title = f"All {modules} modules, the highest first" if modules > 1 else "The only module"
     if len(lines) < modules:
         title = f"The {len(lines)} highest of {count(modules, 'module')}"
+    caption = [f"No intervals: {sentences.NO_RESAMPLES}."]
+    if content.replicates.shape[1]:
+        caption = [
+            "The thin line on a bar is the 95 % interval over resamples of the probes. An "
+            "interval that crosses zero means: no measurable signal."
+        ]
+    if content.first_places_full and full > TOP:
+        caption.append(f"The budget ends at place {full:,}, beyond this chart.")
+    elif full and not content.first_places_full:
+        caption.append(
+            "The modules in full are not exactly the first places (locks, sizes or another method "
+            "decided too): diamonds mark them."
+        )
+    if shared:
+        caption.append(f"Names omit their common beginning: {shared}")
     axis = number_axis(max(abs(line.score or 0.0) for line in lines))
     return Chart(
         name="bars",
         title=title,
         subtitle="bars with 95 % intervals",
+        caption=" ".join(caption),
         description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
         f"intervals{' and a line where the budget ends' if ends_here else ''}. {_TABLE}",
         spec={
@@ -223,7 +250,7 @@ def _budget_line(label: str, *, last: bool) -> Spec:
     return {"data": {"values": [{}]}, "layer": layers}
 
 
-def shared_start(lines: Sequence[Line]) -> str:
+def _shared_start(lines: Sequence[Line]) -> str:
     """What the names of all modules begin with, up to the last dot in it."""
     if len(lines) < 2:
         return ""
@@ -269,6 +296,10 @@ def tail_chart(content: Content) -> Chart | None:
         name="tail",
         title=row.module,
         subtitle="what LoRA of each rank misses of the gradient",
+        caption="The part of the module's gradient that LoRA of each rank misses, as an amount, "
+        "not a share (rank 0 misses all of it). tail: all of that part, including noise of the "
+        "probes. hls: the part on which two halves of the probes agree; below zero it is noise. "
+        f"The dashed line marks rank {rank}, which the plan compares with.",
         description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA of "
         "that rank cannot represent, and hls, the part of it on which both halves of the probes "
         f"agree. A line marks rank {rank}.",
@@ -289,10 +320,11 @@ def stability_chart(content: Content) -> Chart | None:
 
     `None` where the plan holds no such shares, or there was nothing to choose.
     """
-    modules, full = len(content.lines), len(content.full_lines)
+    plan, modules = content.plan, len(content.lines)
     known = [(place, line) for place, line in enumerate(content.lines) if line.chosen is not None]
-    if not known or full in (0, modules):
+    if not known or sentences.stability_unknown(content):
         return None
+    each = max(1, -(-modules // _MOST_POINTS))
     share = {"title": "chosen in", **SHARE_SCALE}
     # An axis of few places would get ticks between them.
     ticks = {"values": list(range(1, modules + 1))} if modules <= _FEW_MODULES else {}
@@ -311,7 +343,8 @@ def stability_chart(content: Content) -> Chart | None:
     band = {"y": number("low", **share), "y2": {"field": "high"}}
     layers = [layer(band, {"low": low, "high": high}, type="rect", color=BAND.light)]
     if content.first_places_full:
-        layers.append(layer({"x": number("place")}, {"place": full + 0.5}, **LIMIT_RULE))
+        end = {"place": len(content.full_lines) + 0.5}
+        layers.append(layer({"x": number("place")}, end, **LIMIT_RULE))
     encoding = {
         "x": place,
         "y": number("chosen", **share),
@@ -321,10 +354,17 @@ def stability_chart(content: Content) -> Chart | None:
     }
     point: Spec = {"type": "point", "filled": True, "opacity": 1, "size": 90}
     layers.append(layer(encoding, **point, stroke=HALO.light, strokeWidth=0.8))
+    borderline = plan.stability.borderline_modules or 0
+    caption = (
+        f"On average {reselection(plan)}; {count(borderline, 'module')} "
+        f"{'lies' if borderline == 1 else 'lie'} in the doubtful band between 10 % and 90 %. This "
+        "is an upper bound: the resamples draw from the same probes, and new probes agree less."
+    )
     return Chart(
         name="stability",
         title="Selection by resamples of the probes",
         subtitle="an upper bound: new probes agree less",
+        caption=f"{caption} One in {each} modules is drawn." if each > 1 else caption,
         description="A point per module: its place, and the share of resamples in which it is "
         f"selected. A band marks 10 % to 90 %. {_TABLE}",
         spec={"height": 240, "layer": layers},
@@ -332,15 +372,10 @@ def stability_chart(content: Content) -> Chart | None:
             "id place chosen train",
             (
                 (at, line.row.rank, line.chosen, domain[0 if line.full else 1])
-                for at, line in known[:: modules_per_point(len(known))]
+                for at, line in known[::each]
             ),
         ),
     )
-
-
-def modules_per_point(modules: int) -> int:
-    """Of how many modules the chart of stability draws one."""
-    return max(1, -(-modules // _MOST_POINTS))
 
 
 def cumulative_chart(content: Content, unit: Unit) -> Chart:
@@ -409,6 +444,9 @@ def memory_chart(content: Content) -> Chart:
         name="memory",
         title="Memory to train",
         subtitle="estimate, by use",
+        caption=f"Training the plan takes about {memory(totals['this plan'])}: "
+        f"{memory_settings(content.plan.memory)}. Activations are an estimate; allocators take "
+        "more. Everything in full means every candidate, run with PEFT like the plan.",
         description="Stacked bars of training memory by use for three ways to train; the table "
         "below holds the numbers.",
         spec={"height": 46 * len(totals), "encoding": {"y": y}, "layer": layers},

@@ -125,13 +125,6 @@ class Content:
         return tuple(line for line in self.lines if line.full)
 
     @property
-    def clear(self) -> int | None:
-        """Modules above zero with 95 % confidence; `None` for scores that are never negative."""
-        if self.score.name != "hls" or self.replicates.shape[1] < 2:
-            return None
-        return sum(line.low is not None and line.low > 0 for line in self.lines)
-
-    @property
     def any_positive(self) -> bool:
         """Whether any score is above zero."""
         return any(line.score is not None and line.score > 0 for line in self.lines)
@@ -182,11 +175,8 @@ class Content:
     @cached_property
     def costs(self) -> tuple[TrainingCost, ...]:
         """The plan, LoRA of its rank on every module, and every module in full, run with PEFT."""
-        plan, rows, tied = (
-            self.plan,
-            [line.row for line in self.lines],
-            tied_modules(self.report.rows),
-        )
+        plan, tied = self.plan, tied_modules(self.report.rows)
+        rows = [line.row for line in self.lines]
         ways: dict[str, list[Choice]] = {
             "this plan": list(self.lines),
             f"LoRA {plan.lora.rank} everywhere": [

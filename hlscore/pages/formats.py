@@ -20,7 +20,7 @@ def check_format(target: Path) -> str:
     suffix = target.suffix.lower()
     if suffix not in FORMATS:
         raise UsageError(
-            f"'{target}' has no suffix of a report.",
+            f"'{target}' has an unknown suffix.",
             hint=f"Use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.",
         )
     if suffix != ".md" and find_spec("vl_convert") is None:

@@ -17,7 +17,6 @@ from hlscore.pages.content import Content, Line
 from hlscore.pages.escaping import name, prose
 from hlscore.pages.palette import colours, repainting
 from hlscore.pages.vega import SHOWN, Chart, whole
-from hlscore.records import ModuleRow
 from hlscore.views.summary import chosen_in, shape, training
 from hlscore.wording import measure, memory, percent, short
 
@@ -25,20 +24,26 @@ _LONG_TABLE = 500  # the style sheet shows as many rows at first
 _WITH_OUTLINE = ("heat", "bars")
 _MOST_SKIPPED = 20
 
-COLUMNS = {
-    "#": "number",
-    "module": "text",
-    "score": "number",
-    "± se": "number",
-    "95 % interval": "number",
-    "chosen in": "number",
-    "out x in": "number",
-    "parameters": "number",
-    "trained as": "text",
-    "trained parameters": "number",
-    "remark": "text",
+_COLUMNS: dict[str, tuple[str, Callable[[Line], str]]] = {
+    "#": ("number", lambda line: str(line.row.rank)),
+    "module": ("text", lambda line: line.row.module),
+    "score": ("number", lambda line: measure(line.score)),
+    "± se": ("number", lambda line: measure(line.stderr)),
+    "95 % interval": (
+        "number",
+        lambda line: "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
+    ),
+    "chosen in": ("number", lambda line: chosen_in(line.chosen)),
+    "out x in": ("number", lambda line: shape(line.row)),
+    "parameters": ("number", lambda line: f"{line.row.n_params:,}"),
+    "trained as": ("text", lambda line: training(line.mode, line.rank)),
+    "trained parameters": ("number", lambda line: f"{line.trained_params:,}"),
+    "remark": (
+        "text",
+        lambda line: "; ".join(filter(None, ("locked" if line.locked else "", line.remark))),
+    ),
 }
-"""How the cells of each column are sorted."""
+"""Columns of the table: how their cells are sorted, and the text of a candidate."""
 
 
 def html_text(content: Content, chart_script: str) -> str:
@@ -72,10 +77,13 @@ def html_text(content: Content, chart_script: str) -> str:
         content=content,
         charts=charts,
         text=sentences,
-        columns=COLUMNS,
+        columns={title: sort for title, (sort, _) in _COLUMNS.items()},
         is_long=len(content.lines) > _LONG_TABLE,
-        rows=[table_cells(line) for line in content.lines],
-        skipped_rows=[skipped_cells(row) for row in content.skipped],
+        rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines],
+        skipped_rows=[
+            ("-", row.module, *"----", shape(row), f"{row.n_params:,}", "left out", "0", row.reason)
+            for row in content.skipped
+        ],
     )
 
 
@@ -120,35 +128,12 @@ def markdown_text(content: Content) -> str:
     )
     return page.render(
         content=content,
+        charts=charts_of(content),
         text=sentences,
-        columns=COLUMNS,
-        rows=[table_cells(line) for line in content.lines[:TOP]],
+        columns={title: sort for title, (sort, _) in _COLUMNS.items()},
+        rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines[:TOP]],
         hidden=len(content.lines) - TOP,
         skipped=content.skipped[:_MOST_SKIPPED],
         skipped_hidden=len(content.skipped) - _MOST_SKIPPED,
         shares=(0.05, 0.1, 0.2, 0.3, 0.5),
     )
-
-
-def table_cells(line: Line) -> list[str]:
-    """Texts of a candidate, one per column."""
-    row = line.row
-    return [
-        str(row.rank),
-        row.module,
-        measure(line.score),
-        measure(line.stderr),
-        "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
-        chosen_in(line.chosen),
-        shape(row),
-        f"{row.n_params:,}",
-        training(line.mode, line.rank),
-        f"{line.trained_params:,}",
-        "; ".join(text for text in ("locked" if line.locked else "", line.remark) if text),
-    ]
-
-
-def skipped_cells(row: ModuleRow) -> list[str]:
-    """Texts of a weight that is no candidate, one per column."""
-    size = shape(row)
-    return ["-", row.module, *"----", size, f"{row.n_params:,}", "left out", "0", row.reason]

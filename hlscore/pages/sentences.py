@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-from hlscore.pages.charts import TOP, layers_per_column, modules_per_point, shared_start
 from hlscore.pages.content import INTERVAL, Content
 from hlscore.views.summary import (
     budget_spent,
@@ -12,16 +11,17 @@ from hlscore.views.summary import (
     examples,
     gap_text,
     loss,
-    memory_settings,
     method,
     reselection,
+    run_notes,
+    summary,
     times_lora,
 )
 from hlscore.wording import count, memory, near_whole, percent, short, visible
 
 Facts = list[tuple[str, str]]
 
-_NO_RESAMPLES = "there are no resamples of this score at this rank"
+NO_RESAMPLES = "there are no resamples of this score at this rank"
 _LOSSES = {"sft": "supervised fine-tuning", "dpo": "preferences", "grpo": "reinforcement learning"}
 _BASELINES = {
     "lora-matched": "LoRA on every module, with as many trained parameters as the plan of the "
@@ -68,8 +68,8 @@ def certainty(content: Content) -> str:
             "No score is above zero: these probes show no update that LoRA cannot represent. That "
             "does not prove that there is none; more probe examples may show more."
         )
-    again, clear = reselection(content.plan), content.clear
-    if unknown := _stability_unknown(content):
+    again, clear = reselection(content.plan), content.plan.stability.clear_modules
+    if unknown := stability_unknown(content):
         return unknown
     if clear is None:
         return f"How certain: {again}. New probes agree less."
@@ -84,7 +84,7 @@ def certainty(content: Content) -> str:
     )
 
 
-def _stability_unknown(content: Content) -> str:
+def stability_unknown(content: Content) -> str:
     """Why the stability of the choice is undefined or unknown; empty where it is known."""
     if not content.full_lines:
         return "No module is trained in full, so stability is undefined."
@@ -93,7 +93,7 @@ def _stability_unknown(content: Content) -> str:
     if len(content.full_lines) == len(content.lines):
         return "Every module is trained in full, so there was nothing to choose."
     if content.plan.stability.mean_reselection is None:
-        return f"The stability of the choice is unknown: {_NO_RESAMPLES}."
+        return f"The stability of the choice is unknown: {NO_RESAMPLES}."
     return ""
 
 
@@ -129,7 +129,7 @@ def unproven(content: Content) -> str:
 
 def key_figures(content: Content) -> Facts:
     """The few numbers that stand first, each with what it is."""
-    plan, covered, clear = content.plan, content.plan.coverage, content.clear
+    plan, covered, clear = content.plan, content.plan.coverage, content.plan.stability.clear_modules
     rank, share = plan.lora.rank, plan.stability.mean_reselection
     figures = []
     if covered is not None:
@@ -210,76 +210,8 @@ def settings_text(content: Content) -> str:
 
 def notes(content: Content) -> list[str]:
     """Remarks of the probes, the run and the plan, each once."""
-    report = content.report
-    found = (*report.probes.notes, *report.run.notes, *content.plan.notes)
+    found = (*run_notes(content.report), *content.plan.notes)
     return [visible(note) for note in dict.fromkeys(found)]
-
-
-def heat_caption(content: Content) -> str:
-    """How to read the heat map."""
-    if not content.any_positive:
-        return "No score is above zero, so all cells look alike."
-    score, wide = content.score, layers_per_column(content.lines)
-    what = (
-        "more of the update is beyond LoRA: an amount, not a share of the module's own gradient"
-        if score.leaves_over
-        else f"a higher {score.name} relative to the highest of all modules"
-    )
-    text = (
-        f"A darker cell (on a dark page: a lighter one) means {what}. A diamond marks a module "
-        "that is trained in full."
-    )
-    if wide > 1:
-        text += f" A column stands for {wide} layers and shows the highest of them."
-    outside = sum(line.row.layer is None for line in content.lines)
-    return (
-        f"{text} {count(outside, 'module')} outside the layers: see the table." if outside else text
-    )
-
-
-def bars_caption(content: Content) -> str:
-    """How to read the ranked bars."""
-    texts = [f"No intervals: {_NO_RESAMPLES}."]
-    if content.replicates.shape[1]:
-        texts = [
-            "The thin line on a bar is the 95 % interval over resamples of the probes. An "
-            "interval that crosses zero means: no measurable signal."
-        ]
-    number, shared = len(content.full_lines), shared_start(content.lines)
-    if content.first_places_full and number > TOP:
-        texts.append(f"The budget ends at place {number:,}, beyond this chart.")
-    elif number and not content.first_places_full:
-        texts.append(
-            "The modules in full are not exactly the first places (locks, sizes or another method "
-            "decided too): diamonds mark them."
-        )
-    if shared:
-        texts.append(f"Names omit their common beginning: {shared}")
-    return " ".join(texts)
-
-
-def tail_caption(content: Content) -> str:
-    """How to read a tail curve."""
-    return (
-        "The part of the module's gradient that LoRA of each rank misses, as an amount, not a "
-        "share (rank 0 misses all of it). tail: all of that part, including noise of the probes. "
-        "hls: the part on which two halves of the probes agree; below zero it is noise. The dashed "
-        f"line marks rank {content.plan.lora.rank}, which the plan compares with."
-    )
-
-
-def stability_caption(content: Content) -> str:
-    """How to read the chart of stability, and in which direction it is biased."""
-    if unknown := _stability_unknown(content):
-        return unknown
-    borderline = content.plan.stability.borderline_modules or 0
-    text = (
-        f"On average {reselection(content.plan)}; {count(borderline, 'module')} "
-        f"{'lies' if borderline == 1 else 'lie'} in the doubtful band between 10 % and 90 %. This "
-        "is an upper bound: the resamples draw from the same probes, and new probes agree less."
-    )
-    each = modules_per_point(len(content.lines))
-    return f"{text} One in {each} modules is drawn." if each > 1 else text
 
 
 def cumulative_caption(content: Content) -> str:
@@ -298,22 +230,10 @@ def cumulative_caption(content: Content) -> str:
     return text
 
 
-def memory_caption(content: Content) -> str:
-    """Memory of the plan in words, with what it was worked out for."""
-    return (
-        f"Training the plan takes about {memory(content.costs[0].use.total_bytes)}: "
-        f"{memory_settings(content.plan.memory)}. Activations are an estimate; allocators take "
-        "more. Everything in full means every candidate, run with PEFT like the plan."
-    )
-
-
 def equal_lora(content: Content) -> str:
     """Trained parameters compared with plain LoRA and full fine-tuning."""
-    totals, rank = content.plan.totals, content.plan.lora.rank
-    times = times_lora(totals)
-    share = percent(totals.trained_params / max(1, totals.model_params))
+    rank = round(times_lora(content.plan.totals) * content.plan.lora.rank) or 1
     return (
-        f"The plan trains {short(totals.trained_params)} parameters: {times:.2f} x plain LoRA of "
-        f"rank {rank} on every module, {share} of all parameters of the model. A plain LoRA of "
-        f"rank {round(times * rank) or 1} trains about as many and is the baseline to beat."
+        f"The plan trains {summary(content.plan)['trained']}. A plain LoRA of rank {rank} trains "
+        "about as many and is the baseline to beat."
     )

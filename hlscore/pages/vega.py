@@ -86,7 +86,8 @@ class Chart:
 
     Attributes:
         name: Name of the chart and of its data set.
-        subtitle: What an image says below the title; a page has a caption instead.
+        subtitle: What an image says below the title.
+        caption: How to read it, as a page says below it; may be empty.
         description: What it shows, for those who do not see it.
         spec: Vega-Lite specification of one view.
         columns: Its data, a list per field; all are of one length.
@@ -95,6 +96,7 @@ class Chart:
     name: str
     title: str
     subtitle: str
+    caption: str = ""
     description: str
     spec: Spec
     columns: Mapping[str, Sequence[Any]]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from hlscore.artifacts.plan import PlanCoverage
 from hlscore.planning.gated import left_out
 from hlscore.planning.problem import Problem, Solution
+from hlscore.wording import count
 
 # Below it nothing is left that one would train for.
 NOTHING_LEFT = 5e-4
@@ -85,14 +86,25 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
     score = problem.score
     apart = left_out(problem)
-    if apart:
-        yield (
-            f"{len(apart):,} modules have LoRA because the other of their gated pair, such as "
-            "gate_proj and up_proj of one MLP, has a higher score: in trials on small models "
-            "plans with one of the two in full were better. --gated-pairs both allows both."
-        )
+    scores = {row.module: value for row, value in zip(problem.rows, problem.scores, strict=True)}
+    full_scores = [
+        scores[item.row.module] or 0.0
+        for item in solution.choices
+        if item.mode == "full" and item.row.module not in problem.locks
+    ]
     full = sum(item.mode == "full" for item in solution.choices)
-    if full == 0 or (problem.budget.unit == "modules" and full < problem.limit):
+    room_left = problem.budget.unit == "modules" and full < problem.limit
+    # Where the budget is used up, those below the modules in full would have LoRA anyway.
+    last = 0.0 if room_left else min(full_scores, default=0.0)
+    hindered = sum((scores[module] or 0.0) > last for module in apart)
+    if hindered:
+        yield (
+            f"{count(hindered, 'module')} scored high enough for full and kept LoRA: the "
+            "other of the gated pair, such as gate_proj and up_proj of one MLP, scored higher. On "
+            "small models plans with one of the two in full were better. --gated-pairs both "
+            "allows both."
+        )
+    if full == 0 or room_left:
         more = " More probe samples may show one." if score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         other = "no other module that may be chosen" if apart else "no other module"
@@ -108,6 +120,11 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
 def _ranks_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice of a rank for each module."""
     settings, score = problem.settings, problem.score
+    if problem.report.run.movement == "trial" and score.reads_gradients:
+        yield (
+            "On small models ranks chosen by trials did no better than one rank of equal cost; "
+            "those by gradients did: hlscore rank with --ranks measures them."
+        )
     silent = sum(
         item.mode == "frozen" and not problem.without_lora(row) and row.module not in problem.locks
         for row, item in zip(problem.rows, solution.choices, strict=True)

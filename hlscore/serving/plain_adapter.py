@@ -7,7 +7,7 @@ modules alike, so every module is written with one rank, padded with zeros, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,13 +15,12 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.adapter import Adapter, LowRank
+from hlscore.inputs.adapter import PREFIX, Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.records import Candidate
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-_PREFIX = "base_model.model."
 _PART_NUMBERS = 1 << 20
 _FORMS = ("linear", "conv1d", "embedding")
 
@@ -71,61 +70,84 @@ def plain_adapter(
         max_error: Largest relative error of a module's update: the smallest rank within it is
             taken; `None` takes all of `max_rank`.
         device: Where to decompose.
-        advance: Receives each module.
+        advance: Called with 1 for each module.
     """
-    items = _expressible(adapter, base)
+    items = []
+    for name in adapter.parameters:
+        copy, item = adapter.copies.get(name), adapter.items.get(name)
+        if copy is not None and len(copy.shape) < 2:
+            if not copy.read().float().equal(base.weight(name).float()):
+                raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
+        elif item is None or item.form not in _FORMS:
+            raise _inexpressible(
+                adapter,
+                f"{name.removesuffix('.weight')} is not a linear layer, and engines load LoRA on "
+                "linear layers only",
+            )
+        else:
+            items.append(item)
+    items.sort(key=lambda item: item.module)
     factors: dict[str, LowRank] = {}
     served = []
     for item in items:
-        trained_rank = adapter.rank_of(item)
-        trained = adapter.kind_of(item)
-        update: torch.Tensor | LowRank | None = adapter.low_rank(item)
-        if update is None:
-            update = adapter.update(item)
-        error = 0.0
+        lora, update, error = adapter.lora.get(item.parameter), adapter.update(item), 0.0
         if isinstance(update, LowRank) and update.rank > max_rank:
             update = update.dense()
         if isinstance(update, torch.Tensor):
             update, error = _truncated(update.to(device), max_rank, max_error)
         if update is not None:
-            factors[item.parameter] = update
-        rank = 0 if update is None else update.rank
-        served.append(Served(item.module, trained, trained_rank, rank, error))
+            factors[item.module] = update
+        served.append(
+            Served(
+                module=item.module,
+                trained="full" if lora is None else lora.kind,
+                trained_rank=None if lora is None else lora.rank,
+                rank=0 if update is None else update.rank,
+                error=error,
+            )
+        )
         advance(1)
-    _check_error(served, max_rank, max_error)
+    worst = max(served, key=lambda each: each.error, default=None)
+    if worst is not None and max_error is not None and worst.error > max_error:
+        number = sum(each.error > max_error for each in served)
+        raise UsageError(
+            f"Rank {max_rank} leaves an error of {worst.error:.1%} in {worst.module}, more than "
+            f"--max-error {max_error} ({number} modules).",
+            hint="Give a larger --max-rank, or write the whole model with `hlscore merge`.",
+        )
     if not factors:
         raise UsageError(f"'{adapter.name}' changes no weight: there is nothing to serve.")
-    rank = max(each.rank for each in factors.values())
-    written = [item for item in items if item.parameter in factors]
-    return PlainAdapter(
-        config=_config(adapter, written, rank),
-        tensors={
-            name: tensor
-            for item in written
-            for name, tensor in _tensors(item, factors[item.parameter], rank).items()
-        },
-        modules=tuple(served),
-        rank=rank,
-    )
+    rank = max(update.rank for update in factors.values())
+    written = [item for item in items if item.module in factors]
+    config: dict[str, object] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+        "revision": adapter.config.get("revision"),
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "fan_in_fan_out": all(item.form == "conv1d" for item in written),
+        "target_modules": [item.module for item in written],
+    }
+    tensors: dict[str, torch.Tensor] = {}
+    for item in written:
+        tensors |= _peft_tensors(item, factors[item.module], rank)
+    return PlainAdapter(config=config, tensors=tensors, modules=tuple(served), rank=rank)
 
 
-def _expressible(adapter: Adapter, base: StoredWeights) -> list[Candidate]:
-    """What was trained, all of it linear maps or embeddings."""
-    names = [*adapter.parameters]
-    for name, copy in adapter.copies.items():
-        if len(copy.shape) < 2:
-            if not torch.equal(adapter.copied(name).float(), base.weight(name).float()):
-                raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
-            continue
-        names.append(name)
-    items = [adapter.layout(name) for name in names]
-    for item in items:
-        if item.form not in _FORMS:
-            raise _inexpressible(
-                adapter,
-                f"{item.module} is not a linear layer, and engines load LoRA on linear layers only",
-            )
-    return sorted(items, key=lambda item: item.module)
+def _peft_tensors(item: Candidate, update: LowRank, rank: int) -> dict[str, torch.Tensor]:
+    """Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added."""
+    left = torch.nn.functional.pad(-update.left[0], (0, rank - update.rank))
+    right = torch.nn.functional.pad(update.right[0], (0, 0, 0, rank - update.rank))
+    name, end = f"{PREFIX}{item.module}.lora_", ".weight"
+    if item.form == "embedding":  # [vocabulary, r] x [r, width]
+        name, end, left, right = f"{name}embedding_", "", right.T, left.T
+    elif item.storage == "in_out":
+        left, right = right.T, left.T
+    return {f"{name}A{end}": right.contiguous(), f"{name}B{end}": left.contiguous()}
 
 
 def _inexpressible(adapter: Adapter, what: str) -> ModelError:
@@ -167,48 +189,3 @@ def _truncated(
     # The last energies are rounding of the total where nothing is lost.
     error = 0.0 if rank == matrix.shape[-2] else float(lost[rank - 1])
     return LowRank(factors.left.cpu(), factors.right.cpu()), error
-
-
-def _check_error(served: Sequence[Served], max_rank: int, max_error: float | None) -> None:
-    beyond = [each for each in served if max_error is not None and each.error > max_error]
-    if beyond:
-        worst = max(beyond, key=lambda each: each.error)
-        raise UsageError(
-            f"Rank {max_rank} leaves an error of {worst.error:.1%} in {worst.module}, more than "
-            f"--max-error {max_error} ({len(beyond)} modules).",
-            hint="Give a larger --max-rank, or write the whole model with `hlscore merge`.",
-        )
-
-
-def _tensors(item: Candidate, update: LowRank, rank: int) -> dict[str, torch.Tensor]:
-    """Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added."""
-    left, right = -update.left[0], update.right[0]
-    left = torch.nn.functional.pad(left, (0, rank - left.shape[1]))
-    right = torch.nn.functional.pad(right, (0, 0, 0, rank - right.shape[0]))
-    if item.form == "embedding":  # [vocabulary, r] x [r, width]
-        return {
-            f"{_PREFIX}{item.module}.lora_embedding_A": left.T.contiguous(),
-            f"{_PREFIX}{item.module}.lora_embedding_B": right.T.contiguous(),
-        }
-    if item.storage == "in_out":
-        left, right = right.T, left.T
-    return {
-        f"{_PREFIX}{item.module}.lora_A.weight": right.contiguous(),
-        f"{_PREFIX}{item.module}.lora_B.weight": left.contiguous(),
-    }
-
-
-def _config(adapter: Adapter, items: Sequence[Candidate], rank: int) -> dict[str, object]:
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
-        "revision": adapter.config.get("revision"),
-        "inference_mode": True,
-        "r": rank,
-        "lora_alpha": rank,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": all(item.form == "conv1d" for item in items),
-        "target_modules": [item.module for item in items],
-    }

@@ -52,7 +52,9 @@ class CaptureSettings:
     )
     accumulate_on: Accumulator = option("device", "Where the sums of the exact estimator are kept.")
     movement: Movement = option(
-        "auto", "What is scored: first gradients, or weight updates of trials or of --update."
+        "auto",
+        "What is scored: first gradients, or weight updates of trials or of --update. auto: trials "
+        "for sft where weights can be moved, but gradients with --ranks.",
     )
     trials: int = option(
         4,
@@ -111,7 +113,7 @@ class CaptureSettings:
         require(
             self.movement in ("trial", "update") or not given,
             f"{flag} is for trials, and none are run.",
-            "Add --movement trial, or remove it.",
+            "Remove it, or --movement gradient.",
         )
         require(
             self.movement != "trial" or self.passes == 1,

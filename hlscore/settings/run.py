@@ -10,7 +10,7 @@ from hlscore.settings.capture import CAPTURE_PANEL, CaptureSettings
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
-from hlscore.settings.option import build, changed, check, flag_of, option, require
+from hlscore.settings.option import build, changed, check, flag_of, option, require, settings_in
 from hlscore.settings.plan import PLAN_PANEL, PlanSettings
 
 # Options that decide which completions are sampled and how they are judged.
@@ -62,8 +62,15 @@ class RankSettings:
             filled["samples"] = samples
         if "score" not in filled:
             filled["score"] = "snr" if filled.get("data") == NO_DATA else "hls"
-        if filled.get("updates") and filled.get("movement", "auto") == "auto":
-            filled["movement"] = "update"
+        if filled.get("movement", "auto") == "auto":
+            if filled.get("updates"):
+                filled["movement"] = "update"
+            elif any(
+                filled.get(name, part.default) != part.default
+                for name, part in settings_in(CaptureSettings).items()
+                if name.startswith("trial")
+            ):
+                filled["movement"] = "trial"
         return build(cls, filled)
 
     def sampling(self) -> dict[str, object]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.cells import cell_len
 from rich.text import Text
 
 from hlscore.agreement.difference import Difference, Group
@@ -14,7 +13,6 @@ from hlscore.views.terminal import (
     ModuleLine,
     Terminal,
     command,
-    folded,
     picked,
     plain_table,
     print_json,
@@ -24,7 +22,6 @@ from hlscore.wording import count, measure, visible
 _ALWAYS = (
     "budget", "score", "LoRA rank", "in full", "trained parameters", "model", "probes", "examples",
 )  # fmt: skip
-_NARROWEST_NAME = 12
 
 
 def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
@@ -200,16 +197,11 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
 
 
 def _print_groups(console: Terminal, heading: str, groups: Sequence[Group], top: int) -> None:
-    """Print modules in full by kind or layer; of the columns only the names fold."""
-    numbers = ("modules", "full A", "full B", "both")
-    room = max(_NARROWEST_NAME, console.width - sum(len(name) + 1 for name in numbers))
-    names = ["outside" if item.name is None else visible(str(item.name)) for item in groups[:top]]
-    rest = [f"... {len(groups) - top:,} more"] if len(groups) > top else []
-    table = plain_table(heading, *numbers)
-    table.columns[0].width = min(max(map(cell_len, (heading, *names, *rest))), room)
-    for name, group in zip(names, groups, strict=False):
+    table = plain_table(heading, "modules", "full A", "full B", "both")
+    for group in groups[:top]:
+        name = "outside" if group.name is None else visible(str(group.name))
         cells = (group.modules, group.full_a, group.full_b, group.full_both)
-        table.add_row("\n".join(folded(name, room)), *(f"{number:,}" for number in cells))
-    for text in rest:
-        table.add_row(text, style="dim")
-    console.whole(table)
+        table.add_row(name, *(f"{number:,}" for number in cells))
+    if len(groups) > top:
+        table.add_row(f"... {len(groups) - top:,} more", style="dim")
+    console.folded(table)

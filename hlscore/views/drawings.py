@@ -44,8 +44,7 @@ def print_heat_map(
     width, ascii_only = console.width, console.options.ascii_only
     shades, sign = (ASCII_SHADES, _ASCII_FULL) if ascii_only else (SHADES, _FULL)
     labels = kind_labels(item for _, item in placed)
-    by_block = sorted((item for _, item in placed), key=lambda item: (item.block, item.kind))
-    kinds = list(dict.fromkeys(labels[item.module] for item in by_block))
+    kinds = list(dict.fromkeys(labels.values()))
     layers = sorted({layer for layer, _ in placed})
     margin = min(max(map(cell_len, kinds)), width // 3) + 2
     cell = 2 if margin + 2 * len(layers) <= width else 1
@@ -89,8 +88,12 @@ def shade_of(score: float | None, largest: float, shades: int) -> int:
 
 
 def kind_labels(modules: Iterable[PlanModule | ModuleRow]) -> dict[str, str]:
-    """Label each module by its kind, with the block before it where kinds would collide."""
-    found = list(modules)
+    """Label each module by its kind, with the block before it where kinds would collide.
+
+    Returns:
+        Labels by module, in the order of blocks and kinds.
+    """
+    found = sorted(modules, key=lambda item: (item.block, item.kind))
     places: dict[tuple[int | None, str], set[str]] = {}
     for item in found:
         places.setdefault((item.layer, item.kind), set()).add(item.block)

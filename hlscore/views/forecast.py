@@ -36,6 +36,7 @@ def print_forecast(
                 **picked(found.probes.summary, *_PROBES),
                 **picked(found.choice, "estimator", "sketch_size"),
                 "estimator_reason": found.choice.reason,
+                "movement": found.settings.capture.movement,
                 **picked(found, *_FIGURES),
             }
         else:
@@ -57,8 +58,8 @@ def print_forecast(
     }
     notes: tuple[str, ...] = ()
     if isinstance(found, Forecast):
-        lines |= _probe_lines(found, settings, device)
-        notes = found.probes.summary.notes
+        lines |= _probe_lines(found, device)
+        notes = found.notes
     else:
         lines |= {
             "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
@@ -73,8 +74,8 @@ def print_forecast(
     console.dim("Nothing was run or written.")
 
 
-def _probe_lines(found: Forecast, settings: RankSettings, device: str) -> dict[str, str]:
-    probes, choice, capture = found.probes.summary, found.choice, settings.capture
+def _probe_lines(found: Forecast, device: str) -> dict[str, str]:
+    probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
     trial = capture.movement == "trial"
     held = "sums of updates" if trial else "gradient sums"
     usage = (

@@ -64,7 +64,9 @@ def _next_commands(
             "for your trainer; hlscore export --list names the others",
         ),
     ]
-    if SCORES[plan.score.name].leaves_over and any_full and not plan.lora.ranks:
+    # Ranks chosen by updates did no better than one rank for all (benchmarks/evidence).
+    by_gradients = SCORES[plan.score.name].leaves_over and not report.run.scores_updates
+    if by_gradients and any_full and not plan.lora.ranks:
         # Ranks around that of the run which all its curves hold.
         rank, run = report.run.rank, report.run.settings
         curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]

@@ -98,6 +98,9 @@ def test_all_scores_of_one_run(runs: Sequence[ScoreReport], files: Sequence[Path
         for j, y in enumerate(rankings):
             assert close(found["within_kinds"][i][j], slow_within(runs[0], x, y))
     assert found["without_values"] == []
+    other = told("compare", files[0], "--rank", "16")
+    check_matrices(other, [values_of(runs[0], score, 16) for score in SCORES], COUNT // 10)
+    assert other["within_kinds"] is None
 
 
 def test_resamples_agree_as_disjoint_pairs_of_them_do(
@@ -122,14 +125,6 @@ def test_resamples_agree_as_disjoint_pairs_of_them_do(
     by_score = {item["score"]: item["resampled_tau"] for item in other["rankings"]}
     assert by_score["hls"] is by_score["tail"] is None  # resamples are for the run's own rank
     assert by_score["grad_norm"] == own["grad_norm"]
-
-
-def test_scores_of_one_run_at_another_rank(
-    runs: Sequence[ScoreReport], files: Sequence[Path]
-) -> None:
-    found = told("compare", files[0], "--rank", "16")
-    check_matrices(found, [values_of(runs[0], score, 16) for score in SCORES], COUNT // 10)
-    assert found["within_kinds"] is None
 
 
 @pytest.mark.parametrize("score", [None, "l1_adam", "spectral"])

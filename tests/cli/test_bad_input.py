@@ -237,7 +237,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_to_pickle, "only has pickle weights (pytorch_model.bin)"),
     "corrupt weights": (
         lambda folder: (folder / "model.safetensors").write_bytes(b"x" * 1000),
-        "model.safetensors of",
+        "model.safetensors' is corrupt",
     ),
     "cut weights": (lambda folder: _cut(folder / "model.safetensors"), "corrupt or cut short"),
     "empty weights": (
@@ -252,7 +252,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: _change(folder, _narrow),
         f"wrong shape for 1 tensor {UP_PROJ} ([80, 10] in the file, [80, 48] by config.json)",
     ),
-    "missing shard": (_lose_shard, "cannot be loaded"),
+    "missing shard": (_lose_shard, "which model.safetensors.index.json names"),
     "config is no JSON": (
         lambda folder: (folder / "config.json").write_text("{no"),
         "not a valid JSON file",
@@ -273,7 +273,7 @@ BROKEN_MODELS: dict[str, tuple[Callable[[Path], object], str]] = {
     "bart": (_configure(model_type="bart"), "is an encoder-decoder model (bart)"),
     "clip": (_configure(model_type="clip"), "a clip model, which has no causal language model"),
     "vit": (_configure(model_type="vit"), "a vit model, which has no causal language model"),
-    "remote code": (_configure(model_type="own", auto_map=REMOTE), "brings its own Python code"),
+    "remote code": (_configure(model_type="own", auto_map=REMOTE), "contains its own Python code"),
     "no tokenizer": (_lose_tokenizer, "has no tokenizer files"),
     "broken tokenizer": (
         lambda folder: (folder / "tokenizer.json").write_text("{}"),
@@ -696,7 +696,10 @@ main()
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupt_signal(desk: Desk, number: signal.Signals) -> None:
     """A real Ctrl-C, and what a job scheduler sends, end the process with 130 and one line."""
-    command = [sys.executable, "-c", SLOW, "rank", str(desk.model), "--out", str(desk.out)]
+    command = [
+        sys.executable, "-c", SLOW, "rank", str(desk.model), "--movement", "gradient", "--out",
+        str(desk.out),
+    ]  # fmt: skip
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:

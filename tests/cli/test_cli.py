@@ -151,7 +151,9 @@ def test_schema_and_scores_can_be_read_by_programs() -> None:
 
 def test_rank_writes_shows_and_repeats(tmp_path: Path) -> None:
     # Probes that the model knows: some modules have no signal, and a plan of ranks freezes them.
-    options = ("--data", "builtin:known", "--samples", "32", "--bootstrap", "20")
+    options = (
+        "--data", "builtin:known", "--samples", "32", "--bootstrap", "20", "--movement", "gradient",
+    )  # fmt: skip
     first = hlscore("rank", "builtin:tiny", "--budget", "0.1", *options)
     assert first.code == 0, first.err
     assert first.err == ""
@@ -178,6 +180,19 @@ def test_rank_writes_shows_and_repeats(tmp_path: Path) -> None:
     assert result["plan_file"] == "again/plan.json"
     assert hlscore("plan", folder / "scores.parquet", "-o", "same.json").code == 0
     assert (tmp_path / "same.json").read_bytes() == (folder / "plan.json").read_bytes()
+
+
+def test_rank_scores_trials_unless_told_otherwise(tmp_path: Path) -> None:
+    found = hlscore("rank", "builtin:tiny", "--budget", "0.1", "--samples", "32")
+    assert found.code == 0, found.err
+    assert "exact weight updates" in found.out
+    assert "4 trials of 8 steps" in found.out
+    # Ranks by trials did no better than one rank, so no such plan is advertised.
+    assert "--ranks" not in found.out
+    written = (tmp_path / "hlscore-out" / "builtin-tiny" / "plan.json").read_bytes()
+    again = ("rank", "builtin:tiny", "--budget", "0.1", "--samples", "32", "-o", "again")
+    assert hlscore(*again, "--movement", "trial").code == 0
+    assert (tmp_path / "again" / "plan.json").read_bytes() == written
 
 
 def test_plan_takes_other_budgets_scores_and_ranks(scores: Path) -> None:

@@ -24,7 +24,7 @@ from hlscore.flow import Silent, Storage, rank_model
 from hlscore.flow.rank import encode_probes, score_probes
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport

@@ -22,7 +22,7 @@ from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.trial_optimizer import round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
@@ -368,7 +368,7 @@ def test_trial_options_need_trials() -> None:
 
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
-    assert report.run.notes[1].startswith("4 trials of 6 steps (not 50: each example is seen once)")
+    assert report.run.notes[0].startswith("4 trials of 6 steps (not 50: each example is seen once)")
 
 
 def test_odd_numbers_of_trials_and_scores_of_gradients_are_refused() -> None:

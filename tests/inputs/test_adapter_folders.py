@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import hlscore as package
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError
-from hlscore.inputs.model import load_model
+from hlscore.inputs.hub import find_adapter
 from hlscore.settings import ModelSettings
 
 
@@ -41,7 +40,7 @@ def merged(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("options", [(), ("--dry-run",), ("--data", "none")])
+@pytest.mark.parametrize("options", [("--dry-run",), ("--data", "none")])
 def test_an_adapter_beside_the_weights_is_refused(options: tuple[str, ...], merged: Path) -> None:
     outcome = hlscore("rank", merged, *options)
     assert outcome.code == 3
@@ -67,24 +66,28 @@ def test_ignoring_the_adapter_ranks_the_weights_as_they_are(
     assert (seed.code, seed.err) == (0, "")
 
 
-def test_modules_are_those_of_the_base_model(merged: Path, clean: Path) -> None:
-    listed = [json.loads(hlscore("modules", path, "--json").out) for path in (merged, clean)]
-    assert listed[0]["modules"] == listed[1]["modules"]
-
-
-@pytest.mark.parametrize("config", [False, True])
-@pytest.mark.parametrize("command", ["rank", "rank --data none"])
+@pytest.mark.parametrize(("config", "options"), [(False, ("--data", "none")), (True, ())])
 def test_an_adapter_in_place_of_a_model_names_its_base(
-    config: bool, command: str, clean: Path, tmp_path: Path
+    config: bool, options: tuple[str, ...], clean: Path, tmp_path: Path
 ) -> None:
     put_adapter(tmp_path, "some/base")
-    if config:  # trainers save it beside the adapter
+    if config:  # trainers save it beside the adapter, and their arguments
         (tmp_path / "config.json").write_text((clean / "config.json").read_text())
-    name, *options = command.split()
-    outcome = hlscore(name, tmp_path, *options, "--ignore-adapter")
+        (tmp_path / "training_args.bin").write_bytes(b"pickle")
+    outcome = hlscore("rank", tmp_path, *options, "--ignore-adapter")
     assert outcome.code == 3
     assert "is an adapter, not a model" in outcome.message
     assert "'some/base'" in outcome.message
+
+
+def test_arguments_of_a_trainer_are_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_adapter(tmp_path, "some/base")
+    files = ["adapter_config.json", "adapter_model.safetensors", "training_args.bin"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.HfApi.list_repo_files", lambda *_, **__: files)
+    assert find_adapter(ModelSettings(model="org/adapter")) == tmp_path
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"base_model_name_or_path": "\\u001b[2J"}'])
@@ -104,22 +107,12 @@ def test_a_model_with_an_adapter_attached_is_refused_in_python(clean: Path) -> N
             package.rank(model, tokenizer, samples=4)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("command", "place"),
-    [("rank", "file"), ("rank --data none", "folder"), ("rank", "folder with config")],
-)
-def test_gguf_says_how_to_convert(command: str, place: str, clean: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "folder", "folder with config"])
+def test_gguf_says_how_to_convert(place: str, clean: Path, tmp_path: Path) -> None:
     (tmp_path / "model-Q4_K.gguf").write_bytes(b"GGUF")
     if place == "folder with config":
         (tmp_path / "config.json").write_text((clean / "config.json").read_text())
-    given = tmp_path / "model-Q4_K.gguf" if place == "file" else tmp_path
-    name, *options = command.split()
-    outcome = hlscore(name, given, *options)
+    outcome = hlscore("rank", tmp_path / "model-Q4_K.gguf" if place == "file" else tmp_path)
     assert outcome.code == 3
     assert "holds GGUF weights (model-Q4_K.gguf)" in outcome.message
     assert f"from_pretrained('{tmp_path}', gguf_file='model-Q4_K.gguf')" in outcome.message
-
-
-def test_nothing_is_attached_while_loading(merged: Path) -> None:
-    loaded = load_model(ModelSettings(model=str(merged), device="cpu", ignore_adapter=True))
-    assert not any("lora" in name for name, _ in loaded.model.named_parameters())

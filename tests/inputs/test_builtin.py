@@ -7,15 +7,11 @@ from collections import Counter
 from importlib import resources
 from pathlib import Path
 
-import torch
-
 from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import BUILTIN_NEW, builtin_rows, read_examples
 from hlscore.inputs.model import load_model
-from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import by_length, collate, cut
-from hlscore.probes.encode import encode
 from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
+from hlscore.validation.held_out import BASE, held_out_losses
 
 FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
 RECORDS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("builtin_model_*.json"))
@@ -54,31 +50,9 @@ def test_new_probes_follow_one_code() -> None:
 
 def mean_loss(data: str) -> float:
     """Loss of the built-in model on built-in probes, nats per counted token."""
-    loaded = load_model(ModelSettings(model="builtin:tiny", device="cpu"))
-    probes = encode(
-        read_examples(DataSettings(data=data, samples=0), seed=0),
-        loaded.tokenizer,
-        loaded.model,
-        max_length=None,
-        groups=1,
-        seed=0,
-    )
-    total, tokens = 0.0, 0
-    with torch.no_grad():
-        for half in probes.halves:
-            for part in cut(by_length(half[0]), 32):
-                batch = collate(
-                    part,
-                    pad_token_id=probes.pad_token_id,
-                    padding_side="right",
-                    device=torch.device("cpu"),
-                )
-                logits = loaded.model(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask
-                ).logits
-                total -= float(token_log_probs(logits, batch.labels).sum())
-                tokens += sum(item.counted_tokens for item in part)
-    return total / tokens
+    model = ModelSettings(model="builtin:tiny", device="cpu")
+    found = held_out_losses(model, DataSettings(data=data, samples=0), {})
+    return found.losses[BASE]
 
 
 def test_model_is_trained_as_the_record_says() -> None:
@@ -94,16 +68,13 @@ def test_model_does_not_know_the_new_task() -> None:
 def test_the_order_on_the_new_probes_is_not_noise() -> None:
     settings = RankSettings(
         model=ModelSettings(model="builtin:tiny", device="cpu"),
+        data=DataSettings(samples=64),
         capture=CaptureSettings(bootstrap=20, batch_size=16),
     )
     loaded = load_model(settings.model)
+    examples = read_examples(settings.data, seed=0)
     found = rank_model(
-        loaded.model,
-        loaded.tokenizer,
-        loaded.identity,
-        read_examples(settings.data, seed=0),
-        settings,
-        Silent(),
+        loaded.model, loaded.tokenizer, loaded.identity, examples, settings, Silent()
     )
     assert found is not None
     report, plan = found.report, found.plan

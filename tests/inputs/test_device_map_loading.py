@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,21 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
-from loading import deepen, half_on_disk
+from loading import deepen, half_on_disk, input_gradient
 from torch import nn
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.model import identify, input_device, load_model, load_shape
+from hlscore.inputs.identity import identify
+from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_offloaded
 from hlscore.settings import CandidateSettings, ModelSettings
 from hlscore.settings.model import parse_memory
 
-ALL = CandidateSettings()
 EVERYTHING = CandidateSettings(head=True, embeddings=True)
+once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "mixtral"])
@@ -48,33 +48,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def gradient(model: PreTrainedModel, *, wrap: bool) -> torch.Tensor:
-    """Gradient at the output of the embedding, with frozen weights and checkpointed blocks."""
-    model.requires_grad_(False)
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        outputs.append(output.requires_grad_())
-
-    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    before = [block.forward for block in model.model.layers]
-    if wrap:
-        for block in model.model.layers:
-            block.forward = checkpointed(block.forward)
-    batch = token_batch()
-    # Stopping early would leave the last weights of a block on the device.
-    with set_checkpoint_early_stop(False):
-        model(**batch, labels=batch["input_ids"], use_cache=False).loss.backward()
-    for block, forward in zip(model.model.layers, before, strict=True):
-        block.forward = forward
-    handle.remove()
-    assert outputs[0].grad is not None
-    return outputs[0].grad
-
-
 def test_enough_memory_changes_nothing(saved: tuple[Path, PreTrainedModel]) -> None:
     pytest.importorskip("accelerate")
     folder, model = saved
@@ -92,13 +65,13 @@ def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) ->
     assert any(name.startswith("model.layers.5.") for name in meta)
     assert not any(name.startswith("model.layers.0.") for name in meta)
     assert loaded.identity == identify(original, str(folder), None)
-    assert find_modules(model, ALL) == find_modules(original, ALL)
+    assert find_modules(model) == find_modules(original)
     assert input_device(model) == torch.device("cpu")
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight = dense_weight(model, item)
         assert weight is not None
         assert torch.equal(weight, original.get_parameter(item.parameter))
-    torch.testing.assert_close(gradient(model, wrap=True), gradient(original, wrap=False))
+    torch.testing.assert_close(input_gradient(model, model.model.layers), input_gradient(original))
     assert {name for name, p in model.named_parameters() if p.is_meta} == meta
     assert loaded.identity == identify(model, str(folder), None)
     del loaded, model
@@ -122,6 +95,7 @@ def test_offload_folder_of_the_user_is_kept(
     assert chosen.is_dir()
 
 
+@once
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_failure_leaves_no_folder(
     saved: tuple[Path, PreTrainedModel],
@@ -162,6 +136,7 @@ def test_models_offloaded_by_the_caller(saved: tuple[Path, PreTrainedModel]) -> 
         assert torch.equal(weight, original.get_parameter(item.parameter))
 
 
+@once
 def test_empty_model_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
     shape, _ = load_shape(ModelSettings(model=str(saved[0])))
     with pytest.raises(ModelError, match="has no weights"):
@@ -200,7 +175,7 @@ def test_sharded_weights_are_gathered() -> None:
                 sharded = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
                 module._parameters[leaf] = nn.Parameter(sharded)
     assert identify(model, "mine", None) == expected
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight = dense_weight(model, item)
         assert weight is not None
         assert not isinstance(weight, DTensor)
@@ -234,12 +209,14 @@ def test_sizes_are_read_in_both_systems() -> None:
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
 
 
+@once
 def test_unknown_device_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
     pytest.importorskip("accelerate")
     with pytest.raises(UsageError, match="names device '77'"):
         load_model(half_on_disk(*saved, max_memory={"77": "1GiB"}))
 
 
+@once
 def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
     pytest.importorskip("accelerate")
     (tmp_path / "file").touch()
@@ -247,6 +224,7 @@ def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_pat
         load_model(half_on_disk(*saved, offload_folder=str(tmp_path / "file")))
 
 
+@once
 def test_missing_accelerate_is_named(
     saved: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +234,7 @@ def test_missing_accelerate_is_named(
     assert caught.value.hint == "pip install 'hlscore[devices]'"
 
 
+@once
 def test_quantized_weights_do_not_go_to_disk(
     saved: tuple[Path, PreTrainedModel], temporary: Path
 ) -> None:

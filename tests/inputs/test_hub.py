@@ -42,13 +42,7 @@ BUILTIN = "builtin:tiny"
 
 @dataclass(frozen=True)
 class Case:
-    """A run of `hlscore rank` and what it should come to.
-
-    Attributes:
-        options: The arguments.
-        code: The expected exit status.
-        says: Parts of the expected error.
-    """
+    """A run of `hlscore rank`: its arguments, exit status and parts of its error."""
 
     options: tuple[str, ...]
     code: int = 0
@@ -141,40 +135,12 @@ def _repos(folder: Path) -> dict[str, RepoSpec]:
 
 
 @dataclass
-class Shell:
-    """The subprocess that runs commands.
-
-    Attributes:
-        process: The subprocess.
-        folder: Where results go, a folder per command.
-    """
-
-    process: "subprocess.Popen[str]"
-    folder: Path
-
-    def run(self, *arguments: str) -> Outcome:
-        """Runs one command."""
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(arguments) + "\n")
-        self.process.stdin.flush()
-        return Outcome(*json.loads(self.process.stdout.readline()))
-
-    def rank(self, name: str, *arguments: str) -> Outcome:
-        """Ranks into a folder of its own."""
-        quick = ("--samples", "6", "--bootstrap", "0", "--max-length", "64")
-        return self.run("rank", *arguments, *quick, "--out", str(self.folder / name))
-
-
-@dataclass
 class Visit:
-    """What every case came to.
+    """What every case came to, and what it asked of the hub.
 
     Attributes:
         folder: Where each case wrote its results.
         commit: The commit of the model.
-        outcomes: The outcome of each case.
-        asked: What each case asked of the hub.
     """
 
     folder: Path
@@ -200,36 +166,37 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     repos = _repos(folder / "saved")
     found = Visit(folder, repos["org/model"].sha)
     with HubServer(repos) as hub:
-        shell = _start(hub.environment(folder / "home"), folder)
+        with (folder / "log.txt").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", RUNNER, str(Path(__file__).parents[1])],
+                env=hub.environment(folder / "home"),
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+
+        def run(name: str, *arguments: str) -> None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(json.dumps(arguments) + "\n")
+            process.stdin.flush()
+            found.outcomes[name] = Outcome(*json.loads(process.stdout.readline()))
+            found.asked[name] = list(hub.log)
+            hub.log.clear()
+
+        def rank(name: str, case: Case) -> None:
+            quick = ("--samples", "6", "--bootstrap", "0", "--max-length", "64")
+            run(name, "rank", *case.options, *quick, "--out", str(folder / name))
+
         for name, case in CASES.items():
-            found.outcomes[name] = shell.rank(name, *case.options)
-            found.asked[name] = _take(hub.log)
-        found.outcomes["modules"] = shell.run("modules", "org/shape", "--json")
-        found.asked["modules"] = _take(hub.log)
+            rank(name, case)
+        run("modules", "modules", "org/shape", "--json")
     for name, case in STOPPED.items():
-        found.outcomes[name] = shell.rank(name, *case.options)
-    shell.process.communicate()
+        rank(name, case)
+    process.communicate()
     return found
-
-
-def _start(environment: dict[str, str], folder: Path) -> Shell:
-    with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-c", RUNNER, str(Path(__file__).parents[1])],
-            env=environment,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            text=True,
-        )
-    return Shell(process, folder)
-
-
-def _take(log: list[Request]) -> list[Request]:
-    taken = list(log)
-    log.clear()
-    return taken
 
 
 @pytest.mark.parametrize("name", [*CASES, *STOPPED])

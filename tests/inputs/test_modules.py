@@ -15,8 +15,6 @@ from hlscore.inputs.identity import fingerprint
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings
 
-ALL = CandidateSettings()
-
 
 def expected_maps(family: Family) -> dict[str, tuple[str, tuple[int, int, int], bool, int]]:
     """Full name -> parameter, shape, transposed, layer; written by hand in `families`."""
@@ -35,7 +33,7 @@ def expected_maps(family: Family) -> dict[str, tuple[str, tuple[int, int, int], 
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_candidates_are_the_linear_maps_of_the_blocks(name: str) -> None:
     family = FAMILIES[name]
-    found = find_modules(family.build(), ALL)
+    found = find_modules(family.build())
     maps = {
         item.module: (
             item.parameter,
@@ -51,7 +49,7 @@ def test_candidates_are_the_linear_maps_of_the_blocks(name: str) -> None:
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_every_other_matrix_is_a_row_with_a_reason(name: str) -> None:
     family, model = FAMILIES[name], FAMILIES[name].build()
-    found = find_modules(model, ALL)
+    found = find_modules(model)
     matrices = {n for n, p in model.named_parameters(remove_duplicate=False) if p.dim() > 1}
     assert {item.parameter for item in found} == matrices
     assert all(item.reason for item in found if item.skipped)
@@ -67,27 +65,19 @@ def test_meta_device_gives_the_same_modules(name: str) -> None:
     with torch.device("meta"):
         shape = family.auto_class.from_config(family.config())
     shape.tie_weights()
-    assert find_modules(shape, ALL) == find_modules(family.build(), ALL)
+    assert find_modules(shape) == find_modules(family.build())
 
 
 def test_parameter_counts_hold_the_bias() -> None:
     model = FAMILIES["gpt2"].build()
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         module = model.get_submodule(item.module)
         assert item.n_params == sum(p.numel() for p in module.parameters())
 
 
-def test_tied_head_is_one_module() -> None:
-    settings = CandidateSettings(head=True, embeddings=True)
-    found = find_modules(FAMILIES["gpt2"].build(), settings)
-    assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
-    head = next(item for item in found if item.module == "lm_head")
-    assert head.reason == "tied to transformer.wte"
-
-
 def test_untied_head_and_embeddings_come_by_request() -> None:
     model = FAMILIES["llama"].build()
-    assert not any(i.layer is None for i in candidates_of(find_modules(model, ALL)))
+    assert not any(i.layer is None for i in candidates_of(find_modules(model)))
     head = candidates_of(find_modules(model, CandidateSettings(head=True)))
     assert [i.module for i in head if i.layer is None] == ["lm_head"]
 
@@ -106,21 +96,21 @@ def test_globs_choose_by_full_name() -> None:
 def test_encoder_decoder_is_refused() -> None:
     config = T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=20)
     with pytest.raises(ModelError, match="encoder-decoder"):
-        find_modules(T5ForConditionalGeneration(config), ALL)
+        find_modules(T5ForConditionalGeneration(config))
 
 
 def test_model_without_blocks_has_no_candidates() -> None:
     model = FAMILIES["llama"].build()
     model.model.layers = nn.ModuleList()
     with pytest.raises(ModelError, match="no candidate modules"):
-        find_modules(model, ALL)
+        find_modules(model)
 
 
 def test_layer_ten_is_not_layer_one() -> None:
     config = FAMILIES["llama"].config()
     config.num_hidden_layers = 12
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    layers = {item.module: item.layer for item in candidates_of(find_modules(model, ALL))}
+    layers = {item.module: item.layer for item in candidates_of(find_modules(model))}
     assert layers["model.layers.1.mlp.up_proj"] == 1
     assert layers["model.layers.11.mlp.up_proj"] == 11
 
@@ -137,19 +127,23 @@ def test_fingerprint_ignores_dtype_and_sees_weights_and_shapes() -> None:
     assert fingerprint(FAMILIES["llama"].build()).structure != first.structure
 
 
-@pytest.mark.parametrize("asked", [{"head": True}, {"embeddings": True}])
-def test_tied_weight_joins_by_either_name(asked: dict[str, bool]) -> None:
+@pytest.mark.parametrize(
+    "asked", [{"head": True}, {"embeddings": True}, {"head": True, "embeddings": True}]
+)
+def test_tied_weight_is_one_module_and_joins_by_either_name(asked: dict[str, bool]) -> None:
     found = find_modules(FAMILIES["gpt2"].build(), CandidateSettings(**asked))
     assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
+    head = next(item for item in found if item.module == "lm_head")
+    assert head.reason == "tied to transformer.wte"
 
 
 def test_packed_linear_layers_are_candidates() -> None:
     model = FAMILIES["llama"].build()
-    before = find_modules(model, ALL)
+    before = find_modules(model)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
-    found = find_modules(model, ALL)
+    found = find_modules(model)
     linear = {item.parameter for item in found if item.module != "model.embed_tokens"}
     assert {item.parameter for item in found if item.quantized} == linear
     assert [replace(item, quantized=False) for item in found] == list(before)
@@ -162,4 +156,4 @@ def test_unknown_packing_says_why_there_are_no_candidates() -> None:
             del module.in_features
             module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
     with pytest.raises(ModelError, match="weights are quantized"):
-        find_modules(model, ALL)
+        find_modules(model)

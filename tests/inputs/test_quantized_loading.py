@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,17 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
-from loading import widen
+from loading import input_gradient, widen
 from torch import nn
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.identity import count_params, fingerprint
-from hlscore.inputs.model import identify, load_model, load_shape, planned_weight_bytes
+from hlscore.inputs.identity import count_params, fingerprint, identify
+from hlscore.inputs.model import load_model, load_shape, planned_weight_bytes
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight, is_packed_linear
-from hlscore.settings import CandidateSettings, ModelSettings
+from hlscore.settings import ModelSettings
 
-ALL = CandidateSettings()
 NAMES = ("llama", "gpt2", "mixtral")
 
 
@@ -65,7 +62,7 @@ def test_candidates_and_counts_are_those_of_the_original(
     settings = ModelSettings(model=str(folder), device="cpu", load_in=load_in)
     loaded = load_model(settings)
     expected = identify(original, "original", None)
-    found, before = find_modules(loaded.model, ALL), find_modules(original, ALL)
+    found, before = find_modules(loaded.model), find_modules(original)
     assert [replace(item, quantized=False) for item in found] == list(before)
     quantized = {item.parameter for item in candidates_of(found) if item.quantized}
     experts = {item.parameter for item in candidates_of(before) if item.matrices > 1}
@@ -88,7 +85,7 @@ def test_dense_weight_undoes_the_packing(
     pytest.importorskip("bitsandbytes")
     folder, original = originals[name]
     model = load(folder, load_in=load_in)
-    chosen = candidates_of(find_modules(model, ALL))
+    chosen = candidates_of(find_modules(model))
     first = [dense_weight(model, item) for item in chosen]
     with torch.no_grad():
         model(**token_batch())
@@ -102,29 +99,6 @@ def test_dense_weight_undoes_the_packing(
         assert torch.equal(again, weight), "a forward pass without gradients changed the weight"
 
 
-def input_gradient(model: PreTrainedModel, blocks: nn.ModuleList | None) -> torch.Tensor:
-    """Gradient at the embedding's output with all weights frozen, blocks checkpointed."""
-    model.requires_grad_(False)
-    outputs: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        outputs.append(output.requires_grad_())
-
-    def checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    for block in blocks or ():
-        block.forward = checkpointed(block.forward)
-    handle = model.get_input_embeddings().register_forward_hook(keep)
-    batch = token_batch()
-    with set_checkpoint_early_stop(False):
-        loss = model(**batch, labels=batch["input_ids"], use_cache=False).loss
-        loss.backward()
-    handle.remove()
-    assert outputs[0].grad is not None
-    return outputs[0].grad.float()
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("load_in", ["4bit", "8bit"])
 @pytest.mark.parametrize("name", NAMES)
@@ -135,7 +109,7 @@ def test_gradients_flow_through_frozen_packed_weights(
     folder, original = originals[name]
     model = load(folder, load_in=load_in, dtype=dtype)
     found = input_gradient(model, FAMILIES[name].block_list(model))
-    true = input_gradient(original, None)
+    true = input_gradient(original)
     likeness = torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
     assert likeness > (0.85 if load_in == "4bit" else 0.99)
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -162,13 +136,13 @@ def test_quantized_checkpoint_loads_again(
     settings = ModelSettings(model=str(tmp_path), device="cpu")
     again = load_model(settings)
     assert again.identity.fingerprint == identify(model, "first", None).fingerprint
-    assert any(item.quantized for item in find_modules(again.model, ALL))
+    assert any(item.quantized for item in find_modules(again.model))
     size = packed_bytes(model)
     batch = token_batch()
     with torch.no_grad():
         assert torch.equal(again.model(**batch).logits, model(**batch).logits)
     shape, _ = load_shape(settings)
-    assert find_modules(shape, ALL) == find_modules(original, ALL)
+    assert find_modules(shape) == find_modules(original)
     assert planned_weight_bytes(shape, settings) == pytest.approx(size, rel=0.02)
     with pytest.raises(UsageError, match="is quantized already \\(bitsandbytes\\)"):
         load(tmp_path, load_in=load_in)
@@ -259,7 +233,7 @@ def test_other_methods_name_what_is_missing(
     assert says in caught.value.message
     assert caught.value.hint
     shape, _ = load_shape(ModelSettings(model=str(tmp_path)))
-    assert find_modules(shape, ALL) == find_modules(originals["llama"][1], ALL)
+    assert find_modules(shape) == find_modules(originals["llama"][1])
 
 
 def test_load_in_takes_two_values() -> None:
@@ -290,11 +264,11 @@ class Packed(nn.Module):
 @pytest.mark.parametrize("kind", ["buffers", "parameter", "float8", "bfloat16"])
 def test_packed_layers_of_any_library_are_candidates(kind: str) -> None:
     model = FAMILIES["llama"].build()
-    before, count = find_modules(model, ALL), count_params(model)
+    before, count = find_modules(model), count_params(model)
     for name, module in list(model.model.layers.named_modules()):
         if isinstance(module, nn.Linear):
             model.model.layers.set_submodule(name, Packed(module, kind))
-    found = find_modules(model, ALL)
+    found = find_modules(model)
     assert [replace(item, quantized=False) for item in found] == list(before)
     assert all(item.quantized for item in candidates_of(found))
     assert count_params(model) == count
@@ -308,7 +282,7 @@ def test_packed_experts_of_unknown_layout_are_skipped() -> None:
     experts = model.get_submodule("model.layers.0.mlp.experts")
     packed = experts.gate_up_proj.to(torch.float8_e4m3fn)  # type: ignore[operator]
     experts.gate_up_proj = nn.Parameter(packed, requires_grad=False)
-    found = {item.module: item for item in find_modules(model, ALL)}
+    found = {item.module: item for item in find_modules(model)}
     assert "quantized" in found["model.layers.0.mlp.experts.gate_up_proj"].reason
     assert not found["model.layers.1.mlp.experts.gate_up_proj"].reason
 
@@ -329,7 +303,7 @@ def test_models_from_a_trainer_are_accepted(
         device_map={"": "cpu"},
     )
     assert identify(model, "mine", None).n_params == identify(original, "o", None).n_params
-    for item in candidates_of(find_modules(model, ALL)):
+    for item in candidates_of(find_modules(model)):
         weight, true = dense_weight(model, item), original.get_parameter(item.parameter)
         assert weight is not None
         assert torch.linalg.norm(weight - true) < 0.12 * torch.linalg.norm(true)

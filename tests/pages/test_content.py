@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from report_content import content, planned, read_page
+from report_content import content, planned, read_page, silent_content
 from reports import report
 
 from hlscore.errors import UsageError
@@ -55,9 +55,9 @@ def test_another_rank_has_its_own_scores_and_no_resamples() -> None:
     for line in found.lines:
         assert line.score == line.row.hls_curve[line.row.curve_ranks.index(8)]
         assert line.stderr is None
-    assert found.clear is None
+    assert found.plan.stability.clear_modules is None
     assert "no resamples" in sentences.certainty(found)
-    assert "no resamples" in sentences.bars_caption(found)
+    assert "no resamples" in charts_of(found)["bars"].caption
     assert "stability" not in charts_of(found)
 
 
@@ -164,11 +164,15 @@ def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
     )
     for line in found.lines:
         assert cells[line.row.layer, signed(line.row.kind)] == int(line.full)
+    some = replace(found, lines=(
+        *found.lines[:30],
+        *(replace(line, row=replace(line.row, layer=None)) for line in found.lines[30:]),
+    ))  # fmt: skip
+    assert "5 modules outside the layers" in charts_of(some)["heat"].caption
     outside = replace(found, lines=tuple(
         replace(line, row=replace(line.row, layer=None)) for line in found.lines
     ))  # fmt: skip
     assert heat_chart(outside) is None
-    assert "35 modules outside the layers" in sentences.heat_caption(outside)
     assert "there is no map" in html_text(outside, "0")
 
 
@@ -178,7 +182,7 @@ def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
     assert chart is not None
     assert len(set(chart.columns["layer"])) <= 128
     assert sum(chart.columns["modules"]) == 980
-    assert "A column stands for 2 layers" in sentences.heat_caption(found)
+    assert "A column stands for 2 layers" in chart.caption
     for at, number in zip(chart.columns["id"], chart.columns["modules"], strict=True):
         assert number <= 2
         assert found.lines[at].row.layer is not None
@@ -215,7 +219,11 @@ def test_the_headline_says_what_the_plan_does() -> None:
 def test_certainty_counts_what_lies_above_zero() -> None:
     found = report(20)
     shifted = tuple(
-        replace(row, hls_replicates=tuple(value - (row.hls or 0) for value in row.hls_replicates))
+        replace(
+            row,
+            hls_replicates=tuple(value - (row.hls or 0) for value in row.hls_replicates),
+            hls_ci_low=(row.hls_ci_low or 0) - (row.hls or 0),
+        )
         if place > 2
         else row
         for place, row in enumerate(found.rows[:-1])
@@ -228,8 +236,6 @@ def test_certainty_counts_what_lies_above_zero() -> None:
         assert ("mostly noise" in text) == doubtful
         again = joined.plan.stability.mean_reselection
         assert f"{100 * (again or 0):.0f} % of cases" in text
-        lows = [quantile(list(row.hls_replicates), 0.025) for row in noisy.candidates]
-        assert sum(low > 0 for low in lows) == 3
 
 
 def test_plans_of_other_models_scores_and_ranks_are_refused() -> None:
@@ -257,3 +263,55 @@ def test_other_probes_are_told() -> None:
     text = html_text(join(other, planned(found), planned_here=False), "0")
     assert "made from other probes" in text
     assert "made from other probes" not in html_text(content(10), "0")
+
+
+def noisy_content(modules: int) -> Content:
+    """Scores of which no interval lies above zero."""
+    found = report(modules)
+    rows = tuple(
+        replace(row, hls_replicates=tuple((-1.0) ** at for at in range(20)), hls_ci_low=-1.0)
+        if row.is_candidate
+        else row
+        for row in found.rows
+    )
+    found = replace(found, rows=rows)
+    return join(found, planned(found), planned_here=False)
+
+
+def test_scores_of_zero_are_called_nothing_found() -> None:
+    found = silent_content(30)
+    assert "No score is above zero" in sentences.certainty(found)
+    assert "does not prove that there is none" in sentences.certainty(found)
+    assert "all cells look alike" in charts_of(found)["heat"].caption
+    assert "undefined" in sentences.stability_unknown(found)
+    assert "stability" not in charts_of(found)
+
+
+def test_an_order_of_noise_is_called_noise_and_chance_is_given() -> None:
+    said = sentences.certainty(noisy_content(200))
+    assert "mostly noise: only 0 of 200 modules" in said
+    assert "(about 5 would by chance)" in said
+    assert "(about 0.5 would by chance)" in sentences.certainty(noisy_content(20))
+    assert "noise" not in sentences.certainty(content(20))
+
+
+@pytest.mark.parametrize(
+    ("baseline", "said"),
+    [
+        ("random", "No score selected these modules"),
+        ("all-full", "No score selected these modules"),
+        ("all-lora", "No module is trained in full"),
+    ],
+)
+def test_of_baselines_no_stability_is_told(baseline: str, said: str) -> None:
+    found = content(42, baseline=baseline)
+    for text in (sentences.certainty(found), sentences.stability_unknown(found)):
+        assert said in text
+        assert "resamples" not in text
+
+
+def test_where_everything_is_chosen_nothing_was_to_choose() -> None:
+    found = content(5, budget="1")
+    assert "nothing to choose" in sentences.certainty(found)
+    assert "stability" not in charts_of(found)
+    assert "budget ends" not in str(charts_of(found)["bars"].spec)

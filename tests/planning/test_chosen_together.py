@@ -95,6 +95,14 @@ def test_both_are_allowed_for_gradients_and_on_request() -> None:
     assert note.startswith(f"{len(positive - full(one))} modules")
 
 
+def test_ranks_by_trials_say_what_is_known_of_them() -> None:
+    found = report(0)
+    slopes = replace(found, run=replace(found.run, settings={}))
+    known = "did no better than one rank of equal cost"
+    assert any(known in note for note in plan(found, budget="0.3p", ranks=(2, 4)).notes)
+    assert not any(known in note for note in plan(slopes, budget="0.3p", ranks=(2, 4)).notes)
+
+
 def test_a_locked_module_rules_out_its_partner() -> None:
     found = report(1)
     gate, up = (f"model.layers.0.mlp.{kind}" for kind in NAMES["gate_proj"])

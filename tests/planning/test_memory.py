@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import Adafactor, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from hlscore.inputs.identity import dimensions, parameter_sizes
-from hlscore.inputs.model import identify, load_shape
+from hlscore.inputs.identity import dimensions, identify, parameter_sizes
+from hlscore.inputs.model import load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.planning.memory import (
     Choice,

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from hlscore.errors import DataError
 from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_probes
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.processes import Processes
 from hlscore.rollouts.files import RolloutJournal, write_rollouts
 from hlscore.rollouts.reading import rollouts_from

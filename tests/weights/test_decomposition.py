@@ -16,7 +16,7 @@ from peft.helpers import KappaTuneSelector, find_kappa_target_modules
 from problems import completions, run_report, settings
 
 from hlscore.flow import Silent, score_held_weights
-from hlscore.inputs.model import identify
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight
 from hlscore.records import Candidate, ModuleRow, WeightStatistics

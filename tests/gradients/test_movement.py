@@ -1,0 +1,84 @@
+"""What `--movement auto` means: trials where they are known to choose better, and can be run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from families import FAMILIES
+
+from hlscore.errors import UsageError
+from hlscore.gradients import estimator
+from hlscore.gradients.estimator import with_movement
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.settings import CandidateSettings, RankSettings
+
+
+def decided(*, examples: int = 64, quantized: bool = False, **given: Any) -> tuple[str, str, int]:
+    """Movement, note and probe groups of a run on a small model."""
+    model = given.pop("with_model", None) or FAMILIES["llama"].build()
+    found = candidates_of(find_modules(model, CandidateSettings()))
+    if quantized:
+        found = tuple(replace(item, quantized=True) for item in found)
+    settings, notes = with_movement(
+        model, found, RankSettings.of({"model": "m", **given}), examples=examples
+    )
+    return settings.capture.movement, " ".join(notes), settings.capture.groups
+
+
+@pytest.mark.parametrize(
+    ("given", "movement", "groups"),
+    [
+        ({}, "trial", 2),
+        ({"score": "hls_share"}, "trial", 2),
+        ({"trials": 6}, "trial", 3),
+        ({"objective": "dpo", "trial_steps": 4}, "trial", 2),  # asked for by an option of trials
+        ({"objective": "dpo", "movement": "trial"}, "trial", 2),
+        ({"movement": "gradient"}, "gradient", 8),
+        ({"objective": "dpo"}, "gradient", 8),
+        ({"ranks": (4, 8)}, "gradient", 8),
+        ({"score": "l1_adam"}, "gradient", 8),
+        ({"score": "snr"}, "gradient", 8),
+        ({"passes": 3}, "gradient", 8),
+        ({"groups": 4}, "gradient", 4),
+    ],
+)
+def test_auto_means_trials_where_they_choose_better(
+    given: dict[str, Any], movement: str, groups: int
+) -> None:
+    assert decided(**given) == (movement, "", groups)
+
+
+def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused() -> None:
+    offloaded = FAMILIES["llama"].build()
+    with torch.device("meta"):
+        offloaded.lm_head = torch.nn.Linear(2, 2)
+    shared = FAMILIES["llama"].build()
+    shared.share_memory()
+    cases: list[tuple[dict[str, Any], str, bool]] = [
+        ({"quantized": True}, "quantized weights cannot be moved", True),
+        ({"load_in": "4bit"}, "quantized weights cannot be moved", True),
+        ({"shard": True}, "sharded weights cannot be moved", True),
+        ({"with_model": offloaded}, "offloaded weights cannot be moved", True),
+        # These two a run of trials finds out by itself.
+        ({"examples": 31}, "31 examples are too few, 32 would do", False),
+        ({"with_model": shared}, "other processes see the weights", False),
+    ]
+    for given, reason, refused in cases:
+        movement, note, _ = decided(**given)
+        assert movement == "gradient"
+        assert note == f"Gradients were scored in place of trials: {reason}."
+        if refused:
+            with pytest.raises(UsageError, match=reason):
+                decided(**given, movement="trial")
+        else:
+            assert decided(**given, movement="trial")[0] == "trial"
+
+
+def test_auto_needs_memory_for_a_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimator, "free_bytes", lambda _device: 1000)
+    movement, note, _ = decided()
+    assert movement == "gradient"
+    assert "a copy of the weights takes" in note
