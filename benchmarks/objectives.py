@@ -133,7 +133,7 @@ def settings_of(subject: Subject, objective: ObjectiveSettings, seed: int) -> Ra
         model=subject.settings,
         data=DataSettings(samples=0),
         objective=objective,
-        capture=CaptureSettings(checkpointing=False, estimator="exact"),
+        capture=CaptureSettings(checkpointing=False, estimator="exact", movement="gradient"),
         plan=PlanSettings(rank=RANKS[0], budget=BUDGET),
         seed=seed,
     )

@@ -42,7 +42,13 @@ def measure(draws: int, samples: int, rank: int) -> dict[str, object]:
     for _ in track(range(draws), description=f"rank {rank}", transient=True):
         rows = [dict(row) for row in islice(stream, samples)]
         result = hlscore.rank(
-            loaded.model, loaded.tokenizer, data=rows, samples=0, rank=rank, checkpointing=False
+            loaded.model,
+            loaded.tokenizer,
+            data=rows,
+            samples=0,
+            rank=rank,
+            checkpointing=False,
+            movement="gradient",
         )
         found = sorted(result.report.candidates, key=lambda row: row.module)
         columns["hls"].append(np.array([row.hls for row in found]))

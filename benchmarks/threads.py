@@ -73,7 +73,7 @@ def run_once(model: str, samples: int, estimator: str, others: list[int]) -> Non
     hlscore.rank(
         AutoModelForCausalLM.from_pretrained(model, dtype="bfloat16"),
         AutoTokenizer.from_pretrained(model),
-        samples=samples, estimator=estimator, progress=clock,
+        samples=samples, estimator=estimator, movement="gradient", progress=clock,
     )  # fmt: skip
     clock.stop()
     print(json.dumps(clock.steps))

@@ -10,7 +10,10 @@ from pathlib import Path
 from hlscore.artifacts.report import read_report
 from hlscore.records import ModuleRow
 
-QUICK = ("--samples", "64", "--bootstrap", "20", "--rank", "4", "--sketch-size", "16")
+QUICK = (
+    "--samples", "64", "--bootstrap", "20", "--rank", "4", "--sketch-size", "16", "--movement",
+    "gradient",
+)  # fmt: skip
 
 
 def together(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

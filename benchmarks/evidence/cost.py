@@ -122,7 +122,7 @@ def main() -> None:
     words = AutoTokenizer.from_pretrained(str(files("hlscore.inputs") / "builtin" / "tiny"))
     report = hlscore.rank(
         build(options.model), words, samples=32, max_length=64,
-        rank=options.rank,
+        rank=options.rank, movement="gradient",
     ).report  # fmt: skip
     planner = Planner(report=report, rank=options.rank)
     plan = planner.scored("hls", budget=options.budget)

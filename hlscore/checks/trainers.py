@@ -59,8 +59,8 @@ TRAINER_RANKS = Rule(
 TRAINER_WHOLE = Rule(
     code="HLS407",
     name="plan as a whole",
-    asks="The trainer can run a plan with these modes.",
-    why="Some trainers need LoRA somewhere, or a module in full.",
+    asks="The trainer can run a plan with these modes and base weights.",
+    why="Some trainers need LoRA somewhere, a module in full, or weights of 16 bits.",
     remedy="Plan with another budget, other locks or --base 16.",
     when=("trainers",),
 )

@@ -16,7 +16,7 @@ from hlscore.errors import UsageError
 from hlscore.exporters.limits import Limits
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.paths import existing_path
-from hlscore.planning.rates import rate_source, suggested_rates
+from hlscore.planning.rates import suggested_rates
 from hlscore.settings import ModelSettings
 
 Writer = Callable[[Path], None]
@@ -64,10 +64,10 @@ class ExportSettings:
         Those given, else the plan's, else what is usual for `method` where the plan was made for
         another loss.
         """
-        full, lora = plan.learning_rates.full.value, plan.learning_rates.lora.value
+        rates = plan.learning_rates
         if method not in (None, _loss(plan)):
-            full, lora = suggested_rates(method)
-        return self.full_lr or full, self.lora_lr or lora
+            rates = suggested_rates(method)
+        return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
 
     def one_rate(self, plan: Plan, method: str | None = None) -> float:
         """The learning rate where a trainer has only one.
@@ -82,7 +82,8 @@ class ExportSettings:
 
     def rate_source(self, plan: Plan, method: str) -> str:
         """Where suggested rates come from."""
-        return plan.learning_rates.full.source if method == _loss(plan) else rate_source(method)
+        of_plan = method == _loss(plan)
+        return (plan.learning_rates if of_plan else suggested_rates(method)).full.source
 
 
 def _loss(plan: Plan) -> str:

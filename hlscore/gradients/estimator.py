@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import UsageError
-from hlscore.gradients.memory import USABLE_SHARE, free_bytes
+from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sources import formed_gradients
 from hlscore.gradients.sums import group_bytes
+from hlscore.inputs.sharding import is_sharded
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeSet
@@ -59,7 +60,7 @@ def with_movement(
     obstacle = ""
     if settings.model.load_in or any(item.quantized for item in candidates):
         obstacle = "quantized weights cannot be moved"
-    elif settings.model.shard:
+    elif settings.model.shard or is_sharded(model):
         obstacle = "sharded weights cannot be moved"
     elif any(on_meta) and not all(on_meta):
         obstacle = "offloaded weights cannot be moved"
@@ -69,8 +70,8 @@ def with_movement(
         pass  # what else is lacking, the trials say themselves
     elif examples < wanted:
         obstacle = f"{count(examples, 'example')} are too few, {wanted} would do"
-    elif any(weight.device.type == "cpu" and weight.is_shared() for weight in weights):
-        obstacle = "other processes see the weights"
+    elif fixed_weight(dict(model.named_parameters())):
+        obstacle = "weights lie in memory that is read-only or shared"
     elif copied > USABLE_SHARE * free_bytes(torch.device("cpu")):
         obstacle = f"a copy of the weights takes {memory(copied)} of the host's memory"
     if obstacle and asked:

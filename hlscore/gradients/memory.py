@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -28,6 +31,33 @@ def free_bytes(device: torch.device) -> int:
     except (OSError, ValueError):  # no control group, or `max`
         return available
     return min(available, max(0, limit - used))
+
+
+def fixed_weight(weights: Mapping[str, torch.Tensor]) -> str:
+    """Name of a weight in host memory that is read-only, or shared with a file or a process.
+
+    On Linux the system says it of every weight, elsewhere torch of those that it shares itself.
+
+    Returns:
+        Empty where all weights may be moved.
+    """
+    on_host = {name: weight for name, weight in weights.items() if weight.device.type == "cpu"}
+    for name, weight in on_host.items():
+        if weight.is_shared():  # type: ignore[no-untyped-call]
+            return name
+    if not on_host or sys.platform != "linux":
+        return ""
+    maps = []
+    for item in psutil.Process().memory_maps(grouped=False):
+        start, end = (int(part, 16) for part in item.addr.split("-"))
+        maps.append((start, end, item.perms))
+    maps.sort()
+    for name, weight in on_host.items():
+        place = bisect_right(maps, weight.data_ptr(), key=lambda item: item[0]) - 1
+        _, end, permissions = maps[max(0, place)]
+        if weight.data_ptr() < end and ("w" not in permissions or "s" in permissions):
+            return name
+    return ""
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

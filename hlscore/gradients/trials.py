@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.memory import empty_cache, free_bytes, is_out_of_memory
+from hlscore.gradients.memory import empty_cache, fixed_weight, free_bytes, is_out_of_memory
 from hlscore.gradients.passes import Passed, loss_scale, run_forward
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
@@ -192,13 +192,12 @@ class TrialRun:
                 "2 optimizer steps.",
                 hint="Give more examples (--samples), or use --trials 2 or --movement gradient.",
             )
-        for name, weight in self._weights.items():
-            if weight.device.type == "cpu" and weight.is_shared():  # type: ignore[no-untyped-call]
-                raise CaptureError(
-                    f"The weight of '{name}' lies in memory shared with other processes, which "
-                    "would see it move.",
-                    hint="Load the model in this process alone, or use --movement gradient.",
-                )
+        if name := fixed_weight(self._weights):
+            raise CaptureError(
+                f"The weight of '{name}' lies in memory that is read-only, or shared with a file "
+                "or with other processes.",
+                hint="Load the model into memory of this process, or use --movement gradient.",
+            )
 
     @contextmanager
     def _base_weights_kept(self) -> Iterator[None]:

@@ -17,7 +17,7 @@ from hlscore.records import Matrix
 from hlscore.settings import Baseline
 
 
-def choose_for_score(problem: Problem) -> Solution:
+def choose(problem: Problem) -> Solution:
     """The plan that the score gives, with one rank or several."""
     return choose_ranks(problem) if problem.settings.ranks else choose_uniform(problem)
 
@@ -46,7 +46,7 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
         )
     if baseline == "all-lora":
         return _lora(problem, settings.rank)
-    plan = choose_for_score(problem)
+    plan = choose(problem)
     if baseline == "lora-matched":
         trained = sum(item.trained_params for item in plan.choices)
         adapted = (row for row in rows if not problem.without_lora(row))

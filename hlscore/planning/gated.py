@@ -59,11 +59,3 @@ def without_lesser(problem: Problem, values: Numbers) -> Numbers:
         lesser = np.stack([scores[0] < scores[1], scores[0] >= scores[1]])
         kept[pair] = np.where(~full[:, None] if full.any() else lesser, np.nan, values[pair])
     return kept
-
-
-def left_out(problem: Problem) -> list[str]:
-    """Modules with a positive score that may not be chosen because the other of their pair may."""
-    values = np.array(problem.scores, dtype=np.float64)[:, None]
-    lesser = (values > 0) & np.isnan(without_lesser(problem, values))
-    modules = [row.module for row, hit in zip(problem.rows, lesser[:, 0], strict=True) if hit]
-    return [module for module in modules if module not in problem.locks]

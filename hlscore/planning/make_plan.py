@@ -20,23 +20,20 @@ from hlscore.artifacts.plan import (
     PlanModule,
     PlanProbes,
     PlanProvenance,
-    PlanRate,
-    PlanRates,
     PlanScore,
     PlanSkipped,
     PlanSolver,
     significant,
 )
 from hlscore.errors import UsageError
-from hlscore.planning.baselines import choose_baseline, choose_for_score
+from hlscore.planning.baselines import choose, choose_baseline
 from hlscore.planning.locks import matches
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
 from hlscore.planning.problem import Problem, problem_of
 from hlscore.planning.ranked import trained_limit
-from hlscore.planning.rates import rate_source, suggested_rates
+from hlscore.planning.rates import suggested_rates
 from hlscore.planning.sums import Counted, budget_of, stability_of, totals_of
-from hlscore.planning.uniform import replicates_of
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import remark, standard_error
@@ -51,7 +48,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
     """
     problem = problem_of(report, settings)
     budget, score, baseline = problem.budget, problem.score, settings.baseline
-    solution = choose_baseline(problem, baseline) if baseline else choose_for_score(problem)
+    solution = choose_baseline(problem, baseline) if baseline else choose(problem)
     ranked = bool(settings.ranks) and baseline is None
     lora = PlanLora(
         rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
@@ -63,7 +60,6 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             hint="Use a smaller --train-batch or --train-length.",
         )
     memory = PlanMemory(**asdict(settings.memory), **asdict(use), total_bytes=use.total_bytes)
-    replicates = replicates_of(problem)
     modules = [
         PlanModule(
             **_copied(PlanModule, row)
@@ -91,8 +87,8 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             problem.rows,
             problem.scores,
             solution.choices,
-            replicates,
-            solution.probability or [None] * len(replicates),
+            problem.replicates,
+            solution.probability or [None] * len(problem.rows),
             strict=True,
         )
     ]
@@ -110,12 +106,8 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         memory,
         trained_limit=trained_limit(problem) if ranked else None,
     )
+    scale = max(abs(solution.bound), abs(solution.value))
     covered = _coverage(problem, solution.choices)
-    objective = report.probes.objective
-    source = rate_source(objective)
-    full_rate, lora_rate = (
-        PlanRate(value=rate, source=source) for rate in suggested_rates(objective)
-    )
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
@@ -125,7 +117,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         solver=PlanSolver(
             name=solution.solver,
             value=significant(solution.value),
-            gap=significant(solution.gap),
+            gap=significant(max(0.0, solution.bound - solution.value) / scale if scale else 0.0),
         ),
         score=PlanScore(name=score.name, formula=score.formula, unit=score.unit_in(report.run)),
         lora=lora,
@@ -133,7 +125,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         memory=memory,
         coverage=covered,
         stability=stability_of(modules, clear=clear),
-        learning_rates=PlanRates(full=full_rate, lora=lora_rate),
+        learning_rates=suggested_rates(report.probes.objective),
         modules=modules,
         skipped=[
             PlanSkipped(**_copied(PlanSkipped, row)) for row in report.rows if not row.is_candidate

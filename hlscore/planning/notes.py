@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from hlscore.artifacts.plan import PlanCoverage
-from hlscore.planning.gated import left_out
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.problem import Problem, Solution
 from hlscore.wording import count
 
@@ -85,18 +87,17 @@ def plan_notes(
 def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
     score = problem.score
-    apart = left_out(problem)
-    scores = {row.module: value for row, value in zip(problem.rows, problem.scores, strict=True)}
-    full_scores = [
-        scores[item.row.module] or 0.0
-        for item in solution.choices
-        if item.mode == "full" and item.row.module not in problem.locks
-    ]
-    full = sum(item.mode == "full" for item in solution.choices)
+    values = np.array(problem.scores, dtype=np.float64)
+    kept = without_lesser(problem, values[:, None])[:, 0]
+    free = np.array([row.module not in problem.locks for row in problem.rows])
+    in_full = np.array([item.mode == "full" for item in solution.choices])
+    # Scores of those that may not be chosen because the other of their pair may.
+    apart = values[free & (values > 0) & np.isnan(kept)]
+    full = int(in_full.sum())
     room_left = problem.budget.unit == "modules" and full < problem.limit
     # Where the budget is used up, those below the modules in full would have LoRA anyway.
-    last = 0.0 if room_left else min(full_scores, default=0.0)
-    hindered = sum((scores[module] or 0.0) > last for module in apart)
+    last = 0.0 if room_left else min(np.nan_to_num(values[free & in_full]), default=0.0)
+    hindered = int((apart > last).sum())
     if hindered:
         yield (
             f"{count(hindered, 'module')} scored high enough for full and kept LoRA: the "
@@ -107,7 +108,7 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     if full == 0 or room_left:
         more = " More probe samples may show one." if score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
-        other = "no other module that may be chosen" if apart else "no other module"
+        other = "no other module that may be chosen" if len(apart) else "no other module"
         yield f"{start} trained in full: {other} has a positive {score.name}.{more}"
     known = any(share is not None for share in solution.probability)
     if not known and not score.reads_weights:

@@ -11,7 +11,7 @@ from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import Choice, activation_bytes, base_bytes
 from hlscore.reasons import tied_modules
 from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
-from hlscore.scores.registry import Score, find_score, score_of
+from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings
 from hlscore.wording import memory as memory_text
@@ -25,6 +25,8 @@ class Problem:
     settings: PlanSettings
     rows: tuple[ModuleRow, ...]  # the candidates, the best first by the score
     scores: tuple[float | None, ...]  # of each row at the plan's rank; `None` where unknown
+    # Resamples of each score, all equally many; empty ones for some scores and ranks.
+    replicates: list[tuple[float, ...]]
     score: Score
     budget: Budget
     locks: Mapping[str, Lock]  # of each locked module, by name
@@ -54,10 +56,11 @@ class Problem:
         """
         groups: dict[str, list[int]] = {}
         for place, row in enumerate(self.rows):
-            groups.setdefault(_holder(row), []).append(place)
+            holder = row.module.rpartition(".")[0] if row.form == "experts" else row.module
+            groups.setdefault(holder, []).append(place)
         for row in self.report.rows:
             if not row.is_candidate and row.form == "experts":
-                groups.pop(_holder(row), None)
+                groups.pop(row.module.rpartition(".")[0], None)
         return [
             tuple(group)
             for group in groups.values()
@@ -77,11 +80,6 @@ class Problem:
         )
 
 
-def _holder(row: ModuleRow) -> str:
-    """The module that is copied where a weight is trained in full."""
-    return row.module.rpartition(".")[0] if row.form == "experts" else row.module
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """The answer: one choice per candidate."""
@@ -92,12 +90,6 @@ class Solution:
     bound: float = 0.0  # upper bound of that sum over all choices that fit
     # Share of resamples in which each row is trained in full; empty where it is unknown for all.
     probability: tuple[float | None, ...] = ()
-
-    @property
-    def gap(self) -> float:
-        """How far the value may be from the best one, relative to the larger of the two."""
-        scale = max(abs(self.bound), abs(self.value))
-        return max(0.0, self.bound - self.value) / scale if scale > 0 else 0.0
 
 
 def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
@@ -124,6 +116,7 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         settings=settings,
         rows=rows,
         scores=scores,
+        replicates=replicates_at(rows, score, settings.rank, report.run.rank),
         score=score,
         budget=parse_budget(settings.budget),
         locks=locks_of(settings.locks, [row.module for row in rows], tied),

@@ -12,7 +12,6 @@ from hlscore.planning.gated import without_lesser
 from hlscore.planning.knapsack import Menu, Numbers, choose_options
 from hlscore.planning.memory import Choice, extra_use
 from hlscore.planning.problem import Problem, Solution, free_bytes
-from hlscore.scores.registry import replicates_at
 
 Chosen = NDArray[np.bool_]
 Costs = NDArray[np.int64]
@@ -88,9 +87,8 @@ def choose_uniform(problem: Problem) -> Solution:
     values = sums([[score] for score in problem.scores])[:, 0]
     chosen, bound = choose(values, given.costs, given.left)
     probability: list[float | None] = [None] * len(problem.rows)
-    replicates = replicates_of(problem)
-    if places and all(replicates):
-        shares = selection_probability(sums(replicates), given.costs, given.left)
+    if places and all(problem.replicates):
+        shares = selection_probability(sums(problem.replicates), given.costs, given.left)
         for group, share in zip(given.free, shares.tolist(), strict=True):
             for place in group:
                 probability[place] = share
@@ -101,12 +99,6 @@ def choose_uniform(problem: Problem) -> Solution:
         bound=bound,
         probability=tuple(probability),
     )
-
-
-def replicates_of(problem: Problem) -> list[tuple[float, ...]]:
-    """Resamples of each row's score, all equally many; none for some scores and ranks."""
-    rank = problem.settings.rank
-    return replicates_at(problem.rows, problem.score, rank, problem.report.run.rank)
 
 
 def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:

@@ -72,14 +72,11 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
     """
     candidates = [row for row in rows if row.is_candidate]
     values = {row.module: score_of(row, score, rank) for row in candidates}
-
-    def place(row: ModuleRow) -> tuple[float, str]:
-        value = values[row.module]
-        return (float("inf") if value is None else -value, row.module)
-
+    known = {name: math.inf if value is None else -value for name, value in values.items()}
+    candidates.sort(key=lambda row: (known[row.module], row.module))
     ordered = [
         row if row.rank == number else row.changed(rank=number)
-        for number, row in enumerate(sorted(candidates, key=place), start=1)
+        for number, row in enumerate(candidates, start=1)
     ]
     skipped = [row.changed(rank=None) for row in rows if not row.is_candidate]
     return (*ordered, *skipped)

@@ -222,10 +222,8 @@ def _trainer(
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.pad_token = tokenizer.eos_token
     # Plans for other losses suggest their rates, and this is SFT.
-    full_rate, lora_rate = suggested_rates("sft")
-    if plan.provenance.probes.objective in ("sft", "none"):
-        full_rate = plan.learning_rates.full.value
-        lora_rate = plan.learning_rates.lora.value
+    of_sft = plan.provenance.probes.objective in ("sft", "none")
+    rates = plan.learning_rates if of_sft else suggested_rates("sft")
     device = next(model.parameters()).device
     arguments = SFTConfig(
         output_dir=folder, max_steps=setup.steps, per_device_train_batch_size=setup.batch_size,
@@ -240,7 +238,8 @@ def _trainer(
             model=model, args=arguments, processing_class=tokenizer,
             train_dataset=Dataset.from_list(rows),
             plan=plan, allow_other_weights=True, callbacks=[measured],
-            full_lr=training.full_factor * full_rate, lora_lr=training.lora_factor * lora_rate,
+            full_lr=training.full_factor * rates.full.value,
+            lora_lr=training.lora_factor * rates.lora.value,
         )  # fmt: skip
     except (ValueError, TypeError, RuntimeError) as error:
         raise ModelError(f"TRL cannot train this model: {first_line(error)}") from error

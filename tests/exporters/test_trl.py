@@ -176,8 +176,8 @@ def test_the_trl_command_reads_the_plan(
     script, arguments, model = parsed(export(plan, tmp_path) / f"{method}.yaml")
     assert script.dataset_name is None
     assert model.model_name_or_path == "org/model"
-    full, lora = suggested_rates(method)
-    assert arguments.learning_rate == (full if plan.full else lora)
+    rates = suggested_rates(method)
+    assert arguments.learning_rate == (rates.full if plan.full else rates.lora).value
     found = trainables(build(), trl.get_peft_config(model))
     assert found == trainables(build(), lora_config(plan))
 

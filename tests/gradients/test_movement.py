@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from families import FAMILIES
@@ -12,6 +16,7 @@ from families import FAMILIES
 from hlscore.errors import UsageError
 from hlscore.gradients import estimator
 from hlscore.gradients.estimator import with_movement
+from hlscore.gradients.memory import fixed_weight
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings, RankSettings
 
@@ -26,6 +31,24 @@ def decided(*, examples: int = 64, quantized: bool = False, **given: Any) -> tup
         model, found, RankSettings.of({"model": "m", **given}), examples=examples
     )
     return settings.capture.movement, " ".join(notes), settings.capture.groups
+
+
+def from_file(path: Path, values: torch.Tensor, *, writable: bool) -> torch.Tensor:
+    """The same values in memory that is mapped from a file."""
+    path.write_bytes(values.detach().numpy().tobytes())
+    mapped = np.memmap(path, dtype="float32", mode="r+" if writable else "r")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it cannot write there
+        return torch.from_numpy(mapped).view(values.shape)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_weights_that_cannot_be_written_are_found(tmp_path: Path) -> None:
+    own = torch.ones(5000)
+    assert not fixed_weight({"own": own, "part": own[7:9]})
+    for writable in (False, True):  # what is written there would be written to the file
+        mapped = from_file(tmp_path / f"{writable}", own, writable=writable)
+        assert fixed_weight({"own": own, "mapped": mapped}) == "mapped"
 
 
 @pytest.mark.parametrize(
@@ -51,12 +74,17 @@ def test_auto_means_trials_where_they_choose_better(
     assert decided(**given) == (movement, "", groups)
 
 
-def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused() -> None:
+def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused(
+    tmp_path: Path,
+) -> None:
     offloaded = FAMILIES["llama"].build()
     with torch.device("meta"):
         offloaded.lm_head = torch.nn.Linear(2, 2)
     shared = FAMILIES["llama"].build()
     shared.share_memory()
+    read_only = FAMILIES["llama"].build()
+    for parameter in read_only.parameters():
+        parameter.data = from_file(tmp_path / "weights", parameter, writable=False)
     cases: list[tuple[dict[str, Any], str, bool]] = [
         ({"quantized": True}, "quantized weights cannot be moved", True),
         ({"load_in": "4bit"}, "quantized weights cannot be moved", True),
@@ -64,7 +92,8 @@ def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused() 
         ({"with_model": offloaded}, "offloaded weights cannot be moved", True),
         # These two a run of trials finds out by itself.
         ({"examples": 31}, "31 examples are too few, 32 would do", False),
-        ({"with_model": shared}, "other processes see the weights", False),
+        ({"with_model": read_only}, "weights lie in memory that is read-only or shared", False),
+        ({"with_model": shared}, "weights lie in memory that is read-only or shared", False),
     ]
     for given, reason, refused in cases:
         movement, note, _ = decided(**given)

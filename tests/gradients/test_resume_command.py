@@ -14,7 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from console import hlscore
 
-QUICK = ("--samples", "40", "--bootstrap", "20", "--batch-size", "2", "--rank", "4")
+QUICK = (
+    "--samples", "40", "--bootstrap", "20", "--batch-size", "2", "--rank", "4",
+    "--movement", "gradient",
+)  # fmt: skip
 SAVING = ("--save-every", "0.001")
 
 

@@ -360,6 +360,13 @@ def test_too_few_probes_are_refused() -> None:
         run_report(model, completions(6), options(trials=8))
 
 
+def test_weights_shared_with_other_processes_are_refused() -> None:
+    model = FAMILIES["llama"].build()
+    model.share_memory()
+    with pytest.raises(CaptureError, match="read-only, or shared with a file"):
+        run_report(model, EXAMPLES, options())
+
+
 def test_trial_options_need_trials() -> None:
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):

@@ -21,10 +21,7 @@ Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def call(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Call:
-    monkeypatch.chdir(tmp_path)
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     monkeypatch.setenv("COLUMNS", "140")
 
     def start(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -135,17 +132,12 @@ def test_candidates_can_be_chosen(call: Call) -> None:
     ("arguments", "says"),
     [
         (("builtin:tiny", "--budget", "24GiB"), "Use --gpu 24GiB"),
-        (("builtin:tiny", "--budget", "no"), "not a share or an amount"),
         (("builtin:tiny", "--budget", "0.001"), "less than one module"),
-        (("builtin:tiny", "--gpu", "24"), "--gpu is '24'"),
         (("builtin:tiny", "--gpu", "many"), "--gpu is 'many'"),
         (("builtin:tiny", "--train-batch", "0"), "--train-batch is 0"),
-        (("builtin:tiny", "--train-length", "-1"), "--train-length is -1"),
-        (("builtin:tiny", "--rank", "0"), "--rank is 0"),
         (("builtin:tiny", "--rank", "9999"), "--rank is 9999"),
         (("builtin:tiny", "--include", "nothing*"), "matches none"),
         (("./no-such-folder",), "no-such-folder"),
-        (("builtin:tiny", "--optimizer", "best"), "best"),
         (("builtin:tiny", "--base", "5"), "5"),
     ],
     ids=lambda value: " ".join(value[1:]) if isinstance(value, tuple) else "",

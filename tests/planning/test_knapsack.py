@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.knapsack import RELATIVE_GAP, Menu, Picked, choose_options
+from hlscore.planning.knapsack import RELATIVE_GAP, Menu, choose_options
 from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
 from hlscore.planning.problem import problem_of
@@ -57,39 +56,26 @@ def check_against_everything(menus: list[Options], limits: list[float]) -> None:
 def any_options(limits: int) -> st.SearchStrategy[Options]:
     costs = st.tuples(*[st.integers(0, 50).map(float)] * limits)
     option = st.tuples(st.floats(-2, 10, allow_nan=False), costs)
-    # A module can always be left alone.
-    return st.lists(option, min_size=0, max_size=3).map(
-        lambda found: [(0.0, (0.0,) * limits), *found]
-    )
+    # Most modules can be left alone.
+    alone: Options = [(0.0, (0.0,) * limits)]
+    options = st.lists(option, min_size=1, max_size=3)
+    return options | options.map(lambda found: alone + found) | st.just(alone)
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.lists(any_options(1), min_size=1, max_size=6), st.integers(0, 150))
+def any_menus(limits: int) -> st.SearchStrategy[list[Options]]:
+    return st.lists(any_options(limits), min_size=1, max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(any_menus(1), st.integers(0, 150))
 def test_one_limit_against_everything(menus: list[Options], limit: int) -> None:
     check_against_everything(menus, [limit])
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.lists(any_options(2), min_size=1, max_size=6), st.integers(0, 150), st.integers(0, 150))
+@settings(max_examples=100, deadline=None)
+@given(any_menus(2), st.integers(0, 150), st.integers(0, 150))
 def test_two_limits_against_everything(menus: list[Options], first: int, second: int) -> None:
     check_against_everything(menus, [first, second])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.lists(
-            st.tuples(st.floats(0, 10), st.tuples(st.integers(1, 50).map(float))),
-            min_size=1,
-            max_size=3,
-        ),
-        min_size=1,
-        max_size=6,
-    ),
-    st.integers(0, 150),
-)
-def test_modules_that_cannot_be_left_alone(menus: list[Options], limit: int) -> None:
-    check_against_everything(menus, [limit])
 
 
 def model_menu(modules: int, seed: int, share: float) -> Menu:
@@ -108,18 +94,10 @@ def model_menu(modules: int, seed: int, share: float) -> Menu:
     )
 
 
-@pytest.mark.parametrize("modules", [252, 10_000])
-def test_models_are_solved_to_the_stated_gap_in_time(modules: int) -> None:
-    def timed(seed: int) -> tuple[Picked, float]:
-        began = time.perf_counter()
-        found = choose_options(model_menu(modules, seed, 0.1))
-        return found, time.perf_counter() - began
-
-    runs = [timed(seed) for seed in range(3)]
-    for found, _ in runs:
-        assert 0 <= found.bound - found.value <= RELATIVE_GAP * found.value
-    # The whole command has 0.5 and 3 seconds; the fastest run is not the machine's other work.
-    assert min(seconds for _, seconds in runs) < (0.5 if modules < 1000 else 3)
+@pytest.mark.parametrize(("modules", "seed"), [(252, 0), (252, 1), (252, 2), (10_000, 0)])
+def test_models_are_solved_to_the_stated_gap(modules: int, seed: int) -> None:
+    found = choose_options(model_menu(modules, seed, 0.1))
+    assert 0 <= found.bound - found.value <= RELATIVE_GAP * found.value
 
 
 def planned(report: ScoreReport, **given_settings: Any) -> Plan:
@@ -155,22 +133,6 @@ def test_each_rank_is_worth_what_its_curve_says(power: float) -> None:
     assert best is not None
     assert made.solver.value >= best * (1 - 2 * RELATIVE_GAP)
     assert made.totals.trained_params == made.budget.spent <= made.budget.limit == limit
-
-
-@pytest.mark.parametrize("power", [1.0, 0.25])
-def test_the_best_ranks_are_worth_at_least_any_uniform_plan_of_equal_cost(power: float) -> None:
-    report = reports.report(40)
-    for rank in RANKS:
-        trained = sum(lora_params(row, rank) for row in report.candidates)
-        made = planned(
-            report, ranks=RANKS, budget=f"{trained / 1000}k", score="tail", value_power=power
-        )
-        uniform = sum(
-            (row.tail_curve[0] - row.tail_curve[row.curve_ranks.index(rank)]) ** power
-            for row in report.candidates
-        )
-        assert made.solver.value >= uniform * (1 - RELATIVE_GAP)
-        assert made.totals.trained_params <= trained
 
 
 def test_a_budget_of_modules_also_limits_what_is_trained() -> None:
@@ -229,7 +191,7 @@ def budget_of(report: ScoreReport, unit: str, share: float) -> str:
     return f"{params * share / 1000}k" if unit == "k" else f"{30 + share * 20 * params / 2**20}MiB"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_plan_exceeds_its_budget_or_gets_worse_with_more(
     problem: tuple[ScoreReport, dict[str, Any], float],
@@ -281,38 +243,6 @@ def test_options_follow_noisy_curves_without_their_noise(
             assert values[other] > values[one], "what costs more gains more"
     if curve[0] <= 0:
         assert len(options) == 1, "no signal, nothing to gain"
-
-
-def test_noise_gets_nothing_and_more_budget_trains_more() -> None:
-    base = reports.report(30)
-    noise = np.random.default_rng(1)
-    rows = tuple(
-        replace(row, hls_curve=tuple(noise.normal(0.2, 1, len(row.hls_curve)).tolist()))
-        for row in base.rows
-    )
-    report = replace(base, rows=rows)
-    found = [planned(report, ranks=RANKS, budget=budget) for budget in ("0.02p", "0.2p", "1p")]
-    trained = [made.totals.trained_params for made in found]
-    assert trained == sorted(trained)
-    assert trained[0] < trained[-1]
-    silent = {row.module for row in report.candidates if row.hls_curve[0] <= 0}
-    assert {item.module for item in found[-1].modules if item.mode == "frozen"} == silent
-
-
-def test_a_lower_power_spreads_ranks_more_evenly() -> None:
-    report = reports.report(40)
-    spreads = []
-    for power in (1.0, 0.5, 0.1):
-        made = planned(report, ranks=RANKS, budget="0.1p", score="tail", value_power=power)
-        spreads.append(np.std([item.trained_params for item in made.modules]))
-    assert spreads == sorted(spreads, reverse=True)
-    assert spreads[0] > 2 * spreads[-1]
-
-
-@pytest.mark.parametrize("power", [0.0, -1.0, 1.01, float("nan")])
-def test_a_power_is_above_0_and_at_most_1(power: float) -> None:
-    with pytest.raises(UsageError, match="--value-power is"):
-        PlanSettings(value_power=power)
 
 
 def test_a_budget_for_ranks_may_be_too_small_for_any_full_module() -> None:

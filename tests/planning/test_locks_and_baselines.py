@@ -92,8 +92,7 @@ def with_unreached(count: int = 20) -> ScoreReport:
 
 
 @pytest.mark.parametrize("baseline", [None, "all-lora", "all-full", "lora-matched", "random"])
-@pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
-@pytest.mark.parametrize("budget", ["0.9", "0.5p", "1GiB"])
+@pytest.mark.parametrize(("ranks", "budget"), [((), "0.9"), ((), "1GiB"), ((2, 4, 8), "0.5p")])
 def test_what_the_loss_never_reaches_stays_frozen(
     baseline: Any, ranks: tuple[int, ...], budget: str
 ) -> None:
@@ -160,13 +159,6 @@ def test_a_random_baseline_of_ranks_costs_exactly_the_same(budget: str) -> None:
     assert chosen.budget.spent == drawn.budget.spent
 
 
-def test_a_random_baseline_of_nothing_is_nothing() -> None:
-    base = reports.report(20)
-    rows = tuple(replace(row, hls_curve=(-1.0,) * len(row.hls_curve)) for row in base.rows)
-    drawn = plan(replace(base, rows=rows), baseline="random")
-    assert drawn.totals.full_modules == 0
-
-
 @pytest.mark.parametrize("budget", ["0.25", "0.25p", "20MiB"])
 def test_alike_baselines_state_the_budget_and_keep_locks(budget: str) -> None:
     report = reports.report(21)
@@ -198,23 +190,6 @@ def test_memory_budget_holds_everything() -> None:
     with pytest.raises(BudgetError, match="frozen weights take") as caught:
         plan(report, budget="1MiB", memory=SMALL)
     assert "--base 4" in caught.value.hint
-
-
-def test_smaller_memory_per_parameter_buys_more() -> None:
-    report = reports.report(20)
-    settings = [
-        MemorySettings(train_length=16),
-        MemorySettings(train_length=16, optimizer="adamw8bit"),
-        MemorySettings(train_length=16, optimizer="sgd"),
-        MemorySettings(train_length=16, optimizer="sgd", master="bf16"),
-    ]
-    limit = plan(report, baseline="all-lora", memory=settings[0]).memory.total_bytes + 300_000
-    found = [
-        plan(report, budget=f"{limit / 1000}kB", memory=one, score="tail").totals.full_params
-        for one in settings
-    ]
-    assert found == sorted(found)
-    assert found[0] < found[-1]
 
 
 def test_what_cannot_work_is_refused_before_probing() -> None:

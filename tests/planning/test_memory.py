@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,22 +46,10 @@ SIZE = SimpleNamespace(
     ),
 )
 OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd-momentum")
-NAMES = ("llama", "gpt2", "qwen3", "phi3", "mixtral", "qwen3_moe", "gpt_neox")
+NAMES = ("llama", "gpt2", "phi3", "mixtral", "gpt_neox")
 EVERY = CandidateSettings(embeddings=True, head=True)
 # On a CPU a LayerNorm in bfloat16 takes no float32 from an embedding, autocast or not.
 FROZEN_EMBEDDING = {"gpt2", "gpt_neox"}
-
-
-@dataclass(frozen=True)
-class Measured:
-    """Bytes of real tensors. Step counters and shared tables of the optimizer are left out."""
-
-    frozen: int
-    copies: int
-    full: int
-    adapters: int
-    gradients: int
-    states: int
 
 
 def choices_for(model: PreTrainedModel, which: CandidateSettings = EVERY) -> list[Choice]:
@@ -168,33 +156,26 @@ def scales(model: nn.Module) -> list[torch.Tensor]:
     return found
 
 
-def measure(model: nn.Module, optimizer: Any) -> Measured:
+def measure(model: nn.Module, optimizer: Any) -> MemoryUse:
+    """Bytes of real tensors. Step counters and shared tables of the optimizer are left out."""
     named = list(model.named_parameters())
     trained = [p for _, p in named if p.requires_grad]
     adapters = [p for name, p in named if "lora_" in name]
     copies = [p for name, p in named if ".original_module." in name]
     kept = {p.data_ptr() for p in copies}
     frozen = [p for _, p in named if not p.requires_grad and p.data_ptr() not in kept]
-    return Measured(
-        frozen=size(frozen) + size(scales(model)),
-        copies=size(copies),
-        full=size(trained) - size(adapters),
-        adapters=size(adapters),
-        gradients=size(p.grad for p in trained),
-        states=size(state_tensors(optimizer)),
+    return MemoryUse(
+        frozen_bytes=size(frozen) + size(scales(model)),
+        copy_bytes=size(copies),
+        full_bytes=size(trained) - size(adapters),
+        adapter_bytes=size(adapters),
+        gradient_bytes=size(p.grad for p in trained),
+        optimizer_bytes=size(state_tensors(optimizer)),
     )
 
 
-def predicted(use: MemoryUse) -> Measured:
-    # A copy is the module as it was: memory.py counts it as frozen, and the trained one on top.
-    return Measured(
-        frozen=use.frozen_bytes,
-        copies=use.copy_bytes,
-        full=use.full_bytes,
-        adapters=use.adapter_bytes,
-        gradients=use.gradient_bytes,
-        states=use.optimizer_bytes,
-    )
+def predicted(use: MemoryUse) -> MemoryUse:
+    return replace(use, activation_bytes=0)
 
 
 def widen(name: str) -> PreTrainedModel:
@@ -232,13 +213,13 @@ def test_a_hybrid_takes_what_is_predicted(name: str, master: Any) -> None:
 
 @pytest.mark.parametrize("master", ["fp32", "bf16"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS[1:])
-@pytest.mark.parametrize("name", ["gpt2", "mixtral", "qwen3"])
+@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
 def test_optimizers_keep_what_is_predicted(name: str, optimizer: Any, master: Any) -> None:
     check(name, MemorySettings(optimizer=optimizer, master=master))
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["gpt2", "qwen3", "qwen3_moe"])
+@pytest.mark.parametrize("name", ["gpt2", "qwen3_moe"])
 def test_full_fine_tuning_takes_what_is_predicted(name: str, optimizer: Any) -> None:
     model = FAMILIES[name].build(torch.float32)
     size_of = identify(model, name, None)
@@ -257,11 +238,11 @@ def test_a_packed_base_takes_what_is_predicted(name: str, bits: Any, tmp_path: P
     model = packed(source, bits, choices, tmp_path)
     wrapped = wrap(model, choices, torch.float32)
     # Before the step: on a CPU, bitsandbytes rearranges layers that need no gradient.
-    before = measure(wrapped, SimpleNamespace(state={})).frozen
+    before = measure(wrapped, SimpleNamespace(state={})).frozen_bytes
     found, expected = measure(wrapped, step(wrapped, "adamw")), predicted(use)
-    assert replace(found, frozen=0) == replace(expected, frozen=0)
+    assert replace(found, frozen_bytes=0) == replace(expected, frozen_bytes=0)
     layers = sum(isinstance(module, nn.Linear) for module in model.modules())
-    assert before == pytest.approx(expected.frozen, abs=8 * layers, rel=0)
+    assert before == pytest.approx(expected.frozen_bytes, abs=8 * layers, rel=0)
 
 
 def packed(
