@@ -157,32 +157,28 @@ def _notes(
 ) -> tuple[str, ...]:
     sizes = {len(group.rollouts) for group in rollouts.groups}
     share = 100 * counts.truncated / counts.completions
+    few = (
+        f"Only {counts.carrying} prompts carry a gradient: from fewer than {_FEW}, scores and "
+        "errors say little. Use more prompts (--samples), or some that the model solves sometimes."
+    )
     said = (
         (
-            counts.silent,
             f"{counts.silent} of {counts.prompts} prompts carry no gradient: their rewards are all "
             "equal.",
+            counts.silent,
         ),
+        (few, counts.carrying < _FEW),
         (
-            counts.carrying < _FEW,
-            f"Only {counts.carrying} prompts carry a gradient: from fewer than {_FEW}, scores and "
-            "their errors say little. Use more prompts (--samples), or some that the model solves "
-            "sometimes.",
-        ),
-        (
-            counts.unjudged,
             f"{counts.unjudged} completions could not be judged: their advantage is 0.",
+            counts.unjudged,
         ),
         (
-            counts.truncated,
             f"{counts.truncated} completions ({share:.0f} %) were cut short at the limit of their "
             "length.",
+            counts.truncated,
         ),
-        (counts.empty, f"{counts.empty} completions are empty."),
-        (cut, f"{cut} sequences were cut at {limit} tokens."),
-        (
-            len(sizes) > 1,
-            f"Groups differ in size: {min(sizes)} to {max(sizes)} completions.",
-        ),
+        (f"{counts.empty} completions are empty.", counts.empty),
+        (f"{cut} sequences were cut at {limit} tokens.", cut),
+        (f"Groups differ in size: {min(sizes)} to {max(sizes)} completions.", len(sizes) > 1),
     )
-    return tuple(note for holds, note in said if holds)
+    return tuple(note for note, holds in said if holds)

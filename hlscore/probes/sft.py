@@ -56,7 +56,17 @@ def example_units(
         if example.counted_tokens:
             kept.append(example)
     if not kept:
-        raise _nothing_counts(examples, limit, truncated)
+        why = {
+            "text": "the texts are empty or a single token long",
+            "prompt_completion": "the completions are empty",
+            "messages": "the conversations are empty",
+        }[examples.format]
+        if truncated:
+            why = (
+                f"{truncated} of {len(examples.rows)} are longer than {limit} tokens and lost "
+                "their completion; raise --max-length"
+            )
+        raise DataError(f"No token of '{examples.source}' carries loss: {why}.")
     dropped = len(examples.rows) - len(kept)
     loss_on: LossTokens = "completion" if examples.format == "prompt_completion" else "all"
     if assistant_only:
@@ -116,20 +126,6 @@ def _encode_row(
         )
     pairs = zip(whole.counted, marks, strict=True)
     return ProbeExample(whole.input_ids, tuple(bool(one and two) for one, two in pairs))
-
-
-def _nothing_counts(examples: ExampleSet, limit: int | None, truncated: int) -> DataError:
-    why = {
-        "text": "the texts are empty or a single token long",
-        "prompt_completion": "the completions are empty",
-        "messages": "the conversations are empty",
-    }[examples.format]
-    if truncated:
-        why = (
-            f"{truncated} of {len(examples.rows)} are longer than {limit} tokens and lost "
-            "their completion; raise --max-length"
-        )
-    return DataError(f"No token of '{examples.source}' carries loss: {why}.")
 
 
 def _all_tokens_note(kept: Sequence[ProbeExample], *, chat: bool) -> list[str]:

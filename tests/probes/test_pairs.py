@@ -295,16 +295,6 @@ def test_no_prompt_is_in_both_halves(loss_type: str) -> None:
     assert [list(half) for half in probes.counts] == expected
 
 
-def test_silent_groups_count_in_the_divisor() -> None:
-    drawn = rollouts(5, silent=4)
-    probes = encode(
-        drawn, byte_tokenizer(), FAMILIES["qwen3"].build(), objective=policy("dapo"),
-        max_length=None, groups=8, seed=0,
-    )  # fmt: skip
-    assert probes.count == sum(weight("dapo", group) for group in drawn.groups)
-    assert {item.input_ids[1] for item in probes.sequences} == set(range(5))
-
-
 # The mean
 
 

@@ -143,9 +143,9 @@ def test_stopped_while_sampling(folder: Path, whole: Path, how: signal.Signals) 
 
 
 def test_killed_while_probing(folder: Path) -> None:
-    slow = ("--batch-size", "1", "--save-every", "0.001")
+    slow = ("--batch-size", "1")
     whole = undisturbed(folder, *slow)
-    killed = start(folder, *MINE, *slow, "-o", "out")
+    killed = start(folder, *MINE, *slow, "--save-every", "0.001", "-o", "out")
     wait(killed, lambda: list(folder.glob("out/.hlscore-progress-*.safetensors")))
     kill(killed)
     assert not (folder / "out" / "plan.json").exists()

@@ -186,16 +186,11 @@ def test_every_end_token_of_the_checkpoint_ends(tiny: Any) -> None:
     "suggested",
     [
         {"do_sample": True, "top_k": 1},
-        {"do_sample": True, "temperature": 0.1, "top_p": 0.01},
         {"repetition_penalty": 9.0, "no_repeat_ngram_size": 1},
         {"forced_bos_token_id": 9, "forced_eos_token_id": 9},
         {"suppress_tokens": list(range(2, 700)), "begin_suppress_tokens": [5]},
         {"num_beams": 3, "do_sample": False},
         {"min_new_tokens": 12, "max_length": 3, "max_new_tokens": 2},
-        {"num_return_sequences": 2, "do_sample": True},
-        {"return_dict_in_generate": True, "output_scores": True},
-        {"min_p": 0.9, "typical_p": 0.1, "do_sample": True},
-        {"use_cache": False},
     ],
     ids="+".join,
 )
