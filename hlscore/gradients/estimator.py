@@ -81,8 +81,6 @@ def with_movement(
         )
     if obstacle:
         note = f"Gradients were scored in place of trials: {obstacle}."
-        if score.name == "hls":
-            note += " On small models --score hls_share of gradients chose better than hls."
         return replace(settings, capture=replace(capture, movement="gradient")), (note,)
     trials = replace(capture, movement="trial", groups=capture.trials // 2)
     return replace(settings, capture=trials), ()

@@ -98,8 +98,7 @@ def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused(
     for given, reason, refused in cases:
         movement, note, _ = decided(**given)
         assert movement == "gradient"
-        assert note.startswith(f"Gradients were scored in place of trials: {reason}.")
-        assert note.endswith("hls_share of gradients chose better than hls.")
+        assert note == f"Gradients were scored in place of trials: {reason}."
         if refused:
             with pytest.raises(UsageError, match=reason):
                 decided(**given, movement="trial")
