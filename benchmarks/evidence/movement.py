@@ -30,6 +30,7 @@ Source = Literal["trials", "gradients"]
 BY_TRIALS = "hybrid hls of trials"
 BY_GRADIENTS = "hybrid hls of gradients"
 BY_SHARE = "hybrid hls_share of gradients"
+SHARE_APART = "hybrid hls_share of gradients, gate or up"
 # The same, but never both gate_proj and up_proj of one MLP, whose outputs are multiplied. This arm
 # was added after the small model's `chain` had come out.
 APART = "hybrid hls of trials, gate or up"
@@ -113,6 +114,7 @@ def gain_arms(study: Study, planner: Planner) -> Iterator[Arm]:
 def other_arms(planners: Mapping[Source, Planner]) -> Iterator[Arm]:
     """Hybrids by other scores."""
     yield hybrid(BY_SHARE, planners["gradients"].scored("hls_share"))
+    yield hybrid(SHARE_APART, planners["gradients"].scored("hls_share", gated_pairs="one"))
     yield hybrid(SPECTRAL, planners["gradients"].scored("spectral"))
 
 

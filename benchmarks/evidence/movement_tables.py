@@ -24,6 +24,7 @@ from movement import (
     BY_TRIALS,
     DRAWS,
     RANKED,
+    SHARE_APART,
     SPECTRAL,
     UNIFORM_RANKS,
     ranks_name,
@@ -40,7 +41,7 @@ from world import fine_tuning_tasks, new_world
 
 TASKS = tuple(fine_tuning_tasks(new_world()))
 HYBRIDS = (BY_TRIALS, APART, BY_GRADIENTS, LARGEST)
-OTHERS = (BY_SHARE, SPECTRAL)
+OTHERS = (BY_SHARE, SHARE_APART, SPECTRAL)
 GAINS = (APART, BY_GAIN, BY_PRODUCT)
 RANKS = tuple(ranks_name(source, power, equal) for source, power in RANKED for equal in EQUAL_TO)
 EQUAL_LORA = "LoRA of equal size"
@@ -267,7 +268,7 @@ def sections(cells: Cells, choices: Mapping[str, Mapping[str, Any]]) -> list[str
     parts: list[str] = []
     for title, ours, names in (
         ("", APART, HYBRIDS),
-        (" of other scores", BY_TRIALS, (BY_TRIALS, *OTHERS)),
+        (" of other scores", APART, (APART, *OTHERS)),
         (" by the loss that tails would gain", APART, GAINS),
     ):
         bases = finished(cells, names)

@@ -19,8 +19,9 @@ KINDS = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
 
 
 def one_of_each(asked: GatedPairs, score: Score, *, of_updates: bool) -> bool:
-    """Whether only one of a gated pair may be chosen; by default where updates were scored."""
-    return asked == "one" or (asked == "auto" and of_updates and score.reads_gradients)
+    """Whether only one of a gated pair may be chosen; by default where plans gained by it."""
+    gains = score.one_of_pair or (of_updates and score.reads_gradients)
+    return asked == "one" or (asked == "auto" and gains)
 
 
 def partner_of(module: str) -> str | None:

@@ -110,7 +110,7 @@ class PlanSettings:
     gated_pairs: GatedPairs = option(
         "auto",
         "Full modules per gated pair (gate_proj, up_proj) without --ranks; auto: one where "
-        "weight updates are scored.",
+        "weight updates are scored, and by hls_share.",
     )
     locks: tuple[str, ...] = option(
         (),

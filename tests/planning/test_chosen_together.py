@@ -95,6 +95,16 @@ def test_both_are_allowed_for_gradients_and_on_request() -> None:
     assert note.startswith(f"{len(positive - full(one))} modules")
 
 
+def test_hls_share_takes_one_of_each_pair_from_gradients_too() -> None:
+    found = report(0)
+    slopes = replace(found, run=replace(found.run, settings={}))
+    chosen = {
+        asked: full(plan(slopes, budget="1", score="hls_share", gated_pairs=asked))
+        for asked in ("auto", "one", "both")
+    }
+    assert chosen["auto"] == chosen["one"] < chosen["both"]
+
+
 def test_ranks_by_trials_say_what_is_known_of_them() -> None:
     found = report(0)
     slopes = replace(found, run=replace(found.run, settings={}))
