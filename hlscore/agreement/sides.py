@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.reading import read_artifact
-from hlscore.errors import ArtifactError, HlscoreError
-from hlscore.planning.make_plan import make_plan, replan, run_settings
+from hlscore.errors import HlscoreError
+from hlscore.planning.make_plan import make_plan, plan_values, replan, run_settings
 from hlscore.records import ScoreReport
 
 
@@ -81,13 +79,7 @@ def named(path: Path) -> Iterator[None]:
         Nothing.
     """
     try:
-        yield
+        with plan_values():
+            yield
     except HlscoreError as error:
         raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ArtifactError(
-            f"'{path}' is damaged: a plan cannot hold its '{place}': {first['msg']}.",
-            hint="Write it again with `hlscore rank`.",
-        ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from hlscore.artifacts.plan import (
     LARGEST_COUNT,
@@ -25,7 +26,7 @@ from hlscore.artifacts.plan import (
     PlanSolver,
     significant,
 )
-from hlscore.errors import UsageError
+from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose, choose_baseline
 from hlscore.planning.locks import matches
 from hlscore.planning.memory import Choice, memory_use
@@ -40,6 +41,21 @@ from hlscore.scores.rows import remark, standard_error
 from hlscore.settings import PlanSettings, build
 
 
+@contextmanager
+def plan_values() -> Iterator[None]:
+    """Refuse values of a report that no plan can hold."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ArtifactError(
+            f"The scores are damaged: a plan cannot hold their '{place}': {first['msg']}.",
+            hint="Write them again with `hlscore rank`.",
+        ) from error
+
+
+@plan_values()
 def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
     """The plan that settings make from scores.
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from reports import RANKS, report, row
 
-from hlscore.errors import BudgetError, UsageError
+from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import parse_budget
 from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
@@ -186,3 +186,10 @@ def test_every_score_with_replicates_has_a_standard_error() -> None:
     assert all(item.stderr is None for item in made.modules)
     made = make_plan(base, PlanSettings(budget="0.25", rank=8))
     assert all(item.stderr is None for item in made.modules)
+
+
+def test_a_report_with_values_that_no_plan_holds_is_named_damaged() -> None:
+    found = report(14)
+    damaged = replace(found, model=replace(found.model, n_params=-1))
+    with pytest.raises(ArtifactError, match=r"a plan cannot hold their 'params'"):
+        make_plan(damaged, PlanSettings(budget="0.2", rank=4))
