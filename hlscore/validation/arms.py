@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from hlscore.planning.uniform import fill
 from hlscore.reasons import tied_modules
 from hlscore.records import Matrix
 from hlscore.scores.stratified import stratified_scores
+
+Row = TypeVar("Row", bound=Matrix)
 
 LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
     "lora", "matched", "random", "largest", "plan", "full",
@@ -93,11 +96,18 @@ def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str
 
 def _filling(rows: Sequence[Matrix], scores: Mapping[str, float], params: int) -> list[str]:
     """Names of the modules that fit into so many parameters, the highest scores first."""
-    order = sorted(rows, key=lambda row: -scores[row.module])
-    return [
-        order[place].module
-        for place in fill(range(len(order)), [row.n_params for row in order], params)
-    ]
+    units = sorted(_units(rows), key=lambda unit: -max(scores[row.module] for row in unit))
+    costs = [sum(row.n_params for row in unit) for unit in units]
+    return [row.module for place in fill(range(len(units)), costs, params) for row in units[place]]
+
+
+def _units(rows: Sequence[Row]) -> list[list[Row]]:
+    """What is trained in full together: PEFT copies the module that holds expert stacks."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        holder = row.module.rpartition(".")[0] if row.form == "experts" else row.module
+        found.setdefault(holder, []).append(row)
+    return list(found.values())
 
 
 def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
@@ -124,16 +134,17 @@ def _with_full(plan: Plan, modules: Iterable[str]) -> Plan:
 def _dealt(plan: Plan, seed: int) -> Plan:
     """What a plan does with its modules, dealt anew among those of one shape."""
     generator, tied = np.random.default_rng(seed), tied_modules(plan.skipped)
-    alike: dict[tuple[object, ...], list[PlanModule]] = {}
-    for item in plan.modules:
-        alone = item.module if item.module in tied or item.unreached else ""
-        shape = (item.form, item.matrices, item.out_features, item.in_features, alone)
-        alike.setdefault(shape, []).append(item)
-    return revise(
-        plan,
-        [
-            Change(module=item.module, mode=items[place].mode, rank=items[place].rank or 0)
-            for items in alike.values()
-            for item, place in zip(items, generator.permutation(len(items)), strict=True)
-        ],
-    )
+    alike: dict[tuple[object, ...], list[list[PlanModule]]] = {}
+    for unit in _units(plan.modules):
+        shape = tuple(
+            (item.form, item.matrices, item.out_features, item.in_features)
+            + ((item.module,) if item.module in tied or item.unreached else ())
+            for item in unit
+        )
+        alike.setdefault(shape, []).append(unit)
+    changes = []
+    for units in alike.values():
+        for unit, place in zip(units, generator.permutation(len(units)), strict=True):
+            for item, other in zip(unit, units[place], strict=True):
+                changes.append(Change(module=item.module, mode=other.mode, rank=other.rank or 0))
+    return revise(plan, changes)

@@ -90,6 +90,24 @@ def test_random_draws_are_as_large_and_differ() -> None:
     assert len(set(chosen)) > 1
 
 
+@pytest.mark.parametrize("ranks", [[], [2, 4, 8]])
+def test_every_arm_trains_expert_stacks_of_one_module_together(ranks: list[int]) -> None:
+    model = FAMILIES["qwen3_moe"].build()
+    plan = plan_for(model, ("*.0.mlp.experts.*=full", "*.1.*.q_proj=full"))
+    plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": ranks})})
+    seen = set()
+    for arm in make_arms(plan, tuple(range(8)), full=True):
+        for made in arm.plans.values():
+            modes: dict[str, set[str]] = {}
+            for item in made.modules:
+                if item.form == "experts":
+                    modes.setdefault(item.module.rpartition(".")[0], set()).add(item.mode)
+            assert all(len(found) == 1 for found in modes.values()), arm.name
+            if arm.name == "random":
+                seen.add(str(sorted((name, *found) for name, found in modes.items())))
+    assert len(seen) > 1
+
+
 def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
     model = FAMILIES["llama"].build()
     locks = ("*.0.*.q_proj=rank:2", "*.0.*.up_proj=rank:8", "*.1.*.gate_proj=full",
