@@ -18,21 +18,15 @@ from hlscore.settings import Limit
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """One score of every candidate of a run, at one LoRA rank.
+    """One score of every candidate of a run, at one LoRA rank."""
 
-    Attributes:
-        label: What sets it apart from those that it is compared with.
-        values: Score by module; `None` where it cannot be had.
-        replicates: Resampled scores by module; empty ones where there are none at that rank.
-        kinds: Kind of each module, with the block before it.
-    """
-
-    label: str
+    label: str  # what sets it apart from those that it is compared with
     score: str
     rank: int
-    values: Mapping[str, float | None]
+    values: Mapping[str, float | None]  # score by module; `None` where it cannot be had
+    # Resampled scores by module; empty ones where there are none at that rank.
     replicates: Mapping[str, tuple[float, ...]]
-    kinds: Mapping[str, str]
+    kinds: Mapping[str, str]  # kind of each module, with the block before it
 
     @property
     def empty(self) -> bool:
@@ -42,17 +36,13 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
-    """How well two rankings agree.
+    """How well two rankings agree."""
 
-    Attributes:
-        tau: Kendall's tau with its uncertainty over modules.
-        overlap: Share of the highest modules that both have; `None` where a side has no order.
-        within_kinds: Mean tau within kinds of modules, weighted by their modules; `None` where
-            no kind has an order, or where it was not asked for.
-    """
-
-    tau: RankAgreement
+    tau: RankAgreement  # kendall's tau with its uncertainty over modules
+    # Share of the highest modules that both have; `None` where a side has no order.
     overlap: float | None
+    # Mean tau within kinds of modules, weighted by their modules; `None` where no kind has an
+    # order, or where it was not asked for.
     within_kinds: float | None
 
     @property
@@ -63,31 +53,21 @@ class Pair:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Rankings compared with each other, over the modules that all of them have.
+    """Rankings compared with each other, over the modules that all of them have."""
 
-    Attributes:
-        sides: The files that they come from: one for all, or one for each.
-        facts: What is known of the runs, one value per side.
-        missing: Scores of a single file that have no values.
-        modules: How many modules all have.
-        top: How many of them count as the highest.
-        pairs: By row and column, both in the order of the rankings; the matrix is symmetric.
-        resampled: Tau between two resamples of each ranking; `None` where there are none.
-        constant: Labels of rankings that give all modules the same value.
-        chosen: Whether one score was asked for, whatever the runs were ordered by.
-    """
-
-    sides: tuple[Side, ...]
-    facts: tuple[Fact, ...]
+    sides: tuple[Side, ...]  # the files that they come from: one for all, or one for each
+    facts: tuple[Fact, ...]  # what is known of the runs, one value per side
     rankings: tuple[Ranking, ...]
-    missing: tuple[str, ...]
-    modules: int
-    top: int
+    missing: tuple[str, ...]  # scores of a single file that have no values
+    modules: int  # how many modules all have
+    top: int  # how many of them count as the highest
+    # By row and column, both in the order of the rankings; the matrix is symmetric.
     pairs: tuple[tuple[Pair, ...], ...]
+    # Tau between two resamples of each ranking; `None` where there are none.
     resampled: tuple[float | None, ...]
-    constant: tuple[str, ...]
+    constant: tuple[str, ...]  # labels of rankings that give all modules the same value
     within_kinds: bool
-    chosen: bool
+    chosen: bool  # whether one score was asked for, whatever the runs were ordered by
 
     @property
     def same_structure(self) -> bool:

@@ -49,57 +49,38 @@ class Move:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Modules of a kind or a layer.
+    """Modules of a kind or a layer."""
 
-    Attributes:
-        name: Kind with the block before it, or index of the decoder block; `None` outside them.
-        modules: How many there are on either side.
-        full_a: How many the first plan trains in full.
-    """
-
+    # Kind with the block before it, or index of the decoder block; `None` outside them.
     name: str | int | None
-    modules: int
-    full_a: int
+    modules: int  # how many there are on either side
+    full_a: int  # how many the first plan trains in full
     full_b: int
     full_both: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """Everything that two plans differ in.
-
-    Attributes:
-        plans: What the two files hold, or what their scores give.
-        moves: Modules that are trained differently, the most important first.
-        common: Modules that both list.
-        only_a: Modules that only the first lists.
-        other_shape: Modules that both list, with other shapes.
-        jaccard_full: Jaccard index of the modules in full.
-        shared_full: Modules in full on both sides.
-        expected_full: How many that would be if each side had drawn from the common modules.
-        jaccard_decisions: Jaccard index of module, mode and rank.
-        agreement: Kendall's tau of the scores over the common modules.
-        resampled: Tau between two resamples of the scores of each side; `None` without.
-        by_kind: Modules in full by kind.
-        by_layer: Modules in full by decoder block.
-    """
+    """Everything that two plans differ in."""
 
     sides: tuple[Side, ...]
-    plans: tuple[Plan, ...]
+    plans: tuple[Plan, ...]  # what the two files hold, or what their scores give
     facts: tuple[Fact, ...]
-    moves: tuple[Move, ...]
-    common: int
-    only_a: int
+    moves: tuple[Move, ...]  # modules that are trained differently, the most important first
+    common: int  # modules that both list
+    only_a: int  # modules that only the first lists
     only_b: int
-    other_shape: int
-    jaccard_full: float
-    shared_full: int
+    other_shape: int  # modules that both list, with other shapes
+    jaccard_full: float  # jaccard index of the modules in full
+    shared_full: int  # modules in full on both sides
+    # How many that would be if each side had drawn from the common modules.
     expected_full: float | None
-    jaccard_decisions: float
-    agreement: RankAgreement
+    jaccard_decisions: float  # jaccard index of module, mode and rank
+    agreement: RankAgreement  # kendall's tau of the scores over the common modules
+    # Tau between two resamples of the scores of each side; `None` without.
     resampled: tuple[float | None, ...]
-    by_kind: tuple[Group, ...]
-    by_layer: tuple[Group, ...]
+    by_kind: tuple[Group, ...]  # modules in full by kind
+    by_layer: tuple[Group, ...]  # modules in full by decoder block
 
     @property
     def same_structure(self) -> bool:

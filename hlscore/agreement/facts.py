@@ -21,14 +21,10 @@ _SHOWN = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One thing that is known of the sides of a comparison.
-
-    Attributes:
-        values: One per side; `None` where it is not known.
-    """
+    """One thing that is known of the sides of a comparison."""
 
     name: str
-    values: tuple[Value, ...]
+    values: tuple[Value, ...]  # one per side; `None` where it is not known
 
     @property
     def same(self) -> bool:

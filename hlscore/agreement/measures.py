@@ -25,21 +25,17 @@ class RankAgreement:
 
     The uncertainty is over items: what another draw of items like these would give. It does not
     know that the values themselves are noisy.
-
-    Attributes:
-        tau: Tau-b in [-1, 1]; `None` with fewer than two pairs or where one side is constant.
-        stderr: Jackknife standard error; `None` with fewer than three pairs or where leaving one
-            out makes a side constant.
-        low: Lower end of the 95 % interval `tau +- 1.96 stderr`, at least -1; `None` like `stderr`.
-        high: Upper end, at most 1.
-        n: Pairs that were compared.
     """
 
+    # Tau-b in [-1, 1]; `None` with fewer than two pairs or where one side is constant.
     tau: float | None = None
+    # Jackknife standard error; `None` with fewer than three pairs or where leaving one out makes a
+    # side constant.
     stderr: float | None = None
+    # Lower end of the 95 % interval `tau +- 1.96 stderr`, at least -1; `None` like `stderr`.
     low: float | None = None
-    high: float | None = None
-    n: int
+    high: float | None = None  # upper end, at most 1
+    n: int  # pairs that were compared
 
 
 def kendall(x: Values, y: Values) -> RankAgreement:

@@ -17,14 +17,10 @@ from hlscore.records import ScoreReport
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of the files that are compared.
-
-    Attributes:
-        label: The parts of its path that set it apart; no two sides have the same.
-    """
+    """One of the files that are compared."""
 
     path: Path
-    label: str
+    label: str  # the parts of its path that set it apart; no two sides have the same
     content: Plan | ScoreReport
 
     @property

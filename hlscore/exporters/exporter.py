@@ -43,20 +43,14 @@ _OPTIMIZERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A plan on its way to a trainer, and what its files depend on besides.
+    """A plan on its way to a trainer, and what its files depend on besides."""
 
-    Attributes:
-        plan: A plan within the limits of the trainer.
-        model: Another base model: hub id or directory.
-        full_lr: Learning rate of full modules; `None` means the plan's suggestion.
-        lora_lr: Learning rate of adapters; `None` means the plan's suggestion.
-        allow_other_weights: Do not warn of a base model whose weights are not those of the plan.
-    """
-
-    plan: Plan
-    model: str | None = None
+    plan: Plan  # a plan within the limits of the trainer
+    model: str | None = None  # another base model: hub id or directory
+    # Learning rate of full modules; `None` means the plan's suggestion.
     full_lr: float | None = None
-    lora_lr: float | None = None
+    lora_lr: float | None = None  # learning rate of adapters; `None` means the plan's suggestion
+    # Do not warn of a base model whose weights are not those of the plan.
     allow_other_weights: bool = False
 
     @cached_property
@@ -160,28 +154,19 @@ Writer = Callable[[Path], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Exporter:
-    """A format that a plan can be written in.
+    """A format that a plan can be written in."""
 
-    Attributes:
-        name: Name on the command line; the file has the same, with `_` for `-`.
-        summary: One line for `--list`: which files come out, and who reads them.
-        limits: What the trainer can express; checked before `files` is called.
-        files: Texts or writers of the files of a plan that is within the limits, by name. Equal
-            plans and settings give equal bytes.
-        folder: Whether `--out` is a folder, not the one file.
-        usage: The command or code that uses the result; `{out}` stands for its path.
-        remarks: What the reader has to set or know besides, where it does not follow from the
-            limits.
-        methods: Losses that the files are for; empty where the trainer is told later.
-    """
-
-    name: str
-    summary: str
-    limits: Limits
+    name: str  # name on the command line; the file has the same, with `_` for `-`
+    summary: str  # one line for `--list`: which files come out, and who reads them
+    limits: Limits  # what the trainer can express; checked before `files` is called
+    # Texts or writers of the files of a plan that is within the limits, by name. Equal plans and
+    # settings give equal bytes.
     files: Callable[[Export], Mapping[str, str | Writer]]
-    folder: bool = False
-    usage: str = ""
+    folder: bool = False  # whether `--out` is a folder, not the one file
+    usage: str = ""  # the command or code that uses the result; `{out}` stands for its path
+    # What the reader has to set or know besides, where it does not follow from the limits.
     remarks: Callable[[Export], Iterable[str]] = lambda export: ()  # noqa: ARG005
+    # Losses that the files are for; empty where the trainer is told later.
     methods: tuple[str, ...] = ()
 
     def notes(self, export: Export) -> tuple[str, ...]:

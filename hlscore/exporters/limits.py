@@ -49,48 +49,31 @@ class ExportError(UsageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a trainer can express: refusals, nearest plans and notes follow from it.
+    """What a trainer can express: refusals, nearest plans and notes follow from it."""
 
-    Attributes:
-        trainer: What to call it.
-        full: Whether it can train modules in full beside LoRA.
-        lora: Whether it can train LoRA.
-        ranks: Whether modules can have ranks of their own.
-        parameters: Whether LoRA can go on a weight that is no linear layer: routers, experts, and
-            the linear layers that PEFT reaches only by parameter name.
-        forms: What LoRA can sit on, apart from that.
-        head: Whether LoRA can go on the output head.
-        only_full: Whether a plan without LoRA can be run.
-        only_lora: Whether a plan without full modules can be run.
-        peft: Whether modules are found by PEFT, with its limits.
-        bits: Bits of the base weights that it can train on.
-        packs: Bits at which it packs every linear layer, also those that the plan trains in full.
-        unties: Whether it unties a tied embedding that is trained in full.
-        upcasts: Whether it trains full modules of a 16-bit model in float32.
-        rates: How many learning rates it reads from the file.
-        optimizer: Whether it reads the optimizer from the file, as transformers' Trainer does.
-        starts_from_adapter: Whether it can carry the whole plan by starting from a seed adapter.
-        experimental: Whether no test of hlscore has run the files with the trainer.
-    """
-
-    trainer: str
-    full: bool = True
-    lora: bool = True
-    ranks: bool = True
+    trainer: str  # what to call it
+    full: bool = True  # whether it can train modules in full beside LoRA
+    lora: bool = True  # whether it can train LoRA
+    ranks: bool = True  # whether modules can have ranks of their own
+    # Whether LoRA can go on a weight that is no linear layer: routers, experts, and the linear
+    # layers that PEFT reaches only by parameter name.
     parameters: bool = True
-    forms: tuple[Form, ...] = get_args(Form)
-    head: bool = True
-    only_full: bool = True
-    only_lora: bool = True
-    peft: bool = True
-    bits: tuple[int, ...] = (16, 8, 4)
+    forms: tuple[Form, ...] = get_args(Form)  # what LoRA can sit on, apart from that
+    head: bool = True  # whether LoRA can go on the output head
+    only_full: bool = True  # whether a plan without LoRA can be run
+    only_lora: bool = True  # whether a plan without full modules can be run
+    peft: bool = True  # whether modules are found by PEFT, with its limits
+    bits: tuple[int, ...] = (16, 8, 4)  # bits of the base weights that it can train on
+    # Bits at which it packs every linear layer, also those that the plan trains in full.
     packs: tuple[int, ...] = ()
-    unties: bool = False
-    upcasts: bool = True
-    rates: Literal[0, 1, 2] = 2
+    unties: bool = False  # whether it unties a tied embedding that is trained in full
+    upcasts: bool = True  # whether it trains full modules of a 16-bit model in float32
+    rates: Literal[0, 1, 2] = 2  # how many learning rates it reads from the file
+    # Whether it reads the optimizer from the file, as transformers' Trainer does.
     optimizer: bool = False
+    # Whether it can carry the whole plan by starting from a seed adapter.
     starts_from_adapter: bool = False
-    experimental: bool = False
+    experimental: bool = False  # whether no test of hlscore has run the files with the trainer
 
 
 PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
@@ -98,23 +81,18 @@ PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something in a plan that a trainer cannot do.
+    """Something in a plan that a trainer cannot do."""
 
-    Attributes:
-        kind: Which limit is broken: how a module is trained, a tied weight, a name that matches
-            others too, experts that can only be trained together, a weight that is read without
-            its adapter, the number of ranks, or the plan as a whole.
-        modules: Full names of the modules that it is about; empty for the plan as a whole.
-        reason: What cannot be done and why, in one sentence.
-        changes: What is nearest to it and can be done; empty where nothing is.
-        way_out: What to do where no change of the plan helps.
-    """
-
+    # Which limit is broken: how a module is trained, a tied weight, a name that matches others too,
+    # experts that can only be trained together, a weight that is read without its adapter, the
+    # number of ranks, or the plan as a whole.
     kind: FaultKind
+    # Full names of the modules that it is about; empty for the plan as a whole.
     modules: tuple[str, ...]
-    reason: str
+    reason: str  # what cannot be done and why, in one sentence
+    # What is nearest to it and can be done; empty where nothing is.
     changes: tuple[Change, ...] = ()
-    way_out: str = ""
+    way_out: str = ""  # what to do where no change of the plan helps
 
 
 def faults(plan: Plan, limits: Limits) -> list[Fault]:

@@ -76,14 +76,10 @@ class _Scales(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class LowRank:
-    """An update as a product of two factors.
+    """An update as a product of two factors."""
 
-    Attributes:
-        left: float32 [E, p, r].
-        right: float32 [E, r, q]; `left @ right` is the update in the layout of the weight.
-    """
-
-    left: torch.Tensor
+    left: torch.Tensor  # float32 [E, p, r]
+    # Float32 [E, r, q]; `left @ right` is the update in the layout of the weight.
     right: torch.Tensor
 
     @property
@@ -98,21 +94,13 @@ class LowRank:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
-    """LoRA on one weight.
+    """LoRA on one weight."""
 
-    Attributes:
-        item: The weight.
-        a: First matrix, as PEFT stores it.
-        b: Second matrix, as PEFT stores it.
-        magnitude: Lengths of the rows of DoRA; `None` for plain LoRA.
-        on_table: Whether it is the LoRA of an embedding layer.
-    """
-
-    item: Candidate
-    a: StoredTensor
-    b: StoredTensor
-    magnitude: StoredTensor | None
-    on_table: bool
+    item: Candidate  # the weight
+    a: StoredTensor  # first matrix, as PEFT stores it
+    b: StoredTensor  # second matrix, as PEFT stores it
+    magnitude: StoredTensor | None  # lengths of the rows of DoRA; `None` for plain LoRA
+    on_table: bool  # whether it is the LoRA of an embedding layer
     scale: float
 
     @property

@@ -53,20 +53,14 @@ _CALL = "function_call"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleSet:
-    """Probe examples as they were read, before tokenization.
+    """Probe examples as they were read, before tokenization."""
 
-    Attributes:
-        source: Where they come from, for messages and artifacts.
-        format: Which of TRL's formats they have, or `rollouts`.
-        rows: One mapping per example, holding just the columns of the format; of prompts all
-            columns, which reward functions may want.
-        notes: Remarks on how the columns were read.
-    """
-
-    source: str
-    format: ExampleFormat
+    source: str  # where they come from, for messages and artifacts
+    format: ExampleFormat  # which of TRL's formats they have, or `rollouts`
+    # One mapping per example, holding just the columns of the format; of prompts all columns, which
+    # reward functions may want.
     rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # remarks on how the columns were read
 
 
 def roles_of(wanted: Wanted) -> set[str]:

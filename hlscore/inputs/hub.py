@@ -30,15 +30,10 @@ _IGNORED_PATTERNS = ["*/*.safetensors", "*/*.bin", "consolidated*.safetensors"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFiles:
-    """A model on the local disk.
+    """A model on the local disk."""
 
-    Attributes:
-        directory: Folder with `config.json`.
-        revision: Commit hash when it came from the hub, else `None`.
-    """
-
-    directory: Path
-    revision: str | None
+    directory: Path  # folder with `config.json`
+    revision: str | None  # commit hash when it came from the hub, else `None`
 
 
 def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:

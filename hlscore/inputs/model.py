@@ -54,17 +54,11 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """A model ready for the probe run.
+    """A model ready for the probe run."""
 
-    Attributes:
-        model: In inference mode (dropout off), on its device or devices.
-        tokenizer: The model's tokenizer.
-        identity: What the artifacts say about the model.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    identity: ModelIdentity
+    model: PreTrainedModel  # in inference mode (dropout off), on its device or devices
+    tokenizer: PreTrainedTokenizerBase  # the model's tokenizer
+    identity: ModelIdentity  # what the artifacts say about the model
 
 
 def load_model(settings: ModelSettings) -> LoadedModel:

@@ -27,16 +27,12 @@ _KEPT_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """How to read the weights of one model.
+    """How to read the weights of one model."""
 
-    Attributes:
-        options: Arguments of `from_pretrained`; with `device_map` it places the weights itself.
-        method: Name of the quantization method; empty where there is none.
-        own_folder: Temporary folder for offloaded weights, to be removed with the model.
-    """
-
+    # Arguments of `from_pretrained`; with `device_map` it places the weights itself.
     options: Mapping[str, Any]
-    method: str
+    method: str  # name of the quantization method; empty where there is none
+    # Temporary folder for offloaded weights, to be removed with the model.
     own_folder: Path | None = None
 
 

@@ -35,18 +35,14 @@ Rows = Callable[[int, int], torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """What the files hold of some parameters.
+    """What the files hold of some parameters."""
 
-    Attributes:
-        parameters: Names in the model, that of the tensors first: several names of one tied
-            weight, or what one conversion makes.
-        tensors: Names of the tensors in the files.
-        converter: Transformers' conversion with the tensors filed in it; `None` where the one
-            tensor is the weight.
-    """
-
+    # Names in the model, that of the tensors first: several names of one tied weight, or what one
+    # conversion makes.
     parameters: tuple[str, ...]
-    tensors: list[str]
+    tensors: list[str]  # names of the tensors in the files
+    # Transformers' conversion with the tensors filed in it; `None` where the one tensor is the
+    # weight.
     converter: Any = None
 
 

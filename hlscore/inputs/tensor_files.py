@@ -40,19 +40,13 @@ _AGAIN = "Download or save the model again."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """A tensor in a file.
-
-    Attributes:
-        dtype: Name of the dtype in the format, such as `BF16`.
-        start: Offset of its first byte in the file.
-        size: Number of bytes.
-    """
+    """A tensor in a file."""
 
     path: Path
-    dtype: str
+    dtype: str  # name of the dtype in the format, such as `BF16`
     shape: tuple[int, ...]
-    start: int
-    size: int
+    start: int  # offset of its first byte in the file
+    size: int  # number of bytes
 
     def chunks(self) -> Iterator[bytes]:
         """Its bytes, a part at a time."""
@@ -112,17 +106,12 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTensor:
-    """A tensor to write.
+    """A tensor to write."""
 
-    Attributes:
-        dtype: Name of the dtype in the format.
-        size: Number of bytes.
-        chunks: Gives its bytes, a part at a time; called once for each file that is written.
-    """
-
-    dtype: str
+    dtype: str  # name of the dtype in the format
     shape: tuple[int, ...]
-    size: int
+    size: int  # number of bytes
+    # Gives its bytes, a part at a time; called once for each file that is written.
     chunks: Callable[[], Iterator[bytes]]
 
 

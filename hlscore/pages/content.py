@@ -27,23 +27,15 @@ _HINT = "Give the plan that was made from these scores, or no plan."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line(Choice):
-    """One candidate with its score and what the plan does with it.
+    """One candidate with its score and what the plan does with it."""
 
-    Attributes:
-        row: The module, with its place by the plan's score.
-        score: Value of the plan's score; `None` where it has none.
-        stderr: Its standard error; `None` without resamples at the plan's rank.
-        low: Lower end of its 95 % interval.
-        chosen: Share of resamples in which the module is trained in full.
-    """
-
-    row: ModuleRow
+    row: ModuleRow  # the module, with its place by the plan's score
     locked: bool
-    score: float | None
-    stderr: float | None
-    low: float | None
+    score: float | None  # value of the plan's score; `None` where it has none
+    stderr: float | None  # its standard error; `None` without resamples at the plan's rank
+    low: float | None  # lower end of its 95 % interval
     high: float | None
-    chosen: float | None
+    chosen: float | None  # share of resamples in which the module is trained in full
     remark: str
 
     @property
@@ -54,23 +46,14 @@ class Line(Choice):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CumulativeScores:
-    """Share of all positive scores in the best modules.
+    """Share of all positive scores in the best modules."""
 
-    Attributes:
-        taken: Share of the modules, or of their parameters, rising from 0 to 1.
-        held: Share of the sum of positive scores in the best modules up to there.
-        low: Lower end of the 95 % band over resamples; empty without them.
-        high: Upper end of it.
-        plan_taken: Share that the plan trains in full.
-        plan_held: Share of the sum in those modules.
-    """
-
-    taken: tuple[float, ...]
-    held: tuple[float, ...]
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    plan_taken: float
-    plan_held: float
+    taken: tuple[float, ...]  # share of the modules, or of their parameters, rising from 0 to 1
+    held: tuple[float, ...]  # share of the sum of positive scores in the best modules up to there
+    low: tuple[float, ...]  # lower end of the 95 % band over resamples; empty without them
+    high: tuple[float, ...]  # upper end of it
+    plan_taken: float  # share that the plan trains in full
+    plan_held: float  # share of the sum in those modules
 
     def at(self, share: float) -> float:
         """Share held at a share taken, by linear interpolation."""
@@ -101,23 +84,17 @@ class TrainingCost:
 
 @dataclass(frozen=True, kw_only=True)
 class Content:
-    """Everything that a page shows.
-
-    Attributes:
-        lines: One per candidate, the best first.
-        skipped: Rows that are no candidates.
-        replicates: Resampled scores in the order of the lines, float64 [candidates, resamples];
-            no columns where there are none for the plan's score and rank.
-        planned_here: Whether the plan was made for the page, not read.
-    """
+    """Everything that a page shows."""
 
     report: ScoreReport
     plan: Plan
     score: Score
-    lines: tuple[Line, ...]
-    skipped: tuple[ModuleRow, ...]
+    lines: tuple[Line, ...]  # one per candidate, the best first
+    skipped: tuple[ModuleRow, ...]  # rows that are no candidates
+    # Resampled scores in the order of the lines, float64 [candidates, resamples]; no columns where
+    # there are none for the plan's score and rank.
     replicates: NDArray[np.float64]
-    planned_here: bool
+    planned_here: bool  # whether the plan was made for the page, not read
 
     @property
     def full_lines(self) -> tuple[Line, ...]:

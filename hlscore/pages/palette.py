@@ -12,17 +12,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Colour:
-    """A colour on light and on dark paper.
+    """A colour on light and on dark paper."""
 
-    Attributes:
-        name: Name of its CSS variable.
-        light: On light paper, lower-case hexadecimal; no two colours share it.
-        dark: On dark paper.
-    """
-
-    name: str
-    light: str
-    dark: str
+    name: str  # name of its CSS variable
+    light: str  # on light paper, lower-case hexadecimal; no two colours share it
+    dark: str  # on dark paper
 
 
 PAPER = Colour("paper", "#ffffff", "#12181f")

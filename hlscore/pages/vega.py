@@ -82,24 +82,15 @@ _CONFIG: Spec = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """A chart without size or data, and its data.
+    """A chart without size or data, and its data."""
 
-    Attributes:
-        name: Name of the chart and of its data set.
-        subtitle: What an image says below the title.
-        caption: How to read it, as a page says below it; may be empty.
-        description: What it shows, for those who do not see it.
-        spec: Vega-Lite specification of one view.
-        columns: Its data, a list per field; all are of one length.
-    """
-
-    name: str
+    name: str  # name of the chart and of its data set
     title: str
-    subtitle: str
-    caption: str = ""
-    description: str
-    spec: Spec
-    columns: Mapping[str, Sequence[Any]]
+    subtitle: str  # what an image says below the title
+    caption: str = ""  # how to read it, as a page says below it; may be empty
+    description: str  # what it shows, for those who do not see it
+    spec: Spec  # vega-Lite specification of one view
+    columns: Mapping[str, Sequence[Any]]  # its data, a list per field; all are of one length
 
     def rows(self) -> list[dict[str, Any]]:
         """The data as Vega-Lite takes it, a dictionary per row."""

@@ -27,19 +27,13 @@ _FORMS = ("linear", "conv1d", "embedding")
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """How one module is served.
-
-    Attributes:
-        trained: `full`, `lora` or `dora`.
-        trained_rank: `None` for a module trained in full.
-        error: `||U - U_r|| / ||U||`, U the update and r the rank that is kept.
-    """
+    """How one module is served."""
 
     module: str
-    trained: str
-    trained_rank: int | None
+    trained: str  # `full`, `lora` or `dora`
+    trained_rank: int | None  # `None` for a module trained in full
     rank: int
-    error: float
+    error: float  # `||U - U_r|| / ||U||`, U the update and r the rank that is kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,20 +26,14 @@ class Interval:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ArmResult:
-    """How an arm did.
+    """How an arm did."""
 
-    Attributes:
-        loss: Test loss at the end, nats per counted token.
-        gain: LoRA's loss minus the arm's, nats per counted token.
-        recovered: Share of the gap between LoRA and full fine-tuning; `None` where there is no
-            gap above zero or full fine-tuning was left out.
-        better_than: Loss of each other arm minus this one's.
-    """
-
-    loss: Interval
-    gain: Interval
+    loss: Interval  # test loss at the end, nats per counted token
+    gain: Interval  # LoRA's loss minus the arm's, nats per counted token
+    # Share of the gap between LoRA and full fine-tuning; `None` where there is no gap above zero or
+    # full fine-tuning was left out.
     recovered: Interval | None
-    better_than: Mapping[str, Interval]
+    better_than: Mapping[str, Interval]  # loss of each other arm minus this one's
 
 
 def compare_arms(

@@ -33,70 +33,45 @@ MOST_EXTENSIONS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """Which training it is.
+    """Which training it is."""
 
-    Attributes:
-        arm: Name of the arm.
-        seed: Seed of its examples and adapters.
-        full_factor: What the suggested learning rate of modules in full is multiplied by.
-        lora_factor: The same for adapters; they have rates of their own in every trainer.
-    """
-
-    arm: str
-    seed: int
-    full_factor: float = 1.0
-    lora_factor: float = 1.0
+    arm: str  # name of the arm
+    seed: int  # seed of its examples and adapters
+    full_factor: float = 1.0  # what the suggested learning rate of modules in full is multiplied by
+    lora_factor: float = 1.0  # the same for adapters; they have rates of their own in every trainer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a training.
-
-    Attributes:
-        steps: Steps after which the test loss was measured.
-        curve: Test loss there, nats per counted token.
-        tuning_loss: Loss on the tuning examples at the end; NaN where it diverged.
-        sums: Loss of each test example at the end, nats.
-        seconds: Wall time of the steps, without measuring.
-        also_sums: Loss of each example of the other data at the end, nats; empty without such.
-    """
+    """What came of a training."""
 
     training: Training
-    steps: tuple[int, ...]
-    curve: tuple[float, ...]
-    tuning_loss: float
-    sums: tuple[float, ...]
-    seconds: float
+    steps: tuple[int, ...]  # steps after which the test loss was measured
+    curve: tuple[float, ...]  # test loss there, nats per counted token
+    tuning_loss: float  # loss on the tuning examples at the end; NaN where it diverged
+    sums: tuple[float, ...]  # loss of each test example at the end, nats
+    seconds: float  # wall time of the steps, without measuring
     measuring_seconds: float
+    # Loss of each example of the other data at the end, nats; empty without such.
     also_sums: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """All trainings of a plan and its baselines, ready to start.
-
-    Attributes:
-        model: The base model; it is copied, never changed.
-        tuning: Examples that choose the learning rates.
-        test: Examples whose loss is reported.
-        also: Examples of other data, on which forgetting is measured.
-        made_with: All that decides the outcome, as plain data.
-        objective: The loss that the plan was made for.
-        notes: Remarks on model and data.
-    """
+    """All trainings of a plan and its baselines, ready to start."""
 
     settings: ValidateSettings
-    model: PreTrainedModel
+    model: PreTrainedModel  # the base model; it is copied, never changed
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
     training: tuple[ProbeExample, ...]
-    tuning: tuple[ProbeExample, ...]
-    test: tuple[ProbeExample, ...]
-    also: tuple[ProbeExample, ...]
+    tuning: tuple[ProbeExample, ...]  # examples that choose the learning rates
+    test: tuple[ProbeExample, ...]  # examples whose loss is reported
+    also: tuple[ProbeExample, ...]  # examples of other data, on which forgetting is measured
     arms: tuple[Arm, ...]
-    made_with: Mapping[str, object]
-    objective: str
-    notes: tuple[str, ...]
+    made_with: Mapping[str, object]  # all that decides the outcome, as plain data
+    objective: str  # the loss that the plan was made for
+    notes: tuple[str, ...]  # remarks on model and data
 
     @property
     def seeds(self) -> tuple[int, ...]:
