@@ -124,7 +124,7 @@ def heat_chart(content: Content) -> Chart | None:
         ],
     }  # fmt: skip
     what = (
-        "more of the update is beyond LoRA: an amount, not a share of the module's own gradient"
+        "more of the update is beyond LoRA: an amount, not a share of the module's own"
         if content.score.leaves_over
         else f"a higher {name} relative to the highest of all modules"
     )

@@ -115,11 +115,11 @@ def origin(content: Content) -> str:
 
 def unproven(content: Content) -> str:
     """What is not proven of the numbers, and what to compare a plan with."""
-    scores = (
-        "come from the weights alone and know nothing of the training data"
-        if content.score.reads_weights
-        else "estimate what the first step of training gains on the probe examples"
-    )
+    scores = "estimate what the first step of training gains on the probe examples"
+    if content.score.reads_weights:
+        scores = "come from the weights alone and know nothing of the training data"
+    elif content.report.run.scores_updates:
+        scores = "measure how far short or finished trainings moved the weights"
     return (
         "It is not proven, for this score or any other, that modules with a high score gain more "
         f"from full fine-tuning than others. The numbers {scores}. The baseline is a plain LoRA "
