@@ -11,7 +11,7 @@ from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import BUILTIN_NEW, builtin_rows, read_examples
 from hlscore.inputs.model import load_model
 from hlscore.settings import CaptureSettings, DataSettings, ModelSettings, RankSettings
-from hlscore.validation.held_out import BASE, held_out_losses
+from hlscore.validation.held_out import held_out_losses
 
 FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
 RECORDS = sorted((Path(__file__).parents[2] / "benchmarks/results").glob("builtin_model_*.json"))
@@ -52,7 +52,7 @@ def mean_loss(data: str) -> float:
     """Loss of the built-in model on built-in probes, nats per counted token."""
     model = ModelSettings(model="builtin:tiny", device="cpu")
     found = held_out_losses(model, DataSettings(data=data, samples=0), {})
-    return found.losses[BASE]
+    return found["losses"]["base"]
 
 
 def test_model_is_trained_as_the_record_says() -> None:
