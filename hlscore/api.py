@@ -84,6 +84,8 @@ def rank(
     if rollouts is not None:
         values["rollouts"] = str(rollouts) if isinstance(rollouts, str | Path) else IN_MEMORY
     settings = RankSettings.of(values)
+    if tokenizer is None and not settings.data.without_probes:
+        raise UsageError("No tokenizer is given.", hint="Give the model's tokenizer.")
     told = progress or Silent()
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
     if settings.data.without_probes:

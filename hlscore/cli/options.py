@@ -70,7 +70,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             }
             groups[name] = (kind, list(chosen))
         every |= chosen
-        given = kind is Given
+        given = kind is Given or hasattr(kind, "of")  # what was typed decides what it means
         parameters += [_parameter(setting, options, given=given) for setting in chosen.values()]
 
     @wraps(command)

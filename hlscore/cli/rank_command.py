@@ -50,7 +50,7 @@ def rank(
 
     `hlscore rank ./model --data pairs.jsonl --objective dpo --beta 0.1`
 
-    `hlscore rank ./model --data train.jsonl --movement trial`
+    `hlscore rank ./model --data train.jsonl --movement gradient`
 
     `hlscore rank ./model --estimator sketch --load-in 4bit`
 

@@ -45,6 +45,12 @@ class RankResult:
     plan: Plan  # content of `plan.json`
     rollouts: RolloutSet | None = None  # completions that the model sampled, if it did
 
+    def __repr__(self) -> str:
+        """What it is, without its thousands of numbers."""
+        totals, name = self.plan.totals, self.report.model.model
+        full = f"{totals.full_modules} of {totals.candidate_modules} modules in full"
+        return f"RankResult({name!r}, {full}, by {self.plan.score.name})"
+
     @property
     def rows(self) -> tuple[ModuleRow, ...]:
         """Rows of the report, the best first."""

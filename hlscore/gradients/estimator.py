@@ -77,7 +77,9 @@ def with_movement(
     if obstacle and asked:
         raise UsageError(
             f"--movement trial cannot be used: {obstacle}.",
-            hint="Use --movement gradient, for instance with --score hls_share.",
+            hint="Use --score hls, or gradients: without --movement and options of trials."
+            if score.needs == "whole gradients"
+            else "Use --movement gradient, for instance with --score hls_share.",
         )
     if obstacle:
         note = f"Gradients were scored in place of trials: {obstacle}."

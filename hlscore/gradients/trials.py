@@ -153,7 +153,7 @@ class TrialRun:
             raise CaptureError(
                 f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
                 "least 2 optimizer steps.",
-                hint="Give more examples (--samples), or use --trials 2 or --movement gradient.",
+                hint="Give more examples (--samples), or use --movement gradient.",
             )
         if name := fixed_weight(self._weights):
             raise CaptureError(
@@ -338,18 +338,26 @@ class TrialRun:
 
     def _hand_over(self, half: int, group: int) -> None:
         """Put every weight back, and give its update to the receiver as if it were a gradient."""
-        finite: list[torch.Tensor] = []
+        sizes: list[torch.Tensor] = []
         self._gradients.begin_batch(half, 1.0)
         for name in self._weights:
             if name not in self._optimizer.moved:
                 continue
             update = self._optimizer.take_back(name, self._base[name])
-            finite.append(torch.isfinite(update.sum()).cpu())
+            sizes.append(update.abs().sum().cpu())
             # Every process holds the same update, and one of them scores.
             if self._processes.is_main:
                 self._gradients.add(name, update)
-        if not self._processes.gather(not finite or bool(torch.stack(finite).all()))[0]:
+        size = float(torch.stack(sizes).sum()) if sizes else 1.0
+        size = self._processes.gather(size)[0]
+        if not math.isfinite(size):
             raise DivergedError
+        if not size and self._settings.trial_rate is not None:
+            raise CaptureError(
+                f"No weight moved at learning rate {self._settings.trial_rate:.1e}: the steps are "
+                "smaller than the weights can hold.",
+                hint="Give a higher --trial-rate, or none.",
+            )
         self._gradients.end_group(half, group)
 
     def _mean_loss(

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
+from hlscore.errors import UsageError
 from hlscore.settings.capture import CAPTURE_PANEL, CaptureSettings
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
-from hlscore.settings.option import build, changed, check, flag_of, option, require, settings_in
+from hlscore.settings.option import build, changed, check, flag_of, option, require
 from hlscore.settings.plan import PLAN_PANEL, PlanSettings
 
 # Options that decide which completions are sampled and how they are judged.
@@ -62,15 +63,27 @@ class RankSettings:
             filled["samples"] = samples
         if "score" not in filled:
             filled["score"] = "snr" if filled.get("data") == NO_DATA else "hls"
+        of_trials = [name for name in values if name.startswith("trial")]
+        of_gradients = [name for name in ("passes", "groups") if name in values]
         if filled.get("movement", "auto") == "auto":
             if filled.get("updates"):
                 filled["movement"] = "update"
-            elif any(
-                filled.get(name, part.default) != part.default
-                for name, part in settings_in(CaptureSettings).items()
-                if name.startswith("trial")
-            ):
+            elif of_trials:
                 filled["movement"] = "trial"
+            elif of_gradients:
+                filled["movement"] = "gradient"
+        moved = filled.get("movement", "auto")
+        clash = {"trial": of_gradients, "gradient": of_trials}.get(moved, [])
+        if clash:
+            first = flag_of(CaptureSettings, clash[0])
+            other = f"--movement {moved}"
+            if "movement" not in values:
+                other = flag_of(CaptureSettings, of_trials[0])
+            raise UsageError(
+                f"{first} and {other} are mutually exclusive.", hint="Remove one of them."
+            )
+        return build(cls, filled)
+
         return build(cls, filled)
 
     def sampling(self) -> dict[str, object]:

@@ -50,7 +50,7 @@ def print_comparison(found: Comparison, *, as_json: bool) -> None:
         console.dim(line)
     if len(found.sides) == 2:
         difference = command("diff", *(side.path for side in found.sides))
-        console.next_steps((difference, "which modules the two plans train differently"))
+        console.next_steps((difference, "which modules their plans train differently"))
 
 
 def _print_json(found: Comparison) -> None:

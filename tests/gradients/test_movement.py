@@ -57,6 +57,7 @@ def test_weights_that_cannot_be_written_are_found(tmp_path: Path) -> None:
         ({}, "trial", 2),
         ({"score": "hls_share"}, "trial", 2),
         ({"trials": 6}, "trial", 3),
+        ({"trials": 4, "ranks": (4, 8)}, "trial", 2),  # given, though it is the default
         ({"objective": "dpo", "trial_steps": 4}, "trial", 2),  # asked for by an option of trials
         ({"objective": "dpo", "movement": "trial"}, "trial", 2),
         ({"movement": "gradient"}, "gradient", 8),
@@ -72,6 +73,19 @@ def test_auto_means_trials_where_they_choose_better(
     given: dict[str, Any], movement: str, groups: int
 ) -> None:
     assert decided(**given) == (movement, "", groups)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"trials": 4, "movement": "gradient"}, "--trials and --movement gradient are mutually"),
+        ({"groups": 8, "movement": "trial"}, "--groups and --movement trial are mutually"),
+        ({"passes": 3, "trial_steps": 8}, "--passes and --trial-steps are mutually"),
+    ],
+)
+def test_options_of_trials_and_of_gradients_are_not_mixed(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        decided(**given)
 
 
 def test_what_keeps_auto_from_trials_is_said_and_trials_asked_for_are_refused(

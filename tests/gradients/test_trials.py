@@ -366,6 +366,11 @@ def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
     assert any(note.startswith(said) for note in report.run.notes)
 
 
+def test_a_rate_at_which_no_weight_moves_is_refused() -> None:
+    with pytest.raises(CaptureError, match="No weight moved"):
+        run_report(FAMILIES["llama"].build(), EXAMPLES, options(trial_rate=1e-30))
+
+
 def test_weights_shared_with_other_processes_are_refused() -> None:
     model = FAMILIES["llama"].build()
     model.share_memory()
