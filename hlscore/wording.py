@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich.cells import cell_len, set_cell_size
 
@@ -13,6 +14,12 @@ _BYTE_STEPS = ((1024**4, "TiB"), (1024**3, "GiB"), (1024**2, "MiB"), (1024, "KiB
 def count(number: int, noun: str) -> str:
     """A number with its noun: `1 module`, `2,000 modules`."""
     return f"{number:,} {noun if number == 1 else noun + 's'}"
+
+
+def first_of(texts: Sequence[str], most: int, between: str = ", ") -> str:
+    """The first few of some texts, and how many more there are: `a, b and 3 more`."""
+    left, comma = len(texts) - most, "" if between == ", " else ","
+    return between.join(texts[:most]) + (f"{comma} and {left:,} more" if left > 0 else "")
 
 
 def short(number: float) -> str:

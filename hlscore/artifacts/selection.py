@@ -15,6 +15,7 @@ from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
 from hlscore.records import Matrix, ModuleRow, ScoreReport
 from hlscore.settings import Filters
+from hlscore.wording import first_of
 
 _MOST_NAMED = 8
 _MOST_ALIKE = 3
@@ -126,6 +127,4 @@ def _near(modules: Sequence[M], name: str) -> list[M]:
 
 
 def _named(modules: Sequence[Matrix]) -> str:
-    names = ", ".join(item.module for item in modules[:_MOST_NAMED])
-    left = len(modules) - _MOST_NAMED
-    return f"{names} and {left:,} more" if left > 0 else names
+    return first_of([item.module for item in modules], _MOST_NAMED)

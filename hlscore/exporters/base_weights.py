@@ -16,6 +16,7 @@ from hlscore.exporters.exporter import Export
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.tensor_files import NewTensor, StoredTensor, stored_tensors
 from hlscore.settings import ModelSettings
+from hlscore.wording import first_of
 
 if TYPE_CHECKING:
     from hlscore.inputs.stored_weights import StoredWeights
@@ -76,10 +77,9 @@ def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor],
         elif found.shape != shape:
             wrong.append(f"'{item.parameter}' is {[*found.shape]}, the plan says {[*shape]}")
     if wrong:
-        more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise ModelError(
             f"'{model.model}' is not the model of this plan ({plan.model.name}): "
-            f"{'; '.join(wrong[:_SHOWN])}{more}.",
+            f"{first_of(wrong, _SHOWN, '; ')}.",
             hint="Name the right one with --model, or plan for this one.",
         )
     return tensors, weights_hash

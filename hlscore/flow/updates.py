@@ -28,6 +28,7 @@ from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.settings import RankSettings
 from hlscore.steps import Progress
 from hlscore.weights.decomposition import measure_weight
+from hlscore.wording import first_of
 
 # Updates of one base lie close to it; independent weights are at an angle of 90 degrees.
 _LEAST_COSINE = 0.1
@@ -216,9 +217,8 @@ class _Training:
             scored = {item.parameter for item in chosen}
             others = sorted(trained.parameters - scored)
             if others:
-                more = f" and {len(others) - 1} more" if len(others) > 1 else ""
                 found.append(
-                    f"'{trained.name}' also trained {others[0]}{more}, which is not scored."
+                    f"'{trained.name}' also trained {first_of(others, 1)}, which is not scored."
                 )
         return found
 

@@ -21,6 +21,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
+from hlscore.settings.capture import OF_GRADIENTS
 from hlscore.settings.option import changed
 from hlscore.wording import count, memory
 
@@ -49,8 +50,7 @@ def with_movement(
         and settings.objective.objective == "sft"
         and score.needs == "gradients"
         and not settings.plan.ranks
-        # Options that only probing for gradients has.
-        and not {"passes", "groups"}.intersection(changed(capture))
+        and not set(OF_GRADIENTS).intersection(changed(capture))
     )
     if not (asked or usual):
         return replace(settings, capture=replace(capture, movement="gradient")), ()

@@ -344,7 +344,7 @@ class TrialRun:
             if name not in self._optimizer.moved:
                 continue
             update = self._optimizer.take_back(name, self._base[name])
-            sizes.append(update.abs().sum().cpu())
+            sizes.append(torch.linalg.vector_norm(update, 1).cpu())
             # Every process holds the same update, and one of them scores.
             if self._processes.is_main:
                 self._gradients.add(name, update)

@@ -25,6 +25,7 @@ from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
 from hlscore.records import Candidate
+from hlscore.wording import first_of
 
 PREFIX = "base_model.model."
 """What PEFT puts before the names of modules."""
@@ -258,11 +259,10 @@ class Adapter:
             else:
                 self.copies[current] = tensor
         if lost:
-            more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
             named = self.config.get("base_model_name_or_path")
             raise ModelError(
                 f"'{self.name}' is an adapter for other modules: the base model has no "
-                f"{', '.join(sorted(lost)[:_SHOWN])}{more}.",
+                f"{first_of(sorted(lost), _SHOWN)}.",
                 hint=f"Its {ADAPTER_CONFIG} names {named} as the base model." if named else "",
             )
         return found

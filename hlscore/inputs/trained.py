@@ -20,6 +20,7 @@ from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_pa
 from hlscore.paths import existing_path
 from hlscore.records import Candidate
 from hlscore.settings import ModelSettings
+from hlscore.wording import first_of
 
 _SHOWN = 3
 # Root mean square of the rounding of a number to 16 bits, relative to the number: a spacing of
@@ -45,10 +46,9 @@ class Checkpoint:
             elif _sizes(found) != _sizes(item):
                 wrong.append(f"{item.parameter} is {_shown(found)}, the base has {_shown(item)}")
         if wrong:
-            more = f", and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise ModelError(
                 f"'{self.name}' was not trained from this base model: "
-                f"{'; '.join(wrong[:_SHOWN])}{more}.",
+                f"{first_of(wrong, _SHOWN, '; ')}.",
                 hint="Name the model that the training started from.",
             )
 

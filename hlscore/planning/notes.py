@@ -10,7 +10,7 @@ import numpy as np
 from hlscore.artifacts.plan import PlanCoverage
 from hlscore.planning.gated import without_lesser
 from hlscore.planning.problem import Problem, Solution
-from hlscore.wording import count
+from hlscore.wording import count, first_of
 
 # Below it nothing is left that one would train for.
 NOTHING_LEFT = 5e-4
@@ -44,9 +44,8 @@ def plan_notes(
     names = sorted(row.module for row in rows if row.unreached and row.module not in problem.locks)
     if names:
         what = "No training changed" if report.run.scores_trainings else "No probe gradient reaches"
-        more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
         yield (
-            f"{what} {', '.join(names[:_SHOWN])}{more}: such modules stay frozen unless --lock "
+            f"{what} {first_of(names, _SHOWN)}: such modules stay frozen unless --lock "
             "says otherwise."
         )
     large = [

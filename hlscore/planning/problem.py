@@ -10,11 +10,16 @@ from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import Choice, activation_bytes, base_bytes
 from hlscore.reasons import tied_modules
-from hlscore.records import Candidate, ModelIdentity, ModuleRow, ScoreReport
+from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings
 from hlscore.wording import memory as memory_text
+
+
+def holder_of(row: Matrix) -> str:
+    """The module that is trained in full with this one: PEFT copies what holds expert stacks."""
+    return row.module.rpartition(".")[0] if row.form == "experts" else row.module
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +56,14 @@ class Problem:
     def chosen_together(self) -> list[tuple[int, ...]]:
         """Places of the rows that may be chosen to be trained in full, by what is chosen together.
 
-        All expert stacks of one module are trained in full or none is: PEFT copies the module that
-        holds them. They may not be chosen where one of them is locked, unreached or left out.
+        Expert stacks of one module may not be chosen where one is locked, unreached or left out.
         """
         groups: dict[str, list[int]] = {}
         for place, row in enumerate(self.rows):
-            holder = row.module.rpartition(".")[0] if row.form == "experts" else row.module
-            groups.setdefault(holder, []).append(place)
+            groups.setdefault(holder_of(row), []).append(place)
         for row in self.report.rows:
             if not row.is_candidate and row.form == "experts":
-                groups.pop(row.module.rpartition(".")[0], None)
+                groups.pop(holder_of(row), None)
         return [
             tuple(group)
             for group in groups.values()

@@ -13,6 +13,8 @@ PaddingSide = Literal["right", "left"]
 SvdMethod = Literal["auto", "full", "randomized"]
 Estimator = Literal["auto", "exact", "sketch"]
 Accumulator = Literal["device", "host"]
+# Options that probing for gradients has and trials have not.
+OF_GRADIENTS = ("passes", "groups")
 Movement = Literal["auto", "gradient", "trial", "update"]
 TrialOptimizer = Literal["factored", "sign", "rms"]
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from hlscore.errors import UsageError
-from hlscore.settings.capture import CAPTURE_PANEL, CaptureSettings
+from hlscore.settings.capture import CAPTURE_PANEL, OF_GRADIENTS, CaptureSettings
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
@@ -64,26 +64,21 @@ class RankSettings:
         if "score" not in filled:
             filled["score"] = "snr" if filled.get("data") == NO_DATA else "hls"
         of_trials = [name for name in values if name.startswith("trial")]
-        of_gradients = [name for name in ("passes", "groups") if name in values]
-        if filled.get("movement", "auto") == "auto":
-            if filled.get("updates"):
-                filled["movement"] = "update"
-            elif of_trials:
-                filled["movement"] = "trial"
-            elif of_gradients:
-                filled["movement"] = "gradient"
+        of_gradients = [name for name in OF_GRADIENTS if name in values]
         moved = filled.get("movement", "auto")
-        clash = {"trial": of_gradients, "gradient": of_trials}.get(moved, [])
-        if clash:
-            first = flag_of(CaptureSettings, clash[0])
+        if moved == "auto" and filled.get("updates"):
+            moved = "update"
+        elif moved == "auto" and (of_trials or of_gradients):
+            moved = "trial" if of_trials else "gradient"
+        filled["movement"] = moved
+        for name in {"trial": of_gradients, "gradient": of_trials}.get(moved, [])[:1]:
             other = f"--movement {moved}"
             if "movement" not in values:
                 other = flag_of(CaptureSettings, of_trials[0])
             raise UsageError(
-                f"{first} and {other} are mutually exclusive.", hint="Remove one of them."
+                f"{flag_of(CaptureSettings, name)} and {other} are mutually exclusive.",
+                hint="Remove one of them.",
             )
-        return build(cls, filled)
-
         return build(cls, filled)
 
     def sampling(self) -> dict[str, object]:

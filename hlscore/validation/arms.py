@@ -12,6 +12,7 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
 from hlscore.planning.baselines import by_size, nearest_rank
 from hlscore.planning.memory import Mode
+from hlscore.planning.problem import holder_of
 from hlscore.planning.revision import Change, revise
 from hlscore.planning.uniform import fill
 from hlscore.reasons import tied_modules
@@ -102,11 +103,10 @@ def _filling(rows: Sequence[Matrix], scores: Mapping[str, float], params: int) -
 
 
 def _units(rows: Sequence[Row]) -> list[list[Row]]:
-    """What is trained in full together: PEFT copies the module that holds expert stacks."""
+    """What is trained in full together."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        holder = row.module.rpartition(".")[0] if row.form == "experts" else row.module
-        found.setdefault(holder, []).append(row)
+        found.setdefault(holder_of(row), []).append(row)
     return list(found.values())
 
 

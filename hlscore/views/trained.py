@@ -12,7 +12,7 @@ from hlscore.flow import Audit
 from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
 from hlscore.views.summary import report_headline, run_notes, shape
 from hlscore.views.terminal import ModuleLine, Terminal, command, print_json
-from hlscore.wording import count, measure, percent, visible
+from hlscore.wording import count, first_of, measure, percent, visible
 
 _NAMED = 3
 # Groups of modules by their name in JSON: label and what is said of them.
@@ -144,8 +144,7 @@ def _named(names: Sequence[str], what: str) -> str:
     """How many modules, what of them, and the first names; empty without modules."""
     if not names:
         return ""
-    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-    return f"{count(len(names), 'module')} {what}: {', '.join(names[:_NAMED])}{more}"
+    return f"{count(len(names), 'module')} {what}: {first_of(names, _NAMED)}"
 
 
 def _print_losses(console: Terminal, held_out: Mapping[str, Any] | None) -> None:
