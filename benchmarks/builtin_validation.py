@@ -1,0 +1,52 @@
+"""Does a plan for the built-in model recover the gap, by trials, by gradients, by `hls_share`?
+
+`python benchmarks/builtin_validation.py` ranks `builtin:tiny` in each way and runs
+`hlscore validate` on each plan: its default of 60 steps and 3 seeds, every arm at learning rates of
+its own. What `validate` writes is kept whole, with its machine and versions. `--plan trial` runs
+one of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from machine import write_result
+
+MODEL = "builtin:tiny"
+# How each plan is made; `--gated-pairs` has its default, one of each pair but for gradients.
+PLANS = {
+    "trial": ("--movement", "trial"),
+    "gradient": ("--movement", "gradient"),
+    "share": ("--movement", "gradient", "--score", "hls_share"),
+}
+
+
+def hlscore(*arguments: str) -> None:
+    """Run a command in a process of its own."""
+    subprocess.run([sys.executable, "-m", "hlscore", *arguments], check=True)  # noqa: S603
+
+
+def main() -> None:
+    """Rank, validate, write a dated JSON for each plan."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--plan", choices=PLANS, action="append", dest="plans")
+    parser.add_argument("--steps", type=int, default=60)
+    options = parser.parse_args()
+    for name in options.plans or PLANS:
+        with tempfile.TemporaryDirectory() as folder:
+            hlscore("rank", MODEL, "--budget", "0.1", *PLANS[name], "-o", folder, "--top", "5")
+            hlscore(
+                "validate", MODEL, "--plan", f"{folder}/plan.json", "-o", folder,
+                "--steps", str(options.steps),
+            )  # fmt: skip
+            found = json.loads((Path(folder) / "validation.json").read_text())
+        print(write_result(f"builtin_validation_{name}", found))
+
+
+if __name__ == "__main__":
+    main()
