@@ -129,7 +129,12 @@ class RealStudy:
 
     def train(self, arm: Arm, trials: Sequence[Trial]) -> list[dict[str, Any]]:
         """Train what is not in the journal, several at a time; the entries of all trials."""
-        missing = [trial for trial in trials if key_of(arm, trial) not in self.journal.arms]
+        # Scores may have changed since: an arm of other modules is another arm.
+        known = self.journal.arms
+        missing = [
+            trial for trial in trials
+            if known.get(key_of(arm, trial), {}).get("full") != sorted(arm.full)
+        ]  # fmt: skip
         for place in range(0, len(missing), TOGETHER):
             some = missing[place : place + TOGETHER]
             self.clock.timed("training", lambda some=some: self._train(arm, some))
@@ -175,23 +180,27 @@ class RealStudy:
             )
 
     def tuned(self, arm: Arm, rates: Sequence[int], other: float = 0.0) -> Trial:
-        """The best rates of an arm on the tuning split; the grid grows where the best is its end.
+        """The best rates of an arm on the tuning split.
 
         Args:
             arm: The arm.
             rates: Half decades to begin with: of the adapters of LoRA, else of full modules.
-            other: Rate of the adapters of an arm that has both.
+            other: Rate of the adapters of an arm that has both, while that of its full modules is
+                chosen; then their own is, from those around it.
 
         Returns:
             The best training of the tuning seed.
         """
+        start = Trial(seed=TUNING_SEED, full_rate=0.0, lora_rate=other)
+        best = self._best(arm, start, "lora_rate" if arm.kind == "lora" else "full_rate", rates)
+        return self._best(arm, best, "lora_rate", around(other)) if arm.kind == "hybrid" else best
+
+    def _best(self, arm: Arm, start: Trial, name: str, rates: Sequence[int]) -> Trial:
+        """The best value of one rate; the grid grows where the best is its end."""
         losses: dict[int, float] = {}
 
         def trial(place: int) -> Trial:
-            rate = float(f"{10 ** (place / 2):.3g}")
-            if arm.kind == "lora":
-                return Trial(seed=TUNING_SEED, full_rate=0.0, lora_rate=rate)
-            return Trial(seed=TUNING_SEED, full_rate=rate, lora_rate=other)
+            return replace(start, **{name: float(f"{10 ** (place / 2):.3g}")})
 
         wanted = list(rates)
         while wanted:
@@ -201,8 +210,8 @@ class RealStudy:
                 loss = entry["tuning_loss"]
                 losses[place] = float("inf") if math.isnan(loss) else loss
             best = min(losses, key=lambda place: losses[place])
-            around = [place for place in (best - 1, best + 1) if place not in losses]
-            wanted = around if len(losses) < len(rates) + MOST_EXTENSIONS else []
+            beside = [place for place in (best - 1, best + 1) if place not in losses]
+            wanted = beside if len(losses) < len(rates) + MOST_EXTENSIONS else []
         return trial(best)
 
     def run(
@@ -436,6 +445,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", action="append", help=f"of {', '.join(FAMILIES)}")
     parser.add_argument("--find", action="store_true", help="look for tasks on which LoRA lags")
     parser.add_argument("--pick", type=int, help="only print so many tasks on which LoRA lags most")
+    parser.add_argument(
+        "--one", nargs=3, type=float, metavar=("FULL", "LORA", "SEED"),
+        help="only train the journal's hybrid by trials, at these rates and with this seed",
+    )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
     parser.add_argument("--batch", type=int, default=BATCH)
@@ -455,6 +468,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 task, base, tokenizer, folder=options.folder, steps=steps, clock=clock,
                 batch=options.batch,
             )  # fmt: skip
+            if options.one:
+                full_rate, lora_rate, seed = options.one
+                choice = next(
+                    line["modules"]
+                    for line in lines_of(journal_of(task, options.folder))
+                    if line["name"] == f"choice hls of {TRIALS}"
+                )
+                planner = Planner(report=study.report(WEIGHTS), rank=RANK)
+                arm = planner.chosen(f"hybrid hls of {TRIALS}", choice)
+                trial = Trial(seed=int(seed), full_rate=full_rate, lora_rate=lora_rate)
+                study.train(arm, [trial])
+                continue
             (find if options.find else run_study)(study)
             print(f"{task} is finished.", flush=True)
     except TimeOverError:

@@ -1,7 +1,5 @@
 """What a plan is checked against."""
 
-# ruff: noqa: RUF009 - `option` makes a field of the dataclass
-
 from __future__ import annotations
 
 import re

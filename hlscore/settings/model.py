@@ -1,7 +1,5 @@
 """Which model to load, and how."""
 
-# ruff: noqa: RUF009 - `option` makes a field of the dataclass
-
 from __future__ import annotations
 
 import re

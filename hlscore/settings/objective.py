@@ -1,7 +1,5 @@
 """Which loss is probed, and where its completions come from."""
 
-# ruff: noqa: RUF009 - `option` makes a field of the dataclass
-
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """How scores become a plan."""
 
-# ruff: noqa: RUF009 - `option` makes a field of the dataclass
-
 from __future__ import annotations
 
 from dataclasses import dataclass, field
