@@ -10,7 +10,7 @@ import pytest
 from check_desk import Change, Document, findings, line_of, made, write
 from console import hlscore
 
-from hlscore.checks.run import RULES
+from hlscore.checks.rule import RULES
 
 GONE = object()
 
