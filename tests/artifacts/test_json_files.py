@@ -24,22 +24,14 @@ JSON = st.recursive(
 )
 
 
-def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    found = [path]
-    pairs: Any = ()
-    if isinstance(value, dict):
-        pairs = value.items()
-    elif isinstance(value, list):
-        pairs = enumerate(value)
-    for key, inner in pairs:
-        found += paths(inner, (*path, key))
+def values(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
+    """All that is in a document, by path."""
+    found = {path: value}
+    for key in (
+        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    ):
+        found |= values(value[key], (*path, key))
     return found
-
-
-def at(value: Any, path: tuple[Any, ...]) -> Any:
-    for key in path:
-        value = value[key]
-    return value
 
 
 @settings(max_examples=150, deadline=None)
@@ -48,10 +40,10 @@ def test_each_value_is_found_where_it_stands(
     document: Any, indent: int | None, escaped: bool
 ) -> None:
     text = json.dumps(document, indent=indent, ensure_ascii=escaped)
-    wanted = paths(document)
+    wanted = values(document)
     lines = text.split("\n")
     decode = json.JSONDecoder().raw_decode
-    for path, place in find_places(text, wanted).items():
+    for path, place in find_places(text, [*wanted]).items():
         rest = "\n".join([lines[place.line - 1][place.column - 1 :], *lines[place.line :]])
         found, end = decode(rest)
         if path and isinstance(path[-1], str):
@@ -59,7 +51,7 @@ def test_each_value_is_found_where_it_stands(
             rest = rest[end:].lstrip()
             assert rest[0] == ":"
             found, _ = decode(rest[1:].lstrip())
-        assert found == at(document, path)
+        assert found == wanted[path]
 
 
 def test_a_path_that_leads_nowhere_has_the_place_of_what_is_there() -> None:

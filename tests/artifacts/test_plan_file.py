@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import broken_plans
 import pytest
 import reports
 
-from hlscore.artifacts.plan_file import plan_text, read_plan, write_plan
+from hlscore.artifacts.plan_file import read_plan, write_plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.make_plan import make_plan
 from hlscore.settings import MemorySettings, PlanSettings
@@ -18,10 +19,7 @@ from hlscore.settings import MemorySettings, PlanSettings
 
 @pytest.fixture
 def document() -> dict[str, Any]:
-    base = reports.report(12)
-    made = make_plan(base, PlanSettings(budget="0.25", rank=4))
-    content: dict[str, Any] = json.loads(plan_text(made))
-    return content
+    return broken_plans.made()
 
 
 @pytest.mark.parametrize(
@@ -88,10 +86,9 @@ def changed(document: dict[str, Any], path: tuple[Any, ...], value: str) -> str:
 def test_numbers_too_large_are_refused_anywhere(
     number: str, document: dict[str, Any], tmp_path: Path
 ) -> None:
-    whole = document
-    whole["provenance"]["settings"] = {"deep": [{"er": 1}]}
-    for path in places(whole, (int, float, type(None))):
-        (tmp_path / "plan.json").write_text(changed(whole, path, number))
+    document["provenance"]["settings"] = {"deep": [{"er": 1}]}
+    for path in places(document, (int, float, type(None))):
+        (tmp_path / "plan.json").write_text(changed(document, path, number))
         with pytest.raises(ArtifactError):
             read_plan(tmp_path / "plan.json")
 
@@ -153,13 +150,8 @@ def test_values_out_of_range_are_named(
         ({"mode": "lora", "rank": None, "alpha": None}, "rank or alpha"),
         ({"mode": "full", "rank": 4, "alpha": 8}, "rank or alpha"),
         ({"mode": "lora", "rank": 4, "alpha": None}, "rank or alpha"),
-        (
-            {
-                "module": "model.layers.0.self_attn.k_proj",
-                "parameter": "model.layers.0.self_attn.k_proj.weight",
-            },
-            "listed twice",
-        ),
+        ({"module": "model.layers.0.self_attn.k_proj",
+          "parameter": "model.layers.0.self_attn.k_proj.weight"}, "listed twice"),
         ({"module": "a\u200c", "parameter": "a\u200c.weight"}, "cannot be printed"),
         ({"form": "linear", "parameter": "{}.weight"}, ""),
         ({"form": "linear", "parameter": "{}"}, "is no weight of"),
@@ -172,14 +164,14 @@ def test_values_out_of_range_are_named(
         ({"form": "parameter", "parameter": "{}.x"}, "is no weight of"),
     ],
     ids=str,
-)
+)  # fmt: skip
 def test_values_that_do_not_go_together_are_named(
     change: dict[str, Any], message: str, document: dict[str, Any], tmp_path: Path
 ) -> None:
     first = document["modules"][0]
-    filled = {name: value.format(first["module"]) if isinstance(value, str) else value
-              for name, value in change.items()}  # fmt: skip
-    first |= filled
+    name = first["module"]
+    for key, value in change.items():
+        first[key] = value.format(name) if isinstance(value, str) else value
     (tmp_path / "plan.json").write_text(json.dumps(document))
     if not message:
         read_plan(tmp_path / "plan.json")
@@ -189,8 +181,7 @@ def test_values_that_do_not_go_together_are_named(
 
 
 def test_many_equal_keys_are_refused(tmp_path: Path) -> None:
-    keys = [*range(100_000), 99_999]
-    text = ",".join(f'"{key}": 1' for key in keys)
+    text = ",".join(f'"{key}": 1' for key in [*range(100_000), 99_999])
     (tmp_path / "plan.json").write_text("{" + text + "}")
     with pytest.raises(ArtifactError, match="'99999' comes twice"):
         read_plan(tmp_path / "plan.json")
