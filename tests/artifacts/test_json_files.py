@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hlscore.artifacts.json_file import LARGEST_BYTES, Place, find_places, parse_json
+from hlscore.artifacts.json_file import Place, find_places
 
 JSON = st.recursive(
     st.none()
@@ -69,24 +68,3 @@ def test_places_in_a_large_file_are_found() -> None:
     found = find_places(text, [("modules", 9_999, "v"), ("modules", 5, "a")])
     assert found["modules", 5, "a"].line == 3 + 5 * 24 + 1
     assert found["modules", 9_999, "v"].line == 3 + 9_999 * 24 + 22
-
-
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (b" " * (LARGEST_BYTES + 1), "larger than"),
-        (b'{"a": [' + b"[]," * 2_000_000 + b"[]]}", "more values"),
-        (b"{" + b",".join(b'"%d": 1' % key for key in range(1001)) + b"}", "more than 1000 keys"),
-        (b'{"a": "\xff"}', "byte 7 is not UTF-8"),
-        (b'{"a": 1e999}', "too large"),
-        (b'{"a": Infinity}', "no number of JSON"),
-    ],
-    ids=["bytes", "values", "keys", "encoding", "number", "constant"],
-)
-def test_what_no_file_holds_is_refused(data: bytes, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        parse_json(data)
-
-
-def test_a_byte_order_mark_is_read_over() -> None:
-    assert parse_json(b'\xef\xbb\xbf{"a": 1}') == {"a": 1}
