@@ -120,8 +120,7 @@ def _stated(rule: Rule, section: str, stated: BaseModel, true: BaseModel) -> Ite
 
 
 def _module(plan: Plan, item: PlanModule, place: int, trained: int) -> Iterator[Finding]:
-    name, biases = item.module, item.matrices * item.out_features
-    weights = biases * item.in_features
+    name, weights, biases = item.module, item.n_weights, item.matrices * item.out_features
     if item.params not in (weights, weights + biases):
         yield PARAMETERS.finding(
             f"'{name}' has {item.params:,} parameters; its shape gives {weights:,}, or "
