@@ -60,7 +60,8 @@ def compare_arms(
         total = float(tokens @ weights) * seeds
         for name, table in tables.items():
             drawn[name].append(float(table[rows].sum(axis=0) @ weights) / total)
-        rows, places = rng.integers(seeds, size=seeds), rng.integers(examples, size=examples)
+        rows = rng.integers(seeds, size=(seeds,))
+        places = rng.integers(examples, size=examples)
         weights = np.bincount(places, minlength=examples).astype(np.float64)
     losses = {name: np.array(values) for name, values in drawn.items()}
     gap = losses[LORA] - losses[FULL] if FULL in losses else None
