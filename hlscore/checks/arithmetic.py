@@ -12,8 +12,8 @@ from hlscore.artifacts.plan import Plan, PlanModule, PlanTotals
 from hlscore.checks.rule import PLAN_AGAIN, Case, Finding, Level, Rule
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import parse_budget, share_of
+from hlscore.planning.parts import budget_of, stability_of, totals_of
 from hlscore.planning.revision import choice_of
-from hlscore.planning.sums import budget_of, stability_of, totals_of
 
 TOTALS = Rule(
     code="HLS201",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import PLAN_AGAIN, Case, Finding, Rule
-from hlscore.planning.gated import one_of_each, partner_of
-from hlscore.planning.sums import BORDERLINE as BETWEEN
+from hlscore.planning.gated import lesser_of_pairs, one_of_each
+from hlscore.planning.parts import BORDERLINE as BETWEEN
 from hlscore.records import OF_UPDATES, movement_in
 from hlscore.scores.registry import SCORES
 
@@ -165,17 +167,10 @@ def _lesser(plan: Plan) -> set[str]:
     of_updates = movement_in(plan.provenance.settings) in OF_UPDATES
     if score is None or not one_of_each(plan.settings.gated_pairs, score, of_updates=of_updates):
         return set()
-    by_name = {item.module: item for item in plan.modules}
-    found = set()
-    for item in plan.modules:
-        partner = by_name.get(partner_of(item.module) or "")
-        if partner is not None and (
-            (partner.locked and partner.mode == "full")
-            or (partner.score or 0.0, partner.mode == "full")
-            >= (item.score or 0.0, item.mode == "full")
-        ):
-            found.add(item.module)
-    return found
+    scores = np.array([item.score for item in plan.modules], dtype=np.float64)
+    full = {item.module for item in plan.modules if item.locked and item.mode == "full"}
+    kept = lesser_of_pairs(plan.modules, scores[:, None], full)[:, 0]
+    return {item.module for item, value in zip(plan.modules, kept, strict=True) if np.isnan(value)}
 
 
 def _stability(case: Case) -> Iterator[Finding]:

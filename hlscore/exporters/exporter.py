@@ -19,7 +19,7 @@ from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.limits import Limits
 from hlscore.inputs.hub import BUILTIN_PREFIX, find_model
 from hlscore.paths import existing_path
-from hlscore.planning.rates import suggested_rates
+from hlscore.planning.parts import suggested_rates
 from hlscore.settings import ModelSettings
 from hlscore.wording import memory, visible
 

@@ -39,7 +39,7 @@ from hlscore.pages.vega import (
     number_axis,
     signed,
 )
-from hlscore.planning.sums import BORDERLINE
+from hlscore.planning.parts import BORDERLINE
 from hlscore.views.drawings import kind_labels, shade_of
 from hlscore.views.summary import memory_settings, reselection
 from hlscore.wording import count, memory
