@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.reading import read_artifact
+from hlscore.artifacts.plan_file import read_artifact
 from hlscore.errors import HlscoreError
 from hlscore.planning.make_plan import make_plan, plan_values, replan, run_settings
 from hlscore.records import ScoreReport
