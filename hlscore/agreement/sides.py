@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.reading import read_artifact
+from hlscore.artifacts.plan_file import read_artifact
 from hlscore.errors import HlscoreError
 from hlscore.planning.make_plan import model_of, plan_values, provenance_of
 from hlscore.records import ScoreReport
