@@ -17,11 +17,6 @@ from hlscore.records import Matrix
 from hlscore.settings import Baseline
 
 
-def choose(problem: Problem) -> Solution:
-    """The plan that the score gives, with one rank or several."""
-    return choose_ranks(problem) if problem.settings.ranks else choose_uniform(problem)
-
-
 def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     """A plan to compare with.
 
@@ -35,6 +30,10 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     never reaches everywhere.
     """
     rows, settings, seed = problem.rows, problem.settings, problem.report.run.seed
+
+    def with_lora(rank: int) -> Solution:
+        return Solution(choices=tuple(problem.otherwise(row, rank) for row in rows))
+
     if baseline == "all-full":
         return Solution(
             choices=tuple(
@@ -45,12 +44,12 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
             )
         )
     if baseline == "all-lora":
-        return _lora(problem, settings.rank)
-    plan = choose(problem)
+        return with_lora(settings.rank)
+    plan = choose_ranks(problem) if settings.ranks else choose_uniform(problem)
     if baseline == "lora-matched":
         trained = sum(item.trained_params for item in plan.choices)
         adapted = (row for row in rows if not problem.without_lora(row))
-        return _lora(problem, nearest_rank(trained, adapted))
+        return with_lora(nearest_rank(trained, adapted))
     if settings.ranks:
         if baseline == "random":
             return Solution(choices=_shuffled(problem, plan))
@@ -60,13 +59,17 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
         )
     given = alternatives_of(problem)
     in_full = np.array([plan.choices[group[0]].mode == "full" for group in given.free], dtype=bool)
-    count = sum(len(group) for group, full in zip(given.free, in_full, strict=True) if full)
     if baseline == "random":
         order = {row.module: row.random or 0.0 for row in rows}
     elif baseline == "largest":
         order = by_size(rows, seed)
     else:
-        order = random_among_largest(rows, count, seed)
+        # As many as the plan has come from as few of the largest sizes as hold that many.
+        count = sum(len(group) for group, full in zip(given.free, in_full, strict=True) if full)
+        sizes = sorted((row.n_params for row in rows), reverse=True)
+        smallest = sizes[max(count, 1) - 1]
+        order = _draws(rows, f"{seed}:largest")
+        order = {row.module: order[row.module] + (row.n_params >= smallest) for row in rows}
     numbers = [max(order[rows[place].module] for place in group) for group in given.free]
     places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
     chosen = np.zeros(len(given.free), dtype=np.bool_)
@@ -75,29 +78,9 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
 
 
 def by_size(rows: Sequence[Matrix], seed: int) -> dict[str, float]:
-    """Order modules by size; a seeded draw orders those of one size, which a score would else do.
-
-    Returns:
-        A number for each module; the highest comes first.
-    """
+    """Size of each module plus a seeded draw below 1, so that no score orders those of one size."""
     numbers = _draws(rows, f"{seed}:size")
     return {row.module: row.n_params + numbers[row.module] for row in rows}
-
-
-def random_among_largest(rows: Sequence[Matrix], count: int, seed: int) -> dict[str, float]:
-    """Order modules at random, those of the largest sizes first.
-
-    Args:
-        count: How many will be taken: the first so many come from as few of the largest sizes as
-            hold that many.
-
-    Returns:
-        A number for each module; the highest comes first.
-    """
-    sizes = sorted((row.n_params for row in rows), reverse=True)
-    smallest = sizes[min(max(count, 1), len(sizes)) - 1]
-    numbers = _draws(rows, f"{seed}:largest")
-    return {row.module: numbers[row.module] + (row.n_params >= smallest) for row in rows}
 
 
 def _draws(rows: Sequence[Matrix], seed: str) -> dict[str, float]:
@@ -108,10 +91,6 @@ def _draws(rows: Sequence[Matrix], seed: str) -> dict[str, float]:
 def nearest_rank(trained: int, modules: Iterable[Matrix]) -> int:
     """The rank, at least 1, at which LoRA trains about so many parameters."""
     return max(1, round(trained / max(1, sum(lora_params(item, 1) for item in modules))))
-
-
-def _lora(problem: Problem, rank: int) -> Solution:
-    return Solution(choices=tuple(problem.otherwise(row, rank) for row in problem.rows))
 
 
 def _shuffled(problem: Problem, plan: Solution) -> tuple[Choice, ...]:

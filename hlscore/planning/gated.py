@@ -7,10 +7,12 @@ between LoRA and full fine-tuning (benchmarks/evidence).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 
 from hlscore.planning.knapsack import Numbers
-from hlscore.planning.problem import Problem
+from hlscore.records import Matrix
 from hlscore.scores.registry import Score
 from hlscore.settings.plan import GatedPairs
 
@@ -24,39 +26,34 @@ def one_of_each(asked: GatedPairs, score: Score, *, of_updates: bool) -> bool:
     return asked == "one" or (asked == "auto" and gains)
 
 
-def partner_of(module: str) -> str | None:
-    """Name of the other module of a gated pair; `None` for a kind that has no partner."""
-    parent, _, kind = module.rpartition(".")
-    pair = next((pair for pair in KINDS if kind in pair), None)
-    return None if pair is None else f"{parent}.{pair[1 - pair.index(kind)]}"
+def lesser_of_pairs(rows: Sequence[Matrix], scores: Numbers, full: Collection[str]) -> Numbers:
+    """Scores of which those of the lesser module of each gated pair are unknown.
 
-
-def without_lesser(problem: Problem, values: Numbers) -> Numbers:
-    """Values of which those of the lesser module of each gated pair are unknown.
-
-    Of a pair with a module that is locked to full the other one is the lesser. Expert stacks are
-    no pair: those of one module are chosen together.
+    That is the one with the lower score, of equal ones the later one; of a pair with a module that
+    is trained in full anyway, the other one. Expert stacks are no pair: those of one module are
+    chosen together.
 
     Args:
-        values: Values of each row, float64 [rows, sets of values]; each set has lesser ones of
-            its own.
+        scores: Scores of each row, float64 [rows, sets of scores]; each set has lesser ones of its
+            own.
+        full: Names of modules that are locked to full.
 
     Returns:
-        A copy with NaN for what may not be chosen; unchanged where both may be.
+        A copy with NaN for what may not be chosen.
     """
-    kept, rows = values.copy(), problem.rows
-    of_updates = problem.report.run.scores_updates
-    if not one_of_each(problem.settings.gated_pairs, problem.score, of_updates=of_updates):
-        return kept
+    kept = scores.copy()
+    known = np.where(np.isnan(scores), -np.inf, scores)
     places = {row.module: place for place, row in enumerate(rows) if row.form != "experts"}
-    for module, first in places.items():
-        second = places.get(partner_of(module) or "", -1)
-        if second < first:
+    for module, place in places.items():
+        parent, _, kind = module.rpartition(".")
+        partner = next((f"{parent}.{other}" for one, other in KINDS if one == kind), "")
+        if partner not in places:
             continue
-        pair = np.array([first, second])
-        locks = (problem.locks.get(rows[place].module) for place in pair)
-        full = np.array([lock is not None and lock.mode == "full" for lock in locks])
-        scores = np.where(np.isnan(values[pair]), -np.inf, values[pair])
-        lesser = np.stack([scores[0] < scores[1], scores[0] >= scores[1]])
-        kept[pair] = np.where(~full[:, None] if full.any() else lesser, np.nan, values[pair])
+        first, second = sorted((place, places[partner]))
+        if module in full or partner in full:
+            kept[[row for row in (first, second) if rows[row].module not in full]] = np.nan
+            continue
+        later_wins = known[first] < known[second]
+        kept[first, later_wins] = np.nan
+        kept[second, ~later_wins] = np.nan
     return kept

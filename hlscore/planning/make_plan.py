@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -27,14 +28,20 @@ from hlscore.artifacts.plan import (
     significant,
 )
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.baselines import choose, choose_baseline
+from hlscore.planning.baselines import choose_baseline
 from hlscore.planning.locks import matches
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
+from hlscore.planning.parts import (
+    Counted,
+    budget_of,
+    stability_of,
+    suggested_rates,
+    totals_of,
+)
 from hlscore.planning.problem import Problem, problem_of
-from hlscore.planning.ranked import trained_limit
-from hlscore.planning.rates import suggested_rates
-from hlscore.planning.sums import Counted, budget_of, stability_of, totals_of
+from hlscore.planning.ranked import choose_ranks, trained_limit
+from hlscore.planning.uniform import choose_uniform
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import remark, standard_error
@@ -63,12 +70,12 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         The plan. Equal inputs give equal plans: no time or host name is in it.
     """
     problem = problem_of(report, settings)
-    budget, score, baseline = problem.budget, problem.score, settings.baseline
-    solution = choose_baseline(problem, baseline) if baseline else choose(problem)
-    ranked = bool(settings.ranks) and baseline is None
-    lora = PlanLora(
-        rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
-    )
+    rows, budget, score, baseline = problem.rows, problem.budget, problem.score, settings.baseline
+    if baseline is not None:
+        solution = choose_baseline(problem, baseline)
+    else:
+        solution = choose_ranks(problem) if settings.ranks else choose_uniform(problem)
+
     use = memory_use(report.model, solution.choices, settings.memory)
     if use.total_bytes > LARGEST_COUNT:
         raise UsageError(
@@ -76,6 +83,9 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             hint="Use a smaller --train-batch or --train-length.",
         )
     memory = PlanMemory(**asdict(settings.memory), **asdict(use), total_bytes=use.total_bytes)
+    lora = PlanLora(
+        rank=settings.rank, alpha=settings.lora_alpha, ranks=sorted(set(settings.ranks))
+    )
     modules = [
         PlanModule(
             **_copied(PlanModule, row)
@@ -100,30 +110,26 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
             }
         )
         for row, value, choice, drawn, share in zip(
-            problem.rows,
-            problem.scores,
+            rows,
+            problem.values.tolist(),
             solution.choices,
             problem.replicates,
-            solution.probability or [None] * len(problem.rows),
+            solution.probability or [None] * len(rows),
             strict=True,
         )
     ]
-    # Modules whose score lies above zero with 95 % confidence; unknown without intervals.
-    lows = [row.hls_ci_low for row in problem.rows if row.hls_ci_low is not None]
-    of_run = score.name == "hls" and settings.rank == report.run.rank
-    clear = sum(low > 0 for low in lows) if lows and of_run else None
+
     counts: Counted = "memory" if budget.unit == "bytes" else "full"
     if budget.unit == "parameters" and settings.ranks:
         counts = "trained"
-    spending = budget_of(
-        budget,
-        counts,
-        modules,
-        memory,
-        trained_limit=trained_limit(problem) if ranked else None,
-    )
-    scale = max(abs(solution.bound), abs(solution.value))
+    most = trained_limit(problem) if settings.ranks and baseline is None else None
+    spending = budget_of(budget, counts, modules, memory, trained_limit=most)
+    # Modules whose score lies above zero with 95 % confidence; unknown without intervals.
+    lows = [row.hls_ci_low for row in rows if row.hls_ci_low is not None]
+    of_run = score.name == "hls" and settings.rank == report.run.rank
+    clear = sum(low > 0 for low in lows) if lows and of_run else None
     covered = _coverage(problem, solution.choices)
+    scale = max(abs(solution.bound), abs(solution.value))
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
@@ -214,21 +220,21 @@ def _coverage(problem: Problem, choices: Sequence[Choice]) -> PlanCoverage | Non
     nothing was probed, or a curve does not hold a rank.
     """
     tail, rank = SCORES["tail"].compute, problem.settings.rank
-    whole = within_lora = within_plan = 0.0
+    whole = left_by_lora = left_by_plan = 0.0
     for choice, row in zip(choices, problem.rows, strict=True):
-        energy, left = row.grad_energy, tail(row, rank)
-        left_by_plan = {"full": 0.0, "frozen": energy}.get(choice.mode, tail(row, choice.rank))
-        if energy is None or left is None or left_by_plan is None:
+        energy, lora = row.grad_energy, tail(row, rank)
+        plan = {"full": 0.0, "frozen": energy}.get(choice.mode, tail(row, choice.rank))
+        if energy is None or lora is None or plan is None:
             return None
         whole += energy
-        within_lora += energy - left
-        within_plan += energy - left_by_plan
+        left_by_lora += lora
+        left_by_plan += plan
     if whole <= 0:
         return None
-    lora, plan = (
-        significant(min(1.0, max(0.0, part / whole))) for part in (within_lora, within_plan)
-    )
     of_updates = problem.report.run.scores_updates
+    lora, plan = (
+        significant(min(1.0, max(0.0, 1 - left / whole))) for left in (left_by_lora, left_by_plan)
+    )
     return PlanCoverage(of="update" if of_updates else "gradient", lora=lora, plan=plan)
 
 
@@ -238,4 +244,4 @@ def _copied(kind: type[BaseModel], source: object) -> dict[str, Any]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else significant(value)
+    return None if value is None or math.isnan(value) else significant(value)

@@ -12,10 +12,10 @@ are step counters and tables that all layers share, and what allocators round up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from math import prod
-from operator import add, attrgetter
+from operator import add
 from typing import Literal, Protocol
 
 from hlscore.packing import packed_bytes
@@ -77,7 +77,7 @@ class MemoryUse:
 
     def __add__(self, other: MemoryUse) -> MemoryUse:
         """Use by use."""
-        return MemoryUse(*map(add, _parts(self), _parts(other)))
+        return MemoryUse(*map(add, astuple(self), astuple(other)))
 
     @property
     def state_bytes(self) -> int:
@@ -87,12 +87,7 @@ class MemoryUse:
     @property
     def total_bytes(self) -> int:
         """The sum of all."""
-        return sum(_parts(self))
-
-
-_parts: Callable[[MemoryUse], tuple[int, ...]] = attrgetter(
-    *(field.name for field in fields(MemoryUse))
-)
+        return sum(astuple(self))
 
 
 def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySettings) -> MemoryUse:

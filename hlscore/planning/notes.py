@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from hlscore.artifacts.plan import PlanCoverage
-from hlscore.planning.gated import without_lesser
 from hlscore.planning.problem import Problem, Solution
 from hlscore.wording import count, first_of
 
@@ -28,7 +27,9 @@ def plan_notes(
     """
     report, settings, rows = problem.report, problem.settings, problem.rows
     left = 1.0 if covered is None else 1 - covered.lora
-    if covered is not None and left < NOTHING_LEFT:
+    # A rank that spans every matrix leaves nothing over of any gradient.
+    measured = any(settings.rank < row.max_rank for row in rows)
+    if covered is not None and left < NOTHING_LEFT and measured:
         share = f"{100 * left:.1g} %" if left > 1e-9 else "nothing"
         yield (
             f"LoRA of rank {settings.rank} leaves {share} of this {covered.of} over: full "
@@ -67,7 +68,7 @@ def plan_notes(
     if len(problem.locks) == len(rows):
         yield "Every module is locked: nothing was chosen."
         return
-    missing = problem.scores.count(None)
+    missing = int(np.isnan(problem.values).sum())
     if missing:
         yield (
             f"{missing:,} of {len(rows):,} modules have no '{problem.score.name}' and come last; "
@@ -85,9 +86,8 @@ def plan_notes(
 
 def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
-    score = problem.score
-    values = np.array(problem.scores, dtype=np.float64)
-    kept = without_lesser(problem, values[:, None])[:, 0]
+    score, values = problem.score, problem.values
+    kept = problem.without_lesser(values[:, None])[:, 0]
     free = np.array([row.module not in problem.locks for row in problem.rows])
     in_full = np.array([item.mode == "full" for item in solution.choices])
     # Scores of those that may not be chosen because the other of their pair may.

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import Budget, parse_budget
+from hlscore.planning.gated import lesser_of_pairs, one_of_each
+from hlscore.planning.knapsack import Numbers
 from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import Choice, activation_bytes, base_bytes
 from hlscore.reasons import tied_modules
@@ -29,7 +33,7 @@ class Problem:
     report: ScoreReport
     settings: PlanSettings
     rows: tuple[ModuleRow, ...]  # the candidates, the best first by the score
-    scores: tuple[float | None, ...]  # of each row at the plan's rank; `None` where unknown
+    values: Numbers  # score of each row at the plan's rank, NaN where unknown, float64 [rows]
     # Resamples of each score, all equally many; empty ones for some scores and ranks.
     replicates: list[tuple[float, ...]]
     score: Score
@@ -52,6 +56,14 @@ class Problem:
         mode = lock.mode if lock else "frozen" if self.without_lora(row) else "lora"
         rank = (lock and lock.rank) or rank
         return Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0)
+
+    def without_lesser(self, values: Numbers) -> Numbers:
+        """Values [rows, sets], NaN for modules ruled out by the other one of their gated pair."""
+        of_updates = self.report.run.scores_updates
+        if not one_of_each(self.settings.gated_pairs, self.score, of_updates=of_updates):
+            return values
+        full = {module for module, lock in self.locks.items() if lock.mode == "full"}
+        return lesser_of_pairs(self.rows, values, full)
 
     def chosen_together(self) -> list[tuple[int, ...]]:
         """Places of the rows that may be chosen to be trained in full, by what is chosen together.
@@ -99,10 +111,10 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
     """Put together what an allocation depends on; refuse scores that cannot decide."""
     if not report.candidates:
         raise ArtifactError("The report holds no candidate modules.")
-    score = find_score(settings.score)
+    score = score_in(settings)
     rows = order_rows(report.candidates, score, settings.rank)
-    scores = tuple(score_of(row, score, settings.rank) for row in rows)
-    if all(value is None for value in scores):
+    values = np.array([score_of(row, score, settings.rank) for row in rows], dtype=np.float64)
+    if np.isnan(values).all():
         made = {
             "gradients": "rank with probes: without --data none",
             "whole gradients": "rank with probes and --estimator exact",
@@ -118,7 +130,7 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         report=report,
         settings=settings,
         rows=rows,
-        scores=scores,
+        values=values,
         replicates=replicates_at(rows, score, settings.rank, report.run.rank),
         score=score,
         budget=parse_budget(settings.budget),
@@ -127,23 +139,23 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
     )
 
 
-def check_plan_settings(settings: PlanSettings) -> None:
-    """Refuse a bad score name, budget or lock before a model is loaded."""
+def score_in(settings: PlanSettings) -> Score:
+    """The score that decides; refuses one that cannot choose the ranks asked for."""
     score = find_score(settings.score)
-    if settings.ranks:
-        check_ranks(score)
-    parse_budget(settings.budget)
-    for lock in settings.locks:
-        parse_lock(lock)
-
-
-def check_ranks(score: Score) -> None:
-    """Refuse a score that cannot choose ranks."""
-    if not score.leaves_over:
+    if settings.ranks and not score.leaves_over:
         raise UsageError(
             f"--ranks needs a score with a value for each rank; '{score.name}' has none.",
             hint="Use --score hls, tail or l1_adam.",
         )
+    return score
+
+
+def check_plan_settings(settings: PlanSettings) -> None:
+    """Refuse a bad score name, budget or lock before a model is loaded."""
+    score_in(settings)
+    parse_budget(settings.budget)
+    for lock in settings.locks:
+        parse_lock(lock)
 
 
 def check_plan_for(
@@ -151,8 +163,7 @@ def check_plan_for(
 ) -> None:
     """Refuse a budget or a lock that cannot work for a model, before it is probed."""
     candidates = [item for item in modules if not item.skipped]
-    names = [item.module for item in candidates]
-    locks = locks_of(settings.locks, names, tied_modules(modules))
+    locks = locks_of(settings.locks, [item.module for item in candidates], tied_modules(modules))
     budget = parse_budget(settings.budget)
     if not settings.ranks and len(locks) < len(candidates):
         budget.check_one_fits([item.n_params for item in candidates])

@@ -11,7 +11,7 @@ from hlscore.errors import BudgetError
 from hlscore.planning.budget import share_of
 from hlscore.planning.knapsack import Menu, Numbers, choose_options
 from hlscore.planning.memory import Choice, extra_use
-from hlscore.planning.problem import Problem, Solution, check_ranks, free_bytes
+from hlscore.planning.problem import Problem, Solution, free_bytes
 from hlscore.records import ModuleRow
 from hlscore.scores.registry import score_of
 
@@ -22,7 +22,6 @@ def choose_ranks(problem: Problem) -> Solution:
     A budget of parameters or memory holds everything that is trained. A budget of modules limits
     the modules in full; the same share of the candidate parameters limits all that is trained.
     """
-    check_ranks(problem.score)
     units, budget = units_of(problem), problem.budget
     menus = [options_of(problem, unit, may_be_full=free) for unit, free in units.items()]
     options = [option for found, _ in menus for option in found]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.planning.budget import parse_budget
 from hlscore.planning.memory import Choice, MemoryUse, Mode, extra_use, lora_params
-from hlscore.planning.sums import budget_of, totals_of
+from hlscore.planning.parts import budget_of, totals_of
 from hlscore.settings import LARGEST_RANK
 
 
@@ -122,8 +122,7 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
     choice that it made, and the plan's coverage is unknown: a plan does not hold energies.
     """
     by_name = {change.module: change for change in changes}
-    settings, modules = plan.settings.memory, []
-    memory = {field.name: getattr(plan.memory, field.name) for field in fields(MemoryUse)}
+    modules, before, after = [], MemoryUse(), MemoryUse()
     for item in plan.modules:
         change = by_name.get(item.module)
         if change is None:
@@ -138,9 +137,12 @@ def revise(plan: Plan, changes: Iterable[Change], notes: Sequence[str] = ()) -> 
             "trained_params": choice.trained_params,
         }
         modules.append(item.model_copy(update=values))
-        before, after = extra_use(choice_of(item), settings), extra_use(choice, settings)
-        for name in memory:
-            memory[name] += getattr(after, name) - getattr(before, name)
+        before += extra_use(choice_of(item), plan.settings.memory)
+        after += extra_use(choice, plan.settings.memory)
+    less = asdict(before)
+    memory = {
+        name: getattr(plan.memory, name) - less[name] + size for name, size in asdict(after).items()
+    }
     used = plan.memory.model_copy(update={**memory, "total_bytes": sum(memory.values())})
     asked, most = parse_budget(plan.budget.asked), plan.budget.trained_limit
     return plan.model_copy(

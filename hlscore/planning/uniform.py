@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.planning.gated import without_lesser
 from hlscore.planning.knapsack import Menu, Numbers, choose_options
 from hlscore.planning.memory import Choice, extra_use
 from hlscore.planning.problem import Problem, Solution, free_bytes
@@ -62,40 +61,40 @@ def alternatives_of(problem: Problem) -> Alternatives:
         price(Choice(row=row, mode="full")) - before
         for row, before in zip(problem.rows, prices, strict=True)
     ]
+    costs = [sum(extra[place] for place in group) for group in free]
     return Alternatives(
-        rest=rest,
-        free=free,
-        costs=np.array([sum(extra[place] for place in group) for group in free], dtype=np.int64),
-        left=limit - spent,
+        rest=rest, free=free, costs=np.array(costs, dtype=np.int64), left=limit - spent
     )
 
 
 def choose_uniform(problem: Problem) -> Solution:
-    """Full fine-tuning for the modules of the largest total score."""
+    """Full fine-tuning for the modules of the largest total score.
+
+    The selection probability of a module is the share of bootstrap resamples that choose it.
+    """
     given = alternatives_of(problem)
-    places = [place for group in given.free for place in group]
-    starts = np.cumsum([0, *map(len, given.free)])[:-1]
-
-    def sums(table: Sequence[object]) -> Numbers:
-        """Sums over the rows of each group, [groups, sets of values]."""
-        values = without_lesser(problem, np.array(table, dtype=np.float64))[places]
-        found: Numbers = np.add.reduceat(values, starts, axis=0) if places else values
-        return found
-
-    if places:
-        problem.budget.check_one_fits([row.n_params for row in problem.rows])
-    values = sums([[score] for score in problem.scores])[:, 0]
-    chosen, bound = choose(values, given.costs, given.left)
+    costs, left = given.costs, given.left
+    # The score and its resamples, summed over the rows of each group [groups, 1 + resamples].
+    table = problem.without_lesser(np.c_[problem.values, np.array(problem.replicates)])
+    chosen = np.zeros(len(given.free), dtype=np.bool_)
+    value = bound = 0.0
     probability: list[float | None] = [None] * len(problem.rows)
-    if places and all(problem.replicates):
-        shares = selection_probability(sums(problem.replicates), given.costs, given.left)
-        for group, share in zip(given.free, shares.tolist(), strict=True):
-            for place in group:
+    if given.free:
+        places = [place for group in given.free for place in group]
+        starts = np.cumsum([0, *map(len, given.free)])[:-1]
+        sums = np.add.reduceat(table[places], starts, axis=0)
+        problem.budget.check_one_fits([row.n_params for row in problem.rows])
+        chosen, bound = choose(sums[:, 0], costs, left)
+        value = float(sums[chosen, 0].sum())
+        if all(problem.replicates):
+            resampled = [best_per_cost(scores, costs, left) for scores in sums[:, 1:].T]
+            shares = np.mean(resampled, axis=0).repeat([len(group) for group in given.free])
+            for place, share in zip(places, shares.tolist(), strict=True):
                 probability[place] = share
     return Solution(
         choices=given.with_full(chosen),
-        solver="sorted" if (given.costs == 1).all() else "HiGHS",
-        value=float(values[chosen].sum()),
+        solver="sorted" if (costs == 1).all() else "HiGHS",
+        value=value,
         bound=bound,
         probability=tuple(probability),
     )
@@ -139,22 +138,6 @@ def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:
     )
     free[fits] = picked.picks % 2 == 1
     return free, picked.bound + total
-
-
-def selection_probability(replicates: Numbers, costs: Costs, limit: int) -> Numbers:
-    """Share of bootstrap resamples in which each module is chosen.
-
-    Args:
-        replicates: Scores of each candidate in each resample, float64 [n, resamples].
-
-    Returns:
-        float64 [n], between 0 and 1.
-    """
-    counts = np.zeros(len(replicates))
-    for scores in replicates.T:
-        counts += best_per_cost(scores, costs, limit)
-    shares: Numbers = counts / replicates.shape[1]
-    return shares
 
 
 def best_per_cost(scores: Numbers, costs: Costs, limit: int) -> Chosen:

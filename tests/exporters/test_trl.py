@@ -26,7 +26,7 @@ from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.limits import check_limits, nearest
 from hlscore.inputs.model import load_model
-from hlscore.planning.rates import suggested_rates
+from hlscore.planning.parts import suggested_rates
 from hlscore.settings import ModelSettings
 
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")

@@ -16,7 +16,7 @@ from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import parse_budget
 from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
-from hlscore.planning.uniform import choose, selection_probability
+from hlscore.planning.uniform import best_per_cost, choose
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import PlanSettings
@@ -111,22 +111,16 @@ def test_full_that_costs_no_more_than_lora_is_always_selected() -> None:
     assert found.tolist() == [True, True, False]
 
 
-def test_selection_probability_counts_resamples() -> None:
-    replicates = np.array([[3.0, 1.0, 3.0, -2.0], [2.0, 2.0, 2.0, -1.0]])
-    found = selection_probability(replicates, _costs(1, 1), 1)
-    assert found.tolist() == [0.5, 0.25]
-
-
 def test_resamples_come_near_the_best_choice() -> None:
     draw = np.random.default_rng(0)
     params = draw.choice([1 << 18, 1 << 20, 1 << 22, 3 << 21], size=300)
     scores = np.abs(draw.standard_t(3, size=(300, 4)))
     costs, limit = _costs(*params), int(0.1 * params.sum())
-    found = selection_probability(scores, costs, limit)
     whole = np.mean([choose(column, costs, limit)[0] @ column for column in scores.T])
-    quick = np.mean([selection_probability(one[:, None], costs, limit) @ one for one in scores.T])
+    taken = [best_per_cost(column, costs, limit) for column in scores.T]
+    quick = np.mean([chosen @ column for chosen, column in zip(taken, scores.T, strict=True)])
     assert whole * (1 - 2e-3) <= quick <= whole * (1 + 1e-9)
-    assert (found * params).sum() <= 0.1 * params.sum()
+    assert all(params[chosen].sum() <= limit for chosen in taken)
 
 
 def test_allocation_adds_up() -> None:

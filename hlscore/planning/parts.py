@@ -1,4 +1,4 @@
-"""What the modules of a plan add up to; `hlscore check` adds up the same way."""
+"""Parts of a plan that follow from its modules and objective; `hlscore check` makes them again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from hlscore.artifacts.plan import (
     PlanBudget,
     PlanMemory,
     PlanModule,
+    PlanRate,
+    PlanRates,
     PlanStability,
     PlanTotals,
     significant,
@@ -18,16 +20,15 @@ from hlscore.planning.memory import lora_params
 
 BORDERLINE = (0.1, 0.9)
 
+# Learning rates of full fine-tuning: the defaults of TRL's trainers.
+_FULL_RATES = {"sft": 2e-5, "dpo": 1e-6, "grpo": 1e-6}
+_LORA_FACTOR = 10
+
 Counted = Literal["full", "trained", "memory"]
 
 
 def totals_of(modules: Sequence[PlanModule], rank: int, model_params: int) -> PlanTotals:
-    """Counts of modules and parameters.
-
-    Args:
-        rank: The plan's LoRA rank.
-        model_params: All parameters of the model.
-    """
+    """Counts of modules and parameters; `rank` is the plan's LoRA rank."""
     modes = [item.mode for item in modules]
     full, lora = (
         sum(item.trained_params for item in modules if item.mode == mode)
@@ -62,11 +63,12 @@ def budget_of(
         trained_limit: Most parameters that may be trained beside a limit of modules.
     """
     params = [item.params for item in modules]
-    full = [item.params for item in modules if item.mode == "full"]
-    taken = modules if counts == "trained" else [item for item in modules if item.mode == "full"]
+    full = [item for item in modules if item.mode == "full"]
     spent = {
         "modules": len(full),
-        "parameters": sum(item.trained_params for item in taken),
+        "parameters": sum(
+            item.trained_params for item in (modules if counts == "trained" else full)
+        ),
         "bytes": memory.total_bytes,
     }
     return PlanBudget(
@@ -77,7 +79,9 @@ def budget_of(
         spent=spent[budget.unit],
         trained_limit=trained_limit,
         realized_module_share=significant(len(full) / max(1, len(params))),
-        realized_parameter_share=significant(sum(full) / max(1, sum(params))),
+        realized_parameter_share=significant(
+            sum(item.params for item in full) / max(1, sum(params))
+        ),
     )
 
 
@@ -87,12 +91,32 @@ def stability_of(modules: Sequence[PlanModule], *, clear: int | None) -> PlanSta
     Args:
         clear: Modules whose score lies above zero with 95 % confidence.
     """
-    known = [item for item in modules if item.selection_probability is not None]
-    shares = [item.selection_probability or 0.0 for item in known]
-    kept = [item.selection_probability or 0.0 for item in known if item.mode == "full"]
+    known = [
+        (share, item.mode) for item in modules if (share := item.selection_probability) is not None
+    ]
+    kept = [share for share, mode in known if mode == "full"]
     low, high = BORDERLINE
     return PlanStability(
         mean_reselection=significant(sum(kept) / len(kept)) if kept else None,
-        borderline_modules=sum(low < share < high for share in shares) if shares else None,
+        borderline_modules=sum(low < share < high for share, _ in known) if known else None,
         clear_modules=clear,
+    )
+
+
+def suggested_rates(objective: str) -> PlanRates:
+    """Learning rates for AdamW to start from, with their source.
+
+    Args:
+        objective: `sft`, `dpo` or `grpo`; `none` counts as `sft`.
+    """
+    objective = "sft" if objective == "none" else objective
+    full = _FULL_RATES[objective]
+    source = (
+        f"starting point, not measured on this model: {full:g} is the default of TRL's "
+        f"{objective.upper()}Trainer, and LoRA's best rate is about {_LORA_FACTOR} times that of "
+        "full fine-tuning (Schulman et al., LoRA Without Regret, 2025); tune both"
+    )
+    lora = float(f"{_LORA_FACTOR * full:.6g}")
+    return PlanRates(
+        full=PlanRate(value=full, source=source), lora=PlanRate(value=lora, source=source)
     )
