@@ -142,13 +142,15 @@ class StoredWeights:
     def named_tensors(self) -> dict[str, StoredTensor | NewTensor]:
         """Tensors by their names in the model; those made of several are made when written."""
         found: dict[str, StoredTensor | NewTensor] = {}
-        for name, source in self.sources.items():
+        for name, held in self._held.items():
+            source = self.sources.get(name)
+            if source is None:
+                continue
             part = self.tensors[source.tensors[0]]
             found[name] = part
             if source.converter is not None:
-                shape = tuple(self._held[name].shape)
-                size = part.size // math.prod(part.shape) * math.prod(shape)
-                chunks = partial(self._bytes_of, name)
+                width, chunks = part.size // math.prod(part.shape), partial(self._bytes_of, name)
+                shape, size = tuple(held.shape), width * held.numel()
                 found[name] = NewTensor(dtype=part.dtype, shape=shape, size=size, chunks=chunks)
         return found
 
