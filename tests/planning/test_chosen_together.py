@@ -139,7 +139,7 @@ def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path
     for modules, expected in ((made.modules, False), (edited, True)):
         write_plan(made.model_copy(update={"modules": modules}), tmp_path / "plan.json")
         found = check_plan(tmp_path / "plan.json", CheckSettings()).findings
-        assert any(item.code == "HLS505" for item in found) == expected
+        assert any(item.rule.code == "HLS505" for item in found) == expected
 
 
 def with_experts(made: ScoreReport, curves: dict[str, tuple[float, ...]]) -> ScoreReport:
