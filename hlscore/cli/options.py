@@ -43,10 +43,7 @@ class Options:
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that its parameters are annotated with.
-
-    A parameter that is annotated with an `Option` is one; with `Options` it stands for several.
-    """
+    """Give a command the options that its parameters are annotated with: `Option` or `Options`."""
     hints = get_type_hints(command, include_extras=True)
     every: dict[str, Setting] = {}
     groups: dict[str, tuple[Any, list[str]]] = {}

@@ -9,7 +9,7 @@ from hlscore.cli import options as o
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import Option, RankSettings
-from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
+from hlscore.unfinished import remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
     from hlscore.flow import Forecast, RankResult, WeightForecast
@@ -95,7 +95,7 @@ def rank(
         sampled = (files.ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
         names = (files.SCORES_FILE, files.PLAN_FILE, *sampled)
         files.check_folder(folder, names, force=force)
-        remove_half_written(folder)
+        remove_unfinished(folder, keep_progress=True)
         if not resume and unfinished_runs(folder):
             if not force:
                 raise UsageError(
