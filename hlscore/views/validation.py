@@ -70,7 +70,7 @@ def print_validation(
 def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
     """Print what a trial will take, at so many seconds per training."""
     console, steps = Terminal(), trial.settings.steps
-    least, most = trial.fewest_trainings, trial.most_trainings
+    least, most = trial.trainings
     if as_json:
         print_json({
             "fewest_trainings": least,
