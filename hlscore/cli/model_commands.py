@@ -29,7 +29,7 @@ def modules(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
     show_all: Annotated[
-        bool, Option("List every module, and why others are skipped.", o.OUTPUT_PANEL, name="all")
+        bool, Option("List every module and the skipped ones with the reason.", name="all")
     ] = False,
     as_json: o.Json = False,
 ) -> None:

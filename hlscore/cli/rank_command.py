@@ -22,16 +22,15 @@ def rank(
     out: o.Out = None,
     force: o.Force = False,
     save_every: Annotated[
-        float,
-        Option("Seconds between two writes of the progress; 0: never.", o.OUTPUT_PANEL, low=0),
+        float, Option("Seconds between two writes of the progress; 0: never.", low=0)
     ] = 300,
     resume: Annotated[
-        bool, Option("Continue the unfinished run in the folder of the results.", o.OUTPUT_PANEL)
+        bool, Option("Continue the unfinished run in the folder of the results.")
     ] = False,
     top: o.Top = 15,
     as_json: o.Json = False,
     dry_run: Annotated[
-        bool, Option("Say what would happen, load no weights, write nothing.", o.OUTPUT_PANEL)
+        bool, Option("Say what would happen, load no weights, write nothing.")
     ] = False,
 ) -> None:
     """Score every module of a MODEL and plan which to train in full.
