@@ -229,9 +229,3 @@ def test_notes_on_the_probes_reach_the_plan() -> None:
     base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
     plan = make_plan(base, PlanSettings(budget="0.25", rank=4))
     assert plan.notes[0] == "3 examples were cut."
-
-
-def test_names_on_a_page_break_after_dots() -> None:
-    from hlscore.pages.page import breakable
-
-    assert breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"
