@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from hlscore.flow import Silent, score_probes
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
-from hlscore.probes.batches import Batch
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import Batch, ProbeSet
 from hlscore.settings import (
     CaptureSettings,
     ModelSettings,

@@ -18,9 +18,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.exporter import Export
+from hlscore.inputs.examples import cut
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.probes.batches import by_length, collate, cut
-from hlscore.probes.units import ProbeExample
+from hlscore.probes.units import ProbeExample, by_length, collate
 from hlscore.settings import ValidateSettings
 from hlscore.validation.arms import Arm
 

@@ -25,9 +25,14 @@ from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_probes
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes
-from hlscore.rollouts.files import RolloutJournal, write_rollouts
 from hlscore.rollouts.reading import rollouts_from
-from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.rollouts.records import (
+    Rollout,
+    RolloutGroup,
+    RolloutJournal,
+    RolloutSet,
+    write_rollouts,
+)
 from hlscore.settings import (
     CaptureSettings,
     DataSettings,
