@@ -117,18 +117,16 @@ def test_the_summary_counts(tiny: Any) -> None:
         return [None if place % 7 == 6 else float(place % 3) for place in range(len(completions))]
 
     found = sample(*tiny, judge=judge, generate_batch=64)
-    probes = encode(
+    summary = encode(
         found, tiny[1], tiny[0], objective=settings(), max_length=None, groups=2, seed=0
-    )
-    counts = probes.summary.rollouts
+    ).summary
+    counts, every = summary.rollouts, everything(found)
     assert counts is not None
-    every = everything(found)
     known = [item.reward for item in every if item.reward is not None]
     assert (counts.prompts, counts.completions, counts.unjudged) == (5, 20, 2)
     assert counts.mean_reward == pytest.approx(sum(known) / len(known))
-    assert counts.truncated == sum(item.truncated for item in every)
-    assert counts.silent == 0
-    assert any("2 completions could not be judged" in note for note in probes.summary.notes)
+    assert (counts.truncated, counts.silent) == (sum(item.truncated for item in every), 0)
+    assert any("2 completions could not be judged" in note for note in summary.notes)
 
 
 # Journals
