@@ -74,6 +74,12 @@ def save_model(
     return folder
 
 
+def change_config(folder: Path, **changes: object) -> None:
+    """Changes entries of the config.json of a saved model."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Writes a `.jsonl` file."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import reports
+from families import FAMILIES
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
@@ -58,6 +60,16 @@ def plan_for(
         memory=MemorySettings(**(memory or {})),
     )  # fmt: skip
     return make_plan(report, settings)
+
+
+def family_plan(family: str, *locks: str, **settings: Any) -> Plan:
+    """A plan for the model of a family, with the same settings."""
+    return plan_for(_built(family), locks, **settings)
+
+
+@functools.cache
+def _built(family: str) -> PreTrainedModel:
+    return FAMILIES[family].build()
 
 
 def renamed(plan: Plan, old: str, new: str) -> Plan:

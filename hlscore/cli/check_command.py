@@ -55,9 +55,10 @@ def check(
     `hlscore check --explain HLS403`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.artifacts.reading import check_is_artifact
+    from hlscore.artifacts.plan_file import check_is_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
-    from hlscore.checks.run import RULES, check_plan, check_settings, find_rule
+    from hlscore.checks.rule import RULES
+    from hlscore.checks.run import check_plan, check_settings, find_rule
     from hlscore.views import check_formats
     from hlscore.views.check import check_json, check_text, print_check, print_rules
     from hlscore.views.progress import status

@@ -68,7 +68,7 @@ def show(
     `hlscore show scores.parquet --module layers.0.mlp.down_proj`
     """
     from hlscore.artifacts.plan import Plan
-    from hlscore.artifacts.reading import read_artifact
+    from hlscore.artifacts.plan_file import read_artifact
     from hlscore.artifacts.selection import (
         all_rows,
         find_column,

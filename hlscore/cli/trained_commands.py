@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -257,7 +258,7 @@ def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
 
 def _held_out_losses(
     runs: dict[str, str], model: ModelSettings, held_out: o.Given
-) -> dict[str, object] | None:
+) -> Mapping[str, object] | None:
     """Losses of a base model and of trainings of it on held-out data; `None` if none is given."""
     if "data" not in held_out:
         return None
@@ -266,6 +267,6 @@ def _held_out_losses(
 
     data = DataSettings(**held_out)
     with status("measuring the loss"), quiet_libraries():
-        from hlscore.validation.held_out import held_out_losses
+        from hlscore.flow.audit import held_out_losses
 
         return held_out_losses(model, data, runs)

@@ -23,10 +23,9 @@ TIEABLE = ("embed_tokens", "lm_head")
 
 # For mixture-of-experts models whose experts transformers 5 fuses, PEFT turns every LoRA target
 # that ends in the old name of an expert matrix into the experts of all layers, also the exact name
-# of a dense layer. A target that names the parameter is left alone. Here are the last parts of
-# names that PEFT rewrites, and what it takes a model type for. A type too many costs nothing: its
-# weights are then named by parameter, which any model allows. A type too few would train other
-# weights than planned.
+# of a dense layer; a target that names the parameter is left alone. These are the last parts of
+# names that it rewrites, and the model types. A type too many costs nothing, as any model allows
+# names of parameters; a type too few would train other weights than planned.
 REWRITTEN_LEAVES: dict[str, frozenset[str]] = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
     "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
@@ -40,35 +39,23 @@ LIKE_QWEN2_MOE = frozenset({
     "qwen3_omni_moe_thinker", "solar_open",
 })  # fmt: skip
 
-_KERNELS = frozenset({"out_proj"})
-_SCAN = frozenset({"dt_proj"})
-
 # Linear layers whose weight is read past an adapter, by model type: always (`dt_proj`, the router
 # of LongCat), in training mode (Gemma 3n), or where fast kernels are installed. PEFT refuses some
 # of these and trains others for nothing.
-_READ_PAST = {
-    "bamba": _KERNELS,
-    "falcon_h1": _KERNELS,
-    "falcon_mamba": _KERNELS | _SCAN | {"x_proj"},
-    "gemma3n": frozenset({"correction_coefs"}),
-    "gemma3n_text": frozenset({"correction_coefs"}),
-    "granitemoehybrid": _KERNELS,
-    "jamba": _SCAN,
-    "longcat_flash": frozenset({"classifier"}),
-    "mamba": _KERNELS | _SCAN | {"x_proj"},
-    "mamba2": _KERNELS,
-    "nemotron_h": _KERNELS,
-    "zamba2": _KERNELS,
+_READ_PAST: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("falcon_mamba", "mamba"), ("out_proj", "dt_proj", "x_proj")),
+    **dict.fromkeys(
+        ("bamba", "falcon_h1", "granitemoehybrid", "mamba2", "nemotron_h", "zamba2"), ("out_proj",)
+    ),
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), ("correction_coefs",)),
+    "jamba": ("dt_proj",),
+    "longcat_flash": ("classifier",),
 }
 
 
 def needs_parameter_name(plan: Plan, item: PlanModule) -> bool:
-    """Whether LoRA reaches a weight by the name of its parameter only, whatever its mode.
-
-    True for routers and experts, which are no linear layers, and for the linear layers whose
-    names PEFT would rewrite.
-    """
-    if item.form in ("parameter", "experts"):
+    """Whether LoRA reaches a weight by the name of its parameter only, whatever its mode."""
+    if item.form in ("parameter", "experts"):  # no linear layers
         return True
     model_type = plan.model.model_type
     like = "mixtral" if model_type in LIKE_MIXTRAL else "qwen2_moe"
@@ -83,10 +70,7 @@ def is_read_past(plan: Plan, item: PlanModule) -> bool:
 
 
 def full_name(item: PlanModule) -> str:
-    """Name of the module that PEFT copies to train a weight in full, whatever its mode.
-
-    For fused experts the module that holds them, with both of its tensors; else the module.
-    """
+    """Name of the module that PEFT copies to train a weight in full; of experts, their holder."""
     return item.parameter.rpartition(".")[0] if item.form == "experts" else item.module
 
 
@@ -96,11 +80,8 @@ def lora_name(plan: Plan, item: PlanModule) -> str:
 
 
 def pattern(name: str) -> str:
-    """A key of `rank_pattern` and `alpha_pattern` that matches one full name and no other.
-
-    The name is bound to its start: PEFT matches the ends of names otherwise.
-    """
-    return f"^{re.escape(name)}"
+    """A key of `rank_pattern` and `alpha_pattern` that matches one full name and no other."""
+    return f"^{re.escape(name)}"  # without `^` PEFT matches the ends of names
 
 
 def never_packed(plan: Plan) -> Iterator[tuple[str, str]]:
@@ -116,8 +97,7 @@ def skip_modules(plan: Plan) -> list[str]:
     """Modules to keep out of 4-bit and 8-bit loading, so that the plan can be put on the model.
 
     Pass them as `BitsAndBytesConfig(llm_int8_skip_modules=...)`, also when the adapter is loaded
-    again: a packed weight can neither be trained in full nor carry LoRA by parameter. The output
-    head comes last.
+    again: a packed weight can neither be trained in full nor carry LoRA by parameter.
     """
     heads = [item.module for item in plan.skipped if item.left_out == "output_head"]
     names = sorted({name for name, _ in never_packed(plan)} - {"lm_head", *heads})
@@ -131,14 +111,10 @@ def ties_weights(plan: Plan) -> bool:
 
 
 def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
-    """The fields of an `adapter_config.json` that carries the whole plan, with lists sorted.
+    """The fields of an `adapter_config.json` that carries a whole plan within PEFT's limits.
 
     Every name is a full one and every pattern matches one weight: PEFT matches the ends of names,
-    and would train more than the plan otherwise.
-
-    Args:
-        plan: A plan within PEFT's limits (`check_limits`).
-        model: Hub id or directory of the base model; `None` means the one that the plan names.
+    and would train more than the plan otherwise. `model` replaces the plan's base model.
     """
     adapters = sorted(plan.lora_modules, key=lambda item: item.module)
     targets = [item.module for item in adapters if not needs_parameter_name(plan, item)]
@@ -169,7 +145,6 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
         "fan_in_fan_out": bool(targets) and all(item.form == "conv1d" for item in adapters),
         "target_modules": targets if targets or parameters else NO_TARGETS,
         "target_parameters": parameters or None,
-        # Of fused experts the module that holds them.
         "modules_to_save": sorted({full_name(item) for item in plan.full}) or None,
         "rank_pattern": patterns["rank"],
         "alpha_pattern": patterns["alpha"],
@@ -191,6 +166,6 @@ def lora_config(plan: Plan, model: str | None = None) -> LoraConfig:
 
 
 def config_text(plan: Plan, model: str) -> str:
-    """The `adapter_config.json` of a plan with sorted keys, the same bytes for the same plan."""
+    """The `adapter_config.json` of a plan, the same bytes for the same plan."""
     config = adapter_config(plan, model)
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

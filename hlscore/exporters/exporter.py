@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
@@ -13,7 +13,7 @@ from pkgutil import iter_modules
 from textwrap import wrap
 from typing import Any
 
-from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan import Plan, PlanRates
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import adapter_config
 from hlscore.exporters.limits import Limits
@@ -29,16 +29,11 @@ FILL_IN = "FILL_IN"
 _FORMATS = "hlscore.exporters.formats"
 _COMMENT_WIDTH = 96
 _MOMENTUM = "momentum=0.9"
-# Values of `TrainingArguments.optim`.
+# Values of `optim` of transformers' Trainer.
 _OPTIMIZERS = {
-    "adamw": "adamw_torch",
-    "adamw8bit": "adamw_bnb_8bit",
-    "adafactor": "adafactor",
-    "lion": "lion_32bit",
-    "lion8bit": "lion_8bit",
-    "sgd": "sgd",
-    "sgd-momentum": "sgd",
-}
+    "adamw": "adamw_torch", "adamw8bit": "adamw_bnb_8bit", "adafactor": "adafactor",
+    "lion": "lion_32bit", "lion8bit": "lion_8bit", "sgd": "sgd", "sgd-momentum": "sgd",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +42,9 @@ class Export:
 
     plan: Plan  # a plan within the limits of the trainer
     model: str | None = None  # another base model: hub id or directory
-    # Learning rate of full modules; `None` means the plan's suggestion.
-    full_lr: float | None = None
-    lora_lr: float | None = None  # learning rate of adapters; `None` means the plan's suggestion
-    # Do not warn of a base model whose weights are not those of the plan.
-    allow_other_weights: bool = False
+    full_lr: float | None = None  # learning rate of full modules; else the plan's suggestion
+    lora_lr: float | None = None  # learning rate of adapters; else the plan's suggestion
+    allow_other_weights: bool = False  # do not warn of weights that are not those of the plan
 
     @cached_property
     def base(self) -> str:
@@ -80,15 +73,13 @@ class Export:
         objective = self.plan.provenance.probes.objective
         return "sft" if objective == "none" else objective
 
-    def rates(self, method: str | None = None) -> tuple[float, float]:
-        """Learning rates of full modules and adapters.
+    def suggested(self, method: str) -> PlanRates:
+        """The plan's learning rates, or the usual ones where it was made for another loss."""
+        return self.plan.learning_rates if method == self.loss else suggested_rates(method)
 
-        Those given, else the plan's, else what is usual for `method` where the plan was made for
-        another loss.
-        """
-        rates = self.plan.learning_rates
-        if method not in (None, self.loss):
-            rates = suggested_rates(method)
+    def rates(self, method: str | None = None) -> tuple[float, float]:
+        """Learning rates of full modules and adapters: those given, else those suggested."""
+        rates = self.suggested(method or self.loss)
         return self.full_lr or rates.full.value, self.lora_lr or rates.lora.value
 
     def one_rate(self, method: str | None = None) -> float:
@@ -102,25 +93,19 @@ class Export:
             return min(full, lora)
         return full if self.plan.full else lora
 
-    def rate_source(self, method: str) -> str:
-        """Where suggested rates come from."""
-        of_plan = method == self.loss
-        return (self.plan.learning_rates if of_plan else suggested_rates(method)).full.source
-
     @property
-    def optimizer(self) -> tuple[str, str | None]:
+    def optimizer(self) -> dict[str, str | None]:
         """The plan's optimizer as `optim` and `optim_args` of transformers' Trainer."""
         name = self.plan.memory.optimizer
-        return _OPTIMIZERS[name], _MOMENTUM if name == "sgd-momentum" else None
+        momentum = _MOMENTUM if name == "sgd-momentum" else None
+        return {"optim": _OPTIMIZERS[name], "optim_args": momentum}
 
     @property
     def training_fields(self) -> dict[str, object]:
         """Arguments of transformers' Trainer, for trainers that have one learning rate."""
-        optimizer, optimizer_args = self.optimizer
         return {
             "learning_rate": self.one_rate(),
-            "optim": optimizer,
-            "optim_args": optimizer_args,
+            **self.optimizer,
             "lr_scheduler_type": "cosine",
             "per_device_train_batch_size": self.plan.memory.train_batch,
             "gradient_accumulation_steps": 1,
@@ -129,10 +114,7 @@ class Export:
 
     @property
     def counts_whole_conversations(self) -> bool:
-        """Whether the probed loss is on every token of conversations.
-
-        TRL's default; other trainers count the assistant's alone unless told otherwise.
-        """
+        """Whether the probed loss is on every token of conversations, which is TRL's default."""
         probes = self.plan.provenance.probes
         return probes.format == "messages" and probes.loss_on == "all"
 
@@ -159,15 +141,13 @@ class Exporter:
     name: str  # name on the command line; the file has the same, with `_` for `-`
     summary: str  # one line for `--list`: which files come out, and who reads them
     limits: Limits  # what the trainer can express; checked before `files` is called
-    # Texts or writers of the files of a plan that is within the limits, by name. Equal plans and
-    # settings give equal bytes.
+    # Texts or writers of the files by name. Equal plans and settings give equal bytes.
     files: Callable[[Export], Mapping[str, str | Writer]]
     folder: bool = False  # whether `--out` is a folder, not the one file
     usage: str = ""  # the command or code that uses the result; `{out}` stands for its path
     # What the reader has to set or know besides, where it does not follow from the limits.
     remarks: Callable[[Export], Iterable[str]] = lambda export: ()  # noqa: ARG005
-    # Losses that the files are for; empty where the trainer is told later.
-    methods: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()  # losses that the files are for; empty: the trainer is told later
 
     def notes(self, export: Export) -> tuple[str, ...]:
         """What the reader has to set or know besides."""
@@ -192,7 +172,7 @@ class Exporter:
                 f"bfloat16 small learning rates are lost. Load it in float32{export.float32_base} "
                 "or upcast what is trained, as hlscore.training.apply does."
             )
-        if limits.optimizer and export.optimizer[1]:
+        if limits.optimizer and export.optimizer["optim_args"]:
             found.append(
                 f"SGD's momentum is set by optim_args ({_MOMENTUM}), which transformers up to 5.0 "
                 "ignores."
@@ -241,11 +221,12 @@ def origin(plan: Plan, limits: Limits) -> tuple[str, ...]:
     return tuple(map(visible, lines))
 
 
-def heading(plan: Plan, limits: Limits, lines: Iterable[str] = ()) -> str:
+def heading(plan: Plan, limits: Limits, lines: Sequence[str] = ()) -> str:
     """The origin of a file, and lines below it, as a folded comment of YAML, TOML or Python."""
+    below = ["", *map(visible, lines)] if lines else []
     folded = (
         part
-        for line in (*origin(plan, limits), *map(visible, lines))
+        for line in (*origin(plan, limits), *below)
         for part in wrap(line, _COMMENT_WIDTH, break_long_words=False) or [""]
     )
     return "".join(f"# {part}\n" if part else "#\n" for part in folded)

@@ -37,9 +37,9 @@ SEED_ADAPTER = (
 _SHOWN = 3
 _UNPACKED = "Plan again with --base 16."
 
-# Parameters beside the experts' weights that are trained with them, as biases are everywhere.
-_BESIDE = ("not_linear", "custom")
-
+# Which limit is broken: how a module is trained, a tied weight, a name that matches others too,
+# experts that can only be trained together, a weight that is read without its adapter, the number
+# of ranks, or the plan as a whole.
 FaultKind = Literal["mode", "tied", "name", "experts", "read_past", "ranks", "whole"]
 
 
@@ -69,10 +69,8 @@ class Limits:
     unties: bool = False  # whether it unties a tied embedding that is trained in full
     upcasts: bool = True  # whether it trains full modules of a 16-bit model in float32
     rates: Literal[0, 1, 2] = 2  # how many learning rates it reads from the file
-    # Whether it reads the optimizer from the file, as transformers' Trainer does.
-    optimizer: bool = False
-    # Whether it can carry the whole plan by starting from a seed adapter.
-    starts_from_adapter: bool = False
+    optimizer: bool = False  # whether it reads transformers' `optim` and `optim_args` from the file
+    starts_from_adapter: bool = False  # whether it can carry the whole plan by a seed adapter
     experimental: bool = False  # whether no test of hlscore has run the files with the trainer
 
 
@@ -83,34 +81,26 @@ PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
 class Fault:
     """Something in a plan that a trainer cannot do."""
 
-    # Which limit is broken: how a module is trained, a tied weight, a name that matches others too,
-    # experts that can only be trained together, a weight that is read without its adapter, the
-    # number of ranks, or the plan as a whole.
     kind: FaultKind
-    # Full names of the modules that it is about; empty for the plan as a whole.
-    modules: tuple[str, ...]
+    modules: tuple[str, ...]  # full names; empty for the plan as a whole
     reason: str  # what cannot be done and why, in one sentence
-    # What is nearest to it and can be done; empty where nothing is.
-    changes: tuple[Change, ...] = ()
+    changes: tuple[Change, ...] = ()  # the nearest that can be done; empty where nothing is
     way_out: str = ""  # what to do where no change of the plan helps
 
 
 def faults(plan: Plan, limits: Limits) -> list[Fault]:
     """Everything in a plan that a trainer cannot do, the faults of single modules first."""
     case = _Case(plan, limits)
-    of_modules = [fault for item in plan.modules for fault in case.of_module(item)]
-    experts = case.half_full_experts() if limits.peft else ()
-    return [*of_modules, *experts, *case.of_ranks(), *case.of_base_weights(), *case.of_whole()]
+    return [*(fault for item in plan.modules for fault in case.of_module(item)), *case.of_plan()]
 
 
 def check_limits(plan: Plan, limits: Limits) -> None:
     """Refuse a plan that a trainer cannot run."""
-    found = faults(plan, limits)
-    if found:
-        raise refusal(found, limits)
+    if found := faults(plan, limits):
+        raise _refusal(found, limits)
 
 
-def refusal(found: list[Fault], limits: Limits) -> ExportError:
+def _refusal(found: list[Fault], limits: Limits) -> ExportError:
     """The error for a plan that a trainer cannot run, with the first reasons and the way out."""
     shown = " ".join(fault.reason for fault in found[:_SHOWN])
     more = f" And {len(found) - _SHOWN} more." if len(found) > _SHOWN else ""
@@ -145,7 +135,7 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
                 changes |= {change.module: change for change in fault.changes}
                 settled.setdefault(fault.kind, []).append(fault)
         if not changes:
-            raise refusal(found, limits)
+            raise _refusal(found, limits)
         current = revise(current, changes.values())
     if not settled:
         return plan, ()
@@ -162,9 +152,9 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     ranks, sentences = settled.pop("ranks", []), []
     for of_kind in settled.values():
         for fault in of_kind[:_SHOWN]:
-            names = [change.module for change in fault.changes]
-            shown = "; ".join(now[name] for name in names[:_SHOWN])
-            more = f"; and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            shown = "; ".join(now[change.module] for change in fault.changes[:_SHOWN])
+            left = len(fault.changes) - _SHOWN
+            more = f"; and {left} more" if left > 0 else ""
             sentences.append(f"{fault.reason} Now {shown}{more}.")
         if len(of_kind) > _SHOWN:
             sentences.append(f"And {len(of_kind) - _SHOWN:,} more like these.")
@@ -220,8 +210,8 @@ class _Case:
                 f"LoRA on {name} would have no effect: {plan.model.model_type} models or their "
                 "kernels read the weight without the adapter.",
             )
-        if other := self._longer(f".{lora_name(plan, item)}"):
-            yield "name", _matches_too(item, other)
+        if reason := self._matches_too(item, f".{lora_name(plan, item)}"):
+            yield "name", reason
         # LoRA on a parameter wraps the module that owns it: names inside it change, and the
         # wrapper takes its input by position only.
         owner = _owner(item)
@@ -253,8 +243,8 @@ class _Case:
                 "only embed_tokens and lm_head tied."
             )
             yield Fault("tied", names, reason, frozen)
-        if other := self._longer(full_name(item)):
-            yield Fault("name", names, _matches_too(item, other), frozen)
+        if reason := self._matches_too(item, full_name(item)):
+            yield Fault("name", names, reason, frozen)
         start = f"{full_name(item)}."
         for inner in _starting(self._modules, start):
             # The tensors of fused experts lie side by side in one module, with their biases.
@@ -266,15 +256,20 @@ class _Case:
                 yield Fault("name", names, reason, (self._lower(item),))
                 break
 
-    def half_full_experts(self) -> Iterator[Fault]:
-        """Experts of which only some are full: PEFT copies the module that holds all of them."""
-        experts = [item for item in self.plan.modules if item.form == "experts"]
+    def of_plan(self) -> Iterator[Fault]:
+        """What the trainer cannot do with several modules, or with the plan as a whole."""
+        plan, limits, trainer = self.plan, self.limits, self.limits.trainer
+
+        # Experts of which only some are full: PEFT copies the module that holds all of them.
+        experts = [item for item in plan.modules if item.form == "experts" and limits.peft]
         for holder in sorted({_owner(item) for item in experts if item.mode == "full"}):
             inside = [item for item in experts if _owner(item) == holder]
             full = [item for item in inside if item.mode == "full"]
-            others = [item.module for item in inside if item.mode != "full"] + [
-                item.module for item in self.plan.skipped
-                if _owner(item) == holder and item.left_out not in _BESIDE
+            others = [item.module for item in inside if item.mode != "full"]
+            # Parameters beside the weights, such as biases, are trained with them anyway.
+            others += [
+                item.module for item in plan.skipped
+                if _owner(item) == holder and item.left_out not in ("not_linear", "custom")
             ]  # fmt: skip
             if others:
                 rank = next((item.rank for item in inside if item.mode == "lora"), None)
@@ -286,48 +281,43 @@ class _Case:
                     tuple(self._lower(item, rank) for item in full),
                 )
 
-    def of_ranks(self) -> Iterator[Fault]:
-        """Several ranks where the trainer has one."""
-        adapters = self.plan.lora_modules
-        if not self.limits.ranks and len({item.rank for item in adapters}) > 1:
-            rank = common_rank(self.plan)
+        adapters = plan.lora_modules
+        if not limits.ranks and len({item.rank for item in adapters}) > 1:
+            rank = common_rank(plan)
             names = tuple(item.module for item in adapters if item.rank != rank)
             changes = tuple(Change(module=name, mode="lora", rank=rank) for name in names)
-            reason = f"{self.limits.trainer} has one LoRA rank for all modules."
-            yield Fault("ranks", names, reason, changes)
+            yield Fault("ranks", names, f"{trainer} has one LoRA rank for all modules.", changes)
 
-    def of_base_weights(self) -> Iterator[Fault]:
-        """Packed weights that cannot be trained, and tied ones that would be untied."""
-        limits, bits = self.limits, self.plan.memory.base_bits
+        # Packed weights that cannot be trained, and tied ones that would be untied.
+        bits = plan.memory.base_bits
         if bits not in limits.bits:
-            reason = f"{limits.trainer} trains on weights of 16 bits only."
+            reason = f"{trainer} trains on weights of 16 bits only."
             yield Fault("whole", (), reason, way_out=_UNPACKED)
         elif bits in limits.packs:
-            for module, what in never_packed(self.plan):
+            for module, what in never_packed(plan):
                 reason = (
-                    f"{limits.trainer} packs every linear layer into {bits} bits, also "
-                    f"'{module}', which is to be {what}."
+                    f"{trainer} packs every linear layer into {bits} bits, also '{module}', which "
+                    f"is to be {what}."
                 )
                 yield Fault("mode", (module,), reason, way_out=_UNPACKED)
-        if limits.unties and ties_weights(self.plan):
-            reason = f"{limits.trainer} would untie the embedding that the plan trains in full."
+        if limits.unties and ties_weights(plan):
+            reason = f"{trainer} would untie the embedding that the plan trains in full."
             yield Fault("tied", (), reason, way_out=SEED_ADAPTER)
 
-    def of_whole(self) -> Iterator[Fault]:
-        """Plans of one mode that the trainer cannot run, and those that train nothing."""
-        plan, limits = self.plan, self.limits
-        if not plan.full and not plan.lora_modules:
+        # Plans of one mode that the trainer cannot run, and those that train nothing.
+        if not plan.full and not adapters:
             if limits.peft or not (limits.full and limits.lora):
                 yield Fault("whole", (), "The plan trains nothing.")
-        elif not plan.lora_modules and not limits.only_full:
+        elif not adapters and not limits.only_full:
             # The module of the lowest score that can have LoRA; one that was asked for last.
             order = sorted(plan.full, key=lambda item: (item.locked, -item.position))
             lower = [change for change in map(self._lower, order) if change.mode == "lora"]
-            reason = f"{limits.trainer} cannot run a plan without LoRA."
+            reason = f"{trainer} cannot run a plan without LoRA."
             yield Fault("whole", (), reason, tuple(lower[:1]))
         elif not plan.full and not limits.only_lora:
-            reason = f"{limits.trainer} cannot run a plan without modules trained in full."
-            yield Fault("whole", (), reason)
+            yield Fault(
+                "whole", (), f"{trainer} cannot run a plan without modules trained in full."
+            )
 
     def _lower(self, item: PlanModule, rank: int | None = None) -> Change:
         """The nearest thing below full fine-tuning of a module."""
@@ -337,17 +327,14 @@ class _Case:
             rank = default_rank(self.plan)
         return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)
 
-    def _longer(self, end: str) -> str:
-        """The first name that ends in a text and is longer."""
+    def _matches_too(self, item: PlanModule, end: str) -> str:
+        """Why a name cannot be used alone: PEFT matches the ends of names; empty if it can."""
         found = (name[::-1] for name in _starting(self._reversed, end[::-1]))
-        return next((name for name in found if len(name) > len(end)), "")
-
-
-def _matches_too(item: PlanModule, other: str) -> str:
-    return (
-        f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and '{other}' "
-        "ends like it."
-    )
+        other = next((name for name in found if len(name) > len(end)), "")
+        return other and (
+            f"'{item.module}' cannot be trained alone: PEFT matches the ends of names, and "
+            f"'{other}' ends like it."
+        )
 
 
 def _owner(item: PlanModule | PlanSkipped) -> str:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import torch
 
 from hlscore.agreement.measures import kendall
 from hlscore.artifacts.plan import Plan
+from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.flow.updates import Moved
+from hlscore.inputs.examples import read_examples
+from hlscore.inputs.hub import find_adapter
+from hlscore.inputs.model import load_model
+from hlscore.probes.encode import encode
+from hlscore.probes.losses import counted_tokens, example_sums
 from hlscore.records import ScoreReport
+from hlscore.settings import DataSettings, ModelSettings
 
 _HARDLY = 0.1
 
@@ -80,3 +89,50 @@ def audit_of(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan | N
             ],
         }
     return Audit(report=report, movements=movements, groups=groups, against=against)
+
+
+class HeldOutLosses(TypedDict):
+    """Losses on the same held-out data."""
+
+    source: str  # of the data
+    examples: int
+    losses: dict[str, float]  # by name, that of the `base` model first; nats per counted token
+
+
+def held_out_losses(
+    base: ModelSettings, data: DataSettings, runs: Mapping[str, str]
+) -> HeldOutLosses:
+    """The loss of a base model and of its trainings, PEFT adapters or whole models by name."""
+    examples = read_examples(data, seed=0)
+    loaded = load_model(base)
+    probes = encode(
+        examples, loaded.tokenizer, loaded.model, max_length=data.max_length, groups=2, seed=0
+    )
+
+    def loss(model: torch.nn.Module) -> float:
+        sums = example_sums(model.eval(), probes.sequences, probes.pad_token_id, batch_size=16)
+        return sum(sums) / counted_tokens(probes.sequences)
+
+    losses = {"base": loss(loaded.model)}
+    for name, run in runs.items():
+        named = replace(base, model=run, revision=None)
+        folder = find_adapter(named)
+        if folder is None:
+            losses[name] = loss(load_model(named).model)
+            continue
+        try:
+            from peft import PeftModel
+        except ImportError as error:
+            raise UsageError(
+                "Adapters are loaded with PEFT, which is not installed.",
+                hint="Run pip install 'hlscore[peft]', or remove --data.",
+            ) from error
+        try:
+            wrapped = PeftModel.from_pretrained(loaded.model, folder)
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            raise ModelError(f"PEFT cannot load '{run}': {first_line(error)}") from error
+        losses[name] = loss(wrapped)
+        del wrapped
+        # Copies of modules stay in a model that PEFT unloads: the next one starts anew.
+        loaded = load_model(base)
+    return {"source": str(data.data), "examples": len(probes.sequences), "losses": losses}

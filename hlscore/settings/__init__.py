@@ -24,6 +24,7 @@ from hlscore.settings.option import (
     arguments,
     build,
     changed,
+    parts_of,
     setting_of,
     settings_in,
 )
@@ -53,5 +54,5 @@ __all__ = [
     "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
     "Objective", "ObjectiveSettings", "Optimizer", "Option", "PaddingSide", "PlanSettings",
     "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
-    "changed", "parse_limit", "parse_ranks", "setting_of", "settings_in",
+    "changed", "parse_limit", "parse_ranks", "parts_of", "setting_of", "settings_in",
 ]  # fmt: skip

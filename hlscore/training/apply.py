@@ -6,14 +6,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
-from hlscore.checks.model_fit import differences
+from hlscore.checks.fit import differences
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
@@ -25,7 +25,7 @@ from hlscore.settings import CandidateSettings
 from hlscore.training.groups import check_trainables
 
 if TYPE_CHECKING:
-    from peft import LoraConfig, PeftModel
+    from peft import PeftModel
 
 __all__ = ["apply", "check_model", "skip_modules", "upcast"]
 
@@ -71,7 +71,9 @@ def apply(
         )
     check_model(model, plan, allow_other_weights=allow_other_weights)
     check_limits(plan, PEFT_LIMITS)
-    config = lora_config(plan)
+    config = lora_config(plan)  # refuses where PEFT is missing
+    import peft
+
     for name, what in never_packed(plan):
         if is_packed_linear(model.get_submodule(name)):
             raise ModelError(
@@ -87,8 +89,24 @@ def apply(
             f"it fails without the plan, too ({first_line(failure)}).",
             stacklevel=2,
         )
+    config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
     with _restored_on_error(model):
-        wrapped = _wrap(model, plan, config, adapter_name)
+        try:
+            with warnings.catch_warnings():
+                for message in _GROUNDLESS:
+                    warnings.filterwarnings("ignore", message=message)
+                wrapped: Any = peft.get_peft_model(
+                    model,
+                    config,
+                    adapter_name=adapter_name,
+                    autocast_adapter_dtype=plan.memory.master == "fp32",
+                )
+        except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
+            raise ModelError(
+                f"PEFT cannot put the plan on this model: {first_line(error)}"
+            ) from error
+        # Readers of a saved adapter need a name, and a model that was never saved has none.
+        config.base_model_name_or_path = getattr(model, "name_or_path", "") or plan.model.name
         if plan.memory.master == "fp32":
             upcast(wrapped)
         check_trainables(wrapped, plan, adapter_name=adapter_name)
@@ -100,7 +118,7 @@ def apply(
                 hint=f"Plan again with --lock '{place}=frozen', or pass try_forward=False to "
                 "apply.",
             ) from failure
-    return wrapped
+    return cast("PeftModel", wrapped)
 
 
 def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool = False) -> None:
@@ -110,9 +128,8 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
     """
     found = find_modules(model, CandidateSettings())
     candidates = candidates_of(found)
-    other = structure_hash(candidates) != plan.model.fingerprint.structure
     differing = [item.message for item in differences(found, plan)]
-    if other and not differing:
+    if not differing and structure_hash(candidates) != plan.model.fingerprint.structure:
         differing = ["its candidate modules are not those of the plan"]
     if differing:
         more = len(differing) - _SHOWN
@@ -137,28 +154,6 @@ def upcast(model: PeftModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.itemsize < 4:
             parameter.data = parameter.data.float()
-
-
-def _wrap(model: PreTrainedModel, plan: Plan, config: LoraConfig, adapter_name: str) -> PeftModel:
-    import peft
-
-    config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
-    try:
-        with warnings.catch_warnings():
-            for message in _GROUNDLESS:
-                warnings.filterwarnings("ignore", message=message)
-            wrapped: Any = peft.get_peft_model(
-                model,
-                config,
-                adapter_name=adapter_name,
-                autocast_adapter_dtype=plan.memory.master == "fp32",
-            )
-    except (ValueError, TypeError, RuntimeError, NotImplementedError, AttributeError) as error:
-        raise ModelError(f"PEFT cannot put the plan on this model: {first_line(error)}") from error
-    # Readers of a saved adapter need a name, and a model that was never saved has none.
-    config.base_model_name_or_path = getattr(model, "name_or_path", "") or plan.model.name
-    found: PeftModel = wrapped
-    return found
 
 
 def _try_tokens(model: PreTrainedModel | PeftModel) -> tuple[Exception | None, str]:

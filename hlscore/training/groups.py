@@ -86,12 +86,10 @@ def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None =
     by_module = expected_trainables(model, plan, adapter_name=adapter_name)
     planned = {name for names in by_module.values() for name in names}
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    differing = {"are missing": planned - trained, "train unplanned": trained - planned}
     parts = [
         f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
-        for what, names in (
-            ("are missing", planned - trained), ("train unplanned", trained - planned)
-        )
-        if names
+        for what, names in differing.items() if names
     ]  # fmt: skip
     if parts:
         raise ModelError(
@@ -116,20 +114,12 @@ def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None =
 def expected_trainables(
     model: PeftModel, plan: Plan, *, adapter_name: str | None = None
 ) -> dict[str, tuple[str, ...]]:
-    """The parameters that should train each planned module, by the module's full name.
+    """Names of the parameters that should train each planned module, by the module's full name.
 
     Only names and modules are looked at, not `requires_grad`. Modules in full count with all
     that PEFT copies, weight and bias; fused experts in full share both tensors, their biases and
     norms; frozen modules have none. A parameter that the model lacks is named all the same, so
     that it can be missed; one that is tied goes by its first name.
-
-    Args:
-        model: The model, wrapped for the plan.
-        plan: The plan.
-        adapter_name: Name of the adapter; `None` means the active one.
-
-    Returns:
-        Names as in `model.named_parameters()`.
     """
     adapter = adapter_name or str(model.active_adapter)
     modules = dict(model.named_modules())
@@ -141,7 +131,7 @@ def expected_trainables(
     found = {}
     for item in plan.modules:
         holder, _, leaf = item.parameter.rpartition(".")
-        names: list[str] = []
+        place, names = f"{_PREFIX}{item.module}", []
         if item.mode == "full":
             place = f"{_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
             copy = modules.get(place)
@@ -149,10 +139,8 @@ def expected_trainables(
             leaves = [leaf] if copy is None else [name for name, _ in copy.named_parameters()]
             names = [f"{place}.{name}" for name in leaves]
         elif item.mode == "lora" and item.form == "embedding":
-            place = f"{_PREFIX}{item.module}.lora_embedding"
-            names = [f"{place}_{half}.{adapter}" for half in "AB"]
+            names = [f"{place}.lora_embedding_{half}.{adapter}" for half in "AB"]
         elif item.mode == "lora":
-            place = f"{_PREFIX}{item.module}"
             if needs_parameter_name(plan, item):
                 # PEFT nests one wrapper per parameter of a module, the later ones outside.
                 place = wrapper = f"{_PREFIX}{holder}"

@@ -58,7 +58,15 @@ def merge(model: PeftModel, *, dtype: torch.dtype | str | None = None) -> PreTra
     for name, module in merged.named_modules():
         if isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
             raise UsageError(f"PEFT left an adapter at '{name}'.")
-    _settle_ties(merged)
+
+    # The configuration says what is true of the embeddings, now that copies replaced them.
+    text, head = merged.config.get_text_config(), merged.get_output_embeddings()
+    if getattr(text, "tie_word_embeddings", False) and head is not None:
+        if head.weight.equal(merged.get_input_embeddings().weight):
+            merged.tie_weights()
+        else:
+            text.tie_word_embeddings = merged.config.tie_word_embeddings = False
+
     if wanted is not None:
         merged.to(wanted)
     if any(getattr(module, "gradient_checkpointing", False) for module in merged.modules()):
@@ -82,21 +90,31 @@ def _merge_layers(model: PeftModel, wanted: torch.dtype | None) -> dict[str, lis
     """Add adapters to their weights and round them and trained copies, one layer at a time.
 
     Returns:
-        Of full modules and adapters, for each weight that was rounded: what is left of its change.
+        For full modules and adapters, the share of each rounded weight's change that is left: the
+        projection of what is left on the change.
     """
     import torch
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import ModulesToSaveWrapper
 
-    copies: list[float] = []
-    adapters: list[float] = []
+    kept: dict[str, list[float]] = {"full modules": [], "adapters": []}
+
+    def convert(kind: str, parameter: torch.nn.Parameter, weight: torch.Tensor) -> None:
+        exact = parameter.data
+        parameter.data = exact.to(wanted or weight.dtype)
+        if parameter.dtype == exact.dtype:
+            return
+        start = weight.to(exact.device).float()
+        change = exact.float() - start
+        if energy := float(change.square().sum()):
+            kept[kind].append(float(((parameter.data.float() - start) * change).sum()) / energy)
+
     for module in list(model.modules()):
         if isinstance(module, ModulesToSaveWrapper):
             originals = dict(module.original_module.named_parameters())
             for copy in module.modules_to_save.values():
                 for name, parameter in copy.named_parameters():
-                    weight = originals[name].data
-                    copies += _rounded(parameter, weight, wanted or weight.dtype)
+                    convert("full modules", parameter, originals[name].data)
         elif isinstance(module, BaseTunerLayer):
             base = module.get_base_layer()
             before = {name: item.data for name, item in base.named_parameters(recurse=False)}
@@ -105,36 +123,5 @@ def _merge_layers(model: PeftModel, wanted: torch.dtype | None) -> dict[str, lis
                     parameter.data = parameter.data.float()
             module.merge(safe_merge=False)
             for name, parameter in base.named_parameters(recurse=False):
-                adapters += _rounded(parameter, before[name], wanted or before[name].dtype)
-    return {"full modules": copies, "adapters": adapters}
-
-
-def _rounded(
-    parameter: torch.nn.Parameter, weight: torch.Tensor, dtype: torch.dtype
-) -> list[float]:
-    """Give a parameter another dtype; how much of its change against the base weight is left.
-
-    Returns:
-        The share: the projection of what is left on the change. Empty if nothing was rounded, or
-        nothing has changed.
-    """
-    exact = parameter.data
-    parameter.data = exact.to(dtype)
-    if parameter.dtype == exact.dtype:
-        return []
-    start = weight.to(exact.device).float()
-    change = exact.float() - start
-    energy = float(change.square().sum())
-    return [float(((parameter.data.float() - start) * change).sum()) / energy] if energy else []
-
-
-def _settle_ties(model: Any) -> None:
-    """Make the configuration say what is true of the embeddings, now that copies replaced them."""
-    text = model.config.get_text_config()
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
-    if not getattr(text, "tie_word_embeddings", False) or head is None:
-        return
-    if head.weight.equal(embedding.weight):
-        model.tie_weights()
-    else:
-        text.tie_word_embeddings = model.config.tie_word_embeddings = False
+                convert("adapters", parameter, before[name])
+    return kept

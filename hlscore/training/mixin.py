@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 # What a log calls the rates, by the groups that have them.
 _RATES = {
-    FULL: "learning_rate_full",
-    FULL_NO_DECAY: "learning_rate_full",
-    LORA: "learning_rate_lora",
-}
+    FULL: "learning_rate_full", FULL_NO_DECAY: "learning_rate_full", LORA: "learning_rate_lora",
+}  # fmt: skip
 
 
 class HybridTrainerMixin:
@@ -36,10 +34,9 @@ class HybridTrainerMixin:
     groups for full modules and for adapters.
 
     Args:
-        *args: What the trainer takes.
+        *args: What the trainer takes, as in `**kwargs`; its `learning_rate` is not used.
         plan: The plan, or the path of a `plan.json`.
         full_lr: Learning rate of what is trained in full; `None` means the plan's suggestion.
-            `learning_rate` of the training arguments is not used.
         lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
         weight_decay: Weight decay; `None` means that of the training arguments.
         full_weight_decay: Weight decay of what is trained in full; `None` means the same.
@@ -79,7 +76,21 @@ class HybridTrainerMixin:
         if self.plan.memory.master == "fp32":
             upcast(self.model)
         check_trainables(self.model, self.plan)
-        self._check_precision()
+
+        autocast = self.args.bf16 or self.args.fp16
+        parameters = list(self.model.parameters())
+        short = any(item.itemsize == 2 for item in parameters)
+        in_float32 = any(item.requires_grad and item.itemsize == 4 for item in parameters)
+        if short and in_float32 and not autocast:
+            raise UsageError(
+                "The model is held in 16 bits and what is trained in float32, which need autocast.",
+                hint="Set bf16=True in the training arguments.",
+            )
+        if getattr(self.args, "use_transformers_continuous_batching", False) and autocast:
+            raise UsageError(
+                "Continuous batching rounds the trained weights to 16 bits at every generation.",
+                hint="Set use_transformers_continuous_batching=False.",
+            )
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The optimizer that the training arguments name, with the groups of the plan."""
@@ -157,23 +168,3 @@ class HybridTrainerMixin:
             raise UsageError(f"Cannot apply a plan to a {type(model).__name__}.")
         model = apply(model, self.plan, allow_other_weights=allow_other_weights)
         return ((model, *args[1:]), kwargs) if args else (args, {**kwargs, "model": model})
-
-    def _check_precision(self) -> None:
-        import torch
-
-        autocast = self.args.bf16 or self.args.fp16
-        parameters = list(self.model.parameters())
-        short = any(item.dtype in (torch.float16, torch.bfloat16) for item in parameters)
-        held_in_float32 = any(
-            item.requires_grad and item.dtype == torch.float32 for item in parameters
-        )
-        if short and held_in_float32 and not autocast:
-            raise UsageError(
-                "The model is held in 16 bits and what is trained in float32, which need autocast.",
-                hint="Set bf16=True in the training arguments.",
-            )
-        if getattr(self.args, "use_transformers_continuous_batching", False) and autocast:
-            raise UsageError(
-                "Continuous batching rounds the trained weights to 16 bits at every generation.",
-                hint="Set use_transformers_continuous_batching=False.",
-            )

@@ -21,9 +21,8 @@ from hlscore.scores.stratified import stratified_scores
 
 Row = TypeVar("Row", bound=Matrix)
 
-LORA, MATCHED, RANDOM, LARGEST, PLAN, FULL = (
-    "lora", "matched", "random", "largest", "plan", "full",
-)  # fmt: skip
+LORA, MATCHED, RANDOM, LARGEST = "lora", "matched", "random", "largest"
+PLAN, FULL = "plan", "full"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,10 +76,15 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
         arms[RANDOM] = {seed: _dealt(plan, seed) for seed in seeds}
     else:
         budget = plan.totals.full_params
-        drawn = {seed: drawn_modules(rows, seed=seed, params=budget) for seed in seeds}
-        arms[RANDOM] = {seed: _with_full(lora, names) for seed, names in drawn.items()}
-        largest = _filling(rows, by_size(rows, plan.provenance.seed), budget)
-        arms[LARGEST] = dict.fromkeys(seeds, _with_full(lora, largest))
+
+        def with_full(modules: Iterable[str]) -> Plan:
+            return revise(lora, [Change(module=name, mode="full") for name in modules])
+
+        arms[RANDOM] = {
+            seed: with_full(drawn_modules(rows, seed=seed, params=budget)) for seed in seeds
+        }
+        largest = with_full(_filling(rows, by_size(rows, plan.provenance.seed), budget))
+        arms[LARGEST] = dict.fromkeys(seeds, largest)
     arms[PLAN] = dict.fromkeys(seeds, plan)
     if full:
         arms[FULL] = dict.fromkeys(seeds, _uniform(plan, "full", plan.lora.rank))
@@ -112,23 +116,16 @@ def _units(rows: Sequence[Row]) -> list[list[Row]]:
 
 def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
     """The same for every module, but frozen where the loss never reaches or LoRA cannot be."""
-    frozen = {item.module for item in plan.modules if item.unreached}
-    if mode == "lora":
-        frozen |= tied_modules(plan.skipped)
-    modes: dict[str, Mode] = dict.fromkeys(frozen, "frozen")
-    made = revise(
-        plan,
-        (Change(module=item.module, mode=modes.get(item.module, mode), rank=rank)
-         for item in plan.modules),
-    )  # fmt: skip
+    tied = tied_modules(plan.skipped) if mode == "lora" else ()
+    changes: list[Change] = []
+    for item in plan.modules:
+        frozen = item.unreached or item.module in tied
+        changes.append(Change(module=item.module, mode="frozen" if frozen else mode, rank=rank))
+    made = revise(plan, changes)
     lora = plan.lora.model_copy(
         update={"rank": rank, "alpha": plan.lora.alpha_at(rank), "ranks": []}
     )
     return made.model_copy(update={"lora": lora})
-
-
-def _with_full(plan: Plan, modules: Iterable[str]) -> Plan:
-    return revise(plan, [Change(module=name, mode="full") for name in modules])
 
 
 def _dealt(plan: Plan, seed: int) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,10 +53,16 @@ def compare_arms(
     tokens = np.array(counts, dtype=np.float64)
     # Loss per counted token of each arm, of all data first and then of the resamples.
     drawn: dict[str, list[float]] = {name: [] for name in tables}
-    for rows, weights in _resamples(seeds, examples, np.random.default_rng(seed)):
+    rng = np.random.default_rng(seed)
+    rows: NDArray[Any] = np.arange(seeds)
+    weights = np.ones(examples)
+    for _ in range(1 + RESAMPLES):
         total = float(tokens @ weights) * seeds
         for name, table in tables.items():
             drawn[name].append(float(table[rows].sum(axis=0) @ weights) / total)
+        rows = rng.integers(seeds, size=(seeds,))
+        places = rng.integers(examples, size=examples)
+        weights = np.bincount(places, minlength=examples).astype(np.float64)
     losses = {name: np.array(values) for name, values in drawn.items()}
     gap = losses[LORA] - losses[FULL] if FULL in losses else None
     if gap is not None and not _interval(gap).low > 0:
@@ -72,16 +78,6 @@ def compare_arms(
         )
         for name, own in losses.items()
     }
-
-
-def _resamples(
-    seeds: int, examples: int, rng: np.random.Generator
-) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
-    """Rows and weights of examples: all data, then resamples."""
-    yield np.arange(seeds), np.ones(examples)
-    for _ in range(RESAMPLES):
-        rows, places = rng.integers(seeds, size=seeds), rng.integers(examples, size=examples)
-        yield rows, np.bincount(places, minlength=examples).astype(np.float64)
 
 
 def _interval(values: NDArray[np.float64]) -> Interval:

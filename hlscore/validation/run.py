@@ -21,6 +21,7 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
+from hlscore.probes.losses import counted_tokens
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import ObjectiveSettings, ValidateSettings
@@ -35,7 +36,6 @@ from hlscore.validation.training import (
     Outcome,
     Training,
     Trial,
-    counted_tokens,
     train,
 )
 from hlscore.validation.verdict import verdict
@@ -79,6 +79,7 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
     seeds = tuple(range(settings.seed, settings.seed + settings.seeds + 1))
     return Trial(
         settings=settings,
+        plan=plan,
         model=loaded.model,
         tokenizer=loaded.tokenizer,
         pad_token_id=probes.pad_token_id,
@@ -95,7 +96,6 @@ def prepare(settings: ValidateSettings, plan: Plan) -> Trial:
             "model": asdict(loaded.identity.fingerprint),
             "plan": plan.model_dump(mode="json"),
         },
-        objective=plan.provenance.probes.objective,
         notes=(
             *loaded.identity.notes,
             *other_mask(probes.summary, plan),
@@ -136,13 +136,11 @@ def other_mask(probes: ProbeSummary, plan: Plan) -> tuple[str, ...]:
 
 def seconds_per_training(trial: Trial) -> float:
     """Time a few steps of the plan and estimate what a whole training takes."""
-    arm = next(arm for arm in trial.arms if arm.name == PLAN)
-    plan = arm.plans[trial.tuning_seed]
-    wanted = Training(arm=arm.name, seed=trial.tuning_seed)
+    wanted = Training(arm=PLAN, seed=trial.tuning_seed)
     # The first step of a process is slow, so one training goes ahead.
-    first = train(trial, plan, wanted, steps=1)
+    first = train(trial, trial.plan, wanted, steps=1)
     began = time.perf_counter()
-    timed = train(trial, plan, wanted, steps=1 + _TIMED_STEPS)
+    timed = train(trial, trial.plan, wanted, steps=1 + _TIMED_STEPS)
     around = time.perf_counter() - began - timed.seconds - timed.measuring_seconds
     measuring = timed.measuring_seconds / len(timed.steps) * POINTS
     step = timed.seconds / (1 + _TIMED_STEPS)
@@ -152,17 +150,14 @@ def seconds_per_training(trial: Trial) -> float:
 
 
 def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) -> dict[str, Any]:
-    """Train every arm and compare them.
+    """The content of `validation.json`, after training every arm and comparing them.
 
     Finished trainings are kept in the folder; `resume` goes on with those of an earlier start.
-
-    Returns:
-        The content of `validation.json`; null stands for what is not finite, as after a
-        divergence.
+    Null stands for what is not finite, as after a divergence.
     """
     settings = trial.settings
     finished = _finished(folder, trial.made_with, resume=resume)
-    progress.start("training", trial.most_trainings, "trainings")
+    progress.start("training", trial.trainings[1], "trainings")
 
     def run(arm: Arm, seed: int, rates: Rates) -> Outcome:
         full, lora = (RATE_FACTOR**power for power in rates)
@@ -200,13 +195,28 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         f"Trainings of {settings.steps} steps: longer ones can end otherwise, as LoRA catches up "
         "where it is only slower."
     )
+    also = None
+    if settings.also is not None:
+        counted = counted_tokens(trial.also)
+        before = sum(trial.sums(trial.model, trial.also)) / counted
+        forgetting = {}
+        for name, found in outcomes.items():
+            after = [sum(outcome.also_sums) / counted for outcome in found]
+            mean = sum(after) / len(after)
+            forgetting[name] = {"loss": mean, "forgotten": mean - before, "seeds": after}
+        also = {
+            "source": settings.also,
+            "examples": len(trial.also),
+            "untrained_loss": before,
+            "arms": forgetting,
+        }
     content = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict(
             results,
             seeds=settings.seeds,
             steps=settings.steps,
-            objective=trial.objective,
+            objective=trial.plan.provenance.probes.objective,
             unsettled=[arm.name for arm in trial.arms if untried(losses[arm.name], arm.rates)],
             untrained=untrained,
         ),
@@ -220,7 +230,7 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             for arm in trial.arms
         },
         "examples": {name: len(getattr(trial, name)) for name in ("training", "tuning", "test")},
-        "also": None if settings.also is None else _forgetting(trial, settings.also, outcomes),
+        "also": also,
         "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
         "machine": {
             "device": str(trial.model.device),
@@ -233,19 +243,14 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             sum(outcome.seconds for found in outcomes.values() for outcome in found), 1
         ),
     }
-    return {key: _without_nan(value) for key, value in content.items()}
+    finite: dict[str, Any] = _without_nan(content)
+    return finite
 
 
 def _finished(
     folder: Path, made_with: Mapping[str, object], *, resume: bool
 ) -> dict[Training, Outcome]:
-    """The finished trainings of an earlier start; without one, a new journal is begun.
-
-    Args:
-        folder: Folder of the results.
-        made_with: All that decides the outcome, as plain data.
-        resume: Whether to go on with what is there; else it is an error that something is.
-    """
+    """The finished trainings of an earlier start to resume; else a new journal is begun."""
     path = folder / JOURNAL
     if not path.exists():
         if resume:
@@ -286,17 +291,10 @@ def _keep(folder: Path, line: Mapping[str, object]) -> None:
 def search(
     loss_at: Callable[[Rates], float], *, start: Rates, moves: tuple[bool, bool]
 ) -> dict[Rates, float]:
-    """The tuning loss at the best rates that were found, and at those tried on the way.
+    """The tuning loss at all rates that were tried; infinite where it diverged.
 
-    From the best rates so far one of the two is multiplied or divided by `RATE_FACTOR`, until no
-    such step is better, or too many were tried.
-
-    Args:
-        loss_at: Trains at some rates and gives the tuning loss.
-        moves: Which of the two rates there are to choose.
-
-    Returns:
-        The loss at all rates that were tried; infinite where it diverged.
+    From the best rates so far one of the two that may move is multiplied or divided by
+    `RATE_FACTOR`, until no such step is better, or too many were tried.
     """
     found: dict[Rates, float] = {}
     most = 1 + moves.count(True) * (2 + MOST_EXTENSIONS)
@@ -343,25 +341,6 @@ def _arm(
             "mean": [sum(point) / len(point) for point in zip(*curves, strict=True)],
             "seeds": curves,
         },
-    }
-
-
-def _forgetting(
-    trial: Trial, source: str, outcomes: Mapping[str, Sequence[Outcome]]
-) -> dict[str, Any]:
-    """Loss on other data before and after the trainings, nats per counted token."""
-    counted = counted_tokens(trial.also)
-    untrained = sum(trial.sums(trial.model, trial.also)) / counted
-    arms = {}
-    for name, found in outcomes.items():
-        losses = [sum(outcome.also_sums) / counted for outcome in found]
-        mean = sum(losses) / len(losses)
-        arms[name] = {"loss": mean, "forgotten": mean - untrained, "seeds": losses}
-    return {
-        "source": source,
-        "examples": len(trial.also),
-        "untrained_loss": untrained,
-        "arms": arms,
     }
 
 

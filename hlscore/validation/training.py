@@ -18,16 +18,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallba
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.exporter import Export
-from hlscore.inputs.examples import cut
-from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.probes.units import ProbeExample, by_length, collate
+from hlscore.objectives.likelihood import IGNORED
+from hlscore.probes.losses import counted_tokens, example_sums
+from hlscore.probes.units import ProbeExample
 from hlscore.settings import ValidateSettings
 from hlscore.validation.arms import Arm
 
-# How often the test loss of a training is measured.
-POINTS = 8
-# Tries of one rate beyond the first three. The suggested rates suit large models; a small
-# one can want some hundred times as much.
+POINTS = 8  # how often the test loss of a training is measured
+# Tries of one rate beyond the first three. The suggested rates suit large models; a small one can
+# want some hundred times as much.
 MOST_EXTENSIONS = 5
 
 
@@ -52,8 +51,7 @@ class Outcome:
     sums: tuple[float, ...]  # loss of each test example at the end, nats
     seconds: float  # wall time of the steps, without measuring
     measuring_seconds: float
-    # Loss of each example of the other data at the end, nats; empty without such.
-    also_sums: tuple[float, ...] = ()
+    also_sums: tuple[float, ...] = ()  # loss of each example of the other data at the end, nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +59,7 @@ class Trial:
     """All trainings of a plan and its baselines, ready to start."""
 
     settings: ValidateSettings
+    plan: Plan
     model: PreTrainedModel  # the base model; it is copied, never changed
     tokenizer: PreTrainedTokenizerBase
     pad_token_id: int
@@ -70,7 +69,6 @@ class Trial:
     also: tuple[ProbeExample, ...]  # examples of other data, on which forgetting is measured
     arms: tuple[Arm, ...]
     made_with: Mapping[str, object]  # all that decides the outcome, as plain data
-    objective: str  # the loss that the plan was made for
     notes: tuple[str, ...]  # remarks on model and data
 
     @property
@@ -84,15 +82,11 @@ class Trial:
         return self.settings.seed + self.settings.seeds
 
     @property
-    def fewest_trainings(self) -> int:
-        """Trainings when every search for rates ends where it begins."""
-        return sum(1 + 2 * arm.rates.count(True) + self.settings.seeds for arm in self.arms)
-
-    @property
-    def most_trainings(self) -> int:
-        """Trainings when every search goes on as long as it may."""
+    def trainings(self) -> tuple[int, int]:
+        """Trainings when every search for rates ends where it begins, and at most."""
         rates = sum(arm.rates.count(True) for arm in self.arms)
-        return self.fewest_trainings + rates * MOST_EXTENSIONS
+        fewest = len(self.arms) * (1 + self.settings.seeds) + 2 * rates
+        return fewest, fewest + rates * MOST_EXTENSIONS
 
     def sums(self, model: torch.nn.Module, examples: Sequence[ProbeExample]) -> list[float]:
         """Loss of each example under a model, nats summed over its counted tokens."""
@@ -101,10 +95,10 @@ class Trial:
 
 
 def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcome:
-    """Train a copy of the model as a plan says.
+    """Train a copy of the model as a plan says, with AdamW without weight decay.
 
     The learning rates rise over a tenth of the steps and fall linearly to zero; gradients are
-    clipped at norm 1; AdamW without weight decay.
+    clipped at norm 1.
     """
     from hlscore.training.apply import apply
 
@@ -134,11 +128,6 @@ def train(trial: Trial, plan: Plan, training: Training, *, steps: int) -> Outcom
     )
 
 
-def counted_tokens(examples: Sequence[ProbeExample]) -> int:
-    """Tokens of all examples that count in the loss."""
-    return sum(item.counted_tokens for item in examples)
-
-
 def training_order(
     examples: Sequence[ProbeExample], *, count: int, seed: int
 ) -> list[ProbeExample]:
@@ -147,24 +136,6 @@ def training_order(
     epochs = -(-count // len(examples))
     places = np.concatenate([rng.permutation(len(examples)) for _ in range(epochs)])
     return [examples[place] for place in places[:count]]
-
-
-@torch.no_grad()
-def example_sums(
-    model: torch.nn.Module, examples: Sequence[ProbeExample], pad_token_id: int, *, batch_size: int
-) -> list[float]:
-    """Loss of each example, nats summed over its counted tokens."""
-    device = next(model.parameters()).device
-    found: dict[ProbeExample, float] = {}
-    for part in cut(by_length(examples), batch_size):
-        batch = collate(part, pad_token_id=pad_token_id, padding_side="right", device=device)
-        logits = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask,
-            position_ids=batch.position_ids, use_cache=False,
-        ).logits  # fmt: skip
-        sums = -token_log_probs(logits, batch.labels).sum(dim=1)
-        found |= dict(zip(part, sums.tolist(), strict=True))
-    return [found[item] for item in examples]
 
 
 class _Measured(TrainerCallback):  # type: ignore[misc]

@@ -34,7 +34,7 @@ def verdict(
         found: How each arm did.
         seeds: Trainings of each arm.
         steps: Steps of each training.
-        untrained: Loss of the untrained model.
+        untrained: Loss of the untrained model, nats per token.
         objective: The loss that the plan was made for.
         unsettled: Arms whose best learning rate is the last one that was tried.
     """

@@ -10,7 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan, PlanModule
-from hlscore.artifacts.report import report_columns
+from hlscore.artifacts.report import report_schema
 from hlscore.artifacts.selection import Column
 from hlscore.errors import ArtifactError
 from hlscore.planning.memory import Choice, extra_use
@@ -309,7 +309,7 @@ def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:
     if isinstance(item, PlanModule):
         return item.model_dump(mode="json")
     left_out = {score.replicates_column for score in SCORES.values()}
-    return {name: getattr(item, name) for name in report_columns() if name not in left_out}
+    return {name: getattr(item, name) for name in report_schema().names if name not in left_out}
 
 
 def _resamples_of(row: ModuleRow, score: str) -> tuple[float, ...]:

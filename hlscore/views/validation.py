@@ -61,7 +61,7 @@ def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
         seconds: Per training.
     """
     console, steps = Terminal(), trial.settings.steps
-    least, most = trial.fewest_trainings, trial.most_trainings
+    least, most = trial.trainings
     if as_json:
         print_json({
             "fewest_trainings": least,

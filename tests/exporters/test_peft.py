@@ -13,7 +13,7 @@ import pytest
 from families import FAMILIES
 from peft import LoraConfig
 from peft.utils import transformers_weight_conversion as conversion
-from plans import plan_for
+from plans import family_plan, plan_for
 from training_runs import every_mode
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
@@ -33,13 +33,10 @@ from hlscore.exporters.limits import (
     nearest,
 )
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
+from hlscore.reasons import LeftOut
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
 LAYER = "model.layers.0"
-
-
-def plan_of(name: str, *locks: str, **settings: Any) -> Plan:
-    return plan_for(FAMILIES[name].build(), locks, **settings)
 
 
 def changed_modes(before: Plan, after: Plan) -> dict[str, tuple[str, int | None]]:
@@ -52,19 +49,12 @@ def changed_modes(before: Plan, after: Plan) -> dict[str, tuple[str, int | None]
 
 
 def test_the_whole_plan_is_in_one_configuration() -> None:
-    plan = plan_of("mixtral", "*=frozen", "*q_proj=lora", "*k_proj=rank:2", "*.0.*v_proj=full",
+    plan = family_plan("mixtral", "*=frozen", "*q_proj=lora", "*k_proj=rank:2", "*.0.*v_proj=full",
                    "*.0.*experts*=full", "*.1.*experts.down_proj=rank:1")  # fmt: skip
     assert adapter_config(plan) == {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": "org/model",
-        "revision": None,
-        "inference_mode": False,
-        "r": 4,
-        "lora_alpha": 8,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": False,
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "org/model",
+        "revision": None, "inference_mode": False, "r": 4, "lora_alpha": 8, "lora_dropout": 0.0,
+        "bias": "none", "fan_in_fan_out": False, "ensure_weight_tying": False,
         "target_modules": [
             f"model.layers.{layer}.self_attn.{kind}_proj" for layer in (0, 1) for kind in "kq"
         ],
@@ -80,14 +70,13 @@ def test_the_whole_plan_is_in_one_configuration() -> None:
             r"^model\.layers\.1\.mlp\.experts\.down_proj": 2,
             r"^model\.layers\.1\.self_attn\.k_proj": 4,
         },
-        "ensure_weight_tying": False,
-    }
+    }  # fmt: skip
 
 
 def test_modules_below_full_get_the_rank_that_is_written() -> None:
     """Ranks 2 and 4 are as common: the plan's own counts, whichever comes first."""
     for ranks in (("*.0.*=rank:2", "*.1.*=rank:4"), ("*.0.*=rank:4", "*.1.*=rank:2")):
-        plan = plan_of("llama", *ranks, "*.0.*q_proj=full", "*.1.*q_proj=full")
+        plan = family_plan("llama", *ranks, "*.0.*q_proj=full", "*.1.*q_proj=full")
         assert default_rank(plan) == 4
         one_rank = Limits(trainer="narrow", full=False, ranks=False)
         changes = [
@@ -101,7 +90,7 @@ def test_modules_below_full_get_the_rank_that_is_written() -> None:
 @pytest.mark.parametrize(("family", "wide"), [("llama", "."), ("mixtral", "v_")])
 def test_the_largest_rank_that_costs_no_more(family: str, wide: str, optimizer: str) -> None:
     """Found at once, and the same as by trying all of them."""
-    plan = plan_of(family, "*.0.*o_proj=full", rank=8, memory={"optimizer": optimizer})
+    plan = family_plan(family, "*.0.*o_proj=full", rank=8, memory={"optimizer": optimizer})
     plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 500})})
     # Some tensors have more than the 4096 numbers from which 8-bit moments have 8 bits.
     some = [item.module for item in plan.lora_modules if wide in item.module]
@@ -125,7 +114,7 @@ def test_the_largest_rank_that_costs_no_more(family: str, wide: str, optimizer: 
 
 
 def test_ranks_beyond_reason_are_cut_down() -> None:
-    plan = plan_of("llama", "*.0.*o_proj=full", "*.1.*o_proj=rank:2")
+    plan = family_plan("llama", "*.0.*o_proj=full", "*.1.*o_proj=rank:2")
     huge = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 10**12})})
     assert common_rank(huge) == common_rank(plan)
     (full,) = huge.full
@@ -133,25 +122,19 @@ def test_ranks_beyond_reason_are_cut_down() -> None:
     assert lora_instead(huge, full, 10**12, lower=False).mode == "frozen"
 
 
-def test_the_most_common_rank_is_the_default() -> None:
-    assert default_rank(plan_of("llama", "*.0.*=rank:2", "*.1.*q_proj=rank:2")) == 2
-    assert default_rank(plan_of("llama", "*.0.*=rank:2")) == 4  # as common: the plan's
-    assert default_rank(plan_of("llama", "*=full")) == 4
-    config = adapter_config(plan_of("llama", "*.0.*=rank:2", "*.1.*q_proj=rank:2"))
+def test_fields_that_follow_from_the_plan() -> None:
+    assert default_rank(family_plan("llama", "*.0.*=rank:2")) == 4  # as common: the plan's
+    assert default_rank(family_plan("llama", "*=full")) == 4
+    config = adapter_config(family_plan("llama", "*.0.*=rank:2", "*.1.*q_proj=rank:2"))
     assert (config["r"], config["lora_alpha"]) == (2, 4)
-
-
-def test_a_plan_without_lora_has_a_target_that_is_never_found() -> None:
-    assert adapter_config(plan_of("llama", "*=full"))["target_modules"] == "dummy-target-modules"
-    on_parameters = adapter_config(plan_of("mixtral", "*=frozen", "*experts*=lora"))
+    full = adapter_config(family_plan("llama", "*=full"))
+    assert full["target_modules"] == "dummy-target-modules"  # never found
+    on_parameters = adapter_config(family_plan("mixtral", "*=frozen", "*experts*=lora"))
     assert on_parameters["target_modules"] == []
-
-
-def test_layout_and_ties() -> None:
-    assert adapter_config(plan_of("gpt2"))["fan_in_fan_out"] is True
-    assert adapter_config(plan_of("gpt2", "*=full"))["fan_in_fan_out"] is False
-    plan = plan_of("qwen3", "*embed_tokens=full", embeddings=True)
-    assert adapter_config(plan)["ensure_weight_tying"] is True
+    assert adapter_config(family_plan("gpt2"))["fan_in_fan_out"] is True
+    assert adapter_config(family_plan("gpt2", "*=full"))["fan_in_fan_out"] is False
+    tied = family_plan("qwen3", "*embed_tokens=full", embeddings=True)
+    assert adapter_config(tied)["ensure_weight_tying"] is True
 
 
 def test_patterns_match_one_full_name() -> None:
@@ -195,27 +178,22 @@ def test_the_table_of_rewritten_names_is_that_of_peft() -> None:
         assert not newest or ours - theirs <= {"qwen2_moe"}
 
 
-def test_which_weights_go_by_parameter() -> None:
-    plan = plan_of("deepseek_v3")
-    named = {item.module for item in plan.modules if moe_names.needs_parameter_name(plan, item)}
-    leaves = {name.rpartition(".")[2] for name in named}
-    assert leaves == {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "gate"}
-    dense = plan_of("llama")
-    assert not any(moe_names.needs_parameter_name(dense, item) for item in dense.modules)
-
-
-def test_modules_to_keep_out_of_4_bits() -> None:
-    plan = plan_of("deepseek_v3", "*=frozen", "*.0.*o_proj=full", "*.0.*down_proj=lora")
+def test_which_weights_go_by_parameter_and_stay_out_of_4_bits() -> None:
+    for family, leaves in (
+        ("deepseek_v3", {"gate_proj", "up_proj", "down_proj", "gate_up_proj", "gate"}),
+        ("llama", set()),
+    ):
+        plan = family_plan(family)
+        named = [item for item in plan.modules if moe_names.needs_parameter_name(plan, item)]
+        assert {item.module.rpartition(".")[2] for item in named} == leaves
+    plan = family_plan("deepseek_v3", "*=frozen", "*.0.*o_proj=full", "*.0.*down_proj=lora")
     assert skip_modules(plan) == [f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.o_proj", "lm_head"]
-
-
-def test_what_has_to_be_set_besides() -> None:
-    plan = plan_of("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
+    plan = family_plan("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
     copies, packed, serving = EXPORTER.notes(Export(plan=plan))
     assert "hlscore.training.apply" in copies
     assert json.dumps(skip_modules(plan)) in packed
     assert "vLLM" in serving
-    assert EXPORTER.notes(Export(plan=plan_of("llama"))) == ()
+    assert EXPORTER.notes(Export(plan=family_plan("llama"))) == ()
 
 
 @pytest.mark.parametrize("name", ["llama", "mixtral", "gpt2", "mamba"])
@@ -273,7 +251,7 @@ def test_the_nearest_plan_can_be_run_and_costs_no_more(
 
 
 def test_the_refusal_says_why_and_what_can_be_done() -> None:
-    plan = plan_of("llama", "*.0.*=full")
+    plan = family_plan("llama", "*.0.*=full")
     with pytest.raises(ExportError) as caught:
         check_limits(plan, NARROW)
     assert caught.value.message.startswith("narrow cannot run this plan. narrow cannot train '")
@@ -282,56 +260,54 @@ def test_the_refusal_says_why_and_what_can_be_done() -> None:
     assert f"--lock '{plan.full[0].module}=rank:4'" in caught.value.hint
 
 
-def test_full_becomes_lora_at_the_plan_s_rank_or_the_largest_that_costs_no_more() -> None:
-    limits = Limits(trainer="x", full=False)
-    plan = plan_of(
-        "mixtral", "*.0.*q_proj=full", "*.0.mlp.gate=full", "*.0.*experts.*=full", rank=8
-    )
-    near, said = nearest(plan, limits)
+NO_FULL = Limits(trainer="x", full=False)
+UP, DOWN = f"{LAYER}.mlp.experts.gate_up_proj", f"{LAYER}.mlp.experts.down_proj"
+
+
+@pytest.mark.parametrize(("family", "locks", "limits", "changes"), [
     # The router is 4 x 48: LoRA of rank 3 has 156 parameters, of rank 4 more than the 192.
-    assert changed_modes(plan, near) == {
-        f"{LAYER}.self_attn.q_proj": ("lora", 8),
-        f"{LAYER}.mlp.gate": ("lora", 3),
-        f"{LAYER}.mlp.experts.gate_up_proj": ("lora", 8),
-        f"{LAYER}.mlp.experts.down_proj": ("lora", 8),
-    }
-    # Three of the four changes, how many more there are, and the cost before and after.
-    assert len(said) == 5
-    assert near.notes[-5:] == [f"Changed for x: {sentence}" for sentence in said]
+    ("mixtral", ("*.0.*q_proj=full", "*.0.mlp.gate=full", "*.0.*experts.*=full"), NO_FULL, {
+        f"{LAYER}.self_attn.q_proj": ("lora", 4), f"{LAYER}.mlp.gate": ("lora", 3),
+        UP: ("lora", 4), DOWN: ("lora", 4),
+    }),
+    # Too small for any rank.
+    ("qwen3_next", ("*shared_expert_gate=full",), NO_FULL,
+     {f"{LAYER}.mlp.shared_expert_gate": ("frozen", None)}),
+    ("mixtral", (f"{UP}=full", f"{DOWN}=rank:2"), PEFT_LIMITS, {UP: ("lora", 2)}),
+    ("mixtral", (f"{UP}=full", f"{DOWN}=frozen"), PEFT_LIMITS, {UP: ("lora", 4)}),
+    # The model would read past these.
+    ("mamba", ("*=frozen", "*.0.*=lora", "*.1.*=full"), PEFT_LIMITS, {
+        f"backbone.layers.0.mixer.{kind}": ("frozen", None)
+        for kind in ("out_proj", "dt_proj", "x_proj")
+    }),
+], ids=["ranks", "too small", "half rank", "half frozen", "read past"])  # fmt: skip
+def test_nearest_changes(
+    family: str, locks: tuple[str, ...], limits: Limits, changes: dict[str, Any]
+) -> None:
+    plan = family_plan(family, *locks)
+    near, said = nearest(plan, limits)
+    assert changed_modes(plan, near) == changes
+    # At most three changes, how many more there are, and the cost before and after.
+    assert len(said) == min(len(changes), 3) + (len(changes) > 3) + 1
+    assert near.notes[-len(said) :] == [
+        f"Changed for {limits.trainer}: {sentence}" for sentence in said
+    ]
 
 
-def test_a_module_too_small_for_any_rank_is_frozen() -> None:
-    plan = plan_of("qwen3_next", "*shared_expert_gate=full")
-    near, _ = nearest(plan, Limits(trainer="x", full=False))
-    assert changed_modes(plan, near) == {f"{LAYER}.mlp.shared_expert_gate": ("frozen", None)}
-
-
-@pytest.mark.parametrize(("lock", "outcome"), [("rank:2", ("lora", 2)), ("frozen", ("lora", 4))])
-def test_experts_half_in_full(lock: str, outcome: tuple[str, int]) -> None:
-    plan = plan_of("mixtral", "*.0.*experts.gate_up_proj=full", f"*.0.*experts.down_proj={lock}")
-    (fault,) = faults(plan, PEFT_LIMITS)
-    assert fault.modules == (f"{LAYER}.mlp.experts.gate_up_proj",)
-    near, _ = nearest(plan, PEFT_LIMITS)
-    assert changed_modes(plan, near) == {f"{LAYER}.mlp.experts.gate_up_proj": outcome}
+def with_skipped(plan: Plan, module: str, parameter: str, left_out: LeftOut) -> Plan:
+    skipped = PlanSkipped(
+        module=module, parameter=parameter, left_out=left_out, tied_to="", reason="left out"
+    )
+    return plan.model_copy(update={"skipped": [*plan.skipped, skipped]})
 
 
 def test_experts_beside_one_that_was_left_out() -> None:
-    plan = plan_of("mixtral", "*.0.*experts.*=full")
-    gone = next(item for item in plan.modules if item.module == f"{LAYER}.mlp.experts.down_proj")
-    left = PlanSkipped(
-        module=gone.module,
-        parameter=gone.parameter,
-        left_out="excluded",
-        tied_to="",
-        reason="matched by --exclude",
-    )
-    plan = plan.model_copy(update={
-        "modules": [item for item in plan.modules if item is not gone],
-        "skipped": [*plan.skipped, left],
-    })  # fmt: skip
-    (fault,) = faults(plan, PEFT_LIMITS)
-    assert f"without '{gone.module}'" in fault.reason
-    assert faults(plan_of("gpt_oss", "*.0.*experts.*=full"), PEFT_LIMITS) == []  # biases beside
+    plan = family_plan("mixtral", "*.0.*experts.*=full")
+    (gone,) = (item for item in plan.modules if item.module == DOWN)
+    kept = plan.model_copy(update={"modules": [item for item in plan.modules if item != gone]})
+    (fault,) = faults(with_skipped(kept, DOWN, gone.parameter, "excluded"), PEFT_LIMITS)
+    assert f"without '{DOWN}'" in fault.reason
+    assert faults(family_plan("gpt_oss", "*.0.*experts.*=full"), PEFT_LIMITS) == []  # biases beside
 
 
 @pytest.mark.parametrize(("other", "lora", "full"), [
@@ -343,32 +319,26 @@ def test_experts_beside_one_that_was_left_out() -> None:
 ])  # fmt: skip
 def test_names_that_peft_would_match_besides(other: str, lora: bool, full: bool) -> None:
     for mode, refused in (("lora", lora), ("full", full)):
-        plan = plan_of("llama", "*=frozen", f"*.0.*q_proj={mode}")
-        skipped = PlanSkipped(
-            module=other,
-            parameter=f"{other}.weight",
-            left_out="outside_blocks",
-            tied_to="",
-            reason="outside",
-        )
-        plan = plan.model_copy(update={"skipped": [*plan.skipped, skipped]})
+        plan = family_plan("llama", "*=frozen", f"*.0.*q_proj={mode}")
+        plan = with_skipped(plan, other, f"{other}.weight", "outside_blocks")
         found = faults(plan, PEFT_LIMITS)
         assert [fault.modules for fault in found] == [(f"{LAYER}.self_attn.q_proj",)] * refused
         assert not faults(plan, replace(PEFT_LIMITS, peft=False))
 
 
-def test_one_rank_for_all_costs_no_more_than_the_ranks_did() -> None:
-    limits = Limits(trainer="x", ranks=False)
-    plan = plan_of("llama", "*=rank:2", "*.0.*q_proj=rank:8", rank=4)
-    near, _ = nearest(plan, limits)
-    assert {item.rank for item in near.lora_modules} == {2}
-    plan = plan_of("llama", "*=rank:8", "*.0.*q_proj=rank:2", rank=4)
-    near, _ = nearest(plan, limits)
-    assert {(item.rank, item.alpha) for item in near.lora_modules} == {(7, 14)}
+@pytest.mark.parametrize(
+    ("locks", "rank"),
+    [(("*=rank:2", "*.0.*q_proj=rank:8"), 2), (("*=rank:8", "*.0.*q_proj=rank:2"), 7)],
+)
+def test_one_rank_for_all_costs_no_more_than_the_ranks_did(
+    locks: tuple[str, ...], rank: int
+) -> None:
+    near, _ = nearest(family_plan("llama", *locks, rank=4), Limits(trainer="x", ranks=False))
+    assert {(item.rank, item.alpha) for item in near.lora_modules} == {(rank, 2 * rank)}
 
 
 def test_plans_of_one_mode_only() -> None:
-    full, lora, none = plan_of("llama", "*=full"), plan_of("llama"), plan_of("llama", "*=frozen")
+    full, lora, none = (family_plan("llama", f"*={mode}") for mode in ("full", "lora", "frozen"))
     near, said = nearest(full, Limits(trainer="x", only_full=False))
     assert len(said) == 2  # the change, and the cost before and after
     assert changed_modes(full, near) == {full.full[-1].module: ("lora", 4)}
@@ -381,12 +351,3 @@ def test_plans_of_one_mode_only() -> None:
         with pytest.raises(ExportError):
             nearest(plan, limits)
     assert faults(none, Limits(trainer="table", peft=False)) == []
-
-
-def test_lora_that_a_model_would_read_past() -> None:
-    plan = plan_of("mamba", "*=frozen", "*.0.*=lora", "*.1.*=full")
-    near, _ = nearest(plan, PEFT_LIMITS)
-    frozen = {"out_proj", "dt_proj", "x_proj"}
-    assert changed_modes(plan, near) == {
-        f"backbone.layers.0.mixer.{kind}": ("frozen", None) for kind in frozen
-    }

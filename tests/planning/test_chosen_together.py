@@ -149,7 +149,7 @@ def test_resamples_choose_by_the_same_rule() -> None:
 def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path: Path) -> None:
     made = plan(report(3))
     write_plan(made, tmp_path / "plan.json")
-    assert not [item for item in found_in(tmp_path) if item.code == "HLS505"]
+    assert not [item for item in found_in(tmp_path) if item.rule.code == "HLS505"]
     other = next(item for item in made.modules if item.mode == "lora" and item.kind == "q_proj")
     worst = made.full[-1]
     edited = [
@@ -159,7 +159,7 @@ def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path
         for item in made.modules
     ]
     write_plan(made.model_copy(update={"modules": edited}), tmp_path / "plan.json")
-    assert [item for item in found_in(tmp_path) if item.code == "HLS505"]
+    assert [item for item in found_in(tmp_path) if item.rule.code == "HLS505"]
 
 
 def found_in(folder: Path) -> list[Any]:

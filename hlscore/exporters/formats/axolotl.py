@@ -9,7 +9,6 @@ from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_
 from hlscore.exporters.limits import Limits
 
 _TO_DO = (
-    "",
     f"Fill in {FILL_IN}: the data set and its type. Batch, length and epochs are yours to change;",
     "the keys that start with lora_ are the plan.",
 )
@@ -18,7 +17,6 @@ _TO_DO = (
 def _files(export: Export) -> dict[str, str]:
     plan, adapter, bits = export.plan, export.adapter, export.plan.memory.base_bits
     full_rate, lora_rate = export.rates()
-    optimizer, optimizer_args = export.optimizer
     fields = {
         "base_model": export.base,
         "revision_of_model": export.revision,
@@ -39,8 +37,8 @@ def _files(export: Export) -> dict[str, str]:
         "learning_rate": lora_rate if plan.lora_modules else full_rate,
         # Axolotl gives this rate to every weight in modules_to_save, embedding or not.
         "embedding_lr": full_rate if plan.full else None,
-        "optimizer": optimizer,
-        "optim_args": optimizer_args,
+        "optimizer": export.optimizer["optim"],
+        "optim_args": export.optimizer["optim_args"],
         "lr_scheduler": "cosine",
         "micro_batch_size": plan.memory.train_batch,
         "gradient_accumulation_steps": 1,

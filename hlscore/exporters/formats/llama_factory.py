@@ -6,7 +6,6 @@ from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
 
 _TO_DO = (
-    "",
     f"Fill in {FILL_IN}: the data set as named in dataset_info.json, and the chat template.",
     "LLaMA-Factory has one rank for all modules and no LoRA on parameters. A plan with more:",
     SEED_ADAPTER,

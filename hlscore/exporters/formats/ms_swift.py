@@ -7,7 +7,6 @@ from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
 
 _TO_DO = (
-    "",
     f"Fill in {FILL_IN}: the data set. use_hf is about ids of a hub; without it they are",
     "ModelScope's.",
     "ms-swift has one rank for all modules. A plan with more:",

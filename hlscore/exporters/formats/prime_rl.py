@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 from hlscore.exporters.adapter_config import pattern
 from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading
 from hlscore.exporters.limits import Limits
 
 _TO_DO = (
-    "",
     f"Fill in {FILL_IN}: the data set. prime-rl takes names as regular expressions and searches",
     "for them anywhere in a name, so each is bound to its start and end.",
     "For supervised fine-tuning only: in RL the weights of full modules are not sent to the",
@@ -39,9 +38,8 @@ def _files(export: Export) -> dict[str, str]:
     if export.counts_whole_conversations:
         tables["data.loss_mask"] = dict.fromkeys(("system", "user", "assistant", "tool"), True)
     tables["optim"] = {"lr": export.one_rate()}
-    parts = [heading(plan, EXPORTER.limits, _TO_DO)]
-    parts += [_table(name, values) for name, values in tables.items()]
-    return {"prime_rl.toml": "\n".join(parts)}
+    parts = [_table(name, values) for name, values in tables.items()]
+    return {"prime_rl.toml": "\n".join([heading(plan, EXPORTER.limits, _TO_DO), *parts])}
 
 
 def _table(name: str, values: Mapping[str, object]) -> str:
@@ -51,11 +49,6 @@ def _table(name: str, values: Mapping[str, object]) -> str:
         literal = json.dumps(value, ensure_ascii=False, indent=2).replace("\x7f", "\\u007f")
         lines.append(f"{key} = {literal}\n")
     return "".join(lines)
-
-
-def _remarks(export: Export) -> Iterator[str]:
-    if export.plan.full:
-        yield "Not for RL: prime-rl does not send full modules to the inference engine."
 
 
 EXPORTER = Exporter(
@@ -68,5 +61,8 @@ EXPORTER = Exporter(
     files=_files,
     methods=("sft",),
     usage="uv run sft @ {out}",
-    remarks=_remarks,
+    remarks=lambda export: (
+        ["Not for RL: prime-rl does not send full modules to the inference engine."]
+        if export.plan.full else []
+    ),
 )  # fmt: skip

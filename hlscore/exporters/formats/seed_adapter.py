@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.artifacts.plan_file import plan_text
@@ -29,42 +27,33 @@ _CHUNK_NUMBERS = 1 << 22
 
 
 def _files(export: Export) -> dict[str, str | Writer]:
-    """The adapter's files.
-
-    The base model is found, read and checked only when the weights are written: the output folder
-    is checked first.
-    """
+    """The adapter's files."""
     plan, fingerprint = export.plan, export.plan.model.fingerprint
 
     def write_weights(path: Path) -> None:
-        tensors = _full_tensors(plan, base_tensors(export)) | adapter_tensors(plan)
+        # The base model is found and read only now: the output folder is checked first.
+        stored = base_tensors(export)
+        # Full modules with their biases and buffers. A tied weight is copied once for each of its
+        # names: PEFT looks for all of them.
+        holders = tuple(f"{full_name(item)}." for item in plan.full)
+        tensors: dict[str, BaseTensor] = {
+            _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
+        }
+        for item in plan.full:
+            tied = (other for other in plan.skipped if other.tied_to == item.module)
+            tensors |= {_PREFIX + other.parameter: stored[item.parameter] for other in tied}
         metadata = {
             "format": "pt",
             "hlscore_structure": fingerprint.structure,
             "hlscore_weights": fingerprint.weights,
         }
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, tensors | adapter_tensors(plan), metadata)
 
     return {
         "adapter_config.json": config_text(plan, export.base),
         "adapter_model.safetensors": write_weights,
         "plan.json": plan_text(plan),
     }
-
-
-def _full_tensors(plan: Plan, stored: Mapping[str, BaseTensor]) -> dict[str, BaseTensor]:
-    """The weights of modules trained in full, with their biases and buffers, by adapter name.
-
-    A tied weight is copied once for each of its names: PEFT looks for all of them.
-    """
-    holders = tuple(f"{full_name(item)}." for item in plan.full)
-    found: dict[str, BaseTensor] = {
-        _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
-    }
-    for item in plan.full:
-        tied = (other for other in plan.skipped if other.tied_to == item.module)
-        found |= {_PREFIX + other.parameter: stored[item.parameter] for other in tied}
-    return found
 
 
 def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
@@ -79,10 +68,10 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
         )
         if item.form == "embedding":  # its rows are the outputs; A is zero, B is drawn
             found[f"{name}.lora_embedding_A"] = _matrix(rank, item.out_features)
-            found[f"{name}.lora_embedding_B"] = _matrix(item.in_features, rank, _normal, seed)
+            found[f"{name}.lora_embedding_B"] = _matrix(item.in_features, rank, seed)
         else:
-            uniform = partial(_uniform, 1 / math.sqrt(item.in_features))
-            found[f"{name}.lora_A.weight"] = _matrix(rank, item.in_features, uniform, seed)
+            bound = 1 / math.sqrt(item.in_features)
+            found[f"{name}.lora_A.weight"] = _matrix(rank, item.in_features, seed, bound)
             found[f"{name}.lora_B.weight"] = _matrix(item.out_features, rank)
     return found
 
@@ -102,25 +91,8 @@ def _wrapped_name(plan: Plan, item: PlanModule) -> str:
     return holder + ".base_layer" * outer
 
 
-def _zeros(_: np.random.Generator, count: int) -> NDArray[np.float32]:
-    return np.zeros(count, dtype=np.float32)
-
-
-def _normal(generator: np.random.Generator, count: int) -> NDArray[np.float32]:
-    return generator.standard_normal(count, dtype=np.float32)
-
-
-def _uniform(bound: float, generator: np.random.Generator, count: int) -> NDArray[np.float32]:
-    return (2 * generator.random(count, dtype=np.float32) - 1) * np.float32(bound)
-
-
-def _matrix(
-    rows: int,
-    columns: int,
-    draw: Callable[[np.random.Generator, int], NDArray[np.float32]] = _zeros,
-    seed: str = "",
-) -> NewTensor:
-    """A matrix whose numbers are drawn when it is written, a part at a time."""
+def _matrix(rows: int, columns: int, seed: str = "", bound: float | None = None) -> NewTensor:
+    """A matrix made when it is written: zero, or with a seed normal or uniform within a bound."""
 
     def chunks() -> Iterator[bytes]:
         digest = hashlib.sha256(seed.encode()).digest()
@@ -129,7 +101,13 @@ def _matrix(
         while left > 0:
             count = min(left, _CHUNK_NUMBERS)
             left -= count
-            yield draw(generator, count).astype("<f4", copy=False).tobytes()
+            if not seed:
+                drawn = np.zeros(count, np.float32)
+            elif bound is None:
+                drawn = generator.standard_normal(count, np.float32)
+            else:
+                drawn = (2 * generator.random(count, np.float32) - 1) * np.float32(bound)
+            yield drawn.astype("<f4", copy=False).tobytes()
 
     return NewTensor(dtype="F32", shape=(rows, columns), size=4 * rows * columns, chunks=chunks)
 

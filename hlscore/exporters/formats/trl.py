@@ -36,30 +36,27 @@ def _files(export: Export) -> dict[str, str]:
 def _obstacles(export: Export) -> list[str]:
     """What of a plan the `trl` command cannot express; the script expresses everything."""
     plan, adapter = export.plan, export.adapter
-    several = adapter["rank_pattern"] or adapter["alpha_pattern"]
-    packed = plan.memory.base_bits != 16 and any(never_packed(plan))
     found = {
-        "the plan has several ranks": several,
+        "the plan has several ranks": adapter["rank_pattern"] or adapter["alpha_pattern"],
         "the embedding must stay tied to the head": adapter["ensure_weight_tying"],
-        "some modules must not be quantized": packed,
+        "some modules must not be quantized": plan.memory.base_bits != 16
+        and any(never_packed(plan)),
     }
     return [reason for reason, holds in found.items() if holds]
 
 
 def _fields(export: Export, method: str) -> dict[str, object]:
-    """The keys of a configuration file of TRL, in order.
-
-    For a plan that the `trl` command cannot express, `lora_r` is a text: TRL's parser wants a
-    number, stops there, and shows the text in its message.
-    """
-    memory, adapter, reasons = export.plan.memory, export.adapter, _obstacles(export)
-    optimizer, optimizer_args = export.optimizer
-    targets = adapter["target_modules"]
+    """The keys of a configuration file of TRL, in order."""
+    memory, adapter, targets = export.plan.memory, export.adapter, export.adapter["target_modules"]
     if isinstance(targets, str):
         targets = [targets]
     elif len(targets) == 1:
         # TRL makes a text of a list of one, and PEFT reads a text as a regular expression.
         targets = [re.escape(targets[0])]
+    rank = adapter["r"]
+    if reasons := _obstacles(export):
+        # TRL's parser wants a number, stops here, and shows the text in its message.
+        rank = f"not for trl, {' and '.join(reasons)}: run python train.py {method}"
     return {
         "model_name_or_path": export.base,
         "model_revision": export.revision,
@@ -67,16 +64,13 @@ def _fields(export: Export, method: str) -> dict[str, object]:
         "load_in_8bit": memory.base_bits == 8 or None,
         "output_dir": f"{method}-output",
         "learning_rate": export.one_rate(method),
-        "optim": optimizer,
-        "optim_args": optimizer_args,
+        **export.optimizer,
         "per_device_train_batch_size": None if method == "grpo" else memory.train_batch,
         "max_length": None if method == "grpo" else memory.train_length,
         "assistant_only_loss": (method == "sft" and export.counts_assistant_only) or None,
         **_loss_fields(export.plan, method),
         "use_peft": True,
-        "lora_r": f"not for trl, {' and '.join(reasons)}: run python train.py {method}"
-        if reasons
-        else adapter["r"],
+        "lora_r": rank,
         "lora_alpha": adapter["lora_alpha"],
         "lora_dropout": adapter["lora_dropout"],
         "lora_target_modules": targets,
@@ -122,8 +116,7 @@ def _loss_fields(plan: Plan, method: str) -> dict[str, object]:
     }
     if not found.samples_rollouts:
         return loss
-    batch = plan.memory.train_batch
-    rewards = _reward_funcs(found)
+    batch, rewards = plan.memory.train_batch, _reward_funcs(found)
     return loss | {
         "reward_funcs": rewards,
         "reward_weights": list(found.reward_weights) if rewards else None,
@@ -157,31 +150,32 @@ def _reward_funcs(found: ObjectiveSettings) -> list[str]:
     return paths
 
 
-def _how_to_run(export: Export, method: str) -> Iterator[str]:
-    full, lora = export.rates(method)
-    reasons, probes, rewards = _obstacles(export), export.plan.provenance.probes, ""
-    loss = _loss_fields(export.plan, method)
+def _how_to_run(export: Export, method: str) -> list[str]:
+    (full, lora), loss = export.rates(method), _loss_fields(export.plan, method)
+    probed, rewards = export.plan.provenance.probes.objective, ""
     if method == "grpo" and not loss.get("reward_funcs"):
         rewards = " --reward_funcs REWARD"
-    yield ""
-    yield f"python train.py {method} --config {method}.yaml --dataset_name DATA{rewards}"
-    yield f"  trains the plan, full modules at {full:g} and adapters at {lora:g}; --full_lr and"
-    yield "  --lora_lr change these, and learning_rate and lora_* below are not read."
-    if reasons:
-        yield f"Not for the trl command: {' and '.join(reasons)}. It stops at lora_r."
+    lines = [
+        f"python train.py {method} --config {method}.yaml --dataset_name DATA{rewards}",
+        f"  trains the plan, full modules at {full:g} and adapters at {lora:g}; --full_lr and",
+        "  --lora_lr change these, and learning_rate and lora_* below are not read.",
+    ]
+    if reasons := _obstacles(export):
+        lines.append(f"Not for the trl command: {' and '.join(reasons)}. It stops at lora_r.")
     else:
-        yield f"trl {method} --config {method}.yaml --dataset_name DATA{rewards}"
-        yield (
+        lines += [
+            f"trl {method} --config {method}.yaml --dataset_name DATA{rewards}",
             "  trains the same modules, all of them at learning_rate, on a model in float32"
-            f"{export.float32_base}:"
-        )
-        yield "  with dtype: bfloat16 it would keep full modules in 16 bits and lose small steps."
+            f"{export.float32_base}:",
+            "  with dtype: bfloat16 it would keep full modules in 16 bits and lose small steps.",
+        ]
     if loss:
-        yield "Loss and sampling are those of the probes."
-    elif probes.objective != "none" and method != "sft":
-        yield f"The probes were of {probes.objective}, not of {method}."
+        lines.append("Loss and sampling are those of the probes.")
+    elif probed != "none" and method != "sft":
+        lines.append(f"The probes were of {probed}, not of {method}.")
     if export.full_lr is None or export.lora_lr is None:
-        yield f"Rates: {export.rate_source(method)}."
+        lines.append(f"Rates: {export.suggested(method).full.source}.")
+    return lines
 
 
 def _remarks(export: Export) -> Iterator[str]:

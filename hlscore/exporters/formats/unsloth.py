@@ -11,13 +11,12 @@ from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading
 from hlscore.exporters.limits import Limits
 
 _TEMPLATE = Path(__file__).with_name("unsloth_train.py.txt")
-_TO_DO = ("", f"Fill in {FILL_IN}: the data set, with a column `text` or `messages`.")
+_TO_DO = (f"Fill in {FILL_IN}: the data set, with a column `text` or `messages`.",)
 
 
 def _files(export: Export) -> dict[str, str]:
     plan, adapter = export.plan, export.adapter
     full_rate, lora_rate = export.rates()
-    optimizer, optimizer_args = export.optimizer
     values: dict[str, object] = {
         "model": export.base,
         "revision": export.revision,
@@ -35,8 +34,8 @@ def _files(export: Export) -> dict[str, str]:
         "tying": adapter["ensure_weight_tying"],
         "lora_rate": lora_rate,
         "full_rate": full_rate if plan.full else None,
-        "optimizer": optimizer,
-        "optimizer_args": optimizer_args,
+        "optimizer": export.optimizer["optim"],
+        "optimizer_args": export.optimizer["optim_args"],
         "batch": plan.memory.train_batch,
     }
     literals = {name: pformat(value, width=100) for name, value in values.items()}

@@ -6,7 +6,6 @@ from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_
 from hlscore.exporters.limits import ExportError, Limits
 
 _TO_DO = (
-    "",
     f"Fill in {FILL_IN}: the data. Everything else comes from verl's own ppo_trainer; add what",
     "you would give on its command line.",
     "verl's own keys have no full modules and one rank. A plan with more can start from the",
