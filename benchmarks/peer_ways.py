@@ -40,19 +40,7 @@ def hlscore_scores(
     rank: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """Score every candidate with hlscore, without recomputing activations, like the other ways.
-
-    Args:
-        model: The model.
-        probes: Both halves of the probes.
-        estimator: `sketch` or `exact`.
-        bootstrap: Whether standard errors are part of the work.
-        rank: LoRA rank.
-        batch_size: Examples per batch, at most.
-
-    Returns:
-        `hls` by module name.
-    """
+    """Score every candidate with hlscore, without recomputing activations, like the other ways."""
     name = model.config.name_or_path or type(model).__name__
     settings = RankSettings(
         model=ModelSettings(model=name),
