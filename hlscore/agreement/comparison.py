@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hlscore.agreement.facts import Fact, facts_of, side_by_side
 from hlscore.agreement.measures import RankAgreement, Values, kendall, resampled_tau, top_overlap
-from hlscore.agreement.sides import Side, named
+from hlscore.agreement.sides import Facts, Side, facts_of, named
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.budget import share_of
@@ -26,7 +25,6 @@ class Ranking:
     values: Mapping[str, float | None]  # score by module; `None` where it cannot be had
     # Resampled scores by module; empty ones where there are none at that rank.
     replicates: Mapping[str, tuple[float, ...]]
-    kinds: Mapping[str, str]  # kind of each module, with the block before it
 
     @property
     def empty(self) -> bool:
@@ -38,7 +36,7 @@ class Ranking:
 class Pair:
     """How well two rankings agree."""
 
-    tau: RankAgreement  # kendall's tau with its uncertainty over modules
+    tau: RankAgreement  # with its uncertainty over modules
     # Share of the highest modules that both have; `None` where a side has no order.
     overlap: float | None
     # Mean tau within kinds of modules, weighted by their modules; `None` where no kind has an
@@ -56,7 +54,7 @@ class Comparison:
     """Rankings compared with each other, over the modules that all of them have."""
 
     sides: tuple[Side, ...]  # the files that they come from: one for all, or one for each
-    facts: tuple[Fact, ...]  # what is known of the runs, one value per side
+    facts: Facts
     rankings: tuple[Ranking, ...]
     missing: tuple[str, ...]  # scores of a single file that have no values
     modules: int  # how many modules all have
@@ -84,7 +82,7 @@ def compare(
     top: Limit,
     within_kinds: bool,
 ) -> Comparison:
-    """Compare all scores of one run, one score of it at several ranks, or several runs.
+    """Compare all scores of one run, one score of it at several LoRA ranks, or several runs.
 
     Args:
         score: Name of the score; `None` for all scores of one run, else for each run's own.
@@ -92,48 +90,77 @@ def compare(
         ranks: LoRA ranks of one run.
         top: How many modules count as the highest.
     """
-    found, facts = [], []
+    found: list[Ranking] = []
+    reports: list[ScoreReport] = []
     for side in sides:
-        if isinstance(side.content, Plan):
+        report = side.content
+        if isinstance(report, Plan):
             raise UsageError(
                 f"'{side.path}' is a plan; scores are compared.",
                 hint="Give a scores.parquet, or use `hlscore diff`, which takes plans.",
             )
+        reports.append(report)
         with named(side.path):
-            facts.append(facts_of(side.content))
+            own, own_rank = find_score(score or report.run.score), rank or report.run.rank
             if len(sides) > 1:
-                found.append(_run_ranking(side.label, side.content, score, rank))
+                wanted = [(side.label, own, own_rank)]
+            elif ranks:
+                if not own.follows_rank:
+                    known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
+                    raise UsageError(
+                        f"'{own.name}' is the same at every LoRA rank.",
+                        hint=f"Use --score {known}.",
+                    )
+                wanted = [(f"rank {each}", own, each) for each in ranks]
             else:
-                found += _rankings(side.content, score, rank, ranks)
+                wanted = [(name, item, own_rank) for name, item in SCORES.items()]
+            found += [_ranking(label, report, item, each) for label, item, each in wanted]
+            if len(sides) > 1 and found[-1].empty:
+                raise UsageError(
+                    f"No module has a value of '{own.name}'.",
+                    hint="Choose another --score; `hlscore scores` says what each of them needs.",
+                )
     rankings = [item for item in found if not item.empty]
     if not rankings:
         raise ArtifactError(
             "No module has a score: no order can be compared.",
             hint="`hlscore rank MODEL` writes scores.",
         )
-    modules = _common(rankings)
+
+    # In the order of names: of equal scores the first name counts as higher.
+    modules = sorted(set.intersection(*(set(item.values) for item in rankings)))
+    if len(modules) == 1 and all(len(item.values) == 1 for item in rankings):
+        raise ArtifactError("There is only one module: no order can be compared.")
+    if len(modules) < 2:
+        raise ArtifactError(
+            f"There is {'only one' if modules else 'no'} module in common: no order can be "
+            "compared.",
+            hint="Compare runs of the same model.",
+        )
     number = top.count if top.count is not None else max(1, share_of(top.share or 0, len(modules)))
     if number > len(modules):
         raise UsageError(
             f"--top-k is {top.text}, more than the {len(modules):,} modules that are compared."
         )
-    groups: dict[str, list[int]] = {}
-    for place, name in enumerate(modules):
-        groups.setdefault(rankings[0].kinds[name], []).append(place)
+
     values = [[item.values[name] for name in modules] for item in rankings]
+    kind_of = {row.module: (row.block, row.kind) for row in reports[0].candidates}
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for place, name in enumerate(modules):
+        kinds.setdefault(kind_of[name], []).append(place)
     places = range(len(values))
     pairs = {
         (i, j): Pair(
             tau=kendall(values[i], values[j]),
             overlap=top_overlap(values[i], values[j], number),
-            within_kinds=_within(values[i], values[j], groups.values()) if within_kinds else None,
+            within_kinds=_within(values[i], values[j], kinds.values()) if within_kinds else None,
         )
         for i in places
         for j in places[i:]
     }
     return Comparison(
         sides=tuple(sides),
-        facts=side_by_side(facts),
+        facts=facts_of(reports),
         rankings=tuple(rankings),
         missing=tuple(item.label for item in found if item.empty),
         modules=len(modules),
@@ -144,40 +171,12 @@ def compare(
         ),
         constant=tuple(
             item.label
-            for item, own in zip(rankings, values, strict=True)
-            if len({value for value in own if value is not None}) < 2
+            for item, own_values in zip(rankings, values, strict=True)
+            if len(set(own_values) - {None}) < 2
         ),
         within_kinds=within_kinds,
         chosen=score is not None,
     )
-
-
-def _rankings(
-    report: ScoreReport, score: str | None, rank: int | None, ranks: Sequence[int]
-) -> list[Ranking]:
-    """All scores of one run, or one of them at several LoRA ranks."""
-    if not ranks:
-        own = rank or report.run.rank
-        return [_ranking(name, report, found, own) for name, found in SCORES.items()]
-    chosen = find_score(score or report.run.score)
-    if not chosen.follows_rank:
-        known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
-        raise UsageError(
-            f"'{chosen.name}' is the same at every LoRA rank.", hint=f"Use --score {known}."
-        )
-    return [_ranking(f"rank {item}", report, chosen, item) for item in ranks]
-
-
-def _run_ranking(label: str, report: ScoreReport, score: str | None, rank: int | None) -> Ranking:
-    """The order that one of several runs gives."""
-    chosen = find_score(score or report.run.score)
-    found = _ranking(label, report, chosen, rank or report.run.rank)
-    if found.empty:
-        raise UsageError(
-            f"No module has a value of '{chosen.name}'.",
-            hint="Choose another --score; `hlscore scores` says what each of them needs.",
-        )
-    return found
 
 
 def _ranking(label: str, report: ScoreReport, score: Score, rank: int) -> Ranking:
@@ -189,31 +188,14 @@ def _ranking(label: str, report: ScoreReport, score: Score, rank: int) -> Rankin
         rank=rank,
         values={row.module: score_of(row, score, rank) for row in rows},
         replicates={row.module: own for row, own in zip(rows, replicates, strict=True)},
-        kinds={row.module: f"{row.block}.{row.kind}".lstrip(".") for row in rows},
     )
-
-
-def _common(rankings: Sequence[Ranking]) -> list[str]:
-    """Names that all have, sorted: of equal scores the first name counts as higher."""
-    names = sorted(set(rankings[0].values).intersection(*(item.values for item in rankings)))
-    if len(names) == 1 and all(len(item.values) == 1 for item in rankings):
-        raise ArtifactError("There is only one module: no order can be compared.")
-    if len(names) < 2:
-        found = "only one module" if names else "no module"
-        raise ArtifactError(
-            f"There is {found} in common: no order can be compared.",
-            hint="Compare runs of the same model.",
-        )
-    return names
 
 
 def _within(x: Values, y: Values, groups: Iterable[Sequence[int]]) -> float | None:
     """Mean tau within groups of places, weighted by their sizes."""
-    taus = [
-        (len(places), kendall([x[at] for at in places], [y[at] for at in places]).tau)
-        for places in groups
-    ]
-    known = [(size, tau) for size, tau in taus if tau is not None]
-    if not known:
-        return None
-    return sum(size * tau for size, tau in known) / sum(size for size, _ in known)
+    total, size = 0.0, 0
+    for places in groups:
+        tau = kendall([x[at] for at in places], [y[at] for at in places]).tau
+        if tau is not None:
+            total, size = total + len(places) * tau, size + len(places)
+    return total / size if size else None

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hlscore.agreement.facts import Fact, facts_of, side_by_side
 from hlscore.agreement.measures import RankAgreement, jaccard, kendall, resampled_tau
-from hlscore.agreement.sides import Side
+from hlscore.agreement.sides import Facts, Side, facts_of, named
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.records import ScoreReport
+from hlscore.planning.make_plan import make_plan, replan, run_settings
 from hlscore.scores.registry import find_score, replicates_at
 
 
@@ -39,21 +38,14 @@ class Move:
         """Whether one side trains it in full and the other does not."""
         return self.full[0] != self.full[1]
 
-    @property
-    def importance(self) -> tuple[bool, bool, int, str]:
-        """Into or out of full first, then other modes, then ranks; within these by place."""
-        same_mode = len(self.items) == 2 and len({item.mode for item in self.items}) == 1
-        place = min(item.position for item in self.items)
-        return not self.crosses_full, same_mode, place, self.module
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group:
-    """Modules of a kind or a layer."""
+    """Modules of a kind or a layer, on either side."""
 
     # Kind with the block before it, or index of the decoder block; `None` outside them.
     name: str | int | None
-    modules: int  # how many there are on either side
+    modules: int
     full_a: int  # how many the first plan trains in full
     full_b: int
     full_both: int
@@ -65,7 +57,7 @@ class Difference:
 
     sides: tuple[Side, ...]
     plans: tuple[Plan, ...]  # what the two files hold, or what their scores give
-    facts: tuple[Fact, ...]
+    facts: Facts
     moves: tuple[Move, ...]  # modules that are trained differently, the most important first
     common: int  # modules that both list
     only_a: int  # modules that only the first lists
@@ -76,11 +68,16 @@ class Difference:
     # How many that would be if each side had drawn from the common modules.
     expected_full: float | None
     jaccard_decisions: float  # jaccard index of module, mode and rank
-    agreement: RankAgreement  # kendall's tau of the scores over the common modules
+    agreement: RankAgreement  # of the scores of the common modules
     # Tau between two resamples of the scores of each side; `None` without.
     resampled: tuple[float | None, ...]
-    by_kind: tuple[Group, ...]  # modules in full by kind
-    by_layer: tuple[Group, ...]  # modules in full by decoder block
+    by_kind: tuple[Group, ...]
+    by_layer: tuple[Group, ...]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs at all."""
+        return self.plans[0] == self.plans[1]
 
     @property
     def same_structure(self) -> bool:
@@ -92,19 +89,12 @@ class Difference:
         """Whether both are for the same weights."""
         return len({plan.model.fingerprint.weights for plan in self.plans}) == 1
 
-    @property
-    def none(self) -> bool:
-        """Whether nothing differs at all."""
-        return self.plans[0] == self.plans[1]
-
 
 def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
     """Compare two plans, module by module; scores are planned first.
 
-    Scores beside a plan are planned with the settings of that plan.
-
     Args:
-        sides: Two of them.
+        sides: Two of them; scores beside a plan are planned with its settings.
         given: Plan settings that were asked for, by name.
     """
     like = next((side.content for side in sides if isinstance(side.content, Plan)), None)
@@ -113,19 +103,45 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
             "Both files are plans: nothing is left to plan.",
             hint="Remove --budget, --score and --rank, or give score files.",
         )
-    plans = tuple(side.plan(like, given) for side in sides)
+    plans: list[Plan] = []
+    resampled: list[float | None] = []
+    for side in sides:
+        content = side.content
+        if isinstance(content, Plan):
+            plans.append(content)
+            resampled.append(None)
+            continue
+        with named(side.path):
+            plan = (
+                make_plan(content, run_settings(content, given))
+                if like is None
+                else replan(like, content, **given)
+            )
+        score, rank = find_score(plan.score.name), plan.lora.rank
+        plans.append(plan)
+        resampled.append(
+            resampled_tau(replicates_at(content.candidates, score, rank, content.run.rank))
+        )
+
     a, b = ({item.module: item for item in plan.modules} for plan in plans)
     every = [Move(module=name, a=a.get(name), b=b.get(name)) for name in {**a, **b}]
     common = [move for move in every if len(move.items) == 2]
-    moves = [move for move in every if _decision(move.a) != _decision(move.b)]
     full_a, full_b = ({item.module for item in plan.full} for plan in plans)
     chances = [sum(move.full[at] for move in common) for at in (0, 1)]
-    scores = [[move.items[at].score for move in common] for at in (0, 1)]
+    first, second = ([move.items[at].score for move in common] for at in (0, 1))
+    kinds: dict[str | int | None, list[Move]] = {}
+    layers: dict[str | int | None, list[Move]] = {}
+    for move in every:
+        item = move.items[0]
+        kinds.setdefault(f"{item.block}.{item.kind}".lstrip("."), []).append(move)
+        layers.setdefault(item.layer, []).append(move)
     return Difference(
         sides=sides,
-        plans=plans,
-        facts=side_by_side([facts_of(plan) for plan in plans]),
-        moves=tuple(sorted(moves, key=lambda move: move.importance)),
+        plans=tuple(plans),
+        facts=facts_of(plans),
+        moves=tuple(
+            sorted((move for move in every if _decision(move.a) != _decision(move.b)), key=_order)
+        ),
         common=len(common),
         only_a=len(a) - len(common),
         only_b=len(b) - len(common),
@@ -134,10 +150,10 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
         shared_full=len(full_a & full_b),
         expected_full=chances[0] * chances[1] / len(common) if common else None,
         jaccard_decisions=jaccard(*(map(_decision, plan.modules) for plan in plans)),
-        agreement=kendall(*scores),
-        resampled=tuple(_resampled(*pair) for pair in zip(sides, plans, strict=True)),
-        by_kind=_groups(every, lambda item: f"{item.block}.{item.kind}".lstrip(".")),
-        by_layer=_groups(every, lambda item: item.layer),
+        agreement=kendall(first, second),
+        resampled=tuple(resampled),
+        by_kind=_groups(kinds),
+        by_layer=_groups(layers),
     )
 
 
@@ -149,28 +165,22 @@ def _shape(item: PlanModule) -> Hashable:
     return item.matrices, item.out_features, item.in_features
 
 
-def _resampled(side: Side, plan: Plan) -> float | None:
-    if not isinstance(side.content, ScoreReport):
-        return None
-    rows, run = side.content.candidates, side.content.run
-    return resampled_tau(replicates_at(rows, find_score(plan.score.name), plan.lora.rank, run.rank))
+def _order(move: Move) -> tuple[bool, bool, int, str]:
+    """Into or out of full first, then other modes, then ranks; within these by place."""
+    same_mode = len(move.items) == 2 and len({item.mode for item in move.items}) == 1
+    place = min(item.position for item in move.items)
+    return not move.crosses_full, same_mode, place, move.module
 
 
-def _groups(
-    moves: Iterable[Move], name_of: Callable[[PlanModule], str | int | None]
-) -> tuple[Group, ...]:
-    found: dict[str | int | None, list[tuple[bool, bool]]] = {}
-    for move in moves:
-        found.setdefault(name_of(move.items[0]), []).append(move.full)
-    # Layers by number, those outside the blocks last; kinds by name.
-    order = sorted(found, key=lambda name: (name is None, name if name is not None else ""))
+def _groups(moves: Mapping[str | int | None, list[Move]]) -> tuple[Group, ...]:
+    """Kinds by name; layers by number, what lies outside them last."""
     return tuple(
         Group(
             name=name,
-            modules=len(found[name]),
-            full_a=sum(a for a, _ in found[name]),
-            full_b=sum(b for _, b in found[name]),
-            full_both=sum(a and b for a, b in found[name]),
+            modules=len(moves[name]),
+            full_a=sum(move.full[0] for move in moves[name]),
+            full_b=sum(move.full[1] for move in moves[name]),
+            full_both=sum(all(move.full) for move in moves[name]),
         )
-        for name in order
+        for name in sorted(moves, key=lambda name: (name is None, "" if name is None else name))
     )

@@ -15,9 +15,6 @@ Values = Sequence[float | None]
 NORMAL_95 = 1.959963984540054
 """Quantile of the normal distribution: 95 % lie within it on both sides."""
 
-MOST_RESAMPLES = 40
-"""Resamples that are compared, in pairs; the mean of their taus changes little with more."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankAgreement:
@@ -27,14 +24,13 @@ class RankAgreement:
     know that the values themselves are noisy.
     """
 
-    # Tau-b in [-1, 1]; `None` with fewer than two pairs or where one side is constant.
+    # In [-1, 1]; `None` with fewer than two pairs or where one side is constant.
     tau: float | None = None
     # Jackknife standard error; `None` with fewer than three pairs or where leaving one out makes a
     # side constant.
     stderr: float | None = None
-    # Lower end of the 95 % interval `tau +- 1.96 stderr`, at least -1; `None` like `stderr`.
-    low: float | None = None
-    high: float | None = None  # upper end, at most 1
+    low: float | None = None  # 95 % interval `tau +- 1.96 stderr` within [-1, 1]
+    high: float | None = None
     n: int  # pairs that were compared
 
 
@@ -50,9 +46,6 @@ def kendall(x: Values, y: Values) -> RankAgreement:
     Args:
         x: Values of the items; pairs with `None` or NaN on either side are left out.
         y: Values of the same items in the same order.
-
-    Raises:
-        ValueError: The lists differ in length.
     """
     ranks = [np.unique(side, return_inverse=True)[1] for side in _comparable(x, y)]
     n = len(ranks[0])
@@ -136,10 +129,10 @@ def resampled_tau(replicates: Sequence[Sequence[float]]) -> float | None:
             all modules belong to one resample.
 
     Returns:
-        The mean over disjoint pairs of the first `MOST_RESAMPLES`; `None` with fewer than two
-        resamples or where they give no order.
+        The mean over disjoint pairs of the first 40, which changes little with more; `None` with
+        fewer than two resamples or where they give no order.
     """
-    columns = list(zip(*(row[:MOST_RESAMPLES] for row in replicates), strict=True))
+    columns = list(zip(*(row[:40] for row in replicates), strict=True))
     taus = [kendall(*columns[at : at + 2]).tau for at in range(0, len(columns) - 1, 2)]
     known = [tau for tau in taus if tau is not None]
     return fmean(known) if known else None
@@ -156,13 +149,8 @@ def top_overlap(x: Values, y: Values, count: int) -> float | None:
 
     By chance it is `count / n`.
 
-    Args:
-        x: Values of the items; pairs with `None` or NaN on either side are left out.
-        y: Values of the same items in the same order.
-        count: How many are the highest; of equal values the first.
-
-    Returns:
-        0 to 1; `None` where there is nothing to choose or one side is constant.
+    Of equal values the first are the highest; pairs with `None` or NaN on either side are left
+    out. `None` where there is nothing to choose or one side is constant.
     """
     sides = _comparable(x, y)
     if count < 1 or any(len(np.unique(side)) < 2 for side in sides):

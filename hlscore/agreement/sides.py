@@ -1,18 +1,27 @@
-"""The files that `compare` and `diff` put beside each other: what they hold, and as plans."""
+"""The files that `compare` and `diff` put beside each other, and what is known of each."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.reading import read_artifact
+from hlscore.artifacts.plan_file import read_artifact
 from hlscore.errors import HlscoreError
-from hlscore.planning.make_plan import make_plan, plan_values, replan, run_settings
+from hlscore.planning.make_plan import model_of, plan_values, provenance_of
 from hlscore.records import ScoreReport
+
+Value = str | int | float | None
+Facts = dict[str, tuple[Value, ...]]
+"""What is known of the sides by name, one value per side; `None` where it is not known."""
+
+# Settings that stand among the other facts, by another name or as what came of them.
+_SHOWN = {
+    "seed", "model.model", "model.revision", "data.data", "data.samples", "objective.objective",
+    "objective.loss_type", "objective.rollouts",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,54 +37,102 @@ class Side:
         """Whether the file holds scores, not a plan."""
         return isinstance(self.content, ScoreReport)
 
-    def plan(self, like: Plan | None, given: Mapping[str, Any]) -> Plan:
-        """The plan that the file holds, or that its scores give.
-
-        Args:
-            like: A plan whose settings plan the scores too; `None` for those of the run.
-            given: Plan settings that were asked for, by name.
-        """
-        if isinstance(self.content, Plan):
-            return self.content
-        with named(self.path):
-            if like is not None:
-                return replan(like, self.content, **given)
-            return make_plan(self.content, run_settings(self.content, given))
-
 
 def read_sides(paths: Sequence[Path]) -> tuple[Side, ...]:
     """Read plans and score reports; a path that comes twice is read once."""
     found = {path: read_artifact(path) for path in dict.fromkeys(paths)}
-    return tuple(
-        Side(path=path, label=label, content=found[path])
-        for path, label in zip(paths, _labels(paths), strict=True)
-    )
-
-
-def _labels(paths: Sequence[Path]) -> list[str]:
     parts = [path.absolute().parts for path in paths]
-    least = min(len(own) for own in parts)
-    first = last = 0
+    least = min(map(len, parts))
+    first = last = 0  # parts that all paths begin and end with
     while first < least - 1 and len({own[first] for own in parts}) == 1:
         first += 1
     while last < least - first - 1 and len({own[-1 - last] for own in parts}) == 1:
         last += 1
     labels = ["/".join(own[first : len(own) - last]) for own in parts]
-    return [
-        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
-        for place, label in enumerate(labels)
-    ]
+    sides = []
+    for place, (path, label) in enumerate(zip(paths, labels, strict=True)):
+        again = f" ({labels[: place + 1].count(label)})" if labels.count(label) > 1 else ""
+        sides.append(Side(path=path, label=label + again, content=found[path]))
+    return tuple(sides)
 
 
 @contextmanager
 def named(path: Path) -> Iterator[None]:
-    """Name the file in errors about its content, and refuse values that no plan can hold.
-
-    Yields:
-        Nothing.
-    """
+    """Name the file in errors about its content, and refuse values that no plan can hold."""
     try:
         with plan_values():
             yield
     except HlscoreError as error:
         raise type(error)(f"'{path}': {error.message}", hint=error.hint) from error
+
+
+def facts_of(contents: Sequence[Plan | ScoreReport]) -> Facts:
+    """What plans decide, or by what reports are ordered, and the runs that scores are from."""
+    sides = [_facts_of(content) for content in contents]
+    names = dict.fromkeys(name for side in sides for name in side)
+    return {name: tuple(side.get(name) for side in sides) for name in names}
+
+
+def _facts_of(content: Plan | ScoreReport) -> dict[str, Value]:
+    facts: dict[str, Value]
+    if isinstance(content, Plan):
+        model, run, totals, lora = content.model, content.provenance, content.totals, content.lora
+        facts = {
+            "budget": content.budget.asked,
+            "method": content.method,
+            "score": content.score.name,
+            "LoRA rank": lora.rank,
+            "LoRA ranks": _text(lora.ranks),
+            "LoRA alpha": lora.alpha,
+            "modules": totals.candidate_modules,
+            "in full": totals.full_modules,
+            "with LoRA": totals.lora_modules,
+            "frozen": totals.frozen_modules,
+            "locked": sum(item.locked for item in content.modules),
+            "parameters in full": totals.full_params,
+            "trained parameters": totals.trained_params,
+            "training memory": content.memory.total_bytes,
+            "chosen again": content.stability.mean_reselection,
+            "borderline": content.stability.borderline_modules,
+        }
+    else:
+        model, run = model_of(content), provenance_of(content)
+        facts = {"score": content.run.score, "LoRA rank": content.run.rank}
+    probes = run.probes
+    facts |= {
+        "model": model.name,
+        "revision": model.revision,
+        "architecture": model.architecture,
+        "weights": model.fingerprint.weights,
+        "objective": f"{probes.objective} {probes.loss_type}".strip(),
+        "probes": probes.source,
+        "probe hash": probes.hash,
+        "examples": probes.examples,
+        "completions": probes.completions,
+        "counted tokens": probes.counted_tokens,
+        "mean loss": probes.mean_loss,
+        "mean reward": probes.mean_reward,
+        "seed": run.seed,
+        "estimator": run.estimator,
+        "device": run.device,
+        "dtype": run.dtype,
+        "learning rate of trials": run.trial_rate,
+        "hlscore": run.hlscore_version,
+        **run.versions,
+    }
+    # Settings that decide the scores, with their group before their name.
+    for group, value in run.settings.items():
+        if group == "plan":
+            continue
+        inner = value if isinstance(value, dict) else {"": value}
+        for name, setting in inner.items():
+            full = f"{group}.{name}".rstrip(".")
+            if full not in _SHOWN:
+                facts.setdefault(full, _text(setting))
+    return facts
+
+
+def _text(value: object) -> Value:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or None
+    return value if isinstance(value, str | int | float | None) else str(value)

@@ -1,4 +1,4 @@
-"""Reading and writing `plan.json`; a plan file is untrusted input."""
+"""Reading and writing `plan.json`, an untrusted file; and files that are either artifact."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from hlscore.artifacts.files import read_bytes
+from hlscore.artifacts.files import check_file, first_bytes, read_bytes
 from hlscore.artifacts.json_file import LARGEST_BYTES, JsonPath, Place, parse_json, quoted
 from hlscore.artifacts.plan import SCHEMA_VERSION, Plan
 from hlscore.errors import ArtifactError, HlscoreError
+from hlscore.records import ScoreReport
 
 _HINT = "`hlscore rank` and `hlscore plan` write plan.json."
 
@@ -60,6 +61,25 @@ def read_plan(path: Path | str) -> Plan:
         what, hint = "is not a plan" if plan is None else "is damaged", _HINT
     where = f" at '{'.'.join(map(str, fault.path))}':" if fault.kind == "schema" else ""
     raise ArtifactError(f"'{path}' {what}:{where} {fault.message}.", hint=hint)
+
+
+def read_artifact(path: Path) -> Plan | ScoreReport:
+    """Read a plan or a score report; the content decides which, not the name."""
+    check_is_artifact(path)
+    if not first_bytes(path).startswith(b"PAR1"):
+        return read_plan(path)
+    from hlscore.artifacts.report import read_report
+
+    return read_report(path)
+
+
+def check_is_artifact(path: Path) -> None:
+    """Refuse a file that is neither a table nor JSON: it was taken for a plan by mistake."""
+    hint = "`hlscore rank MODEL` writes scores.parquet and plan.json."
+    check_file(path, hint=hint)
+    start = first_bytes(path)
+    if start and not start.startswith((b"{", b"[", b"PAR1")):
+        raise ArtifactError(f"'{path}' is not a plan or a score report.", hint=hint)
 
 
 def read_plan_bytes(path: Path) -> bytes:

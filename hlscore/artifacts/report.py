@@ -60,11 +60,6 @@ def report_schema() -> pa.Schema:
     return pa.schema(found | dict.fromkeys(_MORE_SCORES, pa.float64()))
 
 
-def report_columns() -> tuple[str, ...]:
-    """Columns of `scores.parquet` in order."""
-    return tuple(report_schema().names)
-
-
 def to_table(report: ScoreReport) -> pa.Table:
     """Turn a report into an Arrow table with metadata."""
     schema = report_schema()
@@ -185,7 +180,7 @@ def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
     names = set[str]()
     lengths: dict[str, int] = {}
     for place, row in enumerate(rows):
-        for name in report_columns():
+        for name in report_schema().names:
             value = getattr(row, name)
             if isinstance(value, str) and not value.isprintable():  # controls steer a terminal
                 yield place, f"'{name}' holds characters that cannot be printed"

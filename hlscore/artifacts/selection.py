@@ -97,14 +97,16 @@ def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
     if len(ends) == 1:
         return ends[0]
     if ends:
+        listed = first_of([item.module for item in ends], _MOST_NAMED)
         raise UsageError(
-            f"'{name}' is the end of {len(ends)} names: {_named(ends)}.",
+            f"'{name}' is the end of {len(ends)} names: {listed}.",
             hint="Give more of the name, or --layer.",
         )
     asked = f" that matches {filters}" if str(filters) else ""
+    names = [item.module for item in _near(modules, name) or modules]
     raise UsageError(
         f"No module{asked} is called '{name}'.",
-        hint=f"There are: {_named(_near(modules, name) or modules)}." if modules else "",
+        hint=f"There are: {first_of(names, _MOST_NAMED)}." if modules else "",
     )
 
 
@@ -124,7 +126,3 @@ def _near(modules: Sequence[M], name: str) -> list[M]:
         ends.setdefault(".".join(item.module.split(".")[-parts:]), []).append(item)
     alike = difflib.get_close_matches(name, ends, n=_MOST_ALIKE)
     return [item for end in alike for item in ends[end]]
-
-
-def _named(modules: Sequence[Matrix]) -> str:
-    return first_of([item.module for item in modules], _MOST_NAMED)

@@ -11,48 +11,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hlscore._version import __version__
-from hlscore.checks.rule import Case, Finding, Rule
+from hlscore.checks.rule import Case, Finding, finding
 from hlscore.settings import Drift
-
-AGE = Rule(
-    code="HLS701",
-    name="plan age",
-    asks="The plan was changed in the last days that are allowed.",
-    why="Data and checkpoints move on; the scores do not.",
-    remedy="Rank the present checkpoint on the present data again.",
-    when=("max_age_days",),
-)
-NO_AGE = Rule(
-    code="HLS702",
-    name="known age",
-    asks="The date of the last change of the plan is known.",
-    why="A shallow clone knows only its last commit.",
-    remedy="Fetch the history (in GitHub's checkout action: fetch-depth: 0).",
-    when=("max_age_days",),
-)
-DRIFT = Rule(
-    code="HLS703",
-    name="same libraries",
-    asks="The installed libraries are those that scored, up to the drift that is allowed.",
-    why="Another version may compute other gradients, or name modules differently.",
-    remedy="Install the versions of the plan, or rank again with these.",
-    when=("max_drift",),
-)
-NEWER = Rule(
-    code="HLS704",
-    name="no newer hlscore",
-    asks="The plan was not written by a newer hlscore than this one.",
-    why="It may hold what this one does not check.",
-    remedy="Update hlscore.",
-    level="warning",
-)
 
 _DAY = 86_400
 _PARTS_KEPT: dict[Drift, int] = {"none": 3, "patch": 2, "minor": 1}
 _PATIENCE_SECONDS = 10
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check_age(case: Case) -> Iterator[Finding]:
     """Compare the age of a plan and its versions with what is asked.
 
     A plan carries no date, so that equal inputs give equal files. Its age is that of the last
@@ -63,13 +30,15 @@ def check(case: Case) -> Iterator[Finding]:
         changed = _last_change(file)
         days = 0.0 if changed is None else (time.time() - changed) / _DAY
         if changed is None:
-            yield NO_AGE.finding(
+            yield finding(
+                "HLS702",
                 f"The date of the last change of '{file.name}' is unknown: this clone of its "
-                "repository is shallow."
+                "repository is shallow.",
             )
         elif days > most:
-            yield AGE.finding(
-                f"'{file.name}' was last changed {days:.0f} days ago; at most {most} are allowed."
+            yield finding(
+                "HLS701",
+                f"'{file.name}' was last changed {days:.0f} days ago; at most {most} are allowed.",
             )
     origin = case.plan.provenance
     own = {"hlscore": __version__, "python": platform.python_version()}
@@ -81,9 +50,10 @@ def check(case: Case) -> Iterator[Finding]:
                 there = "is not installed" if found is None else f"is {found}"
                 path = ("versions", library) if library != "hlscore" else ("hlscore_version",)
                 message = f"{library} {there}; the scores come from {scored}."
-                yield DRIFT.finding(message, ("provenance", *path))
+                yield finding("HLS703", message, ("provenance", *path))
     if _parts(origin.hlscore_version) > _parts(__version__):
-        yield NEWER.finding(
+        yield finding(
+            "HLS704",
             f"The scores were written by hlscore {origin.hlscore_version}; this is {__version__}.",
             ("provenance", "hlscore_version"),
         )

@@ -9,50 +9,7 @@ from hlscore.agreement.difference import difference
 from hlscore.agreement.measures import RankAgreement
 from hlscore.agreement.sides import Side
 from hlscore.artifacts.plan import Plan
-from hlscore.checks.rule import Case, Distance, Finding, Rule
-
-_LOOK = "Look at `hlscore diff`; then make the new plan the baseline, or keep the old one."
-
-CHANGED = Rule(
-    code="HLS801",
-    name="few changes",
-    asks="Few modules are trained differently from the baseline.",
-    why="A larger change should be looked at by a person.",
-    remedy=_LOOK,
-    when=("max_changed",),
-)
-OVERLAPS_BASELINE = Rule(
-    code="HLS802",
-    name="overlap with the baseline",
-    asks="Most modules in full are those of the baseline.",
-    why="A larger change should be looked at by a person.",
-    remedy=_LOOK,
-    when=("min_overlap",),
-)
-TAU = Rule(
-    code="HLS803",
-    name="order of the baseline",
-    asks="The scores order the modules much like the baseline's.",
-    why="Another order means other data, other settings, or noise.",
-    remedy="Look at `hlscore diff`; rank with more probes where it is noise.",
-    when=("min_tau",),
-)
-OTHER_MODEL = Rule(
-    code="HLS804",
-    name="model of the baseline",
-    asks="Plan and baseline are for models of one structure.",
-    why="Modules of the same name need not be the same.",
-    remedy="Compare with a plan for the same model.",
-    when=("baseline",),
-)
-NO_TAU = Rule(
-    code="HLS805",
-    name="order can be compared",
-    asks="Plan and baseline have scores of one kind for two or more common modules that differ.",
-    why="Without them there is no rank correlation.",
-    remedy="Compare with a plan by the same score.",
-    when=("min_tau",),
-)
+from hlscore.checks.rule import Case, Distance, Finding, finding
 
 
 def distance(plan: Plan, file: Path, baseline: Plan, baseline_file: Path) -> Distance:
@@ -74,26 +31,29 @@ def distance(plan: Plan, file: Path, baseline: Plan, baseline_file: Path) -> Dis
     )
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check_baseline(case: Case) -> Iterator[Finding]:
     """Compare the distance of a plan from its baseline with what is allowed."""
     plan, baseline, found, settings = case.plan, case.baseline, case.distance, case.settings
     if baseline is None or found is None:
         return
     if plan.model.fingerprint.structure != baseline.model.fingerprint.structure:
-        yield OTHER_MODEL.finding(
+        yield finding(
+            "HLS804",
             f"The plan is for '{plan.model.name}', the baseline for '{baseline.model.name}', and "
             "their structures differ.",
             ("model", "fingerprint", "structure"),
         )
     most, least = settings.max_changed, settings.min_overlap
     if most is not None and not most.allows(found.changed, found.modules):
-        yield CHANGED.finding(
+        yield finding(
+            "HLS801",
             f"{found.changed:,} of {found.modules:,} modules are trained differently from the "
             f"baseline; at most {most.text} may be.",
             ("modules",),
         )
     if least is not None and found.overlap is not None and found.overlap < least:
-        yield OVERLAPS_BASELINE.finding(
+        yield finding(
+            "HLS802",
             f"The modules in full overlap with the baseline's by {found.overlap:.3g}, less than "
             f"{least:g}.",
             ("modules",),
@@ -107,11 +67,12 @@ def check(case: Case) -> Iterator[Finding]:
             if mine != other
             else "they have too few scores that differ"
         )
-        yield NO_TAU.finding(
-            f"The order cannot be compared with the baseline's: {why}.", ("score",)
+        yield finding(
+            "HLS805", f"The order cannot be compared with the baseline's: {why}.", ("score",)
         )
     elif found.tau < settings.min_tau:
-        yield TAU.finding(
+        yield finding(
+            "HLS803",
             f"The scores agree with the baseline's by a Kendall tau of {found.tau:.3g}, less than "
             f"{settings.min_tau:g}.",
             ("score", "name"),

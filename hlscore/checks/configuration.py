@@ -31,7 +31,17 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
     )
     if file is None:
         return {}
-    table = _read_toml(file)
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(_LARGEST_BYTES + 1)
+        if len(data) > _LARGEST_BYTES:
+            raise UsageError(f"'{file}' is larger than any configuration.")
+        table: Mapping[str, Any] = tomllib.loads(data.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"--config '{file}' cannot be read: {first_line(error)}.",
+            hint=f"Give a TOML file such as {CONFIG_FILE}.",
+        ) from error
     project = file.name == PROJECT_FILE
     for key in _TABLE.split(".") if project else ():
         table = table.get(key, {})
@@ -83,17 +93,3 @@ def _read(setting: Setting, value: Any, file: Path) -> Any:
 
 def _is_texts(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _read_toml(file: Path) -> Mapping[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(_LARGEST_BYTES + 1)
-        if len(data) > _LARGEST_BYTES:
-            raise UsageError(f"'{file}' is larger than any configuration.")
-        return tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"--config '{file}' cannot be read: {first_line(error)}.",
-            hint=f"Give a TOML file such as {CONFIG_FILE}.",
-        ) from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -12,20 +15,20 @@ from hlscore.settings import CheckSettings, changed, settings_in
 
 Level = Literal["error", "warning"]
 
-PLAN_AGAIN = "Make the plan again with `hlscore plan` or `hlscore rank`; do not edit it by hand."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """One thing that a plan must satisfy."""
+    """One thing that a plan must satisfy, as `rules.toml` says it."""
 
     code: str  # stable, such as `HLS201`
     name: str
     asks: str  # what has to hold, in one sentence
     why: str  # what goes wrong where it does not
-    remedy: str = PLAN_AGAIN
+    remedy: str = (
+        "Make the plan again with `hlscore plan` or `hlscore rank`; do not edit it by hand."
+    )
     level: Level = "error"  # of its findings, unless one says otherwise
-    when: tuple[str, ...] = ()  # settings of which one has to be given; empty: always applied
+    when: Sequence[str] = ()  # settings of which one has to be given; empty: always applied
 
     @property
     def options(self) -> str:
@@ -36,23 +39,13 @@ class Rule:
         """Whether the settings ask for it."""
         return not self.when or not set(self.when).isdisjoint(changed(settings))
 
-    def finding(
-        self,
-        message: str,
-        path: JsonPath = (),
-        *,
-        level: Level | None = None,
-        place: Place | None = None,
-    ) -> Finding:
-        """A finding of this rule.
 
-        Args:
-            path: Keys and indices that lead to what is wrong.
-            level: `error` or `warning` where it is not the rule's own.
-        """
-        return Finding(
-            rule=self, level=level or self.level, message=message, path=path, place=place
-        )
+RULES = {
+    code: Rule(code=code, **texts)
+    for code, texts in tomllib.loads(
+        (resources.files("hlscore.checks") / "rules.toml").read_text("utf-8")
+    ).items()
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,12 +56,13 @@ class Finding:
     level: Level  # `error` fails the check; `warning` does so when it is strict
     message: str  # in one sentence
     path: JsonPath  # keys and indices that lead to it in the file
-    place: Place | None  # line and column in the file, where there are any
+    place: Place | None = None  # line and column in the file, where there are any
 
-    @property
-    def code(self) -> str:
-        """Code of the rule."""
-        return self.rule.code
+
+def finding(code: str, message: str, path: JsonPath = (), *, level: Level | None = None) -> Finding:
+    """A finding of a rule, at the rule's own level where no other is given."""
+    rule = RULES[code]
+    return Finding(rule=rule, level=level or rule.level, message=message, path=path)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

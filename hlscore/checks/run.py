@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hlscore.artifacts.json_file import find_places
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import inspect_plan, read_plan, read_plan_bytes
-from hlscore.checks import age, arithmetic, baseline, file_format, model_fit, scores, trainers
-from hlscore.checks.rule import Case, Distance, Finding, Level, Rule
+from hlscore.checks.age import check_age
+from hlscore.checks.arithmetic import check_arithmetic
+from hlscore.checks.baseline import check_baseline, distance
+from hlscore.checks.file_format import check_entries, check_file
+from hlscore.checks.fit import check_model, check_trainers
+from hlscore.checks.rule import RULES, Case, Distance, Finding, Level, Rule
+from hlscore.checks.scores import check_scores, check_stability
 from hlscore.errors import UsageError
 from hlscore.exporters.exporter import find_exporter
 from hlscore.settings import CheckSettings
 
-# The model comes last: it imports torch.
-_CHECKS = (file_format, arithmetic, scores, trainers, age, baseline, model_fit)
-RULES: dict[str, Rule] = {
-    rule.code: rule
-    for rule in sorted(
-        (rule for check in _CHECKS for rule in vars(check).values() if isinstance(rule, Rule)),
-        key=lambda rule: rule.code,
-    )
-}
+_CHECKS = (
+    check_entries, check_arithmetic, check_scores, check_stability, check_trainers, check_age,
+    check_baseline,
+    check_model,  # the last: it imports torch
+)  # fmt: skip
 
 # A plan for another model differs in every module; more than this helps nobody.
 MOST_PER_CODE = 5
@@ -74,44 +74,35 @@ def check_plan(file: Path, settings: CheckSettings) -> CheckResult:
     plan, faults = inspect_plan(data)
     other = None if settings.baseline is None else read_plan(settings.baseline)
     ignored = [find_rule(code) for code in settings.ignore]
-    findings = [*file_format.check_file(faults)]
-    distance = None
+    found = [*check_file(faults)]
+    far = None
     if plan is not None:
         if settings.baseline is not None and other is not None:
-            distance = baseline.distance(plan, file, other, settings.baseline)
-        case = Case(file=file, plan=plan, settings=settings, baseline=other, distance=distance)
+            far = distance(plan, file, other, settings.baseline)
+        case = Case(file=file, plan=plan, settings=settings, baseline=other, distance=far)
         for check in _CHECKS:
-            findings += check.check(case)
-    findings = _limited(item for item in findings if item.rule not in ignored)
+            found += check(case)
+
+    by_code: dict[str, list[Finding]] = {}
+    for item in found:
+        if item.rule not in ignored:
+            by_code.setdefault(item.rule.code, []).append(item)
+    findings: list[Finding] = []
+    for items in by_code.values():
+        findings += items[:MOST_PER_CODE]
+        if len(items) > MOST_PER_CODE:
+            more = f"{findings[-1].message} And {len(items) - MOST_PER_CODE:,} more like it."
+            findings[-1] = replace(findings[-1], message=more)
     if paths := {item.path for item in findings if item.path}:
         places = find_places(data.decode("utf-8-sig"), paths)
         findings = [replace(item, place=places.get(item.path, item.place)) for item in findings]
+    findings.sort(key=lambda item: (item.place.line, item.place.column) if item.place else (0, 0))
+    rules = (rule for rule in RULES.values() if rule not in ignored and rule.applies(settings))
     return CheckResult(
         file=file,
         plan=plan,
-        rules=tuple(
-            rule for rule in RULES.values() if rule not in ignored and rule.applies(settings)
-        ),
-        findings=tuple(
-            sorted(
-                findings,
-                key=lambda item: (item.place.line, item.place.column) if item.place else (0, 0),
-            )
-        ),
-        distance=distance,
+        rules=tuple(rules),
+        findings=tuple(findings),
+        distance=far,
         strict=settings.strict,
     )
-
-
-def _limited(found: Iterable[Finding]) -> list[Finding]:
-    """The first `MOST_PER_CODE` findings of each code; the last names how many were left out."""
-    by_code: dict[str, list[Finding]] = {}
-    for item in found:
-        by_code.setdefault(item.code, []).append(item)
-    kept = []
-    for items in by_code.values():
-        kept += items[:MOST_PER_CODE]
-        if len(items) > MOST_PER_CODE:
-            more = f"{kept[-1].message} And {len(items) - MOST_PER_CODE:,} more like it."
-            kept[-1] = replace(kept[-1], message=more)
-    return kept

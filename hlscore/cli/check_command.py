@@ -25,18 +25,16 @@ def check(
         Path | None,
         Option(
             "TOML file with these options as keys.",
+            "Options",
             default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
         ),
     ] = None,
     explain: Annotated[
-        str | None, Option("Say what a code asks for; all: every code.", metavar="CODE")
+        str | None, Option("Say what a code asks for; all: every code.", "Options", metavar="CODE")
     ] = None,
-    form: Annotated[
-        Format, Option("Format of the result.", o.OUTPUT_PANEL, name="format")
-    ] = "text",
+    form: Annotated[Format, Option("Format of the result.", name="format")] = "text",
     out: Annotated[
-        Path | None,
-        Option("File for the result; standard output then has text.", o.OUTPUT_PANEL, short="o"),
+        Path | None, Option("File for the result; standard output then has text.", short="o")
     ] = None,
     as_json: o.Json = False,
 ) -> None:
@@ -55,9 +53,10 @@ def check(
     `hlscore check --explain HLS403`
     """
     from hlscore.artifacts.files import check_folder, write_files
-    from hlscore.artifacts.reading import check_is_artifact
+    from hlscore.artifacts.plan_file import check_is_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
-    from hlscore.checks.run import RULES, check_plan, check_settings, find_rule
+    from hlscore.checks.rule import RULES
+    from hlscore.checks.run import check_plan, check_settings, find_rule
     from hlscore.views import check_formats
     from hlscore.views.check import check_json, check_text, print_check, print_rules
     from hlscore.views.progress import status

@@ -33,7 +33,6 @@ def report(
         Path | None,
         Option(
             "File to write: .html, .png, .svg or .md.",
-            o.OUTPUT_PANEL,
             short="o",
             default=f"{_DEFAULT_NAME} beside the scores",
         ),
@@ -56,7 +55,7 @@ def report(
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.artifacts.report import read_report
     from hlscore.pages.content import join
-    from hlscore.pages.formats import check_format, render
+    from hlscore.pages.page import check_format, render
     from hlscore.planning.budget import parse_budget
     from hlscore.planning.make_plan import make_plan, run_settings
     from hlscore.views.progress import status

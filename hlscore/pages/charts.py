@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import textwrap
 from itertools import pairwise, takewhile
 
-from hlscore.pages import sentences
-from hlscore.pages.content import Content, Line, Unit
-from hlscore.pages.palette import (
-    BAND,
-    FULL,
-    GRID,
-    HALO,
-    INK,
-    MARK,
-    MUTED,
-    PAPER,
-    RAMP,
-    REST,
-    RULE,
-    SERIES,
-    SPREAD,
-)
+from hlscore.pages import palette, sentences
+from hlscore.pages.content import Content, Unit
 from hlscore.pages.vega import (
     FULL_SIGN,
     LIMIT_RULE,
     PLAIN_AXIS,
     SHARE_SCALE,
+    SHOWN,
     TOOLTIP,
     UNSIGNED,
     ZERO,
@@ -38,22 +24,20 @@ from hlscore.pages.vega import (
     number,
     number_axis,
     signed,
+    whole,
 )
 from hlscore.planning.parts import BORDERLINE
 from hlscore.views.drawings import kind_labels, shade_of
 from hlscore.views.summary import memory_settings, reselection
 from hlscore.wording import count, memory
 
-TOP = 40
+TOP = 40  # bars, and rows of the Markdown report
 
 _MOST_COLUMNS = 128
-_WIDE_COLUMNS = 64
 _MOST_KINDS = 60
-_MOST_POINTS = 400
-_FEW_MODULES = 12
-_RIGHT_SIDE = 0.75
-_MODE_COLOURS = {"full": FULL.light, "LoRA": REST.light, "frozen": RULE.light}
-_OUTLINE: Spec = {"type": "rect", "fillOpacity": 0, "fill": MARK.light, "stroke": MARK.light}
+_OUTLINE: Spec = {
+    "type": "rect", "fillOpacity": 0, "fill": palette.MARK, "stroke": palette.MARK,
+}  # fmt: skip
 _IS_SHOWN = "datum.id === shown"
 _TABLE = "The table of all modules holds the numbers."
 _BYTES = {"bytes": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -70,6 +54,44 @@ def charts_of(content: Content) -> dict[str, Chart]:
         memory_chart(content),
     )
     return {chart.name: chart for chart in found if chart is not None}
+
+
+def poster(content: Content) -> Spec:
+    """All charts in one image, under the headline; those of half the width in pairs."""
+    charts = charts_of(content)
+    widths = {"heat": 900, "bars": 900, "memory": 740}
+    apart = {"scale": dict.fromkeys(("color", "fill", "shape", "strokeDash"), "independent")}
+    rows: list[Spec] = []
+    halves: list[Spec] = []
+    for name, chart in charts.items():
+        width = widths.get(name, 390)
+        title: Spec = {"text": chart.title, "subtitle": chart.subtitle, "anchor": "start",
+                       "limit": width}  # fmt: skip
+        (rows if name in widths else halves).append({**chart.view(width), "title": title})
+    pairs: list[Spec] = [
+        {"hconcat": halves[place : place + 2], "spacing": 60, "resolve": apart}
+        for place in range(0, len(halves), 2)
+    ]
+    text = f"{sentences.headline(content)} {sentences.certainty(content)}"
+    unproven = "No score is proven. The baseline is a plain LoRA with as many trained parameters."
+    title = {
+        "text": sentences.heading(content),
+        "subtitle": [*textwrap.wrap(text, 150), unproven],
+        "fontSize": 22,
+        "subtitleFontSize": 13,
+        "subtitlePadding": 8,
+        "offset": 24,
+        "frame": "bounds",
+    }
+    return whole(
+        {"vconcat": [*rows[:-1], *pairs, rows[-1]]},
+        title=title,
+        params=SHOWN,
+        datasets={name: chart.rows() for name, chart in charts.items()},
+        padding=28,
+        spacing=36,
+        resolve=apart,
+    )
 
 
 def heat_chart(content: Content) -> Chart | None:
@@ -97,18 +119,17 @@ def heat_chart(content: Content) -> Chart | None:
             kind = labels[line.row.module]
             cell = (column[line.row.layer], kind if kind in kinds else kinds[-1])
             cells.setdefault(cell, []).append(place)
-    steps = len(RAMP) - 2
+
+    # Shades are steps of the square root of the score.
+    steps = len(palette.RAMP) - 2
     ends = [f"{100 * ((place + 0.5) / steps) ** 2:.0f}" for place in range(steps)]
     between = [f"{low} to {high} %" for low, high in pairwise(ends)]
     levels = ("zero or below", f"up to {ends[0]} %", *between, f"over {ends[-1]} %")
     largest = max(line.score or 0.0 for line in lines)
-    many = len({layer for layer, _ in cells}) > _WIDE_COLUMNS
+    legend = {"title": f"{name}, share of the highest", "symbolType": "square"}
+    shade = category("level", dict(zip(levels, palette.RAMP, strict=True)), legend=legend)
+    many = len({layer for layer, _ in cells}) > 64
     sign = {**FULL_SIGN, "size": 22, "strokeWidth": 0.8} if many else FULL_SIGN
-    shade = category(
-        "level",
-        scale={"domain": list(levels), "range": [item.light for item in RAMP]},
-        legend={"title": f"{name}, share of the highest", "symbolType": "square"},
-    )
     spec: Spec = {
         "height": 24 * len({kind for _, kind in cells}),
         "encoding": {
@@ -118,11 +139,12 @@ def heat_chart(content: Content) -> Chart | None:
             "y": category("kind", title=None, axis=UNSIGNED, sort=[signed(kind) for kind in kinds]),
         },
         "layer": [
-            layer({"color": shade, **TOOLTIP}, type="rect", stroke=PAPER.light, strokeWidth=1),
+            layer({"color": shade, **TOOLTIP}, type="rect", stroke=palette.PAPER, strokeWidth=1),
             layer(TOOLTIP, where="datum.full > 0", **sign),
             layer(TOOLTIP, where=_IS_SHOWN, **_OUTLINE, strokeWidth=3),
         ],
     }  # fmt: skip
+
     what = (
         "more of the update is beyond LoRA: an amount, not a share of the module's own"
         if content.score.leaves_over
@@ -153,7 +175,7 @@ def heat_chart(content: Content) -> Chart | None:
                     places[0],
                     layer,
                     signed(kind),
-                    levels[shade_of(lines[places[0]].score, largest, len(RAMP) - 1)],
+                    levels[shade_of(lines[places[0]].score, largest, len(levels) - 1)],
                     sum(lines[place].full for place in places),
                     len(places),
                 )
@@ -166,56 +188,71 @@ def heat_chart(content: Content) -> Chart | None:
 def bars_chart(content: Content) -> Chart:
     """The highest scores with their 95 % intervals and the line of the budget."""
     lines, modules, full = content.lines[:TOP], len(content.lines), len(content.full_lines)
-    shared = _shared_start(content.lines)
+    # What the names of all modules begin with, up to the last dot in it.
+    parts = zip(*(line.row.module.split(".")[:-1] for line in content.lines), strict=False)
+    alike = takewhile(lambda each: len(set(each)) == 1, parts if modules > 1 else ())
+    shared = "".join(f"{each[0]}." for each in alike)
     labels = [signed(line.row.module.removeprefix(shared)) for line in lines]
     modes = ["LoRA" if line.mode == "lora" else line.mode for line in lines]
-    ends_here = content.first_places_full and full <= TOP and full < modules
-    scale = {
-        "domain": [name for name in _MODE_COLOURS if name in modes],
-        "range": [colour for name, colour in _MODE_COLOURS.items() if name in modes],
-    }
+    colours = {"full": palette.FULL, "LoRA": palette.REST, "frozen": palette.RULE}
+    colour = category(
+        "train",
+        {mode: colours[mode] for mode in colours if mode in modes},
+        legend={"title": "trained as", "symbolType": "square"},
+    )
     row: Spec = {"x": {"value": 0}, "x2": {"value": "width"}}
-    legend = {"title": "trained as", "symbolType": "square"}
-    colour = category("train", scale=scale, legend=legend)
     layers = [layer({"color": colour}, type="bar", height={"band": 0.62})]
     if any(line.low is not None for line in lines):
         ends: Spec = {"x": number("low"), "x2": {"field": "high"}}
         layers += [
-            layer(ends, type="rule", color=HALO.light, strokeWidth=2.8),  # seen on dark bars
-            layer(ends, type="rule", color=INK.light, strokeWidth=1.4),
+            layer(ends, type="rule", color=palette.HALO, strokeWidth=2.8),  # seen on dark bars
+            layer(ends, type="rule", color=palette.INK, strokeWidth=1.4),
         ]
     layers.append(layer({"x": ZERO}, where="datum.train === 'full'", **FULL_SIGN))
+    ends_here = content.first_places_full and full <= TOP and full < modules
     if ends_here:
-        layers.append(_budget_line(labels[full - 1], last=full == len(lines)))
+        # A line under the last bar in full, and its name readable over the next one.
+        under = {"datum": labels[full - 1], "type": "nominal", "bandPosition": 1}
+        last = full == len(lines)
+        place = {"y": under, "x": {"value": "width"}}
+        text: Spec = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
+                      "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
+        limit = [
+            layer({"y": under, **row}, **LIMIT_RULE),
+            layer(place, **text, color=palette.PAPER, stroke=palette.PAPER, strokeWidth=5),
+            layer(place, **text, color=palette.MARK),
+        ]
+        layers.append({"data": {"values": [{}]}, "layer": limit})
     layers += [
         layer(row, where=_IS_SHOWN, **_OUTLINE),
         # A bar may be too short to click.
-        layer({**row, **TOOLTIP}, type="rect", fillOpacity=0, fill=PAPER.light),
+        layer({**row, **TOOLTIP}, type="rect", fillOpacity=0, fill=palette.PAPER),
     ]
+
     title = f"All {modules} modules, the highest first" if modules > 1 else "The only module"
     if len(lines) < modules:
         title = f"The {len(lines)} highest of {count(modules, 'module')}"
-    caption = [f"No intervals: {sentences.NO_RESAMPLES}."]
+    caption = f"No intervals: {sentences.NO_RESAMPLES}."
     if content.replicates.shape[1]:
-        caption = [
+        caption = (
             "The thin line on a bar is the 95 % interval over resamples of the probes. An "
             "interval that crosses zero means: no measurable signal."
-        ]
+        )
     if content.first_places_full and full > TOP:
-        caption.append(f"The budget ends at place {full:,}, beyond this chart.")
+        caption += f" The budget ends at place {full:,}, beyond this chart."
     elif full and not content.first_places_full:
-        caption.append(
-            "The modules in full are not exactly the first places (locks, sizes or another method "
+        caption += (
+            " The modules in full are not exactly the first places (locks, sizes or another method "
             "decided too): diamonds mark them."
         )
     if shared:
-        caption.append(f"Names omit their common beginning: {shared}")
+        caption += f" Names omit their common beginning: {shared}"
     axis = number_axis(max(abs(line.score or 0.0) for line in lines))
     return Chart(
         name="bars",
         title=title,
         subtitle="bars with 95 % intervals",
-        caption=" ".join(caption),
+        caption=caption,
         description=f"Bars of {content.score.name} for the {len(lines)} highest modules, with 95 % "
         f"intervals{' and a line where the budget ends' if ends_here else ''}. {_TABLE}",
         spec={
@@ -236,62 +273,33 @@ def bars_chart(content: Content) -> Chart:
     )
 
 
-def _budget_line(label: str, *, last: bool) -> Spec:
-    """A line under a bar, and its name on a ground that keeps it readable over the next one."""
-    under = {"datum": label, "type": "nominal", "bandPosition": 1}
-    place = {"y": under, "x": {"value": "width"}}
-    text: Spec = {"type": "text", "align": "right", "baseline": "bottom" if last else "top",
-            "dy": -4 if last else 4, "text": "the budget ends here"}  # fmt: skip
-    layers = [
-        layer({"y": under, "x": {"value": 0}, "x2": {"value": "width"}}, **LIMIT_RULE),
-        layer(place, **text, color=PAPER.light, stroke=PAPER.light, strokeWidth=5),
-        layer(place, **text, color=MARK.light),
-    ]
-    return {"data": {"values": [{}]}, "layer": layers}
-
-
-def _shared_start(lines: Sequence[Line]) -> str:
-    """What the names of all modules begin with, up to the last dot in it."""
-    if len(lines) < 2:
-        return ""
-    parts = zip(*(line.row.module.split(".")[:-1] for line in lines), strict=False)
-    return "".join(f"{each[0]}." for each in takewhile(lambda each: len(set(each)) == 1, parts))
-
-
 def tail_chart(content: Content) -> Chart | None:
     """The part of the first module's gradient that LoRA of each rank cannot represent."""
     row, rank = content.lines[0].row, content.plan.lora.rank
     if not row.curve_ranks:
         return None
     ranks = sorted({item for line in content.lines for item in line.row.curve_ranks})
-
-    def style(values: list[object]) -> Spec:
-        scale = {"domain": ["tail", "hls"], "range": values}
-        return category("curve", title=None, scale=scale, legend={"symbolType": "stroke"})
-
-    x = {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
-         "axis": {"labelAngle": 0, "labelOverlap": True}}  # fmt: skip
-    axis = number_axis(max(map(abs, (*row.tail_curve, *row.hls_curve))))
+    legend = {"symbolType": "stroke"}
     encoding = {
-        "x": x,
-        "y": number("value", title="not captured by LoRA", axis=axis),
-        "color": style([MUTED.light, FULL.light]),
-        "strokeDash": style([[5, 4], [1, 0]]),
-    }
-    name: Spec = {"type": "text", "color": MARK.light, "align": "left", "baseline": "top", "dx": 5}
+        "x": {"field": "rank", "type": "ordinal", "title": "LoRA rank", "scale": {"domain": ranks},
+              "axis": {"labelAngle": 0, "labelOverlap": True}},
+        "y": number("value", title="not captured by LoRA",
+                    axis=number_axis(max(map(abs, (*row.tail_curve, *row.hls_curve))))),
+        "color": category("curve", {"tail": palette.MUTED, "hls": palette.FULL}, title=None,
+                          legend=legend),
+        "strokeDash": category("curve", {"tail": [5, 4], "hls": [1, 0]}, title=None, legend=legend),
+    }  # fmt: skip
+    name: Spec = {"type": "text", "align": "left", "baseline": "top", "dx": 5,
+                  "color": palette.MARK, "text": f"rank {rank}"}  # fmt: skip
     rule: Spec = {
         "data": {"values": [{"rank": rank}] if rank in ranks else []},
         "encoding": {"x": {"field": "rank", "type": "ordinal"}},
-        "layer": [
-            {"mark": LIMIT_RULE},
-            layer({"y": {"value": 2}}, **name, text=f"rank {rank}"),
-        ],
+        "layer": [{"mark": LIMIT_RULE}, layer({"y": {"value": 2}}, **name)],
     }
-    layers = [
-        layer({"y": number("value")}, {"value": 0}, type="rule", color=GRID.light, strokeWidth=2),
-        layer(encoding, type="line", point={"filled": True, "size": 45}, strokeWidth=2),
-        rule,
-    ]
+    zero = layer(
+        {"y": number("value")}, {"value": 0}, type="rule", color=palette.GRID, strokeWidth=2
+    )
+    curves = layer(encoding, type="line", point={"filled": True, "size": 45}, strokeWidth=2)
     return Chart(
         name="tail",
         title=row.module,
@@ -303,7 +311,7 @@ def tail_chart(content: Content) -> Chart | None:
         description="Lines over the LoRA rank: tail, the energy of the mean gradient that LoRA of "
         "that rank cannot represent, and hls, the part of it on which both halves of the probes "
         f"agree. A line marks rank {rank}.",
-        spec={"height": 260, "layer": layers},
+        spec={"height": 260, "layer": [zero, curves, rule]},
         columns=columns(
             "rank value curve",
             (
@@ -324,10 +332,10 @@ def stability_chart(content: Content) -> Chart | None:
     known = [(place, line) for place, line in enumerate(content.lines) if line.chosen is not None]
     if not known or sentences.stability_unknown(content):
         return None
-    each = max(1, -(-modules // _MOST_POINTS))
+    each = max(1, -(-modules // 400))
     share = {"title": "chosen in", **SHARE_SCALE}
     # An axis of few places would get ticks between them.
-    ticks = {"values": list(range(1, modules + 1))} if modules <= _FEW_MODULES else {}
+    ticks = {"values": list(range(1, modules + 1))} if modules <= 12 else {}
     place = number(
         "place",
         title=f"place by {content.score.name}",
@@ -335,25 +343,21 @@ def stability_chart(content: Content) -> Chart | None:
         axis={"grid": False, **ticks},
     )
     low, high = BORDERLINE
-    domain = ["trained in full", "not in full"]
-
-    def style(values: list[str]) -> Spec:
-        return category("train", title=None, scale={"domain": domain, "range": values})
-
     band = {"y": number("low", **share), "y2": {"field": "high"}}
-    layers = [layer(band, {"low": low, "high": high}, type="rect", color=BAND.light)]
+    layers = [layer(band, {"low": low, "high": high}, type="rect", color=palette.BAND)]
     if content.first_places_full:
         end = {"place": len(content.full_lines) + 0.5}
         layers.append(layer({"x": number("place")}, end, **LIMIT_RULE))
+    in_full, other = "trained in full", "not in full"
     encoding = {
         "x": place,
         "y": number("chosen", **share),
-        "fill": style([FULL.light, REST.light]),
-        "shape": style(["diamond", "circle"]),
+        "fill": category("train", {in_full: palette.FULL, other: palette.REST}, title=None),
+        "shape": category("train", {in_full: "diamond", other: "circle"}, title=None),
         **TOOLTIP,
     }
     point: Spec = {"type": "point", "filled": True, "opacity": 1, "size": 90}
-    layers.append(layer(encoding, **point, stroke=HALO.light, strokeWidth=0.8))
+    layers.append(layer(encoding, **point, stroke=palette.HALO, strokeWidth=0.8))
     borderline = plan.stability.borderline_modules or 0
     caption = (
         f"On average {reselection(plan)}; {count(borderline, 'module')} "
@@ -371,7 +375,7 @@ def stability_chart(content: Content) -> Chart | None:
         columns=columns(
             "id place chosen train",
             (
-                (at, line.row.rank, line.chosen, domain[0 if line.full else 1])
+                (at, line.row.rank, line.chosen, in_full if line.full else other)
                 for at, line in known[::each]
             ),
         ),
@@ -389,20 +393,21 @@ def cumulative_chart(content: Content, unit: Unit) -> Chart:
     if found.low:
         data |= {"low": found.low, "high": found.high}
         band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
-        layers.append(layer(band, type="area", color=SPREAD.light, opacity=1))
+        layers.append(layer(band, type="area", color=palette.SPREAD, opacity=1))
     plan = {"taken": found.plan_taken, "held": found.plan_held}
-    on_left = found.plan_taken < _RIGHT_SIDE  # words stay on the chart
+    on_left = found.plan_taken < 0.75  # words stay on the chart
     beside = {"align": "left", "dx": 6} if on_left else {"align": "right", "dx": -6}
     ends = ({"taken": 0, "held": 0}, {"taken": 1, "held": 1})
-    chance: Spec = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "dy": 6}
+    chance: Spec = {"type": "text", "align": "right", "baseline": "top", "dx": -4, "dy": 6,
+                    "text": "random choice", "color": palette.MUTED}  # fmt: skip
     own: Spec = {"type": "text", "baseline": "bottom", **beside, "dy": -4, "text": "this plan"}
     layers += [
-        layer(at, *ends, type="line", color=MUTED.light, strokeDash=[3, 4], strokeWidth=1.5),
-        layer(at, {"taken": 1, "held": 0.8}, **chance, text="random choice", color=MUTED.light),
-        layer(at, type="line", color=FULL.light, strokeWidth=2.5),
+        layer(at, *ends, type="line", color=palette.MUTED, strokeDash=[3, 4], strokeWidth=1.5),
+        layer(at, {"taken": 1, "held": 0.8}, **chance),
+        layer(at, type="line", color=palette.FULL, strokeWidth=2.5),
         layer({"x": x}, plan, **LIMIT_RULE),
         layer(at, plan, **{**FULL_SIGN, "size": 110}),
-        layer({"x": x, "y": ZERO}, plan, **own, color=MARK.light),
+        layer({"x": x, "y": ZERO}, plan, **own, color=palette.MARK),
     ]
     return Chart(
         name=f"cumulative-{unit}",
@@ -422,11 +427,10 @@ def memory_chart(content: Content) -> Chart:
     largest = max(totals.values())
     unit = memory(largest).split()[-1]
     size = _BYTES[unit]
-    y = category("way", sort=list(totals), title=None, axis=PLAIN_AXIS)
-    uses = {"domain": list(content.costs[0].parts), "range": [item.light for item in SERIES]}
+    uses = dict(zip(content.costs[0].parts, palette.SERIES, strict=True))
     bars = {
         "x": number("size", title=unit, stack="zero", axis={"tickCount": 5}),
-        "color": category("use", title=None, scale=uses, legend={"symbolType": "square"}),
+        "color": category("use", uses, title=None, legend={"symbolType": "square"}),
         "order": number("order"),
     }
     sums = {
@@ -437,9 +441,10 @@ def memory_chart(content: Content) -> Chart:
         {"way": name, "size": total / size, "text": memory(total)} for name, total in totals.items()
     ]
     layers = [
-        layer(bars, type="bar", height={"band": 0.6}, stroke=HALO.light, strokeWidth=1),
-        layer(sums, *texts, type="text", color=INK.light, align="left", dx=6),
+        layer(bars, type="bar", height={"band": 0.6}, stroke=palette.HALO, strokeWidth=1),
+        layer(sums, *texts, type="text", color=palette.INK, align="left", dx=6),
     ]
+    y = category("way", sort=list(totals), title=None, axis=PLAIN_AXIS)
     return Chart(
         name="memory",
         title="Memory to train",

@@ -21,9 +21,6 @@ INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
 Unit = Literal["modules", "parameters"]
 
-_CURVE_POINTS = 200
-_HINT = "Give the plan that was made from these scores, or no plan."
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line(Choice):
@@ -33,7 +30,7 @@ class Line(Choice):
     locked: bool
     score: float | None  # value of the plan's score; `None` where it has none
     stderr: float | None  # its standard error; `None` without resamples at the plan's rank
-    low: float | None  # lower end of its 95 % interval
+    low: float | None  # its 95 % interval
     high: float | None
     chosen: float | None  # share of resamples in which the module is trained in full
     remark: str
@@ -50,8 +47,8 @@ class CumulativeScores:
 
     taken: tuple[float, ...]  # share of the modules, or of their parameters, rising from 0 to 1
     held: tuple[float, ...]  # share of the sum of positive scores in the best modules up to there
-    low: tuple[float, ...]  # lower end of the 95 % band over resamples; empty without them
-    high: tuple[float, ...]  # upper end of it
+    low: tuple[float, ...]  # 95 % band over resamples; empty without them
+    high: tuple[float, ...]
     plan_taken: float  # share that the plan trains in full
     plan_held: float  # share of the sum in those modules
 
@@ -119,35 +116,36 @@ class Content:
 
     @cached_property
     def cumulative(self) -> dict[Unit, CumulativeScores]:
-        """Cumulative scores over modules and over parameters; empty without a positive score."""
-        units: tuple[Unit, ...] = ("modules", "parameters")
-        return {unit: self._cumulated(unit) for unit in units} if self.any_positive else {}
-
-    def _cumulated(self, unit: Unit) -> CumulativeScores:
         """Cumulative scores in the order of the plan's score, at 200 points or fewer.
 
-        The band keeps that order and adds up the positive part of each resample.
+        The band keeps that order and adds up the positive part of each resample. Empty without a
+        positive score.
         """
+        if not self.any_positive:
+            return {}
         gains = np.array([max(0.0, line.score or 0.0) for line in self.lines])
-        costs = np.array(
-            [line.row.n_params if unit == "parameters" else 1 for line in self.lines], float
-        )
-        points = min(len(gains) + 1, _CURVE_POINTS)
-        places = np.unique(np.linspace(0, len(gains), points).astype(int))
+        full = np.array([line.full for line in self.lines])
+        places = np.unique(np.linspace(0, len(gains), min(len(gains) + 1, 200)).astype(int))
         resampled = np.maximum(self.replicates, 0)
         resampled = resampled[:, resampled.sum(axis=0) > 0]
         low, high = np.zeros((2, 0))
         if resampled.shape[1] > 1:
             low, high = np.quantile(_running_shares(resampled)[places], INTERVAL, axis=1)
-        full = np.array([line.full for line in self.lines])
-        return CumulativeScores(
-            taken=tuple(_running_shares(costs)[places].tolist()),
-            held=tuple(_running_shares(gains)[places].tolist()),
-            low=tuple(low.tolist()),
-            high=tuple(high.tolist()),
-            plan_taken=float(costs[full].sum() / costs.sum()),
-            plan_held=float(gains[full].sum() / gains.sum()),
-        )
+        costs: dict[Unit, NDArray[np.float64]] = {
+            "modules": np.ones(len(gains)),
+            "parameters": np.array([line.row.n_params for line in self.lines], float),
+        }
+        return {
+            unit: CumulativeScores(
+                taken=tuple(_running_shares(cost)[places].tolist()),
+                held=tuple(_running_shares(gains)[places].tolist()),
+                low=tuple(low.tolist()),
+                high=tuple(high.tolist()),
+                plan_taken=float(cost[full].sum() / cost.sum()),
+                plan_held=float(gains[full].sum() / gains.sum()),
+            )
+            for unit, cost in costs.items()
+        }
 
     @cached_property
     def costs(self) -> tuple[TrainingCost, ...]:
@@ -182,7 +180,21 @@ def _running_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
     """Join a plan with the scores of its model."""
-    _check_model(report, plan)
+    hint = "Give the plan that was made from these scores, or no plan."
+    if plan.model.fingerprint.structure != report.model.fingerprint.structure:
+        raise UsageError(
+            f"The plan is for '{plan.model.name}', a model with other modules than "
+            f"'{report.model.model}' of the scores.",
+            hint=hint,
+        )
+    sizes = {row.module: row.n_params for row in report.candidates}
+    for module in plan.modules:
+        if sizes.get(module.module) != module.params:
+            raise UsageError(
+                f"The plan holds '{module.module}' with {module.params:,} parameters, which is not "
+                "a candidate of the scores.",
+                hint=hint,
+            )
     score, rank = find_score(plan.score.name), plan.lora.rank
     rows = order_rows(report.rows, score, rank)
     candidates = [row for row in rows if row.is_candidate]
@@ -215,20 +227,3 @@ def join(report: ScoreReport, plan: Plan, *, planned_here: bool) -> Content:
         replicates=np.array([own if len(own) > 1 else () for own in resamples]),
         planned_here=planned_here,
     )
-
-
-def _check_model(report: ScoreReport, plan: Plan) -> None:
-    if plan.model.fingerprint.structure != report.model.fingerprint.structure:
-        raise UsageError(
-            f"The plan is for '{plan.model.name}', a model with other modules than "
-            f"'{report.model.model}' of the scores.",
-            hint=_HINT,
-        )
-    sizes = {row.module: row.n_params for row in report.candidates}
-    for item in plan.modules:
-        if sizes.get(item.module) != item.params:
-            raise UsageError(
-                f"The plan holds '{item.module}' with {item.params:,} parameters, which is not a "
-                "candidate of the scores.",
-                hint=_HINT,
-            )

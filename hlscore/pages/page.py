@@ -1,4 +1,4 @@
-"""The report as one HTML file that loads nothing, and as Markdown without charts."""
+"""The report as a file: one HTML page that loads nothing, an image, or Markdown without charts."""
 
 from __future__ import annotations
 
@@ -6,22 +6,25 @@ import base64
 import hashlib
 from collections.abc import Callable
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
+from hlscore.errors import HlscoreError, UsageError
 from hlscore.pages import sentences
-from hlscore.pages.charts import TOP, charts_of
+from hlscore.pages.charts import TOP, charts_of, poster
 from hlscore.pages.content import Content, Line
 from hlscore.pages.escaping import name, prose
-from hlscore.pages.palette import colours, repainting
-from hlscore.pages.vega import SHOWN, Chart, whole
+from hlscore.pages.palette import style_rules
+from hlscore.pages.vega import SHOWN, Chart, chart_script, paint, whole
 from hlscore.views.summary import chosen_in, shape, training
 from hlscore.wording import measure, memory, percent, short
 
+_FORMATS = (".html", ".png", ".svg", ".md")
 _LONG_TABLE = 500  # the style sheet shows as many rows at first
-_WITH_OUTLINE = ("heat", "bars")
 _MOST_SKIPPED = 20
 
 _COLUMNS: dict[str, tuple[str, Callable[[Line], str]]] = {
@@ -46,6 +49,31 @@ _COLUMNS: dict[str, tuple[str, Callable[[Line], str]]] = {
 """Columns of the table: how their cells are sorted, and the text of a candidate."""
 
 
+def check_format(target: Path) -> str:
+    """The suffix of a file in lower case; refuses one that cannot be written."""
+    suffix = target.suffix.lower()
+    if suffix not in _FORMATS:
+        raise UsageError(
+            f"'{target}' has an unknown suffix.",
+            hint=f"Use {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.",
+        )
+    if suffix != ".md" and find_spec("vl_convert") is None:
+        raise HlscoreError(
+            f"A report as {suffix} needs vl-convert-python, which draws the charts.",
+            hint="Run pip install 'hlscore[report]', or write .md, which needs no extra.",
+        )
+    return suffix
+
+
+def render(content: Content, suffix: str) -> bytes:
+    """The bytes of a report file; equal inputs give equal bytes."""
+    if suffix == ".md":
+        return markdown_text(content).encode()
+    if suffix == ".html":
+        return html_text(content, chart_script()).encode()
+    return paint(poster(content), suffix)
+
+
 def html_text(content: Content, chart_script: str) -> str:
     """The text of the page.
 
@@ -55,17 +83,17 @@ def html_text(content: Content, chart_script: str) -> str:
     source = files("hlscore.pages") / "templates"
     script = (source / "report.js").read_text(encoding="utf-8")
     style = (source / "report.css").read_text(encoding="utf-8")
-    hashes = [
+    digests = [
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for text in (chart_script, script)
     ]
     charts, rows = charts_of(content), [line.row for line in content.lines]
     page = _template("report.html.jinja", name=breakable, memory=memory, short=short)
     return page.render(
-        style=Markup("\n".join((colours(), style, repainting()))),  # noqa: S704 - own files
+        style=Markup(f"{style_rules()}\n{style}"),  # noqa: S704 - own files
         chart_script=Markup(chart_script),  # noqa: S704
         script=Markup(script),  # noqa: S704
-        hashes=" ".join(f"'sha256-{digest}'" for digest in hashes),
+        hashes=" ".join(f"'sha256-{digest}'" for digest in digests),
         data={
             "charts": [chart_data(chart) for chart in charts.values()],
             "curves": {
@@ -78,7 +106,7 @@ def html_text(content: Content, chart_script: str) -> str:
         charts=charts,
         text=sentences,
         columns={title: sort for title, (sort, _) in _COLUMNS.items()},
-        is_long=len(content.lines) > _LONG_TABLE,
+        is_long=len(rows) > _LONG_TABLE,
         rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines],
         skipped_rows=[
             ("-", row.module, *"----", shape(row), f"{row.n_params:,}", "left out", "0", row.reason)
@@ -109,7 +137,7 @@ def breakable(name: str) -> str:
 
 def chart_data(chart: Chart) -> dict[str, Any]:
     """A chart as the script of the page draws it: name, specification and columns."""
-    outlined = {"params": SHOWN} if chart.name in _WITH_OUTLINE else {}
+    outlined = {"params": SHOWN} if chart.name in ("heat", "bars") else {}
     autosize = {"type": "fit-x", "contains": "padding"}
     spec = whole(chart.view("container"), autosize=autosize, **outlined)
     return {"name": chart.name, "spec": spec, "columns": chart.columns}

@@ -68,9 +68,9 @@ def certainty(content: Content) -> str:
             "No score is above zero: these probes show no update that LoRA cannot represent. That "
             "does not prove that there is none; more probe examples may show more."
         )
-    again, clear = reselection(content.plan), content.plan.stability.clear_modules
     if unknown := stability_unknown(content):
         return unknown
+    again, clear = reselection(content.plan), content.plan.stability.clear_modules
     if clear is None:
         return f"How certain: {again}. New probes agree less."
     above = clear_modules(clear, len(content.lines))
@@ -176,6 +176,7 @@ def what_was_run(content: Content) -> Facts:
         ("Probes", ", ".join(texts)),
         ("Score", f"{content.score.name}: {content.score.formula}"),
         ("Unit", content.score.unit_in(run)),
+        *([("Bias", content.score.caveat)] if content.score.caveat else []),
         ("LoRA rank", f"{lora.rank}, alpha {lora.alpha}{chosen}"),
         ("Computed from", f"{method(report)}, {run.device} {run.dtype}, {run.wall_seconds:.1f} s"),
         ("Budget", f"{plan.budget.asked}: {budget_spent(plan.budget)}"),

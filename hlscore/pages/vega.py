@@ -15,19 +15,11 @@ Spec = dict[str, Any]
 VEGA_LITE_VERSION = "6.1"
 SCHEMA = f"https://vega.github.io/schema/vega-lite/v{VEGA_LITE_VERSION}.0.json"
 
-FULL_SIGN: Spec = {
-    "type": "point",
-    "shape": "diamond",
-    "filled": True,
-    "fill": HALO.light,
-    "stroke": INK.light,
-    "strokeWidth": 1.2,
-    "opacity": 1,
-    "size": 75,
-}
+FULL_SIGN: Spec = {"type": "point", "shape": "diamond", "filled": True, "fill": HALO, "stroke": INK,
+                   "strokeWidth": 1.2, "opacity": 1, "size": 75}  # fmt: skip
 """The mark of a module trained in full, the same in every chart."""
 
-LIMIT_RULE: Spec = {"type": "rule", "color": MARK.light, "strokeWidth": 2, "strokeDash": [6, 4]}
+LIMIT_RULE: Spec = {"type": "rule", "color": MARK, "strokeWidth": 2, "strokeDash": [6, 4]}
 """The line of a budget, of a plan, or of its rank."""
 
 TOOLTIP: Spec = {"tooltip": {"field": "id", "type": "quantitative"}}
@@ -45,49 +37,28 @@ UNSIGNED: Spec = {"labelExpr": "slice(datum.label, 1)", **PLAIN_AXIS}
 SHOWN: list[Spec] = [{"name": "shown", "value": 0}]
 """The parameter that holds the place of the line whose tail curve is shown."""
 
-_TEXT: Spec = {"labelColor": MUTED.light, "titleColor": INK.light, "labelFontSize": 12,
-               "titleFontSize": 12, "titleFontWeight": "normal", "labelLimit": 240}  # fmt: skip
+_TEXT: Spec = {"labelColor": MUTED, "titleColor": INK, "labelFontSize": 12, "titleFontSize": 12,
+               "titleFontWeight": "normal", "labelLimit": 240}  # fmt: skip
 _CONFIG: Spec = {
-    "background": PAPER.light,
+    "background": PAPER,
     "font": "sans-serif",
     "view": {"stroke": None},
-    "axis": {
-        **_TEXT,
-        "domainColor": RULE.light,
-        "tickColor": RULE.light,
-        "gridColor": GRID.light,
-        "titlePadding": 8,
-    },
-    "legend": {
-        **_TEXT,
-        "orient": "top",
-        "direction": "horizontal",
-        "titleOrient": "left",
-        "titleLimit": 240,
-        "symbolSize": 120,
-        "columnPadding": 14,
-        "offset": 8,
-    },
-    "title": {
-        "color": INK.light,
-        "subtitleColor": MUTED.light,
-        "anchor": "start",
-        "fontSize": 15,
-        "subtitleFontSize": 12,
-        "subtitlePadding": 6,
-        "frame": "group",
-    },
-}
+    "axis": {**_TEXT, "domainColor": RULE, "tickColor": RULE, "gridColor": GRID, "titlePadding": 8},
+    "legend": {**_TEXT, "orient": "top", "direction": "horizontal", "titleOrient": "left",
+               "titleLimit": 240, "symbolSize": 120, "columnPadding": 14, "offset": 8},
+    "title": {"color": INK, "subtitleColor": MUTED, "anchor": "start", "fontSize": 15,
+              "subtitleFontSize": 12, "subtitlePadding": 6, "frame": "group"},
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
     """A chart without size or data, and its data."""
 
-    name: str  # name of the chart and of its data set
+    name: str  # also of its data set
     title: str
-    subtitle: str  # what an image says below the title
-    caption: str = ""  # how to read it, as a page says below it; may be empty
+    subtitle: str  # below the title of an image
+    caption: str = ""  # how to read it, below it on a page
     description: str  # what it shows, for those who do not see it
     spec: Spec  # vega-Lite specification of one view
     columns: Mapping[str, Sequence[Any]]  # its data, a list per field; all are of one length
@@ -119,19 +90,15 @@ def number(field: str, **rest: Any) -> Spec:
     return {"field": field, "type": "quantitative", **rest}
 
 
-def category(field: str, **rest: Any) -> Spec:
-    """A nominal encoding of a field."""
+def category(field: str, scale: Mapping[str, Any] | None = None, **rest: Any) -> Spec:
+    """A nominal encoding of a field; `scale` gives values their colours, shapes or dashes."""
+    if scale is not None:
+        rest["scale"] = {"domain": list(scale), "range": list(scale.values())}
     return {"field": field, "type": "nominal", **rest}
 
 
 def layer(encoding: Spec, *values: Mapping[str, Any], where: str = "", **mark: Any) -> Spec:
-    """A layer of marks.
-
-    Args:
-        values: Data of its own; without, those of the chart.
-        where: Condition on the data that are drawn.
-        mark: Type and style of the mark.
-    """
+    """A layer of marks, of values of its own or those of the chart, `where` a condition holds."""
     found: Spec = {"mark": mark, "encoding": encoding}
     if values:
         found["data"] = {"values": list(values)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hlscore.settings.capture import (
-    CAPTURE_PANEL,
     CaptureSettings,
     Estimator,
     PaddingSide,
@@ -24,6 +23,7 @@ from hlscore.settings.option import (
     arguments,
     build,
     changed,
+    parts_of,
     setting_of,
     settings_in,
 )
@@ -46,12 +46,12 @@ from hlscore.settings.show import FILTER_PANEL, Filters
 from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
+    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
     "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
     "Objective", "ObjectiveSettings", "Optimizer", "Option", "PaddingSide", "PlanSettings",
     "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
-    "changed", "parse_limit", "parse_ranks", "setting_of", "settings_in",
+    "changed", "parse_limit", "parse_ranks", "parts_of", "setting_of", "settings_in",
 ]  # fmt: skip

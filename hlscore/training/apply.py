@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
-from hlscore.checks.model_fit import differences
+from hlscore.checks.fit import differences
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits

@@ -26,11 +26,11 @@ def print_check(results: Sequence[CheckResult], *, console: Terminal | None = No
     for result in results:
         explained = set[str]()
         for item in result.findings:
-            level = (f"{item.level} {item.code} ", _STYLES[item.level])
+            level = (f"{item.level} {item.rule.code} ", _STYLES[item.level])
             console.print(Text.assemble((f"{where(result, item)}: ", "bold"), level, item.message))
-            if item.code not in explained:
+            if item.rule.code not in explained:
                 console.print(Text.assemble(("  try: ", "cyan"), item.rule.remedy))
-            explained.add(item.code)
+            explained.add(item.rule.code)
         codes |= explained
     if codes:
         console.print()

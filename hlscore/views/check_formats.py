@@ -11,7 +11,8 @@ from urllib.parse import quote
 from xml.etree import ElementTree as ET
 
 from hlscore._version import __version__
-from hlscore.checks.run import RULES, CheckResult
+from hlscore.checks.rule import RULES
+from hlscore.checks.run import CheckResult
 from hlscore.views.check import where
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -26,7 +27,7 @@ def github(results: Sequence[CheckResult]) -> str:
     lines = []
     for result in results:
         for item in sorted(result.findings, key=lambda item: item.level):
-            title = f"{item.code} {item.rule.name}"
+            title = f"{item.rule.code} {item.rule.name}"
             properties = {"file": _relative(result.file), "title": title}
             if item.place is not None:
                 properties |= {"line": str(item.place.line), "col": str(item.place.column)}
@@ -109,9 +110,9 @@ def sarif(results: Sequence[CheckResult]) -> str:
                 line, column = item.place.line, item.place.column
                 physical["region"] = {"startLine": line, "startColumn": column}
             # The line moves when a plan is made again; rule, place in the document and file do not.
-            identity = json.dumps([item.code, file, [str(part) for part in item.path]])
+            identity = json.dumps([item.rule.code, file, [str(part) for part in item.path]])
             found.append({
-                "ruleId": item.code,
+                "ruleId": item.rule.code,
                 "ruleIndex": rules.index(item.rule),
                 "level": result.level_of(item),
                 "message": {"text": item.message},

@@ -8,13 +8,21 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from hlscore.agreement.comparison import Comparison, Pair
-from hlscore.views.facts import fact_texts
+from hlscore.agreement.sides import Value
+from hlscore.settings import RankSettings, Setting, parts_of, settings_in
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
-from hlscore.wording import count, shortened, visible
+from hlscore.wording import count, memory, percent, short, shortened, visible
 
 _LONGEST_LABEL = 30
 _LONGEST_HEADING = 9
 _RESAMPLES = "resamples"
+_FORMATS: dict[str, Callable[[float], str]] = {
+    "parameters in full": short,
+    "trained parameters": short,
+    "training memory": memory,
+    "chosen again": percent,
+    "counted tokens": lambda number: f"{number:,}",
+}
 # Other facts follow from these, or tell a reader little.
 _FOLLOWS = {"probe hash", "counted tokens", "mean loss", "mean reward"}
 
@@ -31,11 +39,14 @@ def print_comparison(found: Comparison, *, as_json: bool) -> None:
         table = plain_table("", "run", "what differs", texts=("run", "what differs"))
         table.columns[-1].ratio = 1
         follows = _FOLLOWS | ({"score"} if found.chosen else set())
-        facts = [fact for fact in found.facts if not fact.same and fact.name not in follows]
+        facts = [
+            (fact_label(name), fact_texts(name, values))
+            for name, values in found.facts.items()
+            if len(set(values)) > 1 and name not in follows
+        ]
         for place, side in enumerate(found.sides):
-            differing = [f"{visible(fact.name)} {fact_texts(fact)[place]}" for fact in facts]
-            text = " · ".join(differing) or "nothing that is known"
-            table.add_row(str(place + 1), visible(side.label), text)
+            text = " · ".join(f"{label} {texts[place]}" for label, texts in facts)
+            table.add_row(str(place + 1), visible(side.label), text or "nothing that is known")
         console.print()
         console.folded(table)
     _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
@@ -59,7 +70,10 @@ def _print_json(found: Comparison) -> None:
 
     print_json({
         "files": [picked(side, "path", "label") for side in found.sides],
-        "facts": [picked(fact, "name", "values", "same") for fact in found.facts],
+        "facts": [
+            {"name": name, "values": values, "same": len(set(values)) == 1}
+            for name, values in found.facts.items()
+        ],
         "same_structure": found.same_structure,
         "rankings": [
             picked(item, "label", "score", "rank") | {"resampled_tau": tau}
@@ -79,8 +93,7 @@ def _print_json(found: Comparison) -> None:
 
 
 def _headline(found: Comparison) -> Text:
-    values = {fact.name: fact.values for fact in found.facts}
-    names = dict.fromkeys(visible(str(name)) for name in values["model"])
+    names = dict.fromkeys(visible(str(name)) for name in found.facts["model"])
     scores = {item.score for item in found.rankings}
     ranks = {item.rank for item in found.rankings}
     what = found.rankings[0].score if len(scores) == 1 else count(len(scores), "score")
@@ -162,3 +175,37 @@ def _remarks(found: Comparison) -> Iterator[str]:
             f"over modules, a tau is known to ± {max(widths) / 2:.2f} or better (95 %); --json "
             "has each interval"
         )
+
+
+def fact_label(name: str) -> str:
+    """What a fact is called; a setting has the name of its option."""
+    group, _, field = name.rpartition(".")
+    part = parts_of(RankSettings).get(group or field)
+    if group and isinstance(part, type):
+        part = settings_in(part).get(field)
+    return part.flag if isinstance(part, Setting) and name != "seed" else visible(name)
+
+
+def fact_texts(name: str, values: Sequence[Value]) -> list[str]:
+    """A text per side; whole values where short ones would look the same and are not."""
+    texts = [_fact_text(name, value, 24) for value in values]
+    if len(set(texts)) == len(set(values)):
+        return texts
+    return [_fact_text(name, value, 200) for value in values]
+
+
+def _fact_text(name: str, value: Value, most: int) -> str:
+    """A text of at most `most` letters, or the whole number where that is many."""
+    whole, form = most > 100, _FORMATS.get(name)
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        # Of hashes the start is what people compare; of paths and names both ends.
+        plain = visible(value)
+        is_hash = value.startswith("sha256:") and not whole
+        return plain[:14] if is_hash else shortened(plain, most)
+    if form is not None and not whole:
+        return form(value)
+    if form is not None and isinstance(value, int):
+        return f"{value:,}{' bytes' if form is memory else ''}"
+    return f"{value:.4g}" if isinstance(value, float) and not whole else str(value)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.text import Text
 
 from hlscore.agreement.difference import Difference, Group
-from hlscore.views.facts import fact_texts
+from hlscore.views.compare import fact_label, fact_texts
 from hlscore.views.summary import training
 from hlscore.views.terminal import (
     ModuleLine,
@@ -35,19 +35,19 @@ def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
         console.labelled(
             [(name, f"{visible(str(side.path))}{planned if side.from_scores else ''}")], width=3
         )
-    if found.none:
+    if found.same:
         console.print()
         console.print(Text("no difference", style="bold green"))
         return
     console.notes(_notes(found))
     console.print()
     table = plain_table("", "A", "B", texts=("A", "B"))
-    for fact in found.facts:
-        first, second = fact_texts(fact)
-        if not fact.same:
-            table.add_row(Text(visible(fact.name)), first, Text(second, style="bold yellow"))
-        elif fact.name in _ALWAYS:
-            table.add_row(fact.name, first, "same", style="dim")
+    for name, values in found.facts.items():
+        first, second = fact_texts(name, values)
+        if len(set(values)) > 1:
+            table.add_row(fact_label(name), first, Text(second, style="bold yellow"))
+        elif name in _ALWAYS:
+            table.add_row(name, first, "same", style="dim")
     console.folded(table)
     if found.moves:
         console.print()
@@ -86,11 +86,10 @@ def _print_json(found: Difference) -> None:
         )
     }
     print_json(sides | {
-        "same": found.none,
-        **picked(found, "same_structure", "same_weights"),
+        **picked(found, "same", "same_structure", "same_weights"),
         "facts": [
-            {"name": fact.name, "a": fact.values[0], "b": fact.values[1], "same": fact.same}
-            for fact in found.facts
+            {"name": name, "a": a, "b": b, "same": a == b}
+            for name, (a, b) in found.facts.items()
         ],
         "modules": picked(found, "common", "only_a", "only_b", "other_shape"),
         "moves": [

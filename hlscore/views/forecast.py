@@ -21,7 +21,7 @@ def print_forecast(
     found: Forecast | WeightForecast, settings: RankSettings, *, device: str, as_json: bool
 ) -> None:
     """Print what a run would do."""
-    candidates, probed = candidates_of(found.modules), isinstance(found, Forecast)
+    candidates = candidates_of(found.modules)
     params = sum(item.n_params for item in candidates)
     if as_json:
         content = {
@@ -50,58 +50,56 @@ def print_forecast(
             }
         print_json(content)
         return
-    limit, unit = found.budget_limit, found.budget_unit
-    loaded = "" if probed else ", read tensor by tensor from its files"
-    lines = {
-        "model": f"{settings.model.model} on {device}{loaded}",
-        "modules": f"{count(len(candidates), 'candidate')}, {short(params)} parameters",
-    }
+    lines = {"model": f"{settings.model.model} on {device}"}
+    modules = f"{count(len(candidates), 'candidate')}, {short(params)} parameters"
     notes: tuple[str, ...] = ()
     if isinstance(found, Forecast):
-        lines |= _probe_lines(found, device)
+        probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
+        trial = capture.movement == "trial"
+        held = "sums of updates" if trial else "gradient sums"
+        usage = (
+            f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
+            f"{memory(found.gradient_bytes)} "
+            f"{held if choice.estimator == 'exact' else 'sketches'} + about "
+            f"{memory(found.activation_bytes)} activations of "
+            f"{count(capture.batch_size, 'example')}"
+        )
+        if found.generation_bytes:
+            usage += f"\n(while it samples: {memory(found.weight_bytes)} weights + about "
+            usage += f"{memory(found.generation_bytes)} cache and logits)"
+        if device == "cpu":
+            whole = memory(found.peak_bytes + found.process_bytes)
+            usage += f"\n{whole} for the process, libraries included"
+        search = ", and a search for the learning rate" if capture.trial_rate is None else ""
+        trials = (
+            f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of "
+            f"the base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
+        )
+        tokens = f"{probes.total_tokens:,} tokens, {', '.join(loss(probes))}"
+        lines |= {
+            "modules": modules,
+            "probes": f"{examples(probes)}, {tokens}",
+            "estimator": choice.reason,
+            "memory": usage,
+            "trials": trials if trial else "",
+            "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
+            "speed measured now, plus decompositions"
+            f"{', sampling' if found.generation_bytes else ''} and loading",
+            "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
+        }
         notes = found.notes
     else:
+        lines["model"] += ", read tensor by tensor from its files"
         lines |= {
+            "modules": modules,
             "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
             "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
             f"{memory(found.work_bytes)} to decompose it",
         }
+    limit, unit = found.budget_limit, found.budget_unit
     full = f"at most {count(limit, unit)} in full"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
     console.labelled(lines, width=10)
     console.notes(notes)
     console.dim("Nothing was run or written.")
-
-
-def _probe_lines(found: Forecast, device: str) -> dict[str, str]:
-    probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
-    trial = capture.movement == "trial"
-    held = "sums of updates" if trial else "gradient sums"
-    usage = (
-        f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
-        f"{memory(found.gradient_bytes)} {held if choice.estimator == 'exact' else 'sketches'} + "
-        f"about {memory(found.activation_bytes)} activations of "
-        f"{count(capture.batch_size, 'example')}"
-    )
-    if found.generation_bytes:
-        usage += f"\n(while it samples: {memory(found.weight_bytes)} weights + about "
-        usage += f"{memory(found.generation_bytes)} cache and logits)"
-    if device == "cpu":
-        whole = memory(found.peak_bytes + found.process_bytes)
-        usage += f"\n{whole} for the process, libraries included"
-    search = ", and a search for the learning rate" if capture.trial_rate is None else ""
-    trials = (
-        f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of the "
-        f"base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
-    )
-    extra = ", sampling" if found.generation_bytes else ""
-    return {
-        "probes": f"{examples(probes)}, {probes.total_tokens:,} tokens, {', '.join(loss(probes))}",
-        "estimator": choice.reason,
-        "memory": usage,
-        "trials": trials if trial else "",
-        "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
-        f"speed measured now, plus decompositions{extra} and loading",
-        "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
-    }

@@ -19,11 +19,7 @@ from hlscore.wording import count, measure, memory, percent, short
 def print_modules(
     found: Sequence[Candidate], model: str, total: int, *, show_all: bool, as_json: bool
 ) -> None:
-    """Print the modules of a model, a line per kind, or one per module with `show_all`.
-
-    Args:
-        total: All parameters of the model.
-    """
+    """Print the modules of a model of `total` parameters, by kind or with `show_all` one by one."""
     if as_json:
         modules = [asdict(item) | {"reason": item.reason} for item in found]
         print_json({"model": model, "params": total, "modules": modules})
@@ -120,13 +116,10 @@ def print_estimate(
                 label = f"hybrid, {item.which} {item.full_modules}"
         cells: list[str | Text] = [
             label if item.base_bits == 16 else f"{label}, {item.base_bits} bit",
-            short(item.trained_params),
-            memory(weight_bytes(use)),
-            memory(use.gradient_bytes),
-            memory(use.optimizer_bytes),
-            f"~ {memory(use.activation_bytes)}",
+            short(item.trained_params), memory(weight_bytes(use)), memory(use.gradient_bytes),
+            memory(use.optimizer_bytes), f"~ {memory(use.activation_bytes)}",
             Text(memory(use.total_bytes), style="bold"),
-        ]
+        ]  # fmt: skip
         if device_bytes is not None:
             over = use.total_bytes - device_bytes
             fit = Text("fits", style="green") if over <= 0 else None
@@ -134,14 +127,16 @@ def print_estimate(
         table.add_row(*cells)
     console.whole(table)
     console.print()
-    hybrids = [item for item in trainings if item.kind == "hybrid"]
-    number = max(item.full_modules or 0 for item in hybrids)
-    console.dim(
-        f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
-        "which, and any choice takes between the smallest and the largest"
-        if any(item.which == "smallest" for item in hybrids)
-        else "a hybrid trains that many parameters in full, here spread evenly over all modules"
-    )
+    if any(item.which == "smallest" for item in trainings):
+        number = max(item.full_modules or 0 for item in trainings if item.kind == "hybrid")
+        console.dim(
+            f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
+            "which, and any choice takes between the smallest and the largest"
+        )
+    else:
+        console.dim(
+            "a hybrid trains that many parameters in full, here spread evenly over all modules"
+        )
     if shape.dimensions.expert_params:
         console.dim("fused experts stay in 16 bits on any base")
     console.dim(

@@ -166,7 +166,7 @@ def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
         lines = 1 + data.count(b"\n")
         assert all(item.place is None or item.place.line <= lines for item in result.findings)
         passed = None if result.plan is None else not any(
-            item.code < "HLS400" for item in result.findings
+            item.rule.code < "HLS400" for item in result.findings
         )  # fmt: skip
         seen[passed] = seen.get(passed, 0) + 1
 

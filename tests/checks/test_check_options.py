@@ -20,7 +20,7 @@ from scipy.stats import kendalltau
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.checks.run import RULES
+from hlscore.checks.rule import RULES
 
 FULL = 0  # place of a module in full in the plan of `made`
 

@@ -172,7 +172,7 @@ def test_ctrl_c_leaves_nothing(
             first.write_text("half")
         raise KeyboardInterrupt
 
-    place = {"render": "hlscore.pages.formats.render", "write": "pathlib.Path.write_bytes"}
+    place = {"render": "hlscore.pages.page.render", "write": "pathlib.Path.write_bytes"}
     monkeypatch.setattr(place[moment], interrupted)
     target = tmp_path / f"a.{suffix}"
     found = hlscore("report", *files, "-o", target)

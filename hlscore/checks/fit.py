@@ -1,4 +1,4 @@
-"""Whether a model is the one that a plan was made for."""
+"""Whether a model is the one that a plan was made for, and trainers can express the plan."""
 
 from __future__ import annotations
 
@@ -6,50 +6,31 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from hlscore.artifacts.plan import Plan
-from hlscore.checks.rule import Case, Finding, Rule
+from hlscore.checks.rule import Case, Finding, finding
+from hlscore.exporters.exporter import find_exporter
+from hlscore.exporters.limits import FaultKind, faults
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings
 
-MISSING_MODULE = Rule(
-    code="HLS301",
-    name="modules of the model",
-    asks="Every module of the plan is one of the model's.",
-    why="A trainer skips a name that it does not find, mostly without saying so.",
-    remedy="Name the model that the plan is for, or rank the modules of this one.",
-    when=("model",),
-)
-SHAPE = Rule(
-    code="HLS302",
-    name="shapes of the model",
-    asks="Shape, storage, form and weight of every module are the model's.",
-    why="Adapters of another shape do not load; costs were computed for other sizes.",
-    remedy="Name the model that the plan is for, or rank the modules of this one.",
-    when=("model",),
-)
-UNKNOWN_MODULE = Rule(
-    code="HLS303",
-    name="whole model",
-    asks="The plan knows every weight of the model that could be trained.",
-    why="A module that the plan does not know was never scored; trainers match it by accident.",
-    remedy="Rank the modules of this model.",
-    when=("model",),
-)
-STRUCTURE = Rule(
-    code="HLS304",
-    name="structure fingerprint",
-    asks="The hash over names and shapes of the model's candidates is the plan's.",
-    why="The plan was made for a model of another structure.",
-    remedy="Name the model that the plan is for, or rank the modules of this one.",
-    when=("model",),
-)
-WEIGHTS = Rule(
-    code="HLS305",
-    name="weights fingerprint",
-    asks="Sampled weights of the model hash to the plan's fingerprint.",
-    why="Scores belong to the weights that were probed; after other training they may not hold.",
-    remedy="Rank this checkpoint again, or remove --weights where it differs on purpose.",
-    when=("weights",),
-)
+_TRAINER_CODES: dict[FaultKind, str] = {
+    "mode": "HLS401",
+    "tied": "HLS402",
+    "name": "HLS403",
+    "experts": "HLS404",
+    "read_past": "HLS405",
+    "ranks": "HLS406",
+    "whole": "HLS407",
+}
+
+
+def check_trainers(case: Case) -> Iterator[Finding]:
+    """Find what trainers cannot express."""
+    places = {item.module: place for place, item in enumerate(case.plan.modules)}
+    for name in case.settings.trainers:
+        for fault in faults(case.plan, find_exporter(name).limits):
+            first = fault.modules[0] if fault.modules else ""
+            path = ("modules", places[first], "module") if first in places else ("modules",)
+            yield finding(_TRAINER_CODES[fault.kind], f"{name}: {fault.reason}", path)
 
 
 def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
@@ -63,27 +44,27 @@ def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
         path, name = ("modules", place, "module"), planned.module
         item = by_name.pop(name, None)
         if item is None:
-            yield MISSING_MODULE.finding(f"it has no '{name}'", path)
+            yield finding("HLS301", f"it has no '{name}'", path)
             continue
         there, wanted = (
             f"{side.matrices} x {side.out_features} x {side.in_features}".removeprefix("1 x ")
             for side in (item, planned)
         )
         if there != wanted:
-            yield SHAPE.finding(f"'{name}' is {there}, not {wanted}", path)
+            yield finding("HLS302", f"'{name}' is {there}, not {wanted}", path)
             continue
         for verb, what in (("is stored", "storage"), ("has the weight", "parameter"),
                            ("has the form", "form")):  # fmt: skip
             there, wanted = getattr(item, what), getattr(planned, what)
             if there != wanted:
-                yield SHAPE.finding(f"'{name}' {verb} {there}, not {wanted}", path)
+                yield finding("HLS302", f"'{name}' {verb} {there}, not {wanted}", path)
     skipped = {item.module for item in plan.skipped}
     for name in by_name:
         if name not in skipped:
-            yield UNKNOWN_MODULE.finding(f"the plan does not know its '{name}'", ("skipped",))
+            yield finding("HLS303", f"the plan does not know its '{name}'", ("skipped",))
 
 
-def check(case: Case) -> Iterator[Finding]:
+def check_model(case: Case) -> Iterator[Finding]:
     """Compare a plan with a model, built from its configuration alone.
 
     This imports torch. Weights are read only where they are to be compared.
@@ -112,7 +93,7 @@ def check(case: Case) -> Iterator[Finding]:
     path = ("model", "fingerprint")
     if structure_hash(candidates_of(found)) != plan.model.fingerprint.structure:
         message = f"'{settings.model}' does not have the structure that the plan was made for."
-        yield STRUCTURE.finding(message, (*path, "structure"))
+        yield finding("HLS304", message, (*path, "structure"))
     if settings.weights and not differing and not has_the_weights(plan, model):
         message = f"The weights of '{settings.model}' are not those that were scored."
-        yield WEIGHTS.finding(message, (*path, "weights"))
+        yield finding("HLS305", message, (*path, "weights"))
