@@ -20,8 +20,7 @@ from hlscore.errors import DataError, UsageError
 from hlscore.exporters.exporter import Export, exporter_names, find_exporter
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
-from hlscore.training.data import as_probed
-from hlscore.training.rewards import judgeable, numeric, reward_functions
+from hlscore.training.rewards import as_probed, judgeable, numeric, reward_functions
 
 
 def probed(settings: dict[str, Any], **data: Any) -> Plan:
