@@ -73,23 +73,17 @@ def print_estimate(
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
     if as_json:
+        found = []
+        for item in trainings:
+            use = item.memory
+            found.append(asdict(item) | {
+                "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
+                "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
+            })  # fmt: skip
         print_json({
-            "model": model.model,
-            "params": shape.n_params,
-            "candidate_modules": len(shape.candidates),
-            "budget": settings.budget,
-            "rank": settings.rank,
-            "settings": settings.memory,
-            "device_bytes": device_bytes,
-            "trainings": [
-                asdict(item)
-                | {
-                    "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
-                    "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
-                }
-                for item in trainings
-                for use in (item.memory,)
-            ],
+            "model": model.model, "params": shape.n_params,
+            "candidate_modules": len(shape.candidates), **picked(settings, "budget", "rank"),
+            "settings": settings.memory, "device_bytes": device_bytes, "trainings": found,
         })  # fmt: skip
         return
     console, chosen = Terminal(), settings.memory

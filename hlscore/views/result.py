@@ -129,11 +129,8 @@ def print_written(
     console, totals, suffix = Terminal(), plan.totals, path.suffix.lower()
     if as_json:
         print_json({
-            "report": path,
-            "format": suffix.removeprefix("."),
-            "bytes": path.stat().st_size,
-            "plan_file": plan_file,
-            "budget": plan.budget.asked,
+            "report": path, "format": suffix.removeprefix("."), "bytes": path.stat().st_size,
+            "plan_file": plan_file, "budget": plan.budget.asked,
             **picked(totals, "full_modules", "candidate_modules"),
         })  # fmt: skip
         return

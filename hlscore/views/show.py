@@ -50,13 +50,8 @@ def print_selected(
     else:
         kind, model, of = "report", artifact.model.model, len(artifact.rows)
     print_json({
-        "file": path,
-        "artifact": kind,
-        "model": model,
-        "modules": of,
-        "matching": len(modules),
-        "sort": order.name,
-        "rows": [_plain(item) for item in modules[:top]],
+        "file": path, "artifact": kind, "model": model, "modules": of, "matching": len(modules),
+        "sort": order.name, "rows": [_plain(item) for item in modules[:top]],
     })  # fmt: skip
 
 
@@ -198,10 +193,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
     resamples = {name: _resamples_of(row, name) for name in SCORES}
     if as_json:
         print_json({
-            "file": path,
-            "artifact": "report",
-            "rank": report.run.rank,
-            "module": _plain(row),
+            "file": path, "artifact": "report", "rank": report.run.rank, "module": _plain(row),
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return

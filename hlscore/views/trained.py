@@ -53,25 +53,17 @@ def print_audit(
         for row in report.candidates:
             moved = movements[row.module]
             modules.append({
-                "module": row.module,
-                "relative_update": moved.relative,
-                "lora_rank": moved.lora_rank,
-                "rank_for_90": row.rank_for_90,
-                "rank_for_99": moved.rank_for_99,
-                **picked(row, "stable_rank", "effective_rank"),
-                "energy": row.grad_energy,
-                "beyond_rank": row.residual_ratio,
+                "module": row.module, "relative_update": moved.relative,
+                "lora_rank": moved.lora_rank, "rank_for_90": row.rank_for_90,
+                "rank_for_99": moved.rank_for_99, **picked(row, "stable_rank", "effective_rank"),
+                "energy": row.grad_energy, "beyond_rank": row.residual_ratio,
                 "changed": row.status == "scored",
             })  # fmt: skip
         print_json({
-            "audit": path,
-            "model": report.model.model,
-            "rank": report.run.rank,
-            "modules": modules,
-            **found.groups,
+            "audit": path, "model": report.model.model, "rank": report.run.rank,
+            "modules": modules, **found.groups,
             "plan": found.against and {"path": plan, **found.against},
-            "held_out": held_out,
-            "notes": run_notes(report),
+            "held_out": held_out, "notes": run_notes(report),
         })  # fmt: skip
         return
     console = Terminal()
