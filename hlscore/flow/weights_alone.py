@@ -131,7 +131,7 @@ def _decomposing(
         weight; it waits while all threads are busy.
     """
     found: dict[str, WeightStatistics] = {}
-    sizes = {item.module: item.matrices * item.out_features * item.in_features for item in chosen}
+    sizes = {item.module: item.n_weights for item in chosen}
 
     def done(ended: tuple[str, WeightStatistics]) -> None:
         name, found[name] = ended

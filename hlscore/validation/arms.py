@@ -17,7 +17,7 @@ from hlscore.planning.revision import Change, revise
 from hlscore.planning.uniform import fill
 from hlscore.reasons import tied_modules
 from hlscore.records import Matrix
-from hlscore.scores.stratified import stratified_scores
+from hlscore.scores.rows import stratified_scores
 
 Row = TypeVar("Row", bound=Matrix)
 
