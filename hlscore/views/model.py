@@ -11,7 +11,7 @@ from rich.text import Text
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
-from hlscore.views.summary import shape, weight_bytes
+from hlscore.views.summary import weight_bytes
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, measure, memory, percent, short
 
@@ -32,12 +32,12 @@ def print_modules(
         last = "skipped because"
         table = plain_table("module", "layer", "out x in", "parameters", last, texts=(last,))
         for item in found:
-            cells = (item.module, measure(item.layer), shape(item), f"{item.n_params:,}")
+            cells = (item.module, measure(item.layer), item.size, f"{item.n_params:,}")
             table.add_row(*cells, item.reason, style="dim" if item.skipped else None)
     else:
         groups: dict[tuple[str, str, str], list[Candidate]] = defaultdict(list)
         for item in candidates:
-            groups[item.block, item.kind, shape(item)].append(item)
+            groups[item.block, item.kind, item.size].append(item)
         headings = ("kind", "layers", "out x in", "parameters each", "parameters")
         table = plain_table(*headings, texts=("layers",))
         for (block, kind, size), items in groups.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 from hlscore.flow import Audit
 from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
-from hlscore.views.summary import report_headline, run_notes, shape
+from hlscore.views.summary import report_headline, run_notes
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, first_of, measure, percent, visible
 
@@ -79,7 +79,7 @@ def print_audit(
         cells = (
             str(place), row.module, percent(moved.relative), measure(row.rank_for_90),
             measure(moved.rank_for_99), measure(row.stable_rank), percent(row.residual_ratio),
-            shape(row), "no" if row.status == "unreached" else trained,
+            row.size, "no" if row.status == "unreached" else trained,
         )  # fmt: skip
         lines.append(ModuleLine(cells))
     console.modules(headings, lines, of=len(rows), texts=1)
