@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hlscore.inputs.examples import cut
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.probes.batches import Batch, by_length, collate, cut
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import Batch, ProbeExample, ProbeSet, by_length, collate
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 

@@ -18,8 +18,7 @@ from peer_jobs import Job, Outcome, Way
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hlscore.probes.batches import Batch
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import Batch, ProbeSet
 from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 # --- hlscore ----------------------------------------------------------------------------------

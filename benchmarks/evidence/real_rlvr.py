@@ -46,7 +46,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 import hlscore
 from hlscore.artifacts.report import read_report, write_report
 from hlscore.records import ScoreReport
-from hlscore.rollouts.files import write_rollouts
+from hlscore.rollouts.records import write_rollouts
 
 GRADIENTS, TRIALS = MOVEMENTS
 LONGEST_ANSWER = 24
