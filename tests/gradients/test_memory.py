@@ -329,6 +329,10 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
     assert short.reason.startswith(f"sketch: exact does not fit, it needs {needed}")
     assert short.reason.endswith("are free on this machine.")
     assert short.sketch_size == 64
+    # Spectra of updates are flatter: twice as many columns.
+    moved = choose(0, monkeypatch, settings(movement="trial", groups=2))
+    assert moved.sketch_size == 128
+    assert moved.needs.sketch_sums >= short.needs.sketch_sums
 
 
 def test_several_passes_and_packed_weights_ask_for_sketches(
