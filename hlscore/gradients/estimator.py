@@ -13,7 +13,7 @@ from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
-from hlscore.inputs.sharding import is_sharded
+from hlscore.inputs.weights import is_sharded
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.batches import by_length, cut
 from hlscore.probes.units import ProbeSet
