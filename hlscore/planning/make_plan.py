@@ -32,13 +32,7 @@ from hlscore.planning.baselines import choose_baseline
 from hlscore.planning.locks import matches
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
-from hlscore.planning.parts import (
-    Counted,
-    budget_of,
-    stability_of,
-    suggested_rates,
-    totals_of,
-)
+from hlscore.planning.parts import Counted, budget_of, stability_of, suggested_rates, totals_of
 from hlscore.planning.problem import Problem, problem_of
 from hlscore.planning.ranked import choose_ranks, trained_limit
 from hlscore.planning.uniform import choose_uniform
