@@ -128,7 +128,7 @@ def _score(
     from hlscore.views.progress import status, terminal_progress, warn
 
     with status("loading torch and transformers"):
-        from hlscore.flow import Storage, rank_model, score_stored_weights, score_updates
+        from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_model, resolve_device
         from hlscore.inputs.placement import dtype_warning
@@ -138,7 +138,7 @@ def _score(
             return score_updates(settings, progress)[0]
     if settings.data.without_probes:
         with terminal_progress() as progress:
-            return score_stored_weights(settings, progress)
+            return score_weights(settings, progress)
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("reading probe data"):
         examples = read_probes(settings)
@@ -169,7 +169,7 @@ def _score(
                 raise
             # Completions that cannot be probed are left for the user to look at.
             from hlscore.artifacts.files import UNSCORED_FILE, write_files
-            from hlscore.rollouts.files import write_rollouts
+            from hlscore.rollouts.records import write_rollouts
 
             (drawn,) = sampled
             path = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(drawn, path)})
