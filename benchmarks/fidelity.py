@@ -18,27 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from machine import write_result
-from models import build, structured_probes
-from rich.console import Console
+from machine import parsed, print_table, write_result
+from models import build, score, structured_probes
 from rich.progress import track
-from rich.table import Table
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import BUILTIN_KNOWN, read_examples
-from hlscore.inputs.identity import identify
 from hlscore.inputs.model import load_model
-from hlscore.inputs.modules import find_modules
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet
 from hlscore.records import ModuleRow
 from hlscore.settings import (
     DEFAULT_RANK,
-    CandidateSettings,
     CaptureSettings,
     DataSettings,
     ModelSettings,
@@ -57,15 +50,10 @@ Rows = dict[str, ModuleRow]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One setting of the sketch estimator.
+    """One setting of the sketch estimator."""
 
-    Attributes:
-        size: Columns of a sketch.
-        passes: Passes over the probes.
-    """
-
-    size: int
-    passes: int
+    size: int  # columns of a sketch
+    passes: int  # passes over the probes
 
 
 def arms(rank: int) -> tuple[Arm, ...]:
@@ -78,15 +66,7 @@ def arms(rank: int) -> tuple[Arm, ...]:
 
 
 def load(name: str, options: argparse.Namespace) -> tuple[PreTrainedModel, ProbeSet]:
-    """A model and its probes.
-
-    Args:
-        name: One of `MODELS`.
-        options: Size of the probe set of the random models, and the device.
-
-    Returns:
-        Both.
-    """
+    """A model and its probes."""
     if name != BUILTIN:
         model = build(name, device=options.device)
         return model, structured_probes(model, examples=options.examples, length=options.length)
@@ -101,24 +81,10 @@ def load(name: str, options: argparse.Namespace) -> tuple[PreTrainedModel, Probe
 def run(
     model: PreTrainedModel, probes: ProbeSet, settings: RankSettings
 ) -> tuple[Rows, float, float]:
-    """Score every module.
-
-    Args:
-        model: The model.
-        probes: The probes.
-        settings: How.
-
-    Returns:
-        The rows by module name, the seconds it took, and the mean loss.
-    """
-    modules = find_modules(model, CandidateSettings())
-    identity = identify(model, settings.model.model, None)
+    """Score every module."""
     began = time.perf_counter()
-    found = score_probes(model, modules, identity, probes, settings, Silent())
+    report = score(model, probes, settings).report
     seconds = time.perf_counter() - began
-    assert found is not None
-    report = found.report
-    assert report.probes.mean_loss is not None
     return {row.module: row for row in report.candidates}, seconds, report.probes.mean_loss
 
 
@@ -150,13 +116,6 @@ def compare(exact: Rows, found: Rows) -> dict[str, Any]:
 
     Modules that rank r reaches completely, such as small routers, are left out: there is no tail.
     The order is that of all others; errors are those of the ones that were not kept whole.
-
-    Args:
-        exact: Rows of the exact estimator.
-        found: Rows of a sketch.
-
-    Returns:
-        Every figure of the run.
     """
     names = with_tail(exact)
     sketched = [name for name in names if found[name].grad_energy_error > 0]
@@ -192,14 +151,7 @@ def compare(exact: Rows, found: Rows) -> dict[str, Any]:
 
 
 def with_tail(rows: Rows) -> list[str]:
-    """Names of the modules that have energy beyond the LoRA rank.
-
-    Args:
-        rows: Rows of the exact estimator.
-
-    Returns:
-        The names, in order.
-    """
+    """Names of the modules that have energy beyond the LoRA rank."""
     return sorted(name for name, row in rows.items() if row.tail_energy > 0)
 
 
@@ -237,16 +189,7 @@ def _within(exact: Rows, found: Rows, names: Sequence[str], column: str) -> dict
 
 
 def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one model with every arm and seed.
-
-    Args:
-        name: One of `MODELS`.
-        rank: LoRA rank.
-        options: The options of the script.
-
-    Returns:
-        What the result file says of the model.
-    """
+    """Run one model with every arm and seed."""
     model, probes = load(name, options)
     exact, seconds, loss = run(model, probes, settings_of(name, rank, options, None))
     rows = [exact[module] for module in with_tail(exact)]
@@ -282,14 +225,7 @@ def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]
 
 
 def table_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of one model: means over the seeds, and the worst error of all of them.
-
-    Args:
-        content: What `measure` gives.
-
-    Returns:
-        One row per arm.
-    """
+    """Cells of one model: means over the seeds, and the worst error of all of them."""
     runs: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for item in content["arms"]:
         runs.setdefault((item["sketch_size"], item["passes"]), []).append(item)
@@ -324,53 +260,28 @@ def _worst(group: Sequence[Mapping[str, Any]], column: str) -> str:
     return f"{max(known):.3f}" if known else "-"
 
 
-def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print one row per model and arm.
-
-    Args:
-        results: What `measure` gives.
-    """
-    table = Table(
-        "model, rank",
-        "k",
-        "sketched",
-        "rho of tail",
-        "rho of clear hls (of how many)",
-        "top tenth kept: hls, tail",
-        "tail error: median, worst",
-        "energy error: median, worst",
-        "tail within 1, 2 errors",
-        "hls within 1, 2 errors",
-        "seconds",
-    )
-    for content in results:
-        for cells in table_rows(content):
-            table.add_row(*cells)
-        table.add_section()
-    Console(width=150).print(table)
-
-
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--svd", default="auto", choices=["auto", "full", "randomized"])
-    parser.add_argument("--seeds", type=int, help="seeds per arm; 3 of the built-in model, else 1")
-    parser.add_argument("--examples", type=int, default=48, help="of the random models")
-    parser.add_argument("--length", type=int, default=64, help="of the random models")
-    parser.add_argument("--builtin-examples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(
+        __doc__, models={"nargs": "+", "default": list(MODELS), "choices": MODELS},
+        svd={"default": "auto", "choices": ["auto", "full", "randomized"]},
+        seeds={"type": int, "help": "seeds per arm; 3 of the built-in model, else 1"},
+        examples={"type": int, "default": 48, "help": "of the random models"},
+        length={"type": int, "default": 64, "help": "of the random models"},
+        builtin_examples=256, batch_size=8, threads=2, device="cpu",
+    )  # fmt: skip
     began = time.perf_counter()
     results = [
         measure(name, rank, options)
         for name in options.models
         for rank in RANKS.get(name, (DEFAULT_RANK,))
     ]
-    print_table(results)
+    print_table(
+        ("model, rank", "k", "sketched", "rho of tail", "rho of clear hls (of how many)",
+         "top tenth kept: hls, tail", "tail error: median, worst", "energy error: median, worst",
+         "tail within 1, 2 errors", "hls within 1, 2 errors", "seconds"),
+        [cells for content in results for cells in table_rows(content)],
+    )  # fmt: skip
     content = {"settings": vars(options) | {"budget": BUDGET}, "results": results}
     seconds = round(time.perf_counter() - began, 1)
     print(write_result("fidelity", {"wall_seconds": seconds, **content}))

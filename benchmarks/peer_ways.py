@@ -13,21 +13,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from models import score
 from peer_jobs import Job, Outcome, Way
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
-from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
-from hlscore.probes.batches import Batch
-from hlscore.probes.units import ProbeSet
-from hlscore.settings import (
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.probes.units import Batch, ProbeSet
+from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 # --- hlscore ----------------------------------------------------------------------------------
 
@@ -41,19 +33,7 @@ def hlscore_scores(
     rank: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """Score every candidate with hlscore, without recomputing activations, like the other ways.
-
-    Args:
-        model: The model.
-        probes: Both halves of the probes.
-        estimator: `sketch` or `exact`.
-        bootstrap: Whether standard errors are part of the work.
-        rank: LoRA rank.
-        batch_size: Examples per batch, at most.
-
-    Returns:
-        `hls` by module name.
-    """
+    """Score every candidate with hlscore, without recomputing activations, like the other ways."""
     name = model.config.name_or_path or type(model).__name__
     settings = RankSettings(
         model=ModelSettings(model=name),
@@ -65,10 +45,8 @@ def hlscore_scores(
         ),
         plan=PlanSettings(rank=rank),
     )
-    modules, identity = find_modules(model, settings.candidates), identify(model, name, None)
-    found = score_probes(model, modules, identity, probes, settings, Silent())
-    assert found is not None
-    return {row.module: row.hls for row in found.report.rows if row.hls is not None}
+    report = score(model, probes, settings).report
+    return {row.module: row.hls for row in report.rows if row.hls is not None}
 
 
 def _hlscore(estimator: str, bootstrap: bool) -> Way:

@@ -9,7 +9,6 @@ a small model with a calculation in float64.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import gc
@@ -23,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import write_result
+from machine import parsed, print_table, write_result
 from models import MODELS, build, random_probes, structured_probes
 from peer_jobs import Job, Outcome, Way, make_job
 from peer_ways import FLOOR, REFERENCE, WAYS
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from hlscore.probes.units import ProbeExample
 
@@ -38,19 +35,13 @@ from hlscore.probes.units import ProbeExample
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """Runs of one way.
+    """Runs of one way."""
 
-    Attributes:
-        seconds: Time of each run.
-        outcome: What the last run found.
-        peak_bytes: Largest memory on the GPU in a run, its copy of the model included; 0 on a CPU.
-        failure: Why it could not run.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    outcome: Outcome = field(default_factory=lambda: Outcome(scores={}))
+    seconds: list[float] = field(default_factory=list)  # time of each run
+    outcome: Outcome = field(default_factory=lambda: Outcome(scores={}))  # what the last run found
+    # Largest memory on the GPU in a run, its copy of the model included; 0 on a CPU.
     peak_bytes: int = 0
-    failure: str = ""
+    failure: str = ""  # why it could not run
 
     @property
     def median(self) -> float | None:
@@ -92,16 +83,7 @@ def _run_once(way: Way, job: Job, record: Record) -> None:
 
 
 def compare(job: Job, ways: list[Way], repeats: int) -> dict[str, Record]:
-    """Run every way, interleaved, each repetition starting with another one.
-
-    Args:
-        job: The job; its model stays as it is.
-        ways: What to run.
-        repeats: Timed runs of each.
-
-    Returns:
-        One record per way.
-    """
+    """Run every way, interleaved, each repetition starting with another one."""
     records = {way.name: Record() for way in ways}
     _run_once(WAYS["Spectrum"], job, Record())  # Untimed: wakes up the libraries.
     _run_once(WAYS[FLOOR], job, Record())
@@ -121,15 +103,7 @@ def compare(job: Job, ways: list[Way], repeats: int) -> dict[str, Record]:
 
 
 def float64_gradients(job: Job, examples: list[ProbeExample]) -> dict[str, np.ndarray]:
-    """Mean gradients in float64, example by example, without padding and without hlscore's loss.
-
-    Args:
-        job: A job on a small dense model.
-        examples: The examples to take the mean over.
-
-    Returns:
-        Each weight gradient.
-    """
+    """Mean gradients in float64, example by example, without padding and without hlscore's loss."""
     model = copy.deepcopy(job.model).double()
     tokens = sum(item.counted_tokens for item in examples)
     weights = [model.get_parameter(item.parameter) for item in job.modules]
@@ -150,9 +124,6 @@ def _outside(own: np.ndarray, other: np.ndarray, rank: int) -> float:
 
 def check_gradients(rank: int = 4) -> dict[str, float]:
     """Compare the ways that compute gradients with float64 on a small model.
-
-    Args:
-        rank: LoRA rank.
 
     Returns:
         Largest error over the modules, by way, relative to the energy that is scored; ways whose
@@ -227,99 +198,63 @@ def _row(way: Way, record: Record, job: Job, medians: Mapping[str, float | None]
     }
 
 
-def print_table(rows: list[dict[str, Any]], candidates: int) -> None:
-    """Print the comparison, and below it what there is to say of single ways.
-
-    Args:
-        rows: What `_row` gives.
-        candidates: Number of candidate weights.
-    """
-    table = Table("way", "gives", "gradients", "scored", "seconds", "x hlscore", "x plain")
+def show(rows: list[dict[str, Any]], candidates: int) -> None:
+    """Print the comparison, and below it what there is to say of single ways."""
+    cells = []
     for row in rows:
         median = row["median_seconds"]
         ratios = (row["times_hlscore_sketch"], row["times_plain_pass"])
-        table.add_row(
-            row["name"],
-            row["what"],
-            "yes" if row["computes_gradients"] else "no",
+        cells.append((
+            row["name"], row["what"], "yes" if row["computes_gradients"] else "no",
             f"{row['weights_scored']} of {candidates}",
             "failed" if median is None else f"{'' if row['complete'] else '> '}{median:.2f}",
             *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"x hlscore: time over that of {REFERENCE}; x plain: over that of {FLOOR}.")
+        ))  # fmt: skip
+    print_table(("way", "gives", "gradients", "scored", "seconds", "x hlscore", "x plain"), cells)
+    print(f"x hlscore: time over that of {REFERENCE}; x plain: over that of {FLOOR}.")
     for row in rows:
         if row["failure"] or row["note"]:
-            console.print(f"{row['name']}: {row['failure'] or row['note']}", markup=False)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="qwen3-41m", choices=list(MODELS))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    parser.add_argument("--tokens", default="structured", choices=["structured", "random"])
-    parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument(
-        "--length", type=int, nargs="+", default=[64], help="one length, or smallest and largest"
-    )
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--groups", type=int, default=8, help="probe groups per half")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--eva-rounds", type=int, default=3, help="rounds over the batches")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if len(options.length) > 2:
-        parser.error("--length takes one or two numbers")
-    return options
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("peft", "accelerate"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            print(f"{row['name']}: {row['failure'] or row['note']}")
 
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    options = _options()
-    torch.set_num_threads(options.threads)
+    options = parsed(
+        __doc__, model={"default": "qwen3-41m", "choices": list(MODELS)},
+        ways={"nargs": "+", "default": list(WAYS), "choices": list(WAYS), "metavar": "WAY"},
+        tokens={"default": "structured", "choices": ["structured", "random"]}, examples=64,
+        length={"type": int, "nargs": "+", "default": [64],
+                "help": "one length, or smallest and largest"},
+        batch_size=4, groups={"type": int, "default": 8, "help": "probe groups per half"}, rank=16,
+        eva_rounds={"type": int, "default": 3, "help": "rounds over the batches"}, repeats=2,
+        threads=1, device="cpu", dtype={"default": "float32", "choices": ["float32", "bfloat16"]},
+        seed=0,
+    )  # fmt: skip
+    if len(options.length) > 2:
+        raise SystemExit("--length takes one or two numbers")
     checked = check_gradients()
-    model = build(
-        options.model,
-        dtype=getattr(torch, options.dtype),
-        device=options.device,
-        seed=options.seed,
-    )
+    dtype = getattr(torch, options.dtype)
+    model = build(options.model, dtype=dtype, device=options.device, seed=options.seed)
     make = structured_probes if options.tokens == "structured" else random_probes
     low, high = options.length[0], options.length[-1]
     probes = make(
-        model,
-        examples=options.examples,
-        length=(low, high),
-        groups=options.groups,
+        model, examples=options.examples, length=(low, high), groups=options.groups,
         seed=options.seed,
-    )
+    )  # fmt: skip
     job = make_job(
-        model,
-        probes,
-        rank=options.rank,
-        batch_size=options.batch_size,
-        rounds=options.eva_rounds,
+        model, probes, rank=options.rank, batch_size=options.batch_size, rounds=options.eva_rounds
     )
     ways = [WAYS[name] for name in options.ways]
     records = compare(job, ways, options.repeats)
     medians = {name: record.median for name, record in records.items()}
     rows = [_row(way, records[way.name], job, medians) for way in ways]
-    print_table(rows, len(job.modules))
+    show(rows, len(job.modules))
+    packages = {}
+    for name in ("peft", "accelerate"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
     content = {
-        "packages": _versions(),
+        "packages": packages,
         "settings": vars(options),
         "probes": {
             "source": probes.summary.source,

@@ -9,7 +9,6 @@ is the peak of all tensors together beside the weights. Processes are started wi
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -21,49 +20,29 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from machine import cpu_peak_bytes, write_result
-from models import random_probes
-from rich.console import Console
+from machine import cpu_peak_bytes, parsed, print_table, write_result
+from models import StepClock, random_probes, score
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from hlscore.flow import Silent, score_probes
 from hlscore.gradients.sketch import default_sketch_size
-from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined
-from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 VOCABULARY = 8192
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One run whose cost is measured.
+    """One run whose cost is measured."""
 
-    Attributes:
-        examples: Probe examples.
-        length: Tokens of each.
-        layers: Decoder blocks.
-        width: Hidden size; the feed-forward layers are 2.875 times as wide.
-        rank: LoRA rank, which the sketch grows with.
-        batch_size: Examples per batch; no probe group of any point has fewer.
-    """
-
-    examples: int = 64
-    length: int = 64
-    layers: int = 4
-    width: int = 512
-    rank: int = 16
-    batch_size: int = 4
+    examples: int = 64  # probe examples
+    length: int = 64  # tokens of each
+    layers: int = 4  # decoder blocks
+    width: int = 512  # hidden size; the feed-forward layers are 2.875 times as wide
+    rank: int = 16  # LoRA rank, which the sketch grows with
+    batch_size: int = 4  # examples per batch; no probe group of any point has fewer
 
     @property
     def tokens(self) -> int:
@@ -86,40 +65,17 @@ PROCESSES = (1, 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one run took.
+    """What one run took."""
 
-    Attributes:
-        capture_seconds: Passes over the probes.
-        scoring_seconds: Everything after them.
-    """
-
-    capture_seconds: float
-    scoring_seconds: float
-
-
-class StepClock(Silent):
-    """Notes when each step of the flow begins."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
-
-    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
-        """Begin a step."""
-        self.begun[what] = time.perf_counter()
+    capture_seconds: float  # passes over the probes
+    scoring_seconds: float  # everything after them
 
 
 # --- one run ----------------------------------------------------------------------------------
 
 
 def build(point: Point) -> tuple[PreTrainedModel, ProbeSet]:
-    """The model of a point, with seeded random weights, and its probes.
-
-    Args:
-        point: The point.
-
-    Returns:
-        Both.
-    """
+    """The model of a point, with seeded random weights, and its probes."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=point.width,
@@ -145,12 +101,6 @@ def run(
 ) -> Cost | None:
     """Score every module with the sketch estimator.
 
-    Args:
-        model: The model.
-        probes: The probes.
-        point: Batch size and rank.
-        processes: This process among those that share the probes.
-
     Returns:
         The cost; `None` in all but the main process.
     """
@@ -159,9 +109,8 @@ def run(
         capture=CaptureSettings(batch_size=point.batch_size, estimator="sketch"),
         plan=PlanSettings(rank=point.rank),
     )
-    modules, identity = find_modules(model, CandidateSettings()), identify(model, "qwen3", None)
     clock = StepClock()
-    found = score_probes(model, modules, identity, probes, settings, clock, processes=processes)
+    found = score(model, probes, settings, clock, processes=processes)
     ended = time.perf_counter()
     if found is None:
         return None
@@ -172,14 +121,7 @@ def run(
 
 
 def peak_bytes(point: Point) -> int:
-    """Largest sum of tensor memory that a run allocates beside the weights.
-
-    Args:
-        point: The point.
-
-    Returns:
-        Bytes.
-    """
+    """Largest sum of tensor memory that a run allocates beside the weights."""
     model, probes = build(point)
     return cpu_peak_bytes(lambda: run(model, probes, point))
 
@@ -188,11 +130,7 @@ def peak_bytes(point: Point) -> int:
 
 
 def work(repeats: int) -> None:
-    """Be one of several processes: run, and print the costs as JSON in the main one.
-
-    Args:
-        repeats: Timed runs, after one to warm up.
-    """
+    """Be one of several processes: run, and print the costs as JSON in the main one."""
     torch.set_num_threads(1)
     model, probes = build(SHARED)
     costs = []
@@ -205,15 +143,7 @@ def work(repeats: int) -> None:
 
 
 def start_processes(count: int, repeats: int) -> list[Cost]:
-    """Run a point in several processes.
-
-    Args:
-        count: Number of processes.
-        repeats: Timed runs.
-
-    Returns:
-        The cost of each.
-    """
+    """Run a point in several processes."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(count), __file__, "--worker", "--repeats", str(repeats)),
@@ -229,14 +159,7 @@ def start_processes(count: int, repeats: int) -> list[Cost]:
 
 
 def measure(repeats: int) -> dict[Point, list[Cost]]:
-    """Run every point in turn, in every repetition, after one round to warm up.
-
-    Args:
-        repeats: Timed runs of each.
-
-    Returns:
-        Costs by point.
-    """
+    """Run every point in turn, in every repetition, after one round to warm up."""
     points = list(dict.fromkeys(point for group in FACTORS.values() for point in group))
     costs: dict[Point, list[Cost]] = {point: [] for point in points}
     run(*build(BASE), BASE)
@@ -250,17 +173,7 @@ def measure(repeats: int) -> dict[Point, list[Cost]]:
 
 
 def row(factor: str, value: int, costs: Sequence[Cost], peak: int | None) -> dict[str, Any]:
-    """What the result file says of one point.
-
-    Args:
-        factor: What is varied.
-        value: Its value.
-        costs: Cost of each run.
-        peak: Peak memory in bytes.
-
-    Returns:
-        Medians and ranges.
-    """
+    """What the result file says of one point."""
     capture = [cost.capture_seconds for cost in costs]
     scoring = [cost.scoring_seconds for cost in costs]
     return {
@@ -276,15 +189,15 @@ def row(factor: str, value: int, costs: Sequence[Cost], peak: int | None) -> dic
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="of a process that is alone")
-    parser.add_argument("--worker", action="store_true", help="be one of several processes")
-    options = parser.parse_args()
+    options = parsed(
+        __doc__,
+        repeats=2,
+        threads={"type": int, "default": 2, "help": "of a process that is alone"},
+        worker={"action": "store_true", "help": "be one of several processes"},
+    )
     if options.worker:
         work(options.repeats)
         return
-    torch.set_num_threads(options.threads)
     began = time.perf_counter()
     costs = measure(options.repeats)
     peaks = {
@@ -299,12 +212,15 @@ def main() -> None:
         row("processes", count, start_processes(count, options.repeats), None)
         for count in track(PROCESSES, description="processes", transient=True)
     ]
-    table = Table("factor", "value", "capture, s", "scoring, s", "peak MiB")
-    for item in results:
-        peak = "" if item["peak_bytes"] is None else f"{item['peak_bytes'] / 2**20:.0f}"
-        seconds = (f"{item['capture_seconds']:.2f}", f"{item['scoring_seconds']:.2f}")
-        table.add_row(item["factor"], str(item["value"]), *seconds, peak)
-    Console().print(table)
+    print_table(
+        ("factor", "value", "capture, s", "scoring, s", "peak MiB"),
+        [
+            (item["factor"], item["value"], f"{item['capture_seconds']:.2f}",
+             f"{item['scoring_seconds']:.2f}",
+             "" if item["peak_bytes"] is None else f"{item['peak_bytes'] / 2**20:.0f}")
+            for item in results
+        ],
+    )  # fmt: skip
     content = {
         "wall_seconds": round(time.perf_counter() - began, 1),
         "settings": {

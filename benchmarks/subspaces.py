@@ -12,7 +12,6 @@ folded sketches that a run keeps of its groups.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,8 @@ from itertools import islice
 import numpy as np
 import torch
 from builtin_corpus import training_stream
-from machine import write_result
-from rich.console import Console
+from machine import parsed, print_table, write_result
 from rich.progress import track
-from rich.table import Table
 
 from hlscore.gradients.jackknife import Resamples, draw_resamples, influences
 from hlscore.gradients.probe_run import ProbeRun
@@ -54,28 +51,16 @@ Drawn = tuple[dict[str, torch.Tensor], Resamples]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to tell the standard error of `hls`.
+    """One way to tell the standard error of `hls`."""
 
-    Attributes:
-        name: Name in the table.
-        stderr: Gives it, from the gradient sums of the groups [g, 1, m, n] and the draws.
-        sets: Probe sets that it is tried on, at most; `None` means all.
-    """
-
-    name: str
+    name: str  # name in the table
+    # Gives it, from the gradient sums of the groups [g, 1, m, n] and the draws.
     stderr: Callable[[torch.Tensor, Resamples], float]
-    sets: int | None = None
+    sets: int | None = None  # probe sets that it is tried on, at most; `None` means all
 
 
 def ways(rank: int) -> list[Way]:
-    """Every way to compare at a LoRA rank.
-
-    Args:
-        rank: LoRA rank.
-
-    Returns:
-        The bootstraps, then the jackknives.
-    """
+    """Every way to compare at a LoRA rank."""
     sizes = (2 * rank, 3 * rank, 4 * rank)
     again = [
         Way(name=f"bootstrap, drawn anew, k = {size}", stderr=partial(drawn_subspaces, rank, size))
@@ -122,10 +107,6 @@ class _GroupGradients(ExactGradients):
 
 def group_gradients(draws: int, samples: int) -> list[Drawn]:
     """Draw probe sets and take the gradient of every group of them.
-
-    Args:
-        draws: Number of probe sets.
-        samples: Examples in each.
 
     Returns:
         For each probe set, sums of the gradients of its groups, float32 [g, 1, m, n] by module,
@@ -297,10 +278,6 @@ def _inside(gram: torch.Tensor, cross: torch.Tensor, rank: int) -> torch.Tensor:
 def compare(sets: list[Drawn], rank: int) -> list[dict[str, object]]:
     """Compare every way with the spread over the probe sets, module by module.
 
-    Args:
-        sets: Probe sets.
-        rank: LoRA rank.
-
     Returns:
         One row per way: quantiles over modules of the median standard error over the spread; the
         root of the mean variance over that of the mean observed one; how often 1.96 standard
@@ -333,28 +310,14 @@ def compare(sets: list[Drawn], rank: int) -> list[dict[str, object]]:
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    ranks = {"type": int, "nargs": "+", "default": [4, 16]}
+    options = parsed(__doc__, draws=16, samples=256, ranks=ranks, threads=1)
     began = time.perf_counter()
     sets = group_gradients(options.draws, options.samples)
     results = [row for rank in options.ranks for row in compare(sets, rank)]
-    table = Table(
-        "rank",
-        "standard error",
-        "stated / observed (median)",
-        "smallest",
-        "largest",
-        "root mean square",
-        "coverage of 95 %",
-    )
-    for row in results:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    heads = ("rank", "standard error", "stated / observed (median)", "smallest", "largest",
+             "root mean square", "coverage of 95 %")  # fmt: skip
+    print_table(heads, [[*row.values()] for row in results])
     settings = vars(options) | {"modules": MODULES, "groups": GROUPS, "resamples": RESAMPLES}
     seconds = round(time.perf_counter() - began, 1)
     content = {"wall_seconds": seconds, "settings": settings, "results": results}

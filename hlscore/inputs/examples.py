@@ -104,6 +104,11 @@ def draw_rows(rows: Sequence[Item], samples: int, seed: int) -> list[Item]:
     return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), samples))]
 
 
+def cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut a sequence into parts of at most `size`."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def builtin_rows(name: str) -> list[Row]:
     """Built-in probes by name: prompt, completion, answer and kind."""
     if name not in _BUILTIN_FILES:

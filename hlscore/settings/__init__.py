@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.settings.capture import (
-    CAPTURE_PANEL,
-    CaptureSettings,
-    Estimator,
-    PaddingSide,
-    TrialOptimizer,
-)
+from hlscore.settings.capture import CaptureSettings, Estimator, PaddingSide, TrialOptimizer
 from hlscore.settings.check import CheckSettings, Drift, Limit, parse_limit
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,
@@ -47,7 +41,7 @@ from hlscore.settings.show import FILTER_PANEL, Filters
 from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
+    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
