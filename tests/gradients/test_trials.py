@@ -19,6 +19,7 @@ from hlscore.errors import CaptureError, UsageError
 from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
@@ -261,7 +262,7 @@ def test_16_bit_trials_score_as_float32_does(
     dtype: torch.dtype, compensated: bool, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compensated also at a rate that rounding to the nearest would lose altogether."""
-    monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
+    monkeypatch.setattr(TrialRun, "_kept_bytes", lambda *_: 0 if compensated else 2**60)
     examples = completions(64)
     model = FAMILIES["llama"].build().to(dtype)
     run = options(trial_rate=rate, groups=2, trials=4)
@@ -327,7 +328,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     """A found rate at which a later trial diverges is lowered; nothing of the failure is left."""
     model = FAMILIES["llama"].build()
     rate = RATE * trials.RATE_FACTOR
-    before, real, calls = state(model), TrialRun._backward, []
+    before, real, calls = state(model), TrialRun._step, []
 
     def fails_once(self: Any, units: Any, references: Any, *, at_base: bool) -> None:
         real(self, units, references, at_base=at_base)
@@ -336,7 +337,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
             raise trials.DivergedError
 
     monkeypatch.setattr(TrialRun, "_find_rate", lambda *_: rate)
-    monkeypatch.setattr(TrialRun, "_backward", fails_once)
+    monkeypatch.setattr(TrialRun, "_step", fails_once)
     report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
     assert len(calls) == 6 + 4 * 3
     assert same(model, before)
@@ -414,16 +415,16 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
         return found.report
 
     expected = report(resume=False)
-    real, calls = TrialRun._hand_over, []
+    real, calls = ExactGradients.end_group, []
 
-    def stops(self: TrialRun, half: int, group: int) -> None:
+    def stops(self: ExactGradients, half: int, group: int) -> None:
         calls.append(group)
         if len(calls) == 3:
             raise _StoppedError
         real(self, half, group)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrialRun, "_hand_over", stops)
+        patch.setattr(ExactGradients, "end_group", stops)
         with pytest.raises(_StoppedError):
             report(resume=False)
     trained: list[int] = []
