@@ -20,7 +20,7 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.experts import experts_forward
-from hlscore.gradients.frozen import frozen
+from hlscore.gradients.passes import frozen
 from hlscore.gradients.sources import Sources
 from hlscore.inputs.modules import decoder_blocks
 

@@ -18,7 +18,7 @@ from transformers import RwkvForCausalLM as Rwkv
 
 import hlscore as package
 from hlscore.errors import CaptureError
-from hlscore.gradients.frozen import weights_as_trained
+from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.self_check import try_model
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.records import NO_PROBES
