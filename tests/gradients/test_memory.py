@@ -129,7 +129,7 @@ def differing(report: ScoreReport, expected: ScoreReport) -> list[tuple[Any, ...
 @cache
 def unlimited(name: str, estimator_name: str) -> ScoreReport:
     run = settings(batch_size=8, groups=2, estimator=estimator_name, sketch_size=8)
-    return run_report(FAMILIES[name].build(), EXAMPLES, run)
+    return run_report(name, EXAMPLES, run)
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -169,7 +169,7 @@ def test_device_and_host_may_run_out(
         passes=3 if estimator_name == "sketch" else 1,
         sketch_size=8,
     )
-    expected = run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+    expected = run_report("llama", EXAMPLES, run)
     model = FAMILIES["llama"].build()
     in_the_backward_pass(model, 2, error)
     report = run_report(model, EXAMPLES, run)
@@ -207,7 +207,7 @@ def test_experts_that_were_added_in_part_are_not_added_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = settings(groups=2, batch_size=8, estimator="sketch", sketch_size=8)
-    expected = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    expected = run_report("qwen3_moe", EXAMPLES, run)
     calls: list[int] = []
 
     def failing(*args: Any) -> None:
@@ -219,7 +219,7 @@ def test_experts_that_were_added_in_part_are_not_added_twice(
 
     real = sketched._add_outer
     monkeypatch.setattr(sketched, "_add_outer", failing)
-    report = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    report = run_report("qwen3_moe", EXAMPLES, run)
     assert not differing(report, expected)
     assert len(report.run.notes) == 2
 
@@ -243,7 +243,7 @@ def test_memory_that_runs_out_while_scoring_is_one_clear_error(
 
     monkeypatch.setattr("hlscore.gradients.run.reduce_gradients", failing)
     with pytest.raises(CaptureError, match="ran out of memory"):
-        run_report(FAMILIES["llama"].build(), EXAMPLES, settings())
+        run_report("llama", EXAMPLES, settings())
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
@@ -347,7 +347,7 @@ def test_several_passes_and_packed_weights_ask_for_sketches(
 def test_scores_of_single_entries_need_gradients(options: dict[str, Any], score: str) -> None:
     run = replace(settings(**options), plan=PlanSettings(score=score, rank=3))
     with pytest.raises(UsageError, match=f"'{score}' needs whole gradients: sketch") as found:
-        run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+        run_report("llama", EXAMPLES, run)
     assert "--estimator exact" in (found.value.hint or "")
 
 

@@ -10,7 +10,17 @@ import pytest
 import reference
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, close, completions, halves, probe_set, run_report, settings
+from problems import (
+    RANK,
+    by_module,
+    close,
+    completions,
+    halves,
+    probe_set,
+    run_report,
+    scored,
+    settings,
+)
 
 from hlscore.inputs.formats import ExampleSet
 
@@ -80,7 +90,7 @@ def _floor(column: str, dense: reference.DenseGradients) -> float:
 
 def test_derived_columns_follow_from_the_spectrum() -> None:
     model, run = FAMILIES["qwen3_moe"].build(), settings()
-    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    rows = scored(model, EXAMPLES, run)
     oracle, _ = reference.dense_gradients(
         FAMILIES["qwen3_moe"].build(dtype=torch.float64),
         halves(probe_set(model, EXAMPLES, run)),
@@ -108,10 +118,8 @@ def test_derived_columns_follow_from_the_spectrum() -> None:
 @pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (3, "left"), (32, "left")])
 def test_batch_size_and_padding_do_not_matter(name: str, batch_size: int, side: str) -> None:
     model = FAMILIES[name].build()
-    expected = by_module(run_report(model, EXAMPLES, settings(batch_size=2)).rows)
-    found = by_module(
-        run_report(model, EXAMPLES, settings(batch_size=batch_size, padding_side=side)).rows
-    )
+    expected = scored(model, EXAMPLES, settings(batch_size=2))
+    found = scored(model, EXAMPLES, settings(batch_size=batch_size, padding_side=side))
     for module, row in found.items():
         for column in ("hls", "tail_energy", "grad_energy", "taylor"):
             floor = FLOAT32 * (row.grad_energy or 0) if column == "hls" else 0.0
@@ -141,38 +149,38 @@ def test_sums_in_host_memory_are_the_same() -> None:
 def test_checkpointing_does_not_matter() -> None:
     for name in ("llama", "mixtral", "qwen3_next"):
         model = FAMILIES[name].build()
-        expected = by_module(run_report(model, EXAMPLES, settings(checkpointing=True)).rows)
-        found = by_module(run_report(model, EXAMPLES, settings(checkpointing=False)).rows)
+        expected = scored(model, EXAMPLES, settings(checkpointing=True))
+        found = scored(model, EXAMPLES, settings(checkpointing=False))
         for module, row in found.items():
             assert close(row.hls, expected[module].hls or 0.0), (name, module)
 
 
 def test_seed_moves_examples_between_halves() -> None:
     model = FAMILIES["llama"].build()
-    first = by_module(run_report(model, EXAMPLES, settings()).rows)
-    second = by_module(run_report(model, EXAMPLES, replace(settings(), seed=1)).rows)
+    first = scored(model, EXAMPLES, settings())
+    second = scored(model, EXAMPLES, replace(settings(), seed=1))
     assert all(close(row.grad_energy, second[name].grad_energy or 0) for name, row in first.items())
     assert any(row.hls != second[name].hls for name, row in first.items())
 
 
 def test_bfloat16_is_close_to_float32() -> None:
-    expected = by_module(run_report(FAMILIES["llama"].build(), EXAMPLES, settings()).rows)
+    expected = scored("llama", EXAMPLES, settings())
     half = FAMILIES["llama"].build(dtype=torch.bfloat16)
-    found = by_module(run_report(half, EXAMPLES, settings()).rows)
+    found = scored(half, EXAMPLES, settings())
     for module, row in found.items():
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
 
 
 def test_float16_gradients_survive_their_small_range() -> None:
-    expected = by_module(run_report(FAMILIES["gpt2"].build(), EXAMPLES, settings()).rows)
+    expected = scored("gpt2", EXAMPLES, settings())
     half = FAMILIES["gpt2"].build(dtype=torch.float16)
-    found = by_module(run_report(half, EXAMPLES, settings()).rows)
+    found = scored(half, EXAMPLES, settings())
     for module, row in found.items():
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
 
 
 def test_unreached_experts_are_counted() -> None:
-    rows = by_module(run_report(FAMILIES["qwen3_moe_unreached"].build(), EXAMPLES, settings()).rows)
+    rows = scored("qwen3_moe_unreached", EXAMPLES, settings())
     experts = [row for row in rows.values() if row.matrices > 1]
     missed = [row for row in experts if row.matrices_reached == row.matrices - 1]
     assert missed

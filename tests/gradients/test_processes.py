@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
 from problems import by_module, close, completions, run_report
 from two_processes import COUNTS, PAIRS, RUNS, options
 
@@ -97,12 +96,12 @@ def test_numbers_and_objects_are_gathered_in_order(found: Found) -> None:
 def test_two_processes_score_like_one(found: Found, name: str, run: str, size: str) -> None:
     together: ScoreReport = found[0]["rows"][name, run, size]
     assert found[1]["rows"][name, run, size] is None
-    alone = run_report(FAMILIES[name].build(), completions(COUNTS[size]), options(run))
+    alone = run_report(name, completions(COUNTS[size]), options(run))
     assert_alike(together, alone)
 
 
 def test_processes_that_break_off_at_different_moments_go_on(found: Found) -> None:
-    alone = run_report(FAMILIES["llama"].build(), completions(COUNTS["many"]), options("sketch"))
+    alone = run_report("llama", completions(COUNTS["many"]), options("sketch"))
     assert_alike(found[0]["resumed"], alone)
 
 

@@ -96,7 +96,7 @@ def stored_run(
 
 
 def undisturbed(name: str) -> ScoreReport:
-    return run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, options(name))
+    return run_report("qwen3_moe", EXAMPLES, options(name))
 
 
 @EVERY_RUN

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, completions, run_report, settings
+from problems import RANK, completions, scored, settings
 
 from hlscore.gradients.jackknife import draw_resamples
 from hlscore.planning.uniform import choose
@@ -20,7 +20,7 @@ ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])
 @ESTIMATORS
 def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) -> None:
     model, run = FAMILIES["llama"].build(), settings(bootstrap=60, groups=4, estimator=estimator)
-    rows = by_module(run_report(model, completions(24), run).rows)
+    rows = scored(model, completions(24), run)
     for row in rows.values():
         assert len(row.hls_replicates) == 60
         # A replicate is the score plus influences times draws beyond once: the mean of 60 of
@@ -42,7 +42,7 @@ def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) 
 @ESTIMATORS
 def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None:
     model, run = FAMILIES["llama"].build(), settings(bootstrap=40, groups=4, estimator=estimator)
-    rows = list(by_module(run_report(model, completions(24), run).rows).values())
+    rows = list(scored(model, completions(24), run).values())
     costs = np.ones(len(rows), np.int64)
     chosen = [
         choose(np.array([row.hls_replicates[draw] for row in rows]), costs, len(rows) // 2)[0]
@@ -56,12 +56,10 @@ def test_exact_and_sketched_standard_errors_are_alike() -> None:
     # Both come from sketches of the groups; without a real sketch they are the same.
     model = FAMILIES["qwen3_moe"].build()
     exact, sketch = (
-        by_module(
-            run_report(
-                model,
-                completions(24),
-                settings(bootstrap=60, groups=4, estimator=estimator, sketch_size=256),
-            ).rows
+        scored(
+            model,
+            completions(24),
+            settings(bootstrap=60, groups=4, estimator=estimator, sketch_size=256),
         )
         for estimator in ("exact", "sketch")
     )
@@ -71,9 +69,7 @@ def test_exact_and_sketched_standard_errors_are_alike() -> None:
 
 
 def test_one_group_per_half_has_no_standard_error() -> None:
-    rows = by_module(
-        run_report(FAMILIES["llama"].build(), completions(2), settings(bootstrap=20)).rows
-    )
+    rows = scored("llama", completions(2), settings(bootstrap=20))
     assert all(
         row.hls_stderr is None and row.selection_probability is None for row in rows.values()
     )
@@ -110,7 +106,7 @@ def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> N
     model = FAMILIES["mixtral"].build()
     options = settings(bootstrap=20, groups=4, estimator=estimator)
     run = replace(options, plan=PlanSettings(rank=4, budget="0.5"))
-    rows = by_module(run_report(model, completions(24), run).rows)
+    rows = scored(model, completions(24), run)
     spanned = [row for row in rows.values() if row.max_rank <= 4]
     assert spanned
     for row in spanned:
@@ -124,12 +120,10 @@ def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> N
 def test_replicates_do_not_depend_on_batches() -> None:
     model = FAMILIES["gpt2"].build()
     found = [
-        by_module(
-            run_report(
-                model,
-                completions(24),
-                settings(bootstrap=20, groups=4, batch_size=size, estimator="sketch"),
-            ).rows
+        scored(
+            model,
+            completions(24),
+            settings(bootstrap=20, groups=4, batch_size=size, estimator="sketch"),
         )
         for size in (1, 8)
     ]

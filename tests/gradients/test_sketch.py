@@ -21,6 +21,7 @@ from problems import (
     halves,
     probe_set,
     run_report,
+    scored,
     settings,
 )
 from torch import nn
@@ -452,9 +453,9 @@ def test_routers_that_derive_from_linear_maps_compute_more_than_those() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
     model = FAMILIES[name].build(dtype=dtype)
-    exact = by_module(run_report(model, EXAMPLES, settings()).rows)
+    exact = scored(model, EXAMPLES, settings())
     run = settings(estimator="sketch", sketch_size=128)
-    for module, row in by_module(run_report(model, EXAMPLES, run).rows).items():
+    for module, row in scored(model, EXAMPLES, run).items():
         # The exact gradient is rounded to 16 bits, the sketch sums the same products in 32.
         dense = family_oracle(name)[module]
         assert row.grad_energy == pytest.approx(exact[module].grad_energy, rel=0.02)
@@ -466,16 +467,13 @@ def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
 def test_scores_do_not_depend_on_batches_and_order(passes: int) -> None:
     model = FAMILIES["qwen3_moe"].build()
     reports = [
-        by_module(
-            run_report(
+        scored(
                 model,
                 replace(EXAMPLES, rows=rows),
                 settings(
                     batch_size=size, padding_side=side, estimator="sketch",
                     sketch_size=24, passes=passes,
-                ),
-            ).rows
-        )
+                ))
         for size, side, rows in (
             (3, "right", EXAMPLES.rows),
             (8, "left", EXAMPLES.rows),
@@ -551,10 +549,10 @@ def test_folded_sketches_keep_inner_products_on_average() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2"])
 def test_small_sketches_are_within_their_stated_errors(name: str, passes: int) -> None:
     model = FAMILIES[name].build()
-    exact = by_module(run_report(model, EXAMPLES, settings()).rows)
+    exact = scored(model, EXAMPLES, settings())
     run = settings(estimator="sketch", sketch_size=8, passes=passes)
     within = []
-    for module, row in by_module(run_report(model, EXAMPLES, run).rows).items():
+    for module, row in scored(model, EXAMPLES, run).items():
         assert row.hls_error
         for column in ("hls", "tail_energy", "grad_energy", "head_energy", "residual_ratio",
                        "stable_rank", "rgn"):  # fmt: skip

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, completions, probe_set, run_report, settings
+from problems import RANK, by_module, completions, probe_set, run_report, scored, settings
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
@@ -138,7 +138,7 @@ def expected_hls(found: list[list[dict[str, np.ndarray]]], name: str) -> float:
 def test_scores_are_those_of_a_training_written_out(optimizer: str, estimator: str) -> None:
     model = FAMILIES["llama"].build()
     run = options(trial_optimizer=optimizer, estimator=estimator, groups=2, trials=4)
-    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    rows = scored(model, EXAMPLES, run)
     names = [row.parameter for row in rows.values()]
     slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, optimizer, steps=3)
     energies = [expected_hls(slow, row.parameter) for row in rows.values()]
@@ -224,7 +224,7 @@ def test_batch_size_does_not_change_trials() -> None:
     found = []
     for size in (1, 3, 8):
         model = FAMILIES["llama"].build()
-        found.append(by_module(run_report(model, EXAMPLES, options(batch_size=size)).rows))
+        found.append(scored(model, EXAMPLES, options(batch_size=size)))
     largest = max(row.hls or 0 for row in found[0].values())
     for name, row in found[0].items():
         for other in found[1:]:
@@ -266,8 +266,8 @@ def test_16_bit_trials_score_as_float32_does(
     examples = completions(64)
     model = FAMILIES["llama"].build().to(dtype)
     run = options(trial_rate=rate, groups=2, trials=4)
-    narrow = by_module(run_report(model, examples, run).rows)
-    wide = by_module(run_report(copy.deepcopy(model).float(), examples, run).rows)
+    narrow = scored(model, examples, run)
+    wide = scored(copy.deepcopy(model).float(), examples, run)
     found = np.array([narrow[name].hls for name in wide])
     wanted = np.array([row.hls for row in wide.values()])
     assert np.corrcoef(found, wanted)[0, 1] > 0.95
@@ -362,14 +362,14 @@ def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
 
 
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
-    report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
+    report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=50))
     said = "4 trials of 6 steps (not 50: each example is seen once)"
     assert any(note.startswith(said) for note in report.run.notes)
 
 
 def test_a_rate_at_which_no_weight_moves_is_refused() -> None:
     with pytest.raises(CaptureError, match="No weight moved"):
-        run_report(FAMILIES["llama"].build(), EXAMPLES, options(trial_rate=1e-30))
+        run_report("llama", EXAMPLES, options(trial_rate=1e-30))
 
 
 def test_weights_shared_with_other_processes_are_refused() -> None:
