@@ -28,15 +28,9 @@ TOLERANCE = 1e-4
 FLOAT32 = 2.0**-23
 EXAMPLES = completions(12)
 ERRORS = (
-    "hls_error",
-    "rgn_error",
-    "grad_energy_error",
-    "head_energy_error",
-    "tail_energy_error",
-    "residual_ratio_error",
-    "stable_rank_error",
-    "rank_for_90_error",
-)
+    "hls_error", "rgn_error", "grad_energy_error", "head_energy_error", "tail_energy_error",
+    "residual_ratio_error", "stable_rank_error", "rank_for_90_error",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -117,9 +111,8 @@ def test_derived_columns_follow_from_the_spectrum() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2", "llava"])
 @pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (3, "left"), (32, "left")])
 def test_batch_size_and_padding_do_not_matter(name: str, batch_size: int, side: str) -> None:
-    model = FAMILIES[name].build()
-    expected = scored(model, EXAMPLES, settings(batch_size=2))
-    found = scored(model, EXAMPLES, settings(batch_size=batch_size, padding_side=side))
+    expected = scored(name, EXAMPLES, settings(batch_size=2))
+    found = scored(name, EXAMPLES, settings(batch_size=batch_size, padding_side=side))
     for module, row in found.items():
         for column in ("hls", "tail_energy", "grad_energy", "taylor"):
             floor = FLOAT32 * (row.grad_energy or 0) if column == "hls" else 0.0
@@ -140,19 +133,15 @@ def test_order_of_examples_does_not_matter() -> None:
 
 def test_sums_in_host_memory_are_the_same() -> None:
     model = FAMILIES["gpt2"].build()
-    expected = run_report(model, EXAMPLES, settings(bootstrap=10))
-    assert run_report(model, EXAMPLES, settings(bootstrap=10, accumulate_on="host")).rows == (
-        expected.rows
-    )
+    expected = scored(model, EXAMPLES, settings(bootstrap=10))
+    assert scored(model, EXAMPLES, settings(bootstrap=10, accumulate_on="host")) == expected
 
 
-def test_checkpointing_does_not_matter() -> None:
-    for name in ("llama", "mixtral", "qwen3_next"):
-        model = FAMILIES[name].build()
-        expected = scored(model, EXAMPLES, settings(checkpointing=True))
-        found = scored(model, EXAMPLES, settings(checkpointing=False))
-        for module, row in found.items():
-            assert close(row.hls, expected[module].hls or 0.0), (name, module)
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3_next"])
+def test_checkpointing_does_not_matter(name: str) -> None:
+    expected = scored(name, EXAMPLES, settings(checkpointing=True))
+    for module, row in scored(name, EXAMPLES, settings(checkpointing=False)).items():
+        assert close(row.hls, expected[module].hls or 0.0), module
 
 
 def test_seed_moves_examples_between_halves() -> None:
@@ -163,19 +152,13 @@ def test_seed_moves_examples_between_halves() -> None:
     assert any(row.hls != second[name].hls for name, row in first.items())
 
 
-def test_bfloat16_is_close_to_float32() -> None:
-    expected = scored("llama", EXAMPLES, settings())
-    half = FAMILIES["llama"].build(dtype=torch.bfloat16)
-    found = scored(half, EXAMPLES, settings())
-    for module, row in found.items():
-        assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
-
-
-def test_float16_gradients_survive_their_small_range() -> None:
-    expected = scored("gpt2", EXAMPLES, settings())
-    half = FAMILIES["gpt2"].build(dtype=torch.float16)
-    found = scored(half, EXAMPLES, settings())
-    for module, row in found.items():
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float16)], ids=str
+)
+def test_16_bit_weights_score_close_to_float32(name: str, dtype: torch.dtype) -> None:
+    """Gradients survive the small range of float16, too."""
+    expected = scored(name, EXAMPLES, settings())
+    for module, row in scored(FAMILIES[name].build(dtype=dtype), EXAMPLES, settings()).items():
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
 
 
