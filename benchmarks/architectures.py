@@ -78,48 +78,32 @@ _SUMS = frozenset({torch.addmm, torch.baddbmm, torch.addbmm, torch.Tensor.addmm}
 
 @dataclass(kw_only=True)
 class Outcome:
-    """What came out for one family.
+    """What came out for one family."""
 
-    Attributes:
-        family: `model_type` of the configuration.
-        model: Class of the model.
-        failure: Where it stopped and why; empty where everything ran.
-        refused: What hlscore says of a model that it does not take, rightly.
-        candidates: Candidate modules.
-        left_out: Weights that are multiplied with something but are no candidates, by the reason
-            that hlscore gives.
-        missed: The same with a reason that is not true.
-        wrong: Candidates with a gradient that no product uses.
-        unreached: Candidates that no gradient reaches in the plain backward pass.
-        gradient_error: Largest relative error of a gradient, with one example at a time.
-        batch_error: The same with batches of three, right padded.
-        full: Modules trained in full.
-        lora: Modules with LoRA.
-        frozen: Candidates that stay frozen.
-        changed: What PEFT cannot do as planned, and is done instead.
-        idle: Trained parameters that get no gradient.
-        moved: Parameters that change without being trained.
-        seconds: Time it took.
-    """
-
-    family: str
-    model: str = ""
-    failure: str = ""
-    refused: str = ""
-    candidates: int = 0
+    family: str  # `model_type` of the configuration
+    model: str = ""  # class of the model
+    failure: str = ""  # where it stopped and why; empty where everything ran
+    refused: str = ""  # what hlscore says of a model that it does not take, rightly
+    candidates: int = 0  # candidate modules
+    # Weights that are multiplied with something but are no candidates, by the reason that hlscore
+    # gives.
     left_out: dict[str, int] = field(default_factory=dict)
-    missed: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)  # the same with a reason that is not true
+    # Candidates with a gradient that no product uses.
     wrong: list[str] = field(default_factory=list)
+    # Candidates that no gradient reaches in the plain backward pass.
     unreached: list[str] = field(default_factory=list)
+    # Largest relative error of a gradient, with one example at a time.
     gradient_error: float | None = None
-    batch_error: float | None = None
-    full: int = 0
-    lora: int = 0
-    frozen: int = 0
+    batch_error: float | None = None  # the same with batches of three, right padded
+    full: int = 0  # modules trained in full
+    lora: int = 0  # modules with LoRA
+    frozen: int = 0  # candidates that stay frozen
+    # What PEFT cannot do as planned, and is done instead.
     changed: list[str] = field(default_factory=list)
-    idle: list[str] = field(default_factory=list)
-    moved: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    idle: list[str] = field(default_factory=list)  # trained parameters that get no gradient
+    moved: list[str] = field(default_factory=list)  # parameters that change without being trained
+    seconds: float = 0.0  # time it took
 
     @property
     def right(self) -> bool:
@@ -137,11 +121,7 @@ class Outcome:
 
 
 class Products(TorchFunctionMode):
-    """Remembers which parameters of a model torch multiplies with something.
-
-    Args:
-        model: The model.
-    """
+    """Remembers which parameters of a model torch multiplies with something."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -284,9 +264,6 @@ def _hold_against_torch(
 
 def plain_gradients(model: PreTrainedModel) -> tuple[set[str], dict[str, torch.Tensor], Any]:
     """Run examples one at a time, without hlscore.
-
-    Args:
-        model: The model.
 
     Returns:
         Names of the parameters that a product uses, mean gradients by name, and the probes.

@@ -57,15 +57,10 @@ Rows = dict[str, ModuleRow]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One setting of the sketch estimator.
+    """One setting of the sketch estimator."""
 
-    Attributes:
-        size: Columns of a sketch.
-        passes: Passes over the probes.
-    """
-
-    size: int
-    passes: int
+    size: int  # columns of a sketch
+    passes: int  # passes over the probes
 
 
 def arms(rank: int) -> tuple[Arm, ...]:
@@ -78,15 +73,7 @@ def arms(rank: int) -> tuple[Arm, ...]:
 
 
 def load(name: str, options: argparse.Namespace) -> tuple[PreTrainedModel, ProbeSet]:
-    """A model and its probes.
-
-    Args:
-        name: One of `MODELS`.
-        options: Size of the probe set of the random models, and the device.
-
-    Returns:
-        Both.
-    """
+    """A model and its probes."""
     if name != BUILTIN:
         model = build(name, device=options.device)
         return model, structured_probes(model, examples=options.examples, length=options.length)
@@ -101,16 +88,7 @@ def load(name: str, options: argparse.Namespace) -> tuple[PreTrainedModel, Probe
 def run(
     model: PreTrainedModel, probes: ProbeSet, settings: RankSettings
 ) -> tuple[Rows, float, float]:
-    """Score every module.
-
-    Args:
-        model: The model.
-        probes: The probes.
-        settings: How.
-
-    Returns:
-        The rows by module name, the seconds it took, and the mean loss.
-    """
+    """Score every module."""
     modules = find_modules(model, CandidateSettings())
     identity = identify(model, settings.model.model, None)
     began = time.perf_counter()
@@ -150,13 +128,6 @@ def compare(exact: Rows, found: Rows) -> dict[str, Any]:
 
     Modules that rank r reaches completely, such as small routers, are left out: there is no tail.
     The order is that of all others; errors are those of the ones that were not kept whole.
-
-    Args:
-        exact: Rows of the exact estimator.
-        found: Rows of a sketch.
-
-    Returns:
-        Every figure of the run.
     """
     names = with_tail(exact)
     sketched = [name for name in names if found[name].grad_energy_error > 0]
@@ -192,14 +163,7 @@ def compare(exact: Rows, found: Rows) -> dict[str, Any]:
 
 
 def with_tail(rows: Rows) -> list[str]:
-    """Names of the modules that have energy beyond the LoRA rank.
-
-    Args:
-        rows: Rows of the exact estimator.
-
-    Returns:
-        The names, in order.
-    """
+    """Names of the modules that have energy beyond the LoRA rank."""
     return sorted(name for name, row in rows.items() if row.tail_energy > 0)
 
 
@@ -237,16 +201,7 @@ def _within(exact: Rows, found: Rows, names: Sequence[str], column: str) -> dict
 
 
 def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Run one model with every arm and seed.
-
-    Args:
-        name: One of `MODELS`.
-        rank: LoRA rank.
-        options: The options of the script.
-
-    Returns:
-        What the result file says of the model.
-    """
+    """Run one model with every arm and seed."""
     model, probes = load(name, options)
     exact, seconds, loss = run(model, probes, settings_of(name, rank, options, None))
     rows = [exact[module] for module in with_tail(exact)]
@@ -282,14 +237,7 @@ def measure(name: str, rank: int, options: argparse.Namespace) -> dict[str, Any]
 
 
 def table_rows(content: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Cells of one model: means over the seeds, and the worst error of all of them.
-
-    Args:
-        content: What `measure` gives.
-
-    Returns:
-        One row per arm.
-    """
+    """Cells of one model: means over the seeds, and the worst error of all of them."""
     runs: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for item in content["arms"]:
         runs.setdefault((item["sketch_size"], item["passes"]), []).append(item)
@@ -325,11 +273,7 @@ def _worst(group: Sequence[Mapping[str, Any]], column: str) -> str:
 
 
 def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print one row per model and arm.
-
-    Args:
-        results: What `measure` gives.
-    """
+    """Print one row per model and arm."""
     table = Table(
         "model, rank",
         "k",

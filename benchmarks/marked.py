@@ -8,11 +8,6 @@ from pathlib import Path
 def fill(readme: Path, name: str, text: str) -> None:
     """Replace what stands in a place.
 
-    Args:
-        readme: The file.
-        name: Name of the place.
-        text: What stands there from now on, on lines of its own.
-
     Raises:
         ValueError: The file has no such place.
     """

@@ -207,13 +207,6 @@ def measure(
 ) -> dict[str, Any]:
     """Measure one case and predict it.
 
-    Args:
-        name: Folder of the configuration.
-        changes: Fields of the configuration to change.
-        batch: Sequences.
-        length: Tokens of each.
-        arm: One of `ARMS`.
-
     Returns:
         What was measured and predicted, in bytes, optimizer state aside.
     """

@@ -102,9 +102,6 @@ def build(
         device: Where the weights are drawn; another kind of device draws other weights.
         seed: Seed of the weights; the global random state stays as it was.
 
-    Returns:
-        The model in evaluation mode.
-
     Raises:
         ValueError: There is no such model.
     """

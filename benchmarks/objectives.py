@@ -89,32 +89,21 @@ Figures = dict[str, float | None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """A model that is ranked.
+    """A model that is ranked."""
 
-    Attributes:
-        name: One of `MODELS`.
-        settings: How it was loaded.
-        loaded: The model, its tokenizer and its identity.
-    """
-
-    name: str
-    settings: ModelSettings
-    loaded: LoadedModel
+    name: str  # one of `MODELS`
+    settings: ModelSettings  # how it was loaded
+    loaded: LoadedModel  # the model, its tokenizer and its identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """One run.
+    """One run."""
 
-    Attributes:
-        rows: Rows of the modules that have a tail at every rank, in the order of their names.
-        values: Their scores, by name and rank.
-        figures: What the result file says of the run.
-    """
-
+    # Rows of the modules that have a tail at every rank, in the order of their names.
     rows: tuple[ModuleRow, ...]
-    values: Values
-    figures: dict[str, Any]
+    values: Values  # their scores, by name and rank
+    figures: dict[str, Any]  # what the result file says of the run
 
 
 # --- running ----------------------------------------------------------------------------------
@@ -156,10 +145,6 @@ def sample(subject: Subject, rows: Sequence[Row], seed: int) -> RolloutSet:
 def on_policy_pairs(groups: Sequence[RolloutGroup], seed: int) -> list[Row]:
     """A right and a wrong completion of each prompt that has both, drawn at random.
 
-    Args:
-        groups: Completions with rewards of 0 and 1.
-        seed: Seed of the draw.
-
     Returns:
         Rows with `prompt`, `chosen` and `rejected`. Completions cut short are left out: as text
         they would end in an end token.
@@ -198,17 +183,7 @@ def run(
     objective: ObjectiveSettings,
     seed: int,
 ) -> Outcome:
-    """Score every module once.
-
-    Args:
-        subject: The model.
-        examples: What is probed.
-        objective: The loss.
-        seed: Seed of the run.
-
-    Returns:
-        The outcome.
-    """
+    """Score every module once."""
     gc.collect()
     loaded, began = subject.loaded, time.perf_counter()
     found = rank_model(
@@ -254,11 +229,6 @@ def _figures(report: ScoreReport, rows: Sequence[ModuleRow], began: float) -> di
 def agreement(one: Outcome, other: Outcome, column: tuple[str, int]) -> Figures:
     """How two runs agree on the order of the modules.
 
-    Args:
-        one: A run.
-        other: Another.
-        column: Score and rank.
-
     Returns:
         Every measure; `top` is the share of the modules that the budget allows which both put
         first, and the last one is the mean over module kinds of Spearman's rho over the layers.
@@ -286,14 +256,7 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def summary(items: Sequence[Figures]) -> dict[str, Any]:
-    """Mean and range of every measure.
-
-    Args:
-        items: What `agreement` gives, once per pair of runs.
-
-    Returns:
-        The figures by measure.
-    """
+    """Mean and range of every measure."""
     found: dict[str, Any] = {"pairs": len(items)}
     for measure in MEASURES:
         known = [item[measure] for item in items if item[measure] is not None]
@@ -309,15 +272,7 @@ Halves = dict[str, list[tuple[Outcome, Outcome]]]
 
 
 def compare(halves: Halves, column: tuple[str, int]) -> dict[str, Any]:
-    """Agreement within and between objectives, for one score.
-
-    Args:
-        halves: By objective, both runs of every split.
-        column: Score and rank.
-
-    Returns:
-        The figures of every objective and of every two of them.
-    """
+    """Agreement within and between objectives, for one score."""
     within = {name: [agreement(a, b, column) for a, b in runs] for name, runs in halves.items()}
     between = []
     for one, other in combinations(halves, 2):
@@ -391,15 +346,7 @@ def _places(runs: Sequence[tuple[Outcome, Outcome]], column: tuple[str, int]) ->
 
 
 def variant_rows(base: str, runs: Mapping[str, Outcome]) -> list[dict[str, Any]]:
-    """Variants of a loss against the first of them.
-
-    Args:
-        base: Name of the one that the others are compared with.
-        runs: By name.
-
-    Returns:
-        One entry per variant.
-    """
+    """Variants of a loss against the first of them."""
     found = []
     for name, item in runs.items():
         ours, theirs = (each.values[SCORES[0], RANKS[0]] for each in (item, runs[base]))
@@ -425,16 +372,7 @@ def variant_rows(base: str, runs: Mapping[str, Outcome]) -> list[dict[str, Any]]
 def measure(
     subject: Subject, options: argparse.Namespace, advance: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Run one model with every objective on every half, and the variants on one.
-
-    Args:
-        subject: The model.
-        options: The options of the script.
-        advance: Told what begins.
-
-    Returns:
-        What the result file says of the model.
-    """
+    """Run one model with every objective on every half, and the variants on one."""
     places = range(len(builtin_rows(BUILTIN_KNOWN)))
     if options.probes:
         places = sorted(random.Random(0).sample(places, options.probes))
@@ -558,15 +496,7 @@ def rounded(content: Any) -> Any:
 
 
 def compact(content: Any, indent: str = "") -> str:
-    """JSON with what fits into a line on one line.
-
-    Args:
-        content: What is written.
-        indent: Spaces before its last line.
-
-    Returns:
-        The text.
-    """
+    """JSON with what fits into a line on one line."""
     line = json.dumps(content)
     if len(indent) + len(line) <= LINE or not isinstance(content, Mapping | list | tuple):
         return line
@@ -592,12 +522,7 @@ def _spread(item: Mapping[str, Any]) -> str:
 
 
 def print_tables(content: Mapping[str, Any], console: Console) -> None:
-    """Print what was found for one model.
-
-    Args:
-        content: What `measure` gives.
-        console: Where to.
-    """
+    """Print what was found for one model."""
     name = content["model"]
     console.print(f"[bold]{name}[/]: {content['modules']} modules, {content['probes']} probes")
     console.print(_runs_table(content))

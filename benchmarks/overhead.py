@@ -31,11 +31,11 @@ from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.gradients.sums import ExactGradients
+from hlscore.inputs.examples import cut
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import by_length, collate, cut
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import ProbeSet, by_length, collate
 from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,

@@ -13,34 +13,24 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from hlscore.inputs.examples import cut
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.probes.batches import Batch, by_length, collate, cut
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import Batch, ProbeExample, ProbeSet, by_length, collate
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What each way gets.
+    """What each way gets."""
 
-    Attributes:
-        model: A copy of the model that nothing else uses.
-        probes: Both halves of the probes.
-        halves: Batches of each half, on the device of the model.
-        modules: Every candidate weight.
-        rank: LoRA rank.
-        batch_size: Examples per batch, at most.
-        rounds: How often EVA, which goes on until its components hold still, may use a batch.
-    """
-
-    model: PreTrainedModel
-    probes: ProbeSet
-    halves: tuple[tuple[Batch, ...], ...]
-    modules: tuple[Candidate, ...]
-    rank: int
-    batch_size: int
-    rounds: int
+    model: PreTrainedModel  # a copy of the model that nothing else uses
+    probes: ProbeSet  # both halves of the probes
+    halves: tuple[tuple[Batch, ...], ...]  # batches of each half, on the device of the model
+    modules: tuple[Candidate, ...]  # every candidate weight
+    rank: int  # LoRA rank
+    batch_size: int  # examples per batch, at most
+    rounds: int  # how often EVA, which goes on until its components hold still, may use a batch
 
     @property
     def batches(self) -> tuple[Batch, ...]:
@@ -60,53 +50,29 @@ class Job:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What a way found.
+    """What a way found."""
 
-    Attributes:
-        scores: One number per weight that it scores, by module name.
-        details: Proof of the work done, for the result file.
-        note: The part of it that belongs in the table.
-        complete: Whether it came to its end; if not, its time is a lower bound.
-    """
-
-    scores: Mapping[str, float]
+    scores: Mapping[str, float]  # one number per weight that it scores, by module name
+    # Proof of the work done, for the result file.
     details: Mapping[str, Any] = field(default_factory=dict)
-    note: str = ""
-    complete: bool = True
+    note: str = ""  # the part of it that belongs in the table
+    complete: bool = True  # whether it came to its end; if not, its time is a lower bound
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to score.
+    """One way to score."""
 
-    Attributes:
-        name: Name in the table.
-        what: What its numbers are.
-        gradients: Whether it computes gradients.
-        run: Does it.
-    """
-
-    name: str
-    what: str
-    gradients: bool
-    run: Callable[[Job], Outcome]
+    name: str  # name in the table
+    what: str  # what its numbers are
+    gradients: bool  # whether it computes gradients
+    run: Callable[[Job], Outcome]  # does it
 
 
 def make_job(
     model: PreTrainedModel, probes: ProbeSet, *, rank: int, batch_size: int, rounds: int = 3
 ) -> Job:
-    """Batch the probes the way hlscore does: batches never cross its groups.
-
-    Args:
-        model: The model.
-        probes: The probes.
-        rank: LoRA rank.
-        batch_size: Examples per batch, at most.
-        rounds: How often EVA may use a batch.
-
-    Returns:
-        A job on the model itself.
-    """
+    """Batch the probes the way hlscore does: batches never cross its groups."""
     device = model.get_input_embeddings().weight.device
 
     def batches(group: tuple[ProbeExample, ...]) -> Iterator[Batch]:

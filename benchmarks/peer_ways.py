@@ -20,8 +20,7 @@ from transformers import PreTrainedModel
 from hlscore.flow import Silent, score_probes
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
-from hlscore.probes.batches import Batch
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import Batch, ProbeSet
 from hlscore.settings import (
     CaptureSettings,
     ModelSettings,
@@ -41,19 +40,7 @@ def hlscore_scores(
     rank: int,
     batch_size: int,
 ) -> dict[str, float]:
-    """Score every candidate with hlscore, without recomputing activations, like the other ways.
-
-    Args:
-        model: The model.
-        probes: Both halves of the probes.
-        estimator: `sketch` or `exact`.
-        bootstrap: Whether standard errors are part of the work.
-        rank: LoRA rank.
-        batch_size: Examples per batch, at most.
-
-    Returns:
-        `hls` by module name.
-    """
+    """Score every candidate with hlscore, without recomputing activations, like the other ways."""
     name = model.config.name_or_path or type(model).__name__
     settings = RankSettings(
         model=ModelSettings(model=name),

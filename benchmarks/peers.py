@@ -38,19 +38,13 @@ from hlscore.probes.units import ProbeExample
 
 @dataclass(slots=True, kw_only=True)
 class Record:
-    """Runs of one way.
+    """Runs of one way."""
 
-    Attributes:
-        seconds: Time of each run.
-        outcome: What the last run found.
-        peak_bytes: Largest memory on the GPU in a run, its copy of the model included; 0 on a CPU.
-        failure: Why it could not run.
-    """
-
-    seconds: list[float] = field(default_factory=list)
-    outcome: Outcome = field(default_factory=lambda: Outcome(scores={}))
+    seconds: list[float] = field(default_factory=list)  # time of each run
+    outcome: Outcome = field(default_factory=lambda: Outcome(scores={}))  # what the last run found
+    # Largest memory on the GPU in a run, its copy of the model included; 0 on a CPU.
     peak_bytes: int = 0
-    failure: str = ""
+    failure: str = ""  # why it could not run
 
     @property
     def median(self) -> float | None:
@@ -92,16 +86,7 @@ def _run_once(way: Way, job: Job, record: Record) -> None:
 
 
 def compare(job: Job, ways: list[Way], repeats: int) -> dict[str, Record]:
-    """Run every way, interleaved, each repetition starting with another one.
-
-    Args:
-        job: The job; its model stays as it is.
-        ways: What to run.
-        repeats: Timed runs of each.
-
-    Returns:
-        One record per way.
-    """
+    """Run every way, interleaved, each repetition starting with another one."""
     records = {way.name: Record() for way in ways}
     _run_once(WAYS["Spectrum"], job, Record())  # Untimed: wakes up the libraries.
     _run_once(WAYS[FLOOR], job, Record())
@@ -121,15 +106,7 @@ def compare(job: Job, ways: list[Way], repeats: int) -> dict[str, Record]:
 
 
 def float64_gradients(job: Job, examples: list[ProbeExample]) -> dict[str, np.ndarray]:
-    """Mean gradients in float64, example by example, without padding and without hlscore's loss.
-
-    Args:
-        job: A job on a small dense model.
-        examples: The examples to take the mean over.
-
-    Returns:
-        Each weight gradient.
-    """
+    """Mean gradients in float64, example by example, without padding and without hlscore's loss."""
     model = copy.deepcopy(job.model).double()
     tokens = sum(item.counted_tokens for item in examples)
     weights = [model.get_parameter(item.parameter) for item in job.modules]
@@ -150,9 +127,6 @@ def _outside(own: np.ndarray, other: np.ndarray, rank: int) -> float:
 
 def check_gradients(rank: int = 4) -> dict[str, float]:
     """Compare the ways that compute gradients with float64 on a small model.
-
-    Args:
-        rank: LoRA rank.
 
     Returns:
         Largest error over the modules, by way, relative to the energy that is scored; ways whose
@@ -228,12 +202,7 @@ def _row(way: Way, record: Record, job: Job, medians: Mapping[str, float | None]
 
 
 def print_table(rows: list[dict[str, Any]], candidates: int) -> None:
-    """Print the comparison, and below it what there is to say of single ways.
-
-    Args:
-        rows: What `_row` gives.
-        candidates: Number of candidate weights.
-    """
+    """Print the comparison, and below it what there is to say of single ways."""
     table = Table("way", "gives", "gradients", "scored", "seconds", "x hlscore", "x plain")
     for row in rows:
         median = row["median_seconds"]

@@ -55,13 +55,9 @@ pytestmark = pytest.mark.skipif(
 
 @dataclass
 class Figures:
-    """What was measured, on the disk after every addition.
+    """What was measured, on the disk after every addition."""
 
-    Attributes:
-        sections: Figures by name of the test.
-    """
-
-    sections: dict[str, Any] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)  # figures by name of the test
 
     def add(self, name: str, **found: Any) -> None:
         """Write the figures of a test down."""
@@ -83,15 +79,10 @@ def figures() -> Figures:
 
 @dataclass(frozen=True, kw_only=True)
 class Lane:
-    """What the tests share.
+    """What the tests share."""
 
-    Attributes:
-        folder: Results of the command line.
-        data: The examples as a file.
-    """
-
-    folder: Path
-    data: Path
+    folder: Path  # results of the command line
+    data: Path  # the examples as a file
 
     def rank(self, movement: str, out: str, *more: str) -> list[str]:
         """The command line of a run."""

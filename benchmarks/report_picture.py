@@ -39,10 +39,6 @@ def hlscore(*arguments: object) -> None:
 def photograph(page: Path, target: Path) -> None:
     """Save the top of a page, in light colours.
 
-    Args:
-        page: An HTML file.
-        target: The PNG to write.
-
     Raises:
         SystemExit: There is no browser, or the picture is too large.
     """

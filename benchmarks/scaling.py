@@ -47,23 +47,14 @@ VOCABULARY = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Point:
-    """One run whose cost is measured.
+    """One run whose cost is measured."""
 
-    Attributes:
-        examples: Probe examples.
-        length: Tokens of each.
-        layers: Decoder blocks.
-        width: Hidden size; the feed-forward layers are 2.875 times as wide.
-        rank: LoRA rank, which the sketch grows with.
-        batch_size: Examples per batch; no probe group of any point has fewer.
-    """
-
-    examples: int = 64
-    length: int = 64
-    layers: int = 4
-    width: int = 512
-    rank: int = 16
-    batch_size: int = 4
+    examples: int = 64  # probe examples
+    length: int = 64  # tokens of each
+    layers: int = 4  # decoder blocks
+    width: int = 512  # hidden size; the feed-forward layers are 2.875 times as wide
+    rank: int = 16  # LoRA rank, which the sketch grows with
+    batch_size: int = 4  # examples per batch; no probe group of any point has fewer
 
     @property
     def tokens(self) -> int:
@@ -86,15 +77,10 @@ PROCESSES = (1, 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What one run took.
+    """What one run took."""
 
-    Attributes:
-        capture_seconds: Passes over the probes.
-        scoring_seconds: Everything after them.
-    """
-
-    capture_seconds: float
-    scoring_seconds: float
+    capture_seconds: float  # passes over the probes
+    scoring_seconds: float  # everything after them
 
 
 class StepClock(Silent):
@@ -112,14 +98,7 @@ class StepClock(Silent):
 
 
 def build(point: Point) -> tuple[PreTrainedModel, ProbeSet]:
-    """The model of a point, with seeded random weights, and its probes.
-
-    Args:
-        point: The point.
-
-    Returns:
-        Both.
-    """
+    """The model of a point, with seeded random weights, and its probes."""
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=point.width,
@@ -145,12 +124,6 @@ def run(
 ) -> Cost | None:
     """Score every module with the sketch estimator.
 
-    Args:
-        model: The model.
-        probes: The probes.
-        point: Batch size and rank.
-        processes: This process among those that share the probes.
-
     Returns:
         The cost; `None` in all but the main process.
     """
@@ -172,14 +145,7 @@ def run(
 
 
 def peak_bytes(point: Point) -> int:
-    """Largest sum of tensor memory that a run allocates beside the weights.
-
-    Args:
-        point: The point.
-
-    Returns:
-        Bytes.
-    """
+    """Largest sum of tensor memory that a run allocates beside the weights."""
     model, probes = build(point)
     return cpu_peak_bytes(lambda: run(model, probes, point))
 
@@ -188,11 +154,7 @@ def peak_bytes(point: Point) -> int:
 
 
 def work(repeats: int) -> None:
-    """Be one of several processes: run, and print the costs as JSON in the main one.
-
-    Args:
-        repeats: Timed runs, after one to warm up.
-    """
+    """Be one of several processes: run, and print the costs as JSON in the main one."""
     torch.set_num_threads(1)
     model, probes = build(SHARED)
     costs = []
@@ -205,15 +167,7 @@ def work(repeats: int) -> None:
 
 
 def start_processes(count: int, repeats: int) -> list[Cost]:
-    """Run a point in several processes.
-
-    Args:
-        count: Number of processes.
-        repeats: Timed runs.
-
-    Returns:
-        The cost of each.
-    """
+    """Run a point in several processes."""
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
         *("--nproc-per-node", str(count), __file__, "--worker", "--repeats", str(repeats)),
@@ -229,14 +183,7 @@ def start_processes(count: int, repeats: int) -> list[Cost]:
 
 
 def measure(repeats: int) -> dict[Point, list[Cost]]:
-    """Run every point in turn, in every repetition, after one round to warm up.
-
-    Args:
-        repeats: Timed runs of each.
-
-    Returns:
-        Costs by point.
-    """
+    """Run every point in turn, in every repetition, after one round to warm up."""
     points = list(dict.fromkeys(point for group in FACTORS.values() for point in group))
     costs: dict[Point, list[Cost]] = {point: [] for point in points}
     run(*build(BASE), BASE)
@@ -250,17 +197,7 @@ def measure(repeats: int) -> dict[Point, list[Cost]]:
 
 
 def row(factor: str, value: int, costs: Sequence[Cost], peak: int | None) -> dict[str, Any]:
-    """What the result file says of one point.
-
-    Args:
-        factor: What is varied.
-        value: Its value.
-        costs: Cost of each run.
-        peak: Peak memory in bytes.
-
-    Returns:
-        Medians and ranges.
-    """
+    """What the result file says of one point."""
     capture = [cost.capture_seconds for cost in costs]
     scoring = [cost.scoring_seconds for cost in costs]
     return {

@@ -28,11 +28,6 @@ from hlscore.settings import ModelSettings
 def measure(draws: int, samples: int, rank: int) -> dict[str, object]:
     """Rank the built-in model on independent probe sets.
 
-    Args:
-        draws: Number of probe sets.
-        samples: Examples in each.
-        rank: LoRA rank.
-
     Returns:
         Quantiles over modules of the ratio reported / observed, and the coverage.
     """

@@ -54,28 +54,16 @@ Drawn = tuple[dict[str, torch.Tensor], Resamples]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
-    """One way to tell the standard error of `hls`.
+    """One way to tell the standard error of `hls`."""
 
-    Attributes:
-        name: Name in the table.
-        stderr: Gives it, from the gradient sums of the groups [g, 1, m, n] and the draws.
-        sets: Probe sets that it is tried on, at most; `None` means all.
-    """
-
-    name: str
+    name: str  # name in the table
+    # Gives it, from the gradient sums of the groups [g, 1, m, n] and the draws.
     stderr: Callable[[torch.Tensor, Resamples], float]
-    sets: int | None = None
+    sets: int | None = None  # probe sets that it is tried on, at most; `None` means all
 
 
 def ways(rank: int) -> list[Way]:
-    """Every way to compare at a LoRA rank.
-
-    Args:
-        rank: LoRA rank.
-
-    Returns:
-        The bootstraps, then the jackknives.
-    """
+    """Every way to compare at a LoRA rank."""
     sizes = (2 * rank, 3 * rank, 4 * rank)
     again = [
         Way(name=f"bootstrap, drawn anew, k = {size}", stderr=partial(drawn_subspaces, rank, size))
@@ -122,10 +110,6 @@ class _GroupGradients(ExactGradients):
 
 def group_gradients(draws: int, samples: int) -> list[Drawn]:
     """Draw probe sets and take the gradient of every group of them.
-
-    Args:
-        draws: Number of probe sets.
-        samples: Examples in each.
 
     Returns:
         For each probe set, sums of the gradients of its groups, float32 [g, 1, m, n] by module,
@@ -296,10 +280,6 @@ def _inside(gram: torch.Tensor, cross: torch.Tensor, rank: int) -> torch.Tensor:
 
 def compare(sets: list[Drawn], rank: int) -> list[dict[str, object]]:
     """Compare every way with the spread over the probe sets, module by module.
-
-    Args:
-        sets: Probe sets.
-        rank: LoRA rank.
 
     Returns:
         One row per way: quantiles over modules of the median standard error over the spread; the

@@ -216,15 +216,7 @@ _SECTIONS = {
 
 
 def tiny_config(model_type: str, layers: int = LAYERS) -> PreTrainedConfig:
-    """Make the configuration of a family small.
-
-    Args:
-        model_type: A family; configurations inside its own become small too.
-        layers: Decoder blocks.
-
-    Returns:
-        A new configuration.
-    """
+    """Make the configuration of a family small."""
     return _tiny(CONFIG_MAPPING[model_type], layers)
 
 
@@ -285,13 +277,6 @@ def build(model_type: str, seed: int = 0) -> PreTrainedModel:
     """Build a tiny model of a family, in evaluation mode.
 
     No weight is zero or one for its own sake: zeros would hide gradients.
-
-    Args:
-        model_type: The family.
-        seed: Seed of the weights.
-
-    Returns:
-        The model.
     """
     config = tiny_config(model_type)
     if hasattr(config, "is_decoder"):

@@ -31,9 +31,8 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import by_length, collate
 from hlscore.probes.encode import encode
-from hlscore.probes.units import ProbeSet, ProbeUnit, make_probe_set
+from hlscore.probes.units import ProbeSet, ProbeUnit, by_length, collate, make_probe_set
 from hlscore.settings import (
     CandidateSettings,
     CaptureSettings,

@@ -16,8 +16,8 @@ from hlscore.flow import (
     RankResult,
     Silent,
     rank_model,
-    score_held_weights,
     score_updates,
+    score_weights,
 )
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
@@ -89,7 +89,7 @@ def rank(
     told = progress or Silent()
     identity = identify(model, settings.model.model, getattr(model.config, "_commit_hash", None))
     if settings.data.without_probes:
-        return score_held_weights(model, identity, settings, told)
+        return score_weights(settings, told, (model, identity))
     examples = _examples(data if rollouts is None else rollouts, settings)
     result = rank_model(model, tokenizer, identity, examples, settings, told, functions=functions)
     assert result is not None  # noqa: S101 - a process alone is the main one

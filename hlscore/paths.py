@@ -6,11 +6,7 @@ from pathlib import Path
 
 
 def typed_path(text: str) -> Path:
-    """Expand `~` where there is such a home.
-
-    Returns:
-        The path; of a home that does not exist, the text as it is.
-    """
+    """Expand `~` where there is such a home."""
     try:
         return Path(text).expanduser()
     except RuntimeError:
@@ -18,14 +14,7 @@ def typed_path(text: str) -> Path:
 
 
 def existing_path(text: str) -> Path | None:
-    """Find a file or directory.
-
-    Args:
-        text: As typed; may be far too long for a path.
-
-    Returns:
-        The path, or `None` when there is nothing at it.
-    """
+    """Find a file or directory; `None` for a text that is no path, or far too long for one."""
     path = typed_path(text)
     try:
         return path if path.exists() else None

@@ -43,16 +43,13 @@ class Processes:
         return items[self.rank :: self.size]
 
     def add_up(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Add tensors of all processes up, name by name.
+        """Sums of the tensors of all processes by name, the same in every process.
 
         Tensors travel in buckets, so that the number of messages follows their bytes, not their
         number. Where a process lacks one that others have, it counts as zero.
 
         Args:
-            tensors: Tensors of this process by name; changed in place.
-
-        Returns:
-            The sums, the same in every process.
+            tensors: Tensors of this process; changed in place.
         """
         if self.size == 1:
             return dict(tensors)
@@ -68,7 +65,18 @@ class Processes:
             else torch.zeros(union[name][0], dtype=union[name][1], device=device)
             for name in sorted(union)
         }
-        for bucket in _buckets(list(sums.values())):
+        buckets: list[list[torch.Tensor]] = [[]]  # of tensors of one device and dtype
+        filled = 0
+        for tensor in sums.values():
+            alike = all(
+                (t.device, t.dtype) == (tensor.device, tensor.dtype) for t in buckets[-1][:1]
+            )
+            if not alike or filled + tensor.numel() > _BUCKET_NUMBERS:
+                buckets.append([])
+                filled = 0
+            buckets[-1].append(tensor)
+            filled += tensor.numel()
+        for bucket in filter(None, buckets):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             distributed.all_reduce(flat)
             parts = torch.split(flat, [tensor.numel() for tensor in bucket])
@@ -167,18 +175,3 @@ def _end_with_launcher() -> None:
         os._exit(EXIT_COULD_NOT_RUN)
 
     threading.Thread(target=watch, daemon=True, name="hlscore-launcher").start()
-
-
-def _buckets(tensors: list[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """Group tensors of one device and dtype, in order, up to a size."""
-    bucket: list[torch.Tensor] = []
-    filled = 0
-    for tensor in tensors:
-        alike = bucket and (bucket[0].device, bucket[0].dtype) == (tensor.device, tensor.dtype)
-        if bucket and (not alike or filled + tensor.numel() > _BUCKET_NUMBERS):
-            yield bucket
-            bucket, filled = [], 0
-        bucket.append(tensor)
-        filled += tensor.numel()
-    if bucket:
-        yield bucket

@@ -33,16 +33,10 @@ def captures_stored(folder: Path) -> bool:
     return any(folder.glob(f"{PROGRESS_PREFIX}-*.safetensors"))
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove every stored progress from a folder, and what a killed run left half-written."""
-    remove_half_written(folder)
-    for path in folder.glob(f"{PROGRESS_PREFIX}-*"):
-        remove(path)
-
-
-def remove_half_written(folder: Path) -> None:
-    """Remove what a run that was killed in the middle of a write left in a folder."""
-    for pattern in (f"{PROGRESS_PREFIX}-*{HALF_WRITTEN}", f"{STAGE_PREFIX}*"):
+def remove_unfinished(folder: Path, *, keep_progress: bool = False) -> None:
+    """Remove what a killed run left half-written in a folder, and all stored progress."""
+    stored = f"{PROGRESS_PREFIX}-*{HALF_WRITTEN if keep_progress else ''}"
+    for pattern in (stored, f"{STAGE_PREFIX}*"):
         for path in folder.glob(pattern):
             remove(path)
 
@@ -117,15 +111,14 @@ def nothing_to_resume(folder: Path) -> UsageError:
 
 def first_difference(stored: object, wanted: object, place: str = "") -> str:
     """Name the first place where two nested records differ; empty where they are equal."""
-
-    def shown(value: object) -> str:
-        text = "not set" if value is None else str(value)
-        return text if len(text) <= 40 else f"{text[:37]}..."
-
     if isinstance(stored, dict) and isinstance(wanted, dict):
-        for key in [*wanted, *(key for key in stored if key not in wanted)]:
+        for key in wanted | stored:
             inner = f"{place}.{key}" if place else str(key)
             if found := first_difference(stored.get(key), wanted.get(key), inner):
                 return found
         return ""
-    return "" if stored == wanted else f"{place} was {shown(stored)}, now it is {shown(wanted)}"
+    if stored == wanted:
+        return ""
+    texts = ["not set" if value is None else str(value) for value in (stored, wanted)]
+    before, now = (text if len(text) <= 40 else f"{text[:37]}..." for text in texts)
+    return f"{place} was {before}, now it is {now}"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -33,3 +35,35 @@ def scripts_in(folder: Path) -> Callable[[], Iterator[None]]:
                 sys.modules.pop(name)
 
     return path
+
+
+def plain_training(
+    model: Any, rate_of: Callable[[str], float], losses: Iterable[torch.Tensor], steps: int,
+    warm: float,
+) -> list[float]:  # fmt: skip
+    """Train by the rules of the studies: AdamW, clipping at 1, warm-up, linear decay.
+
+    Args:
+        rate_of: Peak learning rate of a parameter by name.
+        losses: Loss of each step, computed when it is asked for.
+        warm: Share of the steps over which the rates rise.
+
+    Returns:
+        Loss of each step.
+    """
+    named = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    groups = [{"params": [value], "lr": rate_of(name)} for name, value in named.items()]
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    curve = []
+    for step, loss in enumerate(losses, 1):
+        factor = min(step / (warm * steps), (steps + 1 - step) / (steps - warm * steps), 1.0)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = factor * peak
+        curve.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
+        optimizer.step()
+    assert len(curve) == steps
+    return curve

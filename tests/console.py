@@ -17,19 +17,13 @@ from hlscore.cli import main
 
 UNFINISHED = ".hlscore-unfinished-*"
 
+# Options of a `rank` whose statistics do not matter.
 QUICK = ("--samples", "4", "--bootstrap", "0", "--rank", "4")
-"""Options of a `rank` whose statistics do not matter."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one command came to.
-
-    Attributes:
-        code: The exit status.
-        out: What it printed.
-        err: What it printed to standard error.
-    """
+    """Exit status of a command, and what it printed."""
 
     code: int
     out: str
@@ -53,7 +47,7 @@ class Outcome:
 
 
 def hlscore(*arguments: object) -> Outcome:
-    """Runs one command line."""
+    """Run one command line."""
     out, err = io.StringIO(), io.StringIO()
     argv = ["hlscore", *map(str, arguments)]
     with patch("sys.argv", argv), redirect_stdout(out), redirect_stderr(err):
@@ -67,22 +61,26 @@ def save_model(
     model: PreTrainedModel | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
-    """Saves a model with its tokenizer; by default a Llama that knows chats."""
+    """Save a model with its tokenizer; by default a Llama that knows chats."""
     (model or FAMILIES["llama"].build()).save_pretrained(folder)
     chosen = tokenizer or byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
     chosen.save_pretrained(folder)
     return folder
 
 
+def change_config(folder: Path, **changes: object) -> None:
+    """Changes entries of the config.json of a saved model."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
-    """Writes a `.jsonl` file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
 
 def texts(count: int) -> list[dict[str, str]]:
-    """Rows of different text."""
     return [{"text": f"hello number {number}"} for number in range(count)]
 
 

@@ -11,10 +11,9 @@ import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, NamedTuple, Self
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 API_CALLS = ""
@@ -32,13 +31,9 @@ _MODES = {"models": "model", "datasets": "dataset", "spaces": "space"}
 
 @dataclass(frozen=True)
 class BreakOff:
-    """Promises a whole file, then ends the connection part of the way through the body.
+    """Promises a whole file, then ends the connection half-way, for the first `times` requests."""
 
-    Attributes:
-        times: How many GET requests break off before one goes through; None for all.
-    """
-
-    times: int | None = None
+    times: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -53,22 +48,13 @@ Fault = BreakOff | Status
 
 @dataclass(frozen=True)
 class RepoSpec:
-    """One repository.
+    """One repository."""
 
-    Attributes:
-        files: The content of each file by path.
-        repo_type: Whether this is a model or a dataset.
-        revisions: The branches and tags; all name the one commit there is.
-        gated: Whether the files are refused. As on the hub, everybody may still ask what is in
-            the repository.
-        faults: What goes wrong, by file path or `API_CALLS`.
-    """
-
-    files: Mapping[str, bytes]
+    files: Mapping[str, bytes]  # the content of each file by path
     repo_type: Literal["model", "dataset"] = "model"
-    revisions: tuple[str, ...] = ("main",)
-    gated: bool = False
-    faults: Mapping[str, Fault] = field(default_factory=dict)
+    revisions: tuple[str, ...] = ("main",)  # branches and tags; all name the one commit there is
+    gated: bool = False  # files are refused; everybody may still ask what is in the repository
+    faults: Mapping[str, Fault] = field(default_factory=dict)  # by file path or `API_CALLS`
 
     @property
     def sha(self) -> str:
@@ -78,27 +64,48 @@ class RepoSpec:
             digest.update(path.encode() + b"\0" + hashlib.sha256(content).digest())
         return digest.hexdigest()
 
+    def info(self, repo_id: str) -> dict[str, object]:
+        """What the hub tells of the repository."""
+        return {
+            "_id": hashlib.sha256(repo_id.encode()).hexdigest()[:24],
+            "id": repo_id, "author": repo_id.partition("/")[0], "sha": self.sha,
+            "lastModified": _STAMP, "createdAt": _STAMP, "private": False,
+            "gated": "manual" if self.gated else False,
+            "disabled": False, "downloads": 0, "likes": 0, "tags": [],
+            "siblings": [{"rfilename": path} for path in sorted(self.files)],
+        }  # fmt: skip
 
-@dataclass(frozen=True)
-class Request:
-    """One request that the server got.
+    def tree(self, under: str = "", *, recursive: bool = True) -> list[dict[str, object]]:
+        """The entries of a folder as the tree call lists them."""
+        prefix = f"{under}/" if under else ""
+        folders: dict[str, dict[str, object]] = {}
+        entries: list[dict[str, object]] = []
+        for path, content in sorted(self.files.items()):
+            if not path.startswith(prefix):
+                continue
+            parts = path.removeprefix(prefix).split("/")
+            for depth in range(1, len(parts) if recursive else min(2, len(parts))):
+                folder = prefix + "/".join(parts[:depth])
+                folders[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
+            if recursive or len(parts) == 1:
+                size = len(content)
+                entry: dict[str, object] = {"type": "file", "path": path, "size": size}
+                entry["oid"] = _git_blob(content)
+                if path.endswith(_LFS_SUFFIXES):
+                    entry["lfs"] = {"oid": _etag(path, content), "size": size, "pointerSize": 134}
+                entries.append(entry)
+        return [*folders.values(), *entries]
 
-    Attributes:
-        method: The HTTP method.
-        path: The decoded path, without the query.
-    """
+
+class Request(NamedTuple):
+    """One request that the server got: HTTP method, and decoded path without the query."""
 
     method: str
     path: str
 
 
 class HubServer:
-    """Serves repositories while used as a context manager.
-
-    Attributes:
-        repos: The repositories now served.
-        log: Every request, in order.
-    """
+    """Serves repositories while used as a context manager; logs every request, in order."""
 
     def __init__(self, repos: Mapping[str, RepoSpec]) -> None:
         """Takes a free port; requests are answered once the server is entered."""
@@ -121,8 +128,34 @@ class HubServer:
         self._thread.join()
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """The environment of `hub_environment` for this server."""
-        return hub_environment(f"http://127.0.0.1:{self._server.server_address[1]}", folder)
+        """Environment variables that point Hugging Face libraries of a subprocess at this server.
+
+        Every `time.sleep` of it is cut to a hundredth of a second: the libraries wait between
+        their attempts for times that no setting changes.
+        """
+        startup = folder / "startup"
+        startup.mkdir(parents=True, exist_ok=True)
+        (startup / "sitecustomize.py").write_text(_SHORT_SLEEP)
+        paths = filter(None, (str(startup), os.environ.get("PYTHONPATH")))
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
+            and not name.lower().endswith("_proxy")
+        }
+        return kept | {
+            "PYTHONPATH": os.pathsep.join(paths),
+            "HF_ENDPOINT": f"http://127.0.0.1:{self._server.server_address[1]}",
+            "HF_HOME": str(folder),
+            "HF_HUB_CACHE": str(folder / "hub"),
+            "HF_DATASETS_CACHE": str(folder / "datasets"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "HF_HUB_ETAG_TIMEOUT": "1",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "1",
+        }
 
     def record(self, request: Request) -> None:
         """Adds one request to the log."""
@@ -132,51 +165,13 @@ class HubServer:
     def strike(self, repo_id: str, key: str, method: str) -> Fault | None:
         """The fault that this request meets, if any; each meeting is counted."""
         fault = self.repos[repo_id].faults.get(key)
-        if fault is None:
-            return None
-        if not isinstance(fault, BreakOff) or fault.times is None:
-            return None if isinstance(fault, BreakOff) and method != "GET" else fault
+        if not isinstance(fault, BreakOff):
+            return fault
         if method != "GET":
             return None
         with self._lock:
-            struck = self._struck.get((repo_id, key), 0)
-            if struck >= fault.times:
-                return None
-            self._struck[repo_id, key] = struck + 1
-        return fault
-
-
-def hub_environment(endpoint: str, folder: Path) -> dict[str, str]:
-    """Environment variables that point Hugging Face libraries at an endpoint.
-
-    The variables are read when the libraries are imported, so they are for a subprocess. Every
-    `time.sleep` of it is cut to a hundredth of a second: the libraries wait between their attempts
-    for times that no setting changes.
-    """
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))
-        and not name.lower().endswith("_proxy")
-    }
-    environment |= {
-        "HF_ENDPOINT": endpoint,
-        "HF_HOME": str(folder),
-        "HF_HUB_CACHE": str(folder / "hub"),
-        "HF_DATASETS_CACHE": str(folder / "datasets"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-        "HF_HUB_ETAG_TIMEOUT": "1",
-        "HF_HUB_DOWNLOAD_TIMEOUT": "1",
-    }
-    startup = folder / "startup"
-    startup.mkdir(parents=True, exist_ok=True)
-    (startup / "sitecustomize.py").write_text(_SHORT_SLEEP)
-    earlier = environment.get("PYTHONPATH")
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(startup), earlier]))
-    return environment
+            struck = self._struck[repo_id, key] = self._struck.get((repo_id, key), 0) + 1
+        return fault if struck <= fault.times else None
 
 
 class _Server(ThreadingHTTPServer):
@@ -208,114 +203,66 @@ class _Handler(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     server: _Server
-    headers: Message
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_POST(self) -> None:
-        self._answer()
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keeps quiet."""
-
-    def _answer(self) -> None:
-        length = int(self.headers.get("Content-Length") or 0)
-        body = self.rfile.read(length)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         self.server.hub.record(Request(self.command, unquote(url.path)))
         try:
             self._route(url.path, parse_qs(url.query), body)
         except _AnswerError as error:
-            self._send_error(error)
+            headers = {"X-Error-Message": error.message}
+            headers |= {"X-Error-Code": error.code} if error.code else {}
+            headers |= {"X-Repo-Commit": error.commit} if error.commit else {}
+            self._send_json({"error": error.message}, error.status, headers)
+
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keeps quiet."""
 
     def _route(self, path: str, query: Mapping[str, list[str]], body: bytes) -> None:
         api = re.fullmatch(r"/api/(models|datasets|spaces)/(.+)", path)
-        if api is not None:
-            self._answer_api(_MODES[api[1]], unquote(api[2]), api[2], query, body)
-            return
         resolve = re.fullmatch(r"/(?:(datasets|spaces)/)?(.+?)/resolve/([^/]+)/(.+)", path)
-        if resolve is not None:
-            kind = _MODES[resolve[1] or "models"]
+        if api is not None:
+            self._answer_api(_MODES[api[1]], api[2], query, body)
+        elif resolve is not None:
             names = [unquote(part) for part in resolve.groups()[1:]]
-            self._answer_file(kind, *names)
-            return
-        raise _AnswerError(404, "Sorry, there is nothing here.")
+            self._answer_file(_MODES[resolve[1] or "models"], *names)
+        else:
+            raise _AnswerError(404, "Sorry, there is nothing here.")
 
     def _answer_api(
-        self,
-        kind: str,
-        decoded: str,
-        raw: str,
-        query: Mapping[str, list[str]],
-        body: bytes,
+        self, kind: str, path: str, query: Mapping[str, list[str]], body: bytes
     ) -> None:
-        repo_id = self._find(kind, decoded)
-        call = [unquote(part) for part in raw.split("/")[repo_id.count("/") + 1 :]]
-        repo = self.server.hub.repos[repo_id]
-        self._meet(self.server.hub.strike(repo_id, API_CALLS, self.command))
-        revision = call[1] if len(call) > 1 else repo.revisions[0]
-        _check_revision(repo, revision)
+        repo_id, repo = self._find(kind, unquote(path))
+        call = [unquote(part) for part in path.split("/")[repo_id.count("/") + 1 :]]
+        self._strike(repo_id, API_CALLS)
+        _check_revision(repo, call[1] if len(call) > 1 else repo.revisions[0])
         match call[:1]:
             case [] | ["revision"]:
-                self._send_json(_info(repo_id, repo))
+                self._send_json(repo.info(repo_id))
             case ["tree"]:
-                self._send_tree(repo, "/".join(call[2:]), query)
+                recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
+                under = "/".join(call[2:])
+                entries = repo.tree(under, recursive=recursive)
+                if under and not entries:
+                    raise _AnswerError(404, f"{under} does not exist", "EntryNotFound", repo.sha)
+                self._send_json(entries)
             case ["paths-info"]:
-                wanted = parse_qs(body.decode()).get("paths", [])
-                entries = _tree(repo, "", recursive=True)
-                paths = {path.strip("/") for path in wanted}
-                self._send_json([entry for entry in entries if entry["path"] in paths])
+                wanted = {path.strip("/") for path in parse_qs(body.decode()).get("paths", [])}
+                self._send_json([entry for entry in repo.tree() if entry["path"] in wanted])
             case _:
                 raise _AnswerError(404, "Sorry, there is nothing here.")
 
     def _answer_file(self, kind: str, name: str, revision: str, path: str) -> None:
-        repo_id = self._find(kind, name)
-        repo = self.server.hub.repos[repo_id]
+        repo_id, repo = self._find(kind, name)
         if repo.gated:
             raise _AnswerError(401, f"Access to model {repo_id} is restricted.", "GatedRepo")
         _check_revision(repo, revision)
         if path not in repo.files:
             raise _AnswerError(404, "Entry not found", "EntryNotFound", repo.sha)
-        fault = self.server.hub.strike(repo_id, path, self.command)
-        self._meet(fault)
-        self._send_file(repo, path, fault if isinstance(fault, BreakOff) else None)
-
-    def _find(self, kind: str, path: str) -> str:
-        """The id of the repository that an API or file path starts with."""
-        for repo_id, repo in self.server.hub.repos.items():
-            if repo.repo_type == kind and f"{path}/".startswith(f"{repo_id}/"):
-                return repo_id
-        raise _AnswerError(401, "Invalid username or password.", "RepoNotFound")
-
-    def _meet(self, fault: Fault | None) -> None:
-        """Answers with an error status; other faults come with the body."""
-        if isinstance(fault, Status):
-            raise _AnswerError(fault.code, "Something went wrong")
-
-    def _send_tree(self, repo: RepoSpec, under: str, query: Mapping[str, list[str]]) -> None:
-        recursive = query.get("recursive", ["false"])[0].lower() in ("true", "1")
-        entries = _tree(repo, under, recursive)
-        if under and not entries:
-            raise _AnswerError(404, f"{under} does not exist", "EntryNotFound", repo.sha)
-        self._send_json(entries)
-
-    def _send_json(self, payload: object) -> None:
-        self._send(200, {"Content-Type": "application/json"}, json.dumps(payload).encode())
-
-    def _send_error(self, error: _AnswerError) -> None:
-        headers = {"X-Error-Message": error.message}
-        if error.code is not None:
-            headers["X-Error-Code"] = error.code
-        if error.commit is not None:
-            headers["X-Repo-Commit"] = error.commit
-        body = json.dumps({"error": error.message}).encode()
-        self._send(error.status, {"Content-Type": "application/json", **headers}, body)
-
-    def _send_file(self, repo: RepoSpec, path: str, fault: BreakOff | None) -> None:
+        broken = self._strike(repo_id, path)
         content = repo.files[path]
         headers = {
             "Content-Type": "application/octet-stream",
@@ -325,40 +272,49 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{_etag(path, content)}"',
         }
         if path.endswith(_LFS_SUFFIXES):
-            headers["X-Linked-Etag"] = headers["ETag"]
-            headers["X-Linked-Size"] = str(len(content))
-        span = _span(self.headers.get("Range"), len(content))
+            headers |= {"X-Linked-Etag": headers["ETag"], "X-Linked-Size": str(len(content))}
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         if span is None:
-            self._send(200, headers, content, fault)
+            self._send(200, headers, content, broken=broken)
             return
-        start, stop = span
+        start, stop = int(span[1]), min(int(span[2] or len(content)) + 1, len(content))
         if start >= stop:
-            headers["Content-Range"] = f"bytes */{len(content)}"
-            self._send(416, headers, b"")
+            self._send(416, headers | {"Content-Range": f"bytes */{len(content)}"}, b"")
             return
         headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(content)}"
-        self._send(206, headers, content[start:stop], fault)
+        self._send(206, headers, content[start:stop], broken=broken)
+
+    def _find(self, kind: str, path: str) -> tuple[str, RepoSpec]:
+        """The repository that an API or file path starts with."""
+        for repo_id, repo in self.server.hub.repos.items():
+            if repo.repo_type == kind and f"{path}/".startswith(f"{repo_id}/"):
+                return repo_id, repo
+        raise _AnswerError(401, "Invalid username or password.", "RepoNotFound")
+
+    def _strike(self, repo_id: str, key: str) -> bool:
+        """Answers with an error status, or tells whether the body is to break off."""
+        fault = self.server.hub.strike(repo_id, key, self.command)
+        if isinstance(fault, Status):
+            raise _AnswerError(fault.code, "Something went wrong")
+        return fault is not None
+
+    def _send_json(
+        self, payload: object, status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        content = json.dumps(payload).encode()
+        self._send(status, {"Content-Type": "application/json", **(headers or {})}, content)
 
     def _send(
-        self,
-        status: int,
-        headers: Mapping[str, str],
-        body: bytes,
-        fault: BreakOff | None = None,
+        self, status: int, headers: Mapping[str, str], body: bytes, *, broken: bool = False
     ) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "HEAD":
-            return
-        if fault is None:
-            self.wfile.write(body)
-            return
-        self.wfile.write(body[: len(body) // 2])
-        self.wfile.flush()
-        self.close_connection = True
+        if self.command != "HEAD":
+            self.wfile.write(body[: len(body) // 2] if broken else body)
+            self.close_connection = broken
 
 
 def _check_revision(repo: RepoSpec, revision: str) -> None:
@@ -366,68 +322,12 @@ def _check_revision(repo: RepoSpec, revision: str) -> None:
         raise _AnswerError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
 
 
-def _etag(path: str, content: bytes) -> str:
-    """The sha256 of a large file, the git blob hash of a small one."""
-    if path.endswith(_LFS_SUFFIXES):
-        return hashlib.sha256(content).hexdigest()
-    return _git_blob(content)
-
-
 def _git_blob(content: bytes) -> str:
     blob = b"blob %d\0" % len(content) + content
     return hashlib.sha1(blob, usedforsecurity=False).hexdigest()
 
 
-def _info(repo_id: str, repo: RepoSpec) -> dict[str, object]:
-    return {
-        "_id": hashlib.sha256(repo_id.encode()).hexdigest()[:24],
-        "id": repo_id,
-        "author": repo_id.partition("/")[0],
-        "sha": repo.sha,
-        "lastModified": _STAMP,
-        "createdAt": _STAMP,
-        "private": False,
-        "gated": "manual" if repo.gated else False,
-        "disabled": False,
-        "downloads": 0,
-        "likes": 0,
-        "tags": [],
-        "siblings": [{"rfilename": path} for path in sorted(repo.files)],
-    }
-
-
-def _tree(repo: RepoSpec, under: str, recursive: bool) -> list[dict[str, object]]:
-    """The entries of a folder as the tree call lists them."""
-    prefix = f"{under}/" if under else ""
-    folders: set[str] = set()
-    entries: list[dict[str, object]] = []
-    for path, content in sorted(repo.files.items()):
-        if not path.startswith(prefix):
-            continue
-        parts = path.removeprefix(prefix).split("/")
-        for depth in range(1, len(parts) if recursive else min(2, len(parts))):
-            folder = prefix + "/".join(parts[:depth])
-            if folder not in folders:
-                folders.add(folder)
-                entries.append({"type": "directory", "path": folder, "oid": "0" * 40, "size": 0})
-        if recursive or len(parts) == 1:
-            entries.append(_tree_file(path, content))
-    return entries
-
-
-def _tree_file(path: str, content: bytes) -> dict[str, object]:
-    entry: dict[str, object] = {"type": "file", "path": path, "size": len(content)}
-    entry["oid"] = _git_blob(content)
-    if path.endswith(_LFS_SUFFIXES):
-        entry["lfs"] = {"oid": _etag(path, content), "size": len(content), "pointerSize": 134}
-    return entry
-
-
-def _span(header: str | None, size: int) -> tuple[int, int] | None:
-    """The start and stop of the bytes that a Range header asks for, None without one."""
-    match = re.fullmatch(r"bytes=(\d*)-(\d*)", header or "")
-    if match is None or match[0] == "bytes=-":
-        return None
-    if not match[1]:
-        return max(size - int(match[2]), 0), size
-    return int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
+def _etag(path: str, content: bytes) -> str:
+    """The sha256 of a large file, the git blob hash of a small one."""
+    large = path.endswith(_LFS_SUFFIXES)
+    return hashlib.sha256(content).hexdigest() if large else _git_blob(content)

@@ -15,13 +15,7 @@ from hlscore.inputs.identity import identify
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.settings import (
-    CaptureSettings,
-    DataSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 RANK = 3
 
@@ -42,7 +36,6 @@ def settings(**capture: object) -> RankSettings:
     options: dict[str, object] = {"groups": 3, "bootstrap": 0, "batch_size": 4} | capture
     return RankSettings(
         model=ModelSettings(model="test"),
-        data=DataSettings(),
         capture=CaptureSettings(**options),  # type: ignore[arg-type]
         plan=PlanSettings(budget="0.5", rank=RANK),
     )
@@ -50,14 +43,8 @@ def settings(**capture: object) -> RankSettings:
 
 def probe_set(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) -> ProbeSet:
     """The probe set that a run with these settings uses."""
-    return encode(
-        examples,
-        byte_tokenizer(),
-        model,
-        max_length=None,
-        groups=run.capture.groups,
-        seed=run.seed,
-    )
+    groups = run.capture.groups
+    return encode(examples, byte_tokenizer(), model, max_length=None, groups=groups, seed=run.seed)
 
 
 def halves(probes: ProbeSet) -> list[list[ProbeExample]]:

@@ -12,8 +12,7 @@ from hlscore.flow import Silent
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.inputs.formats import example_set
 from hlscore.processes import Processes
-from hlscore.rollouts.files import RolloutJournal
-from hlscore.rollouts.records import Rollout, RolloutSet
+from hlscore.rollouts.records import Rollout, RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.rollouts.sampling import sample_completions
 from hlscore.settings import DataSettings, ObjectiveSettings

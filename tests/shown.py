@@ -59,32 +59,25 @@ def renamed(found: ScoreReport, names: Sequence[str]) -> ScoreReport:
 
 
 def write(found: ScoreReport, path: Path) -> Path:
-    """Write a report."""
     write_report(found, path)
     return path
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Rows of a report by their place, those without one last."""
     return in_order(pq.read_table(path).to_pylist(), "rank", falling=False)
 
 
 def read_modules(path: Path) -> list[Row]:
-    """Modules of a plan by their place."""
     return in_order(json.loads(path.read_text())["modules"], "position", falling=False)
 
 
 def in_order(rows: Sequence[Row], field: str, *, falling: bool) -> list[Row]:
     """Take the first of the best again and again; what has no value comes last."""
-    left = [row for row in rows if row[field] is not None]
-    found = []
+    left, found = [row for row in rows if row[field] is not None], []
     while left:
-        best = 0
-        for place in range(1, len(left)):
-            one, other = left[place][field], left[best][field]
-            if one > other if falling else one < other:
-                best = place
-        found.append(left.pop(best))
+        best = (max if falling else min)(row[field] for row in left)
+        place = next(place for place, row in enumerate(left) if row[field] == best)
+        found.append(left.pop(place))
     return found + [row for row in rows if row[field] is None]
 
 
@@ -98,7 +91,6 @@ def show_json(*arguments: object) -> Any:
 
 
 def show(*arguments: object) -> str:
-    """What `show` prints for people."""
     found = hlscore("show", *arguments)
     assert found.code == 0, found.err
     assert not found.err
@@ -106,12 +98,11 @@ def show(*arguments: object) -> str:
 
 
 def modules(printed: Any) -> list[str]:
-    """Names in a printed JSON object."""
     return [row["module"] for row in printed["rows"]]
 
 
 def table(out: str) -> list[list[str]]:
-    """Words of each line of the table of modules, folded names put together, remarks left out."""
+    """Words of each line of the table of modules; folded names are put together."""
     lines = out.split("\n")
     first = next(at for at, line in enumerate(lines) if line.split()[:2] == ["#", "module"])
     indent = lines[first].index("module")
@@ -137,16 +128,13 @@ def heat_map(out: str) -> dict[str, str]:
 
 
 def commands(out: str) -> list[str]:
-    """Commands that are suggested at the end."""
     _, end = out.split("\nnext\n")
     return [line.strip() for line in end.splitlines() if not line.startswith("  #")]
 
 
 def number(value: float | None) -> str:
-    """A number as tables show it."""
     return "-" if value is None else f"{value:.3g}"
 
 
 def unstyled(text: str) -> str:
-    """A text without what colours it."""
     return _STYLE.sub("", text)

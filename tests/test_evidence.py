@@ -9,15 +9,13 @@ import numpy as np
 import peft
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, part, scripts_in
+from benchmark_scripts import BENCHMARKS, part, plain_training, scripts_in
 from scipy.stats import kendalltau, ttest_1samp
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import hlscore
 
-FOLDER = BENCHMARKS / "evidence"
-
-_path = scripts_in(FOLDER)
+_path = scripts_in(BENCHMARKS / "evidence")
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -64,24 +62,16 @@ def test_stacked_trainings_equal_plain_ones(wrapped: Any) -> None:
     )
     for trial, result in zip(trials, found, strict=True):
         model = wrapped()
-        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        groups = [
-            {"params": [p], "lr": trial.lora_rate if "lora_" in n else trial.full_rate}
-            for n, p in parameters.items()
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        for step in range(1, 7):
-            factor = min(step / 0.6, (7 - step) / 5.4, 1.0)
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = factor * peak
-            given = batch(trial.seed, step)
-            optimizer.zero_grad()
-            model(input_ids=given.ids, labels=given.labels).loss.backward()
-            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
+
+        def loss(given: Any, model: Any = model) -> torch.Tensor:
+            found: torch.Tensor = model(input_ids=given.ids, labels=given.labels).loss
+            return found
+
+        rates = {True: trial.lora_rate, False: trial.full_rate}
+        losses = (loss(batch(trial.seed, step)) for step in range(1, 7))
+        plain_training(model, lambda name, rates=rates: rates["lora_" in name], losses, 6, 0.1)
         with torch.no_grad():
-            expected = model(input_ids=test.ids, labels=test.labels).loss.item()
+            expected = loss(test).item()
         assert result.curve[-1] == pytest.approx(expected, rel=2e-4)
         assert np.mean(result.losses) == pytest.approx(expected, rel=2e-4)
         assert len(result.curve) == 2
@@ -119,16 +109,9 @@ def test_examples_are_true() -> None:
     seen = counts.sum(axis=1) > 300
     shares = counts[seen] / counts[seen].sum(axis=1, keepdims=True)
     assert np.abs(shares - new.chain[seen]).max() < 0.12
-    assert tasks["chain"].floor == pytest.approx(_line_entropy(new.chain, lines, place), rel=0.03)
-
-
-def _line_entropy(chain: np.ndarray, lines: list[list[str]], place: dict[str, int]) -> float:
-    total = 0.0
-    for line in lines:
-        total += np.log(len(place))
-        for before, after in itertools.pairwise(line):
-            total -= np.log(chain[place[before], place[after]])
-    return float(total / sum(map(len, lines)))
+    steps = ((place[a], place[b]) for line in lines for a, b in itertools.pairwise(line))
+    entropy = np.log(len(place)) * len(lines) - sum(np.log(new.chain[step]) for step in steps)
+    assert tasks["chain"].floor == pytest.approx(entropy / sum(map(len, lines)), rel=0.03)
 
 
 def test_product_reads_the_examples_as_the_trainings_do() -> None:
@@ -218,7 +201,8 @@ def test_journal_goes_on(tmp_path: Path) -> None:
     assert journal.Journal(path, {"steps": 2}).arms == {}
 
 
-def planner() -> Any:
+@pytest.fixture(scope="module")
+def planner(_path: None) -> Any:
     world = part("world")
     rows = world.fine_tuning_tasks(world.new_world())["next"].draw(np.random.default_rng(0), 32)
     report = hlscore.rank(
@@ -228,32 +212,26 @@ def planner() -> Any:
     return part("arms").Planner(report=report, rank=2)
 
 
-def trained_by(arm: Any) -> int:
-    return int(part("trials").trainable(arm.wrap(tiny_model())))
+def test_plans_of_ranks_cost_what_one_rank_does(planner: Any) -> None:
+    arms = [planner.lora(4), *(part("ranks").ranks_arm(planner, "tail", 4, p) for p in (1.0, 0.25))]
+    plain, *others = (part("trials").trainable(arm.wrap(tiny_model())) for arm in arms)
+    assert all(0.9 * plain < other <= plain for other in others)
+    assert all(len(set(arm.ranks.values())) > 1 for arm in arms[1:])
 
 
-def test_plans_of_ranks_cost_what_one_rank_does() -> None:
-    made, plain = planner(), trained_by(planner().lora(4))
-    for power in (1.0, 0.25):
-        arm = part("ranks").ranks_arm(made, "tail", 4, power)
-        assert 0.9 * plain < trained_by(arm) <= plain
-        assert len(set(arm.ranks.values())) > 1
-
-
-def test_arms_of_one_shape_and_other_ranks_are_not_the_same() -> None:
-    trials, made = part("trials"), planner()
+def test_arms_of_one_shape_and_other_ranks_are_not_the_same(planner: Any) -> None:
+    trials = part("trials")
     arm = part("arms").Arm(name="", kind="hybrid", wrap=tiny_model, full=("a",), rank=2)
     other = {"kind": "hybrid", "full": ["a"], "rank": 2}
     assert trials.same(other, arm)
     assert not trials.same({**other, "ranks": {"b": 4}}, arm)
-    drawn = made.drawn("x", seed=0, params=made.scored("hls").totals.full_params)
+    drawn = planner.drawn("x", seed=0, params=planner.scored("hls").totals.full_params)
     assert trials.same({"kind": "hybrid", "full": list(drawn.full), "rank": 2}, drawn)
 
 
-def test_largest_modules_are_the_largest() -> None:
-    made, replicas = planner(), part("replicas")
-    sizes = {row.module: row.n_params for row in made.report.candidates}
-    chosen = [replicas.largest(made, "", draw, 2).full for draw in range(6)]
+def test_largest_modules_are_the_largest(planner: Any) -> None:
+    sizes = {row.module: row.n_params for row in planner.report.candidates}
+    chosen = [part("replicas").largest(planner, "", draw, 2).full for draw in range(6)]
     assert {sizes[name] for names in chosen for name in names} == {max(sizes.values())}
     assert len(set(chosen)) > 1
 
@@ -292,9 +270,9 @@ def test_spread_over_models_is_students() -> None:
     assert table.recovered(arms, "x") == pytest.approx(0.75)
 
 
-def test_bytes_of_a_step_are_those_of_its_tensors() -> None:
+def test_bytes_of_a_step_are_those_of_its_tensors(planner: Any) -> None:
     cost = part("cost")
-    way = cost.Way(planner().lora(2), tiny_model(), torch.randint(60, (2, 8)))
+    way = cost.Way(planner.lora(2), tiny_model(), torch.randint(60, (2, 8)))
     way.timed_step()
     found = way.cost()
     trained = sum(value.nbytes for value in way.trained)
@@ -308,17 +286,16 @@ def test_bytes_of_a_step_are_those_of_its_tensors() -> None:
 
 
 def reported_arms() -> dict[str, dict[str, Any]]:
-    def entry(name: str, loss: float, parameters: int) -> dict[str, Any]:
-        trial = {"seed": 5, "full_rate": 0.1, "lora_rate": 0.2}
-        trials = [
-            {"trial": trial, "losses": [loss, loss], "accuracy": 0.5, "curve": [3.0, 2.0]}
-        ] * 2
-        return {"name": name, "parameters": parameters, "seconds": 1.0, "trials": trials}
-
     named = (("full", 0.5, 800), ("lora r=1", 1.2, 100), ("lora r=2", 1.0, 200),
              ("hybrid hls", 0.6, 200), ("hybrid random 0", 0.7, 210),
              ("hybrid random 1", 0.9, 220))  # fmt: skip
-    return {name: entry(name, loss, size) for name, loss, size in named}
+    trial = {"seed": 5, "full_rate": 0.1, "lora_rate": 0.2}
+    common = {"trial": trial, "accuracy": 0.5, "curve": [3.0, 2.0]}
+    return {
+        name: {"name": name, "parameters": size, "seconds": 1.0,
+               "trials": [{**common, "losses": [loss, loss]}] * 2}
+        for name, loss, size in named
+    }  # fmt: skip
 
 
 def test_table_of_arms_by_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -352,9 +329,6 @@ def test_result_files_hold_means_and_nothing_pooled() -> None:
         "seed": 5, "full_rate": 0.1, "lora_rate": 0.2, "loss": 0.6, "accuracy": 0.5,
         "curve": "3.0 2.0",
     }  # fmt: skip
-    kinds = {point["kind"]: point for point in part("figure").points({"a, b": found})}
-    assert kinds[part("figure").FULL]["loss"] == pytest.approx(0.5)
-    assert {point["study"] for point in kinds.values()} == {"a, b"}
 
 
 def test_every_published_arm_has_its_kind_in_the_figure() -> None:
@@ -381,12 +355,6 @@ def test_tables_are_put_into_their_place(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no place for y"):
         fill(readme, "y", "\n| new |\n")
     assert "| new |" in readme.read_text()
-
-
-def test_places_of_the_tables_are_there() -> None:
-    text = part("published").README.read_text()
-    for name in ("tables", "rewards", "movement"):
-        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- end of {name} -->") == 1
 
 
 def test_newest_result_file_is_read(tmp_path: Path) -> None:

@@ -25,13 +25,21 @@ RUNS: dict[str, dict[str, Any]] = {
 NAMES = ["llama", "gpt2", "qwen3_moe", "gpt_oss", "mamba2"]
 
 
+def scored(model: Any, options: Any, examples: Any = EXAMPLES) -> dict[str, Any]:
+    """Rows of a run, by module."""
+    return by_module(run_report(model, examples, options).rows)
+
+
+def on_gpu(name: str, **given: Any) -> Any:
+    return FAMILIES[name].build(**given).to("cuda")
+
+
 @pytest.mark.parametrize("run", list(RUNS))
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_agree_with_the_cpu(name: str, run: str) -> None:
     options = settings(bootstrap=20, groups=4, **RUNS[run])
-    expected = by_module(run_report(FAMILIES[name].build(), EXAMPLES, options).rows)
-    found = by_module(run_report(FAMILIES[name].build().to("cuda"), EXAMPLES, options).rows)
-    for module, row in found.items():
+    expected = scored(FAMILIES[name].build(), options)
+    for module, row in scored(on_gpu(name), options).items():
         other = expected[module]
         scale = 1e-5 * (other.grad_energy or 0)
         assert row.grad_energy == pytest.approx(other.grad_energy, rel=1e-3)
@@ -47,10 +55,10 @@ def test_trials_agree_with_the_cpu_and_put_weights_back(name: str, estimator: st
         movement="trial", trial_rate=1e-3, trial_steps=3, groups=2, estimator=estimator,
         trial_optimizer="rms", sketch_size=8,
     )  # fmt: skip
-    expected = by_module(run_report(FAMILIES[name].build(), EXAMPLES, options).rows)
-    model = FAMILIES[name].build().to("cuda")
+    expected = scored(FAMILIES[name].build(), options)
+    model = on_gpu(name)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found = by_module(run_report(model, EXAMPLES, options).rows)
+    found = scored(model, options)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     largest = max(row.hls or 0 for row in expected.values())
     for module, row in found.items():
@@ -64,9 +72,8 @@ def test_bfloat16_trials_are_near_float32(
     monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
     options = settings(movement="trial", trial_rate=2e-3, trial_steps=3, groups=2)
     examples = completions(64)
-    expected = by_module(run_report(FAMILIES["llama"].build(), examples, options).rows)
-    narrow = FAMILIES["llama"].build(dtype=torch.bfloat16).to("cuda")
-    found = by_module(run_report(narrow, examples, options).rows)
+    expected = scored(FAMILIES["llama"].build(), options, examples)
+    found = scored(on_gpu("llama", dtype=torch.bfloat16), options, examples)
     total = sum(row.hls or 0 for row in expected.values())
     assert sum(found[name].hls or 0 for name in expected) == pytest.approx(total, rel=0.3)
 
@@ -76,9 +83,8 @@ def test_bfloat16_trials_are_near_float32(
 def test_sketches_of_bfloat16_are_near_float32(name: str, run: str) -> None:
     """16-bit products and grouped matrix products of experts run on a GPU only."""
     options = settings(**RUNS[run])
-    expected = by_module(run_report(FAMILIES[name].build(), EXAMPLES, options).rows)
-    narrow = FAMILIES[name].build(dtype=torch.bfloat16).to("cuda")
-    for module, row in by_module(run_report(narrow, EXAMPLES, options).rows).items():
+    expected = scored(FAMILIES[name].build(), options)
+    for module, row in scored(on_gpu(name, dtype=torch.bfloat16), options).items():
         # A router flips a few choices in 16 bits.
         tolerance = 0.3 if "qwen3_moe" in name else 0.1
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=tolerance)
@@ -93,22 +99,13 @@ def test_completions_written_on_the_gpu_score_like_on_the_cpu(name: str, estimat
     options: dict[str, Any] = {"budget": 0.5, "rank": 2, "estimator": estimator, "sketch_size": 8}
     prompts = [{"prompt": text} for text in ("one", "two or three", "x =", "the end of", "a b c")]
     found = hlscore.rank(
-        FAMILIES[name].build().to("cuda"),
-        byte_tokenizer(),
-        data=prompts,
-        objective="grpo",
-        max_new_tokens=8,
-        reward=even,
-        **options,
-    )
+        on_gpu(name), byte_tokenizer(), data=prompts, objective="grpo", max_new_tokens=8,
+        reward=even, **options,
+    )  # fmt: skip
     assert found.rollouts is not None
+    fields = ("prompt_ids", "completion_ids", "reward")
     rows = [
-        {
-            "group": group.name,
-            "prompt_ids": item.prompt_ids,
-            "completion_ids": item.completion_ids,
-            "reward": item.reward,
-        }
+        {"group": group.name, **{field: getattr(item, field) for field in fields}}
         for group in found.rollouts.groups
         for item in group.rollouts
     ]
@@ -126,9 +123,9 @@ def test_memory_that_runs_out_halves_the_batch(estimator: str) -> None:
         if len(output) > 2:
             torch.empty(2**50, dtype=torch.uint8, device="cuda")
 
-    plain, model = (FAMILIES["llama"].build().to("cuda") for _ in range(2))
+    plain, model = (on_gpu("llama") for _ in range(2))
     options = settings(batch_size=8, groups=2, estimator=estimator, sketch_size=8)
-    expected = by_module(run_report(plain, EXAMPLES, options).rows)
+    expected = scored(plain, options)
     model.model.layers[1].mlp.up_proj.register_forward_hook(limit)
     report = run_report(model, EXAMPLES, options)
     assert any("halved" in note for note in report.run.notes)

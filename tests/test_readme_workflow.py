@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from action_desk import ROOT, THIS_PYTHON, filled, metadata, run_action
-from check_desk import made, write
+from action_runs import ROOT, THIS_PYTHON, filled, metadata, run_action
+from broken_plans import made, write
 from jsonschema import Draft4Validator
 
 README = ROOT / "hlscore" / "checks" / "README.md"

@@ -6,14 +6,12 @@ from typing import Any
 import peft
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, part, scripts_in
+from benchmark_scripts import BENCHMARKS, part, plain_training, scripts_in
 from tokens import VOCAB_SIZE, byte_tokenizer
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-FOLDER = BENCHMARKS / "evidence"
-
-_path = scripts_in(FOLDER)
+_path = scripts_in(BENCHMARKS / "evidence")
 
 
 def tiny_model() -> LlamaForCausalLM:
@@ -72,24 +70,15 @@ def test_trainings_equal_plain_loops_over_the_wrapped_model(wrapped: Any) -> Non
         stack.run(trials, [linears] * 2)
     for place, trial in enumerate(trials):
         model = wrapped()
-        groups = [
-            {"params": [p], "lr": trial.full_rate if "modules_to_save" in n else trial.lora_rate}
-            for n, p in model.named_parameters()
-            if p.requires_grad
-        ]
-        optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        losses = []
-        for step, chosen in enumerate(training.data_order(trial.seed, 24, 5, 4), 1):
-            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-                group["lr"] = peak * min(step / 0.25, (6 - step) / 4.75, 1.0)
-            losses.append(plain_loss(model, [encoded[row] for row in chosen])[0])
-            optimizer.zero_grad()
-            losses[-1].backward()
-            torch.nn.utils.clip_grad_norm_([p for group in groups for p in group["params"]], 1.0)
-            optimizer.step()
-        found = stack.curve[:, place]
-        assert torch.allclose(found, torch.stack(losses).detach(), rtol=2e-4)
+        losses = (
+            plain_loss(model, [encoded[row] for row in chosen])[0]
+            for chosen in training.data_order(trial.seed, 24, 5, 4)
+        )
+        rates = {True: trial.full_rate, False: trial.lora_rate}
+        curve = plain_training(
+            model, lambda name, rates=rates: rates["modules_to_save" in name], losses, 5, 0.05
+        )
+        assert torch.allclose(stack.curve[:, place], torch.tensor(curve), rtol=2e-4)
         measured = stack.measure(data, batch=10)[place]
         expected, right = plain_loss(model, encoded)
         assert measured.loss == pytest.approx(expected.item(), rel=5e-4)
@@ -270,8 +259,9 @@ def test_tasks_are_disjoint_and_written_the_same_way_twice(tmp_path: Path) -> No
     again = tasks.draw("base_conversion", byte_tokenizer(), sizes)
     assert tasks.write("base_conversion", again, tmp_path).read_bytes() == first
     assert tasks.read("base_conversion", tmp_path) == splits
-    assert all(row["prompt"].endswith("\n") for row in splits["test"])
-    assert all(row["completion"].startswith(" ") for row in splits["test"])
+    for row in splits["test"]:
+        assert row["prompt"].endswith("\n")
+        assert row["completion"].startswith(" ")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -18,19 +18,12 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """A figure with its 95 % bootstrap interval over seeds and test examples.
+    """A figure with its 95 % bootstrap interval over seeds and test examples."""
 
-    Attributes:
-        value: The figure.
-        low: Lower end.
-        high: Upper end.
-        resamples: Resampled figures, for averages over tasks.
-    """
-
-    value: float
-    low: float
-    high: float
-    resamples: np.ndarray
+    value: float  # the figure
+    low: float  # lower end
+    high: float  # upper end
+    resamples: np.ndarray  # resampled figures, for averages over tasks
 
     def __str__(self) -> str:
         return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"

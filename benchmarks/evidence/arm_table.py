@@ -58,12 +58,7 @@ def arm_rows(arms: Arms) -> Iterable[tuple[str, float, float, Figure, Figure]]:
 
 
 def arm_table(arms: Arms, unit: str) -> list[str]:
-    """What LoRA lacks, and every arm; without a gap recovered where LoRA does not lag.
-
-    Args:
-        arms: Arms of one base model and task, LoRA and full among them.
-        unit: Of the losses.
-    """
+    """What LoRA lacks, and every arm; without a gap recovered where LoRA does not lag."""
     lag = gap(arms[f"lora r={RANK}"], arms["full"])
     lines = [
         f"LoRA of rank {RANK} lags full fine-tuning by {lag.value:.4f} "

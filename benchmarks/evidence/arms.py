@@ -25,36 +25,24 @@ BASELINES = ("dora", "rslora", "pissa")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arm:
-    """One way to train.
+    """One way to train."""
 
-    Attributes:
-        name: What it is called in the tables.
-        kind: Decides which learning rates are tried.
-        wrap: Wraps a fresh base model; adapters start at values that torch's generator draws.
-        full: Modules trained in full.
-        rank: LoRA rank of the others.
-        ranks: LoRA rank of each module whose rank is another one; 0 where it is frozen.
-    """
-
-    name: str
-    kind: Kind
+    name: str  # what it is called in the tables
+    kind: Kind  # decides which learning rates are tried
+    # Wraps a fresh base model; adapters start at values that torch's generator draws.
     wrap: Callable[[LlamaForCausalLM], nn.Module]
-    full: tuple[str, ...] = ()
-    rank: int = 0
+    full: tuple[str, ...] = ()  # modules trained in full
+    rank: int = 0  # LoRA rank of the others
+    # LoRA rank of each module whose rank is another one; 0 where it is frozen.
     ranks: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planner:
-    """Makes arms from a score report.
+    """Makes arms from a score report."""
 
-    Attributes:
-        report: Scores of the base model on the task.
-        rank: LoRA rank of the study.
-    """
-
-    report: ScoreReport
-    rank: int
+    report: ScoreReport  # scores of the base model on the task
+    rank: int  # LoRA rank of the study
 
     def scored(
         self,

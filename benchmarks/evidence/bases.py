@@ -20,23 +20,14 @@ RECORD = "training.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Base:
-    """A size, and how long it is trained.
+    """A size, and how long it is trained."""
 
-    Attributes:
-        name: What it is called.
-        width: Hidden size.
-        layers: Decoder blocks.
-        steps: Optimizer steps; each has a batch of every part of the old world.
-        rate: Peak learning rate.
-        seed: Seed of its first weights and of the world that it learns.
-    """
-
-    name: str
-    width: int
-    layers: int
-    steps: int
-    rate: float = 3e-3
-    seed: int = 0
+    name: str  # what it is called
+    width: int  # hidden size
+    layers: int  # decoder blocks
+    steps: int  # optimizer steps; each has a batch of every part of the old world
+    rate: float = 3e-3  # peak learning rate
+    seed: int = 0  # seed of its first weights and of the world that it learns
 
 
 BASES = {

@@ -36,19 +36,12 @@ from models import VOCABULARY, build
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """What a step of one way costs.
+    """What a step of one way costs."""
 
-    Attributes:
-        parameters: Trained parameters.
-        state_bytes: Weights, gradients and moments of AdamW.
-        peak_bytes: Most bytes at a time in a step, activations too.
-        seconds: Median of a step.
-    """
-
-    parameters: int
-    state_bytes: int
-    peak_bytes: int
-    seconds: float
+    parameters: int  # trained parameters
+    state_bytes: int  # weights, gradients and moments of AdamW
+    peak_bytes: int  # most bytes at a time in a step, activations too
+    seconds: float  # median of a step
 
 
 class Way:

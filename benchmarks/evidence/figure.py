@@ -76,9 +76,6 @@ def _axis(field: str, title: str, form: str) -> dict[str, Any]:
 def points(studies: Mapping[str, Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     """One point for each arm of result files.
 
-    Args:
-        studies: Arms of each base and task.
-
     Yields:
         Study, kind of arm, trained parameters and mean loss over seeds.
     """

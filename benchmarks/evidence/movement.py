@@ -127,13 +127,7 @@ def published_rates(task: str) -> dict[str, Rates]:
 
 
 def run_part(part: str, base: str, task: str) -> None:
-    """Run the arms of a part of the study: the first base model tunes, the others take its rates.
-
-    Args:
-        part: Of `PARTS`.
-        base: Name of the base model.
-        task: Name of the task.
-    """
+    """Run the arms of a part: the first base model tunes its rates, the others take them."""
     study = study_of(base, task)
     print(f"{part}, {base}, {task}", flush=True)
     if base == FIRST:

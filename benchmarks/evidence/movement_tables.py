@@ -205,11 +205,7 @@ def best(scores: Mapping[str, float], count: int) -> set[str]:
 
 
 def choice_table(choices: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Modules that the trials of another setting choose in common with the default, and Spearman.
-
-    Args:
-        choices: Of each task, what was found.
-    """
+    """Modules that other trials choose in common with the default, and Spearman's rho."""
     lines = [
         f"| against the default | {' | '.join(choices)} | in common of {CHOSEN[0]} / {CHOSEN[1]} |",
         "|---" * (len(choices) + 2) + "|",

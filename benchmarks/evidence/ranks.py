@@ -50,10 +50,6 @@ def ranks_arm(
 def even_arm(planner: Planner, equal_to: int) -> Arm | None:
     """One rank for the modules that the plan of `hls` trains, at its cost: is it the choice alone?
 
-    Args:
-        planner: Makes plans.
-        equal_to: Rank of the LoRA whose parameters may be spent.
-
     Returns:
         The arm; `None` where the plan leaves no module out.
     """

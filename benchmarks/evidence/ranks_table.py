@@ -16,9 +16,6 @@ Ratios = dict[tuple[str, float], dict[tuple[str, int], float]]
 def ratios_of(studies: Mapping[str, Arms]) -> Ratios:
     """How plans of each score and power do, by task and cost.
 
-    Args:
-        studies: Arms of each task of one base model.
-
     Returns:
         Of each score and power that is finished everywhere, the ratios.
     """

@@ -46,7 +46,7 @@ from trl import GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 import hlscore
 from hlscore.artifacts.report import read_report, write_report
 from hlscore.records import ScoreReport
-from hlscore.rollouts.files import write_rollouts
+from hlscore.rollouts.records import write_rollouts
 
 GRADIENTS, TRIALS = MOVEMENTS
 LONGEST_ANSWER = 24
@@ -56,37 +56,21 @@ ANSWERS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How much is trained and measured. Rates are half decades: -9 is 10 ** -4.5.
+    """How much is trained and measured. Rates are half decades: -9 is 10 ** -4.5."""
 
-    Attributes:
-        steps: Steps of GRPO.
-        prompts: Prompts of a step.
-        generations: Completions of each prompt.
-        warm_steps: Supervised steps before, of `warm_batch` examples at `warm_rate`.
-        warm_batch: See there.
-        warm_rate: See there.
-        probed: Prompts whose completions the modules are scored on.
-        tuning: Prompts that choose the rates.
-        test: Prompts that are reported.
-        full_rates: Rates that full modules begin with.
-        lora_rates: Rates that adapters begin with.
-        extensions: Rates beyond those.
-        seeds: Trainings that are reported.
-    """
-
-    steps: int = 100
-    prompts: int = 16
-    generations: int = 8
-    warm_steps: int = 60
-    warm_batch: int = 32
-    warm_rate: float = 1e-4
-    probed: int = 128
-    tuning: int = 128
-    test: int = 512
-    full_rates: tuple[int, ...] = (-12, -11, -10)
-    lora_rates: tuple[int, ...] = (-9, -8, -7)
-    extensions: int = 2
-    seeds: tuple[int, ...] = (1, 2, 3)
+    steps: int = 100  # steps of GRPO
+    prompts: int = 16  # prompts of a step
+    generations: int = 8  # completions of each prompt
+    warm_steps: int = 60  # supervised steps before, of `warm_batch` examples at `warm_rate`
+    warm_batch: int = 32  # see there
+    warm_rate: float = 1e-4  # see there
+    probed: int = 128  # prompts whose completions the modules are scored on
+    tuning: int = 128  # prompts that choose the rates
+    test: int = 512  # prompts that are reported
+    full_rates: tuple[int, ...] = (-12, -11, -10)  # rates that full modules begin with
+    lora_rates: tuple[int, ...] = (-9, -8, -7)  # rates that adapters begin with
+    extensions: int = 2  # rates beyond those
+    seeds: tuple[int, ...] = (1, 2, 3)  # trainings that are reported
 
 
 WHOLE = Size()
@@ -135,28 +119,17 @@ def reward_of(task: str) -> Callable[..., list[float]]:
 
 @dataclass(kw_only=True)
 class RewardStudy:
-    """One task.
+    """One task."""
 
-    Attributes:
-        task: Its name.
-        size: How much is trained.
-        base: The model after the supervised steps, on the device of the study.
-        tokenizer: Its tokenizer, which pads on the left.
-        rows: Prompts with answers of each split.
-        journal: Finished trainings and choices.
-        folder: Of reports and completions.
-        clock: The time of this call.
-        rates: The best rates of the plain arms, half decades, by their kind.
-    """
-
-    task: str
-    size: Size
-    base: LlamaForCausalLM
-    tokenizer: Any
-    rows: Mapping[str, Sequence[Row]]
-    journal: Journal
-    folder: Path
-    clock: Clock
+    task: str  # its name
+    size: Size  # how much is trained
+    base: LlamaForCausalLM  # the model after the supervised steps, on the device of the study
+    tokenizer: Any  # its tokenizer, which pads on the left
+    rows: Mapping[str, Sequence[Row]]  # prompts with answers of each split
+    journal: Journal  # finished trainings and choices
+    folder: Path  # of reports and completions
+    clock: Clock  # the time of this call
+    # The best rates of the plain arms, half decades, by their kind.
     rates: dict[str, int] = field(default_factory=dict)
 
     def train(self, arm: Arm, trial: Trial) -> dict[str, Any]:

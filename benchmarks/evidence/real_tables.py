@@ -27,25 +27,15 @@ LORA = f"lora r={RANK}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """An arm of one task at its best rates.
+    """An arm of one task at its best rates."""
 
-    Attributes:
-        name: The arm.
-        parameters: Trained parameters.
-        rates: Peak learning rates of full modules and adapters.
-        losses: Test loss of each reported seed, in nats per counted token.
-        accuracies: Share of exact answers of each reported seed.
-        full: Modules trained in full.
-        seconds: Of a training, mean.
-    """
-
-    name: str
-    parameters: int
-    rates: tuple[float, float]
-    losses: Mapping[int, float]
-    accuracies: Mapping[int, float]
-    full: tuple[str, ...]
-    seconds: float
+    name: str  # the arm
+    parameters: int  # trained parameters
+    rates: tuple[float, float]  # peak learning rates of full modules and adapters
+    losses: Mapping[int, float]  # test loss of each reported seed, in nats per counted token
+    accuracies: Mapping[int, float]  # share of exact answers of each reported seed
+    full: tuple[str, ...]  # modules trained in full
+    seconds: float  # of a training, mean
 
     @property
     def loss(self) -> float:

@@ -29,17 +29,11 @@ Row = dict[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
-    """One family of questions.
+    """One family of questions."""
 
-    Attributes:
-        pattern: Finds the essential parts of a question.
-        prompt: The prompt that is made of those parts.
-        options: Of the data set of reasoning-gym.
-    """
-
-    pattern: str
-    prompt: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    pattern: str  # finds the essential parts of a question
+    prompt: str  # the prompt that is made of those parts
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the data set of reasoning-gym
 
 
 FAMILIES: dict[str, Family] = {

@@ -32,34 +32,21 @@ FULL, LORA = 0, 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """A model on a split.
+    """A model on a split."""
 
-    Attributes:
-        loss: Nats per counted token.
-        accuracy: Share of examples whose every counted token is the likeliest.
-        digest: Hash of the loss of each example.
-    """
-
-    loss: float
-    accuracy: float
-    digest: str
+    loss: float  # nats per counted token
+    accuracy: float  # share of examples whose every counted token is the likeliest
+    digest: str  # hash of the loss of each example
 
 
 @dataclass(frozen=True, slots=True)
 class Examples:
-    """Tokenized examples of one split, all of one length.
+    """Tokenized examples of one split, all of one length."""
 
-    Attributes:
-        ids: Token ids, padded on the right [examples, tokens].
-        places: Places of the counted tokens, padded with 1 [examples, answers].
-        targets: Counted tokens [examples, answers].
-        counted: 1 where a target is none of the padding [examples, answers].
-    """
-
-    ids: torch.Tensor
-    places: torch.Tensor
-    targets: torch.Tensor
-    counted: torch.Tensor
+    ids: torch.Tensor  # token ids, padded on the right [examples, tokens]
+    places: torch.Tensor  # places of the counted tokens, padded with 1 [examples, answers]
+    targets: torch.Tensor  # counted tokens [examples, answers]
+    counted: torch.Tensor  # 1 where a target is none of the padding [examples, answers]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -68,17 +55,7 @@ class Examples:
 def tensors_of(
     examples: Sequence[ProbeExample], length: int, answers: int, device: torch.device
 ) -> Examples:
-    """Pad tokenized examples to one length.
-
-    Args:
-        examples: Examples as hlscore encodes them.
-        length: Tokens of the longest example of any split, at least.
-        answers: Counted tokens of the longest answer of any split, at least.
-        device: Where they are kept.
-
-    Returns:
-        The examples.
-    """
+    """Pad tokenized examples to one length."""
     ids = torch.zeros(len(examples), length, dtype=torch.long)
     places = torch.ones(len(examples), answers, dtype=torch.long)
     targets = torch.zeros(len(examples), answers, dtype=torch.long)
@@ -94,23 +71,15 @@ def tensors_of(
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """A linear layer of an arm and its first values.
+    """A linear layer of an arm and its first values."""
 
-    Attributes:
-        weight: Base weight [out, in].
-        full: The weight is trained.
-        a: First values of the adapter's `A` [rank, in], where there is one.
-        b: Those of `B` [out, rank].
-        scaling: What `B A` is multiplied by.
-        magnitude: First magnitudes of DoRA [out].
-    """
-
-    weight: torch.Tensor
-    full: bool
+    weight: torch.Tensor  # base weight [out, in]
+    full: bool  # the weight is trained
+    # First values of the adapter's `A` [rank, in], where there is one.
     a: torch.Tensor | None = None
-    b: torch.Tensor | None = None
-    scaling: float = 1.0
-    magnitude: torch.Tensor | None = None
+    b: torch.Tensor | None = None  # those of `B` [out, rank]
+    scaling: float = 1.0  # what `B A` is multiplied by
+    magnitude: torch.Tensor | None = None  # first magnitudes of DoRA [out]
 
     @property
     def trained(self) -> dict[str, torch.Tensor]:
@@ -249,10 +218,6 @@ class Stack:
 
     def run(self, trials: Sequence[Trial], starts: Sequence[Mapping[str, Linear]]) -> float:
         """Train.
-
-        Args:
-            trials: The trainings, as many as the stack has.
-            starts: First values of each.
 
         Returns:
             Seconds of the steps; capturing is not counted.

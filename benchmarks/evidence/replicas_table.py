@@ -17,13 +17,9 @@ from study import EQUAL, RANK
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """A mean over base models, with its 95 % interval of Student's t.
+    """A mean over base models, with its 95 % interval of Student's t."""
 
-    Attributes:
-        values: The figure of each base model.
-    """
-
-    values: Sequence[float]
+    values: Sequence[float]  # the figure of each base model
 
     @property
     def ends(self) -> tuple[float, float]:

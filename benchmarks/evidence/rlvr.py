@@ -57,15 +57,10 @@ def share_right(completions: Sequence[str], answer: Sequence[str], **_: object) 
 
 @dataclass(frozen=True, kw_only=True)
 class Rewarded:
-    """A base model that learns from rewards.
+    """A base model that learns from rewards."""
 
-    Attributes:
-        base: Name of the base model.
-        values: Parameters of the model that rewards begin with.
-    """
-
-    base: str
-    values: Mapping[str, torch.Tensor]
+    base: str  # name of the base model
+    values: Mapping[str, torch.Tensor]  # parameters of the model that rewards begin with
 
     def model(self) -> LlamaForCausalLM:
         """A fresh model."""

@@ -20,36 +20,22 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
-    """One training of an arm.
+    """One training of an arm."""
 
-    Attributes:
-        seed: Decides the examples and the adapters' first values.
-        full_rate: Peak learning rate of what is trained in full.
-        lora_rate: Peak learning rate of the adapters.
-    """
-
-    seed: int
-    full_rate: float
-    lora_rate: float
+    seed: int  # decides the examples and the adapters' first values
+    full_rate: float  # peak learning rate of what is trained in full
+    lora_rate: float  # peak learning rate of the adapters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What came of a training.
+    """What came of a training."""
 
-    Attributes:
-        trial: The training.
-        curve: Test loss in nats per counted token at each measured step.
-        tuning_loss: Loss on the examples that choose the learning rate, at the end.
-        losses: Loss of each test example at the end [examples].
-        accuracy: Share of test examples whose every counted token is the likeliest.
-    """
-
-    trial: Trial
-    curve: tuple[float, ...]
-    tuning_loss: float
-    losses: tuple[float, ...]
-    accuracy: float
+    trial: Trial  # the training
+    curve: tuple[float, ...]  # test loss in nats per counted token at each measured step
+    tuning_loss: float  # loss on the examples that choose the learning rate, at the end
+    losses: tuple[float, ...]  # loss of each test example at the end [examples]
+    accuracy: float  # share of test examples whose every counted token is the likeliest
 
 
 def train(

@@ -36,7 +36,7 @@ from world import Task, encode, fine_tuning_tasks, new_world, tokenizer
 
 import hlscore
 from hlscore.records import ScoreReport
-from hlscore.scores.stratified import stratified_scores
+from hlscore.scores.rows import stratified_scores
 
 RANK = 2
 UNIFORM_RANKS = (1, 2, 3, 4, 6, 8, 12, 16)

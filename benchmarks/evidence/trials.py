@@ -30,26 +30,16 @@ Rates = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """One base model on one task.
+    """One base model on one task."""
 
-    Attributes:
-        base: Name of the base model.
-        task: What is learned.
-        device: Where it runs.
-        journal: What is finished.
-        tuning: Examples that choose learning rates.
-        test: Examples that are reported.
-        seeds: Seeds of the reported trainings.
-        curve: Parts of a training after which the test loss is measured; 1 measures the end only.
-    """
-
-    base: str
-    task: Task
-    device: str
-    journal: Journal
-    tuning: Batch
-    test: Batch
-    seeds: Sequence[int] = SEEDS
+    base: str  # name of the base model
+    task: Task  # what is learned
+    device: str  # where it runs
+    journal: Journal  # what is finished
+    tuning: Batch  # examples that choose learning rates
+    test: Batch  # examples that are reported
+    seeds: Sequence[int] = SEEDS  # seeds of the reported trainings
+    # Parts of a training after which the test loss is measured; 1 measures the end only.
     curve: int = 8
     models: dict[str, LlamaForCausalLM] = field(default_factory=dict)
 
@@ -151,18 +141,7 @@ def finished(
     tuned: Mapping[Rates, float],
     parameters: int,
 ) -> dict[str, Any]:
-    """What the journal holds of an arm.
-
-    Args:
-        arm: The arm.
-        found: Its reported trainings.
-        began: When its work began, of `time.monotonic`.
-        tuned: Loss at each pair of rates that was tried.
-        parameters: Parameters that it trains.
-
-    Returns:
-        The entry.
-    """
+    """What the journal holds of an arm."""
     return {
         "kind": arm.kind,
         "full": list(arm.full),

@@ -34,47 +34,31 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """Encoded examples of one length.
+    """Encoded examples of one length."""
 
-    Attributes:
-        ids: Token ids [examples, tokens].
-        labels: The same, -100 where nothing is counted.
-    """
-
-    ids: torch.Tensor
-    labels: torch.Tensor
+    ids: torch.Tensor  # token ids [examples, tokens]
+    labels: torch.Tensor  # the same, -100 where nothing is counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A source of examples that all have the same length.
+    """A source of examples that all have the same length."""
 
-    Attributes:
-        name: What it is called.
-        batch_size: Examples per training step.
-        draw: Makes examples, as rows with `text`, or with `prompt` and `completion`.
-        floor: Loss in nats per counted token that no model can beat, where it is known.
-    """
-
-    name: str
-    batch_size: int
+    name: str  # what it is called
+    batch_size: int  # examples per training step
+    # Makes examples, as rows with `text`, or with `prompt` and `completion`.
     draw: Callable[[np.random.Generator, int], list[Row]]
+    # Loss in nats per counted token that no model can beat, where it is known.
     floor: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class World:
-    """What is true.
+    """What is true."""
 
-    Attributes:
-        chain: Next-word distributions [32, 32].
-        facts: Two symbols for each pair of keys [24, 24, 2].
-        next: What follows each symbol at each place of a list [6, 32].
-    """
-
-    chain: np.ndarray
-    facts: np.ndarray
-    next: np.ndarray
+    chain: np.ndarray  # next-word distributions [32, 32]
+    facts: np.ndarray  # two symbols for each pair of keys [24, 24, 2]
+    next: np.ndarray  # what follows each symbol at each place of a list [6, 32]
 
 
 def old_world(seed: int = 0) -> World:

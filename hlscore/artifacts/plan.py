@@ -6,8 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.reasons import LeftOut
-from hlscore.records import Form, LossTokens, Storage
+from hlscore.records import Form, LeftOut, LossTokens, Shaped, Storage
 from hlscore.settings import LARGEST_RANK, BaseBits, Baseline, Master, Optimizer, PlanSettings
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -187,7 +186,7 @@ class PlanRates(_Strict):
     lora: PlanRate
 
 
-class PlanModule(_Strict):
+class PlanModule(_Strict, Shaped):
     """What to do with one module. Modules that are not listed stay frozen."""
 
     position: _Place = Field(description="Place by the plan's score, 1 is the highest.")

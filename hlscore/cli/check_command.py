@@ -25,18 +25,16 @@ def check(
         Path | None,
         Option(
             "TOML file with these options as keys.",
+            "Options",
             default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
         ),
     ] = None,
     explain: Annotated[
-        str | None, Option("Say what a code asks for; all: every code.", metavar="CODE")
+        str | None, Option("Say what a code asks for; all: every code.", "Options", metavar="CODE")
     ] = None,
-    form: Annotated[
-        Format, Option("Format of the result.", o.OUTPUT_PANEL, name="format")
-    ] = "text",
+    form: Annotated[Format, Option("Format of the result.", name="format")] = "text",
     out: Annotated[
-        Path | None,
-        Option("File for the result; standard output then has text.", o.OUTPUT_PANEL, short="o"),
+        Path | None, Option("File for the result; standard output then has text.", short="o")
     ] = None,
     as_json: o.Json = False,
 ) -> None:

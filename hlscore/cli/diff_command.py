@@ -35,9 +35,7 @@ def diff(
         ),
     ],
     top: o.Top = 15,
-    exit_code: Annotated[
-        bool, Option("Exit with 1 if a module is trained differently.", o.OUTPUT_PANEL)
-    ] = False,
+    exit_code: Annotated[bool, Option("Exit with 1 if a module is trained differently.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Compare two plans, two score files, or one of each: what moved, and by more than noise?

@@ -19,8 +19,7 @@ def export(
     plan: Annotated[Path | None, Option("A plan.json.", argument=True)] = None,
     to: Annotated[str | None, Option("Format; --list names them.", _PANEL, short="t")] = None,
     out: Annotated[
-        Path | None,
-        Option("File or folder to write.", o.OUTPUT_PANEL, short="o", default="beside the plan"),
+        Path | None, Option("File or folder to write.", short="o", default="beside the plan")
     ] = None,
     list_all: Annotated[bool, Option("List the formats.", _PANEL, name="list")] = False,
     nearest: Annotated[

@@ -38,15 +38,11 @@ class _Commands(TyperGroup):
     """Keeps typer from ending Ctrl-C without a message, and a closed pipe with a failure."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the chosen command.
-
-        Raises:
-            Exit: The reader of standard output has left.
-            SystemExit: A library ends the program.
-        """
+        """Run the chosen command."""
         try:
             value = super().invoke(ctx)
             sys.stdout.flush()
+            return value
         except KeyboardInterrupt as error:
             raise errors.Interrupted("Interrupted: nothing was written.") from error
         except SystemExit as stop:
@@ -58,7 +54,6 @@ class _Commands(TyperGroup):
             # Keep Python from complaining about the pipe at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(errors.EXIT_OK) from error
-        return value
 
 
 app = typer.Typer(
@@ -116,18 +111,14 @@ def _run() -> int:
 
 
 def _end_with(error: Any) -> int:
-    """Print what went wrong and what to do about it; the exit code.
-
-    Raises:
-        BaseException: The error itself, if it is a bug and the traceback is asked for.
-    """
+    """Print what went wrong and what to do about it; the exit code."""
     message, code = f"Unexpected {type(error).__name__}: {error}", errors.EXIT_COULD_NOT_RUN
     hint = f"This is a bug in hlscore. Set {DEBUG_VARIABLE}=1 for the traceback and report it."
     if isinstance(error, errors.HlscoreError):
         message, hint, code = error.message, error.hint, error.exit_code
         everywhere = (errors.UsageError, errors.ModelError, errors.DataError)
         if isinstance(error, everywhere) and not started_as().is_main:
-            return code  # the main process meets it too, and prints it
+            return code  # the main process prints it
     elif isinstance(error, _ParsingError):
         if type(error).__name__ == "NoArgsIsHelpError":
             error.show()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated
 
@@ -28,10 +29,7 @@ def modules(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
     show_all: Annotated[
-        bool,
-        Option(
-            "List every module and the skipped ones with the reason.", o.OUTPUT_PANEL, name="all"
-        ),
+        bool, Option("List every module and the skipped ones with the reason.", name="all")
     ] = False,
     as_json: o.Json = False,
 ) -> None:
@@ -59,13 +57,10 @@ def modules(
 def _bytes(text: str, flag: str) -> int:
     from hlscore.planning.budget import parse_budget
 
-    try:
-        size = parse_budget(text)
-    except BudgetError:
-        size = None
-    if size is None or size.unit != "bytes":
-        raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
-    return size.amount
+    with suppress(BudgetError):
+        if (size := parse_budget(text)).unit == "bytes":
+            return size.amount
+    raise UsageError(f"{flag} is '{text}'.", hint="Give a memory such as 24GiB.")
 
 
 @o.takes_settings

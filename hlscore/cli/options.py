@@ -18,12 +18,11 @@ from hlscore.settings import Option, Setting, build, setting_of, settings_in
 OUTPUT_PANEL = "Output"
 
 Out = Annotated[
-    Path | None,
-    Option("Folder for the results.", OUTPUT_PANEL, short="o", default="hlscore-out/<model>"),
+    Path | None, Option("Folder for the results.", short="o", default="hlscore-out/<model>")
 ]
-Force = Annotated[bool, Option("Replace existing results.", OUTPUT_PANEL)]
-Json = Annotated[bool, Option("Print the result as JSON for scripts.", OUTPUT_PANEL, name="json")]
-Top = Annotated[int, Option("Modules to show in the table.", OUTPUT_PANEL, low=1)]
+Force = Annotated[bool, Option("Replace existing results.")]
+Json = Annotated[bool, Option("Print the result as JSON for scripts.", name="json")]
+Top = Annotated[int, Option("Modules to show in the table.", low=1)]
 Given = dict[str, Any]
 
 
@@ -40,13 +39,11 @@ class Options:
     without: tuple[str, ...] = ()  # fields that do not
     defaults: Mapping[str, str] = field(default_factory=dict)  # texts for those filled in here
     helps: Mapping[str, str] = field(default_factory=dict)  # help texts of this command
+    panel: str = ""  # group of those whose settings name none
 
 
 def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that its parameters are annotated with.
-
-    A parameter that is annotated with an `Option` is one; with `Options` it stands for several.
-    """
+    """Give a command the options that its parameters are annotated with: `Option` or `Options`."""
     hints = get_type_hints(command, include_extras=True)
     every: dict[str, Setting] = {}
     groups: dict[str, tuple[Any, list[str]]] = {}
@@ -59,7 +56,7 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
             chosen = {
                 name: setting_of(name, hints[name], MISSING if missing else parameter.default)
             }
-            options = Options()
+            options = Options(panel=OUTPUT_PANEL)
         else:
             chosen = {
                 each: setting
@@ -135,7 +132,7 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
             f"{flag}/{flag.replace('--', '--no-', 1)}" if on_off else flag,
             *((f"-{option.short}",) if option.short else ()),
             help=text,
-            rich_help_panel=option.panel,
+            rich_help_panel=option.panel or options.panel,
             metavar=metavar,
             show_default=shown or (default is not None and not several),
         )

@@ -22,10 +22,7 @@ def plan(
         ),
     ],
     out: Annotated[
-        Path | None,
-        Option(
-            "Plan file to write.", o.OUTPUT_PANEL, short="o", default="plan.json beside the scores"
-        ),
+        Path | None, Option("Plan file to write.", short="o", default="plan.json beside the scores")
     ] = None,
     force: o.Force = False,
     top: o.Top = 15,

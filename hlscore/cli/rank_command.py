@@ -9,7 +9,7 @@ from hlscore.cli import options as o
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
 from hlscore.settings import Option, RankSettings
-from hlscore.unfinished import remove_half_written, remove_unfinished, unfinished_runs
+from hlscore.unfinished import remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
     from hlscore.flow import Forecast, RankResult, WeightForecast
@@ -22,16 +22,15 @@ def rank(
     out: o.Out = None,
     force: o.Force = False,
     save_every: Annotated[
-        float,
-        Option("Seconds between two writes of the progress; 0: never.", o.OUTPUT_PANEL, low=0),
+        float, Option("Seconds between two writes of the progress; 0: never.", low=0)
     ] = 300,
     resume: Annotated[
-        bool, Option("Continue the unfinished run in the folder of the results.", o.OUTPUT_PANEL)
+        bool, Option("Continue the unfinished run in the folder of the results.")
     ] = False,
     top: o.Top = 15,
     as_json: o.Json = False,
     dry_run: Annotated[
-        bool, Option("Say what would happen, load no weights, write nothing.", o.OUTPUT_PANEL)
+        bool, Option("Say what would happen, load no weights, write nothing.")
     ] = False,
 ) -> None:
     """Score every module of a MODEL and plan which to train in full.
@@ -95,7 +94,7 @@ def rank(
         sampled = (files.ROLLOUTS_FILE,) if settings.objective.samples_rollouts else ()
         names = (files.SCORES_FILE, files.PLAN_FILE, *sampled)
         files.check_folder(folder, names, force=force)
-        remove_half_written(folder)
+        remove_unfinished(folder, keep_progress=True)
         if not resume and unfinished_runs(folder):
             if not force:
                 raise UsageError(
@@ -129,7 +128,7 @@ def _score(
     from hlscore.views.progress import status, terminal_progress, warn
 
     with status("loading torch and transformers"):
-        from hlscore.flow import Storage, rank_model, score_stored_weights, score_updates
+        from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
         from hlscore.inputs.model import load_model, resolve_device
         from hlscore.inputs.placement import dtype_warning
@@ -139,7 +138,7 @@ def _score(
             return score_updates(settings, progress)[0]
     if settings.data.without_probes:
         with terminal_progress() as progress:
-            return score_stored_weights(settings, progress)
+            return score_weights(settings, progress)
     warn(dtype_warning(settings.model, resolve_device(settings.model.device)))
     with status("reading probe data"):
         examples = read_probes(settings)
@@ -170,7 +169,7 @@ def _score(
                 raise
             # Completions that cannot be probed are left for the user to look at.
             from hlscore.artifacts.files import UNSCORED_FILE, write_files
-            from hlscore.rollouts.files import write_rollouts
+            from hlscore.rollouts.records import write_rollouts
 
             (drawn,) = sampled
             path = write_files(folder, {UNSCORED_FILE: lambda path: write_rollouts(drawn, path)})

@@ -33,7 +33,6 @@ def report(
         Path | None,
         Option(
             "File to write: .html, .png, .svg or .md.",
-            o.OUTPUT_PANEL,
             short="o",
             default=f"{_DEFAULT_NAME} beside the scores",
         ),

@@ -38,19 +38,17 @@ def show(
         Option(
             "Column to order by: place, module, layer, kind, params, a score, or another column. "
             "Places and names rise, numbers fall.",
-            o.OUTPUT_PANEL,
             default="place in a plan, the run's score in a report",
         ),
     ] = None,
-    reverse: Annotated[bool, Option("Reverse the order.", o.OUTPUT_PANEL)] = False,
+    reverse: Annotated[bool, Option("Reverse the order.")] = False,
     columns: Annotated[
-        str | None, Option("More columns of a report, such as tail,residual_ratio.", o.OUTPUT_PANEL)
+        str | None, Option("More columns of a report, such as tail,residual_ratio.")
     ] = None,
     top: Annotated[
         int | None,
         Option(
             "Modules to show in the table; 0 or all for every one.",
-            o.OUTPUT_PANEL,
             default=f"{_SHOWN}; all with --json",
             parse=_number,
         ),

@@ -34,7 +34,7 @@ _Base = Annotated[
     str, Option("Base model that the training started from: hub id or directory.", MODEL_PANEL)
 ]
 _Run = Annotated[str, Option("A trained PEFT adapter: directory or hub id.", argument=True)]
-_Out = Annotated[Path, Option("Folder to write.", o.OUTPUT_PANEL, short="o")]
+_Out = Annotated[Path, Option("Folder to write.", short="o")]
 _Loading = Annotated[
     o.Given, o.Options(ModelSettings, only=("revision", "device", "trust_remote_code"))
 ]
@@ -78,7 +78,6 @@ def audit(
         Path | None,
         Option(
             "Report to write, for `hlscore plan` and `show`.",
-            o.OUTPUT_PANEL,
             short="o",
             default=f"hlscore-out/<run>/{_AUDIT_FILE}",
         ),

@@ -34,10 +34,8 @@ def validate(
     plan: Annotated[Path, Option("The plan.json to validate.", TRIAL_PANEL, short="p")],
     out: o.Out = None,
     force: o.Force = False,
-    resume: Annotated[bool, Option("Continue an interrupted validation.", o.OUTPUT_PANEL)] = False,
-    dry_run: Annotated[
-        bool, Option("Time a few steps and estimate the whole validation.", o.OUTPUT_PANEL)
-    ] = False,
+    resume: Annotated[bool, Option("Continue an interrupted validation.")] = False,
+    dry_run: Annotated[bool, Option("Time a few steps and estimate the whole validation.")] = False,
     as_json: o.Json = False,
 ) -> None:
     """Validate a plan on a MODEL: short paired trainings of the plan and its baselines.

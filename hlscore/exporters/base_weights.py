@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ModelError
 from hlscore.exporters.exporter import Export
 from hlscore.inputs.hub import find_model
-from hlscore.inputs.tensor_files import NewTensor, StoredTensor, stored_tensors
+from hlscore.inputs.tensor_files import NewTensor, StoredTensor, sampled_hash, stored_tensors
 from hlscore.settings import ModelSettings
 from hlscore.wording import first_of
 
-if TYPE_CHECKING:
-    from hlscore.inputs.stored_weights import StoredWeights
-
 BaseTensor: TypeAlias = StoredTensor | NewTensor
 
-_SHOWN = 3
 # Candidates that a glob left out of the ranking; they count in the fingerprint all the same.
 _BY_GLOB = ("not_included", "excluded")
 
@@ -54,15 +48,17 @@ def has_the_weights(plan: Plan, model: ModelSettings) -> bool:
 
 def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor], Callable[[], str]]:
     """The tensors of a model by name, and a function that hashes samples of its weights."""
-    stored = stored_tensors(find_model(model, weights=True).directory)
-    tensors: Mapping[str, BaseTensor] = stored
-    weights_hash = partial(_sampled_hash, plan, stored)
+    tensors: Mapping[str, BaseTensor]
+    tensors = stored = stored_tensors(find_model(model, weights=True).directory)
+    counted = [item.parameter for item in plan.modules if item.layer is not None]
+    counted += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
+    weights_hash = partial(sampled_hash, stored, counted)
     if not all(item.parameter in stored for item in plan.modules):
         # Stored under other names or in pieces, as older mixtures of experts are.
         from hlscore.inputs.stored_weights import StoredWeights
 
         weights = StoredWeights(replace(model, device="cpu"))
-        tensors = _renamed_tensors(weights)
+        tensors = weights.named_tensors()
         weights_hash = partial(weights.read, (), lambda *_: None)
     wrong = []
     for item in plan.modules:
@@ -79,43 +75,7 @@ def _opened(plan: Plan, model: ModelSettings) -> tuple[Mapping[str, BaseTensor],
     if wrong:
         raise ModelError(
             f"'{model.model}' is not the model of this plan ({plan.model.name}): "
-            f"{first_of(wrong, _SHOWN, '; ')}.",
+            f"{first_of(wrong, 3, '; ')}.",
             hint="Name the right one with --model, or plan for this one.",
         )
     return tensors, weights_hash
-
-
-def _renamed_tensors(weights: StoredWeights) -> dict[str, BaseTensor]:
-    """Tensors by their names in memory; what transformers puts together is made when written."""
-    found: dict[str, BaseTensor] = {}
-    for name, held in weights.shape.state_dict().items():
-        source = weights.sources.get(name)
-        if source is None:
-            continue
-        part = weights.tensors[source.tensors[0]]
-        if source.converter is None:
-            found[name] = part
-        else:
-            width = part.size // math.prod(part.shape)
-            found[name] = NewTensor(
-                dtype=part.dtype, shape=tuple(held.shape), size=width * held.numel(),
-                chunks=partial(_chunks, weights, name),
-            )  # fmt: skip
-    return found
-
-
-def _chunks(weights: StoredWeights, name: str) -> Iterator[bytes]:
-    import torch
-
-    flat = weights.weight(name).contiguous().reshape(-1)
-    yield flat.view(torch.uint8).numpy().tobytes()
-
-
-def _sampled_hash(plan: Plan, stored: Mapping[str, StoredTensor]) -> str:
-    names = [item.parameter for item in plan.modules if item.layer is not None]
-    names += [item.parameter for item in plan.skipped if item.left_out in _BY_GLOB]
-    found = hashlib.sha256()
-    for parameter in sorted(names):
-        if parameter in stored:
-            found.update(stored[parameter].sample().tobytes())
-    return f"sha256:{found.hexdigest()}"

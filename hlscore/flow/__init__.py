@@ -7,7 +7,7 @@ from hlscore.flow.forecast import Forecast, WeightForecast, forecast, forecast_w
 from hlscore.flow.rank import encode_probes, rank_model, sample_rollouts, score_probes
 from hlscore.flow.result import RankResult
 from hlscore.flow.updates import Moved, score_updates
-from hlscore.flow.weights_alone import score_held_weights, score_stored_weights
+from hlscore.flow.weights_alone import score_weights
 from hlscore.gradients.progress import Storage
 from hlscore.steps import Progress, Silent
 
@@ -26,8 +26,7 @@ __all__ = [
     "forecast_weights",
     "rank_model",
     "sample_rollouts",
-    "score_held_weights",
     "score_probes",
-    "score_stored_weights",
     "score_updates",
+    "score_weights",
 ]

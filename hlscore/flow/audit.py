@@ -62,31 +62,33 @@ def audit_of(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan | N
             name for name, need, rank in needed if 2 * need <= rank and name not in exhausted
         ],
     }
-    against = None if plan is None else _compared(report, movements, plan)
+    against = None
+    if plan is not None:
+        energies = {row.module: row.grad_energy for row in report.candidates}
+        known = [item for item in plan.modules if item.module in energies]
+        modes = {
+            mode: [item for item in known if item.mode == mode]
+            for mode in ("full", "lora", "frozen")
+        }
+        against = {
+            "kendall": {
+                mode: kendall(
+                    [item.score for item in modes[mode]],
+                    [energies[item.module] for item in modes[mode]],
+                ).tau
+                for mode in ("full", "lora")
+            },
+            "frozen_moved": [item.module for item in modes["frozen"] if energies[item.module]],
+            "trained_unmoved": [
+                item.module for item in known if item.mode != "frozen" and not energies[item.module]
+            ],
+            "other_rank": [
+                item.module
+                for item in modes["lora"]
+                if movements[item.module].lora_rank not in (item.rank, None)
+            ],
+        }
     return Audit(report=report, movements=movements, groups=groups, against=against)
-
-
-def _compared(report: ScoreReport, movements: Mapping[str, Moved], plan: Plan) -> dict[str, Any]:
-    energies = {row.module: row.grad_energy for row in report.candidates}
-    known = [item for item in plan.modules if item.module in energies]
-    taus = {}
-    for mode in ("full", "lora"):
-        items = [item for item in known if item.mode == mode]
-        taus[mode] = kendall(
-            [item.score for item in items], [energies[item.module] for item in items]
-        ).tau
-    frozen = [item.module for item in known if item.mode == "frozen"]
-    trained = [item.module for item in known if item.mode != "frozen"]
-    return {
-        "kendall": taus,
-        "frozen_moved": [name for name in frozen if energies[name]],
-        "trained_unmoved": [name for name in trained if not energies[name]],
-        "other_rank": [
-            item.module
-            for item in known
-            if item.mode == "lora" and movements[item.module].lora_rank not in (item.rank, None)
-        ],
-    }
 
 
 class HeldOutLosses(TypedDict):

@@ -102,7 +102,7 @@ def forecast(
     )
     kept = choice.needs.on_device(choice.estimator, settings.capture.accumulate_on)
     gradient_bytes = kept - choice.needs.activations
-    weights = sum(item.matrices * item.out_features * item.in_features for item in chosen)
+    weights = sum(item.n_weights for item in chosen)
     budget_unit, budget_limit = _budget(chosen, settings)
     return Forecast(
         modules=modules,
@@ -202,7 +202,7 @@ def forecast_weights(model: PreTrainedModel, settings: RankSettings) -> WeightFo
     modules = find_modules(model, settings.candidates)
     chosen = candidates_of(modules)
     unit, limit = _budget(chosen, settings)
-    largest = max(item.matrices * item.out_features * item.in_features for item in chosen)
+    largest = max(item.n_weights for item in chosen)
     return WeightForecast(
         modules=modules,
         matrices=sum(item.matrices for item in chosen),

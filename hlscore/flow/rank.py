@@ -26,10 +26,9 @@ from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, ModelIdentity
-from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.prompts import prompts_hash
 from hlscore.rollouts.reading import rollouts_from
-from hlscore.rollouts.records import RolloutSet
+from hlscore.rollouts.records import RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import Reward, RewardProcess
 from hlscore.rollouts.sampling import sample_completions
 from hlscore.scores.registry import find_score

@@ -27,8 +27,7 @@ from hlscore.records import (
     ScoreReport,
     WeightStatistics,
 )
-from hlscore.rollouts.files import write_rollouts
-from hlscore.rollouts.records import RolloutSet
+from hlscore.rollouts.records import RolloutSet, write_rollouts
 from hlscore.scores.registry import find_score
 from hlscore.scores.rows import build_rows, order_rows
 from hlscore.settings import RankSettings

@@ -117,7 +117,6 @@ def score_updates(
             "training in it. --update OTHER adds a second run."
         )
     for each in trainings:
-        each.check(len(chosen))
         notes += each.notes(chosen)
     source = ", ".join(settings.updates)
     result = result_of(
@@ -181,45 +180,39 @@ class _Training:
             self.cosines.append(inner / (norm * trained_norm))
         return update
 
-    def check(self, modules: int) -> None:
-        """Refuse a training that changed nothing, or that started from other weights."""
+    def notes(self, chosen: Sequence[Candidate]) -> list[str]:
+        """Remarks for the report; a training is refused that changed nothing, or another base."""
+        trained, name, found = self.trained, self.trained.name, []
         if not self.energy:
             raise UsageError(
-                f"'{self.trained.name}' has the weights of the base model in all {modules} "
+                f"'{name}' has the weights of the base model in all {len(chosen)} "
                 "candidate modules: there is no update to score.",
                 hint="Name the checkpoint after the training, or the base before it.",
             )
         median = float(torch.tensor(self.cosines).median()) if self.cosines else 1.0
         if median < _LEAST_COSINE:
             raise ModelError(
-                f"'{self.trained.name}' was not trained from this base model: its weights are "
+                f"'{name}' was not trained from this base model: its weights are "
                 f"unrelated to those of the base (median cosine {median:.2f}).",
                 hint="Name the model that the training started from.",
             )
-
-    def notes(self, chosen: Sequence[Candidate]) -> list[str]:
-        """Remarks for the report."""
-        trained, found = self.trained, []
         share = min(1.0, self.noise / self.energy)
         if share >= _LEAST_NOISE:
             found.append(
-                f"'{trained.name}' is stored in 16 bits: rounding of its weights can be up to "
+                f"'{name}' is stored in 16 bits: rounding of its weights can be up to "
                 f"{100 * share:.0f} % of the update's energy, and is of full rank."
             )
         found += trained.notes
         ranks = [rank for item in chosen if (rank := trained.rank_of(item))]
         if ranks:
             found.append(
-                f"'{trained.name}' trained {len(ranks)} modules with LoRA: its updates have no "
+                f"'{name}' trained {len(ranks)} modules with LoRA: its updates have no "
                 f"more than that rank (up to {max(ranks)}), and say nothing of larger ones."
             )
         if isinstance(trained, Adapter):
-            scored = {item.parameter for item in chosen}
-            others = sorted(trained.parameters - scored)
+            others = sorted(trained.parameters - {item.parameter for item in chosen})
             if others:
-                found.append(
-                    f"'{trained.name}' also trained {first_of(others, 1)}, which is not scored."
-                )
+                found.append(f"'{name}' also trained {first_of(others, 1)}, which is not scored.")
         return found
 
 
@@ -236,44 +229,33 @@ def _reduced(
     Args:
         norm: `||W||_F` of the base weight.
     """
-    if all(update is None for update in updates):
+    factors = [update for update in updates if isinstance(update, LowRank)]
+    dense = any(isinstance(update, torch.Tensor) for update in updates)
+    if not factors and not dense:
         return reduce_gradients(None, norm, None, reduction)
-    matrices = [None if matrix is None else matrix.to(device) for matrix in _matrices(updates)]
-    if len(matrices) == 1:
-        (single,) = matrices
-        assert single is not None  # noqa: S101 - just looked at
-        return reduce_gradients((single, single), norm, None, reduction, name=item.module)
-    first = reduction.counts[0]
+    rank = sum(each.rank for each in factors)
+    if dense or 2 * rank > min(factors[0].left.shape[-2], factors[0].right.shape[-1]):
+        matrices = [each.dense() if isinstance(each, LowRank) else each for each in updates]
+    else:
+        # An adapter's update is never formed: factors in orthonormal bases of all left and all
+        # right ones give small matrices with the same singular values and inner products.
+        lefts = [each.left.double() for each in factors]
+        rights = [each.right.double() for each in factors]
+        left = torch.linalg.qr(torch.cat(lefts, -1)).Q
+        right = torch.linalg.qr(torch.cat(rights, -2).mT).Q
+        pairs = zip(lefts, rights, strict=True)
+        cores = iter([(left.mT @ a @ (b @ right)).float() for a, b in pairs])
+        matrices = [None if update is None else next(cores) for update in updates]
+    moved = [None if matrix is None else matrix.to(device) for matrix in matrices]
+    if len(moved) == 1 and moved[0] is not None:
+        return reduce_gradients((moved[0], moved[0]), norm, None, reduction, name=item.module)
     groups = reduction.counts if reduction.resamples else None
     received = ExactGradients((item,), tests, groups=groups)
-    for number, matrix in enumerate(matrices):
-        half = int(number >= first)
+    for number, matrix in enumerate(moved):
+        half = int(number >= reduction.counts[0])
         received.begin_batch(half, 1.0)
         if matrix is not None:
             received.add(item.module, matrix)
         received.end_group(half, number)
     means, sketches = received.take(item.module, reduction.counts)
     return reduce_gradients(means, norm, sketches, reduction, name=item.module)
-
-
-def _matrices(updates: Sequence[Update | None]) -> list[torch.Tensor | None]:
-    """The updates, or small matrices with the same singular values and inner products.
-
-    Factors are expressed in orthonormal bases of all left and all right ones together, which
-    changes nothing that is measured: an adapter's update is never formed.
-    """
-    factors = [update for update in updates if isinstance(update, LowRank)]
-    dense = any(isinstance(update, torch.Tensor) for update in updates)
-    rank = sum(each.rank for each in factors)
-    if dense or 2 * rank > min(factors[0].left.shape[-2], factors[0].right.shape[-1]):
-        return [each.dense() if isinstance(each, LowRank) else each for each in updates]
-    lefts, rights = (
-        [each.left.double() for each in factors],
-        [each.right.double() for each in factors],
-    )
-    left = torch.linalg.qr(torch.cat(lefts, -1)).Q
-    right = torch.linalg.qr(torch.cat(rights, -2).mT).Q
-    cores = iter(
-        (left.mT @ a @ (b @ right)).float() for a, b in zip(lefts, rights, strict=True)
-    )  # fmt: skip
-    return [None if update is None else next(cores) for update in updates]

@@ -26,27 +26,47 @@ from hlscore.threads import workers
 from hlscore.weights.decomposition import decomposition_bytes, measure_weight
 
 
-def score_stored_weights(settings: RankSettings, progress: Progress) -> RankResult:
-    """Score the weights of a checkpoint without loading its model, and allocate the budget."""
+def score_weights(
+    settings: RankSettings,
+    progress: Progress,
+    held: tuple[PreTrainedModel, ModelIdentity] | None = None,
+) -> RankResult:
+    """Score weights without probes, and allocate the budget.
+
+    Args:
+        held: A model in memory, which is only read. Without one the files of the model that the
+            settings name are read tensor by tensor, and no model is loaded.
+    """
     check_plan_settings(settings.plan)
     check_without_probes(settings.plan.score)
-    device = resolve_device(settings.model.device)
-    stored, modules = opened(settings)
-    chosen = candidates_of(modules)
     ranks = curve_ranks(settings.plan.rank, also=settings.plan.ranks)
-    began = time.perf_counter()
-    with _decomposing(chosen, ranks, device, progress) as (found, use):
-        weights_hash = stored.read(chosen, lambda item, held: use(item, held.pop()))
+    if held is None:
+        device = resolve_device(settings.model.device)
+        stored, modules = opened(settings)
+        chosen = candidates_of(modules)
+        began = time.perf_counter()
+        with _decomposing(chosen, ranks, device, progress) as (found, use):
+            identity = stored.identity(
+                stored.read(chosen, lambda item, held: use(item, held.pop()))
+            )
+        dtype = stored.dtype(chosen)
+    else:
+        model, identity = held
+        device, dtype = input_device(model), str(model.dtype).removeprefix("torch.")
+        modules = find_modules(model, settings.candidates)
+        check_plan_for(identity, modules, settings.plan)
+        began = time.perf_counter()
+        found = weight_statistics(model, candidates_of(modules), ranks, progress)
     return result_of(
         settings,
         modules,
-        stored.identity(weights_hash),
+        identity,
         NO_PROBES,
         ranks=ranks,
         weights=found,
         seconds=time.perf_counter() - began,
         device=device,
-        dtype=stored.dtype(chosen),
+        dtype=dtype,
     )
 
 
@@ -59,34 +79,6 @@ def opened(settings: RankSettings) -> tuple[StoredWeights, tuple[Candidate, ...]
     return stored, modules
 
 
-def score_held_weights(
-    model: PreTrainedModel, identity: ModelIdentity, settings: RankSettings, progress: Progress
-) -> RankResult:
-    """Score the weights of a model in memory without probing it, and allocate the budget.
-
-    Args:
-        model: The model with weights; it is only read.
-    """
-    check_plan_settings(settings.plan)
-    check_without_probes(settings.plan.score)
-    modules = find_modules(model, settings.candidates)
-    check_plan_for(identity, modules, settings.plan)
-    ranks = curve_ranks(settings.plan.rank, also=settings.plan.ranks)
-    began = time.perf_counter()
-    found = weight_statistics(model, candidates_of(modules), ranks, progress)
-    return result_of(
-        settings,
-        modules,
-        identity,
-        NO_PROBES,
-        ranks=ranks,
-        weights=found,
-        seconds=time.perf_counter() - began,
-        device=input_device(model),
-        dtype=str(model.dtype).removeprefix("torch."),
-    )
-
-
 def weight_statistics(
     model: PreTrainedModel,
     chosen: tuple[Candidate, ...],
@@ -94,15 +86,11 @@ def weight_statistics(
     progress: Progress,
     processes: Processes = Processes(),  # noqa: B008 - frozen
 ) -> dict[str, WeightStatistics]:
-    """Decompose the weights of a model in memory.
+    """Statistics of the weights of a model in memory, by module name.
 
     Args:
-        model: The model with weights; it is only read.
-        processes: This process among those of a run; all gather weights that are sharded, and
-            the main one decomposes.
-
-    Returns:
-        Statistics by module name; empty in all but the main process.
+        processes: All gather weights that are sharded; the main one decomposes, and the others
+            return nothing.
     """
     if not processes.is_main:
         for item in chosen:
@@ -131,7 +119,7 @@ def _decomposing(
         weight; it waits while all threads are busy.
     """
     found: dict[str, WeightStatistics] = {}
-    sizes = {item.module: item.matrices * item.out_features * item.in_features for item in chosen}
+    sizes = {item.module: item.n_weights for item in chosen}
 
     def done(ended: tuple[str, WeightStatistics]) -> None:
         name, found[name] = ended

@@ -13,10 +13,10 @@ from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
+from hlscore.inputs.examples import cut
 from hlscore.inputs.sharding import is_sharded
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
-from hlscore.probes.batches import by_length, cut
-from hlscore.probes.units import ProbeSet
+from hlscore.probes.units import ProbeSet, by_length
 from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score

@@ -13,8 +13,7 @@ from transformers import PreTrainedModel
 from hlscore.inputs.model import input_device
 from hlscore.objectives.likelihood import IGNORED, token_log_probs
 from hlscore.objectives.losses import LossInputs
-from hlscore.probes.batches import collate
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet, collate
 from hlscore.settings import PaddingSide
 
 

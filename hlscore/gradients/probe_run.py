@@ -18,9 +18,9 @@ from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
+from hlscore.inputs.examples import cut
 from hlscore.objectives.losses import probe_loss
-from hlscore.probes.batches import by_length, cut
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet, by_length
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings
 

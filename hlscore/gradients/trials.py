@@ -29,9 +29,9 @@ from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer
+from hlscore.inputs.examples import cut
 from hlscore.objectives.losses import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
-from hlscore.probes.batches import cut
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings

@@ -36,18 +36,11 @@ _BLOCK_NUMBERS = 1 << 20
 _WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_orig_mod)\.")
 # Options that make an adapter more than a product of two matrices added to a weight.
 _REFUSED = {
-    "use_qalora": "QALoRA",
-    "alora_invocation_tokens": "activated LoRA",
-    "arrow_config": "Arrow",
-    "use_bdlora": "block-diagonal LoRA",
-    "monteclora_config": "MonteCLoRA",
-    "kasa_config": "KaSA",
-    "velora_config": "VeLoRA",
-    "mica": "MiCA",
-    "layer_replication": "layer replication",
-    "trainable_token_indices": "trainable tokens",
-    "lora_bias": "LoRA with a bias of its own",
-}
+    "use_qalora": "QALoRA", "alora_invocation_tokens": "activated LoRA", "arrow_config": "Arrow",
+    "use_bdlora": "block-diagonal LoRA", "monteclora_config": "MonteCLoRA", "kasa_config": "KaSA",
+    "velora_config": "VeLoRA", "mica": "MiCA", "layer_replication": "layer replication",
+    "trainable_token_indices": "trainable tokens", "lora_bias": "LoRA with a bias of its own",
+}  # fmt: skip
 # Initialisations that take a part out of the base weights, which the adapter then holds.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 _PART = re.compile(
@@ -80,8 +73,7 @@ class LowRank:
     """An update as a product of two factors."""
 
     left: torch.Tensor  # float32 [E, p, r]
-    # Float32 [E, r, q]; `left @ right` is the update in the layout of the weight.
-    right: torch.Tensor
+    right: torch.Tensor  # float32 [E, r, q]; `left @ right` is in the layout of the weight
 
     @property
     def rank(self) -> int:
@@ -168,16 +160,15 @@ class Adapter:
 
     def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:
         self.name, self.folder, self._base = name, folder, base
-        self.config, self._scales = _config(folder / ADAPTER_CONFIG, name)
+        self._read_config(folder / ADAPTER_CONFIG)
         path = folder / ADAPTER_WEIGHTS
         if not path.is_file():
-            pickled = (folder / ADAPTER_PICKLE).is_file()
+            pickle = f": pickle weights ({ADAPTER_PICKLE}) can run code when opened"
             raise ModelError(
                 f"The adapter '{name}' has no {ADAPTER_WEIGHTS}"
-                + (": pickle weights (adapter_model.bin) can run code when opened." if pickled
-                   else "."),
+                f"{pickle if (folder / ADAPTER_PICKLE).is_file() else ''}.",
                 hint="Load it with PEFT and save_pretrained(DIRECTORY).",
-            )  # fmt: skip
+            )
         self.lora: dict[str, Lora] = {}
         self.copies: dict[str, StoredTensor] = {}
         # Every weight of the base, candidate or not.
@@ -196,6 +187,34 @@ class Adapter:
             f"'{name}' names {named} as its base model; it is read beside {base.name}.",
         )  # fmt: skip
 
+    def _read_config(self, path: Path) -> None:
+        try:
+            config: Any = json.loads(path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
+        if not isinstance(config, dict):
+            raise ModelError(f"'{path}' is not an adapter configuration.")
+        if config.get("peft_type") != "LORA":
+            raise self._unreadable(f"it is of type {config.get('peft_type')}")
+        for option, kind in _REFUSED.items():
+            if config.get(option):
+                raise self._unreadable(f"it uses {kind} ({option})")
+        init = config.get("init_lora_weights")
+        if str(init).lower().startswith(_CHANGES_BASE):
+            raise self._unreadable(f"init_lora_weights is {init}, which changes the base weights")
+        try:
+            self.config, self._scales = config, _Scales.model_validate(config)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise ModelError(f"'{path}' is damaged at {place}: {first['msg']}.") from error
+
+    def _unreadable(self, what: str) -> ModelError:
+        return ModelError(
+            f"The adapter '{self.name}' cannot be read: {what}.",
+            hint="Merge it with PEFT (merge_and_unload), and name the merged model instead.",
+        )
+
     @property
     def parameters(self) -> set[str]:
         """Names of all weights that were trained."""
@@ -206,13 +225,12 @@ class Adapter:
         found = self.lora.get(item.parameter)
         return None if found is None else found.rank
 
-    def rounding(self, item: Candidate) -> float:
+    def rounding(self, _item: Candidate) -> float:
         """0: the update is stored, not its sum with the base."""
-        del item
         return 0.0
 
     def update(self, item: Candidate, base: Rows | None = None) -> torch.Tensor | LowRank | None:
-        """Base minus trained weight; see `Checkpoint.update`.
+        """Base minus trained weight as `Checkpoint.update`; of plain LoRA two factors of it.
 
         Args:
             base: Rows of the weight of the base; read as needed where it is left out.
@@ -249,7 +267,7 @@ class Adapter:
                     found.setdefault(parameter, {})[part["matrix"] or part["magnitude"]] = tensor
                 continue
             if "lora_" in name or "token_adapter" in name:
-                raise _unreadable(self.name, f"it holds a tensor {key}")
+                raise self._unreadable(f"it holds a tensor {key}")
             if f"{_WRAPPED}." in name and not name.endswith(".bias"):
                 continue  # the untrained weight under a LoRA, saved beside it
             name = name.replace(_WRAPPED, "").replace(".modules_to_save.default", "")
@@ -291,11 +309,11 @@ class Adapter:
         on_table = "lora_embedding_A" in parts
         prefix = "lora_embedding_" if on_table else "lora_"
         if not {f"{prefix}A", f"{prefix}B"} <= parts.keys():
-            raise _unreadable(self.name, f"{parameter} lacks one of its LoRA matrices")
+            raise self._unreadable(f"{parameter} lacks one of its LoRA matrices")
         a, b = parts[f"{prefix}A"], parts[f"{prefix}B"]
         magnitude = parts.get("lora_magnitude_vector")
         if item is None or (on_table and magnitude is not None):
-            raise _unreadable(self.name, f"the LoRA on {parameter} is of an unknown kind")
+            raise self._unreadable(f"the LoRA on {parameter} is of an unknown kind")
         inputs, outputs = item.in_features, item.out_features
         if on_table:
             inputs, outputs = outputs, inputs
@@ -303,14 +321,8 @@ class Adapter:
         width = rank * item.matrices
         if (a.shape, b.shape) != ((width, inputs), (outputs, width)) or rank < 1:
             raise self._misfit(parameter, (*a.shape[1:], *b.shape[:1]), (inputs, outputs))
-        return Lora(
-            item=item,
-            a=a,
-            b=b,
-            magnitude=magnitude,
-            on_table=on_table,
-            scale=self._scales.scale(parameter, rank),
-        )
+        scale = self._scales.scale(parameter, rank)
+        return Lora(item=item, a=a, b=b, magnitude=magnitude, on_table=on_table, scale=scale)
 
     def _misfit(
         self, parameter: str, found: tuple[int, ...], planned: tuple[int, ...]
@@ -320,33 +332,3 @@ class Adapter:
             f"{parameter}, and the model {list(planned)}.",
             hint="Name the model that the adapter was trained on.",
         )
-
-
-def _config(path: Path, name: str) -> tuple[dict[str, Any], _Scales]:
-    try:
-        config: Any = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"'{path}' is not an adapter configuration.")
-    if config.get("peft_type") != "LORA":
-        raise _unreadable(name, f"it is of type {config.get('peft_type')}")
-    for option, kind in _REFUSED.items():
-        if config.get(option):
-            raise _unreadable(name, f"it uses {kind} ({option})")
-    init = config.get("init_lora_weights")
-    if str(init).lower().startswith(_CHANGES_BASE):
-        raise _unreadable(name, f"init_lora_weights is {init}, which changes the base weights")
-    try:
-        return config, _Scales.model_validate(config)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ModelError(f"'{path}' is damaged at {place}: {first['msg']}.") from error
-
-
-def _unreadable(name: str, what: str) -> ModelError:
-    return ModelError(
-        f"The adapter '{name}' cannot be read: {what}.",
-        hint="Merge it with PEFT (merge_and_unload), and name the merged model instead.",
-    )

@@ -7,14 +7,14 @@ import json
 import random
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import islice
 from lzma import LZMAError
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hlscore.errors import DataError, HlscoreError, UsageError, first_line
+from hlscore.errors import DataError, UsageError, first_line
 from hlscore.inputs.formats import (
     SUPERVISED,
     ExampleSet,
@@ -23,7 +23,7 @@ from hlscore.inputs.formats import (
     example_set,
     no_examples,
     roles_of,
-)
+)  # fmt: skip
 from hlscore.inputs.hub import BUILTIN_FOLDER, BUILTIN_PREFIX, hub_error, looks_like_path
 from hlscore.paths import existing_path
 from hlscore.settings import DataSettings, ObjectiveSettings, RankSettings
@@ -37,12 +37,8 @@ BUILTIN_NEW = "builtin:new"
 _BUILTIN_FILES = {BUILTIN_KNOWN: "probes.jsonl", BUILTIN_NEW: "new_probes.jsonl"}
 
 _BUILDERS = {
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-    ".arrow": "arrow",
-}
+    ".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow",
+}  # fmt: skip
 _PACKED = (".gz", ".zst", ".bz2", ".xz")
 _PACKABLE = (".jsonl", ".json", ".csv")
 _MOST_STREAMED = 100_000
@@ -66,11 +62,7 @@ def read_probes(settings: RankSettings) -> ExampleSet:
 
 
 def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVISED) -> ExampleSet:
-    """Read the probe examples.
-
-    Args:
-        seed: Seed of the draw where there are more than `settings.samples`.
-    """
+    """Read the probe examples; `seed` draws `settings.samples` of them where there are more."""
     # Rewards and preferences need a task that the built-in model solves at times.
     name = settings.data or (BUILTIN_NEW if wanted == SUPERVISED else BUILTIN_KNOWN)
     path, builtin = existing_path(name), name.startswith(BUILTIN_PREFIX)
@@ -112,6 +104,11 @@ def draw_rows(rows: Sequence[Item], samples: int, seed: int) -> list[Item]:
     return [rows[place] for place in sorted(random.Random(seed).sample(range(len(rows)), samples))]
 
 
+def cut(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Cut a sequence into parts of at most `size`."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
 def builtin_rows(name: str) -> list[Row]:
     """Built-in probes by name: prompt, completion, answer and kind."""
     if name not in _BUILTIN_FILES:
@@ -143,9 +140,15 @@ def builtin_pairs(name: str) -> list[Row]:
 
 def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
     import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from fsspec.compression import compr, register_compression
 
     _check_local(path)
-    _register_zstd()
+    if "zstd" not in compr:  # pyarrow reads .zst files for `datasets`
+        register_compression(
+            "zstd", lambda file, **_: pa.CompressedInputStream(file, "zstd"), ["zst"]
+        )
     whole = settings.split.partition("[")[0]
     table_of: Any
     with tempfile.TemporaryDirectory(prefix="hlscore-data-") as cache, _quiet_datasets():
@@ -154,34 +157,47 @@ def _local_rows(path: Path, settings: DataSettings, seed: int, wanted: Wanted) -
                 saved = datasets.load_from_disk(str(path))
                 sizes, table_of = {whole: len(saved)}, {whole: saved}.__getitem__
             else:
-                # A single file is whatever split is asked for.
-                builder = (
-                    datasets.load_dataset_builder(
-                        _BUILDERS[_kind_of(path)],
-                        data_files={whole or "train": glob.escape(str(path))},
-                        cache_dir=cache,
-                    )
-                    if path.is_file()
-                    else datasets.load_dataset_builder(
-                        str(path), name=settings.config, cache_dir=cache
-                    )
-                )
+                kind = str(path)
+                options: dict[str, Any] = {"name": settings.config}
+                if path.is_file():  # whatever split is asked for
+                    kind = _BUILDERS[_kind_of(path)]
+                    options = {"data_files": {whole or "train": glob.escape(str(path))}}
+                builder = datasets.load_dataset_builder(kind, cache_dir=cache, **options)
                 builder.download_and_prepare()
                 sizes = {name: part.num_examples for name, part in builder.info.splits.items()}
                 table_of = builder.as_dataset
         except Exception as error:
             rows, broken = _json_lines(path)
-            if not rows or not isinstance(error, datasets.exceptions.DatasetGenerationError):
-                raise _local_error(path, error, broken) from error
-            spans = _spans(path, settings, {whole: len(rows)})
-            found = [row for _, start, stop in spans for row in rows[start:stop]]
-            return draw_rows(found, settings.samples, seed)
+            if rows and isinstance(error, datasets.exceptions.DatasetGenerationError):
+                spans = _spans(path, settings, {whole: len(rows)})
+                found = [row for _, start, stop in spans for row in rows[start:stop]]
+                return draw_rows(found, settings.samples, seed)
+            cause = error.__cause__ or error
+            empty = isinstance(cause, StopIteration)
+            with suppress(OSError, ValueError):
+                empty |= path.suffix.lower() == ".parquet" and not pq.read_metadata(path).num_rows
+            if empty:
+                raise no_examples(str(path)) from error
+            raise DataError(
+                f"'{path}' cannot be read{broken}: {first_line(cause)}",
+                hint="Check that the file is complete and has the format its suffix says.",
+            ) from error
         spans = _spans(path, settings, sizes)
         parts = [table_of(name).select(range(start, stop)) for name, start, stop in spans]
         if not parts:
             raise no_examples(str(path))
         table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
-        return _table_rows(table, settings, seed, wanted)
+
+        # Columns that nobody asked for are named but not decoded; rewards may ask for any.
+        places = draw_rows(range(len(table)), settings.samples, seed)
+        if "prompt" in wanted:
+            return [dict(table[place]) for place in places]
+        roles = {settings.columns.get(role, role) for role in roles_of(wanted)}
+        asked = table.select_columns([name for name in table.column_names if name in roles])
+        empty_row = dict.fromkeys(table.column_names)
+        if not asked.column_names:  # one row is enough to say which columns there are
+            return [empty_row]
+        return [empty_row | dict(asked[place]) for place in places]
 
 
 def _spans(
@@ -212,19 +228,6 @@ def _spans(
     return [span for span in spans if span[1] < span[2]]
 
 
-def _table_rows(table: Any, settings: DataSettings, seed: int, wanted: Wanted) -> list[Row]:
-    """Read the drawn rows; columns that nobody asked for are named but not decoded."""
-    places = draw_rows(range(len(table)), settings.samples, seed)
-    if "prompt" in wanted:  # reward functions may ask for any column
-        return [dict(table[place]) for place in places]
-    roles = {settings.columns.get(role, role) for role in roles_of(wanted)}
-    asked = table.select_columns([name for name in table.column_names if name in roles])
-    empty = dict.fromkeys(table.column_names)
-    if not asked.column_names:  # one row is enough to say which columns there are
-        return [empty]
-    return [empty | dict(asked[place]) for place in places]
-
-
 def _check_local(path: Path) -> None:
     readable = (
         f"hlscore reads {' '.join(_BUILDERS)} files, text also as {' '.join(_PACKED)}, and "
@@ -250,27 +253,11 @@ def _check_local(path: Path) -> None:
             )
 
 
-def _local_error(path: Path, error: Exception, broken: str) -> HlscoreError:
-    import pyarrow.parquet as pq
-
-    cause = error.__cause__ or error
-    try:
-        rows = pq.read_metadata(path).num_rows if path.suffix.lower() == ".parquet" else None
-    except (OSError, ValueError):
-        rows = None
-    if rows == 0 or isinstance(cause, StopIteration):
-        return no_examples(str(path))
-    return DataError(
-        f"'{path}' cannot be read{broken}: {first_line(cause)}",
-        hint="Check that the file is complete and has the format its suffix says.",
-    )
-
-
 def _json_lines(path: Path) -> tuple[list[Row], str]:
     """Read JSON lines that no table holds: rewards `1` and later `0.5`, answers `3` and `"x"`.
 
     Returns:
-        The rows, or none and where the file stops to be JSON, as ` at line 3`, if that is known.
+        The rows; or none, and where the file stops to be JSON, such as ` at line 3`.
     """
     from fsspec.compression import compr
     from fsspec.utils import infer_compression
@@ -302,20 +289,10 @@ def _kind_of(path: Path) -> str:
     return "" if packed and kind not in _PACKABLE else kind
 
 
-def _register_zstd() -> None:
-    """Let `datasets` read .zst files without a package besides pyarrow."""
-    import pyarrow as pa
-    from fsspec.compression import compr, register_compression
-
-    if "zstd" not in compr:
-        register_compression(
-            "zstd", lambda file, **_: pa.CompressedInputStream(file, "zstd"), ["zst"]
-        )
-
-
 def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     import datasets
     from datasets.exceptions import DatasetNotFoundError
+    from huggingface_hub import HfApi
     from huggingface_hub import errors as hub
 
     count = settings.samples or _MOST_STREAMED + 1
@@ -333,7 +310,10 @@ def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     except Exception as error:
         text, kind = first_line(error), type(error)
         if isinstance(error, DatasetNotFoundError | hub.HFValidationError):
-            kind = hub.GatedRepoError if _is_gated(name) else hub.RepositoryNotFoundError
+            kind = hub.RepositoryNotFoundError
+            with suppress(Exception):  # `datasets` does not say that it is there, but gated
+                if HfApi().dataset_info(name).gated:
+                    kind = hub.GatedRepoError
         hint = "Check its hub page: hlscore reads what `datasets` can stream."
         message = f"The data set '{name}' cannot be read: {text}"
         if issubclass(kind, hub.HfHubHTTPError | hub.LocalEntryNotFoundError):
@@ -356,19 +336,9 @@ def _hub_rows(name: str, settings: DataSettings, seed: int) -> list[Row]:
     return rows
 
 
-def _is_gated(name: str) -> bool:
-    """Whether a data set is there, but not for everybody: `datasets` says only that it is not."""
-    from huggingface_hub import HfApi
-
-    try:
-        return bool(HfApi().dataset_info(name).gated)
-    except Exception:  # offline, or not there
-        return False
-
-
 @contextmanager
 def _quiet_datasets() -> Iterator[None]:
-    """Keep `datasets` from showing progress and logging errors: hlscore does both itself."""
+    """Keep `datasets` from showing progress and logging errors."""
     import datasets
 
     was_on = not datasets.are_progress_bars_disabled()

@@ -99,16 +99,13 @@ def example_set(
             hint="--column takes ROLE=COLUMN, for example --column prompt=question.",
         )
     required = {name: set(_COLUMNS[name][0]) for name in wanted}
-    found = next(
-        (
-            name
-            for name in sorted(
-                wanted, key=lambda name: -len(set(settings.columns) & required[name])
-            )
-            if all(columns.get(role, role) in first for role in required[name])
-        ),
-        None,
-    )
+    mapped_first = sorted(wanted, key=lambda name: -len(set(settings.columns) & required[name]))
+    fitting = [
+        name
+        for name in mapped_first
+        if all(columns.get(role, role) in first for role in required[name])
+    ]
+    found = next(iter(fitting), None)
     if found is None and {"chosen", "rejected"} <= set(first) and "preference" not in wanted:
         raise DataError(
             f"'{source}' holds pairs of a chosen and a rejected completion.",
@@ -145,21 +142,20 @@ class _Example:
     def misfit(self, what: str, hint: str) -> DataError:
         return DataError(f"Example {self.index} in '{self.source}' has {what}.", hint=hint)
 
-    def error(self, role: str, what: str, hint: str = "") -> DataError:
-        return DataError(
-            f"Column '{self.columns.get(role, role)}' of example {self.index} in "
-            f"'{self.source}' is {what}.",
-            hint=hint or "Remove or repair that example.",
-        )
+    def error(
+        self, role: str, what: str, hint: str = "Remove or repair that example."
+    ) -> DataError:
+        column = self.columns.get(role, role)
+        where = f"Column '{column}' of example {self.index} in '{self.source}'"
+        return DataError(f"{where} is {what}.", hint=hint)
 
     def read(self, found: ExampleFormat) -> Row:
         """The columns of the format, by role, with turns in TRL's form."""
         required, optional = _COLUMNS[found]
-        named = {role: self.row.get(self.columns.get(role, role)) for role in required}
-        for role in optional:
-            value = self.row.get(self.columns.get(role, role))
-            if value is not None:
-                named[role] = value
+        values = {role: self.row.get(self.columns.get(role, role)) for role in required + optional}
+        named = {
+            role: value for role, value in values.items() if role in required or value is not None
+        }
         if found == "rollouts":
             return self.rollout(named)
         texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
@@ -261,10 +257,6 @@ class _Example:
             )
         if "logprobs" in named:
             self.check_numbers("logprobs", named["logprobs"], whole=False)
-        self.check_settings(named)
-        return named | self.template_arguments(named)
-
-    def check_settings(self, named: Row) -> None:
         reward = named["reward"]
         if reward is not None and not isinstance(reward, bool | int | float):
             raise self.error("reward", f"{type(reward).__name__}, not a number")
@@ -282,6 +274,7 @@ class _Example:
             raise self.error(
                 "truncated", f"{truncated!r}, neither true nor false", "Repair it, or remove it."
             )
+        return named | self.template_arguments(named)
 
     def check_numbers(self, role: str, value: Any, *, whole: bool) -> None:
         """Check token ids (`whole`) or log-probabilities, which may be missing."""
@@ -328,25 +321,21 @@ def _messages_of(value: list[Any]) -> list[Any]:
             continue
         rest = {name: part for name, part in turn.items() if name not in ("from", "value")}
         speaker, said = turn["from"], turn["value"]
-        calls = _calls(said) if speaker == _CALL else []
-        if calls:
-            turns.append({**rest, "role": "assistant", "tool_calls": calls})
-        else:
-            speaks = "assistant" if speaker == _CALL else _SPEAKERS.get(speaker, speaker)
-            turns.append({**rest, "role": speaks, "content": said})
+        if speaker == _CALL:  # tool calls, or their JSON
+            try:
+                calls = json.loads(said) if isinstance(said, str) else said
+            except ValueError:
+                calls = None
+            calls = calls if isinstance(calls, list) else [calls]
+            if calls and all(
+                isinstance(each, Mapping) and {"name", "arguments"} <= set(each) for each in calls
+            ):
+                functions = [{"type": "function", "function": each} for each in calls]
+                turns.append({**rest, "role": "assistant", "tool_calls": functions})
+                continue
+            speaker = "gpt"
+        turns.append({**rest, "role": _SPEAKERS.get(speaker, speaker), "content": said})
     return turns
-
-
-def _calls(said: object) -> list[Mapping[str, Any]]:
-    """Tool calls of a `function_call` turn, written as JSON; empty where it is none."""
-    try:
-        content = json.loads(said) if isinstance(said, str) else said
-    except ValueError:
-        return []
-    calls = content if isinstance(content, list) else [content]
-    if not all(isinstance(call, Mapping) and {"name", "arguments"} <= set(call) for call in calls):
-        return []
-    return [{"type": "function", "function": call} for call in calls]
 
 
 def _remarks(rows: Sequence[Row], columns: Columns, found: ExampleFormat) -> Iterator[str]:

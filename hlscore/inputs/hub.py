@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.paths import existing_path
@@ -37,11 +39,7 @@ class ModelFiles:
 
 
 def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
-    """Find a model's files, downloading what is needed from the hub.
-
-    Args:
-        weights: Whether the weights are needed too, or only configuration and tokenizer.
-    """
+    """Find a model's files: configuration, tokenizer and, if asked for, weights."""
     name = settings.model
     if name.startswith(BUILTIN_PREFIX):
         short = name.removeprefix(BUILTIN_PREFIX)
@@ -52,7 +50,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     elif (local := existing_path(name)) is not None and local.is_dir():
         files = ModelFiles(directory=local, revision=None)
     elif local is not None and local.suffix == ".gguf":
-        raise _gguf_error(name, str(local.parent), local.name)
+        raise _gguf_error(name, local.name, str(local.parent))
     elif looks_like_path(name):
         raise ModelError(
             f"There is no model directory at '{name}'.",
@@ -66,24 +64,63 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
             f"--revision is '{settings.revision}', but '{name}' does not come from the hub.",
             hint="Remove --revision, or give a hub id.",
         )
-    _check_files(files.directory, settings, weights=weights)
+
+    # The folder holds what is needed, and nothing that changes it.
+    directory = files.directory
+    adapter = (directory / ADAPTER_CONFIG).is_file()
+    has_config = (directory / "config.json").is_file()
+    there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
+    # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
+    if adapter and (not has_config or (weights and not there)):
+        try:
+            content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            base = str(content.get("base_model_name_or_path") or "")
+        except (OSError, ValueError, AttributeError):
+            base = ""
+        named = f", '{base}'," if base and base.isprintable() else ","
+        raise ModelError(
+            f"'{name}' is an adapter, not a model.",
+            hint=f"Give its base model{named} or the model with the adapter merged.",
+        )
+    gguf = sorted(path.name for path in directory.glob("*.gguf"))
+    if gguf and (not has_config or (weights and not there)):
+        raise _gguf_error(name, gguf[0], str(directory))
+    if adapter and not settings.ignore_adapter:
+        raise ModelError(
+            f"'{name}' holds an adapter ({ADAPTER_CONFIG}) beside the weights: "
+            "transformers attaches it when it loads the model, which renames modules.",
+            hint="If it is merged into the weights already, remove the adapter's files or pass "
+            "--ignore-adapter; otherwise merge it with PEFT's merge_and_unload.",
+        )
+    if not has_config:
+        raise ModelError(
+            f"'{name}' has no config.json.",
+            hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
+        )
+    if weights and not there:
+        raise ModelError(
+            f"'{name}' has no weights: no .safetensors file beside config.json.",
+            hint="`hlscore modules` works from the configuration alone; `rank` needs weights.",
+        )
+    if weights and there[0].suffix == ".bin" and not settings.allow_pickle:
+        raise _pickle_error(name, there[0].name)
     return files
 
 
 def find_adapter(settings: ModelSettings) -> Path | None:
-    """Find the folder of a PEFT adapter."""
+    """The folder of a PEFT adapter; `None` for anything else."""
     name = settings.model
-    local = existing_path(name)
-    if name.startswith(BUILTIN_PREFIX) or (local is None and looks_like_path(name)):
+    folder = existing_path(name)
+    if name.startswith(BUILTIN_PREFIX) or (folder is None and looks_like_path(name)):
         return None
-    if local is not None:
-        # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
-        adapter = holds_adapter(local)
-        return local if adapter and not _weights(local, ".safetensors") else None
-    files = _download(settings, weights=False)
-    if not holds_adapter(files.directory):
-        return None
-    return _download(settings, weights=True).directory
+    if folder is None:
+        folder = _download(settings, weights=False).directory
+        if (folder / ADAPTER_CONFIG).is_file():
+            return _download(settings, weights=True).directory
+    # Beside weights of a whole model it is not clear which ones count: `find_model` says so.
+    elif (folder / ADAPTER_CONFIG).is_file() and not _weights(folder, ".safetensors"):
+        return folder
+    return None
 
 
 def looks_like_path(name: str) -> bool:
@@ -94,7 +131,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HFValidationError
 
     name, revision = settings.model, settings.revision
@@ -109,11 +146,18 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
         return Path(folder)
 
     patterns = ("*.py",) if settings.trust_remote_code else ()
+    stored: list[str] = []
     try:
         folder = fetch(*patterns, *(("*.safetensors",) if weights else ()))
         if weights and not _weights(folder, ".safetensors"):
-            if not settings.allow_pickle:
-                _refuse_stored_pickles(name, revision)
+            if not settings.allow_pickle:  # nothing of them is fetched
+                with suppress(Exception):  # offline: what is in the cache has to do
+                    stored = HfApi().list_repo_files(name, revision=revision)
+            own = sorted(file for file in stored if "/" not in file and file not in _NO_WEIGHTS)
+            for suffix, refuse in ((".bin", _pickle_error), (".gguf", _gguf_error)):
+                for file in own:
+                    if file.endswith(suffix):
+                        raise refuse(name, file)
             folder = fetch(*patterns, "*.bin")
     except HlscoreError:
         raise
@@ -123,27 +167,9 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
             hint="A hub id looks like Qwen/Qwen3-0.6B.",
         ) from error
     except Exception as error:
-        what, text = f"model '{name}'", first_line(error)
-        message, hint = hub_error(what, type(error), text, revision)
+        message, hint = hub_error(f"model '{name}'", type(error), first_line(error), revision)
         raise ModelError(message, hint=hint) from error
     return ModelFiles(directory=folder, revision=folder.name)
-
-
-def _refuse_stored_pickles(name: str, revision: str | None) -> None:
-    """Refuse a hub repository with pickle weights, or with GGUF alone, before any is fetched."""
-    from huggingface_hub import HfApi
-
-    try:
-        names = HfApi().list_repo_files(name, revision=revision)
-    except Exception:  # offline: what is in the cache has to do
-        return
-    own = sorted(file for file in names if "/" not in file and file not in _NO_WEIGHTS)
-    pickles = [file for file in own if file.endswith(".bin")]
-    gguf = [file for file in own if file.endswith(".gguf")]
-    if pickles:
-        raise _pickle_error(name, pickles[0])
-    if gguf:
-        raise _gguf_error(name, name, gguf[0])
 
 
 def hub_error(
@@ -152,39 +178,25 @@ def hub_error(
     """Message and hint for a failure of the hub client.
 
     Args:
-        what: What was asked for, such as `model 'org/name'`.
-        kind: The type of the failure.
+        what: Such as `model 'org/name'`.
         text: What the client said.
     """
     from huggingface_hub import errors as hub
 
-    known: tuple[tuple[type[Exception] | tuple[type[Exception], ...], str, str], ...] = (
-        (
-            hub.GatedRepoError,
-            f"The {what} is gated.",
-            "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN.",
-        ),
-        (
-            hub.RevisionNotFoundError,
-            f"The {what} has no revision '{revision}'.",
-            "Give a branch, tag or full commit hash that its hub page lists.",
-        ),
-        (
-            hub.RepositoryNotFoundError,
-            f"There is no {what}, neither as a local path nor on the hub.",
-            "Check the spelling; for a private repository log in with `hf auth login`.",
-        ),
-        (
-            (hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled),
-            f"The {what} is not in the local cache and the hub cannot be reached.",
-            "Check the network and HF_HUB_OFFLINE, or give a local copy.",
-        ),
-        (
-            hub.HfHubHTTPError,
-            f"The hub answered with an error for the {what}: {text}",
-            "Try again later, or give a local copy.",
-        ),
-    )
+    known: tuple[tuple[Any, str, str], ...] = (
+        (hub.GatedRepoError, f"The {what} is gated.",
+         "Accept its terms on its hub page, then log in: `hf auth login` or HF_TOKEN."),
+        (hub.RevisionNotFoundError, f"The {what} has no revision '{revision}'.",
+         "Give a branch, tag or full commit hash that its hub page lists."),
+        (hub.RepositoryNotFoundError,
+         f"There is no {what}, neither as a local path nor on the hub.",
+         "Check the spelling; for a private repository log in with `hf auth login`."),
+        ((hub.LocalEntryNotFoundError, hub.OfflineModeIsEnabled),
+         f"The {what} is not in the local cache and the hub cannot be reached.",
+         "Check the network and HF_HUB_OFFLINE, or give a local copy."),
+        (hub.HfHubHTTPError, f"The hub answered with an error for the {what}: {text}",
+         "Try again later, or give a local copy."),
+    )  # fmt: skip
     for kinds, message, hint in known:
         if issubclass(kind, kinds):
             return message, hint
@@ -200,51 +212,6 @@ def _weights(directory: Path, suffix: str) -> list[Path]:
     return sorted(path for path in found if path.name not in _NO_WEIGHTS)
 
 
-def _check_files(directory: Path, settings: ModelSettings, *, weights: bool) -> None:
-    adapter = holds_adapter(directory)
-    has_config = (directory / "config.json").is_file()
-    there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
-    # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
-    if adapter and (not has_config or (weights and not there)):
-        try:
-            content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-            base = str(content.get("base_model_name_or_path") or "")
-        except (OSError, ValueError, AttributeError):
-            base = ""
-        named = f", '{base}'," if base and base.isprintable() else ","
-        raise ModelError(
-            f"'{settings.model}' is an adapter, not a model.",
-            hint=f"Give its base model{named} or the model with the adapter merged.",
-        )
-    gguf = sorted(path.name for path in directory.glob("*.gguf"))
-    if gguf and (not has_config or (weights and not there)):
-        raise _gguf_error(settings.model, str(directory), gguf[0])
-    if adapter and not settings.ignore_adapter:
-        raise ModelError(
-            f"'{settings.model}' holds an adapter ({ADAPTER_CONFIG}) beside the weights: "
-            "transformers attaches it when it loads the model, which renames modules.",
-            hint="If it is merged into the weights already, remove the adapter's files or pass "
-            "--ignore-adapter; otherwise merge it with PEFT's merge_and_unload.",
-        )
-    if not has_config:
-        raise ModelError(
-            f"'{settings.model}' has no config.json.",
-            hint="hlscore reads models saved in the Hugging Face format (save_pretrained).",
-        )
-    if weights and not there:
-        raise ModelError(
-            f"'{settings.model}' has no weights: no .safetensors file beside config.json.",
-            hint="`hlscore modules` works from the configuration alone; `rank` needs weights.",
-        )
-    if weights and there[0].suffix == ".bin" and not settings.allow_pickle:
-        raise _pickle_error(settings.model, there[0].name)
-
-
-def holds_adapter(directory: Path) -> bool:
-    """Whether transformers finds an adapter in a folder and attaches it."""
-    return (directory / ADAPTER_CONFIG).is_file()
-
-
 def _pickle_error(name: str, file: str) -> ModelError:
     return ModelError(
         f"'{name}' only has pickle weights ({file}), which can run code when opened.",
@@ -252,10 +219,10 @@ def _pickle_error(name: str, file: str) -> ModelError:
     )
 
 
-def _gguf_error(name: str, folder: str, file: str) -> ModelError:
+def _gguf_error(name: str, file: str, folder: str = "") -> ModelError:
     return ModelError(
         f"'{name}' holds GGUF weights ({file}), which cannot be ranked.",
         hint="Give the original checkpoint. If there is none, dequantize it: "
-        f"AutoModelForCausalLM.from_pretrained('{folder}', gguf_file='{file}'), then "
+        f"AutoModelForCausalLM.from_pretrained('{folder or name}', gguf_file='{file}'), then "
         "save_pretrained(DIRECTORY); the same with AutoTokenizer.",
     )

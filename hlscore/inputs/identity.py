@@ -14,44 +14,29 @@ from transformers.pytorch_utils import Conv1D
 from hlscore.errors import ModelError
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.tensor_files import SAMPLES_PER_WEIGHT
-from hlscore.inputs.weights import dense_weight, is_offloaded, is_packed_linear, weight_ids
+from hlscore.inputs.weights import dense_weight, is_packed_linear, offload_source, weight_ids
 from hlscore.records import Candidate, Fingerprint, ModelDimensions, ModelIdentity, ParameterSize
 
 
 def identify(
     model: PreTrainedModel, name: str, revision: str | None, known: Fingerprint | None = None
 ) -> ModelIdentity:
-    """Describe a model for the artifacts.
+    """Describe a model for the artifacts; a loaded one that cannot be used is refused.
 
     Args:
-        known: Fingerprint of a model without weights. That of a loaded one is computed, and a
-            model that cannot be used is refused.
+        known: Fingerprint of a model without weights; that of a loaded one is computed.
     """
-    if known is None:
-        _refuse_unusable(model, name)
-    return ModelIdentity(
-        model=name,
-        revision=revision,
-        architecture=type(model).__name__,
-        model_type=str(model.config.model_type),
-        n_params=count_params(model),
-        dimensions=dimensions(model),
-        fingerprint=known or fingerprint(model),
-    )
-
-
-def _refuse_unusable(model: PreTrainedModel, name: str) -> None:
-    if any(p.is_meta and not is_offloaded(model, key) for key, p in model.named_parameters()):
+    weights = {} if known else dict(model.named_parameters())
+    if any(p.is_meta and offload_source(model, key) is None for key, p in weights.items()):
         raise ModelError(f"'{name}' is on the meta device: it has no weights.")
-    if hasattr(model, "peft_config"):
+    if not known and hasattr(model, "peft_config"):
         raise ModelError(
             f"'{name}' has an adapter of PEFT attached.",
             hint="Merge it first with merge_and_unload(), or load the base model alone.",
         )
-    for module_name, module in model.named_modules():
-        weight = module._parameters.get("weight")
-        state = getattr(weight, "quant_state", None)
-        if weight is None or state is None:
+    for key, weight in weights.items():
+        state, module_name = getattr(weight, "quant_state", None), key.rpartition(".")[0]
+        if state is None:
             continue
         if getattr(state, "packing_format_for_cpu", False):
             raise ModelError(
@@ -66,19 +51,24 @@ def _refuse_unusable(model: PreTrainedModel, name: str) -> None:
                 f"and bitsandbytes mishandles blocks of {state.blocksize} that span two rows.",
                 hint="Use --load-in 8bit, or a GPU.",
             )
+    return ModelIdentity(
+        model=name,
+        revision=revision,
+        architecture=type(model).__name__,
+        model_type=str(model.config.model_type),
+        n_params=count_params(model),
+        dimensions=dimensions(model),
+        fingerprint=known or fingerprint(model),
+    )
 
 
 def fingerprint(model: PreTrainedModel) -> Fingerprint:
-    """Hash the names, shapes and some weights of every candidate of a model.
+    """Hash the names, shapes and some weights of every candidate, whatever `--include` says.
 
-    All candidates count, regardless of `--include` and `--exclude`. Sampled weights are rounded
-    to bfloat16 first: a checkpoint gives one fingerprint in bfloat16 and in float32, on one
-    device and spread over several, offloaded or sharded. Of a quantized model the structure
-    hash is that of the original, but the weights hash need not be: its weights are rounded. A
-    weight that cannot be read counts with its name alone.
-
-    Args:
-        model: With its weights; where they are sharded, every rank must call this.
+    Sampled weights are rounded to bfloat16: a checkpoint gives one fingerprint in bfloat16 and
+    in float32, on one device, offloaded or sharded (then every rank must call this). Of a quantized
+    model the structure hash is that of the original, but the weights hash need not be. A weight
+    that cannot be read counts with its name alone.
     """
     candidates = candidates_of(find_modules(model))
     weights = hashlib.sha256()

@@ -6,7 +6,6 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,14 +29,9 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
-from hlscore.inputs.hub import ModelFiles, find_model, holds_adapter
+from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
 from hlscore.inputs.identity import dimensions, identify
-from hlscore.inputs.placement import (
-    loading,
-    out_of_memory,
-    plan_placement,
-    quantization,
-)
+from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
 from hlscore.packing import packed_bytes
@@ -68,9 +62,11 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     _read_config(files, settings)  # a broken one is named before the tokenizer trips over it
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
-    identity = identify(model, settings.model, files.revision)
-    notes = loading_notes(model, files, settings)
-    return LoadedModel(model=model, tokenizer=tokenizer, identity=replace(identity, notes=notes))
+    identity = replace(
+        identify(model, settings.model, files.revision),
+        notes=loading_notes(model, files, settings),
+    )
+    return LoadedModel(model=model, tokenizer=tokenizer, identity=identity)
 
 
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
@@ -135,18 +131,20 @@ def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
     )
 
 
-def load_shape(settings: ModelSettings) -> tuple[PreTrainedModel, ModelFiles]:
-    """Build a model on the meta device from its configuration alone, and find its files."""
-    files = find_model(settings, weights=False)
-    return shape_of(files, settings), files
+def load_shape(
+    settings: ModelSettings, *, weights: bool = False
+) -> tuple[PreTrainedModel, ModelFiles]:
+    """Build a model on the meta device from its configuration alone, and find its files.
 
-
-def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
-    """Build a model on the meta device from the configuration that lies in a folder."""
+    Args:
+        weights: Whether the files of its weights are needed too.
+    """
+    files = find_model(settings, weights=weights)
     loader, config = _loader(files, settings)
+    shape: PreTrainedModel
     try:
         with torch.device("meta"):
-            model = (
+            shape = (
                 loader._from_config(config)  # what the classes with from_config call
                 if issubclass(loader, PreTrainedModel)
                 else loader.from_config(config, trust_remote_code=settings.trust_remote_code)
@@ -156,33 +154,22 @@ def shape_of(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
             f"A model cannot be built from the config.json of '{settings.model}': "
             f"{first_line(error)}"
         ) from error
-    model.tie_weights()
-    untie_unequal(model, files.directory)
-    shape: PreTrainedModel = model.eval()
-    return shape
+    shape.tie_weights()
+    shape.eval()
 
-
-def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
-    """Untie the weights of a shape that are unequal in the files of its checkpoint.
-
-    That is what `from_pretrained` does with such files, regardless of config.json.
-
-    Args:
-        shape: A model on the meta device; changed in place.
-    """
+    # Untie the weights that are unequal in the files, as `from_pretrained` does.
     tied = dict(tied_names(shape))
-    if not tied:
-        return
     try:
-        tensors = stored_tensors(directory)
+        tensors = stored_tensors(files.directory) if tied else {}
     except ModelError:  # refused when the weights are read
-        return
-    current = renamer(shape)
+        tensors = {}
     stored = {}
-    for name, tensor in tensors.items():
-        target, conversion = current(name)
-        if conversion is None:
-            stored[target] = tensor
+    if tensors:
+        current = renamer(shape)
+        for name, tensor in tensors.items():
+            target, conversion = current(name)
+            if conversion is None:
+                stored[target] = tensor
     for target, source in tied.items():
         both = target in stored and source in stored
         if both and not stored[target].equals(stored[source]):
@@ -190,6 +177,7 @@ def untie_unequal(shape: PreTrainedModel, directory: Path) -> None:
             weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
             shape.get_submodule(owner)._parameters[leaf] = weight
             shape.all_tied_weights_keys.pop(target)
+    return shape, files
 
 
 def renamer(shape: PreTrainedModel) -> Renamer:
@@ -235,7 +223,7 @@ def loading_notes(
                 f"config.json ties {second} to {first}, but the files hold different values: they "
                 "are loaded as two weights."
             )
-    if holds_adapter(files.directory):
+    if (files.directory / ADAPTER_CONFIG).is_file():
         notes.append(
             "The adapter beside the weights was ignored (--ignore-adapter): remove its files "
             "before training, or transformers attaches it."
@@ -258,10 +246,8 @@ def planned_dtype(config: PreTrainedConfig, settings: ModelSettings) -> torch.dt
 def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int:
     """Estimate the memory that the weights will take once loaded, on all devices together.
 
-    Linear layers other than the output head count with 4 or 8 bits and the constants of
-    bitsandbytes where they are or will be quantized; fused experts and all else count in the
-    planned dtype. Of other methods only the bits are known, so the estimate is off by a few per
-    cent; checkpoints of unknown width count as if they were not quantized.
+    Quantized are linear layers other than the output head, with the constants of bitsandbytes: the
+    estimate is a few per cent off for other methods. Unknown widths count as not quantized.
     """
     stored = quantization(model.config)
     bits = stored.get("bits", stored.get("w_bit"))
@@ -294,24 +280,18 @@ def input_device(model: PreTrainedModel) -> torch.device:
 def resolve_device(device: str) -> torch.device:
     """Turn `auto` into the best device there is, and check the others.
 
-    Processes that `torchrun` started take one GPU each: `auto` and `cuda` name the one that has
-    the number of the process on its host.
+    Of processes that `torchrun` started each takes the GPU of its number on the host.
     """
     if device == "auto" and not torch.cuda.is_available():
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     own = (local_rank() or 0) % max(1, torch.cuda.device_count())
     chosen = torch.device(f"cuda:{own}" if device in ("auto", "cuda") else device)
-    missing = (
-        (chosen.index or 0) >= torch.cuda.device_count()
-        if chosen.type == "cuda"
-        else chosen.type == "mps" and not torch.backends.mps.is_available()
-    )
-    if missing:
-        there = (
-            f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
-            if chosen.type == "cuda"
-            else "torch finds no Apple GPU on this machine"
-        )
+    there = ""
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        there = f"this machine has {torch.cuda.device_count()} CUDA devices that torch can use"
+    elif chosen.type == "mps" and not torch.backends.mps.is_available():
+        there = "torch finds no Apple GPU on this machine"
+    if there:
         raise UsageError(
             f"--device is '{device}', but {there}.", hint="Use --device auto or --device cpu."
         )
@@ -359,9 +339,8 @@ def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig
 def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
     """Class that loads a model, and the configuration that it takes.
 
-    It is the class that `architectures` in config.json names, because that is what trainers load
-    (TRL's `create_model_from_path`). Auto classes go by the type of the configuration instead:
-    for a vision-language checkpoint they may choose a text-only class with other module names.
+    It is the class that `architectures` in config.json names: trainers load it (TRL's
+    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
     """
     config = _read_config(files, settings)
     decodes = getattr(config, "is_decoder", getattr(config, "causal", True))

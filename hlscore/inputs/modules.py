@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.weights import is_packed_linear, is_plain, weight_ids
-from hlscore.reasons import LeftOut
-from hlscore.records import Candidate, Form
+from hlscore.records import Candidate, Form, LeftOut
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
@@ -43,17 +42,52 @@ def find_modules(
             f"{type(model).__name__} is an encoder-decoder model.",
             hint="hlscore ranks decoder-only (causal) language models.",
         )
-    found = tuple(_walk(model, settings))
+    (decoder, blocks), ids = _decoder(model), weight_ids(model)
+    # A tied weight is input embedding and output head at once.
+    asked: dict[int, dict[LeftOut, bool]] = {}
+    embeddings: tuple[tuple[nn.Module, LeftOut, bool], ...] = (
+        (model.get_input_embeddings(), "input_embedding", settings.embeddings),
+        (model.get_output_embeddings(), "output_head", settings.head),
+    )
+    for name, module in model.named_modules():
+        for embedding, role, wanted in embeddings:
+            if module is embedding:
+                place = ids.get(f"{name}.weight", id(module))
+                asked.setdefault(place, {})[role] = wanted
+    found: list[Candidate] = []
+    seen: dict[int, str] = {}
+    for module_name, module in model.named_modules():
+        weights: dict[str, nn.Parameter | None] = {
+            leaf: parameter
+            for leaf, parameter in module.named_parameters(recurse=False)
+            if parameter.dim() >= 2
+        }
+        if is_packed_linear(module):  # its one weight need not be a parameter
+            weights = {"weight": module._parameters.get("weight")}
+        for leaf, parameter in weights.items():
+            item = _describe(module_name, module, leaf, parameter, blocks)
+            place = ids.get(item.parameter, id(module))
+            left_out: LeftOut = ""
+            if place in seen:
+                left_out = "tied"
+            elif place in asked:
+                left_out = "" if any(asked[place].values()) else min(asked[place])
+            elif item.layer is None:
+                inside = not decoder or item.module.startswith(f"{decoder}.")
+                left_out = "outside_blocks" if inside else "outside_decoder"
+            else:
+                left_out = _no_linear_map(module, leaf, parameter)
+            found.append(replace(item, left_out=left_out, tied_to=seen.get(place, "")))
+            seen.setdefault(place, item.module)
+
+    # What `--include` and `--exclude` leave.
     names = [item.module for item in found if not item.skipped]
     if not names:
-        quantized = any(item.left_out == "quantized" for item in found)
+        why = "no linear map lies in a list of decoder blocks"
+        if any(item.left_out == "quantized" for item in found):
+            why = "its weights are quantized in an unknown layout"
         raise ModelError(
-            f"{type(model).__name__} has no candidate modules: "
-            + (
-                "its weights are quantized in an unknown layout."
-                if quantized
-                else "no linear map lies in a list of decoder blocks."
-            ),
+            f"{type(model).__name__} has no candidate modules: {why}.",
             hint="hlscore ranks linear maps inside the repeated blocks of a language decoder.",
         )
     included: set[str] = set() if settings.include else set(names)
@@ -71,12 +105,12 @@ def find_modules(
             matched.update(hits)
     if included <= excluded:
         raise UsageError("--include and --exclude together leave no candidate module.")
-    return tuple(
-        item
-        if item.skipped or (item.module in included and item.module not in excluded)
-        else replace(item, left_out="excluded" if item.module in included else "not_included")
-        for item in found
-    )
+    dropped: dict[str, LeftOut] = {
+        name: "excluded" if name in included else "not_included"
+        for name in names
+        if name not in included or name in excluded
+    }
+    return tuple(replace(item, left_out=dropped.get(item.module, item.left_out)) for item in found)
 
 
 def candidates_of(modules: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
@@ -118,74 +152,33 @@ def _decoder(model: PreTrainedModel) -> tuple[str, dict[str, int]]:
     }
 
 
-def _walk(model: PreTrainedModel, settings: CandidateSettings) -> Iterator[Candidate]:
-    (decoder, blocks), ids = _decoder(model), weight_ids(model)
-    # A tied weight is input embedding and output head at once.
-    asked: dict[int, dict[LeftOut, bool]] = {}
-    embeddings: tuple[tuple[nn.Module, LeftOut, bool], ...] = (
-        (model.get_input_embeddings(), "input_embedding", settings.embeddings),
-        (model.get_output_embeddings(), "output_head", settings.head),
-    )
-    for name, module in model.named_modules():
-        for embedding, role, wanted in embeddings:
-            if module is embedding:
-                place = ids.get(f"{name}.weight", id(module))
-                asked.setdefault(place, {})[role] = wanted
-    seen: dict[int, str] = {}
-    for module_name, module in model.named_modules():
-        weights: dict[str, nn.Parameter | None] = {
-            leaf: parameter
-            for leaf, parameter in module.named_parameters(recurse=False)
-            if parameter.dim() >= 2
-        }
-        if is_packed_linear(module):  # its one weight need not be a parameter
-            weights = {"weight": module._parameters.get("weight")}
-        for leaf, parameter in weights.items():
-            item = _describe(module_name, module, leaf, parameter, blocks)
-            place = ids.get(item.parameter, id(module))
-            left_out: LeftOut = ""
-            if place in seen:
-                left_out = "tied"
-            elif place in asked:
-                left_out = "" if any(asked[place].values()) else min(asked[place])
-            elif item.layer is None:
-                inside = not decoder or item.module.startswith(f"{decoder}.")
-                left_out = "outside_blocks" if inside else "outside_decoder"
-            else:
-                left_out = _no_linear_map(module, leaf, parameter)
-            yield replace(item, left_out=left_out, tied_to=seen.get(place, ""))
-            seen.setdefault(place, item.module)
-
-
 def _no_linear_map(module: nn.Module, leaf: str, parameter: nn.Parameter | None) -> LeftOut:
     """Why a weight inside a decoder block is not a linear map; empty when it is one."""
-    found: LeftOut = ""
     if parameter is None or is_packed_linear(module):
-        pass
-    elif isinstance(module, _CONVOLUTIONS):
-        found = "convolution"
-    elif isinstance(module, nn.Embedding):
-        found = "embedding_table"
-    elif not is_plain(parameter):
-        found = "quantized"
-    elif "bias" in leaf or "Norm" in type(module).__name__:
-        found = "not_linear"  # norms of single heads have a row for each
-    elif leaf != "weight" or parameter.dim() != 2:
-        # Numbers that a module of its own kind keeps under a name that speaks of experts.
-        counts = {
-            value
-            for name, value in vars(module).items()
-            if "expert" in name and type(value) is int and value > 0
-        }
-        rows = len(parameter)
-        if parameter.dim() == 3:
-            experts = "expert" in type(module).__name__.lower() or rows in counts
-            named = leaf.endswith("weight") and rows > 1
-            found = "" if (experts or named) and min(parameter.shape[1:]) > 1 else "custom"
-        else:
-            flat = any(rows > count and rows % count == 0 for count in counts)
-            found = "flat_experts" if flat and parameter.dim() == 2 else "custom"
-    return found
+        return ""
+    if isinstance(module, _CONVOLUTIONS):
+        return "convolution"
+    if isinstance(module, nn.Embedding):
+        return "embedding_table"
+    if not is_plain(parameter):
+        return "quantized"
+    if "bias" in leaf or "Norm" in type(module).__name__:
+        return "not_linear"  # norms of single heads have a row for each
+    if leaf == "weight" and parameter.dim() == 2:
+        return ""
+    # Numbers that a module of its own kind keeps under a name that speaks of experts.
+    counts = {
+        value
+        for name, value in vars(module).items()
+        if "expert" in name and type(value) is int and value > 0
+    }
+    rows = len(parameter)
+    if parameter.dim() == 3:
+        experts = "expert" in type(module).__name__.lower() or rows in counts
+        named = leaf.endswith("weight") and rows > 1
+        return "" if (experts or named) and min(parameter.shape[1:]) > 1 else "custom"
+    flat = any(rows > count and rows % count == 0 for count in counts)
+    return "flat_experts" if flat and parameter.dim() == 2 else "custom"
 
 
 def _describe(
@@ -206,13 +199,6 @@ def _describe(
     source = getattr(module, "source_cls", None) if packed else type(module)
     conv1d = isinstance(source, type) and issubclass(source, Conv1D)
     transposed = conv1d or getattr(module, "is_transposed", False)
-    if parameter is None or packed:
-        matrices = 1
-        out_features, in_features = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
-    else:
-        *lead, rows, columns = parameter.shape
-        matrices = math.prod(lead)
-        out_features, in_features = (columns, rows) if transposed else (rows, columns)
     form: Form = "parameter"
     if packed:
         form = "conv1d" if transposed else "linear"
@@ -226,6 +212,13 @@ def _describe(
         form = "embedding"
     elif parameter is not None and parameter.dim() == 3:
         form = "experts"
+    if parameter is None or packed:
+        matrices = 1
+        out_features, in_features = int(module.out_features), int(module.in_features)  # type: ignore[arg-type]
+    else:
+        *lead, rows, columns = parameter.shape
+        matrices = math.prod(lead)
+        out_features, in_features = (columns, rows) if transposed else (rows, columns)
     # Fused experts hold several biases.
     bias_name = f"{leaf.removesuffix('weight')}bias" if leaf.endswith("weight") else f"{leaf}_bias"
     bias = getattr(module, bias_name, None)
@@ -250,7 +243,7 @@ def _maps_as_linear(module: nn.Linear) -> bool:
     """Whether a subclass of linear layers gives what they give: one tensor, a row for each row.
 
     Some return several tensors (routers of Llama 4 and Phi-3.5-MoE) or work in groups
-    (DeepSeek-V4). An adapter that adds to the output breaks them, one on the weight does not.
+    (DeepSeek-V4): an adapter that adds to the output breaks them, one on the weight does not.
     """
     forward: Callable[..., object] = type(module).forward
     given = torch.empty(1, 2, module.in_features, device="meta", dtype=module.weight.dtype)
@@ -259,8 +252,7 @@ def _maps_as_linear(module: nn.Linear) -> bool:
             output = forward(_on_meta(module), given)
     except Exception:
         return False
-    wanted = (1, 2, module.out_features)
-    return isinstance(output, torch.Tensor) and tuple(output.shape) == wanted
+    return isinstance(output, torch.Tensor) and output.shape == (1, 2, module.out_features)
 
 
 def _on_meta(module: nn.Module) -> nn.Module:

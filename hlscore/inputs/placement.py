@@ -39,11 +39,7 @@ class Placement:
 def plan_placement(
     config: PreTrainedConfig, settings: ModelSettings, device: torch.device, dtype: torch.dtype
 ) -> Placement:
-    """Decide how to read the weights of a model; may make a temporary folder.
-
-    Args:
-        device: Where the weights go unless `settings.device_map` is set.
-    """
+    """Decide how to read the weights of a model; may make a temporary folder."""
     stored: str = quantization(config).get("quant_method", "")
     if settings.load_in is not None and stored:
         raise UsageError(
@@ -87,15 +83,44 @@ def plan_placement(
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=dtype,
         )
-    own_folder = None
-    if settings.device_map is not None:
-        options["device_map"] = settings.device_map
-        options["max_memory"] = _max_memory(settings)
-        folder, own_folder = _offload_folder(settings)
-        options["offload_folder"] = str(folder)
-    elif method:
-        options["device_map"] = {"": device}
-    return Placement(options=options, method=method, own_folder=own_folder)
+    if settings.device_map is None:
+        if method:
+            options["device_map"] = {"": device}
+        return Placement(options=options, method=method)
+
+    # Spread over devices: the memory of each, and a folder for weights that go to disk.
+    options["device_map"], options["max_memory"] = settings.device_map, None
+    if settings.max_memory:
+        from accelerate.utils import get_max_memory
+
+        free = {key: int(size * _KEPT_SHARE) for key, size in get_max_memory().items()}
+        for name, size in settings.max_memory_bytes.items():
+            key: int | str = int(name) if name.isdecimal() else name
+            if key != "cpu" and key not in free:
+                raise UsageError(
+                    f"--max-memory names device '{name}', but this machine has: "
+                    f"{', '.join(map(str, free))}.",
+                    hint="Devices are cpu and the numbers of the GPUs.",
+                )
+            free[key] = size
+        options["max_memory"] = free
+    if settings.offload_folder is None:
+        own_folder = Path(tempfile.mkdtemp(prefix="hlscore-offload-"))
+        options["offload_folder"] = str(own_folder)
+        return Placement(options=options, method=method, own_folder=own_folder)
+    folder = typed_path(settings.offload_folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UsageError(
+            f"--offload-folder '{settings.offload_folder}' cannot be written to: "
+            f"{error.strerror or first_line(error)}.",
+            hint="Give a folder on a disk with room for the weights.",
+        ) from error
+    options["offload_folder"] = str(folder)
+    return Placement(options=options, method=method)
 
 
 @contextmanager
@@ -138,12 +163,12 @@ def loading(settings: ModelSettings, placement: Placement) -> Iterator[None]:
 
 def dtype_warning(settings: ModelSettings, device: torch.device) -> str:
     """A warning about the dtype that was asked for; empty where there is none."""
-    if settings.dtype != "float16" or device.type != "cpu":
-        return ""
-    return (
-        "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype float32 "
-        "holds the same weights exactly."
-    )
+    if settings.dtype == "float16" and device.type == "cpu":
+        return (
+            "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype "
+            "float32 holds the same weights exactly."
+        )
+    return ""
 
 
 def quantization(config: PreTrainedConfig) -> Mapping[str, Any]:
@@ -167,10 +192,7 @@ def out_of_memory(name: str, device: str) -> ModelError:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep accelerate and bitsandbytes from remarks while they load a model.
-
-    bitsandbytes stays quiet for good: it would log one line per 8-bit layer and forward pass.
-    """
+    """Keep accelerate quiet, and bitsandbytes for good: it logs 8-bit layers in every pass."""
     accelerate, bitsandbytes = (logging.getLogger(name) for name in ("accelerate", "bitsandbytes"))
     level = accelerate.level
     accelerate.setLevel(logging.ERROR)
@@ -180,41 +202,3 @@ def quiet_libraries() -> Iterator[None]:
         yield
     finally:
         accelerate.setLevel(level)
-
-
-def _max_memory(settings: ModelSettings) -> dict[int | str, int] | None:
-    """Bytes of each device; devices that were not named keep what they have free."""
-    if not settings.max_memory:
-        return None
-    from accelerate.utils import get_max_memory
-
-    free = {key: int(size * _KEPT_SHARE) for key, size in get_max_memory().items()}
-    for name, size in settings.max_memory_bytes.items():
-        device: int | str = int(name) if name.isdecimal() else name
-        if device != "cpu" and device not in free:
-            there = ", ".join(str(key) for key in free)
-            raise UsageError(
-                f"--max-memory names device '{name}', but this machine has: {there}.",
-                hint="Devices are cpu and the numbers of the GPUs.",
-            )
-        free[device] = size
-    return free
-
-
-def _offload_folder(settings: ModelSettings) -> tuple[Path, Path | None]:
-    """The folder for weights on disk, and whether it is a temporary one of ours."""
-    if settings.offload_folder is None:
-        folder = Path(tempfile.mkdtemp(prefix="hlscore-offload-"))
-        return folder, folder
-    folder = typed_path(settings.offload_folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UsageError(
-            f"--offload-folder '{settings.offload_folder}' cannot be written to: "
-            f"{error.strerror or first_line(error)}.",
-            hint="Give a folder on a disk with room for the weights.",
-        ) from error
-    return folder, None

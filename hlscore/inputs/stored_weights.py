@@ -12,17 +12,17 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.hub import find_model
 from hlscore.inputs.identity import identify, sampled_bytes, structure_hash
-from hlscore.inputs.model import BELONG_TOGETHER, loading_notes, renamer, shape_of, unfit
+from hlscore.inputs.model import BELONG_TOGETHER, load_shape, loading_notes, renamer, unfit
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.placement import quantization
-from hlscore.inputs.tensor_files import DTYPES, stored_tensors
+from hlscore.inputs.tensor_files import DTYPES, NewTensor, StoredTensor, stored_tensors
 from hlscore.inputs.weights import tied_names
 from hlscore.records import Candidate, Fingerprint, ModelIdentity
 from hlscore.settings import ModelSettings
@@ -58,9 +58,10 @@ class StoredWeights:
     """
 
     def __init__(self, settings: ModelSettings) -> None:
-        files = find_model(settings, weights=True)
+        from transformers.core_model_loading import dot_natural_key
+
+        self.shape, files = load_shape(settings, weights=True)
         self.name, self.directory, self._revision = settings.model, files.directory, files.revision
-        self.shape = shape_of(files, settings)
         self._notes = loading_notes(self.shape, files, settings)
         packed = quantization(self.shape.config)
         if packed:
@@ -77,7 +78,34 @@ class StoredWeights:
         self.tensors = stored_tensors(self.directory)
         self._held = self.shape.state_dict()
         self._current_name = renamer(self.shape)
-        self.sources = self._find_sources()
+
+        # File each tensor under the parameters that it belongs to, as transformers does.
+        found: dict[str, Source] = {}
+        for name in sorted(self.tensors, key=dot_natural_key):
+            target, conversion = self._current_name(name)
+            if target not in self._held:
+                continue
+            if target not in found:
+                entry, targets = None, [target]
+                if conversion is not None:
+                    entry, first = conversion[1], conversion[1].target_patterns[0]
+                    targets = [target.replace(first, other) for other in entry.target_patterns]
+                found[target] = Source(
+                    parameters=tuple(targets), tensors=[], converter=deepcopy(entry)
+                )
+            found[target].tensors.append(name)
+            if conversion is not None:
+                found[target].converter.add_tensor(
+                    target, name, conversion[0], self.tensors[name].read
+                )
+        tied = tied_names(self.shape)
+        for target, source in found.items():
+            if source.converter is None:
+                # Its other names, where no tensor is filed under them.
+                others = {tied.get(target)} | {name for name, to in tied.items() if to == target}
+                more = sorted(name for name in others if name and name not in found)
+                found[target] = replace(source, parameters=(target, *more))
+        self.sources = {name: source for source in found.values() for name in source.parameters}
 
     def current_name(self, name: str) -> str | None:
         """Name in the model of what a file may call otherwise; `None` where it is not there."""
@@ -93,10 +121,7 @@ class StoredWeights:
         return weight
 
     def rows(self, parameter: str) -> Rows:
-        """Parts of a weight: the files are read again for each, so that no whole is held.
-
-        A weight that is put together from several tensors is held whole.
-        """
+        """Parts of a weight, read when asked for; one made of several tensors is held whole."""
         source = self.sources[parameter]
         if source.converter is not None:
             weight = self.weight(parameter)
@@ -113,6 +138,24 @@ class StoredWeights:
         fingerprint = Fingerprint(structure=structure, weights=weights_hash)
         found = identify(self.shape, self.name, self._revision, fingerprint)
         return replace(found, notes=self._notes)
+
+    def named_tensors(self) -> dict[str, StoredTensor | NewTensor]:
+        """Tensors by their names in the model; those made of several are made when written."""
+        found: dict[str, StoredTensor | NewTensor] = {}
+        for name, held in self._held.items():
+            source = self.sources.get(name)
+            if source is None:
+                continue
+            part = self.tensors[source.tensors[0]]
+            found[name] = part
+            if source.converter is not None:
+                width, chunks = part.size // math.prod(part.shape), partial(self._bytes_of, name)
+                shape, size = tuple(held.shape), width * held.numel()
+                found[name] = NewTensor(dtype=part.dtype, shape=shape, size=size, chunks=chunks)
+        return found
+
+    def _bytes_of(self, parameter: str) -> Iterator[bytes]:
+        yield self.weight(parameter).contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     def dtype(self, modules: Sequence[Candidate]) -> str:
         """Dtype that most of the tensors of some modules are stored in, such as `bfloat16`."""
@@ -136,8 +179,8 @@ class StoredWeights:
         """Hand over one weight after the other, in the order of their names in the files.
 
         Args:
-            use: Called with each of the modules and its weight, as the model would hold it: a
-                list of one, from which it can be taken to be freed early.
+            use: Called with each of the modules and its weight: a list of one, from which it can
+                be taken to be freed early.
 
         Returns:
             Hash over sampled weights, as in the fingerprint of the loaded model.
@@ -188,37 +231,6 @@ class StoredWeights:
             kind = str(dtype).removeprefix("torch.")
             sizes = f"({list(found)} {kind} in the file, {list(planned)} by config.json)"
             raise unfit(self.name, "have the wrong shape for", [f"{name} {sizes}"])
-
-    def _find_sources(self) -> dict[str, Source]:
-        """File each tensor under the parameters that it belongs to, as transformers does."""
-        from transformers.core_model_loading import dot_natural_key
-
-        found: dict[str, Source] = {}
-        for name in sorted(self.tensors, key=dot_natural_key):
-            target, conversion = self._current_name(name)
-            if target not in self._held:
-                continue
-            if target not in found:
-                entry, targets = None, [target]
-                if conversion is not None:
-                    entry, first = conversion[1], conversion[1].target_patterns[0]
-                    targets = [target.replace(first, other) for other in entry.target_patterns]
-                found[target] = Source(
-                    parameters=tuple(targets), tensors=[], converter=deepcopy(entry)
-                )
-            found[target].tensors.append(name)
-            if conversion is not None:
-                found[target].converter.add_tensor(
-                    target, name, conversion[0], self.tensors[name].read
-                )
-        tied = tied_names(self.shape)
-        for target, source in found.items():
-            if source.converter is None:
-                # Its other names, where no tensor is filed under them.
-                others = {tied.get(target)} | {name for name, to in tied.items() if to == target}
-                more = sorted(name for name in others if name and name not in found)
-                found[target] = replace(source, parameters=(target, *more))
-        return {name: source for source in found.values() for name in source.parameters}
 
 
 def difference(

@@ -7,9 +7,10 @@ checked by the safetensors library first.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -121,21 +122,50 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     Files count as transformers counts them: `model.safetensors`, or else the files that
     `model.safetensors.index.json` names. Where there is neither, all safetensors files count.
     """
+    index, found = folder / INDEX_FILE, dict[str, StoredTensor]()
     if (folder / _WHOLE_FILE).is_file():
         return file_tensors(folder / _WHOLE_FILE)
-    if (folder / INDEX_FILE).is_file():
-        return _indexed_tensors(folder / INDEX_FILE)
-    found: dict[str, StoredTensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        for name, tensor in file_tensors(path).items():
-            if name in found:
-                raise ModelError(
-                    f"'{folder}' has the tensor '{name}' twice, in {found[name].path.name} and "
-                    f"{path.name}, and no {INDEX_FILE} that says which one counts.",
-                    hint="Remove the file that does not belong to the model.",
-                )
-            found[name] = tensor
+    if not index.is_file():
+        for path in sorted(folder.glob("*.safetensors")):
+            for name, tensor in file_tensors(path).items():
+                if name in found:
+                    raise ModelError(
+                        f"'{folder}' has the tensor '{name}' twice, in {found[name].path.name} "
+                        f"and {path.name}, and no {INDEX_FILE} that says which one counts.",
+                        hint="Remove the file that does not belong to the model.",
+                    )
+                found[name] = tensor
+        return found
+    try:
+        document: Any = json.loads(index.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"'{index}' cannot be read: {first_line(error)}", hint=_AGAIN) from error
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict):
+        raise ModelError(f"'{index}' has no weight_map.", hint=_AGAIN)
+    files: dict[str, dict[str, StoredTensor]] = {}
+    for name, file in places.items():
+        plain = isinstance(file, str) and file.isprintable() and file != ".."
+        if not plain or PureWindowsPath(file).name != file:
+            raise ModelError(f"'{index}' names {file!r}, which is not a file of its folder.")
+        if not (folder / file).is_file():
+            raise ModelError(f"'{folder}' lacks {file}, which {index.name} names.", hint=_AGAIN)
+        if file not in files:
+            files[file] = file_tensors(folder / file)
+        if name not in files[file]:
+            raise ModelError(
+                f"{file} has no tensor '{name}', which {index.name} says is there.", hint=_AGAIN
+            )
+        found[name] = files[file][name]
     return found
+
+
+def sampled_hash(tensors: Mapping[str, StoredTensor], names: Iterable[str]) -> str:
+    """Hash over samples of some tensors, as the fingerprint of the model has it."""
+    found = hashlib.sha256()
+    for name in sorted(tensors.keys() & set(names)):
+        found.update(tensors[name].sample().tobytes())
+    return f"sha256:{found.hexdigest()}"
 
 
 def file_tensors(path: Path) -> dict[str, StoredTensor]:
@@ -163,32 +193,6 @@ def file_tensors(path: Path) -> dict[str, StoredTensor]:
         )
         for name, entry in header.items()
     }
-
-
-def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
-    """Each tensor from the file that the index names for it."""
-    folder = index.parent
-    try:
-        document: Any = json.loads(index.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"'{index}' cannot be read: {first_line(error)}", hint=_AGAIN) from error
-    places = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(places, dict):
-        raise ModelError(f"'{index}' has no weight_map.", hint=_AGAIN)
-    files: dict[str, dict[str, StoredTensor]] = {}
-    for name, file in places.items():
-        plain = isinstance(file, str) and file.isprintable() and file != ".."
-        if not plain or PureWindowsPath(file).name != file:
-            raise ModelError(f"'{index}' names {file!r}, which is not a file of its folder.")
-        if not (folder / file).is_file():
-            raise ModelError(f"'{folder}' lacks {file}, which {index.name} names.", hint=_AGAIN)
-        if file not in files:
-            files[file] = file_tensors(folder / file)
-        if name not in files[file]:
-            raise ModelError(
-                f"{file} has no tensor '{name}', which {index.name} says is there.", hint=_AGAIN
-            )
-    return {name: files[file][name] for name, file in places.items()}
 
 
 def write_tensors(

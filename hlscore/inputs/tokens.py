@@ -25,8 +25,8 @@ def text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = T
 
 def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """End a text with the tokenizer's end token, once."""
-    eos = tokenizer.eos_token
-    return text if not eos or text.endswith(eos) else text + eos
+    eos = tokenizer.eos_token or ""
+    return text.removesuffix(eos) + eos
 
 
 def rendering(row: Row) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def prompt_and_whole(
 ) -> tuple[list[int], list[int]]:
     """Token ids of a prompt, and of prompt and completion together, ended.
 
-    The first need not be a prefix of the second. Messages only follow a conversation.
+    The first need not be a prefix of the second.
     """
     if isinstance(prompt, str):
         whole = text_ids(with_eos(f"{prompt}{completion}", tokenizer), tokenizer)
@@ -89,7 +89,7 @@ def joined_turns(prompt: Sequence[Row], completion: str | Sequence[Row]) -> list
 def common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
     """Length of the common prefix of two sequences of ids."""
     same = (a == b for a, b in zip(first, second, strict=False))
-    return sum(1 for _ in takewhile(bool, same))
+    return sum(takewhile(bool, same))
 
 
 def assistant_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -106,17 +106,17 @@ def assistant_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
         known: str | None = get_training_chat_template(tokenizer)
         return known
     except Exception as error:
-        missing = isinstance(error, ImportError)
+        why, way_out = (
+            "TRL knows none for it",
+            "Give columns prompt and completion, or a chat template that marks them.",
+        )
+        if isinstance(error, ImportError):
+            why = "TRL, which knows others, is not installed"
+            way_out = "Run pip install 'hlscore[trl]', or give columns prompt and completion."
         raise DataError(
             "The chat template does not mark the assistant's tokens ({% generation %}), and "
-            + (
-                "TRL, which knows others, is not installed."
-                if missing
-                else "TRL knows none for it."
-            ),
-            hint="Run pip install 'hlscore[trl]', or give columns prompt and completion."
-            if missing
-            else "Give columns prompt and completion, or a chat template that marks them.",
+            f"{why}.",
+            hint=way_out,
         ) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import attrgetter
 
 import torch
 
@@ -22,10 +23,12 @@ from hlscore.records import Candidate
 from hlscore.settings import ModelSettings
 from hlscore.wording import first_of
 
-_SHOWN = 3
 # Root mean square of the rounding of a number to 16 bits, relative to the number: a spacing of
 # 2^-7 (2^-10) within each power of two, `sqrt(spacing^2 / 24)` where mantissas are uniform.
 _ROUNDING = {"bfloat16": 2.0**-7 / 24**0.5, "float16": 2.0**-10 / 24**0.5}
+
+
+_sizes = attrgetter("matrices", "out_features", "in_features", "storage")
 
 
 class Checkpoint:
@@ -36,38 +39,31 @@ class Checkpoint:
     def __init__(self, settings: ModelSettings, modules: Sequence[Candidate]) -> None:
         self.name = settings.model
         self._stored = StoredWeights(settings)
-        items = find_modules(self._stored.shape)
-        own = {item.parameter: item for item in items}
+        own = {item.parameter: item for item in find_modules(self._stored.shape)}
         wrong = []
         for item in modules:
             found = own.get(item.parameter)
             if found is None or item.parameter not in self._stored.sources:
                 wrong.append(f"it has no {item.parameter}")
             elif _sizes(found) != _sizes(item):
-                wrong.append(f"{item.parameter} is {_shown(found)}, the base has {_shown(item)}")
+                wrong.append(f"{item.parameter} is {found.size}, the base has {item.size}")
         if wrong:
             raise ModelError(
-                f"'{self.name}' was not trained from this base model: "
-                f"{first_of(wrong, _SHOWN, '; ')}.",
+                f"'{self.name}' was not trained from this base model: {first_of(wrong, 3, '; ')}.",
                 hint="Name the model that the training started from.",
             )
 
     def update(self, item: Candidate, base: Rows) -> torch.Tensor | None:
-        """How far a weight has moved from its base: base minus trained.
+        """Base minus trained weight, float32 [E, p, q]; `None` where they are equal.
 
         Args:
             base: Rows of the weight of the base, in the layout of the module.
-
-        Returns:
-            float32 [E, p, q]; `None` where nothing was trained. Of an adapter two factors of it,
-            unless DoRA or a copy was trained.
         """
         shape = self._stored.shape.get_parameter(item.parameter).shape
         return difference(shape, base, in_parts(shape, self._stored.rows(item.parameter)))
 
-    def rank_of(self, item: Candidate) -> int | None:
+    def rank_of(self, _item: Candidate) -> int | None:
         """Rank of the LoRA that was trained on a weight: a whole model does not say."""
-        del item
         return None
 
     def rounding(self, item: Candidate) -> float:
@@ -86,7 +82,7 @@ def open_trained(
 
     Args:
         base: The model that it started from.
-        settings: How the base is read: the training is read in the same way.
+        settings: How the base is read; the training is read in the same way.
         modules: What a whole model must hold.
     """
     # The revision is the base's own.
@@ -102,12 +98,3 @@ def open_trained(
             "own.",
         )
     return Checkpoint(named, modules)
-
-
-def _sizes(item: Candidate) -> tuple[object, ...]:
-    return item.matrices, item.out_features, item.in_features, item.storage
-
-
-def _shown(item: Candidate) -> str:
-    size = f"{item.out_features} x {item.in_features}"
-    return size if item.matrices == 1 else f"{item.matrices} x {size}"

@@ -27,12 +27,8 @@ def is_plain(tensor: torch.Tensor) -> bool:
 
 
 def is_packed_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear map with a packed weight.
-
-    It says how many features go in and out, but has no plain weight of that size.
-    """
-    sizes = [getattr(module, name, None) for name in ("out_features", "in_features")]
-    rows, columns = sizes
+    """Whether a module names its features in and out, but has no plain weight of that size."""
+    rows, columns = (getattr(module, name, None) for name in ("out_features", "in_features"))
     if not isinstance(rows, int) or not isinstance(columns, int):
         return False
     weight = module._parameters.get("weight")
@@ -45,10 +41,7 @@ def is_packed_linear(module: nn.Module) -> bool:
 
 
 def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
-    """The name that each tied parameter is tied to, by its own.
-
-    Needed where tied parameters are not the same object: offloaded ones lose that.
-    """
+    """The name that each tied parameter is tied to; offloaded ones are not the same object."""
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     return tied
 
@@ -67,11 +60,10 @@ def weight_ids(model: PreTrainedModel) -> dict[str, int]:
 def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None:
     """The weight of one candidate as an ordinary floating-point tensor, in its own layout.
 
-    A plain weight is returned as it is: detached, sharing its memory. A weight that accelerate
-    offloads is read for the moment, onto the host; the model keeps its placeholder. Weights of
-    bitsandbytes are dequantized (8 bits to float32, 4 bits to the dtype they were made from).
-    Weights sharded by FSDP2 are gathered: then every rank must call this, in the same order.
-    `None` where it cannot be read, as with the packed integers of GPTQ or AWQ.
+    A plain weight shares its memory. An offloaded one is read onto the host; the model keeps its
+    placeholder. Weights of bitsandbytes are dequantized (8 bits to float32, 4 bits to the dtype
+    they were made from). Weights sharded by FSDP2 are gathered: every rank must call this, in the
+    same order. `None` where it cannot be read, as with the packed integers of GPTQ or AWQ.
     """
     module_name, _, leaf = item.parameter.rpartition(".")
     module = model.get_submodule(module_name)
@@ -81,7 +73,7 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     state = getattr(parameter, "quant_state", None) or getattr(module, "quant_state", None)
     found: Any = None
     if parameter.is_meta:
-        source = None if is_packed_linear(module) else _offload_source(model, item.parameter)
+        source = None if is_packed_linear(module) else offload_source(model, item.parameter)
         found = None if source is None else source[0].get(source[1])
         found = None if isinstance(found, torch.Tensor) and found.is_meta else found
     elif state is not None:  # 4 bits of bitsandbytes
@@ -93,9 +85,9 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
         import bitsandbytes.functional
 
         # The scales move from the weight to the state of the module in its first forward pass.
-        scales = getattr(parameter, "SCB", None)
-        if scales is None:
-            scales = getattr(getattr(module, "state", None), "SCB", None)
+        holders = (parameter, getattr(module, "state", None))
+        places = (getattr(holder, "SCB", None) for holder in holders)
+        scales = next((each for each in places if each is not None), None)
         if scales is not None:
             found = bitsandbytes.functional.int8_vectorwise_dequant(parameter.data, scales)
     elif hasattr(parameter, "full_tensor"):
@@ -111,19 +103,14 @@ def dense_weight(model: PreTrainedModel, item: Candidate) -> torch.Tensor | None
     return found.T if item.quantized and item.storage == "in_out" else found
 
 
-def is_offloaded(model: PreTrainedModel, parameter: str) -> bool:
-    """Whether accelerate keeps a parameter on the host or on disk between forward passes."""
-    return _offload_source(model, parameter) is not None
-
-
 def accelerate_hooks(module: nn.Module) -> tuple[Any, ...]:
     """The hooks that accelerate put on a module, unpacked where several were chained."""
     hook = getattr(module, "_hf_hook", None)
     return () if hook is None else tuple(getattr(hook, "hooks", (hook,)))
 
 
-def _offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] | None:
-    """The store that holds an offloaded parameter, and its name there."""
+def offload_source(model: PreTrainedModel, parameter: str) -> tuple[Any, str] | None:
+    """The store of accelerate that holds an offloaded parameter, and its name there."""
     owner, _, _ = parameter.rpartition(".")
     while True:
         for hook in accelerate_hooks(model.get_submodule(owner)):

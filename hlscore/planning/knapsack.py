@@ -68,7 +68,11 @@ def choose_options(menu: Menu) -> Picked:
     scale = np.maximum(np.abs(menu.limits), 1.0)
     cheapest = _first_best(menu, -(menu.costs / scale[:, None]).max(axis=0))
     if not menu.fits(cheapest):
-        raise BudgetError("Even the cheapest choice for every module exceeds the budget.")
+        # With two limits, what is cheapest for each module may not fit where another choice does.
+        fitting, _ = _solve(menu, np.ones(len(menu.values), dtype=np.bool_))
+        if fitting is None or not menu.fits(fitting):
+            raise BudgetError("Even the cheapest choice for every module exceeds the budget.")
+        cheapest = fitting
     prices, bound = _dual(menu, scale)
     reduced = menu.values - prices @ menu.costs
     picks = _first_best(menu, reduced)

@@ -105,7 +105,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
                     row,
                     row.matrices_reached,
                     choice.rank or settings.rank,
-                    of_updates=report.run.scores_trainings,
+                    of_updates=report.run.movement == "update",
                 ),
             }
         )

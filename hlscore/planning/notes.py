@@ -44,7 +44,8 @@ def plan_notes(
         )
     names = sorted(row.module for row in rows if row.unreached and row.module not in problem.locks)
     if names:
-        what = "No training changed" if report.run.scores_trainings else "No probe gradient reaches"
+        of_update = report.run.movement == "update"
+        what = "No training changed" if of_update else "No probe gradient reaches"
         yield (
             f"{what} {first_of(names, _SHOWN)}: such modules stay frozen unless --lock "
             "says otherwise."

@@ -74,7 +74,7 @@ def equal_cost_rank(plan: Plan, asked: Plan) -> int:
     """
     adapters = plan.lora_modules
     own = adapters[0].rank or 1
-    most = max(own, *(min(item.out_features, item.in_features) for item in adapters))
+    most = max(own, *(item.max_rank for item in adapters))
     others = [item for item in plan.modules if item.mode != "lora"]
     found = _largest_rank(plan, adapters, min(most, LARGEST_RANK), asked.modules, others)
     return max(own, found)

@@ -11,7 +11,7 @@ from hlscore.errors import DataError
 from hlscore.objectives.policy import divisor_share, group_advantages, has_signal, token_share
 from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import ProbeSummary, RolloutSummary
-from hlscore.rollouts.records import RolloutGroup, RolloutSet
+from hlscore.rollouts.records import RolloutSet
 from hlscore.settings import ObjectiveSettings
 
 MORE_SIGNAL = (
@@ -56,7 +56,13 @@ def completion_units(
             coefficient = advantage * token_share(loss_type, tokens)
             if tokens and abs(coefficient) > _NOTHING:
                 kept.append(replace(example, coefficient=coefficient))
-        unit = ProbeUnit(_merged(kept), count, key=_content(group))
+        # Hash of a group, whatever its name is and in whatever order its completions come.
+        content = sorted(
+            json.dumps((item.prompt_ids, item.completion_ids, item.reward))
+            for item in group.rollouts
+        )
+        key = hashlib.sha256("\n".join(content).encode()).hexdigest()
+        unit = ProbeUnit(_merged(kept), count, key=key)
         carrying += bool(unit.sequences)
         prompts = tuple(sorted({item.prompt_ids for item in group.rollouts}))
         by_prompt.setdefault(prompts, []).append(unit)
@@ -76,6 +82,32 @@ def completion_units(
     )
     if not carrying:
         raise _no_gradient(rollouts, counts)
+    sizes = {len(group.rollouts) for group in rollouts.groups}
+    share = 100 * counts.truncated / counts.completions
+    notes = [
+        (
+            counts.silent,
+            f"{counts.silent} of {counts.prompts} prompts carry no gradient: their rewards are "
+            "all equal.",
+        ),
+        (
+            carrying < _FEW,
+            f"Only {carrying} prompts carry a gradient: from fewer than {_FEW}, scores and errors "
+            "say little. Use more prompts (--samples), or some that the model solves sometimes.",
+        ),
+        (
+            counts.unjudged,
+            f"{counts.unjudged} completions could not be judged: their advantage is 0.",
+        ),
+        (
+            counts.truncated,
+            f"{counts.truncated} completions ({share:.0f} %) were cut short at the limit of their "
+            "length.",
+        ),
+        (counts.empty, f"{counts.empty} completions are empty."),
+        (cut, f"{cut} sequences were cut at {limit} tokens."),
+        (len(sizes) > 1, f"Groups differ in size: {min(sizes)} to {max(sizes)} completions."),
+    ]
     units = [
         ProbeUnit(
             tuple(item for unit in own for item in unit.sequences),
@@ -93,7 +125,7 @@ def completion_units(
         truncated=cut,
         dropped=0,
         rollouts=counts,
-        notes=(*rollouts.notes, *_notes(rollouts, counts, cut, limit)),
+        notes=(*rollouts.notes, *(note for holds, note in notes if holds)),
     )
 
 
@@ -114,14 +146,6 @@ def _merged(sequences: list[ProbeExample]) -> tuple[ProbeExample, ...]:
         if abs(total) > _ROUNDING * math.fsum(map(abs, parts)):
             merged.append(replace(copies[0], coefficient=total))
     return (*merged, *others)
-
-
-def _content(group: RolloutGroup) -> str:
-    """Hash of a group, whatever its name is and in whatever order its completions come."""
-    every = sorted(
-        json.dumps((item.prompt_ids, item.completion_ids, item.reward)) for item in group.rollouts
-    )
-    return hashlib.sha256("\n".join(every).encode()).hexdigest()
 
 
 def _no_gradient(rollouts: RolloutSet, counts: RolloutSummary) -> DataError:
@@ -150,35 +174,3 @@ def _no_gradient(rollouts: RolloutSet, counts: RolloutSummary) -> DataError:
         f"(mean {counts.mean_reward:.3g}): no gradient.",
         hint=(cut if 2 * counts.truncated > counts.completions else "") + MORE_SIGNAL,
     )
-
-
-def _notes(
-    rollouts: RolloutSet, counts: RolloutSummary, cut: int, limit: int | None
-) -> tuple[str, ...]:
-    sizes = {len(group.rollouts) for group in rollouts.groups}
-    share = 100 * counts.truncated / counts.completions
-    few = (
-        f"Only {counts.carrying} prompts carry a gradient: from fewer than {_FEW}, scores and "
-        "errors say little. Use more prompts (--samples), or some that the model solves sometimes."
-    )
-    said = (
-        (
-            f"{counts.silent} of {counts.prompts} prompts carry no gradient: their rewards are all "
-            "equal.",
-            counts.silent,
-        ),
-        (few, counts.carrying < _FEW),
-        (
-            f"{counts.unjudged} completions could not be judged: their advantage is 0.",
-            counts.unjudged,
-        ),
-        (
-            f"{counts.truncated} completions ({share:.0f} %) were cut short at the limit of their "
-            "length.",
-            counts.truncated,
-        ),
-        (f"{counts.empty} completions are empty.", counts.empty),
-        (f"{cut} sequences were cut at {limit} tokens.", cut),
-        (f"Groups differ in size: {min(sizes)} to {max(sizes)} completions.", len(sizes) > 1),
-    )
-    return tuple(note for note, holds in said if holds)

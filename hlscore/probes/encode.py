@@ -68,22 +68,17 @@ def encode(
         batch_size=batch_size,
         temperature=temperature,
     )
-    if not all(any(half) for half in probes.halves):
-        raise _one_half(probes, len(units))
-    return probes
-
-
-def _one_half(probes: ProbeSet, units: int) -> DataError:
-    """The error for probes that all fell into one half."""
-    summary, drawn = probes.summary, probes.summary.rollouts
+    if all(any(half) for half in probes.halves):
+        return probes
     hint = "The score compares two halves of the probes: give at least 2, better 64."
+    drawn = summary.rollouts
     if drawn is None:
         what = "pair" if summary.objective == "dpo" else "example"
-        copies = "" if units == 1 else f", {units} times"
-        return DataError(f"'{summary.source}' has a single usable {what}{copies}.", hint=hint)
-    if units == 1:
-        return DataError(f"All completions of '{summary.source}' continue one prompt.", hint=hint)
-    return DataError(
+        copies = "" if len(units) == 1 else f", {len(units)} times"
+        raise DataError(f"'{summary.source}' has a single usable {what}{copies}.", hint=hint)
+    if len(units) == 1:
+        raise DataError(f"All completions of '{summary.source}' continue one prompt.", hint=hint)
+    raise DataError(
         f"Only {drawn.carrying} of {drawn.prompts} groups of '{summary.source}' carry a gradient, "
         "and all fell into one half of the probes: the score compares two halves.",
         hint=f"Use more prompts (--samples). {MORE_SIGNAL}",

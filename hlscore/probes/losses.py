@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+from hlscore.inputs.examples import cut
 from hlscore.objectives.likelihood import token_log_probs
-from hlscore.probes.batches import by_length, collate, cut
-from hlscore.probes.units import ProbeExample
+from hlscore.probes.units import ProbeExample, by_length, collate
 
 
 def counted_tokens(examples: Sequence[ProbeExample]) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -34,7 +32,18 @@ def pair_units(
             # Else it was only cut where the two begin to differ.
             equal += pair[0].input_ids == pair[1].input_ids
         elif chosen.counted_tokens or rejected.counted_tokens:
-            units.append(_weighted(chosen, rejected, objective))
+            # As in TRL, lengths below 1 count as 1.
+            first, second = (max(1, item.counted_tokens) for item in (chosen, rejected))
+            weights = slopes(objective.loss_type_name, first, second, objective.beta_value)
+            sequences = tuple(
+                # The likelihood loss has a minus of its own.
+                ProbeExample(item.input_ids, item.counted, -slope)
+                for item, slope in zip((chosen, rejected), weights, strict=True)
+                if item.counted_tokens and slope
+            )
+            # However a loss weighs its completions.
+            key = hashlib.sha256(chosen.digest(0) + rejected.digest(0)).hexdigest()
+            units.append(ProbeUnit(sequences, count=1, key=key, pair=(chosen, rejected)))
     dropped = len(examples.rows) - len(units)
     if not units and equal == len(examples.rows):
         raise DataError(
@@ -66,51 +75,23 @@ def pair_units(
     )
 
 
-def _weighted(
-    chosen: ProbeExample, rejected: ProbeExample, objective: ObjectiveSettings
-) -> ProbeUnit:
-    # As in TRL, lengths below 1 count as 1.
-    first, second = (max(1, item.counted_tokens) for item in (chosen, rejected))
-    weights = slopes(objective.loss_type_name, first, second, objective.beta_value)
-    return ProbeUnit(
-        tuple(
-            # The likelihood loss has a minus of its own.
-            ProbeExample(item.input_ids, item.counted, -slope)
-            for item, slope in zip((chosen, rejected), weights, strict=True)
-            if item.counted_tokens and slope
-        ),
-        count=1,
-        # However a loss weighs its completions.
-        key=hashlib.sha256(chosen.digest(0) + rejected.digest(0)).hexdigest(),
-        pair=(chosen, rejected),
-    )
-
-
 def _encode_row(row: Row, tokenizer: PreTrainedTokenizerBase) -> tuple[ProbeExample, ProbeExample]:
     """Chosen and rejected sequence; a prompt that is not named is what the two begin with."""
     chosen, rejected = row["chosen"], row["rejected"]
     if "prompt" in row:
         prompt = row["prompt"]
     else:
-        length = _shared(chosen, rejected)
-        prompt, chosen, rejected = chosen[:length], chosen[length:], rejected[length:]
+        shortest = min(len(chosen), len(rejected))
+        differ = next((i for i in range(shortest) if chosen[i] != rejected[i]), None)
+        # Where one continues the other, the last of what they share is left to both completions.
+        end = max(0, shortest - 1) if differ is None else differ
+        # As in TRL, the space before the completions belongs to them.
+        if differ and isinstance(chosen, str) and chosen[differ - 1] == " ":
+            end = differ - 1
+        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
     options = rendering(row)
     start, whole_chosen = prompt_and_whole(prompt, chosen, tokenizer, **options)
     _, whole_rejected = prompt_and_whole(prompt, rejected, tokenizer, **options)
     # As in TRL, one length for both, and the completion begins where prompt and whole differ.
     length = min(common_prefix(start, whole) for whole in (whole_chosen, whole_rejected))
     return sequence(whole_chosen, length), sequence(whole_rejected, length)
-
-
-def _shared(chosen: Sequence[Any], rejected: Sequence[Any]) -> int:
-    """Where an implicit prompt ends, as in TRL: before the space that stands there, if any.
-
-    Where one continues the other, the last of what they share is left to both completions.
-    """
-    shortest = min(len(chosen), len(rejected))
-    length = next((i for i in range(shortest) if chosen[i] != rejected[i]), None)
-    if length is None:
-        return max(0, shortest - 1)
-    if isinstance(chosen, str) and length and chosen[length - 1] == " ":
-        return length - 1
-    return length

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -77,7 +77,30 @@ def example_units(
     if dropped:
         notes.append(f"{dropped} examples were left out: no token of theirs carries loss.")
     if loss_on == "all":
-        notes += _all_tokens_note(kept, chat=examples.format == "messages")
+        # The tokens with which more than half of the examples begin.
+        alike, shared, place = kept, 0, 0
+        while longer := [item for item in alike if len(item.input_ids) > place]:
+            ((token, found),) = Counter(item.input_ids[place] for item in longer).most_common(1)
+            if 2 * found <= len(kept):
+                break
+            alike = [item for item in longer if item.input_ids[place] == token]
+            shared += sum(item.counted[place] for item in alike)
+            place += 1
+        share = shared / sum(item.counted_tokens for item in kept)
+        chat = examples.format == "messages"
+        if share >= _MUCH:
+            what = "conversations share, such as a system prompt" if chat else "texts share"
+            way_out = "--assistant-only-loss or columns" if chat else "Columns"
+            notes.append(
+                f"{100 * share:.0f} % of the counted tokens lie in a prefix that most {what}. "
+                f"{way_out} prompt and completion leave it out of the loss: train with the same "
+                "mask."
+            )
+        elif chat:
+            notes.append(
+                "Every token of the conversations carries loss, as in TRL. --assistant-only-loss "
+                "counts only the assistant's."
+            )
     return [ProbeUnit((item,), item.counted_tokens) for item in kept], ProbeSummary(
         source=examples.source,
         format=examples.format,
@@ -126,30 +149,3 @@ def _encode_row(
         )
     pairs = zip(whole.counted, marks, strict=True)
     return ProbeExample(whole.input_ids, tuple(bool(one and two) for one, two in pairs))
-
-
-def _all_tokens_note(kept: Sequence[ProbeExample], *, chat: bool) -> list[str]:
-    """Say that all tokens count, above all where most examples begin alike."""
-    together, shared, place = kept, 0, 0
-    while True:
-        longer = [item for item in together if len(item.input_ids) > place]
-        found = Counter(item.input_ids[place] for item in longer).most_common(1)
-        if not found or 2 * found[0][1] <= len(kept):
-            break
-        together = [item for item in longer if item.input_ids[place] == found[0][0]]
-        shared += sum(item.counted[place] for item in together)
-        place += 1
-    share = shared / sum(item.counted_tokens for item in kept)
-    if share >= _MUCH:
-        what = "conversations share, such as a system prompt" if chat else "texts share"
-        way_out = "--assistant-only-loss or columns" if chat else "Columns"
-        return [
-            f"{100 * share:.0f} % of the counted tokens lie in a prefix that most {what}. "
-            f"{way_out} prompt and completion leave it out of the loss: train with the same mask."
-        ]
-    if chat:
-        return [
-            "Every token of the conversations carries loss, as in TRL. --assistant-only-loss "
-            "counts only the assistant's."
-        ]
-    return []

@@ -76,7 +76,7 @@ class Writer:
                         f"{self._seed}:{label}:{turn}:{start}".encode()
                     ).digest()
                     torch.manual_seed(int.from_bytes(digest[:8]) >> 1)
-                    if self._fits(part, device):
+                    if self._continue(part, device):
                         start += len(part)
                     else:
                         torch.cuda.empty_cache()
@@ -86,33 +86,8 @@ class Writer:
                 turn += 1
         return drafts
 
-    def _fits(self, part: Sequence[Draft], device: torch.device) -> bool:
-        """Continue drafts if the memory suffices for all of them at a time."""
-        try:
-            self._continue(part, device)
-        except torch.OutOfMemoryError as error:
-            if len(part) > 1:
-                return False
-            raise CaptureError(
-                "The device ran out of memory while the model wrote a single completion.",
-                hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
-                "sample with a serving engine and give --rollouts FILE.",
-            ) from error
-        except RuntimeError as error:
-            if "probability tensor" not in str(
-                error
-            ):  # torch.multinomial raises no type of its own
-                raise
-            narrow = self._model.dtype == torch.float16
-            raise CaptureError(
-                "The model gives NaN or infinity instead of probabilities.",
-                hint="float16 overflows easily: use --dtype bfloat16 or float32."
-                if narrow
-                else "Check the checkpoint for broken weights, or use a higher --temperature.",
-            ) from error
-        return True
-
-    def _continue(self, drafts: Sequence[Draft], device: torch.device) -> None:
+    def _continue(self, drafts: Sequence[Draft], device: torch.device) -> bool:
+        """Write all drafts on, if the memory suffices for them at a time."""
         rows = [[*draft.prompt, *draft.ids] for draft in drafts]
         width = max(map(len, rows))
         room = min(draft.room - len(draft.ids) for draft in drafts)
@@ -138,26 +113,45 @@ class Writer:
                     lengths[row] = so_far.shape[1] - width
             return ended
 
-        with torch.no_grad():
-            whole = self._model.generate(
-                input_ids=ids.to(device),
-                attention_mask=mask.to(device),
-                generation_config=GenerationConfig(
-                    max_new_tokens=room,
-                    do_sample=True,
-                    temperature=self._settings.temperature_value,
-                    top_p=self._settings.top_p,
-                    top_k=self._settings.top_k,
-                    pad_token_id=self._pad,
-                    eos_token_id=list(self._ends) or None,
-                    use_cache=True,
-                ),
-                stopping_criteria=StoppingCriteriaList([finished]),
-            )
+        try:
+            with torch.no_grad():
+                whole = self._model.generate(
+                    input_ids=ids.to(device),
+                    attention_mask=mask.to(device),
+                    generation_config=GenerationConfig(
+                        max_new_tokens=room,
+                        do_sample=True,
+                        temperature=self._settings.temperature_value,
+                        top_p=self._settings.top_p,
+                        top_k=self._settings.top_k,
+                        pad_token_id=self._pad,
+                        eos_token_id=list(self._ends) or None,
+                        use_cache=True,
+                    ),
+                    stopping_criteria=StoppingCriteriaList([finished]),
+                )
+        except torch.OutOfMemoryError as error:
+            if len(drafts) > 1:
+                return False
+            raise CaptureError(
+                "The device ran out of memory while the model wrote a single completion.",
+                hint="Use a smaller --max-new-tokens, --dtype bfloat16 or --load-in 4bit, or "
+                "sample with a serving engine and give --rollouts FILE.",
+            ) from error
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):  # torch.multinomial has no type of its own
+                raise
+            raise CaptureError(
+                "The model gives NaN or infinity instead of probabilities.",
+                hint="float16 overflows easily: use --dtype bfloat16 or float32."
+                if self._model.dtype == torch.float16
+                else "Check the checkpoint for broken weights, or use a higher --temperature.",
+            ) from error
         sampled = whole[:, width:].tolist()
         for draft, row, length in zip(drafts, sampled, lengths, strict=True):
             draft.ids += row if length is None else row[:length]
             draft.ended = length is not None
+        return True
 
 
 @contextmanager

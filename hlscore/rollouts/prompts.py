@@ -6,19 +6,18 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError
+from hlscore.inputs.examples import cut
 from hlscore.inputs.formats import ExampleSet, Row
 from hlscore.inputs.tokens import assistant, context_length, naming_example, prompt_ids
-from hlscore.rollouts.reward_worker import Completions
+from hlscore.rollouts.reward_worker import NOT_COLUMNS, Completions
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ObjectiveSettings
 
 _JUDGED_AT_ONCE = 256
-_NOT_FOR_REWARDS = ("prompt", "completion", "completion_ids", "prompts", "completions")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +57,7 @@ def prompts_of(
     kept = prompts = list(found.values())
     if rewards.builtin:
         kept = []
-        for part in batches(prompts, _JUDGED_AT_ONCE):
+        for part in cut(prompts, _JUDGED_AT_ONCE):
             judged = rewards.judge(completions_of(part, [""] * len(part), [[]] * len(part)))
             kept += [prompt for prompt, one in zip(part, judged, strict=True) if one is not None]
     if not kept:
@@ -76,30 +75,24 @@ def prompts_of(
     return kept, (*examples.notes, *left_out)
 
 
-def batches(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
-    """Prompts in parts of at most `size`."""
-    return [prompts[start : start + size] for start in range(0, len(prompts), size)]
-
-
 def completions_of(
     prompts: Sequence[Prompt], texts: Sequence[str], ids: list[list[int]]
 ) -> Completions:
     """Completions of prompts for rewards, each in the form of its prompt: text, or a message."""
+    given = [prompt.row["prompt"] for prompt in prompts]
     # Rows in memory need not have all columns.
     columns = dict.fromkeys(name for prompt in prompts for name in prompt.row)
-    pairs: list[tuple[Any, str]] = [
-        (prompt.row["prompt"], text) for prompt, text in zip(prompts, texts, strict=True)
-    ]
     return Completions(
-        prompts=[prompt for prompt, _ in pairs],
+        prompts=given,
         completions=[
-            text if isinstance(prompt, str) else [dict(assistant(text))] for prompt, text in pairs
+            text if isinstance(prompt, str) else [dict(assistant(text))]
+            for prompt, text in zip(given, texts, strict=True)
         ],
         completion_ids=ids,
         columns={
             name: [prompt.row.get(name) for prompt in prompts]
             for name in columns
-            if name not in _NOT_FOR_REWARDS
+            if name not in NOT_COLUMNS
         },
     )
 

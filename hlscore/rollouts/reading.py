@@ -45,8 +45,12 @@ def rollouts_from(
     """
     rows: dict[str, list[tuple[int, Row]]] = {}
     for index, row in enumerate(examples.rows):
-        rows.setdefault(_group_name(row), []).append((index, row))
-    names = draw_rows(list(rows), samples, seed)
+        if "group" in row:
+            name = str(row["group"])
+        else:  # a trainer's log holds the completions of several policies, one per step
+            prompt = (row.get("prompt_ids", row.get("prompt")), row.get("step"))
+            name = hashlib.sha256(json.dumps(prompt, default=str).encode()).hexdigest()[:16]
+        rows.setdefault(name, []).append((index, row))
     ends = end_token_ids(tokenizer, model)
     temperatures = {row.get("temperature", 1.0) for row in examples.rows}
     note = "The rows differ in temperature: the loss is computed at 1 (--temperature)."
@@ -62,17 +66,9 @@ def rollouts_from(
                     for index, row in rows[name]
                 ),
             )
-            for name in names
+            for name in draw_rows(list(rows), samples, seed)
         ),
     )
-
-
-def _group_name(row: Row) -> str:
-    if "group" in row:
-        return str(row["group"])
-    # A trainer's log holds the completions of several policies, one per step.
-    prompt = (row.get("prompt_ids", row.get("prompt")), row.get("step"))
-    return hashlib.sha256(json.dumps(prompt, default=str).encode()).hexdigest()[:16]
 
 
 def _rollout(
@@ -88,8 +84,8 @@ def _rollout(
         said = bool(row["truncated"])
     elif "finish_reason" in row:
         said = row["finish_reason"] == "length"
-    way_out = "give prompt_ids and completion_ids"
-    with naming_example(source, index, way_out=way_out):
+    given = "completion_ids" in row
+    with naming_example(source, index, way_out="give prompt_ids and completion_ids"):
         start = (
             row["prompt_ids"]
             if "prompt_ids" in row
@@ -97,62 +93,49 @@ def _rollout(
         )
         ids = (
             list(row["completion_ids"])
-            if "completion_ids" in row
+            if given
             else _completion_ids(row, tokenizer, ends, ended=not said)
         )
+    log_probs = [math.nan if value is None else float(value) for value in row.get("logprobs", ())]
+    if "logprobs" in row:
+        if not given and len(log_probs) == len(ids) - 1:
+            log_probs.append(math.nan)  # engines that leave the end token out of the text
+        if len(log_probs) != len(ids):
+            raise DataError(
+                f"Example {index} of '{source}' has {len(log_probs)} log-probabilities for "
+                f"{len(ids)} tokens of its completion.",
+                hint="Give the completion_ids that the engine sampled beside its logprobs.",
+            )
     # Text and messages were ended here; token ids end in an end token if they are complete.
-    endless = "completion_ids" in row and bool(ids) and bool(ends) and ids[-1] not in ends
-    cut = endless if said is None else said
+    endless = given and bool(ids) and bool(ends) and ids[-1] not in ends
     return Rollout(
         prompt=row.get("prompt", ""),
         prompt_ids=tuple(start),
         completion=row.get("completion", ""),
         completion_ids=tuple(ids),
         reward=None if row["reward"] is None else float(row["reward"]),
-        truncated=cut,
-        log_probs=_log_probs(row, ids, index, source),
+        truncated=endless if said is None else said,
+        log_probs=tuple(log_probs),
     )
 
 
 def _completion_ids(
     row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int], *, ended: bool
 ) -> list[int]:
-    completion = row["completion"]
+    completion, options = row["completion"], rendering(row)
     if isinstance(completion, str):
         ids = text_ids(completion, tokenizer, special=False)
-        end = _turn_end(row, tokenizer, ends)
-        if ended and isinstance(end, int) and (not ids or ids[-1] not in ends):
-            ids.append(end)
-        return ids
-    start, whole = prompt_and_whole(row["prompt"], completion, tokenizer, **rendering(row))
+        if not ended or (ids and ids[-1] in ends):
+            return ids
+        end = tokenizer.eos_token_id
+        if isinstance(row.get("prompt"), list):  # what the template puts at the end of a turn
+            start, whole = prompt_and_whole(row["prompt"], "x", tokenizer, **options)
+            turn = whole[common_prefix(start, whole) :]
+            end = next((token for token in turn if token in ends), end)
+        return [*ids, end] if isinstance(end, int) else ids
+    start, whole = prompt_and_whole(row["prompt"], completion, tokenizer, **options)
     ids = whole[common_prefix(start, whole) :]
     # A template may put more behind the end of a turn than a model would ever write; a completion
     # that was cut short has no end either.
     stops = [place for place, token in enumerate(ids) if token in ends]
     return ids[: stops[0] + ended] if stops else ids
-
-
-def _turn_end(row: Row, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> int | None:
-    """The token that ends a completion: in a conversation, the one that its template puts there."""
-    if isinstance(row.get("prompt"), list):
-        start, whole = prompt_and_whole(row["prompt"], "x", tokenizer, **rendering(row))
-        found = [token for token in whole[common_prefix(start, whole) :] if token in ends]
-        if found:
-            return found[0]
-    end = tokenizer.eos_token_id
-    return end if isinstance(end, int) else None
-
-
-def _log_probs(row: Row, ids: Sequence[int], index: int, source: str) -> tuple[float, ...]:
-    if "logprobs" not in row:
-        return ()
-    given = [math.nan if value is None else float(value) for value in row["logprobs"]]
-    if "completion_ids" not in row and len(given) == len(ids) - 1:
-        given.append(math.nan)  # engines that leave the end token out of the text
-    if len(given) != len(ids):
-        raise DataError(
-            f"Example {index} of '{source}' has {len(given)} log-probabilities for {len(ids)} "
-            "tokens of its completion.",
-            hint="Give the completion_ids that the engine sampled beside its logprobs.",
-        )
-    return tuple(given)

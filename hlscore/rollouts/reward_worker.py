@@ -15,7 +15,7 @@ import os
 import socket
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Any
 from hlscore.errors import HlscoreError, RewardError, UsageError, first_line
 from hlscore.rollouts.verifiers import is_builtin, verify_all
 
+# Columns of the data that are not given to rewards under their own names.
 NOT_COLUMNS = ("prompt", "completion", "completion_ids")
 # What a built-in verifier may allocate: `9**9**9**9` takes all there is.
 _MEMORY_BYTES = 4 * 2**30
@@ -77,15 +78,11 @@ def call_function(
 ) -> list[float | None]:
     """Call a reward function, or await a coroutine function, as TRL does; check what it returns."""
 
-    async def awaited(returned: Any) -> Any:
-        return await returned
-
     def named(error: BaseException) -> str:
         kind, line = type(error).__name__, first_line(error)
         return line if line.startswith(kind) else f"{kind}: {line}"
 
-    columns = {key: value for key, value in batch.columns.items() if key not in NOT_COLUMNS}
-    given = columns | {
+    given = batch.columns | {
         "prompts": batch.prompts,
         "completions": batch.completions,
         "completion_ids": batch.completion_ids,
@@ -98,7 +95,11 @@ def call_function(
     try:
         returned = function(**given)
         if inspect.isawaitable(returned):
-            returned = asyncio.run(awaited(returned))
+
+            async def awaited() -> Any:
+                return await returned
+
+            returned = asyncio.run(awaited())
     except BaseException as error:  # sys.exit in a reward function must not end the worker
         frames = traceback.extract_tb(error.__traceback__)
         raise RewardError(
@@ -140,47 +141,36 @@ def _work(requests: socket.socket) -> None:
     """Answer requests until the parent closes the socket; the first one names the rewards."""
     requests.set_inheritable(False)
     functions: dict[str, Callable[..., Any]] = {}
-    for line in requests.makefile("rb"):
-        request = json.loads(line)
-        answer: dict[str, Any] = {}
-        try:
-            with _watchdog(request["timeout"]):
-                if "batch" in request:
-                    name, batch = request["reward"], Completions(**request["batch"])
-                    answer["rewards"] = (
-                        call_function(name, functions[name], batch)
-                        if name in functions
-                        else _verify(name, batch)
-                    )
-                else:
-                    sys.path += [path for path in request["path"] if path not in sys.path]
-                    functions = _loaded(request["rewards"])
-        except HlscoreError as error:
-            answer["error"] = type(error).__name__, error.message, error.hint
-        requests.sendall(json.dumps(answer).encode() + b"\n")
-
-
-def _loaded(names: Sequence[str]) -> dict[str, Callable[..., Any]]:
-    """Import all that rewards need, which is no part of the first batch's time."""
-    if "math" in names:
-        import math_verify  # noqa: F401
-    return {name: load_function(name) for name in names if not is_builtin(name)}
-
-
-@contextlib.contextmanager
-def _watchdog(timeout: float) -> Iterator[None]:
-    """End this process when it hangs and no parent is left to kill it, even inside C code."""
     with open(os.devnull, "w") as nothing:  # noqa: PTH123 - a device
-        faulthandler.dump_traceback_later(timeout * 2, exit=True, file=nothing)
-        try:
-            yield
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-
-
-def _verify(name: str, batch: Completions) -> list[float | None]:
-    with limited_memory():
-        return verify_all(name, batch.prompts, batch.completions, batch.columns)
+        for line in requests.makefile("rb"):
+            request = json.loads(line)
+            answer: dict[str, Any] = {}
+            # End this process when it hangs and no parent is left to kill it, even inside C code.
+            faulthandler.dump_traceback_later(request["timeout"] * 2, exit=True, file=nothing)
+            try:
+                if "batch" not in request:
+                    # Importing all that rewards need is no part of the first batch's time.
+                    sys.path += [path for path in request["path"] if path not in sys.path]
+                    names = request["rewards"]
+                    if "math" in names:
+                        import math_verify  # noqa: F401
+                    functions = {
+                        name: load_function(name) for name in names if not is_builtin(name)
+                    }
+                else:
+                    name, batch = request["reward"], Completions(**request["batch"])
+                    if name in functions:
+                        answer["rewards"] = call_function(name, functions[name], batch)
+                    else:
+                        with limited_memory():
+                            answer["rewards"] = verify_all(
+                                name, batch.prompts, batch.completions, batch.columns
+                            )
+            except HlscoreError as error:
+                answer["error"] = type(error).__name__, error.message, error.hint
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+            requests.sendall(json.dumps(answer).encode() + b"\n")
 
 
 @contextlib.contextmanager

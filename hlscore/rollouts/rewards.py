@@ -76,11 +76,9 @@ def check_rewards(rewards: Sequence[Reward], weights: Sequence[float] = ()) -> N
 
 
 class RewardProcess:
-    """Judges completions; named rewards run in a worker process.
+    """Judges completions; named rewards run in a worker process, functions in a thread of this one.
 
     Args:
-        rewards: Names of built-in verifiers, `package.module:function`, or functions. Functions
-            run in a thread of this process.
         weights: One weight per reward; by default all are 1.
         timeout: Seconds that one reward may take for one batch.
 
@@ -133,12 +131,7 @@ class RewardProcess:
         """
         if not batch.completions:
             return []
-        judged = [
-            self._by_name(reward, batch)
-            if isinstance(reward, str)
-            else self._in_thread(reward, batch)
-            for reward in self._rewards
-        ]
+        judged = [self._rewards_of(reward, batch) for reward in self._rewards]
         totals: list[float | None] = []
         for row in zip(*judged, strict=True):
             given = [
@@ -152,13 +145,20 @@ class RewardProcess:
             totals.append(total if given else None)
         return totals
 
-    def _by_name(self, name: str, batch: Completions) -> list[float | None]:
+    def _rewards_of(self, reward: Reward, batch: Completions) -> list[float | None]:
+        name, builtin = name_of(reward), isinstance(reward, str) and is_builtin(reward)
         try:
-            return self._ask(name, batch, self._timeout)
+            if isinstance(reward, str):
+                return self._ask(reward, batch, self._timeout)
+            return _in_thread(reward, batch, self._timeout)
         except _NoAnswerError as gone:
-            if not is_builtin(name):
-                if gone.late:
-                    raise _too_slow(name, batch, self._timeout) from gone
+            if not builtin and gone.late:
+                raise RewardError(
+                    f"The reward function '{name}' took longer than {self._timeout:g} s for "
+                    f"{len(batch.completions)} completions.",
+                    hint="Give it more time with --reward-timeout.",
+                ) from gone
+            if not builtin:
                 raise RewardError(
                     f"The reward function '{name}' ended its process ({gone})."
                 ) from gone
@@ -182,34 +182,27 @@ class RewardProcess:
         rewards: list[float | None] = answer["rewards"]
         return rewards
 
-    def _in_thread(
-        self, function: Callable[..., Sequence[float | None]], batch: Completions
-    ) -> list[float | None]:
-        name = name_of(function)
-        outcome: list[list[float | None] | RewardError] = []
 
-        def call() -> None:
-            try:
-                outcome.append(call_function(name, function, batch))
-            except RewardError as error:
-                outcome.append(error)
+def _in_thread(
+    function: Callable[..., Sequence[float | None]], batch: Completions, timeout: float
+) -> list[float | None]:
+    name = name_of(function)
+    outcome: list[list[float | None] | RewardError] = []
 
-        thread = threading.Thread(target=call, name=f"reward {name}", daemon=True)
-        thread.start()
-        thread.join(self._timeout)
-        if not outcome:
-            raise _too_slow(name, batch, self._timeout)
-        if isinstance(outcome[0], RewardError):
-            raise outcome[0]
-        return outcome[0]
+    def call() -> None:
+        try:
+            outcome.append(call_function(name, function, batch))
+        except RewardError as error:
+            outcome.append(error)
 
-
-def _too_slow(name: str, batch: Completions, timeout: float) -> RewardError:
-    return RewardError(
-        f"The reward function '{name}' took longer than {timeout:g} s for "
-        f"{len(batch.completions)} completions.",
-        hint="Give it more time with --reward-timeout.",
-    )
+    thread = threading.Thread(target=call, name=f"reward {name}", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if not outcome:
+        raise _NoAnswerError(late=True)
+    if isinstance(outcome[0], RewardError):
+        raise outcome[0]
+    return outcome[0]
 
 
 class _NoAnswerError(Exception):

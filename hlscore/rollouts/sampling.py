@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, RewardError
+from hlscore.inputs.examples import cut
 from hlscore.inputs.formats import ExampleSet
 from hlscore.processes import Processes
-from hlscore.rollouts.files import RolloutJournal
 from hlscore.rollouts.generation import Writer, untouched
-from hlscore.rollouts.prompts import Prompt, batches, completions_of, prompts_of
-from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
+from hlscore.rollouts.prompts import completions_of, prompts_of
+from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
 from hlscore.settings import ObjectiveSettings
 from hlscore.steps import Progress
@@ -40,55 +39,53 @@ def sample_completions(
     """
     count = settings.generations
     writer = Writer(model, tokenizer, settings, seed=seed)
-
-    def judged(batch: Sequence[Prompt]) -> dict[int, RolloutGroup]:
-        repeated = [prompt for prompt in batch for _ in range(count)]
-        numbers = ",".join(str(prompt.number) for prompt in batch)
-        drafts = writer.write([prompt.ids for prompt in repeated], numbers)
-        ids = [draft.ids for draft in drafts]
-        texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-        completions = completions_of(repeated, texts, ids)
-        rollouts = tuple(
-            Rollout(
-                prompt=prompt.row["prompt"],
-                prompt_ids=prompt.ids,
-                completion=completion,
-                completion_ids=tuple(draft.ids),
-                reward=reward,
-                truncated=not draft.ended,
-            )
-            for prompt, draft, completion, reward in zip(
-                repeated, drafts, completions.completions, rewards.judge(completions), strict=True
-            )
-        )
-        return {
-            prompt.number: RolloutGroup(
-                name=str(prompt.number), rollouts=rollouts[place * count :][:count]
-            )
-            for place, prompt in enumerate(batch)
-        }
-
     began = time.perf_counter()
     done = journal.load() if journal is not None and resume else {}
     earlier = 0.0 if journal is None else journal.seconds
     with rewards, untouched(model):
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)
-        own = processes.share(batches(prompts, max(1, settings.generate_batch // count)))
+        own = processes.share(cut(prompts, max(1, settings.generate_batch // count)))
         progress.start("sampling", count * sum(map(len, own)), "completions")
-        try:
-            for batch in own:
-                if not all(prompt.number in done for prompt in batch):
-                    started = time.perf_counter()
-                    groups = judged(batch)
-                    if journal is not None:
-                        journal.append(groups, seconds=time.perf_counter() - started)
-                    done.update(groups)
-                progress.advance(count * len(batch))
-        except DataError as error:
-            if processes.size == 1:
-                raise
-            # Of data errors the main process alone is heard, and another may have met this one.
-            raise RewardError(error.message, hint=error.hint) from error
+        for batch in own:
+            if not all(prompt.number in done for prompt in batch):
+                started = time.perf_counter()
+                repeated = [prompt for prompt in batch for _ in range(count)]
+                numbers = ",".join(str(prompt.number) for prompt in batch)
+                drafts = writer.write([prompt.ids for prompt in repeated], numbers)
+                ids = [draft.ids for draft in drafts]
+                texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
+                completions = completions_of(repeated, texts, ids)
+                try:
+                    judged = rewards.judge(completions)
+                except DataError as error:
+                    if processes.size == 1:
+                        raise
+                    # Of data errors the main process alone is heard, and another may have met
+                    # this one.
+                    raise RewardError(error.message, hint=error.hint) from error
+                rollouts = tuple(
+                    Rollout(
+                        prompt=prompt.row["prompt"],
+                        prompt_ids=prompt.ids,
+                        completion=completion,
+                        completion_ids=tuple(draft.ids),
+                        reward=reward,
+                        truncated=not draft.ended,
+                    )
+                    for prompt, draft, completion, reward in zip(
+                        repeated, drafts, completions.completions, judged, strict=True
+                    )
+                )
+                groups = {
+                    prompt.number: RolloutGroup(
+                        name=str(prompt.number), rollouts=rollouts[place * count :][:count]
+                    )
+                    for place, prompt in enumerate(batch)
+                }
+                if journal is not None:
+                    journal.append(groups, seconds=time.perf_counter() - started)
+                done.update(groups)
+            progress.advance(count * len(batch))
     everywhere = {
         number: group for part in processes.gather(done) for number, group in part.items()
     }

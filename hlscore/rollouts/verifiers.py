@@ -9,8 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hlscore.errors import DataError, UsageError
-from hlscore.rollouts.final_answers import final_answer, number_in, whole_number_text
-from hlscore.rollouts.math_answers import math_reward
+from hlscore.rollouts.answers import final_answer, math_reward, number_in, whole_number_text
 
 Verifier = Callable[[str, str | None], float | None]
 
@@ -19,12 +18,12 @@ _PATTERN_PREFIX = "regex:"
 _FENCE = re.compile(r"```json[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 
-def numeric_reward(completion: str, answer: str | None) -> float | None:
-    """Compare the final number of a completion with the right one.
+# Each gives 1.0 for a right completion, 0.0 for a wrong one, and `None` where the answer is missing
+# or cannot be judged.
 
-    Returns:
-        1.0 when both are equal to six digits, else 0.0; `None` when the answer is no number.
-    """
+
+def numeric_reward(completion: str, answer: str | None) -> float | None:
+    """Compare the final number of a completion with the right one, to six digits."""
     gold = whole_number_text(final_answer(answer).text) if answer is not None else None
     if gold is None:
         return None
@@ -34,45 +33,29 @@ def numeric_reward(completion: str, answer: str | None) -> float | None:
 
 
 def exact_reward(completion: str, answer: str | None) -> float | None:
-    """Compare the final answer of a completion, or all of it, with the right text.
-
-    Returns:
-        1.0 when both are the same but for white space around them, else 0.0; `None` without an
-        answer.
-    """
+    """Compare the final answer of a completion, or all of it, with the right text."""
     if answer is None:
         return None
     return 1.0 if final_answer(completion).text == final_answer(answer).text else 0.0
 
 
 def regex_reward(completion: str, answer: str | None) -> float | None:
-    """Search a completion for a pattern.
-
-    Returns:
-        1.0 when it matches somewhere, else 0.0; `None` without a pattern.
-    """
+    """Search a completion for a pattern."""
     if answer is None:
         return None
     try:
-        found = re.search(answer, completion)
+        return 1.0 if re.search(answer, completion) else 0.0
     except (re.error, OverflowError, RecursionError) as error:
         raise DataError(
             f"The answer '{answer[:80]}' is not a regular expression: {error}."
         ) from error
-    return 1.0 if found else 0.0
 
 
 def json_reward(completion: str, answer: str | None) -> float | None:
-    """Compare the JSON in a completion with the right one.
+    """Compare the JSON in a completion with the right one; without one any object or list is right.
 
-    Args:
-        completion: Text of the completion: JSON as a whole, or with a fenced `json` block, of
-            which the last one counts.
-        answer: The right JSON; without one any object or array is right.
-
-    Returns:
-        1.0 when both are equal, whatever the order of keys; 0.0 when they are not, or the
-        completion has none; `None` when the right answer is no JSON.
+    The completion is JSON as a whole, or holds it in a fenced `json` block, of which the last one
+    counts. The order of keys does not matter.
     """
     try:
         gold = None if answer is None else _read_json(answer)
@@ -150,11 +133,7 @@ def verify_all(
     completions: Sequence[Any],
     columns: Mapping[str, Sequence[Any]],
 ) -> list[float | None]:
-    """Judge completions with a built-in verifier.
-
-    Returns:
-        One reward per completion, `None` where the answer cannot be judged.
-    """
+    """Judge completions with a built-in verifier: one reward each."""
     verifier, count = find_verifier(name), len(completions)
     column = next((known for known in ANSWER_COLUMNS if known in columns), None)
     if column is None and name != "json" and not name.startswith(_PATTERN_PREFIX):

@@ -37,7 +37,7 @@ class Score:
     # The score's replicate from one of that column, where it is not the same.
     replicate: Callable[[ModuleRow, float], float] | None = None
     error_column: str = ""  # column of the error that a sketch or randomized decomposition adds
-    # Column of the LoRA ranks at which a row holds the value; empty where it has only one.
+    # Column of the LoRA ranks at which a row holds the value; empty where no rank matters.
     ranks_column: str = ""
     # Whether the value at rank r is the part of a gain that rank r cannot reach: only such a score
     # can choose a rank for each module.
@@ -54,10 +54,6 @@ class Score:
         """Bootstrap replicates at the rank of the run; empty where there are none."""
         found: tuple[float, ...] = getattr(row, self.replicates_column, ())
         return found if self.replicate is None else tuple(self.replicate(row, x) for x in found)
-
-    def ranks(self, row: ModuleRow) -> tuple[int, ...]:
-        """LoRA ranks at which a row holds the value; empty where it does not depend on the rank."""
-        return getattr(row, self.ranks_column, ())
 
     @property
     def follows_rank(self) -> bool:
@@ -84,26 +80,17 @@ def _residual(curve: tuple[float, ...], row: ModuleRow, rank: int) -> float | No
     return curve[row.curve_ranks.index(rank)] if rank in row.curve_ranks else None
 
 
-def _n_weights(row: ModuleRow) -> int:
-    return row.matrices * row.out_features * row.in_features
-
-
 def _hls_share(row: ModuleRow, rank: int) -> float | None:
     value = _residual(row.hls_curve, row, rank)
     if value is None or row.halves_norm is None:
         return None
-    return value / row.halves_norm * _n_weights(row) if row.halves_norm else 0.0
+    return value / row.halves_norm * row.n_weights if row.halves_norm else 0.0
 
 
 def _rgn(row: ModuleRow, _rank: int) -> float | None:
     if row.grad_energy is None or not row.weight_norm:
         return None
     return math.sqrt(row.grad_energy) / row.weight_norm
-
-
-def _spectral(row: ModuleRow, rank: int) -> float | None:
-    ranks = row.spectral_ranks
-    return row.spectral_curve[ranks.index(rank)] if rank in ranks else None
 
 
 _ALL_SCORES = (
@@ -180,7 +167,7 @@ _ALL_SCORES = (
         compute=_hls_share,
         replicates_column="hls_replicates",
         replicate=lambda row, value: (
-            value * (_n_weights(row) / row.halves_norm if row.halves_norm else 0.0)
+            value * (row.n_weights / row.halves_norm if row.halves_norm else 0.0)
         ),
         ranks_column="curve_ranks",
         leaves_over=True,
@@ -201,7 +188,9 @@ _ALL_SCORES = (
         "+ 0.2 / mean |diff ln s|, s of W, d its short side",
         unit="none",
         source="twinkle, spectral hybrid LoRA",
-        compute=_spectral,
+        compute=lambda row, rank: dict(
+            zip(row.spectral_ranks, row.spectral_curve, strict=True)
+        ).get(rank),
         needs="weights",
         ranks_column="spectral_ranks",
     ),
@@ -257,7 +246,8 @@ def check_of_updates(name: str) -> None:
 
 def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
     """Value of a score for a row; `None` for skipped and unreached rows without one."""
-    value, held = score.compute(row, rank), score.ranks(row)
+    value = score.compute(row, rank)
+    held: tuple[int, ...] = getattr(row, score.ranks_column, ())
     if value is None and held and rank not in held:
         ranks = ", ".join(str(item) for item in held if item)
         raise UsageError(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+import random
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 import numpy as np
 
-from hlscore.records import Candidate, GradientStatistics, ModuleRow, WeightStatistics
+from hlscore.records import Candidate, GradientStatistics, Matrix, ModuleRow, WeightStatistics
 from hlscore.scores.registry import SCORES, Score, score_of
-from hlscore.scores.stratified import stratified_scores
 
 CONFIDENCE = 0.95
+_COLUMNS = {item.name for item in fields(ModuleRow)}
 
 
 def build_rows(
@@ -44,14 +46,15 @@ def build_rows(
             continue
         values["random"] = control[item.module]
         if statistics is not None:
-            values |= _gradient_columns(item, statistics[item.module], ranks, rank)
+            found = statistics[item.module]
+            values |= _gradient_columns(found, ranks, None if rank >= item.max_rank else rank)
         remarks = [remark(item, values["matrices_reached"], rank, of_updates=of_updates)]
         if weights is not None:
-            found = weights[item.module]
-            remarks.append(found.remark)
+            weight = weights[item.module]
+            remarks.append(weight.remark)
             # The norm of the weight that was probed comes first.
-            values = _columns(found) | {"kappa": found.inverse_condition} | values
-            values["spectral_ranks"] = ranks if found.spectral_curve else ()
+            values = _columns(weight) | {"kappa": weight.inverse_condition} | values
+            values["spectral_ranks"] = ranks if weight.spectral_curve else ()
         row = ModuleRow(**values, reason="; ".join(filter(None, remarks)))
         scores = {name: score.compute(row, rank) for name, score in SCORES.items()}
         rows.append(row.changed(**scores))
@@ -60,43 +63,33 @@ def build_rows(
 
 def _columns(source: Candidate | GradientStatistics | WeightStatistics) -> dict[str, Any]:
     """What a row says in the same words."""
-    names = {item.name for item in fields(ModuleRow)}
-    return {item.name: getattr(source, item.name) for item in fields(source) if item.name in names}
-
-
-def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
-    """Order rows by a score, the highest first, and number them; skipped rows go last.
-
-    Returns:
-        The same rows with their new places; ties go by name.
-    """
-    candidates = [row for row in rows if row.is_candidate]
-    values = {row.module: score_of(row, score, rank) for row in candidates}
-    known = {name: math.inf if value is None else -value for name, value in values.items()}
-    candidates.sort(key=lambda row: (known[row.module], row.module))
-    ordered = [
-        row if row.rank == number else row.changed(rank=number)
-        for number, row in enumerate(candidates, start=1)
-    ]
-    skipped = [row.changed(rank=None) for row in rows if not row.is_candidate]
-    return (*ordered, *skipped)
+    return {
+        item.name: getattr(source, item.name) for item in fields(source) if item.name in _COLUMNS
+    }
 
 
 def _gradient_columns(
-    item: Candidate, found: GradientStatistics, ranks: tuple[int, ...], rank: int
+    found: GradientStatistics, ranks: tuple[int, ...], rank: int | None
 ) -> dict[str, Any]:
-    """Columns from gradients or updates; errors of derived ones to first order."""
-    at, spanned = ranks.index(rank), rank >= item.max_rank
-    tail, tail_error = (0.0, 0.0) if spanned else (found.tail_curve[at], found.tail_errors[at])
-    energy, top, norm = found.grad_energy, found.top_energy, found.weight_norm
+    """Columns from gradients or updates; errors of derived ones to first order.
+
+    Args:
+        ranks: Ranks of the curves.
+        rank: LoRA rank compared against; `None` for one that spans the whole matrix.
+    """
+    tail = tail_error = hls_error = 0.0
+    if rank is not None:
+        at = ranks.index(rank)
+        tail, tail_error = found.tail_curve[at], found.tail_errors[at]
+        hls_error = found.hls_errors[at]
+    energy, top, ninety = found.grad_energy, found.top_energy, found.rank_for_90
     low, high = interval(found.hls_replicates)
-    ninety = found.rank_for_90
     columns = _columns(found) | {
         "curve_ranks": ranks,
         "hls_stderr": standard_error(found.hls_replicates),
         "hls_ci_low": low,
         "hls_ci_high": high,
-        "hls_error": 0.0 if spanned else found.hls_errors[at],
+        "hls_error": hls_error,
         "grad_energy": energy.value,
         "grad_energy_error": energy.error,
         "head_energy": energy.value - tail,
@@ -111,15 +104,59 @@ def _gradient_columns(
     if not found.matrices_reached:
         return columns | {"status": "unreached"}
     ratio, stable_rank = tail / energy.value, energy.value / top.value
-    columns["residual_ratio"] = ratio
-    columns["residual_ratio_error"] = math.hypot(tail_error, ratio * energy.error) / energy.value
-    columns["stable_rank"] = stable_rank
-    columns["stable_rank_error"] = stable_rank * math.hypot(
-        energy.error / energy.value, top.error / top.value
-    )
-    if norm:
-        columns["rgn_error"] = energy.error / (2 * math.sqrt(energy.value) * norm)
+    columns |= {
+        "residual_ratio": ratio,
+        "residual_ratio_error": math.hypot(tail_error, ratio * energy.error) / energy.value,
+        "stable_rank": stable_rank,
+        "stable_rank_error": stable_rank
+        * math.hypot(energy.error / energy.value, top.error / top.value),
+    }
+    if found.weight_norm:
+        columns["rgn_error"] = energy.error / (2 * math.sqrt(energy.value) * found.weight_norm)
     return columns
+
+
+def stratified_scores(candidates: Sequence[Matrix], *, seed: int) -> dict[str, float]:
+    """The `random` control: a seeded draw per module that spreads over kinds and sizes.
+
+    Modules of one kind and size form a stratum. Within it they get evenly spaced scores in
+    random order with a random offset, so that the best k of all modules hold about the same
+    share of every stratum.
+
+    Returns:
+        A number in (0, 1] per module name, without ties in practice.
+    """
+    strata: dict[tuple[str, str, int], list[str]] = defaultdict(list)
+    for item in candidates:
+        strata[item.block, item.kind, item.n_params].append(item.module)
+    scores = {}
+    for key, modules in sorted(strata.items()):
+        generator = random.Random(f"{seed}:{key}")
+        order = sorted(modules)
+        generator.shuffle(order)
+        for place, module in enumerate(order):
+            scores[module] = 1 - (place + generator.random()) / len(order)
+    return scores
+
+
+def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
+    """Order rows by a score, the highest first, and number them; skipped rows go last.
+
+    Returns:
+        The same rows with their new places; ties go by name.
+    """
+    candidates = []
+    for row in rows:
+        if row.is_candidate:
+            value = score_of(row, score, rank)
+            candidates.append((math.inf if value is None else -value, row.module, row))
+    candidates.sort(key=lambda item: item[:2])
+    ordered = [
+        row if row.rank == number else row.changed(rank=number)
+        for number, (*_, row) in enumerate(candidates, start=1)
+    ]
+    skipped = [row.changed(rank=None) for row in rows if not row.is_candidate]
+    return (*ordered, *skipped)
 
 
 def remark(

@@ -34,13 +34,13 @@ _TOKENIZER = (
     "chat_template.jinja", "tokenizer.model", "vocab.json", "merges.txt",
 )  # fmt: skip
 
-Writer = Callable[[Path], None]
+Writer = str | Callable[[Path], object]
 
 
 def merge_writers(
     adapter: Adapter, base: StoredWeights, advance: Callable[[int], None]
 ) -> dict[str, Writer]:
-    """Writers of the files of the merged model, by name.
+    """Texts and writers of the files of the merged model, by name.
 
     Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
     weights was trained, both are written, and the configuration says that they are not tied.
@@ -97,36 +97,28 @@ def merge_writers(
         places = {name: path.name for path, tensors in files.items() for name in tensors}
         total = sum(tensor.size for tensors in files.values() for tensor in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
-        writers[INDEX_FILE] = partial(_write_json, content=index)
+        writers[INDEX_FILE] = _json_text(index)
+
+    # Configuration and tokenizer: those of the base, with the training's tokenizer if any.
+    for path in sorted(base.directory.iterdir()):
+        if path.is_file() and path.suffix not in _WEIGHTS and path.name != INDEX_FILE:
+            writers[path.name] = partial(shutil.copyfile, path)
+    for name in _TOKENIZER:
+        if (adapter.folder / name).is_file():
+            writers[name] = partial(shutil.copyfile, adapter.folder / name)
     untied = any(
         {name, first} & changed and not trained_as_one({name, first})
         for name, first in tied_names(base.shape).items()
         if name != first
     )
-    return writers | _other_files(adapter, base, untied=untied)
-
-
-def _other_files(adapter: Adapter, base: StoredWeights, *, untied: bool) -> dict[str, Writer]:
-    """Configuration and tokenizer: those of the base, with the training's tokenizer if any."""
-    found: dict[str, Writer] = {}
-    for path in sorted(base.directory.iterdir()):
-        if path.is_file() and path.suffix not in _WEIGHTS and path.name != INDEX_FILE:
-            found[path.name] = partial(_copy, path)
-    for name in _TOKENIZER:
-        if (adapter.folder / name).is_file():
-            found[name] = partial(_copy, adapter.folder / name)
     if untied:
         config: dict[str, Any] = json.loads((base.directory / "config.json").read_bytes())
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 part["tie_word_embeddings"] = False
-        found["config.json"] = partial(_write_json, content=config)
-    return found
+        writers["config.json"] = _json_text(config)
+    return writers
 
 
-def _copy(source: Path, path: Path) -> None:
-    shutil.copyfile(source, path)
-
-
-def _write_json(path: Path, content: object) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+def _json_text(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -17,7 +17,6 @@ from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
 from hlscore.inputs.adapter import PREFIX, Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
-from hlscore.records import Candidate
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -111,7 +110,7 @@ def plain_adapter(
         )
     if not factors:
         raise UsageError(f"'{adapter.name}' changes no weight: there is nothing to serve.")
-    rank = max(update.rank for update in factors.values())
+    rank = max(each.rank for each in factors.values())
     written = [item for item in items if item.module in factors]
     config: dict[str, object] = {
         "peft_type": "LORA",
@@ -126,22 +125,20 @@ def plain_adapter(
         "fan_in_fan_out": all(item.form == "conv1d" for item in written),
         "target_modules": [item.module for item in written],
     }
+    # Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added.
     tensors: dict[str, torch.Tensor] = {}
     for item in written:
-        tensors |= _peft_tensors(item, factors[item.module], rank)
+        update = factors[item.module]
+        left = torch.nn.functional.pad(-update.left[0], (0, rank - update.rank))
+        right = torch.nn.functional.pad(update.right[0], (0, 0, 0, rank - update.rank))
+        name, end = f"{PREFIX}{item.module}.lora_", ".weight"
+        if item.form == "embedding":  # [vocabulary, r] x [r, width]
+            name, end, left, right = f"{name}embedding_", "", right.T, left.T
+        elif item.storage == "in_out":
+            left, right = right.T, left.T
+        tensors[f"{name}A{end}"] = right.contiguous()
+        tensors[f"{name}B{end}"] = left.contiguous()
     return PlainAdapter(config=config, tensors=tensors, modules=tuple(served), rank=rank)
-
-
-def _peft_tensors(item: Candidate, update: LowRank, rank: int) -> dict[str, torch.Tensor]:
-    """Both matrices as PEFT names and lays them out; the update is subtracted, LoRA is added."""
-    left = torch.nn.functional.pad(-update.left[0], (0, rank - update.rank))
-    right = torch.nn.functional.pad(update.right[0], (0, 0, 0, rank - update.rank))
-    name, end = f"{PREFIX}{item.module}.lora_", ".weight"
-    if item.form == "embedding":  # [vocabulary, r] x [r, width]
-        name, end, left, right = f"{name}embedding_", "", right.T, left.T
-    elif item.storage == "in_out":
-        left, right = right.T, left.T
-    return {f"{name}A{end}": right.contiguous(), f"{name}B{end}": left.contiguous()}
 
 
 def _inexpressible(adapter: Adapter, what: str) -> ModelError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hlscore.settings.capture import (
-    CAPTURE_PANEL,
     CaptureSettings,
     Estimator,
     PaddingSide,
@@ -47,7 +46,7 @@ from hlscore.settings.show import FILTER_PANEL, Filters
 from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "CAPTURE_PANEL", "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
+    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",

@@ -27,10 +27,11 @@ class Option:
     _: KW_ONLY
     name: str = ""  # on the command line, without dashes; by default that of the field
     short: str = ""  # one letter
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    below: float | None = None
+    # Smallest and largest value; `above` and `below` are not allowed themselves.
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+    below: float = math.inf
     step: int = 1  # distance of allowed whole numbers from `low` on
     hint: str = ""  # what to do about a value outside; by default the range
     # Text for a default that depends on other options: not given then means `None`, and the class
@@ -44,11 +45,9 @@ class Option:
         """Whether a number is not allowed."""
         return (
             not math.isfinite(value)
-            or (self.low is not None and value < self.low)
-            or (self.high is not None and value > self.high)
-            or (self.above is not None and value <= self.above)
-            or (self.below is not None and value >= self.below)
-            or (self.step > 1 and (value - (self.low or 0)) % self.step != 0)
+            or not self.low <= value <= self.high
+            or not self.above < value < self.below
+            or (self.step > 1 and (value - self.low) % self.step != 0)
         )
 
     @property
@@ -56,17 +55,13 @@ class Option:
         """The range in words."""
         if self.hint:
             return self.hint
-        low = self.low if self.above is None else self.above
-        high = self.high if self.below is None else self.below
-        if low is None or high is None:
-            if low is None:
-                return "Use a number."
-            return f"Use {low:g} or more." if self.above is None else f"Use a number above {low:g}."
-        if self.above is None and self.below is None:
-            return f"Use {low:.15g} to {high:.15g}."
-        upper = f"at most {high:g}" if self.below is None else f"below {high:g}"
-        lower = f"above {low:g}" if self.low is None else f"at least {low:g}"
-        return f"Use a number {lower} and {upper}."
+        if self.low > -math.inf:
+            to = f"to {self.high:.15g}" if self.high < math.inf else "or more"
+            return f"Use {self.low:.15g} {to}."
+        if self.above > -math.inf:
+            below = f" and at most {self.high:g}" if self.high < math.inf else ""
+            return f"Use a number above {self.above:g}{below}."
+        return "Use a number."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

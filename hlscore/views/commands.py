@@ -10,7 +10,7 @@ from typing import Any
 from hlscore.artifacts.files import SCORES_FILE
 from hlscore.artifacts.plan import Plan
 from hlscore.records import ScoreReport
-from hlscore.settings import NOT_VALIDATED, PlanSettings, RankSettings, ValidateSettings, arguments
+from hlscore.settings import NOT_VALIDATED, PlanSettings, ValidateSettings, arguments
 from hlscore.views.terminal import command
 
 
@@ -22,11 +22,9 @@ def plan_command(
     Args:
         without: Fields of the settings that `options` give.
     """
-    settings: Any
-    ranked: Any
     if isinstance(source, Plan):
-        settings = asdict(source.settings)
-        ranked = source.provenance.settings.get("plan", {})
+        settings: Any = asdict(source.settings)
+        ranked: Any = source.provenance.settings.get("plan", {})
     else:
         settings = source.run.settings.get("plan", {})
         ranked = {"score": source.run.score, "rank": source.run.rank}
@@ -45,19 +43,6 @@ def validate_command(report: ScoreReport, plan_file: Path) -> str:
     }
     words = arguments(ValidateSettings, given, without=("model", "samples", *NOT_VALIDATED))
     return command("validate", report.model.model, "--plan", plan_file, *words)
-
-
-def rank_rollouts_command(report: ScoreReport, rollouts: Path, *options: str) -> str:
-    """`hlscore rank` on the completions of a run, with the options of that run."""
-    # The file has the prompts, how they were completed, and the rewards.
-    known = (
-        "model", "data", "config", "split", "columns", "samples", "objective", "loss_type", "beta",
-        "rollouts", "rewards", "reward_weights", "reward_timeout", "generations", "temperature",
-        "top_p", "top_k", "stop", "generate_batch",
-    )  # fmt: skip
-    words = arguments(RankSettings, report.run.settings, without=known)
-    given = ("--objective", "grpo", "--rollouts", rollouts)
-    return command("rank", report.model.model, *given, *words, *options)
 
 
 def scores_beside(plan: Plan, path: Path) -> Path | None:

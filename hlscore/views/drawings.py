@@ -13,9 +13,6 @@ from hlscore.records import ModuleRow
 from hlscore.views.terminal import Terminal
 from hlscore.wording import count, shortened
 
-SHADES = "·░▒▓█"
-ASCII_SHADES = ".-+*#"
-_FULL, _ASCII_FULL = "◆", "F"
 _STYLES = ("bright_black", "blue", "cyan", "yellow", "red")
 _MOST_KINDS = 40
 _BLOCKS = "·▁▂▃▄▅▆▇█"
@@ -29,20 +26,15 @@ def print_heat_map(
     scores: Mapping[str, float | None],
     full: Collection[str] = (),
 ) -> None:
-    """Print scores after an empty line: one line per kind of module, one cell per layer.
+    """Print scores by module: one line per kind, one cell per layer, `full` ones marked.
 
-    The shade follows the square root of the score. Nothing is printed where no module lies in a
-    numbered layer; kinds and layers that have no room are counted.
-
-    Args:
-        scores: By module.
-        full: Modules that are marked as trained in full.
+    The shade follows the square root of the score. Kinds and layers without room are counted.
     """
     placed = [(item.layer, item) for item in modules if item.layer is not None]
     if not placed:
         return
-    width, ascii_only = console.width, console.options.ascii_only
-    shades, sign = (ASCII_SHADES, _ASCII_FULL) if ascii_only else (SHADES, _FULL)
+    width = console.width
+    shades, sign = (".-+*#", "F") if console.options.ascii_only else ("·░▒▓█", "◆")
     labels = kind_labels(item for _, item in placed)
     kinds = list(dict.fromkeys(labels.values()))
     layers = sorted({layer for layer, _ in placed})
@@ -61,10 +53,8 @@ def print_heat_map(
                 line.append(" " * cell)
                 continue
             level = shade_of(scores[module], largest, len(shades) - 1)
-            if module in full:
-                line.append(shades[level] * (cell - 1) + sign, f"bold {_STYLES[level]}")
-            else:
-                line.append(shades[level] * cell, _STYLES[level])
+            marked = shades[level] * (cell - 1) + sign if module in full else shades[level] * cell
+            line.append(marked, f"bold {_STYLES[level]}" if module in full else _STYLES[level])
         console.print(line)
     ruler = "layer"
     for place, layer in enumerate(shown):
@@ -72,9 +62,8 @@ def print_heat_map(
         if place % 5 == 0 and len(ruler) < start <= width - len(number):
             ruler = f"{ruler:<{start}}{number}"
     console.print(Text(ruler, style="dim", no_wrap=True))
-    hidden = ((len(kinds) - _MOST_KINDS, "more kind"), (len(layers) - len(shown), "more layer"))
-    left = [count(number, noun) for number, noun in hidden if number > 0]
-    if left:
+    hidden = {"more kind": len(kinds) - _MOST_KINDS, "more layer": len(layers) - len(shown)}
+    if left := [count(number, noun) for noun, number in hidden.items() if number > 0]:
         console.dim(f"... {' and '.join(left)}")
     signed = f"  {sign} trained in full" if any(item.module in full for _, item in placed) else ""
     console.dim(f"{shades[0]} no signal  {' '.join(shades[1:])} rising {name}{signed}")
@@ -88,22 +77,17 @@ def shade_of(score: float | None, largest: float, shades: int) -> int:
 
 
 def kind_labels(modules: Iterable[PlanModule | ModuleRow]) -> dict[str, str]:
-    """Label each module by its kind, with the block before it where kinds would collide.
-
-    Returns:
-        Labels by module, in the order of blocks and kinds.
-    """
+    """Labels by module, in the order of blocks and kinds: the kind, after its block if needed."""
     found = sorted(modules, key=lambda item: (item.block, item.kind))
     places: dict[tuple[int | None, str], set[str]] = {}
     for item in found:
         places.setdefault((item.layer, item.kind), set()).add(item.block)
     colliding = {kind for (_, kind), blocks in places.items() if len(blocks) > 1}
-    return {
-        item.module: f"{item.block}.{item.kind}"
-        if item.kind in colliding and item.block
-        else item.kind
-        for item in found
-    }
+    labels = {}
+    for item in found:
+        collides = item.kind in colliding and item.block
+        labels[item.module] = f"{item.block}.{item.kind}" if collides else item.kind
+    return labels
 
 
 def sparkline(values: Sequence[float], *, ascii_only: bool) -> str:

@@ -18,14 +18,10 @@ def print_exporters(*, as_json: bool) -> None:
     able = {"full": "full", "lora": "LoRA", "ranks": "ranks", "parameters": "LoRA on experts"}
     found = []
     for item in map(find_exporter, exporter_names()):
-        can = picked(item.limits, *able)
-        # Ranks, and what LoRA can sit on, are about trainers that have LoRA.
-        can = {name: yes and (name == "full" or item.limits.lora) for name, yes in can.items()}
-        found.append(
-            picked(item, "name", "summary")
-            | can
-            | {"folder": item.folder, "experimental": item.limits.experimental}
-        )
+        row = picked(item, "name", "summary") | picked(item.limits, *able)
+        if not item.limits.lora:  # ranks, and what LoRA can sit on, are about trainers that have it
+            row |= dict.fromkeys(set(able) - {"full"}, False)
+        found.append(row | picked(item, "folder") | picked(item.limits, "experimental"))
     if as_json:
         print_json(found)
         return
@@ -38,7 +34,7 @@ def print_exporters(*, as_json: bool) -> None:
     console = Terminal()
     console.folded(table)
     console.print()
-    console.print(Text("hlscore export plan.json --to NAME --out PATH", style="cyan"))
+    console.print(Text("hlscore export plan.json --to NAME -o PATH", style="cyan"))
 
 
 def print_export(
@@ -54,21 +50,16 @@ def print_export(
     """Print what was written, file or folder, and how it is used."""
     if as_json:
         print_json({
-            "format": exporter.name,
-            "out": target,
-            "files": list(files),
-            "changes": changes,
+            "format": exporter.name, "out": target, "files": list(files), "changes": changes,
             "notes": notes,
         })  # fmt: skip
         return
     console, totals = Terminal(), plan.totals
+    modules = f"{count(totals.candidate_modules, 'module')} of {plan.model.name}"
     modes = (
         f"{totals.full_modules} full, {totals.lora_modules} LoRA, {totals.frozen_modules} frozen"
     )
-    modules = count(totals.candidate_modules, "module")
-    console.print(
-        Text.assemble((exporter.name, "bold"), f"  {modes} of {modules} of {plan.model.name}")
-    )
+    console.print(Text.assemble((exporter.name, "bold"), f"  {modes} of {modules}"))
     console.labelled(("wrote", str(path)) for path in files)
     console.notes(changes, label="changed")
     console.notes(notes)

@@ -11,8 +11,7 @@ from hlscore.wording import count, duration, memory, short
 
 _FIGURES = (
     "weight_bytes", "gradient_bytes", "activation_bytes", "generation_bytes", "peak_bytes",
-    "copy_bytes", "process_bytes", "disk_bytes", "probe_seconds", "free_bytes", "budget_unit",
-    "budget_limit",
+    "copy_bytes", "process_bytes", "disk_bytes", "probe_seconds", "free_bytes",
 )  # fmt: skip
 _PROBES = ("objective", "examples", "total_tokens", "counted_tokens", "loss_on")
 
@@ -21,87 +20,72 @@ def print_forecast(
     found: Forecast | WeightForecast, settings: RankSettings, *, device: str, as_json: bool
 ) -> None:
     """Print what a run would do."""
-    candidates, probed = candidates_of(found.modules), isinstance(found, Forecast)
+    candidates, limit, unit = candidates_of(found.modules), found.budget_limit, found.budget_unit
     params = sum(item.n_params for item in candidates)
-    if as_json:
-        content = {
-            "model": settings.model.model,
-            "candidate_modules": len(candidates),
-            "skipped_modules": len(found.modules) - len(candidates),
-            "candidate_params": params,
-            "device": device,
-        }
-        if isinstance(found, Forecast):
-            content |= {
-                **picked(found.probes.summary, *_PROBES),
-                **picked(found.choice, "estimator", "sketch_size"),
-                "estimator_reason": found.choice.reason,
-                "movement": found.settings.capture.movement,
-                **picked(found, *_FIGURES),
-            }
-        else:
-            content |= {
-                "examples": 0,
-                "estimator": "none",
-                "matrices": found.matrices,
-                "largest_weight_bytes": found.largest_bytes,
-                "decomposition_bytes": found.work_bytes,
-                **picked(found, "budget_unit", "budget_limit"),
-            }
-        print_json(content)
-        return
-    limit, unit = found.budget_limit, found.budget_unit
-    loaded = "" if probed else ", read tensor by tensor from its files"
+    notes: tuple[str, ...] = ()
+    content: dict[str, object] = {
+        "model": settings.model.model, "candidate_modules": len(candidates),
+        "skipped_modules": len(found.modules) - len(candidates), "candidate_params": params,
+        "device": device,
+    }  # fmt: skip
     lines = {
-        "model": f"{settings.model.model} on {device}{loaded}",
+        "model": f"{settings.model.model} on {device}",
         "modules": f"{count(len(candidates), 'candidate')}, {short(params)} parameters",
     }
-    notes: tuple[str, ...] = ()
     if isinstance(found, Forecast):
-        lines |= _probe_lines(found, device)
+        probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
+        trial = capture.movement == "trial"
+        held = "sums of updates" if trial else "gradient sums"
+        usage = (
+            f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
+            f"{memory(found.gradient_bytes)} "
+            f"{held if choice.estimator == 'exact' else 'sketches'} + about "
+            f"{memory(found.activation_bytes)} activations of "
+            f"{count(capture.batch_size, 'example')}"
+        )
+        if found.generation_bytes:
+            usage += f"\n(while it samples: {memory(found.weight_bytes)} weights + about "
+            usage += f"{memory(found.generation_bytes)} cache and logits)"
+        if device == "cpu":
+            whole = memory(found.peak_bytes + found.process_bytes)
+            usage += f"\n{whole} for the process, libraries included"
+        search = ", and a search for the learning rate" if capture.trial_rate is None else ""
+        trials = (
+            f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of "
+            f"the base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
+        )
+        content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")
+        content |= {"estimator_reason": choice.reason, "movement": capture.movement}
+        content |= picked(found, *_FIGURES)
+        tokens = f"{probes.total_tokens:,} tokens, {', '.join(loss(probes))}"
+        lines |= {
+            "probes": f"{examples(probes)}, {tokens}",
+            "estimator": choice.reason,
+            "memory": usage,
+            "trials": trials if trial else "",
+            "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
+            "speed measured now, plus decompositions"
+            f"{', sampling' if found.generation_bytes else ''} and loading",
+            "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
+        }
         notes = found.notes
     else:
-        lines |= {
-            "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
-            "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
-            f"{memory(found.work_bytes)} to decompose it",
-        }
+        content |= {
+            "examples": 0, "estimator": "none", "matrices": found.matrices,
+            "largest_weight_bytes": found.largest_bytes, "decomposition_bytes": found.work_bytes,
+        }  # fmt: skip
+        lines["model"] += ", read tensor by tensor from its files"
+        lines["probes"] = f"none: {count(found.matrices, 'singular value decomposition')}"
+        lines["memory"] = (
+            f"{memory(found.largest_bytes)} for the largest weight + about "
+            f"{memory(found.work_bytes)} to decompose it"
+        )
+    if as_json:
+        print_json(content | {"budget_unit": unit, "budget_limit": limit})
+        return
     full = f"at most {count(limit, unit)} in full"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()
     console.labelled(lines, width=10)
     console.notes(notes)
     console.dim("Nothing was run or written.")
-
-
-def _probe_lines(found: Forecast, device: str) -> dict[str, str]:
-    probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
-    trial = capture.movement == "trial"
-    held = "sums of updates" if trial else "gradient sums"
-    usage = (
-        f"{memory(found.peak_bytes)} at the peak: {memory(found.weight_bytes)} weights + "
-        f"{memory(found.gradient_bytes)} {held if choice.estimator == 'exact' else 'sketches'} + "
-        f"about {memory(found.activation_bytes)} activations of "
-        f"{count(capture.batch_size, 'example')}"
-    )
-    if found.generation_bytes:
-        usage += f"\n(while it samples: {memory(found.weight_bytes)} weights + about "
-        usage += f"{memory(found.generation_bytes)} cache and logits)"
-    if device == "cpu":
-        whole = memory(found.peak_bytes + found.process_bytes)
-        usage += f"\n{whole} for the process, libraries included"
-    search = ", and a search for the learning rate" if capture.trial_rate is None else ""
-    trials = (
-        f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of the "
-        f"base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
-    )
-    extra = ", sampling" if found.generation_bytes else ""
-    return {
-        "probes": f"{examples(probes)}, {probes.total_tokens:,} tokens, {', '.join(loss(probes))}",
-        "estimator": choice.reason,
-        "memory": usage,
-        "trials": trials if trial else "",
-        "time": f"about {duration(found.probe_seconds)} of forward and backward passes at the "
-        f"speed measured now, plus decompositions{extra} and loading",
-        "disk": f"up to {memory(found.disk_bytes)} of stored progress while it runs",
-    }

@@ -11,7 +11,7 @@ from rich.text import Text
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
-from hlscore.views.summary import shape, weight_bytes
+from hlscore.views.summary import weight_bytes
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, measure, memory, percent, short
 
@@ -19,11 +19,7 @@ from hlscore.wording import count, measure, memory, percent, short
 def print_modules(
     found: Sequence[Candidate], model: str, total: int, *, show_all: bool, as_json: bool
 ) -> None:
-    """Print the modules of a model, a line per kind, or one per module with `show_all`.
-
-    Args:
-        total: All parameters of the model.
-    """
+    """Print the modules of a model of `total` parameters, by kind or with `show_all` one by one."""
     if as_json:
         modules = [asdict(item) | {"reason": item.reason} for item in found]
         print_json({"model": model, "params": total, "modules": modules})
@@ -36,12 +32,12 @@ def print_modules(
         last = "skipped because"
         table = plain_table("module", "layer", "out x in", "parameters", last, texts=(last,))
         for item in found:
-            cells = (item.module, measure(item.layer), shape(item), f"{item.n_params:,}")
+            cells = (item.module, measure(item.layer), item.size, f"{item.n_params:,}")
             table.add_row(*cells, item.reason, style="dim" if item.skipped else None)
     else:
         groups: dict[tuple[str, str, str], list[Candidate]] = defaultdict(list)
         for item in candidates:
-            groups[item.block, item.kind, shape(item)].append(item)
+            groups[item.block, item.kind, item.size].append(item)
         headings = ("kind", "layers", "out x in", "parameters each", "parameters")
         table = plain_table(*headings, texts=("layers",))
         for (block, kind, size), items in groups.items():
@@ -77,23 +73,17 @@ def print_estimate(
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
     if as_json:
+        found = []
+        for item in trainings:
+            use = item.memory
+            found.append(asdict(item) | {
+                "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
+                "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
+            })  # fmt: skip
         print_json({
-            "model": model.model,
-            "params": shape.n_params,
-            "candidate_modules": len(shape.candidates),
-            "budget": settings.budget,
-            "rank": settings.rank,
-            "settings": settings.memory,
-            "device_bytes": device_bytes,
-            "trainings": [
-                asdict(item)
-                | {
-                    "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
-                    "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
-                }
-                for item in trainings
-                for use in (item.memory,)
-            ],
+            "model": model.model, "params": shape.n_params,
+            "candidate_modules": len(shape.candidates), **picked(settings, "budget", "rank"),
+            "settings": settings.memory, "device_bytes": device_bytes, "trainings": found,
         })  # fmt: skip
         return
     console, chosen = Terminal(), settings.memory
@@ -120,13 +110,10 @@ def print_estimate(
                 label = f"hybrid, {item.which} {item.full_modules}"
         cells: list[str | Text] = [
             label if item.base_bits == 16 else f"{label}, {item.base_bits} bit",
-            short(item.trained_params),
-            memory(weight_bytes(use)),
-            memory(use.gradient_bytes),
-            memory(use.optimizer_bytes),
-            f"~ {memory(use.activation_bytes)}",
+            short(item.trained_params), memory(weight_bytes(use)), memory(use.gradient_bytes),
+            memory(use.optimizer_bytes), f"~ {memory(use.activation_bytes)}",
             Text(memory(use.total_bytes), style="bold"),
-        ]
+        ]  # fmt: skip
         if device_bytes is not None:
             over = use.total_bytes - device_bytes
             fit = Text("fits", style="green") if over <= 0 else None
@@ -134,14 +121,16 @@ def print_estimate(
         table.add_row(*cells)
     console.whole(table)
     console.print()
-    hybrids = [item for item in trainings if item.kind == "hybrid"]
-    number = max(item.full_modules or 0 for item in hybrids)
-    console.dim(
-        f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
-        "which, and any choice takes between the smallest and the largest"
-        if any(item.which == "smallest" for item in hybrids)
-        else "a hybrid trains that many parameters in full, here spread evenly over all modules"
-    )
+    if any(item.which == "smallest" for item in trainings):
+        number = max(item.full_modules or 0 for item in trainings if item.kind == "hybrid")
+        console.dim(
+            f"a hybrid trains {number} of {len(shape.candidates)} modules in full; ranking decides "
+            "which, and any choice takes between the smallest and the largest"
+        )
+    else:
+        console.dim(
+            "a hybrid trains that many parameters in full, here spread evenly over all modules"
+        )
     if shape.dimensions.expert_params:
         console.dim("fused experts stay in 16 bits on any base")
     console.dim(

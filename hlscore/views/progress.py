@@ -7,15 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from hlscore import steps
@@ -35,7 +27,6 @@ class BarProgress:
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._task: TaskID | None = None
 
     def start(self, what: str, total: int, unit: str) -> None:
         """Begin a step of `total` units."""
@@ -43,8 +34,7 @@ class BarProgress:
 
     def advance(self, amount: int) -> None:
         """Report units done."""
-        if self._task is not None:
-            self._bars.advance(self._task, amount)
+        self._bars.advance(self._task, amount)
 
 
 class LineProgress:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.text import Text
 
@@ -13,9 +13,10 @@ from hlscore.artifacts.files import PLAN_FILE, ROLLOUTS_FILE, SCORES_FILE
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
-from hlscore.views.commands import plan_command, rank_rollouts_command, validate_command
+from hlscore.settings import RankSettings, arguments
+from hlscore.views.commands import plan_command, validate_command
 from hlscore.views.drawings import print_heat_map
-from hlscore.views.summary import chosen_in, report_headline, run_notes, shape, summary, training
+from hlscore.views.summary import chosen_in, report_headline, run_notes, summary, training
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, measure, memory
 
@@ -32,8 +33,8 @@ def print_result(
     """Print what a run found, the files it wrote, by name, and what to do next."""
     if as_json:
         keys = {SCORES_FILE: "scores", PLAN_FILE: "plan_file", ROLLOUTS_FILE: "rollouts"}
-        files: dict[str, object] = {keys[name]: path for name, path in paths.items()}
-        print_json(files | {"plan": plan.model_dump(mode="json")})
+        files = {keys[name]: path for name, path in paths.items()}
+        print_json({**files, "plan": plan.model_dump(mode="json")})
         return
     console = console or Terminal()
     console.print(report_headline(report))
@@ -42,12 +43,7 @@ def print_result(
     console.print()
     width = 2 + max(len(Path(name).stem) for name in paths)
     console.labelled([(Path(name).stem, str(path)) for name, path in paths.items()], width)
-    console.next_steps(*_next_commands(report, plan, paths))
 
-
-def _next_commands(
-    report: ScoreReport, plan: Plan, paths: Mapping[str, Path]
-) -> list[tuple[str, str]]:
     scores, plan_file = paths[SCORES_FILE], paths[PLAN_FILE]
     objective, any_full = report.probes.objective, bool(plan.totals.full_modules)
     commands = []
@@ -57,40 +53,40 @@ def _next_commands(
         commands.append((matched, why))
     options = ("--budget", "0.2", "-o", "plan-20.json")
     other_budget = plan_command(report, scores, *options, without=("budget",))
-    commands += [
-        (other_budget, "another budget, without the model"),
-        (
-            command("export", plan_file, "--to", "trl", "-o", "hybrid"),
-            "for your trainer; hlscore export --list names the others",
-        ),
-    ]
+    commands.append((other_budget, "another budget, without the model"))
+    export = command("export", plan_file, "--to", "trl", "-o", "hybrid")
+    commands.append((export, "for your trainer; hlscore export --list names the others"))
     # Ranks chosen by updates did no better than one rank for all (benchmarks/evidence).
     by_gradients = SCORES[plan.score.name].leaves_over and not report.run.scores_updates
     if by_gradients and any_full and not plan.lora.ranks:
         # Ranks around that of the run which all its curves hold.
-        rank, run = report.run.rank, report.run.settings
+        rank, settings = report.run.rank, cast("Any", report.run.settings)
         curves = [row.curve_ranks for row in report.candidates if row.curve_ranks]
         held = set(curves[0]).intersection(*curves) if curves else ()
         ranks = sorted(each for each in held if max(1, rank // 4) <= each <= 4 * rank)
-        settings: Any = run.get("plan", {})
-        alpha = settings.get("alpha") or 2 * rank
+        alpha = settings.get("plan", {}).get("alpha") or 2 * rank
         if ranks and all(alpha * each % rank == 0 for each in ranks):  # alphas are whole numbers
-            cost = f"{plan.totals.trained_params // 1000}k"
-            options = ("--budget", cost, "--ranks", ",".join(map(str, ranks)))
-            ranked = plan_command(
-                report, scores, *options, "-o", "plan-ranks.json", without=("budget",)
-            )
+            cost = ("--budget", f"{plan.totals.trained_params // 1000}k")
+            each = ("--ranks", ",".join(map(str, ranks)), "-o", "plan-ranks.json")
+            ranked = plan_command(report, scores, *cost, *each, without=("budget",))
             commands.append((ranked, "at the same cost, a rank for each module"))
     if objective == "sft" and any_full:
         why = "does it beat LoRA with as many parameters here? often it does not"
         commands.append((validate_command(report, plan_file), why))
     if ROLLOUTS_FILE in paths:
         other = "grpo" if report.probes.loss_type == "gspo" else "gspo"
-        again = rank_rollouts_command(
-            report, paths[ROLLOUTS_FILE], "--loss-type", other, "-o", other
-        )
+        given = ("--objective", "grpo", "--rollouts", paths[ROLLOUTS_FILE])
+        # The file has the prompts, how they were completed, and the rewards.
+        known = (
+            "model", "data", "config", "split", "columns", "samples", "objective", "loss_type",
+            "beta", "rollouts", "rewards", "reward_weights", "reward_timeout", "generations",
+            "temperature", "top_p", "top_k", "stop", "generate_batch",
+        )  # fmt: skip
+        words = arguments(RankSettings, report.run.settings, without=known)
+        words += ["--loss-type", other, "-o", other]
+        again = command("rank", report.model.model, *given, *words)
         commands.append((again, "another loss on the same completions, without sampling again"))
-    return commands
+    console.next_steps(*commands)
 
 
 def print_replanned(plan: Plan, path: Path, *, top: int, as_json: bool) -> None:
@@ -110,22 +106,13 @@ def print_plan_modules(
     console: Terminal, plan: Plan, modules: Sequence[PlanModule], *, top: int | None
 ) -> None:
     """Print up to `top` modules of a plan as a table and a map, and a summary of the plan."""
-    score = plan.score.name
-    lines = (
-        ModuleLine(
-            (
-                str(item.position),
-                item.module,
-                measure(item.score),
-                measure(item.stderr),
-                chosen_in(item.selection_probability),
-                shape(item),
-                training(item.mode, item.rank),
-            ),
-            "" if item.mode == "full" else "dim",
-        )
-        for item in modules[:top]
-    )
+    score, lines = plan.score.name, []
+    for item in modules[:top]:
+        cells = (
+            str(item.position), item.module, measure(item.score), measure(item.stderr),
+            chosen_in(item.selection_probability), item.size, training(item.mode, item.rank),
+        )  # fmt: skip
+        lines.append(ModuleLine(cells, "" if item.mode == "full" else "dim"))
     console.print()
     headings = (score, "± se", "chosen in", "out x in", "train")
     console.modules(headings, lines, of=len(modules), texts=1)
@@ -138,19 +125,12 @@ def print_plan_modules(
 def print_written(
     plan: Plan, path: Path, scores: Path, plan_file: Path | None, *, as_json: bool
 ) -> None:
-    """Print where `report` wrote a page or picture, how large it is, and what to do next.
-
-    Args:
-        plan_file: `None` where the plan was made for the report.
-    """
+    """Print where `report` wrote a page or picture, how large it is, and what to do next."""
     console, totals, suffix = Terminal(), plan.totals, path.suffix.lower()
     if as_json:
         print_json({
-            "report": path,
-            "format": suffix.removeprefix("."),
-            "bytes": path.stat().st_size,
-            "plan_file": plan_file,
-            "budget": plan.budget.asked,
+            "report": path, "format": suffix.removeprefix("."), "bytes": path.stat().st_size,
+            "plan_file": plan_file, "budget": plan.budget.asked,
             **picked(totals, "full_modules", "candidate_modules"),
         })  # fmt: skip
         return

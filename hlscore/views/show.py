@@ -26,7 +26,6 @@ from hlscore.views.summary import (
     plan_headline,
     report_headline,
     run_notes,
-    shape,
     training,
 )
 from hlscore.views.terminal import ModuleLine, Terminal, command, plain_table, print_json
@@ -45,19 +44,13 @@ def print_selected(
     top: int | None,
 ) -> None:
     """Print up to `top` modules of a file, in order, as one JSON object."""
-    kind, model, of = (
-        ("plan", artifact.model.name, len(artifact.modules))
-        if isinstance(artifact, Plan)
-        else ("report", artifact.model.model, len(artifact.rows))
-    )
+    if isinstance(artifact, Plan):
+        kind, model, of = "plan", artifact.model.name, len(artifact.modules)
+    else:
+        kind, model, of = "report", artifact.model.model, len(artifact.rows)
     print_json({
-        "file": path,
-        "artifact": kind,
-        "model": model,
-        "modules": of,
-        "matching": len(modules),
-        "sort": order.name,
-        "rows": [_plain(item) for item in modules[:top]],
+        "file": path, "artifact": kind, "model": model, "modules": of, "matching": len(modules),
+        "sort": order.name, "rows": [_plain(item) for item in modules[:top]],
     })  # fmt: skip
 
 
@@ -73,10 +66,8 @@ def print_plan(
     console.notes(plan.notes)
     one = command("show", path, "--module", modules[0].module)
     export = command("export", path, "--to", "trl", "-o", "hybrid")
-    console.next_steps(
-        (one, "one module, and what it costs"),
-        (export, "for your trainer; --list names the others"),
-    )
+    trainers = "for your trainer; --list names the others"
+    console.next_steps((one, "one module, and what it costs"), (export, trainers))
 
 
 def print_report(
@@ -100,40 +91,30 @@ def print_report(
         return
     further = {column.field: column.name for column in columns}
     more = [name for name in further if name not in (*_ALWAYS_SHOWN, score)]
-    chosen = {"selection_probability": "chosen in"} if score == report.run.score else {}
-    lines = (
-        ModuleLine(
-            (
-                measure(row.rank),
-                row.module,
-                measure(getattr(row, score)),
-                measure(standard_error(_resamples_of(row, score))),
-                *(chosen_in(getattr(row, name)) for name in chosen),
-                shape(row),
-                *(measure(getattr(row, name)) for name in more),
-            ),
-            "" if row.status == "scored" else "dim",
-            row.reason,
-        )
-        for row in rows[:top]
-    )
-    headings = [score, "± se", *chosen.values(), "out x in", *(further[name] for name in more)]
+    with_chosen, lines = score == report.run.score, []
+    for row in rows[:top]:
+        cells = (
+            measure(row.rank), row.module, measure(getattr(row, score)),
+            measure(standard_error(_resamples_of(row, score))),
+            *([chosen_in(row.selection_probability)] if with_chosen else []),
+            row.size, *(measure(getattr(row, name)) for name in more),
+        )  # fmt: skip
+        lines.append(ModuleLine(cells, "" if row.status == "scored" else "dim", row.reason))
+    chosen = ["chosen in"] if with_chosen else []
+    headings = [score, "± se", *chosen, "out x in", *(further[name] for name in more)]
     console.print()
     console.modules(headings, lines, of=len(rows))
-    candidates = [row for row in rows if row.is_candidate]
-    print_heat_map(
-        console, candidates, score, {row.module: getattr(row, score) for row in candidates}
-    )
+    scores = {row.module: getattr(row, score) for row in rows if row.is_candidate}
+    print_heat_map(console, [row for row in rows if row.is_candidate], score, scores)
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
     console.labelled([("modules", ", ".join(parts))])
     console.notes(run_notes(report))
     one = command("show", path, "--module", rows[0].module)
-    console.next_steps(
-        (one, "one module, and what LoRA of each rank misses"),
-        (plan_command(report, path, "-o", "plan.json"), "which to train in full"),
-    )
+    planning = plan_command(report, path, "-o", "plan.json")
+    misses = "one module, and what LoRA of each rank misses"
+    console.next_steps((one, misses), (planning, "which to train in full"))
 
 
 def ordering_score(report: ScoreReport) -> str:
@@ -158,7 +139,7 @@ def _print_matching(console: Terminal, number: int, of: int, filters: Filters) -
 
 def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool) -> None:
     """Print one module of a plan: how it is trained, why, and what the alternatives cost."""
-    ranks = sorted({plan.lora.rank, *plan.lora.ranks, *([item.rank] if item.rank else [])})
+    ranks = sorted({plan.lora.rank, *plan.lora.ranks, item.rank or plan.lora.rank})
     adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
     ways = [Choice(row=item, mode="frozen"), *adapters, Choice(row=item, mode="full")]
     costs = [(way, extra_use(way, plan.settings.memory).total_bytes) for way in ways]
@@ -199,8 +180,7 @@ def print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool
     console.print()
     console.whole(table)
     commands = [(command("show", path), "the whole plan")]
-    scores = scores_beside(plan, path)
-    if scores:
+    if scores := scores_beside(plan, path):
         lock = f"{item.module}={'lora' if item.mode == 'full' else 'full'}"
         again = plan_command(plan, scores, "--lock", lock, "-o", "plan-locked.json")
         commands.append((again, "another mode for this module"))
@@ -212,10 +192,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
     resamples = {name: _resamples_of(row, name) for name in SCORES}
     if as_json:
         print_json({
-            "file": path,
-            "artifact": "report",
-            "rank": report.run.rank,
-            "module": _plain(row),
+            "file": path, "artifact": "report", "rank": report.run.rank, "module": _plain(row),
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return
@@ -248,20 +225,15 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
             low, high = interval(resamples[name])
             others = (getattr(other, name) for other in report.candidates)
             above = sum(x is not None and value is not None and x > value for x in others)
-            table.add_row(
-                name,
-                measure(value),
-                measure(standard_error(resamples[name])),
-                "-" if low is None else f"{measure(low)} to {measure(high)}",
-                measure(error),
-                "-" if value is None else f"{1 + above:,}",
-                style="bold" if name == report.run.score else None,
-            )
+            ends = "-" if low is None else f"{measure(low)} to {measure(high)}"
+            place = "-" if value is None else f"{1 + above:,}"
+            cells = (measure(value), measure(standard_error(resamples[name])), ends, measure(error))
+            style = "bold" if name == report.run.score else None
+            table.add_row(name, *cells, place, style=style)
         console.print()
         console.whole(table)
-        lock = ("--lock", f"{row.module}=full")
-        again = plan_command(report, path, *lock, "-o", "plan-locked.json")
-        commands.append((again, "a plan that trains it"))
+        lock = ("--lock", f"{row.module}=full", "-o", "plan-locked.json")
+        commands.append((plan_command(report, path, *lock), "a plan that trains it"))
     if row.curve_ranks:
         console.print()
         _print_curves(console, report.run.rank, row)
@@ -286,14 +258,12 @@ def _print_curves(console: Terminal, run_rank: int, row: ModuleRow) -> None:
     for place, rank in enumerate(row.curve_ranks):
         cells = [str(rank)]
         for name, values in curves.items():
-            cells += [
-                measure(values[place]),
-                percent(values[place] / values[0]) if values[0] > 0 else "-",
-                measure(0.0 if rank >= row.max_rank else errors[name][place]),
-            ]
+            share = percent(values[place] / values[0]) if values[0] > 0 else "-"
+            error = 0.0 if rank >= row.max_rank else errors[name][place]
+            cells += [measure(values[place]), share, measure(error)]
         ours = rank == run_rank
-        cells.append("compared against" if ours else "")
-        table.add_row(*cells, style="bold" if ours else None)
+        last = "compared against" if ours else ""
+        table.add_row(*cells, last, style="bold" if ours else None)
     console.whole(table)
 
 
@@ -301,7 +271,7 @@ def _print_identity(console: Terminal, item: PlanModule | ModuleRow) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
     params = count(item.n_params, "parameter")
     console.print(Text(item.module, style="bold"))
-    console.print(Text(f"{layer} · {item.form} {shape(item)} · {params} · {item.parameter}\n"))
+    console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
 
 
 def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
 from hlscore.planning.memory import MemoryUse
 from hlscore.planning.notes import rank_counts
-from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
+from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.wording import count, memory, near_whole, percent, short, visible
 
@@ -17,8 +17,7 @@ _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 def report_headline(report: ScoreReport) -> Text:
     """What was probed, on what, and how, in a few lines."""
     model, probes, run = report.model, report.probes, report.run
-    what, drawn = visible(examples(probes)), probes.rollouts
-    losses = ", ".join(loss(probes))
+    what, drawn, losses = visible(examples(probes)), probes.rollouts, ", ".join(loss(probes))
     if drawn is not None:
         reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
         what += f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
@@ -95,18 +94,13 @@ def plan_headline(plan: Plan) -> Text:
 
 def budget_spent(budget: PlanBudget) -> str:
     """What a plan takes of its budget."""
-    counted, spent, limit = _COUNTED[budget.counts], budget.spent, budget.limit
-    if budget.unit == "bytes":
-        return f"{memory(spent)} of {memory(limit)} {counted}"
-    if budget.unit == "modules":
-        return f"{spent:,} of {count(limit, 'module')} {counted}"
-    return f"{short(spent)} of {short(limit)} parameters {counted}"
-
-
-def shape(item: Candidate | ModuleRow | PlanModule) -> str:
-    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
-    size = f"{item.out_features} x {item.in_features}"
-    return size if item.matrices == 1 else f"{item.matrices} x {size}"
+    spent, limit = budget.spent, budget.limit
+    of = {
+        "bytes": f"{memory(spent)} of {memory(limit)}",
+        "modules": f"{spent:,} of {count(limit, 'module')}",
+        "parameters": f"{short(spent)} of {short(limit)} parameters",
+    }
+    return f"{of[budget.unit]} {_COUNTED[budget.counts]}"
 
 
 def training(mode: str, rank: int | None) -> str:
@@ -137,9 +131,8 @@ def reselection(plan: Plan) -> str:
     share = plan.stability.mean_reselection
     if share is None:
         return ""
-    return (
-        f"resamples of the same probes select the same module again in {100 * share:.0f} % of cases"
-    )
+    again = f"select the same module again in {chosen_in(share)} of cases"
+    return f"resamples of the same probes {again}"
 
 
 def clear_modules(clear: int, modules: int) -> str:
@@ -156,9 +149,8 @@ def weight_bytes(use: MemoryUse | PlanMemory) -> int:
 def summary(plan: Plan) -> dict[str, str]:
     """What a plan trains, what that takes, and how stable the choice is: texts by label."""
     totals, budget, stability, use = plan.totals, plan.budget, plan.stability, plan.memory
-    lines = {}
-    if plan.coverage is not None:
-        found = plan.coverage
+    lines: dict[str, str] = {}
+    if (found := plan.coverage) is not None:
         hybrid = "" if found.plan is None else f", the plan {near_whole(found.plan)}"
         lines["reach"] = (
             f"LoRA {plan.lora.rank} captures {near_whole(found.lora)} of this {found.of}{hybrid}"

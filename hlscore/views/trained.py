@@ -10,8 +10,8 @@ from typing import Any
 
 from hlscore.flow import Audit
 from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
-from hlscore.views.summary import report_headline, run_notes, shape
-from hlscore.views.terminal import ModuleLine, Terminal, command, print_json
+from hlscore.views.summary import report_headline, run_notes
+from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, first_of, measure, percent, visible
 
 _NAMED = 3
@@ -44,36 +44,26 @@ def print_audit(
     """Print what a training did, with losses on other data, if they were measured.
 
     Args:
-        path: Where the report is.
-        plan: Where the plan of the training is, if one was given.
+        path: Of the report.
+        plan: Path of the plan of the training, if one was given.
     """
     report, movements = found.report, found.movements
     if as_json:
-        modules = [
-            {
-                "module": row.module,
-                "relative_update": moved.relative,
-                "lora_rank": moved.lora_rank,
-                "rank_for_90": row.rank_for_90,
-                "rank_for_99": moved.rank_for_99,
-                "stable_rank": row.stable_rank,
-                "effective_rank": row.effective_rank,
-                "energy": row.grad_energy,
-                "beyond_rank": row.residual_ratio,
+        modules = []
+        for row in report.candidates:
+            moved = movements[row.module]
+            modules.append({
+                "module": row.module, "relative_update": moved.relative,
+                "lora_rank": moved.lora_rank, "rank_for_90": row.rank_for_90,
+                "rank_for_99": moved.rank_for_99, **picked(row, "stable_rank", "effective_rank"),
+                "energy": row.grad_energy, "beyond_rank": row.residual_ratio,
                 "changed": row.status == "scored",
-            }
-            for row in report.candidates
-            for moved in (movements[row.module],)
-        ]
+            })  # fmt: skip
         print_json({
-            "audit": path,
-            "model": report.model.model,
-            "rank": report.run.rank,
-            "modules": modules,
-            **found.groups,
+            "audit": path, "model": report.model.model, "rank": report.run.rank,
+            "modules": modules, **found.groups,
             "plan": found.against and {"path": plan, **found.against},
-            "held_out": held_out,
-            "notes": run_notes(report),
+            "held_out": held_out, "notes": run_notes(report),
         })  # fmt: skip
         return
     console = Terminal()
@@ -87,16 +77,10 @@ def print_audit(
         moved = movements[row.module]
         trained = f"r {moved.lora_rank}" if moved.lora_rank else "full"
         cells = (
-            str(place),
-            row.module,
-            percent(moved.relative),
-            measure(row.rank_for_90),
-            measure(moved.rank_for_99),
-            measure(row.stable_rank),
-            percent(row.residual_ratio),
-            shape(row),
-            "no" if row.status == "unreached" else trained,
-        )
+            str(place), row.module, percent(moved.relative), measure(row.rank_for_90),
+            measure(moved.rank_for_99), measure(row.stable_rank), percent(row.residual_ratio),
+            row.size, "no" if row.status == "unreached" else trained,
+        )  # fmt: skip
         lines.append(ModuleLine(cells))
     console.modules(headings, lines, of=len(rows), texts=1)
     console.print()
@@ -115,19 +99,23 @@ def print_audit(
 
 def _findings(found: Audit) -> Iterator[tuple[str, str]]:
     """What a reader should know: labels and texts."""
-    trained = [
-        (found.movements[name].relative, bool(found.movements[name].lora_rank))
-        for name in found.movements
-        if name not in found.groups["unmoved"]
-    ]
     for label, with_lora in (("full", False), ("LoRA", True)):
-        moved = [relative for relative, lora in trained if lora == with_lora]
+        moved = [
+            movement.relative
+            for name, movement in found.movements.items()
+            if name not in found.groups["unmoved"] and bool(movement.lora_rank) == with_lora
+        ]
         if moved:
             low, middle, high = map(percent, (min(moved), statistics.median(moved), max(moved)))
             modules = count(len(moved), "module")
             yield label, f"{modules}, moved by {low} to {high} of the weight, median {middle}"
+
+    def named(names: Sequence[str], what: str) -> str:
+        found = f"{count(len(names), 'module')} {what}: {first_of(names, _NAMED)}"
+        return found if names else ""
+
     for group, (label, what) in _GROUPS.items():
-        yield label, _named(found.groups[group], what)
+        yield label, named(found.groups[group], what)
     if found.against is None:
         return
     taus = ", ".join(
@@ -137,18 +125,10 @@ def _findings(found: Audit) -> Iterator[tuple[str, str]]:
     )
     yield "plan", f"Kendall's tau between its scores and the energies of the updates: {taus or '-'}"
     for group, what in _PLAN_GROUPS.items():
-        yield "", _named(found.against[group], what)
-
-
-def _named(names: Sequence[str], what: str) -> str:
-    """How many modules, what of them, and the first names; empty without modules."""
-    if not names:
-        return ""
-    return f"{count(len(names), 'module')} {what}: {first_of(names, _NAMED)}"
+        yield "", named(found.against[group], what)
 
 
 def _print_losses(console: Terminal, held_out: Mapping[str, Any] | None) -> None:
-    """Print losses on the same data, if they were measured."""
     if held_out is not None:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in held_out["losses"].items())
         data = f"{count(held_out['examples'], 'example')} of {visible(held_out['source'])}"

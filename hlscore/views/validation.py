@@ -42,31 +42,38 @@ def print_validation(
     console.print()
     _print_curves(console, content)
     console.print()
-    if content.get("also"):
-        _print_forgetting(console, content["also"])
+    if also := content.get("also"):
+        console.print(
+            f"{count(also['examples'], 'example')} of {visible(also['source'])}: "
+            f"{also['untrained_loss']:.4f} nats per token before the training"
+        )
+        table = plain_table("arm", "after", "forgotten", "by seed")
+        for name, arm in also["arms"].items():
+            known = arm["loss"] is not None
+            table.add_row(
+                _LABELS[name],
+                f"{arm['loss']:.4f}" if known else "diverged",
+                f"{arm['forgotten']:+.4f}" if known else "",
+                " ".join("?" if loss is None else f"{loss:.4f}" for loss in arm["seeds"]),
+            )
+        console.whole(table)
+        console.print()
     console.notes(content["notes"])
     console.labelled([("validation", str(path))], width=12)
     commands = [(command("show", plan_path), "the plan that was validated")]
-    scores = scores_beside(plan, plan_path)
-    if scores:
+    if scores := scores_beside(plan, plan_path):
         matched = plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
         commands.append((matched, "LoRA with as many trained parameters, as a plan"))
     console.next_steps(*commands)
 
 
 def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
-    """Print what a trial will take.
-
-    Args:
-        seconds: Per training.
-    """
+    """Print what a trial will take, at so many seconds per training."""
     console, steps = Terminal(), trial.settings.steps
     least, most = trial.trainings
     if as_json:
         print_json({
-            "fewest_trainings": least,
-            "most_trainings": most,
-            "steps": steps,
+            "fewest_trainings": least, "most_trainings": most, "steps": steps,
             "seconds_per_training": seconds,
             "arms": [picked(arm, "name", "trained_params", "memory_bytes") for arm in trial.arms],
         })  # fmt: skip
@@ -90,50 +97,25 @@ def _print_arms(console: Terminal, content: dict[str, Any]) -> None:
         share = arm["recovered"]
         loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
         known = None not in (loss, low, high)
-        recovered = ""
+        recovered, rates = "", []
         if share is not None and share["value"] is not None and name not in ("lora", "full"):
             value, least, most = (100 * share[key] for key in ("value", "low", "high"))
             recovered = f"{value:.0f} % [{least:.0f}, {most:.0f}]"
+        for which in ("full", "LoRA"):
+            factor = None if best is None else best[f"{which.lower()}_factor"]
+            if factor is not None:
+                rates.append(f"{which} x {factor:{',.0f' if factor >= 1 else '.2g'}}")
         table.add_row(
             Text(_LABELS[name], style="bold" if name == "plan" else ""),
             short(arm["trained_params"]),
             "" if name == "full" else str(arm["lora_rank"]),
-            "?" if best is None else _rates(best),
+            "?" if best is None else ", ".join(rates),
             f"{loss:.4f}" if known else "diverged",
             f"{low:.4f} to {high:.4f}" if known else "",
             recovered,
             f"{arm['seconds_per_training']:.1f}",
         )
     console.whole(table)
-
-
-def _rates(tried: dict[str, Any]) -> str:
-    """Factors of the suggested learning rates, in full and of adapters."""
-    factors = (("full", tried["full_factor"]), ("LoRA", tried["lora_factor"]))
-    return ", ".join(
-        f"{name} x {factor:,.0f}" if factor >= 1 else f"{name} x {factor:.2g}"
-        for name, factor in factors
-        if factor is not None
-    )
-
-
-def _print_forgetting(console: Terminal, also: dict[str, Any]) -> None:
-    """Print the loss on other data before and after, of each arm."""
-    console.print(
-        f"{count(also['examples'], 'example')} of {visible(also['source'])}: "
-        f"{also['untrained_loss']:.4f} nats per token before the training"
-    )
-    table = plain_table("arm", "after", "forgotten", "by seed")
-    for name, arm in also["arms"].items():
-        known = arm["loss"] is not None
-        table.add_row(
-            _LABELS[name],
-            f"{arm['loss']:.4f}" if known else "diverged",
-            f"{arm['forgotten']:+.4f}" if known else "",
-            " ".join("?" if loss is None else f"{loss:.4f}" for loss in arm["seeds"]),
-        )
-    console.whole(table)
-    console.print()
 
 
 def _print_curves(console: Terminal, content: dict[str, Any]) -> None:

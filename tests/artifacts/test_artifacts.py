@@ -52,20 +52,21 @@ DOCUMENTED = {
 }  # fmt: skip
 
 
-def _plain(kind: pa.DataType) -> str:
-    return f"list<{kind.value_type}>" if pa.types.is_list(kind) else str(kind)
-
-
 @pytest.fixture
 def scores(tmp_path: Path) -> Path:
-    path = tmp_path / "scores.parquet"
+    path = tmp_path / "seed=3" / "scores.parquet"  # folders like partitions change nothing
+    path.parent.mkdir()
     write_report(report(9), path)
     return path
 
 
 def test_columns_have_the_documented_types(scores: Path) -> None:
     schema = pq.read_schema(scores)
-    assert {field.name: _plain(field.type) for field in schema} == DOCUMENTED
+    types = {
+        field.name: f"list<{field.type.value_type}>" if pa.types.is_list(field.type)
+        else str(field.type) for field in schema
+    }  # fmt: skip
+    assert types == DOCUMENTED
     assert schema.equals(report_schema(), check_metadata=False)
 
 
@@ -93,18 +94,8 @@ def test_report_survives_the_round_trip(scores: Path) -> None:
         assert mine.hls_replicates == pytest.approx(theirs.hls_replicates, rel=1e-6)
         lists = {"hls_replicates": (), "tail_replicates": (), "grad_norm_replicates": ()}
         assert replace(mine, **lists) == replace(theirs, **lists)  # type: ignore[arg-type]
-    assert (found.model, found.probes, found.run) == (
-        expected.model,
-        expected.probes,
-        expected.run,
-    )
-
-
-def test_folders_named_like_partitions_change_nothing(tmp_path: Path) -> None:
-    folder = tmp_path / "seed=3"
-    folder.mkdir()
-    write_report(report(3), folder / "scores.parquet")
-    assert len(read_report(folder / "scores.parquet").candidates) == 3
+    for part in ("model", "probes", "run"):
+        assert getattr(found, part) == getattr(expected, part)
 
 
 def test_metadata_names_the_origin(scores: Path) -> None:
@@ -124,8 +115,7 @@ def test_published_schema_is_the_plan_format() -> None:
 
 
 def test_plans_validate_against_the_published_schema() -> None:
-    base = report(12)
-    plan = make_plan(base, PlanSettings(budget="0.25p", rank=4))
+    plan = make_plan(report(12), PlanSettings(budget="0.25p", rank=4))
     document = json.loads(plan_text(plan))
     schema = plan_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -140,6 +130,7 @@ def test_plans_validate_against_the_published_schema() -> None:
 
 def test_plan_text_is_stable_and_ordered() -> None:
     base = report(12)
+    base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
     settings = PlanSettings(budget="0.25", rank=4)
     text = plan_text(make_plan(base, settings))
     assert text == plan_text(make_plan(base, settings))
@@ -149,12 +140,11 @@ def test_plan_text_is_stable_and_ordered() -> None:
     full = [m for m in document["modules"] if m["mode"] == "full"]
     assert [m["rank"] for m in full] == [None] * 3
     assert document["budget"]["realized_module_share"] == 0.25
-    assert document["totals"]["trained_params"] == sum(
-        m["trained_params"] for m in document["modules"]
-    )
-    assert document["learning_rates"]["lora"]["value"] == pytest.approx(
-        10 * document["learning_rates"]["full"]["value"]
-    )
+    trained = sum(m["trained_params"] for m in document["modules"])
+    assert document["totals"]["trained_params"] == trained
+    rates = document["learning_rates"]
+    assert rates["lora"]["value"] == pytest.approx(10 * rates["full"]["value"])
+    assert document["notes"][0] == "3 examples were cut."
 
 
 def test_failed_write_keeps_what_was_there(tmp_path: Path) -> None:
@@ -211,27 +201,15 @@ def test_the_other_artifact_is_named(tmp_path: Path) -> None:
     scores, plan = tmp_path / "scores.parquet", tmp_path / "plan.json"
     write_report(made, scores)
     write_plan(make_plan(made, PlanSettings(rank=4)), plan)
-    for command in (("report", plan), ("plan", plan)):
-        done = hlscore(*command)
-        assert done.code != 0
-        assert f"'{plan}' is JSON, such as a plan, and scores are asked for" in done.err
-        assert "scores.parquet" in done.err.split("try:")[1]
-    for command in (("export", scores, "--to", "trl"), ("validate", "x", "--plan", scores)):
-        done = hlscore(*command)
-        assert done.code != 0
-        assert "is not a plan: it is a Parquet file, such as scores.parquet" in done.err
     (tmp_path / "torn.parquet").write_bytes(b"PAR1 and no more")
-    assert "is not a Parquet file" in hlscore("report", tmp_path / "torn.parquet").err
-
-
-def test_notes_on_the_probes_reach_the_plan() -> None:
-    base = report(12)
-    base = replace(base, probes=replace(base.probes, notes=("3 examples were cut.",)))
-    plan = make_plan(base, PlanSettings(budget="0.25", rank=4))
-    assert plan.notes[0] == "3 examples were cut."
-
-
-def test_names_on_a_page_break_after_dots() -> None:
-    from hlscore.pages.page import breakable
-
-    assert breakable("model.<b>.q_proj") == "model.<wbr>&lt;b&gt;.<wbr>q_proj"
+    no_plan = "is not a plan: it is a Parquet file, such as scores.parquet"
+    for command, message in (
+        (("report", plan), f"'{plan}' is JSON, such as a plan, and scores are asked for"),
+        (("plan", plan), "Give the scores.parquet that `hlscore rank` wrote"),
+        (("export", scores, "--to", "trl"), no_plan),
+        (("validate", "x", "--plan", scores), no_plan),
+        (("report", tmp_path / "torn.parquet"), "is not a Parquet file"),
+    ):
+        done = hlscore(*command)
+        assert done.code != 0
+        assert message in done.err

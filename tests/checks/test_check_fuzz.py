@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_desk import Document, made, write
+from broken_plans import Document, made, write
 from console import hlscore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -77,21 +77,6 @@ def near(value: Any, draw: st.DrawFn) -> Any:
     return value
 
 
-def torn(data: bytes, draw: st.DrawFn) -> bytes:
-    """Sometimes with the bytes themselves changed."""
-    cut = draw(st.sampled_from([""] * 8 + ["end", "byte", "twice", "insert"]))
-    at = draw(st.integers(0, len(data) - 1)) if cut else 0
-    if cut == "end":
-        data = data[:at]
-    elif cut == "byte":
-        data = data[:at] + bytes([draw(st.integers(0, 255))]) + data[at + 1 :]
-    elif cut == "insert":
-        data = data[:at] + draw(st.binary(max_size=8)) + data[at:]
-    elif cut == "twice":
-        data = data.replace(b'"mode"', b'"mode": 1, "mode"', 1)
-    return data
-
-
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
     """A plan after one to three changes of its values, keys or bytes."""
@@ -122,7 +107,14 @@ def damaged(draw: st.DrawFn) -> bytes:
     for mark, value in raw.items():
         text = text.replace(mark, value)
     data = text.encode("utf-8", "surrogatepass")
-    return torn(data, draw)
+    cut = draw(st.sampled_from([""] * 8 + ["end", "byte", "twice", "insert"]))
+    at = draw(st.integers(0, len(data) - 1)) if cut else 0
+    new = {"byte": st.binary(min_size=1, max_size=1), "insert": st.binary(max_size=8)}
+    if cut == "end":
+        return data[:at]
+    if cut == "twice":
+        return data.replace(b'"mode"', b'"mode": 1, "mode"', 1)
+    return data[:at] + draw(new[cut]) + data[at + (cut == "byte") :] if cut else data
 
 
 @pytest.fixture(scope="module")
@@ -190,26 +182,18 @@ def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
     assert codes == {0, 1}
 
 
-LARGE = {
-    "100 MB of modules": lambda module: (
-        b'{"schema_version": 1, "modules": ['
-        + b",".join([module] * (100_000_000 // len(module)))
-        + b"]}"
-    ),
-    "40 MB of modules": lambda module: (
-        b'{"schema_version": 1, "modules": ['
-        + b",".join([module] * (40_000_000 // len(module)))
-        + b"]}"
-    ),
-    "100 MB of brackets": lambda _: b"[" * 100_000_000,
-    "60 MB of brackets": lambda _: b"[" * 60_000_000,
-    "60 MB of digits": lambda _: b'{"schema_version": ' + b"9" * 60_000_000 + b"}",
-    "60 MB of text": lambda _: b'{"schema_version": 1, "notes": ["' + b"x" * 60_000_000 + b'"]}',
-    "30 MB of keys": lambda _: b"{" + b",".join(b'"%d":1' % n for n in range(3_000_000)) + b"}",
-    "60 MB of escapes": lambda _: (
-        b'{"schema_version": 1, "notes": ["' + b"\\n" * 30_000_000 + b'"]}'
-    ),
-    "60 MB of bad UTF-8": lambda _: b'{"a": "' + b"\xff" * 60_000_000 + b'"}',
+MODULE = json.dumps(WHOLE["modules"][0]).encode()
+MODULES, NOTES = (b'{"schema_version": 1, "%s": [' % name for name in (b"modules", b"notes"))
+LARGE = {  # a start, a piece that is repeated up to a size in MB, an end
+    "100 MB of modules": (MODULES, MODULE + b",", 100, MODULE + b"]}"),
+    "40 MB of modules": (MODULES, MODULE + b",", 40, MODULE + b"]}"),
+    "100 MB of brackets": (b"", b"[", 100, b""),
+    "60 MB of brackets": (b"", b"[", 60, b""),
+    "60 MB of digits": (b'{"schema_version": ', b"9", 60, b"}"),
+    "60 MB of text": (NOTES + b'"', b"x", 60, b'"]}'),
+    "30 MB of keys": (b"{", b",".join(b'"%d":1' % n for n in range(3_000_000)), 0, b"}"),
+    "60 MB of escapes": (NOTES + b'"', b"\\n", 60, b'"]}'),
+    "60 MB of bad UTF-8": (b'{"a": "', b"\xff", 60, b'"}'),
 }
 
 
@@ -217,9 +201,9 @@ LARGE = {
 def test_large_files_take_seconds_of_the_processor_and_less_than_a_gibibyte(
     kind: str, tmp_path: Path
 ) -> None:
-    module = json.dumps(WHOLE["modules"][0]).encode()
     path = tmp_path / "plan.json"
-    path.write_bytes(LARGE[kind](module))
+    start, piece, size, end = LARGE[kind]
+    path.write_bytes(start + piece * max(1, size * 10**6 // len(piece)) + end)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))

@@ -11,7 +11,7 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-from check_desk import made, write
+from broken_plans import made, write
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 

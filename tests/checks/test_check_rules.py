@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from check_desk import Change, Document, findings, line_of, made, write
+from broken_plans import Change, Document, findings, line_of, made, write
 from console import hlscore
 
 from hlscore.checks.rule import RULES

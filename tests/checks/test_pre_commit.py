@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from action_desk import ROOT, need_index
-from check_desk import made, write
+from action_runs import ROOT, need_index
+from broken_plans import made, write
 
 pytestmark = pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 MANIFEST = ROOT / ".pre-commit-hooks.yaml"

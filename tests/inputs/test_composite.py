@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from console import QUICK, hlscore, save_model
+from console import QUICK, change_config, hlscore, save_model
 from families import FAMILIES
 from transformers import (
     Emu3Config,
@@ -99,17 +98,12 @@ def named_class(name: str) -> Any:
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved model of a family, by whose name it is called."""
     name: str = request.param
-    folder = tmp_path_factory.getbasetemp() / name
     torch.manual_seed(0)
-    save_model(folder, model=named_class(name)(CONFIGS[name]()).eval())
-    return name
-
-
-@pytest.fixture
-def folder(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.getbasetemp() / family
+    model = named_class(name)(CONFIGS[name]()).eval()
+    return save_model(tmp_path_factory.mktemp("saved") / name, model=model)
 
 
 def as_trainers_load(folder: Path) -> PreTrainedModel:
@@ -123,14 +117,12 @@ def settings(folder: Path, **options: Any) -> ModelSettings:
     return ModelSettings(model=str(folder), device="cpu", **options)
 
 
-def test_every_way_to_see_a_model_sees_the_class_that_the_configuration_names(
-    family: str, folder: Path
-) -> None:
+def test_every_way_to_see_a_model_sees_the_class_that_the_configuration_names(folder: Path) -> None:
     loaded = load_model(settings(folder))
     stored = StoredWeights(settings(folder))
     shape, _ = load_shape(settings(folder))
-    assert type(loaded.model) is type(shape) is type(stored.shape) is named_class(family)
-    assert loaded.identity.architecture == named_class(family).__name__
+    assert type(loaded.model) is type(shape) is type(stored.shape) is named_class(folder.name)
+    assert loaded.identity.architecture == named_class(folder.name).__name__
     assert loaded.identity.notes == ()
     wanted = as_trainers_load(folder).state_dict()
     assert loaded.model.state_dict().keys() == wanted.keys() == shape.state_dict().keys()
@@ -139,11 +131,11 @@ def test_every_way_to_see_a_model_sees_the_class_that_the_configuration_names(
 
 
 def test_a_plan_is_checked_exported_and_trained_on_what_trainers_load(
-    family: str, folder: Path, tmp_path: Path
+    folder: Path, tmp_path: Path
 ) -> None:
     out, plan_path = tmp_path / "out", tmp_path / "out" / "plan.json"
     # LoRA does not run on Llama 4's routers, which return a tuple.
-    locks = ("--lock", "*.router=frozen") if family == "Llama4" else ()
+    locks = ("--lock", "*.router=frozen") if folder.name == "Llama4" else ()
     assert hlscore("rank", folder, *QUICK, "--budget", "0.2", *locks, "-o", out).code == 0
     checked = hlscore("check", plan_path, "--model", folder, "--weights")
     assert (checked.code, checked.err) == (0, "")
@@ -162,9 +154,8 @@ def test_a_plan_is_checked_exported_and_trained_on_what_trainers_load(
     assert {name.removeprefix("base_model.model.") for name in moved} == full
 
 
-def test_text_only_loads_the_text_class_and_the_plan_says_so(
-    family: str, folder: Path, tmp_path: Path
-) -> None:
+def test_text_only_loads_the_text_class_and_the_plan_says_so(folder: Path, tmp_path: Path) -> None:
+    family = folder.name
     out, plan_path = tmp_path / "out", tmp_path / "out" / "plan.json"
     done = hlscore("rank", folder, *QUICK, "--text-only", "-o", out)
     if family == "Emu3":  # transformers cannot load the text class from the whole checkpoint
@@ -223,8 +214,7 @@ def test_classes_without_an_output_head_are_refused(
     named: str, command: str, tmp_path: Path
 ) -> None:
     folder = save_model(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"architectures": [named]}))
+    change_config(folder, architectures=[named])
     name, *options = command.split()
     outcome = hlscore(name, folder, *options)
     assert outcome.code == 3
@@ -236,7 +226,6 @@ def test_a_name_that_transformers_does_not_know_falls_back_to_the_configuration(
     tmp_path: Path,
 ) -> None:
     folder = save_model(tmp_path)
-    config = json.loads((folder / "config.json").read_text())
     for names in (["LLaMAForCausalLM"], ["Trainer"], ["logging"], [""], [], None):
-        (folder / "config.json").write_text(json.dumps(config | {"architectures": names}))
+        change_config(folder, architectures=names)
         assert type(load_model(settings(folder)).model).__name__ == "LlamaForCausalLM"

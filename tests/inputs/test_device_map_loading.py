@@ -23,7 +23,7 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.weights import dense_weight, is_offloaded
+from hlscore.inputs.weights import dense_weight, offload_source
 from hlscore.settings import CandidateSettings, ModelSettings
 from hlscore.settings.model import parse_memory
 
@@ -126,7 +126,7 @@ def test_models_offloaded_by_the_caller(saved: tuple[Path, PreTrainedModel]) -> 
     accelerate.cpu_offload(model, execution_device="cpu", offload_buffers=True)
     with torch.no_grad():
         model(**token_batch())
-    assert all(is_offloaded(model, name) for name, p in model.named_parameters() if p.is_meta)
+    assert all(offload_source(model, n) for n, p in model.named_parameters() if p.is_meta)
     assert any(parameter.is_meta for parameter in model.parameters())
     assert identify(model, "mine", None) == expected
     assert find_modules(model, EVERYTHING) == find_modules(original, EVERYTHING)

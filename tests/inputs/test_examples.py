@@ -13,6 +13,7 @@ import itertools
 import json
 import lzma
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 from console import chat, hlscore, save_model, texts, write_rows
 from families import FAMILIES
-from tokens import (
-    VOCAB_SIZE,
-    byte_tokenizer,
-)
+from tokens import VOCAB_SIZE, byte_tokenizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.cli.validate_command import drawn_by_trial
@@ -35,26 +33,14 @@ from hlscore.inputs.examples import read_examples, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet, ProbeUnit, sequence, split_halves
-from hlscore.settings import (
-    DataSettings,
-    ModelSettings,
-    Objective,
-    ObjectiveSettings,
-    ValidateSettings,
-)
+from hlscore.settings import DataSettings, ModelSettings, ObjectiveSettings, ValidateSettings
 
 BOS_ID, EOS_ID = 257, 258
 
 TEXTS = texts(6)
 PAIRS = [{"prompt": f"q{number}: ", "completion": f"a{number}"} for number in range(6)]
 CHATS = [{"messages": chat(f"q{number}", f"a{number}")} for number in range(6)]
-CHAT_PAIRS = [
-    {
-        "prompt": chat(f"q{number}"),
-        "completion": [{"role": "assistant", "content": f"a{number}"}],
-    }
-    for number in range(6)
-]
+CHAT_PAIRS = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in CHATS]
 
 FORMATS = {
     "text": TEXTS,
@@ -75,14 +61,6 @@ def rows_of(found: ExampleSet) -> list[dict[str, Any]]:
 # Files
 
 
-def _write_json(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text(json.dumps(list(rows)))
-
-
-def _write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(list(rows)), path)
-
-
 def _write_arrow(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     table = pa.Table.from_pylist(list(rows))
     kind = pa.ipc.new_stream if path.stem == "stream" else pa.ipc.new_file
@@ -95,8 +73,8 @@ Writer = Callable[[Path, Sequence[Mapping[str, Any]]], object]
 WRITERS: dict[str, Writer] = {
     "data.jsonl": write_rows,
     "data.JSONL": write_rows,
-    "data.json": _write_json,
-    "data.parquet": _write_parquet,
+    "data.json": lambda path, rows: path.write_text(json.dumps(list(rows))),
+    "data.parquet": lambda path, rows: pq.write_table(pa.Table.from_pylist(list(rows)), path),
     "stream.arrow": _write_arrow,
     "file.arrow": _write_arrow,
 }
@@ -121,50 +99,40 @@ def test_csv(tmp_path: Path) -> None:
     assert rows_of(read(tmp_path / "data.csv")) == PAIRS
 
 
-def test_directory_of_files(tmp_path: Path) -> None:
-    """All files of a directory make one split, in the order of their names."""
-    write_rows(tmp_path / "a.jsonl", TEXTS[:2])
-    write_rows(tmp_path / "b.jsonl", TEXTS[2:])
-    assert rows_of(read(tmp_path)) == TEXTS
-
-
-def test_directory_of_splits(tmp_path: Path) -> None:
-    write_rows(tmp_path / "train.jsonl", TEXTS[:4])
-    write_rows(tmp_path / "test.jsonl", TEXTS[4:])
-    assert rows_of(read(tmp_path)) == TEXTS[:4]
-    assert rows_of(read(tmp_path, split="test")) == TEXTS[4:]
-    assert rows_of(read(tmp_path, split="test[:1]")) == TEXTS[4:5]
-    assert rows_of(read(tmp_path, split="train+test")) == TEXTS
-
-
-def test_directory_of_configurations(tmp_path: Path) -> None:
-    write_rows(tmp_path / "one" / "train.jsonl", TEXTS[:3])
-    write_rows(tmp_path / "two" / "train.jsonl", TEXTS[3:])
+def test_directories(tmp_path: Path) -> None:
+    """Files of one split in the order of their names, splits, configurations, saved data sets."""
+    for name, rows in (
+        ("files/a", TEXTS[:2]), ("files/b", TEXTS[2:]),
+        ("splits/train", TEXTS[:4]), ("splits/test", TEXTS[4:]),
+        ("configs/one/train", TEXTS[:3]), ("configs/two/train", TEXTS[3:]),
+    ):  # fmt: skip
+        write_rows(tmp_path / f"{name}.jsonl", rows)
     entries = "".join(f"- config_name: {n}\n  data_files: {n}/*\n" for n in ("one", "two"))
-    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{entries}---\n")
-    assert rows_of(read(tmp_path, config="two")) == TEXTS[3:]
-
-
-def test_saved_data_set(tmp_path: Path) -> None:
-    datasets.Dataset.from_list(TEXTS).save_to_disk(tmp_path / "saved")
-    assert rows_of(read(tmp_path / "saved")) == TEXTS
-    assert rows_of(read(tmp_path / "saved", split="train[-2:]")) == TEXTS[-2:]
-    parts = {"train": TEXTS[:4], "test": TEXTS[4:]}
-    splits = {name: datasets.Dataset.from_list(rows) for name, rows in parts.items()}
-    datasets.DatasetDict(splits).save_to_disk(tmp_path / "splits")
-    assert rows_of(read(tmp_path / "splits", split="test")) == TEXTS[4:]
+    (tmp_path / "configs/README.md").write_text(f"---\nconfigs:\n{entries}---\n")
+    saved = datasets.Dataset.from_list(TEXTS)
+    saved.save_to_disk(tmp_path / "saved")
+    parts = {"train": saved.select(range(4)), "test": saved.select(range(4, 6))}
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "saved splits")
+    options: dict[str, Any]
+    for name, options, rows in (
+        ("files", {}, TEXTS),
+        ("splits", {}, TEXTS[:4]),
+        ("splits", {"split": "test"}, TEXTS[4:]),
+        ("splits", {"split": "test[:1]"}, TEXTS[4:5]),
+        ("splits", {"split": "train+test"}, TEXTS),
+        ("configs", {"config": "two"}, TEXTS[3:]),
+        ("saved", {}, TEXTS),
+        ("saved", {"split": "train[-2:]"}, TEXTS[-2:]),
+        ("saved splits", {"split": "test"}, TEXTS[4:]),
+    ):
+        assert rows_of(read(tmp_path / name, **options)) == rows, (name, options)
 
 
 @pytest.mark.parametrize(
     ("split", "rows"),
-    [
-        ("train[:4]", TEXTS[:4]),
-        ("train[4:]", TEXTS[4:]),
-        ("train[:50%]", TEXTS[:3]),
-        ("train[:100]", TEXTS),
-        ("validation", TEXTS),
-    ],
-)
+    [("train[:4]", TEXTS[:4]), ("train[4:]", TEXTS[4:]), ("train[:50%]", TEXTS[:3]),
+     ("train[:100]", TEXTS), ("validation", TEXTS)],
+)  # fmt: skip
 def test_slice_of_a_file(tmp_path: Path, split: str, rows: list[dict[str, str]]) -> None:
     """A single file is whatever split is asked for."""
     data = write_rows(tmp_path / "data.jsonl", TEXTS)
@@ -237,51 +205,38 @@ def test_a_hub_data_set_is_never_streamed_without_a_limit(
     """Asked for everything, a data set without an end is refused after a bounded number of rows."""
     given = []
 
-    def rows() -> Iterator[dict[str, str]]:
-        for number in itertools.count():
-            given.append(number)
-            yield {"text": f"{number}"}
-
     class Stream:
         def shuffle(self, **_: object) -> "Stream":
             return self
 
         def __iter__(self) -> Iterator[dict[str, str]]:
-            return rows()
+            for number in itertools.count():
+                given.append(number)
+                yield {"text": f"{number}"}
 
     monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: Stream())
     monkeypatch.setattr(examples, "_MOST_STREAMED", 20)
-    if samples:
+    with nullcontext() if samples else pytest.raises(DataError, match="holds more than 20 rows"):
         assert len(read("org/data", samples=samples).rows) == samples
-    else:
-        with pytest.raises(DataError, match="holds more than 20 rows"):
-            read("org/data", samples=samples)
     assert len(given) == taken
 
 
 @pytest.mark.parametrize(
     ("data", "steps", "expected"),
-    [
-        ("org/data", 60, 686),
-        ("org/data", 2, 256),
-        ("train.jsonl", 60, 0),
-        (None, 60, 0),
-        ("builtin:new", 60, 0),
-    ],
-)
+    [("org/data", 60, 686), ("org/data", 2, 256), ("a.jsonl", 60, 0), (None, 60, 0),
+     ("builtin:new", 60, 0)],
+)  # fmt: skip
 def test_examples_of_a_trial(data: str | None, steps: int, expected: int) -> None:
     """Of a hub data set a trial draws what its steps need, of a file everything."""
-    settings = ValidateSettings(
-        model=ModelSettings(model="m"), data=DataSettings(data=data), steps=steps
-    )
-    assert drawn_by_trial(settings) == expected
+    model, source = ModelSettings(model="m"), DataSettings(data=data)
+    assert drawn_by_trial(ValidateSettings(model=model, data=source, steps=steps)) == expected
 
 
 @pytest.mark.parametrize(
     ("objective", "source"),
     [("sft", "builtin:new"), ("dpo", "builtin:known"), ("grpo", "builtin:known")],
 )
-def test_built_in_probes_of_an_objective(objective: Objective, source: str) -> None:
+def test_built_in_probes_of_an_objective(objective: Any, source: str) -> None:
     wanted = wanted_formats(ObjectiveSettings(objective=objective))
     found = read_examples(DataSettings(samples=0), seed=0, wanted=wanted)
     assert (found.source, len(found.rows)) == (source, 320)
@@ -317,11 +272,11 @@ def test_the_map_decides_the_format(tmp_path: Path) -> None:
 def test_mapped_columns_on_the_command_line(tmp_path: Path) -> None:
     rows = [{"q": row["prompt"], "a": row["completion"]} for row in PAIRS]
     model, data = save_model(tmp_path / "model"), write_rows(tmp_path / "data.jsonl", rows)
-    columns = ("--column", "prompt=q", "--column", "completion=a")
-    outcome = hlscore("rank", model, "--data", data, *columns, "--dry-run", "--json")
+    options = ("--column", "prompt=q", "--column", "completion=a", "--dry-run", "--json")
+    outcome = hlscore("rank", model, "--data", data, *options)
     assert outcome.code == 0, outcome.err
-    forecast = json.loads(outcome.out)
-    assert forecast["counted_tokens"] == sum(len(row["completion"]) + 1 for row in PAIRS)
+    counted = sum(len(row["completion"]) + 1 for row in PAIRS)
+    assert json.loads(outcome.out)["counted_tokens"] == counted
 
 
 # Tokens and loss masks
@@ -333,33 +288,23 @@ def model() -> PreTrainedModel:
 
 
 def probes_of(
-    rows: Sequence[Mapping[str, Any]],
-    tokenizer: PreTrainedTokenizerBase,
-    model: PreTrainedModel,
-    **options: Any,
-) -> ProbeSet:
-    examples = example_set(rows, "rows", DataSettings())
-    return encode(
-        examples, tokenizer, model, **{"max_length": None, "groups": 8, "seed": 0} | options
-    )
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
+    *, max_length: int | None = None, seed: int = 0,
+) -> ProbeSet:  # fmt: skip
+    found = example_set(rows, "rows", DataSettings())
+    return encode(found, tokenizer, model, max_length=max_length, groups=8, seed=seed)
 
 
 def masks(probes: ProbeSet) -> dict[tuple[int, ...], str]:
     """The loss mask of each example by its ids: `x` where a token counts, `.` where not."""
-    return {
-        item.input_ids: "".join("x" if counts else "." for counts in item.counted)
-        for half in probes.halves
-        for group in half
-        for item in group
-    }
+    items = [item for half in probes.halves for group in half for item in group]
+    return {item.input_ids: "".join(".x"[counts] for counts in item.counted) for item in items}
 
 
 def ids(*parts: str | int) -> tuple[int, ...]:
     """Token ids of bytes and special tokens."""
-    found: list[int] = []
-    for part in parts:
-        found += [part] if isinstance(part, int) else list(part.encode())
-    return tuple(found)
+    found = ([part] if isinstance(part, int) else list(part.encode()) for part in parts)
+    return tuple(itertools.chain.from_iterable(found))
 
 
 @pytest.mark.parametrize(
@@ -367,20 +312,12 @@ def ids(*parts: str | int) -> tuple[int, ...]:
     [
         ({"text": "abc"}, {"add_bos": True}, (BOS_ID, "abc", EOS_ID), ".xxxx"),
         ({"text": "abc"}, {"eos": False}, ("abc",), ".xx"),
-        (
-            {"prompt": "ab", "completion": "cd"},
-            {"add_bos": True},
-            (BOS_ID, "abcd", EOS_ID),
-            "...xxx",
-        ),
+        ({"prompt": "ab", "completion": "cd"}, {"add_bos": True}, (BOS_ID, "abcd", EOS_ID),
+         "...xxx"),
     ],
-)
+)  # fmt: skip
 def test_special_tokens(
-    model: PreTrainedModel,
-    row: dict[str, str],
-    tokens: dict[str, bool],
-    expected: tuple[str | int, ...],
-    mask: str,
+    model: PreTrainedModel, row: dict[str, str], tokens: dict[str, bool], expected: Any, mask: str
 ) -> None:
     other = {name: f"{text}?" for name, text in row.items()}
     found = masks(probes_of([row, other], byte_tokenizer(**tokens), model))
@@ -467,7 +404,7 @@ def test_halves_are_even(count: int) -> None:
 
 @pytest.mark.parametrize("name", ["README.md", ".huggingface.yaml"])
 def test_data_card_may_not_reach_for_the_network(tmp_path: Path, name: str) -> None:
-    _write_json(tmp_path / "rows.jsonl", [{"text": "a b"}, {"text": "c d"}])
+    write_rows(tmp_path / "rows.jsonl", TEXTS)
     card = 'configs:\n- config_name: default\n  data_files: "http://127.0.0.1:9/x.jsonl"\n'
     (tmp_path / name).write_text(f"---\n{card}---\n" if name == "README.md" else card)
     with pytest.raises(DataError, match="names files outside its directory"):
@@ -475,19 +412,15 @@ def test_data_card_may_not_reach_for_the_network(tmp_path: Path, name: str) -> N
 
 
 def test_brackets_in_a_file_name_are_letters(tmp_path: Path) -> None:
-    path = tmp_path / "rows[1].jsonl"
-    path.write_text('{"text": "a b"}\n{"text": "c d"}\n')
-    assert len(read(path).rows) == 2
+    assert rows_of(read(write_rows(tmp_path / "rows[1].jsonl", TEXTS))) == TEXTS
 
 
 def test_columns_that_nobody_asked_for_are_not_decoded(tmp_path: Path) -> None:
     features = {"text": {"dtype": "string", "_type": "Value"}, "image": {"_type": "Image"}}
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = pa.table(
-        {
-            "text": ["a b", "c d"],
-            "image": pa.array([{"bytes": b"no image", "path": None}] * 2, image),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    images = pa.array([{"bytes": b"no image", "path": None}] * 2, image)
+    table = pa.table({"text": ["a b", "c d"], "image": images}).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
     pq.write_table(table, tmp_path / "rows.parquet")
     assert [row["text"] for row in read(tmp_path / "rows.parquet").rows] == ["a b", "c d"]

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow.parquet as pq
 import pytest
@@ -40,8 +40,7 @@ configs:
 BUILTIN = "builtin:tiny"
 
 
-@dataclass(frozen=True)
-class Case:
+class Case(NamedTuple):
     """A run of `hlscore rank`: its arguments, exit status and parts of its error."""
 
     options: tuple[str, ...]
@@ -136,15 +135,10 @@ def _repos(folder: Path) -> dict[str, RepoSpec]:
 
 @dataclass
 class Visit:
-    """What every case came to, and what it asked of the hub.
+    """What every case came to, and what it asked of the hub."""
 
-    Attributes:
-        folder: Where each case wrote its results.
-        commit: The commit of the model.
-    """
-
-    folder: Path
-    commit: str
+    folder: Path  # where each case wrote its results
+    commit: str  # of the model
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     asked: dict[str, list[Request]] = field(default_factory=dict)
 
@@ -155,8 +149,7 @@ class Visit:
 
     def plan(self, name: str) -> dict[str, Any]:
         """The plan that a case wrote."""
-        found: dict[str, Any] = json.loads((self.folder / name / "plan.json").read_text())
-        return found
+        return json.loads((self.folder / name / "plan.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -166,16 +159,11 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     repos = _repos(folder / "saved")
     found = Visit(folder, repos["org/model"].sha)
     with HubServer(repos) as hub:
-        with (folder / "log.txt").open("w") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-c", RUNNER, str(Path(__file__).parents[1])],
-                env=hub.environment(folder / "home"),
-                cwd=folder,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-            )
+        process = subprocess.Popen(
+            [sys.executable, "-c", RUNNER, str(Path(__file__).parents[1])],
+            env=hub.environment(folder / "home"), cwd=folder, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
         def run(name: str, *arguments: str) -> None:
             assert process.stdin is not None
@@ -186,15 +174,12 @@ def visit(tmp_path_factory: pytest.TempPathFactory) -> Visit:
             found.asked[name] = list(hub.log)
             hub.log.clear()
 
-        def rank(name: str, case: Case) -> None:
-            quick = ("--samples", "6", "--bootstrap", "0", "--max-length", "64")
-            run(name, "rank", *case.options, *quick, "--out", str(folder / name))
-
+        quick = ("--samples", "6", "--bootstrap", "0", "--max-length", "64", "--out")
         for name, case in CASES.items():
-            rank(name, case)
+            run(name, "rank", *case.options, *quick, str(folder / name))
         run("modules", "modules", "org/shape", "--json")
     for name, case in STOPPED.items():
-        rank(name, case)
+        run(name, "rank", *case.options, *quick, str(folder / name))
     process.communicate()
     return found
 
@@ -213,49 +198,34 @@ def test_case(visit: Visit, name: str) -> None:
         assert outcome.err == ""
 
 
-def test_nothing_is_left_over(visit: Visit) -> None:
-    assert not list(visit.folder.rglob(UNFINISHED))
-
-
 def test_only_what_is_needed_is_fetched(visit: Visit) -> None:
-    """No pickles, no second copy of the weights, no code."""
+    """No pickles, no second copy of the weights, no code, and nothing that the cache has.
+
+    `modules` fetches no weights, and nothing unfinished is left over.
+    """
     needed = {"config.json", "model.safetensors", "tokenizer.json"}
     assert needed <= visit.fetched("model")
     others = visit.fetched("model") - needed
     assert all(name.endswith((".json", ".jinja")) for name in others)
-
-
-def test_nothing_is_fetched_twice(visit: Visit) -> None:
-    """A second run, and another name of the same commit, find everything in the cache."""
-    assert visit.fetched("model again") == set()
-    assert visit.fetched("tag") == set()
-
-
-def test_modules_fetches_no_weights(visit: Visit) -> None:
+    assert visit.fetched("model again") == visit.fetched("tag") == set()
     outcome = visit.outcomes["modules"]
     assert outcome.code == 0, outcome.err
     assert "model.layers.0.self_attn.q_proj" in outcome.out
     assert "config.json" in visit.fetched("modules")
     assert not [name for name in visit.fetched("modules") if "safetensors" in name]
-
-
-def test_refused_pickles_are_not_fetched(visit: Visit) -> None:
     assert not [name for name in visit.fetched("pickle") if name.endswith(".bin")]
+    assert not list(visit.folder.rglob(UNFINISHED))
 
 
-@pytest.mark.parametrize("name", ["model", "tag", "stopped, cached"])
-def test_commit_is_recorded(visit: Visit, name: str) -> None:
+def test_the_commit_is_recorded_and_gives_the_same_scores(visit: Visit) -> None:
     """Plans name the commit, whether a tag or nothing was asked for."""
-    model = visit.plan(name)["model"]
-    assert (model["name"], model["revision"]) == ("org/model", visit.commit)
-
-
-@pytest.mark.parametrize("name", ["tag", "stopped, cached"])
-def test_same_commit_same_scores(visit: Visit, name: str) -> None:
-    tables = [
-        pq.ParquetFile(visit.folder / case / "scores.parquet").read() for case in ("model", name)
-    ]
+    tables = []
+    for name in ("model", "tag", "stopped, cached"):
+        model = visit.plan(name)["model"]
+        assert (model["name"], model["revision"]) == ("org/model", visit.commit)
+        tables.append(pq.ParquetFile(visit.folder / name / "scores.parquet").read())
     assert tables[0].equals(tables[1])
+    assert tables[0].equals(tables[2])
 
 
 def test_rows_are_the_probes(visit: Visit) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from console import save_model
+from console import change_config, save_model
 from families import FAMILIES, token_batch
 from loading import input_gradient, widen
 from torch import nn
@@ -24,15 +24,24 @@ from hlscore.inputs.weights import dense_weight, is_packed_linear
 from hlscore.settings import ModelSettings
 
 NAMES = ("llama", "gpt2", "mixtral")
+Originals = dict[str, tuple[Path, PreTrainedModel]]
+every_name = pytest.mark.parametrize("name", NAMES)
+packed = pytest.mark.usefixtures("packers")
+either = pytest.mark.parametrize("load_in", ["4bit", "8bit"])
 
 
 @pytest.fixture(scope="module")
-def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, PreTrainedModel]]:
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Originals:
     found = {}
     for name in NAMES:
         model = widen(name)
         found[name] = (save_model(tmp_path_factory.mktemp(name), model=model), model)
     return found
+
+
+@pytest.fixture
+def packers() -> None:
+    pytest.importorskip("bitsandbytes")
 
 
 def load(folder: Path, **options: Any) -> PreTrainedModel:
@@ -44,31 +53,27 @@ def packed_bytes(model: PreTrainedModel) -> int:
     total = 0
     for parameter in model.parameters():
         total += parameter.numel() * parameter.element_size()
-        state = getattr(parameter, "quant_state", None)
-        if state is not None:
+        if (state := getattr(parameter, "quant_state", None)) is not None:
             total += state.absmax.numel() + 4 * state.state2.absmax.numel()
-        scales = getattr(parameter, "SCB", None)
-        total += 0 if scales is None else 4 * scales.numel()
+        if (scales := getattr(parameter, "SCB", None)) is not None:
+            total += 4 * scales.numel()
     return total
 
 
-@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", NAMES)
+@packed
+@either
+@every_name
 def test_candidates_and_counts_are_those_of_the_original(
-    originals: dict[str, tuple[Path, PreTrainedModel]], name: str, load_in: Any
+    originals: Originals, name: str, load_in: Any
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     folder, original = originals[name]
     settings = ModelSettings(model=str(folder), device="cpu", load_in=load_in)
     loaded = load_model(settings)
     expected = identify(original, "original", None)
     found, before = find_modules(loaded.model), find_modules(original)
     assert [replace(item, quantized=False) for item in found] == list(before)
-    quantized = {item.parameter for item in candidates_of(found) if item.quantized}
-    experts = {item.parameter for item in candidates_of(before) if item.matrices > 1}
-    routers = {item.parameter for item in before if item.kind == "gate"}
-    everything = {item.parameter for item in candidates_of(before)}
-    assert quantized == everything - experts - routers
+    for item in candidates_of(found):  # all but experts and routers
+        assert item.quantized is (item.matrices == 1 and item.kind != "gate")
     assert loaded.identity.n_params == expected.n_params
     assert loaded.identity.fingerprint.structure == expected.fingerprint.structure
     shape, _ = load_shape(settings)
@@ -77,12 +82,12 @@ def test_candidates_and_counts_are_those_of_the_original(
     assert planned < planned_weight_bytes(shape, replace(settings, load_in=None))
 
 
+@packed
 @pytest.mark.parametrize(("load_in", "error"), [("4bit", 0.12), ("8bit", 0.01)])
-@pytest.mark.parametrize("name", NAMES)
+@every_name
 def test_dense_weight_undoes_the_packing(
-    originals: dict[str, tuple[Path, PreTrainedModel]], name: str, load_in: Any, error: float
+    originals: Originals, name: str, load_in: Any, error: float
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     folder, original = originals[name]
     model = load(folder, load_in=load_in)
     chosen = candidates_of(find_modules(model))
@@ -99,13 +104,13 @@ def test_dense_weight_undoes_the_packing(
         assert torch.equal(again, weight), "a forward pass without gradients changed the weight"
 
 
+@packed
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
-@pytest.mark.parametrize("name", NAMES)
+@either
+@every_name
 def test_gradients_flow_through_frozen_packed_weights(
-    originals: dict[str, tuple[Path, PreTrainedModel]], name: str, load_in: Any, dtype: Any
+    originals: Originals, name: str, load_in: Any, dtype: Any
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     folder, original = originals[name]
     model = load(folder, load_in=load_in, dtype=dtype)
     found = input_gradient(model, FAMILIES[name].block_list(model))
@@ -115,21 +120,19 @@ def test_gradients_flow_through_frozen_packed_weights(
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_libraries_say_nothing(
-    originals: dict[str, tuple[Path, PreTrainedModel]], caplog: pytest.LogCaptureFixture
-) -> None:
-    pytest.importorskip("bitsandbytes")
+@packed
+def test_libraries_say_nothing(originals: Originals, caplog: pytest.LogCaptureFixture) -> None:
     model = load(originals["llama"][0], load_in="8bit")
     with torch.no_grad():
         model(**token_batch())
     assert not [r for r in caplog.records if r.name.startswith(("bitsandbytes", "accelerate"))]
 
 
-@pytest.mark.parametrize("load_in", ["4bit", "8bit"])
+@packed
+@either
 def test_quantized_checkpoint_loads_again(
-    originals: dict[str, tuple[Path, PreTrainedModel]], tmp_path: Path, load_in: Any
+    originals: Originals, tmp_path: Path, load_in: Any
 ) -> None:
-    pytest.importorskip("bitsandbytes")
     folder, original = originals["llama"]
     model = load(folder, load_in=load_in)
     save_model(tmp_path, model=model)
@@ -148,15 +151,14 @@ def test_quantized_checkpoint_loads_again(
         load(tmp_path, load_in=load_in)
 
 
-def test_computations_take_the_dtype_of_the_model(
-    originals: dict[str, tuple[Path, PreTrainedModel]], tmp_path: Path
-) -> None:
-    pytest.importorskip("bitsandbytes")
+@packed
+def test_computations_take_the_dtype_of_the_model(originals: Originals, tmp_path: Path) -> None:
     folder, _ = originals["gpt2"]
     save_model(tmp_path, model=load(folder, load_in="4bit"))
-    config = json.loads((tmp_path / "config.json").read_text())
-    config["quantization_config"]["bnb_4bit_compute_dtype"] = "float16"
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    quantization = json.loads((tmp_path / "config.json").read_text())["quantization_config"]
+    change_config(
+        tmp_path, quantization_config=quantization | {"bnb_4bit_compute_dtype": "float16"}
+    )
     with pytest.raises(UsageError, match="with float32 beside it"):
         load(tmp_path, dtype="bfloat16")
     model = load(tmp_path)
@@ -170,8 +172,8 @@ def test_computations_take_the_dtype_of_the_model(
         assert module.bias.dtype == torch.float32
 
 
+@packed
 def test_narrow_4bit_layers_are_refused_on_a_cpu(tmp_path: Path) -> None:
-    pytest.importorskip("bitsandbytes")
     save_model(tmp_path, model=FAMILIES["llama"].build())
     with pytest.raises(ModelError, match="has 48 inputs") as caught:
         load(tmp_path, load_in="4bit")
@@ -179,10 +181,8 @@ def test_narrow_4bit_layers_are_refused_on_a_cpu(tmp_path: Path) -> None:
     assert load(tmp_path, load_in="8bit")
 
 
-def test_weights_rearranged_for_inference_are_refused(
-    originals: dict[str, tuple[Path, PreTrainedModel]],
-) -> None:
-    pytest.importorskip("bitsandbytes")
+@packed
+def test_weights_rearranged_for_inference_are_refused(originals: Originals) -> None:
     model = load(originals["llama"][0], load_in="4bit")
     weight: Any = model.get_parameter("model.layers.1.mlp.up_proj.weight")
     weight.quant_state.packing_format_for_cpu = True
@@ -192,9 +192,7 @@ def test_weights_rearranged_for_inference_are_refused(
 
 @pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
 def test_missing_package_is_named(
-    originals: dict[str, tuple[Path, PreTrainedModel]],
-    monkeypatch: pytest.MonkeyPatch,
-    package: str,
+    originals: Originals, monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
     if package == "accelerate":
         pytest.importorskip("bitsandbytes")
@@ -217,17 +215,11 @@ def test_missing_package_is_named(
     ids=lambda value: value.get("quant_method", "") if isinstance(value, dict) else "",
 )
 def test_other_methods_name_what_is_missing(
-    originals: dict[str, tuple[Path, PreTrainedModel]],
-    tmp_path: Path,
-    quantization: dict[str, object],
-    says: str,
+    originals: Originals, tmp_path: Path, quantization: dict[str, object], says: str
 ) -> None:
     pytest.importorskip("accelerate")
     save_model(tmp_path, model=originals["llama"][1])
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(
-        json.dumps(config | {"quantization_config": quantization})
-    )
+    change_config(tmp_path, quantization_config=quantization)
     with pytest.raises(ModelError) as caught:
         load(tmp_path)
     assert says in caught.value.message
@@ -287,20 +279,15 @@ def test_packed_experts_of_unknown_layout_are_skipped() -> None:
     assert not found["model.layers.1.mlp.experts.gate_up_proj"].reason
 
 
-def test_models_from_a_trainer_are_accepted(
-    originals: dict[str, tuple[Path, PreTrainedModel]],
-) -> None:
+@packed
+def test_models_from_a_trainer_are_accepted(originals: Originals) -> None:
     """A model that the caller quantized, with bfloat16 storage as FSDP needs it."""
-    pytest.importorskip("bitsandbytes")
     folder, original = originals["llama"]
+    stored = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_quant_storage=torch.bfloat16
+    )
     model = FAMILIES["llama"].auto_class.from_pretrained(
-        folder,
-        quantization_config=BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_quant_storage=torch.bfloat16,
-        ),
-        device_map={"": "cpu"},
+        folder, quantization_config=stored, device_map={"": "cpu"}
     )
     assert identify(model, "mine", None).n_params == identify(original, "o", None).n_params
     for item in candidates_of(find_modules(model)):

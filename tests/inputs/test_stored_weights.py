@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
 from hlscore.errors import HlscoreError, ModelError
-from hlscore.flow import Silent, score_held_weights, score_stored_weights
+from hlscore.flow import Silent, score_weights
 from hlscore.inputs.hub import find_model
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import load_weights
@@ -78,8 +78,8 @@ def test_weights_and_scores_are_those_of_the_loaded_model(name: str, tmp_path: P
         assert weight is not None
         assert torch.equal(found[item.parameter], weight), item.parameter
     identity = identify(model, str(tmp_path), None)
-    streaming = score_stored_weights(run(tmp_path), Silent()).report
-    held = score_held_weights(model, identity, run(tmp_path), Silent()).report
+    streaming = score_weights(run(tmp_path), Silent()).report
+    held = score_weights(run(tmp_path), Silent(), (model, identity)).report
     assert streaming.model == held.model == identity
     assert streaming.rows == held.rows
     assert streaming.probes == held.probes
@@ -148,7 +148,7 @@ def test_one_parameter_is_in_memory_at_a_time(
     monkeypatch.setattr(StoredTensor, "read", watched)
     monkeypatch.setattr("hlscore.inputs.model.load_weights", refuse)
     monkeypatch.setattr(PreTrainedModel, "from_pretrained", refuse)
-    report = score_stored_weights(run(tmp_path), Silent()).report
+    report = score_weights(run(tmp_path), Silent()).report
     assert all(row.condition_number is not None for row in report.candidates)
     # The pieces of one fused weight are needed together: gate and up of four experts.
     assert most == (8 if name == "mixtral" else 1)
@@ -157,9 +157,9 @@ def test_one_parameter_is_in_memory_at_a_time(
 
 def test_modules_left_out_are_sampled_and_not_decomposed(tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES["llama"].build())
-    whole = score_stored_weights(run(tmp_path), Silent()).report
+    whole = score_weights(run(tmp_path), Silent()).report
     some = CandidateSettings(include=("*.q_proj",))
-    part = score_stored_weights(run(tmp_path, some), Silent()).report
+    part = score_weights(run(tmp_path, some), Silent()).report
     assert part.model == whole.model
     assert {row.kind for row in part.candidates} == {"q_proj"}
     values = {row.module: row.snr for row in whole.candidates}
@@ -227,7 +227,7 @@ def test_files_that_do_not_fit_are_refused(name: str, tmp_path: Path) -> None:
     change, error, message = DAMAGE[name]
     change(tmp_path)
     with pytest.raises(error, match=message):
-        score_stored_weights(run(tmp_path, CandidateSettings()), Silent())
+        score_weights(run(tmp_path, CandidateSettings()), Silent())
 
 
 def test_pieces_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
@@ -235,13 +235,13 @@ def test_pieces_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     key = next(key for key in load_file(tmp_path / FILE) if ".experts.1." in key)
     _rewrite(tmp_path, lambda tensors: tensors.update({key: torch.zeros(5, 7)}))
     with pytest.raises(ModelError, match=r"mlp.experts.* cannot be put together from \d+ tensors"):
-        score_stored_weights(run(tmp_path), Silent())
+        score_weights(run(tmp_path), Silent())
 
 
 def test_a_weight_with_nan_is_told_and_the_others_are_scored(tmp_path: Path) -> None:
     save_model(tmp_path, model=FAMILIES["llama"].build())
     _rewrite(tmp_path, lambda tensors: tensors[Q].fill_(float("nan")) is None)
-    report = score_stored_weights(run(tmp_path, CandidateSettings()), Silent()).report
+    report = score_weights(run(tmp_path, CandidateSettings()), Silent()).report
     for row in report.candidates:
         broken = row.parameter == Q
         assert (row.kappa is None) == broken

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from console import QUICK, hlscore, save_model
-from families import FAMILIES, _settings
+from families import FAMILIES, make_config
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.inputs.identity import count_params
@@ -23,46 +22,42 @@ FILE = "model.safetensors"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 
-def tied_llama(folder: Path) -> Path:
-    config = LlamaConfig(**_settings(tie_word_embeddings=True))
-    return save_model(folder, model=AutoModelForCausalLM.from_config(config).eval())
-
-
-def add_head(folder: Path, *, equal: bool, embedding: str = EMBEDDING) -> Path:
+def tied_llama(folder: Path, *, equal: bool) -> Path:
+    """A checkpoint that ties its head to its embedding, with a head of its own in the files."""
+    config = make_config(LlamaConfig, tie_word_embeddings=True)()
+    save_model(folder, model=AutoModelForCausalLM.from_config(config).eval())
     tensors = load_file(folder / FILE)
     assert HEAD not in tensors
-    tensors[HEAD] = tensors[embedding].clone()
+    tensors[HEAD] = tensors[EMBEDDING].clone()
     if not equal:
         tensors[HEAD][-1, -1] += 0.5
     save_file(tensors, folder / FILE, metadata={"format": "pt"})
     return folder
 
 
-def ways(folder: Path) -> list[PreTrainedModel]:
-    settings = ModelSettings(model=str(folder), device="cpu")
-    return [
-        load_model(settings).model, load_shape(settings)[0], StoredWeights(settings).shape,
-        AutoModelForCausalLM.from_pretrained(folder),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("equal", [True, False])
 def test_every_way_counts_what_loading_gives(equal: bool, tmp_path: Path) -> None:
-    folder = add_head(tied_llama(tmp_path), equal=equal)
-    counts = {count_params(model) for model in ways(folder)}
-    head = torch.Size(load_file(folder / FILE)[HEAD].shape).numel()
-    blocks = sum(value.numel() for name, value in load_file(folder / FILE).items() if name != HEAD)
-    assert counts == {blocks if equal else blocks + head}
-    shares = {model.get_input_embeddings().weight is model.get_output_embeddings().weight
-              for model in ways(folder)}  # fmt: skip
-    assert shares == {equal}
+    folder = tied_llama(tmp_path, equal=equal)
+    settings = ModelSettings(model=str(folder), device="cpu")
+    loaded = load_model(settings)
+    models = (
+        loaded.model, load_shape(settings)[0], StoredWeights(settings).shape,
+        AutoModelForCausalLM.from_pretrained(folder),
+    )  # fmt: skip
+    tensors = load_file(folder / FILE)
+    counted = sum(value.numel() for name, value in tensors.items() if name != HEAD or not equal)
+    for model in models:
+        assert count_params(model) == counted
+        shared = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert shared is equal
+    assert bool(loaded.identity.notes) is not equal
 
 
 @pytest.mark.parametrize("options", [QUICK, ("--data", "none")])
 def test_a_head_of_its_own_is_ranked_and_the_note_says_why(
     options: tuple[str, ...], tmp_path: Path
 ) -> None:
-    folder = add_head(tied_llama(tmp_path), equal=False)
+    folder = tied_llama(tmp_path, equal=False)
     listed = json.loads(hlscore("modules", folder, "--head", "--json").out)
     assert any(item["module"] == "lm_head" and not item["reason"] for item in listed["modules"])
     done = hlscore("rank", folder, *options, "--head", "-o", tmp_path / "out")
@@ -73,11 +68,6 @@ def test_a_head_of_its_own_is_ranked_and_the_note_says_why(
     assert any(item.module == "lm_head" for item in plan.modules)
     checked = hlscore("check", tmp_path / "out" / "plan.json", "--model", folder, "--weights")
     assert (checked.code, checked.err) == (0, "")
-
-
-def test_nothing_is_said_where_both_are_equal(tmp_path: Path) -> None:
-    folder = add_head(tied_llama(tmp_path), equal=True)
-    assert not load_model(ModelSettings(model=str(folder), device="cpu")).identity.notes
 
 
 def test_tensors_with_other_names_in_the_files_are_found(tmp_path: Path) -> None:

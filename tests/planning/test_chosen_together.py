@@ -6,19 +6,17 @@ import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import reports
+from planned import SMALL, full, plan
 
-from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.checks.run import check_plan
-from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.records import ScoreReport
-from hlscore.settings import CheckSettings, MemorySettings, PlanSettings
+from hlscore.settings import CheckSettings
 
 NAMES = {"gate_proj": ("gate_proj", "up_proj"), "w1": ("w1", "w3")}
 
@@ -40,14 +38,6 @@ def report(seed: int, *, names: tuple[str, str] = NAMES["gate_proj"]) -> ScoreRe
         )  # fmt: skip
     run = replace(made.run, settings={"capture": {"movement": "trial"}})
     return replace(made, rows=tuple(rows), run=run)
-
-
-def plan(found: ScoreReport, **given: Any) -> Plan:
-    return make_plan(found, PlanSettings(**{"rank": 4, "budget": "0.3", **given}))
-
-
-def full(made: Plan) -> set[str]:
-    return {item.module for item in made.full}
 
 
 def best(values: dict[str, float], count: int, names: tuple[str, str]) -> float:
@@ -84,8 +74,7 @@ def test_the_choice_is_the_best_with_at_most_one_of_each_pair(
 def test_both_are_allowed_for_gradients_and_on_request() -> None:
     found = report(0)
     scores = {row.module: row.hls_curve[2] for row in found.candidates}
-    free = set(sorted(scores, key=lambda name: -scores[name])[:13])
-    positive = {name for name in free if scores[name] > 0}
+    positive = {name for name, score in scores.items() if score > 0}
     slopes = replace(found, run=replace(found.run, settings={}))
     for made in (plan(found, budget="1", gated_pairs="both"), plan(slopes, budget="1")):
         assert full(made) == positive
@@ -94,15 +83,11 @@ def test_both_are_allowed_for_gradients_and_on_request() -> None:
     (note,) = (text for text in one.notes if "gated pair" in text)
     assert note.startswith(f"{len(positive - full(one))} modules")
 
-
-def test_hls_share_takes_one_of_each_pair_from_gradients_too() -> None:
-    found = report(0)
-    slopes = replace(found, run=replace(found.run, settings={}))
-    chosen = {
-        asked: full(plan(slopes, budget="1", score="hls_share", gated_pairs=asked))
+    auto, one, both = (
+        full(plan(slopes, budget="1", score="hls_share", gated_pairs=asked))  # type: ignore[misc]
         for asked in ("auto", "one", "both")
-    }
-    assert chosen["auto"] == chosen["one"] < chosen["both"]
+    )
+    assert auto == one < both, "hls_share takes one of each pair from gradients too"
 
 
 def test_ranks_by_trials_say_what_is_known_of_them() -> None:
@@ -147,23 +132,14 @@ def test_resamples_choose_by_the_same_rule() -> None:
 
 
 def test_a_plan_by_the_rule_passes_the_check_and_an_edited_one_does_not(tmp_path: Path) -> None:
-    made = plan(report(3))
-    write_plan(made, tmp_path / "plan.json")
-    assert not [item for item in found_in(tmp_path) if item.rule.code == "HLS505"]
+    made = plan(report(3), budget="0.3")
     other = next(item for item in made.modules if item.mode == "lora" and item.kind == "q_proj")
-    worst = made.full[-1]
-    edited = [
-        item.model_copy(update={"score": worst.score and worst.score + 1.0})
-        if item is other
-        else item
-        for item in made.modules
-    ]
-    write_plan(made.model_copy(update={"modules": edited}), tmp_path / "plan.json")
-    assert [item for item in found_in(tmp_path) if item.rule.code == "HLS505"]
-
-
-def found_in(folder: Path) -> list[Any]:
-    return list(check_plan(folder / "plan.json", CheckSettings()).findings)
+    better = other.model_copy(update={"score": (made.full[-1].score or 0.0) + 1.0})
+    edited = [better if item is other else item for item in made.modules]
+    for modules, expected in ((made.modules, False), (edited, True)):
+        write_plan(made.model_copy(update={"modules": modules}), tmp_path / "plan.json")
+        found = check_plan(tmp_path / "plan.json", CheckSettings()).findings
+        assert any(item.rule.code == "HLS505" for item in found) == expected
 
 
 def with_experts(made: ScoreReport, curves: dict[str, tuple[float, ...]]) -> ScoreReport:
@@ -208,8 +184,7 @@ def random_experts(seed: int) -> ScoreReport:
 def test_ranks_of_expert_stacks_are_the_best_of_all(seed: int, budget: str) -> None:
     """Both stacks in full or neither, with ranks of their own; by trying everything."""
     found = random_experts(seed)
-    memory = MemorySettings(train_length=16)
-    made = plan(found, budget=budget, ranks=(2, 4), memory=memory)
+    made = plan(found, budget=budget, ranks=(2, 4), memory=SMALL)
     kinds = [("frozen", 0), ("lora", 2), ("lora", 4), ("full", 0)]
     best = 0.0
     for modes in itertools.product(kinds, repeat=5):
@@ -223,18 +198,17 @@ def test_ranks_of_expert_stacks_are_the_best_of_all(seed: int, budget: str) -> N
             "modules": [item.mode for item in choices].count("full") <= made.budget.limit
             and trained <= (made.budget.trained_limit or 0),
             "parameters": trained <= made.budget.limit,
-            "bytes": memory_use(found.model, choices, memory).total_bytes <= made.budget.limit,
+            "bytes": memory_use(found.model, choices, SMALL).total_bytes <= made.budget.limit,
         }
         if fits[made.budget.unit] and stacks.count("full") in (0, 2):
-            best = max(best, sum(map(gain, choices)))
+            gains = (
+                item.row.hls_curve[0]  # type: ignore[attr-defined]
+                - (0.0 if item.mode == "full" else item.row.hls_curve[item.rank // 2])  # type: ignore[attr-defined]
+                for item in choices
+            )
+            best = max(best, sum(gain**0.25 for gain in gains))
     assert best * (1 - 2e-4) <= made.solver.value <= best * (1 + 1e-5)
     assert len({item.mode == "full" for item in made.modules if item.form == "experts"}) == 1
-
-
-def gain(choice: Choice) -> float:
-    row: Any = choice.row
-    left = {0: row.hls_curve[0], 2: row.hls_curve[1], 4: row.hls_curve[2]}[choice.rank]
-    return float((row.hls_curve[0] - (0.0 if choice.mode == "full" else left)) ** 0.25)
 
 
 @pytest.mark.parametrize("lock", ["*experts.gate_proj=full", "*experts.gate_proj=frozen"])

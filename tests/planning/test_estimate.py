@@ -55,24 +55,21 @@ def test_the_table_of_the_builtin_model(call: Call) -> None:
     assert "hlscore rank builtin:tiny --budget 0.1" in lines[-1]
 
 
-def test_full_fine_tuning_of_llama_takes_16_bytes_a_parameter(call: Call) -> None:
-    full = trainings(call, LLAMA)[0]
-    assert full["trained_params"] == 8_030_261_248
-    assert full["memory"]["state_bytes"] == 16 * 8_030_261_248
-
-
 @pytest.mark.parametrize(
-    ("options", "per_parameter"),
-    [(("--master", "bf16"), 8), (("--optimizer", "sgd"), 8), (("--optimizer", "lion"), 12),
-     (("--optimizer", "adamw8bit"), 10), (("--optimizer", "adafactor"), 8)],
+    ("options", "per_parameter", "slack"),
+    [((), 16, 1), (("--master", "bf16"), 8, 1), (("--optimizer", "sgd"), 8, 1),
+     (("--optimizer", "lion"), 12, 1), (("--optimizer", "adamw8bit"), 10, 1.06),
+     (("--optimizer", "adafactor"), 8, 1.06)],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )  # fmt: skip
-def test_optimizers_and_precisions_of_full_fine_tuning(
-    call: Call, options: tuple[str, ...], per_parameter: float
+def test_full_fine_tuning_of_llama(
+    call: Call, options: tuple[str, ...], per_parameter: int, slack: float
 ) -> None:
-    state = trainings(call, LLAMA, *options)[0]["memory"]["state_bytes"]
+    full = trainings(call, LLAMA, *options)[0]
+    assert full["trained_params"] == 8_030_261_248
     # 8-bit moments have scales, and embeddings keep 32 bits; Adafactor keeps rows and columns.
-    assert per_parameter * 8.03e9 <= state <= 1.06 * per_parameter * 8.031e9
+    least = per_parameter * 8_030_261_248
+    assert least <= full["memory"]["state_bytes"] <= slack * least
 
 
 def test_lora_on_a_packed_base_is_small(call: Call) -> None:
@@ -110,8 +107,8 @@ def test_a_budget_of_parameters_is_spread(call: Call, budget: str) -> None:
 def test_base_and_batch_options(call: Call) -> None:
     found = trainings(call, "builtin:tiny", "--base", "8")
     assert [item["base_bits"] for item in found] == [16, 8, 8, 8, 4, 4, 4]
-    assert [item["base_bits"] for item in trainings(call, "builtin:tiny", "--base", "4")] == [
-        16, 4, 4, 4]  # fmt: skip
+    found = trainings(call, "builtin:tiny", "--base", "4")
+    assert [item["base_bits"] for item in found] == [16, 4, 4, 4]
     short, long = (
         trainings(call, "builtin:tiny", "--train-length", length, "--train-batch", batch)
         for length, batch in (("64", "1"), ("128", "2"))

@@ -12,70 +12,55 @@ import reference
 import reports
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planned import plan
 
-from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
 from hlscore.planning.knapsack import RELATIVE_GAP, Menu, choose_options
-from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
 from hlscore.planning.problem import problem_of
 from hlscore.planning.ranked import options_of
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import ScoreReport
 from hlscore.settings import MemorySettings, PlanSettings
 
 Options = list[tuple[float, tuple[float, ...]]]
 RANKS = (2, 4, 8, 16)
 
 
-def menu(menus: list[Options], limits: list[float]) -> Menu:
-    flat = [option for options in menus for option in options]
-    return Menu(
-        modules=np.repeat(np.arange(len(menus)), [len(options) for options in menus]),
-        values=np.array([value for value, _ in flat]),
-        costs=np.array([costs for _, costs in flat], dtype=np.float64).T,
-        limits=np.array(limits, dtype=np.float64),
-    )
-
-
-def check_against_everything(menus: list[Options], limits: list[float]) -> None:
-    best = reference.best_options(menus, limits)
-    given_menu = menu(menus, limits)
-    if best is None:
-        with pytest.raises(BudgetError):
-            choose_options(given_menu)
-        return
-    found = choose_options(given_menu)
-    scale = max(abs(value) for options in menus for value, _ in options) or 1.0
-    assert given_menu.fits(found.picks)
-    assert given_menu.modules[found.picks].tolist() == list(range(len(menus)))
-    assert found.value == pytest.approx(given_menu.values[found.picks].sum())
-    assert best - 2 * RELATIVE_GAP * max(abs(best), scale) <= found.value <= best + 1e-9 * scale
-    assert found.bound >= best - 1e-9 * max(abs(best), scale)
-
-
-def any_options(limits: int) -> st.SearchStrategy[Options]:
+def any_menus(limits: int) -> st.SearchStrategy[list[Options]]:
     costs = st.tuples(*[st.integers(0, 50).map(float)] * limits)
     option = st.tuples(st.floats(-2, 10, allow_nan=False), costs)
     # Most modules can be left alone.
     alone: Options = [(0.0, (0.0,) * limits)]
     options = st.lists(option, min_size=1, max_size=3)
-    return options | options.map(lambda found: alone + found) | st.just(alone)
+    several = options | options.map(lambda found: alone + found) | st.just(alone)
+    return st.lists(several, min_size=1, max_size=6)
 
 
-def any_menus(limits: int) -> st.SearchStrategy[list[Options]]:
-    return st.lists(any_options(limits), min_size=1, max_size=6)
-
-
-@settings(max_examples=100, deadline=None)
-@given(any_menus(1), st.integers(0, 150))
-def test_one_limit_against_everything(menus: list[Options], limit: int) -> None:
-    check_against_everything(menus, [limit])
-
-
-@settings(max_examples=100, deadline=None)
-@given(any_menus(2), st.integers(0, 150), st.integers(0, 150))
-def test_two_limits_against_everything(menus: list[Options], first: int, second: int) -> None:
-    check_against_everything(menus, [first, second])
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_choices_against_everything(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 2))
+    menus = data.draw(any_menus(count))
+    limits = data.draw(st.lists(st.integers(0, 150), min_size=count, max_size=count))
+    best = reference.best_options(menus, limits)
+    flat = [option for options in menus for option in options]
+    menu = Menu(
+        modules=np.repeat(np.arange(len(menus)), [len(options) for options in menus]),
+        values=np.array([value for value, _ in flat]),
+        costs=np.array([costs for _, costs in flat], dtype=np.float64).T,
+        limits=np.array(limits, dtype=np.float64),
+    )
+    if best is None:
+        with pytest.raises(BudgetError):
+            choose_options(menu)
+        return
+    found = choose_options(menu)
+    scale = max(abs(value) for value, _ in flat) or 1.0
+    assert menu.fits(found.picks)
+    assert menu.modules[found.picks].tolist() == list(range(len(menus)))
+    assert found.value == pytest.approx(menu.values[found.picks].sum())
+    assert best - 2 * RELATIVE_GAP * max(abs(best), scale) <= found.value <= best + 1e-9 * scale
+    assert found.bound >= best - 1e-9 * max(abs(best), scale)
 
 
 def model_menu(modules: int, seed: int, share: float) -> Menu:
@@ -100,29 +85,21 @@ def test_models_are_solved_to_the_stated_gap(modules: int, seed: int) -> None:
     assert 0 <= found.bound - found.value <= RELATIVE_GAP * found.value
 
 
-def planned(report: ScoreReport, **given_settings: Any) -> Plan:
-    return make_plan(report, PlanSettings(**{"rank": 4, "budget": "0.2p", **given_settings}))
-
-
 @pytest.mark.parametrize("power", [1.0, 0.5, 0.1])
 def test_each_rank_is_worth_what_its_curve_says(power: float) -> None:
     report = reports.report(6)
-    made = planned(report, ranks=RANKS, budget="0.3p", score="tail", value_power=power)
+    made = plan(report, ranks=RANKS, budget="0.3p", score="tail", value_power=power)
     value = 0.0
     rows = {row.module: row for row in report.candidates}
     for item in made.modules:
         row = rows[item.module]
-        curve = dict(zip(row.curve_ranks, row.tail_curve, strict=True))
-        left = {"frozen": curve[0], "full": 0.0, "lora": curve.get(item.rank or 0)}[item.mode]
-        value += (curve[0] - left) ** power
+        left = 0.0 if item.mode == "full" else row.tail_curve[row.curve_ranks.index(item.rank or 0)]
+        value += (row.tail_curve[0] - left) ** power
     assert made.solver.value == pytest.approx(value, rel=1e-5)
     menus = [
         [(0.0, (0.0,)), (row.tail_curve[0] ** power, (float(row.n_params),))]
         + [
-            (
-                (row.tail_curve[0] - row.tail_curve[place]) ** power,
-                (float(lora_params(row, rank)),),
-            )
+            ((row.tail_curve[0] - row.tail_curve[place]) ** power, (lora_params(row, rank),))
             for place, rank in enumerate(row.curve_ranks)
             if rank in RANKS and lora_params(row, rank) < row.n_params
         ]
@@ -136,73 +113,76 @@ def test_each_rank_is_worth_what_its_curve_says(power: float) -> None:
 
 
 def test_a_budget_of_modules_also_limits_what_is_trained() -> None:
-    made = planned(reports.report(20), ranks=RANKS, budget="0.1")
+    made = plan(reports.report(20), ranks=RANKS, budget="0.1")
     whole = made.totals.candidate_params
     assert made.totals.full_modules <= made.budget.limit == 2
     assert made.totals.trained_params <= made.budget.trained_limit == whole // 10
 
 
 def test_ranks_need_a_curve_that_holds_them() -> None:
-    with pytest.raises(UsageError, match="a value for each rank"):
-        planned(reports.report(9), ranks=RANKS, score="taylor")
-    with pytest.raises(UsageError, match="a value for each rank"):
-        planned(reports.report(9), ranks=RANKS, score="spectral")
-    assert planned(reports.report(9), ranks=RANKS, score="l1_adam").totals.lora_modules
+    for score in ("taylor", "spectral"):
+        with pytest.raises(UsageError, match="a value for each rank"):
+            plan(reports.report(9), ranks=RANKS, score=score)
+    assert plan(reports.report(9), ranks=RANKS, score="l1_adam", budget="0.2p").totals.lora_modules
     with pytest.raises(UsageError, match="no score for rank 5"):
-        planned(reports.report(9), ranks=(4, 5))
+        plan(reports.report(9), ranks=(4, 5))
 
 
 @st.composite
-def problems(draw: st.DrawFn) -> tuple[ScoreReport, dict[str, Any], float]:
-    """A report with random scores, and settings of a random kind of budget."""
+def problems(draw: st.DrawFn) -> tuple[ScoreReport, dict[str, Any], list[str]]:
+    """A report with random scores, settings, and rising budgets of a random kind."""
     count, seed = draw(st.integers(3, 14)), draw(st.integers(0, 2**16))
     noise = np.random.default_rng(seed)
     base = reports.report(count, resamples=3)
-    rows = tuple(_noisy(row, noise) if row.is_candidate else row for row in base.rows)
-    ranks = draw(st.sampled_from([(), (2, 8), RANKS]))
-    unit = draw(st.sampled_from(["", "p", "k", "MiB"]))
+    rows = []
+    for row in base.candidates:
+        tails = np.sort(noise.lognormal(0, 2, len(row.curve_ranks)))[::-1].tolist()
+        out, inputs = noise.integers(8, 200, 2).tolist()
+        rows.append(
+            replace(
+                row,
+                tail_curve=tuple(tails),
+                out_features=out,
+                in_features=inputs,
+                n_params=out * inputs,
+            )
+        )
+    params, share = sum(row.n_params for row in rows), draw(st.floats(0.1, 1))
+    # 10 M frozen parameters take 20 MB, what is trained up to 20 bytes each.
+    budget = draw(
+        st.sampled_from(
+            [
+                lambda part: f"{part}",
+                lambda part: f"{part}p",
+                lambda part: f"{params * part / 1000}k",
+                lambda part: f"{30 + part * 20 * params / 2**20}MiB",
+            ]
+        )
+    )
     memory = MemorySettings(
         optimizer=draw(st.sampled_from(["adamw", "adamw8bit", "sgd"])),
         master=draw(st.sampled_from(["fp32", "bf16"])),
         base_bits=draw(st.sampled_from([4, 16])),
         train_length=16,
     )
-    settings_given = {"ranks": ranks, "memory": memory, "score": "tail"}
-    return replace(base, rows=rows), settings_given | {"unit": unit}, draw(st.floats(0.1, 1))
-
-
-def _noisy(row: ModuleRow, noise: np.random.Generator) -> ModuleRow:
-    tails = np.sort(noise.lognormal(0, 2, len(row.curve_ranks)))[::-1]
-    sizes = noise.integers(8, 200, 2)
-    return replace(
-        row,
-        tail_curve=tuple(float(value) for value in tails),
-        out_features=int(sizes[0]),
-        in_features=int(sizes[1]),
-        n_params=int(sizes.prod()),
+    ranks = draw(st.sampled_from([(), (2, 8), RANKS]))
+    return (
+        replace(base, rows=tuple(rows)),
+        {"ranks": ranks, "memory": memory, "score": "tail"},
+        [budget(share / 3), budget(share / 2), budget(share)],
     )
-
-
-def budget_of(report: ScoreReport, unit: str, share: float) -> str:
-    if unit in ("", "p"):
-        return f"{share}{unit}"
-    params = sum(row.n_params for row in report.candidates)
-    # 10 M frozen parameters take 20 MB, what is trained up to 20 bytes each.
-    return f"{params * share / 1000}k" if unit == "k" else f"{30 + share * 20 * params / 2**20}MiB"
 
 
 @settings(max_examples=100, deadline=None)
 @given(problems())
 def test_no_plan_exceeds_its_budget_or_gets_worse_with_more(
-    problem: tuple[ScoreReport, dict[str, Any], float],
+    problem: tuple[ScoreReport, dict[str, Any], list[str]],
 ) -> None:
-    report, given_settings, share = problem
-    unit = given_settings.pop("unit")
+    report, given_settings, budgets = problem
     values = []
-    for part in (share / 3, share / 2, share):
-        budget = budget_of(report, unit, part)
+    for budget in budgets:
         try:
-            made = planned(report, budget=budget, **given_settings)
+            made = plan(report, budget=budget, **given_settings)
         except BudgetError:
             assert not values, "a larger budget cannot be too small where a smaller one was not"
             continue
@@ -246,9 +226,8 @@ def test_options_follow_noisy_curves_without_their_noise(
 
 
 def test_a_budget_for_ranks_may_be_too_small_for_any_full_module() -> None:
-    made = planned(reports.report(20), ranks=RANKS, budget="1k")
+    made = plan(reports.report(20), ranks=RANKS, budget="1k")
     assert made.totals.full_modules == 0
     assert 0 < made.totals.trained_params <= 1000
-    assert (
-        planned(reports.report(9), ranks=(2,), budget="0.08", locks=("*=lora",)).budget.limit == 0
-    )
+    locked = plan(reports.report(9), ranks=(2,), budget="0.08", locks=("*=lora",))
+    assert locked.budget.limit == 0

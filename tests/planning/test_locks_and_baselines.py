@@ -1,31 +1,18 @@
-"""Pinned modules, tied weights, plans to compare with, and budgets of memory."""
+"""Pinned modules, tied and unreached weights, plans to compare with."""
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import reports
+from planned import SMALL, full, modes, plan
 
-from hlscore.artifacts.plan import Plan
 from hlscore.errors import BudgetError, UsageError
-from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
-from hlscore.planning.problem import check_plan_for
-from hlscore.records import Candidate, ScoreReport
-from hlscore.settings import MemorySettings, PlanSettings
-
-SMALL = MemorySettings(train_length=16)
-
-
-def plan(report: ScoreReport, **given: Any) -> Plan:
-    return make_plan(report, PlanSettings(**{"rank": 4, "budget": "0.25", **given}))
-
-
-def modes(made: Plan) -> dict[str, tuple[str, int]]:
-    return {item.module: (item.mode, item.rank or 0) for item in made.modules}
+from hlscore.records import ScoreReport
 
 
 @pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
@@ -44,12 +31,12 @@ def test_locks_decide_and_the_last_one_counts(ranks: tuple[int, ...]) -> None:
 
 
 def test_locked_modules_take_from_the_budget() -> None:
-    free = plan(reports.report(20), budget="0.25")
-    locked = plan(reports.report(20), budget="0.25", locks=("model.layers.2.*.q_proj=full",))
+    free = plan(reports.report(20))
+    locked = plan(reports.report(20), locks=("model.layers.2.*.q_proj=full",))
     assert free.totals.full_modules == locked.totals.full_modules == 5
     assert modes(locked)["model.layers.2.self_attn.q_proj"] == ("full", 0)
     with pytest.raises(BudgetError, match="--lock asks for 20 modules in full"):
-        plan(reports.report(20), budget="0.25", locks=("*=full",))
+        plan(reports.report(20), locks=("*=full",))
     with pytest.raises(BudgetError, match=r"--lock asks for at least .* allows"):
         plan(reports.report(20), budget="0.1p", ranks=(2, 4), locks=("*=full",))
 
@@ -63,17 +50,12 @@ def test_other_locks_are_refused(lock: str) -> None:
         plan(reports.report(9), locks=(lock,))
 
 
-def with_tied_head(count: int = 8) -> ScoreReport:
-    base = reports.report(count)
-    tied = base.candidates[0].module
-    head = replace(base.rows[-1], left_out="tied", tied_to=tied)
-    return replace(base, rows=(*base.rows[:-1], head))
-
-
 @pytest.mark.parametrize("given", [{}, {"ranks": (2, 4)}, {"baseline": "all-lora"}])
 def test_a_tied_weight_never_gets_lora(given: dict[str, Any]) -> None:
-    report = with_tied_head()
+    report = reports.report(8)
     tied = report.candidates[0].module
+    head = replace(report.rows[-1], left_out="tied", tied_to=tied)
+    report = replace(report, rows=(*report.rows[:-1], head))
     made = plan(report, locks=() if given else (f"{report.candidates[1].module}=full",), **given)
     assert modes(made)[tied][0] in ("full", "frozen")
     with pytest.raises(UsageError, match="tied"):
@@ -83,9 +65,9 @@ def test_a_tied_weight_never_gets_lora(given: dict[str, Any]) -> None:
 UNREACHED = ("model.layers.0.self_attn.q_proj", "model.layers.1.mlp.up_proj")
 
 
-def with_unreached(count: int = 20) -> ScoreReport:
+def with_unreached() -> ScoreReport:
     """A report in which no gradient reaches two modules, though one has the best `random`."""
-    base = reports.report(count)
+    base = reports.report(20)
     empty = {"status": "unreached", "matrices_reached": 0, "hls": 0.0, "tail": 0.0, "random": 1.0}
     rows = tuple(row.changed(**empty) if row.module in UNREACHED else row for row in base.rows)
     return replace(base, rows=rows)
@@ -106,9 +88,7 @@ def test_what_the_loss_never_reaches_stays_frozen(
 
 @pytest.mark.parametrize("ranks", [(), (2, 4, 8)])
 def test_a_lock_trains_what_the_loss_never_reaches(ranks: tuple[int, ...]) -> None:
-    locks = tuple(
-        f"{module}={mode}" for module, mode in zip(UNREACHED, ("full", "rank:4"), strict=True)
-    )
+    locks = (f"{UNREACHED[0]}=full", f"{UNREACHED[1]}=rank:4")
     made = plan(with_unreached(), ranks=ranks, locks=locks)
     assert [modes(made)[module] for module in UNREACHED] == [("full", 0), ("lora", 4)]
     assert not any("No probe gradient" in note for note in made.notes)
@@ -139,8 +119,7 @@ def test_a_random_baseline_spends_as_much_and_spreads_over_kinds_and_sizes(budge
     assert drawn.budget.spent <= hybrid.budget.spent <= hybrid.budget.limit == drawn.budget.limit
     if budget == "0.25":
         assert drawn.totals.full_modules == hybrid.totals.full_modules
-    full = {item.module for item in drawn.modules if item.mode == "full"}
-    assert full != {item.module for item in hybrid.modules if item.mode == "full"}
+    assert full(drawn) != full(hybrid)
     for field in ("kind", "n_params"):
         counts = Counter(getattr(item, field) for item in drawn.modules)
         chosen = Counter(getattr(item, field) for item in drawn.modules if item.mode == "full")
@@ -176,53 +155,16 @@ def test_alike_baselines_state_the_budget_and_keep_locks(budget: str) -> None:
     assert any("more than the budget" in note for note in over.notes)
 
 
-def test_memory_budget_holds_everything() -> None:
-    report = reports.report(20)
-    least = plan(report, baseline="all-lora", memory=SMALL).memory.total_bytes
-    most = plan(report, baseline="all-full", memory=SMALL).memory.total_bytes
-    for part in (0.0, 0.3, 0.7, 1.0):
-        limit = least + part * (most - least)
-        made = plan(report, budget=f"{limit / 1000:.3f}kB", memory=SMALL, score="tail")
-        assert made.memory.total_bytes == made.budget.spent <= made.budget.limit
-        assert made.totals.full_modules == {0.0: 0, 1.0: 20}.get(part, made.totals.full_modules)
-    with pytest.raises(BudgetError, match="what has to be trained at least"):
-        plan(report, budget=f"{(least - 2000) / 1000}kB", memory=SMALL)
-    with pytest.raises(BudgetError, match="frozen weights take") as caught:
-        plan(report, budget="1MiB", memory=SMALL)
-    assert "--base 4" in caught.value.hint
-
-
-def test_what_cannot_work_is_refused_before_probing() -> None:
-    report = reports.report(9)
-    names = [field.name for field in fields(Candidate) if field.name != "quantized"]
-    modules = [
-        Candidate(**{name: getattr(row, name) for name in names}) for row in report.candidates
-    ]
-    for given in ({"budget": "1MiB"}, {"locks": ("nothing=full",)}, {"budget": "0.01"}):
-        with pytest.raises(UsageError):
-            check_plan_for(report.model, modules, PlanSettings(**given))  # type: ignore[arg-type]
-    check_plan_for(report.model, modules, PlanSettings(budget="0.5"))
-
-
-def test_alpha_keeps_its_ratio_or_is_refused() -> None:
-    made = plan(reports.report(20), ranks=(2, 4, 8), alpha=12, budget="0.3p")
-    assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
-    with pytest.raises(UsageError, match="no whole alpha"):
-        plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
-
-
 def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
     report = reports.report(42)
-    hybrid, largest = plan(report), plan(report, baseline="largest")
-    full = [item for item in largest.modules if item.mode == "full"]
-    rest = [item for item in largest.modules if item.mode != "full"]
-    assert len(full) == hybrid.totals.full_modules
-    assert min(row.n_params for row in full) >= max(row.n_params for row in rest)
+    largest = plan(report, baseline="largest")
+    rest = [item.n_params for item in largest.modules if item.mode != "full"]
+    assert len(largest.full) == plan(report).totals.full_modules
+    assert min(item.n_params for item in largest.full) >= max(rest)
     assert plan(report, baseline="largest").modules == largest.modules
     # Modules of one size are not taken in the order of the score.
     turned = replace(report, rows=tuple(reversed(report.rows)))
-    again = plan(turned, baseline="largest").modules
-    assert {item.module for item in again if item.mode == "full"} == {row.module for row in full}
+    assert full(plan(turned, baseline="largest")) == full(largest)
     with pytest.raises(UsageError, match="--ranks chooses ranks"):
         plan(report, baseline="largest", ranks=(2, 4))
 
@@ -230,18 +172,11 @@ def test_the_largest_modules_are_a_baseline_of_as_many_parameters() -> None:
 def test_draws_among_the_largest_take_no_smaller_module() -> None:
     report = reports.report(42)
     sizes = sorted((row.n_params for row in report.candidates), reverse=True)
-    drawn = [
-        item for item in plan(report, baseline="random-largest").modules if item.mode == "full"
-    ]
-    assert len(drawn) == plan(report).totals.full_modules
-    assert min(row.n_params for row in drawn) >= sizes[len(drawn) - 1]
+    drawn = plan(report, baseline="random-largest")
+    assert len(drawn.full) == plan(report).totals.full_modules
+    assert min(item.n_params for item in drawn.full) >= sizes[len(drawn.full) - 1]
     other = replace(report, run=replace(report.run, seed=report.run.seed + 1))
-    names = {
-        item.module
-        for item in plan(other, baseline="random-largest").modules
-        if item.mode == "full"
-    }
-    assert names != {row.module for row in drawn}
+    assert full(plan(other, baseline="random-largest")) != full(drawn)
 
 
 def test_a_least_rank_leaves_no_module_frozen() -> None:

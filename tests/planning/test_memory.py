@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,6 +29,7 @@ from hlscore.planning.memory import (
     full_training,
     memory_use,
 )
+from hlscore.planning.problem import holder_of
 from hlscore.records import Candidate, ModelDimensions
 from hlscore.settings import CandidateSettings, MemorySettings, ModelSettings
 
@@ -49,7 +50,7 @@ OPTIMIZERS = ("adamw", "adamw8bit", "adafactor", "lion", "lion8bit", "sgd", "sgd
 NAMES = ("llama", "gpt2", "phi3", "mixtral", "gpt_neox")
 EVERY = CandidateSettings(embeddings=True, head=True)
 # On a CPU a LayerNorm in bfloat16 takes no float32 from an embedding, autocast or not.
-FROZEN_EMBEDDING = {"gpt2", "gpt_neox"}
+WITHOUT_EMBEDDING = {"gpt2", "gpt_neox", "gpt_oss"}
 
 
 def choices_for(model: PreTrainedModel, which: CandidateSettings = EVERY) -> list[Choice]:
@@ -79,7 +80,7 @@ def wrap(model: PreTrainedModel, choices: Sequence[Choice], master: torch.dtype)
         r=RANK,
         target_modules=[row.module for row in lora if row.form in linear] or "dummy-target-modules",
         target_parameters=[row.parameter for row in lora if row.form not in linear] or None,
-        modules_to_save=sorted({_owner(item.row) for item in choices if item.mode == "full"}),
+        modules_to_save=sorted({holder_of(item.row) for item in choices if item.mode == "full"}),
         ensure_weight_tying=True,
         fan_in_fan_out=any(row.form == "conv1d" for row in lora),
     )
@@ -88,10 +89,6 @@ def wrap(model: PreTrainedModel, choices: Sequence[Choice], master: torch.dtype)
         if parameter.requires_grad:
             parameter.data = parameter.data.to(master)
     return wrapped
-
-
-def _owner(row: Any) -> str:
-    return str(row.module.rpartition(".")[0] if row.form == "experts" else row.module)
 
 
 def optimizer_for(name: str, model: nn.Module) -> Any:
@@ -174,48 +171,27 @@ def measure(model: nn.Module, optimizer: Any) -> MemoryUse:
     )
 
 
-def predicted(use: MemoryUse) -> MemoryUse:
-    return replace(use, activation_bytes=0)
+HYBRIDS = [(name, "adamw", master) for name in NAMES for master in ("fp32", "bf16")]
+HYBRIDS += [
+    (name, optimizer, master)
+    for name in ("gpt2", "mixtral")
+    for optimizer in OPTIMIZERS[1:]
+    for master in ("fp32", "bf16")
+]
+# PEFT trains the biases of an `experts` module with it: a row for each expert.
+HYBRIDS += [("gpt_oss", optimizer, "fp32") for optimizer in ("adamw", "adafactor", "adamw8bit")]
 
 
-def widen(name: str) -> PreTrainedModel:
-    """A model whose widths are multiples of 64, the block of 4-bit weights."""
-    family = FAMILIES[name]
-
-    def config() -> Any:
-        found = family.config()
-        for key, width in (("hidden_size", 64), ("intermediate_size", 128), ("n_embd", 64),
-                           ("n_inner", 128)):  # fmt: skip
-            if key in found.to_dict():
-                setattr(found, key, width)
-        return found
-
-    return replace(family, config=config).build()
-
-
-def build(name: str) -> PreTrainedModel:
-    return FAMILIES[name].build(torch.bfloat16)
-
-
-def check(name: str, memory: MemorySettings) -> None:
-    model = build(name)
-    choices = choices_for(model, CandidateSettings() if name in FROZEN_EMBEDDING else EVERY)
+@pytest.mark.parametrize(("name", "optimizer", "master"), HYBRIDS)
+def test_a_hybrid_takes_what_is_predicted(name: str, optimizer: Any, master: Any) -> None:
+    model = FAMILIES[name].build(torch.bfloat16)
+    memory = MemorySettings(optimizer=optimizer, master=master)
+    choices = choices_for(model, CandidateSettings() if name in WITHOUT_EMBEDDING else EVERY)
     use = memory_use(identify(model, name, None), choices, memory)
-    wrapped = wrap(model, choices, torch.float32 if memory.master == "fp32" else torch.bfloat16)
-    assert measure(wrapped, step(wrapped, memory.optimizer)) == predicted(use)
-
-
-@pytest.mark.parametrize("master", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", NAMES)
-def test_a_hybrid_takes_what_is_predicted(name: str, master: Any) -> None:
-    check(name, MemorySettings(master=master))
-
-
-@pytest.mark.parametrize("master", ["fp32", "bf16"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS[1:])
-@pytest.mark.parametrize("name", ["gpt2", "mixtral"])
-def test_optimizers_keep_what_is_predicted(name: str, optimizer: Any, master: Any) -> None:
-    check(name, MemorySettings(optimizer=optimizer, master=master))
+    wrapped = wrap(model, choices, torch.float32 if master == "fp32" else torch.bfloat16)
+    trained = [name for name, item in wrapped.named_parameters() if item.requires_grad]
+    assert (name != "gpt_oss") or any(item.endswith("proj_bias") for item in trained)
+    assert measure(wrapped, step(wrapped, optimizer)) == replace(use, activation_bytes=0)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -224,7 +200,7 @@ def test_full_fine_tuning_takes_what_is_predicted(name: str, optimizer: Any) -> 
     model = FAMILIES[name].build(torch.float32)
     size_of = identify(model, name, None)
     use = full_training(size_of, parameter_sizes(model), MemorySettings(optimizer=optimizer))
-    assert measure(model, step(model, optimizer)) == predicted(use)
+    assert measure(model, step(model, optimizer)) == replace(use, activation_bytes=0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
@@ -232,15 +208,26 @@ def test_full_fine_tuning_takes_what_is_predicted(name: str, optimizer: Any) -> 
 def test_a_packed_base_takes_what_is_predicted(name: str, bits: Any, tmp_path: Path) -> None:
     """Within 8 bytes per layer: scales are shared by whole groups of blocks."""
     pytest.importorskip("bitsandbytes")
-    source = widen(name).to(torch.bfloat16)
+    family = FAMILIES[name]
+
+    def config() -> Any:
+        """Widths that are multiples of 64, the block of 4-bit weights."""
+        found = family.config()
+        for key, width in (("hidden_size", 64), ("intermediate_size", 128), ("n_embd", 64),
+                           ("n_inner", 128)):  # fmt: skip
+            if key in found.to_dict():
+                setattr(found, key, width)
+        return found
+
+    source = replace(family, config=config).build().to(torch.bfloat16)
     choices = choices_for(source, CandidateSettings())
     use = memory_use(identify(source, name, None), choices, MemorySettings(base_bits=bits))
     model = packed(source, bits, choices, tmp_path)
     wrapped = wrap(model, choices, torch.float32)
     # Before the step: on a CPU, bitsandbytes rearranges layers that need no gradient.
     before = measure(wrapped, SimpleNamespace(state={})).frozen_bytes
-    found, expected = measure(wrapped, step(wrapped, "adamw")), predicted(use)
-    assert replace(found, frozen_bytes=0) == replace(expected, frozen_bytes=0)
+    found, expected = measure(wrapped, step(wrapped, "adamw")), use
+    assert replace(found, frozen_bytes=0) == replace(expected, frozen_bytes=0, activation_bytes=0)
     layers = sum(isinstance(module, nn.Linear) for module in model.modules())
     assert before == pytest.approx(expected.frozen_bytes, abs=8 * layers, rel=0)
 
@@ -250,25 +237,21 @@ def packed(
 ) -> PreTrainedModel:
     """The model loaded again with a packed base, what is trained in full aside."""
     save_model(folder, model=source)
-    whole = [item.row.module for item in choices if item.mode == "full"]
-    skipped = [*whole, "lm_head"]
-    config = (
-        BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=skipped,
-        )
-        if bits == 4
-        else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
+    skipped = [*(item.row.module for item in choices if item.mode == "full"), "lm_head"]
+    nf4 = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True,
+           "bnb_4bit_compute_dtype": torch.bfloat16}  # fmt: skip
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4,
+        load_in_8bit=bits == 8,
+        llm_int8_skip_modules=skipped,
+        **(nf4 if bits == 4 else {}),
     )
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=config, device_map="cpu"
     )
 
 
-def a_candidate(form: Any, matrices: int, rows: int, columns: int, bias: int) -> Candidate:
+def candidate(form: Any, matrices: int, rows: int, columns: int, bias: int) -> Candidate:
     return Candidate(
         module=f"model.layers.0.{form}",
         parameter=f"model.layers.0.{form}.weight",
@@ -284,21 +267,11 @@ def a_candidate(form: Any, matrices: int, rows: int, columns: int, bias: int) ->
     )
 
 
-candidates = st.builds(
-    a_candidate,
-    st.sampled_from(["linear", "conv1d", "embedding", "parameter"]),
-    st.just(1),
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.sampled_from([0, 7]),
-) | st.builds(
-    a_candidate,
-    st.just("experts"),
-    st.integers(2, 5),
-    st.integers(2, 99),
-    st.integers(2, 99),
-    st.just(0),
-)
+sides = st.integers(1, 300)
+linear_like = st.sampled_from(["linear", "conv1d", "embedding", "parameter"])
+sides, biases = st.integers(1, 300), st.sampled_from([0, 7])
+candidates = st.builds(candidate, linear_like, st.just(1), sides, sides, biases)
+candidates |= st.builds(candidate, st.just("experts"), st.integers(2, 5), sides, sides, st.just(0))
 choices = st.builds(
     lambda row, mode, rank: Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0),
     candidates,
@@ -318,13 +291,11 @@ memories = st.builds(
 @given(chosen=st.lists(choices, max_size=6), memory=memories)
 @settings(deadline=None)
 def test_extra_uses_add_up(chosen: list[Choice], memory: MemorySettings) -> None:
-    model = SIZE
-    use = memory_use(model, chosen, memory)
+    use = memory_use(SIZE, chosen, memory)
     extra = sum(extra_use(item, memory).total_bytes for item in chosen)
-    fixed = base_bytes(model, memory) + activation_bytes(model.dimensions, memory)
+    fixed = base_bytes(SIZE, memory) + activation_bytes(SIZE.dimensions, memory)
     assert use.total_bytes == fixed + extra
-    parts = [getattr(use, field.name) for field in fields(MemoryUse)]
-    assert use.total_bytes == sum(parts)
+    assert use.total_bytes == sum(asdict(use).values())
     assert use.state_bytes == use.total_bytes - use.activation_bytes
     assert all(extra_use(item, memory).total_bytes >= 0 for item in chosen)
 
@@ -354,18 +325,3 @@ def test_activations_are_near_the_measured_ones(
         sizes = replace(sizes, vocab_size=vocabulary)
     memory = MemorySettings(train_batch=batch, train_length=length)
     assert 0.9 < activation_bytes(sizes, memory) / (gib * 1024**3) < 1.4
-
-
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "adamw8bit"])
-def test_biases_of_experts_count(optimizer: Any) -> None:
-    """PEFT trains the biases of an `experts` module with it: a row for each expert."""
-    model = build("gpt_oss")
-    choices = choices_for(model, CandidateSettings())
-    memory = MemorySettings(optimizer=optimizer)
-    use = memory_use(identify(model, "gpt_oss", None), choices, memory)
-    wrapped = wrap(model, choices, torch.float32)
-    assert any(
-        parameter.requires_grad and name.endswith("proj_bias")
-        for name, parameter in wrapped.named_parameters()
-    )
-    assert measure(wrapped, step(wrapped, optimizer)) == predicted(use)

@@ -1,35 +1,44 @@
-"""Budgets and choices against trying everything."""
+"""Budgets and choices against trying everything; totals, coverage and notes of a plan."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import reference
+import reports
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from reports import RANKS, report, row
+from planned import SMALL, plan
+from reports import RANKS, row
 
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.make_plan import make_plan
 from hlscore.planning.memory import lora_params
-from hlscore.planning.uniform import best_per_cost, choose
-from hlscore.records import ScoreReport
+from hlscore.planning.problem import check_plan_for
+from hlscore.planning.revision import Change, revise
+from hlscore.planning.uniform import Costs, best_per_cost, choose
+from hlscore.records import Candidate, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import PlanSettings
+from hlscore.views.summary import summary
+from hlscore.wording import near_whole
 
 
 @pytest.mark.parametrize(
-    ("text", "share", "unit"),
-    [("0.1", 0.1, "modules"), ("1", 1.0, "modules"), (".25p", 0.25, "parameters"),
-     ("1e-1 p", 0.1, "parameters")],
+    ("text", "unit", "share", "amount"),
+    [("0.1", "modules", 0.1, 0), ("1", "modules", 1.0, 0), (".25p", "parameters", 0.25, 0),
+     ("1e-1 p", "parameters", 0.1, 0), ("500M", "parameters", None, 500_000_000),
+     ("1.5B", "parameters", None, 1_500_000_000), ("20k", "parameters", None, 20_000),
+     ("24GiB", "bytes", None, 24 * 2**30), ("24 gb", "bytes", None, 24 * 10**9),
+     ("0.5TiB", "bytes", None, 2**39), ("512MiB", "bytes", None, 2**29)],
 )  # fmt: skip
-def test_budgets_are_shares(text: str, share: float, unit: str) -> None:
+def test_budgets_are_shares_or_amounts(
+    text: str, unit: str, share: float | None, amount: int
+) -> None:
     budget = parse_budget(text)
-    assert (budget.share, budget.unit) == (share, unit)
+    assert (budget.unit, budget.share, budget.amount) == (unit, share, amount)
 
 
 @pytest.mark.parametrize(
@@ -42,34 +51,26 @@ def test_other_texts_are_refused(text: str) -> None:
         parse_budget(text)
 
 
-@pytest.mark.parametrize(
-    ("text", "amount", "unit"),
-    [("500M", 500_000_000, "parameters"), ("1.5B", 1_500_000_000, "parameters"),
-     ("20k", 20_000, "parameters"), ("24GiB", 24 * 2**30, "bytes"), ("24 gb", 24 * 10**9, "bytes"),
-     ("0.5TiB", 2**39, "bytes"), ("512MiB", 2**29, "bytes")],
-)  # fmt: skip
-def test_budgets_are_amounts(text: str, amount: int, unit: str) -> None:
-    budget = parse_budget(text)
-    assert (budget.amount, budget.share, budget.unit) == (amount, None, unit)
-
-
 def test_shares_that_floats_miss_by_a_hair_are_whole() -> None:
     for share, whole, expected in (("0.1", 30, 3), ("0.29", 100, 29), ("0.7", 10, 7)):
         assert parse_budget(share).limit([1] * whole) == expected
 
 
-def test_too_small_budget_names_one_that_works() -> None:
-    with pytest.raises(BudgetError, match="less than one module") as caught:
-        parse_budget("0.01").check_one_fits([5] * 42)
+@pytest.mark.parametrize(
+    ("text", "params", "says", "least"),
+    [("0.01", [5] * 42, "less than one module", 1),
+     ("0.01p", [70, 30, 100], "less than the smallest", 30)],
+)  # fmt: skip
+def test_too_small_budget_names_one_that_works(
+    text: str, params: list[int], says: str, least: int
+) -> None:
+    with pytest.raises(BudgetError, match=says) as caught:
+        parse_budget(text).check_one_fits(params)
     hinted = caught.value.hint.split()[-1].rstrip(".")
-    assert parse_budget(hinted).limit([5] * 42) == 1
-    with pytest.raises(BudgetError, match="less than the smallest") as caught:
-        parse_budget("0.01p").check_one_fits([70, 30, 100])
-    hinted = caught.value.hint.split()[-1].rstrip(".")
-    assert parse_budget(hinted).limit([70, 30, 100]) >= 30
+    assert parse_budget(hinted).limit(params) >= least
 
 
-def _costs(*costs: int) -> NDArray[np.int64]:
+def _costs(*costs: int) -> Costs:
     return np.array(costs, dtype=np.int64)
 
 
@@ -99,16 +100,19 @@ def test_module_budget_takes_the_highest(scores: list[float], share: float) -> N
     assert sorted(np.array(scores)[found], reverse=True) == expected
 
 
-@pytest.mark.parametrize("cost", [1, 2])
-def test_modules_without_signal_are_never_selected(cost: int) -> None:
-    scores = np.array([3.0, 0.0, -1.0, np.nan])
-    found, _ = choose(scores, _costs(*[cost] * 4), 8)
-    assert found.tolist() == [True] + [False] * 3
-
-
-def test_full_that_costs_no_more_than_lora_is_always_selected() -> None:
-    found, _ = choose(np.array([3.0, 2.0, 1.0]), _costs(-5, 10, 3), 5)
-    assert found.tolist() == [True, True, False]
+@pytest.mark.parametrize(
+    ("scores", "costs", "limit", "chosen"),
+    [
+        ([3.0, 0.0, -1.0, np.nan], (1, 1, 1, 1), 8, [True, False, False, False]),
+        ([3.0, 0.0, -1.0, np.nan], (2, 2, 2, 2), 8, [True, False, False, False]),
+        ([3.0, 2.0, 1.0], (-5, 10, 3), 5, [True, True, False]),
+    ],
+    ids=["no signal", "no signal, by cost", "full that costs no more than LoRA"],
+)
+def test_choices_at_the_edge(
+    scores: list[float], costs: tuple[int, ...], limit: int, chosen: list[bool]
+) -> None:
+    assert choose(np.array(scores), _costs(*costs), limit)[0].tolist() == chosen
 
 
 def test_resamples_come_near_the_best_choice() -> None:
@@ -124,10 +128,9 @@ def test_resamples_come_near_the_best_choice() -> None:
 
 
 def test_allocation_adds_up() -> None:
-    made = make_plan(report(20), PlanSettings(budget="0.25", rank=4))
+    made = plan(reports.report(20))
     totals = made.totals
-    full = [item for item in made.modules if item.mode == "full"]
-    lora = [item for item in made.modules if item.mode == "lora"]
+    full, lora = made.full, made.lora_modules
     assert (totals.full_modules, totals.lora_modules) == (len(full), len(lora)) == (5, 15)
     assert totals.full_params == sum(item.n_params for item in full)
     assert totals.lora_params == sum(lora_params(item, 4) for item in lora)
@@ -137,53 +140,147 @@ def test_allocation_adds_up() -> None:
     assert values == sorted(values, reverse=True)  # type: ignore[type-var]
     assert [item.position for item in made.modules] == list(range(1, 21))
     assert made.stability.mean_reselection is not None
+    experts = replace(row(0), matrices=8, out_features=10, in_features=6)
+    assert lora_params(experts, 4) == 8 * 4 * 16
 
 
 @pytest.mark.parametrize("score", list(SCORES))
 def test_every_score_can_decide(score: str) -> None:
-    made = make_plan(report(20), PlanSettings(budget="0.25", score=score, rank=4))
+    base = reports.report(20)
+    made = plan(base, score=score)
     assert made.totals.full_modules == 5
     assert all(item.score is not None for item in made.modules)
+    drawn = {item.module: SCORES[score].replicates(item) for item in base.candidates}
+    for item in made.modules:
+        found = drawn[item.module]
+        assert item.stderr == (pytest.approx(np.std(found, ddof=1), rel=1e-5) if found else None)
 
 
 def test_other_rank_of_the_curve_is_planned_without_stability() -> None:
-    made = make_plan(report(20), PlanSettings(budget="0.25", rank=8))
+    made = plan(reports.report(20), rank=8)
     assert made.stability.mean_reselection is None
+    assert all(item.stderr is None for item in made.modules)
     assert any("no resamples of 'hls' at rank 8" in note for note in made.notes)
     with pytest.raises(UsageError, match="no score for rank 5"):
-        make_plan(report(20), PlanSettings(budget="0.25", rank=5))
+        plan(reports.report(20), rank=5)
 
 
 def test_plan_with_little_signal_says_so() -> None:
-    base = report(4)
+    base = reports.report(4)
     rows = (base.rows[0], *(replace(r, hls_curve=(-1.0,) * len(RANKS)) for r in base.rows[1:]))
-    made = make_plan(
-        ScoreReport(rows=rows, model=base.model, probes=base.probes, run=base.run),
-        PlanSettings(budget="1", rank=4),
-    )
+    made = plan(replace(base, rows=rows), budget="1")
     assert made.totals.full_modules == 1
     assert any("has a positive" in note for note in made.notes)
 
 
-def test_lora_of_experts_counts_each_expert() -> None:
-    assert lora_params(replace(row(0), matrices=8, out_features=10, in_features=6), 4) == 8 * 4 * 16
-
-
-def test_every_score_with_replicates_has_a_standard_error() -> None:
-    base = report(12)
-    for name in ("hls", "tail", "grad_norm", "rgn"):
-        made = make_plan(base, PlanSettings(budget="0.25", score=name, rank=4))
-        drawn = {item.module: SCORES[name].replicates(item) for item in base.candidates}
-        for item in made.modules:
-            assert item.stderr == pytest.approx(np.std(drawn[item.module], ddof=1), rel=1e-5)
-    made = make_plan(base, PlanSettings(budget="0.25", score="taylor", rank=4))
-    assert all(item.stderr is None for item in made.modules)
-    made = make_plan(base, PlanSettings(budget="0.25", rank=8))
-    assert all(item.stderr is None for item in made.modules)
-
-
 def test_a_report_with_values_that_no_plan_holds_is_named_damaged() -> None:
-    found = report(14)
+    found = reports.report(14)
     damaged = replace(found, model=replace(found.model, n_params=-1))
     with pytest.raises(ArtifactError, match=r"a plan cannot hold their"):
-        make_plan(damaged, PlanSettings(budget="0.2", rank=4))
+        plan(damaged)
+
+
+def test_memory_budget_holds_everything() -> None:
+    report = reports.report(20)
+    least = plan(report, baseline="all-lora", memory=SMALL).memory.total_bytes
+    most = plan(report, baseline="all-full", memory=SMALL).memory.total_bytes
+    for part in (0.0, 0.3, 0.7, 1.0):
+        limit = least + part * (most - least)
+        made = plan(report, budget=f"{limit / 1000:.3f}kB", memory=SMALL, score="tail")
+        assert made.memory.total_bytes == made.budget.spent <= made.budget.limit
+        assert made.totals.full_modules == {0.0: 0, 1.0: 20}.get(part, made.totals.full_modules)
+    with pytest.raises(BudgetError, match="what has to be trained at least"):
+        plan(report, budget=f"{(least - 2000) / 1000}kB", memory=SMALL)
+    with pytest.raises(BudgetError, match="frozen weights take") as caught:
+        plan(report, budget="1MiB", memory=SMALL)
+    assert "--base 4" in caught.value.hint
+
+
+def test_what_cannot_work_is_refused_before_probing() -> None:
+    report = reports.report(9)
+    names = [field.name for field in fields(Candidate) if field.name != "quantized"]
+    modules = [
+        Candidate(**{name: getattr(row, name) for name in names}) for row in report.candidates
+    ]
+    for bad in ({"budget": "1MiB"}, {"locks": ("nothing=full",)}, {"budget": "0.01"}):
+        with pytest.raises(UsageError):
+            check_plan_for(report.model, modules, PlanSettings(**bad))  # type: ignore[arg-type]
+    check_plan_for(report.model, modules, PlanSettings(budget="0.5"))
+
+
+def test_alpha_keeps_its_ratio_or_is_refused() -> None:
+    made = plan(reports.report(20), ranks=(2, 4, 8), alpha=12, budget="0.3p")
+    assert {item.alpha / item.rank for item in made.lora_modules} == {3.0}  # type: ignore[operator]
+    with pytest.raises(UsageError, match="no whole alpha"):
+        plan(reports.report(9), ranks=(2, 4, 8), alpha=5)
+
+
+def curved(*curves: tuple[float, ...]) -> ScoreReport:
+    """A report whose modules leave so much of their gradients at ranks 0, 2, 4, 8 and 16."""
+    found = reports.report(len(curves))
+    rows = tuple(
+        row.changed(grad_energy=curve[0], tail_curve=curve, hls_curve=curve)
+        for row, curve in zip(found.candidates, curves, strict=True)
+    )
+    return replace(found, rows=rows)
+
+
+TWO = curved((60.0, 30.0, 6.0, 1.0, 0.5), (40.0, 20.0, 10.0, 2.0, 0.1))
+
+
+def test_coverage_is_a_share_of_the_energy_and_the_first_line_of_a_plan() -> None:
+    made = plan(TWO, budget="1", locks=("*q_proj=full", "*k_proj=lora"))
+    assert made.coverage is not None
+    assert made.coverage.of == "gradient"
+    assert made.coverage.lora == pytest.approx(1 - (6 + 10) / 100)
+    assert made.coverage.plan == pytest.approx(1 - (0 + 10) / 100)
+    assert summary(made)["reach"] == "LoRA 4 captures 84.0 % of this gradient, the plan 90.0 %"
+    frozen = plan(TWO, budget="1", locks=("*q_proj=rank:8", "*k_proj=frozen"))
+    assert frozen.coverage is not None
+    assert frozen.coverage.plan == pytest.approx(1 - (1 + 40) / 100)
+
+    run = replace(TWO.run, settings={**TWO.run.settings, "capture": {"movement": "trial"}})
+    of_trials = plan(replace(TWO, run=run), budget="1")
+    assert summary(of_trials)["reach"].startswith("LoRA 4 captures 84.0 % of this update")
+    # An export that changes the plan says nothing of it.
+    changed = revise(made, [Change(module=made.full[0].module, mode="frozen")])
+    assert changed.coverage is not None
+    assert changed.coverage.plan is None
+    assert summary(changed)["reach"] == "LoRA 4 captures 84.0 % of this gradient"
+
+    # Nothing is known without probes.
+    assert plan(curved((0.0,) * 5, (0.0,) * 5), budget="1", score="random").coverage is None
+    rows = tuple(row.changed(grad_energy=None, tail_curve=()) for row in TWO.rows)
+    assert plan(replace(TWO, rows=rows), budget="1", score="snr").coverage is None
+
+
+@pytest.mark.parametrize(
+    ("left", "side", "said"),
+    [(1e-3, 64, ""), (1e-4, 64, "0.01 %"), (0.0, 64, "nothing"), (0.0, 4, "")],
+)
+def test_a_rank_that_leaves_nothing_over_is_named_unless_it_spans_every_matrix(
+    left: float, side: int, said: str
+) -> None:
+    found = curved((1.0, 0.5, left, 0.0, 0.0), (1.0, 0.5, left, 0.0, 0.0))
+    rows = tuple(row.changed(out_features=side) for row in found.rows)
+    made = plan(replace(found, rows=rows), budget="1")
+    notes = [note for note in made.notes if "next to nothing" in note]
+    assert [note.split(" of this gradient")[0] for note in notes] == (
+        [f"LoRA of rank 4 leaves {said}"] if said else []
+    )
+
+
+def test_ranks_that_end_too_low_are_said() -> None:
+    flat = curved(*[(10.0, 9.0, 8.0, 6.0, 2.0)] * 6)
+    locked = plan(flat, budget="1", ranks=(2, 4), locks=("*=rank:4", "*q_proj=rank:2"))
+    assert not any("largest rank of --ranks" in note for note in locked.notes)
+    free = plan(flat, budget="3k", ranks=(2, 4))
+    highest = sum(item.rank == 4 for item in free.lora_modules)
+    assert 2 * highest > len(free.lora_modules)
+    (note,) = (note for note in free.notes if "largest rank of --ranks (4)" in note)
+    assert f"{highest} of rank 4" in note
+
+
+def test_shares_near_one_keep_two_digits_of_what_is_missing() -> None:
+    shown = {0.5: "50.0 %", 0.9927: "99.27 %", 0.923: "92.3 %", 0.99996: "99.9960 %", 1.0: "100 %"}
+    assert {share: near_whole(share) for share in shown} == shown

@@ -130,37 +130,34 @@ def judge(reward: Reward, given: Completions, timeout: float = 20.0) -> list[flo
         return process.judge(given)
 
 
-@pytest.mark.parametrize(
-    ("name", "rewards"),
-    [
-        ("length", [1.0, 2.0]),
-        ("none", [None, None]),
-        ("signature", [1.0, 0.0]),
-        ("columns", [0.0 + 2, 1.0 + 2]),
-        ("prints", [1.0, 1.0]),
-        ("later", [3.0, 3.0]),
-        ("instance", [4.0, 4.0]),
-    ],
-)
-def test_functions(mine: Path, name: str, rewards: list[float | None]) -> None:
-    extra = {} if name == "signature" else {"when": [dt.date(2024, 5, 6)] * 2}
-    levels = [5, 6] if name == "signature" else [5, np.int64(5)]
-    assert judge(f"mine:{name}", batch("a", "bc", level=levels, **extra)) == rewards
+def test_functions(mine: Path) -> None:
+    rewards: dict[str, list[float | None]] = {
+        "length": [1.0, 2.0],
+        "none": [None, None],
+        "columns": [0.0 + 2, 1.0 + 2],
+        "prints": [1.0, 1.0],
+        "later": [3.0, 3.0],
+        "instance": [4.0, 4.0],
+    }
+    given = batch("a", "bc", level=[5, np.int64(5)], when=[dt.date(2024, 5, 6)] * 2)
+    for name, expected in rewards.items():
+        assert judge(f"mine:{name}", given) == expected
+    assert judge("mine:signature", batch("a", "bc", level=[5, 6])) == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("short", "'mine:short' returned 1 rewards for 2 completions."),
-        ("nan", "'mine:nan' returned nan for completion 1."),
-        ("text", "'mine:text' returned a str for completion 0, not a number."),
-        ("nothing", "'mine:nothing' returned a NoneType, not a list."),
-        ("mapping", "'mine:mapping' returned a dict, not a list."),
-        ("multiline", "'mine:multiline' raised ValueError: first line"),
-        ("leaves", "'mine:leaves' raised SystemExit: 4"),
-        ("narrow", "'mine:narrow' raised TypeError: narrow() got an unexpected keyword"),
-        ("dies", "'mine:dies' ended its process (exit status 7)."),
-        ("crashes", "'mine:crashes' ended its process (signal SIGSEGV)."),
+        ("short", "returned 1 rewards for 2 completions."),
+        ("nan", "returned nan for completion 1."),
+        ("text", "returned a str for completion 0, not a number."),
+        ("nothing", "returned a NoneType, not a list."),
+        ("mapping", "returned a dict, not a list."),
+        ("multiline", "raised ValueError: first line"),
+        ("leaves", "raised SystemExit: 4"),
+        ("narrow", "raised TypeError: narrow() got an unexpected keyword"),
+        ("dies", "ended its process (exit status 7)."),
+        ("crashes", "ended its process (signal SIGSEGV)."),
     ],
 )
 def test_functions_that_fail(mine: Path, name: str, message: str) -> None:
@@ -168,7 +165,7 @@ def test_functions_that_fail(mine: Path, name: str, message: str) -> None:
         for _ in range(2):  # the second time with a new child, where the first one died
             with pytest.raises(RewardError) as caught:
                 process.judge(batch("a", "b"))
-            assert caught.value.message.startswith(f"The reward function {message}")
+            assert caught.value.message.startswith(f"The reward function 'mine:{name}' {message}")
             assert "\n" not in str(caught.value)
 
 
@@ -181,29 +178,23 @@ def test_functions_that_hang(mine: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("names", "weights", "message"),
     [
-        (["foo"], "--reward is 'foo'."),
-        (["math", "a.b:"], "--reward is 'a.b:'."),
-        (["a b:c"], "--reward is 'a b:c'."),
-        (["regex:("], "--reward is 'regex:(', and '(' is not a regular expression"),
-        ([], "There is no reward."),
+        (["foo"], [], "--reward is 'foo'."),
+        (["math", "a.b:"], [], "--reward is 'a.b:'."),
+        (["a b:c"], [], "--reward is 'a b:c'."),
+        (["regex:("], [], "--reward is 'regex:(', and '(' is not a regular expression"),
+        ([], [], "There is no reward."),
+        (["math"], [1.0, 2.0], "There are 2 weights for 1 rewards"),
+        (["math"], [float("nan")], "--reward-weight is nan"),
     ],
 )
-def test_names_are_checked_at_once(names: list[str], message: str) -> None:
-    with pytest.raises(UsageError) as caught:
-        check_rewards(names)
-    assert caught.value.message.startswith(message)
-    with pytest.raises(UsageError):
-        RewardProcess(names)
-
-
-def test_weights_are_checked_at_once() -> None:
+def test_rewards_are_checked_at_once(names: list[str], weights: list[float], message: str) -> None:
     check_rewards(["math", "trl.rewards:accuracy_reward", "regex:a:b"], [1.0, 0.5, 0])
-    with pytest.raises(UsageError, match="There are 2 weights for 1 rewards"):
-        check_rewards(["math"], [1.0, 2.0])
-    with pytest.raises(UsageError, match="--reward-weight is nan"):
-        check_rewards(["math"], [float("nan")])
+    for check in (check_rewards, lambda names, weights: RewardProcess(names, weights=weights)):
+        with pytest.raises(UsageError) as caught:
+            check(names, weights)
+        assert caught.value.message.startswith(message)
     with pytest.raises(UsageError, match="--reward-timeout is 0"):
         RewardProcess(["math"], timeout=0)
 
@@ -240,32 +231,32 @@ def test_errors_of_the_data_arrive() -> None:
 
 
 def test_several_rewards_add_up_as_in_trl(mine: Path) -> None:
+    def thirds(completions: list[str], **_: Any) -> list[float]:
+        return [len(text) / 3 for text in completions]
+
     weights = [1.0, 0.5, -2.0, 3.0]
-    given = batch("a", "b", "ccc", level=[1, 2, 3])
     names = ["mine:length", "mine:some", "mine:none"]
-    with RewardProcess([*names, _thirds], weights=weights) as process:
-        rewards = process.judge(given)
+    with RewardProcess([*names, thirds], weights=weights) as process:
+        rewards = process.judge(batch("a", "b", "ccc", level=[1, 2, 3]))
     nan = torch.nan
     table = torch.tensor([[1, 2, nan, 1 / 3], [1, nan, nan, 1 / 3], [3, 6, nan, 1]])
     assert rewards == pytest.approx((table * torch.tensor(weights)).nansum(dim=1).tolist())
 
 
-def _thirds(completions: list[str], **_: Any) -> list[float]:
-    return [len(text) / 3 for text in completions]
-
-
-@pytest.mark.parametrize(
-    "give",
-    [
+def test_kinds_of_numbers() -> None:
+    kinds: list[Callable[[int], Any]] = [
         lambda n: [True] * n,
         lambda n: np.ones(n, dtype=np.float32),
         torch.ones,
         lambda n: [torch.tensor(1.0)] * n,
         lambda n: (np.float64(1) for _ in range(n)),
-    ],
-)
-def test_kinds_of_numbers(give: Callable[[int], Any]) -> None:
-    assert judge(lambda completions, **_: give(len(completions)), batch("a", "b")) == [1.0, 1.0]
+    ]
+    for give in kinds:
+
+        def ones(completions: list[str], give: Any = give, **_: Any) -> Any:
+            return give(len(completions))
+
+        assert judge(ones, batch("a", "b")) == [1.0, 1.0]
 
 
 def test_functions_in_this_process() -> None:
@@ -336,20 +327,15 @@ def test_math_agrees_with_trl() -> None:
     )
     theirs = judge("trl.rewards:accuracy_reward", given, timeout=60)
     assert theirs == verify_all("math", given.prompts, given.completions, given.columns)
-    assert 1.0 in theirs
-    assert 0.0 in theirs
-    assert None in theirs
+    assert {*theirs} == {1.0, 0.0, None}
 
 
-def test_the_child_ends_with_the_block(mine: Path) -> None:
+def test_the_child_ends_with_the_block_and_with_ctrl_c(mine: Path) -> None:
     with RewardProcess(["mine:process"]) as process:
         [pid] = process.judge(batch("a"))
         assert pid != os.getpid()
         assert psutil.pid_exists(int(pid or 0))
     assert not psutil.pid_exists(int(pid or 0))
-
-
-def test_ctrl_c_ends_the_child(mine: Path) -> None:
     before = set(psutil.Process().children())
 
     def interrupt(*_: Any) -> None:

@@ -30,16 +30,7 @@ from hlscore.errors import RewardError
 # Draws
 
 
-def test_the_seed_decides(tiny: Any) -> None:
-    one, two = sample(*tiny), sample(*tiny)
-    assert one == two
-    assert drawn(one) != drawn(sample(*tiny, seed=1))
-    assert len(set(drawn(one))) > len(one.groups)  # completions of a prompt differ
-    assert [group.name for group in one.groups] == ["0", "1", "2", "3", "4"]
-    assert {len(group.rollouts) for group in one.groups} == {4}
-
-
-def test_the_draws_of_others_are_left_alone(tiny: Any) -> None:
+def test_the_seed_decides_and_the_draws_of_others_are_left_alone(tiny: Any) -> None:
     torch.manual_seed(5)
     expected = torch.rand(4)
     torch.manual_seed(5)
@@ -47,6 +38,10 @@ def test_the_draws_of_others_are_left_alone(tiny: Any) -> None:
     assert torch.equal(torch.rand(4), expected)
     torch.manual_seed(6)
     assert sample(*tiny) == one
+    assert drawn(one) != drawn(sample(*tiny, seed=1))
+    assert len(set(drawn(one))) > len(one.groups)  # completions of a prompt differ
+    assert [group.name for group in one.groups] == ["0", "1", "2", "3", "4"]
+    assert {len(group.rollouts) for group in one.groups} == {4}
 
 
 @pytest.mark.parametrize("settled", [{"top_k": 1}, {"top_p": 1e-6}], ids=str)
@@ -87,57 +82,48 @@ def _fit(counts: torch.Tensor, shares: torch.Tensor) -> float:
     return float(chisquare(counts[kept].numpy(), expected[kept].numpy()).pvalue)
 
 
-DRAWS = 4000
-
-
-@pytest.mark.parametrize("temperature", [0.7, 1.0, 2.0])
-def test_tokens_are_drawn_with_their_probabilities(tiny: Any, temperature: float) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{"temperature": 0.7}, {"temperature": 1.0}, {"temperature": 2.0},
+     {"temperature": 1.5, "top_k": 3}, {"temperature": 1.5, "top_p": 0.5}],
+    ids=str,
+)  # fmt: skip
+def test_tokens_are_drawn_with_their_probabilities(tiny: Any, options: dict[str, Any]) -> None:
+    """Those of the softmax, or of its most probable tokens; another temperature does not fit."""
     model, tokenizer = tiny
     found = sample(
-        *tiny, [{"prompt": "Please "}], generations=DRAWS, max_new_tokens=1,
-        temperature=temperature, generate_batch=500,
+        *tiny, [{"prompt": "Please "}], generations=4000, max_new_tokens=1, generate_batch=500,
+        **options,
     )  # fmt: skip
-    first = torch.tensor([item.completion_ids[0] for item in everything(found)])
-    counts = first.bincount(minlength=768).double()
-    ids = tokenizer("Please ")["input_ids"]
-    assert _fit(counts, _expected(model, ids, temperature)) > 1e-3
-    assert _fit(counts, _expected(model, ids, temperature * 1.2)) < 1e-6
-
-
-@pytest.mark.parametrize("limit", [{"top_k": 3}, {"top_p": 0.5}], ids=str)
-def test_limits_leave_the_most_probable_tokens(tiny: Any, limit: dict[str, Any]) -> None:
-    model, tokenizer = tiny
-    found = sample(
-        *tiny, [{"prompt": "Please "}], generations=DRAWS, max_new_tokens=1, temperature=1.5,
-        generate_batch=500, **limit,
-    )  # fmt: skip
-    first = torch.tensor([item.completion_ids[0] for item in everything(found)])
-    shares = _expected(model, tokenizer("Please ")["input_ids"], 1.5)
-    ordered = shares.argsort(descending=True)
-    before = shares[ordered].cumsum(0) - shares[ordered]
-    count = limit.get("top_k") or int((before < limit["top_p"]).sum())
-    assert 1 < count < 300
-    kept = torch.zeros(768, dtype=torch.bool)
-    kept[ordered[:count]] = True
-    assert _fit(first.bincount(minlength=768).double(), torch.where(kept, shares, 0.0)) > 1e-3
+    counts = torch.tensor([item.completion_ids[0] for item in everything(found)])
+    counts = counts.bincount(minlength=768).double()
+    ids, temperature = tokenizer("Please ")["input_ids"], options["temperature"]
+    shares = _expected(model, ids, temperature)
+    if len(options) == 1:
+        assert _fit(counts, _expected(model, ids, temperature * 1.2)) < 1e-6
+    else:
+        ordered = shares.argsort(descending=True)
+        before = shares[ordered].cumsum(0) - shares[ordered]
+        kept = options.get("top_k") or int((before < options["top_p"]).sum())
+        assert 1 < kept < 300
+        shares[ordered[kept:]] = 0.0
+    assert _fit(counts, shares) > 1e-3
 
 
 # Ends
 
 
 def test_ends(tiny: Any) -> None:
-    found = everything(sample(*tiny, max_new_tokens=24))
-    for item in found:
+    long = sample(*tiny, max_new_tokens=24)
+    for item in everything(long):
         assert END not in item.completion_ids[:-1]
         assert item.truncated == (item.completion_ids[-1] != END)
         assert len(item.completion_ids) == 24 if item.truncated else item.completion_ids
         text = tiny[1].decode(item.completion_ids, skip_special_tokens=True)
         assert item.completion == text
-    assert {item.truncated for item in found} == {True, False}
-
-
-def test_a_lower_limit_gives_the_beginnings(tiny: Any) -> None:
-    long, short = sample(*tiny, max_new_tokens=24), sample(*tiny, max_new_tokens=5)
+    assert {item.truncated for item in everything(long)} == {True, False}
+    # A lower limit gives the beginnings.
+    short = sample(*tiny, max_new_tokens=5)
     assert [ids[:5] for ids in drawn(long)] == drawn(short)
     assert all(item.truncated == (END not in item.completion_ids) for item in everything(short))
 

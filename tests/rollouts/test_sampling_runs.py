@@ -28,8 +28,7 @@ from hlscore.errors import CaptureError, DataError, RewardError
 from hlscore.flow import Silent
 from hlscore.probes.encode import encode
 from hlscore.processes import Processes
-from hlscore.rollouts.files import RolloutJournal
-from hlscore.rollouts.generation import Writer
+from hlscore.rollouts.records import RolloutJournal
 
 # Prompts
 
@@ -118,18 +117,16 @@ def test_the_summary_counts(tiny: Any) -> None:
         return [None if place % 7 == 6 else float(place % 3) for place in range(len(completions))]
 
     found = sample(*tiny, judge=judge, generate_batch=64)
-    probes = encode(
+    summary = encode(
         found, tiny[1], tiny[0], objective=settings(), max_length=None, groups=2, seed=0
-    )
-    counts = probes.summary.rollouts
+    ).summary
+    counts, every = summary.rollouts, everything(found)
     assert counts is not None
-    every = everything(found)
     known = [item.reward for item in every if item.reward is not None]
     assert (counts.prompts, counts.completions, counts.unjudged) == (5, 20, 2)
     assert counts.mean_reward == pytest.approx(sum(known) / len(known))
-    assert counts.truncated == sum(item.truncated for item in every)
-    assert counts.silent == 0
-    assert any("2 completions could not be judged" in note for note in probes.summary.notes)
+    assert (counts.truncated, counts.silent) == (sum(item.truncated for item in every), 0)
+    assert any("2 completions could not be judged" in note for note in summary.notes)
 
 
 # Journals
@@ -188,27 +185,23 @@ def test_a_journal_cut_anywhere_goes_on(tiny: Any, tmp_path: Path, left: int) ->
 
 def test_batches_that_do_not_fit_are_halved(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    real = Writer._continue
+    model, real, most = tiny[0], tiny[0].generate, 5
 
-    def limited(self: Writer, rows: Any, device: Any) -> Any:
-        sizes.append(len(rows))
-        if len(rows) > 5:
+    def limited(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        if sizes[-1] > most:
             raise torch.OutOfMemoryError
-        return real(self, rows, device)
+        return real(**given)
 
-    monkeypatch.setattr(Writer, "_continue", limited)
+    monkeypatch.setattr(model, "generate", limited)
     found = sample(*tiny, top_k=1)
     assert sizes[:3] == [20, 10, 5]
     assert max(sizes[3:]) <= 5
     for item in everything(found):
-        assert item.completion_ids == greedy(tiny[0], item.prompt_ids, 12, [END])
-    monkeypatch.setattr(Writer, "_continue", fails_always)
+        assert item.completion_ids == greedy(model, item.prompt_ids, 12, [END])
+    most = 0
     with pytest.raises(CaptureError, match="a single completion"):
         sample(*tiny)
-
-
-def fails_always(self: Writer, rows: Any, device: Any) -> Any:
-    raise torch.OutOfMemoryError
 
 
 def test_several_processes_draw_what_one_does(tiny: Any) -> None:

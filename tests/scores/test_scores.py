@@ -10,8 +10,7 @@ from reports import report, row
 
 from hlscore.errors import UsageError
 from hlscore.scores.registry import SCORES, find_score, score_of
-from hlscore.scores.rows import order_rows
-from hlscore.scores.stratified import stratified_scores
+from hlscore.scores.rows import order_rows, stratified_scores
 
 
 def test_registry_names_formula_unit_and_source() -> None:

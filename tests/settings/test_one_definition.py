@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
-import pytest
 
 import hlscore
 
@@ -27,82 +26,76 @@ SCORE = (
     "          / row.n_params,\n"
     '          ranks_column="curve_ranks"),\n',
 )
-READ = """
-import inspect, json, sys
+# Commands run in one process of the scratch copy, and what each printed.
+CALL = """
+import contextlib, inspect, io, json, sys
 import hlscore
 from hlscore.artifacts.plan_file import read_plan
+from hlscore.cli.main import _run
 from hlscore.settings import RankSettings, arguments
 
-plan = read_plan(sys.argv[1])
-keywords = inspect.signature(hlscore.rank).parameters
-print(json.dumps({
-    "keyword": str(keywords["probe_note"]),
+printed = []
+for words in json.loads(sys.argv[1]):
+    sys.argv = ["hlscore", *words]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(out):
+        code = _run()
+    printed.append([code, out.getvalue()])
+plan = read_plan("out/plan.json")
+json.dump({
+    "printed": printed,
+    "keyword": str(inspect.signature(hlscore.rank).parameters["probe_note"]),
     "documented": "    probe_note: A number." in hlscore.rank.__doc__,
     "score": plan.score.model_dump(),
     "stored": plan.provenance.settings["capture"]["probe_note"],
     "words": arguments(RankSettings, plan.provenance.settings),
-}))
+}, sys.stdout)
 """
+COMMANDS = (
+    "rank builtin:tiny --samples 16 --bootstrap 0 --probe-note 5 --score tail_density -o out",
+    "show out/scores.parquet --sort tail_density",
+    "plan out/scores.parquet -o again.json",
+    "rank --help",
+    "scores",
+    "rank builtin:tiny --probe-note 10",
+)
 
 
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package with one more option and one more score."""
-    folder = tmp_path_factory.mktemp("scratch")
+def test_an_option_and_a_score_are_found_everywhere(tmp_path: Path) -> None:
+    """In a copy of the package with one more option and one more score."""
     shutil.copytree(
-        Path(hlscore.__file__).parent, folder / "hlscore", ignore=shutil.ignore_patterns("*.pyc")
+        Path(hlscore.__file__).parent, tmp_path / "hlscore", ignore=shutil.ignore_patterns("*.pyc")
     )
     for file, before, added in (OPTION, SCORE):
-        path = folder / "hlscore" / file
+        path = tmp_path / "hlscore" / file
         text = path.read_text()
         assert before in text
         path.write_text(text.replace(before, added + before, 1))
-    return folder
-
-
-def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(folder), "COLUMNS": "200"},
+    done = subprocess.run(
+        [sys.executable, "-c", CALL, json.dumps([command.split() for command in COMMANDS])],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path), "COLUMNS": "200"},
         capture_output=True,
         text=True,
         check=False,
     )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    ranked, shown, planned, help_, scores, refused = found["printed"]
+    assert [ranked[0], shown[0], planned[0], help_[0], scores[0]] == [0] * 5, found["printed"]
+    assert all("tail_density" in text for _, text in (ranked, shown, scores))
+    assert "--probe-note" in help_[1]
+    assert refused[0] == 2
+    assert "--probe-note is 10" in refused[1]
+    assert "Use 0 to 9." in refused[1]
 
-
-def test_an_option_and_a_score_are_found_everywhere(scratch: Path) -> None:
-    hlscore_ = ("-m", "hlscore")
-    ranked = run(
-        scratch, *hlscore_, "rank", "builtin:tiny", "--samples", "16", "--bootstrap", "0",
-        "--probe-note", "5", "--score", "tail_density", "-o", "out",
-    )  # fmt: skip
-    assert ranked.returncode == 0, ranked.stderr
-    assert "tail_density" in ranked.stdout
-    table = pq.read_table(scratch / "out" / "scores.parquet")
+    table = pq.read_table(tmp_path / "out" / "scores.parquet")
     values = [value for value in table.column("tail_density").to_pylist() if value is not None]
     assert values == sorted(values, reverse=True)
     assert values[0] > 0
-
-    found = json.loads(run(scratch, "-c", READ, "out/plan.json").stdout)
     assert found["keyword"] == "probe_note: int = 3"
     assert found["documented"]
-    assert found["score"] == {
-        "name": "tail_density",
-        "formula": "tail / parameters",
-        "unit": "loss",
-    }
+    expected = {"name": "tail_density", "formula": "tail / parameters", "unit": "loss"}
+    assert found["score"] == expected
     assert found["stored"] == 5
     assert " ".join(found["words"]).startswith("--score tail_density")
     assert "--probe-note 5" in " ".join(found["words"])
-
-    assert "--probe-note" in run(scratch, *hlscore_, "rank", "--help").stdout
-    assert "tail_density" in run(scratch, *hlscore_, "scores").stdout
-    shown = run(scratch, *hlscore_, "show", "out/scores.parquet", "--sort", "tail_density").stdout
-    assert "tail_density" in shown
-    again = run(scratch, *hlscore_, "plan", "out/scores.parquet", "-o", "again.json")
-    assert again.returncode == 0, again.stderr
-    refused = run(scratch, *hlscore_, "rank", "builtin:tiny", "--probe-note", "10")
-    assert refused.returncode == 2
-    assert "--probe-note is 10" in refused.stderr
-    assert "Use 0 to 9." in refused.stderr

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import xmlschema
-from check_desk import line_of, made, write
+from broken_plans import line_of, made, write
 from console import hlscore
 from jsonschema import Draft4Validator
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from console import Outcome, hlscore, save_model, texts, write_rows
+from console import QUICK, Outcome, hlscore, save_model, texts, write_rows
 from reports import report
+from shown import commands
 
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.settings import (
@@ -29,18 +31,15 @@ TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-ba
 LOCK = "*.down_proj=lora"
 
 
-def next_commands(outcome: Outcome) -> list[list[str]]:
+def next_commands(outcome: Outcome, *words: str) -> list[list[str]]:
+    """Printed commands that hold all of some words."""
     assert outcome.code == 0, outcome.err
-    lines = outcome.out.split("\nnext\n")[1].splitlines()
-    return [shlex.split(line)[1:] for line in lines if line.startswith("  hlscore ")]
+    lines = [shlex.split(line) for line in commands(outcome.out)]
+    return [found for _, *found in lines if set(words) <= set(found)]
 
 
-def command(outcome: Outcome, name: str, *options: str) -> list[str]:
-    (found,) = [
-        words
-        for words in next_commands(outcome)
-        if words[0] == name and all(option in words for option in options)
-    ]
+def command(outcome: Outcome, *words: str) -> list[str]:
+    (found,) = next_commands(outcome, *words)
     return found
 
 
@@ -78,9 +77,8 @@ def test_pasted_commands_of_rank_keep_its_options(
     assert hlscore(*command(found, "export")).code == 0
 
     trial = command(found, "validate")
-    for option in ("--trust-remote-code", "--dtype bfloat16", "--device cpu", "--max-length 40",
-                   "--column text=body"):  # fmt: skip
-        assert option in " ".join(trial)
+    for option in ("--trust-remote-code", "bfloat16", "cpu", "40", "text=body"):
+        assert option in trial
     outcome = hlscore(*trial, "--dry-run", "--steps", "2", "--batch-size", "2")
     assert outcome.code == 0, outcome.err
 
@@ -109,23 +107,17 @@ def test_pasted_commands_of_show_keep_the_options_of_the_run(
         assert asdict(made.settings) == asdict(first) | {"locks": made.settings.locks}
 
 
-def test_a_rank_without_whole_alphas_at_other_ranks_gets_no_command_for_them(
-    tmp_path: Path,
-) -> None:
-    save_model(tmp_path / "model")
-    rows = write_rows(tmp_path / "rows.jsonl", texts(4))
-    found = hlscore(
-        "rank", tmp_path / "model", "--data", rows, "--rank", "4", "--alpha", "5", "--bootstrap",
-        "0", "-o", tmp_path / "out",
-    )  # fmt: skip
-    assert not [words for words in next_commands(found) if "--ranks" in words]
+def test_no_other_ranks_where_their_alphas_are_not_whole(tmp_path: Path) -> None:
+    model = save_model(tmp_path / "model")
+    options = (*QUICK, "--alpha", "5", "-o", tmp_path / "out")
+    found = hlscore("rank", model, "--data", write_rows(tmp_path / "a.jsonl", texts(4)), *options)
+    assert not next_commands(found, "--ranks")
 
 
 def test_plans_made_from_a_plan_keep_its_own_options(
     ranked: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
-    scores = tmp_path / "scores.parquet"
-    scores.write_bytes((ranked[0] / "out" / "scores.parquet").read_bytes())
+    scores = Path(shutil.copy(ranked[0] / "out" / "scores.parquet", tmp_path))
     own = ("--budget", "0.4p", "--ranks", "1,2,4", "--value-power", "0.5", "--rank", "4",
            "--score", "tail", "--lock", "*.q_proj=rank:1", "--lock", "*.0.*.k_proj=full",
            "--alpha", "12", "--train-length", "64")  # fmt: skip
@@ -143,10 +135,10 @@ def test_diff_plans_scores_as_the_plan_beside_them(
     ranked: tuple[Path, Outcome], tmp_path: Path, baseline: str | None
 ) -> None:
     scores, plan_file = ranked[0] / "out" / "scores.parquet", tmp_path / "plan.json"
-    own = ("--ranks", "1,2,4,8", "--value-power", "0.5", "--alpha", "8", "--budget", "0.2p")
+    own = ("--ranks", "1,2,4,8", "--value-power", "0.5", "--alpha", "8", "--budget", "0.2p",
+           "--lock", "*.o_proj=full", "--lock", "*.v_proj=frozen")  # fmt: skip
     chosen = own if baseline is None else ("--baseline", baseline, "--budget", "0.2")
-    locks = ("--lock", "*.o_proj=full", "--lock", "*.v_proj=frozen") if baseline is None else ()
-    assert hlscore("plan", scores, *chosen, *locks, "-o", plan_file).code == 0
+    assert hlscore("plan", scores, *chosen, "-o", plan_file).code == 0
     for files in ((scores, plan_file), (plan_file, scores)):
         found = hlscore("diff", *files, "--json")
         assert found.code == 0, found.err
@@ -183,30 +175,19 @@ def test_validate_gets_only_the_options_that_it_has() -> None:
     assert words == expected
 
 
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (
-            arguments(
-                ModelSettings,
-                {"revision": "v 2", "dtype": "float32", "device_map": "auto",
-                 "max_memory": {"0": "20GiB", "cpu": "64GiB"}, "allow_pickle": True},
-                without=("model",),
-            ),
-            "--revision 'v 2' --dtype float32 --device-map auto --max-memory 0=20GiB "
-            "--max-memory cpu=64GiB --allow-pickle",
-        ),
-        (arguments(DataSettings, {"data": "d", "config": "c"}), "--data d --data-config c"),
-        (
-            arguments(CaptureSettings, asdict(CaptureSettings(checkpointing=False, passes=3))),
-            "--no-checkpointing --passes 3",
-        ),
-        (arguments(CandidateSettings, {"include": ["a*", "b"]}), "--include 'a*' --include b"),
-        (
-            arguments(PlanSettings, {"ranks": (4, 8), "rank": 4, "locks": ("*=full", "x=lora")}),
-            "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora",
-        ),
-    ],
-)  # fmt: skip
-def test_options_are_those_that_differ_from_the_defaults(words: list[str], expected: str) -> None:
-    assert shlex.join(words) == expected
+@pytest.mark.parametrize(("kind", "values", "expected"), [
+    (ModelSettings,
+     {"revision": "v 2", "dtype": "float32", "device_map": "auto", "allow_pickle": True,
+      "max_memory": {"0": "20GiB", "cpu": "64GiB"}},
+     "--revision 'v 2' --dtype float32 --device-map auto --max-memory 0=20GiB "
+     "--max-memory cpu=64GiB --allow-pickle"),
+    (DataSettings, {"data": "d", "config": "c"}, "--data d --data-config c"),
+    (CaptureSettings, {"checkpointing": False, "passes": 3}, "--no-checkpointing --passes 3"),
+    (CandidateSettings, {"include": ["a*", "b"]}, "--include 'a*' --include b"),
+    (PlanSettings, {"ranks": (4, 8), "rank": 4, "locks": ("*=full", "x=lora")},
+     "--rank 4 --ranks 4,8 --lock '*=full' --lock x=lora"),
+])  # fmt: skip
+def test_options_are_those_that_differ_from_the_defaults(
+    kind: type, values: dict[str, Any], expected: str
+) -> None:
+    assert shlex.join(arguments(kind, values)) == expected

@@ -44,62 +44,46 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
-FILTERS: list[tuple[str, Passes]] = [
-    ("", lambda _: True),
-    ("--match *mlp*", lambda row: "mlp" in row["module"]),
-    ("--match *.q_proj --match lm_h?ad",
+@pytest.mark.parametrize(("where", "options", "passes"), [
+    ("both", "", lambda _: True),
+    ("both", "--match *mlp*", lambda row: "mlp" in row["module"]),
+    ("both", "--match *.q_proj --match lm_h?ad",
      lambda row: row["module"].endswith(".q_proj") or row["module"] == "lm_head"),
-    ("--match *MLP*", lambda _: False),
-    ("--kind down_proj", lambda row: row["kind"] == "down_proj"),
-    ("--kind self_attn.q_proj", lambda row: row["kind"] == "q_proj" and row["block"] != ""),
-    ("--kind mlp", lambda _: False),
-    ("--layer 1-3", lambda row: row["layer"] in (1, 2, 3)),
-    ("--layer 0-99999999", lambda row: row["layer"] is not None),
-    ("--layer 0 --kind v_proj --match *self_attn*",
+    ("both", "--match *MLP*", lambda _: False),
+    ("both", "--kind down_proj", lambda row: row["kind"] == "down_proj"),
+    ("both", "--kind self_attn.q_proj", lambda row: row["kind"] == "q_proj" and row["block"] != ""),
+    ("both", "--kind mlp", lambda _: False),
+    ("both", "--layer 1-3", lambda row: row["layer"] in (1, 2, 3)),
+    ("both", "--layer 0-99999999", lambda row: row["layer"] is not None),
+    ("both", "--layer 0 --kind v_proj --match *self_attn*",
      lambda row: row["layer"] == 0 and row["kind"] == "v_proj"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("options", "passes"), [
-    *FILTERS,
-    *((f"--status {status}", lambda row, status=status: row["status"] == status)
+    *(("scores", f"--status {status}", lambda row, status=status: row["status"] == status)
       for status in ("scored", "unreached", "skipped")),
-    ("--layer 0 --status skipped", lambda _: False),
-])  # fmt: skip
-def test_filters_of_a_report(scores: Path, options: str, passes: Passes) -> None:
-    wanted = [row["module"] for row in read_rows(scores) if passes(row)]
-    printed = show_json(scores, *options.split(), "--sort", "place")
-    assert modules(printed) == wanted
-    assert printed["matching"] == len(wanted)
-    assert printed["modules"] == len(read_rows(scores))
-    out = show(scores, *options.split(), "--sort", "place", "--top", "all")
-    if wanted:
-        assert [cells[1] for cells in table(out)] == wanted
-        part = f"\n{len(wanted)} of {printed['modules']} modules\n"
-        assert (part in out) == (len(wanted) < printed["modules"])
-    else:
-        assert out.endswith(f"\nNone of its 31 modules matches {options}.\n")
-
-
-@pytest.mark.parametrize(("options", "passes"), [
-    *FILTERS,
-    *((f"--mode {mode}", lambda row, mode=mode: row["mode"] == mode)
+    ("scores", "--layer 0 --status skipped", lambda _: False),
+    *(("plan", f"--mode {mode}", lambda row, mode=mode: row["mode"] == mode)
       for mode in ("full", "lora", "frozen")),
-    ("--mode lora --layer 1", lambda row: row["mode"] == "lora" and row["layer"] == 1),
+    ("plan", "--mode lora --layer 1", lambda row: row["mode"] == "lora" and row["layer"] == 1),
 ])  # fmt: skip
-def test_filters_of_a_plan(plan: Path, options: str, passes: Passes) -> None:
-    wanted = [row for row in read_modules(plan) if passes(row)]
-    printed = show_json(plan, *options.split())
-    assert printed["rows"] == wanted
-    assert (printed["artifact"], printed["sort"], printed["modules"]) == ("plan", "place", 30)
-    out = show(plan, *options.split(), "--top", "0")
-    if wanted:
-        assert [(cells[0], cells[1]) for cells in table(out)] == [
-            (str(row["position"]), row["module"]) for row in wanted
-        ]
-    else:
-        assert "None of its 30 modules matches" in out
-        assert "next" not in out
+def test_filters(scores: Path, plan: Path, where: str, options: str, passes: Passes) -> None:
+    for path, rows in ((scores, read_rows(scores)), (plan, read_modules(plan))):
+        kind = "report" if path == scores else "plan"
+        if where not in ("both", path.stem):
+            continue
+        found = [row for row in rows if passes(row)]
+        wanted = [row["module"] for row in found]
+        printed = show_json(path, *options.split(), "--sort", "place")
+        assert modules(printed) == wanted
+        counts = (kind, len(rows), len(wanted))
+        assert (printed["artifact"], printed["modules"], printed["matching"]) == counts
+        if path == plan:
+            assert printed["rows"] == found
+        out = show(path, *options.split(), "--sort", "place", "--top", "all")
+        if wanted:
+            assert [cells[1] for cells in table(out)] == wanted
+            part = f"\n{len(wanted)} of {len(rows)} modules\n"
+            assert (part in out) == (len(wanted) < len(rows))
+        else:
+            assert out.endswith(f"\nNone of its {len(rows)} modules matches {options}.\n")
 
 
 def test_json_holds_every_column_but_the_resamples(scores: Path) -> None:
@@ -110,8 +94,7 @@ def test_json_holds_every_column_but_the_resamples(scores: Path) -> None:
     printed = show_json(scores, "--sort", "place")
     assert printed["rows"] == wanted
     assert list(printed["rows"][0]) == list(wanted[0])
-    assert (printed["artifact"], printed["model"]) == ("report", "org/model")
-    assert printed["file"] == str(scores)
+    assert (printed["model"], printed["file"]) == ("org/model", str(scores))
 
 
 def report_columns(path: Path) -> list[str]:

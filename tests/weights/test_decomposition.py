@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from peft.helpers import KappaTuneSelector, find_kappa_target_modules
 from problems import completions, run_report, settings
 
-from hlscore.flow import Silent, score_held_weights
+from hlscore.flow import Silent, score_weights
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import dense_weight
@@ -208,9 +208,7 @@ def run_settings(**plan: object) -> RankSettings:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "mamba", "llava"])
 def test_every_module_of_a_model_is_scored(name: str) -> None:
     model = FAMILIES[name].build()
-    report = score_held_weights(
-        model, identify(model, "test", None), run_settings(), Silent()
-    ).report
+    report = score_weights(run_settings(), Silent(), (model, identify(model, "test", None))).report
     rows = {row.module: row for row in report.candidates}
     for item in candidates_of(find_modules(model, CandidateSettings())):
         weight = dense_weight(model, item)
@@ -232,8 +230,8 @@ def test_every_module_of_a_model_is_scored(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
 def test_kappa_orders_as_peft_does(name: str) -> None:
     model = FAMILIES[name].build()
-    report = score_held_weights(
-        model, identify(model, "test", None), run_settings(score="kappa"), Silent()
+    report = score_weights(
+        run_settings(score="kappa"), Silent(), (model, identify(model, "test", None))
     ).report
     peer = KappaTuneSelector(model, show_progress=False)
     peer.get_best_targets()
@@ -251,7 +249,7 @@ def test_kappa_orders_as_peft_does(name: str) -> None:
 
 def test_probes_do_not_change_what_weights_say() -> None:
     model = FAMILIES["qwen3_moe"].build()
-    alone = score_held_weights(model, identify(model, "t", None), run_settings(), Silent()).report
+    alone = score_weights(run_settings(), Silent(), (model, identify(model, "t", None))).report
     weights: dict[str, ModuleRow] = {row.module: row for row in alone.candidates}
     run = settings()
     plain = run_report(model, completions(6), run)

@@ -23,7 +23,7 @@ def _files(export: Export) -> dict[str, str]:
                 hint="hlscore export --to peft keeps any name.",
             )
         lines.append(f"^{item.parameter}$\n")
-        weights = item.matrices * item.out_features * item.in_features
+        weights = item.n_weights
         if item.params > weights and item.parameter.endswith(".weight"):
             lines.append(f"^{item.parameter.removesuffix('weight')}bias$\n")
     return {"unfrozen.txt": heading(export.plan, EXPORTER.limits) + "".join(lines)}

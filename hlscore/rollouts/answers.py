@@ -1,14 +1,96 @@
-"""Mathematical answers: which texts are mathematics, and whether two of them are equal."""
+"""Answers: where the final one stands in a text, the number in it, and equality as mathematics."""
 
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from hlscore.rollouts.final_answers import FinalAnswer, final_answer
+_HASHES = re.compile(r"####")
+_ANSWER = re.compile(r"\banswer\b[*_\s]*:|# ->", re.IGNORECASE)
+_BRACES = re.compile(r"\\boxed\s*\{|\\[{}]|[{}]")
+
+# Marks around an answer, or behind a marker: `**Answer:** **6**`.
+_BOLD = re.compile(r"^(\*\*\s*){1,2}|\s*\*\*$")
+
+# Digits inside words and behind other digits are no numbers of their own.
+_DECIMAL = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][-+]?\d+)?|\.\d+"
+_NUMBER = re.compile(
+    rf"(?<![\w.])(?P<sign>[-+]?)(?P<above>{_DECIMAL})(?:\s*/\s*(?P<below>{_DECIMAL}))?"
+)
+_FRACTION = re.compile(r"\\[dt]?frac\{([^{}]+)\}\{([^{}]+)\}")
+_CURRENCY = re.compile(r"\\?\$|[€£¥₹₽₩]")
+
+
+@dataclass(frozen=True, slots=True)
+class FinalAnswer:
+    """The final answer of a text, without white space and bold marks around it."""
+
+    text: str
+    boxed: bool = False  # whether it stood in `\boxed{...}`, that is, in LaTeX
+    marked: bool = True  # whether there is a marker; otherwise the whole text is the answer
+
+
+def final_answer(text: str) -> FinalAnswer:
+    r"""Find the final answer of a text: in the box, or on the first line behind the marker.
+
+    The marker is the last `####`, else the last `\boxed{...}` with balanced braces, else the last
+    `Answer:` or `# ->`. A `####` with another marker behind it is a heading, and does not count.
+    """
+    hashes, answer = (
+        max((match.end() for match in marker.finditer(text)), default=-1)
+        for marker in (_HASHES, _ANSWER)
+    )
+    box: tuple[int, int] | None = None  # where the content of the last one begins and ends
+    opened: list[int | None] = []  # per open brace: where the content of its box starts
+    for match in _BRACES.finditer(text):
+        if match.group().endswith("{") and match.group() != "\\{":
+            opened.append(match.end() if len(match.group()) > 1 else None)
+        elif match.group() == "}" and opened:
+            start = opened.pop()
+            if start is not None and (box is None or start > box[0]):
+                box = (start, match.start())
+    if box is not None and hashes <= max(box[0], answer):
+        return FinalAnswer(text[slice(*box)].strip(), boxed=True)
+    marker_end = max(hashes, answer)
+    if marker_end < 0:
+        return FinalAnswer(text.strip(), marked=False)
+    lines = (_BOLD.sub("", line.strip()) for line in text[marker_end:].splitlines())
+    return FinalAnswer(next((line for line in lines if line), ""))
+
+
+def whole_number_text(text: str) -> float | None:
+    """The number that a text is, such as `1,234`, `$18.50`, `-3`, `1/2`, `50%`; else `None`."""
+    cleaned = _plain(text).strip().rstrip(".").rstrip("%").strip()
+    match = _NUMBER.fullmatch(cleaned)
+    return _value(match) if match else None
+
+
+def number_in(text: str, *, last: bool) -> float | None:
+    """The last number of a text, or the first one behind its last `=`, as in `2 * 3 = 6 m^2`."""
+    found = list(_NUMBER.finditer(_plain(text if last else text.rpartition("=")[2])))
+    return _value(found[-1 if last else 0]) if found else None
+
+
+def _plain(text: str) -> str:
+    text = _FRACTION.sub(r"\1/\2", text)
+    text = _CURRENCY.sub("", text).replace("\u2212", "-")
+    return text.replace("{,}", ",").replace("\\,", "").replace("\\!", "").replace("\\%", "%")
+
+
+def _value(match: re.Match[str]) -> float | None:
+    value = float(match["above"].replace(",", ""))
+    if match["below"]:
+        below = float(match["below"].replace(",", ""))
+        if below == 0:
+            return None
+        value /= below
+    return (-value if match["sign"] == "-" else value) if math.isfinite(value) else None
+
 
 # The library warns of every text that takes too long, and quotes the text.
 logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -41,10 +123,6 @@ def math_reward(completion: str, answer: str | None) -> float | None:
     digit, an operator or a command in them, such as `2x+1`, `(1,2)` or `\text{even}`. A bare
     word or letter (`Wednesday`, `h`) may be anything, so that it is none; a letter as the answer
     is written `$x$` or `\boxed{x}`. Neither is prose with numbers (`Room 5`, `12:30`).
-
-    Returns:
-        1.0 when both are equal, 0.0 when they are not or the completion has none, `None` when
-        the right answer is no mathematics.
     """
     gold = _parsed_gold(answer) if answer is not None else None
     if gold is None:

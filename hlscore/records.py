@@ -1,16 +1,239 @@
-"""What a run found."""
+"""Frozen records that travel between the rooms. No torch: read-only commands use them too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
-from hlscore.reasons import LeftOut
-from hlscore.records.model import Form, ModelIdentity, Storage
-from hlscore.records.probes import ProbeSummary
-
+Storage = Literal["out_in", "in_out"]
+Form = Literal["linear", "conv1d", "embedding", "parameter", "experts"]
 Status = Literal["scored", "unreached", "skipped"]
+LeftOut = Literal[
+    "", "tied", "input_embedding", "output_head", "outside_decoder", "outside_blocks",
+    "convolution", "embedding_table", "quantized", "not_linear", "custom", "flat_experts",
+    "not_included", "excluded", "offloaded", "sharded",
+]  # fmt: skip
+LossTokens = Literal["", "all", "completion", "assistant"]
+# What the tokens that carry loss are called.
+LOSS_ON: dict[LossTokens, str] = {
+    "all": "all tokens",
+    "completion": "completions",
+    "assistant": "the assistant's tokens",
+}
+# Why a weight is left out, as reports and plans say it.
+_LEFT_OUT: Mapping[LeftOut, str] = {
+    "": "",
+    "tied": "tied to {}",
+    "input_embedding": "input embedding: ranked with --embeddings",
+    "output_head": "output head: ranked with --head",
+    "outside_decoder": "outside the language decoder",
+    "outside_blocks": "outside the decoder blocks",
+    "convolution": "convolution, not a linear map",
+    "embedding_table": "embedding table inside a block",
+    "quantized": "quantized weight of an unknown layout",
+    "not_linear": "state, norm, bias or table, not a linear map",
+    "custom": "custom parameter that may not be a linear map",
+    "flat_experts": "experts stacked in two dimensions, which LoRA cannot adapt one by one",
+    "not_included": "not matched by --include",
+    "excluded": "matched by --exclude",
+    "offloaded": "its weight is offloaded, and no linear layer computes with it",
+    "sharded": "its weight is sharded, and no linear layer computes with it",
+}
+# Movements whose A, B and G are weight updates, not gradients.
+OF_UPDATES = ("trial", "update")
+
+
+class Matrix(Protocol):
+    """What candidates, rows of a report and modules of a plan all say of a weight."""
+
+    @property
+    def module(self) -> str:
+        """Full name."""
+
+    @property
+    def layer(self) -> int | None:
+        """Index of the decoder block."""
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name."""
+
+    @property
+    def block(self) -> str:
+        """Path between the decoder block and the kind."""
+
+    @property
+    def form(self) -> Form:
+        """What holds the weight."""
+
+    @property
+    def matrices(self) -> int:
+        """1, or the number of fused experts."""
+
+    @property
+    def out_features(self) -> int:
+        """Output width."""
+
+    @property
+    def in_features(self) -> int:
+        """Input width."""
+
+    @property
+    def n_params(self) -> int:
+        """Parameters of weight and bias."""
+
+
+class Shaped:
+    """What follows from the shape of a weight."""
+
+    __slots__ = ()
+
+    @property
+    def n_weights(self: Matrix) -> int:
+        """Entries of all matrices together, without biases."""
+        return self.matrices * self.out_features * self.in_features
+
+    @property
+    def max_rank(self: Matrix) -> int:
+        """Largest rank that the matrices can have."""
+        return min(self.out_features, self.in_features)
+
+    @property
+    def size(self: Matrix) -> str:
+        """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
+        size = f"{self.out_features} x {self.in_features}"
+        return size if self.matrices == 1 else f"{self.matrices} x {size}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate(Shaped):
+    """A weight that LoRA or full fine-tuning could train, or one that was left out and why."""
+
+    module: str  # full name: of a module, or of the parameter of fused expert tensors
+    parameter: str  # full name of the weight
+    layer: int | None  # index of the decoder block; `None` outside the blocks
+    kind: str  # last part of the name, such as `q_proj`
+    block: str  # path between the decoder block and `kind`, such as `self_attn`
+    matrices: int  # number of matrices in the weight: 1, or the number of experts
+    out_features: int  # of each matrix, like `in_features`
+    in_features: int
+    storage: Storage  # whether the weight is stored `[..., out, in]` or `[..., in, out]`
+    # What holds the weight. `parameter`: a module of its own kind, such as a router; `experts`: a
+    # 3-D stack.
+    form: Form
+    n_params: int  # parameters trained when the module is trained in full (weight and bias)
+    quantized: bool = False  # whether the weight is packed and can hold no gradient
+    left_out: LeftOut = ""  # why it is left out; empty for a candidate
+    tied_to: str = ""  # module that comes first and has the same weight; empty where there is none
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the weight is left out of the ranking."""
+        return bool(self.left_out)
+
+    @property
+    def reason(self) -> str:
+        """Why it is left out, for readers."""
+        return _LEFT_OUT[self.left_out].format(self.tied_to)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fingerprint:
+    """Identity of a model's candidate weights."""
+
+    structure: str  # SHA-256 over the names and shapes of all candidates
+    weights: str  # SHA-256 over sampled weights, rounded to bfloat16: the dtype does not matter
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDimensions:
+    """Sizes that the memory of a training depends on; all are read from the configuration."""
+
+    hidden_size: int  # width of the residual stream
+    blocks: int  # decoder blocks
+    vocab_size: int  # rows of the input embedding
+    # Weights of the linear layers that 4-bit and 8-bit loading packs: all but the output head.
+    packable_params: int
+    packable_rows: int  # output rows of those layers
+    # Inputs and outputs of the linear maps of the widest block, summed, per token; experts count as
+    # often as a token uses them.
+    block_widths: int
+    expert_params: int = 0  # parameters of the fused expert tensors of the block with most of them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterSize:
+    """A parameter, as far as its optimizer state depends on it."""
+
+    shape: tuple[int, ...]  # as the model stores it
+    embedding: bool = False  # whether an embedding table holds it
+    count: int = 1  # parameters that are alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelIdentity:
+    """Which model the numbers belong to."""
+
+    model: str  # name as given
+    revision: str | None  # commit hash of a hub model
+    architecture: str  # class name
+    model_type: str  # of its configuration
+    n_params: int  # tied ones counted once
+    dimensions: ModelDimensions
+    fingerprint: Fingerprint
+    notes: tuple[str, ...] = ()  # where it differs from what a trainer would load from the files
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutSummary:
+    """What the completions of reinforcement learning were like."""
+
+    prompts: int  # each with a group of completions
+    completions: int
+    silent: int  # prompts whose rewards are all equal: they carry no gradient
+    carrying: int  # prompts whose completions carry one
+    unjudged: int  # completions without a reward
+    truncated: int  # completions that were cut short at the limit of their length
+    empty: int  # completions without a token
+    mean_reward: float | None  # of the rewards there are
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeSummary:
+    """What the gradients come from."""
+
+    source: str  # name of the data as given, or of the built-in probes
+    format: str  # data format found, such as `prompt_completion`
+    objective: Literal["sft", "dpo", "grpo", "none"] = "sft"  # the loss that was probed
+    loss_type: str = ""  # its variant; empty for sft
+    # Which tokens carry loss: `all`, those of the `completion`, or those that the chat template
+    # marks as the `assistant`'s; empty but for sft.
+    loss_on: LossTokens = ""
+    hash: str = ""  # SHA-256 over the token ids, loss masks and weights, independent of their order
+    examples: int  # examples, pairs or prompts used
+    groups: int = 0  # bootstrap groups over both halves
+    counted_tokens: int = 0  # tokens that carry loss
+    total_tokens: int = 0  # all tokens that are run, padding excluded
+    truncated: int  # examples cut at the maximum length
+    dropped: int  # examples left out because no token of theirs carries loss
+    # Mean negative log-likelihood of the counted tokens, in nats; `None` before the run.
+    mean_loss: float | None = None
+    rollouts: RolloutSummary | None = None  # `None` but for grpo
+    notes: tuple[str, ...] = ()
+
+
+# What is said of a run that read the weights alone.
+NO_PROBES = ProbeSummary(
+    source="none",
+    format="none",
+    objective="none",
+    hash="none",
+    examples=0,
+    truncated=0,
+    dropped=0,
+    notes=("Nothing was probed: the scores come from the weights alone.",),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +289,7 @@ class WeightStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleRow:
+class ModuleRow(Shaped):
     """One row of the report. Fields and their order are the columns of `scores.parquet`."""
 
     rank: int | None  # position by the run's score, 1 is the first; `None` for skipped rows
@@ -157,11 +380,6 @@ class ModuleRow:
         return self.status == "unreached"
 
     @property
-    def max_rank(self) -> int:
-        """Largest rank that the matrices can have."""
-        return min(self.out_features, self.in_features)
-
-    @property
     def curves_fit(self) -> bool:
         """Whether each curve has a value for each of its ranks; `l1_adam_curve` may be empty."""
         curves = (self.tail_curve, self.tail_curve_errors, self.hls_curve, self.hls_curve_errors)
@@ -182,8 +400,14 @@ class ModuleRow:
         return copy
 
 
-# Movements whose A, B and G are weight updates, not gradients.
-OF_UPDATES = ("trial", "update")
+class _Tied(Protocol):
+    @property
+    def tied_to(self) -> str: ...
+
+
+def tied_modules(items: Iterable[_Tied]) -> frozenset[str]:
+    """Modules whose weight another module shares: LoRA on one of the two merges wrongly."""
+    return frozenset(item.tied_to for item in items if item.tied_to)
 
 
 def movement_in(settings: Mapping[str, object]) -> str:
@@ -220,11 +444,6 @@ class RunInfo:
     def scores_updates(self) -> bool:
         """Whether A, B and G are weight updates, of trials or finished trainings, not gradients."""
         return self.movement in OF_UPDATES
-
-    @property
-    def scores_trainings(self) -> bool:
-        """Whether they are the updates of finished trainings."""
-        return self.movement == "update"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,28 +18,19 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 EXPRESSION = re.compile(r"\$\{\{\s*(.*?)\s*\}\}")
-THIS_PYTHON = {"install": "false", "python": sys.executable}
-"""Inputs that run the hlscore under test."""
-
+THIS_PYTHON = {"install": "false", "python": sys.executable}  # the hlscore under test
 _CONDITION = re.compile(r"inputs\.([a-z-]+) != '([^']*)'")
 _FILES = ("GITHUB_OUTPUT", "GITHUB_ENV", "GITHUB_PATH", "GITHUB_STEP_SUMMARY")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ActionRun:
-    """What a run of the Action came to.
+    """What a run of the Action came to."""
 
-    Attributes:
-        code: Exit status of the step that failed, or 0.
-        log: All that the steps printed.
-        summary: What they wrote to the summary of the job.
-        steps: Names of the steps that ran.
-    """
-
-    code: int
-    log: str
-    summary: str
-    steps: tuple[str, ...]
+    code: int  # exit status of the step that failed, or 0
+    log: str  # all that the steps printed
+    summary: str  # what they wrote to the summary of the job
+    steps: tuple[str, ...]  # names of the steps that ran
 
     @property
     def commands(self) -> list[str]:
@@ -63,37 +54,26 @@ def metadata() -> dict[str, Any]:
     return content
 
 
-def run_action(
-    workspace: Path, runner: Path, inputs: Mapping[str, str], **environment: str
-) -> ActionRun:
-    """Run the Action.
+def run_action(workspace: Path, runner: Path, given: Mapping[str, str]) -> ActionRun:
+    """Run the Action until a step fails, each with `bash` and files for what it tells GitHub.
 
     Args:
         workspace: The checked out repository.
         runner: Folder for what the runner keeps outside of it.
-        inputs: What a workflow gives with `with`.
-        **environment: More variables.
+        given: What a workflow gives with `with`.
     """
-    given = {name: item["default"] for name, item in metadata()["inputs"].items()}
-    unknown = set(inputs) - set(given)
-    assert not unknown
-    return run_steps(metadata()["runs"]["steps"], workspace, runner, given | inputs, environment)
-
-
-def run_steps(
-    steps: list[dict[str, Any]],
-    workspace: Path,
-    runner: Path,
-    inputs: Mapping[str, str],
-    environment: Mapping[str, str],
-) -> ActionRun:
-    """Run steps until one fails, each with `bash` and files of its own for what it tells GitHub."""
+    inputs = {name: item["default"] for name, item in metadata()["inputs"].items()}
+    assert set(given) <= set(inputs)
+    inputs |= given
     (runner / "temp").mkdir(parents=True, exist_ok=True)
     known = {f"inputs.{name}": value for name, value in inputs.items()}
     log, summary, ran, code = "", "", [], 0
-    for number, step in enumerate(steps):
-        if "if" in step and not _holds(step["if"], inputs):
-            continue
+    for number, step in enumerate(metadata()["runs"]["steps"]):
+        if "if" in step:
+            condition = _CONDITION.fullmatch(step["if"])
+            assert condition, step["if"]
+            if inputs[condition[1]] == condition[2]:
+                continue
         files = {name: runner / f"{number}-{name.lower()}" for name in _FILES}
         for file in files.values():
             file.write_text("")
@@ -112,7 +92,6 @@ def run_steps(
                 "GITHUB_WORKSPACE": str(workspace),
                 "RUNNER_TEMP": str(runner / "temp"),
             }
-            | environment
             | {name: filled(value, known) for name, value in step.get("env", {}).items()},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -134,12 +113,6 @@ def run_steps(
 def filled(text: str, known: Mapping[str, str]) -> str:
     """A text with its expressions replaced; one that is not known is an error."""
     return EXPRESSION.sub(lambda found: known[found[1]], text)
-
-
-def _holds(condition: str, inputs: Mapping[str, str]) -> bool:
-    found = _CONDITION.fullmatch(condition)
-    assert found, condition
-    return inputs[found[1]] != found[2]
 
 
 @cache
