@@ -55,12 +55,9 @@ def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None
 def test_exact_and_sketched_standard_errors_are_alike() -> None:
     # Both come from sketches of the groups; without a real sketch they are the same.
     model = FAMILIES["qwen3_moe"].build()
+    run = {"bootstrap": 60, "groups": 4, "sketch_size": 256}
     exact, sketch = (
-        scored(
-            model,
-            completions(24),
-            settings(bootstrap=60, groups=4, estimator=estimator, sketch_size=256),
-        )
+        scored(model, completions(24), settings(estimator=estimator, **run))
         for estimator in ("exact", "sketch")
     )
     for name, row in exact.items():
@@ -70,18 +67,17 @@ def test_exact_and_sketched_standard_errors_are_alike() -> None:
 
 def test_one_group_per_half_has_no_standard_error() -> None:
     rows = scored("llama", completions(2), settings(bootstrap=20))
-    assert all(
-        row.hls_stderr is None and row.selection_probability is None for row in rows.values()
-    )
+    assert {(row.hls_stderr, row.selection_probability) for row in rows.values()} == {(None, None)}
 
 
-def test_draws_are_the_same_for_one_seed() -> None:
-    first = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
-    second = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
+def test_draws_are_the_same_for_one_seed_and_need_two_groups() -> None:
+    first, second = (draw_resamples([1, 2, 3], [4, 5], count=9, seed=4) for _ in range(2))
     assert first is not None
     assert second is not None
     assert (first.first == second.first).all()
     assert first.first.sum(1).tolist() == [3.0] * 9
+    assert draw_resamples([5], [8, 4], count=10, seed=0) is None
+    assert draw_resamples([5, 6], [8, 4], count=0, seed=0) is None
 
 
 def test_replicates_have_the_variance_of_the_influence() -> None:
@@ -94,11 +90,6 @@ def test_replicates_have_the_variance_of_the_influence() -> None:
     drawn = draws.replicates(3.0, influence)
     assert float(drawn.mean()) == pytest.approx(3.0, abs=0.1)
     assert float(drawn.var()) == pytest.approx(float(influence.square().sum()), rel=0.05)
-
-
-def test_nothing_is_drawn_from_a_single_group() -> None:
-    assert draw_resamples([5], [8, 4], count=10, seed=0) is None
-    assert draw_resamples([5, 6], [8, 4], count=0, seed=0) is None
 
 
 @ESTIMATORS
@@ -118,15 +109,8 @@ def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> N
 
 
 def test_replicates_do_not_depend_on_batches() -> None:
-    model = FAMILIES["gpt2"].build()
-    found = [
-        scored(
-            model,
-            completions(24),
-            settings(bootstrap=20, groups=4, batch_size=size, estimator="sketch"),
-        )
-        for size in (1, 8)
-    ]
+    run = {"bootstrap": 20, "groups": 4, "estimator": "sketch"}
+    found = [scored("gpt2", completions(24), settings(batch_size=n, **run)) for n in (1, 8)]
     for name, row in found[0].items():
         other = found[1][name]
         # Group sketches are kept in bfloat16.
