@@ -25,7 +25,7 @@ from stacked import Trained, Trial, train
 from study import RANK, equal_arm
 from transformers import LlamaForCausalLM
 from transformers.trainer_callback import PrinterCallback
-from trials import best_of, trainable, trials_at, tune
+from trials import best_of, keep, trainable, trials_at, tune
 from trl import GRPOConfig, GRPOTrainer
 from world import LIST_LENGTH, Row, encode, fine_tuning_tasks, new_world, tokenizer
 
