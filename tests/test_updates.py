@@ -30,10 +30,9 @@ RANK = 2
 ALL = CandidateSettings(embeddings=True, head=True)
 
 
-def base_of(name: str, folder: Path, **options: Any) -> PreTrainedModel:
-    model = FAMILIES[name].build(**options)
-    save_model(folder, model=model)
-    return FAMILIES[name].build(**options)
+def base_of(name: str, folder: Path) -> PreTrainedModel:
+    save_model(folder, model=FAMILIES[name].build())
+    return FAMILIES[name].build()
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -56,7 +55,8 @@ def check_rows(
     chosen = candidates_of(find_modules(base, ALL))
     assert rows.keys() == {item.module for item in chosen}
     for item in chosen:
-        row, shape = rows[item.module], (-1, *base.get_parameter(item.parameter).shape[-2:])
+        weight, row = base.get_parameter(item.parameter).detach().double(), rows[item.module]
+        shape = (-1, *weight.shape[-2:])
         a, b, mean = (
             (sum(update[item.parameter] for update in some) / len(some)).reshape(shape)
             for some in (firsts, seconds, [*firsts, *seconds])
@@ -67,11 +67,9 @@ def check_rows(
         energy = float(values.square().sum())
         floor = tolerance * max(energy, 1e-12)
         assert row.grad_energy == pytest.approx(energy, rel=tolerance, abs=floor), item.module
-        norm = float(base.get_parameter(item.parameter).detach().double().norm())
-        assert row.weight_norm == pytest.approx(norm, rel=1e-6)
+        assert row.weight_norm == pytest.approx(float(weight.norm()), rel=1e-6)
         if energy < 1e-12:
-            assert row.status == "unreached"
-            assert row.reason == "no training changed it"
+            assert (row.status, row.reason) == ("unreached", "no training changed it")
             continue
         tail = float(values[:, RANK:].square().sum())
         assert row.tail == pytest.approx(tail, rel=tolerance, abs=floor), item.module
@@ -88,39 +86,28 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("llama", {"target_modules": ["q_proj", "up_proj"], "use_rslora": True}),
     "dora": ("llama", {"target_modules": ["k_proj", "gate_proj"], "use_dora": True}),
     "dora conv1d": (
-        "gpt2",
-        {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True},
+        "gpt2", {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}
     ),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
-    "patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "v_proj", "o_proj"],
-            "rank_pattern": {"v_proj": 1, r"^model\.layers\.1\.self_attn\.q_proj": 4},
-            "alpha_pattern": {"v_proj": 9},
-        },
-    ),
-    "hybrid": (
-        "llama",
-        {
-            "target_modules": ["q_proj"],
-            "modules_to_save": ["model.layers.0.mlp.down_proj", "lm_head"],
-        },
-    ),
+    "patterns": ("llama", {
+        "target_modules": ["q_proj", "v_proj", "o_proj"],
+        "rank_pattern": {"v_proj": 1, r"^model\.layers\.1\.self_attn\.q_proj": 4},
+        "alpha_pattern": {"v_proj": 9},
+    }),
+    "hybrid": ("llama", {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["model.layers.0.mlp.down_proj", "lm_head"],
+    }),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
-    "experts": (
-        "mixtral",
-        {
-            "target_modules": ["q_proj"],
-            "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
-        },
-    ),
+    "experts": ("mixtral", {
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
+    }),
     "one expert tensor": (
-        "gpt_oss",
-        {"target_modules": [], "target_parameters": ["experts.down_proj"]},
+        "gpt_oss", {"target_modules": [], "target_parameters": ["experts.down_proj"]}
     ),
     "bias": ("gpt2", {"target_modules": ["c_attn"], "bias": "lora_only", "fan_in_fan_out": True}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
@@ -148,13 +135,9 @@ def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path
         trained.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
         updates.append(dense_updates(base, trained))
     found = hlscore.rank_updates(
-        tmp_path / "base",
-        [tmp_path / f"run{seed}" for seed in range(3)],
-        rank=RANK,
-        budget=0.5,
-        embeddings=True,
-        head=True,
-    )
+        tmp_path / "base", [tmp_path / f"run{seed}" for seed in range(3)], rank=RANK, budget=0.5,
+        embeddings=True, head=True,
+    )  # fmt: skip
     check_rows(dict(by_module(found.rows)), base, updates[:2], updates[2:], 1e-4)
     assert not any("cross-fitted" in note for note in found.report.run.notes)
     assert all(row.hls_stderr is None for row in found.report.candidates)
@@ -167,11 +150,9 @@ def test_four_adapters_are_cross_fitted_without_forming_their_updates(
     before, updates = weights(base), []
     for seed in range(4):
         wrapped = adapted(
-            FAMILIES["llama"].build(),
-            tmp_path / f"run{seed}",
-            seed=seed,
+            FAMILIES["llama"].build(), tmp_path / f"run{seed}", seed=seed,
             target_modules=["q_proj", "down_proj"],
-        )
+        )  # fmt: skip
         after = weights(wrapped.merge_and_unload())
         updates.append({name: before[name] - after[name] for name in before})
 
@@ -211,25 +192,13 @@ def test_16_bit_checkpoints_say_what_rounding_adds(tmp_path: Path) -> None:
     assert share == pytest.approx(100 * sum(exact.values()) / energy, abs=15)
 
 
-def other_base(folder: Path) -> None:
-    save_model(folder, model=FAMILIES["gpt2"].build())
-
-
-def wider(folder: Path) -> None:
-    build = FAMILIES["llama"].build()
-    config = build.config
-    config.intermediate_size = 96
-    save_model(folder, model=type(build)(config))
-
-
-def unrelated(folder: Path) -> None:
-    config = FAMILIES["llama"].build().config
-    torch.manual_seed(99)
-    save_model(folder, model=type(FAMILIES["llama"].build())(config))
-
-
-def unchanged(folder: Path) -> None:
-    save_model(folder, model=FAMILIES["llama"].build())
+def llama(seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A new model with a changed configuration."""
+    built = FAMILIES["llama"].build()
+    for name, value in changes.items():
+        setattr(built.config, name, value)
+    torch.manual_seed(seed)
+    return type(built)(built.config)
 
 
 def without_a_shard(folder: Path) -> None:
@@ -237,7 +206,7 @@ def without_a_shard(folder: Path) -> None:
     next(iter(sorted(folder.glob("*-00002-*.safetensors")))).unlink()
 
 
-def config_change(**changes: object) -> Callable[[Path], None]:
+def changed_config(**changes: object) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
         path = folder / "adapter_config.json"
@@ -246,11 +215,12 @@ def config_change(**changes: object) -> Callable[[Path], None]:
     return make
 
 
-def renamed(old: str, new: str) -> Callable[[Path], None]:
+def changed_tensors(old: str = "", new: str = "", *, scale: float = 1.0) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
+        changed_config()(folder)
         path = folder / "adapter_model.safetensors"
-        save_file({key.replace(old, new): v for key, v in load_file(path).items()}, path)
+        found = load_file(path).items()
+        save_file({key.replace(old, new) if old else key: v * scale for key, v in found}, path)
 
     return make
 
@@ -261,14 +231,8 @@ def untrained(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def wider_adapter(folder: Path) -> None:
-    build = FAMILIES["llama"].build()
-    build.config.intermediate_size = 96
-    adapted(type(build)(build.config), folder, target_modules=["down_proj"])
-
-
 def pickled(folder: Path) -> None:
-    adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
+    changed_config()(folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
@@ -278,38 +242,50 @@ def diverged(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def diverged_adapter(folder: Path) -> None:
-    adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
-    path = folder / "adapter_model.safetensors"
-    save_file({key: tensor * float("inf") for key, tensor in load_file(path).items()}, path)
-
-
-BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
-    "another architecture": (other_base, ModelError, "was not trained from this base"),
-    "another width": (wider, ModelError, "96 x 48, the base has 80 x 48"),
-    "another initialisation": (unrelated, ModelError, "unrelated to those of the base"),
-    "no update": (unchanged, UsageError, "there is no update to score"),
+BAD: dict[str, tuple[Callable[[Path], Any], type[HlscoreError], str]] = {
+    "another architecture": (
+        lambda folder: save_model(folder, model=FAMILIES["gpt2"].build()),
+        ModelError, "was not trained from this base",
+    ),
+    "another width": (
+        lambda folder: save_model(folder, model=llama(intermediate_size=96)),
+        ModelError, "96 x 48, the base has 80 x 48",
+    ),
+    "another initialisation": (
+        lambda folder: save_model(folder, model=llama(seed=99)),
+        ModelError, "unrelated to those of the base",
+    ),
+    "no update": (
+        lambda folder: save_model(folder, model=FAMILIES["llama"].build()),
+        UsageError, "there is no update to score",
+    ),
     "missing shard": (without_a_shard, ModelError, "which model.safetensors.index.json names"),
     "untrained adapter": (untrained, UsageError, "there is no update to score"),
-    "other modules": (renamed("layers.1.", "layers.7."), ModelError, "no model.layers.7.self_attn"),
-    "adapter of another width": (wider_adapter, ModelError, "is not for this base model"),
-    "unknown tensor": (renamed("lora_A", "lora_Z"), ModelError, "it holds a tensor"),
-    "half a LoRA": (
-        renamed("layers.1.self_attn.q_proj.lora_A", "norm"),
-        ModelError,
-        "lacks one of its LoRA",
+    "other modules": (
+        changed_tensors("layers.1.", "layers.7."), ModelError, "no model.layers.7.self_attn"
     ),
-    "other method": (config_change(peft_type="IA3"), ModelError, "it is of type IA3"),
-    "PiSSA": (config_change(init_lora_weights="pissa"), ModelError, "changes the base weights"),
-    "activated": (config_change(alora_invocation_tokens=[1]), ModelError, "activated LoRA"),
-    "damaged": (config_change(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
-    "damaged alpha": (config_change(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
+    "adapter of another width": (
+        lambda folder: adapted(llama(intermediate_size=96), folder, target_modules=["down_proj"]),
+        ModelError, "is not for this base model",
+    ),
+    "unknown tensor": (changed_tensors("lora_A", "lora_Z"), ModelError, "it holds a tensor"),
+    "half a LoRA": (
+        changed_tensors("layers.1.self_attn.q_proj.lora_A", "norm"),
+        ModelError, "lacks one of its LoRA",
+    ),
+    "other method": (changed_config(peft_type="IA3"), ModelError, "it is of type IA3"),
+    "PiSSA": (changed_config(init_lora_weights="pissa"), ModelError, "changes the base weights"),
+    "activated": (changed_config(alora_invocation_tokens=[1]), ModelError, "activated LoRA"),
+    "damaged": (changed_config(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
+    "damaged alpha": (changed_config(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
     "pickle": (pickled, ModelError, "can run code"),
     "neither": (lambda folder: folder.mkdir(), ModelError, "is not a finished fine-tune"),
     "NaN": (diverged, ModelError, "holds NaN or infinity in model.layers.0.self_attn.q_proj"),
-    "NaN in LoRA": (diverged_adapter, ModelError, "holds NaN or infinity in model.layers."),
+    "NaN in LoRA": (
+        changed_tensors(scale=float("inf")), ModelError, "holds NaN or infinity in model.layers."
+    ),
     "nothing there": (lambda _: None, ModelError, "There is no model directory"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", list(BAD))
@@ -325,9 +301,9 @@ def test_bad_trainings_are_refused_in_one_line(kind: str, tmp_path: Path) -> Non
 
 def test_names_of_unwrapped_saves_are_understood(tmp_path: Path) -> None:
     base_of("llama", tmp_path / "base")
-    make = renamed("base_model.model.model.", "base_model.model._fsdp_wrapped_module.model.")
-    make(tmp_path / "run")
-    config_change()(tmp_path / "same")
+    unwrapped = "base_model.model._fsdp_wrapped_module.model."
+    changed_tensors("base_model.model.model.", unwrapped)(tmp_path / "run")
+    changed_config()(tmp_path / "same")
     one, other = (
         hlscore.rank_updates(tmp_path / "base", tmp_path / name, rank=RANK)
         for name in ("run", "same")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,11 +113,19 @@ def merging() -> PreTrainedTokenizerBase:
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     rows: Rows
-    loss_on: str
+    loss_on: str = "all"
     tokenizer: Callable[[], PreTrainedTokenizerBase] = marked
     assistant_only: bool = False
     max_length: int = 1024
     trl_rows: Rows | None = None  # what TRL reads, where it does not know the columns
+
+
+def sharegpt(user: str, assistant: str) -> Rows:
+    names = {"user": user, "assistant": assistant}
+    return [
+        {"conversations": [{"from": names[t["role"]], "value": t["content"]} for t in talk(city)]}
+        for city in CITIES
+    ]
 
 
 TALKS = [{"messages": talk(city)} for city in CITIES]
@@ -126,86 +135,49 @@ SYSTEM = "You answer in one short sentence and never ask back."
 SHARED = [{"messages": [{"role": "system", "content": SYSTEM}, *talk(city)[:2]]} for city in CITIES]
 
 SHAPES = {
-    "text": Shape(
-        rows=[{"text": f"Sunny in {city}."} for city in CITIES[:3]]
-        + [{"text": f"Sunny in {CITIES[3]}.{EOS}"}],
-        loss_on="all",
-    ),
+    "text": Shape(rows=[{"text": f"Sunny in {city}.{EOS * (city == 'Cairo')}"} for city in CITIES]),
     "prompt and completion": Shape(rows=PAIRS, loss_on="completion"),
     "a prompt that merges with the completion": Shape(
         rows=[{"prompt": f"{a} + ", "completion": f"{b} = {a + b}"} for a, b in ((2, 3), (4, 5))]
         + [{"prompt": "the su", "completion": "m of all"}, {"prompt": " 1", "completion": "2 is"}],
-        loss_on="completion",
-        tokenizer=merging,
+        loss_on="completion", tokenizer=merging,
     ),
-    "conversations": Shape(rows=TALKS, loss_on="all"),
+    "conversations": Shape(rows=TALKS),
     "conversations, the assistant alone": Shape(
-        rows=TALKS,
-        loss_on="assistant",
-        assistant_only=True,
+        rows=TALKS, loss_on="assistant", assistant_only=True
     ),
     "the assistant alone, by TRL's template": Shape(
-        rows=TALKS,
-        loss_on="assistant",
-        tokenizer=qwen,
-        assistant_only=True,
+        rows=TALKS, loss_on="assistant", tokenizer=qwen, assistant_only=True
     ),
     "conversational prompt and completion": Shape(rows=CHAT_PAIRS, loss_on="completion"),
     "conversational completion, the assistant alone": Shape(
         rows=[{"prompt": talk(city)[:1], "completion": talk(city)[1:]} for city in CITIES],
-        loss_on="assistant",
-        assistant_only=True,
+        loss_on="assistant", assistant_only=True,
     ),
     "tools": Shape(
-        rows=[{"messages": talk(city), "tools": TOOLS} for city in CITIES],
-        loss_on="all",
-        tokenizer=qwen,
+        rows=[{"messages": talk(city), "tools": TOOLS} for city in CITIES], tokenizer=qwen
     ),
     "tool calls without content, tools as JSON": Shape(
         rows=[{"messages": called(city), "tools": json.dumps(TOOLS)} for city in CITIES],
-        loss_on="all",
         tokenizer=qwen,
     ),
     "tools of a completion": Shape(
-        rows=[row | {"tools": TOOLS} for row in CHAT_PAIRS],
-        loss_on="completion",
-        tokenizer=qwen,
+        rows=[row | {"tools": TOOLS} for row in CHAT_PAIRS], loss_on="completion", tokenizer=qwen
     ),
     "arguments that differ by row": Shape(
         rows=[
             row | {"chat_template_kwargs": {"enable_thinking": place % 2 == 0}}
             for place, row in enumerate(CHAT_PAIRS)
         ],
-        loss_on="completion",
-        tokenizer=qwen,
+        loss_on="completion", tokenizer=qwen,
     ),
     "prompt and completion beside messages": Shape(
         rows=[row | {"messages": talk(city)} for row, city in zip(CHAT_PAIRS, CITIES, strict=True)],
         loss_on="completion",
     ),
-    "messages beside text": Shape(
-        rows=[{"messages": talk(city), "text": city} for city in CITIES], loss_on="all"
-    ),
-    "ShareGPT with TRL's roles": Shape(
-        rows=[
-            {"conversations": [{"from": t["role"], "value": t["content"]} for t in talk(city)]}
-            for city in CITIES
-        ],
-        loss_on="all",
-    ),
-    "ShareGPT": Shape(
-        rows=[
-            {
-                "conversations": [
-                    {"from": {"user": "human"}.get(t["role"], "gpt"), "value": t["content"]}
-                    for t in talk(city)
-                ]
-            }
-            for city in CITIES
-        ],
-        loss_on="all",
-        trl_rows=TALKS,
-    ),
+    "messages beside text": Shape(rows=[{"messages": talk(c), "text": c} for c in CITIES]),
+    "ShareGPT with TRL's roles": Shape(rows=sharegpt("user", "assistant")),
+    "ShareGPT": Shape(rows=sharegpt("human", "gpt"), trl_rows=TALKS),
     "Alpaca": Shape(
         rows=[
             {"instruction": "Weather in", "input": f"{city}?", "output": f"Sunny in {city}."}
@@ -219,10 +191,9 @@ SHAPES = {
     ),
     "longer than the limit": Shape(
         rows=[{"prompt": "x" * n, "completion": "yes, yes"} for n in (4, 9, 17, 40)],
-        loss_on="completion",
-        max_length=20,
+        loss_on="completion", max_length=20,
     ),
-}
+}  # fmt: skip
 
 
 def build(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -352,45 +323,35 @@ def test_calls_of_sharegpt() -> None:
     turns = [("human", "Weather?"), ("function_call", call), ("observation", "sunny"), ("gpt", "S")]
     rows = [{"conversations": [{"from": who, "value": what} for who, what in turns]}]
     (row,) = example_set(rows, "rows", DataSettings()).rows
+    tool = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     assert row["messages"] == [
         {"role": "user", "content": "Weather?"},
-        {
-            "role": "assistant",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
-            ],
-        },
+        {"role": "assistant", "tool_calls": [tool]},
         {"role": "tool", "content": "sunny"},
         {"role": "assistant", "content": "S"},
     ]
+
+
+WITHOUT_MARKS = partial(byte_tokenizer, chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
 
 
 @pytest.mark.parametrize(
     ("rows", "tokenizer", "error", "words"),
     [
         (PAIRS, byte_tokenizer, UsageError, "is for conversations"),
-        (
-            [{"messages": asked(c)} for c in CITIES],
-            marked,
-            DataError,
-            "No token of example 0 in 'rows' is marked",
-        ),
-        (
-            TALKS,
-            lambda: byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION),
-            DataError,
-            "does not mark the assistant's tokens",
-        ),
+        ([{"messages": asked(c)} for c in CITIES], marked, DataError,
+         "No token of example 0 in 'rows' is marked"),
+        (TALKS, WITHOUT_MARKS, DataError, "does not mark the assistant's tokens"),
     ],
-)
+)  # fmt: skip
 def test_what_the_assistants_mask_cannot_do(
-    rows: Rows,
-    tokenizer: Callable[[], PreTrainedTokenizerBase],
-    error: type[HlscoreError],
-    words: str,
+    rows: Rows, tokenizer: Callable[[], Any], error: type[HlscoreError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         encoded(rows, tokenizer(), only=True)
+    for objective in ("dpo", "grpo"):
+        with pytest.raises(UsageError, match="--assistant-only-loss is for --objective sft"):
+            ObjectiveSettings(objective=objective, assistant_only_loss=True)  # type: ignore[arg-type]
 
 
 def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
@@ -420,12 +381,6 @@ def test_a_trial_says_that_its_mask_is_another() -> None:
     (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
     assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note
     assert other_mask(only, planned) == ()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
-def test_the_mask_is_for_supervised_data(objective: str) -> None:
-    with pytest.raises(UsageError, match="--assistant-only-loss is for --objective sft"):
-        ObjectiveSettings(objective=objective, assistant_only_loss=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,14 @@ def test_math_rewards_give_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plans[0]["modules"] == plans[1]["modules"]
 
 
-def test_results_are_not_overwritten(folder: Path) -> None:
+def test_what_samples_nothing(folder: Path) -> None:
+    done = hlscore(*MINE, "-o", folder / "out", "--dry-run")
+    assert done.code == 0, done.err
+    tokens = done.out.replace(",", "")
+    assert str(8 * 4 * 12) in tokens  # as if every completion were as long as it may become
+    found = hlscore(*MINE, "-o", folder / "out", "--resume")
+    assert (found.code, "no unfinished run" in found.message) == (2, True)
+    assert not (folder / "out").exists()
     kept = folder / "out" / "rollouts.jsonl"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -80,18 +87,8 @@ def test_results_are_not_overwritten(folder: Path) -> None:
     assert found.code == 2
     assert kept.name in found.message
     assert "--force" in found.message
-    assert kept.read_text() == "mine"
-    assert names(folder / "out") == [kept.name]
+    assert (kept.read_text(), names(folder / "out")) == ("mine", [kept.name])
     assert judged(folder) == []
-
-
-def test_a_forecast_samples_nothing(folder: Path) -> None:
-    done = hlscore(*MINE, "-o", folder / "out", "--dry-run")
-    assert done.code == 0, done.err
-    tokens = done.out.replace(",", "")
-    assert str(8 * 4 * 12) in tokens  # as if every completion were as long as it may become
-    assert judged(folder) == []
-    assert not (folder / "out").exists()
 
 
 # Runs that are stopped
@@ -191,11 +188,3 @@ def test_saving_off_stores_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch
     done = hlscore(*MINE, "--save-every", "0", "-o", folder / "out")
     assert done.code == 0, done.err
     assert names(folder / "out") == FILES
-
-
-def test_there_must_be_something_to_resume(folder: Path) -> None:
-    found = hlscore(*MINE, "-o", folder / "out", "--resume")
-    assert found.code == 2
-    assert "no unfinished run" in found.message
-    assert judged(folder) == []
-    assert not (folder / "out").exists()
