@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from console import hlscore
 from grpo_runs import FILES, PROMPTS, judged, make_folder, names
-from launched import QUICK, rows, together
+from launched import QUICK, assert_alike, together
 
 MINE = (
     "--objective", "grpo", "--generations", "4", "--generate-batch", "8", "--max-new-tokens", "12",
@@ -46,11 +46,4 @@ def test_two_processes_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     written = [(folder / name / "rollouts.jsonl").read_bytes() for name in ("one", "two")]
     assert written[0] == written[1]
     assert names(folder / "two") == FILES
-    one, two = rows(folder / "one"), rows(folder / "two")
-    assert one.keys() == two.keys()
-    for name, row in two.items():
-        energy = one[name].grad_energy or 0.0
-        assert energy > 0
-        assert row.grad_energy == pytest.approx(energy, rel=1e-5)
-        assert row.tail_energy == pytest.approx(one[name].tail_energy, rel=1e-5)
-        assert row.hls == pytest.approx(one[name].hls, rel=1e-5, abs=1e-5 * energy)
+    assert_alike(folder / "one", folder / "two")

@@ -22,48 +22,20 @@ def even(completion_ids: list[list[int]], **_: object) -> list[float]:
 def test_family(name: str) -> None:
     model = FAMILIES[name].build()
     before = {key: value.clone() for key, value in model.state_dict().items()}
+    options: dict[str, object] = {"objective": "grpo", "rank": 2, "budget": 0.5}
     found = hlscore.rank(
-        model,
-        byte_tokenizer(),
-        data=PROMPTS,
-        objective="grpo",
-        max_new_tokens=6,
-        generations=4,
-        generate_batch=8,
-        reward=even,
-        rank=2,
-        budget=0.5,
-    )
+        model, byte_tokenizer(), data=PROMPTS, reward=even, max_new_tokens=6, generations=4,
+        generate_batch=8, **options,
+    )  # fmt: skip
     assert found.rollouts is not None
     assert found.report.probes.rollouts is not None
     assert found.report.probes.rollouts.completions == 20
     lengths = {len(item.completion_ids) for g in found.rollouts.groups for item in g.rollouts}
-    assert max(lengths) <= 6
-    assert min(lengths) >= 1
-    scored = [row for row in found.rows if row.status == "scored"]
-    assert scored
-    assert any(row.grad_energy for row in scored)
-    again = hlscore.rank(
-        model, byte_tokenizer(), objective="grpo", rollouts=rows(found), rank=2, budget=0.5
-    )
+    assert 1 <= min(lengths) <= max(lengths) <= 6
+    assert any(row.grad_energy for row in found.rows if row.status == "scored")
+    again = hlscore.rank(model, byte_tokenizer(), rollouts=found.rollouts, **options)
     assert {row.module: row.hls for row in again.rows} == {
         row.module: row.hls for row in found.rows
     }
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-
-
-def rows(found: hlscore.RankResult) -> list[dict[str, object]]:
-    assert found.rollouts is not None
-    return [
-        {
-            "group": group.name,
-            "prompt": item.prompt,
-            "prompt_ids": item.prompt_ids,
-            "completion_ids": item.completion_ids,
-            "reward": item.reward,
-            "truncated": item.truncated,
-        }
-        for group in found.rollouts.groups
-        for item in group.rollouts
-    ]

@@ -10,6 +10,7 @@ from datasets import Dataset
 from families import FAMILIES
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 from trl import GRPOConfig, GRPOTrainer
+from trl_runs import arguments
 
 import hlscore
 
@@ -29,30 +30,17 @@ def test_a_logged_step_is_probed(tmp_path: Path, chat: bool) -> None:
         model=FAMILIES["qwen3"].build().float(),
         reward_funcs=vowels,
         args=GRPOConfig(
-            output_dir=str(tmp_path),
-            use_cpu=True,
-            bf16=False,
-            report_to="none",
-            per_device_train_batch_size=16,
-            num_generations=4,
-            max_completion_length=6,
-            max_steps=1,
-            logging_steps=1,
-            log_completions=True,
-            save_strategy="no",
+            **arguments(tmp_path, per_device_train_batch_size=16), num_generations=4, max_steps=1,
+            max_completion_length=6, logging_steps=1, log_completions=True, save_strategy="no",
         ),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         processing_class=tokens,
-    )
+    )  # fmt: skip
     trainer.train()
     found = hlscore.rank(
-        FAMILIES["qwen3"].build(),
-        tokens,
-        objective="grpo",
-        rollouts=tmp_path / "completions",
-        columns={"reward": "vowels"},
-        rank=2,
-    )
+        FAMILIES["qwen3"].build(), tokens, objective="grpo", rollouts=tmp_path / "completions",
+        columns={"reward": "vowels"}, rank=2,
+    )  # fmt: skip
     drawn = found.report.probes.rollouts
     assert drawn is not None
     assert (drawn.prompts, drawn.completions) == (4, 16)
