@@ -140,11 +140,7 @@ def _longest_rollouts(
     examples: ExampleSet,
     settings: ObjectiveSettings,
 ) -> RolloutSet:
-    """Stand-ins for completions that are not sampled yet, as long as they may become.
-
-    Returns:
-        Completions that all differ, every other one of them right.
-    """
+    """Stand-ins for completions, as long as they may become; all differ, half of them right."""
     with RewardProcess.of(settings) as rewards:
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)
     context, pad = context_length(model), pad_token_id(tokenizer, model)
@@ -152,13 +148,13 @@ def _longest_rollouts(
     lasts = [number % embedding_rows(model) for number in range(settings.generations)]
     groups = []
     for prompt in prompts:
-        room = room_for(len(prompt.ids), context, settings)
+        written = (pad,) * (room_for(len(prompt.ids), context, settings) - 1)
         rollouts = tuple(
             Rollout(
                 prompt="",
                 prompt_ids=prompt.ids,
                 completion="",
-                completion_ids=(*(pad,) * (room - 1), last),
+                completion_ids=(*written, last),
                 reward=float(last % 2),
                 truncated=False,
             )

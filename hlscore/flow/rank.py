@@ -112,8 +112,6 @@ def score_probes(
     """Do what `rank_model` does, from tokenized probes on.
 
     Args:
-        earlier_seconds: What the steps before took.
-        rollouts: Completions that the model sampled, to be kept with the result.
         notes: Remarks on how the settings were chosen.
     """
     began = time.perf_counter()

@@ -95,7 +95,6 @@ class RolloutJournal:
     Each finished group is written at once, so that a run that is killed loses none.
 
     Args:
-        folder: Where results will go; made when first needed.
         identity: What the run is; a journal of another run is refused.
 
     Attributes:
