@@ -193,8 +193,9 @@ _describe(rank_updates, _UPDATE_OPTIONS)
 
 def _named(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     """Rewards by a name that no other has, in their order."""
-    single = isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable)
-    several: tuple[Any, ...] = (reward,) if single else tuple(reward)
+    given: Any = reward
+    single = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    several = (given,) if single else tuple(given)
     taken = {item for item in several if isinstance(item, str)} | set(VERIFIERS)
     found: dict[str, Reward] = {}
     for item in several:

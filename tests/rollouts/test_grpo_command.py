@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from console import Outcome, hlscore, write_rows
+from console import hlscore, write_rows
 from grpo_runs import (
     FILES,
     GRPO,
@@ -153,38 +153,18 @@ def test_killed_while_probing(folder: Path) -> None:
     same(whole, folder / "out")
 
 
-def failed(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outcome:
+def test_a_reward_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged before is kept, unless saving is off; --force starts anew."""
     monkeypatch.setenv("FAIL_AT", "3")
-    outcome = hlscore(*MINE, *options, "-o", folder / "out")
-    monkeypatch.delenv("FAIL_AT")
-    assert outcome.code == 3
-    assert "'mine:judge' raised ValueError: told to" in outcome.message
-    assert len(judged(folder)) == 3
-    return outcome
-
-
-def test_a_reward_that_fails_loses_nothing(
-    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed(folder, monkeypatch)
+    for options in (["--save-every", "0"], []):
+        outcome = hlscore(*MINE, *options, "-o", folder / "out")
+        assert outcome.code == 3
+        assert "'mine:judge' raised ValueError: told to" in outcome.message
+        assert len(judged(folder)) == 3
+        assert (folder / "out").exists() == (not options)
     assert names(folder / "out") == [JOURNAL]
-    done = hlscore(*MINE, "-o", folder / "out", "--resume")
-    assert done.code == 0, done.err
-    assert len(judged(folder)) == 2
-    same(whole, folder / "out")
-
-
-def test_force_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(folder, monkeypatch)
+    monkeypatch.delenv("FAIL_AT")
     done = hlscore(*MINE, "-o", folder / "out", "--force", "--seed", "1")
     assert done.code == 0, done.err
     assert len(judged(folder)) == 4
-    assert names(folder / "out") == FILES
-
-
-def test_saving_off_stores_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(folder, monkeypatch, "--save-every", "0")
-    assert not (folder / "out").exists()
-    done = hlscore(*MINE, "--save-every", "0", "-o", folder / "out")
-    assert done.code == 0, done.err
     assert names(folder / "out") == FILES

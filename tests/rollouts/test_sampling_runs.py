@@ -75,39 +75,30 @@ def test_rewards_get_what_trl_gives_them(tiny: Any) -> None:
         return [float(len(ids)) for ids in given["completion_ids"]]
 
     rows = [row | {"level": number} for number, row in enumerate(ROWS)]
-    found = sample(*tiny, rows, judge=judge, generate_batch=8)
+    found = everything(sample(*tiny, rows, judge=judge, generate_batch=8))
     assert [len(call["prompts"]) for call in calls] == [8, 8, 4]
-    columns = {"answer", "kind", "level"}
     extra = {"trainer_state", "log_extra", "log_metric"}
-    assert set(calls[0]) == {"prompts", "completions", "completion_ids"} | columns | extra
+    assert {*calls[0]} - extra == {*("prompts", "completions", "completion_ids"), *rows[0]} - {
+        "prompt", "completion",
+    }  # fmt: skip
     merged = {
-        name: [value for call in calls for value in call[name]] for name in set(calls[0]) - extra
+        name: [value for call in calls for value in call[name]] for name in calls[0].keys() - extra
     }
-    repeated = [row for row in rows for _ in range(4)]
-    assert merged["prompts"] == [row["prompt"] for row in repeated]
-    for name in columns:
-        assert merged[name] == [row[name] for row in repeated]
-    for place, item in enumerate(everything(found)):
-        assert merged["completions"][place] == item.completion
-        assert merged["completion_ids"][place] == list(item.completion_ids)
-        assert item.reward == len(item.completion_ids)
-
-
-def test_conversations_are_judged_as_messages(tiny: Any) -> None:
-    calls: list[dict[str, Any]] = []
-
-    def judge(**given: Any) -> list[float | None]:
-        calls.append(given)
-        return [1.0] * len(given["completions"])
-
+    assert [item.reward for item in found] == [len(item.completion_ids) for item in found]
+    assert merged.pop("completions") == [item.completion for item in found]
+    assert merged.pop("completion_ids") == [list(item.completion_ids) for item in found]
+    for name, values in merged.items():
+        assert values == [row[name.removesuffix("s")] for row in rows for _ in range(4)]
+    # Conversations are judged as messages.
+    calls.clear()
     model, tokens = FAMILIES["llama"].build(), byte_tokenizer()
     tokens.chat_template = CHAT_TEMPLATE_WITH_GENERATION
     rows = [{"prompt": chat("hi")}, {"prompt": chat("one", "two", "three")}]
-    found = sample(model, tokens, rows, judge=judge)
-    assert found.groups[0].rollouts[0].prompt_ids == (260, *b"hi", 262, 261)
-    assert [item.prompt for item in everything(found)] == [rows[i // 4]["prompt"] for i in range(8)]
+    found = everything(sample(model, tokens, rows, judge=judge))
+    assert found[0].prompt_ids == (260, *b"hi", 262, 261)
+    assert [item.prompt for item in found] == [rows[i // 4]["prompt"] for i in range(8)]
     assert calls[0]["prompts"][:1] == [chat("hi")]
-    for given, item in zip(calls[0]["completions"], everything(found), strict=True):
+    for given, item in zip(calls[0]["completions"], found, strict=True):
         text = tokens.decode(item.completion_ids, skip_special_tokens=True)
         assert given == item.completion == [{"role": "assistant", "content": text}]
 
@@ -204,16 +195,11 @@ def test_batches_that_do_not_fit_are_halved(tiny: Any, monkeypatch: pytest.Monke
         sample(*tiny)
 
 
-def test_several_processes_draw_what_one_does(tiny: Any) -> None:
-    """Batches are dealt out, and each has a seed of its own."""
-    expected = sample(*tiny, generate_batch=8)
-    parts: dict[str, Any] = {}
-    for rank in range(2):
-        found = sample(*tiny, generate_batch=8, processes=_Alone(rank=rank, size=2))
-        assert 0 < len(found.groups) < len(ROWS)
-        assert not parts.keys() & {group.name for group in found.groups}
-        parts |= {group.name: group for group in found.groups}
-    assert tuple(parts[name] for name in sorted(parts)) == expected.groups
+class _Alone(Processes):
+    """One process of several that hears nothing of the others."""
+
+    def gather(self, item: Any) -> list[Any]:
+        return [item]
 
 
 def test_what_another_process_finds_wrong_in_the_data_is_said(tiny: Any) -> None:
@@ -224,10 +210,3 @@ def test_what_another_process_finds_wrong_in_the_data_is_said(tiny: Any) -> None
             *tiny, rows, judge=["regex", zeros], generate_batch=8,
             processes=_Alone(rank=1, size=2),
         )  # fmt: skip
-
-
-class _Alone(Processes):
-    """One process of several that hears nothing of the others."""
-
-    def gather(self, item: Any) -> list[Any]:
-        return [item]
