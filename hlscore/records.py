@@ -2,21 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
-
-from hlscore.reasons import LeftOut, sentence
 
 Storage = Literal["out_in", "in_out"]
 Form = Literal["linear", "conv1d", "embedding", "parameter", "experts"]
 Status = Literal["scored", "unreached", "skipped"]
+LeftOut = Literal[
+    "", "tied", "input_embedding", "output_head", "outside_decoder", "outside_blocks",
+    "convolution", "embedding_table", "quantized", "not_linear", "custom", "flat_experts",
+    "not_included", "excluded", "offloaded", "sharded",
+]  # fmt: skip
 LossTokens = Literal["", "all", "completion", "assistant"]
 # What the tokens that carry loss are called.
 LOSS_ON: dict[LossTokens, str] = {
     "all": "all tokens",
     "completion": "completions",
     "assistant": "the assistant's tokens",
+}
+# Why a weight is left out, as reports and plans say it.
+_LEFT_OUT: Mapping[LeftOut, str] = {
+    "": "",
+    "tied": "tied to {}",
+    "input_embedding": "input embedding: ranked with --embeddings",
+    "output_head": "output head: ranked with --head",
+    "outside_decoder": "outside the language decoder",
+    "outside_blocks": "outside the decoder blocks",
+    "convolution": "convolution, not a linear map",
+    "embedding_table": "embedding table inside a block",
+    "quantized": "quantized weight of an unknown layout",
+    "not_linear": "state, norm, bias or table, not a linear map",
+    "custom": "custom parameter that may not be a linear map",
+    "flat_experts": "experts stacked in two dimensions, which LoRA cannot adapt one by one",
+    "not_included": "not matched by --include",
+    "excluded": "matched by --exclude",
+    "offloaded": "its weight is offloaded, and no linear layer computes with it",
+    "sharded": "its weight is sharded, and no linear layer computes with it",
 }
 # Movements whose A, B and G are weight updates, not gradients.
 OF_UPDATES = ("trial", "update")
@@ -77,6 +99,12 @@ class Shaped:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)
 
+    @property
+    def size(self: Matrix) -> str:
+        """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
+        size = f"{self.out_features} x {self.in_features}"
+        return size if self.matrices == 1 else f"{self.matrices} x {size}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate(Shaped):
@@ -107,7 +135,7 @@ class Candidate(Shaped):
     @property
     def reason(self) -> str:
         """Why it is left out, for readers."""
-        return sentence(self.left_out, self.tied_to)
+        return _LEFT_OUT[self.left_out].format(self.tied_to)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -370,6 +398,16 @@ class ModuleRow(Shaped):
         for name in ModuleRow.__slots__:
             object.__setattr__(copy, name, values[name] if name in values else getattr(self, name))
         return copy
+
+
+class _Tied(Protocol):
+    @property
+    def tied_to(self) -> str: ...
+
+
+def tied_modules(items: Iterable[_Tied]) -> frozenset[str]:
+    """Modules whose weight another module shares: LoRA on one of the two merges wrongly."""
+    return frozenset(item.tied_to for item in items if item.tied_to)
 
 
 def movement_in(settings: Mapping[str, object]) -> str:

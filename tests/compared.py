@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pytest
 import reports
 from console import Outcome, hlscore
 from rich.cells import cell_len
@@ -23,15 +24,6 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import PlanSettings
 
 RUN_RANK = 4
-HOSTILE = {
-    "markup": "[bold red]run[/] :smile:",
-    "ansi": "\x1b[31mred\x1b[0m",
-    "newline": "two\nlines",
-    "wide": "層注意力" * 8,
-    "long": "long-" * 40,
-    "right-to-left": "a\u202eb",
-}
-"""Names that could steer a terminal, or do not fit it."""
 Document = dict[str, Any]
 Values = Mapping[str, float | None]
 SCORES = ("hls", "tail", "grad_norm", "taylor", "rgn", "l1_adam", "hls_share", "snr",
@@ -61,18 +53,28 @@ def noisy(count: int, seed: int, **same: Any) -> ScoreReport:
     """A report in which every score and every LoRA rank has an order of its own.
 
     Args:
-        count: Candidates.
-        seed: Of the noise; the report says it too.
         same: Fields that all candidates get.
     """
     report, draw = reports.report(count), random.Random(seed)
-    rows = [replace(_shaken(row, draw), **same) for row in report.candidates]
+
+    def times(value: float | None) -> float:
+        return (value or 0.0) * math.exp(draw.gauss(0, 0.7))
+
+    rows = []
+    for row in report.candidates:
+        single = ("grad_energy", "taylor", "weight_norm", "snr", "kappa")
+        changed: dict[str, Any] = {name: times(getattr(row, name)) for name in single}
+        for name in _CURVES:
+            curve = tuple(map(times, getattr(row, f"{name}_curve")))
+            changed |= {f"{name}_curve": curve, name: curve[reports.RANKS.index(RUN_RANK)]}
+        changed |= {"halves_norm": draw.uniform(1, 9), "random": draw.random()}
+        rows.append(replace(row, **changed | same))
     skipped = [row for row in report.rows if not row.is_candidate]
     return replace(report, rows=(*rows, *skipped), run=replace(report.run, seed=seed))
 
 
 def renamed(report: ScoreReport, names: Mapping[int, str], **model: Any) -> ScoreReport:
-    """A report with other names of modules, for a model that is another one."""
+    """A report with other names of modules by place, for a model that is another one."""
     rows = list(report.rows)
     for place, name in names.items():
         kind = name.rsplit(".", 1)[-1]
@@ -94,7 +96,6 @@ def save(report: ScoreReport, path: Path) -> Path:
 
 def save_plan(report: ScoreReport, path: Path, **settings: Any) -> Path:
     """Writes the `plan.json` that a report gives."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     chosen = PlanSettings(**{"budget": "0.25", "rank": RUN_RANK, **settings})
     write_plan(make_plan(report, chosen), path)
     return path
@@ -124,28 +125,11 @@ def refused(found: Outcome, code: int, *parts: str) -> None:
         assert part in found.message, found.message
 
 
-def next_commands(text: str) -> list[str]:
-    """The commands that a result ends with."""
-    lines = text.partition("\nnext\n")[2].splitlines()
-    return [line.strip() for line in lines if line.startswith("  hlscore ")]
-
-
-def shown(text: str) -> str:
-    """A hostile name as it has to be shown."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def check_width(text: str, width: int, *, sentences: Sequence[str]) -> None:
-    """Asserts that tables fit; sentences and commands are left to the terminal to wrap.
-
-    Args:
-        text: What was printed.
-        width: Columns of the terminal.
-        sentences: How lines begin that belong to no table.
-    """
+def check_width(text: str, width: int) -> None:
+    """Asserts that tables fit; sentences and commands are left to the terminal to wrap."""
+    sentences = ("share of", "mean tau within", "resamples:", "kind and size", "over modules")
     lines = text.partition("\nnext\n")[0].splitlines()
-    first = lines.index("")
-    tables = [line for line in lines[first:] if line and not line.startswith(tuple(sentences))]
+    tables = [line for line in lines[lines.index("") :] if line and not line.startswith(sentences)]
     assert len(tables) > 5
     for line in tables:
         assert cell_len(line) <= width, line
@@ -154,6 +138,21 @@ def check_width(text: str, width: int, *, sentences: Sequence[str]) -> None:
 def values_of(report: ScoreReport, score: str, rank: int = RUN_RANK) -> Values:
     """A score of every candidate by its formula."""
     return {row.module: _value(row, score, rank) for row in report.candidates}
+
+
+def _value(row: ModuleRow, score: str, rank: int) -> float | None:
+    if score in _CURVES:
+        curve, ranks = getattr(row, f"{score}_curve"), getattr(row, _CURVES[score])
+        return curve[ranks.index(rank)] if curve else None
+    if score == "hls_share":
+        hls, norm = _value(row, "hls", rank), row.halves_norm
+        size = row.matrices * row.out_features * row.in_features
+        return None if hls is None or norm is None else hls / norm * size if norm else 0.0
+    if score == "rgn":
+        energy, norm = row.grad_energy, row.weight_norm
+        return None if energy is None or not norm else math.sqrt(energy) / norm
+    value: float | None = row.grad_energy if score == "grad_norm" else getattr(row, score)
+    return value
 
 
 def slow_tau(x: Sequence[float | None], y: Sequence[float | None]) -> float | None:
@@ -171,35 +170,6 @@ def slow_resampled_tau(rows: Sequence[Sequence[float]]) -> float:
     return fmean(tau for tau in taus if tau is not None)
 
 
-def close(found: float | None, wanted: float | None) -> bool:
-    """Whether two figures are the same but for rounding."""
-    if found is None or wanted is None:
-        return found is wanted
-    return math.isclose(found, wanted, abs_tol=1e-9)
-
-
-def _shaken(row: ModuleRow, draw: random.Random) -> ModuleRow:
-    def times(value: float | None) -> float:
-        return (value or 0.0) * math.exp(draw.gauss(0, 0.7))
-
-    single = ("grad_energy", "taylor", "weight_norm", "snr", "kappa")
-    changed: dict[str, Any] = {name: times(getattr(row, name)) for name in single}
-    for name in _CURVES:
-        curve = tuple(map(times, getattr(row, f"{name}_curve")))
-        changed |= {f"{name}_curve": curve, name: curve[reports.RANKS.index(RUN_RANK)]}
-    return replace(row, **changed, halves_norm=draw.uniform(1, 9), random=draw.random())
-
-
-def _value(row: ModuleRow, score: str, rank: int) -> float | None:
-    if score in _CURVES:
-        curve, ranks = getattr(row, f"{score}_curve"), getattr(row, _CURVES[score])
-        return curve[ranks.index(rank)] if curve else None
-    if score == "hls_share":
-        hls, norm = _value(row, "hls", rank), row.halves_norm
-        size = row.matrices * row.out_features * row.in_features
-        return None if hls is None or norm is None else hls / norm * size if norm else 0.0
-    if score == "rgn":
-        energy, norm = row.grad_energy, row.weight_norm
-        return None if energy is None or not norm else math.sqrt(energy) / norm
-    value: float | None = row.grad_energy if score == "grad_norm" else getattr(row, score)
-    return value
+def close(wanted: float | None) -> Any:
+    """What a figure has to be but for rounding."""
+    return None if wanted is None else pytest.approx(wanted, abs=1e-9)

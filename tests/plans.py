@@ -15,7 +15,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.planning.make_plan import make_plan
-from hlscore.records import Candidate, ModuleRow, ScoreReport
+from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import CandidateSettings, MemorySettings, PlanSettings
 
 RANKS = (0, 1, 2, 4, 8)
@@ -25,9 +25,26 @@ def report_for(
     model: PreTrainedModel, name: str = "org/model", *, embeddings: bool = False, head: bool = False
 ) -> ScoreReport:
     """A report of a real model with made-up scores that fall from module to module."""
-    found = find_modules(model, CandidateSettings(embeddings=embeddings, head=head))
-    rows = tuple(_row(item, place) for place, item in enumerate(found))
-    return replace(reports.report(1), rows=rows, model=identify(model, name, None))
+    names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
+             "in_features", "n_params", "form", "storage")  # fmt: skip
+    rows = []
+    for place, item in enumerate(
+        find_modules(model, CandidateSettings(embeddings=embeddings, head=head))
+    ):
+        base: dict[str, Any] = {name: getattr(item, name) for name in names} | {"rank": None}
+        if item.skipped:
+            base |= {name: getattr(item, name) for name in ("reason", "left_out", "tied_to")}
+            rows.append(ModuleRow(**base, matrices_reached=None, status="skipped"))
+            continue
+        energy = 10.0 / (place + 1)
+        curve, errors = tuple(energy / (1 + rank) for rank in RANKS), (0.0,) * len(RANKS)
+        rows.append(ModuleRow(
+            **base, matrices_reached=item.matrices, hls=curve[2], tail=curve[2],
+            tail_energy=curve[2], grad_norm=energy, grad_energy=energy, random=1 / (place + 2),
+            curve_ranks=RANKS, tail_curve=curve, tail_curve_errors=errors, hls_curve=curve,
+            hls_curve_errors=errors,
+        ))  # fmt: skip
+    return replace(reports.report(1), rows=tuple(rows), model=identify(model, name, None))
 
 
 def plan_for(
@@ -43,22 +60,20 @@ def plan_for(
     """A plan for a real model in which every module that no lock names gets LoRA.
 
     Args:
-        model: The model; its fingerprint goes into the plan.
         locks: Such as `*.down_proj=full`, `*.0.*=frozen`, `*q_proj=rank:2`; the last one counts.
-        name: What the plan calls the model.
-        rank: LoRA rank of the others.
         embeddings: Whether the input embedding is a candidate.
         head: Whether the output head is a candidate.
         memory: Fields of `MemorySettings`.
     """
     report = report_for(model, name, embeddings=embeddings, head=head)
+    tied = {row.tied_to for row in report.rows}
+    lora = [f"{row.module}=lora" for row in report.candidates if row.module not in tied]
     settings = PlanSettings(
         budget="1",
         rank=rank,
-        locks=("*=frozen", *(f"{row.module}=lora" for row in report.candidates
-                             if not _tied(report, row.module)), *locks),
+        locks=("*=frozen", *lora, *locks),
         memory=MemorySettings(**(memory or {})),
-    )  # fmt: skip
+    )
     return make_plan(report, settings)
 
 
@@ -79,40 +94,3 @@ def renamed(plan: Plan, old: str, new: str) -> Plan:
         item.model_copy(update=changed) if item.module == old else item for item in plan.modules
     ]
     return plan.model_copy(update={"modules": modules})
-
-
-def _tied(report: ScoreReport, module: str) -> bool:
-    return any(row.tied_to == module for row in report.rows)
-
-
-def _row(item: Candidate, place: int) -> ModuleRow:
-    names = ("module", "parameter", "layer", "kind", "block", "matrices", "out_features",
-             "in_features", "n_params", "form", "storage")  # fmt: skip
-    base: dict[str, Any] = {name: getattr(item, name) for name in names}
-    if item.skipped:
-        return ModuleRow(
-            **base,
-            rank=None,
-            matrices_reached=None,
-            status="skipped",
-            reason=item.reason,
-            left_out=item.left_out,
-            tied_to=item.tied_to,
-        )
-    energy = 10.0 / (place + 1)
-    tails = tuple(energy / (1 + rank) for rank in RANKS)
-    values = dict.fromkeys(("hls", "tail", "tail_energy"), tails[2])
-    return ModuleRow(
-        **base,
-        **values,
-        rank=None,
-        matrices_reached=item.matrices,
-        grad_norm=energy,
-        grad_energy=energy,
-        random=1 / (place + 2),
-        curve_ranks=RANKS,
-        tail_curve=tails,
-        tail_curve_errors=(0.0,) * len(RANKS),
-        hls_curve=tails,
-        hls_curve_errors=(0.0,) * len(RANKS),
-    )

@@ -1,17 +1,14 @@
-"""Contents of report pages for tests, and an HTML table read back."""
+"""Contents of report pages for tests, and an HTML page read back."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
-from pathlib import Path
 
 from reports import report
 
 from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.report import write_report
 from hlscore.pages.content import Content, join
 from hlscore.planning.make_plan import make_plan
 from hlscore.records import ScoreReport
@@ -43,26 +40,14 @@ def planned(found: ScoreReport, **settings: object) -> Plan:
     return make_plan(found, chosen)
 
 
-def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Content:
-    """A made-up report of some modules joined with its plan."""
-    found = report(count, resamples=resamples)
+def joined(found: ScoreReport, **settings: object) -> Content:
+    """A report joined with its plan."""
     return join(found, planned(found, **settings), planned_here=False)
 
 
-def silent_content(count: int) -> Content:
-    """A report in which every score is zero."""
-    found = report(count)
-    rows = tuple(
-        replace(
-            row,
-            hls=0.0,
-            hls_curve=(0.0,) * len(row.hls_curve),
-            hls_replicates=(0.0,) * len(row.hls_replicates),
-        )
-        for row in found.rows
-    )
-    found = replace(found, rows=rows)
-    return join(found, planned(found), planned_here=False)
+def content(count: int = 20, *, resamples: int = 20, **settings: object) -> Content:
+    """A made-up report of some modules joined with its plan."""
+    return joined(report(count, resamples=resamples), **settings)
 
 
 def hostile_report() -> ScoreReport:
@@ -82,32 +67,18 @@ def hostile_report() -> ScoreReport:
     )
 
 
-def saved(folder: Path, found: ScoreReport, plan: Plan | None = None) -> tuple[Path, Path]:
-    """Files of a report and its plan."""
-    scores, path = folder / "scores.parquet", folder / "plan.json"
-    write_report(found, scores)
-    write_plan(plan or planned(found), path)
-    return scores, path
+class Page(HTMLParser):
+    """A page read back: its text, cells of tables, scripts with their type, and opened tags."""
 
-
-class Tables(HTMLParser):
-    """Text of a page, cells of every table, and the texts of its scripts.
-
-    Attributes:
-        text: All text.
-        tables: Rows of cells by the table's id.
-        scripts: Type and text of each script.
-        tags: Every tag that was opened.
-    """
-
-    def __init__(self) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__(convert_charrefs=True)
         self.text = ""
-        self.tables: dict[str, list[list[str]]] = {}
+        self.tables: dict[str, list[list[str]]] = {}  # rows of cells by the id of the table
         self.scripts: list[tuple[str, str]] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self._table: list[list[str]] = []
         self._within = False
+        self.feed(source)
 
     def handle_starttag(self, tag: str, attrs: Sequence[tuple[str, str | None]]) -> None:
         given = dict(attrs)
@@ -123,20 +94,12 @@ class Tables(HTMLParser):
             self.scripts.append((given.get("type") or "", ""))
 
     def handle_endtag(self, tag: str) -> None:
-        if tag == "table":
-            self._within = False
+        self._within = self._within and tag != "table"
 
     def handle_data(self, data: str) -> None:
         self.text += data
-        if self.tags and self.tags[-1][0] == "script" and self.scripts:
+        if self.tags and self.tags[-1][0] == "script":
             kind, text = self.scripts[-1]
             self.scripts[-1] = (kind, text + data)
         elif self._within and self._table[-1]:
             self._table[-1][-1] += data.strip("\n")
-
-
-def read_page(text: str) -> Tables:
-    """Parse a page."""
-    found = Tables()
-    found.feed(text)
-    return found

@@ -11,15 +11,14 @@ import hlscore
 
 ROOT = Path(hlscore.__file__).parent
 GROUND = {
-    "errors", "packing", "paths", "reasons", "records", "settings", "steps", "unfinished",
+    "errors", "packing", "paths", "records", "settings", "steps", "unfinished",
     "wording", "_version",
 }  # fmt: skip
 # What each room may import; GROUND stands for all rooms above.
 ALLOWED = {
     "errors": "",
     "paths": "",
-    "reasons": "",
-    "records": "reasons records",
+    "records": "records",
     "settings": "errors settings",
     "_version": "",
     "packing": "",
@@ -60,7 +59,7 @@ HEAVY = {
     "peft", "trl",
 }  # fmt: skip
 FREE_OF_TORCH = {
-    "errors", "packing", "paths", "unfinished", "reasons", "records", "settings", "processes",
+    "errors", "packing", "paths", "unfinished", "records", "settings", "processes",
     "threads", "scores", "planning",
     "artifacts", "exporters", "agreement", "checks", "pages", "cli",
 }  # fmt: skip

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import torch
@@ -13,6 +19,38 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
+from hlscore.inputs.model import LoadedModel, load_model
+from hlscore.settings import ModelSettings
+
+_PROBES = resources.files("hlscore.inputs") / "builtin" / "probes.jsonl"
+ROWS: list[dict[str, str]] = [json.loads(line) for line in _PROBES.read_text().splitlines()[:8]]
+PAIRS = [
+    {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "I do not know."}
+    for row in ROWS
+]
+# Options of a short run of TRL's scripts.
+QUICK = (
+    "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
+    "--save_strategy", "no", "--disable_tqdm", "true",
+)  # fmt: skip
+
+
+@functools.cache
+def two_blocks() -> LoadedModel:
+    """The trained tiny model with its first two blocks only; not to be changed."""
+    found = load_model(ModelSettings(model="builtin:tiny"))
+    found.model.model.layers = found.model.model.layers[:2]
+    found.model.config.num_hidden_layers = 2
+    return found
+
+
+def python(*command: object, **environment: str) -> str:
+    """What a Python process prints that must succeed."""
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    words = [sys.executable, *map(str, command)]
+    done = subprocess.run(words, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 def train(model: PeftModel, steps: int = 2, lr: float = 1e-2, **batch: Any) -> None:
@@ -31,7 +69,7 @@ def train(model: PeftModel, steps: int = 2, lr: float = 1e-2, **batch: Any) -> N
 def logits(model: nn.Module) -> torch.Tensor:
     """The logits of fixed tokens."""
     with torch.no_grad():
-        found: torch.Tensor = model(**token_batch(seed=5), use_cache=False).logits
+        found: torch.Tensor = model.eval()(**token_batch(seed=5), use_cache=False).logits.float()
     return found
 
 
@@ -49,26 +87,19 @@ def changed(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor
 
 def planned(plan: Plan, model: nn.Module) -> set[str]:
     """Names of the tensors of the base model that a plan changes, biases of full modules too."""
-    names = set()
-    for item in plan.modules:
-        if item.mode == "frozen":
-            continue
-        names.add(item.parameter)
-        if item.mode == "full":
-            holder = item.parameter.rpartition(".")[0]
-            own = model.get_submodule(holder).named_parameters(recurse=False)
-            names |= {f"{holder}.{leaf}" for leaf, value in own if value.dim() < 3}
+    names = {item.parameter for item in plan.modules if item.mode != "frozen"}
+    for item in plan.full:
+        holder = item.parameter.rpartition(".")[0]
+        own = model.get_submodule(holder).named_parameters(recurse=False)
+        names |= {f"{holder}.{leaf}" for leaf, value in own if value.dim() < 3}
     return names
 
 
 def every_mode(model: PreTrainedModel, *, left: Sequence[str] = ()) -> list[str]:
     """Locks that give the modules of a model all modes and several ranks in turn.
 
-    The first module of fused experts is trained in full, the others get LoRA.
-
-    Args:
-        model: The model.
-        left: Kinds that cannot have LoRA; these are trained in full instead.
+    Kinds in `left` cannot have LoRA: these are trained in full instead. The first module of fused
+    experts is trained in full, the others get LoRA.
     """
     rows = report_for(model).candidates
     locks = []

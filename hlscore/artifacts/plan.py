@@ -6,8 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.reasons import LeftOut
-from hlscore.records import Form, LossTokens, Shaped, Storage
+from hlscore.records import Form, LeftOut, LossTokens, Shaped, Storage
 from hlscore.settings import LARGEST_RANK, BaseBits, Baseline, Master, Optimizer, PlanSettings
 
 SCHEMA_VERSION: Literal[1] = 1

@@ -45,11 +45,11 @@ def check_entries(case: Case) -> Iterator[Finding]:
             if outer is not None and outer.mode != "frozen":
                 message = f"'{item.module}' lies inside '{outer.module}', which is planned too."
                 yield finding("HLS106", message, path)
-        if item.rank is not None and item.rank >= min(item.out_features, item.in_features):
+        if item.rank is not None and item.rank >= item.max_rank:
             yield finding(
                 "HLS110",
                 f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
-                f"{item.out_features} x {item.in_features}.",
+                f"{item.size}.",
                 ("modules", place, "rank"),
             )
     for place, left_out in enumerate(plan.skipped):

@@ -46,12 +46,8 @@ def differences(found: Sequence[Candidate], plan: Plan) -> Iterator[Finding]:
         if item is None:
             yield finding("HLS301", f"it has no '{name}'", path)
             continue
-        there, wanted = (
-            f"{side.matrices} x {side.out_features} x {side.in_features}".removeprefix("1 x ")
-            for side in (item, planned)
-        )
-        if there != wanted:
-            yield finding("HLS302", f"'{name}' is {there}, not {wanted}", path)
+        if item.size != planned.size:
+            yield finding("HLS302", f"'{name}' is {item.size}, not {planned.size}", path)
             continue
         for verb, what in (("is stored", "storage"), ("has the weight", "parameter"),
                            ("has the form", "form")):  # fmt: skip

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
 from hlscore.planning.revision import default_rank
-from hlscore.reasons import tied_modules
+from hlscore.records import tied_modules
 
 if TYPE_CHECKING:
     from peft import LoraConfig

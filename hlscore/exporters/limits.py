@@ -27,8 +27,7 @@ from hlscore.planning.revision import (
     lora_instead,
     revise,
 )
-from hlscore.reasons import tied_modules
-from hlscore.records import Form
+from hlscore.records import Form, tied_modules
 
 SEED_ADAPTER = (
     "`hlscore export --to seed-adapter` writes an untrained adapter that carries the whole plan "

@@ -21,8 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.weights import is_packed_linear, is_plain, weight_ids
-from hlscore.reasons import LeftOut
-from hlscore.records import Candidate, Form
+from hlscore.records import Candidate, Form, LeftOut
 from hlscore.settings import CandidateSettings
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)

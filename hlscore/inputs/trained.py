@@ -31,11 +31,6 @@ _ROUNDING = {"bfloat16": 2.0**-7 / 24**0.5, "float16": 2.0**-10 / 24**0.5}
 _sizes = attrgetter("matrices", "out_features", "in_features", "storage")
 
 
-def _shown(item: Candidate) -> str:
-    size = f"{item.out_features} x {item.in_features}"
-    return size if item.matrices == 1 else f"{item.matrices} x {size}"
-
-
 class Checkpoint:
     """A whole model, trained in full or merged."""
 
@@ -51,7 +46,7 @@ class Checkpoint:
             if found is None or item.parameter not in self._stored.sources:
                 wrong.append(f"it has no {item.parameter}")
             elif _sizes(found) != _sizes(item):
-                wrong.append(f"{item.parameter} is {_shown(found)}, the base has {_shown(item)}")
+                wrong.append(f"{item.parameter} is {found.size}, the base has {item.size}")
         if wrong:
             raise ModelError(
                 f"'{self.name}' was not trained from this base model: {first_of(wrong, 3, '; ')}.",

@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.memory import Choice, MemoryUse, memory_use
-from hlscore.reasons import tied_modules
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import ModuleRow, ScoreReport, tied_modules
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, interval, order_rows, standard_error
 

@@ -20,7 +20,7 @@ from hlscore.pages.content import Content, Line
 from hlscore.pages.escaping import name, prose
 from hlscore.pages.palette import style_rules
 from hlscore.pages.vega import SHOWN, Chart, chart_script, paint, whole
-from hlscore.views.summary import chosen_in, shape, training
+from hlscore.views.summary import chosen_in, training
 from hlscore.wording import measure, memory, percent, short
 
 _FORMATS = (".html", ".png", ".svg", ".md")
@@ -37,7 +37,7 @@ _COLUMNS: dict[str, tuple[str, Callable[[Line], str]]] = {
         lambda line: "-" if line.low is None else f"{measure(line.low)} to {measure(line.high)}",
     ),
     "chosen in": ("number", lambda line: chosen_in(line.chosen)),
-    "out x in": ("number", lambda line: shape(line.row)),
+    "out x in": ("number", lambda line: line.row.size),
     "parameters": ("number", lambda line: f"{line.row.n_params:,}"),
     "trained as": ("text", lambda line: training(line.mode, line.rank)),
     "trained parameters": ("number", lambda line: f"{line.trained_params:,}"),
@@ -109,7 +109,7 @@ def html_text(content: Content, chart_script: str) -> str:
         is_long=len(rows) > _LONG_TABLE,
         rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines],
         skipped_rows=[
-            ("-", row.module, *"----", shape(row), f"{row.n_params:,}", "left out", "0", row.reason)
+            ("-", row.module, *"----", row.size, f"{row.n_params:,}", "left out", "0", row.reason)
             for row in content.skipped
         ],
     )

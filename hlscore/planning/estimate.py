@@ -8,8 +8,7 @@ from typing import Literal
 from hlscore.errors import BudgetError
 from hlscore.planning.budget import Budget, parse_budget
 from hlscore.planning.memory import Choice, MemoryUse, extra_use, full_training, memory_use
-from hlscore.reasons import tied_modules
-from hlscore.records import Candidate, ModelDimensions, ParameterSize
+from hlscore.records import Candidate, ModelDimensions, ParameterSize, tied_modules
 from hlscore.settings import PlanSettings
 
 Kind = Literal["full", "lora", "hybrid"]

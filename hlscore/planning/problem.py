@@ -13,8 +13,7 @@ from hlscore.planning.gated import lesser_of_pairs, one_of_each
 from hlscore.planning.knapsack import Numbers
 from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import Choice, activation_bytes, base_bytes
-from hlscore.reasons import tied_modules
-from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport
+from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport, tied_modules
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import order_rows
 from hlscore.settings import MemorySettings, PlanSettings

@@ -1,14 +1,15 @@
-"""Rewards for TRL's GRPOTrainer: the built-in verifiers by name, and functions to import.
+"""Rewards and rows for TRL's trainers, as `rank` read them.
 
-`numeric` and the others here are what `trl grpo --reward_funcs hlscore.training.rewards.numeric`
-imports.
+`numeric` and the other verifiers here are what
+`trl grpo --reward_funcs hlscore.training.rewards.numeric` imports.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError
 from hlscore.rollouts.reward_worker import NOT_COLUMNS, load_function
 from hlscore.rollouts.rewards import check_rewards
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 Reward = Callable[..., Sequence[float | None]]
 
 _HERE = f"{__name__}."
+# Columns of text: the probes read numbers there as text, and tokenizers take nothing else.
+_TEXTS = ("text", "prompt", "completion", "chosen", "rejected")
 
 
 def _verifier(name: str) -> Reward:
@@ -45,9 +48,8 @@ json = _verifier("json")
 def reward_functions(names: Sequence[str]) -> list[Reward]:
     """One function per name, for `reward_funcs` of TRL's GRPOTrainer.
 
-    Args:
-        names: Values of `--reward`: built-in verifiers, or `package.module:function`. A dotted
-            path without a colon, as TRL writes it, is read too.
+    Names are values of `--reward`: built-in verifiers, or `package.module:function`. A dotted path
+    without a colon, as TRL writes it, is read too.
     """
     plain = list(map(_plain, names))
     check_rewards(plain)
@@ -57,9 +59,7 @@ def reward_functions(names: Sequence[str]) -> list[Reward]:
 def judgeable(data: Dataset, names: Sequence[str]) -> Dataset:
     """The rows that `rank` samples from: those whose answers a built-in verifier can judge.
 
-    Args:
-        data: Rows with a column `prompt`.
-        names: Rewards by name; with a function among them, every row counts.
+    With a function among the rewards, every row counts.
     """
     plain = list(map(_plain, names))
     if not all(map(is_builtin, plain)):
@@ -73,6 +73,30 @@ def judgeable(data: Dataset, names: Sequence[str]) -> Dataset:
             hint="Check the column of answers.",
         )
     return data if len(kept) == len(data) else data.select(kept)
+
+
+def as_probed(data: Dataset, plan: Plan) -> Dataset:
+    """The rows with the columns that the probes had.
+
+    There is a column for each role that the plan's `--column` options name; the columns that were
+    there stay, for reward functions. Numbers in columns of text become text.
+    """
+    from datasets import Value
+
+    there = set(data.column_names)
+    read = plan.provenance.settings.get("data")
+    named = read.get("columns") if isinstance(read, Mapping) else None
+    for role, column in (named if isinstance(named, Mapping) else {}).items():
+        if column in there and column != role:
+            values = data[column]
+            data = data.remove_columns(role) if role in there else data
+            data = data.add_column(role, list(values))
+    for role in _TEXTS:
+        kind = data.features.get(role)
+        if isinstance(kind, Value) and kind.dtype.startswith(("int", "uint", "float")):
+            texts = [None if value is None else str(value) for value in data[role]]
+            data = data.remove_columns(role).add_column(role, texts)
+    return data
 
 
 def _plain(name: str) -> str:

@@ -15,8 +15,7 @@ from hlscore.planning.memory import Mode
 from hlscore.planning.problem import holder_of
 from hlscore.planning.revision import Change, revise
 from hlscore.planning.uniform import fill
-from hlscore.reasons import tied_modules
-from hlscore.records import Matrix
+from hlscore.records import Matrix, tied_modules
 from hlscore.scores.rows import stratified_scores
 
 Row = TypeVar("Row", bound=Matrix)

@@ -31,9 +31,7 @@ def verdict(
     """What the trial shows of the plan, and what it does not, the most important first.
 
     Args:
-        found: How each arm did.
         seeds: Trainings of each arm.
-        steps: Steps of each training.
         untrained: Loss of the untrained model, nats per token.
         objective: The loss that the plan was made for.
         unsettled: Arms whose best learning rate is the last one that was tried.
@@ -62,15 +60,24 @@ def verdict(
         )
     else:
         lines.append(_main(found))
-    against = {**_RIVALS, MATCHED: "LoRA with as many trained parameters"}
-    for rival in filter(found.__contains__, against):
-        diverged = not math.isfinite(found[PLAN].better_than[rival].value)
-        if not early and not diverged and {PLAN, rival} & set(unsettled):
+    for rival, label in {**_RIVALS, MATCHED: "LoRA with as many trained parameters"}.items():
+        ahead = found[PLAN].better_than[rival] if rival in found else None
+        if ahead is None or (early and math.isfinite(ahead.value)):
+            continue
+        if not math.isfinite(ahead.value):
+            lines.append(f"The plan or {label} {_DIVERGED}: they cannot be compared.")
+        elif {PLAN, rival} & set(unsettled):
+            lines.append(f"Plan and {label}: no verdict, for the best rate is the last one tried.")
+        elif ahead.low > 0:
+            lines.append(f"The plan is better than {label}, by {_nats(ahead)}.")
+        elif ahead.high < 0:
+            behind = Interval(value=-ahead.value, low=-ahead.high, high=-ahead.low)
+            advice = "train that instead" if rival == MATCHED else "its score chose badly here"
+            lines.append(f"The plan is worse than {label}, by {_nats(behind)}: {advice}.")
+        else:
             lines.append(
-                f"Plan and {against[rival]}: no verdict, for the best rate is the last one tried."
+                f"Whether the plan is better than {label} is not settled: {_nats(ahead)} ahead."
             )
-        elif diverged or not early:
-            lines.append(_against(found[PLAN].better_than[rival], rival, against[rival]))
     if seeds < FEW_SEEDS:
         lines.append(
             f"{seeds} seeds are few: an interval over so few is too narrow. Use --seeds 5 or more "
@@ -104,18 +111,6 @@ def _main(found: Mapping[str, ArmResult]) -> str:
         f"The plan recovers {_percent(plan.recovered)} of the gap between LoRA and full "
         f"fine-tuning; {', '.join(others)}."
     )
-
-
-def _against(ahead: Interval, rival: str, label: str) -> str:
-    if not math.isfinite(ahead.value):
-        return f"The plan or {label} {_DIVERGED}: they cannot be compared."
-    if ahead.low > 0:
-        return f"The plan is better than {label}, by {_nats(ahead)}."
-    if ahead.high < 0:
-        turned = Interval(value=-ahead.value, low=-ahead.high, high=-ahead.low)
-        advice = ": train that instead" if rival == MATCHED else ": its score chose badly here"
-        return f"The plan is worse than {label}, by {_nats(turned)}{advice}."
-    return f"Whether the plan is better than {label} is not settled: {_nats(ahead)} ahead."
 
 
 def _percent(share: Interval) -> str:

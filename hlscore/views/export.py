@@ -50,10 +50,7 @@ def print_export(
     """Print what was written, file or folder, and how it is used."""
     if as_json:
         print_json({
-            "format": exporter.name,
-            "out": target,
-            "files": list(files),
-            "changes": changes,
+            "format": exporter.name, "out": target, "files": list(files), "changes": changes,
             "notes": notes,
         })  # fmt: skip
         return

@@ -11,8 +11,7 @@ from hlscore.wording import count, duration, memory, short
 
 _FIGURES = (
     "weight_bytes", "gradient_bytes", "activation_bytes", "generation_bytes", "peak_bytes",
-    "copy_bytes", "process_bytes", "disk_bytes", "probe_seconds", "free_bytes", "budget_unit",
-    "budget_limit",
+    "copy_bytes", "process_bytes", "disk_bytes", "probe_seconds", "free_bytes",
 )  # fmt: skip
 _PROBES = ("objective", "examples", "total_tokens", "counted_tokens", "loss_on")
 
@@ -21,38 +20,18 @@ def print_forecast(
     found: Forecast | WeightForecast, settings: RankSettings, *, device: str, as_json: bool
 ) -> None:
     """Print what a run would do."""
-    candidates = candidates_of(found.modules)
+    candidates, limit, unit = candidates_of(found.modules), found.budget_limit, found.budget_unit
     params = sum(item.n_params for item in candidates)
-    if as_json:
-        content = {
-            "model": settings.model.model,
-            "candidate_modules": len(candidates),
-            "skipped_modules": len(found.modules) - len(candidates),
-            "candidate_params": params,
-            "device": device,
-        }
-        if isinstance(found, Forecast):
-            content |= {
-                **picked(found.probes.summary, *_PROBES),
-                **picked(found.choice, "estimator", "sketch_size"),
-                "estimator_reason": found.choice.reason,
-                "movement": found.settings.capture.movement,
-                **picked(found, *_FIGURES),
-            }
-        else:
-            content |= {
-                "examples": 0,
-                "estimator": "none",
-                "matrices": found.matrices,
-                "largest_weight_bytes": found.largest_bytes,
-                "decomposition_bytes": found.work_bytes,
-                **picked(found, "budget_unit", "budget_limit"),
-            }
-        print_json(content)
-        return
-    lines = {"model": f"{settings.model.model} on {device}"}
-    modules = f"{count(len(candidates), 'candidate')}, {short(params)} parameters"
     notes: tuple[str, ...] = ()
+    content: dict[str, object] = {
+        "model": settings.model.model, "candidate_modules": len(candidates),
+        "skipped_modules": len(found.modules) - len(candidates), "candidate_params": params,
+        "device": device,
+    }  # fmt: skip
+    lines = {
+        "model": f"{settings.model.model} on {device}",
+        "modules": f"{count(len(candidates), 'candidate')}, {short(params)} parameters",
+    }
     if isinstance(found, Forecast):
         probes, choice, capture = found.probes.summary, found.choice, found.settings.capture
         trial = capture.movement == "trial"
@@ -75,9 +54,11 @@ def print_forecast(
             f"{capture.trials} of {capture.trial_steps} steps{search}; the peak holds a copy of "
             f"the base weights ({memory(found.copy_bytes)}); the optimizer takes additional time"
         )
+        content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")
+        content |= {"estimator_reason": choice.reason, "movement": capture.movement}
+        content |= picked(found, *_FIGURES)
         tokens = f"{probes.total_tokens:,} tokens, {', '.join(loss(probes))}"
         lines |= {
-            "modules": modules,
             "probes": f"{examples(probes)}, {tokens}",
             "estimator": choice.reason,
             "memory": usage,
@@ -89,14 +70,19 @@ def print_forecast(
         }
         notes = found.notes
     else:
+        content |= {
+            "examples": 0, "estimator": "none", "matrices": found.matrices,
+            "largest_weight_bytes": found.largest_bytes, "decomposition_bytes": found.work_bytes,
+        }  # fmt: skip
         lines["model"] += ", read tensor by tensor from its files"
-        lines |= {
-            "modules": modules,
-            "probes": f"none: {count(found.matrices, 'singular value decomposition')}",
-            "memory": f"{memory(found.largest_bytes)} for the largest weight + about "
-            f"{memory(found.work_bytes)} to decompose it",
-        }
-    limit, unit = found.budget_limit, found.budget_unit
+        lines["probes"] = f"none: {count(found.matrices, 'singular value decomposition')}"
+        lines["memory"] = (
+            f"{memory(found.largest_bytes)} for the largest weight + about "
+            f"{memory(found.work_bytes)} to decompose it"
+        )
+    if as_json:
+        print_json(content | {"budget_unit": unit, "budget_limit": limit})
+        return
     full = f"at most {count(limit, unit)} in full"
     lines["budget"] = f"training memory of at most {memory(limit)}" if unit == "byte" else full
     console = Terminal()

@@ -11,7 +11,7 @@ from rich.text import Text
 from hlscore.planning.estimate import ModelShape, Training
 from hlscore.records import Candidate
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
-from hlscore.views.summary import shape, weight_bytes
+from hlscore.views.summary import weight_bytes
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, measure, memory, percent, short
 
@@ -32,12 +32,12 @@ def print_modules(
         last = "skipped because"
         table = plain_table("module", "layer", "out x in", "parameters", last, texts=(last,))
         for item in found:
-            cells = (item.module, measure(item.layer), shape(item), f"{item.n_params:,}")
+            cells = (item.module, measure(item.layer), item.size, f"{item.n_params:,}")
             table.add_row(*cells, item.reason, style="dim" if item.skipped else None)
     else:
         groups: dict[tuple[str, str, str], list[Candidate]] = defaultdict(list)
         for item in candidates:
-            groups[item.block, item.kind, shape(item)].append(item)
+            groups[item.block, item.kind, item.size].append(item)
         headings = ("kind", "layers", "out x in", "parameters each", "parameters")
         table = plain_table(*headings, texts=("layers",))
         for (block, kind, size), items in groups.items():
@@ -73,23 +73,17 @@ def print_estimate(
 ) -> None:
     """Print what each training takes, whether it fits a given device, and the next command."""
     if as_json:
+        found = []
+        for item in trainings:
+            use = item.memory
+            found.append(asdict(item) | {
+                "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
+                "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
+            })  # fmt: skip
         print_json({
-            "model": model.model,
-            "params": shape.n_params,
-            "candidate_modules": len(shape.candidates),
-            "budget": settings.budget,
-            "rank": settings.rank,
-            "settings": settings.memory,
-            "device_bytes": device_bytes,
-            "trainings": [
-                asdict(item)
-                | {
-                    "memory": asdict(use) | picked(use, "state_bytes", "total_bytes"),
-                    "fits": None if device_bytes is None else use.total_bytes <= device_bytes,
-                }
-                for item in trainings
-                for use in (item.memory,)
-            ],
+            "model": model.model, "params": shape.n_params,
+            "candidate_modules": len(shape.candidates), **picked(settings, "budget", "rank"),
+            "settings": settings.memory, "device_bytes": device_bytes, "trainings": found,
         })  # fmt: skip
         return
     console, chosen = Terminal(), settings.memory

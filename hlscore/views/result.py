@@ -16,7 +16,7 @@ from hlscore.scores.registry import SCORES
 from hlscore.settings import RankSettings, arguments
 from hlscore.views.commands import plan_command, validate_command
 from hlscore.views.drawings import print_heat_map
-from hlscore.views.summary import chosen_in, report_headline, run_notes, shape, summary, training
+from hlscore.views.summary import chosen_in, report_headline, run_notes, summary, training
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, measure, memory
 
@@ -110,7 +110,7 @@ def print_plan_modules(
     for item in modules[:top]:
         cells = (
             str(item.position), item.module, measure(item.score), measure(item.stderr),
-            chosen_in(item.selection_probability), shape(item), training(item.mode, item.rank),
+            chosen_in(item.selection_probability), item.size, training(item.mode, item.rank),
         )  # fmt: skip
         lines.append(ModuleLine(cells, "" if item.mode == "full" else "dim"))
     console.print()
@@ -129,11 +129,8 @@ def print_written(
     console, totals, suffix = Terminal(), plan.totals, path.suffix.lower()
     if as_json:
         print_json({
-            "report": path,
-            "format": suffix.removeprefix("."),
-            "bytes": path.stat().st_size,
-            "plan_file": plan_file,
-            "budget": plan.budget.asked,
+            "report": path, "format": suffix.removeprefix("."), "bytes": path.stat().st_size,
+            "plan_file": plan_file, "budget": plan.budget.asked,
             **picked(totals, "full_modules", "candidate_modules"),
         })  # fmt: skip
         return

@@ -26,7 +26,6 @@ from hlscore.views.summary import (
     plan_headline,
     report_headline,
     run_notes,
-    shape,
     training,
 )
 from hlscore.views.terminal import ModuleLine, Terminal, command, plain_table, print_json
@@ -50,13 +49,8 @@ def print_selected(
     else:
         kind, model, of = "report", artifact.model.model, len(artifact.rows)
     print_json({
-        "file": path,
-        "artifact": kind,
-        "model": model,
-        "modules": of,
-        "matching": len(modules),
-        "sort": order.name,
-        "rows": [_plain(item) for item in modules[:top]],
+        "file": path, "artifact": kind, "model": model, "modules": of, "matching": len(modules),
+        "sort": order.name, "rows": [_plain(item) for item in modules[:top]],
     })  # fmt: skip
 
 
@@ -103,7 +97,7 @@ def print_report(
             measure(row.rank), row.module, measure(getattr(row, score)),
             measure(standard_error(_resamples_of(row, score))),
             *([chosen_in(row.selection_probability)] if with_chosen else []),
-            shape(row), *(measure(getattr(row, name)) for name in more),
+            row.size, *(measure(getattr(row, name)) for name in more),
         )  # fmt: skip
         lines.append(ModuleLine(cells, "" if row.status == "scored" else "dim", row.reason))
     chosen = ["chosen in"] if with_chosen else []
@@ -198,10 +192,7 @@ def print_report_module(report: ScoreReport, row: ModuleRow, path: Path, *, as_j
     resamples = {name: _resamples_of(row, name) for name in SCORES}
     if as_json:
         print_json({
-            "file": path,
-            "artifact": "report",
-            "rank": report.run.rank,
-            "module": _plain(row),
+            "file": path, "artifact": "report", "rank": report.run.rank, "module": _plain(row),
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return
@@ -280,7 +271,7 @@ def _print_identity(console: Terminal, item: PlanModule | ModuleRow) -> None:
     layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
     params = count(item.n_params, "parameter")
     console.print(Text(item.module, style="bold"))
-    console.print(Text(f"{layer} · {item.form} {shape(item)} · {params} · {item.parameter}\n"))
+    console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
 
 
 def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanModule, PlanTotals
+from hlscore.artifacts.plan import Plan, PlanBudget, PlanMemory, PlanTotals
 from hlscore.planning.memory import MemoryUse
 from hlscore.planning.notes import rank_counts
-from hlscore.records import LOSS_ON, Candidate, ModuleRow, ProbeSummary, ScoreReport
+from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.wording import count, memory, near_whole, percent, short, visible
 
@@ -101,12 +101,6 @@ def budget_spent(budget: PlanBudget) -> str:
         "parameters": f"{short(spent)} of {short(limit)} parameters",
     }
     return f"{of[budget.unit]} {_COUNTED[budget.counts]}"
-
-
-def shape(item: Candidate | ModuleRow | PlanModule) -> str:
-    """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
-    size = f"{item.out_features} x {item.in_features}"
-    return size if item.matrices == 1 else f"{item.matrices} x {size}"
 
 
 def training(mode: str, rank: int | None) -> str:

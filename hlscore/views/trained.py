@@ -10,7 +10,7 @@ from typing import Any
 
 from hlscore.flow import Audit
 from hlscore.serving.plain_adapter import ENGINE_RANKS, PlainAdapter
-from hlscore.views.summary import report_headline, run_notes, shape
+from hlscore.views.summary import report_headline, run_notes
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
 from hlscore.wording import count, first_of, measure, percent, visible
 
@@ -53,25 +53,17 @@ def print_audit(
         for row in report.candidates:
             moved = movements[row.module]
             modules.append({
-                "module": row.module,
-                "relative_update": moved.relative,
-                "lora_rank": moved.lora_rank,
-                "rank_for_90": row.rank_for_90,
-                "rank_for_99": moved.rank_for_99,
-                **picked(row, "stable_rank", "effective_rank"),
-                "energy": row.grad_energy,
-                "beyond_rank": row.residual_ratio,
+                "module": row.module, "relative_update": moved.relative,
+                "lora_rank": moved.lora_rank, "rank_for_90": row.rank_for_90,
+                "rank_for_99": moved.rank_for_99, **picked(row, "stable_rank", "effective_rank"),
+                "energy": row.grad_energy, "beyond_rank": row.residual_ratio,
                 "changed": row.status == "scored",
             })  # fmt: skip
         print_json({
-            "audit": path,
-            "model": report.model.model,
-            "rank": report.run.rank,
-            "modules": modules,
-            **found.groups,
+            "audit": path, "model": report.model.model, "rank": report.run.rank,
+            "modules": modules, **found.groups,
             "plan": found.against and {"path": plan, **found.against},
-            "held_out": held_out,
-            "notes": run_notes(report),
+            "held_out": held_out, "notes": run_notes(report),
         })  # fmt: skip
         return
     console = Terminal()
@@ -87,7 +79,7 @@ def print_audit(
         cells = (
             str(place), row.module, percent(moved.relative), measure(row.rank_for_90),
             measure(moved.rank_for_99), measure(row.stable_rank), percent(row.residual_ratio),
-            shape(row), "no" if row.status == "unreached" else trained,
+            row.size, "no" if row.status == "unreached" else trained,
         )  # fmt: skip
         lines.append(ModuleLine(cells))
     console.modules(headings, lines, of=len(rows), texts=1)

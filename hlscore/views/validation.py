@@ -73,9 +73,7 @@ def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
     least, most = trial.trainings
     if as_json:
         print_json({
-            "fewest_trainings": least,
-            "most_trainings": most,
-            "steps": steps,
+            "fewest_trainings": least, "most_trainings": most, "steps": steps,
             "seconds_per_training": seconds,
             "arms": [picked(arm, "name", "trained_params", "memory_bytes") for arm in trial.arms],
         })  # fmt: skip

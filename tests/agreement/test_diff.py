@@ -30,24 +30,25 @@ from console import hlscore
 from hlscore.records import ScoreReport
 
 COUNT = 21
+Runs = Sequence[ScoreReport]
+Files = Sequence[Path]
+Plans = dict[str, Path]
 Modules = dict[str, Document]
 
 
 @pytest.fixture(scope="module")
-def runs() -> tuple[ScoreReport, ...]:
-    return tuple(noisy(COUNT, seed) for seed in (1, 2))
+def runs() -> Runs:
+    return [noisy(COUNT, seed) for seed in (1, 2)]
 
 
 @pytest.fixture(scope="module")
-def tables(
-    runs: Sequence[ScoreReport], tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, ...]:
+def tables(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Files:
     folder = tmp_path_factory.mktemp("tables")
-    return tuple(save(run, folder / f"{run.run.seed}" / "scores.parquet") for run in runs)
+    return [save(run, folder / f"{run.run.seed}" / "scores.parquet") for run in runs]
 
 
 @pytest.fixture(scope="module")
-def plans(runs: Sequence[ScoreReport], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def plans(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Plans:
     """Plans by what is special about them."""
     folder, (one, two) = tmp_path_factory.mktemp("plans"), runs
     smaller = renamed(noisy(14, 3), {2: "other.name", 9: "model.layers.1.other"})
@@ -63,28 +64,23 @@ def plans(runs: Sequence[ScoreReport], tmp_path_factory: pytest.TempPathFactory)
 
 
 def modules_of(path: Path) -> Modules:
-    document = json.loads(path.read_text())
-    return {item["module"]: item for item in document["modules"]}
+    return {item["module"]: item for item in json.loads(path.read_text())["modules"]}
 
 
-def planned(table: Path, folder: Path, *options: object) -> Path:
-    """The plan that `hlscore plan` writes."""
+def planned(table: Path, folder: Path, *options: object) -> Modules:
+    """Modules of the plan that `hlscore plan` writes."""
     path = folder / f"planned-{len(list(folder.iterdir()))}.json"
     found = hlscore("plan", table, "-o", path, *options)
     assert found.code == 0, found.err
-    return path
-
-
-def share(a: set[object], b: set[object]) -> float:
-    return len(a & b) / len(a | b) if a | b else 1.0
-
-
-def full_of(modules: Modules) -> set[str]:
-    return {name for name, item in modules.items() if item["mode"] == "full"}
+    return modules_of(path)
 
 
 def check(found: Document, a: Modules, b: Modules) -> None:
     """Hold every figure of a difference against sets, loops and scipy."""
+
+    def share(one: set[object], other: set[object]) -> float:
+        return len(one & other) / len(one | other) if one | other else 1.0
+
     decisions = [
         {name: (item["mode"], item["rank"]) for name, item in side.items()} for side in (a, b)
     ]
@@ -101,16 +97,19 @@ def check(found: Document, a: Modules, b: Modules) -> None:
             for n in both
         ),
     }
-    full_a, full_b = full_of(a), full_of(b)
-    common_a, common_b = full_a & set(both), full_b & set(both)
-    chance = len(common_a) * len(common_b) / len(both) if both else None
-    assert found["full"]["shared"] == len(full_a & full_b)
-    assert close(found["full"]["expected_by_chance"], chance)
-    assert close(found["full"]["jaccard"], share(set(full_a), set(full_b)))
+    full_a, full_b = (
+        {name for name, item in side.items() if item["mode"] == "full"} for side in (a, b)
+    )
+    chance = len(full_a & set(both)) * len(full_b & set(both)) / len(both) if both else None
+    assert found["full"] == {
+        "shared": len(full_a & full_b),
+        "expected_by_chance": close(chance),
+        "jaccard": close(share(set(full_a), set(full_b))),
+    }
     triples: list[set[object]] = [{(n, *how) for n, how in side.items()} for side in decisions]
-    assert close(found["decisions"]["jaccard"], share(*triples))
+    assert found["decisions"]["jaccard"] == close(share(*triples))
     tau = slow_tau([a[n]["score"] for n in both], [b[n]["score"] for n in both])
-    assert close(found["agreement"]["tau"], tau)
+    assert found["agreement"]["tau"] == close(tau)
     for move in found["moves"]:
         for side, modules in (("a", a), ("b", b)):
             item = modules.get(move["module"])
@@ -119,85 +118,69 @@ def check(found: Document, a: Modules, b: Modules) -> None:
                 continue
             for key in ("mode", "rank", "position", "score", "params", "trained_params"):
                 assert move[side][key] == item[key]
-    check_groups(found, a, b)
 
-
-def check_groups(found: Document, a: Modules, b: Modules) -> None:
     counts: dict[str, dict[object, list[int]]] = {"by_kind": {}, "by_layer": {}}
     for name in a.keys() | b.keys():
         item = a[name] if name in a else b[name]
-        block, kind = item["block"], item["kind"]
-        flags = [name in full_of(a), name in full_of(b), name in full_of(a) & full_of(b)]
+        flags = [name in full_a, name in full_b, name in full_a & full_b]
         for table, key in (
-            ("by_kind", f"{block}.{kind}" if block else kind),
+            ("by_kind", f"{item['block']}.{item['kind']}".lstrip(".")),
             ("by_layer", item["layer"]),
         ):
             row = counts[table].setdefault(key, [0, 0, 0, 0])
             row[:] = [x + y for x, y in zip(row, [1, *flags], strict=True)]
     for table, wanted in counts.items():
-        rows = found[table]
         assert {
             row["name"]: [row["modules"], row["full_a"], row["full_b"], row["full_both"]]
-            for row in rows
+            for row in found[table]
         } == wanted
-        known = [row["name"] for row in rows if row["name"] is not None]
+        names = [row["name"] for row in found[table]]
+        assert None not in names[:-1]
+        known = [name for name in names if name is not None]
         assert known == sorted(known)
-        assert all(row["name"] is not None for row in rows[:-1])
 
 
-PAIRS = [
-    ("two", "one"), ("ranks", "one"), ("one", "tail"), ("one", "locks"), ("smaller", "rank 8"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("pair", PAIRS, ids="/".join)
-def test_two_plans(plans: dict[str, Path], pair: tuple[str, str]) -> None:
-    a, b = (plans[name] for name in pair)
-    found = told("diff", a, b)
-    check(found, modules_of(a), modules_of(b))
-    assert found["moves"]
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        ("two", "one"), ("ranks", "one"), ("one", "tail"), ("one", "locks"), ("smaller", "rank 8"),
+        ("ranks", "smaller"),
+    ],
+)  # fmt: skip
+def test_two_plans(plans: Plans, a: str, b: str) -> None:
+    found = told("diff", plans[a], plans[b])
+    check(found, modules_of(plans[a]), modules_of(plans[b]))
     assert (found["same"], found["a"]["holds"], found["b"]["holds"]) == (False, "plan", "plan")
-
-
-def test_the_most_important_moves_come_first(plans: dict[str, Path]) -> None:
-    """Into or out of full, then other modes, then ranks; by place within each."""
-    for pair in (("one", "ranks"), ("one", "locks"), ("ranks", "smaller")):
-        orders = []
-        for move in told("diff", *(plans[name] for name in pair))["moves"]:
-            sides = [move[side] for side in ("a", "b")]
-            modes = [None if side is None else side["mode"] for side in sides]
-            crossing = modes.count("full") == 1
-            group = 0 if crossing else 1 if modes[0] != modes[1] else 2
-            orders.append((group, min(side["position"] for side in sides if side)))
-        assert orders == sorted(orders)
+    # Into or out of full first, then other modes, then ranks; by place within each.
+    orders = []
+    for move in found["moves"]:
+        sides = [move[side] for side in ("a", "b")]
+        modes = [None if side is None else side["mode"] for side in sides]
+        group = 0 if modes.count("full") == 1 else 1 if modes[0] != modes[1] else 2
+        orders.append((group, min(side["position"] for side in sides if side)))
+    assert orders
+    assert orders == sorted(orders)
+    if "ranks" in (a, b) or "locks" in (a, b):
         assert len({group for group, _ in orders}) > 1
 
 
 @pytest.mark.parametrize(
     "options",
-    [
-        [],
-        ["-b", "0.2p"],
-        ["--score", "random", "--budget", "0.5"],
-        ["-r", "2", "--budget", "40k", "--score", "grad_norm"],
-    ],
-    ids=" ".join,
+    ["", "-b 0.2p", "--score random --budget 0.5", "-r 2 --budget 40k --score grad_norm"],
 )
 def test_two_score_files_are_planned_as_by_plan(
-    tables: Sequence[Path], tmp_path: Path, options: list[str]
+    tables: Files, tmp_path: Path, options: str
 ) -> None:
-    found = told("diff", *tables, *options)
-    given = options if {"--budget", "-b"} & set(options) else [*options, "--budget", "0.1"]
-    a, b = (modules_of(planned(table, tmp_path, *given)) for table in tables)
-    check(found, a, b)
+    found = told("diff", *tables, *options.split())
+    given = options.split() or ["--budget", "0.1"]
+    check(found, *(planned(table, tmp_path, *given) for table in tables))
     assert found["a"]["holds"] == found["b"]["holds"] == "scores"
 
 
-@pytest.mark.parametrize(
-    ("name", "plan_first"), [("two", True), ("rank 8", False), ("ranks", False), ("tail", True)]
-)
+@pytest.mark.parametrize("plan_first", [True, False])
+@pytest.mark.parametrize("name", ["two", "rank 8", "ranks", "tail"])
 def test_scores_beside_a_plan_are_planned_like_it(
-    plans: dict[str, Path], tables: Sequence[Path], tmp_path: Path, name: str, *, plan_first: bool
+    plans: Plans, tables: Files, tmp_path: Path, name: str, *, plan_first: bool
 ) -> None:
     plan = plans[name]
     document = json.loads(plan.read_text())
@@ -205,75 +188,67 @@ def test_scores_beside_a_plan_are_planned_like_it(
             "--rank", document["lora"]["rank"]]  # fmt: skip
     if document["lora"]["ranks"]:
         like += ["--ranks", ",".join(map(str, document["lora"]["ranks"]))]
-    table = modules_of(planned(tables[0], tmp_path, *like))
-    if plan_first:
-        check(told("diff", plan, tables[0]), modules_of(plan), table)
-    else:
-        check(told("diff", tables[0], plan), table, modules_of(plan))
+    sides = [(plan, modules_of(plan)), (tables[0], planned(tables[0], tmp_path, *like))]
+    (a, in_a), (b, in_b) = sides if plan_first else reversed(sides)
+    check(told("diff", a, b), in_a, in_b)
     # The scores that a plan was made from give that plan again.
     assert told("diff", plan, tables[1])["same"] is True
 
 
 @pytest.mark.parametrize("wish", [["--budget", "0.5"], ["--rank", "8"]], ids=" ".join)
 def test_options_go_before_the_plan_beside_the_scores(
-    plans: dict[str, Path], tables: Sequence[Path], tmp_path: Path, wish: list[str]
+    plans: Plans, tables: Files, tmp_path: Path, wish: list[str]
 ) -> None:
     like = {"--budget": "0.25", "--score": "hls", "--rank": str(RUN_RANK)} | {wish[0]: wish[1]}
-    options = [word for pair in like.items() for word in pair]
-    table = modules_of(planned(tables[1], tmp_path, *options))
-    found = told("diff", plans["one"], tables[1], *wish)
-    check(found, modules_of(plans["one"]), table)
+    table = planned(tables[1], tmp_path, *(word for pair in like.items() for word in pair))
+    check(told("diff", plans["one"], tables[1], *wish), modules_of(plans["one"]), table)
 
 
-def test_scores_are_planned_with_the_memory_of_the_plan(
-    runs: Sequence[ScoreReport], tables: Sequence[Path], tmp_path: Path
-) -> None:
+def test_scores_are_planned_with_the_memory_of_the_plan(tables: Files, tmp_path: Path) -> None:
     path = tmp_path / "memory.json"
-    memory = ["--optimizer", "lion8bit", "--base", "4", "--train-batch", "3"]
-    given = hlscore("plan", tables[0], "-o", path, "--budget", "60MB", "--alpha", "32", *memory)
+    options = ("--budget", "60MB", "--alpha", "32", "--optimizer", "lion8bit", "--base", "4",
+               "--train-batch", "3")  # fmt: skip
+    given = hlscore("plan", tables[0], "-o", path, *options)
     assert given.code == 0, given.err
     assert told("diff", path, tables[0])["same"] is True
-    other = modules_of(planned(tables[1], tmp_path, "--budget", "60MB", "--alpha", "32", *memory))
-    check(told("diff", path, tables[1]), modules_of(path), other)
+    check(told("diff", path, tables[1]), modules_of(path), planned(tables[1], tmp_path, *options))
 
 
-def test_resamples_tell_the_noise(runs: Sequence[ScoreReport], tables: Sequence[Path]) -> None:
+def test_resamples_tell_the_noise(runs: Runs, tables: Files) -> None:
     found = told("diff", *tables, "--score", "tail")
-    for side, run in (("a", runs[0]), ("b", runs[1])):
-        rows = [row.tail_replicates for row in run.candidates]
-        wanted = slow_resampled_tau(rows)
+    for side, run in zip("ab", runs, strict=True):
+        wanted = slow_resampled_tau([row.tail_replicates for row in run.candidates])
         assert found[side]["resampled_tau"] == pytest.approx(wanted, abs=1e-6)
     assert told("diff", *tables, "--rank", "8")["a"]["resampled_tau"] is None
     assert told("diff", *tables, "--score", "random")["b"]["resampled_tau"] is None
 
 
-def test_facts_are_those_of_the_files(plans: dict[str, Path]) -> None:
-    documents = {side: json.loads(plans[name].read_text())
-                 for side, name in (("a", "one"), ("b", "ranks"))}  # fmt: skip
+def test_facts_are_those_of_the_files(plans: Plans) -> None:
     facts = {fact["name"]: fact for fact in told("diff", plans["one"], plans["ranks"])["facts"]}
-    for side, plan in documents.items():
+    for side, name in (("a", "one"), ("b", "ranks")):
+        plan = json.loads(plans[name].read_text())
         assert facts["budget"][side] == plan["budget"]["asked"]
         assert facts["trained parameters"][side] == plan["totals"]["trained_params"]
         assert facts["with LoRA"][side] == plan["totals"]["lora_modules"]
         assert facts["training memory"][side] == plan["memory"]["total_bytes"]
         assert facts["seed"][side] == plan["provenance"]["seed"]
         assert facts["torch"][side] == plan["provenance"]["versions"]["torch"]
-    assert facts["LoRA ranks"]["a"] is None
-    assert facts["LoRA ranks"]["b"] == "2, 4, 8"
+    assert (facts["LoRA ranks"]["a"], facts["LoRA ranks"]["b"]) == (None, "2, 4, 8")
     assert all(fact["same"] == (fact["a"] == fact["b"]) for fact in facts.values())
 
 
-def test_nothing_differs(plans: dict[str, Path], tables: Sequence[Path]) -> None:
+def test_nothing_differs(plans: Plans, tables: Files) -> None:
     for path in (plans["ranks"], tables[0]):
         found = told("diff", path, path)
         assert (found["same"], found["moves"], found["full"]["jaccard"]) == (True, [], 1)
         assert found["agreement"]["tau"] == 1
-        assert hlscore("diff", path, path, "--exit-code").code == 0
-        assert printed("diff", path, path).endswith("\nno difference\n")
+        outcome = hlscore("diff", path, path, "--exit-code")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert outcome.out.endswith("\nno difference\n")
 
 
 def test_exit_code_tells_whether_a_module_moves(
-    runs: Sequence[ScoreReport], plans: dict[str, Path], tables: Sequence[Path], tmp_path: Path
+    runs: Runs, plans: Plans, tables: Files, tmp_path: Path
 ) -> None:
     pair = (plans["one"], tables[1])
     found, quiet = hlscore("diff", *pair, "--exit-code"), hlscore("diff", *pair)
@@ -289,86 +264,77 @@ def test_exit_code_tells_whether_a_module_moves(
     assert told("diff", plans["one"], path)["same"] is False
 
 
-def test_scores_without_an_order(tables: Sequence[Path], tmp_path: Path) -> None:
-    equal = save(noisy(COUNT, 4, **ONE), tmp_path / "equal")
-    found = told("diff", equal, tables[0])
+def test_scores_without_an_order(tables: Files, tmp_path: Path) -> None:
+    pair = (save(noisy(COUNT, 4, **ONE), tmp_path / "equal"), tables[0])
+    found = told("diff", *pair)
     agreement = found["agreement"]
     assert (agreement["tau"], agreement["low"], agreement["n"]) == (None, None, COUNT)
-    check(found, *(modules_of(planned(item, tmp_path, "-b", "0.1")) for item in (equal, tables[0])))
-    text = printed("diff", equal, tables[0])
+    check(found, *(planned(item, tmp_path, "-b", "0.1") for item in pair))
+    text = printed("diff", *pair)
     assert "Kendall's tau of hls unknown: fewer than two scores, or all the same" in text
 
 
 def test_of_two_files_the_one_that_cannot_be_planned_is_named(
-    plans: dict[str, Path], tables: Sequence[Path], tmp_path: Path
+    plans: Plans, tables: Files, tmp_path: Path
 ) -> None:
     nothing = save(noisy(COUNT, 4, **NO_SCORES), tmp_path / "nothing")
-    for other in (tables[0], plans["one"]):
-        refused(hlscore("diff", other, nothing), 2, f"'{nothing}': ", "no value of 'hls'")
     single = save(noisy(1, 1), tmp_path / "single")
-    found = hlscore("diff", tables[0], single)
-    refused(found, 2, f"'{single}': ", "less than one module", "at least 1.0")
-    found = hlscore("diff", *tables, "--rank", "7")
-    refused(found, 2, f"'{tables[0]}': ", "no score for rank 7")
     report = noisy(3, 1)
-    skipped = replace(report, rows=tuple(r for r in report.rows if not r.is_candidate))
-    path = save(skipped, tmp_path / "skipped")
-    refused(hlscore("diff", path, tables[0]), 3, f"'{path}': ", "no candidate modules")
+    rows = tuple(row for row in report.rows if not row.is_candidate)
+    skipped = save(replace(report, rows=rows), tmp_path / "skipped")
+    for a, b, named, code, *parts in (
+        (tables[0], nothing, nothing, 2, "no value of 'hls'"),
+        (plans["one"], nothing, nothing, 2, "no value of 'hls'"),
+        (tables[0], single, single, 2, "less than one module", "at least 1.0"),
+        (skipped, tables[0], skipped, 3, "no candidate modules"),
+    ):
+        refused(hlscore("diff", a, b), code, f"'{named}': ", *parts)
 
 
-def test_one_module_and_none(
-    plans: dict[str, Path], tables: Sequence[Path], tmp_path: Path
-) -> None:
+def test_one_module_and_none(plans: Plans, tables: Files, tmp_path: Path) -> None:
     single = save(noisy(1, 1), tmp_path / "single")
     found = told("diff", single, tables[0], "--budget", "1")
     assert found["modules"] == {"common": 1, "only_a": 0, "only_b": COUNT - 1, "other_shape": 0}
-    document = json.loads(plans["one"].read_text()) | {"modules": []}
     empty = tmp_path / "empty.json"
-    empty.write_text(json.dumps(document))
+    empty.write_text(json.dumps(json.loads(plans["one"].read_text()) | {"modules": []}))
     for a, b in ((empty, plans["one"]), (plans["one"], empty), (empty, empty)):
         check(told("diff", a, b), modules_of(a), modules_of(b))
         assert printed("diff", a, b)
 
 
-def table_under(heading: str, text: str) -> list[list[str]]:
-    """The words of a table's lines, from below its headings to the next empty line."""
-    lines = text.splitlines()
-    start = next(at for at, line in enumerate(lines) if line.split()[:1] == [heading])
-    end = lines.index("", start)
-    return [line.split() for line in lines[start + 1 : end]]
-
-
-def test_printed_figures_are_those_of_json(
-    tables: Sequence[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_printed_figures_are_those_of_json(tables: Files, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
     arguments = ("diff", *tables, "--budget", "0.4")
     found, text = told(*arguments), printed(*arguments, "--top", "100")
-    moves = table_under("#", text)
-    assert [words[3] for words in moves] == [move["module"] for move in found["moves"]]
-    for words, move in zip(moves, found["moves"], strict=True):
+
+    def table_under(heading: str) -> list[list[str]]:
+        """The words of a table's lines, from below its headings to the next empty line."""
+        lines = text.splitlines()
+        start = next(at for at, line in enumerate(lines) if line.split()[:1] == [heading])
+        return [line.split() for line in lines[start + 1 : lines.index("", start)]]
+
+    for words, move in zip(table_under("#"), found["moves"], strict=True):
         a, b = move["a"], move["b"]
-        assert words[:3] == [str(a["position"]), ">", str(b["position"])]
+        assert words[:4] == [str(a["position"]), ">", str(b["position"]), move["module"]]
         assert words[4:6] == [f"{a['score']:.3g}", f"{b['score']:.3g}"]
         trained = [f"LoRA {s['rank']}" if s["mode"] == "lora" else s["mode"] for s in (a, b)]
         assert " ".join(words[6:]) == " ".join(trained)
     for heading, key in (("kind", "by_kind"), ("layer", "by_layer")):
-        wanted = [
+        assert table_under(heading) == [
             [str(row[name]) for name in ("name", "modules", "full_a", "full_b", "full_both")]
-            for row in found[key] if row["full_a"] or row["full_b"]
-        ]  # fmt: skip
-        assert table_under(heading, text) == wanted
+            for row in found[key]
+            if row["full_a"] or row["full_b"]
+        ]
     agreement, full = found["agreement"], found["full"]
-    assert (
-        f"Kendall's tau of hls {agreement['tau']:z.2f}, 95 % interval {agreement['low']:z.2f} to "
-        f"{agreement['high']:z.2f}, over {COUNT} modules"
-    ) in text
-    assert (
-        f"{full['shared']} in full on both sides ({full['expected_by_chance']:.2g} by chance), "
-        f"of 8 in A and 8 in B; Jaccard {full['jaccard']:.2f}"
-    ) in text
     taus = [found[side]["resampled_tau"] for side in ("a", "b")]
-    assert f"same probes: {taus[0]:.2f} in A, {taus[1]:.2f} in B; new probes agree less" in text
+    for part in (
+        f"Kendall's tau of hls {agreement['tau']:z.2f}, 95 % interval {agreement['low']:z.2f} to "
+        f"{agreement['high']:z.2f}, over {COUNT} modules",
+        f"{full['shared']} in full on both sides ({full['expected_by_chance']:.2g} by chance), "
+        f"of 8 in A and 8 in B; Jaccard {full['jaccard']:.2f}",
+        f"same probes: {taus[0]:.2f} in A, {taus[1]:.2f} in B; new probes agree less",
+    ):
+        assert part in text
 
 
 @pytest.mark.parametrize(("spread", "less"), [(0.0001, True), (5.0, False)])
@@ -392,9 +358,7 @@ def test_noise_is_held_against_the_difference(tmp_path: Path, spread: float, *, 
     assert ("noise alone can explain the other order" in text) is not less
 
 
-def test_different_models_are_told(
-    runs: Sequence[ScoreReport], plans: dict[str, Path], tmp_path: Path
-) -> None:
+def test_different_models_are_told(runs: Runs, plans: Plans, tmp_path: Path) -> None:
     other = renamed(noisy(14, 3), {1: "other.name", 3: "another.name"}, model="org/second")
     rows = list(other.rows)
     for place in (0, 5):
@@ -403,14 +367,14 @@ def test_different_models_are_told(
     found = told("diff", plans["one"], second)
     assert found["same_structure"] is False
     assert found["modules"] == {"common": 12, "only_a": 9, "only_b": 2, "other_shape": 2}
-    assert hlscore("diff", plans["one"], second).notes == [
+    outcome = hlscore("diff", plans["one"], second)
+    assert outcome.notes == [
         "note: these are different models, org/model and org/second: 12 modules of the same name "
         "are compared, 2 of them of other shapes"
     ]
-    text = printed("diff", plans["one"], second)
-    assert ", 9 only in A, 2 only in B;" in text
-    assert re.search(r"^ *\d+ > - .* absent$", text, re.MULTILINE)
-    assert re.search(r"^ *- > \d+ .* absent +(full|LoRA 4)$", text, re.MULTILINE)
+    assert ", 9 only in A, 2 only in B;" in outcome.out
+    assert re.search(r"^ *\d+ > - .* absent$", outcome.out, re.MULTILINE)
+    assert re.search(r"^ *- > \d+ .* absent +(full|LoRA 4)$", outcome.out, re.MULTILINE)
     namesake = save_plan(renamed(runs[0], {0: "x.y"}), tmp_path / "namesake.json")
     (note,) = hlscore("diff", plans["one"], namesake).notes
     assert "different models, both called org/model: 20 modules of the same name" in note
@@ -419,19 +383,19 @@ def test_different_models_are_told(
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        (["--score", "nope"], ["There is no score 'nope'", "hls, tail"]),
-        (["--rank", "7"], ["no score for rank 7", "2, 4, 8, 16"]),
-        (["--rank", "0"], ["--rank is 0", "1 to 8192"]),
-        (["--budget", "x"], ["The budget 'x' is not"]),
-        (["--budget", "0.01"], ["less than one module"]),
-        (["--budget", "1MiB"], ["too small for org/model"]),
+        ("--score nope", ["There is no score 'nope'", "hls, tail"]),
+        ("--rank 7", ["scores.parquet': ", "no score for rank 7", "2, 4, 8, 16"]),
+        ("--rank 0", ["--rank is 0", "1 to 8192"]),
+        ("--budget x", ["The budget 'x' is not"]),
+        ("--budget 0.01", ["less than one module"]),
+        ("--budget 1MiB", ["too small for org/model"]),
     ],
-    ids=lambda item: "=".join(item) if item[0].startswith("--") else "",
 )
-def test_wrong_usage(tables: Sequence[Path], options: list[str], parts: list[str]) -> None:
-    refused(hlscore("diff", *tables, *options), 2, *parts)
+def test_wrong_usage(tables: Files, options: str, parts: list[str]) -> None:
+    refused(hlscore("diff", *tables, *options.split()), 2, *parts)
 
 
-def test_plans_are_not_planned_again(plans: dict[str, Path]) -> None:
-    for options in (["--budget", "0.2"], ["--score", "tail"], ["--rank", "4"]):
-        refused(hlscore("diff", plans["one"], plans["two"], *options), 2, "nothing is left to plan")
+@pytest.mark.parametrize("option", ["--budget 0.2", "--score tail", "--rank 4"])
+def test_plans_are_not_planned_again(plans: Plans, option: str) -> None:
+    found = hlscore("diff", plans["one"], plans["two"], *option.split())
+    refused(found, 2, "nothing is left to plan")

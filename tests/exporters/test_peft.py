@@ -33,7 +33,7 @@ from hlscore.exporters.limits import (
     nearest,
 )
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
-from hlscore.reasons import LeftOut
+from hlscore.records import LeftOut
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
 LAYER = "model.layers.0"

@@ -14,6 +14,7 @@ import torch
 from families import FAMILIES, token_batch
 from plans import plan_for
 from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.files import write_files
@@ -21,7 +22,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.cli.export_command import export
 from hlscore.errors import ModelError, UsageError
-from hlscore.exporters.adapter_config import lora_config
+from hlscore.exporters.adapter_config import lora_config, ties_weights
 from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.exporter import Export
 from hlscore.exporters.formats import seed_adapter
@@ -48,24 +49,12 @@ def saved(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float
     return folder
 
 
-@pytest.mark.parametrize(
-    ("name", "embeddings"),
-    [*((name, False) for name in FAMILIES), ("llama", True), ("olmo2", True)],
-)
-def test_seed_is_what_peft_would_save_and_equals_the_base(
-    name: str, embeddings: bool, tmp_path: Path
-) -> None:
+def equals_base_and_peft(plan: Plan, name: str, base: Path, folder: Path) -> None:
+    """The seed computes what the base does, and its tensors are those that PEFT would save."""
     family = FAMILIES[name]
-    base = saved(family.build(), tmp_path / "base")
-    locks = ["*=rank:2", "*.1.*=rank:3", "*.0.*=full"]
-    made = plan_for(family.build(), locks, str(base), embeddings=embeddings, head=embeddings)
-    plan, _ = nearest(made, PEFT_LIMITS)
-    assert embeddings == any(item.form == "embedding" for item in plan.lora_modules)
-    assert plan.full
-    assert plan.lora_modules
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        seed = write_seed(plan, tmp_path / "seed")
+        seed = write_seed(plan, folder / "seed")
     model = family.auto_class.from_pretrained(base, dtype=torch.float32).eval()
     batch = token_batch()
     with torch.no_grad():
@@ -73,13 +62,41 @@ def test_seed_is_what_peft_would_save_and_equals_the_base(
         wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
         torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
     own = peft.get_peft_model(family.build(), lora_config(plan))
-    own.save_pretrained(tmp_path / "own", save_embedding_layers=False)
-    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)
+    own.save_pretrained(
+        folder / "own", save_embedding_layers="auto" if ties_weights(plan) else False
+    )
+    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(folder / "own" / MODEL_FILE)
     trainable = [
         {key for key, value in one.named_parameters() if value.requires_grad}
         for one in (wrapped, own)
     ]
     assert trainable[0] == trainable[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "embeddings"),
+    [*((name, False) for name in FAMILIES), ("llama", True), ("olmo2", True)],
+)
+def test_seed_is_what_peft_would_save_and_equals_the_base(
+    name: str, embeddings: bool, tmp_path: Path
+) -> None:
+    base = saved(FAMILIES[name].build(), tmp_path / "base")
+    locks = ["*=rank:2", "*.1.*=rank:3", "*.0.*=full"]
+    made = plan_for(
+        FAMILIES[name].build(), locks, str(base), embeddings=embeddings, head=embeddings
+    )
+    plan, _ = nearest(made, PEFT_LIMITS)
+    assert embeddings == any(item.form == "embedding" for item in plan.lora_modules)
+    assert plan.full
+    assert plan.lora_modules
+    equals_base_and_peft(plan, name, base, tmp_path)
+
+
+def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:
+    base = saved(FAMILIES["qwen3"].build(), tmp_path / "base")
+    locks = ["*embed_tokens=full"]
+    plan = plan_for(FAMILIES["qwen3"].build(), locks, str(base), embeddings=True)
+    equals_base_and_peft(plan, "qwen3", base, tmp_path)
 
 
 def test_copies_keep_the_dtype_of_the_checkpoint(tmp_path: Path) -> None:
@@ -108,21 +125,18 @@ def test_equal_plans_give_equal_bytes_that_name_their_plan(tmp_path: Path) -> No
     assert config["base_model_name_or_path"] == str(base)
 
 
-def test_other_shapes_are_refused_by_name(tmp_path: Path) -> None:
-    base = saved(FAMILIES["mistral"].build(), tmp_path / "base")  # a block more than llama
-    plan = plan_for(FAMILIES["mistral"].build(), [], str(base))
-    other = saved(FAMILIES["llama"].build(), tmp_path / "other")
+def test_other_models_are_refused_or_warned_of(tmp_path: Path) -> None:
+    # Mistral has a block more than Llama.
+    folders = {
+        name: saved(FAMILIES[name].build(), tmp_path / name)
+        for name in ("mistral", "llama", "olmo2")
+    }
+    plan = plan_for(FAMILIES["mistral"].build(), [], str(folders["mistral"]))
     with pytest.raises(ModelError, match=r"model\.layers\.2"):
-        write_seed(plan, tmp_path / "seed", model=str(other))
-    smaller = saved(FAMILIES["olmo2"].build(), tmp_path / "smaller")
-    plan = plan_for(FAMILIES["llama"].build(), [], str(base))
+        write_seed(plan, tmp_path / "seed", model=str(folders["llama"]))
+    plan = plan_for(FAMILIES["llama"].build(seed=1), [], str(folders["llama"]))
     with pytest.raises(ModelError, match=r"is \[24, 48\], the plan says \[32, 48\]"):
-        write_seed(plan, tmp_path / "seed2", model=str(smaller))
-
-
-def test_other_weights_are_warned_of(tmp_path: Path) -> None:
-    base = saved(FAMILIES["llama"].build(seed=1), tmp_path / "base")
-    plan = plan_for(FAMILIES["llama"].build(seed=0), [], str(base))
+        write_seed(plan, tmp_path / "seed", model=str(folders["olmo2"]))
     with pytest.warns(UserWarning, match="not those that the plan was made from"):
         write_seed(plan, tmp_path / "seed")
     with warnings.catch_warnings():
@@ -132,8 +146,6 @@ def test_other_weights_are_warned_of(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_samples_of_a_file_are_those_of_the_tensor(dtype: torch.dtype, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     tensors = {
         "a": (torch.randn(7, 13, dtype=torch.float64) * 1e3).to(dtype),
         "b": torch.tensor([float("inf"), -0.0, 1e-30, 5.0], dtype=torch.float64).to(dtype),
@@ -145,14 +157,12 @@ def test_samples_of_a_file_are_those_of_the_tensor(dtype: torch.dtype, tmp_path:
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
+    (tmp_path / "model.safetensors").write_bytes(b"\x10" + b"\0" * 7 + b"{}")
     with pytest.raises(ModelError, match="corrupt or cut short"):
         stored_tensors(tmp_path)
 
 
 def test_the_files_of_a_model_are_those_that_transformers_reads(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     def save(name: str, **numbers: float) -> None:
         save_file({key: torch.tensor([value]) for key, value in numbers.items()}, tmp_path / name)
 
@@ -190,8 +200,6 @@ def test_the_files_of_a_model_are_those_that_transformers_reads(tmp_path: Path) 
     ],
 )
 def test_a_wrong_index_is_refused(index: str, message: str, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, tmp_path / "one.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ModelError, match=message):
@@ -246,19 +254,3 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no model directory"):
         export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-def test_a_tied_embedding_in_full_is_found_by_all_its_names(tmp_path: Path) -> None:
-    family = FAMILIES["qwen3"]
-    base = saved(family.build(), tmp_path / "base")
-    plan = plan_for(family.build(), ["*embed_tokens=full"], str(base), embeddings=True)
-    seed = write_seed(plan, tmp_path / "seed")
-    model = family.auto_class.from_pretrained(base, dtype=torch.float32).eval()
-    batch = token_batch()
-    with torch.no_grad():
-        expected = model(**batch).logits
-        wrapped = peft.PeftModel.from_pretrained(model, seed, is_trainable=True).eval()
-        torch.testing.assert_close(wrapped(**batch).logits, expected, rtol=0, atol=1e-6)
-    own = peft.get_peft_model(family.build(), lora_config(plan))
-    own.save_pretrained(tmp_path / "own")
-    assert tensor_sizes(seed / MODEL_FILE) == tensor_sizes(tmp_path / "own" / MODEL_FILE)

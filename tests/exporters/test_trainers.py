@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import ast
+import copy
 import json
 import sys
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import peft
 import pytest
 import yaml
-from plans import family_plan, renamed
+from families import FAMILIES
+from plans import family_plan, plan_for, renamed
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import formats
@@ -176,6 +180,61 @@ def test_prime_rl(hybrid: Plan) -> None:
     }
     only_lora = fields_of(family_plan("llama"), "prime-rl")["model"]["lora"]
     assert only_lora["modules_to_save"] == []
+
+
+def test_unsloth_is_a_script_with_the_plan(ranked: Plan) -> None:
+    tree = ast.parse(text_of(ranked, "unsloth"))
+    assert {
+        node.targets[0].id: ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    } == {
+        "MODEL": "org/model", "REVISION": None, "DATASET": "FILL_IN",
+        "LORA_MODULES": lora_names(ranked), "LORA_PARAMETERS": [], "FULL_MODULES": FULL,
+        "RANKS": {r"^model\.layers\.0\.self_attn\.q_proj": 2},
+        "ALPHAS": {r"^model\.layers\.0\.self_attn\.q_proj": 4},
+    }  # fmt: skip
+    calls = {
+        ast.unparse(node.func): {word.arg: ast.unparse(word.value) for word in node.keywords}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+    }
+    wrapping = {"r": "4", "lora_alpha": "8", "target_parameters": "LORA_PARAMETERS",
+                "rank_pattern": "RANKS"}  # fmt: skip
+    assert wrapping.items() <= calls["FastModel.get_peft_model"].items()
+    rates = {"learning_rate": "0.0004", "embedding_learning_rate": "3e-05"}
+    assert rates.items() <= calls["UnslothTrainingArguments"].items()
+
+
+@pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3_moe"])
+def test_the_script_for_unsloth_stops_unless_trained_as_planned(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locks = MODES if family == "llama" else ("*.0.mlp.experts*=full", "*q_proj=rank:2")
+    model = FAMILIES[family].build()
+    left_out: set[str] = set()
+
+    class FastModel:
+        """What Unsloth does with these arguments, without Unsloth."""
+
+        @staticmethod
+        def from_pretrained(*_: Any, **__: Any) -> tuple[Any, None]:
+            return copy.deepcopy(model), None
+
+        @staticmethod
+        def get_peft_model(base: Any, **fields: Any) -> Any:
+            kept = {key: value for key, value in fields.items() if key not in left_out}
+            return peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", **kept))
+
+    names = ("UnslothTrainer", "UnslothTrainingArguments")
+    stand_in = SimpleNamespace(FastModel=FastModel, **dict.fromkeys(names))
+    monkeypatch.setitem(sys.modules, "unsloth", stand_in)
+    script: dict[str, Any] = {"__name__": "script"}
+    exec(compile(text_of(plan_for(model, locks), "unsloth"), "x", "exec"), script)  # noqa: S102
+    script["build"]()
+    left_out.add("modules_to_save")
+    with pytest.raises(SystemExit, match="Not trained as planned"):
+        script["build"]()
 
 
 def test_trainers_get_the_mask_of_the_probes(hybrid: Plan) -> None:

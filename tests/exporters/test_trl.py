@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,9 @@ import peft
 import pytest
 import torch
 import trl
+from console import write_rows
 from plans import plan_for
-from safetensors.torch import load_file
+from training_runs import PAIRS, QUICK, ROWS, changed, planned, python, two_blocks, weights
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from hlscore.artifacts.files import write_files
@@ -25,61 +24,37 @@ from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.limits import check_limits, nearest
-from hlscore.inputs.model import load_model
 from hlscore.planning.parts import suggested_rates
-from hlscore.settings import ModelSettings
 
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen")
-PROBES = Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl"
-QUICK = (
-    "--max_steps", "2", "--use_cpu", "--report_to", "none", "--logging_steps", "1",
-    "--save_strategy", "no", "--per_device_train_batch_size", "2", "--disable_tqdm", "true",
-)  # fmt: skip
 FLOAT32 = ("--bf16", "false", "--dtype", "float32")
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the first two blocks of the tiny model, and its tokenizer."""
-    found = load_model(ModelSettings(model="builtin:tiny"))
-    found.model.model.layers = found.model.model.layers[:2]
-    found.model.config.num_hidden_layers = 2
     out = tmp_path_factory.mktemp("base")
-    found.model.save_pretrained(out)
-    found.tokenizer.save_pretrained(out)
+    two_blocks().model.save_pretrained(out)
+    two_blocks().tokenizer.save_pretrained(out)
     return out
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    rows = [json.loads(line) for line in PROBES.read_text().splitlines()[:8]]
-    pairs = [{"prompt": row["prompt"], "chosen": row["completion"], "rejected": "No."}
-             for row in rows]  # fmt: skip
-    prompts = [{key: row[key] for key in ("prompt", "completion")} for row in rows]
     folder = tmp_path_factory.mktemp("data")
-    found = {}
-    for method, lines in (("sft", rows), ("dpo", pairs), ("grpo", prompts)):
-        found[method] = folder / method / "train.jsonl"
-        found[method].parent.mkdir()
-        found[method].write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return found
+    rows = {"sft": ROWS, "dpo": PAIRS, "grpo": ROWS}
+    return {
+        method: write_rows(folder / method / "train.jsonl", lines) for method, lines in rows.items()
+    }
 
 
 def plan_of(base: Path, *locks: str, **changes: Any) -> Plan:
-    model = AutoModelForCausalLM.from_pretrained(base)
-    return plan_for(model, locks or LOCKS, str(base), **changes)
+    return plan_for(two_blocks().model, locks or LOCKS, str(base), **changes)
 
 
 def export(plan: Plan, out: Path, **settings: Any) -> Path:
     write_files(out, find_exporter("trl").files(Export(plan=plan, **settings)))
     return out
-
-
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    settings = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", **environment}
-    return subprocess.run(
-        [sys.executable, *command], env=settings, capture_output=True, text=True, check=False
-    )
 
 
 def parsed(path: Path) -> tuple[Any, ...]:
@@ -97,16 +72,12 @@ def trainables(model: PreTrainedModel, config: peft.LoraConfig) -> dict[str, tor
     return {name: item.shape for name, item in wrapped.named_parameters() if item.requires_grad}
 
 
-def changed_weights(base: Path, adapter: Path) -> set[str]:
-    """Weights of the base model that a saved adapter changes."""
-    before = load_file(base / "model.safetensors")
+def trains_the_plan(plan: Plan, base: Path, out: Path) -> None:
+    """Hold the weights that a saved adapter changes against the plan."""
     model = AutoModelForCausalLM.from_pretrained(base)
-    merged = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
-    return {name for name, value in before.items() if not torch.equal(value, merged[name])}
-
-
-def planned(plan: Plan, *modes: str) -> set[str]:
-    return {item.parameter for item in plan.modules if item.mode in modes}
+    before = weights(model)
+    merged = peft.PeftModel.from_pretrained(model, out).merge_and_unload()
+    assert changed(before, weights(merged)) == planned(plan, merged)
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "grpo"])
@@ -114,30 +85,29 @@ def test_the_script_trains_the_plan(
     method: str, base: Path, data: dict[str, Path], tmp_path: Path
 ) -> None:
     plan = plan_of(base, *LOCKS, "*q_proj=rank:2")
-    folder = export(plan, tmp_path / "trl", full_lr=1e-3, lora_lr=1e-2)
+    folder, out = export(plan, tmp_path / "trl", full_lr=1e-3, lora_lr=1e-2), tmp_path / "out"
     (tmp_path / "rewards.py").write_text(
         "def characters(completions, **_):\n"
         "    return [sum(map(ord, text)) % 7 for text in completions]\n"
     )
     more = {
-        "sft": ["--merged_dir", str(tmp_path / "merged"), *FLOAT32],
+        "sft": ["--merged_dir", tmp_path / "merged", *FLOAT32],
         "dpo": [],
         "grpo": ["--reward_funcs", "rewards:characters", "--num_generations", "2",
                  "--max_completion_length", "6"],
     }[method]  # fmt: skip
-    done = run([
-        str(folder / "train.py"), method, "--config", str(folder / f"{method}.yaml"),
-        "--dataset_name", str(data[method]), "--output_dir", str(tmp_path / "out"), *QUICK, *more,
-    ], PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert "'learning_rate_full': '0.001', 'learning_rate_lora': '0.01'" in done.stdout
-    assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")
+    printed = python(
+        folder / "train.py", method, "--config", folder / f"{method}.yaml",
+        "--dataset_name", data[method], "--output_dir", out, *QUICK,
+        "--per_device_train_batch_size", "2", *more,
+        PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+    )  # fmt: skip
+    assert "'learning_rate_full': '0.001', 'learning_rate_lora': '0.01'" in printed
+    trains_the_plan(plan, base, out)
     if method == "sft":
-        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").state_dict()
-        before = load_file(base / "model.safetensors")
-        assert {
-            name for name, value in before.items() if not torch.equal(plain[name], value)
-        } == planned(plan, "full", "lora")
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+        before = weights(AutoModelForCausalLM.from_pretrained(base))
+        assert changed(before, weights(plain)) == planned(plan, plain)
 
 
 def test_the_trl_command_trains_the_same_modules(
@@ -145,13 +115,12 @@ def test_the_trl_command_trains_the_same_modules(
 ) -> None:
     plan = plan_of(base)
     folder = export(plan, tmp_path / "trl", full_lr=1e-3)
-    done = run([
-        "-m", "trl.scripts.sft", "--config", str(folder / "sft.yaml"),
-        "--dataset_name", str(data["sft"].parent), "--output_dir", str(tmp_path / "out"),
-        *QUICK, *FLOAT32,
-    ])  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert changed_weights(base, tmp_path / "out") == planned(plan, "full", "lora")
+    python(
+        "-m", "trl.scripts.sft", "--config", folder / "sft.yaml",
+        "--dataset_name", data["sft"].parent, "--output_dir", tmp_path / "out", *QUICK,
+        "--per_device_train_batch_size", "2", *FLOAT32,
+    )  # fmt: skip
+    trains_the_plan(plan, base, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -189,13 +158,9 @@ def test_the_trl_command_reads_the_plan(
     ],
 )
 def test_the_trl_command_stops_at_what_it_cannot_train(
-    base: Path,
-    locks: tuple[str, ...],
-    changes: dict[str, Any],
-    reason: str,
-    tmp_path: Path,
+    base: Path, locks: tuple[str, ...], changes: dict[str, Any], reason: str, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-) -> None:
+) -> None:  # fmt: skip
     plan = plan_of(base, *locks, **changes)
     path = export(plan, tmp_path) / "sft.yaml"
     assert "Not for the trl command" in path.read_text()
@@ -203,9 +168,7 @@ def test_the_trl_command_stops_at_what_it_cannot_train(
     with pytest.raises(SystemExit):
         parsed(path)
     message = capsys.readouterr().err
-    assert "lora_r" in message
-    assert reason in message
-    assert "python train.py sft" in message
+    assert all(part in message for part in ("lora_r", reason, "python train.py sft"))
 
 
 def test_no_adapter_goes_on_the_head() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,39 +12,33 @@ import trl
 import yaml
 from console import hlscore, write_rows
 from datasets import Dataset
-from families import FAMILIES
-from plans import plan_for
+from plans import family_plan
+from training_runs import QUICK, python
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.exporters.exporter import Export, exporter_names, find_exporter
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.rollouts.verifiers import verify_all
-from hlscore.training.data import as_probed
-from hlscore.training.rewards import judgeable, numeric, reward_functions
+from hlscore.training.rewards import as_probed, judgeable, numeric, reward_functions
 
 
 def probed(settings: dict[str, Any], **data: Any) -> Plan:
     """A plan that says it was made from such probes."""
-    plan = plan_for(FAMILIES["llama"].build(), ("*down_proj=full",))
-    provenance = plan.provenance
+    plan = family_plan("llama", "*down_proj=full")
     objective = settings.get("objective", "grpo")
     asked = {"objective": {"objective": objective, **settings}, "data": data}
-    return plan.model_copy(
-        update={
-            "provenance": provenance.model_copy(
-                update={
-                    "settings": asked,
-                    "probes": provenance.probes.model_copy(update={"objective": objective}),
-                }
-            )
-        }
-    )
+    probes = plan.provenance.probes.model_copy(update={"objective": objective})
+    changes = {"settings": asked, "probes": probes}
+    return plan.model_copy(update={"provenance": plan.provenance.model_copy(update=changes)})
+
+
+def text_of(plan: Plan, method: str, **settings: Any) -> str:
+    return str(find_exporter("trl").files(Export(plan=plan, **settings))[f"{method}.yaml"])
 
 
 def fields_of(plan: Plan, method: str, **settings: Any) -> dict[str, Any]:
-    files = find_exporter("trl").files(Export(plan=plan, **settings))
-    fields: dict[str, Any] = yaml.safe_load(str(files[f"{method}.yaml"]))
+    fields: dict[str, Any] = yaml.safe_load(text_of(plan, method, **settings))
     return fields
 
 
@@ -70,18 +61,11 @@ def test_two_steps_have_the_reward_of_the_probe(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     done = hlscore("export", tmp_path / "run/plan.json", "--to", "trl", "-o", tmp_path / "trl")
     assert done.code == 0, done.err
-    train = subprocess.run(
-        [
-            sys.executable, str(tmp_path / "trl/train.py"), "grpo",
-            "--config", str(tmp_path / "trl/grpo.yaml"), "--dataset_name",
-            str(tmp_path / "rows.jsonl"), "--max_steps", "2", "--use_cpu", "--report_to", "none",
-            "--logging_steps", "1", "--log_completions", "true", "--save_strategy", "no",
-            "--gradient_accumulation_steps", "16", "--output_dir", str(tmp_path / "out"),
-        ],
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, check=False,
+    printed = python(
+        tmp_path / "trl/train.py", "grpo", "--config", tmp_path / "trl/grpo.yaml",
+        "--dataset_name", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "out",
+        "--log_completions", "true", "--gradient_accumulation_steps", "16", *QUICK,
     )  # fmt: skip
-    assert train.returncode == 0, train.stderr[-3000:]
     tables = [pd.read_parquet(path) for path in sorted((tmp_path / "out").glob("comp*/*.parquet"))]
     assert len(tables) == 2
     answers = {row["question"]: row["right"] for row in rows}
@@ -91,7 +75,7 @@ def test_two_steps_have_the_reward_of_the_probe(tmp_path: Path) -> None:
         expected = verify_all("numeric", prompts, texts, columns)
         assert list(table["numeric"]) == expected
         assert sum(filter(None, expected)) > 0
-    norms = [float(found) for found in re.findall(r"'grad_norm': '([\d.e+-]+)'", train.stdout)]
+    norms = [float(found) for found in re.findall(r"'grad_norm': '([\d.e+-]+)'", printed)]
     assert len(norms) == 2
     assert max(norms) > 0
 
@@ -118,29 +102,26 @@ def test_the_configuration_has_the_loss_and_the_sampling_of_the_probe(tmp_path: 
     (args,) = parser.parse_args_and_config(
         ["--config", str(tmp_path / "only.yaml"), "--use_cpu", "--bf16", "false"]
     )
-    assert (args.num_generations, args.max_completion_length) == (6, 77)
-    assert (args.temperature, args.top_p, args.top_k) == (0.7, 0.9, 40)
-    assert (args.loss_type, args.importance_sampling_level) == ("grpo", "sequence")
-    assert (args.scale_rewards, args.epsilon, args.epsilon_high) == ("batch", 0.1, 0.3)
-    assert args.mask_truncated_completions
-    assert args.reward_weights == [1.0, 0.5, 2.0, 1.0]
-    assert args.generation_batch_size == 6
+    expected = {
+        "num_generations": 6, "max_completion_length": 77, "temperature": 0.7, "top_p": 0.9,
+        "top_k": 40, "loss_type": "grpo", "importance_sampling_level": "sequence",
+        "scale_rewards": "batch", "epsilon": 0.1, "epsilon_high": 0.3,
+        "mask_truncated_completions": True, "reward_weights": [1.0, 0.5, 2.0, 1.0],
+        "generation_batch_size": 6,
+    }  # fmt: skip
+    assert {name: getattr(args, name) for name in expected} == expected
+    dpo = fields_of(probed({"objective": "dpo", "loss_type": "ipo", "beta": 0.3}), "dpo")
+    assert (dpo["loss_type"], dpo["beta"]) == (["ipo"], 0.3)
+    assert "no stop texts" in notes_of(probed({"rewards": ["exact"], "stop": ["\n\n"]}))
 
 
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"rewards": ["lambda"]},
-        {"rollouts": "rollouts.jsonl"},
-        {"objective": "sft"},
-        {"epsilon": -1},
-    ],
+    [{"rewards": ["lambda"]}, {"rollouts": "r.jsonl"}, {"objective": "sft"}, {"epsilon": -1}],
 )
-def test_without_a_reward_to_import_the_script_refuses(
-    settings: dict[str, Any],
-) -> None:
+def test_without_a_reward_to_import_the_script_refuses(settings: dict[str, Any]) -> None:
     plan = probed(settings)
-    text = str(find_exporter("trl").files(Export(plan=plan))["grpo.yaml"])
+    text = text_of(plan, "grpo")
     assert "reward_funcs" not in yaml.safe_load(text)
     assert "--dataset_name DATA --reward_funcs REWARD" in text
     if settings.keys() & {"rewards", "rollouts"}:
@@ -156,26 +137,15 @@ def test_a_function_of_python_never_passes_for_a_verifier() -> None:
     assert list(_named((numeric, "exact"))) == ["numeric#2", "exact"]
 
 
-def test_stop_texts_are_said_to_be_lost() -> None:
-    plan = probed({"rewards": ["exact"], "stop": ["\n\n"]})
-    assert "no stop texts" in notes_of(plan)
-
-
-def test_dpo_has_the_loss_of_the_probe() -> None:
-    fields = fields_of(probed({"objective": "dpo", "loss_type": "ipo", "beta": 0.3}), "dpo")
-    assert (fields["loss_type"], fields["beta"]) == (["ipo"], 0.3)
-
-
 @pytest.mark.parametrize("objective", ["sft", "dpo", "grpo"])
 def test_rates_follow_the_loss_that_is_trained(objective: str) -> None:
     plan = probed({"objective": objective})
     # A plan of the fixture has SFT's own rates; those of other losses are TRL's defaults.
     usual = {"sft": 2e-5, "dpo": trl.DPOConfig(use_cpu=True, bf16=False).learning_rate,
              "grpo": trl.GRPOConfig(use_cpu=True, bf16=False).learning_rate}  # fmt: skip
-    files = find_exporter("trl").files(Export(plan=plan))
     for method, rate in usual.items():
         if method != objective:
-            text = str(files[f"{method}.yaml"])
+            text = text_of(plan, method)
             assert yaml.safe_load(text)["learning_rate"] == rate
             assert f"TRL's {method.upper()}Trainer" in " ".join(text.replace("\n# ", " ").split())
         given = fields_of(plan, method, full_lr=3e-6, lora_lr=3e-4)

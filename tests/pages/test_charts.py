@@ -1,46 +1,21 @@
-"""Charts are valid Vega-Lite, and images hold what the charts hold."""
+"""Charts are valid Vega-Lite that holds what the report holds, as page and as image."""
 
 from __future__ import annotations
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import Any
 
 import altair as alt
 import pytest
 import vl_convert
-from report_content import HOSTILE, content, hostile_report, planned
+from report_content import HOSTILE, content, hostile_report, joined
 
-from hlscore.pages.charts import charts_of, poster
-from hlscore.pages.content import Content, join
-from hlscore.pages.page import chart_data
+from hlscore.pages.charts import charts_of, heat_chart, poster
+from hlscore.pages.page import chart_data, html_text
 from hlscore.pages.palette import COLOURS
-from hlscore.pages.vega import VEGA_LITE_VERSION, paint, whole
-
-CASES: dict[str, dict[str, Any]] = {
-    "many": {"count": 450, "budget": "0.1"},
-    "no resamples": {"count": 21, "resamples": 0},
-    "one": {"count": 1, "budget": "1"},
-}
-
-
-@pytest.fixture(params=CASES, scope="module")
-def case(request: pytest.FixtureRequest) -> Content:
-    return content(**CASES[request.param])
-
-
-def test_poster_and_page_draw_the_same_valid_vega_lite(case: Content) -> None:
-    spec, charts = poster(case), charts_of(case)
-    assert len(charts) >= 4
-    alt.VConcatChart.from_dict(spec, validate=True)
-    assert vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION)["marks"]
-    views = [view for row in spec["vconcat"] for view in row.get("hconcat", [row])]
-    shown = {view["data"]["name"]: view for view in views}
-    assert shown.keys() == charts.keys()
-    for name, chart in charts.items():
-        assert chart.spec.items() <= shown[name].items()
-        assert chart.spec.items() <= chart_data(chart)["spec"].items()
-        assert spec["datasets"][name] == chart.rows()
+from hlscore.pages.vega import VEGA_LITE_VERSION, Chart, paint, signed, whole
 
 
 def literals(value: Any) -> set[str]:
@@ -52,35 +27,51 @@ def literals(value: Any) -> set[str]:
     return {value} if isinstance(value, str) and re.fullmatch(r"#[0-9a-fA-F]+", value) else set()
 
 
-def test_every_colour_has_one_for_dark_pages(case: Content) -> None:
-    used = literals([whole(chart.view(400)) for chart in charts_of(case).values()])
+@pytest.mark.parametrize(
+    "options",
+    [{"count": 450, "budget": "0.1"}, {"count": 21, "resamples": 0}, {"count": 1, "budget": "1"}],
+    ids=["many", "no resamples", "one"],
+)
+def test_poster_and_page_draw_the_same_valid_vega_lite(options: dict[str, Any]) -> None:
+    case = content(**options)
+    spec, charts = poster(case), charts_of(case)
+    assert len(charts) >= 4
+    alt.VConcatChart.from_dict(spec, validate=True)
+    assert vl_convert.vegalite_to_vega(spec, vl_version=VEGA_LITE_VERSION)["marks"]
+    views = [view for row in spec["vconcat"] for view in row.get("hconcat", [row])]
+    shown = {view["data"]["name"]: view for view in views}
+    assert shown.keys() == charts.keys()
+    for name, chart in charts.items():
+        assert chart.spec.items() <= shown[name].items()
+        assert chart.spec.items() <= chart_data(chart)["spec"].items()
+        assert spec["datasets"][name] == chart.rows()
+    # Every colour has one for dark pages.
+    used = literals([whole(chart.view(400)) for chart in charts.values()])
     assert len(used) > 8
     assert used <= {light for light, _ in COLOURS.values()}
 
 
-def luminance(colour: str) -> float:
-    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
-    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4
-              for part in parts]  # fmt: skip
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(first: str, second: str) -> float:
-    low, high = sorted((luminance(first), luminance(second)))
-    return (high + 0.05) / (low + 0.05)
-
-
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_colours_can_be_told_apart(theme: int) -> None:
-    named = {name: pair[theme] for name, pair in COLOURS.items()}
-    assert len(set(named.values())) == len(named)
+    def luminance(colour: str) -> float:
+        parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        linear = [
+            part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+        ]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(first: str, second: str) -> float:
+        low, high = sorted(luminance(COLOURS[name][theme]) for name in (first, second))
+        return (high + 0.05) / (low + 0.05)
+
+    assert len({pair[theme] for pair in COLOURS.values()}) == len(COLOURS)
     for text in ("ink", "muted", "full", "mark"):  # WCAG AA for text
-        assert contrast(named[text], named["paper"]) >= 4.5, text
+        assert contrast(text, "paper") >= 4.5, text
     for surface in ("ramp-0", "band"):
-        assert contrast(named["ink"], named[surface]) >= 4.5
-        assert contrast(named["muted"], named[surface]) >= 4.5
-    assert contrast(named["rest"], named["paper"]) >= 3  # and for marks
-    ramp = [luminance(named[f"ramp-{step}"]) for step in range(6)]
+        assert contrast("ink", surface) >= 4.5
+        assert contrast("muted", surface) >= 4.5
+    assert contrast("rest", "paper") >= 3  # and for marks
+    ramp = [luminance(COLOURS[f"ramp-{step}"][theme]) for step in range(6)]
     assert ramp == sorted(ramp, reverse=theme == 0)
 
 
@@ -91,8 +82,8 @@ def test_ranked_bars_carry_the_scores_in_order() -> None:
     assert bars.columns["score"] == [line.score for line in found.lines[:40]]
     assert bars.columns["low"] == [line.low for line in found.lines[:40]]
     assert bars.columns["train"].count("full") == 12
-    texts = str(bars.spec)
-    assert f"'datum': {bars.columns['label'][11]!r}" in texts  # the line under the last one in full
+    # The line is under the last one in full.
+    assert f"'datum': {bars.columns['label'][11]!r}" in str(bars.spec)
     scattered = charts_of(content(60, budget="0.2", locks=("*.5.*=full",)))["bars"]
     assert "bandPosition" not in str(scattered.spec)
 
@@ -106,12 +97,57 @@ def test_the_chart_of_stability_holds_the_shares_of_the_plan() -> None:
     assert len(charts_of(content(900))["stability"].columns["id"]) == 300
 
 
+def heat_of(count: int, first: int = 0, **changes: Any) -> Chart | None:
+    """The heat map of a report whose rows from a place on are changed; `N` is their place."""
+    found = content(count)
+    lines = tuple(
+        replace(line, row=replace(line.row, **{
+            name: value.replace("N", str(at)) if isinstance(value, str) else value
+            for name, value in changes.items()
+        })) if at >= first else line
+        for at, line in enumerate(found.lines)
+    )  # fmt: skip
+    found = replace(found, lines=lines)
+    chart = heat_chart(found)
+    assert (chart is None) == ("there is no map" in html_text(found, "0"))
+    return chart
+
+
+def test_every_module_is_in_the_heat_map_or_named_beside_it() -> None:
+    found = content(35)
+    chart = charts_of(found)["heat"]
+    names = ("layer", "kind", "full", "modules")
+    columns = zip(*(chart.columns[name] for name in names), strict=True)
+    cells = {(layer, kind): (full, modules) for layer, kind, full, modules in columns}
+    assert sum(modules for _, modules in cells.values()) == 35
+    for line in found.lines:
+        assert cells[line.row.layer, signed(line.row.kind)][0] == int(line.full)
+    some = heat_of(35, first=30, layer=None)
+    assert some is not None
+    assert "5 modules outside the layers" in some.caption
+    assert heat_of(35, layer=None) is None
+
+
+def test_many_layers_share_columns_and_many_kinds_a_row() -> None:
+    many = heat_of(7 * 140)
+    assert many is not None
+    assert len(set(many.columns["layer"])) <= 128
+    assert sum(many.columns["modules"]) == 980
+    assert max(many.columns["modules"]) == 2
+    assert "A column stands for 2 layers" in many.caption
+    experts = heat_of(100, block="mlp.experts.N", kind="up_proj", layer=0)
+    assert experts is not None
+    assert experts.columns["kind"] == [signed("up_proj")]
+    mixed = heat_of(100, kind="kindN", layer=0)
+    assert mixed is not None
+    assert len(mixed.columns["kind"]) == 60
+    assert max(mixed.columns["modules"]) == 41
+
+
 def test_svg_keeps_hostile_names_as_text() -> None:
-    found = hostile_report()
-    text = paint(poster(join(found, planned(found), planned_here=False)), ".svg").decode()
+    text = paint(poster(joined(hostile_report())), ".svg").decode()
     root = ET.fromstring(text)  # noqa: S314 - made a line above
     tags = {item.tag.rpartition("}")[2] for item in root.iter()}
     assert tags <= {"svg", "g", "path", "text", "defs", "clipPath", "rect", "line", "tspan"}
-    words = " ".join(item.text or "" for item in root.iter())
-    assert HOSTILE[1] in words
+    assert HOSTILE[1] in " ".join(item.text or "" for item in root.iter())
     assert not re.search(r"(?:href|src)=", re.sub(r"&[a-z]+;.*?(?=<)", "", text))

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 from console import UNFINISHED, hlscore
-from report_content import planned, read_page, saved
+from report_content import Page, planned
 from reports import report
 
+from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.report import write_report
+from hlscore.records import ScoreReport
 
 WITHOUT = """
 import sys
@@ -23,35 +26,41 @@ from hlscore.cli.main import _run
 sys.exit(_run())
 """
 
-FORMATS = ("html", "png", "svg", "md")
+Files = tuple[Path, Path]
+
+
+def saved(folder: Path, found: ScoreReport, plan: Plan) -> Files:
+    scores, path = folder / "scores.parquet", folder / "plan.json"
+    write_report(found, scores)
+    write_plan(plan, path)
+    return scores, path
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> tuple[Path, Path]:
-    return saved(tmp_path, report(20))
+def files(tmp_path: Path) -> Files:
+    return saved(tmp_path, report(20), planned(report(20)))
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize(
+    ("suffix", "start"),
+    [("html", b"<!doctype html>"), ("png", b"\x89PNG"), ("svg", b"<svg"), ("md", b"# ")],
+)
 def test_every_format_is_written_and_the_same_twice(
-    files: tuple[Path, Path], tmp_path: Path, suffix: str
+    files: Files, tmp_path: Path, suffix: str, start: bytes
 ) -> None:
     target = tmp_path / f"report.{suffix}"
     found = hlscore("report", *files, "-o", target)
     assert found.code == 0, found.err
-    assert f"report  {target}" in found.out
-    assert "2 of 20 modules in full" in found.out
-    assert "next" in found.out
+    for part in (f"report  {target}", "2 of 20 modules in full", "next"):
+        assert part in found.out
     first = target.read_bytes()
-    assert first.startswith({"html": b"<!doctype html>", "png": b"\x89PNG", "svg": b"<svg",
-                             "md": b"# "}[suffix])  # fmt: skip
+    assert first.startswith(start)
     assert hlscore("report", *files, "-o", target, "--force").code == 0
     assert target.read_bytes() == first
     assert not list(tmp_path.glob(UNFINISHED))
 
 
-def test_without_a_plan_one_is_made_and_the_page_says_so(
-    files: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_without_a_plan_one_is_made_and_the_page_says_so(files: Files, tmp_path: Path) -> None:
     target = tmp_path / "a.md"
     found = hlscore("report", files[0], "--budget", "0.3", "-o", target, "--json")
     assert json.loads(found.out)["full_modules"] == 6
@@ -63,58 +72,52 @@ def test_without_a_plan_one_is_made_and_the_page_says_so(
 
 def test_a_plan_orders_the_page_by_its_own_score(tmp_path: Path) -> None:
     found = report(20)
-    turned = replace(found, rows=tuple(
-        replace(row, taylor=float(place)) for place, row in enumerate(found.rows)
-    ))  # fmt: skip
+    rows = tuple(replace(row, taylor=float(place)) for place, row in enumerate(found.rows))
+    turned = replace(found, rows=rows)
     scores, plan = saved(tmp_path, turned, planned(turned, score="taylor", rank=8))
     assert hlscore("report", scores, plan).code == 0
-    rows = read_page((tmp_path / "report.html").read_text()).tables["modules"]
-    assert rows[0][2] == "taylor"
-    assert [cells[1] for cells in rows[1:21]] == [row.module for row in reversed(found.candidates)]
-    assert rows[1][2] == "19"
+    shown = Page((tmp_path / "report.html").read_text()).tables["modules"]
+    assert shown[0][2] == "taylor"
+    assert [cells[1] for cells in shown[1:21]] == [row.module for row in reversed(found.candidates)]
+    assert shown[1][2] == "19"
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("SCORES", "-o", "a.pdf"), ".html, .png, .svg or .md"),
-        (("SCORES", "-o", "a"), ".html, .png, .svg or .md"),
-        (("SCORES", "PLAN", "--budget", "0.2"), "Remove one of them"),
-        (("SCORES", "--budget", "x"), "x"),
-        (("SCORES", "--budget", "0.001"), "less than one module"),
-        (("SCORES", "-o", "folder.html"), "directory"),
+        ("SCORES -o a.pdf", ".html, .png, .svg or .md"),
+        ("SCORES -o a", ".html, .png, .svg or .md"),
+        ("SCORES PLAN --budget 0.2", "Remove one of them"),
+        ("SCORES --budget x", "x"),
+        ("SCORES --budget 0.001", "less than one module"),
+        ("SCORES -o folder.html", "directory"),
+        ("SCORES PLAN -o scores.html --force", "is an input of the report"),
     ],
 )
 def test_wrong_usage_is_one_line(
-    files: tuple[Path, Path], tmp_path: Path, arguments: tuple[str, ...], said: str
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: str, said: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.html").mkdir()
-    given = [
-        {"SCORES": str(files[0]), "PLAN": str(files[1])}.get(
-            item, str(tmp_path / item) if item.endswith(("html", "pdf", "a")) else item
-        )
-        for item in arguments
-    ]
-    found = hlscore("report", *given)
+    files[0].rename("scores.html")
+    names = {"SCORES": "scores.html", "PLAN": "plan.json"}
+    found = hlscore("report", *(names.get(word, word) for word in arguments.split()))
     assert found.code == 2
     assert said in found.message
+    assert (tmp_path / "scores.html").read_bytes().startswith(b"PAR1")
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(("report", "."))]
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_damaged_and_missing_files_give_one_line(
-    files: tuple[Path, Path], tmp_path: Path, which: int
-) -> None:
-    given: list[Path] = list(files)
+def test_damaged_and_missing_files_give_one_line(files: Files, tmp_path: Path, which: int) -> None:
+    given = list(files)
     given[which] = tmp_path / "missing"
     assert hlscore("report", *given).code == 3
     given[which].write_text("nonsense")
-    found = hlscore("report", *given)
-    assert found.code == 3
-    assert found.message
-    swapped = hlscore("report", files[1], files[0])
-    assert swapped.code == 3
-    assert swapped.message
+    for arguments in (given, files[::-1]):
+        found = hlscore("report", *arguments)
+        assert found.code == 3
+        assert found.message
 
 
 def test_a_report_without_candidates_is_refused(tmp_path: Path) -> None:
@@ -125,58 +128,41 @@ def test_a_report_without_candidates_is_refused(tmp_path: Path) -> None:
     assert "no candidate modules" in found.message
 
 
-def test_the_output_is_not_the_input(files: tuple[Path, Path], tmp_path: Path) -> None:
-    odd = tmp_path / "scores.html"
-    files[0].rename(odd)
-    found = hlscore("report", odd, "-o", odd, "--force")
-    assert found.code == 2
-    assert "is an input of the report" in found.message
-    assert odd.read_bytes().startswith(b"PAR1")
+def test_markdown_needs_no_extra_and_the_page_says_how_to_install_it(
+    files: Files, tmp_path: Path
+) -> None:
+    def without_the_extra(name: str) -> subprocess.CompletedProcess[str]:
+        words = ("report", *map(str, files), "-o", str(tmp_path / name))
+        command = [sys.executable, "-c", WITHOUT, *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
 
-
-def without_the_extra(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Runs the command line where the libraries of the extra cannot be found."""
-    command = [sys.executable, "-c", WITHOUT, "report", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_one_line_says_how_to_install_the_extra(files: tuple[Path, Path], tmp_path: Path) -> None:
-    found = without_the_extra(*files, "-o", tmp_path / "a.html")
-    assert found.returncode == 3
-    said = found.stderr.splitlines()
-    assert len(said) == 2
-    assert said[0].startswith("error: ")
-    assert "pip install 'hlscore[report]'" in said[1]
-    assert found.stdout == ""
+    found = without_the_extra("a.html")
+    assert (found.returncode, found.stdout) == (3, "")
+    error, hint = found.stderr.splitlines()
+    assert error.startswith("error: ")
+    assert "pip install 'hlscore[report]'" in hint
     assert not (tmp_path / "a.html").exists()
 
-
-def test_markdown_needs_no_extra(files: tuple[Path, Path], tmp_path: Path) -> None:
-    found = without_the_extra(*files, "-o", tmp_path / "a.md")
+    found = without_the_extra("a.md")
     assert found.returncode == 0, found.stderr
     assert hlscore("report", *files, "-o", tmp_path / "b.md").code == 0
     assert (tmp_path / "a.md").read_text() == (tmp_path / "b.md").read_text()
 
 
-@pytest.mark.parametrize(("suffix", "moment"), [("md", "render"), ("svg", "write")])
+@pytest.mark.parametrize(
+    ("suffix", "moment"), [("md", "hlscore.pages.page.render"), ("svg", "pathlib.Path.write_bytes")]
+)
 def test_ctrl_c_leaves_nothing(
-    files: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    suffix: str,
-    moment: str,
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, moment: str
 ) -> None:
     def interrupted(first: object, *_: object) -> bytes:
-        if moment == "write":
-            assert isinstance(first, Path)
+        if isinstance(first, Path):
             first.write_text("half")
         raise KeyboardInterrupt
 
-    place = {"render": "hlscore.pages.page.render", "write": "pathlib.Path.write_bytes"}
-    monkeypatch.setattr(place[moment], interrupted)
+    monkeypatch.setattr(moment, interrupted)
     target = tmp_path / f"a.{suffix}"
-    found = hlscore("report", *files, "-o", target)
-    assert found.code == 130
+    assert hlscore("report", *files, "-o", target).code == 130
     assert not target.exists()
     assert not list(tmp_path.glob(UNFINISHED))
     target.write_text("old")

@@ -1,7 +1,4 @@
-"""Makes what the trainers get: a tiny model, data, plans, and the plans as exported.
-
-Runs in the environment of the project, before the trainers run in theirs.
-"""
+"""Makes what the trainers get: tiny models, data, plans, and the plans as exported."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from plans import plan_for
 
 import hlscore
 from hlscore.artifacts.files import write_files
-from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.limits import check_limits
@@ -44,38 +40,45 @@ MODELS = {
     ),
 }
 
-# Per plan its model and modes, and who gets it in which format.
+# Per plan its model and modes, who gets it in which format, and what the table calls it.
 PLANS = {
-    "hybrid": ("llama", LOCKS, ("axolotl", "llama-factory", "ms-swift")),
+    "hybrid": (
+        "llama", LOCKS, ("axolotl", "llama-factory", "ms-swift"), "2 full, 61 LoRA, 14 frozen"
+    ),
     "ranks": (
-        "llama",
-        (*LOCKS, "*q_proj=rank:2", "*.5.mlp.*=rank:8"),
-        ("axolotl", "seed-adapter"),
+        "llama", (*LOCKS, "*q_proj=rank:2", "*.5.mlp.*=rank:8"), ("axolotl", "seed-adapter"),
+        "2 full, 63 LoRA of ranks 2, 4, 8, 12 frozen",
     ),
     "full": (
-        "llama",
-        ("*=frozen", LOCKS[0], LOCKS[1]),
-        ("axolotl", "ms-swift", "seed-adapter"),
+        "llama", ("*=frozen", LOCKS[0], LOCKS[1]), ("axolotl", "ms-swift", "seed-adapter"),
+        "2 full, 75 frozen",
     ),
-    "lora": ("llama", ("*.1.*=frozen",), ("axolotl", "llama-factory", "ms-swift")),
-    # Routers and fused experts, which PEFT finds by parameter; the experts of one layer in full.
-    "experts": ("mixtral", ("*.0.mlp.experts*=full",), ("axolotl", "ms-swift", "seed-adapter")),
-}
+    "lora": (
+        "llama", ("*.1.*=frozen",), ("axolotl", "llama-factory", "ms-swift"), "70 LoRA, 7 frozen"
+    ),
+    # Routers and fused experts, which PEFT finds by parameter.
+    "experts": (
+        "mixtral", ("*.0.mlp.experts*=full",), ("axolotl", "ms-swift", "seed-adapter"),
+        "Mixtral: experts of one layer full, the rest LoRA",
+    ),
+}  # fmt: skip
 
 
-def main(folder: Path) -> None:
-    """Write everything into a fresh folder."""
-    shutil.rmtree(folder, ignore_errors=True)
+def make(folder: Path) -> None:
+    """Write everything into a new folder."""
     folder.mkdir(parents=True)
     models = {name: _model(name, folder / f"model-{name}") for name in MODELS}
     _data(folder)
-    for name, (model, locks, formats) in PLANS.items():
+    for name, (model, locks, formats, _) in PLANS.items():
         plan = plan_for(models[model], locks, str(folder / f"model-{model}"), rank=4)
         where = folder / name
         where.mkdir()
         (where / "plan.json").write_text(plan_text(plan))
         for fmt in formats:
-            _export(plan, fmt, where)
+            exporter = find_exporter(fmt)
+            check_limits(plan, exporter.limits)
+            files = exporter.files(Export(plan=plan, full_lr=FULL_LR, lora_lr=LORA_LR))
+            write_files(where / fmt if exporter.folder else where, files)
 
 
 def _model(name: str, folder: Path) -> PreTrainedModel:
@@ -102,14 +105,3 @@ def _data(folder: Path) -> None:
             "assistant_tag": "assistant", "system_tag": "system"}  # fmt: skip
     entry = {"file_name": "data.jsonl", "formatting": "sharegpt", "columns": columns, "tags": tags}
     (folder / "dataset_info.json").write_text(json.dumps({"tiny": entry}))
-
-
-def _export(plan: Plan, fmt: str, folder: Path) -> None:
-    exporter = find_exporter(fmt)
-    check_limits(plan, exporter.limits)
-    target = folder / fmt if exporter.folder else folder
-    write_files(target, exporter.files(Export(plan=plan, full_lr=FULL_LR, lora_lr=LORA_LR)))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]).resolve())

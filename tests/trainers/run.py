@@ -20,7 +20,8 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+
+from material import PLANS, make
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -34,14 +35,6 @@ QUIET = {
     "OMP_NUM_THREADS": "1", "AXOLOTL_DO_NOT_TRACK": "1", "DO_NOT_TRACK": "1",
     "WANDB_MODE": "disabled", "CUDA_VISIBLE_DEVICES": "",
 }  # fmt: skip
-
-PLANS = {
-    "hybrid": "2 full, 61 LoRA, 14 frozen",
-    "ranks": "2 full, 63 LoRA of ranks 2, 4, 8, 12 frozen",
-    "full": "2 full, 75 frozen",
-    "lora": "70 LoRA, 7 frozen",
-    "experts": "Mixtral: experts of one layer full, the rest LoRA",
-}
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hlscore-trainers-") as name:
         folder = Path(name)
         material = folder / "material"
-        subprocess.run([sys.executable, str(HERE / "material.py"), str(material)], check=True)
+        make(material)
         for case in CASES:
             if case.trainer in asked:
                 rows.append(_run(case, material, folder))
@@ -121,23 +114,22 @@ def _environment(trainer: str) -> Path:
 def _run(case: Case, material: Path, folder: Path) -> str:
     result = folder / f"{case.trainer}-{case.plan}-{'seed' if case.seed else 'config'}.json"
     seed = str(material / case.plan / SEED) if case.seed else ""
-    script = HERE / f"{case.trainer}_run.py"
-    arguments = [str(material), case.plan, case.config, seed, str(result)]
+    arguments = [case.trainer, str(material), case.plan, case.config, seed, str(result)]
     done = subprocess.run(
-        [str(_environment(case.trainer)), str(script), *arguments],
-        env={**os.environ, **QUIET},
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
+        [str(_environment(case.trainer)), str(HERE / "train.py"), *arguments],
+        env={**os.environ, **QUIET}, cwd=folder, capture_output=True, text=True, timeout=SECONDS,
         check=False,
-    )
+    )  # fmt: skip
+    planned = f"{PLANS[case.plan][-1]} | {case.start}"
     if done.returncode or not result.is_file():
         print(done.stdout[-2000:], done.stderr[-4000:], sep="\n", file=sys.stderr)
-        return f"| {case.trainer} | | {PLANS[case.plan]} | {case.start} | | no: it failed |"
+        return f"| {case.trainer} | | {planned} | | no: it failed |"
     found = json.loads(result.read_text())
-    found["faults"] += _audit(material / case.plan / "plan.json", result.with_suffix(""))
-    return _row(case, found)
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    faults = found["faults"] + _audit(material / case.plan / "plan.json", result.with_suffix(""))
+    verdict = "yes" if not faults else f"no: {'; '.join(faults[:3])}"
+    changed = f"{found['changed']} of {found['planned']}"
+    return f"| {found['trainer']} | {versions} | {planned} | {changed} | {verdict} |"
 
 
 def _audit(plan: Path, adapter: Path) -> list[str]:
@@ -157,17 +149,6 @@ def _audit(plan: Path, adapter: Path) -> list[str]:
         for kind in ("frozen_moved", "trained_unmoved", "other_rank")
         if against[kind]
     ]
-
-
-def _row(case: Case, found: dict[str, Any]) -> str:
-    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    faults = found["faults"]
-    verdict = "yes" if not faults else f"no: {'; '.join(faults[:3])}"
-    changed = f"{found['changed']} of {found['planned']}"
-    return (
-        f"| {found['trainer']} | {versions} | {PLANS[case.plan]} | {case.start} | {changed} "
-        f"| {verdict} |"
-    )
 
 
 def _report(rows: list[str]) -> str:

@@ -3,62 +3,44 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import families
+import peft
 import pytest
 import torch
+import trl
 from datasets import Dataset
 from plans import plan_for
-from torch import nn
+from training_runs import PAIRS, ROWS, changed, logits, planned, two_blocks, weights
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.errors import UsageError
-from hlscore.inputs.model import LoadedModel, load_model
-from hlscore.settings import ModelSettings
 from hlscore.training.apply import apply
 from hlscore.training.groups import param_groups
 from hlscore.training.merge import merge
 from hlscore.training.mixin import HybridTrainerMixin
 
-peft = pytest.importorskip("peft")
-trl = pytest.importorskip("trl")
-
 LOCKS = ("*down_proj=full", "*.0.*o_proj=frozen", "*.1.*q_proj=rank:2")
-ROWS = [
-    json.loads(line)
-    for line in (Path(__file__).parents[2] / "hlscore/inputs/builtin/probes.jsonl")
-    .read_text()
-    .splitlines()[:8]
-]
 STEPS = 3
-
-
-@functools.cache
-def loaded() -> LoadedModel:
-    found = load_model(ModelSettings(model="builtin:tiny"))
-    found.model.model.layers = found.model.model.layers[:2]
-    found.model.config.num_hidden_layers = 2
-    return found
 
 
 def tiny(dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     """The trained tiny model with its first two blocks only."""
-    source = loaded().model
+    source = two_blocks().model
     model = type(source)(type(source.config).from_dict(source.config.to_dict()))
     model.load_state_dict(source.state_dict())
     return model.to(dtype)
 
 
 @functools.cache
-def tiny_plan(*locks: str) -> Plan:
-    return plan_for(tiny(), locks or LOCKS)
+def tiny_plan() -> Plan:
+    return plan_for(tiny(), LOCKS)
 
 
 def _characters(completions: Sequence[str], **_: Any) -> list[float]:
@@ -66,92 +48,67 @@ def _characters(completions: Sequence[str], **_: Any) -> list[float]:
 
 
 def _tokens() -> Dataset:
-    ids = [loaded().tokenizer(row["prompt"] + row["completion"])["input_ids"] for row in ROWS]
+    tokenizer = two_blocks().tokenizer
+    ids = [tokenizer(row["prompt"] + row["completion"])["input_ids"] for row in ROWS]
     return Dataset.from_list([{"input_ids": row[:24], "labels": row[:24]} for row in ids])
 
 
-def _pairs() -> Dataset:
-    return Dataset.from_list(
-        [
-            {"prompt": row["prompt"], "chosen": row["completion"], "rejected": "I do not know."}
-            for row in ROWS
-        ]
-    )
+def _columns(*names: str) -> Dataset:
+    return Dataset.from_list([{name: row[name] for name in names} for row in ROWS])
+
+
+# Class, class of the arguments, their own options, and data of each kind of trainer.
+KINDS: dict[str, tuple[Any, Any, dict[str, Any], Callable[[], Dataset]]] = {
+    "trainer": (Trainer, TrainingArguments, {}, _tokens),
+    "sft": (trl.SFTTrainer, trl.SFTConfig, {"max_length": 48},
+            lambda: _columns("prompt", "completion")),
+    "dpo": (trl.DPOTrainer, trl.DPOConfig, {"max_length": 48}, lambda: Dataset.from_list(PAIRS)),
+    "grpo": (trl.GRPOTrainer, trl.GRPOConfig, {"num_generations": 2, "max_completion_length": 8},
+             lambda: _columns("prompt")),
+}  # fmt: skip
 
 
 def make_trainer(method: str, model: Any, out: Path, **changes: Any) -> Any:
     """A trainer of one of four kinds with the mixin, on the tiny data."""
-    own = {
-        name: changes.pop(name)
-        for name in ("full_lr", "lora_lr", "plan", "peft_config")
-        if name in changes
-    }
-    own = {"plan": tiny_plan(), **own}
+    kind, arguments, options, data = KINDS[method]
+    names = ("full_lr", "lora_lr", "plan", "peft_config")
+    own: dict[str, Any] = {name: changes.pop(name) for name in names if name in changes}
+    if method != "trainer":
+        own["processing_class"] = two_blocks().tokenizer
+    if method == "grpo":
+        own["reward_funcs"] = _characters
     settings: dict[str, Any] = {
-        "output_dir": str(out),
-        "max_steps": STEPS,
-        "per_device_train_batch_size": 2,
-        "logging_steps": 1,
-        "use_cpu": True,
-        "report_to": "none",
-        "save_strategy": "no",
-        "bf16": False,
-        "seed": 3,
-        "disable_tqdm": True,
-        **changes,
-    }
-    if method == "trainer":
-        kind = type("Hybrid", (HybridTrainerMixin, Trainer), {})
-        return kind(model, TrainingArguments(**settings), train_dataset=_tokens(), **own)
-    own["processing_class"] = loaded().tokenizer
-    if method == "sft":
-        kind = type("Hybrid", (HybridTrainerMixin, trl.SFTTrainer), {})
-        arguments = trl.SFTConfig(max_length=48, **settings)
-        data = Dataset.from_list(
-            [{key: row[key] for key in ("prompt", "completion")} for row in ROWS]
-        )
-    elif method == "dpo":
-        kind = type("Hybrid", (HybridTrainerMixin, trl.DPOTrainer), {})
-        arguments, data = trl.DPOConfig(max_length=48, **settings), _pairs()
-    else:
-        kind = type("Hybrid", (HybridTrainerMixin, trl.GRPOTrainer), {})
-        arguments = trl.GRPOConfig(num_generations=2, max_completion_length=8, **settings)
-        data = Dataset.from_list([{"prompt": row["prompt"]} for row in ROWS])
-        return kind(model, _characters, arguments, train_dataset=data, **own)
-    return kind(model, args=arguments, train_dataset=data, **own)
+        "output_dir": str(out), "max_steps": STEPS, "per_device_train_batch_size": 2,
+        "logging_steps": 1, "use_cpu": True, "report_to": "none", "save_strategy": "no",
+        "bf16": False, "seed": 3, "disable_tqdm": True,
+    }  # fmt: skip
+    return type("Hybrid", (HybridTrainerMixin, kind), {})(
+        model, args=arguments(**settings | options | changes), train_dataset=data(),
+        **{"plan": tiny_plan(), **own},
+    )  # fmt: skip
 
 
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-
-def changed(before: dict[str, torch.Tensor], model: nn.Module) -> set[str]:
-    after = weights(model)
-    assert after.keys() == before.keys()
-    return {name for name, value in before.items() if not torch.equal(value, after[name])}
-
-
-def planned(plan: Plan, *modes: str) -> set[str]:
-    return {item.parameter for item in plan.modules if item.mode in modes}
-
-
-def logits(model: nn.Module, vocabulary: int = 128) -> torch.Tensor:
-    ids = torch.arange(40).reshape(2, 20) * 3 % vocabulary
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=ids).logits.float()
-    return found
+def logged(trainer: Any, name: str = "loss") -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize("method", ["trainer", "sft", "dpo", "grpo"])
 def test_a_trainer_changes_what_the_plan_says(method: str, tmp_path: Path) -> None:
-    plan, model = tiny_plan(), tiny()
+    path, model = tmp_path / "plan.json", tiny()
+    write_plan(tiny_plan(), path)
     before = weights(model)
-    trainer = make_trainer(method, model, tmp_path, full_lr=1e-3, lora_lr=1e-2)
+    trainer = make_trainer(method, model, tmp_path, plan=path, full_lr=1e-3, lora_lr=1e-2)
     trainer.train()
     trained = logits(trainer.model)
+    trainer.save_model(str(tmp_path / "adapter"))
     merged = merge(trainer.model)
-    assert changed(before, merged) == planned(plan, "full", "lora")
-    torch.testing.assert_close(logits(merged), trained, atol=1e-5, rtol=0)
+    assert changed(before, weights(merged)) == planned(tiny_plan(), merged)
+    merged.save_pretrained(tmp_path / "merged")
+    assert not list((tmp_path / "merged").glob("adapter*"))
+    again = peft.PeftModel.from_pretrained(tiny(), tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    for found in (merged, again, plain):
+        torch.testing.assert_close(logits(found), trained, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("method", ["trainer", "sft"])
@@ -161,7 +118,9 @@ def test_a_rate_of_zero_holds_its_group(method: str, zero: str, moves: str, tmp_
     before = weights(model)
     trainer = make_trainer(method, model, tmp_path, **{zero: 0.0}, weight_decay=0.1)
     trainer.train()
-    assert changed(before, merge(trainer.model)) == planned(tiny_plan(), moves)
+    assert changed(before, weights(merge(trainer.model))) == {
+        item.parameter for item in tiny_plan().modules if item.mode == moves
+    }
 
 
 def test_both_rates_follow_the_scheduler(tmp_path: Path) -> None:
@@ -170,14 +129,9 @@ def test_both_rates_follow_the_scheduler(tmp_path: Path) -> None:
         optim="sgd",
     )  # fmt: skip
     trainer.train()
-    steps = [entry for entry in trainer.state.log_history if "learning_rate_full" in entry]
-    expected = [1 - done / STEPS for done in range(STEPS)]
-    assert [entry["learning_rate_full"] for entry in steps] == pytest.approx(
-        [1e-4 * share for share in expected]
-    )
-    assert [entry["learning_rate_lora"] for entry in steps] == pytest.approx(
-        [1e-3 * share for share in expected]
-    )
+    for name, rate in (("full", 1e-4), ("lora", 1e-3)):
+        falling = [rate * (1 - done / STEPS) for done in range(STEPS)]
+        assert logged(trainer, f"learning_rate_{name}") == pytest.approx(falling)
 
 
 @pytest.mark.parametrize("name", ["full_lr", "lora_lr"])
@@ -206,11 +160,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(method: str, tmp_path: Pat
     whole.train()
     resumed = make_trainer(method, tiny(), tmp_path, **saving)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-
-    def losses(trainer: Any) -> list[float]:
-        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-
-    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-6)
+    assert logged(resumed) == pytest.approx(logged(whole), abs=1e-6)
     assert [item["lr"] for item in resumed.optimizer.param_groups] == [0.0, 0.0]
     for (name, one), (_, other) in zip(
         whole.model.state_dict().items(), resumed.model.state_dict().items(), strict=True
@@ -246,22 +196,6 @@ def test_a_merge_says_what_rounding_loses_and_float32_keeps_it() -> None:
         torch.testing.assert_close(whole[name], before[name] * (1 + 2**-14), rtol=1e-7, atol=0)
     with pytest.raises(UsageError, match="dtype is 'int8'"):
         merge(trained()[0], dtype="int8")
-
-
-def test_saved_adapters_and_merged_models_agree(tmp_path: Path) -> None:
-    write_plan(tiny_plan(), tmp_path / "plan.json")
-    trainer = make_trainer(
-        "sft", tiny(), tmp_path, plan=tmp_path / "plan.json", full_lr=1e-3, lora_lr=1e-2
-    )
-    trainer.train()
-    trained = logits(trainer.model)
-    trainer.save_model(str(tmp_path / "adapter"))
-    again = peft.PeftModel.from_pretrained(tiny(), tmp_path / "adapter")
-    torch.testing.assert_close(logits(again), trained, atol=1e-5, rtol=0)
-    merge(again).save_pretrained(tmp_path / "merged")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert not list((tmp_path / "merged").glob("adapter*"))
-    torch.testing.assert_close(logits(plain), trained, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("method", ["trainer", "sft", "grpo"])
@@ -317,13 +251,13 @@ def test_merged_models_are_plain(
         for parameter in wrapped.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.02 * torch.randn_like(parameter))
-    trained = logits(wrapped, families.VOCAB_SIZE)
+    trained = logits(wrapped)
     merged = merge(wrapped)
-    torch.testing.assert_close(logits(merged, families.VOCAB_SIZE), trained, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(merged), trained, atol=1e-5, rtol=1e-5)
     merged.save_pretrained(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert type(plain) is type(families.FAMILIES[family].build())
-    torch.testing.assert_close(logits(plain, families.VOCAB_SIZE), trained, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(plain), trained, atol=1e-5, rtol=1e-5)
 
 
 def test_groups_have_rates_and_decays_of_their_own(tmp_path: Path) -> None:
@@ -385,7 +319,7 @@ def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
             "trainer", apply(tiny(), tiny_plan()), tmp_path, gradient_checkpointing=checkpointing
         )
         trainer.train()
-        found.append([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
+        found.append(logged(trainer))
         merged = merge(trainer.model)
         assert not any(getattr(item, "gradient_checkpointing", False) for item in merged.modules())
     assert found[0] == pytest.approx(found[1], abs=1e-5)

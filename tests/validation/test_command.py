@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from console import Outcome, hlscore, save_model, write_rows
 from families import FAMILIES
 
 from hlscore.artifacts.plan_file import read_plan
+from hlscore.errors import ModelError
 from hlscore.inputs.model import load_model
 from hlscore.settings import DataSettings, ModelSettings, ValidateSettings
 from hlscore.unfinished import unfinished_runs
@@ -57,11 +57,15 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def validate(desk: Path, out: Path, *more: object) -> Outcome:
-    return hlscore(
+def words(desk: Path, out: Path) -> tuple[object, ...]:
+    return (
         "validate", desk / "model", "--plan", desk / "scores" / "plan.json",
-        "--data", desk / "train.jsonl", "-o", out, *BRIEF, *more,
+        "--data", desk / "train.jsonl", "-o", out, *BRIEF,
     )  # fmt: skip
+
+
+def validate(desk: Path, out: Path, *more: object) -> Outcome:
+    return hlscore(*words(desk, out), *more)
 
 
 @pytest.fixture(scope="module")
@@ -97,18 +101,17 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir()]
 
 
-def without_times(content: Mapping[str, Any]) -> dict[str, Any]:
-    arms = {
-        name: {key: value for key, value in arm.items() if key != "seconds_per_training"}
-        for name, arm in content["arms"].items()
-    }
-    return {key: value for key, value in content.items() if key != "training_seconds"} | {
-        "arms": arms
-    }
+def without_times(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    times = ("seconds_per_training", "training_seconds")
+    return {key: without_times(item) for key, item in value.items() if key not in times}
 
 
-def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
-    _, content = tried
+def test_the_file_has_every_figure_and_the_verdict_stands_first(
+    desk: Path, tried: tuple[Outcome, dict[str, Any]]
+) -> None:
+    found, content = tried
     assert tuple(content["arms"]) == ARMS
     assert content["examples"] == {"training": 26, "tuning": 5, "test": 5}
     for name, arm in content["arms"].items():
@@ -127,28 +130,21 @@ def test_file_has_every_figure(tried: tuple[Outcome, dict[str, Any]]) -> None:
     losses = {name: arm["loss"]["value"] for name, arm in content["arms"].items()}
     ahead = content["arms"]["plan"]["better_than"]["matched"]["value"]
     assert ahead == pytest.approx(losses["matched"] - losses["plan"])
-    made_with = content["made_with"]
-    assert made_with["settings"]["steps"] == 3
-    assert set(made_with) >= {"hlscore", "data", "model"}
+    assert content["made_with"]["settings"]["steps"] == 3
+    assert set(content["made_with"]) >= {"hlscore", "data", "model"}
 
-
-def test_sizes_are_those_of_the_plans(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
-    arms = tried[1]["arms"]
+    # Sizes are those of the plans.
+    sizes = {name: arm["trained_params"] for name, arm in content["arms"].items()}
     plan = read_plan(desk / "scores" / "plan.json")
-    assert arms["plan"]["trained_params"] == plan.totals.trained_params
-    assert arms["full"]["trained_params"] == sum(item.params for item in plan.modules)
-    assert arms["lora"]["trained_params"] == sum(
+    assert sizes["plan"] == plan.totals.trained_params
+    assert sizes["full"] == sum(item.params for item in plan.modules)
+    assert sizes["lora"] == sum(
         2 * item.matrices * (item.in_features + item.out_features) for item in plan.modules
     )
-    each = arms["lora"]["trained_params"] / 2
-    assert abs(arms["matched"]["trained_params"] - plan.totals.trained_params) <= each / 2
-    assert arms["random"]["trained_params"] <= plan.totals.trained_params + each
+    each = sizes["lora"] / 2
+    assert abs(sizes["matched"] - plan.totals.trained_params) <= each / 2
+    assert sizes["random"] <= plan.totals.trained_params + each
 
-
-def test_verdict_stands_first_and_the_table_below(
-    tried: tuple[Outcome, dict[str, Any]],
-) -> None:
-    found, content = tried
     lines = found.out.splitlines()
     assert lines[: len(content["verdict"])] == content["verdict"]
     for label in ("LoRA", "LoRA of equal size", "random choice", "the plan", "full"):
@@ -223,6 +219,9 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
     rows = [{"prompt": f"{a} plus", "completion": f" {a}{a}"} for a in "abcdefgh"]
     write_rows(desk / "other.jsonl", rows)
     monkeypatch.setattr(running, "train", made_up)
+    same = validate(desk, desk / "also", "--also", desk / "train.jsonl")
+    assert same.code == 2
+    assert "forgetting is measured on other data" in same.message
     found = validate(desk, desk / "also", "--no-full", "--also", desk / "other.jsonl")
     assert found.code == 0, found.err
     assert "nats per token before the training" in found.out
@@ -245,24 +244,13 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
         assert arm["forgotten"] == pytest.approx(sum(expected) / 2 - also["untrained_loss"])
 
 
-def test_forgetting_needs_other_data(desk: Path) -> None:
-    found = validate(desk, desk / "same", "--also", desk / "train.jsonl")
-    assert found.code == 2
-    assert "forgetting is measured on other data" in found.message
-
-
 def test_killed_trial_goes_on_to_the_same_figures(
     desk: Path, tried: tuple[Outcome, dict[str, Any]]
 ) -> None:
     out = desk / "killed"
     journal = out / ".hlscore-validation.jsonl"
-    command = [
-        sys.executable, "-m", "hlscore", "validate", desk / "model",
-        "--plan", desk / "scores" / "plan.json", "--data", desk / "train.jsonl", "-o", out, *BRIEF,
-    ]  # fmt: skip
-    process = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    command = [sys.executable, "-m", "hlscore", *map(str, words(desk, out))]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     ends = time.monotonic() + 120
     while not journal.exists() or len(journal.read_text().splitlines()) < 3:
         assert process.poll() is None
@@ -301,9 +289,9 @@ def test_killed_trial_goes_on_to_the_same_figures(
     assert names(out) == ["validation.json"]
 
 
-def prepared(desk: Path) -> Any:
+def prepared(desk: Path, model: str = "model") -> Any:
     settings = ValidateSettings(
-        model=ModelSettings(model=str(desk / "model"), device="cpu"),
+        model=ModelSettings(model=str(desk / model), device="cpu"),
         data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
         steps=3, seeds=2, batch_size=4,
     )  # fmt: skip
@@ -348,7 +336,7 @@ def test_arms_see_the_same_batches_and_the_model_stays(
 def test_full_training_is_plain_adamw(desk: Path) -> None:
     """The arm `full` against a loop over the listed examples."""
     trial = prepared(desk)
-    arm = next(arm for arm in trial.arms if arm.name == "full")
+    (arm,) = (arm for arm in trial.arms if arm.name == "full")
     trial = replace(trial, also=trial.test[:2])
     found = train(trial, arm.plans[1], Training(arm="full", seed=1, full_factor=0.5), steps=4)
     assert found.also_sums == pytest.approx(found.sums[:2], rel=1e-5)
@@ -369,17 +357,14 @@ def test_full_training_is_plain_adamw(desk: Path) -> None:
         for group in optimizer.param_groups:
             group["lr"] = rate
         batch = order[4 * step : 4 * step + 4]
-        total = torch.zeros(())
-        count = 0
+        losses = []
         for item in batch:
             ids = torch.tensor([item.input_ids])
             logits = model(input_ids=ids).logits[0, :-1]
-            counted = torch.tensor(item.counted[1:])
-            losses = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
-            total = total + losses[counted].sum()
-            count += int(counted.sum())
+            each = torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
+            losses.append(each[torch.tensor(item.counted[1:])])
         optimizer.zero_grad()
-        (total / count).backward()
+        torch.cat(losses).mean().backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
     model.eval()
@@ -427,33 +412,18 @@ def test_wrong_usage_is_one_clear_error(
     assert not (desk / "wrong").exists()
 
 
-def test_plan_of_another_model_is_refused(desk: Path, tmp_path: Path) -> None:
-    save_model(tmp_path / "gpt2", model=FAMILIES["gpt2"].build())
-    found = hlscore(
-        "validate", tmp_path / "gpt2", "--plan", desk / "scores" / "plan.json",
-        "--data", desk / "train.jsonl", "-o", tmp_path / "out",
-    )  # fmt: skip
-    assert found.code == 3
-    assert "plan was made for" in found.message
-
-
-def test_other_weights_are_noted(desk: Path, tmp_path: Path) -> None:
-    model = FAMILIES["llama"].build()
-    with torch.no_grad():
-        next(model.model.layers.parameters()).add_(0.5)
-    save_model(tmp_path / "other", model=model)
-    settings = ValidateSettings(
-        model=ModelSettings(model=str(tmp_path / "other"), device="cpu"),
-        data=DataSettings(data=str(desk / "train.jsonl"), samples=0),
-    )
-    plan = read_plan(desk / "scores" / "plan.json")
-    assert any("weights of this model are not those" in note
-               for note in prepare(settings, plan).notes)  # fmt: skip
+def test_other_models_are_refused_and_other_weights_noted(desk: Path) -> None:
+    save_model(desk / "gpt2", model=FAMILIES["gpt2"].build())
+    with pytest.raises(ModelError, match="plan was made for"):
+        prepared(desk, "gpt2")
+    save_model(desk / "other", model=FAMILIES["llama"].build(seed=1))
+    notes = " ".join(prepared(desk, "other").notes)
+    assert "weights of this model are not those" in notes
     assert not prepared(desk).notes
 
 
-def test_results_are_not_overwritten(desk: Path, tried: tuple[Outcome, dict[str, Any]]) -> None:
-    assert tried
+@pytest.mark.usefixtures("tried")
+def test_results_are_not_overwritten(desk: Path) -> None:
     before = (desk / "out" / "validation.json").read_bytes()
     found = validate(desk, desk / "out")
     assert found.code == 2

@@ -4,31 +4,36 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from plans import plan_for
+from plans import family_plan
 
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
+from hlscore.probes.losses import example_sums
 from hlscore.probes.units import ProbeExample
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms
 from hlscore.validation.run import best, search, split_examples, untried
-from hlscore.validation.training import example_sums, training_order
+from hlscore.validation.training import training_order
 from hlscore.validation.verdict import verdict
 
 LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
 
 
 def arms(full: bool = True) -> dict[str, Arm]:
-    model = FAMILIES["llama"].build()
-    made = make_arms(plan_for(model, LOCKS), (0, 1, 2), full=full)
+    made = make_arms(family_plan("llama", *LOCKS), (0, 1, 2), full=full)
     return {arm.name: arm for arm in made}
+
+
+def with_ranks(plan: Plan, ranks: list[int]) -> Plan:
+    return plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": ranks})})
 
 
 def test_arms_are_what_they_say() -> None:
@@ -47,15 +52,13 @@ def test_arms_are_what_they_say() -> None:
 
 @pytest.mark.parametrize("ranks", [[], [2, 4, 8]])
 def test_no_arm_trains_what_the_loss_never_reaches(ranks: list[int]) -> None:
-    model = FAMILIES["llama"].build()
     dead = "model.layers.0.self_attn.k_proj"
-    plan = plan_for(model, (*LOCKS, f"{dead}=frozen"))
+    plan = with_ranks(family_plan("llama", *LOCKS, f"{dead}=frozen"), ranks)
     modules = [
         item.model_copy(update={"unreached": True}) if item.module == dead else item
         for item in plan.modules
     ]
-    lora = plan.lora.model_copy(update={"ranks": ranks})
-    plan = plan.model_copy(update={"modules": modules, "lora": lora})
+    plan = plan.model_copy(update={"modules": modules})
     for arm in make_arms(plan, tuple(range(6)), full=True):
         for made in arm.plans.values():
             modes = {item.module: item.mode for item in made.modules}
@@ -92,9 +95,8 @@ def test_random_draws_are_as_large_and_differ() -> None:
 
 @pytest.mark.parametrize("ranks", [[], [2, 4, 8]])
 def test_every_arm_trains_expert_stacks_of_one_module_together(ranks: list[int]) -> None:
-    model = FAMILIES["qwen3_moe"].build()
-    plan = plan_for(model, ("*.0.mlp.experts.*=full", "*.1.*.q_proj=full"))
-    plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": ranks})})
+    plan = family_plan("qwen3_moe", "*.0.mlp.experts.*=full", "*.1.*.q_proj=full")
+    plan = with_ranks(plan, ranks)
     seen = set()
     for arm in make_arms(plan, tuple(range(8)), full=True):
         for made in arm.plans.values():
@@ -109,14 +111,10 @@ def test_every_arm_trains_expert_stacks_of_one_module_together(ranks: list[int])
 
 
 def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
-    model = FAMILIES["llama"].build()
-    locks = ("*.0.*.q_proj=rank:2", "*.0.*.up_proj=rank:8", "*.1.*.gate_proj=full",
-             "*.1.*.k_proj=frozen")  # fmt: skip
-    plan = plan_for(model, locks)
-    plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"ranks": [2, 4, 8]})})
-    found = {arm.name: arm for arm in make_arms(
-        plan, tuple(range(6)), full=False
-    )}  # fmt: skip
+    plan = family_plan("llama", "*.0.*.q_proj=rank:2", "*.0.*.up_proj=rank:8",
+                       "*.1.*.gate_proj=full", "*.1.*.k_proj=frozen")  # fmt: skip
+    plan = with_ranks(plan, [2, 4, 8])
+    found = {arm.name: arm for arm in make_arms(plan, tuple(range(6)), full=False)}
 
     def choices(of: Plan) -> Counter[tuple[object, ...]]:
         return Counter(
@@ -127,13 +125,8 @@ def test_ranks_are_dealt_anew_among_modules_of_one_shape() -> None:
     assert all(choices(item) == choices(plan) for item in dealt)
     assert {item.totals.trained_params for item in dealt} == {plan.totals.trained_params}
     assert len({str([(m.module, m.mode, m.rank) for m in item.modules]) for item in dealt}) > 2
-
-
-def test_plan_without_full_modules_is_refused() -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, ("*=rank:4",))
     with pytest.raises(UsageError, match="no module in full"):
-        make_arms(plan, (0,), full=True)
+        make_arms(family_plan("llama", "*=rank:4"), (0,), full=True)
 
 
 def examples(count: int) -> list[ProbeExample]:
@@ -274,10 +267,16 @@ def result(ahead: dict[str, tuple[float, float]], share: float | None) -> ArmRes
 Ends = tuple[float, float]
 
 
-def results(matched: Ends, drawn: Ends) -> dict[str, ArmResult]:
+def results(
+    matched: Ends, drawn: Ends, share: float | None = 0.62, others: float | None = 0.3
+) -> dict[str, ArmResult]:
     """Results in which the plan recovers 62 % of the gap, and its rivals 30 %."""
-    rivals = dict.fromkeys(("lora", "matched", "random", "full"), result({}, 0.3))
-    return {**rivals, "plan": result({"matched": matched, "random": drawn}, 0.62)}
+    rivals = dict.fromkeys(("lora", "matched", "random", "full"), result({}, others))
+    return {**rivals, "plan": result({"matched": matched, "random": drawn}, share)}
+
+
+def said(found: dict[str, ArmResult], **given: Any) -> tuple[str, ...]:
+    return verdict(found, **{"untrained": 2.0, "seeds": 5, "steps": 60} | given)
 
 
 AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
@@ -293,50 +292,42 @@ AHEAD, BEHIND, OPEN = (0.1, 0.2), (-0.2, -0.1), (-0.1, 0.2)
 )
 def test_verdict(matched: Ends, drawn: Ends, says: tuple[str, str]) -> None:
     found = results(matched, drawn)
-    text = " ".join(verdict(found, untrained=2.0, seeds=5, steps=60))
+    text = " ".join(said(found))
     assert "recovers 62 % [52, 72] of the gap" in text
     assert "a random choice 30 % [20, 40]" in text
     assert all(part in text for part in says)
     assert "few" not in text
-    assert "3 seeds are few" in " ".join(verdict(found, untrained=2.0, seeds=3, steps=60))
+    assert "3 seeds are few" in " ".join(said(found, seeds=3))
 
 
 def test_verdict_without_a_gap() -> None:
-    plan = result({"matched": OPEN, "random": OPEN}, None)
-    other = result({}, None)
-    found = {"lora": other, "matched": other, "random": other, "full": other, "plan": plan}
-    first = verdict(found, untrained=2.0, seeds=5, steps=60)[0]
+    found = results(OPEN, OPEN, None, None)
+    first = said(found)[0]
     assert "nothing for a plan to recover" in first
     assert "%" not in first
     del found["full"]
-    assert "left out" in verdict(found, untrained=2.0, seeds=5, steps=60)[0]
+    assert "left out" in said(found)[0]
 
 
 def test_no_verdict_while_it_is_too_early() -> None:
     found = results(AHEAD, AHEAD)
-    assert verdict(found, untrained=2.0, seeds=5, steps=2) == (
-        "No verdict: 2 steps are too few to tell. Give more --steps.",
-    )
-    (unlearned,) = verdict(found, seeds=5, steps=60, untrained=0.5)
+    assert said(found, steps=2) == ("No verdict: 2 steps are too few to tell. Give more --steps.",)
+    (unlearned,) = said(found, untrained=0.5)
     assert unlearned.startswith(
         "No verdict: no arm does better than the untrained model (0.5000 nats"
     )
-    gap, matched, drawn = verdict(
-        found, untrained=2.0, seeds=5, steps=60, unsettled=["full", "random"]
-    )
+    gap, matched, drawn = said(found, unsettled=["full", "random"])
     assert gap.startswith("No verdict on the gap: the best learning rate of full, random is")
     assert "better than LoRA with as many" in matched
     assert drawn.startswith("Plan and a random choice: no verdict")
-    every = verdict(found, untrained=2.0, seeds=5, steps=60, unsettled=["plan"])
-    assert all("o verdict" in line for line in every)
+    assert all("o verdict" in line for line in said(found, unsettled=["plan"]))
 
 
 def test_a_plan_for_another_loss_is_said_first() -> None:
     found = results(AHEAD, AHEAD)
-    lines = verdict(found, untrained=2.0, seeds=5, steps=60, objective="grpo")
-    assert lines[0].startswith("The plan was made for grpo, and these trainings are SFT")
-    assert lines[1:] == verdict(found, untrained=2.0, seeds=5, steps=60)
-    assert verdict(found, untrained=2.0, seeds=5, steps=60, objective="none") == lines[1:]
+    first, *others = said(found, objective="grpo")
+    assert first.startswith("The plan was made for grpo, and these trainings are SFT")
+    assert said(found) == said(found, objective="none") == tuple(others)
 
 
 def test_example_sums_are_plain_losses() -> None:
