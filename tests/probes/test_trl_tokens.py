@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import trl
+from console import chat, save_model, write_rows
 from console import hlscore as run
-from console import save_model, write_rows
 from datasets import load_dataset
 from tokens import (
     CHAT_TEMPLATE_WITH_GENERATION,
@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from trl import SFTConfig, SFTTrainer
+from trl_runs import arguments
 
 import hlscore
 from hlscore.artifacts.plan_file import read_plan
@@ -48,35 +49,21 @@ Rows = list[dict[str, Any]]
 Places = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 CITIES = ("Rome", "Oslo", "Lima", "Cairo")
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "of a city",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-        },
-    }
-]
-
-
-def said(*contents: str, roles: Sequence[str] = ("user", "assistant")) -> list[dict[str, Any]]:
-    return [
-        {"role": roles[place % len(roles)], "content": content}
-        for place, content in enumerate(contents)
-    ]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"name": "weather", "description": "of a city", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": WEATHER}]
 
 
 def asked(city: str) -> list[dict[str, Any]]:
-    return said(f"Weather in {city}?")
+    return chat(f"Weather in {city}?")
 
 
 def answered(city: str) -> list[dict[str, Any]]:
-    return said(f"Sunny in {city}.", roles=("assistant",))
+    return [{"role": "assistant", "content": f"Sunny in {city}."}]
 
 
 def talk(city: str) -> list[dict[str, Any]]:
-    return [*asked(city), *answered(city), *said("Sure?", f"Yes, {city}.")]
+    return [*asked(city), *answered(city), *chat("Sure?", f"Yes, {city}.")]
 
 
 def called(city: str) -> list[dict[str, Any]]:
@@ -90,17 +77,14 @@ def called(city: str) -> list[dict[str, Any]]:
     ]
 
 
-def template_of_qwen() -> str:
-    """A template with tools, thinking and arguments of its own, and without marks."""
-    return (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
-
-
 def marked() -> PreTrainedTokenizerBase:
     return byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
 
 
 def qwen() -> PreTrainedTokenizerBase:
-    return byte_tokenizer(chat_template=template_of_qwen())
+    """A template with tools, thinking and arguments of its own, and without marks."""
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    return byte_tokenizer(chat_template=template.read_text())
 
 
 def merging() -> PreTrainedTokenizerBase:
@@ -185,7 +169,7 @@ SHAPES = {
         ],
         loss_on="completion",
         trl_rows=[
-            {"prompt": said(f"Weather in\n{city}?"), "completion": answered(city)}
+            {"prompt": chat(f"Weather in\n{city}?"), "completion": answered(city)}
             for city in CITIES
         ],
     ),
@@ -213,9 +197,8 @@ def by_trl(shape: Shape, folder: Path) -> tuple[Places, float]:
     trainer = SFTTrainer(
         model=build(tokenizer),
         args=SFTConfig(
-            output_dir=str(folder / "out"), use_cpu=True, bf16=False, report_to="none",
+            **arguments(folder / "out", per_device_train_batch_size=8),
             max_length=shape.max_length, assistant_only_loss=shape.assistant_only,
-            per_device_train_batch_size=8, gradient_checkpointing=False,
         ),
         train_dataset=load_dataset(
             "json", data_files=str(data), split="train", cache_dir=str(folder / "cache")
@@ -236,30 +219,6 @@ def by_trl(shape: Shape, folder: Path) -> tuple[Places, float]:
     return sorted(places), float(loss)
 
 
-def by_hlscore(shape: Shape, folder: Path) -> tuple[Places, ProbeSummary]:
-    """The same by hlscore, and what it reports of a run."""
-    data = write_rows(folder / "rows.jsonl", shape.rows)
-    tokenizer = shape.tokenizer()
-    model = build(tokenizer)
-    objective = ObjectiveSettings(assistant_only_loss=shape.assistant_only)
-    probes = encode(
-        read_examples(DataSettings(data=str(data), samples=0), seed=0), tokenizer, model,
-        objective=objective, max_length=shape.max_length, groups=2, seed=0,
-    )  # fmt: skip
-    report = hlscore.rank(
-        model, tokenizer, data=data, samples=0, assistant_only_loss=shape.assistant_only,
-        max_length=shape.max_length, rank=2, budget=0.2,
-    ).report  # fmt: skip
-    assert report.probes.hash == probes.summary.hash
-    return (
-        sorted(
-            (item.input_ids, tuple(place for place, yes in enumerate(item.counted) if yes))
-            for item in probes.sequences
-        ),
-        report.probes,
-    )
-
-
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_tokens_masks_and_losses(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]
@@ -267,9 +226,21 @@ def test_tokens_masks_and_losses(tmp_path: Path, name: str) -> None:
         ids = [merging()([row["prompt"], row["prompt"] + row["completion"]]) for row in shape.rows]
         assert any(two[: len(one)] != one for one, two in (item["input_ids"] for item in ids))
     expected, loss = by_trl(shape, tmp_path)
-    found, summary = by_hlscore(shape, tmp_path)
-    assert found == expected
-    assert summary.loss_on == shape.loss_on
+    data, tokenizer = write_rows(tmp_path / "rows.jsonl", shape.rows), shape.tokenizer()
+    model, objective = build(tokenizer), ObjectiveSettings(assistant_only_loss=shape.assistant_only)
+    probes = encode(
+        read_examples(DataSettings(data=str(data), samples=0), seed=0), tokenizer, model,
+        objective=objective, max_length=shape.max_length, groups=2, seed=0,
+    )  # fmt: skip
+    assert expected == sorted(
+        (item.input_ids, tuple(place for place, yes in enumerate(item.counted) if yes))
+        for item in probes.sequences
+    )
+    summary = hlscore.rank(
+        model, tokenizer, data=data, samples=0, assistant_only_loss=shape.assistant_only,
+        max_length=shape.max_length, rank=2, budget=0.2,
+    ).report.probes  # fmt: skip
+    assert (summary.hash, summary.loss_on) == (probes.summary.hash, shape.loss_on)
     assert summary.mean_loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -374,9 +345,8 @@ def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
 
 
 def test_a_trial_says_that_its_mask_is_another() -> None:
-    planned = SimpleNamespace(
-        provenance=SimpleNamespace(probes=SimpleNamespace(loss_on="assistant"))
-    )
+    probes = SimpleNamespace(loss_on="assistant")
+    planned = SimpleNamespace(provenance=SimpleNamespace(probes=probes))
     whole, only = (encoded(TALKS, marked(), only=only) for only in (False, True))
     (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
     assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note

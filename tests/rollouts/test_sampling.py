@@ -17,11 +17,10 @@ from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 import hlscore
-from hlscore.errors import CaptureError, DataError, RewardError
+from hlscore.errors import CaptureError, RewardError
 from hlscore.flow import Silent
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.inputs.formats import example_set
-from hlscore.probes.encode import encode
 from hlscore.processes import Processes
 from hlscore.rollouts.records import Rollout, RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
@@ -298,10 +297,6 @@ def test_prompts_that_cannot_be_continued() -> None:
         "1 prompts were left out: they are empty.",
         "1 prompts were left out: they are copies of others.",
     ]
-    with pytest.raises(DataError, match="each fills the context of 256 tokens"):
-        sample(model, tokens, rows[:1])
-    with pytest.raises(DataError, match="all are empty"):
-        sample(model, tokens, [rows[3]])
 
 
 def test_room_does_not_depend_on_the_neighbours() -> None:
@@ -350,23 +345,6 @@ def test_rewards_get_what_trl_gives_them(tiny: Any) -> None:
     for given, item in zip(calls[0]["completions"], found, strict=True):
         text = tokens.decode(item.completion_ids, skip_special_tokens=True)
         assert given == item.completion == [{"role": "assistant", "content": text}]
-
-
-def test_the_summary_counts(tiny: Any) -> None:
-    def judge(completions: Sequence[str], **_: Any) -> list[float | None]:
-        return [None if place % 7 == 6 else float(place % 3) for place in range(len(completions))]
-
-    found = sample(*tiny, judge=judge, generate_batch=64)
-    summary = encode(
-        found, tiny[1], tiny[0], objective=settings(), max_length=None, groups=2, seed=0
-    ).summary
-    counts, every = summary.rollouts, everything(found)
-    assert counts is not None
-    known = [item.reward for item in every if item.reward is not None]
-    assert (counts.prompts, counts.completions, counts.unjudged) == (5, 20, 2)
-    assert counts.mean_reward == pytest.approx(sum(known) / len(known))
-    assert (counts.truncated, counts.silent) == (sum(item.truncated for item in every), 0)
-    assert any("2 completions could not be judged" in note for note in summary.notes)
 
 
 # Journals
