@@ -11,12 +11,8 @@ of the true tail.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
-from machine import write_result
-from rich.console import Console
-from rich.table import Table
+from machine import parsed, print_table, write_result
 
 SIZE, RANK, GROUPS = 64, 8, 8
 
@@ -51,13 +47,10 @@ def estimates(groups: torch.Tensor) -> dict[str, torch.Tensor]:
 
 def main() -> None:
     """Measure, print a table and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=60)
-    options = parser.parse_args()
+    options = parsed(__doc__, draws=60)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.float64)
     rows = []
-    table = Table("decay", "probes", "noise / signal", "estimate", "mean", "std", "rmse")
     for decay in (0.5, 1.0):
         values = torch.arange(1.0, SIZE + 1) ** -decay
         left, right = (torch.linalg.qr(torch.randn(SIZE, SIZE)).Q for _ in range(2))
@@ -77,9 +70,13 @@ def main() -> None:
                     "rmse": float((shares - 1).square().mean().sqrt()),
                 }  # fmt: skip
                 rows.append(row)
-                numbers = [f"{row[key]:.2f}" for key in ("mean", "std", "rmse")]
-                table.add_row(str(decay), str(probes), f"{256 / probes:g}", name, *numbers)
-    Console().print(table)
+    print_table(
+        ("decay", "probes", "estimate", "noise / signal", "mean", "std", "rmse"),
+        [
+            [f"{value:.4g}" if isinstance(value, float) else value for value in row.values()]
+            for row in rows
+        ],
+    )
     settings = {"size": SIZE, "rank": RANK, "groups_per_half": GROUPS, "draws": options.draws}
     print(write_result("bias", {"settings": settings, "rows": rows}))
 

@@ -9,7 +9,6 @@ prompt tokens at a tenth of the weight.
 
 from __future__ import annotations
 
-import argparse
 import datetime as dt
 import hashlib
 import json
@@ -19,7 +18,7 @@ import platform
 import random
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from builtin_corpus import (
     probe_examples,
     training_stream,
 )
+from machine import parsed, processor
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn import functional
 from transformers import (
@@ -314,42 +314,6 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def cpu_model() -> str:
-    """Returns the processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def surroundings(settings: Settings) -> dict[str, Any]:
-    """Returns the hardware and versions a reader needs to place the numbers."""
-    return {
-        "hardware": {
-            "cpu": cpu_model(),
-            "cores": os.cpu_count(),
-            "threads_used": settings.threads,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "tokenizers": tokenizers.__version__,
-        },
-    }
-
-
-def write_probes(out: Path) -> list[Example]:
-    """Writes ``probes.jsonl`` and returns the probes."""
-    probes = probe_examples()
-    out.mkdir(parents=True, exist_ok=True)
-    lines = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in probes)
-    (out / "probes.jsonl").write_text(lines, encoding="utf-8", newline="\n")
-    return probes
-
-
 def save(
     model: Decoder,
     tokenizer: PreTrainedTokenizerFast,
@@ -440,7 +404,10 @@ def train_and_measure(
 def make(out: Path, settings: Settings) -> dict[str, Any]:
     """Makes probes, tokenizer and model below ``out`` and returns the record of the run."""
     begun = time.monotonic()
-    probes = write_probes(out)
+    probes = probe_examples()
+    out.mkdir(parents=True, exist_ok=True)
+    lines = "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in probes)
+    (out / "probes.jsonl").write_text(lines, encoding="utf-8", newline="\n")
     heldout, taken = held_out(probes, settings)
     sample = list(islice(training_stream(settings.seed + 2, taken), settings.tokenizer_examples))
     tokenizer = build_tokenizer(sample, 768)
@@ -450,7 +417,17 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
     measured = train_and_measure(model, tokenizer, sets, taken, settings)
     save(model, tokenizer, out / "tiny")
     return {
-        **surroundings(settings),
+        "hardware": {
+            "cpu": processor(),
+            "cores": os.cpu_count(),
+            "threads_used": settings.threads,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "tokenizers": tokenizers.__version__,
+        },
         "settings": asdict(settings),
         **measured,
         "wall_seconds": round(time.monotonic() - begun, 1),
@@ -466,21 +443,14 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
 
 def main() -> None:
     """Reads the command line, makes everything and writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=PACKAGE_DIR, help="where the files go")
-    parser.add_argument("--steps", type=int, default=3800, help="optimizer steps")
-    parser.add_argument("--learning-rate", type=float, default=Settings.learning_rate)
-    parser.add_argument("--prompt-weight", type=float, default=Settings.prompt_weight)
-    parser.add_argument("--batch-size", type=int, default=Settings.batch_size)
-    parser.add_argument("--init-std", type=float, default=Settings.init_std)
-    options = parser.parse_args()
-    settings = Settings(
-        steps=options.steps,
-        learning_rate=options.learning_rate,
-        prompt_weight=options.prompt_weight,
-        batch_size=options.batch_size,
-        init_std=options.init_std,
+    plain = Settings(steps=3800)
+    tunable = ("steps", "learning_rate", "prompt_weight", "batch_size", "init_std")
+    options = parsed(
+        __doc__,
+        out={"type": Path, "default": PACKAGE_DIR, "help": "where the files go"},
+        **{name: getattr(plain, name) for name in tunable},
     )
+    settings = replace(plain, **{name: getattr(options, name) for name in tunable})
     torch.set_num_threads(settings.threads)
     torch.use_deterministic_algorithms(True)
     record = {"date": dt.date.today().isoformat(), **make(options.out, settings)}

@@ -8,14 +8,13 @@ one of them.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from machine import write_result
+from machine import parsed, write_result
 
 MODEL = "builtin:tiny"
 # How each plan is made; `--gated-pairs` has its default, one of each pair but for gradients.
@@ -33,11 +32,8 @@ def hlscore(*arguments: str) -> None:
 
 def main() -> None:
     """Rank, validate, write a dated JSON for each plan."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--plan", choices=PLANS, action="append", dest="plans")
-    parser.add_argument("--steps", type=int, default=60)
-    options = parser.parse_args()
-    for name in options.plans or PLANS:
+    options = parsed(__doc__, plan={"choices": PLANS, "action": "append"}, steps=60)
+    for name in options.plan or PLANS:
         with tempfile.TemporaryDirectory() as folder:
             hlscore("rank", MODEL, "--budget", "0.1", *PLANS[name], "-o", folder, "--top", "5")
             hlscore(

@@ -18,27 +18,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
-from machine import write_result
-from models import build, structured_probes
-from rich.console import Console
+from machine import parsed, print_table, write_result
+from models import build, score, structured_probes
 from rich.progress import track
-from rich.table import Table
 from scipy.stats import spearmanr
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
 from hlscore.inputs.examples import BUILTIN_KNOWN, read_examples
-from hlscore.inputs.identity import identify
 from hlscore.inputs.model import load_model
-from hlscore.inputs.modules import find_modules
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeSet
 from hlscore.records import ModuleRow
 from hlscore.settings import (
     DEFAULT_RANK,
-    CandidateSettings,
     CaptureSettings,
     DataSettings,
     ModelSettings,
@@ -89,14 +82,9 @@ def run(
     model: PreTrainedModel, probes: ProbeSet, settings: RankSettings
 ) -> tuple[Rows, float, float]:
     """Score every module."""
-    modules = find_modules(model, CandidateSettings())
-    identity = identify(model, settings.model.model, None)
     began = time.perf_counter()
-    found = score_probes(model, modules, identity, probes, settings, Silent())
+    report = score(model, probes, settings).report
     seconds = time.perf_counter() - began
-    assert found is not None
-    report = found.report
-    assert report.probes.mean_loss is not None
     return {row.module: row for row in report.candidates}, seconds, report.probes.mean_loss
 
 
@@ -272,49 +260,28 @@ def _worst(group: Sequence[Mapping[str, Any]], column: str) -> str:
     return f"{max(known):.3f}" if known else "-"
 
 
-def print_table(results: Sequence[Mapping[str, Any]]) -> None:
-    """Print one row per model and arm."""
-    table = Table(
-        "model, rank",
-        "k",
-        "sketched",
-        "rho of tail",
-        "rho of clear hls (of how many)",
-        "top tenth kept: hls, tail",
-        "tail error: median, worst",
-        "energy error: median, worst",
-        "tail within 1, 2 errors",
-        "hls within 1, 2 errors",
-        "seconds",
-    )
-    for content in results:
-        for cells in table_rows(content):
-            table.add_row(*cells)
-        table.add_section()
-    Console(width=150).print(table)
-
-
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--svd", default="auto", choices=["auto", "full", "randomized"])
-    parser.add_argument("--seeds", type=int, help="seeds per arm; 3 of the built-in model, else 1")
-    parser.add_argument("--examples", type=int, default=48, help="of the random models")
-    parser.add_argument("--length", type=int, default=64, help="of the random models")
-    parser.add_argument("--builtin-examples", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    options = parsed(
+        __doc__, models={"nargs": "+", "default": list(MODELS), "choices": MODELS},
+        svd={"default": "auto", "choices": ["auto", "full", "randomized"]},
+        seeds={"type": int, "help": "seeds per arm; 3 of the built-in model, else 1"},
+        examples={"type": int, "default": 48, "help": "of the random models"},
+        length={"type": int, "default": 64, "help": "of the random models"},
+        builtin_examples=256, batch_size=8, threads=2, device="cpu",
+    )  # fmt: skip
     began = time.perf_counter()
     results = [
         measure(name, rank, options)
         for name in options.models
         for rank in RANKS.get(name, (DEFAULT_RANK,))
     ]
-    print_table(results)
+    print_table(
+        ("model, rank", "k", "sketched", "rho of tail", "rho of clear hls (of how many)",
+         "top tenth kept: hls, tail", "tail error: median, worst", "energy error: median, worst",
+         "tail within 1, 2 errors", "hls within 1, 2 errors", "seconds"),
+        [cells for content in results for cells in table_rows(content)],
+    )  # fmt: skip
     content = {"settings": vars(options) | {"budget": BUDGET}, "results": results}
     seconds = round(time.perf_counter() - began, 1)
     print(write_result("fidelity", {"wall_seconds": seconds, **content}))

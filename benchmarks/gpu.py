@@ -21,17 +21,16 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import RESULTS, describe
-from models import MODELS, build, structured_probes
+from machine import RESULTS, describe, parsed
+from models import MODELS, StepClock, build, score, structured_probes
 from overhead import plain_pass
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
-from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.settings import (
@@ -44,18 +43,6 @@ from hlscore.settings import (
 
 RANK = 16
 GIB = 2**30
-
-
-class Clock(Silent):
-    """Notes when each step of a run begins."""
-
-    def __init__(self) -> None:
-        self.begun: list[tuple[str, float]] = []
-
-    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
-        """Note the time, when the device has come so far."""
-        torch.cuda.synchronize()
-        self.begun.append((what, time.perf_counter()))
 
 
 def settings_of(name: str, **capture: Any) -> RankSettings:
@@ -94,24 +81,19 @@ def large_model(options: argparse.Namespace, movement: str, estimator: str) -> d
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     run = settings_of(options.model, movement=movement, estimator=estimator)
-    clock, began = Clock(), time.perf_counter()
-    found = score_probes(
-        model,
-        find_modules(model, CandidateSettings()),
-        identify(model, options.model, None),
-        probes,
-        run,
-        clock,
-    )
+    clock, began = StepClock(), time.perf_counter()
+    found = score(model, probes, run, clock)
     torch.cuda.synchronize()
     ended = time.perf_counter()
-    assert found is not None
-    ends = [*(when for _, when in clock.begun[1:]), ended]
+    times = [*clock.begun.values(), ended]
     return {
         "plain_training_pass_seconds": plain,
         "rank_seconds": ended - began,
         "over_plain_pass": (ended - began) / plain,
-        "steps": {what: end - start for (what, start), end in zip(clock.begun, ends, strict=True)},
+        "steps": {
+            what: end - start
+            for what, (start, end) in zip(clock.begun, pairwise(times), strict=True)
+        },
         "weight_gib": weights / GIB,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB,
         "notes": list(found.report.run.notes),
@@ -124,13 +106,11 @@ def out_of_memory(options: argparse.Namespace) -> dict[str, Any]:
     """Leave so little memory that the asked batch size cannot fit, and look what is done."""
     model = build(options.small, dtype=torch.float32, device="cuda")
     probes = structured_probes(model, examples=64, length=1024, groups=2)
-    modules = find_modules(model, CandidateSettings())
-    identity = identify(model, options.small, None)
     found: dict[str, Any] = {}
     for movement in ("gradient", "trial"):
         rate = {"trial_rate": 1e-4} if movement == "trial" else {}
         run = settings_of(options.small, movement=movement, estimator="exact", **rate)
-        roomy = score_probes(model, modules, identity, probes, run, Silent())
+        roomy = score(model, probes, run)
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
         hog = torch.empty(free - options.left_mib * 2**20, dtype=torch.uint8, device="cuda")
@@ -141,10 +121,8 @@ def out_of_memory(options: argparse.Namespace) -> dict[str, Any]:
             ),
             plan=run.plan,
         )
-        tight = score_probes(model, modules, identity, probes, large, Silent())
+        tight = score(model, probes, large)
         del hog
-        assert roomy is not None
-        assert tight is not None
         expected = {row.module: row.hls or 0.0 for row in roomy.report.candidates}
         largest = max(abs(value) for value in expected.values())
         found[movement] = {
@@ -208,15 +186,8 @@ def four_bit(options: argparse.Namespace) -> dict[str, Any]:
     probes = structured_probes(model, examples=64, length=1024)
     torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
-    found = score_probes(
-        model,
-        find_modules(model, CandidateSettings()),
-        identify(model, options.small, None),
-        probes,
-        settings_of(options.small, movement="gradient", estimator="sketch"),
-        Silent(),
-    )
-    assert found is not None
+    settings = settings_of(options.small, movement="gradient", estimator="sketch")
+    found = score(model, probes, settings)
     return {
         "seconds": time.perf_counter() - began,
         "peak_gib": torch.cuda.max_memory_allocated() / GIB,
@@ -253,23 +224,14 @@ STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }
 
 
-def parse() -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--model", choices=MODELS, default="qwen3-8b")
-    parser.add_argument("--small", choices=MODELS, default="qwen3-60m")
-    parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument("--length", type=int, default=1024)
-    parser.add_argument("--left-mib", type=int, default=4096)
-    parser.add_argument("--only", choices=STAGES, nargs="*", default=list(STAGES))
-    parser.add_argument("--stage", choices=STAGES, help="run one here and print its result")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Run what is not measured yet, each stage in a process of its own."""
-    options = parse()
+    options = parsed(
+        __doc__, minutes=9.0, model={"choices": MODELS, "default": "qwen3-8b"},
+        small={"choices": MODELS, "default": "qwen3-60m"}, examples=64, length=1024, left_mib=4096,
+        only={"choices": STAGES, "nargs": "*", "default": list(STAGES)},
+        stage={"choices": STAGES, "help": "run one here and print its result"},
+    )  # fmt: skip
     if not torch.cuda.is_available():
         print("No GPU here: nothing is measured.")
         return

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from hlscore._version import __version__
 
@@ -23,7 +27,7 @@ def describe() -> dict[str, object]:
     """Hardware and versions of this machine."""
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": gpu,
@@ -57,8 +61,34 @@ def cpu_peak_bytes(work: Callable[[], object]) -> int:
     return max(accumulate(size for _, size in sorted(events)))
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Name of the processor, where the system tells it."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def parsed(description: str | None, **options: Any) -> argparse.Namespace:
+    """The command line of a script; torch computes with the threads that it asks for.
+
+    Args:
+        description: Docstring of the script; its first line is shown.
+        **options: By name the default, or the arguments of `add_argument`.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    for name, given in options.items():
+        how = given if isinstance(given, dict) else {"type": type(given), "default": given}
+        parser.add_argument(f"--{name.replace('_', '-')}", **how)
+    found = parser.parse_args()
+    if "threads" in options:
+        torch.set_num_threads(found.threads)
+    return found
+
+
+def print_table(heads: Sequence[str], rows: Iterable[Sequence[object]], **options: Any) -> None:
+    """Print a table, with options of rich for its looks."""
+    table = Table(*heads, **options)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=150).print(table)

@@ -11,18 +11,15 @@ parameters in float32 without PEFT.
 
 from __future__ import annotations
 
-import argparse
 import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import peft
 import torch
-from machine import write_result
+from machine import parsed, print_table, write_result
 from models import CONFIGS
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -254,9 +251,7 @@ def predict(model: PreTrainedModel, arm: str, batch: int, length: int) -> Memory
 
 def show(results: Sequence[Mapping[str, Any]]) -> None:
     """Print predicted over measured."""
-    table = Table(
-        "model", "vocab", "batch", "arm", "activations", "ratio", "total", "ratio", box=None
-    )
+    rows = []
     for item in results:
         cells = []
         for what in ("activations", "total"):
@@ -266,16 +261,15 @@ def show(results: Sequence[Mapping[str, Any]]) -> None:
                 continue
             measured, predicted = item[f"measured_{what}"], item[f"predicted_{what}"]
             cells += [f"{measured / 1024**3:.3g} GiB", f"{predicted / measured:.2f}"]
-        table.add_row(item["model"], str(item["vocabulary"]), f"{item['batch']} x {item['length']}",
-                      item["arm"], *cells)  # fmt: skip
-    Console().print(table)
+        batch = f"{item['batch']} x {item['length']}"
+        rows.append((item["model"], item["vocabulary"], batch, item["arm"], *cells))
+    heads = ("model", "vocab", "batch", "arm", "activations", "ratio", "total", "ratio")
+    print_table(heads, rows, box=None)
 
 
 def main() -> None:
     """Measure every case, print the table and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", help="one model of the cases", default="")
-    options = parser.parse_args()
+    options = parsed(__doc__, only={"help": "one model of the cases", "default": ""})
     behave_like_a_gpu()
     jobs = [(case, arm) for case in CASES for arm in ARMS if options.only in case[0]]
     # On fake tensors grouped products take bfloat16 only.

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from machine import print_table
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,10 +25,12 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from hlscore.flow import Silent, score_probes
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit, make_probe_set
 from hlscore.records import ProbeSummary
-from hlscore.settings import CandidateSettings
+from hlscore.settings import CandidateSettings, RankSettings
 
 CONFIGS = Path(__file__).parent / "configs"
 VOCABULARY = 8192
@@ -209,19 +212,45 @@ def _probe_set(rows: list[np.ndarray], source: str, groups: int, seed: int) -> P
     )
 
 
+class StepClock(Silent):
+    """Notes when each step of a run begins."""
+
+    def __init__(self) -> None:
+        self.begun: dict[str, float] = {}
+
+    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
+        """Note the time, when the device has come so far."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.begun[what] = perf_counter()
+
+
+def score(
+    model: PreTrainedModel,
+    probes: ProbeSet,
+    settings: RankSettings,
+    clock: Silent = Silent(),  # noqa: B008 - it keeps nothing
+    **more: Any,
+) -> Any:
+    """What a run of the flow finds on every candidate; `None` but in the main process."""
+    modules = find_modules(model, CandidateSettings())
+    identity = identify(model, settings.model.model, None)
+    return score_probes(model, modules, identity, probes, settings, clock, **more)
+
+
 def main() -> None:
     """Print the models and what is in them."""
-    table = Table("model", "class", "parameters", "candidate weights", "matrices", "their share")
+    rows = []
     for name in MODELS:
         model = build(name, device="meta")
         total = sum(parameter.numel() for parameter in model.parameters())
         found = candidates_of(find_modules(model, CandidateSettings()))
         share = sum(item.n_params for item in found) / total
         matrices = sum(item.matrices for item in found)
-        table.add_row(
-            name, type(model).__name__, f"{total:,}", str(len(found)), str(matrices), f"{share:.0%}"
-        )
-    Console().print(table)
+        kind = type(model).__name__
+        rows.append((name, kind, f"{total:,}", len(found), matrices, f"{share:.0%}"))
+    heads = ("model", "class", "parameters", "candidate weights", "matrices", "their share")
+    print_table(heads, rows)
 
 
 if __name__ == "__main__":

@@ -28,11 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from machine import RESULTS, describe
-from rich.console import Console
+from machine import RESULTS, describe, parsed, print_table
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from scipy.stats import kendalltau, spearmanr
 from second_model import second_model
 
@@ -41,7 +38,7 @@ from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_pairs, builtin_rows, 
 from hlscore.inputs.formats import ExampleSet, Row, example_set
 from hlscore.inputs.model import LoadedModel, load_model
 from hlscore.planning.budget import parse_budget
-from hlscore.records import ModuleRow, ScoreReport
+from hlscore.records import ModuleRow
 from hlscore.rollouts.records import RolloutGroup, RolloutSet
 from hlscore.scores.registry import find_score, score_of
 from hlscore.settings import (
@@ -156,13 +153,10 @@ def on_policy_pairs(groups: Sequence[RolloutGroup], seed: int) -> list[Row]:
         if right and wrong:
             draw = random.Random(f"{seed}:{group.name}")
             chosen, rejected = draw.choice(right), draw.choice(wrong)
-            pairs.append(
-                {
-                    "prompt": chosen.prompt,
-                    "chosen": chosen.completion,
-                    "rejected": rejected.completion,
-                }
-            )
+            pairs.append({
+                "prompt": chosen.prompt, "chosen": chosen.completion,
+                "rejected": rejected.completion,
+            })  # fmt: skip
     return pairs
 
 
@@ -202,10 +196,6 @@ def run(
         (name, rank): np.array([score_of(row, find_score(name), rank) for row in rows], dtype=float)
         for name, rank in COLUMNS
     }
-    return Outcome(rows=rows, values=values, figures=_figures(report, rows, began))
-
-
-def _figures(report: ScoreReport, rows: Sequence[ModuleRow], began: float) -> dict[str, Any]:
     probes = report.probes
     figures: dict[str, Any] = {
         "units": probes.examples,
@@ -220,7 +210,7 @@ def _figures(report: ScoreReport, rows: Sequence[ModuleRow], began: float) -> di
         figures["groups_with_signal"] = probes.rollouts.carrying
         figures["mean_reward"] = probes.rollouts.mean_reward
         figures["completions_truncated"] = probes.rollouts.truncated
-    return figures
+    return Outcome(rows=rows, values=values, figures=figures)
 
 
 # --- comparing --------------------------------------------------------------------------------
@@ -260,11 +250,7 @@ def summary(items: Sequence[Figures]) -> dict[str, Any]:
     found: dict[str, Any] = {"pairs": len(items)}
     for measure in MEASURES:
         known = [item[measure] for item in items if item[measure] is not None]
-        found[measure] = {
-            "mean": float(np.mean(known)),
-            "low": min(known),
-            "high": max(known),
-        }
+        found[measure] = {"mean": float(np.mean(known)), "low": min(known), "high": max(known)}
     return found
 
 
@@ -455,11 +441,7 @@ def _variants(
     advance: Callable[[str], None],
 ) -> dict[str, Any]:
     """Loss types on some probes; the default of each objective was run already."""
-    families = {
-        "grpo": GRPO_VARIANTS,
-        "dpo built-in": DPO_VARIANTS,
-        "dpo on-policy": DPO_VARIANTS,
-    }
+    families = {"grpo": GRPO_VARIANTS, "dpo built-in": DPO_VARIANTS, "dpo on-policy": DPO_VARIANTS}
     found: dict[str, Any] = {}
     for family, variants in families.items():
         base, *others = variants
@@ -477,13 +459,8 @@ def _variants(
 
 def jobs(seeds: int) -> int:
     """Number of times that `measure` tells what begins."""
-    return (
-        seeds * (1 + 2 * len(OBJECTIVES))
-        + len(OBJECTIVES)
-        + len(GRPO_VARIANTS)
-        - 1
-        + 2 * (len(DPO_VARIANTS) - 1)
-    )
+    variants = len(GRPO_VARIANTS) - 1 + 2 * (len(DPO_VARIANTS) - 1)
+    return seeds * (1 + 2 * len(OBJECTIVES)) + len(OBJECTIVES) + variants
 
 
 def rounded(content: Any) -> Any:
@@ -521,114 +498,82 @@ def _spread(item: Mapping[str, Any]) -> str:
     return f"{_number(item['mean'])} ({_number(item['low'])} to {_number(item['high'])})"
 
 
-def print_tables(content: Mapping[str, Any], console: Console) -> None:
+def show(content: Mapping[str, Any]) -> None:
     """Print what was found for one model."""
-    name = content["model"]
-    console.print(f"[bold]{name}[/]: {content['modules']} modules, {content['probes']} probes")
-    console.print(_runs_table(content))
-    for comparison in content["comparisons"]:
-        console.print(_within_table(comparison))
-        console.print(_between_table(comparison))
-    console.print(_variants_table(content))
-
-
-def _runs_table(content: Mapping[str, Any]) -> Table:
-    table = Table(
-        "objective", "probes", "units", "hls > 0 (95 %)", "median hls / stderr", "hls / tail",
-        "groups with signal", "mean reward", "seconds", title="Runs: means over halves; all probes",
-    )  # fmt: skip
+    rows = []
     for name in OBJECTIVES:
         halves = [item for item in content["runs"] if item["objective"] == name]
         for label, items in (("half", halves), ("all", [content["runs_on_all_probes"][name]])):
+            means = {key: np.mean([item[key] for item in items]) for key in items[0]
+                     if isinstance(items[0][key], int | float)}  # fmt: skip
             clear = [item["clear"] for item in items]
-            table.add_row(
-                name,
-                label,
-                f"{np.mean([item['units'] for item in items]):.0f}",
-                f"{np.mean(clear):.1f} ({min(clear)} to {max(clear)})",
-                f"{np.mean([item['median_hls_over_stderr'] for item in items]):.2f}",
-                f"{np.mean([item['median_hls_over_tail'] for item in items]):.3f}",
-                *(
-                    f"{np.mean([item[key] for item in items]):.{digits}f}"
-                    if key in items[0]
-                    else ""
-                    for key, digits in (("groups_with_signal", 0), ("mean_reward", 3))
-                ),
-                f"{np.mean([item['seconds'] for item in items]):.1f}",
-            )
-    return table
-
-
-def _within_table(comparison: Mapping[str, Any]) -> Table:
-    title = f"{comparison['score']}, rank {comparison['rank']}: within an objective, other probes"
-    table = Table(
-        "objective", "Spearman", "Kendall", "top tenth", "within kinds", "with size", title=title
-    )
-    for name, item in comparison["within"].items():
-        table.add_row(
-            name,
-            *(_spread(item[measure]) for measure in MEASURES),
-            _number(comparison["with_size"][name]),
-        )
-    return table
-
-
-def _between_table(comparison: Mapping[str, Any]) -> Table:
-    table = Table(
-        "objectives", "Spearman", "ceiling", "over ceiling", "splits below", "Kendall",
-        "top tenth", "within kinds", "Spearman, same probes",
-        title=f"{comparison['score']}, rank {comparison['rank']}: between objectives, other probes",
+            rows.append((
+                name, label, f"{means['units']:.0f}",
+                f"{means['clear']:.1f} ({min(clear)} to {max(clear)})",
+                f"{means['median_hls_over_stderr']:.2f}", f"{means['median_hls_over_tail']:.3f}",
+                *(f"{means[key]:.{digits}f}" if key in means else ""
+                  for key, digits in (("groups_with_signal", 0), ("mean_reward", 3))),
+                f"{means['seconds']:.1f}",
+            ))  # fmt: skip
+    print(f"{content['model']}: {content['modules']} modules, {content['probes']} probes")
+    print_table(
+        ("objective", "probes", "units", "hls > 0 (95 %)", "median hls / stderr", "hls / tail",
+         "groups with signal", "mean reward", "seconds"),
+        rows, title="Runs: means over halves; all probes",
     )  # fmt: skip
-    for item in comparison["between"]:
-        against = item["ceiling"]
-        table.add_row(
-            " / ".join(item["objectives"]),
-            _spread(item["other_probes"]["spearman"]),
-            _number(against["ceiling"]),
-            _number(against["between_over_ceiling"]),
-            f"{against['splits_below']} of {against['splits']}",
-            *(_number(item["other_probes"][measure]["mean"]) for measure in MEASURES[1:]),
-            _number(item["spearman_same_probes"]),
-        )
-    return table
-
-
-def _variants_table(content: Mapping[str, Any]) -> Table:
-    table = Table(
-        "family", "variant", "against", "hls > 0 (95 %)",
-        *(f"{score}: Spearman, top tenth" for score in SCORES), "largest difference of hls",
+    for comparison in content["comparisons"]:
+        title = f"{comparison['score']}, rank {comparison['rank']}"
+        print_table(
+            ("objective", "Spearman", "Kendall", "top tenth", "within kinds", "with size"),
+            [
+                (name, *(_spread(item[measure]) for measure in MEASURES),
+                 _number(comparison["with_size"][name]))
+                for name, item in comparison["within"].items()
+            ],
+            title=f"{title}: within an objective, other probes",
+        )  # fmt: skip
+        rows = []
+        for item in comparison["between"]:
+            against, others = item["ceiling"], item["other_probes"]
+            rows.append((
+                " / ".join(item["objectives"]), _spread(others["spearman"]),
+                _number(against["ceiling"]), _number(against["between_over_ceiling"]),
+                f"{against['splits_below']} of {against['splits']}",
+                *(_number(others[measure]["mean"]) for measure in MEASURES[1:]),
+                _number(item["spearman_same_probes"]),
+            ))  # fmt: skip
+        print_table(
+            ("objectives", "Spearman", "ceiling", "over ceiling", "splits below", "Kendall",
+             "top tenth", "within kinds", "Spearman, same probes"),
+            rows, title=f"{title}: between objectives, other probes",
+        )  # fmt: skip
+    print_table(
+        ("family", "variant", "against", "hls > 0 (95 %)",
+         *(f"{score}: Spearman, top tenth" for score in SCORES), "largest difference of hls"),
+        [
+            (family, item["variant"], item["against"], item["clear"],
+             *(f"{each['spearman']:.3f}, {each['top']:.2f}" for each in item["scores"].values()),
+             f"{item['largest_difference_of_hls_over_largest_hls']:.1e}")
+            for family, items in content["variants_on_one_half"].items()
+            for item in items
+        ],
         title=f"Loss types on one half, same completions, rank {RANKS[0]}",
     )  # fmt: skip
-    for family, items in content["variants_on_one_half"].items():
-        for item in items:
-            scores = [item["scores"][score] for score in SCORES]
-            table.add_row(
-                family,
-                item["variant"],
-                item["against"],
-                str(item["clear"]),
-                *(f"{each['spearman']:.3f}, {each['top']:.2f}" for each in scores),
-                f"{item['largest_difference_of_hls_over_largest_hls']:.1e}",
-            )
-    return table
 
 
 def main() -> None:
     """Run, print tables, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--models", nargs="+", default=list(MODELS), choices=MODELS)
-    parser.add_argument("--seeds", type=int, default=4, help="random splits of the probes")
-    parser.add_argument("--probes", type=int, default=0, help="of the built-in ones; 0 means all")
-    parser.add_argument("--quick", action="store_true", help="1 split of 32 probes; no record")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="file of the record, instead of a dated one")
-    options = parser.parse_args()
+    options = parsed(
+        __doc__, models={"nargs": "+", "default": list(MODELS), "choices": MODELS},
+        seeds={"type": int, "default": 4, "help": "random splits of the probes"},
+        probes={"type": int, "default": 0, "help": "of the built-in ones; 0 means all"},
+        quick={"action": "store_true", "help": "1 split of 32 probes; no record"},
+        threads=1, device="cpu",
+        out={"type": Path, "help": "file of the record, instead of a dated one"},
+    )  # fmt: skip
     if options.quick:
         options.seeds, options.probes = 1, 32
-    torch.set_num_threads(options.threads)
     began = time.perf_counter()
-    console = Console(width=150)
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(), TimeRemainingColumn(),
@@ -644,7 +589,7 @@ def main() -> None:
 
             results.append(measure(subject, options, advance))
     for content in results:
-        print_tables(content, console)
+        show(content)
     settings = {key: value for key, value in vars(options).items() if key != "out"}
     sampling = {
         key: getattr(GRPO, key)

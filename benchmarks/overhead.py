@@ -16,15 +16,12 @@ import time
 from collections.abc import Callable
 
 import torch
-from machine import cpu_peak_bytes, write_result
-from models import MODELS, build, random_probes
-from rich.console import Console
+from machine import cpu_peak_bytes, parsed, print_table, write_result
+from models import MODELS, StepClock, build, random_probes, score
 from rich.progress import track
-from rich.table import Table
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
 from hlscore.gradients.estimator import predict
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
@@ -32,7 +29,6 @@ from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.examples import cut
-from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, decoder_blocks, find_modules
 from hlscore.objectives.likelihood import token_log_probs
 from hlscore.probes.units import ProbeSet, by_length, collate
@@ -145,28 +141,15 @@ def scoring_share(
     model: PreTrainedModel, probes: ProbeSet, options: argparse.Namespace
 ) -> dict[str, float]:
     """Time of the scoring over that of the capture, in whole runs of the flow."""
-    identity = identify(model, options.model, None)
-    modules = find_modules(model, CandidateSettings())
     shares = {}
     for estimator in ("sketch", "exact"):
-        clock = _StepClock()
-        score_probes(model, modules, identity, probes, settings_of(options, estimator), clock)
+        clock = StepClock()
+        score(model, probes, settings_of(options, estimator), clock)
         ended = time.perf_counter()
         shares[estimator] = (ended - clock.begun["scoring"]) / (
             clock.begun["scoring"] - clock.begun["probing"]
         )
     return shares
-
-
-class _StepClock(Silent):
-    """Notes when each step of the flow begins."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
-
-    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
-        """Note the time."""
-        self.begun[what] = time.perf_counter()
 
 
 def peak_bytes(
@@ -180,14 +163,6 @@ def peak_bytes(
         run_arm(model, probes, options, arm)
         return torch.cuda.max_memory_allocated() - before
     return cpu_peak_bytes(lambda: run_arm(model, probes, options, arm))
-
-
-def load(options: argparse.Namespace) -> tuple[PreTrainedModel, ProbeSet]:
-    """The model and probes that all arms run on."""
-    dtype = getattr(torch, options.dtype)
-    model = build(options.model, dtype=dtype, device=options.device)
-    probes = random_probes(model, examples=options.examples, length=options.length)
-    return model, probes
 
 
 def time_arms(
@@ -206,46 +181,23 @@ def time_arms(
     return seconds
 
 
-def profile_arm(
-    model: PreTrainedModel, probes: ProbeSet, options: argparse.Namespace, arm: str
-) -> None:
-    """Print where an arm spends its time."""
-    run_arm(model, probes, options, arm)
-    with torch.profiler.profile(record_shapes=True) as profiler:
-        run_arm(model, probes, options, arm)
-    print(
-        profiler.key_averages(group_by_input_shape=True).table(
-            sort_by="self_cpu_time_total", row_limit=30, max_shapes_column_width=60
-        )
-    )
-
-
-def parse() -> argparse.Namespace:
-    """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", choices=MODELS, default="qwen3-41m")
-    parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--sketch-size", type=int)
-    parser.add_argument("--passes", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--checkpointing", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--profile", choices=ARMS, help="print a profile of one arm and stop")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    options = parse()
-    torch.set_num_threads(options.threads)
-    model, probes = load(options)
+    options = parsed(
+        __doc__, model={"choices": MODELS, "default": "qwen3-41m"}, examples=64, length=256,
+        batch_size=4, rank=16, sketch_size={"type": int}, passes=1, repeats=3, threads=2,
+        device="cpu", dtype="float32",
+        checkpointing={"action": argparse.BooleanOptionalAction, "default": True},
+        profile={"choices": ARMS, "help": "print a profile of one arm and stop"},
+    )  # fmt: skip
+    model = build(options.model, dtype=getattr(torch, options.dtype), device=options.device)
+    probes = random_probes(model, examples=options.examples, length=options.length)
     if options.profile:
-        profile_arm(model, probes, options, options.profile)
+        run_arm(model, probes, options, options.profile)
+        with torch.profiler.profile(record_shapes=True) as profiler:
+            run_arm(model, probes, options, options.profile)
+        times = profiler.key_averages(group_by_input_shape=True)
+        print(times.table(sort_by="self_cpu_time_total", row_limit=30, max_shapes_column_width=60))
         return
     seconds = time_arms(model, probes, options)
     shares = scoring_share(model, probes, options)
@@ -280,28 +232,18 @@ def main() -> None:
                 "scoring_over_capture": round(shares[arm], 3) if arm in shares else None,
             }
         )
-    table = Table(
-        "arm",
-        "seconds",
-        "time / plain",
-        "range",
-        "peak MiB",
-        "peak / frozen",
-        "predicted MiB",
-        "scoring / capture",
-    )
-    for row in results:
-        table.add_row(
-            row["arm"],
-            f"{row['seconds']}",
-            f"{row['time_over_plain']}",
-            f"{row['smallest']}-{row['largest']}",
-            f"{row['peak_bytes'] / 2**20:.0f}",
-            f"{row['peak_over_frozen']}",
-            "" if row["predicted_bytes"] is None else f"{row['predicted_bytes'] / 2**20:.0f}",
-            "" if row["scoring_over_capture"] is None else f"{row['scoring_over_capture']}",
-        )
-    Console().print(table)
+    print_table(
+        ("arm", "seconds", "time / plain", "range", "peak MiB", "peak / frozen", "predicted MiB",
+         "scoring / capture"),
+        [
+            (row["arm"], row["seconds"], row["time_over_plain"],
+             f"{row['smallest']}-{row['largest']}", f"{row['peak_bytes'] / 2**20:.0f}",
+             row["peak_over_frozen"],
+             "" if row["predicted_bytes"] is None else f"{row['predicted_bytes'] / 2**20:.0f}",
+             "" if row["scoring_over_capture"] is None else row["scoring_over_capture"])
+            for row in results
+        ],
+    )  # fmt: skip
     name = f"overhead_{options.model}" + ("" if options.checkpointing else "_no-checkpointing")
     content = {"settings": vars(options), "weight_bytes": weights, "results": results}
     print(write_result(name, content))

@@ -13,20 +13,13 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from models import score
 from peer_jobs import Job, Outcome, Way
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hlscore.flow import Silent, score_probes
-from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import Batch, ProbeSet
-from hlscore.settings import (
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 # --- hlscore ----------------------------------------------------------------------------------
 
@@ -52,10 +45,8 @@ def hlscore_scores(
         ),
         plan=PlanSettings(rank=rank),
     )
-    modules, identity = find_modules(model, settings.candidates), identify(model, name, None)
-    found = score_probes(model, modules, identity, probes, settings, Silent())
-    assert found is not None
-    return {row.module: row.hls for row in found.report.rows if row.hls is not None}
+    report = score(model, probes, settings).report
+    return {row.module: row.hls for row in report.rows if row.hls is not None}
 
 
 def _hlscore(estimator: str, bootstrap: bool) -> Way:

@@ -9,7 +9,6 @@ a small model with a calculation in float64.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import gc
@@ -23,13 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from machine import write_result
+from machine import parsed, print_table, write_result
 from models import MODELS, build, random_probes, structured_probes
 from peer_jobs import Job, Outcome, Way, make_job
 from peer_ways import FLOOR, REFERENCE, WAYS
-from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from hlscore.probes.units import ProbeExample
 
@@ -201,94 +198,63 @@ def _row(way: Way, record: Record, job: Job, medians: Mapping[str, float | None]
     }
 
 
-def print_table(rows: list[dict[str, Any]], candidates: int) -> None:
+def show(rows: list[dict[str, Any]], candidates: int) -> None:
     """Print the comparison, and below it what there is to say of single ways."""
-    table = Table("way", "gives", "gradients", "scored", "seconds", "x hlscore", "x plain")
+    cells = []
     for row in rows:
         median = row["median_seconds"]
         ratios = (row["times_hlscore_sketch"], row["times_plain_pass"])
-        table.add_row(
-            row["name"],
-            row["what"],
-            "yes" if row["computes_gradients"] else "no",
+        cells.append((
+            row["name"], row["what"], "yes" if row["computes_gradients"] else "no",
             f"{row['weights_scored']} of {candidates}",
             "failed" if median is None else f"{'' if row['complete'] else '> '}{median:.2f}",
             *("-" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
-        )
-    console = Console()
-    console.print(table)
-    console.print(f"x hlscore: time over that of {REFERENCE}; x plain: over that of {FLOOR}.")
+        ))  # fmt: skip
+    print_table(("way", "gives", "gradients", "scored", "seconds", "x hlscore", "x plain"), cells)
+    print(f"x hlscore: time over that of {REFERENCE}; x plain: over that of {FLOOR}.")
     for row in rows:
         if row["failure"] or row["note"]:
-            console.print(f"{row['name']}: {row['failure'] or row['note']}", markup=False)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="qwen3-41m", choices=list(MODELS))
-    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS), metavar="WAY")
-    parser.add_argument("--tokens", default="structured", choices=["structured", "random"])
-    parser.add_argument("--examples", type=int, default=64)
-    parser.add_argument(
-        "--length", type=int, nargs="+", default=[64], help="one length, or smallest and largest"
-    )
-    parser.add_argument("--batch-size", type=int, default=4)
-    parser.add_argument("--groups", type=int, default=8, help="probe groups per half")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--eva-rounds", type=int, default=3, help="rounds over the batches")
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    if len(options.length) > 2:
-        parser.error("--length takes one or two numbers")
-    return options
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("peft", "accelerate"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            print(f"{row['name']}: {row['failure'] or row['note']}")
 
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    options = _options()
-    torch.set_num_threads(options.threads)
+    options = parsed(
+        __doc__, model={"default": "qwen3-41m", "choices": list(MODELS)},
+        ways={"nargs": "+", "default": list(WAYS), "choices": list(WAYS), "metavar": "WAY"},
+        tokens={"default": "structured", "choices": ["structured", "random"]}, examples=64,
+        length={"type": int, "nargs": "+", "default": [64],
+                "help": "one length, or smallest and largest"},
+        batch_size=4, groups={"type": int, "default": 8, "help": "probe groups per half"}, rank=16,
+        eva_rounds={"type": int, "default": 3, "help": "rounds over the batches"}, repeats=2,
+        threads=1, device="cpu", dtype={"default": "float32", "choices": ["float32", "bfloat16"]},
+        seed=0,
+    )  # fmt: skip
+    if len(options.length) > 2:
+        raise SystemExit("--length takes one or two numbers")
     checked = check_gradients()
-    model = build(
-        options.model,
-        dtype=getattr(torch, options.dtype),
-        device=options.device,
-        seed=options.seed,
-    )
+    dtype = getattr(torch, options.dtype)
+    model = build(options.model, dtype=dtype, device=options.device, seed=options.seed)
     make = structured_probes if options.tokens == "structured" else random_probes
     low, high = options.length[0], options.length[-1]
     probes = make(
-        model,
-        examples=options.examples,
-        length=(low, high),
-        groups=options.groups,
+        model, examples=options.examples, length=(low, high), groups=options.groups,
         seed=options.seed,
-    )
+    )  # fmt: skip
     job = make_job(
-        model,
-        probes,
-        rank=options.rank,
-        batch_size=options.batch_size,
-        rounds=options.eva_rounds,
+        model, probes, rank=options.rank, batch_size=options.batch_size, rounds=options.eva_rounds
     )
     ways = [WAYS[name] for name in options.ways]
     records = compare(job, ways, options.repeats)
     medians = {name: record.median for name, record in records.items()}
     rows = [_row(way, records[way.name], job, medians) for way in ways]
-    print_table(rows, len(job.modules))
+    show(rows, len(job.modules))
+    packages = {}
+    for name in ("peft", "accelerate"):
+        with contextlib.suppress(PackageNotFoundError):
+            packages[name] = version(name)
     content = {
-        "packages": _versions(),
+        "packages": packages,
         "settings": vars(options),
         "probes": {
             "source": probes.summary.source,

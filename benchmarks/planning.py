@@ -8,7 +8,6 @@ tries every choice for comparison.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import statistics
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import write_result
+from machine import parsed, write_result
 
 from hlscore.artifacts.report import write_report
 from hlscore.planning.knapsack import Menu, choose_options
@@ -156,10 +155,7 @@ def against_everything(instances: int) -> dict[str, float]:
 
 def main() -> None:
     """Measure, print a table, write the result file."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--instances", type=int, default=100)
-    options = parser.parse_args()
+    options = parsed(__doc__, repeats=7, instances=100)
     results: list[dict[str, object]] = []
     for modules in (252, 10_000):
         with tempfile.TemporaryDirectory() as folder:
@@ -174,10 +170,8 @@ def main() -> None:
         )
     small = against_everything(options.instances)
     print(small)
-    path = write_result(
-        "planning", {"settings": vars(options), "results": results, "against_everything": small}
-    )
-    print(path)
+    content = {"settings": vars(options), "results": results, "against_everything": small}
+    print(write_result("planning", content))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,7 @@ from __future__ import annotations
 import time
 
 import torch
-from machine import write_result
-from rich.console import Console
-from rich.table import Table
+from machine import print_table, write_result
 
 from hlscore.gradients import tails
 
@@ -70,22 +68,15 @@ def compare(decay: float, noise: float) -> list[dict[str, float]]:
 def main() -> None:
     """Run, print a table, write a dated JSON."""
     results = [row for case in CASES for row in compare(*case)]
-    table = Table(
-        "decay", "noise", "rank", "tail error", "hls error", "stated", "head error", "stated", "x"
-    )
-    for row in results:
-        table.add_row(
-            f"{row['decay']}",
-            f"{row['noise']}",
-            f"{row['rank']}",
-            f"{row['tail_error']:.1e}",
-            f"{row['hls_error']:.1e}",
-            f"{row['stated_hls_error']:.1e}",
-            f"{row['head_error']:.1e}",
-            f"{row['stated_head_error']:.1e}",
-            f"{row['speedup']:.1f}",
-        )
-    Console().print(table)
+    errors = ("tail_error", "hls_error", "stated_hls_error", "head_error", "stated_head_error")
+    print_table(
+        ("decay", "noise", "rank", *(name.replace("_", " ") for name in errors), "x"),
+        [
+            (row["decay"], row["noise"], row["rank"], *(f"{row[name]:.1e}" for name in errors),
+             f"{row['speedup']:.1f}")
+            for row in results
+        ],
+    )  # fmt: skip
     settings = {
         "shape": SHAPE,
         "oversampling": tails.OVERSAMPLING,

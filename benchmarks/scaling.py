@@ -9,7 +9,6 @@ is the peak of all tensors together beside the weights. Processes are started wi
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import statistics
@@ -21,26 +20,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from machine import cpu_peak_bytes, write_result
-from models import random_probes
-from rich.console import Console
+from machine import cpu_peak_bytes, parsed, print_table, write_result
+from models import StepClock, random_probes, score
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from hlscore.flow import Silent, score_probes
 from hlscore.gradients.sketch import default_sketch_size
-from hlscore.inputs.identity import identify
-from hlscore.inputs.modules import find_modules
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined
-from hlscore.settings import (
-    CandidateSettings,
-    CaptureSettings,
-    ModelSettings,
-    PlanSettings,
-    RankSettings,
-)
+from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 VOCABULARY = 8192
 
@@ -83,17 +71,6 @@ class Cost:
     scoring_seconds: float  # everything after them
 
 
-class StepClock(Silent):
-    """Notes when each step of the flow begins."""
-
-    def __init__(self) -> None:
-        self.begun: dict[str, float] = {}
-
-    def start(self, what: str, total: int, unit: str) -> None:  # noqa: ARG002
-        """Begin a step."""
-        self.begun[what] = time.perf_counter()
-
-
 # --- one run ----------------------------------------------------------------------------------
 
 
@@ -132,9 +109,8 @@ def run(
         capture=CaptureSettings(batch_size=point.batch_size, estimator="sketch"),
         plan=PlanSettings(rank=point.rank),
     )
-    modules, identity = find_modules(model, CandidateSettings()), identify(model, "qwen3", None)
     clock = StepClock()
-    found = score_probes(model, modules, identity, probes, settings, clock, processes=processes)
+    found = score(model, probes, settings, clock, processes=processes)
     ended = time.perf_counter()
     if found is None:
         return None
@@ -213,15 +189,15 @@ def row(factor: str, value: int, costs: Sequence[Cost], peak: int | None) -> dic
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=2)
-    parser.add_argument("--threads", type=int, default=2, help="of a process that is alone")
-    parser.add_argument("--worker", action="store_true", help="be one of several processes")
-    options = parser.parse_args()
+    options = parsed(
+        __doc__,
+        repeats=2,
+        threads={"type": int, "default": 2, "help": "of a process that is alone"},
+        worker={"action": "store_true", "help": "be one of several processes"},
+    )
     if options.worker:
         work(options.repeats)
         return
-    torch.set_num_threads(options.threads)
     began = time.perf_counter()
     costs = measure(options.repeats)
     peaks = {
@@ -236,12 +212,15 @@ def main() -> None:
         row("processes", count, start_processes(count, options.repeats), None)
         for count in track(PROCESSES, description="processes", transient=True)
     ]
-    table = Table("factor", "value", "capture, s", "scoring, s", "peak MiB")
-    for item in results:
-        peak = "" if item["peak_bytes"] is None else f"{item['peak_bytes'] / 2**20:.0f}"
-        seconds = (f"{item['capture_seconds']:.2f}", f"{item['scoring_seconds']:.2f}")
-        table.add_row(item["factor"], str(item["value"]), *seconds, peak)
-    Console().print(table)
+    print_table(
+        ("factor", "value", "capture, s", "scoring, s", "peak MiB"),
+        [
+            (item["factor"], item["value"], f"{item['capture_seconds']:.2f}",
+             f"{item['scoring_seconds']:.2f}",
+             "" if item["peak_bytes"] is None else f"{item['peak_bytes'] / 2**20:.0f}")
+            for item in results
+        ],
+    )  # fmt: skip
     content = {
         "wall_seconds": round(time.perf_counter() - began, 1),
         "settings": {

@@ -9,7 +9,6 @@ trial, which needs an ``--out DIR`` of its own.  Other benchmarks call `second_m
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -31,7 +30,7 @@ from builtin_model import (
     sha256,
     train_and_measure,
 )
-from machine import describe, write_result
+from machine import describe, parsed, write_result
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 FOLDER = ROOT / "benchmarks" / ".models" / "qwen3-2m"
@@ -48,21 +47,11 @@ RECORD = "training.json"
 def build_model(tokenizer: PreTrainedTokenizerFast, init_std: float) -> Qwen3ForCausalLM:
     """Returns the untrained decoder; the caller seeds torch first."""
     config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=192,
-        intermediate_size=512,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=48,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        initializer_range=init_std,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        dtype="float32",
-    )
+        vocab_size=len(tokenizer), hidden_size=192, intermediate_size=512, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=48, max_position_embeddings=512,
+        tie_word_embeddings=True, initializer_range=init_std, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, dtype="float32",
+    )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
 
@@ -73,15 +62,10 @@ def sampled_groups(
     rights = [
         sum(right)
         for _, right in right_answers(
-            model,
-            tokenizer,
-            probes,
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
+            model, tokenizer, probes, do_sample=True, temperature=1.0, top_k=0,
             num_return_sequences=GROUP,
         )
-    ]
+    ]  # fmt: skip
     return {
         "answers_per_group": GROUP,
         "all_wrong": sum(n == 0 for n in rights),
@@ -152,12 +136,13 @@ def second_model(folder: Path = FOLDER) -> Path:
 
 def main() -> None:
     """Reads the command line, trains and prints the record."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="where the files go")
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps")
-    options = parser.parse_args()
+    options = parsed(
+        __doc__,
+        out={"type": Path, "default": FOLDER, "help": "where the files go"},
+        steps={"type": int, "default": STEPS, "help": "optimizer steps"},
+    )
     if options.steps != STEPS and options.out.resolve() == FOLDER:
-        parser.error("a trial with other steps needs an --out of its own")
+        raise SystemExit("A trial with other steps needs an --out of its own.")
     print(json.dumps(make(options.out, options.steps), indent=2))
 
 

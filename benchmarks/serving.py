@@ -9,14 +9,13 @@ it has after the imports, in units of that matrix as it is stored.
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 import torch
-from machine import write_result
+from machine import parsed, write_result
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,10 +57,7 @@ def build(width: int, length: int) -> LlamaForCausalLM:
 
 def main() -> None:
     """Measure every command on every adapter and write the result."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--width", type=int, default=2048)
-    parser.add_argument("--length", type=int, default=65536)
-    given = parser.parse_args()
+    given = parsed(__doc__, width=2048, length=65536)
     largest_bytes = 2 * given.width * given.length
     found: dict[str, dict[str, float]] = {name: {} for name in COMMANDS}
     with tempfile.TemporaryDirectory() as name:

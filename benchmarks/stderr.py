@@ -9,16 +9,13 @@ which may come back as a probe.
 
 from __future__ import annotations
 
-import argparse
 import time
 from itertools import islice
 
 import numpy as np
 from builtin_corpus import training_stream
-from machine import write_result
-from rich.console import Console
+from machine import parsed, print_table, write_result
 from rich.progress import track
-from rich.table import Table
 
 import hlscore
 from hlscore.inputs.model import load_model
@@ -33,24 +30,17 @@ def measure(draws: int, samples: int, rank: int) -> dict[str, object]:
     """
     loaded = load_model(ModelSettings(model="builtin:tiny", device="cpu"))
     stream = training_stream(20261123, frozenset())
-    columns: dict[str, list[np.ndarray]] = {"hls": [], "stderr": [], "low": [], "high": []}
+    columns = ("hls", "hls_stderr", "hls_ci_low", "hls_ci_high")
+    drawn = []
     for _ in track(range(draws), description=f"rank {rank}", transient=True):
         rows = [dict(row) for row in islice(stream, samples)]
         result = hlscore.rank(
-            loaded.model,
-            loaded.tokenizer,
-            data=rows,
-            samples=0,
-            rank=rank,
-            checkpointing=False,
-            movement="gradient",
-        )
+            loaded.model, loaded.tokenizer, data=rows, samples=0, rank=rank,
+            checkpointing=False, movement="gradient",
+        )  # fmt: skip
         found = sorted(result.report.candidates, key=lambda row: row.module)
-        columns["hls"].append(np.array([row.hls for row in found]))
-        columns["stderr"].append(np.array([row.hls_stderr for row in found]))
-        columns["low"].append(np.array([row.hls_ci_low for row in found]))
-        columns["high"].append(np.array([row.hls_ci_high for row in found]))
-    hls, stderr, low, high = (np.stack(columns[name]) for name in columns)
+        drawn.append([[getattr(row, name) for row in found] for name in columns])
+    hls, stderr, low, high = np.array(drawn, dtype=np.float64).swapaxes(0, 1)
     mean, spread = hls.mean(0), hls.std(0, ddof=1)
     ratios = np.median(stderr, axis=0) / spread
     covered = ((low <= mean) & (mean <= high)).mean()
@@ -68,22 +58,15 @@ def measure(draws: int, samples: int, rank: int) -> dict[str, object]:
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--draws", type=int, default=24)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
-    options = parser.parse_args()
+    ranks = {"type": int, "nargs": "+", "default": [4, 16]}
+    options = parsed(__doc__, draws=24, samples=256, ranks=ranks)
     began = time.perf_counter()
     results = [measure(options.draws, options.samples, rank) for rank in options.ranks]
-    table = Table("LoRA rank", "reported / observed (quartiles)", "range", "coverage of 95 %")
-    for item in results:
-        table.add_row(
-            str(item["rank"]),
-            str(item["ratio_quartiles"]),
-            str(item["ratio_range"]),
-            str(item["coverage_of_95_percent_interval"]),
-        )
-    Console().print(table)
+    shown = ("rank", "ratio_quartiles", "ratio_range", "coverage_of_95_percent_interval")
+    print_table(
+        ("LoRA rank", "reported / observed (quartiles)", "range", "coverage of 95 %"),
+        [[item[name] for name in shown] for item in results],
+    )
     seconds = round(time.perf_counter() - began, 1)
     print(write_result("stderr", {"wall_seconds": seconds, "results": results}))
 

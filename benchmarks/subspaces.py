@@ -12,7 +12,6 @@ folded sketches that a run keeps of its groups.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,10 +21,8 @@ from itertools import islice
 import numpy as np
 import torch
 from builtin_corpus import training_stream
-from machine import write_result
-from rich.console import Console
+from machine import parsed, print_table, write_result
 from rich.progress import track
-from rich.table import Table
 
 from hlscore.gradients.jackknife import Resamples, draw_resamples, influences
 from hlscore.gradients.probe_run import ProbeRun
@@ -313,28 +310,14 @@ def compare(sets: list[Drawn], rank: int) -> list[dict[str, object]]:
 
 def main() -> None:
     """Run, print a table, write a dated JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--draws", type=int, default=16)
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[4, 16])
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    ranks = {"type": int, "nargs": "+", "default": [4, 16]}
+    options = parsed(__doc__, draws=16, samples=256, ranks=ranks, threads=1)
     began = time.perf_counter()
     sets = group_gradients(options.draws, options.samples)
     results = [row for rank in options.ranks for row in compare(sets, rank)]
-    table = Table(
-        "rank",
-        "standard error",
-        "stated / observed (median)",
-        "smallest",
-        "largest",
-        "root mean square",
-        "coverage of 95 %",
-    )
-    for row in results:
-        table.add_row(*(str(value) for value in row.values()))
-    Console().print(table)
+    heads = ("rank", "standard error", "stated / observed (median)", "smallest", "largest",
+             "root mean square", "coverage of 95 %")  # fmt: skip
+    print_table(heads, [[*row.values()] for row in results])
     settings = vars(options) | {"modules": MODULES, "groups": GROUPS, "resamples": RESAMPLES}
     seconds = round(time.perf_counter() - began, 1)
     content = {"wall_seconds": seconds, "settings": settings, "results": results}

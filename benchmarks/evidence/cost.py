@@ -7,7 +7,6 @@ does, and how much longer its steps are at equal parameters. Writes a dated resu
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Mapping
@@ -19,9 +18,7 @@ from typing import Any
 
 import torch
 from arms import Arm, Planner, hybrid
-from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -29,7 +26,7 @@ import hlscore
 from hlscore.planning.baselines import nearest_rank
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
-from machine import write_result
+from machine import parsed, print_table, write_result
 from memory import Tensors
 from models import VOCABULARY, build
 
@@ -103,14 +100,9 @@ def equal_rank(hybrid_cost: float, ranks: Mapping[int, float]) -> float:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="qwen3-41m")
-    parser.add_argument("--rank", type=int, default=16)
-    parser.add_argument("--budget", default="0.1")
-    parser.add_argument("--sequences", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--repeats", type=int, default=9)
-    options = parser.parse_args()
+    options = parsed(
+        __doc__, model="qwen3-41m", rank=16, budget="0.1", sequences=8, tokens=128, repeats=9
+    )
     torch.set_num_threads(1)
     words = AutoTokenizer.from_pretrained(str(files("hlscore.inputs") / "builtin" / "tiny"))
     report = hlscore.rank(
@@ -130,12 +122,6 @@ def main() -> None:
         for way in ways:
             way.timed_step()
     costs = {way.name: way.cost() for way in ways}
-    table = Table("way", "trained parameters", "state MiB", "peak MiB", "seconds per step")
-    for name, cost in costs.items():
-        table.add_row(
-            name, f"{cost.parameters:,}", f"{cost.state_bytes / 2**20:.1f}",
-            f"{cost.peak_bytes / 2**20:.1f}", f"{cost.seconds:.3f}",
-        )  # fmt: skip
     lora = {rank: costs[f"lora r={rank}"] for rank in (options.rank, matched)}
     ranks = {
         unit: equal_rank(
@@ -145,11 +131,17 @@ def main() -> None:
         for unit in ("parameters", "state_bytes", "peak_bytes")
     }
     longer = costs[f"lora r={matched}"].seconds / costs["hybrid hls"].seconds
-    console = Console()
-    console.print(table)
+    print_table(
+        ("way", "trained parameters", "state MiB", "peak MiB", "seconds per step"),
+        [
+            (name, f"{cost.parameters:,}", f"{cost.state_bytes / 2**20:.1f}",
+             f"{cost.peak_bytes / 2**20:.1f}", f"{cost.seconds:.3f}")
+            for name, cost in costs.items()
+        ],
+    )  # fmt: skip
     for unit, rank in ranks.items():
-        console.print(f"LoRA of rank {rank:.1f} has as many {unit.replace('_', ' ')}.")
-    console.print(f"A step of LoRA r={matched} takes {longer:.3f} of the hybrid's.")
+        print(f"LoRA of rank {rank:.1f} has as many {unit.replace('_', ' ')}.")
+    print(f"A step of LoRA r={matched} takes {longer:.3f} of the hybrid's.")
     content = {
         "settings": vars(options),
         "costs": {name: asdict(cost) for name, cost in costs.items()},
@@ -157,7 +149,7 @@ def main() -> None:
         "lora_rank_of_equal": ranks,
         "seconds_of_equal_lora_over_hybrid": longer,
     }
-    console.print(str(write_result("evidence_cost", content)))
+    print(write_result("evidence_cost", content))
 
 
 if __name__ == "__main__":
