@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,46 +24,34 @@ import hlscore
 from hlscore.errors import HlscoreError, ModelError, UsageError
 from hlscore.inputs.adapter import LowRank
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.records import ModuleRow
 from hlscore.settings import CandidateSettings
 
 RANK = 2
-ALL = CandidateSettings(embeddings=True, head=True)
 
 
-def base_of(name: str, folder: Path) -> PreTrainedModel:
-    save_model(folder, model=FAMILIES[name].build())
-    return FAMILIES[name].build()
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().double().clone() for name, value in model.named_parameters()}
-
-
-def dense_updates(base: PreTrainedModel, merged: PreTrainedModel) -> dict[str, torch.Tensor]:
-    before, after = weights(base), weights(merged)
-    return {name: before[name] - after[name] for name in before}
-
-
-def check_rows(
-    rows: dict[str, ModuleRow],
-    base: PreTrainedModel,
-    firsts: list[dict[str, torch.Tensor]],
-    seconds: list[dict[str, torch.Tensor]],
-    tolerance: float = 1e-5,
-) -> None:
-    """Hold every row against the singular values of dense float64 updates."""
-    chosen = candidates_of(find_modules(base, ALL))
+def ranked(
+    folder: Path, family: str, trained: list[torch.nn.Module], tolerance: float = 1e-5
+) -> hlscore.RankResult:
+    """Rank by trainings saved as `run0` and so on; hold rows against dense float64 updates."""
+    save_model(folder / "base", model=FAMILIES[family].build())
+    found = hlscore.rank_updates(
+        folder / "base", [folder / f"run{seed}" for seed in range(len(trained))], rank=RANK,
+        budget=0.5, embeddings=True, head=True,
+    )  # fmt: skip
+    base, rows = FAMILIES[family].build(), by_module(found.rows)
+    chosen = candidates_of(find_modules(base, CandidateSettings(embeddings=True, head=True)))
     assert rows.keys() == {item.module for item in chosen}
     for item in chosen:
         weight, row = base.get_parameter(item.parameter).detach().double(), rows[item.module]
         shape = (-1, *weight.shape[-2:])
+        updates = [
+            (weight - each.get_parameter(item.parameter).detach().double()).reshape(shape)
+            for each in trained
+        ]
+        half = (len(updates) + 1) // 2
         a, b, mean = (
-            (sum(update[item.parameter] for update in some) / len(some)).reshape(shape)
-            for some in (firsts, seconds, [*firsts, *seconds])
+            sum(some) / len(some) for some in (updates[:half], updates[half:] or updates, updates)
         )
-        if len(firsts) == 1 and firsts == seconds:
-            mean = a
         values = torch.linalg.svdvals(mean)
         energy = float(values.square().sum())
         floor = tolerance * max(energy, 1e-12)
@@ -79,6 +68,7 @@ def check_rows(
         assert row.stable_rank == pytest.approx(
             energy / float(values[:, 0].square().sum()), rel=1e-4
         )
+    return found
 
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,32 +103,19 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_adapters_are_what_peft_merges(kind: str, tmp_path: Path) -> None:
     family, config = CONFIGS[kind]
-    base = base_of(family, tmp_path / "base")
-    before = weights(base)
-    merged = adapted(FAMILIES[family].build(), tmp_path / "run", **config).merge_and_unload()
-    found = hlscore.rank_updates(
-        tmp_path / "base", tmp_path / "run", rank=RANK, budget=0.5, embeddings=True, head=True
-    )
-    update = {name: before[name] - after for name, after in weights(merged).items()}
-    check_rows(dict(by_module(found.rows)), base, [update], [update])
+    wrapped = adapted(FAMILIES[family].build(), tmp_path / "run0", **config)
+    found = ranked(tmp_path, family, [wrapped.merge_and_unload()])
     assert any("cannot be cross-fitted" in note for note in found.report.run.notes)
-    assert found.report.run.settings["updates"] == (str(tmp_path / "run"),)
+    assert found.report.run.settings["updates"] == (str(tmp_path / "run0"),)
     assert found.plan.provenance.settings["capture"]["movement"] == "update"  # type: ignore[index]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
 def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path) -> None:
-    base = base_of(family, tmp_path / "base")
-    updates = []
-    for seed in range(3):
-        trained = moved(FAMILIES[family].build(), seed=seed)
-        trained.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
-        updates.append(dense_updates(base, trained))
-    found = hlscore.rank_updates(
-        tmp_path / "base", [tmp_path / f"run{seed}" for seed in range(3)], rank=RANK, budget=0.5,
-        embeddings=True, head=True,
-    )  # fmt: skip
-    check_rows(dict(by_module(found.rows)), base, updates[:2], updates[2:], 1e-4)
+    trained = [moved(FAMILIES[family].build(), seed=seed) for seed in range(3)]
+    for seed, each in enumerate(trained):
+        each.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
+    found = ranked(tmp_path, family, list(trained), 1e-4)
     assert not any("cross-fitted" in note for note in found.report.run.notes)
     assert all(row.hls_stderr is None for row in found.report.candidates)
 
@@ -146,28 +123,16 @@ def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path
 def test_four_adapters_are_cross_fitted_without_forming_their_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = base_of("llama", tmp_path / "base")
-    before, updates = weights(base), []
-    for seed in range(4):
-        wrapped = adapted(
-            FAMILIES["llama"].build(), tmp_path / f"run{seed}", seed=seed,
-            target_modules=["q_proj", "down_proj"],
-        )  # fmt: skip
-        after = weights(wrapped.merge_and_unload())
-        updates.append({name: before[name] - after[name] for name in before})
-
-    def refuse(_: LowRank) -> torch.Tensor:
-        raise AssertionError("an update was formed")
-
-    monkeypatch.setattr(LowRank, "dense", refuse)
-    found = hlscore.rank_updates(
-        tmp_path / "base", [tmp_path / f"run{seed}" for seed in range(4)], rank=RANK,
-        embeddings=True, head=True,
-    )  # fmt: skip
-    rows = dict(by_module(found.rows))
-    check_rows(rows, base, updates[:2], updates[2:])
-    reached = [row for row in rows.values() if row.status == "scored"]
-    assert len(reached) == 4
+    modules = ["q_proj", "down_proj"]
+    trained = [
+        adapted(
+            FAMILIES["llama"].build(), tmp_path / f"run{seed}", seed=seed, target_modules=modules
+        ).merge_and_unload()
+        for seed in range(4)
+    ]
+    monkeypatch.setattr(LowRank, "dense", Mock(side_effect=AssertionError("an update was formed")))
+    found = ranked(tmp_path, "llama", trained)
+    reached = [row for row in found.rows if row.status == "scored"]
     assert all((row.hls_stderr or 0) > 0 for row in reached)
     names = [f"model.layers.{layer}.{kind}" for layer in (0, 1)
              for kind in ("self_attn.q_proj", "mlp.down_proj")]  # fmt: skip
@@ -175,7 +140,7 @@ def test_four_adapters_are_cross_fitted_without_forming_their_updates(
 
 
 def test_16_bit_checkpoints_say_what_rounding_adds(tmp_path: Path) -> None:
-    base_of("llama", tmp_path / "base")
+    save_model(tmp_path / "base", model=FAMILIES["llama"].build())
     moved(FAMILIES["llama"].build(), scale=2e-4).to(torch.bfloat16).save_pretrained(
         tmp_path / "run"
     )
@@ -300,7 +265,7 @@ def test_bad_trainings_are_refused_in_one_line(kind: str, tmp_path: Path) -> Non
 
 
 def test_names_of_unwrapped_saves_are_understood(tmp_path: Path) -> None:
-    base_of("llama", tmp_path / "base")
+    save_model(tmp_path / "base", model=FAMILIES["llama"].build())
     unwrapped = "base_model.model._fsdp_wrapped_module.model."
     changed_tensors("base_model.model.model.", unwrapped)(tmp_path / "run")
     changed_config()(tmp_path / "same")

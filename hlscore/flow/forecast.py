@@ -151,14 +151,7 @@ def _longest_rollouts(
     for prompt in prompts:
         written = (pad,) * (room_for(len(prompt.ids), context, settings) - 1)
         rollouts = tuple(
-            Rollout(
-                prompt="",
-                prompt_ids=prompt.ids,
-                completion="",
-                completion_ids=(*written, last),
-                reward=float(last % 2),
-                truncated=False,
-            )
+            Rollout(prompt_ids=prompt.ids, completion_ids=(*written, last), reward=float(last % 2))
             for last in lasts
         )
         groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))

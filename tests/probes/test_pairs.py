@@ -239,11 +239,12 @@ def rollouts(count: int, *, silent: int = 0, seed: int = 0) -> RolloutSet:
         rewards = [1.0] * 4 if number >= count else [0.0, 1.0, draw.random(), draw.random()]
         rollouts = tuple(
             Rollout(
-                prompt="", prompt_ids=(200, number), completion="", reward=reward, truncated=False,
+                prompt_ids=(200, number),
                 completion_ids=tuple(draw.choices(range(250), k=draw.randint(1, 9))),
+                reward=reward,
             )
             for reward in rewards
-        )  # fmt: skip
+        )
         return RolloutGroup(name=str(number), rollouts=rollouts)
 
     return RolloutSet(source="drawn", groups=tuple(map(group, range(count + silent))))

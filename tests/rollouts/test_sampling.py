@@ -209,16 +209,12 @@ def test_stop_texts_end_a_completion(tiny: Any, stop: tuple[str, ...]) -> None:
     assert stopped > 2
 
 
-def test_every_end_token_of_the_checkpoint_ends(tiny: Any) -> None:
-    model, tokenizer = tiny
+def test_every_end_token_of_the_checkpoint_ends(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     free = sample(*tiny)
     other = max({ids[2] for ids in drawn(free)} - {END})
-    own = model.generation_config
-    model.generation_config = GenerationConfig(eos_token_id=[END, other], pad_token_id=1)
-    try:
-        found = sample(model, tokenizer)
-    finally:
-        model.generation_config = own
+    suggested = GenerationConfig(eos_token_id=[END, other], pad_token_id=1)
+    monkeypatch.setattr(tiny[0], "generation_config", suggested)
+    found = sample(*tiny)
     for long, short in zip(drawn(free), drawn(found), strict=True):
         ends = [place for place, token in enumerate(long) if token == other]
         assert short == (long[: ends[0] + 1] if ends else long)
@@ -242,15 +238,13 @@ def test_every_end_token_of_the_checkpoint_ends(tiny: Any) -> None:
     ],
     ids="+".join,
 )
-def test_suggestions_of_a_checkpoint_do_not_leak(tiny: Any, suggested: dict[str, Any]) -> None:
-    model, tokenizer = tiny
+def test_suggestions_of_a_checkpoint_do_not_leak(
+    tiny: Any, suggested: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = sample(*tiny, ROWS[:3])
-    own = model.generation_config
-    model.generation_config = GenerationConfig(eos_token_id=END, **suggested)
-    try:
-        assert sample(model, tokenizer, ROWS[:3]) == expected
-    finally:
-        model.generation_config = own
+    config = GenerationConfig(eos_token_id=END, **suggested)
+    monkeypatch.setattr(tiny[0], "generation_config", config)
+    assert sample(*tiny, ROWS[:3]) == expected
 
 
 def fails(**_: Any) -> list[float | None]:
