@@ -22,8 +22,8 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import HlscoreError, ModelError, UsageError
-from hlscore.inputs.adapter import LowRank
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.trained import LowRank
 from hlscore.settings import CandidateSettings
 
 RANK = 2
