@@ -12,9 +12,9 @@ from importlib import resources
 from typing import Any
 
 import torch
-from families import token_batch
+from families import FAMILIES, token_batch
 from peft import PeftModel
-from plans import report_for
+from plans import plan_for, report_for
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -93,6 +93,14 @@ def planned(plan: Plan, model: nn.Module) -> set[str]:
         own = model.get_submodule(holder).named_parameters(recurse=False)
         names |= {f"{holder}.{leaf}" for leaf, value in own if value.dim() < 3}
     return names
+
+
+def planned_model(
+    family: str, locks: Sequence[str] | None = None, **settings: Any
+) -> tuple[PreTrainedModel, Plan]:
+    """A model of a family and its plan, with all modes in turn where no locks are given."""
+    model = FAMILIES[family].build()
+    return model, plan_for(model, every_mode(model) if locks is None else locks, **settings)
 
 
 def every_mode(model: PreTrainedModel, *, left: Sequence[str] = ()) -> list[str]:

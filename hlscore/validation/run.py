@@ -29,7 +29,7 @@ from hlscore.steps import Progress
 from hlscore.training.apply import check_model
 from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
 from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
-from hlscore.validation.gaps import compare_arms
+from hlscore.validation.gaps import compare_arms, verdict
 from hlscore.validation.training import (
     MOST_EXTENSIONS,
     POINTS,
@@ -38,7 +38,6 @@ from hlscore.validation.training import (
     Trial,
     train,
 )
-from hlscore.validation.verdict import verdict
 
 SCHEMA_VERSION = 1
 # Finished trainings, one line each; not named as the progress of `rank` is, which may go to the
@@ -210,6 +209,30 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             "untrained_loss": before,
             "arms": forgetting,
         }
+    arms: dict[str, Any] = {}
+    for arm in trial.arms:
+        found = outcomes[arm.name]
+        curves = [outcome.curve for outcome in found]
+        arms[arm.name] = {
+            "trained_params": arm.trained_params,
+            "memory_bytes": arm.memory_bytes,
+            "lora_rank": arm.plans[settings.seed].lora.rank,
+            "rate_factors": [
+                {
+                    "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
+                    "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,
+                    "tuning_loss": loss,
+                }
+                for (full, lora), loss in sorted(losses[arm.name].items())
+            ],
+            "seconds_per_training": sum(outcome.seconds for outcome in found) / len(found),
+            "curve": {
+                "steps": found[0].steps,
+                "mean": [sum(point) / len(point) for point in zip(*curves, strict=True)],
+                "seeds": curves,
+            },
+            **asdict(results[arm.name]),
+        }
     content = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict(
@@ -222,13 +245,7 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
         ),
         "notes": notes,
         "untrained_loss": untrained,
-        "arms": {
-            arm.name: {
-                **_arm(arm, losses[arm.name], outcomes[arm.name], settings.seed),
-                **asdict(results[arm.name]),
-            }
-            for arm in trial.arms
-        },
+        "arms": arms,
         "examples": {name: len(getattr(trial, name)) for name in ("training", "tuning", "test")},
         "also": also,
         "made_with": {key: value for key, value in trial.made_with.items() if key != "plan"},
@@ -317,31 +334,6 @@ def untried(losses: Mapping[Rates, float], moves: tuple[bool, bool]) -> list[Rat
     steps = [(1, 0), (-1, 0)] * moves[0] + [(0, 1), (0, -1)] * moves[1]
     near = [(full + up, lora + right) for up, right in steps]
     return [rates for rates in near if rates not in losses]
-
-
-def _arm(
-    arm: Arm, losses: Mapping[Rates, float], outcomes: Sequence[Outcome], seed: int
-) -> dict[str, Any]:
-    curves = [outcome.curve for outcome in outcomes]
-    return {
-        "trained_params": arm.trained_params,
-        "memory_bytes": arm.memory_bytes,
-        "lora_rank": arm.plans[seed].lora.rank,
-        "rate_factors": [
-            {
-                "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
-                "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,
-                "tuning_loss": loss,
-            }
-            for (full, lora), loss in sorted(losses.items())
-        ],
-        "seconds_per_training": sum(each.seconds for each in outcomes) / len(outcomes),
-        "curve": {
-            "steps": outcomes[0].steps,
-            "mean": [sum(point) / len(point) for point in zip(*curves, strict=True)],
-            "seeds": curves,
-        },
-    }
 
 
 def _without_nan(value: Any) -> Any:

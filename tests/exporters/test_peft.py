@@ -14,7 +14,7 @@ from families import FAMILIES
 from peft import LoraConfig
 from peft.utils import transformers_weight_conversion as conversion
 from plans import family_plan, plan_for
-from training_runs import every_mode
+from training_runs import every_mode, planned_model
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from hlscore.artifacts.files import write_files
@@ -147,8 +147,7 @@ def test_patterns_match_one_full_name() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "deepseek_v3"])
 def test_the_file_is_read_by_peft_and_is_stable(name: str, tmp_path: Path) -> None:
-    model = FAMILIES[name].build()
-    plan = plan_for(model, every_mode(model))
+    _, plan = planned_model(name)
     assert find_exporter("peft") is EXPORTER
     first, second = (EXPORTER.files(Export(plan=plan, model="elsewhere")) for _ in range(2))
     assert first == second

@@ -14,9 +14,9 @@ import torch
 from console import save_model
 from families import FAMILIES, Family
 from peft import LoraConfig, PeftModel, get_peft_model
-from plans import plan_for
+from plans import family_plan, plan_for
 from torch import nn
-from training_runs import changed, every_mode, logits, planned, train, weights
+from training_runs import changed, every_mode, logits, planned, planned_model, train, weights
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from hlscore.artifacts.plan import Plan
@@ -108,8 +108,7 @@ EMBEDDINGS = {"embeddings": True, "head": True}
     ("mixtral", ["*=frozen", "*.0.*experts.*=lora", "*.1.*gate=rank:2"], {}),
 ])  # fmt: skip
 def test_plans_of_few_modes(family: str, locks: Sequence[str], settings: dict[str, Any]) -> None:
-    model = FAMILIES[family].build()
-    plan = plan_for(model, locks, **settings)
+    model, plan = planned_model(family, locks, **settings)
     assert trained(plan, model) == planned(plan, model)
 
 
@@ -146,8 +145,7 @@ def test_ranks_of_layers_whose_numbers_overlap(tmp_path: Path) -> None:
 
 
 def test_an_adapter_of_another_rank_is_noticed() -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, ["*.1.*q_proj=rank:2"])
+    model, plan = planned_model("llama", ["*.1.*q_proj=rank:2"])
     config = lora_config(plan)
     config.rank_pattern = {}
     with pytest.raises(ModelError, match=r"layers\.1\.self_attn\.q_proj' has 448 .* not the 224"):
@@ -168,8 +166,9 @@ def test_names_that_end_alike_are_refused() -> None:
 
 
 def test_a_tied_embedding_in_full_stays_tied() -> None:
-    model = FAMILIES["qwen3"].build()
-    plan = plan_for(model, ["*=frozen", "*q_proj=lora", "*embed_tokens=full"], embeddings=True)
+    model, plan = planned_model(
+        "qwen3", ["*=frozen", "*q_proj=lora", "*embed_tokens=full"], embeddings=True
+    )
     before = weights(model)
     wrapped = apply(model, plan)
     assert expected(wrapped, plan, "full") == {
@@ -184,19 +183,16 @@ def test_a_tied_embedding_in_full_stays_tied() -> None:
 
 
 def test_tied_weights_that_peft_would_untie() -> None:
-    model = FAMILIES["qwen3"].build()
-    plan = plan_for(model, ["*embed_tokens=frozen"], embeddings=True)
+    model, plan = planned_model("qwen3", ["*embed_tokens=frozen"], embeddings=True)
     with pytest.raises(ExportError, match=r"LoRA on 'model\.embed_tokens' would merge wrongly"):
         apply(model, edited(plan, "embed_tokens", mode="lora", rank=4, alpha=8))
-    model = FAMILIES["gpt2"].build()
-    plan = plan_for(model, ["*wte=full"], embeddings=True)
+    model, plan = planned_model("gpt2", ["*wte=full"], embeddings=True)
     with pytest.raises(ExportError, match=r"'transformer\.wte' cannot be trained in full"):
         apply(model, plan)
 
 
 def test_experts_half_in_full_are_refused_and_the_nearest_plan_runs() -> None:
-    model = FAMILIES["mixtral"].build()
-    plan = plan_for(model, ["*.0.*experts.down_proj=full", "*.1.*experts.*=full"])
+    model, plan = planned_model("mixtral", ["*.0.*experts.down_proj=full", "*.1.*experts.*=full"])
     with pytest.raises(ExportError, match="trains all weights of 'model"):
         apply(model, plan)
     near, said = nearest(plan, PEFT_LIMITS)
@@ -220,8 +216,7 @@ def test_lora_that_state_space_models_would_ignore() -> None:
 
 
 def test_gpt2_is_wrapped_without_a_warning() -> None:
-    model = FAMILIES["gpt2"].build()
-    plan = plan_for(model, every_mode(model))
+    model, plan = planned_model("gpt2")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -254,8 +249,7 @@ def test_16_bit_master_weights_stay_as_they_are() -> None:
 
 
 def test_another_model_is_refused() -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, ["*.0.*=full"])
+    plan = family_plan("llama", "*.0.*=full")
     for changes, message in (
         ({"intermediate_size": 96}, r"'model\.layers\.0\.mlp\.gate_proj' is 96 x 48, not 80"),
         ({"num_hidden_layers": 1}, r"it has no 'model\.layers\.1\.self_attn\.q_proj'"),
@@ -277,8 +271,7 @@ def test_other_weights_are_warned_about() -> None:
 
 
 def test_a_plan_file_and_another_adapter_name(tmp_path: Path) -> None:
-    model = FAMILIES["mixtral"].build()
-    plan = plan_for(model, every_mode(model))
+    model, plan = planned_model("mixtral")
     path = tmp_path / "plan.json"
     write_plan(plan, path)
     wrapped = apply(model, str(path), adapter_name="plan")
@@ -290,8 +283,7 @@ def test_a_plan_file_and_another_adapter_name(tmp_path: Path) -> None:
 
 
 def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, [])
+    model, plan = planned_model("llama", [])
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UsageError, match=r"pip install 'hlscore\[peft\]'"):
         apply(model, plan)
@@ -300,8 +292,7 @@ def test_without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_is_left_as_it_was_when_peft_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = FAMILIES["mixtral"].build()
-    plan = plan_for(model, ["*.0.*experts.down_proj=full"])
+    model, plan = planned_model("mixtral", ["*.0.*experts.down_proj=full"])
     kinds = {name: type(module) for name, module in model.named_modules()}
     flags = [value.requires_grad for value in model.parameters()]
     attributes, before = set(model.__dict__), logits(model)
@@ -362,8 +353,7 @@ def test_4_bit_models(name: str, locks: Sequence[str], tmp_path: Path) -> None:
     ],
 )
 def test_wrong_weights_and_forms_are_named(change: dict[str, str], message: str) -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, ["*q_proj=full"])
+    model, plan = planned_model("llama", ["*q_proj=full"])
     with pytest.raises(ModelError, match=message):
         apply(model, edited(plan, "0.self_attn.q_proj", **change))
 
@@ -388,8 +378,7 @@ def test_adapters_that_break_the_forward_pass_are_refused() -> None:
 
 
 def test_a_model_that_takes_no_plain_tokens_is_wrapped_with_a_warning() -> None:
-    model = FAMILIES["llama"].build()
-    plan = plan_for(model, ("*.1.*.down_proj=full",))
+    model, plan = planned_model("llama", ("*.1.*.down_proj=full",))
 
     def failing(*_: Any) -> None:
         raise RuntimeError("pixels are missing")

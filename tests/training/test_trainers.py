@@ -15,7 +15,7 @@ import torch
 import trl
 from datasets import Dataset
 from plans import plan_for
-from training_runs import PAIRS, ROWS, changed, logits, planned, two_blocks, weights
+from training_runs import PAIRS, ROWS, changed, logits, planned, planned_model, two_blocks, weights
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer, TrainingArguments
 
 from hlscore.artifacts.plan import Plan
@@ -243,8 +243,7 @@ def test_merging_rounds_once() -> None:
 def test_merged_models_are_plain(
     family: str, locks: tuple[str, ...], embeddings: bool, tmp_path: Path
 ) -> None:
-    model = families.FAMILIES[family].build()
-    plan = plan_for(model, locks, embeddings=embeddings)
+    model, plan = planned_model(family, locks, embeddings=embeddings)
     wrapped = apply(model, plan)
     torch.manual_seed(0)
     with torch.no_grad():
@@ -261,8 +260,7 @@ def test_merged_models_are_plain(
 
 
 def test_groups_have_rates_and_decays_of_their_own(tmp_path: Path) -> None:
-    model = families.FAMILIES["gpt2"].build()
-    plan = plan_for(model, ("*c_proj=full",))
+    model, plan = planned_model("gpt2", ("*c_proj=full",))
     wrapped = apply(model, plan)
     write_plan(plan, tmp_path / "plan.json")
     read = param_groups(wrapped, str(tmp_path / "plan.json"))

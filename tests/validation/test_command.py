@@ -35,6 +35,7 @@ from hlscore.views.validation import print_validation
 WORDS = ("red", "green", "blue", "black", "white", "pink")
 BRIEF = ("--steps", "3", "--seeds", "2", "--batch-size", "4")
 ARMS = ("lora", "matched", "random", "largest", "plan", "full")
+Tried = tuple[Outcome, dict[str, Any]]
 # What each training of `tried` came to.
 OUTCOMES: dict[Training, training.Outcome] = {}
 
@@ -69,7 +70,7 @@ def validate(desk: Path, out: Path, *more: object) -> Outcome:
 
 
 @pytest.fixture(scope="module")
-def tried(desk: Path) -> tuple[Outcome, dict[str, Any]]:
+def tried(desk: Path) -> Tried:
     """A whole trial, with three learning rates for each arm."""
 
     def kept(trial: Trial, plan: Any, wanted: Training, *, steps: int) -> training.Outcome:
@@ -108,9 +109,7 @@ def without_times(value: Any) -> Any:
     return {key: without_times(item) for key, item in value.items() if key not in times}
 
 
-def test_the_file_has_every_figure_and_the_verdict_stands_first(
-    desk: Path, tried: tuple[Outcome, dict[str, Any]]
-) -> None:
+def test_the_file_has_every_figure_and_the_verdict_stands_first(desk: Path, tried: Tried) -> None:
     found, content = tried
     assert tuple(content["arms"]) == ARMS
     assert content["examples"] == {"training": 26, "tuning": 5, "test": 5}
@@ -153,38 +152,32 @@ def test_the_file_has_every_figure_and_the_verdict_stands_first(
     assert not [line for line in found.err.splitlines() if "Warning" in line]
 
 
-def test_last_command_makes_the_lora_of_equal_size(
-    tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
+def test_the_last_command_makes_the_lora_of_equal_size(
+    desk: Path, tried: Tried, tmp_path: Path
 ) -> None:
     found, content = tried
-    name, *words = shlex.split(found.out.splitlines()[-1])
-    assert words[-2:] == ["-o", "lora.json"]
-    ran = hlscore(*words[:-1], tmp_path / "lora.json")
-    assert (name, ran.code) == ("hlscore", 0), ran.err
+    name, *command = shlex.split(found.out.splitlines()[-1])
+    assert (name, command[-2:]) == ("hlscore", ["-o", "lora.json"])
+    ran = hlscore(*command[:-1], tmp_path / "lora.json")
+    assert ran.code == 0, ran.err
     trained = read_plan(tmp_path / "lora.json").totals.trained_params
     assert trained == content["arms"]["matched"]["trained_params"]
 
-
-def test_last_command_has_the_budget_and_the_ranks_of_the_plan(
-    desk: Path, tried: tuple[Outcome, dict[str, Any]], tmp_path: Path
-) -> None:
-    scores = desk / "scores" / "scores.parquet"
+    # It has the budget and the ranks of the plan; without scores beside it there is none.
+    scores, path = desk / "scores" / "scores.parquet", tmp_path / "plan.json"
     options = ("--budget", "6k", "--ranks", "1,2,4", "--value-power", "0.5")
-    path = tmp_path / "plan.json"
     assert hlscore("plan", scores, *options, "-o", path).code == 0
 
     def last_line() -> str:
         printed = io.StringIO()
         console = Terminal(file=printed, width=200)
-        print_validation(tried[1], tmp_path / "x.json", read_plan(path), path, console=console)
+        print_validation(content, tmp_path / "x.json", read_plan(path), path, console=console)
         return printed.getvalue().splitlines()[-1].strip()
 
     assert last_line() == f"hlscore show {path}"
     shutil.copy(scores, tmp_path)
-    asked = shlex.join(options)
-    assert last_line() == (
-        f"hlscore plan {tmp_path / 'scores.parquet'} {asked} --baseline lora-matched -o lora.json"
-    )
+    asked = f"hlscore plan {tmp_path / 'scores.parquet'} {shlex.join(options)}"
+    assert last_line() == f"{asked} --baseline lora-matched -o lora.json"
 
 
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
@@ -192,7 +185,7 @@ def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     content = json.loads(found.out)
     assert (content["fewest_trainings"], content["most_trainings"]) == (36, 81)
     assert [arm["name"] for arm in content["arms"]] == list(ARMS)
-    assert 0 < content["seconds_per_training"] < 60
+    assert content["seconds_per_training"] > 0
     assert not (desk / "dry").exists()
     shown = validate(desk, desk / "dry", "--dry-run", "--no-full")
     assert shown.out.startswith("31 to 71 trainings of 3 steps")
@@ -210,8 +203,7 @@ def test_without_full_no_gap_is_claimed_and_json_is_the_file(
     assert content == {"path": str(desk / "no-full" / "validation.json"), **written}
     assert "full" not in content["arms"]
     assert all(arm["recovered"] is None for arm in content["arms"].values())
-    early = "No verdict: 3 steps are too few to tell. Give more --steps."
-    assert content["verdict"][0] == early
+    assert content["verdict"][0].startswith("No verdict: 3 steps are too few to tell.")
     assert content["also"] is None
 
 
@@ -244,9 +236,7 @@ def test_forgetting_is_the_loss_on_other_data(desk: Path, monkeypatch: pytest.Mo
         assert arm["forgotten"] == pytest.approx(sum(expected) / 2 - also["untrained_loss"])
 
 
-def test_killed_trial_goes_on_to_the_same_figures(
-    desk: Path, tried: tuple[Outcome, dict[str, Any]]
-) -> None:
+def test_killed_trial_goes_on_to_the_same_figures(desk: Path, tried: Tried) -> None:
     out = desk / "killed"
     journal = out / ".hlscore-validation.jsonl"
     command = [sys.executable, "-m", "hlscore", *map(str, words(desk, out))]

@@ -19,10 +19,9 @@ from hlscore.probes.losses import example_sums
 from hlscore.probes.units import ProbeExample
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
-from hlscore.validation.gaps import ArmResult, Interval, compare_arms
+from hlscore.validation.gaps import ArmResult, Interval, compare_arms, verdict
 from hlscore.validation.run import best, search, split_examples, untried
 from hlscore.validation.training import training_order
-from hlscore.validation.verdict import verdict
 
 LOCKS = ("*.0.*.down_proj=full", "*.1.*.q_proj=full")
 

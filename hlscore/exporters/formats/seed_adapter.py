@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.exporters.adapter_config import config_text, full_name, lora_name
 from hlscore.exporters.base_weights import BaseTensor, base_tensors
@@ -61,7 +61,17 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
     found: dict[str, NewTensor] = {}
     for item in plan.lora_modules:
         rank = (item.rank or 0) * item.matrices
-        name = _PREFIX + _wrapped_name(plan, item)
+        name = _PREFIX + lora_name(plan, item).removesuffix(".weight")
+        if item.form == "experts":
+            # Adapters on one module lie inside each other, in the order in which models declare
+            # the tensors of their experts: the last map comes last.
+            holder = full_name(item)
+            stacks = [
+                other for other in plan.lora_modules
+                if other.form == "experts" and full_name(other) == holder
+            ]  # fmt: skip
+            stacks.sort(key=lambda other: ("down" in other.kind, other.kind))
+            name = _PREFIX + holder + ".base_layer" * (len(stacks) - 1 - stacks.index(item))
         # One generator per module, so that a plan gives the same adapter everywhere.
         seed = (
             f"{plan.provenance.seed}:{plan.model.fingerprint.structure}:{item.module}:{item.rank}"
@@ -74,21 +84,6 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
             found[f"{name}.lora_A.weight"] = _matrix(rank, item.in_features, seed, bound)
             found[f"{name}.lora_B.weight"] = _matrix(item.out_features, rank)
     return found
-
-
-def _wrapped_name(plan: Plan, item: PlanModule) -> str:
-    """Name of the module that holds an adapter; two on one module lie inside each other."""
-    if item.form != "experts":
-        return lora_name(plan, item).removesuffix(".weight")
-    holder = full_name(item)
-    inside = [
-        other for other in plan.lora_modules
-        if other.form == "experts" and full_name(other) == holder
-    ]  # fmt: skip
-    # In the order in which models declare the tensors of their experts: the last map comes last.
-    inside.sort(key=lambda other: ("down" in other.kind, other.kind))
-    outer = len(inside) - 1 - inside.index(item)
-    return holder + ".base_layer" * outer
 
 
 def _matrix(rows: int, columns: int, seed: str = "", bound: float | None = None) -> NewTensor:
