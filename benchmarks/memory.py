@@ -29,9 +29,8 @@ from transformers.masking_utils import AttentionMaskInterface
 
 from hlscore.inputs.identity import dimensions, parameter_sizes
 from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.estimate import ModelShape
 from hlscore.planning.memory import Choice, MemoryUse, full_training, memory_use
-from hlscore.records import Candidate
+from hlscore.records import Candidate, ModelShape
 from hlscore.settings import CandidateSettings, MemorySettings
 
 RANK = 16

@@ -44,70 +44,43 @@ _LEFT_OUT: Mapping[LeftOut, str] = {
 OF_UPDATES = ("trial", "update")
 
 
-class Matrix(Protocol):
+class Matrix:
     """What candidates, rows of a report and modules of a plan all say of a weight."""
 
-    @property
-    def module(self) -> str:
-        """Full name."""
-
-    @property
-    def layer(self) -> int | None:
-        """Index of the decoder block."""
-
-    @property
-    def kind(self) -> str:
-        """Last part of the name."""
-
-    @property
-    def block(self) -> str:
-        """Path between the decoder block and the kind."""
-
-    @property
-    def form(self) -> Form:
-        """What holds the weight."""
-
-    @property
-    def matrices(self) -> int:
-        """1, or the number of fused experts."""
-
-    @property
-    def out_features(self) -> int:
-        """Output width."""
-
-    @property
-    def in_features(self) -> int:
-        """Input width."""
-
-    @property
-    def n_params(self) -> int:
-        """Parameters of weight and bias."""
-
-
-class Shaped:
-    """What follows from the shape of a weight."""
-
     __slots__ = ()
+    if TYPE_CHECKING:
+        module: str
+        layer: int | None
+        kind: str
+        block: str
+        form: Form
+        matrices: int
+        out_features: int
+        in_features: int
+
+        @property
+        def n_params(self) -> int:
+            """Parameters of weight and bias."""
 
     @property
-    def n_weights(self: Matrix) -> int:
+    def n_weights(self) -> int:
         """Entries of all matrices together, without biases."""
         return self.matrices * self.out_features * self.in_features
 
     @property
-    def max_rank(self: Matrix) -> int:
+    def max_rank(self) -> int:
         """Largest rank that the matrices can have."""
         return min(self.out_features, self.in_features)
 
     @property
-    def size(self: Matrix) -> str:
+    def size(self) -> str:
         """Sizes of a weight: `256 x 128`, with the number of fused matrices before it."""
         size = f"{self.out_features} x {self.in_features}"
         return size if self.matrices == 1 else f"{self.matrices} x {size}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate(Shaped):
+class Candidate(Matrix):
     """A weight that LoRA or full fine-tuning could train, or one that was left out and why."""
 
     module: str  # full name: of a module, or of the parameter of fused expert tensors
@@ -169,6 +142,21 @@ class ParameterSize:
     shape: tuple[int, ...]  # as the model stores it
     embedding: bool = False  # whether an embedding table holds it
     count: int = 1  # parameters that are alike
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """A model without weights."""
+
+    n_params: int  # tied ones counted once
+    dimensions: ModelDimensions
+    modules: tuple[Candidate, ...]  # every weight matrix, those that are no candidates too
+    parameters: tuple[ParameterSize, ...]  # tied ones once
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Modules that may be trained."""
+        return tuple(item for item in self.modules if not item.skipped)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,7 +277,7 @@ class WeightStatistics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModuleRow(Shaped):
+class ModuleRow(Matrix):
     """One row of the report. Fields and their order are the columns of `scores.parquet`."""
 
     rank: int | None  # position by the run's score, 1 is the first; `None` for skipped rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hlscore.agreement.measures import RankAgreement, Values, kendall, resampled_tau, top_overlap
@@ -11,25 +11,19 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.budget import share_of
 from hlscore.records import ScoreReport
-from hlscore.scores.registry import SCORES, Score, find_score, replicates_at, score_of
+from hlscore.scores.registry import SCORES, find_score, replicates_at, score_of
 from hlscore.settings import Limit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ranking:
-    """One score of every candidate of a run, at one LoRA rank."""
+    """Modules ordered by one score of a run, at one LoRA rank."""
 
     label: str  # what sets it apart from those that it is compared with
     score: str
     rank: int
-    values: Mapping[str, float | None]  # score by module; `None` where it cannot be had
-    # Resampled scores by module; empty ones where there are none at that rank.
-    replicates: Mapping[str, tuple[float, ...]]
-
-    @property
-    def empty(self) -> bool:
-        """Whether no module has a value."""
-        return all(value is None for value in self.values.values())
+    resampled_tau: float | None  # between two resamples; `None` where there are none
+    constant: bool  # whether all modules have the same value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +55,6 @@ class Comparison:
     top: int  # how many of them count as the highest
     # By row and column, both in the order of the rankings; the matrix is symmetric.
     pairs: tuple[tuple[Pair, ...], ...]
-    # Tau between two resamples of each ranking; `None` where there are none.
-    resampled: tuple[float | None, ...]
-    constant: tuple[str, ...]  # labels of rankings that give all modules the same value
     within_kinds: bool
     chosen: bool  # whether one score was asked for, whatever the runs were ordered by
 
@@ -90,8 +81,10 @@ def compare(
         ranks: LoRA ranks of one run.
         top: How many modules count as the highest.
     """
-    found: list[Ranking] = []
     reports: list[ScoreReport] = []
+    ranked: list[tuple[str, str, int]] = []  # label, score and rank of each order
+    scores: list[dict[str, tuple[float | None, tuple[float, ...]]]] = []  # with their resamples
+    missing: list[str] = []
     for side in sides:
         report = side.content
         if isinstance(report, Plan):
@@ -102,34 +95,41 @@ def compare(
         reports.append(report)
         with named(side.path):
             own, own_rank = find_score(score or report.run.score), rank or report.run.rank
-            if len(sides) > 1:
-                wanted = [(side.label, own, own_rank)]
-            elif ranks:
-                if not own.follows_rank:
-                    known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
-                    raise UsageError(
-                        f"'{own.name}' is the same at every LoRA rank.",
-                        hint=f"Use --score {known}.",
-                    )
-                wanted = [(f"rank {each}", own, each) for each in ranks]
-            else:
-                wanted = [(name, item, own_rank) for name, item in SCORES.items()]
-            found += [_ranking(label, report, item, each) for label, item, each in wanted]
-            if len(sides) > 1 and found[-1].empty:
+            if ranks and not own.follows_rank:
+                known = ", ".join(name for name, item in SCORES.items() if item.follows_rank)
                 raise UsageError(
-                    f"No module has a value of '{own.name}'.",
-                    hint="Choose another --score; `hlscore scores` says what each of them needs.",
+                    f"'{own.name}' is the same at every LoRA rank.", hint=f"Use --score {known}."
                 )
-    rankings = [item for item in found if not item.empty]
-    if not rankings:
+            wanted = [(name, item, own_rank) for name, item in SCORES.items()]
+            if ranks:
+                wanted = [(f"rank {each}", own, each) for each in ranks]
+            elif len(sides) > 1:
+                wanted = [(side.label, own, own_rank)]
+            rows = report.candidates
+            for label, item, at in wanted:
+                values = [score_of(row, item, at) for row in rows]
+                if any(value is not None for value in values):
+                    replicates = replicates_at(rows, item, at, report.run.rank)
+                    both = zip(values, replicates, strict=True)
+                    scores.append(dict(zip((row.module for row in rows), both, strict=True)))
+                    ranked.append((label, item.name, at))
+                elif len(sides) == 1:
+                    missing.append(label)
+                else:
+                    raise UsageError(
+                        f"No module has a value of '{own.name}'.",
+                        hint="Choose another --score; `hlscore scores` says what each of them "
+                        "needs.",
+                    )
+    if not ranked:
         raise ArtifactError(
             "No module has a score: no order can be compared.",
             hint="`hlscore rank MODEL` writes scores.",
         )
 
     # In the order of names: of equal scores the first name counts as higher.
-    modules = sorted(set.intersection(*(set(item.values) for item in rankings)))
-    if len(modules) == 1 and all(len(item.values) == 1 for item in rankings):
+    modules = sorted(set.intersection(*map(set, scores)))
+    if len(modules) == 1 and all(len(own) == 1 for own in scores):
         raise ArtifactError("There is only one module: no order can be compared.")
     if len(modules) < 2:
         raise ArtifactError(
@@ -143,17 +143,17 @@ def compare(
             f"--top-k is {top.text}, more than the {len(modules):,} modules that are compared."
         )
 
-    values = [[item.values[name] for name in modules] for item in rankings]
     kind_of = {row.module: (row.block, row.kind) for row in reports[0].candidates}
     kinds: dict[tuple[str, str], list[int]] = {}
     for place, name in enumerate(modules):
         kinds.setdefault(kind_of[name], []).append(place)
-    places = range(len(values))
+    orders = [[own[name][0] for name in modules] for own in scores]
+    places = range(len(orders))
     pairs = {
         (i, j): Pair(
-            tau=kendall(values[i], values[j]),
-            overlap=top_overlap(values[i], values[j], number),
-            within_kinds=_within(values[i], values[j], kinds.values()) if within_kinds else None,
+            tau=kendall(orders[i], orders[j]),
+            overlap=top_overlap(orders[i], orders[j], number),
+            within_kinds=_within(orders[i], orders[j], kinds.values()) if within_kinds else None,
         )
         for i in places
         for j in places[i:]
@@ -161,33 +161,22 @@ def compare(
     return Comparison(
         sides=tuple(sides),
         facts=facts_of(reports),
-        rankings=tuple(rankings),
-        missing=tuple(item.label for item in found if item.empty),
+        rankings=tuple(
+            Ranking(
+                label=label,
+                score=name,
+                rank=at,
+                resampled_tau=resampled_tau([own[module][1] for module in modules]),
+                constant=len(set(order) - {None}) < 2,
+            )
+            for (label, name, at), own, order in zip(ranked, scores, orders, strict=True)
+        ),
+        missing=tuple(missing),
         modules=len(modules),
         top=number,
         pairs=tuple(tuple(pairs[min(i, j), max(i, j)] for j in places) for i in places),
-        resampled=tuple(
-            resampled_tau([item.replicates[name] for name in modules]) for item in rankings
-        ),
-        constant=tuple(
-            item.label
-            for item, own_values in zip(rankings, values, strict=True)
-            if len(set(own_values) - {None}) < 2
-        ),
         within_kinds=within_kinds,
         chosen=score is not None,
-    )
-
-
-def _ranking(label: str, report: ScoreReport, score: Score, rank: int) -> Ranking:
-    rows = report.candidates
-    replicates = replicates_at(rows, score, rank, report.run.rank)
-    return Ranking(
-        label=label,
-        score=score.name,
-        rank=rank,
-        values={row.module: score_of(row, score, rank) for row in rows},
-        replicates={row.module: own for row, own in zip(rows, replicates, strict=True)},
     )
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
-from hlscore.records import Form, LeftOut, LossTokens, Shaped, Storage
+from hlscore.records import Form, LeftOut, LossTokens, Matrix, Storage
 from hlscore.settings import LARGEST_RANK, BaseBits, Baseline, Master, Optimizer, PlanSettings
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -186,7 +186,7 @@ class PlanRates(_Strict):
     lora: PlanRate
 
 
-class PlanModule(_Strict, Shaped):
+class PlanModule(_Strict, Matrix):
     """What to do with one module. Modules that are not listed stay frozen."""
 
     position: _Place = Field(description="Place by the plan's score, 1 is the highest.")

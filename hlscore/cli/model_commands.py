@@ -96,8 +96,9 @@ def estimate(
 
     `hlscore estimate builtin:tiny --budget 0.1p --optimizer adamw8bit --train-length 512`
     """
-    from hlscore.planning.estimate import ModelShape, check_budget
+    from hlscore.planning.estimate import check_budget
     from hlscore.planning.estimate import estimate as estimate_memory
+    from hlscore.records import ModelShape
     from hlscore.views.model import print_estimate
     from hlscore.views.progress import status
 

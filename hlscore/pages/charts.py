@@ -145,6 +145,11 @@ def heat_chart(content: Content) -> Chart | None:
         ],
     }  # fmt: skip
 
+    rows = []
+    for (at, kind), places in sorted(cells.items()):
+        level = levels[shade_of(lines[places[0]].score, largest, len(levels) - 1)]
+        full = sum(lines[place].full for place in places)
+        rows.append((places[0], at, signed(kind), level, full, len(places)))
     what = (
         "more of the update is beyond LoRA: an amount, not a share of the module's own"
         if content.score.leaves_over
@@ -168,20 +173,7 @@ def heat_chart(content: Content) -> Chart | None:
         description=f"Heat map of {name}: a row per kind of module, a column per layer. "
         f"{count(len(content.full_lines), 'module')} trained in full carry a diamond. {_TABLE}",
         spec=spec,
-        columns=columns(
-            "id layer kind level full modules",
-            (
-                (
-                    places[0],
-                    layer,
-                    signed(kind),
-                    levels[shade_of(lines[places[0]].score, largest, len(levels) - 1)],
-                    sum(lines[place].full for place in places),
-                    len(places),
-                )
-                for (layer, kind), places in sorted(cells.items())
-            ),
-        ),
+        columns=columns("id layer kind level full modules", rows),
     )
 
 
@@ -266,8 +258,8 @@ def bars_chart(content: Content) -> Chart:
         columns=columns(
             "id label train score low high",
             (
-                (place, label, mode, line.score, line.low, line.high)
-                for place, (label, mode, line) in enumerate(zip(labels, modes, lines, strict=True))
+                (place, labels[place], modes[place], line.score, line.low, line.high)
+                for place, line in enumerate(lines)
             ),
         ),
     )

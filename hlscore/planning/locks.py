@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hlscore.errors import UsageError
 from hlscore.planning.memory import Mode
+from hlscore.settings import LARGEST_RANK
 
 _HINT = "Use PATTERN=full, =lora, =frozen or =rank:N, such as '*.down_proj=full'."
 
@@ -21,6 +22,10 @@ class Lock:
     mode: Mode
     rank: int | None = None  # LoRA rank; `None` where the solver may choose one of its ranks
 
+    def matches(self, modules: Sequence[str]) -> list[str]:
+        """Modules that the lock is for."""
+        return [name for name in modules if fnmatch.fnmatchcase(name, self.pattern)]
+
 
 def parse_lock(text: str) -> Lock:
     """Read a lock."""
@@ -31,29 +36,26 @@ def parse_lock(text: str) -> Lock:
         case ["full" | "frozen" | "lora" as mode]:
             return Lock(pattern=pattern, mode=mode)
         case ["rank", number]:
-            if number.isascii() and number.isdecimal() and 1 <= int(number[:5]) <= 8192:
+            if number.isascii() and number.isdecimal() and 1 <= int(number[:5]) <= LARGEST_RANK:
                 return Lock(pattern=pattern, mode="lora", rank=int(number))
-            raise UsageError(f"--lock '{text}' has no rank of 1 to 8192.", hint=_HINT)
+            raise UsageError(f"--lock '{text}' has no rank of 1 to {LARGEST_RANK}.", hint=_HINT)
     raise UsageError(f"--lock '{text}' does not end in a mode.", hint=_HINT)
 
 
 def locks_of(
     texts: Sequence[str], modules: Sequence[str], tied: AbstractSet[str]
 ) -> dict[str, Lock]:
-    """The lock of each locked module, by name; of several that match, the last one counts.
-
-    Args:
-        tied: Modules whose weight is tied: LoRA on these is refused.
-    """
+    """The lock of each locked module, by name; of several that match, the last one counts."""
     found = {}
     for text in texts:
-        names = matches(text, modules)
+        lock = parse_lock(text)
+        names = lock.matches(modules)
         if not names:
             raise UsageError(
                 f"--lock '{text}' matches none of the candidate modules.",
                 hint=f"Globs are matched against full names such as {modules[0]}.",
             )
-        found.update(dict.fromkeys(names, parse_lock(text)))
+        found.update(dict.fromkeys(names, lock))
     for module, lock in found.items():
         if lock.mode == "lora" and module in tied:
             raise UsageError(
@@ -61,9 +63,3 @@ def locks_of(
                 hint="LoRA on a tied weight merges wrongly: use =full or =frozen.",
             )
     return found
-
-
-def matches(text: str, modules: Sequence[str]) -> list[str]:
-    """Modules that a lock is for."""
-    pattern = parse_lock(text).pattern
-    return [name for name in modules if fnmatch.fnmatchcase(name, pattern)]

@@ -29,16 +29,10 @@ from hlscore.artifacts.plan import (
 )
 from hlscore.errors import ArtifactError, UsageError
 from hlscore.planning.baselines import choose_baseline
-from hlscore.planning.locks import matches
+from hlscore.planning.locks import parse_lock
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
-from hlscore.planning.parts import (
-    Counted,
-    budget_of,
-    stability_of,
-    suggested_rates,
-    totals_of,
-)
+from hlscore.planning.parts import Counted, budget_of, stability_of, suggested_rates, totals_of
 from hlscore.planning.problem import Problem, problem_of
 from hlscore.planning.ranked import choose_ranks, trained_limit
 from hlscore.planning.uniform import choose_uniform
@@ -169,14 +163,13 @@ def run_settings(report: ScoreReport, given: Mapping[str, Any]) -> PlanSettings:
 def replan(plan: Plan, report: ScoreReport, **changes: Any) -> Plan:
     """Make a plan again from scores, with some of its settings changed.
 
-    Locks that match none of the modules are left out: the report may be of a model without them.
-    With another rank the default alpha is that of the new rank.
+    Locks that match no module are left out; with another rank alpha has its default.
     """
     settings = plan.settings
     if changes.get("rank", settings.rank) != settings.rank:
         changes = {"alpha": None} | changes
     names = [row.module for row in report.candidates]
-    locks = tuple(lock for lock in settings.locks if matches(lock, names))
+    locks = tuple(lock for lock in settings.locks if parse_lock(lock).matches(names))
     return make_plan(report, replace(settings, **({"locks": locks} | changes)))
 
 

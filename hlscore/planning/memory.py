@@ -16,10 +16,10 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass
 from math import prod
 from operator import add
-from typing import Literal, Protocol
+from typing import Literal
 
 from hlscore.packing import packed_bytes
-from hlscore.records import Matrix, ModelDimensions, ParameterSize
+from hlscore.records import Matrix, ModelDimensions, ModelIdentity, ModelShape, ParameterSize
 from hlscore.settings import MemorySettings
 
 Mode = Literal["full", "lora", "frozen"]
@@ -28,18 +28,6 @@ _FROZEN_BYTES = 2
 _BLOCK = 256  # bitsandbytes keeps one float32 scale per 256 8-bit moments,
 _SMALL = 4096  # and float32 moments for tensors with fewer numbers than this.
 _MOMENTS = {"adamw": 2, "adamw8bit": 2, "lion": 1, "lion8bit": 1, "sgd": 0, "sgd-momentum": 1}
-
-
-class ModelSize(Protocol):
-    """What has to be known of a model besides its candidates."""
-
-    @property
-    def n_params(self) -> int:
-        """All parameters, tied ones counted once."""
-
-    @property
-    def dimensions(self) -> ModelDimensions:
-        """Sizes that the memory of a training depends on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,12 +78,10 @@ class MemoryUse:
         return sum(astuple(self))
 
 
-def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySettings) -> MemoryUse:
-    """Add up the memory of a training under a plan, run with PEFT.
-
-    Args:
-        choices: One per candidate; what is not named stays frozen.
-    """
+def memory_use(
+    model: ModelIdentity | ModelShape, choices: Iterable[Choice], settings: MemorySettings
+) -> MemoryUse:
+    """Memory of a training with PEFT that does with each module what is chosen for it."""
     frozen = MemoryUse(
         frozen_bytes=base_bytes(model, settings),
         activation_bytes=activation_bytes(model.dimensions, settings),
@@ -104,13 +90,9 @@ def memory_use(model: ModelSize, choices: Iterable[Choice], settings: MemorySett
 
 
 def full_training(
-    model: ModelSize, parameters: Iterable[ParameterSize], settings: MemorySettings
+    model: ModelIdentity | ModelShape, parameters: Iterable[ParameterSize], settings: MemorySettings
 ) -> MemoryUse:
-    """Add up the memory of plain full fine-tuning: every parameter trained, no PEFT, no copies.
-
-    Args:
-        settings: Optimizer, precision, batch; nothing is packed, whatever they say.
-    """
+    """Memory of plain full fine-tuning: no PEFT, no copies, nothing packed."""
     weights = settings.master_bytes * model.n_params
     return MemoryUse(
         full_bytes=weights,
@@ -152,7 +134,7 @@ def extra_use(choice: Choice, settings: MemorySettings) -> MemoryUse:
     )
 
 
-def base_bytes(model: ModelSize, settings: MemorySettings) -> int:
+def base_bytes(model: ModelIdentity | ModelShape, settings: MemorySettings) -> int:
     """Bytes of the weights when nothing is trained."""
     sizes = model.dimensions
     if settings.base_bits == 16:

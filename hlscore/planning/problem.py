@@ -73,15 +73,10 @@ class Problem:
         for place, row in enumerate(self.rows):
             groups.setdefault(holder_of(row), []).append(place)
         for row in self.report.rows:
-            if not row.is_candidate and row.form == "experts":
+            stack = row.form == "experts" and not row.is_candidate
+            if stack or row.unreached or row.module in self.locks:
                 groups.pop(holder_of(row), None)
-        return [
-            tuple(group)
-            for group in groups.values()
-            if not any(
-                self.rows[at].module in self.locks or self.rows[at].unreached for at in group
-            )
-        ]
+        return list(map(tuple, groups.values()))
 
     def asks_too_much(self, needs: str, allows: str) -> BudgetError:
         """The error for a budget that what has to be trained exceeds."""
@@ -171,11 +166,7 @@ def check_plan_for(
 
 
 def free_bytes(model: ModelIdentity, budget: Budget, memory: MemorySettings, least: int = 0) -> int:
-    """Bytes that trained modules may take under a budget of memory; refuses one that is too small.
-
-    Args:
-        least: Bytes that they take at least.
-    """
+    """Bytes that trained modules may take within a budget of memory; refuses less than `least`."""
     base, activations = base_bytes(model, memory), activation_bytes(model.dimensions, memory)
     free = budget.amount - base - activations
     if free <= 0 or free < least:

@@ -22,13 +22,13 @@ def choose_ranks(problem: Problem) -> Solution:
     A budget of parameters or memory holds everything that is trained. A budget of modules limits
     the modules in full; the same share of the candidate parameters limits all that is trained.
     """
-    units, budget = units_of(problem), problem.budget
+    units, budget, settings = units_of(problem), problem.budget, problem.settings
     menus = [options_of(problem, unit, may_be_full=free) for unit, free in units.items()]
     options = [option for found, _ in menus for option in found]
     values, full, params, extra_bytes = np.concatenate([table for _, table in menus]).T
     most = trained_limit(problem) or 0
     if budget.unit == "bytes":
-        free = free_bytes(problem.report.model, budget, problem.settings.memory)
+        free = free_bytes(problem.report.model, budget, settings.memory)
         costs, limits = [extra_bytes], [free]
     elif budget.unit == "parameters":
         costs, limits = [params], [problem.limit]
@@ -49,7 +49,7 @@ def choose_ranks(problem: Problem) -> Solution:
             for costs in (full, params, extra_bytes)
         )
         if budget.unit == "bytes":
-            free_bytes(problem.report.model, budget, problem.settings.memory, room)
+            free_bytes(problem.report.model, budget, settings.memory, room)
         needs, allows = f"at least {least:,} trained parameters", f"{problem.limit:,}"
         if budget.unit == "modules":
             needs += f" and {number:,} modules in full" if number else ""
@@ -68,18 +68,16 @@ def choose_ranks(problem: Problem) -> Solution:
 
 def trained_limit(problem: Problem) -> int | None:
     """Most parameters that may be trained beside a limit of modules; `None` for other budgets."""
-    share = problem.budget.share
-    if problem.budget.unit != "modules" or share is None:
-        return None
-    return share_of(share, sum(row.n_params for row in problem.rows))
+    budget, params = problem.budget, sum(row.n_params for row in problem.rows)
+    return share_of(budget.share, params) if budget.unit == "modules" and budget.share else None
 
 
 def units_of(problem: Problem) -> dict[tuple[int, ...], bool]:
     """Places of all rows by what is trained in full together, in order, and whether it may be."""
     groups = problem.chosen_together()
-    grouped = {place for group in groups for place in group}
-    alone = {(place,): False for place in range(len(problem.rows)) if place not in grouped}
-    return dict(sorted((dict.fromkeys(groups, True) | alone).items()))
+    alone = set(range(len(problem.rows))).difference(*groups)
+    units = dict.fromkeys(groups, True) | {(place,): False for place in alone}
+    return dict(sorted(units.items()))
 
 
 def options_of(

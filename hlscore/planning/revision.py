@@ -48,12 +48,9 @@ def default_rank(plan: Plan) -> int:
 
 
 def lora_instead(plan: Plan, item: PlanModule, rank: int, *, lower: bool) -> Change:
-    """LoRA for a module that was to be trained in full, without spending more on it.
+    """LoRA of a rank for a module that was to be trained in full, without spending more on it.
 
-    Args:
-        rank: The rank wanted.
-        lower: Whether a lower rank will do where that one costs more than before; else the module
-            is frozen, as it is where no rank costs as little.
+    Where the rank costs more, it is a lower one if that will do, or the module is frozen.
     """
     found = _largest_rank(plan, [item], rank, [item])
     if found == 0 or (found < rank and not lower):
@@ -68,9 +65,9 @@ def common_rank(plan: Plan) -> int:
 
 
 def equal_cost_rank(plan: Plan, asked: Plan) -> int:
-    """The largest rank of all adapters at which a plan costs no more than the one asked for.
+    """The largest common rank of adapters at which a plan costs no more than the one asked for.
 
-    At least the one rank that the adapters of the plan have.
+    At least the one rank that they have.
     """
     adapters = plan.lora_modules
     own = adapters[0].rank or 1
@@ -105,11 +102,11 @@ def _largest_rank(
     def lora(rank: int) -> int:
         return size(Choice(row=row, mode="lora", rank=rank) for row in items)
 
-    params = sum(item.trained_params for item in within)
-    params -= sum(item.trained_params for item in beside)
+    params = sum(item.trained_params for item in within) - sum(
+        item.trained_params for item in beside
+    )
     room = size(map(choice_of, within)) - size(map(choice_of, beside))
-    rank = min(most, params // sum(lora_params(row, 1) for row in items))
-    first = lora(1)
+    rank, first = min(most, params // sum(lora_params(row, 1) for row in items)), lora(1)
     while rank > 0 and (excess := lora(rank) - room) > 0:
         rank -= -(-excess // first)
     return max(rank, 0)

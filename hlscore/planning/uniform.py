@@ -101,11 +101,9 @@ def choose_uniform(problem: Problem) -> Solution:
 
 
 def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:
-    """Choose the modules to train in full.
+    """Choose the modules to train in full: a 0/1 knapsack, solved to a relative gap of 1e-4.
 
     Modules whose score is zero, negative or unknown are never selected: no gain was measured.
-    Where each costs 1 the best scores win; else the set of largest total score that fits is a 0/1
-    knapsack, solved by HiGHS to a relative gap of 1e-4.
 
     Args:
         scores: Score of each candidate, NaN where unknown, float64 [n], the best first.
@@ -114,8 +112,7 @@ def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:
         limit: What they may cost together.
 
     Returns:
-        Whether each is selected, bool [n], and an upper bound of the total score of any choice
-        that fits.
+        Whether each is selected, and an upper bound of the total score of any choice that fits.
     """
     worth = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
     if (costs == 1).all():
@@ -143,8 +140,7 @@ def choose(scores: Numbers, costs: Costs, limit: int) -> tuple[Chosen, float]:
 def best_per_cost(scores: Numbers, costs: Costs, limit: int) -> Chosen:
     """Take the best score per cost first, then what still fits of the next 100.
 
-    That is the best choice where all cost the same; else it misses that by less than the cost of a
-    module, and is fast enough for every resample.
+    The best choice where all cost the same; else nearly, and fast enough for every resample.
     """
     worth = np.where(np.isfinite(scores) & (scores > 0), scores, 0.0)
     chosen: Chosen = (worth > 0) & (costs <= 0)

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.settings.capture import (
-    CaptureSettings,
-    Estimator,
-    PaddingSide,
-    TrialOptimizer,
-)
+from hlscore.settings.capture import CaptureSettings, Estimator, PaddingSide, TrialOptimizer
 from hlscore.settings.check import CheckSettings, Drift, Limit, parse_limit
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,

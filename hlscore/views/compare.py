@@ -33,8 +33,16 @@ def print_comparison(found: Comparison, *, as_json: bool) -> None:
         _print_json(found)
         return
     console = Terminal()
-    console.print(_headline(found))
+    models = ", ".join(dict.fromkeys(visible(str(name)) for name in found.facts["model"]))
+    scores = {item.score for item in found.rankings}
+    ranks = {item.rank for item in found.rankings}
+    what = found.rankings[0].score if len(scores) == 1 else count(len(scores), "score")
+    many = "" if len(found.sides) == 1 else f" of {count(len(found.sides), 'run')}"
+    at = f"LoRA rank {min(ranks)}" if len(ranks) == 1 else f"{len(ranks)} LoRA ranks"
+    text = f" · {what}{many} at {at} · {count(found.modules, 'module')}"
+    console.print(Text.assemble((models, "bold"), text))
     console.notes(_notes(found))
+
     if len(found.sides) > 1:
         table = plain_table("", "run", "what differs", texts=("run", "what differs"))
         table.columns[-1].ratio = 1
@@ -49,16 +57,37 @@ def print_comparison(found: Comparison, *, as_json: bool) -> None:
             table.add_row(str(place + 1), visible(side.label), text or "nothing that is known")
         console.print()
         console.folded(table)
-    _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, found.resampled)
+    resampled = [item.resampled_tau for item in found.rankings]
+    _print_matrix(console, found, "Kendall's tau", lambda pair: pair.tau.tau, resampled)
     overlap = f"share of the highest {count(found.top, 'module')} that both have"
     by_chance = f"({found.top / found.modules:.2f} by chance)"
     _print_matrix(console, found, f"{overlap} {by_chance}", lambda pair: pair.overlap)
     if found.within_kinds:
         heading = "mean tau within kinds of modules"
         _print_matrix(console, found, heading, lambda pair: pair.within_kinds)
+
     console.print()
-    for line in _remarks(found):
-        console.dim(line)
+    if any(tau is not None for tau in resampled):
+        console.dim(
+            f"{_RESAMPLES}: tau between two resamples of the same probes; two runs that agree as "
+            "well differ by noise alone, and new probes agree less"
+        )
+    if not found.within_kinds:
+        console.dim(
+            "kind and size of a module explain much of such agreement: --within-kinds compares "
+            "within kinds"
+        )
+    widths = [
+        pair.tau.high - pair.tau.low
+        for at, row in enumerate(found.pairs)
+        for pair in row[at + 1 :]
+        if pair.tau.low is not None and pair.tau.high is not None
+    ]
+    if max(widths, default=0) > 0:
+        console.dim(
+            f"over modules, a tau is known to ± {max(widths) / 2:.2f} or better (95 %); --json "
+            "has each interval"
+        )
     if len(found.sides) == 2:
         difference = command("diff", *(side.path for side in found.sides))
         console.next_steps((difference, "which modules their plans train differently"))
@@ -76,8 +105,7 @@ def _print_json(found: Comparison) -> None:
         ],
         "same_structure": found.same_structure,
         "rankings": [
-            picked(item, "label", "score", "rank") | {"resampled_tau": tau}
-            for item, tau in zip(found.rankings, found.resampled, strict=True)
+            picked(item, "label", "score", "rank", "resampled_tau") for item in found.rankings
         ],
         "without_values": found.missing,
         "modules": found.modules,
@@ -92,18 +120,6 @@ def _print_json(found: Comparison) -> None:
     })  # fmt: skip
 
 
-def _headline(found: Comparison) -> Text:
-    names = dict.fromkeys(visible(str(name)) for name in found.facts["model"])
-    scores = {item.score for item in found.rankings}
-    ranks = {item.rank for item in found.rankings}
-    what = found.rankings[0].score if len(scores) == 1 else count(len(scores), "score")
-    many = "" if len(found.sides) == 1 else f" of {count(len(found.sides), 'run')}"
-    at = f"LoRA rank {min(ranks)}" if len(ranks) == 1 else f"{len(ranks)} LoRA ranks"
-    return Text.assemble(
-        (", ".join(names), "bold"), f" · {what}{many} at {at} · {count(found.modules, 'module')}"
-    )
-
-
 def _notes(found: Comparison) -> Iterator[str]:
     several = len(found.sides) > 1
     if not found.same_structure:
@@ -115,9 +131,9 @@ def _notes(found: Comparison) -> Iterator[str]:
         yield "the runs are ordered by different scores; --score NAME compares one"
     if several and len({item.rank for item in found.rankings}) > 1:
         yield "the scores are for different LoRA ranks; --rank N compares one"
-    if found.constant:
-        verb = "gives" if len(found.constant) == 1 else "give"
-        yield f"{', '.join(found.constant)} {verb} every module the same value: no order"
+    if constant := [item.label for item in found.rankings if item.constant]:
+        verb = "gives" if len(constant) == 1 else "give"
+        yield f"{', '.join(constant)} {verb} every module the same value: no order"
     if found.missing:
         yield f"without values: {', '.join(found.missing)}"
 
@@ -144,37 +160,13 @@ def _print_matrix(
         part = range(start, min(start + fitting, len(names)))
         table = plain_table("", *(f"{headings[at]:>5}" for at in part), *last)
         for at, name in enumerate(names):
-            cells = ["-" if at == to else _number(value(found.pairs[at][to])) for to in part]
-            table.add_row(name, *cells, *([_number(resampled[at])] if last else []))
+            values = [value(found.pairs[at][to]) for to in part]
+            values += [resampled[at]] if last else []
+            cells = ["?" if each is None else f"{each:z.2f}" for each in values]
+            if at in part:
+                cells[at - start] = "-"
+            table.add_row(name, *cells)
         console.whole(table)
-
-
-def _number(value: float | None) -> str:
-    return "?" if value is None else f"{value:z.2f}"
-
-
-def _remarks(found: Comparison) -> Iterator[str]:
-    if any(tau is not None for tau in found.resampled):
-        yield (
-            f"{_RESAMPLES}: tau between two resamples of the same probes; two runs that agree as "
-            "well differ by noise alone, and new probes agree less"
-        )
-    if not found.within_kinds:
-        yield (
-            "kind and size of a module explain much of such agreement: --within-kinds compares "
-            "within kinds"
-        )
-    widths = [
-        pair.tau.high - pair.tau.low
-        for at, row in enumerate(found.pairs)
-        for pair in row[at + 1 :]
-        if pair.tau.low is not None and pair.tau.high is not None
-    ]
-    if widths and max(widths) > 0:
-        yield (
-            f"over modules, a tau is known to ± {max(widths) / 2:.2f} or better (95 %); --json "
-            "has each interval"
-        )
 
 
 def fact_label(name: str) -> str:

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from rich.text import Text
 
-from hlscore.agreement.difference import Difference, Group
+from hlscore.agreement.difference import Difference
 from hlscore.views.compare import fact_label, fact_texts
 from hlscore.views.summary import training
-from hlscore.views.terminal import (
-    ModuleLine,
-    Terminal,
-    command,
-    picked,
-    plain_table,
-    print_json,
-)
+from hlscore.views.terminal import ModuleLine, Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, measure, visible
 
 _ALWAYS = (
@@ -49,16 +42,39 @@ def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
         elif name in _ALWAYS:
             table.add_row(name, first, "same", style="dim")
     console.folded(table)
-    if found.moves:
+
+    lines = []
+    for move in found.moves[:top]:
+        sides = (move.a, move.b)
+        cells = (
+            " > ".join("-" if side is None else str(side.position) for side in sides),
+            visible(move.module),
+            *(measure(None if side is None else side.score) for side in sides),
+            *("absent" if side is None else training(side.mode, side.rank) for side in sides),
+        )
+        lines.append(ModuleLine(cells, "" if move.crosses_full else "dim"))
+    if lines:
+        first, second = (plan.score.name for plan in found.plans)
+        headings = (f"{first} A", f"{second} B", "A", "B")
         console.print()
-        _print_moves(console, found, top)
+        console.modules(headings, lines, of=len(found.moves), texts=2)
     console.print()
     console.labelled(_sentences(found), width=7)
+
     for heading, groups in (("kind", found.by_kind), ("layer", found.by_layer)):
         shown = [group for group in groups if group.full_a or group.full_b]
-        if shown and found.moves:
-            console.print()
-            _print_groups(console, heading, shown, top)
+        if not shown or not found.moves:
+            continue
+        table = plain_table(heading, "modules", "full A", "full B", "both")
+        for group in shown[:top]:
+            name = "outside" if group.name is None else visible(str(group.name))
+            numbers = (group.modules, group.full_a, group.full_b, group.full_both)
+            table.add_row(name, *(f"{number:,}" for number in numbers))
+        if len(shown) > top:
+            table.add_row(f"... {len(shown) - top:,} more", style="dim")
+        console.print()
+        console.folded(table)
+
     commands = []
     if found.moves:
         first_move = found.moves[0]
@@ -74,18 +90,17 @@ def print_difference(found: Difference, *, top: int, as_json: bool) -> None:
 def _print_json(found: Difference) -> None:
     names = ("mode", "rank", "position", "score", "selection_probability", "locked", "params",
              "trained_params")  # fmt: skip
-    sides = {
-        name: {
-            "path": side.path,
-            "holds": "scores" if side.from_scores else "plan",
-            "score": plan.score.name,
-            "resampled_tau": tau,
-        }
-        for name, side, plan, tau in zip(
-            "ab", found.sides, found.plans, found.resampled, strict=True
-        )
-    }
-    print_json(sides | {
+    sides = zip("ab", found.sides, found.plans, found.resampled, strict=True)
+    print_json({
+        **{
+            name: {
+                "path": side.path,
+                "holds": "scores" if side.from_scores else "plan",
+                "score": plan.score.name,
+                "resampled_tau": tau,
+            }
+            for name, side, plan, tau in sides
+        },
         **picked(found, "same", "same_structure", "same_weights"),
         "facts": [
             {"name": name, "a": a, "b": b, "same": a == b}
@@ -128,22 +143,6 @@ def _notes(found: Difference) -> Iterator[str]:
             f"A is ordered by {first.score.name}, B by {second.score.name}: scores of different "
             "kinds are compared"
         )
-
-
-def _print_moves(console: Terminal, found: Difference, top: int) -> None:
-    names = [plan.score.name for plan in found.plans]
-    lines = []
-    for move in found.moves[:top]:
-        sides = (move.a, move.b)
-        cells = (
-            " > ".join("-" if side is None else str(side.position) for side in sides),
-            visible(move.module),
-            *(measure(None if side is None else side.score) for side in sides),
-            *("absent" if side is None else training(side.mode, side.rank) for side in sides),
-        )
-        lines.append(ModuleLine(cells, "" if move.crosses_full else "dim"))
-    headings = (f"{names[0]} A", f"{names[1]} B", "A", "B")
-    console.modules(headings, lines, of=len(found.moves), texts=2)
 
 
 def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
@@ -193,14 +192,3 @@ def _sentences(found: Difference) -> Iterator[tuple[str, str]]:
     scores = " and ".join(dict.fromkeys(plan.score.name for plan in found.plans))
     yield "order", f"Kendall's tau of {scores} {tau}, {over}"
     yield "noise", noise
-
-
-def _print_groups(console: Terminal, heading: str, groups: Sequence[Group], top: int) -> None:
-    table = plain_table(heading, "modules", "full A", "full B", "both")
-    for group in groups[:top]:
-        name = "outside" if group.name is None else visible(str(group.name))
-        cells = (group.modules, group.full_a, group.full_b, group.full_both)
-        table.add_row(name, *(f"{number:,}" for number in cells))
-    if len(groups) > top:
-        table.add_row(f"... {len(groups) - top:,} more", style="dim")
-    console.folded(table)

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 from rich.text import Text
 
-from hlscore.planning.estimate import ModelShape, Training
-from hlscore.records import Candidate
+from hlscore.planning.estimate import Training
+from hlscore.records import Candidate, ModelShape
 from hlscore.settings import CandidateSettings, ModelSettings, PlanSettings, arguments
 from hlscore.views.summary import weight_bytes
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json

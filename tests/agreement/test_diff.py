@@ -177,8 +177,9 @@ def test_two_score_files_are_planned_as_by_plan(
     assert found["a"]["holds"] == found["b"]["holds"] == "scores"
 
 
-@pytest.mark.parametrize("plan_first", [True, False])
-@pytest.mark.parametrize("name", ["two", "rank 8", "ranks", "tail"])
+@pytest.mark.parametrize(
+    ("name", "plan_first"), [("two", True), ("rank 8", False), ("ranks", False), ("tail", True)]
+)
 def test_scores_beside_a_plan_are_planned_like_it(
     plans: Plans, tables: Files, tmp_path: Path, name: str, *, plan_first: bool
 ) -> None:
