@@ -446,8 +446,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--find", action="store_true", help="look for tasks on which LoRA lags")
     parser.add_argument("--pick", type=int, help="only print so many tasks on which LoRA lags most")
     parser.add_argument(
-        "--one", nargs=3, type=float, metavar=("FULL", "LORA", "SEED"),
-        help="only train the journal's hybrid by trials, at these rates and with this seed",
+        "--again", nargs=4, metavar=("ARM", "FULL", "LORA", "SEED"),
+        help="only train a hybrid that the journal holds, at these rates and with this seed",
     )  # fmt: skip
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--steps", type=int, help="250 on a GPU, 40 on a CPU")
@@ -468,17 +468,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 task, base, tokenizer, folder=options.folder, steps=steps, clock=clock,
                 batch=options.batch,
             )  # fmt: skip
-            if options.one:
-                full_rate, lora_rate, seed = options.one
-                choice = next(
-                    line["modules"]
+            if options.again:
+                name, full_rate, lora_rate, seed = options.again
+                modules = next(
+                    line["full"]
                     for line in lines_of(journal_of(task, options.folder))
-                    if line["name"] == f"choice hls of {TRIALS}"
+                    if line.get("arm") == name
                 )
-                planner = Planner(report=study.report(WEIGHTS), rank=RANK)
-                arm = planner.chosen(f"hybrid hls of {TRIALS}", choice)
-                trial = Trial(seed=int(seed), full_rate=full_rate, lora_rate=lora_rate)
-                study.train(arm, [trial])
+                arm = Planner(report=study.report(WEIGHTS), rank=RANK).chosen(name, modules)
+                rates = {"full_rate": float(full_rate), "lora_rate": float(lora_rate)}
+                study.train(arm, [Trial(seed=int(seed), **rates)])
                 continue
             (find if options.find else run_study)(study)
             print(f"{task} is finished.", flush=True)
