@@ -78,7 +78,7 @@ def check_is_artifact(path: Path) -> None:
     hint = "`hlscore rank MODEL` writes scores.parquet and plan.json."
     check_file(path, hint=hint)
     start = first_bytes(path)
-    if start and not start.startswith((b"{", b"[", b"PAR1")):
+    if not start.startswith((b"{", b"[", b"PAR1")):
         raise ArtifactError(f"'{path}' is not a plan or a score report.", hint=hint)
 
 

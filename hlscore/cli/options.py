@@ -72,11 +72,27 @@ def takes_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
-        found = {}
+        found: dict[str, Any] = {}
         for name, value in values.items():
-            if value is not None and value != []:
-                found[name] = _typed(every[name], value)
-                every[name].check(found[name])
+            setting, option = every[name], every[name].option
+            if value is None or value == [] or option is None:
+                continue
+            if option.parse is not None:
+                found[name] = option.parse(value, setting.flag)
+            elif setting.choices:
+                found[name] = {str(each): each for each in setting.choices}.get(value, value)
+            else:
+                several = isinstance(value, list)
+                kind = get_args(setting.type)[0] if several else setting.type
+                read = []
+                for text in value if several else [value]:
+                    try:
+                        read.append(kind(text) if kind in (int, float) else text)
+                    except ValueError:
+                        wrong = f"{setting.flag} is '{text}'."
+                        raise UsageError(wrong, hint=option.range) from None
+                found[name] = tuple(read) if several else read[0]
+            setting.check(found[name])
         for name, (kind, members) in groups.items():
             typed = {each: found.pop(each) for each in members if each in found}
             if kind is not Given:
@@ -99,7 +115,7 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
     assert option is not None  # noqa: S101 - all that come here have one
     text = options.helps.get(setting.name, option.help)
     shown = options.defaults.get(setting.name, option.default)
-    # Texts reach `_typed`, which says what is wrong with one in the words of the option.
+    # Numbers reach `run` as texts: it says what is wrong with one in the words of the option.
     kind: Any = setting.type if setting.type in (bool, Path) else str
     several = get_origin(setting.type) is tuple and option.parse is None
     if several or isinstance(setting.default, Mapping):
@@ -142,22 +158,3 @@ def _parameter(setting: Setting, options: Options, *, given: bool) -> inspect.Pa
         default=inspect.Parameter.empty if setting.default is MISSING else default,
         annotation=Annotated[kind, info],
     )
-
-
-def _typed(setting: Setting, value: Any) -> Any:
-    """What was typed, in the type of the setting."""
-    option = setting.option
-    assert option is not None  # noqa: S101 - all that come here have one
-    if option.parse is not None:
-        return option.parse(value, setting.flag)
-    if setting.choices:
-        return next((each for each in setting.choices if str(each) == value), value)
-    several = isinstance(value, list)
-    kind = get_args(setting.type)[0] if several else setting.type
-    found = []
-    for each in value if several else [value]:
-        try:
-            found.append(kind(each) if kind in (int, float) else each)
-        except ValueError:
-            raise UsageError(f"{setting.flag} is '{each}'.", hint=option.range) from None
-    return tuple(found) if several else found[0]

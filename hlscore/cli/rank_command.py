@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from hlscore.cli import options as o
 from hlscore.errors import HlscoreError, Interrupted, UsageError
@@ -12,7 +12,7 @@ from hlscore.settings import Option, RankSettings
 from hlscore.unfinished import remove_unfinished, unfinished_runs
 
 if TYPE_CHECKING:
-    from hlscore.flow import Forecast, RankResult, WeightForecast
+    from hlscore.flow import RankResult
     from hlscore.rollouts.records import RolloutSet
 
 
@@ -130,9 +130,8 @@ def _score(
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model, resolve_device
+        from hlscore.inputs.model import load_model, load_sharded, resolve_device
         from hlscore.inputs.placement import dtype_warning
-        from hlscore.inputs.sharding import load_sharded
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]
@@ -146,24 +145,17 @@ def _score(
     sampled: list[RolloutSet] = []
     with joined() as processes:
         with status(f"loading {settings.model.model}"):
-            loaded = (
-                load_sharded(settings.model, processes)
-                if settings.model.shard
-                else load_model(settings.model)
-            )
+            if settings.model.shard:
+                loaded = load_sharded(settings.model, processes)
+            else:
+                loaded = load_model(settings.model)
         try:
             with terminal_progress() as progress:
                 return rank_model(
-                    loaded.model,
-                    loaded.tokenizer,
-                    loaded.identity,
-                    examples,
-                    settings,
-                    progress,
-                    processes=processes,
-                    storage=storage if resume or save_every else None,
+                    loaded.model, loaded.tokenizer, loaded.identity, examples, settings, progress,
+                    processes=processes, storage=storage if resume or save_every else None,
                     sampled=sampled.append,
-                )
+                )  # fmt: skip
         except HlscoreError as error:
             if not (sampled and processes.is_main):
                 raise
@@ -193,11 +185,8 @@ def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
     with status(f"reading configuration{' and probe data' if probed else ''}"):
         model, files = load_shape(settings.model)
         if probed:
-            tokenizer = load_tokenizer(files, settings.model)
-            examples = read_probes(settings)
-            found: Forecast | WeightForecast = forecast(
-                model, tokenizer, examples, settings, device
-            )
+            tokenizer, examples = load_tokenizer(files, settings.model), read_probes(settings)
+            found: Any = forecast(model, tokenizer, examples, settings, device)
         else:
             found = forecast_weights(model, settings)
     print_forecast(found, settings, device=str(device), as_json=as_json)

@@ -8,10 +8,9 @@ from hlscore.pages.content import INTERVAL, Content
 from hlscore.views.summary import (
     budget_spent,
     clear_modules,
-    examples,
     gap_text,
-    loss,
     method,
+    probed,
     reselection,
     run_notes,
     summary,
@@ -153,10 +152,12 @@ def what_was_run(content: Content) -> Facts:
     """Model, data, objective, method and budget."""
     report, plan, lora = content.report, content.plan, content.plan.lora
     model, probes, run = report.model, report.probes, report.run
-    probed = probes.objective != "none"
+    has_probes = probes.objective != "none"
     variant = f", {probes.loss_type}" if probes.loss_type else ""
-    objective = f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if probed else "none"
-    texts = [examples(probes), *loss(probes)]
+    objective = (
+        f"{_LOSSES[probes.objective]} ({probes.objective}{variant})" if has_probes else "none"
+    )
+    texts = probed(probes)
     if probes.truncated:
         texts.append(f"{probes.truncated:,} truncated at the maximum length")
     if probes.dropped:
@@ -171,7 +172,7 @@ def what_was_run(content: Content) -> Facts:
         ("Model", model.model + (f", revision {model.revision}" if model.revision else "")),
         ("Architecture", f"{model.architecture}, {short(model.n_params)} parameters"),
         ("Candidates", f"{count(len(content.lines), 'module')}, {skipped} left out"),
-        ("Probe data", f"{probes.source} ({probes.format})" if probed else "none"),
+        ("Probe data", f"{probes.source} ({probes.format})" if has_probes else "none"),
         ("Objective", objective),
         ("Probes", ", ".join(texts)),
         ("Score", f"{content.score.name}: {content.score.formula}"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hlscore.flow import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
-from hlscore.views.summary import examples, loss
+from hlscore.views.summary import probed
 from hlscore.views.terminal import Terminal, picked, print_json
 from hlscore.wording import count, duration, memory, short
 
@@ -57,9 +57,10 @@ def print_forecast(
         content |= picked(probes, *_PROBES) | picked(choice, "estimator", "sketch_size")
         content |= {"estimator_reason": choice.reason, "movement": capture.movement}
         content |= picked(found, *_FIGURES)
-        tokens = f"{probes.total_tokens:,} tokens, {', '.join(loss(probes))}"
+        what, *losses = probed(probes)
+        tokens = f"{probes.total_tokens:,} tokens"
         lines |= {
-            "probes": f"{examples(probes)}, {tokens}",
+            "probes": ", ".join((what, tokens, *losses)),
             "estimator": choice.reason,
             "memory": usage,
             "trials": trials if trial else "",

@@ -18,16 +18,9 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import interval, standard_error
 from hlscore.settings import Filters
-from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import print_heat_map, sparkline
-from hlscore.views.result import print_plan_modules
-from hlscore.views.summary import (
-    chosen_in,
-    plan_headline,
-    report_headline,
-    run_notes,
-    training,
-)
+from hlscore.views.result import plan_command, print_plan_modules, scores_beside
+from hlscore.views.summary import chosen_in, plan_headline, report_headline, run_notes, training
 from hlscore.views.terminal import ModuleLine, Terminal, command, plain_table, print_json
 from hlscore.wording import count, measure, memory, percent, short, visible
 

@@ -17,7 +17,8 @@ _COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
 def report_headline(report: ScoreReport) -> Text:
     """What was probed, on what, and how, in a few lines."""
     model, probes, run = report.model, report.probes, report.run
-    what, drawn, losses = visible(examples(probes)), probes.rollouts, ", ".join(loss(probes))
+    what, *parts = probed(probes)
+    what, losses, drawn = visible(what), ", ".join(parts), probes.rollouts
     if drawn is not None:
         reward = "" if drawn.mean_reward is None else f", mean reward {drawn.mean_reward:.3g}"
         what += f"{reward}\n{count(drawn.carrying, 'prompt')} with rewards that differ carry "
@@ -41,34 +42,30 @@ def method(report: ScoreReport) -> str:
     return f"sketches of {what}, k = {run.sketch_size}" if run.sketch_size else f"exact {what}"
 
 
-def examples(probes: ProbeSummary) -> str:
-    """How many examples, pairs, completions or trainings were probed, and where they are from."""
-    if probes.format == "update":
-        return f"{count(probes.examples, 'finished training')}: {probes.source}"
-    if probes.objective == "none":
-        return "no probes"
-    if probes.objective == "sft":
-        return f"{count(probes.examples, 'probe example')} from {probes.source}"
-    name = f"{probes.objective} ({probes.loss_type})"
-    drawn = probes.rollouts
-    if drawn is None:
-        return f"{name}: {count(probes.examples, 'pair')} from {probes.source}"
-    completions = f"{count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')}"
-    return f"{name}: {completions} from {probes.source}"
-
-
-def loss(probes: ProbeSummary) -> list[str]:
-    """On how many tokens the loss was taken, and its mean if known; empty without probes.
+def probed(probes: ProbeSummary) -> list[str]:
+    """What was probed and where it is from, then the tokens of the loss and its mean if known.
 
     Beyond SFT the mean is not that of the loss that is trained.
     """
-    if probes.objective == "none":
-        return []
-    where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
-    texts = [f"{probes.counted_tokens:,} counted tokens{where}"]
-    if probes.mean_loss is not None:
-        what = "loss" if probes.objective == "sft" else "negative log-likelihood"
-        texts.append(f"mean {what} {probes.mean_loss:.3f} nats per token")
+    if probes.format == "update":
+        what = f"{count(probes.examples, 'finished training')}: {probes.source}"
+    elif probes.objective == "none":
+        what = "no probes"
+    elif probes.objective == "sft":
+        what = f"{count(probes.examples, 'probe example')} from {probes.source}"
+    elif (drawn := probes.rollouts) is None:
+        pairs = f"{count(probes.examples, 'pair')} from {probes.source}"
+        what = f"{probes.objective} ({probes.loss_type}): {pairs}"
+    else:
+        of = f"{count(drawn.completions, 'completion')} of {count(drawn.prompts, 'prompt')}"
+        what = f"{probes.objective} ({probes.loss_type}): {of} from {probes.source}"
+    texts = [what]
+    if probes.objective != "none":
+        where = probes.loss_on and f" ({LOSS_ON[probes.loss_on]})"
+        texts.append(f"{probes.counted_tokens:,} counted tokens{where}")
+        if probes.mean_loss is not None:
+            kind = "loss" if probes.objective == "sft" else "negative log-likelihood"
+            texts.append(f"mean {kind} {probes.mean_loss:.3f} nats per token")
     return texts
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
-from hlscore.views.commands import plan_command, scores_beside
 from hlscore.views.drawings import sparkline
+from hlscore.views.result import plan_command, scores_beside
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, duration, memory, short, visible
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import shutil
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 from console import QUICK, Outcome, hlscore, save_model, texts, write_rows
+from report_content import planned
 from reports import report
 from shown import commands
 
@@ -25,7 +27,8 @@ from hlscore.settings import (
     RankSettings,
     arguments,
 )
-from hlscore.views.commands import validate_command
+from hlscore.views.result import print_result
+from hlscore.views.terminal import Terminal
 
 TRAINING = ("--optimizer", "sgd", "--master", "bf16", "--base", "8", "--train-batch", "2")
 LOCK = "*.down_proj=lora"
@@ -170,9 +173,11 @@ def test_validate_gets_only_the_options_that_it_has() -> None:
     settings = asdict(RankSettings(model=model, data=DataSettings(samples=7, max_length=40)))
     found = report(3)
     ranked = replace(found, run=replace(found.run, settings=settings))
-    words = validate_command(ranked, Path("plan.json"))
+    console = Terminal(file=io.StringIO(), record=True)
+    paths = {name: Path(name) for name in ("scores.parquet", "plan.json")}
+    print_result(ranked, planned(ranked, budget="1"), paths, top=1, console=console)
     expected = "hlscore validate org/model --plan plan.json --dtype float32 --max-length 40"
-    assert words == expected
+    assert expected in commands(console.export_text())
 
 
 @pytest.mark.parametrize(("kind", "values", "expected"), [

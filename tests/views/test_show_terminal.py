@@ -42,34 +42,35 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write(found, folder / "scores.parquet"), folder / "plan.json"
 
 
-@pytest.fixture
-def files(scores: Path, plan: Path) -> tuple[Path, Path]:
-    return scores, plan
+def colours(text: str) -> set[int]:
+    """Codes that set a colour of letters or ground; bold and dim are none."""
+    styles = re.findall(r"\x1b\[([0-9;]*)m", text)
+    codes = {int(code) for style in styles for code in style.split(";") if code}
+    return {code for code in codes if code >= 30}
 
 
-def colour(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("NO_COLOR", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm-256color")
-
-
-def test_names_are_printed_as_they_are(
+def test_names_are_printed_as_they_are_with_and_without_colour(
     hostile: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     for path in hostile:
-        plain = show(path, "--top", "all")
+        every = show(path, "--top", "all")
         for name in NAMES:
-            assert re.search(rf"^ *(-|\d+) {re.escape(name)} ", plain, re.MULTILINE), name
-    for path in hostile:
-        plain = show(path, "--top", "all")
-        with monkeypatch.context() as patch:
-            colour(patch)
-            coloured = show(path, "--top", "all")
-        assert "\x1b[" in coloured
-        assert unstyled(coloured) == plain
-        assert "\x1b" not in unstyled(coloured)
+            assert re.search(rf"^ *(-|\d+) {re.escape(name)} ", every, re.MULTILINE), name
+        for options in (["--top", "all"], ["--module", NAMES[0]]):
+            plain = show(path, *options)
+            with monkeypatch.context() as patch:
+                for name in ("NO_COLOR", "COLORTERM"):
+                    patch.delenv(name, raising=False)
+                patch.setenv("FORCE_COLOR", "1")
+                patch.setenv("TERM", "xterm-256color")
+                coloured = show(path, *options)
+                patch.setenv("NO_COLOR", "1")
+                uncoloured = show(path, *options)
+            assert colours(coloured)
+            assert not colours(uncoloured)
+            assert "\x1b" not in plain
+            assert unstyled(coloured) == unstyled(uncoloured) == plain
 
 
 def test_commands_hold_for_a_shell(tmp_path: Path) -> None:
@@ -115,9 +116,9 @@ def test_a_path_that_would_steer_the_terminal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("width", [20, 80])
 def test_nothing_is_cut_at_any_width(
-    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, width: int
+    scores: Path, plan: Path, monkeypatch: pytest.MonkeyPatch, width: int
 ) -> None:
-    for path in files:
+    for path in (scores, plan):
         monkeypatch.setenv("COLUMNS", "300")
         wide = show(path, "--top", "all")
         one = show(path, "--module", "0.mlp.down_proj")
@@ -129,49 +130,19 @@ def test_nothing_is_cut_at_any_width(
         assert out.split()[-20:] == wide.split()[-20:]
 
 
-def colours(text: str) -> set[int]:
-    """Codes that set a colour of letters or ground; bold and dim are none."""
-    styles = re.findall(r"\x1b\[([0-9;]*)m", text)
-    codes = {int(code) for style in styles for code in style.split(";") if code}
-    return {code for code in codes if code >= 30}
-
-
-def test_no_color(files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    for path in files:
-        for options in ([], ["--module", "0.mlp.down_proj"]):
-            plain = show(path, *options)
-            with monkeypatch.context() as patch:
-                colour(patch)
-                assert colours(show(path, *options))
-                patch.setenv("NO_COLOR", "1")
-                out = show(path, *options)
-            assert not colours(out)
-            assert unstyled(out) == plain
-            assert "\x1b" not in plain
-
-
-def _run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [sys.executable, "-m", "hlscore", "show", *map(str, arguments)],
-        capture_output=True,
-        env={**os.environ, **variables},
-        check=False,
-        timeout=60,
-    )
-
-
-def test_a_terminal_of_plain_letters(files: tuple[Path, Path]) -> None:
+def test_a_terminal_of_plain_letters(scores: Path, plan: Path) -> None:
     plain = {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "COLUMNS": "80"}
-    ran = _run(files[1], **plain)
-    assert (ran.returncode, ran.stderr) == (0, b"")
-    out = ran.stdout.decode("ascii")
-    assert ". no signal  - + * # rising hls  F trained in full" in out
-    assert re.search(r"^q_proj +#F", out, re.MULTILINE)
-    ran = _run(files[0], "-m", "0.mlp.down_proj", **plain)
-    assert (ran.returncode, ran.stderr) == (0, b"")
-    assert re.search(
-        r"^tail #[*+=,_.-]{4}  rank 0 to 16$", ran.stdout.decode("ascii"), re.MULTILINE
-    )
+    for arguments, patterns in (
+        ([plan], [r"^\. no signal  - \+ \* # rising hls  F trained in full$", "^q_proj +#F"]),
+        ([scores, "-m", "0.mlp.down_proj"], [r"^tail #[*+=,_.-]{4}  rank 0 to 16$"]),
+    ):
+        ran = subprocess.run(
+            [sys.executable, "-m", "hlscore", "show", *map(str, arguments)],
+            capture_output=True, env={**os.environ, **plain}, check=False,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stderr) == (0, b"")
+        for pattern in patterns:
+            assert re.search(pattern, ran.stdout.decode("ascii"), re.MULTILINE), pattern
 
 
 @pytest.mark.parametrize("name", STEERING)
