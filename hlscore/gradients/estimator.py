@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
@@ -143,10 +144,10 @@ def choose_estimator(
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
     columns = capture.sketch_size or default_sketch_size(largest)
-    needs = predict(
-        model, candidates, probes, capture,
-        sketch_size=columns, itemsize=itemsize, processes=processes.size,
-    )  # fmt: skip
+    predicted = partial(
+        predict, model, candidates, probes, capture, itemsize=itemsize, processes=processes.size
+    )
+    needs = predicted(sketch_size=columns)
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     if stored is not None:
@@ -169,6 +170,10 @@ def choose_estimator(
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
+    if estimator == "sketch" and capture.movement == "trial" and capture.sketch_size is None:
+        # Spectra of updates are flatter than those of gradients: a sketch says less of them.
+        columns *= 2
+        needs = predicted(sketch_size=columns)
     score = find_score(settings.plan.score)
     if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(

@@ -38,7 +38,7 @@ class CaptureSettings:
     sketch_size: int | None = option(
         None,
         "Columns of a sketch: more are more exact. With exact: of the standard errors.",
-        default="4 x rank, at least 64",
+        default="4 x rank, at least 64; trials: twice that",
         low=2,
         high=2**16,
     )
