@@ -38,10 +38,6 @@ def with_movement(
     `auto` means trials for supervised fine-tuning with a score that reads them, and one LoRA rank:
     there they chose better than gradients (benchmarks/evidence). With trials each probe group is
     the data of one.
-
-    Args:
-        model: The model; may be on the meta device where it is not loaded yet.
-        examples: How many there are to probe with.
     """
     capture, score = settings.capture, find_score(settings.plan.score)
     asked = capture.movement == "trial"
