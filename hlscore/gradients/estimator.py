@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
-from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
@@ -21,7 +21,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
-from hlscore.settings.capture import OF_GRADIENTS
+from hlscore.settings.capture import OF_GRADIENTS, default_sketch_size
 from hlscore.settings.option import changed
 from hlscore.wording import count, memory
 
