@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from families import FAMILIES, token_batch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 from transformers import PreTrainedModel
 
-from hlscore.settings import ModelSettings
+from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.weights import dense_weight
+from hlscore.settings import CandidateSettings, ModelSettings
 
 DEPTH = 6
 
@@ -22,7 +25,7 @@ def deepen(name: str) -> PreTrainedModel:
     family = FAMILIES[name]
 
     def config() -> Any:
-        found = family.config()
+        found: Any = family.config()
         found.num_hidden_layers = DEPTH
         if getattr(found, "layer_types", None):
             found.layer_types = ["full_attention"] * DEPTH
@@ -84,3 +87,18 @@ def input_gradient(model: PreTrainedModel, blocks: nn.ModuleList | None = None) 
     handle.remove()
     assert outputs[0].grad is not None
     return outputs[0].grad.float()
+
+
+def assert_same_weights(
+    model: PreTrainedModel,
+    original: PreTrainedModel,
+    candidates: CandidateSettings = CandidateSettings(),  # noqa: B008 - frozen
+) -> None:
+    """Every candidate of a model can be read, and is bit for bit that of the original."""
+    found = find_modules(model, candidates)
+    assert found == find_modules(original, candidates)
+    for item in candidates_of(found):
+        weight = dense_weight(model, item)
+        assert weight is not None
+        assert not isinstance(weight, DTensor)
+        assert torch.equal(weight, original.get_parameter(item.parameter)), item.parameter

@@ -21,8 +21,8 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import HlscoreError, ModelError, UsageError
-from hlscore.inputs.adapter import LowRank
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.inputs.trained import LowRank
 from hlscore.records import ModuleRow
 from hlscore.settings import CandidateSettings
 

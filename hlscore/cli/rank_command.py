@@ -130,9 +130,8 @@ def _score(
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
-        from hlscore.inputs.model import load_model, resolve_device
+        from hlscore.inputs.model import load_model, load_sharded, resolve_device
         from hlscore.inputs.placement import dtype_warning
-        from hlscore.inputs.sharding import load_sharded
     if settings.updates:
         with terminal_progress() as progress:
             return score_updates(settings, progress)[0]

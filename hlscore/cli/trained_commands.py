@@ -25,8 +25,8 @@ from hlscore.settings import (
 )
 
 if TYPE_CHECKING:
-    from hlscore.inputs.adapter import Adapter
     from hlscore.inputs.stored_weights import StoredWeights
+    from hlscore.inputs.trained import Adapter
 
 _AUDIT_FILE = "audit.parquet"
 
@@ -242,9 +242,8 @@ def _opened(run: str, settings: ModelSettings) -> tuple[Adapter, StoredWeights]:
     from hlscore.views.progress import status
 
     with status("loading torch and transformers"):
-        from hlscore.inputs.adapter import Adapter
         from hlscore.inputs.stored_weights import StoredWeights
-        from hlscore.inputs.trained import open_trained
+        from hlscore.inputs.trained import Adapter, open_trained
     base = StoredWeights(settings)
     trained = open_trained(run, base, settings)
     if not isinstance(trained, Adapter):

@@ -17,11 +17,10 @@ from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.statistics import Reduction, curve_ranks, reduce_gradients
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.tails import energies_of
-from hlscore.inputs.adapter import Adapter, LowRank
 from hlscore.inputs.model import resolve_device
 from hlscore.inputs.modules import candidates_of
 from hlscore.inputs.stored_weights import Rows
-from hlscore.inputs.trained import Trained, Update, open_trained
+from hlscore.inputs.trained import Adapter, LowRank, Trained, Update, open_trained
 from hlscore.planning.problem import check_plan_settings
 from hlscore.records import NO_PROBES, Candidate, GradientStatistics, WeightStatistics
 from hlscore.scores.registry import check_of_updates, find_score

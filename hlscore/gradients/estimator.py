@@ -14,7 +14,7 @@ from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
-from hlscore.inputs.sharding import is_sharded
+from hlscore.inputs.weights import is_sharded
 from hlscore.objectives.likelihood import CHUNK_NUMBERS
 from hlscore.probes.units import ProbeSet, by_length
 from hlscore.processes import Processes

@@ -30,8 +30,7 @@ from hlscore.gradients.statistics import (
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.model import input_device
-from hlscore.inputs.sharding import is_sharded
-from hlscore.inputs.weights import dense_weight
+from hlscore.inputs.weights import dense_weight, is_sharded
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, GradientStatistics, ModelIdentity

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer, or only the model's shape."""
+"""Load a model and its tokenizer, spread it over processes, or build only its shape."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -31,13 +31,14 @@ from transformers.models.auto.modeling_auto import (
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
 from hlscore.inputs.identity import dimensions, identify
+from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
 from hlscore.packing import packed_bytes
-from hlscore.processes import local_rank
+from hlscore.processes import Processes, local_rank
 from hlscore.records import ModelIdentity
-from hlscore.settings import ModelSettings
+from hlscore.settings import Dtype, ModelSettings
 
 BELONG_TOGETHER = "Check that config.json and the weights belong together."
 _ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
@@ -59,7 +60,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     """Load a model with its weights, and its tokenizer."""
     resolve_device(settings.device)
     files = find_model(settings, weights=True)
-    _read_config(files, settings)  # a broken one is named before the tokenizer trips over it
+    _loader(files, settings)  # a broken one is named before the tokenizer trips over it
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
     identity = replace(
@@ -67,6 +68,71 @@ def load_model(settings: ModelSettings) -> LoadedModel:
         notes=loading_notes(model, files, settings),
     )
     return LoadedModel(model=model, tokenizer=tokenizer, identity=identity)
+
+
+def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
+    """Load a model whose weights no single device holds, with FSDP2.
+
+    The main process reads the model into the memory of its host, once; each process keeps its
+    part of every weight on its device. Blocks are gathered one at a time when they are run.
+    """
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    if processes.size == 1:
+        raise UsageError(
+            "--shard spreads the weights over several processes, and there is one.",
+            hint="Start it with torchrun --nproc-per-node N -m hlscore rank ...",
+        )
+    device = resolve_device(settings.device)
+    model, files = load_shape(settings)
+    check_blocks_share_nothing(model, settings.model)
+    model = model.to(planned_dtype(model.config, settings))
+    tokenizer = load_tokenizer(files, settings)
+    whole = None
+    if processes.is_main:
+        # Not `auto`: what a CPU avoids is no matter of the devices that compute.
+        dtype = cast("Dtype", str(planned_dtype(model.config, settings)).removeprefix("torch."))
+        whole = load_model(replace(settings, device="cpu", shard=False, dtype=dtype))
+    identity = processes.gather(None if whole is None else whole.identity)[0]
+    if identity is None:
+        raise ModelError(f"The main process could not load '{settings.model}'.")
+    held = None if whole is None else whole.model
+    try:
+        mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        for name in decoder_blocks(model):
+            fully_shard(model.get_submodule(name), mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        # Buffers that no checkpoint holds, such as rotary frequencies, are sent one by one.
+        sources = dict(held.named_buffers()) if held is not None else {}
+        for name, buffer in list(model.named_buffers()):
+            owner, _, leaf = name.rpartition(".")
+            source = sources.get(name)
+            value = torch.empty_like(buffer, device=device) if source is None else source.to(device)
+            torch.distributed.broadcast(value, src=0)
+            model.get_submodule(owner)._buffers[leaf] = value
+        options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
+        set_model_state_dict(model, {} if held is None else held.state_dict(), options=options)
+        model.tie_weights(recompute_mapping=False)  # what the files tie, not what config.json says
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(settings.model, str(device)) from error
+    return LoadedModel(model=model.eval(), tokenizer=tokenizer, identity=identity)
+
+
+def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose blocks hold one parameter together: each block is gathered alone."""
+    owners: dict[int, str] = {}
+    for block in decoder_blocks(model):
+        for leaf, parameter in model.get_submodule(block).named_parameters():
+            owner = owners.setdefault(id(parameter), block)
+            if owner != block:
+                raise ModelError(
+                    f"'{name}' cannot be sharded: {owner} and {block} share {leaf}.",
+                    hint="Use --device-map auto, or one process with --estimator sketch.",
+                )
 
 
 def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
@@ -209,7 +275,7 @@ def loading_notes(
 ) -> tuple[str, ...]:
     """Say where a model differs from what a trainer would load from the same files."""
     notes, loaded = [], type(model).__name__
-    named = str((_read_config(files, settings).architectures or [loaded])[0])
+    named = str((_loader(files, settings)[1].architectures or [loaded])[0])
     if settings.text_only and named != loaded:
         notes.append(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
@@ -314,7 +380,12 @@ def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedToke
     return tokenizer
 
 
-def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig:
+def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
+    """Class that loads a model, and the configuration that it takes.
+
+    It is the class that `architectures` in config.json names: trainers load it (TRL's
+    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
+    """
     try:
         content, _ = PreTrainedConfig.get_config_dict(files.directory)
         known = content.get("model_type") in CONFIG_MAPPING
@@ -333,16 +404,6 @@ def _read_config(files: ModelFiles, settings: ModelSettings) -> PreTrainedConfig
         raise ModelError(
             f"The config.json of '{settings.model}' cannot be used: {first_line(error)}"
         ) from error
-    return config
-
-
-def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
-    """Class that loads a model, and the configuration that it takes.
-
-    It is the class that `architectures` in config.json names: trainers load it (TRL's
-    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
-    """
-    config = _read_config(files, settings)
     decodes = getattr(config, "is_decoder", getattr(config, "causal", True))
     encodes = not decodes and type(config) in MODEL_FOR_MASKED_LM_MAPPING
     both = getattr(config, "is_encoder_decoder", False)

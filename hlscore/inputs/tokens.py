@@ -16,17 +16,24 @@ from hlscore.inputs.formats import Row
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
-def text_ids(text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True) -> list[int]:
-    """Token ids of a text; with `special` the tokenizer may add tokens at its ends."""
+def text_ids(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    special: bool = True,
+    ended: bool = False,
+) -> list[int]:
+    """Token ids of a text.
+
+    Args:
+        special: Whether the tokenizer may add tokens at the ends.
+        ended: Whether the text ends with the tokenizer's end token, once.
+    """
+    if ended and tokenizer.eos_token:
+        text = text.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
     # verbose=False: the tokenizer's own warning about long texts is ours to give, once.
     ids: list[int] = tokenizer(text, verbose=False, add_special_tokens=special)["input_ids"]
     return ids
-
-
-def with_eos(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """End a text with the tokenizer's end token, once."""
-    eos = tokenizer.eos_token or ""
-    return text.removesuffix(eos) + eos
 
 
 def rendering(row: Row) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def prompt_and_whole(
     The first need not be a prefix of the second.
     """
     if isinstance(prompt, str):
-        whole = text_ids(with_eos(f"{prompt}{completion}", tokenizer), tokenizer)
+        whole = text_ids(f"{prompt}{completion}", tokenizer, ended=True)
         return text_ids(prompt, tokenizer), whole
     whole = template_ids(joined_turns(prompt, completion), tokenizer, **options)["input_ids"]
     return prompt_ids(prompt, tokenizer, **options), whole

@@ -40,6 +40,11 @@ def is_packed_linear(module: nn.Module) -> bool:
     return odd_size or not is_plain(weight)
 
 
+def is_sharded(model: PreTrainedModel) -> bool:
+    """Whether weights of a model are spread over several processes."""
+    return any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+
+
 def tied_names(model: PreTrainedModel) -> Mapping[str, str]:
     """The name that each tied parameter is tied to; offloaded ones are not the same object."""
     tied: Mapping[str, str] = getattr(model, "all_tied_weights_keys", None) or {}

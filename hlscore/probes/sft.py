@@ -19,7 +19,6 @@ from hlscore.inputs.tokens import (
     rendering,
     template_ids,
     text_ids,
-    with_eos,
 )
 from hlscore.probes.units import ProbeExample, ProbeUnit, sequence
 from hlscore.records import LossTokens, ProbeSummary
@@ -123,7 +122,7 @@ def _encode_row(
     row = examples.rows[index]
     with naming_example(examples.source, index):
         if "text" in row:
-            return sequence(text_ids(with_eos(row["text"], tokenizer), tokenizer), 0)
+            return sequence(text_ids(row["text"], tokenizer, ended=True), 0)
         options = {**options, **rendering(row)}
         if "messages" in row:
             turns, first = row["messages"], 0

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 
 from hlscore.errors import ModelError
-from hlscore.inputs.adapter import Adapter
 from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.tensor_files import (
     DTYPES,
@@ -25,6 +24,7 @@ from hlscore.inputs.tensor_files import (
     StoredTensor,
     write_tensors,
 )
+from hlscore.inputs.trained import Adapter
 from hlscore.inputs.weights import tied_names
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")

@@ -15,8 +15,8 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.adapter import PREFIX, Adapter, LowRank
 from hlscore.inputs.stored_weights import StoredWeights
+from hlscore.inputs.trained import PREFIX, Adapter, LowRank
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)

@@ -94,15 +94,10 @@ def test_norms_of_single_heads_are_no_linear_maps() -> None:
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=2, use_qk_norm=True,
     )  # fmt: skip
-    for model in (
-        CohereForCausalLM(config),
-        part("tiny_architectures").build_multimodal("chameleon"),
-    ):
-        norms = [
-            item for item in find_modules(model)
-            if item.module.endswith(("q_norm", "k_norm"))
-        ]  # fmt: skip
-        assert {item.left_out for item in norms} == {"not_linear"}
+    chameleon = part("tiny_architectures").build_multimodal("chameleon")
+    for model in (CohereForCausalLM(config), chameleon):
+        items = [i for i in find_modules(model) if i.module.endswith(("q_norm", "k_norm"))]
+        assert {item.left_out for item in items} == {"not_linear"}
 
 
 def test_a_decoder_that_is_the_output_map_is_not_trusted() -> None:
@@ -125,9 +120,7 @@ def test_what_is_no_plain_linear_layer_is_adapted_by_parameter(
     family: str, ending: str, count: int
 ) -> None:
     assert list(forms(family, ending).values()) == [("parameter", 1)] * count
-    model = build(family)
-    plan = plan_for(model, ())
-    found = adapter_config(plan)
+    found = adapter_config(plan_for(build(family), ()))
     by_parameter = [name for name in found["target_parameters"] if name.endswith(ending)]
     assert len(by_parameter) == count
     assert not any(f"{name}.weight".endswith(ending) for name in found["target_modules"])
@@ -140,11 +133,6 @@ def test_linear_layers_of_another_class_stay_linear() -> None:
     owners = {type(model.get_submodule(item.module)) for item in candidates}
     assert nn.Linear not in owners
     assert {item.form for item in candidates} == {"linear"}
-
-
-def test_one_expert_is_a_stack_of_one() -> None:
-    found = forms("inkling_text", "shared_experts.down_proj")
-    assert list(found.values()) == [("experts", 1)] * 4
 
 
 @pytest.mark.parametrize(
@@ -163,7 +151,10 @@ def test_what_is_left_out_has_a_true_reason(family: str, ending: str, reason: st
     assert found == [reason] * 4
 
 
-def test_stacks_of_matrices_that_are_no_experts_are_candidates() -> None:
+def test_stacks_of_matrices_are_candidates() -> None:
+    """Of one expert, and of what is no expert."""
+    found = forms("inkling_text", "shared_experts.down_proj")
+    assert list(found.values()) == [("experts", 1)] * 4
     assert len(forms("zamba", "mamba.x_proj_weight")) == 4
     assert len(forms("recurrent_gemma", "rg_lru.input_gate_weight")) == 3
 
@@ -216,11 +207,10 @@ def test_the_loss_never_reaches_an_indexer() -> None:
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", category=FutureWarning)
         result = part("architectures").rank_tiny(build("glm_moe_dsa"))
-    indexers = {
-        item.module: item.mode for item in result.plan.modules if ".indexer." in item.module
-    }
-    assert set(indexers.values()) == {"frozen"}
+    modes = {item.module: item.mode for item in result.plan.modules}
+    indexers = {name for name in modes if ".indexer." in name}
     assert len(indexers) == 12
+    assert {modes[name] for name in indexers} == {"frozen"}
     (note,) = (text for text in result.plan.notes if "No probe gradient" in text)
     assert "and 9 more" in note
     rows = {row.module: row.status for row in result.rows}

@@ -14,27 +14,25 @@ import pytest
 import torch
 from console import save_model
 from families import FAMILIES, token_batch
-from loading import deepen, half_on_disk, input_gradient
+from loading import assert_same_weights, deepen, half_on_disk, input_gradient
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from transformers import PreTrainedModel
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import input_device, load_model, load_shape
-from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.inputs.weights import dense_weight, offload_source
+from hlscore.inputs.weights import offload_source
 from hlscore.settings import CandidateSettings, ModelSettings
 from hlscore.settings.model import parse_memory
 
-EVERYTHING = CandidateSettings(head=True, embeddings=True)
+Saved = tuple[Path, PreTrainedModel]
 once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
 
 
 @pytest.fixture(scope="module", params=["qwen3", "mixtral"])
-def saved(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, PreTrainedModel]:
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+    pytest.importorskip("accelerate")
     model = deepen(request.param)
     return save_model(tmp_path_factory.mktemp(request.param), model=model), model
 
@@ -48,8 +46,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_enough_memory_changes_nothing(saved: tuple[Path, PreTrainedModel]) -> None:
-    pytest.importorskip("accelerate")
+def test_enough_memory_changes_nothing(saved: Saved) -> None:
     folder, model = saved
     loaded = load_model(ModelSettings(model=str(folder), device_map="auto"))
     assert loaded.identity == identify(model, str(folder), None)
@@ -57,20 +54,15 @@ def test_enough_memory_changes_nothing(saved: tuple[Path, PreTrainedModel]) -> N
         assert input_device(loaded.model) == torch.device("cpu")
 
 
-def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) -> None:
-    pytest.importorskip("accelerate")
+def test_blocks_on_disk(saved: Saved, temporary: Path) -> None:
     folder, original = saved
     loaded = load_model(half_on_disk(folder, original))
     model, meta = loaded.model, {n for n, p in loaded.model.named_parameters() if p.is_meta}
     assert any(name.startswith("model.layers.5.") for name in meta)
     assert not any(name.startswith("model.layers.0.") for name in meta)
     assert loaded.identity == identify(original, str(folder), None)
-    assert find_modules(model) == find_modules(original)
     assert input_device(model) == torch.device("cpu")
-    for item in candidates_of(find_modules(model)):
-        weight = dense_weight(model, item)
-        assert weight is not None
-        assert torch.equal(weight, original.get_parameter(item.parameter))
+    assert_same_weights(model, original)
     torch.testing.assert_close(input_gradient(model, model.model.layers), input_gradient(original))
     assert {name for name, p in model.named_parameters() if p.is_meta} == meta
     assert loaded.identity == identify(model, str(folder), None)
@@ -79,10 +71,7 @@ def test_blocks_on_disk(saved: tuple[Path, PreTrainedModel], temporary: Path) ->
     assert not list(temporary.iterdir())
 
 
-def test_offload_folder_of_the_user_is_kept(
-    saved: tuple[Path, PreTrainedModel], tmp_path: Path, temporary: Path
-) -> None:
-    pytest.importorskip("accelerate")
+def test_offload_folder_of_the_user_is_kept(saved: Saved, tmp_path: Path, temporary: Path) -> None:
     folder, original = saved
     chosen = tmp_path / "new" / "folder"
     loaded = load_model(half_on_disk(folder, original, offload_folder=str(chosen)))
@@ -98,12 +87,8 @@ def test_offload_folder_of_the_user_is_kept(
 @once
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_failure_leaves_no_folder(
-    saved: tuple[Path, PreTrainedModel],
-    temporary: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    error: BaseException,
+    saved: Saved, temporary: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    pytest.importorskip("accelerate")
     folder, original = saved
 
     def fail(*arguments: object, **options: Any) -> None:
@@ -116,28 +101,24 @@ def test_failure_leaves_no_folder(
     assert not list(temporary.iterdir())
 
 
-def test_models_offloaded_by_the_caller(saved: tuple[Path, PreTrainedModel]) -> None:
+def test_models_offloaded_by_the_caller(saved: Saved) -> None:
     """As `accelerate` leaves them: every weight is a placeholder, tied ones are two."""
-    accelerate = pytest.importorskip("accelerate")
+    from accelerate import cpu_offload
+
     folder, original = saved
-    expected = identify(original, "mine", None)
     family = FAMILIES["qwen3"]
     model = family.auto_class.from_pretrained(folder, dtype=torch.float32)
-    accelerate.cpu_offload(model, execution_device="cpu", offload_buffers=True)
+    cpu_offload(model, execution_device="cpu", offload_buffers=True)
     with torch.no_grad():
         model(**token_batch())
     assert all(offload_source(model, n) for n, p in model.named_parameters() if p.is_meta)
     assert any(parameter.is_meta for parameter in model.parameters())
-    assert identify(model, "mine", None) == expected
-    assert find_modules(model, EVERYTHING) == find_modules(original, EVERYTHING)
-    for item in candidates_of(find_modules(model, EVERYTHING)):
-        weight = dense_weight(model, item)
-        assert weight is not None
-        assert torch.equal(weight, original.get_parameter(item.parameter))
+    assert identify(model, "mine", None) == identify(original, "mine", None)
+    assert_same_weights(model, original, CandidateSettings(head=True, embeddings=True))
 
 
 @once
-def test_empty_model_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
+def test_empty_model_is_refused(saved: Saved) -> None:
     shape, _ = load_shape(ModelSettings(model=str(saved[0])))
     with pytest.raises(ModelError, match="has no weights"):
         identify(shape, "empty", None)
@@ -166,20 +147,15 @@ def one_rank() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_rank")
 def test_sharded_weights_are_gathered() -> None:
-    model = FAMILIES["mixtral"].build()
-    expected = identify(model, "mine", None)
+    model, original = FAMILIES["mixtral"].build(), FAMILIES["mixtral"].build()
     mesh = init_device_mesh("cpu", (1,))
     for module in model.modules():
         for leaf, parameter in list(module._parameters.items()):
             if parameter is not None:
                 sharded = distribute_tensor(parameter.detach(), mesh, [Shard(0)])
                 module._parameters[leaf] = nn.Parameter(sharded)
-    assert identify(model, "mine", None) == expected
-    for item in candidates_of(find_modules(model)):
-        weight = dense_weight(model, item)
-        assert weight is not None
-        assert not isinstance(weight, DTensor)
-        assert not item.quantized
+    assert identify(model, "mine", None) == identify(original, "mine", None)
+    assert_same_weights(model, original)
 
 
 @pytest.mark.parametrize(
@@ -203,31 +179,34 @@ def test_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
     assert says in caught.value.message
 
 
-def test_sizes_are_read_in_both_systems() -> None:
+def test_memory_of_devices_is_read() -> None:
     sizes = {"cpu": "1.5GiB", "0": "20 GB", "1": "3kb", "mps": "2TiB"}
     found = ModelSettings(model="m", device_map="auto", max_memory=sizes).max_memory_bytes
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
+    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
+    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
+        parse_memory(["20GiB"], "--max-memory")
+    with pytest.raises(UsageError, match="device '0' twice"):
+        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")
 
 
 @once
-def test_unknown_device_is_refused(saved: tuple[Path, PreTrainedModel]) -> None:
-    pytest.importorskip("accelerate")
-    with pytest.raises(UsageError, match="names device '77'"):
-        load_model(half_on_disk(*saved, max_memory={"77": "1GiB"}))
-
-
-@once
-def test_folder_that_cannot_be_used(saved: tuple[Path, PreTrainedModel], tmp_path: Path) -> None:
-    pytest.importorskip("accelerate")
-    (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="cannot be written to"):
-        load_model(half_on_disk(*saved, offload_folder=str(tmp_path / "file")))
-
-
-@once
-def test_missing_accelerate_is_named(
-    saved: tuple[Path, PreTrainedModel], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"max_memory": {"77": "1GiB"}}, "names device '77'"),
+        ({"offload_folder": __file__}, "cannot be written to"),
+    ],
+)
+def test_what_cannot_hold_weights_is_refused(
+    saved: Saved, options: dict[str, Any], says: str
 ) -> None:
+    with pytest.raises(UsageError, match=says):
+        load_model(half_on_disk(*saved, **options))
+
+
+@once
+def test_missing_accelerate_is_named(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(ModelError, match="--device-map needs the package accelerate") as caught:
         load_model(ModelSettings(model=str(saved[0]), device_map="auto"))
@@ -235,9 +214,7 @@ def test_missing_accelerate_is_named(
 
 
 @once
-def test_quantized_weights_do_not_go_to_disk(
-    saved: tuple[Path, PreTrainedModel], temporary: Path
-) -> None:
+def test_quantized_weights_do_not_go_to_disk(saved: Saved, temporary: Path) -> None:
     pytest.importorskip("bitsandbytes")
     folder, original = saved
     settings = replace(half_on_disk(folder, original), load_in="8bit", max_memory={"cpu": "9KB"})
@@ -246,11 +223,3 @@ def test_quantized_weights_do_not_go_to_disk(
     assert "--max-memory" in caught.value.hint
     gc.collect()
     assert not list(temporary.iterdir())
-
-
-def test_memory_option_is_split() -> None:
-    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
-    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
-        parse_memory(["20GiB"], "--max-memory")
-    with pytest.raises(UsageError, match="device '0' twice"):
-        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")

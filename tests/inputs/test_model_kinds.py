@@ -11,8 +11,7 @@ from console import QUICK, change_config, hlscore, save_model, texts, write_rows
 from families import FAMILIES
 
 from hlscore.errors import ModelError
-from hlscore.inputs.model import load_model
-from hlscore.inputs.sharding import check_blocks_share_nothing
+from hlscore.inputs.model import check_blocks_share_nothing, load_model
 from hlscore.settings import ModelSettings
 
 

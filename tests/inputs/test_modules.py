@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 from families import FAMILIES, Family
@@ -16,56 +14,29 @@ from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.settings import CandidateSettings
 
 
-def expected_maps(family: Family) -> dict[str, tuple[str, tuple[int, int, int], bool, int]]:
-    """Full name -> parameter, shape, transposed, layer; written by hand in `families`."""
-    return {
-        f"{family.block_prefix(layer)}{name}": (
-            f"{family.block_prefix(layer)}{spec.parameter(name)}",
-            spec.shape,
-            spec.transposed,
-            layer,
-        )
-        for layer, block in enumerate(family.blocks)
-        for name, spec in block.maps.items()
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_candidates_are_the_linear_maps_of_the_blocks(family: Family) -> None:
+    """Those written by hand in `families`; every other matrix is left out with a reason.
+
+    The meta device gives the same.
+    """
+    model = family.build()
+    found = {item.parameter: item for item in find_modules(model)}
+    assert set(found) == {
+        name for name, value in model.named_parameters(remove_duplicate=False) if value.dim() > 1
     }
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_candidates_are_the_linear_maps_of_the_blocks(name: str) -> None:
-    family = FAMILIES[name]
-    found = find_modules(family.build())
-    maps = {
-        item.module: (
-            item.parameter,
-            (item.matrices, item.out_features, item.in_features),
-            item.storage == "in_out",
-            item.layer,
-        )
-        for item in candidates_of(found)
-    }
-    assert maps == expected_maps(family)
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_every_other_matrix_is_a_row_with_a_reason(name: str) -> None:
-    family, model = FAMILIES[name], FAMILIES[name].build()
-    found = find_modules(model)
-    matrices = {n for n, p in model.named_parameters(remove_duplicate=False) if p.dim() > 1}
-    assert {item.parameter for item in found} == matrices
-    assert all(item.reason for item in found if item.skipped)
     for layer, block in enumerate(family.blocks):
-        for parameter in block.others:
-            full = f"{family.block_prefix(layer)}{parameter}"
-            assert next(item for item in found if item.parameter == full).skipped
-
-
-@pytest.mark.parametrize("name", list(FAMILIES))
-def test_meta_device_gives_the_same_modules(name: str) -> None:
-    family = FAMILIES[name]
+        for name, spec in block.maps.items():
+            item = found.pop(family.block_prefix(layer) + spec.parameter(name))
+            assert not item.skipped
+            assert item.module == family.block_prefix(layer) + name
+            assert (item.matrices, item.out_features, item.in_features) == spec.shape
+            assert ((item.storage == "in_out"), item.layer) == (spec.transposed, layer)
+    assert all(item.skipped and item.reason for item in found.values())
     with torch.device("meta"):
         shape = family.auto_class.from_config(family.config())
     shape.tie_weights()
-    assert find_modules(shape) == find_modules(family.build())
+    assert find_modules(shape) == find_modules(model)
 
 
 def test_parameter_counts_hold_the_bias() -> None:
@@ -93,13 +64,10 @@ def test_globs_choose_by_full_name() -> None:
         find_modules(model, CandidateSettings(include=("*.mlp.*",), exclude=("*",)))
 
 
-def test_encoder_decoder_is_refused() -> None:
+def test_models_without_decoder_blocks_are_refused() -> None:
     config = T5Config(d_model=8, d_ff=8, d_kv=4, num_layers=1, num_heads=2, vocab_size=20)
     with pytest.raises(ModelError, match="encoder-decoder"):
         find_modules(T5ForConditionalGeneration(config))
-
-
-def test_model_without_blocks_has_no_candidates() -> None:
     model = FAMILIES["llama"].build()
     model.model.layers = nn.ModuleList()
     with pytest.raises(ModelError, match="no candidate modules"):
@@ -135,18 +103,6 @@ def test_tied_weight_is_one_module_and_joins_by_either_name(asked: dict[str, boo
     assert [i.module for i in candidates_of(found) if i.layer is None] == ["transformer.wte"]
     head = next(item for item in found if item.module == "lm_head")
     assert head.reason == "tied to transformer.wte"
-
-
-def test_packed_linear_layers_are_candidates() -> None:
-    model = FAMILIES["llama"].build()
-    before = find_modules(model)
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            module.weight = nn.Parameter(module.weight.to(torch.int8), requires_grad=False)
-    found = find_modules(model)
-    linear = {item.parameter for item in found if item.module != "model.embed_tokens"}
-    assert {item.parameter for item in found if item.quantized} == linear
-    assert [replace(item, quantized=False) for item in found] == list(before)
 
 
 def test_unknown_packing_says_why_there_are_no_candidates() -> None:

@@ -61,47 +61,38 @@ def packed_bytes(model: PreTrainedModel) -> int:
 
 
 @packed
-@either
+@pytest.mark.parametrize(("load_in", "error"), [("4bit", 0.12), ("8bit", 0.01)])
 @every_name
-def test_candidates_and_counts_are_those_of_the_original(
-    originals: Originals, name: str, load_in: Any
+def test_a_quantized_model_is_the_original_but_for_rounding(
+    originals: Originals, caplog: pytest.LogCaptureFixture, name: str, load_in: Any, error: float
 ) -> None:
+    """Candidates, counts, planned size and weights; the libraries say nothing."""
     folder, original = originals[name]
     settings = ModelSettings(model=str(folder), device="cpu", load_in=load_in)
     loaded = load_model(settings)
     expected = identify(original, "original", None)
     found, before = find_modules(loaded.model), find_modules(original)
     assert [replace(item, quantized=False) for item in found] == list(before)
-    for item in candidates_of(found):  # all but experts and routers
-        assert item.quantized is (item.matrices == 1 and item.kind != "gate")
     assert loaded.identity.n_params == expected.n_params
     assert loaded.identity.fingerprint.structure == expected.fingerprint.structure
     shape, _ = load_shape(settings)
     planned = planned_weight_bytes(shape, settings)
     assert planned == pytest.approx(packed_bytes(loaded.model), rel=0.02)
     assert planned < planned_weight_bytes(shape, replace(settings, load_in=None))
-
-
-@packed
-@pytest.mark.parametrize(("load_in", "error"), [("4bit", 0.12), ("8bit", 0.01)])
-@every_name
-def test_dense_weight_undoes_the_packing(
-    originals: Originals, name: str, load_in: Any, error: float
-) -> None:
-    folder, original = originals[name]
-    model = load(folder, load_in=load_in)
-    chosen = candidates_of(find_modules(model))
-    first = [dense_weight(model, item) for item in chosen]
+    chosen = candidates_of(found)
+    first = [dense_weight(loaded.model, item) for item in chosen]
     with torch.no_grad():
-        model(**token_batch())
+        loaded.model(**token_batch())
     for item, weight in zip(chosen, first, strict=True):
-        true = original.get_parameter(item.parameter)
+        # All but experts and routers.
+        assert item.quantized is (item.matrices == 1 and item.kind != "gate")
+        true, again = original.get_parameter(item.parameter), dense_weight(loaded.model, item)
         assert weight is not None
+        assert again is not None
         assert weight.shape == true.shape
         assert torch.linalg.norm(weight - true) < error * torch.linalg.norm(true)
-        again = dense_weight(model, item)
-        assert again is not None
         assert torch.equal(again, weight), "a forward pass without gradients changed the weight"
+    assert not [r for r in caplog.records if r.name.startswith(("bitsandbytes", "accelerate"))]
 
 
 @packed
@@ -118,14 +109,6 @@ def test_gradients_flow_through_frozen_packed_weights(
     likeness = torch.nn.functional.cosine_similarity(found.flatten(), true.flatten(), dim=0)
     assert likeness > (0.85 if load_in == "4bit" else 0.99)
     assert all(parameter.grad is None for parameter in model.parameters())
-
-
-@packed
-def test_libraries_say_nothing(originals: Originals, caplog: pytest.LogCaptureFixture) -> None:
-    model = load(originals["llama"][0], load_in="8bit")
-    with torch.no_grad():
-        model(**token_batch())
-    assert not [r for r in caplog.records if r.name.startswith(("bitsandbytes", "accelerate"))]
 
 
 @packed

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from adapters import adapted, moved
+from console import Outcome, save_model, write_rows
 from console import hlscore as command
-from console import save_model, write_rows
 from families import FAMILIES
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -26,6 +27,20 @@ HYBRID: dict[str, Any] = {
     "rank_pattern": {"up_proj": 5},
     "modules_to_save": ["model.layers.0.mlp.down_proj", "layers.1.self_attn.o_proj"],
 }
+
+
+def run(name: str, folder: Path, *options: object, out: str = "out") -> Outcome:
+    """Runs a command on the training and its base in a folder."""
+    places = (folder / "run", "--model", folder / "base", "-o", folder / out)
+    return command(name, *places, *options)
+
+
+def served(folder: Path, *options: object, max_rank: int) -> dict[str, Any]:
+    """What `extract-lora --json` prints; inference engines would load what it wrote."""
+    result = run("extract-lora", folder, "--max-rank", max_rank, "--json", "--force", *options)
+    assert result.code == 0, result.err
+    engine_accepts(folder / "out", max_rank)
+    return json.loads(result.out)
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -80,32 +95,25 @@ def test_at_full_rank_a_plain_adapter_gives_the_logits_of_the_hybrid(
     family: str, config: dict[str, Any], tmp_path: Path
 ) -> None:
     wrapped = made(tmp_path, family, config)
-    result = command("extract-lora", tmp_path / "run", "--model", tmp_path / "base", "-o",
-                     tmp_path / "plain", "--max-rank", "128", "--json")  # fmt: skip
-    assert result.code == 0, result.err
-    engine_accepts(tmp_path / "plain", 128)
-    found = json.loads(result.out)
+    found = served(tmp_path, max_rank=128)
     assert all(item["error"] < 1e-6 for item in found["modules"])
-    plain = PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "plain").eval()
+    plain = PeftModel.from_pretrained(FAMILIES[family].build(), tmp_path / "out").eval()
     torch.testing.assert_close(logits(plain), logits(wrapped), rtol=0, atol=1e-4)
     assert float((logits(FAMILIES[family].build()) - logits(wrapped)).abs().max()) > 1e-2
 
 
 def test_errors_are_those_of_dense_decompositions(tmp_path: Path) -> None:
     wrapped = made(tmp_path, "llama", HYBRID)
-    result = command("extract-lora", tmp_path / "run", "--model", tmp_path / "base", "-o",
-                     tmp_path / "plain", "--max-rank", "4", "--json")  # fmt: skip
-    assert result.code == 0, result.err
-    engine_accepts(tmp_path / "plain", 8)
+    modules = served(tmp_path, max_rank=4)["modules"]
     before, after = weights(FAMILIES["llama"].build()), weights(wrapped.merge_and_unload())
-    plain = PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path / "plain")
-    served = weights(plain.merge_and_unload())
-    for item in json.loads(result.out)["modules"]:
+    plain = PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path / "out")
+    engine = weights(plain.merge_and_unload())
+    for item in modules:
         name = f"{item['module']}.weight"
         values = torch.linalg.svdvals(after[name] - before[name])
         expected = float(values[4:].norm() / values.norm())
         assert item["error"] == pytest.approx(expected, abs=1e-5)
-        found = (served[name] - after[name]).norm() / values.norm()
+        found = (engine[name] - after[name]).norm() / values.norm()
         assert float(found) == pytest.approx(expected, abs=1e-5)
         full = "down_proj" in name or "o_proj" in name
         assert item["trained"] == ("full" if full else "lora")
@@ -113,17 +121,14 @@ def test_errors_are_those_of_dense_decompositions(tmp_path: Path) -> None:
 
 def test_an_error_bound_takes_the_smallest_rank_within_it(tmp_path: Path) -> None:
     made(tmp_path, "llama", HYBRID)
-    options = [tmp_path / "run", "--model", tmp_path / "base", "-o", tmp_path / "plain"]
-    result = command("extract-lora", *options, "--max-rank", "48", "--max-error", "0.3", "--json")
-    assert result.code == 0, result.err
-    found = json.loads(result.out)
+    found = served(tmp_path, "--max-error", "0.3", max_rank=48)
     full = [item for item in found["modules"] if item["trained"] == "full"]
     assert all(0.2 < item["error"] <= 0.3 for item in full)
     assert found["rank"] == max(item["rank"] for item in found["modules"]) < 48
-    result = command("extract-lora", *options, "--max-rank", "6", "--max-error", "0.3", "--force")
+    result = run("extract-lora", tmp_path, "--max-rank", "6", "--max-error", "0.3", "--force")
     assert result.code == 2
     assert "Rank 6 leaves an error of" in result.message
-    result = command("extract-lora", *options, "--force")
+    result = run("extract-lora", tmp_path, "--force")
     assert result.code == 0
     assert "--max-lora-rank 64" in result.out
 
@@ -145,12 +150,11 @@ MERGED: dict[str, tuple[str, dict[str, Any]]] = {
 def test_merged_files_load_without_peft(kind: str, tmp_path: Path) -> None:
     family, config = MERGED[kind]
     wrapped = made(tmp_path, family, config)
-    result = command("merge", tmp_path / "run", "--model", tmp_path / "base", "-o",
-                     tmp_path / "merged", "--json")  # fmt: skip
+    result = run("merge", tmp_path, "--json")
     assert result.code == 0, result.err
-    model = loaded(tmp_path / "merged")
+    model = loaded(tmp_path / "out")
     torch.testing.assert_close(logits(model), logits(wrapped), rtol=0, atol=1e-4)
-    assert (tmp_path / "merged" / "tokenizer.json").is_file()
+    assert (tmp_path / "out" / "tokenizer.json").is_file()
     tied = model.config.get_text_config().tie_word_embeddings
     assert tied == (FAMILIES[family].tied_head and kind not in ("tied, one trained",
                                                                 "tied, LoRA on one"))  # fmt: skip
@@ -162,12 +166,12 @@ def test_sharded_16_bit_models_are_merged_shard_by_shard(tmp_path: Path) -> None
     for path in (tmp_path / "base").glob("*.safetensors"):
         path.unlink()
     base.save_pretrained(tmp_path / "base", max_shard_size="30KB")
-    result = command("merge", tmp_path / "run", "--model", tmp_path / "base", "-o", tmp_path / "m")
+    result = run("merge", tmp_path)
     assert result.code == 0, result.err
     shards = {path.name for path in (tmp_path / "base").glob("*.safetensors")}
     assert len(shards) > 3
-    assert {path.name for path in (tmp_path / "m").glob("*.safetensors")} == shards
-    merged, before = weights(loaded(tmp_path / "m")), weights(base)
+    assert {path.name for path in (tmp_path / "out").glob("*.safetensors")} == shards
+    merged, before = weights(loaded(tmp_path / "out")), weights(base)
     copies = {name.removeprefix("base_model.model."): tensor
               for name, tensor in load_file(tmp_path / "run/adapter_model.safetensors").items()
               if "lora" not in name}  # fmt: skip
@@ -190,18 +194,19 @@ def whole_model(folder: Path) -> None:
     moved(FAMILIES["llama"].build()).save_pretrained(folder / "run")
 
 
-def with_norm(folder: Path) -> None:
-    made(folder, "llama", {"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]})
-
-
-def on_experts(folder: Path) -> None:
-    made(folder, "mixtral", {"target_modules": ["q_proj"],
-                             "target_parameters": ["experts.down_proj"]})  # fmt: skip
-
-
 def of_another_base(folder: Path) -> None:
     made(folder, "llama", HYBRID)
     save_model(folder / "base", model=FAMILIES["gpt2"].build())
+
+
+Make = Callable[[Path], object]
+with_norm: Make = partial(
+    made, family="llama", config={"target_modules": ["q_proj"], "modules_to_save": ["model.norm"]}
+)
+on_experts: Make = partial(
+    made, family="mixtral",
+    config={"target_modules": ["q_proj"], "target_parameters": ["experts.down_proj"]},
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -217,51 +222,43 @@ def of_another_base(folder: Path) -> None:
     ],
 )
 def test_what_cannot_be_served_is_refused_and_nothing_written(
-    name: str, make: Callable[[Path], None], options: tuple[str, ...], text: str, tmp_path: Path
+    name: str, make: Make, options: tuple[str, ...], text: str, tmp_path: Path
 ) -> None:
     make(tmp_path)
-    out = tmp_path / "out"
-    result = command(name, tmp_path / "run", "--model", tmp_path / "base", "-o", out, *options)
+    result = run(name, tmp_path, *options)
     assert result.code in (2, 3)
     assert text in result.message
-    assert not out.exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_existing_results_are_kept(tmp_path: Path) -> None:
     made(tmp_path, "llama", HYBRID)
     for name in ("extract-lora", "merge"):
-        options = (tmp_path / "run", "--model", tmp_path / "base")
-        assert command(name, *options, "-o", tmp_path / name).code == 0
-        again = command(name, *options, "-o", tmp_path / name)
+        assert run(name, tmp_path, out=name).code == 0
+        again = run(name, tmp_path, out=name)
         assert (again.code, "already exists" in again.message) == (2, True)
-    result = command("merge", *options, "-o", tmp_path / "base", "--force")
-    assert "is the base or the adapter" in result.message
+    assert "is the base or the adapter" in run("merge", tmp_path, "--force", out="base").message
 
 
 def test_losses_before_and_after_are_those_of_the_models(tmp_path: Path) -> None:
     wrapped = made(tmp_path, "llama", HYBRID)
     rows = [{"text": f"{word} and {word}"} for word in ("red", "green", "blue", "grey")]
     data = write_rows(tmp_path / "other.jsonl", rows)
-    options = ("--model", tmp_path / "base", "--data", data, "--json", "-o")
-    plain = command("extract-lora", tmp_path / "run", *options, tmp_path / "plain", "--max-rank", 4)
-    assert plain.code == 0, plain.err
-    audit = command("audit", tmp_path / "run", *options, tmp_path / "audit.parquet")
+    losses = served(tmp_path, "--data", data, max_rank=4)["held_out"]["losses"]
+    audit = run("audit", tmp_path, "--data", data, "--json", out="audit.parquet")
     assert audit.code == 0, audit.err
-    losses = json.loads(plain.out)["held_out"]["losses"]
     assert json.loads(audit.out)["held_out"]["losses"] == {
         "base": losses["base"], "after": losses["trained"]
     }  # fmt: skip
-    served = PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path / "plain").eval()
+    plain = PeftModel.from_pretrained(FAMILIES["llama"].build(), tmp_path / "out").eval()
     tokenizer = load_model(ModelSettings(model=str(tmp_path / "base"))).tokenizer
     for name, model in (("base", FAMILIES["llama"].build()), ("trained", wrapped),
-                        ("as plain LoRA", served)):  # fmt: skip
+                        ("as plain LoRA", plain)):  # fmt: skip
         nats, tokens = 0.0, 0
         for row in rows:
             ids = torch.tensor([[*tokenizer(row["text"]).input_ids, tokenizer.eos_token_id]])
             found = model(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])
             nats, tokens = nats - float(found.sum().detach()), tokens + ids.shape[1] - 1
         assert losses[name] == pytest.approx(nats / tokens, rel=1e-3), name
-    shown = command(
-        "audit", tmp_path / "run", *options[:4], "--force", "-o", tmp_path / "a.parquet"
-    )
+    shown = run("audit", tmp_path, "--data", data, "--force", out="audit.parquet")
     assert "nats per token on 4 examples of" in shown.out
