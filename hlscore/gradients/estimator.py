@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
-from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
@@ -21,7 +22,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
-from hlscore.settings.capture import OF_GRADIENTS
+from hlscore.settings.capture import OF_GRADIENTS, default_sketch_size
 from hlscore.settings.option import changed
 from hlscore.wording import count, memory
 
@@ -38,10 +39,6 @@ def with_movement(
     `auto` means trials for supervised fine-tuning with a score that reads them, and one LoRA rank:
     there they chose better than gradients (benchmarks/evidence). With trials each probe group is
     the data of one.
-
-    Args:
-        model: The model; may be on the meta device where it is not loaded yet.
-        examples: How many there are to probe with.
     """
     capture, score = settings.capture, find_score(settings.plan.score)
     asked = capture.movement == "trial"
@@ -143,10 +140,10 @@ def choose_estimator(
     capture = settings.capture
     largest = max(settings.plan.rank, *settings.plan.ranks, 1)
     columns = capture.sketch_size or default_sketch_size(largest)
-    needs = predict(
-        model, candidates, probes, capture,
-        sketch_size=columns, itemsize=itemsize, processes=processes.size,
-    )  # fmt: skip
+    predicted = partial(
+        predict, model, candidates, probes, capture, itemsize=itemsize, processes=processes.size
+    )
+    needs = predicted(sketch_size=columns)
     free = max(0, min(processes.gather(free_bytes(device))) - reserved_bytes)
     offloaded = not reserved_bytes and any(weight.is_meta for weight in model.parameters())
     if stored is not None:
@@ -169,6 +166,10 @@ def choose_estimator(
         compared = f"it needs {needed} besides the weights, and {there} are free on {place}"
         estimator = "exact" if fits else "sketch"
         reason = f"exact: {compared}." if fits else f"sketch: exact does not fit, {compared}."
+    if estimator == "sketch" and capture.movement == "trial" and capture.sketch_size is None:
+        # Spectra of updates are flatter than those of gradients: a sketch says less of them.
+        columns *= 2
+        needs = predicted(sketch_size=columns)
     score = find_score(settings.plan.score)
     if estimator == "sketch" and score.needs == "whole gradients":
         raise UsageError(

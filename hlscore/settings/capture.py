@@ -19,6 +19,11 @@ TrialOptimizer = Literal["factored", "sign", "rms"]
 CAPTURE_PANEL = "Capture"
 
 
+def default_sketch_size(rank: int) -> int:
+    """Columns that a sketch needs for tails at a LoRA rank."""
+    return max(64, 4 * rank)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSettings:
     """How gradients and weight updates are captured and reduced."""
@@ -38,7 +43,7 @@ class CaptureSettings:
     sketch_size: int | None = option(
         None,
         "Columns of a sketch: more are more exact. With exact: of the standard errors.",
-        default="4 x rank, at least 64",
+        default="4 x rank, at least 64; trials: twice that",
         low=2,
         high=2**16,
     )

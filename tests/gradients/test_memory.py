@@ -310,6 +310,8 @@ def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatc
         assert found.reason.startswith(starts)
         assert found.estimator == starts.partition(":")[0]
         assert found.sketch_size == 64
+    # Spectra of updates are flatter: twice as many columns.
+    assert choose(0, monkeypatch, settings(movement="trial", groups=2)).sketch_size == 128
 
 
 @pytest.mark.parametrize("score", ["taylor", "l1_adam"])
