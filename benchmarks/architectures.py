@@ -166,9 +166,24 @@ def examine_multimodal(family: str) -> Outcome:
             AutoTokenizer.from_pretrained(TOKENIZER).save_pretrained(folder)
             trained = load_as_trainers(folder)
             _check_same(trained, built)
-        if reason := _needs_more_than_text(trained):
-            outcome.refused = _refusal(folder, reason)
-            return outcome
+        reason = ""  # why it cannot be trained with text alone as a causal model
+        if trained.config.is_encoder_decoder:
+            reason = "encoder-decoder"
+        elif not isinstance(trained, GenerationMixin):
+            reason = "predicts no next token"
+        else:
+            try:
+                trained(input_ids=torch.arange(2, 14)[None], use_cache=False)
+            except Exception as error:
+                reason = " ".join(str(error).split())
+        if reason:
+            with _stage(f"refusal ({reason})"):
+                try:
+                    rank_tiny(load_model(ModelSettings(model=folder, device="cpu")).model)
+                except HlscoreError as error:
+                    outcome.refused = str(error).replace(folder, "MODEL")
+                    return outcome
+                raise AssertionError("hlscore ranks it")
         with _stage("load"):
             model = load_model(ModelSettings(model=folder, device="cpu")).model
             _check_same(model, trained)
@@ -182,29 +197,6 @@ def load_as_trainers(folder: str) -> PreTrainedModel:
     (named,) = AutoConfig.from_pretrained(folder).architectures
     model: PreTrainedModel = getattr(transformers, named).from_pretrained(folder)
     return model
-
-
-def _needs_more_than_text(model: PreTrainedModel) -> str:
-    """Why a model cannot be trained with text alone as a causal one; empty where it can."""
-    if model.config.is_encoder_decoder:
-        return "encoder-decoder"
-    if not isinstance(model, GenerationMixin):
-        return "predicts no next token"
-    try:
-        model(input_ids=torch.arange(2, 14)[None], use_cache=False)
-    except Exception as error:
-        return " ".join(str(error).split())
-    return ""
-
-
-def _refusal(folder: str, reason: str) -> str:
-    """What hlscore says instead of a ranking."""
-    with _stage(f"refusal ({reason})"):
-        try:
-            rank_tiny(load_model(ModelSettings(model=folder, device="cpu")).model)
-        except HlscoreError as error:
-            return str(error).replace(folder, "MODEL")
-        raise AssertionError("hlscore ranks it")
 
 
 def _check_same(model: PreTrainedModel, trained: PreTrainedModel) -> None:
@@ -230,13 +222,21 @@ def _stage(name: str) -> Iterator[None]:
 
 @contextmanager
 def _measured(outcome: Outcome) -> Iterator[None]:
-    """Note the time, and where a step fails, which and why."""
+    """Note the time, of which there is a limit, and where a step fails, which and why."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"more than {SECONDS} s")
+
     began = time.perf_counter()
+    own = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
     try:
-        with _time_limit(SECONDS):
-            yield
+        yield
     except _StageError as error:
         outcome.failure = str(error)
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, own)
     outcome.seconds = round(time.perf_counter() - began, 1)
 
 
@@ -293,27 +293,7 @@ def compare_candidates(
     outcome: Outcome,
 ) -> None:
     """Hold the candidates against the products inside the lists of blocks."""
-    found = find_modules(model, CandidateSettings())
-    candidates = {item.parameter: item for item in candidates_of(found)}
-    left_out = {item.parameter: item for item in found if item.skipped}
-    outcome.candidates = len(candidates)
-    for name in sorted(products & _inside_blocks(model) - set(candidates)):
-        item = left_out.get(name)
-        reason = item.reason if item else "not listed"
-        if item and item.left_out in ("custom", "flat_experts", "tied"):
-            outcome.left_out[reason] = outcome.left_out.get(reason, 0) + 1
-        else:
-            outcome.missed.append(f"{name}: {reason}")
-    outcome.wrong = sorted(set(candidates) - products & set(gradients))
-    outcome.wrong = [name for name in outcome.wrong if name in gradients]
-    outcome.unreached = sorted(
-        item.module for name, item in candidates.items()
-        if name not in gradients or not gradients[name].any()
-    )  # fmt: skip
-
-
-def _inside_blocks(model: PreTrainedModel) -> set[str]:
-    """Parameters inside lists of modules that are as long as the decoder is deep."""
+    # Parameters inside lists of modules that are as long as the decoder is deep.
     text = model.config.get_text_config()
     depth = getattr(text, "num_layers_per_stack", None) or getattr(text, "num_hidden_layers", None)
     lists = [
@@ -321,10 +301,26 @@ def _inside_blocks(model: PreTrainedModel) -> set[str]:
         if isinstance(module, nn.ModuleList) and depth in (None, len(module))
     ]  # fmt: skip
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
-    return {
+    inside = {
         name for name, parameter in model.named_parameters()
         if parameter.ndim > 1 and any(name.startswith(f"{place}.") for place in outer)
     }  # fmt: skip
+    found = find_modules(model, CandidateSettings())
+    candidates = {item.parameter: item for item in candidates_of(found)}
+    left_out = {item.parameter: item for item in found if item.skipped}
+    outcome.candidates = len(candidates)
+    for name in sorted(products & inside - set(candidates)):
+        item = left_out.get(name)
+        reason = item.reason if item else "not listed"
+        if item and item.left_out in ("custom", "flat_experts", "tied"):
+            outcome.left_out[reason] = outcome.left_out.get(reason, 0) + 1
+        else:
+            outcome.missed.append(f"{name}: {reason}")
+    outcome.wrong = sorted((set(candidates) - products) & set(gradients))
+    outcome.unreached = sorted(
+        item.module for name, item in candidates.items()
+        if name not in gradients or not gradients[name].any()
+    )  # fmt: skip
 
 
 def gradient_error(
@@ -394,20 +390,6 @@ def train_one_step(model: PreTrainedModel, fresh: PreTrainedModel, outcome: Outc
         name for name, item in wrapped.named_parameters()
         if name not in trained and not torch.equal(item, before[name])
     )  # fmt: skip
-
-
-@contextmanager
-def _time_limit(seconds: int) -> Iterator[None]:
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"more than {seconds} s")
-
-    own = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, own)
 
 
 def _short(names: list[str]) -> str:

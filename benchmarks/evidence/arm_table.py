@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from analysis import (
     Entry,
-    Figure,
     against,
     gap,
     gap_recovered,
@@ -42,24 +41,10 @@ def uniform(arms: Arms) -> list[Entry]:
     return [arms[f"lora r={rank}"] for rank in UNIFORM_RANKS if f"lora r={rank}" in arms]
 
 
-def arm_rows(arms: Arms) -> Iterable[tuple[str, float, float, Figure, Figure]]:
-    """Name, parameters, loss, gap recovered, and logarithm of loss over LoRA of equal size."""
-    lora, full, plain = arms[f"lora r={RANK}"], arms["full"], uniform(arms)
-    for name, entry in arms.items():
-        if "trials" in entry:
-            peer = lora_of_size(plain, entry["parameters"])
-            yield (
-                name,
-                entry["parameters"],
-                float(losses(entry).mean()),
-                gap_recovered(entry, lora, full),
-                against(entry, peer),
-            )
-
-
 def arm_table(arms: Arms, unit: str) -> list[str]:
     """What LoRA lacks, and every arm; without a gap recovered where LoRA does not lag."""
-    lag = gap(arms[f"lora r={RANK}"], arms["full"])
+    lora, full, plain = arms[f"lora r={RANK}"], arms["full"], uniform(arms)
+    lag = gap(lora, full)
     lines = [
         f"LoRA of rank {RANK} lags full fine-tuning by {lag.value:.4f} "
         f"[{lag.low:.4f}, {lag.high:.4f}] {unit}.",
@@ -67,10 +52,14 @@ def arm_table(arms: Arms, unit: str) -> list[str]:
         "| arm | trained parameters | test loss | gap recovered | against LoRA of equal size |",
         "|---|---|---|---|---|",
     ]
-    for name, size, loss, recovered, peer in arm_rows(arms):
-        known = str(recovered) if lag.low > 0 else "no gap"
-        if name == f"lora r={RANK}":
+    for name, entry in arms.items():
+        if "trials" not in entry:
+            continue
+        known = str(gap_recovered(entry, lora, full)) if lag.low > 0 else "no gap"
+        if entry is lora:
             known = "reference"
+        size, loss = entry["parameters"], losses(entry).mean()
+        peer = against(entry, lora_of_size(plain, size))
         over = percent(peer.value, peer.low, peer.high)
         lines.append(f"| {name} | {size:,.0f} | {loss:.4f} | {known} | {over} |")
     return lines
@@ -78,26 +67,20 @@ def arm_table(arms: Arms, unit: str) -> list[str]:
 
 def result_of(arms: Arms) -> dict[str, dict[str, Any]]:
     """Arms as a result file holds them: without losses of single examples, and nothing pooled."""
-    return {name: _without_examples(entry) for name, entry in arms.items() if name not in DRAWN}
-
-
-def _without_examples(entry: Entry) -> dict[str, Any]:
-    kept = {key: value for key, value in entry.items() if key not in ("trials", "name")}
-    if "trials" in entry:
-        kept["trials"] = _means(entry["trials"])
-    return kept
-
-
-def _means(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    return [
-        {
-            "seed": trial["trial"]["seed"],
-            "full_rate": trial["trial"]["full_rate"],
-            "lora_rate": trial["trial"]["lora_rate"],
-            "loss": round(float(np.mean(trial["losses"])), 6),
-            "accuracy": trial["accuracy"],
-            # As text, one line each: there are thousands.
-            "curve": " ".join(map(str, trial["curve"])),
-        }
-        for trial in trials
-    ]
+    found = {}
+    for name, entry in arms.items():
+        if name in DRAWN:
+            continue
+        found[name] = {k: value for k, value in entry.items() if k not in ("trials", "name")}
+        if "trials" in entry:
+            found[name]["trials"] = [
+                {
+                    **trial["trial"],
+                    "loss": round(float(np.mean(trial["losses"])), 6),
+                    "accuracy": trial["accuracy"],
+                    # As text, one line each: there are thousands.
+                    "curve": " ".join(map(str, trial["curve"])),
+                }
+                for trial in entry["trials"]
+            ]
+    return found

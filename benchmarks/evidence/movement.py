@@ -138,7 +138,7 @@ def run_part(part: str, base: str, task: str) -> None:
     arms = gain_arms(study, planners["trials"]) if part == GAINS else PARTS[part](planners)
     for arm in arms:
         if base != FIRST or arm.name in rates:
-            study.repeat(arm, rates[arm.name])
+            study.run(arm, rates[arm.name])
         else:
             study.run(arm, seeds=TUNING_SEEDS[:1], **SEARCH[arm.kind])
 

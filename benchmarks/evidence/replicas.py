@@ -73,10 +73,10 @@ def run_replica(base: str, seed: int, task_name: str) -> None:
     print(f"{base}, {task_name}", flush=True)
     planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
     for arm, taken in replicated(planner):
-        study.repeat(arm, rates[taken])
+        study.run(arm, rates[taken])
     if MOVED not in study.journal.arms:
         modules = moved(study, planner, rates["full"][0])
-        study.repeat(planner.chosen(MOVED, modules), rates[MOVED])
+        study.run(planner.chosen(MOVED, modules), rates[MOVED])
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from stacked import Trained, Trial, train
 from study import RANK, equal_arm
 from transformers import LlamaForCausalLM
 from transformers.trainer_callback import PrinterCallback
-from trials import best_of, finished, report_line, trainable, trials_at, tune
+from trials import best_of, keep, trainable, trials_at, tune
 from trl import GRPOConfig, GRPOTrainer
 from world import LIST_LENGTH, Row, encode, fine_tuning_tasks, new_world, tokenizer
 
@@ -192,7 +192,7 @@ def run_arm(setup: Rewarded, journal: Journal, arm: Arm) -> None:
     )  # fmt: skip
     found = setup.train(arm, trials_at(best_of(tuned)))
     parameters = trainable(arm.wrap(setup.model()))
-    report_line(journal.add(arm.name, finished(arm, found, began, tuned, parameters)))
+    keep(journal, arm, found, began, tuned, parameters)
 
 
 def run_study(base: str, only: Sequence[str] | None = None) -> None:

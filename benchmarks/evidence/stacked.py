@@ -65,7 +65,10 @@ def train(
         What came of each training, and the trained parameters [trainings, ...].
     """
     fixed, trained = _split(model)
-    stacked = _stacked(trained, trials, start)
+    starts = [{**trained, **(start(trial.seed) if start else {})} for trial in trials]
+    stacked = {
+        name: torch.stack([values[name] for values in starts]).requires_grad_() for name in trained
+    }
     rates = {name: _rates(name, trials, value.dim()) for name, value in stacked.items()}
     first = {name: torch.zeros_like(value) for name, value in stacked.items()}
     second = {name: torch.zeros_like(value) for name, value in stacked.items()}
@@ -90,7 +93,19 @@ def train(
                 stacked[name] -= factor * rates[name] * mean / scale
             if step in measured or step == steps:
                 curves.append(_measured(run, stacked, test)[0].mean(dim=1))
-    return _results(trials, curves, run, stacked, tuning, test), stacked
+    chosen, _ = _measured(run, stacked, tuning)
+    at_end, right = _measured(run, stacked, test)
+    found = [
+        Trained(
+            trial=trial,
+            curve=tuple(round(float(curve[place]), 6) for curve in curves),
+            tuning_loss=float(chosen[place].mean()),
+            losses=tuple(round(float(value), 6) for value in at_end[place]),
+            accuracy=float(right[place].float().mean()),
+        )
+        for place, trial in enumerate(trials)
+    ]
+    return found, stacked
 
 
 def clipped(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -105,17 +120,6 @@ def _split(model: nn.Module) -> tuple[Tensors, Tensors]:
     trained = {n: value.detach() for n, value in parameters.items() if value.requires_grad}
     fixed = {n: value.detach() for n, value in parameters.items() if not value.requires_grad}
     return {**fixed, **dict(model.named_buffers())}, trained
-
-
-def _stacked(
-    trained: Tensors,
-    trials: Sequence[Trial],
-    start: Callable[[int], Mapping[str, torch.Tensor]] | None,
-) -> Tensors:
-    starts = [{**trained, **(start(trial.seed) if start else {})} for trial in trials]
-    return {
-        name: torch.stack([values[name] for values in starts]).requires_grad_() for name in trained
-    }
 
 
 def _rates(name: str, trials: Sequence[Trial], dimensions: int) -> torch.Tensor:
@@ -164,25 +168,3 @@ def _measured(
         hit = (logits[..., :-1, :].argmax(dim=-1) == targets[..., 1:]) | ~here
         right.append(hit.all(dim=-1))
     return torch.cat(losses, dim=1), torch.cat(right, dim=1)
-
-
-def _results(
-    trials: Sequence[Trial],
-    curves: Sequence[torch.Tensor],
-    run: Callable[[Tensors, torch.Tensor], torch.Tensor],
-    stacked: Tensors,
-    tuning: Batch,
-    test: Batch,
-) -> list[Trained]:
-    chosen, _ = _measured(run, stacked, tuning)
-    losses, right = _measured(run, stacked, test)
-    return [
-        Trained(
-            trial=trial,
-            curve=tuple(round(float(curve[place]), 6) for curve in curves),
-            tuning_loss=float(chosen[place].mean()),
-            losses=tuple(round(float(value), 6) for value in losses[place]),
-            accuracy=float(right[place].float().mean()),
-        )
-        for place, trial in enumerate(trials)
-    ]

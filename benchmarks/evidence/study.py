@@ -26,9 +26,8 @@ from trials import (
     TUNING_SEEDS,
     Study,
     best_of,
-    finished,
+    keep,
     rates_of,
-    report_line,
     trials_at,
     tune,
 )
@@ -70,19 +69,6 @@ def scored(
     ).report  # fmt: skip
 
 
-def plain_arms(study: Study, planner: Planner) -> None:
-    """Full fine-tuning, LoRA of many ranks, other methods of PEFT."""
-    study.run(planner.full())
-    for rank in UNIFORM_RANKS:
-        study.run(planner.lora(rank))
-    matched = planner.matched(planner.scored("hls"))
-    study.run(matched)
-    for method in BASELINES:
-        study.run(planner.peer(method))
-        study.run(replace(planner, rank=matched.rank).peer(method))
-    run_adalora(study, planner)
-
-
 def run_adalora(study: Study, planner: Planner) -> None:
     """AdaLoRA at the rank of the study."""
     name = f"adalora r={RANK}"
@@ -103,15 +89,7 @@ def run_adalora(study: Study, planner: Planner) -> None:
         rank=RANK, steps=study.steps, tuning=study.tuning, test=study.test,
     )  # fmt: skip
     arm = replace(planner.lora(RANK), name=name)
-    report_line(study.journal.add(name, finished(arm, found, began, tuned, size)))
-
-
-def scored_arms(study: Study, planner: Planner) -> None:
-    """Hybrids chosen by every score at 10 %, and by stratified random draws."""
-    for score in (*GRADIENT_SCORES, *WEIGHT_SCORES):
-        study.run(hybrid(f"hybrid {score}", planner.scored(score)))
-    for draw in range(DRAWS):
-        study.run(random_arm(planner, draw))
+    keep(study.journal, arm, found, began, tuned, size)
 
 
 def random_arm(planner: Planner, draw: int) -> Arm:
@@ -163,39 +141,6 @@ def oracle(study: Study, planner: Planner) -> None:
     print(f"oracle {time.monotonic() - began:.0f} s", flush=True)
 
 
-def oracle_arm(study: Study, planner: Planner) -> None:
-    """The modules that gained most alone."""
-    gains = study.journal.arms["oracle"]["gains"]
-    count = len(study.journal.arms["hybrid hls"]["full"])
-    best = sorted(gains, key=lambda module: -np.mean(gains[module]))[:count]
-    study.run(planner.chosen("hybrid oracle", best))
-
-
-def later_probes(study: Study, planner: Planner) -> None:
-    """Scores of a model that was trained a little first."""
-    _, rate = rates_of(study.journal.arms[f"lora r={RANK}"])
-    arm = planner.lora(RANK)
-    for name, steps in (("quarter of a LoRA run", study.steps // 4), ("LoRA run", study.steps)):
-        label = f"hybrid hls after a {name}"
-        if label in study.journal.arms:
-            continue
-        trial = Trial(seed=TUNING_SEEDS[0], full_rate=0.0, lora_rate=rate)
-        _, values = study.train(arm, [trial], steps=steps)
-        warm = merged(arm.wrap(study.model()), values[0])
-        report = scored(study, warm, PROBES)
-        plan = replace(planner, report=report).scored("hls")
-        study.run(planner.chosen(label, full_modules(plan)))
-
-
-def update_arm(study: Study, planner: Planner) -> None:
-    """The modules whose change in a quarter of a full fine-tuning has the largest tail."""
-    label = "hybrid tail of a short update"
-    if label in study.journal.arms:
-        return
-    rate, _ = rates_of(study.journal.arms["full"])
-    study.run(planner.chosen(label, moved(study, planner, rate)))
-
-
 def moved(study: Study, planner: Planner, rate: float) -> list[str]:
     """As many modules as `hls` takes, those whose short update has the largest tail."""
     arm = planner.full()
@@ -224,8 +169,57 @@ def merged(wrapped: nn.Module, values: Tensors) -> LlamaForCausalLM:
     return wrapped.merge_and_unload()
 
 
-def ablations(study: Study, planner: Planner) -> None:
-    """Other budgets, ranks and numbers of probes."""
+def run_study(base: str, task: Task, device: str) -> None:
+    """Run all arms of a base model on a task."""
+    study = opened(base, task, device)
+    arms = study.journal.arms
+    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
+    loss = float(example_losses(study.model(), study.test)[0].mean())
+    print(f"{base}, {task.name}: no training {loss:.4f}, floor {task.floor}", flush=True)
+
+    # Full fine-tuning, LoRA of many ranks, other methods of PEFT.
+    study.run(planner.full())
+    for rank in UNIFORM_RANKS:
+        study.run(planner.lora(rank))
+    matched = planner.matched(planner.scored("hls"))
+    study.run(matched)
+    for method in BASELINES:
+        study.run(planner.peer(method))
+        study.run(replace(planner, rank=matched.rank).peer(method))
+    run_adalora(study, planner)
+
+    # Hybrids chosen by every score at 10 %, by stratified random draws, by what gained most alone.
+    for score in (*GRADIENT_SCORES, *WEIGHT_SCORES):
+        study.run(hybrid(f"hybrid {score}", planner.scored(score)))
+    for draw in range(DRAWS):
+        study.run(random_arm(planner, draw))
+    oracle(study, planner)
+    gains, count = arms["oracle"]["gains"], len(arms["hybrid hls"]["full"])
+    best = sorted(gains, key=lambda module: -np.mean(gains[module]))[:count]
+    study.run(planner.chosen("hybrid oracle", best))
+
+    # Scores of a model that was trained a little first.
+    _, rate = rates_of(arms[f"lora r={RANK}"])
+    lora = planner.lora(RANK)
+    for name, steps in (("quarter of a LoRA run", study.steps // 4), ("LoRA run", study.steps)):
+        label = f"hybrid hls after a {name}"
+        if label not in arms:
+            trial = Trial(seed=TUNING_SEEDS[0], full_rate=0.0, lora_rate=rate)
+            _, values = study.train(lora, [trial], steps=steps)
+            warm = merged(lora.wrap(study.model()), values[0])
+            plan = replace(planner, report=scored(study, warm, PROBES)).scored("hls")
+            study.run(planner.chosen(label, full_modules(plan)))
+
+    # The modules whose change in a quarter of a full fine-tuning has the largest tail.
+    label = "hybrid tail of a short update"
+    if label not in arms:
+        rate, _ = rates_of(arms["full"])
+        study.run(planner.chosen(label, moved(study, planner, rate)))
+
+    for draw in range(DRAWS):
+        study.run(equal_arm(planner, draw))
+
+    # Other budgets, ranks and numbers of probes.
     for budget in BUDGETS:
         study.run(hybrid(f"hybrid hls {budget}", planner.scored("hls", budget=budget)))
     for rank in (4, 8):
@@ -235,23 +229,6 @@ def ablations(study: Study, planner: Planner) -> None:
     for probes in OTHER_PROBES:
         plan = replace(planner, report=scored(study, study.model(), probes)).scored("hls")
         study.run(planner.chosen(f"hybrid hls {probes} probes", full_modules(plan)))
-
-
-def run_study(base: str, task: Task, device: str) -> None:
-    """Run all arms of a base model on a task."""
-    study = opened(base, task, device)
-    planner = Planner(report=scored(study, study.model(), PROBES), rank=RANK)
-    loss = untrained(study)
-    print(f"{base}, {task.name}: no training {loss:.4f}, floor {task.floor}", flush=True)
-    plain_arms(study, planner)
-    scored_arms(study, planner)
-    oracle(study, planner)
-    oracle_arm(study, planner)
-    later_probes(study, planner)
-    update_arm(study, planner)
-    for draw in range(DRAWS):
-        study.run(equal_arm(planner, draw))
-    ablations(study, planner)
 
 
 def opened(base: str, task: Task, device: str = "cpu") -> Study:
@@ -266,11 +243,6 @@ def opened(base: str, task: Task, device: str = "cpu") -> Study:
         tuning=encode(task.draw(draw((7, 1)), HELD_OUT // 2)),
         test=encode(task.draw(draw((7, 2)), HELD_OUT)),
     )  # fmt: skip
-
-
-def untrained(study: Study) -> float:
-    """Test loss of the base model."""
-    return float(example_losses(study.model(), study.test)[0].mean())
 
 
 def main() -> None:

@@ -83,41 +83,24 @@ class Study:
             values += [{n: v[k].detach() for n, v in stacked.items()} for k in range(len(some))]
         return found, values
 
-    def run(self, arm: Arm, **search: Any) -> dict[str, Any]:
-        """Tune an arm's rates on seeds of its own and train it with every seed.
+    def run(self, arm: Arm, rates: Rates | None = None, **search: Any) -> None:
+        """Train an arm with every seed, unless that is done, and keep what comes of it.
 
         Args:
             arm: The arm.
+            rates: Learning rates found elsewhere; else they are tuned on seeds of their own.
             **search: Where the search for rates begins and ends, see `tune`.
         """
         if arm.name in self.journal.arms:
-            return self.journal.arms[arm.name]
+            return
         for entry in tuple(self.journal.arms.values()):
-            if same(entry, arm):
-                return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
+            if same(entry, arm) and rates in (None, rates_of(entry)):
+                self.journal.add(arm.name, {**entry, "equals": entry["name"]})
+                return
         began = time.monotonic()
-        tuned = tune(arm.kind, lambda trials: self.train(arm, trials)[0], **search)
-        found, _ = self.train(arm, trials_at(best_of(tuned), self.seeds))
-        entry = self.journal.add(
-            arm.name, finished(arm, found, began, tuned, trainable(arm.wrap(self.model())))
-        )
-        report_line(entry)
-        return entry
-
-    def repeat(self, arm: Arm, rates: Rates) -> dict[str, Any]:
-        """Train an arm with every seed at rates that were found elsewhere."""
-        if arm.name in self.journal.arms:
-            return self.journal.arms[arm.name]
-        for entry in tuple(self.journal.arms.values()):
-            if same(entry, arm) and rates_of(entry) == rates:
-                return self.journal.add(arm.name, {**entry, "equals": entry["name"]})
-        began = time.monotonic()
-        found, _ = self.train(arm, trials_at(rates, self.seeds))
-        entry = self.journal.add(
-            arm.name, finished(arm, found, began, {}, trainable(arm.wrap(self.model())))
-        )
-        report_line(entry)
-        return entry
+        tuned = {} if rates else tune(arm.kind, lambda some: self.train(arm, some)[0], **search)
+        found, _ = self.train(arm, trials_at(rates or best_of(tuned), self.seeds))
+        keep(self.journal, arm, found, began, tuned, trainable(arm.wrap(self.model())))
 
 
 def same(entry: Mapping[str, Any], arm: Arm) -> bool:
@@ -134,28 +117,28 @@ def trainable(model: nn.Module) -> int:
     return sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
-def finished(
+def keep(
+    journal: Journal,
     arm: Arm,
     found: list[Trained],
     began: float,
     tuned: Mapping[Rates, float],
     parameters: int,
-) -> dict[str, Any]:
-    """What the journal holds of an arm."""
-    return {
-        "kind": arm.kind,
-        "full": list(arm.full),
-        "rank": arm.rank,
-        **({"ranks": dict(arm.ranks)} if arm.ranks else {}),
-        "parameters": parameters,
-        "tuning": [[*pair, loss] for pair, loss in tuned.items()],
-        "trials": as_entry(found),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-
-
-def report_line(entry: Mapping[str, Any]) -> None:
-    """Tell that an arm is finished."""
+) -> None:
+    """Write an arm into the journal, and tell that it is finished."""
+    entry = journal.add(
+        arm.name,
+        {
+            "kind": arm.kind,
+            "full": list(arm.full),
+            "rank": arm.rank,
+            **({"ranks": dict(arm.ranks)} if arm.ranks else {}),
+            "parameters": parameters,
+            "tuning": [[*pair, loss] for pair, loss in tuned.items()],
+            "trials": as_entry(found),
+            "seconds": round(time.monotonic() - began, 1),
+        },
+    )
     losses = [np.mean(trial["losses"]) for trial in entry["trials"]]
     first = entry["trials"][0]["trial"]
     print(

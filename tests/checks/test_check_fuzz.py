@@ -8,13 +8,12 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from broken_plans import Document, made, write
-from console import hlscore
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +23,6 @@ from hlscore.views.check import check_json, check_text
 from hlscore.views.check_formats import github, junit, sarif
 
 WHOLE = made()
-BASELINE = made(budget="0.5")
 KINDS = ["near"] * 4 + ["value", "gone", "key", "other", "copy"]
 STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]")
 NUMBERS = st.sampled_from(
@@ -117,37 +115,18 @@ def damaged(draw: st.DrawFn) -> bytes:
     return data[:at] + draw(new[cut]) + data[at + (cut == "byte") :] if cut else data
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("fuzz")
-    write(BASELINE, found / "baseline.json")
-    return found
-
-
-def run(examples: int, check: Callable[[bytes], None]) -> None:
-    """Hold a check against damaged plans, the same ones in every run."""
-    settings(
-        max_examples=examples,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=list(HealthCheck),
-    )(given(damaged())(check))()
-
-
-# Building the command line takes longer than a check: all but the command line, then that too.
-def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
+def test_damaged_plans_give_findings_or_one_error(tmp_path: Path) -> None:
     asked = CheckSettings(
         trainers=("peft", "axolotl", "trl"),
         min_selection_probability=0.9,
         max_borderline=Limit(text="1", count=1),
         max_drift="patch",
-        baseline=folder / "baseline.json",
+        baseline=write(made(budget="0.5"), tmp_path / "baseline.json"),
         max_changed=Limit(text="1", count=1),
         min_overlap=0.5,
         min_tau=0.5,
     )
-    path = folder / "plan.json"
+    path = tmp_path / "plan.json"
     seen: dict[bool | None, int] = {}
 
     def check(data: bytes) -> None:
@@ -162,24 +141,12 @@ def test_damaged_plans_give_findings_or_one_error(folder: Path) -> None:
         )  # fmt: skip
         seen[passed] = seen.get(passed, 0) + 1
 
-    run(1200, check)
+    settings(
+        max_examples=1200, deadline=None, database=None, derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )(given(damaged())(check))()  # fmt: skip
     assert sum(seen.values()) >= 1100
     assert min(seen[None], seen[False], seen[True]) > 25, seen
-
-
-def test_the_command_line_shows_damaged_plans(folder: Path) -> None:
-    path = folder / "plan.json"
-    codes = set()
-
-    def check(data: bytes) -> None:
-        path.write_bytes(data)
-        found = hlscore("check", path)
-        assert found.err == ""
-        assert found.out
-        codes.add(found.code)
-
-    run(200, check)
-    assert codes == {0, 1}
 
 
 MODULE = json.dumps(WHOLE["modules"][0]).encode()
