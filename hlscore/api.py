@@ -132,11 +132,8 @@ def rank_updates(
 def _options(*without: str, of: tuple[type, ...]) -> dict[str, Setting]:
     """Settings of some classes that become keywords: those that the command line has."""
     every = {name: setting for kind in of for name, setting in settings_in(kind).items()}
-    return {
-        name: setting
-        for name, setting in every.items()
-        if setting.option is not None and name not in without
-    } | {name: settings_in(RankSettings)[name] for name in ("weight_scores", "seed")}
+    every |= {name: settings_in(RankSettings)[name] for name in ("weight_scores", "seed")}
+    return {name: each for name, each in every.items() if each.option and name not in without}
 
 
 # A baseline is a plan to compare with; data, completions and the model are parameters themselves.
@@ -173,16 +170,15 @@ def _describe(function: Any, known: Mapping[str, Setting]) -> None:
     keywords = [item for item in signature.parameters.values() if item.name != "options"]
     lines = []
     for name, setting in known.items():
-        option = setting.option
+        option, kind, default = setting.option, setting.type, setting.default
         assert option is not None  # noqa: S101 - `_options` holds none without
+        if option.default:
+            default = None
+        if setting.optional or option.default:
+            kind = kind | None
         keywords.append(
             inspect.Parameter(
-                name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None if option.default else setting.default,
-                annotation=setting.type | None
-                if setting.optional or option.default
-                else setting.type,
+                name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind
             )
         )
         shown = f" Default: {option.default}." if option.default else ""
@@ -197,11 +193,9 @@ _describe(rank_updates, _UPDATE_OPTIONS)
 
 def _named(reward: Reward | Sequence[Reward]) -> dict[str, Reward]:
     """Rewards by a name that no other has, in their order."""
-    several: tuple[Any, ...] = (
-        (reward,)
-        if isinstance(reward, str) or callable(reward) or not isinstance(reward, Iterable)
-        else tuple(reward)
-    )
+    given: Any = reward
+    single = isinstance(given, str) or callable(given) or not isinstance(given, Iterable)
+    several = (given,) if single else tuple(given)
     taken = {item for item in several if isinstance(item, str)} | set(VERIFIERS)
     found: dict[str, Reward] = {}
     for item in several:

@@ -106,8 +106,7 @@ def tiny() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 # Files whose tests start whole processes: run first, so that no worker waits for one of them.
 SLOW = {
-    "test_torchrun.py", "test_resume_command.py", "test_grpo_processes.py",
-    "test_grpo_command.py", "test_processes.py",
+    "test_torchrun.py", "test_resume_command.py", "test_grpo_command.py", "test_processes.py",
     "test_check_fuzz.py", "test_pre_commit.py", "test_action.py", "test_real_study.py",
     "test_command.py", "test_trl.py", "test_trainers.py", "test_bad_input.py",
 }  # fmt: skip

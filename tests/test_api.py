@@ -44,6 +44,15 @@ def test_data_may_be_a_dataset_a_path_or_nothing(tmp_path: Path) -> None:
     assert hlscore.rank(model, tokenizer, data=tmp_path / "rows.parquet", rank=4).rows == expected
     builtin = hlscore.rank(model, tokenizer, samples=8, rank=4)
     assert builtin.report.probes.source == "builtin:new"
+    # Rows in memory are drawn as from a file, also inside the inference mode of a caller.
+    table.to_json(str(tmp_path / "rows.jsonl"))
+    with torch.inference_mode():
+        drawn = [
+            hlscore.rank(model, tokenizer, data=data, samples=6, seed=3, rank=4)
+            for data in (ROWS, tmp_path / "rows.jsonl")
+        ]
+        assert hlscore.rank(model, tokenizer, data=ROWS, rank=4).rows == expected
+    assert drawn[0].report.probes.hash == drawn[1].report.probes.hash
 
 
 def test_saved_files_hold_the_records(tmp_path: Path) -> None:
@@ -56,47 +65,26 @@ def test_saved_files_hold_the_records(tmp_path: Path) -> None:
     again.save(tmp_path / "out", force=True)
 
 
-def test_errors_are_the_project_s_own() -> None:
-    model, tokenizer = FAMILIES["llama"].build(), byte_tokenizer()
-    with pytest.raises(BudgetError):
-        hlscore.rank(model, tokenizer, data=ROWS, budget=2)
-    with pytest.raises(DataError):
-        hlscore.rank(model, tokenizer, data=[{"question": "?"}, {"question": "!"}])
-    with pytest.raises(DataError):
-        hlscore.rank(model, tokenizer, data=[])
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"budget": 2}, BudgetError, ""),
+        ({"data": [{"question": "?"}, {"question": "!"}]}, DataError, ""),
+        ({"data": []}, DataError, ""),
+        ({"data": ["text", "more"]}, DataError, "list of mappings"),
+        ({"data": [1, 2]}, DataError, "list of mappings"),
+        ({"data": {"train": ROWS}}, DataError, "list of mappings"),
+        ({"sketchsize": 64}, TypeError, r"argument 'sketchsize'\. Did you mean 'sketch_size'\?"),
+    ],
+)
+def test_what_is_refused(options: dict[str, Any], error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        hlscore.rank(FAMILIES["llama"].build(), byte_tokenizer(), **{"data": ROWS} | options)
 
 
 def test_import_is_light() -> None:
     code = "import sys, hlscore; assert hlscore.__version__; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_works_inside_inference_mode() -> None:
-    model, tokenizer = FAMILIES["llama"].build(), byte_tokenizer()
-    expected = hlscore.rank(model, tokenizer, data=ROWS, rank=4).rows
-    with torch.inference_mode():
-        assert hlscore.rank(model, tokenizer, data=ROWS, rank=4).rows == expected
-
-
-def test_rows_in_memory_are_drawn_as_from_a_file(tmp_path: Path) -> None:
-    model, tokenizer = FAMILIES["llama"].build(), byte_tokenizer()
-    datasets.Dataset.from_list(ROWS).to_json(str(tmp_path / "rows.jsonl"))
-    first = hlscore.rank(model, tokenizer, data=ROWS, samples=6, seed=3, rank=4)
-    second = hlscore.rank(model, tokenizer, data=tmp_path / "rows.jsonl", samples=6, seed=3, rank=4)
-    assert first.report.probes.hash == second.report.probes.hash
-
-
-@pytest.mark.parametrize("data", [["text", "more"], [1, 2], {"train": ROWS}])
-def test_other_data_is_refused(data: Any) -> None:
-    with pytest.raises(DataError, match="list of mappings"):
-        hlscore.rank(FAMILIES["llama"].build(), byte_tokenizer(), data=data)
-
-
-def test_one_glob_needs_no_list() -> None:
-    result = hlscore.rank(
-        FAMILIES["llama"].build(), byte_tokenizer(), data=ROWS, include="*.mlp.*", budget=0.5
-    )
-    assert {row.block for row in result.report.candidates} == {"mlp"}
 
 
 def test_optimizer_in_the_backward_pass_is_refused() -> None:
@@ -139,16 +127,12 @@ def test_keywords_are_the_options_of_the_command_line() -> None:
     assert all(f"    {name}: " in str(hlscore.rank.__doc__) for name in keywords if name not in own)
 
 
-def test_an_unknown_keyword_is_named() -> None:
-    with pytest.raises(TypeError, match=r"argument 'sketchsize'\. Did you mean 'sketch_size'\?"):
-        hlscore.rank(FAMILIES["llama"].build(), byte_tokenizer(), sketchsize=64)
-
-
 def test_settings_reach_the_run() -> None:
     found = hlscore.rank(
         FAMILIES["llama"].build(), byte_tokenizer(), data=ROWS, rank=2, ranks=(1, 2, 4),
-        value_power=0.5, groups=2, bootstrap=6, svd="full",
+        value_power=0.5, groups=2, bootstrap=6, svd="full", include="*.mlp.*", budget=0.5,
     )  # fmt: skip
+    assert {row.block for row in found.report.candidates} == {"mlp"}  # one glob needs no list
     assert found.plan.settings.value_power == 0.5
     assert {len(row.hls_replicates) for row in found.report.candidates} == {6}
     assert found.report.probes.groups == 4

@@ -24,6 +24,10 @@ V2 = "0::/user/job\n"
 V1 = "12:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n"
 
 
+def v1(group: str, quota: str) -> dict[str, str]:
+    return {f"{group}/cpu.cfs_quota_us": quota, f"{group}/cpu.cfs_period_us": "100000"}
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "expected"),
     [
@@ -35,16 +39,9 @@ V1 = "12:memory:/docker/1\n4:cpu,cpuacct:/docker/1\n1:name=systemd:/docker/1\n"
         (V2, {"user/job/cpu.max": "600000 100000", "cpu.max": "150000 50000"}, 3),
         ("0::/\n", {"cpu.max": "400000 100000"}, 4),
         # A container that is told its path on the host sees its own group at the root.
-        (V1, {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
-        (
-            V1,
-            {
-                "cpu,cpuacct/docker/1/cpu.cfs_quota_us": "500000",
-                "cpu,cpuacct/docker/1/cpu.cfs_period_us": "100000",
-            },
-            5,
-        ),
-        (V1, {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        (V1, v1("cpu", "200000"), 2),
+        (V1, v1("cpu,cpuacct/docker/1", "500000"), 5),
+        (V1, v1("cpu", "-1"), 8),
         (V1, {"memory/cpu.max": "100000 100000"}, 8),
         (None, {"cpu.max": "100000 100000"}, 8),
     ],
@@ -96,20 +93,16 @@ def test_jobs_run_in_threads_of_their_own_with_one_thread_of_torch() -> None:
     assert len({thread for thread, _ in seen} | {threading.get_ident()}) == 4
 
 
-def test_few_jobs_wait_at_a_time() -> None:
+def test_few_jobs_wait_at_a_time_and_without_threads_the_caller_runs_them() -> None:
     ended: list[int] = []
     with workers(2, ended.append) as submit:
         for number in range(20):
             submit(lambda number=number: number)
             assert number + 1 - len(ended) <= 2
     assert sorted(ended) == list(range(20))
-
-
-def test_no_threads_run_jobs_in_the_caller() -> None:
-    seen: list[int] = []
-    with workers(0, seen.append) as submit:
+    with workers(0, ended.append) as submit:
         submit(threading.get_ident)
-    assert seen == [threading.get_ident()]
+    assert ended[-1] == threading.get_ident()
 
 
 def test_error_of_a_job_reaches_the_caller() -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -23,55 +24,41 @@ import hlscore
 from hlscore.errors import HlscoreError, ModelError, UsageError
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.trained import LowRank
-from hlscore.records import ModuleRow
 from hlscore.settings import CandidateSettings
 
 RANK = 2
-ALL = CandidateSettings(embeddings=True, head=True)
 
 
-def base_of(name: str, folder: Path, **options: Any) -> PreTrainedModel:
-    model = FAMILIES[name].build(**options)
-    save_model(folder, model=model)
-    return FAMILIES[name].build(**options)
-
-
-def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().double().clone() for name, value in model.named_parameters()}
-
-
-def dense_updates(base: PreTrainedModel, merged: PreTrainedModel) -> dict[str, torch.Tensor]:
-    before, after = weights(base), weights(merged)
-    return {name: before[name] - after[name] for name in before}
-
-
-def check_rows(
-    rows: dict[str, ModuleRow],
-    base: PreTrainedModel,
-    firsts: list[dict[str, torch.Tensor]],
-    seconds: list[dict[str, torch.Tensor]],
-    tolerance: float = 1e-5,
-) -> None:
-    """Hold every row against the singular values of dense float64 updates."""
-    chosen = candidates_of(find_modules(base, ALL))
+def ranked(
+    folder: Path, family: str, trained: list[torch.nn.Module], tolerance: float = 1e-5
+) -> hlscore.RankResult:
+    """Rank by trainings saved as `run0` and so on; hold rows against dense float64 updates."""
+    save_model(folder / "base", model=FAMILIES[family].build())
+    found = hlscore.rank_updates(
+        folder / "base", [folder / f"run{seed}" for seed in range(len(trained))], rank=RANK,
+        budget=0.5, embeddings=True, head=True,
+    )  # fmt: skip
+    base, rows = FAMILIES[family].build(), by_module(found.rows)
+    chosen = candidates_of(find_modules(base, CandidateSettings(embeddings=True, head=True)))
     assert rows.keys() == {item.module for item in chosen}
     for item in chosen:
-        row, shape = rows[item.module], (-1, *base.get_parameter(item.parameter).shape[-2:])
+        weight, row = base.get_parameter(item.parameter).detach().double(), rows[item.module]
+        shape = (-1, *weight.shape[-2:])
+        updates = [
+            (weight - each.get_parameter(item.parameter).detach().double()).reshape(shape)
+            for each in trained
+        ]
+        half = (len(updates) + 1) // 2
         a, b, mean = (
-            (sum(update[item.parameter] for update in some) / len(some)).reshape(shape)
-            for some in (firsts, seconds, [*firsts, *seconds])
+            sum(some) / len(some) for some in (updates[:half], updates[half:] or updates, updates)
         )
-        if len(firsts) == 1 and firsts == seconds:
-            mean = a
         values = torch.linalg.svdvals(mean)
         energy = float(values.square().sum())
         floor = tolerance * max(energy, 1e-12)
         assert row.grad_energy == pytest.approx(energy, rel=tolerance, abs=floor), item.module
-        norm = float(base.get_parameter(item.parameter).detach().double().norm())
-        assert row.weight_norm == pytest.approx(norm, rel=1e-6)
+        assert row.weight_norm == pytest.approx(float(weight.norm()), rel=1e-6)
         if energy < 1e-12:
-            assert row.status == "unreached"
-            assert row.reason == "no training changed it"
+            assert (row.status, row.reason) == ("unreached", "no training changed it")
             continue
         tail = float(values[:, RANK:].square().sum())
         assert row.tail == pytest.approx(tail, rel=tolerance, abs=floor), item.module
@@ -81,6 +68,7 @@ def check_rows(
         assert row.stable_rank == pytest.approx(
             energy / float(values[:, 0].square().sum()), rel=1e-4
         )
+    return found
 
 
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,74 +76,46 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "rslora": ("llama", {"target_modules": ["q_proj", "up_proj"], "use_rslora": True}),
     "dora": ("llama", {"target_modules": ["k_proj", "gate_proj"], "use_dora": True}),
     "dora conv1d": (
-        "gpt2",
-        {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True},
+        "gpt2", {"target_modules": ["c_attn"], "use_dora": True, "fan_in_fan_out": True}
     ),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_fc"], "fan_in_fan_out": True}),
-    "patterns": (
-        "llama",
-        {
-            "target_modules": ["q_proj", "v_proj", "o_proj"],
-            "rank_pattern": {"v_proj": 1, r"^model\.layers\.1\.self_attn\.q_proj": 4},
-            "alpha_pattern": {"v_proj": 9},
-        },
-    ),
-    "hybrid": (
-        "llama",
-        {
-            "target_modules": ["q_proj"],
-            "modules_to_save": ["model.layers.0.mlp.down_proj", "lm_head"],
-        },
-    ),
+    "patterns": ("llama", {
+        "target_modules": ["q_proj", "v_proj", "o_proj"],
+        "rank_pattern": {"v_proj": 1, r"^model\.layers\.1\.self_attn\.q_proj": 4},
+        "alpha_pattern": {"v_proj": 9},
+    }),
+    "hybrid": ("llama", {
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["model.layers.0.mlp.down_proj", "lm_head"],
+    }),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
-    "experts": (
-        "mixtral",
-        {
-            "target_modules": ["q_proj"],
-            "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
-        },
-    ),
+    "experts": ("mixtral", {
+        "target_modules": ["q_proj"],
+        "target_parameters": ["experts.gate_up_proj", "experts.down_proj", "gate.weight"],
+    }),
     "one expert tensor": (
-        "gpt_oss",
-        {"target_modules": [], "target_parameters": ["experts.down_proj"]},
+        "gpt_oss", {"target_modules": [], "target_parameters": ["experts.down_proj"]}
     ),
     "bias": ("gpt2", {"target_modules": ["c_attn"], "bias": "lora_only", "fan_in_fan_out": True}),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", list(CONFIGS))
 def test_adapters_are_what_peft_merges(kind: str, tmp_path: Path) -> None:
     family, config = CONFIGS[kind]
-    base = base_of(family, tmp_path / "base")
-    before = weights(base)
-    merged = adapted(FAMILIES[family].build(), tmp_path / "run", **config).merge_and_unload()
-    found = hlscore.rank_updates(
-        tmp_path / "base", tmp_path / "run", rank=RANK, budget=0.5, embeddings=True, head=True
-    )
-    update = {name: before[name] - after for name, after in weights(merged).items()}
-    check_rows(dict(by_module(found.rows)), base, [update], [update])
+    wrapped = adapted(FAMILIES[family].build(), tmp_path / "run0", **config)
+    found = ranked(tmp_path, family, [wrapped.merge_and_unload()])
     assert any("cannot be cross-fitted" in note for note in found.report.run.notes)
-    assert found.report.run.settings["updates"] == (str(tmp_path / "run"),)
+    assert found.report.run.settings["updates"] == (str(tmp_path / "run0"),)
     assert found.plan.provenance.settings["capture"]["movement"] == "update"  # type: ignore[index]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "gemma3"])
 def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path) -> None:
-    base = base_of(family, tmp_path / "base")
-    updates = []
-    for seed in range(3):
-        trained = moved(FAMILIES[family].build(), seed=seed)
-        trained.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
-        updates.append(dense_updates(base, trained))
-    found = hlscore.rank_updates(
-        tmp_path / "base",
-        [tmp_path / f"run{seed}" for seed in range(3)],
-        rank=RANK,
-        budget=0.5,
-        embeddings=True,
-        head=True,
-    )
-    check_rows(dict(by_module(found.rows)), base, updates[:2], updates[2:], 1e-4)
+    trained = [moved(FAMILIES[family].build(), seed=seed) for seed in range(3)]
+    for seed, each in enumerate(trained):
+        each.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
+    found = ranked(tmp_path, family, list(trained), 1e-4)
     assert not any("cross-fitted" in note for note in found.report.run.notes)
     assert all(row.hls_stderr is None for row in found.report.candidates)
 
@@ -163,30 +123,16 @@ def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path
 def test_four_adapters_are_cross_fitted_without_forming_their_updates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = base_of("llama", tmp_path / "base")
-    before, updates = weights(base), []
-    for seed in range(4):
-        wrapped = adapted(
-            FAMILIES["llama"].build(),
-            tmp_path / f"run{seed}",
-            seed=seed,
-            target_modules=["q_proj", "down_proj"],
-        )
-        after = weights(wrapped.merge_and_unload())
-        updates.append({name: before[name] - after[name] for name in before})
-
-    def refuse(_: LowRank) -> torch.Tensor:
-        raise AssertionError("an update was formed")
-
-    monkeypatch.setattr(LowRank, "dense", refuse)
-    found = hlscore.rank_updates(
-        tmp_path / "base", [tmp_path / f"run{seed}" for seed in range(4)], rank=RANK,
-        embeddings=True, head=True,
-    )  # fmt: skip
-    rows = dict(by_module(found.rows))
-    check_rows(rows, base, updates[:2], updates[2:])
-    reached = [row for row in rows.values() if row.status == "scored"]
-    assert len(reached) == 4
+    modules = ["q_proj", "down_proj"]
+    trained = [
+        adapted(
+            FAMILIES["llama"].build(), tmp_path / f"run{seed}", seed=seed, target_modules=modules
+        ).merge_and_unload()
+        for seed in range(4)
+    ]
+    monkeypatch.setattr(LowRank, "dense", Mock(side_effect=AssertionError("an update was formed")))
+    found = ranked(tmp_path, "llama", trained)
+    reached = [row for row in found.rows if row.status == "scored"]
     assert all((row.hls_stderr or 0) > 0 for row in reached)
     names = [f"model.layers.{layer}.{kind}" for layer in (0, 1)
              for kind in ("self_attn.q_proj", "mlp.down_proj")]  # fmt: skip
@@ -194,7 +140,7 @@ def test_four_adapters_are_cross_fitted_without_forming_their_updates(
 
 
 def test_16_bit_checkpoints_say_what_rounding_adds(tmp_path: Path) -> None:
-    base_of("llama", tmp_path / "base")
+    save_model(tmp_path / "base", model=FAMILIES["llama"].build())
     moved(FAMILIES["llama"].build(), scale=2e-4).to(torch.bfloat16).save_pretrained(
         tmp_path / "run"
     )
@@ -211,25 +157,13 @@ def test_16_bit_checkpoints_say_what_rounding_adds(tmp_path: Path) -> None:
     assert share == pytest.approx(100 * sum(exact.values()) / energy, abs=15)
 
 
-def other_base(folder: Path) -> None:
-    save_model(folder, model=FAMILIES["gpt2"].build())
-
-
-def wider(folder: Path) -> None:
-    build = FAMILIES["llama"].build()
-    config = build.config
-    config.intermediate_size = 96
-    save_model(folder, model=type(build)(config))
-
-
-def unrelated(folder: Path) -> None:
-    config = FAMILIES["llama"].build().config
-    torch.manual_seed(99)
-    save_model(folder, model=type(FAMILIES["llama"].build())(config))
-
-
-def unchanged(folder: Path) -> None:
-    save_model(folder, model=FAMILIES["llama"].build())
+def llama(seed: int = 0, **changes: object) -> PreTrainedModel:
+    """A new model with a changed configuration."""
+    built = FAMILIES["llama"].build()
+    for name, value in changes.items():
+        setattr(built.config, name, value)
+    torch.manual_seed(seed)
+    return type(built)(built.config)
 
 
 def without_a_shard(folder: Path) -> None:
@@ -237,7 +171,7 @@ def without_a_shard(folder: Path) -> None:
     next(iter(sorted(folder.glob("*-00002-*.safetensors")))).unlink()
 
 
-def config_change(**changes: object) -> Callable[[Path], None]:
+def changed_config(**changes: object) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
         adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
         path = folder / "adapter_config.json"
@@ -246,11 +180,12 @@ def config_change(**changes: object) -> Callable[[Path], None]:
     return make
 
 
-def renamed(old: str, new: str) -> Callable[[Path], None]:
+def changed_tensors(old: str = "", new: str = "", *, scale: float = 1.0) -> Callable[[Path], None]:
     def make(folder: Path) -> None:
-        adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
+        changed_config()(folder)
         path = folder / "adapter_model.safetensors"
-        save_file({key.replace(old, new): v for key, v in load_file(path).items()}, path)
+        found = load_file(path).items()
+        save_file({key.replace(old, new) if old else key: v * scale for key, v in found}, path)
 
     return make
 
@@ -261,14 +196,8 @@ def untrained(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def wider_adapter(folder: Path) -> None:
-    build = FAMILIES["llama"].build()
-    build.config.intermediate_size = 96
-    adapted(type(build)(build.config), folder, target_modules=["down_proj"])
-
-
 def pickled(folder: Path) -> None:
-    adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
+    changed_config()(folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
 
 
@@ -278,38 +207,50 @@ def diverged(folder: Path) -> None:
     model.save_pretrained(folder)
 
 
-def diverged_adapter(folder: Path) -> None:
-    adapted(FAMILIES["llama"].build(), folder, target_modules=["q_proj"])
-    path = folder / "adapter_model.safetensors"
-    save_file({key: tensor * float("inf") for key, tensor in load_file(path).items()}, path)
-
-
-BAD: dict[str, tuple[Callable[[Path], None], type[HlscoreError], str]] = {
-    "another architecture": (other_base, ModelError, "was not trained from this base"),
-    "another width": (wider, ModelError, "96 x 48, the base has 80 x 48"),
-    "another initialisation": (unrelated, ModelError, "unrelated to those of the base"),
-    "no update": (unchanged, UsageError, "there is no update to score"),
+BAD: dict[str, tuple[Callable[[Path], Any], type[HlscoreError], str]] = {
+    "another architecture": (
+        lambda folder: save_model(folder, model=FAMILIES["gpt2"].build()),
+        ModelError, "was not trained from this base",
+    ),
+    "another width": (
+        lambda folder: save_model(folder, model=llama(intermediate_size=96)),
+        ModelError, "96 x 48, the base has 80 x 48",
+    ),
+    "another initialisation": (
+        lambda folder: save_model(folder, model=llama(seed=99)),
+        ModelError, "unrelated to those of the base",
+    ),
+    "no update": (
+        lambda folder: save_model(folder, model=FAMILIES["llama"].build()),
+        UsageError, "there is no update to score",
+    ),
     "missing shard": (without_a_shard, ModelError, "which model.safetensors.index.json names"),
     "untrained adapter": (untrained, UsageError, "there is no update to score"),
-    "other modules": (renamed("layers.1.", "layers.7."), ModelError, "no model.layers.7.self_attn"),
-    "adapter of another width": (wider_adapter, ModelError, "is not for this base model"),
-    "unknown tensor": (renamed("lora_A", "lora_Z"), ModelError, "it holds a tensor"),
-    "half a LoRA": (
-        renamed("layers.1.self_attn.q_proj.lora_A", "norm"),
-        ModelError,
-        "lacks one of its LoRA",
+    "other modules": (
+        changed_tensors("layers.1.", "layers.7."), ModelError, "no model.layers.7.self_attn"
     ),
-    "other method": (config_change(peft_type="IA3"), ModelError, "it is of type IA3"),
-    "PiSSA": (config_change(init_lora_weights="pissa"), ModelError, "changes the base weights"),
-    "activated": (config_change(alora_invocation_tokens=[1]), ModelError, "activated LoRA"),
-    "damaged": (config_change(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
-    "damaged alpha": (config_change(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
+    "adapter of another width": (
+        lambda folder: adapted(llama(intermediate_size=96), folder, target_modules=["down_proj"]),
+        ModelError, "is not for this base model",
+    ),
+    "unknown tensor": (changed_tensors("lora_A", "lora_Z"), ModelError, "it holds a tensor"),
+    "half a LoRA": (
+        changed_tensors("layers.1.self_attn.q_proj.lora_A", "norm"),
+        ModelError, "lacks one of its LoRA",
+    ),
+    "other method": (changed_config(peft_type="IA3"), ModelError, "it is of type IA3"),
+    "PiSSA": (changed_config(init_lora_weights="pissa"), ModelError, "changes the base weights"),
+    "activated": (changed_config(alora_invocation_tokens=[1]), ModelError, "activated LoRA"),
+    "damaged": (changed_config(alpha_pattern={"(": 2}), ModelError, "damaged at alpha_pattern"),
+    "damaged alpha": (changed_config(lora_alpha="x"), ModelError, "damaged at lora_alpha"),
     "pickle": (pickled, ModelError, "can run code"),
     "neither": (lambda folder: folder.mkdir(), ModelError, "is not a finished fine-tune"),
     "NaN": (diverged, ModelError, "holds NaN or infinity in model.layers.0.self_attn.q_proj"),
-    "NaN in LoRA": (diverged_adapter, ModelError, "holds NaN or infinity in model.layers."),
+    "NaN in LoRA": (
+        changed_tensors(scale=float("inf")), ModelError, "holds NaN or infinity in model.layers."
+    ),
     "nothing there": (lambda _: None, ModelError, "There is no model directory"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", list(BAD))
@@ -324,10 +265,10 @@ def test_bad_trainings_are_refused_in_one_line(kind: str, tmp_path: Path) -> Non
 
 
 def test_names_of_unwrapped_saves_are_understood(tmp_path: Path) -> None:
-    base_of("llama", tmp_path / "base")
-    make = renamed("base_model.model.model.", "base_model.model._fsdp_wrapped_module.model.")
-    make(tmp_path / "run")
-    config_change()(tmp_path / "same")
+    save_model(tmp_path / "base", model=FAMILIES["llama"].build())
+    unwrapped = "base_model.model._fsdp_wrapped_module.model."
+    changed_tensors("base_model.model.model.", unwrapped)(tmp_path / "run")
+    changed_config()(tmp_path / "same")
     one, other = (
         hlscore.rank_updates(tmp_path / "base", tmp_path / name, rank=RANK)
         for name in ("run", "same")

@@ -11,19 +11,12 @@ from transformers import PreTrainedTokenizerFast
 PAD = "<|pad|>"
 BOS = "<|bos|>"
 EOS = "<|eos|>"
-SPECIAL_TOKENS = (
-    PAD,
-    BOS,
-    EOS,
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|end|>",
-)
-"""The special tokens in the order of their ids, from 256 on."""
+# In the order of their ids, from 256 on.
+SPECIAL_TOKENS = (PAD, BOS, EOS, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 
 VOCAB_SIZE = 256 + len(SPECIAL_TOKENS)
 
+# A template that marks what the assistant says with generation tags.
 CHAT_TEMPLATE_WITH_GENERATION = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' -}}"
@@ -35,15 +28,13 @@ CHAT_TEMPLATE_WITH_GENERATION = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""A chat template that marks what the assistant says with generation tags."""
-
+# The same text for every conversation, without the tags.
 CHAT_TEMPLATE_WITHOUT_GENERATION = (
     "{%- for message in messages -%}"
     "{{- '<|' + message['role'] + '|>' + message['content'] + '<|end|>' -}}"
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}"
 )
-"""The same text for every conversation, without the generation tags."""
 
 
 def byte_tokenizer(
@@ -53,21 +44,15 @@ def byte_tokenizer(
     eos: bool = True,
     add_bos: bool = False,
 ) -> PreTrainedTokenizerFast:
-    """Builds the tokenizer.
-
-    The ids do not depend on the arguments: a special token that is switched off stays in the
-    vocabulary and only loses its role.
+    """The tokenizer; a special token that is switched off keeps its id and loses its role.
 
     Args:
-        pad: Whether the tokenizer has a padding token.
-        chat_template: The chat template, None for a tokenizer without one.
-        eos: Whether the tokenizer has an end-of-sequence token.
         add_bos: Whether encoding puts the beginning-of-sequence token before the text.
-
-    Returns:
-        The tokenizer.
     """
-    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    # Byte-level tokenizers use the printable character of a byte, and others from 256 on.
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(256, 512))
+    vocab = {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -92,17 +77,3 @@ def byte_tokenizer(
         clean_up_tokenization_spaces=False,
         **roles,
     )
-
-
-def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers use for each byte, in byte order."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    characters = []
-    substitutes = 0
-    for byte in range(256):
-        if byte in printable:
-            characters.append(chr(byte))
-        else:
-            characters.append(chr(256 + substitutes))
-            substitutes += 1
-    return characters

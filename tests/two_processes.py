@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import conftest  # noqa: F401 - the same environment as tests have
 import torch
@@ -59,20 +62,10 @@ def sums(me: Processes) -> dict[str, torch.Tensor]:
 
 def messages(me: Processes, count: int) -> int:
     """All-reduce calls that a number of small tensors take."""
-    calls: list[int] = []
-    real = distributed.all_reduce
-
-    def counted(tensor: torch.Tensor) -> None:
-        calls.append(tensor.numel())
-        real(tensor)
-
-    distributed.all_reduce = counted
-    try:
+    with patch.object(distributed, "all_reduce", wraps=distributed.all_reduce) as calls:
         found = me.add_up({f"{i}": torch.full((10,), float(i)) for i in range(count)})
-    finally:
-        distributed.all_reduce = real
     assert all(found[f"{i}"].tolist() == [2.0 * i] * 10 for i in range(count))
-    return len(calls)
+    return int(calls.call_count)
 
 
 def given(me: Processes) -> dict[str, torch.Tensor]:
@@ -89,15 +82,9 @@ def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None
     """Score a model together; only the main process gets a report."""
     model = FAMILIES[name].build()
     found = rank_model(
-        model,
-        byte_tokenizer(),
-        identify(model, "test", None),
-        completions(count),
-        options(run),
-        Silent(),
-        processes=me,
-        storage=storage,
-    )
+        model, byte_tokenizer(), identify(model, "test", None), completions(count), options(run),
+        Silent(), processes=me, storage=storage,
+    )  # fmt: skip
     assert (found is not None) == me.is_main
     return None if found is None else found.report
 
@@ -105,6 +92,7 @@ def rows(me: Processes, name: str, run: str, count: int, storage: Storage | None
 def resumed(me: Processes, folder: Path) -> Any:
     """A run whose processes break off at different moments, and what it comes to."""
     real, saved = ProgressFile.save, []
+    storage = Storage(folder=folder, every_seconds=0, resume=False)
 
     def breaking(self: ProgressFile, *args: Any) -> None:
         real(self, *args)
@@ -112,17 +100,10 @@ def resumed(me: Processes, folder: Path) -> Any:
         if len(saved) == 2 + 2 * me.rank:
             raise BrokenError
 
-    ProgressFile.save = breaking  # type: ignore[method-assign]
-    try:
-        rows(me, "llama", "sketch", COUNTS["many"], Storage(
-            folder=folder, every_seconds=0, resume=False))  # fmt: skip
-    except BrokenError:
-        pass
-    finally:
-        ProgressFile.save = real  # type: ignore[method-assign]
+    with patch.object(ProgressFile, "save", breaking), suppress(BrokenError):
+        rows(me, "llama", "sketch", COUNTS["many"], storage)
     me.wait()
-    return rows(me, "llama", "sketch", COUNTS["many"], Storage(
-        folder=folder, every_seconds=0, resume=True))  # fmt: skip
+    return rows(me, "llama", "sketch", COUNTS["many"], replace(storage, resume=True))
 
 
 def main(folder: Path) -> None:

@@ -7,11 +7,17 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field
 
 from hlscore.records import Form, LeftOut, LossTokens, Matrix, Storage
-from hlscore.settings import LARGEST_RANK, BaseBits, Baseline, Master, Optimizer, PlanSettings
+from hlscore.settings import (
+    LARGEST_ALPHA,
+    LARGEST_RANK,
+    BaseBits,
+    Baseline,
+    Master,
+    Optimizer,
+    PlanSettings,
+)
 
 SCHEMA_VERSION: Literal[1] = 1
-
-LARGEST_ALPHA = 64 * LARGEST_RANK
 
 # Whole numbers fit 64 bits with room to add them up.
 LARGEST_COUNT = 2**62

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan import Plan, PlanSkipped
 from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
 from hlscore.records import Matrix, ModuleRow, ScoreReport
@@ -90,7 +90,9 @@ def ordered(modules: Sequence[M], column: Column, *, reverse: bool) -> tuple[M, 
     return (*known, *missing)
 
 
-def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
+def find_module(
+    modules: Sequence[M], name: str, filters: Filters, skipped: Sequence[PlanSkipped] = ()
+) -> M:
     """Find one module by its full name, or by an end of it that no other module has."""
     whole = [item for item in modules if item.module == name]
     ends = whole or [item for item in modules if item.module.endswith(f".{name}")]
@@ -102,6 +104,12 @@ def find_module(modules: Sequence[M], name: str, filters: Filters) -> M:
             f"'{name}' is the end of {len(ends)} names: {listed}.",
             hint="Give more of the name, or --layer.",
         )
+    for item in skipped:
+        if f".{item.module}".endswith(f".{name}"):
+            raise UsageError(
+                f"The plan skips '{item.module}': {item.reason}.",
+                hint="Skipped weights stay frozen; `hlscore modules MODEL --all` lists them.",
+            )
     asked = f" that matches {filters}" if str(filters) else ""
     names = [item.module for item in _near(modules, name) or modules]
     raise UsageError(

@@ -8,7 +8,7 @@ import numpy as np
 
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import RULES, Case, Finding, finding
-from hlscore.planning.gated import lesser_of_pairs, one_of_each
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.parts import BORDERLINE
 from hlscore.records import OF_UPDATES, movement_in
 from hlscore.scores.registry import SCORES
@@ -113,11 +113,12 @@ def check_stability(case: Case) -> Iterator[Finding]:
 
 def _lesser(plan: Plan) -> set[str]:
     """Modules that may not be chosen because of the other module of their gated pair."""
-    score = SCORES.get(plan.score.name)  # a plan may be of another version
-    of_updates = movement_in(plan.provenance.settings) in OF_UPDATES
-    if score is None or not one_of_each(plan.settings.gated_pairs, score, of_updates=of_updates):
+    score = SCORES.get(plan.score.name)
+    if score is None:  # a plan of another version
         return set()
-    scores = np.array([item.score for item in plan.modules], dtype=np.float64)
-    full = {item.module for item in plan.modules if item.locked and item.mode == "full"}
-    kept = lesser_of_pairs(plan.modules, scores[:, None], full)[:, 0]
-    return {item.module for item, value in zip(plan.modules, kept, strict=True) if np.isnan(value)}
+    rows, of_updates = plan.modules, movement_in(plan.provenance.settings) in OF_UPDATES
+    scores = np.array([[item.score] for item in rows], dtype=np.float64).reshape(-1, 1)
+    full = {item.module for item in rows if item.locked and item.mode == "full"}
+    asked = plan.settings.gated_pairs
+    kept = without_lesser(rows, scores, full, asked, score, of_updates=of_updates)[:, 0]
+    return {item.module for item, value in zip(rows, kept, strict=True) if np.isnan(value)}

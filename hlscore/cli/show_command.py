@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
 from hlscore.settings import FILTER_PANEL, Filters, Option
-
-if TYPE_CHECKING:
-    from hlscore.artifacts.plan import Plan
 
 _SHOWN = 15
 
@@ -92,8 +89,7 @@ def show(
         )
         items = matching(sorted(artifact.modules, key=lambda item: item.position), filters)
         if module is not None:
-            _refuse_skipped(artifact, module)
-            item = find_module(items, module, filters)
+            item = find_module(items, module, filters, artifact.skipped)
             view.print_plan_module(artifact, item, file, as_json=as_json)
             return
         column = find_column(plan_columns(artifact), "place" if sort is None else sort, "--sort")
@@ -117,18 +113,6 @@ def show(
         view.print_selected(artifact, rows, column, file, most)
     else:
         view.print_report(artifact, rows, [column, *more], file, filters, most)
-
-
-def _refuse_skipped(plan: Plan, name: str) -> None:
-    """Say why a weight is not in a plan, where the plan knows it."""
-    if any(f".{item.module}".endswith(f".{name}") for item in plan.modules):
-        return
-    for item in plan.skipped:
-        if f".{item.module}".endswith(f".{name}"):
-            raise UsageError(
-                f"The plan skips '{item.module}': {item.reason}.",
-                hint="Skipped weights stay frozen; `hlscore modules MODEL --all` lists them.",
-            )
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:

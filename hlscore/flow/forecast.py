@@ -19,9 +19,10 @@ from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
-from hlscore.rollouts.prompts import prompts_of, room_for
+from hlscore.rollouts.generation import room_for
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
+from hlscore.rollouts.sampling import prompts_of
 from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
 
@@ -140,11 +141,7 @@ def _longest_rollouts(
     examples: ExampleSet,
     settings: ObjectiveSettings,
 ) -> RolloutSet:
-    """Stand-ins for completions that are not sampled yet, as long as they may become.
-
-    Returns:
-        Completions that all differ, every other one of them right.
-    """
+    """Stand-ins for completions, as long as they may become; all differ, half of them right."""
     with RewardProcess.of(settings) as rewards:
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)
     context, pad = context_length(model), pad_token_id(tokenizer, model)
@@ -152,16 +149,9 @@ def _longest_rollouts(
     lasts = [number % embedding_rows(model) for number in range(settings.generations)]
     groups = []
     for prompt in prompts:
-        room = room_for(len(prompt.ids), context, settings)
+        written = (pad,) * (room_for(len(prompt.ids), context, settings) - 1)
         rollouts = tuple(
-            Rollout(
-                prompt="",
-                prompt_ids=prompt.ids,
-                completion="",
-                completion_ids=(*(pad,) * (room - 1), last),
-                reward=float(last % 2),
-                truncated=False,
-            )
+            Rollout(prompt_ids=prompt.ids, completion_ids=(*written, last), reward=float(last % 2))
             for last in lasts
         )
         groups.append(RolloutGroup(name=str(prompt.number), rollouts=rollouts))

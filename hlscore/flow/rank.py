@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -26,7 +28,6 @@ from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
 from hlscore.records import Candidate, ModelIdentity
-from hlscore.rollouts.prompts import prompts_hash
 from hlscore.rollouts.reading import rollouts_from
 from hlscore.rollouts.records import RolloutJournal, RolloutSet
 from hlscore.rollouts.rewards import Reward, RewardProcess
@@ -112,8 +113,6 @@ def score_probes(
     """Do what `rank_model` does, from tokenized probes on.
 
     Args:
-        earlier_seconds: What the steps before took.
-        rollouts: Completions that the model sampled, to be kept with the result.
         notes: Remarks on how the settings were chosen.
     """
     began = time.perf_counter()
@@ -202,10 +201,12 @@ def sample_rollouts(
     length_limit(model, settings.data.max_length, default=None)
     journal, resume = None, False
     if storage is not None:
+        # All columns, in order: rewards may read any of them.
+        rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
         run = describe_run(
             settings.sampling(),
             identity,
-            prompts_hash(examples),
+            f"sha256:{hashlib.sha256(rows.encode()).hexdigest()}",
             device=input_device(model).type,
             processes=processes.size,
         )

@@ -99,11 +99,10 @@ def result_of(
 
     Args:
         ranks: Ranks of the tail curves.
-        statistics: Of the gradient or update of each candidate; `None` without probes.
-        weights: Of the weight of each candidate; `None` where not asked for.
-        estimator: How gradients were captured; `none` without probes.
-        sketch_size: Columns of a sketch; `None` without sketches.
-        trial_rate: Learning rate of the trials; `None` without trials.
+        statistics: Of the gradient or update of each candidate.
+        weights: Of the weight of each candidate.
+        sketch_size: Columns of a sketch.
+        trial_rate: Learning rate of the trials.
     """
     plan = settings.plan
     rows = build_rows(

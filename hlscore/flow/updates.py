@@ -52,9 +52,6 @@ def score_updates(
     The updates of the first half of the trainings are averaged to A, those of the second to B,
     and each is a group for the standard errors, as with trials. A single one is both.
 
-    Args:
-        settings: Settings of the run, with `updates`.
-
     Returns:
         What `rank` returns, and what became of each weight by module name.
     """
@@ -146,12 +143,7 @@ class _Training:
     cosines: list[float] = field(default_factory=list)
 
     def update(self, item: Candidate, rows: Rows, norm: float) -> Update | None:
-        """The update of one weight; its size, its rounding and its angle are noted.
-
-        Args:
-            rows: Rows of the base weight.
-            norm: `||W||_F` of the base weight.
-        """
+        """The update of a weight with norm `||W||_F`; its size, rounding and angle are noted."""
         update = self.trained.update(item, rows)
         if update is None:
             return None
@@ -223,11 +215,7 @@ def _reduced(
     tests: TestMatrices,
     device: torch.device,
 ) -> GradientStatistics:
-    """Statistics of one weight from the updates of all trainings.
-
-    Args:
-        norm: `||W||_F` of the base weight.
-    """
+    """Statistics of one weight from the updates of all trainings and the norm `||W||_F`."""
     factors = [update for update in updates if isinstance(update, LowRank)]
     dense = any(isinstance(update, torch.Tensor) for update in updates)
     if not factors and not dense:

@@ -20,29 +20,34 @@ from hlscore.settings.plan import GatedPairs
 KINDS = (("gate_proj", "up_proj"), ("w1", "w3"), ("wi_0", "wi_1"))
 
 
-def one_of_each(asked: GatedPairs, score: Score, *, of_updates: bool) -> bool:
-    """Whether only one of a gated pair may be chosen; by default where plans gained by it."""
-    gains = score.one_of_pair or (of_updates and score.reads_gradients)
-    return asked == "one" or (asked == "auto" and gains)
+def without_lesser(
+    rows: Sequence[Matrix],
+    values: Numbers,
+    full: Collection[str],
+    asked: GatedPairs,
+    score: Score,
+    *,
+    of_updates: bool,
+) -> Numbers:
+    """Values of which those of the lesser module of each gated pair are unknown.
 
-
-def lesser_of_pairs(rows: Sequence[Matrix], scores: Numbers, full: Collection[str]) -> Numbers:
-    """Scores of which those of the lesser module of each gated pair are unknown.
-
-    That is the one with the lower score, of equal ones the later one; of a pair with a module that
+    That is the one with the lower value, of equal ones the later one; of a pair with a module that
     is trained in full anyway, the other one. Expert stacks are no pair: those of one module are
-    chosen together.
+    chosen together. By default both may be chosen where plans did not gain by the rule.
 
     Args:
-        scores: Scores of each row, float64 [rows, sets of scores]; each set has lesser ones of its
-            own.
+        values: Of each row, float64 [rows, sets of values]; each set has lesser ones of its own.
         full: Names of modules that are locked to full.
+        of_updates: Whether the scores are those of weight updates.
 
     Returns:
         A copy with NaN for what may not be chosen.
     """
-    kept = scores.copy()
-    known = np.where(np.isnan(scores), -np.inf, scores)
+    kept = values.copy()
+    gains = score.one_of_pair or (of_updates and score.reads_gradients)
+    if asked == "both" or (asked == "auto" and not gains):
+        return kept
+    known = np.where(np.isnan(values), -np.inf, values)
     places = {row.module: place for place, row in enumerate(rows) if row.form != "experts"}
     for module, place in places.items():
         parent, _, kind = module.rpartition(".")

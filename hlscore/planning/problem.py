@@ -9,7 +9,7 @@ import numpy as np
 
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import Budget, parse_budget
-from hlscore.planning.gated import lesser_of_pairs, one_of_each
+from hlscore.planning.gated import without_lesser
 from hlscore.planning.knapsack import Numbers
 from hlscore.planning.locks import Lock, locks_of, parse_lock
 from hlscore.planning.memory import Choice, activation_bytes, base_bytes
@@ -58,11 +58,11 @@ class Problem:
 
     def without_lesser(self, values: Numbers) -> Numbers:
         """Values [rows, sets], NaN for modules ruled out by the other one of their gated pair."""
-        of_updates = self.report.run.scores_updates
-        if not one_of_each(self.settings.gated_pairs, self.score, of_updates=of_updates):
-            return values
         full = {module for module, lock in self.locks.items() if lock.mode == "full"}
-        return lesser_of_pairs(self.rows, values, full)
+        of_updates = self.report.run.scores_updates
+        return without_lesser(
+            self.rows, values, full, self.settings.gated_pairs, self.score, of_updates=of_updates
+        )
 
     def chosen_together(self) -> list[tuple[int, ...]]:
         """Places of the rows that may be chosen to be trained in full, by what is chosen together.

@@ -29,10 +29,8 @@ def encode(
     """Tokenize what is probed and split it into halves: by example, pair or prompt.
 
     Args:
-        tokenizer: The model's tokenizer; needs no padding token.
         model: The model, for its context length and vocabulary; may be on the meta device.
         max_length: Tokens kept of each sequence; `None` for the default of the objective.
-        groups: Bootstrap groups per half, at most.
         batch_size: Sequences that a group should have at least, see `make_probe_set`.
     """
     temperature = 1.0
@@ -88,11 +86,7 @@ def encode(
 def length_limit(
     model: PreTrainedModel, max_length: int | None, *, default: int | None
 ) -> int | None:
-    """Tokens kept of each sequence; `None` where there is no limit.
-
-    Args:
-        default: The limit where nothing was asked for; `None` leaves only the context.
-    """
+    """Tokens kept of each sequence, by default those of the context; `None` without limit."""
     context = context_length(model)
     if max_length is None:
         return min((limit for limit in (default, context) if limit is not None), default=None)

@@ -84,15 +84,6 @@ class ProbeUnit:
             return hashlib.sha256(f"{seed}:{self.key}".encode()).digest()
         return self.sequences[0].digest(seed)
 
-    def content(self) -> bytes:
-        """Hash what is probed."""
-        if not self.key:
-            return self.digest(0)
-        content = hashlib.sha256(f"{self.key}:{self.count}".encode())
-        for digest in sorted(item.digest(0) for item in self.sequences):
-            content.update(digest)
-        return content.digest()
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeSet:
@@ -126,13 +117,10 @@ class ProbeSet:
 def split_halves(
     units: Sequence[ProbeUnit], *, groups: int, seed: int
 ) -> list[list[tuple[ProbeUnit, ...]]]:
-    """Two halves of groups, whatever order the units come in.
+    """Two halves of at most so many groups, whatever order the units come in.
 
     They are ordered by a seeded hash of their content. Copies stay together, so that halves and
     groups stay independent.
-
-    Args:
-        groups: Groups per half, at most one per unit.
     """
 
     def cut_near(ordered: Sequence[ProbeUnit], wanted: int) -> int:
@@ -165,7 +153,6 @@ def make_probe_set(
 
     Args:
         summary: Hash, groups and tokens are filled in here.
-        groups: Bootstrap groups per half, at most.
         batch_size: Sequences that a group should have at least, as each is run in batches of its
             own: of few sequences there are fewer groups, but no fewer than 4. The halves, and
             with them every score, stay the same; only standard errors are known less well.
@@ -189,7 +176,12 @@ def make_probe_set(
                 sizes.append(size)
         halves.append(tuple(joined))
         counts.append(tuple(sizes))
-    hashes = sorted(unit.content() for unit in units)
+    hashes = []
+    for unit in units:
+        content = hashlib.sha256(f"{unit.key}:{unit.count}".encode())
+        for digest in sorted(item.digest(0) for item in unit.sequences):
+            content.update(digest)
+        hashes.append(content.digest() if unit.key else unit.digest(0))
     return ProbeSet(
         units=tuple(halves),
         counts=tuple(counts),
@@ -197,7 +189,7 @@ def make_probe_set(
         temperature=temperature,
         summary=replace(
             summary,
-            hash=f"sha256:{hashlib.sha256(b''.join(hashes)).hexdigest()}",
+            hash=f"sha256:{hashlib.sha256(b''.join(sorted(hashes))).hexdigest()}",
             groups=sum(map(len, halves)),
             counted_tokens=sum(item.counted_tokens for item in sequences),
             total_tokens=sum(len(item.input_ids) for item in sequences),

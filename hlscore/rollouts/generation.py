@@ -20,7 +20,6 @@ from transformers import (
 from hlscore.errors import CaptureError
 from hlscore.inputs.model import input_device
 from hlscore.inputs.tokens import context_length, end_token_ids, pad_token_id
-from hlscore.rollouts.prompts import room_for
 from hlscore.settings import ObjectiveSettings
 
 
@@ -152,6 +151,12 @@ class Writer:
             draft.ids += row if length is None else row[:length]
             draft.ended = length is not None
         return True
+
+
+def room_for(prompt_tokens: int, context: int | None, settings: ObjectiveSettings) -> int:
+    """Most tokens that a completion may have; `context` is `None` for a model without a limit."""
+    room = settings.max_new_tokens
+    return room if context is None else min(room, context - prompt_tokens)
 
 
 @contextmanager

@@ -20,12 +20,12 @@ Prompt = str | Sequence[Any]
 class Rollout:
     """One completion of a prompt; texts are empty where only ids are known."""
 
-    prompt: Prompt
+    prompt: Prompt = ""
     prompt_ids: tuple[int, ...]
-    completion: Prompt
+    completion: Prompt = ""
     completion_ids: tuple[int, ...]  # with the end token, where there is one
     reward: float | None  # `None` where it could not be judged
-    truncated: bool  # whether it was cut short at the limit of its length
+    truncated: bool = False  # whether it was cut short at the limit of its length
     # Nats of its tokens under the policy that sampled it, NaN where not known; empty when none are.
     log_probs: tuple[float, ...] = ()
 
@@ -95,7 +95,6 @@ class RolloutJournal:
     Each finished group is written at once, so that a run that is killed loses none.
 
     Args:
-        folder: Where results will go; made when first needed.
         identity: What the run is; a journal of another run is refused.
 
     Attributes:

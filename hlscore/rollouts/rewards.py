@@ -52,9 +52,7 @@ def name_of(reward: Reward) -> str:
 
 def check_rewards(rewards: Sequence[Reward], weights: Sequence[float] = ()) -> None:
     """Check rewards and their weights, without importing or starting anything."""
-    for name in rewards:
-        if not isinstance(name, str):
-            continue
+    for name in (reward for reward in rewards if isinstance(reward, str)):
         if is_builtin(name):
             find_verifier(name)
         elif not _FUNCTION.fullmatch(name):

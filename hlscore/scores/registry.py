@@ -87,12 +87,6 @@ def _hls_share(row: ModuleRow, rank: int) -> float | None:
     return value / row.halves_norm * row.n_weights if row.halves_norm else 0.0
 
 
-def _rgn(row: ModuleRow, _rank: int) -> float | None:
-    if row.grad_energy is None or not row.weight_norm:
-        return None
-    return math.sqrt(row.grad_energy) / row.weight_norm
-
-
 _ALL_SCORES = (
     Score(
         name="hls",
@@ -144,7 +138,11 @@ _ALL_SCORES = (
         unit="loss per squared weight",
         update_unit="none",
         source="surgical fine-tuning, arXiv 2210.11466",
-        compute=_rgn,
+        compute=lambda row, _: (
+            math.sqrt(row.grad_energy) / row.weight_norm
+            if row.grad_energy is not None and row.weight_norm
+            else None
+        ),
         replicates_column="grad_norm_replicates",
         replicate=lambda row, value: max(value, 0.0) ** 0.5 / (row.weight_norm or float("inf")),
         error_column="rgn_error",
@@ -260,12 +258,7 @@ def score_of(row: ModuleRow, score: Score, rank: int) -> float | None:
 def replicates_at(
     rows: Sequence[ModuleRow], score: Score, rank: int, run_rank: int
 ) -> list[tuple[float, ...]]:
-    """Resamples of a score at a LoRA rank.
-
-    Returns:
-        One tuple per row, all of the same length; empty ones where there are no resamples of the
-        score at that rank.
-    """
+    """Resamples of a score at a LoRA rank for each row; empty tuples where there are none."""
     found = [score.replicates(row) for row in rows]
     other_rank = score.follows_rank and rank != run_rank
     return [()] * len(found) if other_rank or not all(found) else found

@@ -24,6 +24,7 @@ from hlscore.settings.option import (
 )
 from hlscore.settings.plan import (
     DEFAULT_RANK,
+    LARGEST_ALPHA,
     LARGEST_RANK,
     MEMORY_PANEL,
     PLAN_PANEL,
@@ -41,7 +42,7 @@ from hlscore.settings.show import FILTER_PANEL, Filters
 from hlscore.settings.validate import NOT_VALIDATED, TRIAL_PANEL, ValidateSettings
 
 __all__ = [
-    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL",
+    "DEFAULT_MAX_LENGTH", "DEFAULT_RANK", "DEFAULT_SAMPLES", "FILTER_PANEL", "LARGEST_ALPHA",
     "LARGEST_RANK", "MEMORY_PANEL", "MODEL_PANEL", "NOT_VALIDATED", "PLAN_PANEL", "TRIAL_PANEL",
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",

@@ -41,15 +41,6 @@ class Option:
     argument: bool = False  # stands on the command line without a name
     parse: Callable[[Any, str], Any] | None = None  # reads the text; second argument: the flag
 
-    def outside(self, value: float) -> bool:
-        """Whether a number is not allowed."""
-        return (
-            not math.isfinite(value)
-            or not self.low <= value <= self.high
-            or not self.above < value < self.below
-            or (self.step > 1 and (value - self.low) % self.step != 0)
-        )
-
     @property
     def range(self) -> str:
         """The range in words."""
@@ -87,6 +78,7 @@ class Setting:
 
     def check(self, value: Any) -> None:
         """Refuse a value outside the choices or the range of the option."""
+        option = self.option
         if value is None and self.optional:
             return
         if self.choices:
@@ -95,11 +87,18 @@ class Setting:
                 f"{self.flag} is '{value}'.",
                 f"Use one of: {', '.join(map(str, self.choices))}.",
             )
-        elif self.option is not None and self.type in (int, float):
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or self.option.outside(value):
+        elif option is not None and self.type in (int, float):
+            allowed = (
+                isinstance(value, int | float)
+                and not isinstance(value, bool)
+                and math.isfinite(value)
+                and option.low <= value <= option.high
+                and option.above < value < option.below
+                and (option.step == 1 or (value - option.low) % option.step == 0)
+            )
+            if not allowed:
                 shown = f"{value:g}" if isinstance(value, float) else repr(value)
-                raise UsageError(f"{self.flag} is {shown}.", hint=self.option.range)
+                raise UsageError(f"{self.flag} is {shown}.", hint=option.range)
 
 
 def option(value: Any, text: str, panel: str = "", /, **more: Any) -> Any:

@@ -17,6 +17,7 @@ BaseBits = Literal[16, 8, 4]
 PLAN_PANEL = "Plan"
 MEMORY_PANEL = "Training memory"
 LARGEST_RANK = 8192
+LARGEST_ALPHA = 64 * LARGEST_RANK
 DEFAULT_RANK = 16
 # Fitted on the small model of benchmarks/evidence, where it also stands how it did.
 VALUE_POWER = 0.25
@@ -81,7 +82,7 @@ class PlanSettings:
     )
     # Other ranks get the same ratio of alpha to rank.
     alpha: int | None = option(
-        None, "LoRA alpha of the plan.", default="twice the rank", low=1, high=2**19
+        None, "LoRA alpha of the plan.", default="twice the rank", low=1, high=LARGEST_ALPHA
     )
     ranks: tuple[int, ...] = option(
         (),
@@ -127,7 +128,9 @@ class PlanSettings:
         """Check every field, and those that belong together."""
         check(self)
         for rank in self.ranks:
-            require(1 <= rank <= LARGEST_RANK, f"--ranks holds {rank}.", "Use 1 to 8192.")
+            require(
+                1 <= rank <= LARGEST_RANK, f"--ranks holds {rank}.", f"Use 1 to {LARGEST_RANK}."
+            )
         require(
             all(self.lora_alpha * rank % self.rank == 0 for rank in self.ranks),
             f"--alpha {self.lora_alpha} at --rank {self.rank} gives other ranks no whole "

@@ -59,10 +59,7 @@ def apply(
         allow_other_weights: Do not warn when the weights are not those that were scored.
         adapter_name: What PEFT calls the adapter.
         try_forward: Run a few tokens through the wrapped model: some layers fail under an
-            adapter only when they are called.
-
-    Returns:
-        The wrapped model. If an error is raised, the model is as it was.
+            adapter only when they are called. On any error the model is left as it was.
     """
     plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
     if hasattr(model, "peft_config"):

@@ -32,13 +32,9 @@ def param_groups(
 ) -> list[dict[str, Any]]:
     """Parameter groups for an optimizer: full modules and adapters each at their own rate.
 
-    Args:
-        model: What `apply` made of the model, or a trainer with the plan's configuration.
-        plan: The plan, or where its file is.
-        full_lr: Learning rate of what is trained in full; `None` means the plan's suggestion.
-        lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
-        weight_decay: Weight decay of the adapters, and of full modules without one of their own.
-        full_weight_decay: Weight decay of what is trained in full; biases and norms have none.
+    `model` is what `apply` made of it, or a trainer with the plan's configuration. A learning rate
+    of `None` is the plan's suggestion, `full_weight_decay=None` is `weight_decay`. Biases and norms
+    have no weight decay.
 
     Returns:
         Groups named `full`, `full_no_decay` and `lora`, in this order and without empty ones,

@@ -33,16 +33,10 @@ class HybridTrainerMixin:
     the plan was made for another precision, and the optimizer that `TrainingArguments` names gets
     groups for full modules and for adapters.
 
-    Args:
-        *args: What the trainer takes, as in `**kwargs`; its `learning_rate` is not used.
-        plan: The plan, or the path of a `plan.json`.
-        full_lr: Learning rate of what is trained in full; `None` means the plan's suggestion.
-        lora_lr: Learning rate of the adapters; `None` means the plan's suggestion.
-        weight_decay: Weight decay; `None` means that of the training arguments.
-        full_weight_decay: Weight decay of what is trained in full; `None` means the same.
-        allow_other_weights: Do not warn when the weights of `model` are not those of the plan.
-            A model that is given by name is not compared.
-        **kwargs: What the trainer takes.
+    `learning_rate` of the training arguments is not used: a rate of `None` is the plan's
+    suggestion. `weight_decay=None` is that of the training arguments, `full_weight_decay=None` the
+    same. A warning tells when the weights of `model` are not those of the plan, unless
+    `allow_other_weights` is true; a model that is given by name is not compared.
     """
 
     # What the trainer beside this class provides.

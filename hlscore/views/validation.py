@@ -38,9 +38,51 @@ def print_validation(
     for place, line in enumerate(content["verdict"]):
         console.print(Text(line, style="" if place else "bold"))
     console.print()
-    _print_arms(console, content)
+    headings = ("trained", "rank", "rates", "loss", "95 %", "gap recovered", "s in steps")
+    table = plain_table("arm", *headings)
+    for name, arm in content["arms"].items():
+        tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
+        best = min(tried, key=lambda item: item["tuning_loss"], default=None)
+        share = arm["recovered"]
+        loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
+        known = None not in (loss, low, high)
+        recovered, rates = "", []
+        if share is not None and share["value"] is not None and name not in ("lora", "full"):
+            value, least, most = (100 * share[key] for key in ("value", "low", "high"))
+            recovered = f"{value:.0f} % [{least:.0f}, {most:.0f}]"
+        for which in ("full", "LoRA"):
+            factor = None if best is None else best[f"{which.lower()}_factor"]
+            if factor is not None:
+                rates.append(f"{which} x {factor:{',.0f' if factor >= 1 else '.2g'}}")
+        table.add_row(
+            Text(_LABELS[name], style="bold" if name == "plan" else ""),
+            short(arm["trained_params"]),
+            "" if name == "full" else str(arm["lora_rank"]),
+            "?" if best is None else ", ".join(rates),
+            f"{loss:.4f}" if known else "diverged",
+            f"{low:.4f} to {high:.4f}" if known else "",
+            recovered,
+            f"{arm['seconds_per_training']:.1f}",
+        )
+    console.whole(table)
     console.print()
-    _print_curves(console, content)
+    # Test loss along the training as blocks, above the lowest of all.
+    curves = {
+        name: [content["untrained_loss"], *arm["curve"]["mean"]]
+        for name, arm in content["arms"].items()
+        if None not in arm["curve"]["mean"]
+    }
+    floor = min(map(min, curves.values()), default=0.0)
+    table = plain_table("", "", "", "")
+    table.show_header = False
+    for name, losses in curves.items():
+        table.add_row(
+            _LABELS[name],
+            sparkline([loss - floor for loss in losses], ascii_only=console.options.ascii_only),
+            f"{losses[0]:.4f} to {losses[-1]:.4f}",
+            f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
+        )
+    console.whole(table)
     console.print()
     if also := content.get("also"):
         console.print(
@@ -85,54 +127,4 @@ def print_forecast(trial: Trial, seconds: float, *, as_json: bool) -> None:
     table = plain_table("arm", "trained", "memory")
     for arm in trial.arms:
         table.add_row(_LABELS[arm.name], short(arm.trained_params), memory(arm.memory_bytes))
-    console.whole(table)
-
-
-def _print_arms(console: Terminal, content: dict[str, Any]) -> None:
-    headings = ("trained", "rank", "rates", "loss", "95 %", "gap recovered", "s in steps")
-    table = plain_table("arm", *headings)
-    for name, arm in content["arms"].items():
-        tried = [item for item in arm["rate_factors"] if item["tuning_loss"] is not None]
-        best = min(tried, key=lambda item: item["tuning_loss"], default=None)
-        share = arm["recovered"]
-        loss, low, high = (arm["loss"][key] for key in ("value", "low", "high"))
-        known = None not in (loss, low, high)
-        recovered, rates = "", []
-        if share is not None and share["value"] is not None and name not in ("lora", "full"):
-            value, least, most = (100 * share[key] for key in ("value", "low", "high"))
-            recovered = f"{value:.0f} % [{least:.0f}, {most:.0f}]"
-        for which in ("full", "LoRA"):
-            factor = None if best is None else best[f"{which.lower()}_factor"]
-            if factor is not None:
-                rates.append(f"{which} x {factor:{',.0f' if factor >= 1 else '.2g'}}")
-        table.add_row(
-            Text(_LABELS[name], style="bold" if name == "plan" else ""),
-            short(arm["trained_params"]),
-            "" if name == "full" else str(arm["lora_rank"]),
-            "?" if best is None else ", ".join(rates),
-            f"{loss:.4f}" if known else "diverged",
-            f"{low:.4f} to {high:.4f}" if known else "",
-            recovered,
-            f"{arm['seconds_per_training']:.1f}",
-        )
-    console.whole(table)
-
-
-def _print_curves(console: Terminal, content: dict[str, Any]) -> None:
-    """Test loss along the training as blocks, above the lowest of all."""
-    curves = {
-        name: [content["untrained_loss"], *arm["curve"]["mean"]]
-        for name, arm in content["arms"].items()
-        if None not in arm["curve"]["mean"]
-    }
-    floor = min(map(min, curves.values()), default=0.0)
-    table = plain_table("", "", "", "")
-    table.show_header = False
-    for name, losses in curves.items():
-        table.add_row(
-            _LABELS[name],
-            sparkline([loss - floor for loss in losses], ascii_only=console.options.ascii_only),
-            f"{losses[0]:.4f} to {losses[-1]:.4f}",
-            f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
-        )
     console.whole(table)

@@ -27,7 +27,6 @@ from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.exporters.adapter_config import lora_config
 from hlscore.exporters.exporter import Export, exporter_names, find_exporter
-from hlscore.exporters.limits import check_limits, nearest
 from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
 from hlscore.planning.parts import suggested_rates
 from hlscore.rollouts.verifiers import verify_all
@@ -176,15 +175,6 @@ def test_the_trl_command_stops_at_what_it_cannot_train(
         parsed(path)
     message = capsys.readouterr().err
     assert all(part in message for part in ("lora_r", reason, "python train.py sft"))
-
-
-def test_no_adapter_goes_on_the_head() -> None:
-    plan = plan_for(families.FAMILIES["llama"].build(), (), head=True)
-    limits = find_exporter("trl").limits
-    with pytest.raises(UsageError, match="output head 'lm_head'"):
-        check_limits(plan, limits)
-    changed, _ = nearest(plan, limits)
-    assert {item.module for item in changed.modules if item.mode == "frozen"} == {"lm_head"}
 
 
 @functools.cache

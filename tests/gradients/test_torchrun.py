@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from console import hlscore
-from launched import QUICK, rows, together
+from launched import QUICK, assert_alike, together
 
 from hlscore.artifacts.report import read_report
 
@@ -30,14 +30,7 @@ def test_two_processes_find_what_one_finds(tmp_path: Path, options: tuple[str, .
     assert done.stdout.count("probe examples from") == 1  # one process prints
     plain = [option for option in options if option != "--shard"]
     assert hlscore("rank", "builtin:tiny", *QUICK, *plain, "-o", tmp_path / "one").code == 0
-    one, two = rows(tmp_path / "one"), rows(tmp_path / "two")
-    assert one.keys() == two.keys()
-    for name, row in two.items():
-        energy = one[name].grad_energy or 0.0
-        assert row.grad_energy == pytest.approx(energy, rel=1e-5)
-        assert row.tail_energy == pytest.approx(one[name].tail_energy, rel=1e-5)
-        assert row.hls == pytest.approx(one[name].hls, rel=1e-5, abs=1e-5 * energy)
-        assert row.weight_norm == pytest.approx(one[name].weight_norm, rel=1e-5)
+    assert_alike(tmp_path / "one", tmp_path / "two")
     first, second = (read_report(tmp_path / name / "scores.parquet") for name in ("one", "two"))
     assert first.model == second.model
     assert first.probes.mean_loss == pytest.approx(second.probes.mean_loss, rel=1e-6)

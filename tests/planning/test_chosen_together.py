@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import reports
 from planned import SMALL, full, plan
@@ -42,19 +42,12 @@ def report(seed: int, *, names: tuple[str, str] = NAMES["gate_proj"]) -> ScoreRe
 
 def best(values: dict[str, float], count: int, names: tuple[str, str]) -> float:
     """The largest sum of positive values of up to so many modules, no pair whole; by trying all."""
-
-    def allowed(chosen: tuple[str, ...]) -> bool:
-        return not any(
-            name.replace(names[0], names[1]) in chosen for name in chosen if names[0] in name
-        )
-
-    sets = (
-        chosen
+    return max(
+        sum(values[name] for name in chosen)
         for size in range(count + 1)
         for chosen in itertools.combinations(values, size)
-        if allowed(chosen)
+        if not any(name.replace(*names) in chosen for name in chosen if names[0] in name)
     )
-    return max(sum(values[name] for name in chosen) for chosen in sets)
 
 
 @pytest.mark.parametrize("names", NAMES.values(), ids=list(NAMES))
@@ -113,21 +106,20 @@ def test_a_locked_module_rules_out_its_partner() -> None:
 
 def test_resamples_choose_by_the_same_rule() -> None:
     found = report(2)
-    made = plan(found, budget="0.3")
-    rows = {row.module: row for row in found.candidates}
-    table = np.array([row.hls_replicates for row in rows.values()])
-    counts = dict.fromkeys(rows, 0)
-    for values in table.T:
-        order = sorted(zip(values, rows, strict=True), reverse=True)
+    drawn = {row.module: row.hls_replicates for row in found.candidates}
+    count = len(next(iter(drawn.values())))
+    chosen: Counter[str] = Counter()
+    for at in range(count):
         taken: list[str] = []
-        for value, name in order:
-            partner = name.replace("gate_proj", "up_proj") if "gate" in name else None
-            partner = name.replace("up_proj", "gate_proj") if "up_proj" in name else partner
-            if value > 0 and partner not in taken and len(taken) < 4:
+        for name in sorted(drawn, key=lambda name: -drawn[name][at]):
+            swapped = {"gate_proj": "up_proj", "up_proj": "gate_proj"}
+            kind = name.rpartition(".")[2]
+            partner = name.replace(kind, swapped.get(kind, "none"))
+            if drawn[name][at] > 0 and partner not in taken and len(taken) < 4:
                 taken.append(name)
-        for name in taken:
-            counts[name] += 1
-    expected = {name: count / table.shape[1] for name, count in counts.items()}
+        chosen.update(taken)
+    expected = {name: chosen[name] / count for name in drawn}
+    made = plan(found, budget="0.3")
     assert {item.module: item.selection_probability for item in made.modules} == expected
 
 
@@ -168,15 +160,15 @@ def test_expert_stacks_of_one_module_are_chosen_together_by_their_sum(budget: st
 
 def random_experts(seed: int) -> ScoreReport:
     """Two expert stacks and three other modules with random curves."""
-    draw = random.Random(seed)
-    curves = [
-        tuple(sorted((draw.lognormvariate(0, 1.5) for _ in range(5)), reverse=True))
-        for _ in range(7)
+    draw, made = random.Random(seed), reports.report(7)
+    rows = [
+        row.changed(
+            hls_curve=tuple(sorted((draw.lognormvariate(0, 1.5) for _ in range(5)), reverse=True))
+        )
+        for row in made.candidates
     ]
-    made = reports.report(7)
-    rows = [row.changed(hls_curve=curve) for row, curve in zip(made.rows, curves, strict=False)]
-    stacks = {"gate_proj": curves[4], "down_proj": curves[6]}
-    return with_experts(replace(made, rows=(*rows[2:7], *made.rows[7:])), stacks)
+    stacks = {row.kind: row.hls_curve for row in rows if row.kind in ("gate_proj", "down_proj")}
+    return with_experts(replace(made, rows=(*rows[2:], *made.rows[7:])), stacks)
 
 
 @pytest.mark.parametrize("budget", ["0.6", "0.6p", "22MiB"])
@@ -223,18 +215,16 @@ def test_a_random_baseline_of_ranks_keeps_stacks_together() -> None:
     made = reports.report(42)
     rows = []
     for row in made.candidates:
-        stack = row.kind in ("gate_proj", "down_proj")
         name = f"model.layers.{row.layer}.mlp.experts.{row.kind}"
-        change = {"module": name, "parameter": name, "form": "experts", "in_features": 64,
-                  "n_params": 64 * 64}  # fmt: skip
-        rows.append(row.changed(**(change if stack else {})))
-    found = replace(made, rows=tuple(rows))
-    given = {"budget": "0.5p", "ranks": (2, 4), "score": "tail"}
-    chosen, drawn = plan(found, **given), plan(found, **given, baseline="random")
+        stack = {"module": name, "parameter": name, "form": "experts", "in_features": 64,
+                 "n_params": 64 * 64}  # fmt: skip
+        rows.append(row.changed(**stack) if row.kind in ("gate_proj", "down_proj") else row)
+    found, given = replace(made, rows=tuple(rows)), {"budget": "0.5p", "ranks": (2, 4)}
+    chosen, drawn = (plan(found, **given, score="tail", baseline=name) for name in (None, "random"))
     assert chosen.totals == drawn.totals
-    modes: dict[int | None, set[bool]] = {}
-    for item in drawn.modules:
-        if item.form == "experts":
-            modes.setdefault(item.layer, set()).add(item.mode == "full")
-    assert all(len(found) == 1 for found in modes.values())
-    assert set.union(*modes.values()) == {True, False}
+    stacks = [item for item in drawn.modules if item.form == "experts"]
+    in_full = {item.layer for item in stacks if item.mode == "full"}
+    others = {item.layer for item in stacks if item.mode != "full"}
+    assert in_full
+    assert others
+    assert not in_full & others

@@ -100,13 +100,12 @@ def found(probes: ProbeSet) -> Counter[Any]:
 
 
 def trl_rows(
-    folder: Path, rows: Rows, tokens: PreTrainedTokenizerBase, **options: Any
+    folder: Path, rows: Rows, tokens: PreTrainedTokenizerBase, max_length: int | None = None
 ) -> DPOTrainer:
-    given = {"max_length": None} | options
     return DPOTrainer(
         model=FAMILIES["qwen3"].build(),
         ref_model=FAMILIES["qwen3"].build(),
-        args=DPOConfig(**arguments(folder), **given),
+        args=DPOConfig(**arguments(folder), max_length=max_length),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokens,
     )
@@ -172,8 +171,7 @@ def test_builtin_pairs_differ_in_the_answer() -> None:
     rows, pairs = builtin_rows(BUILTIN_KNOWN), builtin_pairs(BUILTIN_KNOWN)
     assert len(pairs) == len(rows) >= 256
     for row, pair in zip(rows, pairs, strict=True):
-        assert pair["prompt"] == row["prompt"]
-        assert pair["chosen"] == row["completion"]
+        assert (pair["prompt"], pair["chosen"]) == (row["prompt"], row["completion"])
         worked = row["completion"].removesuffix(row["answer"])
         assert worked != row["completion"]
         assert pair["rejected"].startswith(worked)
@@ -188,8 +186,8 @@ def test_builtin_pairs_differ_in_the_answer() -> None:
 # Halves
 
 
-def letters(count: int, *, seed: int = 0) -> Rows:
-    draw = random.Random(seed)
+def letters(count: int) -> Rows:
+    draw = random.Random(0)
 
     def word() -> str:
         return "".join(draw.choices("abcdefgh ", k=draw.randint(2, 9)))
@@ -236,38 +234,26 @@ def test_no_pair_is_parted(groups: int) -> None:
 def rollouts(count: int, *, silent: int = 0, seed: int = 0) -> RolloutSet:
     """Groups of four; the last ones have equal rewards."""
     draw = random.Random(seed)
-    groups = []
-    for number in range(count + silent):
+
+    def group(number: int) -> RolloutGroup:
         rewards = [1.0] * 4 if number >= count else [0.0, 1.0, draw.random(), draw.random()]
-        groups.append(
-            RolloutGroup(
-                name=str(number),
-                rollouts=tuple(
-                    Rollout(
-                        prompt="",
-                        prompt_ids=(200, number),
-                        completion="",
-                        completion_ids=tuple(draw.choices(range(250), k=draw.randint(1, 9))),
-                        reward=reward,
-                        truncated=False,
-                    )
-                    for reward in rewards
-                ),
+        rollouts = tuple(
+            Rollout(
+                prompt_ids=(200, number),
+                completion_ids=tuple(draw.choices(range(250), k=draw.randint(1, 9))),
+                reward=reward,
             )
+            for reward in rewards
         )
-    return RolloutSet(source="drawn", groups=tuple(groups))
+        return RolloutGroup(name=str(number), rollouts=rollouts)
+
+    return RolloutSet(source="drawn", groups=tuple(map(group, range(count + silent))))
 
 
 def policy(loss_type: str) -> ObjectiveSettings:
     return ObjectiveSettings(
         objective="grpo", loss_type=loss_type, rollouts="drawn", max_new_tokens=10
     )
-
-
-def weight(loss_type: str, group: RolloutGroup) -> int:
-    """What a group adds to the divisor, from the definition of the loss."""
-    tokens = sum(len(item.completion_ids) for item in group.rollouts)
-    return {"dapo": tokens, "grpo": 4, "gspo": 4, "dr_grpo": 40}[loss_type]
 
 
 @pytest.mark.parametrize("loss_type", ["dapo", "grpo", "dr_grpo", "gspo"])
@@ -288,10 +274,12 @@ def test_no_prompt_is_in_both_halves(loss_type: str) -> None:
     assert set(where) == set(range(13))
     expected = [[0] * len(half) for half in probes.halves]
     for group in twice.groups:
-        ((half, number),) = where[
-            int(group.name.split()[0])
-        ]  # one place for all completions, copies too
-        expected[half][number] += weight(loss_type, group)
+        # One place for all completions, copies too.
+        ((half, number),) = where[int(group.name.split()[0])]
+        tokens = sum(len(item.completion_ids) for item in group.rollouts)
+        # What a group adds to the divisor, from the definition of the loss.
+        divisor = {"dapo": tokens, "grpo": 4, "gspo": 4, "dr_grpo": 40}[loss_type]
+        expected[half][number] += divisor
     assert [list(half) for half in probes.counts] == expected
 
 
@@ -320,16 +308,16 @@ def assert_mean(loss: torch.Tensor, model: PreTrainedModel, examples: Any, how: 
 
 def test_pairs_have_the_mean_of_all() -> None:
     model, rows = FAMILIES["qwen3"].build().float().eval(), letters(7)
-    losses = []
+    total = torch.tensor(0.0)
     for row in rows:
         chosen, rejected = (
             log_prob(model, row["prompt"].encode(), [*row[key].encode(), 258])
             for key in ("chosen", "rejected")
         )
         margin = (chosen - chosen.detach()) - (rejected - rejected.detach())
-        losses.append(-torch.nn.functional.logsigmoid(0.25 * margin))
+        total = total - torch.nn.functional.logsigmoid(0.25 * margin)
     how = ObjectiveSettings(objective="dpo", beta=0.25)
-    assert_mean(sum(losses) / 7, model, whole(rows), how)
+    assert_mean(total / 7, model, whole(rows), how)
 
 
 def test_rollouts_have_the_mean_of_all() -> None:

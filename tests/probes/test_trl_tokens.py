@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 import trl
+from console import chat, save_model, write_rows
 from console import hlscore as run
-from console import save_model, write_rows
 from datasets import load_dataset
 from tokens import (
     CHAT_TEMPLATE_WITH_GENERATION,
@@ -30,6 +31,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from trl import SFTConfig, SFTTrainer
+from trl_runs import arguments
 
 import hlscore
 from hlscore.artifacts.plan_file import read_plan
@@ -47,35 +49,21 @@ Rows = list[dict[str, Any]]
 Places = list[tuple[tuple[int, ...], tuple[int, ...]]]
 
 CITIES = ("Rome", "Oslo", "Lima", "Cairo")
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "weather",
-            "description": "of a city",
-            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
-        },
-    }
-]
-
-
-def said(*contents: str, roles: Sequence[str] = ("user", "assistant")) -> list[dict[str, Any]]:
-    return [
-        {"role": roles[place % len(roles)], "content": content}
-        for place, content in enumerate(contents)
-    ]
+PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
+WEATHER = {"name": "weather", "description": "of a city", "parameters": PARAMETERS}
+TOOLS = [{"type": "function", "function": WEATHER}]
 
 
 def asked(city: str) -> list[dict[str, Any]]:
-    return said(f"Weather in {city}?")
+    return chat(f"Weather in {city}?")
 
 
 def answered(city: str) -> list[dict[str, Any]]:
-    return said(f"Sunny in {city}.", roles=("assistant",))
+    return [{"role": "assistant", "content": f"Sunny in {city}."}]
 
 
 def talk(city: str) -> list[dict[str, Any]]:
-    return [*asked(city), *answered(city), *said("Sure?", f"Yes, {city}.")]
+    return [*asked(city), *answered(city), *chat("Sure?", f"Yes, {city}.")]
 
 
 def called(city: str) -> list[dict[str, Any]]:
@@ -89,17 +77,14 @@ def called(city: str) -> list[dict[str, Any]]:
     ]
 
 
-def template_of_qwen() -> str:
-    """A template with tools, thinking and arguments of its own, and without marks."""
-    return (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
-
-
 def marked() -> PreTrainedTokenizerBase:
     return byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION)
 
 
 def qwen() -> PreTrainedTokenizerBase:
-    return byte_tokenizer(chat_template=template_of_qwen())
+    """A template with tools, thinking and arguments of its own, and without marks."""
+    template = Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja"
+    return byte_tokenizer(chat_template=template.read_text())
 
 
 def merging() -> PreTrainedTokenizerBase:
@@ -112,11 +97,19 @@ def merging() -> PreTrainedTokenizerBase:
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     rows: Rows
-    loss_on: str
+    loss_on: str = "all"
     tokenizer: Callable[[], PreTrainedTokenizerBase] = marked
     assistant_only: bool = False
     max_length: int = 1024
     trl_rows: Rows | None = None  # what TRL reads, where it does not know the columns
+
+
+def sharegpt(user: str, assistant: str) -> Rows:
+    names = {"user": user, "assistant": assistant}
+    return [
+        {"conversations": [{"from": names[t["role"]], "value": t["content"]} for t in talk(city)]}
+        for city in CITIES
+    ]
 
 
 TALKS = [{"messages": talk(city)} for city in CITIES]
@@ -126,86 +119,49 @@ SYSTEM = "You answer in one short sentence and never ask back."
 SHARED = [{"messages": [{"role": "system", "content": SYSTEM}, *talk(city)[:2]]} for city in CITIES]
 
 SHAPES = {
-    "text": Shape(
-        rows=[{"text": f"Sunny in {city}."} for city in CITIES[:3]]
-        + [{"text": f"Sunny in {CITIES[3]}.{EOS}"}],
-        loss_on="all",
-    ),
+    "text": Shape(rows=[{"text": f"Sunny in {city}.{EOS * (city == 'Cairo')}"} for city in CITIES]),
     "prompt and completion": Shape(rows=PAIRS, loss_on="completion"),
     "a prompt that merges with the completion": Shape(
         rows=[{"prompt": f"{a} + ", "completion": f"{b} = {a + b}"} for a, b in ((2, 3), (4, 5))]
         + [{"prompt": "the su", "completion": "m of all"}, {"prompt": " 1", "completion": "2 is"}],
-        loss_on="completion",
-        tokenizer=merging,
+        loss_on="completion", tokenizer=merging,
     ),
-    "conversations": Shape(rows=TALKS, loss_on="all"),
+    "conversations": Shape(rows=TALKS),
     "conversations, the assistant alone": Shape(
-        rows=TALKS,
-        loss_on="assistant",
-        assistant_only=True,
+        rows=TALKS, loss_on="assistant", assistant_only=True
     ),
     "the assistant alone, by TRL's template": Shape(
-        rows=TALKS,
-        loss_on="assistant",
-        tokenizer=qwen,
-        assistant_only=True,
+        rows=TALKS, loss_on="assistant", tokenizer=qwen, assistant_only=True
     ),
     "conversational prompt and completion": Shape(rows=CHAT_PAIRS, loss_on="completion"),
     "conversational completion, the assistant alone": Shape(
         rows=[{"prompt": talk(city)[:1], "completion": talk(city)[1:]} for city in CITIES],
-        loss_on="assistant",
-        assistant_only=True,
+        loss_on="assistant", assistant_only=True,
     ),
     "tools": Shape(
-        rows=[{"messages": talk(city), "tools": TOOLS} for city in CITIES],
-        loss_on="all",
-        tokenizer=qwen,
+        rows=[{"messages": talk(city), "tools": TOOLS} for city in CITIES], tokenizer=qwen
     ),
     "tool calls without content, tools as JSON": Shape(
         rows=[{"messages": called(city), "tools": json.dumps(TOOLS)} for city in CITIES],
-        loss_on="all",
         tokenizer=qwen,
     ),
     "tools of a completion": Shape(
-        rows=[row | {"tools": TOOLS} for row in CHAT_PAIRS],
-        loss_on="completion",
-        tokenizer=qwen,
+        rows=[row | {"tools": TOOLS} for row in CHAT_PAIRS], loss_on="completion", tokenizer=qwen
     ),
     "arguments that differ by row": Shape(
         rows=[
             row | {"chat_template_kwargs": {"enable_thinking": place % 2 == 0}}
             for place, row in enumerate(CHAT_PAIRS)
         ],
-        loss_on="completion",
-        tokenizer=qwen,
+        loss_on="completion", tokenizer=qwen,
     ),
     "prompt and completion beside messages": Shape(
         rows=[row | {"messages": talk(city)} for row, city in zip(CHAT_PAIRS, CITIES, strict=True)],
         loss_on="completion",
     ),
-    "messages beside text": Shape(
-        rows=[{"messages": talk(city), "text": city} for city in CITIES], loss_on="all"
-    ),
-    "ShareGPT with TRL's roles": Shape(
-        rows=[
-            {"conversations": [{"from": t["role"], "value": t["content"]} for t in talk(city)]}
-            for city in CITIES
-        ],
-        loss_on="all",
-    ),
-    "ShareGPT": Shape(
-        rows=[
-            {
-                "conversations": [
-                    {"from": {"user": "human"}.get(t["role"], "gpt"), "value": t["content"]}
-                    for t in talk(city)
-                ]
-            }
-            for city in CITIES
-        ],
-        loss_on="all",
-        trl_rows=TALKS,
-    ),
+    "messages beside text": Shape(rows=[{"messages": talk(c), "text": c} for c in CITIES]),
+    "ShareGPT with TRL's roles": Shape(rows=sharegpt("user", "assistant")),
+    "ShareGPT": Shape(rows=sharegpt("human", "gpt"), trl_rows=TALKS),
     "Alpaca": Shape(
         rows=[
             {"instruction": "Weather in", "input": f"{city}?", "output": f"Sunny in {city}."}
@@ -213,16 +169,15 @@ SHAPES = {
         ],
         loss_on="completion",
         trl_rows=[
-            {"prompt": said(f"Weather in\n{city}?"), "completion": answered(city)}
+            {"prompt": chat(f"Weather in\n{city}?"), "completion": answered(city)}
             for city in CITIES
         ],
     ),
     "longer than the limit": Shape(
         rows=[{"prompt": "x" * n, "completion": "yes, yes"} for n in (4, 9, 17, 40)],
-        loss_on="completion",
-        max_length=20,
+        loss_on="completion", max_length=20,
     ),
-}
+}  # fmt: skip
 
 
 def build(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -242,9 +197,8 @@ def by_trl(shape: Shape, folder: Path) -> tuple[Places, float]:
     trainer = SFTTrainer(
         model=build(tokenizer),
         args=SFTConfig(
-            output_dir=str(folder / "out"), use_cpu=True, bf16=False, report_to="none",
+            **arguments(folder / "out", per_device_train_batch_size=8),
             max_length=shape.max_length, assistant_only_loss=shape.assistant_only,
-            per_device_train_batch_size=8, gradient_checkpointing=False,
         ),
         train_dataset=load_dataset(
             "json", data_files=str(data), split="train", cache_dir=str(folder / "cache")
@@ -265,30 +219,6 @@ def by_trl(shape: Shape, folder: Path) -> tuple[Places, float]:
     return sorted(places), float(loss)
 
 
-def by_hlscore(shape: Shape, folder: Path) -> tuple[Places, ProbeSummary]:
-    """The same by hlscore, and what it reports of a run."""
-    data = write_rows(folder / "rows.jsonl", shape.rows)
-    tokenizer = shape.tokenizer()
-    model = build(tokenizer)
-    objective = ObjectiveSettings(assistant_only_loss=shape.assistant_only)
-    probes = encode(
-        read_examples(DataSettings(data=str(data), samples=0), seed=0), tokenizer, model,
-        objective=objective, max_length=shape.max_length, groups=2, seed=0,
-    )  # fmt: skip
-    report = hlscore.rank(
-        model, tokenizer, data=data, samples=0, assistant_only_loss=shape.assistant_only,
-        max_length=shape.max_length, rank=2, budget=0.2,
-    ).report  # fmt: skip
-    assert report.probes.hash == probes.summary.hash
-    return (
-        sorted(
-            (item.input_ids, tuple(place for place, yes in enumerate(item.counted) if yes))
-            for item in probes.sequences
-        ),
-        report.probes,
-    )
-
-
 @pytest.mark.parametrize("name", list(SHAPES))
 def test_tokens_masks_and_losses(tmp_path: Path, name: str) -> None:
     shape = SHAPES[name]
@@ -296,9 +226,21 @@ def test_tokens_masks_and_losses(tmp_path: Path, name: str) -> None:
         ids = [merging()([row["prompt"], row["prompt"] + row["completion"]]) for row in shape.rows]
         assert any(two[: len(one)] != one for one, two in (item["input_ids"] for item in ids))
     expected, loss = by_trl(shape, tmp_path)
-    found, summary = by_hlscore(shape, tmp_path)
-    assert found == expected
-    assert summary.loss_on == shape.loss_on
+    data, tokenizer = write_rows(tmp_path / "rows.jsonl", shape.rows), shape.tokenizer()
+    model, objective = build(tokenizer), ObjectiveSettings(assistant_only_loss=shape.assistant_only)
+    probes = encode(
+        read_examples(DataSettings(data=str(data), samples=0), seed=0), tokenizer, model,
+        objective=objective, max_length=shape.max_length, groups=2, seed=0,
+    )  # fmt: skip
+    assert expected == sorted(
+        (item.input_ids, tuple(place for place, yes in enumerate(item.counted) if yes))
+        for item in probes.sequences
+    )
+    summary = hlscore.rank(
+        model, tokenizer, data=data, samples=0, assistant_only_loss=shape.assistant_only,
+        max_length=shape.max_length, rank=2, budget=0.2,
+    ).report.probes  # fmt: skip
+    assert (summary.hash, summary.loss_on) == (probes.summary.hash, shape.loss_on)
     assert summary.mean_loss == pytest.approx(loss, rel=1e-5)
 
 
@@ -352,45 +294,35 @@ def test_calls_of_sharegpt() -> None:
     turns = [("human", "Weather?"), ("function_call", call), ("observation", "sunny"), ("gpt", "S")]
     rows = [{"conversations": [{"from": who, "value": what} for who, what in turns]}]
     (row,) = example_set(rows, "rows", DataSettings()).rows
+    tool = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
     assert row["messages"] == [
         {"role": "user", "content": "Weather?"},
-        {
-            "role": "assistant",
-            "tool_calls": [
-                {"type": "function", "function": {"name": "weather", "arguments": {"city": "Rome"}}}
-            ],
-        },
+        {"role": "assistant", "tool_calls": [tool]},
         {"role": "tool", "content": "sunny"},
         {"role": "assistant", "content": "S"},
     ]
+
+
+WITHOUT_MARKS = partial(byte_tokenizer, chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION)
 
 
 @pytest.mark.parametrize(
     ("rows", "tokenizer", "error", "words"),
     [
         (PAIRS, byte_tokenizer, UsageError, "is for conversations"),
-        (
-            [{"messages": asked(c)} for c in CITIES],
-            marked,
-            DataError,
-            "No token of example 0 in 'rows' is marked",
-        ),
-        (
-            TALKS,
-            lambda: byte_tokenizer(chat_template=CHAT_TEMPLATE_WITHOUT_GENERATION),
-            DataError,
-            "does not mark the assistant's tokens",
-        ),
+        ([{"messages": asked(c)} for c in CITIES], marked, DataError,
+         "No token of example 0 in 'rows' is marked"),
+        (TALKS, WITHOUT_MARKS, DataError, "does not mark the assistant's tokens"),
     ],
-)
+)  # fmt: skip
 def test_what_the_assistants_mask_cannot_do(
-    rows: Rows,
-    tokenizer: Callable[[], PreTrainedTokenizerBase],
-    error: type[HlscoreError],
-    words: str,
+    rows: Rows, tokenizer: Callable[[], Any], error: type[HlscoreError], words: str
 ) -> None:
     with pytest.raises(error, match=words):
         encoded(rows, tokenizer(), only=True)
+    for objective in ("dpo", "grpo"):
+        with pytest.raises(UsageError, match="--assistant-only-loss is for --objective sft"):
+            ObjectiveSettings(objective=objective, assistant_only_loss=True)  # type: ignore[arg-type]
 
 
 def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
@@ -413,19 +345,12 @@ def test_the_mask_goes_from_the_command_to_the_trainer(tmp_path: Path) -> None:
 
 
 def test_a_trial_says_that_its_mask_is_another() -> None:
-    planned = SimpleNamespace(
-        provenance=SimpleNamespace(probes=SimpleNamespace(loss_on="assistant"))
-    )
+    probes = SimpleNamespace(loss_on="assistant")
+    planned = SimpleNamespace(provenance=SimpleNamespace(probes=probes))
     whole, only = (encoded(TALKS, marked(), only=only) for only in (False, True))
     (note,) = other_mask(whole, planned)  # type: ignore[arg-type]
     assert "a loss on the assistant's tokens, but this trial trains on all tokens" in note
     assert other_mask(only, planned) == ()  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("objective", ["dpo", "grpo"])
-def test_the_mask_is_for_supervised_data(objective: str) -> None:
-    with pytest.raises(UsageError, match="--assistant-only-loss is for --objective sft"):
-        ObjectiveSettings(objective=objective, assistant_only_loss=True)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -4,28 +4,121 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import re
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from console import hlscore, write_rows
+from launched import QUICK as TINY
+from launched import assert_alike, together
+
+from hlscore.inputs.examples import BUILTIN_KNOWN, builtin_rows
+
+GRPO = ("rank", "builtin:tiny", "--objective", "grpo")
+QUICK = (
+    "--generations", "4", "--generate-batch", "8", "--max-new-tokens", "12", "--bootstrap", "20",
+    "--rank", "4",
+)  # fmt: skip
+MINE = (*GRPO, *QUICK, "--data", "prompts.jsonl", "--reward", "mine:judge")
+PROMPTS = [row["prompt"] for row in builtin_rows(BUILTIN_KNOWN)[:8]]
+FILES = ["plan.json", "rollouts.jsonl", "scores.parquet"]
+JOURNAL = ".hlscore-progress-rollouts-0-of-1.jsonl"
+# Stores which prompts it judged, and can be slow or fail at a chosen batch.
+REWARD = """
+import json, os, time
 from pathlib import Path
 
-import pytest
-from console import Outcome, hlscore, write_rows
-from grpo_runs import (
-    FILES,
-    GRPO,
-    JOURNAL,
-    MINE,
-    PROMPTS,
-    QUICK,
-    judged,
-    kill,
-    make_folder,
-    names,
-    same,
-    start,
-    table,
-    undisturbed,
-    wait,
-)
+calls = Path(__file__).parent / "calls.jsonl"
+
+def judge(prompts, completions, **_):
+    with calls.open("a") as file:
+        file.write(json.dumps(prompts) + "\\n")
+    number = len(calls.read_text().splitlines())
+    if number == int(os.environ.get("FAIL_AT", "0")):
+        raise ValueError("told to")
+    if number >= int(os.environ.get("SLOW_FROM", "999")):
+        time.sleep(10)
+    return [len(text) % 4 / 2 for text in completions]
+"""
+
+
+def make_folder(tmp_path: Path) -> Path:
+    """A working directory with a reward function and eight prompts: four batches."""
+    (tmp_path / "mine.py").write_text(REWARD)
+    write_rows(tmp_path / "prompts.jsonl", [{"prompt": prompt} for prompt in PROMPTS])
+    return tmp_path
+
+
+def judged(folder: Path) -> list[list[str]]:
+    """The prompts of each batch that was judged, and forgets them."""
+    path = folder / "calls.jsonl"
+    found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    path.unlink(missing_ok=True)
+    return found
+
+
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "hlscore", *arguments],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """Do not read to the end: what judges for it keeps the pipes until it notices."""
+    process.kill()
+    assert process.wait(timeout=120) == -signal.SIGKILL
+    for pipe in (process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+
+
+def wait(process: subprocess.Popen[str], until: Callable[[], object]) -> None:
+    ends = time.monotonic() + 120
+    while not until():
+        assert process.poll() is None, "it ended too early"
+        assert time.monotonic() < ends
+        time.sleep(0.005)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def table(folder: Path) -> Any:
+    return pq.read_table(folder / "scores.parquet")
+
+
+def same(one: Path, two: Path) -> None:
+    """Both folders hold the same results, byte for byte but for times in the metadata."""
+    for name in ("plan.json", "rollouts.jsonl"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    assert table(one).equals(table(two))
+    assert names(one) == names(two) == FILES
+
+
+def undisturbed(folder: Path, *options: str) -> Path:
+    done = hlscore(*MINE, *options, "-o", folder / "whole")
+    assert done.code == 0, done.err
+    batches = judged(folder)
+    size = int(QUICK[3]) // int(QUICK[1])
+    assert batches == [
+        [prompt for prompt in PROMPTS[first : first + size] for _ in range(4)]
+        for first in range(0, 8, size)
+    ]
+    return folder / "whole"
 
 
 @pytest.fixture
@@ -72,7 +165,14 @@ def test_math_rewards_give_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert plans[0]["modules"] == plans[1]["modules"]
 
 
-def test_results_are_not_overwritten(folder: Path) -> None:
+def test_what_samples_nothing(folder: Path) -> None:
+    done = hlscore(*MINE, "-o", folder / "out", "--dry-run")
+    assert done.code == 0, done.err
+    tokens = done.out.replace(",", "")
+    assert str(8 * 4 * 12) in tokens  # as if every completion were as long as it may become
+    found = hlscore(*MINE, "-o", folder / "out", "--resume")
+    assert (found.code, "no unfinished run" in found.message) == (2, True)
+    assert not (folder / "out").exists()
     kept = folder / "out" / "rollouts.jsonl"
     kept.parent.mkdir()
     kept.write_text("mine")
@@ -80,18 +180,8 @@ def test_results_are_not_overwritten(folder: Path) -> None:
     assert found.code == 2
     assert kept.name in found.message
     assert "--force" in found.message
-    assert kept.read_text() == "mine"
-    assert names(folder / "out") == [kept.name]
+    assert (kept.read_text(), names(folder / "out")) == ("mine", [kept.name])
     assert judged(folder) == []
-
-
-def test_a_forecast_samples_nothing(folder: Path) -> None:
-    done = hlscore(*MINE, "-o", folder / "out", "--dry-run")
-    assert done.code == 0, done.err
-    tokens = done.out.replace(",", "")
-    assert str(8 * 4 * 12) in tokens  # as if every completion were as long as it may become
-    assert judged(folder) == []
-    assert not (folder / "out").exists()
 
 
 # Runs that are stopped
@@ -156,46 +246,54 @@ def test_killed_while_probing(folder: Path) -> None:
     same(whole, folder / "out")
 
 
-def failed(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> Outcome:
+def test_a_reward_that_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged before is kept, unless saving is off; --force starts anew."""
     monkeypatch.setenv("FAIL_AT", "3")
-    outcome = hlscore(*MINE, *options, "-o", folder / "out")
-    monkeypatch.delenv("FAIL_AT")
-    assert outcome.code == 3
-    assert "'mine:judge' raised ValueError: told to" in outcome.message
-    assert len(judged(folder)) == 3
-    return outcome
-
-
-def test_a_reward_that_fails_loses_nothing(
-    folder: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    failed(folder, monkeypatch)
+    for options in (["--save-every", "0"], []):
+        outcome = hlscore(*MINE, *options, "-o", folder / "out")
+        assert outcome.code == 3
+        assert "'mine:judge' raised ValueError: told to" in outcome.message
+        assert len(judged(folder)) == 3
+        assert (folder / "out").exists() == (not options)
     assert names(folder / "out") == [JOURNAL]
-    done = hlscore(*MINE, "-o", folder / "out", "--resume")
-    assert done.code == 0, done.err
-    assert len(judged(folder)) == 2
-    same(whole, folder / "out")
-
-
-def test_force_starts_anew(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(folder, monkeypatch)
+    monkeypatch.delenv("FAIL_AT")
     done = hlscore(*MINE, "-o", folder / "out", "--force", "--seed", "1")
     assert done.code == 0, done.err
     assert len(judged(folder)) == 4
     assert names(folder / "out") == FILES
 
 
-def test_saving_off_stores_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed(folder, monkeypatch, "--save-every", "0")
-    assert not (folder / "out").exists()
-    done = hlscore(*MINE, "--save-every", "0", "-o", folder / "out")
-    assert done.code == 0, done.err
-    assert names(folder / "out") == FILES
+# Two processes
+
+TOGETHER = MINE[2:]  # behind the model
 
 
-def test_there_must_be_something_to_resume(folder: Path) -> None:
-    found = hlscore(*MINE, "-o", folder / "out", "--resume")
-    assert found.code == 2
-    assert "no unfinished run" in found.message
-    assert judged(folder) == []
-    assert not (folder / "out").exists()
+def test_two_processes_go_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each goes on with what it has stored, and the result is that of one process.
+
+    The completions are the very same; of the scores sums are taken in another order.
+    """
+    monkeypatch.setenv("FAIL_AT", "4")  # the last of both
+    stopped = together(folder, *TOGETHER, "-o", "two")
+    monkeypatch.delenv("FAIL_AT")
+    assert stopped.returncode != 0
+    assert "'mine:judge' raised ValueError: told to" in stopped.stderr
+    before = [batch[0] for batch in judged(folder)]
+    assert len(before) in (3, 4)
+    kept = names(folder / "two")
+    assert kept == [f".hlscore-progress-rollouts-{rank}-of-2.jsonl" for rank in (0, 1)]
+    stored = sum((folder / "two" / name).read_text().count("\n") - 1 for name in kept)
+
+    alone = hlscore("rank", "builtin:tiny", *TINY, *TOGETHER, "-o", folder / "two", "--resume")
+    assert alone.code == 2
+    assert "no unfinished run" in alone.message or "processes was 2" in alone.message
+
+    done = together(folder, *TOGETHER, "-o", "two", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall(r"\d+ completions of \d+ prompts", done.stdout)) == 1  # one prints
+    assert len(judged(folder)) == (len(PROMPTS) - stored) // 2
+    assert hlscore("rank", "builtin:tiny", *TINY, *TOGETHER, "-o", folder / "one").code == 0
+    written = [(folder / name / "rollouts.jsonl").read_bytes() for name in ("one", "two")]
+    assert written[0] == written[1]
+    assert names(folder / "two") == FILES
+    assert_alike(folder / "one", folder / "two")

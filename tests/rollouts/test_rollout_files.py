@@ -14,12 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from console import chat, write_rows
+from datasets import Dataset
 from families import FAMILIES
 from problems import by_module, close
-from sampled import everything
 from tokens import CHAT_TEMPLATE_WITH_GENERATION, byte_tokenizer
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from trl import GRPOConfig, GRPOTrainer
+from trl_runs import arguments
 
+import hlscore
 from hlscore.errors import DataError
 from hlscore.flow import Silent, rank_model
 from hlscore.inputs.examples import read_probes
@@ -83,6 +86,10 @@ def from_rows(
     folder: Path, model: PreTrainedModel, rows: Sequence[Mapping[str, Any]]
 ) -> RolloutSet:
     return read(write_rows(folder / "rollouts.jsonl", rows), model)
+
+
+def everything(found: RolloutSet) -> list[Rollout]:
+    return [item for group in found.groups for item in group.rollouts]
 
 
 def byte_ids(text: str) -> tuple[int, ...]:
@@ -244,13 +251,8 @@ def test_samples_draw_whole_groups(tmp_path: Path, model: PreTrainedModel) -> No
 
 
 def test_a_journal_keeps_what_its_groups_took(tmp_path: Path) -> None:
-    group = RolloutGroup(
-        name="0",
-        rollouts=(
-            Rollout(prompt="a", prompt_ids=(1,), completion="b", completion_ids=(2,), reward=1.0,
-                    truncated=False),
-        ),
-    )  # fmt: skip
+    rollout = Rollout(prompt_ids=(1,), completion_ids=(2,), reward=1.0)
+    group = RolloutGroup(name="0", rollouts=(rollout,))
     journal = RolloutJournal(tmp_path, {}, Processes())
     journal.append({0: group, 1: group}, seconds=3.0)
     journal.append({2: group}, seconds=1.5)
@@ -262,9 +264,9 @@ def test_a_journal_keeps_what_its_groups_took(tmp_path: Path) -> None:
 # There and back
 
 
-def drawn(*, chats: bool = False, seed: int = 0) -> RolloutSet:
+def drawn(*, chats: bool) -> RolloutSet:
     """Rollouts with hard cases: odd rewards, odd letters, empty completions."""
-    draw = random.Random(seed)
+    draw = random.Random(0)
     rewards = [0.1 + 0.2, 1 / 3, -0.0, 5e-324, -9.999999999999999e29, None, 1e22, math.pi]
     texts = ["plain", "", "new\nline\r\n", "\u2028 \u0085 \x1c", "\x00", "😀 \ufffd", '"\\', "ж"]
     groups = []
@@ -346,3 +348,39 @@ def test_order_of_rows_changes_nothing(tmp_path: Path, model: PreTrainedModel) -
         assert row.grad_energy
         assert close(second[name].grad_energy, row.grad_energy, 1e-5)
         assert close(second[name].hls, row.hls, 1e-4, floor=1e-6 * row.grad_energy)
+
+
+# Logs of TRL
+
+LOGGED = ("one", "two or three", "x =", "the end of")
+
+
+def vowels(completions: list[Any], **_: object) -> list[float]:
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [float(sum(text.count(v) for v in "aeiou") + len(text) % 3) for text in texts]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_logged_step_is_probed(tmp_path: Path, chat: bool) -> None:
+    tokens = byte_tokenizer(chat_template=CHAT_TEMPLATE_WITH_GENERATION if chat else None)
+    prompts = [[{"role": "user", "content": t}] if chat else t for t in LOGGED]
+    trainer = GRPOTrainer(
+        model=FAMILIES["qwen3"].build().float(),
+        reward_funcs=vowels,
+        args=GRPOConfig(
+            **arguments(tmp_path, per_device_train_batch_size=16), num_generations=4, max_steps=1,
+            max_completion_length=6, logging_steps=1, log_completions=True, save_strategy="no",
+        ),
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=tokens,
+    )  # fmt: skip
+    trainer.train()
+    found = hlscore.rank(
+        FAMILIES["qwen3"].build(), tokens, objective="grpo", rollouts=tmp_path / "completions",
+        columns={"reward": "vowels"}, rank=2,
+    )  # fmt: skip
+    drawn = found.report.probes.rollouts
+    assert drawn is not None
+    assert (drawn.prompts, drawn.completions) == (4, 16)
+    assert drawn.mean_reward == pytest.approx(trainer.state.log_history[0]["reward"], rel=1e-5)
+    assert any(row.grad_energy for row in found.rows)

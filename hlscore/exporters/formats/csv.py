@@ -16,14 +16,12 @@ def _files(export: Export) -> dict[str, str]:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow((*columns, "plan_weights"))
     for item in export.plan.modules:
-        values = (_cell(getattr(item, name)) for name in columns)
+        values = [getattr(item, name) for name in columns]
+        for place, value in enumerate(values):
+            if isinstance(value, str) and value.startswith(("=", "+", "-", "@")):
+                values[place] = f"'{value}"  # a spreadsheet would run it as a formula
         writer.writerow((*values, export.plan.model.fingerprint.weights))
     return {"plan.csv": out.getvalue()}
-
-
-def _cell(value: object) -> object:
-    """A value; a text that a spreadsheet would run as a formula starts with an apostrophe."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@") else value
 
 
 EXPORTER = Exporter(
