@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from hlscore.gradients.estimator import predict
 from hlscore.gradients.probe_run import ProbeRun
-from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
 from hlscore.gradients.sums import ExactGradients
@@ -39,6 +39,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.settings.capture import default_sketch_size
 
 ARMS = ("plain", "frozen", "sketch", "exact")
 

@@ -25,10 +25,10 @@ from models import StepClock, random_probes, score
 from rich.progress import track
 from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
 
-from hlscore.gradients.sketch import default_sketch_size
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes, joined
 from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
+from hlscore.settings.capture import default_sketch_size
 
 VOCABULARY = 8192
 

@@ -14,14 +14,13 @@ from typing import Any
 import pytest
 import reports
 from console import Outcome, hlscore
+from report_content import planned
 from rich.cells import cell_len
 from scipy.stats import kendalltau
 
 from hlscore.artifacts.plan_file import write_plan
 from hlscore.artifacts.report import write_report
-from hlscore.planning.make_plan import make_plan
 from hlscore.records import ModuleRow, ScoreReport
-from hlscore.settings import PlanSettings
 
 RUN_RANK = 4
 Document = dict[str, Any]
@@ -96,8 +95,7 @@ def save(report: ScoreReport, path: Path) -> Path:
 
 def save_plan(report: ScoreReport, path: Path, **settings: Any) -> Path:
     """Writes the `plan.json` that a report gives."""
-    chosen = PlanSettings(**{"budget": "0.25", "rank": RUN_RANK, **settings})
-    write_plan(make_plan(report, chosen), path)
+    write_plan(planned(report, **{"budget": "0.25", "rank": RUN_RANK, **settings}), path)
     return path
 
 

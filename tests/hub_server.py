@@ -26,7 +26,7 @@ _SHORT_SLEEP = """import time
 _sleep = time.sleep
 time.sleep = lambda seconds: _sleep(min(seconds, 0.01))
 """
-_MODES = {"models": "model", "datasets": "dataset", "spaces": "space"}
+_MODES = {"models": "model", "datasets": "dataset"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class RepoSpec:
             "siblings": [{"rfilename": path} for path in sorted(self.files)],
         }  # fmt: skip
 
-    def tree(self, under: str = "", *, recursive: bool = True) -> list[dict[str, object]]:
+    def tree(self, under: str, *, recursive: bool) -> list[dict[str, object]]:
         """The entries of a folder as the tree call lists them."""
         prefix = f"{under}/" if under else ""
         folders: dict[str, dict[str, object]] = {}
@@ -205,11 +205,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
         url = urlsplit(self.path)
         self.server.hub.record(Request(self.command, unquote(url.path)))
         try:
-            self._route(url.path, parse_qs(url.query), body)
+            self._route(url.path, parse_qs(url.query))
         except _AnswerError as error:
             headers = {"X-Error-Message": error.message}
             headers |= {"X-Error-Code": error.code} if error.code else {}
@@ -221,20 +221,18 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
         """Keeps quiet."""
 
-    def _route(self, path: str, query: Mapping[str, list[str]], body: bytes) -> None:
-        api = re.fullmatch(r"/api/(models|datasets|spaces)/(.+)", path)
-        resolve = re.fullmatch(r"/(?:(datasets|spaces)/)?(.+?)/resolve/([^/]+)/(.+)", path)
+    def _route(self, path: str, query: Mapping[str, list[str]]) -> None:
+        api = re.fullmatch(r"/api/(models|datasets)/(.+)", path)
+        resolve = re.fullmatch(r"/(?:(datasets)/)?(.+?)/resolve/([^/]+)/(.+)", path)
         if api is not None:
-            self._answer_api(_MODES[api[1]], api[2], query, body)
+            self._answer_api(_MODES[api[1]], api[2], query)
         elif resolve is not None:
             names = [unquote(part) for part in resolve.groups()[1:]]
             self._answer_file(_MODES[resolve[1] or "models"], *names)
         else:
             raise _AnswerError(404, "Sorry, there is nothing here.")
 
-    def _answer_api(
-        self, kind: str, path: str, query: Mapping[str, list[str]], body: bytes
-    ) -> None:
+    def _answer_api(self, kind: str, path: str, query: Mapping[str, list[str]]) -> None:
         repo_id, repo = self._find(kind, unquote(path))
         call = [unquote(part) for part in path.split("/")[repo_id.count("/") + 1 :]]
         self._strike(repo_id, API_CALLS)
@@ -249,9 +247,6 @@ class _Handler(BaseHTTPRequestHandler):
                 if under and not entries:
                     raise _AnswerError(404, f"{under} does not exist", "EntryNotFound", repo.sha)
                 self._send_json(entries)
-            case ["paths-info"]:
-                wanted = {path.strip("/") for path in parse_qs(body.decode()).get("paths", [])}
-                self._send_json([entry for entry in repo.tree() if entry["path"] in wanted])
             case _:
                 raise _AnswerError(404, "Sorry, there is nothing here.")
 

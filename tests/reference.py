@@ -18,13 +18,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class DenseGradients:
-    """Plain gradients of one weight: a stack of matrices per half, and of their mean.
-
-    Attributes:
-        first: Mean gradient of the first half, [E, p, q].
-        second: Mean gradient of the second half, [E, p, q].
-        mean: Mean gradient of all tokens, [E, p, q].
-    """
+    """Mean gradients of one weight, [E, p, q]: of each half, and of all tokens."""
 
     first: Matrix
     second: Matrix
@@ -107,14 +101,9 @@ def best_choice(scores: Sequence[float], params: Sequence[int], limit: int) -> f
 def best_options(
     menus: Sequence[Sequence[tuple[float, tuple[float, ...]]]], limits: Sequence[float]
 ) -> float | None:
-    """Largest total value of one option per module within all limits, by trying everything.
+    """Largest total value of one option (value, costs) per module within all limits.
 
-    Args:
-        menus: The options of each module, as value and costs.
-        limits: Largest total of each cost.
-
-    Returns:
-        The value; `None` where nothing fits.
+    Found by trying everything; `None` where nothing fits.
     """
     best = None
     for picked in itertools.product(*menus):

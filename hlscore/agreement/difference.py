@@ -145,7 +145,10 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
         common=len(common),
         only_a=len(a) - len(common),
         only_b=len(b) - len(common),
-        other_shape=sum(len(set(map(_shape, move.items))) > 1 for move in common),
+        other_shape=sum(
+            len({(item.matrices, item.out_features, item.in_features) for item in move.items}) > 1
+            for move in common
+        ),
         jaccard_full=jaccard(full_a, full_b),
         shared_full=len(full_a & full_b),
         expected_full=chances[0] * chances[1] / len(common) if common else None,
@@ -159,10 +162,6 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
 
 def _decision(item: PlanModule | None) -> Hashable:
     return item and (item.module, item.mode, item.rank)
-
-
-def _shape(item: PlanModule) -> Hashable:
-    return item.matrices, item.out_features, item.in_features
 
 
 def _order(move: Move) -> tuple[bool, bool, int, str]:

@@ -12,13 +12,14 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hlscore.errors import UsageError
+from hlscore.errors import CaptureError, UsageError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import weight_statistics
 from hlscore.gradients.estimator import with_movement
+from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.progress import Storage
-from hlscore.gradients.run import CaptureRun, memory_errors
+from hlscore.gradients.run import CaptureRun
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
@@ -223,8 +224,17 @@ def sample_rollouts(
 
 @contextmanager
 def _computing(model: PreTrainedModel) -> Iterator[None]:
-    """Weights as trained, and no more threads than there is CPU time for."""
+    """Weights as trained, no more threads than there is CPU time for, and clear memory errors."""
     on_cpu = input_device(model).type == "cpu"
     threads = torch_threads(thread_limit()) if on_cpu else nullcontext()
-    with torch.inference_mode(False), memory_errors(), weights_as_trained(model), threads:
-        yield
+    try:
+        with torch.inference_mode(False), weights_as_trained(model), threads:
+            yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise CaptureError(
+            "The device ran out of memory, also with a single example at a time.",
+            hint="Use --estimator sketch, a smaller --max-length, --dtype bfloat16, --load-in "
+            "4bit, or --include fewer modules. `--dry-run` predicts the memory.",
+        ) from error

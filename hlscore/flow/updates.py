@@ -13,7 +13,7 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import opened
 from hlscore.gradients.jackknife import draw_resamples
-from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.statistics import Reduction, curve_ranks, reduce_gradients
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.tails import energies_of
@@ -25,6 +25,7 @@ from hlscore.planning.problem import check_plan_settings
 from hlscore.records import NO_PROBES, Candidate, GradientStatistics, WeightStatistics
 from hlscore.scores.registry import check_of_updates, find_score
 from hlscore.settings import RankSettings
+from hlscore.settings.capture import default_sketch_size
 from hlscore.steps import Progress
 from hlscore.weights.decomposition import measure_weight
 from hlscore.wording import first_of

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
-from hlscore.gradients.sketch import TestMatrices, default_sketch_size
+from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sources import observed_as
 from hlscore.gradients.sums import group_bytes
 from hlscore.inputs.examples import cut
@@ -22,7 +22,7 @@ from hlscore.processes import Processes
 from hlscore.records import Candidate
 from hlscore.scores.registry import find_score
 from hlscore.settings import CaptureSettings, RankSettings
-from hlscore.settings.capture import OF_GRADIENTS
+from hlscore.settings.capture import OF_GRADIENTS, default_sketch_size
 from hlscore.settings.option import changed
 from hlscore.wording import count, memory
 
@@ -39,10 +39,6 @@ def with_movement(
     `auto` means trials for supervised fine-tuning with a score that reads them, and one LoRA rank:
     there they chose better than gradients (benchmarks/evidence). With trials each probe group is
     the data of one.
-
-    Args:
-        model: The model; may be on the meta device where it is not loaded yet.
-        examples: How many there are to probe with.
     """
     capture, score = settings.capture, find_score(settings.plan.score)
     asked = capture.movement == "trial"

@@ -36,9 +36,7 @@ def experts_forward(
     Args:
         observe: Called with each linear map's attribute, inputs [rows, in], outputs [rows, out] and
             rows of each expert; rows come sorted by expert. What it returns replaces the outputs.
-        hidden_states: [tokens, hidden].
         top_k_index: Experts of each token, int [tokens, k]; `num_experts` means none.
-        top_k_weights: Weight of each, [tokens, k].
     """
     tokens, top_k = top_k_index.shape
     ids, order = torch.sort(top_k_index.reshape(-1), stable=True)

@@ -63,7 +63,15 @@ def influences(
     for start in range(0, sketches.shape[1], step):
         part = sketches[:, start : start + step] / unit
         first, second = _without(part[:halves], counts[0]), _without(part[halves:], counts[1])
-        pairs += _cross_fitted_tails(first, second, rank).double().cpu()
+        # `S_r` of every mean of the first half with every one of the second, from their leading
+        # right singular vectors, [..., k, r].
+        cross = torch.einsum("aemk,beml->abekl", first, second)
+        left = torch.linalg.eigh(first.mT @ first).eigenvectors[..., -rank:]
+        right = torch.linalg.eigh(second.mT @ second).eigenvectors[..., -rank:]
+        inside = torch.einsum("aeki,abekl,aeli->ab", left, cross, left)
+        inside = inside + torch.einsum("beki,abekl,beli->ab", right, cross, right)
+        tails = cross.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) - inside / 2
+        pairs += tails.double().cpu()
         # Tail and whole energy of the mean gradient without each group.
         mean = _without(part, torch.cat(counts))[1:]
         energies = torch.linalg.eigvalsh(mean.mT @ mean).clamp(min=0)
@@ -93,18 +101,6 @@ def _without(groups: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     total = groups.sum(0, keepdim=True)
     others = (total - groups) / (counts.sum() - counts)[:, None, None, None]
     return torch.cat((total / counts.sum(), others))
-
-
-def _cross_fitted_tails(first: torch.Tensor, second: torch.Tensor, rank: int) -> torch.Tensor:
-    """`S_r` of every mean of the first half with every one of the second: [a, b]."""
-    cross = torch.einsum("aemk,beml->abekl", first, second)
-    # Leading right singular vectors, [..., k, r].
-    left = torch.linalg.eigh(first.mT @ first).eigenvectors[..., -rank:]
-    right = torch.linalg.eigh(second.mT @ second).eigenvectors[..., -rank:]
-    inside = torch.einsum("aeki,abekl,aeli->ab", left, cross, left)
-    inside = inside + torch.einsum("beki,abekl,beli->ab", right, cross, right)
-    found: torch.Tensor = cross.diagonal(dim1=-2, dim2=-1).sum((-2, -1)) - inside / 2
-    return found
 
 
 def _scaled(values: torch.Tensor) -> torch.Tensor:

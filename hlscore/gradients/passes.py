@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hlscore.inputs.model import input_device
-from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.objectives.losses import LossInputs
+from hlscore.objectives.likelihood import IGNORED, LossInputs, token_log_probs
 from hlscore.probes.units import ProbeExample, ProbeSet, collate
 from hlscore.settings import PaddingSide
 

@@ -19,7 +19,7 @@ from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.examples import cut
-from hlscore.objectives.losses import probe_loss
+from hlscore.objectives.likelihood import probe_loss
 from hlscore.probes.units import ProbeExample, ProbeSet, by_length
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings

@@ -68,8 +68,6 @@ class ProgressFile:
     a pass that all of them have stored.
 
     Args:
-        storage: Where it goes, and how often; 0 seconds write after every batch.
-        identity: What the run is; a file of another run is refused.
         together: Whether all processes must store the same place.
 
     Attributes:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.errors import CaptureError
 from hlscore.gradients.estimator import choose_estimator
 from hlscore.gradients.jackknife import draw_resamples
-from hlscore.gradients.memory import is_out_of_memory, worker_count
+from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile, Storage, stored_identity
 from hlscore.gradients.self_check import (
@@ -231,18 +228,3 @@ class CaptureRun:
             for item in ordered:
                 submit(partial(reduce_module, item))
         return {item.module: statistics[item.module] for item in self._chosen}
-
-
-@contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turn an allocator's error into one that says what to do."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise CaptureError(
-            "The device ran out of memory, also with a single example at a time.",
-            hint="Use --estimator sketch, a smaller --max-length, --dtype bfloat16, --load-in "
-            "4bit, or --include fewer modules. `--dry-run` predicts the memory.",
-        ) from error

@@ -35,11 +35,6 @@ def seeded_generator(text: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") % 2**63)
 
 
-def default_sketch_size(rank: int) -> int:
-    """Columns that a sketch needs for tails at a LoRA rank: four times the rank, at least 64."""
-    return max(64, 4 * rank)
-
-
 class TestMatrices:
     """The Rademacher test matrices of a run, each drawn when it is first asked for."""
 

@@ -117,9 +117,7 @@ def estimate(
     """Estimate energies and tails from the sketches of one pass.
 
     Args:
-        first: `Y_A`, float32 [E, m, k].
-        second: `Y_B`, float32 [E, m, k].
-        first_share: Share of the counted tokens in the first half.
+        first: `Y_A`, float32 [E, m, k]; `second` is `Y_B`.
         ranks: LoRA ranks r, rising, below k unless `exact`.
     """
     if exact and first.shape[-2] < first.shape[-1]:  # the smaller Gram matrices hold the same
@@ -149,7 +147,6 @@ def refined_estimate(
     Args:
         inside: A and B in the span, float32 [E, l, w] each.
         outside: Sketches of what is outside, float32 [E, m, c] each.
-        first_share: Share of the counted tokens in the first half.
 
     Returns:
         The estimates. Leading vectors are sought in the span alone, which overstates tails a

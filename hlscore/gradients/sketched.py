@@ -64,12 +64,7 @@ class _Product:
 
 
 class SketchGradients(HalfSums):
-    """Accumulates sketches in float32, one sum per half and module.
-
-    Args:
-        tests: Test matrices of the first pass.
-        groups: Probe groups of each half; `None` keeps no group sketches.
-    """
+    """Accumulates sketches in float32, one sum per half and module."""
 
     kinds = (*HalfSums.kinds, *_REFINED, "basis")
 
@@ -158,11 +153,7 @@ class SketchGradients(HalfSums):
             total.add_(part_sums)
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
-        """Add a weight gradient, of a module whose input and output cannot be observed.
-
-        Args:
-            gradient: In the layout of the weight, any floating dtype.
-        """
+        """Add a weight gradient, of a module whose input and output cannot be observed."""
         product = self._products[name]
         dense = gradient.reshape(-1, *gradient.shape[-2:]).float()
         if product.turned:
@@ -245,15 +236,7 @@ class SketchGradients(HalfSums):
     def take(
         self, name: str, counts: Sequence[float]
     ) -> tuple[Sketches | None, torch.Tensor | None]:
-        """What was captured of a module, which is then released.
-
-        Args:
-            counts: What the sum of each half is divided by.
-
-        Returns:
-            Its sketches, `None` where nothing reached it, and those of all groups; see
-            `take_groups`.
-        """
+        """Sketches of a module and those of all its groups; see `ExactGradients.take`."""
         halves, products = self.both(name), self.both(name, _REFINED)
         basis, groups = self.tensors.get(f"basis:{name}"), self.take_groups(name)
         if halves is None:

@@ -66,7 +66,7 @@ def observed_sources(
     shared = {name for name, parameter in parameters if holders[id(parameter)] > 1}
     observed = {item.module: observed_as(model, item) for item in candidates}
     maps = {
-        item.module: _owner(model, item)
+        item.module: model.get_submodule(item.parameter.rpartition(".")[0])
         for item in candidates
         if observed[item.module] == "map" and item.parameter not in shared
     }
@@ -78,9 +78,9 @@ def observed_sources(
             continue
         maps.pop(item.module, None)
         if observed[item.module] == "experts":
-            owner = _owner(model, item)
-            _, modules = experts.setdefault(id(owner), (owner, {}))
-            modules[item.parameter.rpartition(".")[2]] = item.module
+            path, _, leaf = item.parameter.rpartition(".")
+            owner = model.get_submodule(path)
+            experts.setdefault(id(owner), (owner, {}))[1][leaf] = item.module
         else:
             weights[item.module] = _trainable(model, item)
     return Sources(weights=weights, maps=maps, experts=tuple(experts.values()))
@@ -116,7 +116,7 @@ def observed_as(model: PreTrainedModel, item: Candidate) -> Literal["", "map", "
 
     Empty where its gradient has to be formed.
     """
-    owner = _owner(model, item)
+    owner = model.get_submodule(item.parameter.rpartition(".")[0])
     if item.form == "experts" and is_fused_experts(owner):
         return "experts"
     # Not isinstance: routers derived from nn.Linear compute more than its product.
@@ -145,8 +145,3 @@ def _elsewhere(parameter: nn.Parameter) -> Literal["", "offloaded", "sharded"]:
     if parameter.is_meta:
         return "offloaded"
     return "sharded" if hasattr(parameter, "full_tensor") else ""
-
-
-def _owner(model: PreTrainedModel, item: Candidate) -> nn.Module:
-    owner: nn.Module = model.get_submodule(item.parameter.rpartition(".")[0])
-    return owner

@@ -41,7 +41,6 @@ def reduce_gradients(
     Args:
         halves: Mean gradients of both halves, float32 [E, p, q] each, the same tensor twice where
             there is only one; `None` where nothing reached the module.
-        weight_norm: `||W||_F`.
         groups: Group sketches, float32 [g, e, p', k], or `None`.
         weight: The weight, any floating dtype, [p, q] or [E, p, q], for its sensitivity and for
             the first step of Adam; `None` for updates, which have neither.
@@ -84,8 +83,6 @@ def reduce_sketches(
     (`effective_rank`) need the gradient itself.
 
     Args:
-        captured: Its sketches; `None` where nothing reached the module.
-        weight_norm: `||W||_F`, or `None` where the weight cannot be read.
         groups: Group sketches, float32 [g, e, p, k], or `None`.
     """
     if captured is None:

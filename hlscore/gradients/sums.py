@@ -25,12 +25,9 @@ class HalfSums:
     are linear, so no sum per group is needed.
 
     Args:
-        tests: Test matrices of the group sketches.
         groups: Probe groups of each half; `None` keeps no group sketches.
-        on_host: Keep sums of gradients in the memory of the host instead of that of the device.
 
     Attributes:
-        captured: Names of the modules that are captured.
         tensors: Everything that is kept, by kind and module name, such as
             `first:model.layers.0.mlp.up_proj` and `groups:model.layers.0.mlp.up_proj`.
     """
@@ -92,10 +89,7 @@ class HalfSums:
             kept[group] = now - kept[begin:group].sum(0, dtype=torch.float32)
 
     def take_groups(self, name: str) -> torch.Tensor | None:
-        """Sketches of all groups of a module, first half first, float32 [g, e, p, k].
-
-        Everything that is held of the module is released.
-        """
+        """Sketches of all groups of a module, float32 [g, e, p, k]; it is then released."""
         found = {kind: self.tensors.pop(f"{kind}:{name}", None) for kind in self.kinds}
         groups = found["groups"]
         return None if groups is None else groups.float()
@@ -131,14 +125,10 @@ class ExactGradients(HalfSums):
     def take(
         self, name: str, counts: Sequence[float]
     ) -> tuple[tuple[torch.Tensor, torch.Tensor] | None, torch.Tensor | None]:
-        """What was captured of a module, which is then released.
+        """Mean gradients of both halves, float32 [E, p, q], and sketches of all groups.
 
-        Args:
-            counts: What the sum of each half is divided by.
-
-        Returns:
-            Mean gradients of both halves, float32 [E, p, q], `None` where nothing reached it, and
-            the sketches of all groups; see `take_groups`.
+        The module is released. `counts` is what the sum of each half is divided by; `None` stands
+        for gradients that nothing reached.
         """
         halves, groups = self.both(name), self.take_groups(name)
         if halves is not None:

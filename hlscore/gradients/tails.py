@@ -144,7 +144,6 @@ def gradient_tails(
         first: `A`, float32 [E, p, q].
         second: `B`, float32 [E, p, q]; the same tensor where there is a single gradient, whose
             cross-fitted tail is the plain one.
-        first_share: Share of the counted tokens in the first half.
         method: `auto`, `full` (in float64) or `randomized` (only the leading part is found).
     """
     a, b, w = short_first(first), short_first(second), first_share

@@ -30,7 +30,7 @@ from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer
 from hlscore.inputs.examples import cut
-from hlscore.objectives.losses import LossInputs, probe_loss
+from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
 from hlscore.processes import Processes
@@ -60,9 +60,6 @@ class BatchTooLargeError(Exception):
 
 class TrialRun:
     """Trains from the base weights, once per probe group, and hands every update over.
-
-    Args:
-        probes: The probe examples: each group of a half is the data of one trial.
 
     Attributes:
         state: Trials, learning rate and batch size so far; a stored one to resume from.

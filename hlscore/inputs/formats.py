@@ -100,12 +100,11 @@ def example_set(
         )
     required = {name: set(_COLUMNS[name][0]) for name in wanted}
     mapped_first = sorted(wanted, key=lambda name: -len(set(settings.columns) & required[name]))
-    fitting = [
-        name
-        for name in mapped_first
+    fitting = (
+        name for name in mapped_first
         if all(columns.get(role, role) in first for role in required[name])
-    ]
-    found = next(iter(fitting), None)
+    )  # fmt: skip
+    found = next(fitting, None)
     if found is None and {"chosen", "rejected"} <= set(first) and "preference" not in wanted:
         raise DataError(
             f"'{source}' holds pairs of a chosen and a rejected completion.",
@@ -153,9 +152,7 @@ class _Example:
         """The columns of the format, by role, with turns in TRL's form."""
         required, optional = _COLUMNS[found]
         values = {role: self.row.get(self.columns.get(role, role)) for role in required + optional}
-        named = {
-            role: value for role, value in values.items() if role in required or value is not None
-        }
+        named = {role: v for role, v in values.items() if role in required or v is not None}
         if found == "rollouts":
             return self.rollout(named)
         texts = {role: value for role, value in named.items() if role not in _TEMPLATE}
@@ -210,29 +207,21 @@ class _Example:
         return found
 
     def check_messages(self, role: str, value: object) -> None:
-        if not (
-            isinstance(value, list)
-            and value
-            and all(
-                isinstance(turn, Mapping)
-                and "role" in turn
-                # A turn that only calls tools has nothing to say.
-                and ("content" in turn or turn.get("tool_calls"))
-                for turn in value
-            )
-        ):
-            raise self.error(
-                role,
-                "not a list of messages",
-                'Each message is an object with "role" and "content".',
-            )
+        # A turn that only calls tools has nothing to say.
+        fits = isinstance(value, list) and all(
+            isinstance(turn, Mapping)
+            and "role" in turn
+            and ("content" in turn or turn.get("tool_calls"))
+            for turn in value
+        )
+        if not value or not fits:
+            hint = 'Each message is an object with "role" and "content".'
+            raise self.error(role, "not a list of messages", hint)
 
     def rollout(self, named: dict[str, Any]) -> Row:
         """A completion with its reward."""
         # Lists of numpy are lists; a table of text says null for an empty one.
-        named = {
-            role: getattr(value, "tolist", lambda v=value: v)() for role, value in named.items()
-        }
+        named = {role: v.tolist() if hasattr(v, "tolist") else v for role, v in named.items()}
         if self.columns.get("completion", "completion") in self.row:
             named.setdefault("completion", "")
         for text, ids in (("prompt", "prompt_ids"), ("completion", "completion_ids")):
@@ -291,11 +280,8 @@ class _Example:
         if whole and any(item < 0 for item in numbers):
             raise self.error(role, "a list with negative ids")
         if not whole and any(item > 1e-6 for item in numbers):
-            raise self.error(
-                role,
-                "a list with positive numbers",
-                "Log-probabilities are natural logarithms: 0 or less.",
-            )
+            hint = "Log-probabilities are natural logarithms: 0 or less."
+            raise self.error(role, "a list with positive numbers", hint)
 
 
 def _is_number(value: object) -> bool:

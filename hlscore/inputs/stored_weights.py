@@ -50,8 +50,6 @@ class StoredWeights:
     """The weights of a checkpoint that is not loaded.
 
     Attributes:
-        name: The model as given.
-        directory: Folder of the checkpoint.
         shape: The model on the meta device.
         tensors: Tensors of the files by the names that they have there.
         sources: Where each parameter comes from, by its name in the model.

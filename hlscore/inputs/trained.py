@@ -150,21 +150,16 @@ class Lora:
                 yield from (part * scale for part in sums(place))
                 continue
             for part, wanted in zip(sums(place), torch.split(length, count), strict=True):
-                yield part * (
-                    wanted[:, None] / torch.linalg.vector_norm(part, dim=-1, keepdim=True)
-                )
+                yield part * (wanted / torch.linalg.vector_norm(part, dim=-1))[:, None]
 
 
 class Adapter:
     """A PEFT adapter beside its base model.
 
     Attributes:
-        name: As given.
-        config: Content of adapter_config.json.
         lora: LoRA by the name of its weight.
         copies: Weights trained in full, by name.
         items: The trained matrices by name.
-        notes: Remarks for the reader.
     """
 
     def __init__(self, name: str, folder: Path, base: StoredWeights) -> None:

@@ -6,7 +6,7 @@ import textwrap
 from itertools import pairwise, takewhile
 
 from hlscore.pages import palette, sentences
-from hlscore.pages.content import Content, Unit
+from hlscore.pages.content import USES, Content, Unit
 from hlscore.pages.vega import (
     FULL_SIGN,
     LIMIT_RULE,
@@ -415,11 +415,11 @@ def cumulative_chart(content: Content, unit: Unit) -> Chart:
 
 def memory_chart(content: Content) -> Chart:
     """Memory by use, a bar for the plan and for each alternative."""
-    totals = {cost.name: cost.use.total_bytes for cost in content.costs}
+    totals = {name: plan.memory.total_bytes for name, plan in content.ways.items()}
     largest = max(totals.values())
     unit = memory(largest).split()[-1]
     size = _BYTES[unit]
-    uses = dict(zip(content.costs[0].parts, palette.SERIES, strict=True))
+    uses = dict(zip(USES, palette.SERIES, strict=True))
     bars = {
         "x": number("size", title=unit, stack="zero", axis={"tickCount": 5}),
         "color": category("use", uses, title=None, legend={"symbolType": "square"}),
@@ -450,9 +450,9 @@ def memory_chart(content: Content) -> Chart:
         columns=columns(
             "way use size order",
             (
-                (cost.name, use, part / size, order)
-                for cost in content.costs
-                for order, (use, part) in enumerate(cost.parts.items())
+                (name, use, part(plan.memory) / size, order)
+                for name, plan in content.ways.items()
+                for order, (use, part) in enumerate(USES.items())
             ),
         ),
     )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hlscore.artifacts.plan import Plan
+from hlscore.artifacts.plan import Plan, PlanMemory
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.planning.memory import Choice, MemoryUse, memory_use
-from hlscore.records import ModuleRow, ScoreReport, tied_modules
+from hlscore.planning.make_plan import make_plan
+from hlscore.planning.memory import Choice
+from hlscore.records import ModuleRow, ScoreReport
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import CONFIDENCE, interval, order_rows, standard_error
+from hlscore.settings import PlanSettings
 
 INTERVAL = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 
@@ -56,26 +59,15 @@ class CumulativeScores:
         return float(np.interp(share, self.taken, self.held))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingCost:
-    """Memory and trained parameters of the plan, or of what it is compared with."""
-
-    name: str
-    use: MemoryUse
-    trained_params: int
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Bytes by use, under the names that a page shows."""
-        use = self.use
-        return {
-            "frozen weights": use.frozen_bytes,
-            "copies that PEFT keeps": use.copy_bytes,
-            "trained weights": use.full_bytes + use.adapter_bytes,
-            "gradients": use.gradient_bytes,
-            "optimizer state": use.optimizer_bytes,
-            "activations (estimate)": use.activation_bytes,
-        }
+USES: dict[str, Callable[[PlanMemory], int]] = {
+    "frozen weights": lambda use: use.frozen_bytes,
+    "copies that PEFT keeps": lambda use: use.copy_bytes,
+    "trained weights": lambda use: use.full_bytes + use.adapter_bytes,
+    "gradients": lambda use: use.gradient_bytes,
+    "optimizer state": lambda use: use.optimizer_bytes,
+    "activations (estimate)": lambda use: use.activation_bytes,
+}
+"""Bytes of the training memory by use, under the names that a page shows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,28 +139,18 @@ class Content:
         }
 
     @cached_property
-    def costs(self) -> tuple[TrainingCost, ...]:
-        """The plan, LoRA of its rank on every module, and every module in full, run with PEFT."""
-        plan, tied = self.plan, tied_modules(self.report.rows)
-        rows = [line.row for line in self.lines]
-        ways: dict[str, list[Choice]] = {
-            "this plan": list(self.lines),
-            f"LoRA {plan.lora.rank} everywhere": [
-                Choice(row=row, mode="frozen")
-                if row.module in tied
-                else Choice(row=row, mode="lora", rank=plan.lora.rank)
-                for row in rows
-            ],
-            "everything in full": [Choice(row=row, mode="full") for row in rows],
+    def ways(self) -> dict[str, Plan]:
+        """The plan, LoRA of its rank on every module, and every module in full."""
+        plan = self.plan
+        # Of the baselines only the cost is shown, which no score decides.
+        of_all = PlanSettings(score="random", rank=plan.lora.rank, memory=plan.settings.memory)
+        return {
+            "this plan": plan,
+            f"LoRA {plan.lora.rank} everywhere": make_plan(
+                self.report, replace(of_all, baseline="all-lora")
+            ),
+            "everything in full": make_plan(self.report, replace(of_all, baseline="all-full")),
         }
-        return tuple(
-            TrainingCost(
-                name=name,
-                use=memory_use(self.report.model, choices, plan.settings.memory),
-                trained_params=sum(choice.trained_params for choice in choices),
-            )
-            for name, choices in ways.items()
-        )
 
 
 def _running_shares(values: NDArray[np.float64]) -> NDArray[np.float64]:

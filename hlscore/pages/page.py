@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 from hlscore.errors import HlscoreError, UsageError
 from hlscore.pages import sentences
 from hlscore.pages.charts import TOP, charts_of, poster
-from hlscore.pages.content import Content, Line
+from hlscore.pages.content import USES, Content, Line
 from hlscore.pages.escaping import name, prose
 from hlscore.pages.palette import style_rules
 from hlscore.pages.vega import SHOWN, Chart, chart_script, paint, whole
@@ -105,6 +105,7 @@ def html_text(content: Content, chart_script: str) -> str:
         content=content,
         charts=charts,
         text=sentences,
+        uses=USES,
         columns={title: sort for title, (sort, _) in _COLUMNS.items()},
         is_long=len(rows) > _LONG_TABLE,
         rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines],
@@ -158,6 +159,7 @@ def markdown_text(content: Content) -> str:
         content=content,
         charts=charts_of(content),
         text=sentences,
+        uses=USES,
         columns={title: sort for title, (sort, _) in _COLUMNS.items()},
         rows=[[text(line) for _, text in _COLUMNS.values()] for line in content.lines[:TOP]],
         hidden=len(content.lines) - TOP,

@@ -138,7 +138,7 @@ def key_figures(content: Content) -> Facts:
     figures += [
         (full, "modules in full"),
         (f"{times_lora(plan.totals):.2f} x", f"the trained parameters of LoRA {rank}"),
-        (memory(content.costs[0].use.total_bytes), "memory to train, about"),
+        (memory(plan.memory.total_bytes), "memory to train, about"),
     ]
     if share is not None and content.full_lines:
         figures.append((f"{100 * share:.0f} %", "selected again by resamples, at most"))

@@ -35,11 +35,7 @@ class Budget:
     amount: int = 0  # parameters or bytes; 0 for a share
 
     def limit(self, params: Sequence[int]) -> int:
-        """The most that it allows in its unit, which may be too little for any module.
-
-        Args:
-            params: Parameters of each candidate.
-        """
+        """The most that it allows of candidates with so many parameters each, in its unit."""
         if self.share is None:
             return self.amount
         return share_of(self.share, len(params) if self.unit == "modules" else sum(params))

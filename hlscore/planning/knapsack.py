@@ -60,11 +60,7 @@ class Picked:
 
 
 def choose_options(menu: Menu) -> Picked:
-    """Choose one option per module.
-
-    Returns:
-        The best choice, to a relative gap of 1e-4 or as far as the solver came; `bound` says.
-    """
+    """The best choice, to a relative gap of 1e-4 or as far as the solver came; `bound` says."""
     scale = np.maximum(np.abs(menu.limits), 1.0)
     cheapest = _first_best(menu, -(menu.costs / scale[:, None]).max(axis=0))
     if not menu.fits(cheapest):

@@ -19,12 +19,7 @@ _SHOWN = 3
 def plan_notes(
     problem: Problem, solution: Solution, covered: PlanCoverage | None, *, spent: int
 ) -> Iterator[str]:
-    """All notes on a plan.
-
-    Args:
-        covered: What LoRA of the plan's rank and the plan follow; `None` without probes.
-        spent: What the plan takes of its budget, in the budget's unit.
-    """
+    """All notes on a plan; `spent` is what it takes of its budget, in the budget's unit."""
     report, settings, rows = problem.report, problem.settings, problem.rows
     left = 1.0 if covered is None else 1 - covered.lora
     # A rank that spans every matrix leaves nothing over of any gradient.

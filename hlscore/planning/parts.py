@@ -56,12 +56,7 @@ def budget_of(
     *,
     trained_limit: int | None,
 ) -> PlanBudget:
-    """What a budget allows and what a plan takes of it.
-
-    Args:
-        counts: What counts towards the limit.
-        trained_limit: Most parameters that may be trained beside a limit of modules.
-    """
+    """What a budget allows and what a plan takes of it; arguments as in `PlanBudget`."""
     params = [item.params for item in modules]
     full = [item for item in modules if item.mode == "full"]
     spent = {
@@ -86,11 +81,7 @@ def budget_of(
 
 
 def stability_of(modules: Sequence[PlanModule], *, clear: int | None) -> PlanStability:
-    """How far the choice depends on the probe examples that were drawn.
-
-    Args:
-        clear: Modules whose score lies above zero with 95 % confidence.
-    """
+    """How far the choice depends on the probe examples that were drawn."""
     known = [
         (share, item.mode) for item in modules if (share := item.selection_probability) is not None
     ]

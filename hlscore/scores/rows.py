@@ -140,11 +140,7 @@ def stratified_scores(candidates: Sequence[Matrix], *, seed: int) -> dict[str, f
 
 
 def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[ModuleRow, ...]:
-    """Order rows by a score, the highest first, and number them; skipped rows go last.
-
-    Returns:
-        The same rows with their new places; ties go by name.
-    """
+    """Rows numbered by a score, the highest first, ties by name; skipped rows go last."""
     candidates = []
     for row in rows:
         if row.is_candidate:
@@ -162,12 +158,7 @@ def order_rows(rows: Sequence[ModuleRow], score: Score, rank: int) -> tuple[Modu
 def remark(
     item: Candidate | ModuleRow, matrices_reached: int | None, rank: int, *, of_updates: bool
 ) -> str:
-    """What a reader should know of a module at a LoRA rank; mostly nothing.
-
-    Args:
-        matrices_reached: How many of its matrices have a gradient; `None` without probes.
-        of_updates: Whether weight updates of finished trainings were scored.
-    """
+    """What a reader should know of a module at a LoRA rank; mostly nothing."""
     if matrices_reached == 0:
         return "no training changed it" if of_updates else "its gradient is zero"
     remarks = []
@@ -186,11 +177,7 @@ def standard_error(replicates: Sequence[float]) -> float | None:
 
 
 def interval(replicates: Sequence[float]) -> tuple[float | None, float | None]:
-    """Ends of the 95 % interval of a score from its replicates.
-
-    Returns:
-        Lower and upper end; `None` where there are fewer than two replicates.
-    """
+    """Ends of the 95 % interval of a score; `None` where there are fewer than two replicates."""
     if len(replicates) < 2:
         return None, None
     outside = (1 - CONFIDENCE) / 2

@@ -72,11 +72,8 @@ def plain_adapter(
             if not copy.read().float().equal(base.weight(name).float()):
                 raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
         elif item is None or item.form not in _FORMS:
-            raise _inexpressible(
-                adapter,
-                f"{name.removesuffix('.weight')} is not a linear layer, and engines load LoRA on "
-                "linear layers only",
-            )
+            what = f"{name.removesuffix('.weight')} is not a linear layer"
+            raise _inexpressible(adapter, f"{what}, and engines load LoRA on linear layers only")
         else:
             items.append(item)
     items.sort(key=lambda item: item.module)

@@ -19,6 +19,11 @@ TrialOptimizer = Literal["factored", "sign", "rms"]
 CAPTURE_PANEL = "Capture"
 
 
+def default_sketch_size(rank: int) -> int:
+    """Columns that a sketch needs for tails at a LoRA rank."""
+    return max(64, 4 * rank)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaptureSettings:
     """How gradients and weight updates are captured and reduced."""

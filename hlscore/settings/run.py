@@ -7,7 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from hlscore.errors import UsageError
-from hlscore.settings.capture import CAPTURE_PANEL, OF_GRADIENTS, CaptureSettings
+from hlscore.settings.capture import (
+    CAPTURE_PANEL,
+    OF_GRADIENTS,
+    CaptureSettings,
+    default_sketch_size,
+)
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
@@ -98,7 +103,7 @@ class RankSettings:
         require(
             size is None or size >= 2 * rank,
             f"--sketch-size is {size}, too few columns for rank {rank}.",
-            f"Use {2 * rank} or more; the default is {max(64, 4 * rank)}.",
+            f"Use {2 * rank} or more; the default is {default_sketch_size(rank)}.",
         )
         probed = self.objective
         require(

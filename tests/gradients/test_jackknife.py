@@ -16,6 +16,7 @@ SECOND_TOKENS = torch.tensor([8, 4, 6], dtype=torch.float64)
 
 FLOAT32 = 2.0**-23
 Matrix = np.ndarray
+NAMES = ("hls", "tail", "grad_norm")
 
 
 def group_sums(rows: int, columns: int, *, noise: float = 0.1, stack: int = 2) -> torch.Tensor:
@@ -32,7 +33,10 @@ def scores(sums: Matrix, kept: list[int], rank: int) -> tuple[float, float, floa
     tokens = torch.cat((FIRST_TOKENS, SECOND_TOKENS)).numpy()
     halves = [[g for g in kept if g < 4], [g for g in kept if g >= 4]]
     a, b = (sums[part].sum(0) / tokens[part].sum() for part in halves)
-    mean = sums[kept].sum(0) / tokens[kept].sum()
+    return dense_scores(a, b, sums[kept].sum(0) / tokens[kept].sum(), rank)
+
+
+def dense_scores(a: Matrix, b: Matrix, mean: Matrix, rank: int) -> tuple[float, float, float]:
     return (
         reference.cross_fitted_tail(a, b, rank),
         reference.tail(mean, rank),
@@ -101,20 +105,17 @@ def test_influences_of_tiny_gradients_do_not_underflow() -> None:
     small = influences(sums * 2.0**-60, FIRST_TOKENS, SECOND_TOKENS, 2)
     scale = 2.0**120
     back = Influences(
-        hls=small.hls * scale,
-        tail=small.tail * scale,
-        grad_norm=small.grad_norm * scale,
-        energy=small.energy * scale,
+        **{name: getattr(small, name) * scale for name in NAMES}, energy=small.energy * scale
     )
     assert_alike(back, large, 1e-5)
     nothing = influences(sums * 0, FIRST_TOKENS, SECOND_TOKENS, 2)
     assert nothing.energy == 0
-    assert not any(part.any() for part in (nothing.hls, nothing.tail, nothing.grad_norm))
+    assert not any(getattr(nothing, name).any() for name in NAMES)
 
 
 def assert_alike(found: Influences, expected: Influences, tolerance: float) -> None:
     assert found.energy == pytest.approx(expected.energy, rel=tolerance)
-    for name in ("hls", "tail", "grad_norm"):
+    for name in NAMES:
         ours, theirs = getattr(found, name), getattr(expected, name)
         largest = float(theirs.abs().max())
         np.testing.assert_allclose(ours.numpy(), theirs.numpy(), atol=2 * tolerance * largest)
@@ -136,14 +137,7 @@ def test_variance_is_that_over_independent_probe_sets(
         found = influences(sums, tokens, tokens, rank)
         variances.append(tuple(map(variance, (found.hls, found.tail, found.grad_norm))))
         a, b = (part.mean(0).double().numpy() for part in (sums[:groups], sums[groups:]))
-        mean = (a + b) / 2
-        values.append(
-            (
-                reference.cross_fitted_tail(a, b, rank),
-                reference.tail(mean, rank),
-                reference.energy(mean),
-            )
-        )
+        values.append(dense_scores(a, b, (a + b) / 2, rank))
     true = np.var(values, axis=0, ddof=1)
     ratios = np.mean(variances, axis=0) / true
     assert (low <= ratios).all(), ratios

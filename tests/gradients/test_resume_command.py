@@ -21,6 +21,13 @@ QUICK = (
 SAVING = ("--save-every", "0.00001")  # minutes: after every batch, however fast the machine is
 
 
+RESULTS = ["plan.json", "scores.parquet"]
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "hlscore", "rank", "builtin:tiny", *QUICK, *SAVING, *arguments],
@@ -68,7 +75,7 @@ def test_killed_run_resumes_to_the_same_files(
     assert (whole / "plan.json").read_bytes() == (again / "plan.json").read_bytes()
     tables = [pq.read_table(folder / "scores.parquet") for folder in (whole, again)]
     assert tables[0].equals(tables[1])
-    assert sorted(path.name for path in again.iterdir()) == ["plan.json", "scores.parquet"]
+    assert files(again) == RESULTS
 
 
 KILLED_WHILE_IT_WRITES = """
@@ -108,7 +115,7 @@ def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(
     shutil.copytree(out, tmp_path / "copy")
     for folder, go_on in ((out, "--resume"), (tmp_path / "copy", "--force")):
         assert hlscore("rank", "builtin:tiny", *QUICK, "-o", folder, go_on).code == 0
-        assert sorted(path.name for path in folder.iterdir()) == ["plan.json", "scores.parquet"]
+        assert files(folder) == RESULTS
 
 
 def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None:
@@ -129,17 +136,10 @@ def test_ctrl_c_keeps_the_progress_and_says_how_to_go_on(tmp_path: Path) -> None
         "rank", "builtin:tiny", "--samples", "8", *QUICK[2:], "-o", tmp_path / "out", "--force"
     )
     assert anew.code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "plan.json", "scores.parquet",
-    ]  # fmt: skip
+    assert files(tmp_path / "out") == RESULTS
 
 
 def test_saving_off_stores_nothing(tmp_path: Path) -> None:
-    found = hlscore(
-        "rank", "builtin:tiny", "--samples", "8", *QUICK[2:], "-o", tmp_path / "out",
-        "--save-every", "0",
-    )  # fmt: skip
-    assert found.code == 0
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "plan.json", "scores.parquet",
-    ]  # fmt: skip
+    out = ("-o", tmp_path / "out", "--save-every", "0")
+    assert hlscore("rank", "builtin:tiny", "--samples", "8", *QUICK[2:], *out).code == 0
+    assert files(tmp_path / "out") == RESULTS

@@ -113,6 +113,13 @@ def as_trainers_load(folder: Path) -> PreTrainedModel:
     return model
 
 
+def assert_plan_fits(plan: Path, folder: Path) -> None:
+    """The plan checks against the model, and its seed adapter can be written."""
+    checked = hlscore("check", plan, "--model", folder, "--weights")
+    assert (checked.code, checked.err) == (0, "")
+    assert hlscore("export", plan, "--to", "seed-adapter", "-o", plan.parent / "seed").code == 0
+
+
 def settings(folder: Path, **options: Any) -> ModelSettings:
     return ModelSettings(model=str(folder), device="cpu", **options)
 
@@ -137,9 +144,7 @@ def test_a_plan_is_checked_exported_and_trained_on_what_trainers_load(
     # LoRA does not run on Llama 4's routers, which return a tuple.
     locks = ("--lock", "*.router=frozen") if folder.name == "Llama4" else ()
     assert hlscore("rank", folder, *QUICK, "--budget", "0.2", *locks, "-o", out).code == 0
-    checked = hlscore("check", plan_path, "--model", folder, "--weights")
-    assert (checked.code, checked.err) == (0, "")
-    assert hlscore("export", plan_path, "--to", "seed-adapter", "-o", tmp_path / "seed").code == 0
+    assert_plan_fits(plan_path, folder)
     model = as_trainers_load(folder)
     plan = read_plan(plan_path)
     wrapped = apply(model, plan)
@@ -168,9 +173,7 @@ def test_text_only_loads_the_text_class_and_the_plan_says_so(folder: Path, tmp_p
     assert plan.model.architecture == f"{family}ForCausalLM"
     assert plan.modules[0].module.startswith("model.layers.")
     assert any("--text-only" in note for note in plan.notes)
-    checked = hlscore("check", plan_path, "--model", folder, "--weights")
-    assert (checked.code, checked.err) == (0, "")
-    assert hlscore("export", plan_path, "--to", "seed-adapter", "-o", tmp_path / "seed").code == 0
+    assert_plan_fits(plan_path, folder)
     apply(transformers.AutoModelForCausalLM.from_pretrained(folder), plan)
     weights = hlscore("rank", folder, "--data", "none", "--text-only", "-o", tmp_path / "weights")
     assert weights.code == 0
@@ -189,15 +192,12 @@ def test_commands_without_weights_follow_both_ways(tmp_path: Path) -> None:
         assert whole.out != text.out
 
 
-def test_text_only_without_a_text_class_is_refused(tmp_path: Path) -> None:
-    folder = save_model(tmp_path, model=FAMILIES["llava"].build())
+def test_text_only_needs_a_text_class_and_changes_nothing_for_a_text_model(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "llava", model=FAMILIES["llava"].build())
     with pytest.raises(UsageError, match="no text-only class for llava") as error:
         load_shape(settings(folder, text_only=True))
     assert "LlavaForConditionalGeneration" in str(error.value.hint)
-
-
-def test_text_only_changes_nothing_for_a_text_model(tmp_path: Path) -> None:
-    folder = save_model(tmp_path)
+    folder = save_model(tmp_path / "llama")
     loaded = load_model(settings(folder, text_only=True))
     assert loaded.identity == load_model(settings(folder)).identity
 

@@ -335,11 +335,8 @@ def test_truncation(model: PreTrainedModel) -> None:
     assert masks(probes) == {ids("abcd"): "..xx", ids("ab", EOS_ID): ".xx"}
     assert (probes.summary.truncated, probes.summary.dropped) == (2, 1)
     assert len(probes.summary.notes) == 2
-
-
-def test_context_is_the_default_limit(model: PreTrainedModel) -> None:
     rows = [{"text": letter * 1000} for letter in "ab"]
-    found = masks(probes_of(rows, byte_tokenizer(), model))
+    found = masks(probes_of(rows, byte_tokenizer(), model))  # the context is the default limit
     assert {len(key) for key in found} == {model.config.max_position_embeddings}
 
 

@@ -48,6 +48,10 @@ class Case(NamedTuple):
     says: tuple[str, ...] = ()
 
 
+def _data(name: str, *options: str, says: tuple[str, ...] = ()) -> Case:
+    return Case((BUILTIN, "--data", name, *options), 3 if says else 0, says)
+
+
 CASES = {
     "model": Case(("org/model",)),
     "model again": Case(("org/model",)),
@@ -59,35 +63,28 @@ CASES = {
     "gated": Case(("org/gated",), 3, ("'org/gated' is gated", "hf auth login")),
     "unknown revision": Case(("org/model", "--revision", "v9"), 3, ("has no revision 'v9'",)),
     "no config": Case(("org/empty",), 3, ("'org/empty' has no config.json",)),
-    "broken off": Case(
-        ("org/breaks",), 3, ("Downloading the model 'org/breaks' failed", "run the same command")
-    ),
+    "broken off": Case(("org/breaks",), 3,
+                       ("Downloading the model 'org/breaks' failed", "run the same command")),
     "down": Case(("org/down",), 3, ("the hub cannot be reached",)),
     "broken off once": Case(("org/breaks-once",)),
-    "rows": Case((BUILTIN, "--data", "org/rows")),
-    "configuration": Case((BUILTIN, "--data", "org/two", "--data-config", "two")),
-    "unknown rows": Case((BUILTIN, "--data", "org/none"), 3, ("no data set 'org/none'",)),
-    "no data id": Case((BUILTIN, "--data", "a b"), 3, ("There is no data set 'a b'",)),
-    "gated rows": Case((BUILTIN, "--data", "org/gated-rows"), 3, ("is gated", "hf auth login")),
-    "rows break off": Case((BUILTIN, "--data", "org/rows-break"), 3, ("cannot be reached",)),
-    "rows down": Case((BUILTIN, "--data", "org/rows-down"), 3, ("answered with an error", "503")),
-    "no rows": Case((BUILTIN, "--data", "org/no-rows"), 3, ("doesn't contain any data files",)),
-    "bad rows": Case((BUILTIN, "--data", "org/bad-rows"), 3, ("'org/bad-rows' cannot be read",)),
-    "no configuration": Case((BUILTIN, "--data", "org/two"), 3, ("--data-config",)),
-    "unknown configuration": Case(
-        (BUILTIN, "--data", "org/two", "--data-config", "six"), 3, ("'six' not found", "'one'")
-    ),
-    "unknown split": Case(
-        (BUILTIN, "--data", "org/rows", "--split", "test"), 3, ("Available splits: ['train']",)
-    ),
-    "slice": Case(
-        (BUILTIN, "--data", "org/rows", "--split", "train[:4]"), 3, ("--samples instead",)
-    ),
-}
-
+    "rows": _data("org/rows"),
+    "configuration": _data("org/two", "--data-config", "two"),
+    "unknown rows": _data("org/none", says=("no data set 'org/none'",)),
+    "no data id": _data("a b", says=("There is no data set 'a b'",)),
+    "gated rows": _data("org/gated-rows", says=("is gated", "hf auth login")),
+    "rows break off": _data("org/rows-break", says=("cannot be reached",)),
+    "rows down": _data("org/rows-down", says=("answered with an error", "503")),
+    "no rows": _data("org/no-rows", says=("doesn't contain any data files",)),
+    "bad rows": _data("org/bad-rows", says=("'org/bad-rows' cannot be read",)),
+    "no configuration": _data("org/two", says=("--data-config",)),
+    "unknown configuration": _data("org/two", "--data-config", "six",
+                                   says=("'six' not found", "'one'")),
+    "unknown split": _data("org/rows", "--split", "test", says=("Available splits: ['train']",)),
+    "slice": _data("org/rows", "--split", "train[:4]", says=("--samples instead",)),
+}  # fmt: skip
 STOPPED = {
     "stopped": Case(("org/late",), 3, ("not in the local cache and the hub cannot be reached",)),
-    "stopped rows": Case((BUILTIN, "--data", "org/late"), 3, ("cannot be reached",)),
+    "stopped rows": _data("org/late", says=("cannot be reached",)),
     "stopped, cached": Case(("org/model",)),
 }
 
@@ -95,13 +92,8 @@ STOPPED = {
 def _repos(folder: Path) -> dict[str, RepoSpec]:
     files = {path.name: path.read_bytes() for path in save_model(folder).iterdir()}
     weights, junk = "model.safetensors", b"junk" * 100
-    many = files | {
-        "pytorch_model.bin": junk,
-        "consolidated.safetensors": junk,
-        "original/model.safetensors": junk,
-        "code.py": b"1 / 0",
-        "README.md": b"Hello.",
-    }
+    copies = ("pytorch_model.bin", "consolidated.safetensors", "original/model.safetensors")
+    many = files | dict.fromkeys(copies, junk) | {"code.py": b"1 / 0", "README.md": b"Hello."}
     pickled = {name: content for name, content in files.items() if name != weights}
 
     def faulty(fault: Fault) -> RepoSpec:

@@ -46,6 +46,10 @@ def probed(model: PreTrainedModel, rows: list[dict[str, Any]], **options: Any) -
     )
 
 
+def ranked(model: PreTrainedModel, **options: Any) -> hlscore.RankResult:
+    return hlscore.rank(model, byte_tokenizer(), objective="grpo", rank=2, **options)
+
+
 def test_groups_that_count_nothing_join_others() -> None:
     def unit(number: int, count: int) -> ProbeUnit:
         own = (ProbeExample((number, 1), (False, True)),) if count else ()
@@ -66,14 +70,7 @@ def test_masked_completions_leave_errors_finite(model: PreTrainedModel) -> None:
         for n in range(48)
         for k in range(3)
     ]
-    found = hlscore.rank(
-        model,
-        byte_tokenizer(),
-        rollouts=rows,
-        objective="grpo",
-        mask_truncated=True,
-        rank=2,
-    )
+    found = ranked(model, rollouts=rows, mask_truncated=True)
     for item in found.rows:
         assert item.hls_stderr is None or math.isfinite(item.hls_stderr)
     drawn = found.report.probes.rollouts
@@ -130,14 +127,9 @@ def test_absurd_ratios_have_finite_gradients() -> None:
     log_probs = torch.full((2, 3), -0.5, requires_grad=True)
     old = torch.full((2, 3), -2000.0)
     loss = clipped_loss(
-        log_probs,
-        torch.tensor([1.0, -1.0]),
-        torch.ones(2, 3, dtype=torch.bool),
-        old,
-        low=0.2,
-        high=0.2,
-        by_sequence=False,
-    )
+        log_probs, torch.tensor([1.0, -1.0]), torch.ones(2, 3, dtype=torch.bool), old,
+        low=0.2, high=0.2, by_sequence=False,
+    )  # fmt: skip
     loss.backward()
     assert log_probs.grad is not None
     assert log_probs.grad.isfinite().all()
@@ -181,20 +173,12 @@ def test_functions_of_one_name_are_kept_apart(model: PreTrainedModel) -> None:
         exact,
         "exact",
     ]
-    found = hlscore.rank(
-        model,
-        byte_tokenizer(),
-        data=PROMPTS,
-        objective="grpo",
-        max_new_tokens=8,
-        reward=rewards,
-        rank=2,
-    )
+    found = ranked(model, data=PROMPTS, max_new_tokens=8, reward=rewards)
     assert calls[:3] == ["a", "b", "own"]
     names = found.report.run.settings["objective"]["rewards"]  # type: ignore[index]
     assert len(set(names)) == 4
     assert "exact" in names
-    again = hlscore.rank(model, byte_tokenizer(), objective="grpo", rollouts=found.rollouts, rank=2)
+    again = ranked(model, rollouts=found.rollouts)
     assert [item.hls for item in again.rows] == [item.hls for item in found.rows]
 
 
@@ -204,10 +188,7 @@ def test_rows_in_memory_may_lack_columns(model: PreTrainedModel) -> None:
         return [float(n % 2) for n in range(len(answer))]
 
     rows = [*PROMPTS, {"prompt": "no answer here"}]
-    hlscore.rank(
-        model, byte_tokenizer(), data=rows, reward=seen, rank=2,
-        objective="grpo", max_new_tokens=4,
-    )  # fmt: skip
+    ranked(model, data=rows, reward=seen, max_new_tokens=4)
 
 
 def test_a_reward_that_is_none(model: PreTrainedModel) -> None:
@@ -246,26 +227,19 @@ def test_nothing_beside_the_data_replaces_a_library(
     batch = Completions(
         prompts=["p"], completions=["#### 4"], completion_ids=[[1]], columns={"answer": ["4"]}
     )
-    with RewardProcess(["math"]) as judge:
-        assert judge.judge(batch) == [1.0]
-
-
-def test_a_limit_that_is_none_in_practice() -> None:
-    batch = Completions(
-        prompts=["p"], completions=["4"], completion_ids=[[1]], columns={"answer": ["4"]}
-    )
-    with RewardProcess(["numeric"], timeout=1e9) as judge:
-        assert judge.judge(batch) == [1.0]
+    for name in ("math", "numeric"):  # with a limit that is none in practice
+        with RewardProcess([name], timeout=1e9) as judge:
+            assert judge.judge(batch) == [1.0]
 
 
 def test_answers_that_no_verifier_can_judge_are_not_sampled_for(model: PreTrainedModel) -> None:
     rows = [*PROMPTS, {"prompt": "who?", "answer": "Ada"}, {"prompt": "what?", "answer": None}]
-    options: Any = {"objective": "grpo", "max_new_tokens": 4, "generations": 2}
+    options = {"reward": "numeric", "max_new_tokens": 4, "generations": 2}
     with pytest.raises(DataError) as none:
-        hlscore.rank(model, byte_tokenizer(), data=rows[-2:], reward="numeric", rank=2, **options)
+        ranked(model, data=rows[-2:], **options)
     assert "No prompt of" in str(none.value)
     with pytest.raises(DataError) as silent:
-        hlscore.rank(model, byte_tokenizer(), data=rows, reward="numeric", rank=2, **options)
+        ranked(model, data=rows, **options)
     assert f"each of the {len(PROMPTS)} groups" in str(silent.value)
 
 
@@ -278,7 +252,7 @@ def test_steps_of_a_log_are_kept_apart(model: PreTrainedModel) -> None:
 
 def test_ratios_of_another_policy_are_told(model: PreTrainedModel) -> None:
     rows = [row(n, [30 + k], float(k), logprobs=[-0.3]) for n in range(4) for k in range(2)]
-    found = hlscore.rank(model, byte_tokenizer(), objective="grpo", rollouts=rows, rank=2)
+    found = ranked(model, rollouts=rows)
     (note,) = (text for text in found.report.run.notes if "log-probabilities" in text)
     assert note.startswith("100 % of the 8 tokens")
     assert any("Only 4 prompts carry a gradient" in text for text in found.report.probes.notes)

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from hlscore.objectives import likelihood
-from hlscore.objectives.likelihood import IGNORED, token_log_probs
-from hlscore.objectives.losses import LossInputs, probe_loss
+from hlscore.objectives.likelihood import IGNORED, LossInputs, probe_loss, token_log_probs
 from hlscore.settings import ObjectiveSettings
 
 VOCABULARY = 11

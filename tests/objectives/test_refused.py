@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,12 +34,7 @@ def nothing(completions, **_):
 
 @dataclass
 class Desk:
-    """A folder of its own, with a good model at hand.
-
-    Attributes:
-        folder: The folder, which is the working directory too.
-        model: A saved model of 256 tokens.
-    """
+    """A folder of its own, the working directory, and a saved model of 256 tokens."""
 
     folder: Path
     model: Path
@@ -200,15 +196,10 @@ def test_options(desk: Desk, kind: str, options: str, says: str) -> None:
     assert says in desk.refuse(*given, *options.split(), code=2)
 
 
-def test_an_empty_stop_text(desk: Desk) -> None:
-    assert "A --stop text is empty" in desk.refuse(*desk.live("mine:equal"), "--stop", "", code=2)
-
-
 def test_grpo_needs_completions(desk: Desk) -> None:
     message = desk.refuse("--objective", "grpo", "--data", desk.rows(PROMPTS), code=2)
-    assert "needs completions with rewards" in message
-    assert "--rollouts" in message
-    assert "--reward" in message
+    assert all(part in message for part in ("needs completions", "--rollouts", "--reward"))
+    assert "A --stop text is empty" in desk.refuse(*desk.live("mine:equal"), "--stop", "", code=2)
 
 
 # Rewards
@@ -287,12 +278,9 @@ def test_rollouts(desk: Desk, name: str) -> None:
     assert says.format(path=desk.folder / "rows.jsonl") in desk.refuse(*desk.grpo(rows))
 
 
-def test_equal_rewards_say_what_to_do(desk: Desk) -> None:
+def test_what_to_do_about_rewards_is_said(desk: Desk) -> None:
     message = desk.refuse(*desk.grpo(ROLLOUTS["equal"][0]))
     assert all(words in message for words in ("--generations", "--temperature", "prompts that"))
-
-
-def test_masking_all_that_is_cut_leaves_nothing(desk: Desk) -> None:
     rows = everywhere(GROUPS, truncated=True)
     assert "--mask-truncated" in desk.refuse(*desk.grpo(rows), "--mask-truncated")
 
@@ -348,12 +336,10 @@ def test_pairs(desk: Desk, name: str) -> None:
     assert says in desk.refuse(*desk.dpo(rows))
 
 
-def test_some_equal_pairs_are_left_out(desk: Desk) -> None:
+def test_some_pairs_that_cannot_be_used(desk: Desk) -> None:
     done = desk.rank(*desk.dpo(changed(PAIRS, 1, chosen="x", rejected="x")))
     assert done.code == 0, done.err
     assert any(note.startswith("note: 1 pairs were left out: their chosen") for note in done.notes)
-
-
-def test_pairs_cut_where_they_are_equal(desk: Desk) -> None:
-    rows = everywhere(PAIRS, prompt="q" * 90)
+    shutil.rmtree(desk.folder / "out")
+    rows = everywhere(PAIRS, prompt="q" * 90)  # cut where they are equal
     assert "--max-length" in desk.refuse(*desk.dpo(rows), "--max-length", "40")

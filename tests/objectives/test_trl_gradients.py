@@ -20,10 +20,7 @@ from trl_runs import arguments, captured
 from hlscore.inputs.formats import SUPERVISED, example_set
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
-from hlscore.settings import (
-    DataSettings,
-    ObjectiveSettings,
-)
+from hlscore.settings import DataSettings, ObjectiveSettings
 
 FAMILY = "qwen3"
 RELATIVE = (
@@ -55,13 +52,10 @@ PAIRS = [
     {"prompt": "count to three ", "chosen": "1 2 3", "rejected": "1 2 4 8"},
 ]
 CHAT_PAIRS = [
-    {
-        "prompt": [{"role": "user", "content": row["prompt"]}],
-        "chosen": [{"role": "assistant", "content": row["chosen"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
-    }
+    {key: [{"role": "user" if key == "prompt" else "assistant", "content": text}]
+     for key, text in row.items()}
     for row in PAIRS
-]
+]  # fmt: skip
 
 
 def tokenizer(**options: Any) -> PreTrainedTokenizerFast:
@@ -178,17 +172,11 @@ def drawn_rollouts(*, old: bool = False) -> RolloutSet:
             size = int(torch.randint(2, MOST_TOKENS, (), generator=draw))
             ids = torch.randint(0, 250, (size,), generator=draw).tolist()
             noise = torch.randn(size, generator=draw).tolist() if old else []
-            rollouts.append(
-                Rollout(
-                    prompt=f"prompt {number}",
-                    prompt_ids=prompt,
-                    completion="",
-                    completion_ids=tuple(ids),
-                    reward=reward,
-                    truncated=index < 2,
-                    log_probs=tuple(noise),
-                )
-            )
+            rollouts.append(Rollout(
+                prompt=f"prompt {number}", prompt_ids=prompt, completion="",
+                completion_ids=tuple(ids), reward=reward, truncated=index < 2,
+                log_probs=tuple(noise),
+            ))  # fmt: skip
         groups.append(RolloutGroup(name=str(number), rollouts=tuple(rollouts)))
     return RolloutSet(source="drawn", groups=tuple(groups))
 

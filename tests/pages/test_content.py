@@ -105,16 +105,16 @@ def test_cumulative_scores_need_a_positive_score_and_resamples_for_its_band() ->
     assert "No score is above zero" in html_text(empty, "0")
 
 
-@pytest.mark.parametrize("settings", [{}, {"budget": "0.3p"}, {"locks": ("*.0.*=frozen",)}])
-def test_memory_of_the_plan_is_that_of_the_plan_file(settings: dict[str, Any]) -> None:
-    found = content(21, **settings)
-    mine, lora, full = found.costs
-    assert mine.use.total_bytes == found.plan.memory.total_bytes
+def test_memory_is_that_of_the_plan_and_of_baselines() -> None:
+    found = content(21, budget="0.3p")
+    mine, lora, full = found.ways.values()
+    assert mine == found.plan
     for name, baseline in (("all-lora", lora), ("all-full", full)):
         other = planned(found.report, baseline=name)
-        assert baseline.use.total_bytes == other.memory.total_bytes
-        assert baseline.trained_params == other.totals.trained_params
-    assert memory(mine.use.total_bytes) in html_text(found, "0")
+        assert baseline.memory == other.memory
+        assert baseline.totals == other.totals
+    for way in (mine, lora, full):
+        assert memory(way.memory.total_bytes) in html_text(found, "0")
 
 
 def test_the_headline_says_what_the_plan_does() -> None:

@@ -9,14 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from compared import save, save_plan
 from console import UNFINISHED, hlscore
-from report_content import Page, planned
+from report_content import Page
 from reports import report
-
-from hlscore.artifacts.plan import Plan
-from hlscore.artifacts.plan_file import write_plan
-from hlscore.artifacts.report import write_report
-from hlscore.records import ScoreReport
 
 WITHOUT = """
 import sys
@@ -29,16 +25,10 @@ sys.exit(_run())
 Files = tuple[Path, Path]
 
 
-def saved(folder: Path, found: ScoreReport, plan: Plan) -> Files:
-    scores, path = folder / "scores.parquet", folder / "plan.json"
-    write_report(found, scores)
-    write_plan(plan, path)
-    return scores, path
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
-    return saved(tmp_path, report(20), planned(report(20)))
+    plan = save_plan(report(20), tmp_path / "plan.json", budget="0.1")
+    return save(report(20), tmp_path / "scores.parquet"), plan
 
 
 @pytest.mark.parametrize(
@@ -74,7 +64,8 @@ def test_a_plan_orders_the_page_by_its_own_score(tmp_path: Path) -> None:
     found = report(20)
     rows = tuple(replace(row, taylor=float(place)) for place, row in enumerate(found.rows))
     turned = replace(found, rows=rows)
-    scores, plan = saved(tmp_path, turned, planned(turned, score="taylor", rank=8))
+    scores = save(turned, tmp_path / "scores.parquet")
+    plan = save_plan(turned, tmp_path / "plan.json", score="taylor", rank=8)
     assert hlscore("report", scores, plan).code == 0
     shown = Page((tmp_path / "report.html").read_text()).tables["modules"]
     assert shown[0][2] == "taylor"
@@ -121,9 +112,8 @@ def test_damaged_and_missing_files_give_one_line(files: Files, tmp_path: Path, w
 
 
 def test_a_report_without_candidates_is_refused(tmp_path: Path) -> None:
-    scores = tmp_path / "scores.parquet"
-    write_report(replace(report(3), rows=report(3).rows[-1:]), scores)
-    found = hlscore("report", scores)
+    empty = replace(report(3), rows=report(3).rows[-1:])
+    found = hlscore("report", save(empty, tmp_path / "scores.parquet"))
     assert found.code == 3
     assert "no candidate modules" in found.message
 
