@@ -52,12 +52,23 @@ Arms = dict[str, Trained]
 
 
 def arms_of(lines: Sequence[Mapping[str, Any]]) -> Arms:
-    """The arms of a journal that have a reported seed, in the order of the study."""
+    """The arms of a journal that have a reported seed, in the order of the study.
+
+    Of several rates with reported seeds those count that did best on the tuning split.
+    """
     found: Arms = {}
-    trained = [line for line in lines if "arm" in line]
+    trained = [line for line in lines if "arm" in line and line["settings"] == study_of(lines)]
     for name in dict.fromkeys(line["arm"] for line in trained):
-        mine = [line for line in trained if line["arm"] == name and line["seed"] != TUNING_SEED]
-        if mine:
+        tried: dict[Any, list[Mapping[str, Any]]] = {}
+        tuned: dict[Any, float] = {}
+        for line in trained:
+            key = (line["full_rate"], line["lora_rate"], tuple(line["full"]))
+            if line["arm"] == name and line["seed"] == TUNING_SEED:
+                tuned[key] = line["tuning_loss"]
+            elif line["arm"] == name:
+                tried.setdefault(key, []).append(line)
+        if tried:
+            mine = tried[min(tried, key=lambda key: tuned.get(key, math.inf))]
             found[name] = Trained(
                 name=name,
                 parameters=mine[0]["parameters"],
@@ -68,6 +79,37 @@ def arms_of(lines: Sequence[Mapping[str, Any]]) -> Arms:
                 seconds=float(np.mean([line["seconds"] for line in mine])),
             )
     return found
+
+
+def study_of(lines: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """The settings of the study itself: trainings with other settings were added by hand."""
+    settings: Mapping[str, Any] = lines[0]["settings"]
+    return settings
+
+
+def added(lines: Sequence[Mapping[str, Any]], arms: Arms) -> list[str]:
+    """Single trainings on another device, beside arms of the same seed."""
+    found = []
+    for line in lines:
+        if "arm" not in line or line["settings"] == study_of(lines):
+            continue
+        seed = line["seed"]
+        matched = named(arms, f"lora {EQUAL_SIZE}")
+        others = [arms.get("full"), arms.get(LORA), matched, arms.get(line["arm"])]
+        cells = " | ".join(
+            f"{arm.losses[seed]:.4f}" if arm and seed in arm.losses else "" for arm in others
+        )
+        found.append(
+            f"| {line['arm']} | {line['full_rate']:g} {line['lora_rate']:g} | {seed} "
+            f"| {line['device']} | {line['test_loss']:.4f} | {100 * line['accuracy']:.1f} "
+            f"| {cells} |"
+        )
+    header = (
+        f"| arm | rates | seed | on | test loss | exact, % | full | {LORA} | lora {EQUAL_SIZE} "
+        "| the arm as in the table |"
+    )
+    return ["", "At other rates (`--again`), with test losses of the same seed:", "", header,
+            "|---" * 10 + "|", *found] if found else []  # fmt: skip
 
 
 def paired(value: Any, *arms: Trained, of: str = "losses") -> Spread:
@@ -201,6 +243,7 @@ def sections(studies: Mapping[str, Arms], journals: Mapping[str, Sequence[Any]])
     for task, arms in studies.items():
         missing = [name for name in ARMS if named(arms, name) is None]
         parts += ["", f"### {task}", "", *task_table(arms), "", *choices(journals[task])]
+        parts += added(journals[task], arms)
         parts += ["", f"Missing: {', '.join(missing)}."] if missing else []
     return parts
 
@@ -211,6 +254,12 @@ def result(studies: Mapping[str, Arms], journals: Mapping[str, Sequence[Any]]) -
         task: {
             "settings": journals[task][0]["settings"],
             "devices": sorted({line["device"] for line in journals[task] if "device" in line}),
+            "added": [
+                {key: line[key] for key in ("arm", "full_rate", "lora_rate", "seed", "device",
+                                            "test_loss", "accuracy")}
+                for line in journals[task]
+                if "arm" in line and line["settings"] != study_of(journals[task])
+            ],
             "trainings": sum("arm" in line for line in journals[task]),
             "seconds": round(sum(line.get("seconds", 0.0) for line in journals[task])),
             "missing": [name for name in ARMS if named(arms, name) is None],
