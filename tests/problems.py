@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
+from families import FAMILIES
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
@@ -51,8 +52,11 @@ def halves(probes: ProbeSet) -> list[list[ProbeExample]]:
     return [[example for group in half for example in group] for half in probes.halves]
 
 
-def run_report(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) -> ScoreReport:
-    """Score a model."""
+def run_report(
+    model: PreTrainedModel | str, examples: ExampleSet, run: RankSettings
+) -> ScoreReport:
+    """Score a model, or a new one of a family."""
+    model = FAMILIES[model].build() if isinstance(model, str) else model
     identity = identify(model, "test", None)
     found = rank_model(model, byte_tokenizer(), identity, examples, run, Silent())
     assert found is not None
@@ -62,6 +66,13 @@ def run_report(model: PreTrainedModel, examples: ExampleSet, run: RankSettings) 
 def by_module(rows: Sequence[ModuleRow]) -> Mapping[str, ModuleRow]:
     """Candidate rows by name."""
     return {row.module: row for row in rows if row.is_candidate}
+
+
+def scored(
+    model: PreTrainedModel | str, examples: ExampleSet, run: RankSettings
+) -> Mapping[str, ModuleRow]:
+    """Candidate rows of a run by name."""
+    return by_module(run_report(model, examples, run).rows)
 
 
 def close(

@@ -14,7 +14,7 @@ from hlscore.errors import UsageError
 from hlscore.flow.result import RankResult, result_of
 from hlscore.flow.weights_alone import weight_statistics
 from hlscore.gradients.estimator import with_movement
-from hlscore.gradients.frozen import weights_as_trained
+from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.progress import Storage
 from hlscore.gradients.run import CaptureRun, memory_errors
 from hlscore.gradients.sources import out_of_reach

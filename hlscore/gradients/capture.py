@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -20,7 +20,8 @@ from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.experts import experts_forward
-from hlscore.gradients.frozen import frozen
+from hlscore.gradients.passes import frozen
+from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.inputs.modules import decoder_blocks
 
@@ -33,19 +34,6 @@ class GradientReceiver(Protocol):
 
     def add(self, name: str, gradient: torch.Tensor) -> None:
         """Take a weight gradient, in the layout of the weight."""
-
-
-@runtime_checkable
-class ProductReceiver(GradientReceiver, Protocol):
-    """Takes over inputs and output gradients of linear maps too, instead of weight gradients."""
-
-    def keep(self, name: str, inputs: torch.Tensor) -> torch.Tensor:
-        """Reduce an input to what `add_product` will need of it."""
-
-    def add_product(
-        self, name: str, kept: torch.Tensor, delta: torch.Tensor, counts: Sequence[int] = ()
-    ) -> None:
-        """Take what `keep` gave and the gradient at the output."""
 
 
 class _SaveInput(torch.autograd.Function):
@@ -100,7 +88,7 @@ class GradientCapture:
     `training` flag, block `forward` and experts implementation is what it was.
 
     Args:
-        receiver: Takes over the gradients; a `ProductReceiver` where linear maps are observed.
+        receiver: Takes over the gradients; `SketchGradients` where linear maps are observed.
         checkpointing: Recompute activations in the backward pass, where the model allows it.
 
     Attributes:
@@ -116,7 +104,7 @@ class GradientCapture:
         checkpointing: bool = False,
     ) -> None:
         self._model, self._sources, self._receiver = model, sources, receiver
-        self._products = receiver if isinstance(receiver, ProductReceiver) else None
+        self._products = receiver if isinstance(receiver, SketchGradients) else None
         recomputes = checkpointing and model.supports_gradient_checkpointing
         self._blocks = decoder_blocks(model) if recomputes else ()
         self._undo = ExitStack()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from hlscore.errors import UsageError
+from hlscore.errors import CaptureError, UsageError
 from hlscore.gradients.memory import USABLE_SHARE, fixed_weight, free_bytes
 from hlscore.gradients.sketch import TestMatrices, default_sketch_size
 from hlscore.gradients.sources import observed_as
@@ -66,13 +66,17 @@ def with_movement(
         obstacle = "offloaded weights cannot be moved"
     elif score.needs == "whole gradients":
         obstacle = f"the score '{score.name}' needs gradients"
-    elif asked:
-        pass  # what else is lacking, the trials say themselves
-    elif examples < wanted:
+    elif not asked and examples < wanted:
         obstacle = f"{count(examples, 'example')} are too few, {wanted} would do"
-    elif fixed_weight(dict(model.named_parameters())):
+    elif fixed := fixed_weight({i.module: model.get_parameter(i.parameter) for i in candidates}):
+        if asked:
+            raise CaptureError(
+                f"The weight of '{fixed}' lies in memory that is read-only, or shared with a file "
+                "or with other processes.",
+                hint="Load the model into memory of this process, or use --movement gradient.",
+            )
         obstacle = "weights lie in memory that is read-only or shared"
-    elif copied > USABLE_SHARE * free_bytes(torch.device("cpu")):
+    elif not asked and copied > USABLE_SHARE * free_bytes(torch.device("cpu")):
         obstacle = f"a copy of the weights takes {memory(copied)} of the host's memory"
     if obstacle and asked:
         raise UsageError(

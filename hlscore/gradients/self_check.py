@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.experts import is_fused_experts
-from hlscore.gradients.frozen import frozen
 from hlscore.gradients.memory import is_out_of_memory
-from hlscore.gradients.passes import run_forward
+from hlscore.gradients.passes import frozen, run_forward
 from hlscore.gradients.sources import PLAIN_FORWARDS
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.weights import is_packed_linear
@@ -54,7 +53,18 @@ def try_model(
     rounding = max(2e-4, 32 * torch.finfo(model.dtype).eps)
     if any(parameter.is_inference() for parameter in model.parameters()):
         return 0.0, 0.0, rounding  # refused later, with the name of a weight
-    rows = _rows(probes.sequences)
+    # The last tokens of three examples: the first ones are often a prompt that all begin with. The
+    # last row is the shortest, so that it is padded.
+    rows, longest = list[ProbeExample](), 2
+    for place, length in enumerate(_LENGTHS):
+        item = probes.sequences[place * len(probes.sequences) // len(_LENGTHS)]
+        size = min(length, len(item.input_ids))
+        if place == len(_LENGTHS) - 1:
+            size = max(min(size, longest * 2 // 3), min(size, 2))
+        longest = max(longest, size)
+        counted = (False, *(True,) * (size - 1))
+        rows.append(replace(item, input_ids=item.input_ids[-size:], counted=counted,
+                            old_log_probs=()))  # fmt: skip
     ids = rows[-1].input_ids
     half = len(ids) // 2
     other = replace(rows[-1], input_ids=(*ids[:half], *ids[: len(ids) - half]))
@@ -65,25 +75,24 @@ def try_model(
         passed = run_forward(model, probes, examples, padding_side=padding_side, temperature=1.0)
         return passed.log_probs
 
-    difference = later = 0.0
+    difference = later = torch.zeros(1)
     with frozen(model, graph=not offloaded), torch.enable_grad():
         try:
-            with ExitStack() as watching:
-                flow = None if offloaded else _GradientFlow(model, watching)
+            with ExitStack() as hooks:
+                layers = [] if offloaded else _followed_layers(model, hooks)
                 log_probs = forward(rows[-1:])
-                if flow is not None:
-                    if log_probs.requires_grad:
-                        log_probs.sum().backward()  # type: ignore[no-untyped-call]
-                    flow.check()
+                if log_probs.requires_grad and not offloaded:
+                    log_probs.sum().backward()  # type: ignore[no-untyped-call]
+            _check_flow(model, layers)
             alone = log_probs.detach().float().cpu()
             if half > 1:
-                changed = forward([other]).detach().float().cpu()
-                later = _root_mean_square((alone - changed)[0, : half - 1])
+                later = (alone - forward([other]).detach().float().cpu())[0, : half - 1]
             try:
                 beside = forward(rows)[-1:].detach().float().cpu()
                 size = alone.shape[-1]
-                beside = beside[:, :size] if padding_side == "right" else beside[:, -size:]
-                difference = _root_mean_square(alone - beside)
+                difference = alone - (
+                    beside[:, :size] if padding_side == "right" else beside[:, -size:]
+                )
             except RuntimeError as error:
                 if not is_out_of_memory(error):  # batches that do not fit are made smaller
                     raise
@@ -95,29 +104,8 @@ def try_model(
                 hint="hlscore runs models in evaluation mode, each probe on its own: this one "
                 "cannot be probed that way.",
             ) from error
-    return difference, later, rounding
-
-
-def _root_mean_square(values: torch.Tensor) -> float:
-    return float(values.square().mean().sqrt())
-
-
-def _rows(examples: Sequence[ProbeExample]) -> list[ProbeExample]:
-    """The last tokens of three examples; the last row is the shortest, so that it is padded.
-
-    The first tokens are often a prompt that all examples begin with.
-    """
-    rows, longest = [], 2
-    for place, length in enumerate(_LENGTHS):
-        item = examples[place * len(examples) // len(_LENGTHS)]
-        size = min(length, len(item.input_ids))
-        if place == len(_LENGTHS) - 1:
-            size = max(min(size, longest * 2 // 3), min(size, 2))
-        longest = max(longest, size)
-        ids = item.input_ids[-size:]
-        rows.append(replace(item, input_ids=ids, counted=(False, *(True,) * (size - 1)),
-                            old_log_probs=()))  # fmt: skip
-    return rows
+    of_batch, of_end = (float(gap.square().mean().sqrt()) for gap in (difference, later))
+    return of_batch, of_end, rounding
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,64 +121,23 @@ class _Layer:
     # Where a gradient arrived: at its output, and back at its input.
     arrived: set[Literal["input", "output"]] = field(default_factory=set)
 
-    def watch(self, tensor: torch.Tensor, end: Literal["input", "output"]) -> None:
-        """Note whether a gradient arrives at one end."""
 
-        def note(gradient: torch.Tensor | None) -> None:
-            if gradient is not None:
-                self.arrived.add(end)
+def _followed_layers(model: PreTrainedModel, hooks: ExitStack) -> list[_Layer]:
+    """The layers of the decoder blocks that run, in order; filled by hooks while they run."""
+    ran: list[_Layer] = []
 
-        tensor.register_hook(note)  # type: ignore[no-untyped-call]
+    def arrive(layer: _Layer, end: Literal["input", "output"], gradient: Any) -> None:
+        if gradient is not None:
+            layer.arrived.add(end)
 
-
-class _GradientFlow:
-    """Follows the graph through the layers of the decoder blocks; `undo` removes its hooks."""
-
-    def __init__(self, model: PreTrainedModel, undo: ExitStack) -> None:
-        self._model = model
-        # Those that ran, in order.
-        self._ran: list[_Layer] = []
-        for block in decoder_blocks(model):
-            for name, module in model.get_submodule(block).named_modules(prefix=block):
-                plain = type(module).forward in PLAIN_FORWARDS
-                is_map = plain or is_packed_linear(module) or is_fused_experts(module)
-                if not is_map and list(module.children()):
-                    continue
-                layer = _Layer(name=name, block=block, is_map=is_map)
-                before, after = partial(self._before, layer), partial(self._after, layer)
-                undo.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
-                undo.callback(module.register_forward_hook(after, with_kwargs=True).remove)
-
-    def check(self) -> None:
-        """Refuse a model in which a layer passes no gradient back."""
-        for place, layer in enumerate(self._ran):
-            cut = layer.enters and (not layer.leaves or layer.arrived == {"output"})
-            # A linear map has a gradient, and one before it in its block has none.
-            behind_a_cut = layer.is_map and not layer.enters and "output" in layer.arrived
-            behind_a_cut = behind_a_cut and any(
-                other.is_map and other.enters and "output" not in other.arrived
-                for other in self._ran[:place]
-                if other.block == layer.block
-            )
-            if cut or behind_a_cut:
-                kind = type(self._model.get_submodule(layer.name)).__name__
-                where = f"to the input of '{layer.name}'"
-                if cut:
-                    where = f"through '{layer.name}' ({kind})"
-                raise CaptureError(
-                    f"No gradient flows back {where}: something there has no backward pass, and "
-                    "the scores of all modules before it would be wrong.",
-                    hint="Load the model without the kernel or quantization that computes there.",
-                )
-
-    def _before(
-        self, layer: _Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    def before(
+        layer: _Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not torch.is_grad_enabled():
             return None
         if not layer.ran:
             layer.ran = True
-            self._ran.append(layer)
+            ran.append(layer)
         given = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(given, torch.Tensor) or not given.is_floating_point():
             return None
@@ -203,16 +150,11 @@ class _GradientFlow:
             own = given.detach().requires_grad_().clone()
         else:
             return None
-        layer.watch(own, "input")
+        own.register_hook(partial(arrive, layer, "input"))  # type: ignore[no-untyped-call]
         return ((own, *args[1:]), kwargs) if args else (args, {**kwargs, next(iter(kwargs)): own})
 
-    def _after(
-        self,
-        layer: _Layer,
-        _: nn.Module,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        output: Any,
+    def after(
+        layer: _Layer, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         if not layer.ran or not torch.is_grad_enabled():
             return
@@ -225,12 +167,45 @@ class _GradientFlow:
             # Other layers may compute masks or places; a norm or an activation keeps the shape.
             and (layer.is_map or item.shape == getattr(given, "shape", None))
         ]
-        if not outputs:
-            return
-        connected = [item for item in outputs if item.requires_grad]
-        layer.leaves = bool(connected)
-        for item in connected:
-            layer.watch(item, "output")
+        if outputs:
+            layer.leaves = any(item.requires_grad for item in outputs)
+        for item in outputs:
+            if item.requires_grad:
+                item.register_hook(partial(arrive, layer, "output"))  # type: ignore[no-untyped-call]
+
+    for block in decoder_blocks(model):
+        for name, module in model.get_submodule(block).named_modules(prefix=block):
+            plain = type(module).forward in PLAIN_FORWARDS
+            is_map = plain or is_packed_linear(module) or is_fused_experts(module)
+            if is_map or not list(module.children()):
+                layer = _Layer(name=name, block=block, is_map=is_map)
+                for hook in (
+                    module.register_forward_pre_hook(partial(before, layer), with_kwargs=True),
+                    module.register_forward_hook(partial(after, layer), with_kwargs=True),
+                ):
+                    hooks.callback(hook.remove)
+    return ran
+
+
+def _check_flow(model: PreTrainedModel, ran: Sequence[_Layer]) -> None:
+    """Refuse a model in which a layer passes no gradient back."""
+    for place, layer in enumerate(ran):
+        cut = layer.enters and (not layer.leaves or layer.arrived == {"output"})
+        # A linear map has a gradient, and one before it in its block has none.
+        behind_a_cut = layer.is_map and not layer.enters and "output" in layer.arrived
+        behind_a_cut = behind_a_cut and any(
+            other.is_map and other.enters and "output" not in other.arrived
+            for other in ran[:place]
+            if other.block == layer.block
+        )
+        if cut or behind_a_cut:
+            kind = type(model.get_submodule(layer.name)).__name__
+            where = f"through '{layer.name}' ({kind})" if cut else f"to the input of '{layer.name}'"
+            raise CaptureError(
+                f"No gradient flows back {where}: something there has no backward pass, and "
+                "the scores of all modules before it would be wrong.",
+                hint="Load the model without the kernel or quantization that computes there.",
+            )
 
 
 def check_weights_kept(

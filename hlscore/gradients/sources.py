@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hlscore.errors import CaptureError, first_line
 from hlscore.gradients.experts import is_fused_experts
-from hlscore.gradients.frozen import frozen
+from hlscore.gradients.passes import frozen
 from hlscore.inputs.model import input_device
 from hlscore.records import Candidate
 

@@ -26,11 +26,6 @@ class Reduction:
     seed: int
     resamples: Resamples | None
 
-    @property
-    def first_share(self) -> float:
-        """Share of the first half in what the sum of both is divided by."""
-        return self.counts[0] / sum(self.counts)
-
 
 def reduce_gradients(
     halves: tuple[torch.Tensor, torch.Tensor] | None,
@@ -57,7 +52,7 @@ def reduce_gradients(
         groups = None
     first = with_float64(halves[0])
     second = first if halves[0] is halves[1] else with_float64(halves[1])
-    share, ranks = reduction.first_share, reduction.ranks
+    share, ranks = reduction.counts[0] / sum(reduction.counts), reduction.ranks
     method, seed = reduction.svd, reduction.seed
     found = gradient_tails(first, second, first_share=share, ranks=ranks, method=method, seed=seed)
     found = _resampled(found, groups, reduction, name, max_rank=min(first.shape[-2:]))
@@ -96,7 +91,7 @@ def reduce_sketches(
     if captured is None:
         return reduce_gradients(None, weight_norm, None, reduction)
     first, second = (with_float64(half) for half in captured.halves)
-    share, ranks = reduction.first_share, reduction.ranks
+    share, ranks = reduction.counts[0] / sum(reduction.counts), reduction.ranks
     if captured.inside is None or captured.outside is None:
         found = estimate(first, second, first_share=share, ranks=ranks, exact=captured.exact)
     else:

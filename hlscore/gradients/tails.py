@@ -186,13 +186,19 @@ def gradient_tails(
     tails, cross_fitted = [], []
     for rank in ranks:
         tails.append(mean.tail(rank))
-        reached = inside[0][:, :rank].sum(-1) + inside[1][:, :rank].sum(-1)
-        outside = (overlap - reached / 2).sum()
+        covered = inside[0][:, :rank].sum(-1) + inside[1][:, :rank].sum(-1)
+        outside = (overlap - covered / 2).sum()
         known = outside.abs() > ROUNDING * norms and not (mean.exact and rank >= short)
         # Errors of the vectors add up as independent ones do.
         squares = float(sum(error[:, :rank].square().sum() for error in errors))
         cross_fitted.append(Estimate(float(outside) if known else 0.0, math.sqrt(squares) / 2))
-    rank_for_90 = mean.rank_for_share(0.9)
+    rank_for_90, effective = mean.rank_for_share(0.9), None
+    reached = mean.total > 0
+    if mean.exact and bool(reached.any()):  # nuclear norms need the whole spectrum
+        # `exp(entropy(s / sum s))`, mean over matrices that are not zero (Roy and Vetterli 2007).
+        values = mean.energies[reached].sqrt()
+        shares = values / values.sum(-1, keepdim=True)
+        effective = float((-torch.special.xlogy(shares, shares).sum(-1)).exp().mean())
     return GradientStatistics(
         grad_energy=Estimate(float(mean.total.sum())),
         top_energy=Estimate(float(mean.energies[:, :1].sum()), mean.tail(1).error),
@@ -202,24 +208,10 @@ def gradient_tails(
         hls_errors=tuple(each.error for each in cross_fitted),
         rank_for_90=None if rank_for_90 is None else Estimate(rank_for_90),
         rank_for_99=mean.rank_for_share(0.99),
-        effective_rank=effective_rank(mean),
+        effective_rank=effective,
         halves_norm=norms,
-        matrices_reached=int((mean.total > 0).sum()),
+        matrices_reached=int(reached.sum()),
     )
-
-
-def effective_rank(spectrum: Spectrum) -> float | None:
-    """`exp(entropy(s / sum s))`, mean over matrices that are not zero (Roy and Vetterli 2007).
-
-    `None` where all are zero, or the spectrum is not exact: nuclear norms need all of it.
-    """
-    reached = spectrum.total > 0
-    if not spectrum.exact or not bool(reached.any()):
-        return None
-    values = spectrum.energies[reached].sqrt()
-    shares = values / values.sum(-1, keepdim=True)
-    entropy = -torch.special.xlogy(shares, shares).sum(-1)
-    return float(entropy.exp().mean())
 
 
 def sign_step_curve(

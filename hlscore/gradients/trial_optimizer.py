@@ -14,7 +14,6 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from hlscore.gradients.memory import free_bytes
 from hlscore.gradients.sketch import seeded_generator
 from hlscore.processes import Processes
 
@@ -51,7 +50,8 @@ class TrialOptimizer:
             random.
 
     Attributes:
-        moved: Modules whose weight was moved.
+        rate: Learning rate of the current step, set by the caller.
+        moved: Modules whose weight was moved in the current trial.
     """
 
     def __init__(
@@ -60,29 +60,23 @@ class TrialOptimizer:
         optimizer: str,
         *,
         compensated: bool,
-        seed: int,
         processes: Processes = Processes(),  # noqa: B008 - frozen
     ) -> None:
-        self.moved: set[str] = set()
         self._weights, self._optimizer, self._processes = weights, optimizer, processes
         self._compensated = compensated
+        self.restart(0)
+
+    def restart(self, seed: int) -> None:
+        """Forget the last trial, and draw what rounds at random from a seed."""
+        self.moved: set[str] = set()
         self._residuals: dict[str, torch.Tensor] = {}
         # Row and column means of the second moment: p + q numbers per matrix [p, q].
         self._moments: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._step = -1
-        self._rate = self._share = 0.0
-        self._last_part = False
+        self.rate, self._step, self._share, self._last_part = 0.0, 0, 0.0, False
         self._held: dict[str, torch.Tensor] = {}
-        self._generators = {
-            device: torch.Generator(device).manual_seed(
-                seeded_generator(f"{seed}:{optimizer}").initial_seed()
-            )
-            for device in {weight.device for weight in weights.values()}
-        }
-
-    def begin_step(self, rate: float) -> None:
-        """Start an optimizer step at a learning rate."""
-        self._step, self._rate = self._step + 1, rate
+        drawn = seeded_generator(f"{seed}:{self._optimizer}").initial_seed()
+        devices = {weight.device for weight in self._weights.values()}
+        self._generators = {dev: torch.Generator(dev).manual_seed(drawn) for dev in devices}
 
     def begin_part(self, share: float, *, last: bool) -> None:
         """Set the share of the step's loss in the next backward pass; `last` ends the step."""
@@ -109,46 +103,47 @@ class TrialOptimizer:
         for name, gradient in self._processes.add_up(self._held).items():
             self._move(name, gradient)
         self._held.clear()
+        self._step += 1
 
     @torch.no_grad()
     def _move(self, name: str, gradient: torch.Tensor) -> None:
+        """Move a weight; its gradient, float32 [E, p, q], is written over."""
         weight = self._weights[name]
-        step = self._direction(name, gradient).view(weight.shape)
+        if self._optimizer == "sign":
+            step = gradient.sign_()
+        else:
+            least = 1e-30
+            if self._optimizer == "factored":  # decay `1 - t^-0.8`, clipped at a mean square of 1
+                rows, columns = (
+                    torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side]
+                    + 1e-30
+                    for side in (-1, -2)
+                )
+                if name in self._moments:
+                    decay = 1 - (self._step + 1) ** -0.8
+                    rows = torch.lerp(rows, self._moments[name][0], decay)
+                    columns = torch.lerp(columns, self._moments[name][1], decay)
+                self._moments[name] = rows, columns
+                by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
+                gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
+                least = 1.0
+            # Root mean square of each matrix, without a copy as squaring would make.
+            norms = torch.linalg.vector_norm(gradient, dim=(-2, -1), keepdim=True)
+            size = gradient.shape[-2] * gradient.shape[-1]
+            step = gradient.div_((norms / math.sqrt(size)).clamp(min=least))
+        step = step.view(weight.shape)
         if weight.dtype not in (torch.bfloat16, torch.float16):
-            weight.add_(step, alpha=-self._rate)
+            weight.add_(step, alpha=-self.rate)
         elif self._compensated:
-            wanted = step.mul_(-self._rate).add_(weight)
+            wanted = step.mul_(-self.rate).add_(weight)
             if name in self._residuals:
                 wanted += self._residuals[name]
             weight.copy_(wanted)
             self._residuals[name] = (wanted - weight).to(weight.dtype)
         else:
-            wanted = step.mul_(-self._rate).add_(weight)
+            wanted = step.mul_(-self.rate).add_(weight)
             weight.copy_(round_randomly(wanted, weight.dtype, self._generators[weight.device]))
         self.moved.add(name)
-
-    def _direction(self, name: str, gradient: torch.Tensor) -> torch.Tensor:
-        """The step at a rate of 1; written over the gradient, float32 [E, p, q]."""
-        if self._optimizer == "sign":
-            return gradient.sign_()
-        least = 1e-30
-        if self._optimizer == "factored":  # decay `1 - t^-0.8`, clipped at a mean square of 1
-            rows, columns = (
-                torch.linalg.vector_norm(gradient, dim=side).square() / gradient.shape[side] + 1e-30
-                for side in (-1, -2)
-            )
-            if name in self._moments:
-                decay = 1 - (self._step + 1) ** -0.8
-                rows = torch.lerp(rows, self._moments[name][0], decay)
-                columns = torch.lerp(columns, self._moments[name][1], decay)
-            self._moments[name] = rows, columns
-            by_row = (rows / rows.mean(-1, keepdim=True)).rsqrt()
-            gradient.mul_(by_row.unsqueeze(-1)).mul_(columns.rsqrt().unsqueeze(-2))
-            least = 1.0
-        # Root mean square of each matrix, without a copy as squaring would make.
-        norms = torch.linalg.vector_norm(gradient, dim=(-2, -1), keepdim=True)
-        size = gradient.shape[-2] * gradient.shape[-1]
-        return gradient.div_((norms / math.sqrt(size)).clamp(min=least))
 
     @torch.no_grad()
     def take_back(self, name: str, base: torch.Tensor) -> torch.Tensor:
@@ -160,15 +155,3 @@ class TrialOptimizer:
             found -= self._residuals.pop(name)
         weight.copy_(here)
         return found
-
-
-def kept_bytes(weights: Mapping[str, nn.Parameter], device: torch.device) -> int:
-    """Bytes of the weights on a device, and of what those of 16 bits cannot hold."""
-    here = [weight for weight in weights.values() if weight.device == device]
-    return sum(weight.nbytes * (2 if weight.dtype.itemsize == 2 else 1) for weight in here)
-
-
-def residuals_fit(weights: Mapping[str, nn.Parameter]) -> bool:
-    """Whether as many bytes as the weights have are free on each device, and half of it again."""
-    devices = {weight.device for weight in weights.values()}
-    return all(free_bytes(device) > 0.75 * kept_bytes(weights, device) for device in devices)

@@ -16,20 +16,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.memory import empty_cache, fixed_weight, free_bytes, is_out_of_memory
+from hlscore.gradients.memory import empty_cache, free_bytes, is_out_of_memory
 from hlscore.gradients.passes import loss_scale, run_forward
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
-from hlscore.gradients.trial_optimizer import TrialOptimizer, kept_bytes, residuals_fit
+from hlscore.gradients.trial_optimizer import TrialOptimizer
 from hlscore.inputs.examples import cut
 from hlscore.objectives.losses import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
@@ -49,14 +48,6 @@ _ATTEMPTS = 3
 
 # Sequences with log-probabilities of the base model, where a loss compares with them.
 References = Mapping[ProbeExample, ProbeExample]
-
-
-class Trial(NamedTuple):
-    """The data of one trial: the units with a loss in one group of a half of the probes."""
-
-    half: int
-    group: int
-    units: list[ProbeUnit]
 
 
 class DivergedError(Exception):
@@ -92,15 +83,16 @@ class TrialRun:
         progress_file: ProgressFile | None = None,
     ) -> None:
         self._model, self._probes, self._gradients = model, probes, gradients
-        self._weights, self._sources = dict(sources.weights), sources
+        self._weights = dict(sources.weights)
         self._settings, self._objective, self._seed = settings, objective, seed
         self._progress, self._processes, self._file = progress, processes, progress_file
         self._forward = partial(run_forward, model, probes, padding_side=settings.padding_side)
-        self._trials = [
-            Trial(half, index, [unit for unit in group if unit.sequences or unit.pair])
+        # The data of each trial, by half and group: the units with a loss.
+        self._trials = {
+            (half, index): [unit for unit in group if unit.sequences or unit.pair]
             for half, groups in enumerate(probes.units)
             for index, group in enumerate(groups)
-        ]
+        }
         # Its loss and tokens are those seen with the base weights; a rate of 0 is not known yet.
         self.state = RunState(
             position=RunPosition(),
@@ -111,8 +103,19 @@ class TrialRun:
         # Mean loss of the search's test examples before and after its training at the rate.
         self._losses: tuple[float, float] | None = None
         self._base: dict[str, torch.Tensor] = {}
-        self._compensated = all(processes.gather(residuals_fit(sources.weights)))
-        self._optimizer: TrialOptimizer
+        devices = {weight.device for weight in self._weights.values()}
+        # Room for as many bytes as the weights have, and half of it again.
+        fits = all(free_bytes(place) > 0.75 * self._kept_bytes(place) for place in devices)
+        self._compensated = all(processes.gather(fits))
+        self._optimizer = TrialOptimizer(
+            self._weights,
+            settings.trial_optimizer,
+            compensated=self._compensated,
+            processes=processes,
+        )
+        self._capture = GradientCapture(
+            model, sources, self._optimizer, checkpointing=settings.checkpointing
+        )
 
     def run(self) -> float:
         """Find a rate where none is given, run every trial, and put the weights back.
@@ -121,11 +124,14 @@ class TrialRun:
             Mean negative log-likelihood of the counted tokens that were seen with the base
             weights, in nats.
         """
-        self._check()
-        capture = GradientCapture(
-            self._model, self._sources, self, checkpointing=self._settings.checkpointing
-        )
-        with self._base_weights_kept(), torch.enable_grad(), capture:
+        wanted, sizes = self._settings.trials, [len(units) for units in self._trials.values()]
+        if len(sizes) < wanted or min(sizes) < 2:
+            raise CaptureError(
+                f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
+                "least 2 optimizer steps.",
+                hint="Give more examples (--samples), or use --movement gradient.",
+            )
+        with self._base_weights_kept(), torch.enable_grad(), self._capture:
             if not self.state.rate:
                 self.state = replace(self.state, rate=self._find_rate())
             for attempt in range(_ATTEMPTS):
@@ -145,22 +151,10 @@ class TrialRun:
         nats, tokens = self._processes.total([self.state.loss, self.state.tokens])
         return nats / max(tokens, 1.0)
 
-    def _check(self) -> None:
-        """Refuse probes that are too few, and weights that other processes would see move."""
-        wanted = self._settings.trials
-        sizes = [len(trial.units) for trial in self._trials]
-        if len(sizes) < wanted or min(sizes) < 2:
-            raise CaptureError(
-                f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
-                "least 2 optimizer steps.",
-                hint="Give more examples (--samples), or use --movement gradient.",
-            )
-        if name := fixed_weight(self._weights):
-            raise CaptureError(
-                f"The weight of '{name}' lies in memory that is read-only, or shared with a file "
-                "or with other processes.",
-                hint="Load the model into memory of this process, or use --movement gradient.",
-            )
+    def _kept_bytes(self, device: torch.device) -> int:
+        """Bytes of the weights on a device, and of what those of 16 bits cannot hold."""
+        here = [weight for weight in self._weights.values() if weight.device == device]
+        return sum(weight.nbytes * (2 if weight.dtype.itemsize == 2 else 1) for weight in here)
 
     @contextmanager
     def _base_weights_kept(self) -> Iterator[None]:
@@ -173,7 +167,7 @@ class TrialRun:
         roomy = {
             device
             for device in {weight.device for weight in weights}
-            if device.type != "cpu" and free_bytes(device) > 2 * kept_bytes(self._weights, device)
+            if device.type != "cpu" and free_bytes(device) > 2 * self._kept_bytes(device)
         }
         on_host = sum(weight.nbytes for weight in weights if weight.device not in roomy)
         free = free_bytes(torch.device("cpu"))
@@ -208,7 +202,8 @@ class TrialRun:
     def _find_rate(self) -> float:
         """Train a few steps at several rates; the loss on another part of the probes decides."""
         size = max(2 * _SEARCH_STEPS, round(_SEARCH_SHARE * len(self._probes.sequences)))
-        train, test = self._trials[0].units[:size], self._trials[-1].units[:size]
+        units = list(self._trials.values())
+        train, test = units[0][:size], units[-1][:size]
         steps = min(_SEARCH_STEPS, self._settings.trial_steps)
         self._progress.start("finding the learning rate", MOST_TRIES, "tries")
         references = self._references(test)
@@ -247,14 +242,34 @@ class TrialRun:
         return best
 
     def _run_trials(self) -> None:
-        total = sum(_tokens(trial.units) for trial in self._trials)
-        self._progress.start("training", total, "tokens")
-        for number, (half, group, units) in enumerate(self._trials):
+        """Train once per group, put the weights back, and hand each update over as a gradient."""
+        self._progress.start("training", sum(map(_tokens, self._trials.values())), "tokens")
+        for number, ((half, group), units) in enumerate(self._trials.items()):
             if RunPosition(half=half, group=group) < self.state.position:
                 self._progress.advance(_tokens(units))
                 continue
             self._train(units, self.state.rate, self._settings.trial_steps, trial=number)
-            self._hand_over(half, len(self._probes.units[0]) * half + group)
+            sizes: list[torch.Tensor] = []
+            self._gradients.begin_batch(half, 1.0)
+            for name in self._weights:
+                if name not in self._optimizer.moved:
+                    continue
+                update = self._optimizer.take_back(name, self._base[name])
+                sizes.append(torch.linalg.vector_norm(update, 1).cpu())
+                # Every process holds the same update, and one of them scores.
+                if self._processes.is_main:
+                    self._gradients.add(name, update)
+            size = float(torch.stack(sizes).sum()) if sizes else 1.0
+            size = self._processes.gather(size)[0]
+            if not math.isfinite(size):
+                raise DivergedError
+            if not size and self._settings.trial_rate is not None:
+                raise CaptureError(
+                    f"No weight moved at learning rate {self._settings.trial_rate:.1e}: the steps "
+                    "are smaller than the weights can hold.",
+                    hint="Give a higher --trial-rate, or none.",
+                )
+            self._gradients.end_group(half, len(self._probes.units[0]) * half + group)
             position = RunPosition(half=half, group=group + 1)
             self.state = replace(self.state, position=position)
             if self._file is not None and self._file.is_due():
@@ -272,18 +287,12 @@ class TrialRun:
         before, steps = self.state, min(steps, len(units))
         warm_up = max(1, round(_WARM_UP_SHARE * steps))
         while True:
-            self._optimizer = TrialOptimizer(
-                self._weights,
-                self._settings.trial_optimizer,
-                compensated=self._compensated,
-                seed=self._seed + trial + 1,
-                processes=self._processes,
-            )
+            self._optimizer.restart(self._seed + trial + 1)
             try:
                 references = self._references(units)
                 for step in range(steps):
                     part = units[len(units) * step // steps : len(units) * (step + 1) // steps]
-                    self._optimizer.begin_step(rate * min(1.0, (step + 1) / warm_up))
+                    self._optimizer.rate = rate * min(1.0, (step + 1) / warm_up)
                     self._step(part, references, at_base=step == 0 and trial >= 0)
                     if trial >= 0:
                         self._progress.advance(_tokens(part))
@@ -294,71 +303,35 @@ class TrialRun:
             empty_cache()
 
     def _step(self, units: Sequence[ProbeUnit], references: References, *, at_base: bool) -> None:
-        """Take one optimizer step together with the other processes."""
+        """Take one optimizer step: this process runs its share of the units both ways."""
+        size, scale = self._size(units), loss_scale(self._model)
+        batches = cut(self._processes.share(units), self._units_per_batch(units))
         failure: type[Exception] | None = None
         try:
-            self._backward(units, references, at_base=at_base)
-        except (BatchTooLargeError, DivergedError) as error:
-            failure = type(error)
+            for number, batch in enumerate(batches, start=1):
+                share = self._size(batch) / size if size else 0.0
+                self._optimizer.begin_part(share / scale, last=number == len(batches))
+                loss, passed = self._mean_loss(batch, references)
+                if not math.isfinite(float(loss.detach())):
+                    failure = DivergedError
+                    break
+                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                if at_base:
+                    self.state = replace(
+                        self.state,
+                        loss=self.state.loss - float(passed.log_probs.detach().sum()),
+                        tokens=self.state.tokens + float(passed.counted.sum()),
+                    )
+        except RuntimeError as error:
+            if not is_out_of_memory(error) or self.state.batch_size == 1:
+                raise
+            failure = BatchTooLargeError
         # Every process learns how the others fared before they add their gradients up.
         failures = self._processes.gather(failure)
         for kind in (BatchTooLargeError, DivergedError):
             if kind in failures:
                 raise kind
         self._optimizer.end_step()
-
-    def _backward(
-        self, units: Sequence[ProbeUnit], references: References, *, at_base: bool
-    ) -> None:
-        """Run this process's share of a step both ways."""
-        size, scale = self._size(units), loss_scale(self._model)
-        batches = cut(self._processes.share(units), self._units_per_batch(units))
-        for number, batch in enumerate(batches, start=1):
-            share = self._size(batch) / size if size else 0.0
-            self._optimizer.begin_part(share / scale, last=number == len(batches))
-            try:
-                loss, passed = self._mean_loss(batch, references)
-                if not math.isfinite(float(loss.detach())):
-                    raise DivergedError
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
-            except RuntimeError as error:
-                if not is_out_of_memory(error) or self.state.batch_size == 1:
-                    raise
-                raise BatchTooLargeError from error
-            if at_base:
-                self.state = replace(
-                    self.state,
-                    loss=self.state.loss - float(passed.log_probs.detach().sum()),
-                    tokens=self.state.tokens + float(passed.counted.sum()),
-                )
-
-    def add(self, name: str, gradient: torch.Tensor) -> None:
-        """Receive a gradient from the capture: it goes to the optimizer of the current trial."""
-        self._optimizer.add(name, gradient)
-
-    def _hand_over(self, half: int, group: int) -> None:
-        """Put every weight back, and give its update to the receiver as if it were a gradient."""
-        sizes: list[torch.Tensor] = []
-        self._gradients.begin_batch(half, 1.0)
-        for name in self._weights:
-            if name not in self._optimizer.moved:
-                continue
-            update = self._optimizer.take_back(name, self._base[name])
-            sizes.append(torch.linalg.vector_norm(update, 1).cpu())
-            # Every process holds the same update, and one of them scores.
-            if self._processes.is_main:
-                self._gradients.add(name, update)
-        size = float(torch.stack(sizes).sum()) if sizes else 1.0
-        size = self._processes.gather(size)[0]
-        if not math.isfinite(size):
-            raise DivergedError
-        if not size and self._settings.trial_rate is not None:
-            raise CaptureError(
-                f"No weight moved at learning rate {self._settings.trial_rate:.1e}: the steps are "
-                "smaller than the weights can hold.",
-                hint="Give a higher --trial-rate, or none.",
-            )
-        self._gradients.end_group(half, group)
 
     def _mean_loss(
         self, units: Sequence[ProbeUnit], references: References
@@ -418,7 +391,7 @@ class TrialRun:
     def notes(self) -> Iterator[str]:
         """Remarks on the trials: rate, steps, and what memory allowed."""
         wanted = self._settings
-        steps = min(wanted.trial_steps, *(len(trial.units) for trial in self._trials))
+        steps = min(wanted.trial_steps, *map(len, self._trials.values()))
         fewer = (
             f"(not {wanted.trial_steps}: each example is seen once) "
             if steps < wanted.trial_steps

@@ -41,67 +41,55 @@ ON_HOST = RuntimeError(
 Limit = Callable[[PreTrainedModel, int, RuntimeError], list[int]]
 
 
-def failing_above(most: int, error: RuntimeError, seen: list[int]) -> Callable[[Any], None]:
+def failing_above(
+    module: nn.Module, most: int, error: RuntimeError, *, at: str = "output", every: int = 1
+) -> list[int]:
+    """Fail when a module's input or output, or the gradient of one, holds more examples than fit.
+
+    Returns:
+        The examples that were seen, filled as the model runs.
+    """
+    seen: list[int] = []
+
     def check(values: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         rows = len(values[0] if isinstance(values, tuple) else values)
         seen.append(rows)
-        if rows > most:
+        if rows > most and seen.count(rows) % every == 0:
             raise error
 
-    return check
+    def watch(_: nn.Module, args: Any, output: Any = None) -> None:
+        given = output if "output" in at else args[0]
+        values = given[0] if isinstance(given, tuple) else given
+        if "gradient" not in at:
+            check(values)
+        elif values.requires_grad:
+            values.register_hook(check)
+
+    if "output" in at:
+        module.register_forward_hook(watch)
+    else:
+        module.register_forward_pre_hook(watch)
+    return seen
 
 
 def in_the_forward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    seen: list[int] = []
-    check = failing_above(most, error, seen)
-    watched = model.model.layers[1].self_attn.q_proj
-    watched.register_forward_hook(lambda _module, _args, output: check(output))
-    return seen
-
-
-def on_the_gradient(
-    module: nn.Module, most: int, error: RuntimeError, *, of_input: bool = False
-) -> list[int]:
-    """Fail when the gradient of what a module computes, or is given, arrives."""
-    seen: list[int] = []
-    check = failing_above(most, error, seen)
-
-    def watch(_module: nn.Module, args: Any, output: Any = None) -> None:
-        given = args[0] if of_input else output
-        values = given[0] if isinstance(given, tuple) else given
-        if values.requires_grad:
-            values.register_hook(check)
-
-    if of_input:
-        module.register_forward_pre_hook(watch)
-    else:
-        module.register_forward_hook(watch)
-    return seen
+    return failing_above(model.model.layers[1].self_attn.q_proj, most, error)
 
 
 def in_the_backward_pass(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After the modules of the last block were added, and those of the first were not."""
-    return on_the_gradient(model.model.layers[0], most, error)
+    return failing_above(model.model.layers[0], most, error, at="gradient of the output")
 
 
 def between_two_modules(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
     """After some modules of a block were added, among them one of two that read one tensor."""
-    return on_the_gradient(model.model.layers[1].self_attn.k_proj, most, error)
+    key = model.model.layers[1].self_attn.k_proj
+    return failing_above(key, most, error, at="gradient of the output")
 
 
 def in_the_recomputation(model: PreTrainedModel, most: int, error: RuntimeError) -> list[int]:
-    seen: list[int] = []
-    calls: dict[int, int] = {}
-
-    def check(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        seen.append(len(output))
-        # A trial pass, then a forward pass and its recomputation.
-        calls[len(output)] = calls.get(len(output), 0) + 1
-        if len(output) > most and calls[len(output)] % 2 == 0:
-            raise error
-
-    model.model.layers[0].self_attn.q_proj.register_forward_hook(check)
-    return seen
+    """Every other time: in the trial pass, and in the recomputation after a forward pass."""
+    return failing_above(model.model.layers[0].self_attn.q_proj, most, error, every=2)
 
 
 LIMITS = (in_the_forward_pass, in_the_backward_pass, between_two_modules, in_the_recomputation)
@@ -126,10 +114,15 @@ def differing(report: ScoreReport, expected: ScoreReport) -> list[tuple[Any, ...
     return found
 
 
+def small(**capture: Any) -> RankSettings:
+    return settings(
+        **{"groups": 2, "batch_size": 8, "estimator": "sketch", "sketch_size": 8} | capture
+    )
+
+
 @cache
 def unlimited(name: str, estimator_name: str) -> ScoreReport:
-    run = settings(batch_size=8, groups=2, estimator=estimator_name, sketch_size=8)
-    return run_report(FAMILIES[name].build(), EXAMPLES, run)
+    return run_report(name, EXAMPLES, small(estimator=estimator_name))
 
 
 @pytest.mark.parametrize("limit", LIMITS)
@@ -137,15 +130,11 @@ def unlimited(name: str, estimator_name: str) -> ScoreReport:
     ("name", "estimator_name"), [("llama", "exact"), ("llama", "sketch"), ("qwen3_moe", "sketch")]
 )
 def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_name: str) -> None:
-    family, run = (
-        FAMILIES[name],
-        settings(batch_size=8, groups=2, estimator=estimator_name, sketch_size=8),
-    )
     expected = unlimited(name, estimator_name)
     for most, smallest in ((5, 3), (2, 1)):  # 6 in a group: 3, or 3 and then 1
-        model = family.build()
+        model = FAMILIES[name].build()
         seen = limit(model, most, ON_DEVICE)
-        report = run_report(model, EXAMPLES, run)
+        report = run_report(model, EXAMPLES, small(estimator=estimator_name))
         assert max(seen) > most
         assert not differing(report, expected)
         note = f"batches of 8 were halved down to {smallest}."
@@ -160,16 +149,9 @@ def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_na
 def test_device_and_host_may_run_out(
     error: RuntimeError, estimator_name: str, checkpointing: bool
 ) -> None:
-    run = settings(
-        groups=2,
-        batch_size=8,
-        bootstrap=20,
-        estimator=estimator_name,
-        checkpointing=checkpointing,
-        passes=3 if estimator_name == "sketch" else 1,
-        sketch_size=8,
-    )
-    expected = run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+    passes = 3 if estimator_name == "sketch" else 1
+    run = small(estimator=estimator_name, checkpointing=checkpointing, passes=passes, bootstrap=20)
+    expected = run_report("llama", EXAMPLES, run)
     model = FAMILIES["llama"].build()
     in_the_backward_pass(model, 2, error)
     report = run_report(model, EXAMPLES, run)
@@ -190,14 +172,13 @@ def _call_twice(model: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) -> None:
-    run = settings(
-        groups=2, batch_size=8, estimator="sketch", sketch_size=8, checkpointing=checkpointing
-    )
+    run = small(checkpointing=checkpointing)
     plain, model = FAMILIES["llama"].build(), FAMILIES["llama"].build()
     _call_twice(plain)
     _call_twice(model)
     expected = run_report(plain, EXAMPLES, run)
-    seen = on_the_gradient(model.model.layers[0].mlp.down_proj, 4, ON_DEVICE, of_input=True)
+    down = model.model.layers[0].mlp.down_proj
+    seen = failing_above(down, 4, ON_DEVICE, at="gradient of the input")
     report = run_report(model, EXAMPLES, run)
     assert max(seen) > 4
     assert not differing(report, expected)
@@ -206,8 +187,7 @@ def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) ->
 def test_experts_that_were_added_in_part_are_not_added_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = settings(groups=2, batch_size=8, estimator="sketch", sketch_size=8)
-    expected = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    expected = unlimited("qwen3_moe", "sketch")
     calls: list[int] = []
 
     def failing(*args: Any) -> None:
@@ -219,7 +199,7 @@ def test_experts_that_were_added_in_part_are_not_added_twice(
 
     real = sketched._add_outer
     monkeypatch.setattr(sketched, "_add_outer", failing)
-    report = run_report(FAMILIES["qwen3_moe"].build(), EXAMPLES, run)
+    report = run_report("qwen3_moe", EXAMPLES, small())
     assert not differing(report, expected)
     assert len(report.run.notes) == 2
 
@@ -243,7 +223,7 @@ def test_memory_that_runs_out_while_scoring_is_one_clear_error(
 
     monkeypatch.setattr("hlscore.gradients.run.reduce_gradients", failing)
     with pytest.raises(CaptureError, match="ran out of memory"):
-        run_report(FAMILIES["llama"].build(), EXAMPLES, settings())
+        run_report("llama", EXAMPLES, settings())
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
@@ -275,28 +255,22 @@ def test_sums_take_the_memory_that_was_predicted(
     tapped = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
         ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
-    assert _bytes(exact.linear_state()) == needs.exact_sums
+    sums, sketches = (
+        sum(tensor.nbytes for tensor in kept.linear_state().values()) for kept in (exact, sketch)
+    )
+    assert sums == needs.exact_sums
     drawn = {max(i.out_features, i.in_features) for i in items}
     omegas = sum(4 * width * sketch_size for width in drawn if tests.columns(width) < width)
-    formed = max(
-        (
-            item.n_params
-            for item in items
-            if item.module in tapped.weights and not item.module.endswith("dt_proj")
-        ),
-        default=0,
-    )
-    expected = _bytes(sketch.linear_state()) + omegas + 2 * 4 * formed
+    formed = [
+        item.n_params
+        for item in items
+        if item.module in tapped.weights and not item.module.endswith("dt_proj")
+    ]
+    expected = sketches + omegas + 2 * 4 * max(formed, default=0)
     biases = 2 * 4 * 300  # n_params counts them
     assert expected - biases <= needs.sketch_sums <= expected
-    assert (
-        needs.on_device("exact", "device") >= _bytes(exact.linear_state()) + needs.largest_gradient
-    )
+    assert needs.on_device("exact", "device") >= sums + needs.largest_gradient
     assert needs.on_device("exact", "host") < needs.on_device("exact", "device")
-
-
-def _bytes(tensors: dict[str, torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
 
 
 def choose(
@@ -319,27 +293,23 @@ def choose(
 
 def test_exact_gradients_are_taken_while_they_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = choose(0, monkeypatch, settings()).needs.on_device("exact", "device")
-    enough = choose(int(wanted / 0.9) + 2, monkeypatch, settings())
-    assert enough.estimator == "exact"
-    needed, free = memory(wanted), memory(int(wanted / 0.9) + 2)
-    said = f"exact: it needs {needed} besides the weights, and {free} are free"
-    assert enough.reason.startswith(said)
-    short = choose(int(wanted / 0.9) - 2, monkeypatch, settings())
-    assert short.estimator == "sketch"
-    assert short.reason.startswith(f"sketch: exact does not fit, it needs {needed}")
-    assert short.reason.endswith("are free on this machine.")
-    assert short.sketch_size == 64
-
-
-def test_several_passes_and_packed_weights_ask_for_sketches(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    passes = choose(2**60, monkeypatch, settings(passes=3))
-    assert passes.estimator == "sketch"
-    assert "several passes" in passes.reason
-    packed = choose(2**60, monkeypatch, settings(), packed=True)
-    assert packed.estimator == "sketch"
-    assert "hold no gradients" in packed.reason
+    limit, needed = int(wanted / 0.9), memory(wanted)
+    free = memory(limit + 2)
+    for found, starts in (
+        (
+            choose(limit + 2, monkeypatch, settings()),
+            f"exact: it needs {needed} besides the weights, and {free} are free",
+        ),
+        (
+            choose(limit - 2, monkeypatch, settings()),
+            f"sketch: exact does not fit, it needs {needed}",
+        ),
+        (choose(2**60, monkeypatch, settings(passes=3)), "sketch: several passes"),
+        (choose(2**60, monkeypatch, settings(), packed=True), "sketch: quantized, offloaded or"),
+    ):
+        assert found.reason.startswith(starts)
+        assert found.estimator == starts.partition(":")[0]
+        assert found.sketch_size == 64
 
 
 @pytest.mark.parametrize("score", ["taylor", "l1_adam"])
@@ -347,7 +317,7 @@ def test_several_passes_and_packed_weights_ask_for_sketches(
 def test_scores_of_single_entries_need_gradients(options: dict[str, Any], score: str) -> None:
     run = replace(settings(**options), plan=PlanSettings(score=score, rank=3))
     with pytest.raises(UsageError, match=f"'{score}' needs whole gradients: sketch") as found:
-        run_report(FAMILIES["llama"].build(), EXAMPLES, run)
+        run_report("llama", EXAMPLES, run)
     assert "--estimator exact" in (found.value.hint or "")
 
 

@@ -10,7 +10,17 @@ import pytest
 import reference
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, close, completions, halves, probe_set, run_report, settings
+from problems import (
+    RANK,
+    by_module,
+    close,
+    completions,
+    halves,
+    probe_set,
+    run_report,
+    scored,
+    settings,
+)
 
 from hlscore.inputs.formats import ExampleSet
 
@@ -18,15 +28,9 @@ TOLERANCE = 1e-4
 FLOAT32 = 2.0**-23
 EXAMPLES = completions(12)
 ERRORS = (
-    "hls_error",
-    "rgn_error",
-    "grad_energy_error",
-    "head_energy_error",
-    "tail_energy_error",
-    "residual_ratio_error",
-    "stable_rank_error",
-    "rank_for_90_error",
-)
+    "hls_error", "rgn_error", "grad_energy_error", "head_energy_error", "tail_energy_error",
+    "residual_ratio_error", "stable_rank_error", "rank_for_90_error",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", list(FAMILIES))
@@ -80,7 +84,7 @@ def _floor(column: str, dense: reference.DenseGradients) -> float:
 
 def test_derived_columns_follow_from_the_spectrum() -> None:
     model, run = FAMILIES["qwen3_moe"].build(), settings()
-    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    rows = scored(model, EXAMPLES, run)
     oracle, _ = reference.dense_gradients(
         FAMILIES["qwen3_moe"].build(dtype=torch.float64),
         halves(probe_set(model, EXAMPLES, run)),
@@ -107,11 +111,8 @@ def test_derived_columns_follow_from_the_spectrum() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2", "llava"])
 @pytest.mark.parametrize(("batch_size", "side"), [(1, "right"), (3, "left"), (32, "left")])
 def test_batch_size_and_padding_do_not_matter(name: str, batch_size: int, side: str) -> None:
-    model = FAMILIES[name].build()
-    expected = by_module(run_report(model, EXAMPLES, settings(batch_size=2)).rows)
-    found = by_module(
-        run_report(model, EXAMPLES, settings(batch_size=batch_size, padding_side=side)).rows
-    )
+    expected = scored(name, EXAMPLES, settings(batch_size=2))
+    found = scored(name, EXAMPLES, settings(batch_size=batch_size, padding_side=side))
     for module, row in found.items():
         for column in ("hls", "tail_energy", "grad_energy", "taylor"):
             floor = FLOAT32 * (row.grad_energy or 0) if column == "hls" else 0.0
@@ -132,47 +133,37 @@ def test_order_of_examples_does_not_matter() -> None:
 
 def test_sums_in_host_memory_are_the_same() -> None:
     model = FAMILIES["gpt2"].build()
-    expected = run_report(model, EXAMPLES, settings(bootstrap=10))
-    assert run_report(model, EXAMPLES, settings(bootstrap=10, accumulate_on="host")).rows == (
-        expected.rows
-    )
+    expected = scored(model, EXAMPLES, settings(bootstrap=10))
+    assert scored(model, EXAMPLES, settings(bootstrap=10, accumulate_on="host")) == expected
 
 
-def test_checkpointing_does_not_matter() -> None:
-    for name in ("llama", "mixtral", "qwen3_next"):
-        model = FAMILIES[name].build()
-        expected = by_module(run_report(model, EXAMPLES, settings(checkpointing=True)).rows)
-        found = by_module(run_report(model, EXAMPLES, settings(checkpointing=False)).rows)
-        for module, row in found.items():
-            assert close(row.hls, expected[module].hls or 0.0), (name, module)
+@pytest.mark.parametrize("name", ["llama", "mixtral", "qwen3_next"])
+def test_checkpointing_does_not_matter(name: str) -> None:
+    expected = scored(name, EXAMPLES, settings(checkpointing=True))
+    for module, row in scored(name, EXAMPLES, settings(checkpointing=False)).items():
+        assert close(row.hls, expected[module].hls or 0.0), module
 
 
 def test_seed_moves_examples_between_halves() -> None:
     model = FAMILIES["llama"].build()
-    first = by_module(run_report(model, EXAMPLES, settings()).rows)
-    second = by_module(run_report(model, EXAMPLES, replace(settings(), seed=1)).rows)
+    first = scored(model, EXAMPLES, settings())
+    second = scored(model, EXAMPLES, replace(settings(), seed=1))
     assert all(close(row.grad_energy, second[name].grad_energy or 0) for name, row in first.items())
     assert any(row.hls != second[name].hls for name, row in first.items())
 
 
-def test_bfloat16_is_close_to_float32() -> None:
-    expected = by_module(run_report(FAMILIES["llama"].build(), EXAMPLES, settings()).rows)
-    half = FAMILIES["llama"].build(dtype=torch.bfloat16)
-    found = by_module(run_report(half, EXAMPLES, settings()).rows)
-    for module, row in found.items():
-        assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
-
-
-def test_float16_gradients_survive_their_small_range() -> None:
-    expected = by_module(run_report(FAMILIES["gpt2"].build(), EXAMPLES, settings()).rows)
-    half = FAMILIES["gpt2"].build(dtype=torch.float16)
-    found = by_module(run_report(half, EXAMPLES, settings()).rows)
-    for module, row in found.items():
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("llama", torch.bfloat16), ("gpt2", torch.float16)], ids=str
+)
+def test_16_bit_weights_score_close_to_float32(name: str, dtype: torch.dtype) -> None:
+    """Gradients survive the small range of float16, too."""
+    expected = scored(name, EXAMPLES, settings())
+    for module, row in scored(FAMILIES[name].build(dtype=dtype), EXAMPLES, settings()).items():
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
 
 
 def test_unreached_experts_are_counted() -> None:
-    rows = by_module(run_report(FAMILIES["qwen3_moe_unreached"].build(), EXAMPLES, settings()).rows)
+    rows = scored("qwen3_moe_unreached", EXAMPLES, settings())
     experts = [row for row in rows.values() if row.matrices > 1]
     missed = [row for row in experts if row.matrices_reached == row.matrices - 1]
     assert missed

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import FAMILIES
 from problems import by_module, close, completions, run_report
 from two_processes import COUNTS, PAIRS, RUNS, options
 
@@ -72,21 +71,13 @@ def test_tensors_add_up_everywhere(found: Found) -> None:
         assert sums["only 1"].tolist() == [8.0, 8.0]
 
 
-def test_messages_follow_bytes_and_not_the_number_of_tensors(found: Found) -> None:
+def test_what_processes_tell_each_other(found: Found) -> None:
     for part in found:
-        assert part["messages"] == [1, 1]
-        # Buckets of 25 numbers hold two tensors of 10.
-        assert part["small buckets"] == 5
-
-
-def test_main_process_gives_its_tensors_to_all(found: Found) -> None:
-    for part in found:
+        # Messages follow bytes, not tensors; buckets of 25 numbers hold two tensors of 10.
+        assert (part["messages"], part["small buckets"]) == ([1, 1], 5)
+        # The main process gave its tensors to all.
         assert part["given"]["plain"].tolist() == [0.0] * 4
         assert torch.equal(part["given"]["turned"], torch.arange(6.0).reshape(2, 3).T)
-
-
-def test_numbers_and_objects_are_gathered_in_order(found: Found) -> None:
-    for part in found:
         assert part["total"] == [3.0, 20.0]
         assert part["gathered"] == [{"rank": 0}, {"rank": 1}]
     assert [part["share"] for part in found] == [["a", "c", "e"], ["b", "d"]]
@@ -97,12 +88,12 @@ def test_numbers_and_objects_are_gathered_in_order(found: Found) -> None:
 def test_two_processes_score_like_one(found: Found, name: str, run: str, size: str) -> None:
     together: ScoreReport = found[0]["rows"][name, run, size]
     assert found[1]["rows"][name, run, size] is None
-    alone = run_report(FAMILIES[name].build(), completions(COUNTS[size]), options(run))
+    alone = run_report(name, completions(COUNTS[size]), options(run))
     assert_alike(together, alone)
 
 
 def test_processes_that_break_off_at_different_moments_go_on(found: Found) -> None:
-    alone = run_report(FAMILIES["llama"].build(), completions(COUNTS["many"]), options("sketch"))
+    alone = run_report("llama", completions(COUNTS["many"]), options("sketch"))
     assert_alike(found[0]["resumed"], alone)
 
 

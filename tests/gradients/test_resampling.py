@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, completions, run_report, settings
+from problems import RANK, completions, scored, settings
 
 from hlscore.gradients.jackknife import draw_resamples
 from hlscore.planning.uniform import choose
@@ -20,7 +20,7 @@ ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])
 @ESTIMATORS
 def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) -> None:
     model, run = FAMILIES["llama"].build(), settings(bootstrap=60, groups=4, estimator=estimator)
-    rows = by_module(run_report(model, completions(24), run).rows)
+    rows = scored(model, completions(24), run)
     for row in rows.values():
         assert len(row.hls_replicates) == 60
         # A replicate is the score plus influences times draws beyond once: the mean of 60 of
@@ -42,7 +42,7 @@ def test_replicates_stand_around_the_score_and_give_its_columns(estimator: str) 
 @ESTIMATORS
 def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None:
     model, run = FAMILIES["llama"].build(), settings(bootstrap=40, groups=4, estimator=estimator)
-    rows = list(by_module(run_report(model, completions(24), run).rows).values())
+    rows = list(scored(model, completions(24), run).values())
     costs = np.ones(len(rows), np.int64)
     chosen = [
         choose(np.array([row.hls_replicates[draw] for row in rows]), costs, len(rows) // 2)[0]
@@ -55,14 +55,9 @@ def test_selection_probability_is_the_share_of_resamples(estimator: str) -> None
 def test_exact_and_sketched_standard_errors_are_alike() -> None:
     # Both come from sketches of the groups; without a real sketch they are the same.
     model = FAMILIES["qwen3_moe"].build()
+    run = {"bootstrap": 60, "groups": 4, "sketch_size": 256}
     exact, sketch = (
-        by_module(
-            run_report(
-                model,
-                completions(24),
-                settings(bootstrap=60, groups=4, estimator=estimator, sketch_size=256),
-            ).rows
-        )
+        scored(model, completions(24), settings(estimator=estimator, **run))
         for estimator in ("exact", "sketch")
     )
     for name, row in exact.items():
@@ -71,21 +66,18 @@ def test_exact_and_sketched_standard_errors_are_alike() -> None:
 
 
 def test_one_group_per_half_has_no_standard_error() -> None:
-    rows = by_module(
-        run_report(FAMILIES["llama"].build(), completions(2), settings(bootstrap=20)).rows
-    )
-    assert all(
-        row.hls_stderr is None and row.selection_probability is None for row in rows.values()
-    )
+    rows = scored("llama", completions(2), settings(bootstrap=20))
+    assert {(row.hls_stderr, row.selection_probability) for row in rows.values()} == {(None, None)}
 
 
-def test_draws_are_the_same_for_one_seed() -> None:
-    first = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
-    second = draw_resamples([1, 2, 3], [4, 5], count=9, seed=4)
+def test_draws_are_the_same_for_one_seed_and_need_two_groups() -> None:
+    first, second = (draw_resamples([1, 2, 3], [4, 5], count=9, seed=4) for _ in range(2))
     assert first is not None
     assert second is not None
     assert (first.first == second.first).all()
     assert first.first.sum(1).tolist() == [3.0] * 9
+    assert draw_resamples([5], [8, 4], count=10, seed=0) is None
+    assert draw_resamples([5, 6], [8, 4], count=0, seed=0) is None
 
 
 def test_replicates_have_the_variance_of_the_influence() -> None:
@@ -100,17 +92,12 @@ def test_replicates_have_the_variance_of_the_influence() -> None:
     assert float(drawn.var()) == pytest.approx(float(influence.square().sum()), rel=0.05)
 
 
-def test_nothing_is_drawn_from_a_single_group() -> None:
-    assert draw_resamples([5], [8, 4], count=10, seed=0) is None
-    assert draw_resamples([5, 6], [8, 4], count=0, seed=0) is None
-
-
 @ESTIMATORS
 def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> None:
     model = FAMILIES["mixtral"].build()
     options = settings(bootstrap=20, groups=4, estimator=estimator)
     run = replace(options, plan=PlanSettings(rank=4, budget="0.5"))
-    rows = by_module(run_report(model, completions(24), run).rows)
+    rows = scored(model, completions(24), run)
     spanned = [row for row in rows.values() if row.max_rank <= 4]
     assert spanned
     for row in spanned:
@@ -122,17 +109,8 @@ def test_energy_varies_also_where_the_rank_spans_the_matrix(estimator: str) -> N
 
 
 def test_replicates_do_not_depend_on_batches() -> None:
-    model = FAMILIES["gpt2"].build()
-    found = [
-        by_module(
-            run_report(
-                model,
-                completions(24),
-                settings(bootstrap=20, groups=4, batch_size=size, estimator="sketch"),
-            ).rows
-        )
-        for size in (1, 8)
-    ]
+    run = {"bootstrap": 20, "groups": 4, "estimator": "sketch"}
+    found = [scored("gpt2", completions(24), settings(batch_size=n, **run)) for n in (1, 8)]
     for name, row in found[0].items():
         other = found[1][name]
         # Group sketches are kept in bfloat16.

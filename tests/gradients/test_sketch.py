@@ -14,15 +14,7 @@ import pytest
 import reference
 import torch
 from families import FAMILIES
-from problems import (
-    by_module,
-    close,
-    completions,
-    halves,
-    probe_set,
-    run_report,
-    settings,
-)
+from problems import by_module, close, completions, halves, probe_set, run_report, scored, settings
 from torch import nn
 from transformers import AutoModelForCausalLM, PhimoeConfig, PreTrainedModel
 
@@ -106,10 +98,14 @@ def wrong_sketches(found: Captured, dense: Dense) -> list[tuple[Any, ...]]:
             expected = matrix @ omega / SIZE**0.5
             assert totals[name].dtype == torch.float32
             assert totals[name].shape == expected.shape
-            error = float((totals[name].double() - expected).norm() / expected.norm())
-            if not error < 1e-4:
+            if not (error := apart(totals[name], expected)) < 1e-4:
                 wrong.append((name, half, error))
     return wrong
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Norm of the difference over that of the expected tensor."""
+    return float((found.double() - expected).norm() / expected.norm())
 
 
 WAYS = [
@@ -144,8 +140,7 @@ def test_further_passes_multiply_gradients_with_their_bases(name: str) -> None:
             expected = matrix if complete else matrix @ basis.double()
             unit = torch.eye(basis.shape[-1])
             torch.testing.assert_close(basis.mT @ basis, unit.expand(len(basis), -1, -1))
-            error = float((totals[module].double() - expected).norm() / expected.norm())
-            if not error < 1e-4:
+            if not (error := apart(totals[module], expected)) < 1e-4:
                 wrong.append((module, half, error))
     assert not wrong
 
@@ -289,7 +284,11 @@ def test_modules_that_read_one_tensor_share_its_projection(
 
 
 def test_a_projection_is_not_reused_for_other_values() -> None:
-    item, tests = _candidate(out_features=4, in_features=40), TestMatrices(size=8, seed=0)
+    item = Candidate(
+        module="a", parameter="a.weight", layer=0, kind="a", block="", matrices=1, out_features=4,
+        in_features=40, storage="out_in", form="linear", n_params=160,
+    )  # fmt: skip
+    tests = TestMatrices(size=8, seed=0)
     sums = SketchGradients((item, replace(item, module="b")), tests, groups=None)
     omega = tests.of(40, torch.device("cpu"), torch.float32)
     sums.begin_batch(0, 1.0)
@@ -304,57 +303,40 @@ def test_a_projection_is_not_reused_for_other_values() -> None:
     torch.testing.assert_close(sums.keep("a", copied), copied @ omega)
 
 
-def _candidate(*, out_features: int, in_features: int) -> Candidate:
-    return Candidate(
-        module="a",
-        parameter="a.weight",
-        layer=0,
-        kind="a",
-        block="",
-        matrices=1,
-        out_features=out_features,
-        in_features=in_features,
-        storage="out_in",
-        form="linear",
-        n_params=out_features * in_features,
-    )
-
-
 def _share_weight(model: PreTrainedModel) -> None:
-    first, second = (model.model.layers[index].mlp for index in (0, 1))
+    first, second = (layer.mlp for layer in model.model.layers)
     second.up_proj.weight = first.up_proj.weight
 
 
 def _share_module(model: PreTrainedModel) -> None:
-    first, second = (model.model.layers[index].mlp for index in (0, 1))
+    first, second = (layer.mlp for layer in model.model.layers)
     second.up_proj = first.up_proj
 
 
-def _call_twice(model: PreTrainedModel) -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        gated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
-        return self.down_proj(gated) + self.down_proj(gated * self.up_proj(x.flip(-1)))
+def _with_forward(forward: Callable[..., torch.Tensor], *layers: int) -> Change:
+    """Replace the forward pass of the feed-forward modules of some layers."""
 
-    for layer in model.model.layers:
-        layer.mlp.forward = MethodType(forward, layer.mlp)
+    def change(model: PreTrainedModel) -> None:
+        for index in layers:
+            mlp = model.model.layers[index].mlp
+            mlp.forward = MethodType(forward, mlp)
 
-
-def _call_without_gradient(model: PreTrainedModel) -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            scale = self.up_proj(x).abs().mean(-1, keepdim=True)
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) * scale)
-
-    mlp = model.model.layers[1].mlp
-    mlp.forward = MethodType(forward, mlp)
+    return change
 
 
-def _use_weight_and_module(model: PreTrainedModel) -> None:
-    def forward(self: Any, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(self.act_fn(x @ self.gate_proj.weight.T) * self.up_proj(input=x))
+def _call_twice(self: Any, x: torch.Tensor) -> torch.Tensor:
+    gated = self.act_fn(self.gate_proj(x)) * self.up_proj(x)
+    return self.down_proj(gated) + self.down_proj(gated * self.up_proj(x.flip(-1)))
 
-    mlp = model.model.layers[0].mlp
-    mlp.forward = MethodType(forward, mlp)
+
+def _call_without_gradient(self: Any, x: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        scale = self.up_proj(x).abs().mean(-1, keepdim=True)
+    return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x) * scale)
+
+
+def _use_weight_and_module(self: Any, x: torch.Tensor) -> torch.Tensor:
+    return self.down_proj(self.act_fn(x @ self.gate_proj.weight.T) * self.up_proj(input=x))
 
 
 def _write_into_embeddings(model: PreTrainedModel) -> None:
@@ -386,18 +368,18 @@ def _write_into_outputs(model: PreTrainedModel) -> None:
                 part.bias = nn.Parameter(values)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        _share_weight,
-        _share_module,
-        _call_twice,
-        _call_without_gradient,
-        _use_weight_and_module,
-        _write_into_embeddings,
-        _write_into_outputs,
-    ],
-)
+UNUSUAL: dict[str, Change] = {
+    "shared weight": _share_weight,
+    "shared module": _share_module,
+    "called twice": _with_forward(_call_twice, 0, 1),
+    "called without gradient": _with_forward(_call_without_gradient, 1),
+    "weight and module": _with_forward(_use_weight_and_module, 0),
+    "written embeddings": _write_into_embeddings,
+    "written outputs": _write_into_outputs,
+}
+
+
+@pytest.mark.parametrize("change", UNUSUAL.values(), ids=UNUSUAL)
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_unusual_uses_of_a_module_add_up(change: Change, checkpointing: bool) -> None:
     plain, wide = FAMILIES["llama"].build(), FAMILIES["llama"].build(dtype=torch.float64)
@@ -423,17 +405,10 @@ def test_embedding_and_head_are_captured_too(name: str) -> None:
 def test_routers_that_derive_from_linear_maps_compute_more_than_those() -> None:
     def build(dtype: torch.dtype) -> PreTrainedModel:
         config = PhimoeConfig(
-            vocab_size=300,
-            hidden_size=48,
-            intermediate_size=40,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            num_local_experts=4,
-            num_experts_per_tok=2,
-            max_position_embeddings=256,
-            initializer_range=0.1,
-        )
+            vocab_size=300, hidden_size=48, intermediate_size=40, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, num_local_experts=4,
+            num_experts_per_tok=2, max_position_embeddings=256, initializer_range=0.1,
+        )  # fmt: skip
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, experts_implementation="eager"
@@ -452,9 +427,9 @@ def test_routers_that_derive_from_linear_maps_compute_more_than_those() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
     model = FAMILIES[name].build(dtype=dtype)
-    exact = by_module(run_report(model, EXAMPLES, settings()).rows)
+    exact = scored(model, EXAMPLES, settings())
     run = settings(estimator="sketch", sketch_size=128)
-    for module, row in by_module(run_report(model, EXAMPLES, run).rows).items():
+    for module, row in scored(model, EXAMPLES, run).items():
         # The exact gradient is rounded to 16 bits, the sketch sums the same products in 32.
         dense = family_oracle(name)[module]
         assert row.grad_energy == pytest.approx(exact[module].grad_energy, rel=0.02)
@@ -466,16 +441,13 @@ def test_sketches_of_16_bit_weights(name: str, dtype: torch.dtype) -> None:
 def test_scores_do_not_depend_on_batches_and_order(passes: int) -> None:
     model = FAMILIES["qwen3_moe"].build()
     reports = [
-        by_module(
-            run_report(
+        scored(
                 model,
                 replace(EXAMPLES, rows=rows),
                 settings(
                     batch_size=size, padding_side=side, estimator="sketch",
                     sketch_size=24, passes=passes,
-                ),
-            ).rows
-        )
+                ))
         for size, side, rows in (
             (3, "right", EXAMPLES.rows),
             (8, "left", EXAMPLES.rows),
@@ -507,11 +479,8 @@ def test_test_matrices_are_signs_and_reproducible() -> None:
 
 
 def test_sketches_that_save_little_are_not_taken() -> None:
-    tests = TestMatrices(size=32, seed=0)
-    widest = 32 * LEAST_SAVING
-    assert [tests.columns(width) for width in (31, 32, widest)] == [31, 32, widest]
-    assert tests.columns(widest + 1) == 32
-    assert tests.unit == pytest.approx(32**-0.5)
+    tests, widest = TestMatrices(size=32, seed=0), 32 * LEAST_SAVING
+    assert [tests.columns(width) for width in (31, 32, widest, widest + 1)] == [31, 32, widest, 32]
 
 
 def test_compressed_matrices_keep_their_energy_on_average() -> None:
@@ -551,10 +520,10 @@ def test_folded_sketches_keep_inner_products_on_average() -> None:
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "mamba2"])
 def test_small_sketches_are_within_their_stated_errors(name: str, passes: int) -> None:
     model = FAMILIES[name].build()
-    exact = by_module(run_report(model, EXAMPLES, settings()).rows)
+    exact = scored(model, EXAMPLES, settings())
     run = settings(estimator="sketch", sketch_size=8, passes=passes)
     within = []
-    for module, row in by_module(run_report(model, EXAMPLES, run).rows).items():
+    for module, row in scored(model, EXAMPLES, run).items():
         assert row.hls_error
         for column in ("hls", "tail_energy", "grad_energy", "head_energy", "residual_ratio",
                        "stable_rank", "rgn"):  # fmt: skip

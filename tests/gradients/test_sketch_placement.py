@@ -10,7 +10,7 @@ import pytest
 import torch
 from console import hlscore, save_model
 from loading import deepen, half_on_disk, widen
-from problems import by_module, completions, run_report, settings
+from problems import completions, run_report, scored, settings
 from transformers import PreTrainedModel
 
 from hlscore.artifacts.report import read_report
@@ -46,8 +46,8 @@ def test_4bit_sketches_are_those_of_the_weights_they_stand_for(
     pytest.importorskip("bitsandbytes")
     packed, plain = quantized(tmp_path, name, "4bit")
     run = settings(**WHOLE, checkpointing=checkpointing)
-    found = by_module(run_report(packed, EXAMPLES, run).rows)
-    expected = by_module(run_report(plain, EXAMPLES, settings(estimator="exact")).rows)
+    found = scored(packed, EXAMPLES, run)
+    expected = scored(plain, EXAMPLES, settings(estimator="exact"))
     assert found.keys() == expected.keys()
     for module, row in found.items():
         other = expected[module]
@@ -64,8 +64,8 @@ def test_8bit_sketches_are_near_those_of_the_weights_they_stand_for(
     # 8-bit layers round their inputs too, so that the loss itself is another one.
     pytest.importorskip("bitsandbytes")
     packed, plain = quantized(tmp_path, name, "8bit")
-    found = by_module(run_report(packed, EXAMPLES, settings(**WHOLE)).rows)
-    expected = by_module(run_report(plain, EXAMPLES, settings(estimator="exact")).rows)
+    found = scored(packed, EXAMPLES, settings(**WHOLE))
+    expected = scored(plain, EXAMPLES, settings(estimator="exact"))
     assert found.keys() == expected.keys()
     for module, row in found.items():
         assert row.grad_energy == pytest.approx(expected[module].grad_energy, rel=0.1)
@@ -111,9 +111,9 @@ def test_blocks_on_disk_give_the_same_sketches(
     offloaded = load_model(half_on_disk(folder, model)).model
     assert any(parameter.is_meta for parameter in offloaded.parameters())
     run = settings(checkpointing=checkpointing, estimator="sketch", sketch_size=16)
-    found = by_module(run_report(offloaded, EXAMPLES, run).rows)
+    found = scored(offloaded, EXAMPLES, run)
     assert any(parameter.is_meta for parameter in offloaded.parameters())
-    expected = by_module(run_report(model, EXAMPLES, run).rows)
+    expected = scored(model, EXAMPLES, run)
     routers = {module for module in expected if module.endswith("mlp.gate")}
     assert {*expected} - {*found} <= routers  # those on disk, which no linear layer computes with
     for module, row in found.items():

@@ -90,13 +90,10 @@ def test_workers_end_when_their_launcher_is_killed(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "plan.json").exists()
 
 
-def test_shard_alone_is_refused(tmp_path: Path) -> None:
+def test_shards_that_cannot_be_are_refused(tmp_path: Path) -> None:
     found = hlscore("rank", "builtin:tiny", *QUICK, "--shard", "-o", tmp_path / "out")
     assert found.code == 2
     assert "there is one" in found.message
-
-
-def test_shard_with_exact_gradients_is_refused(tmp_path: Path) -> None:
     done = together(tmp_path, "--shard", "--estimator", "exact", "-o", "out")
     assert done.returncode != 0
     assert "is sharded and can hold no gradient" in done.stderr

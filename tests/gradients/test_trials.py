@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from families import FAMILIES
-from problems import RANK, by_module, completions, probe_set, run_report, settings
+from problems import RANK, by_module, completions, probe_set, run_report, scored, settings
 from tokens import byte_tokenizer
 from transformers import PreTrainedModel
 
@@ -19,14 +21,15 @@ from hlscore.errors import CaptureError, UsageError
 from hlscore.flow import Silent, Storage, rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.trial_optimizer import round_randomly
+from hlscore.gradients.sums import ExactGradients
+from hlscore.gradients.trial_optimizer import TrialOptimizer, round_randomly
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.identity import identify
 from hlscore.objectives.preference import PAIR_LOSSES
 from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
-from hlscore.records import ScoreReport
+from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
 
 EXAMPLES = completions(24)
@@ -118,18 +121,15 @@ def slow_updates(
     return found
 
 
-def cross_fitted(first: np.ndarray, second: np.ndarray, rank: int) -> float:
-    def tail(matrix: np.ndarray) -> np.ndarray:
-        u, s, v = np.linalg.svd(matrix, full_matrices=False)
-        s[:rank] = 0
-        return np.asarray((u * s) @ v)
-
-    return float((tail(first) * second).sum() + (tail(second) * first).sum()) / 2
-
-
 def expected_hls(found: list[list[dict[str, np.ndarray]]], name: str) -> float:
     first, second = (np.mean([update[name] for update in half], axis=0) for half in found)
-    return cross_fitted(first, second, RANK)
+    return reference.cross_fitted_tail(first[None], second[None], RANK)
+
+
+def assert_near(found: Mapping[str, ModuleRow], expected: Mapping[str, ModuleRow]) -> None:
+    largest = max(row.hls or 0 for row in expected.values())
+    for name, row in found.items():
+        assert row.hls == pytest.approx(expected[name].hls, rel=1e-3, abs=1e-4 * largest)
 
 
 @pytest.mark.parametrize("optimizer", ["factored", "sign", "rms"])
@@ -137,7 +137,7 @@ def expected_hls(found: list[list[dict[str, np.ndarray]]], name: str) -> float:
 def test_scores_are_those_of_a_training_written_out(optimizer: str, estimator: str) -> None:
     model = FAMILIES["llama"].build()
     run = options(trial_optimizer=optimizer, estimator=estimator, groups=2, trials=4)
-    rows = by_module(run_report(model, EXAMPLES, run).rows)
+    rows = scored(model, EXAMPLES, run)
     names = [row.parameter for row in rows.values()]
     slow = slow_updates(model, probe_set(model, EXAMPLES, run), names, optimizer, steps=3)
     energies = [expected_hls(slow, row.parameter) for row in rows.values()]
@@ -174,29 +174,12 @@ def test_preference_trials_compare_with_the_base_model() -> None:
         assert row.hls == pytest.approx(value, rel=1e-2, abs=1e-2 * max(wanted))
 
 
-def state(model: PreTrainedModel) -> dict[str, Any]:
-    """Everything of a model that a run must leave as it was."""
-    return {
-        name: (value.detach().clone(), value.requires_grad, value.grad)
-        for name, value in model.named_parameters()
-    }
-
-
-def same(model: PreTrainedModel, before: dict[str, Any]) -> bool:
-    after = state(model)
-    return all(
-        torch.equal(after[name][0], value) and after[name][1:] == (flag, gradient)
-        for name, (value, flag, gradient) in before.items()
-    )
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe"])
-def test_weights_come_back_bit_for_bit(name: str, dtype: torch.dtype) -> None:
+def test_weights_move_and_come_back(name: str, dtype: torch.dtype) -> None:
+    """As after every test here, a fixture finds weights, flags and gradients as they were."""
     model = FAMILIES[name].build().to(dtype)
-    before = state(model)
     report = run_report(model, EXAMPLES, options(groups=1, trials=2, estimator="exact"))
-    assert same(model, before)
     assert any((row.grad_energy or 0) > 0 for row in report.candidates)
 
 
@@ -204,8 +187,7 @@ def test_weights_come_back_bit_for_bit(name: str, dtype: torch.dtype) -> None:
 def test_weights_come_back_after_an_exception(
     error: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = FAMILIES["llama"].build()
-    before, calls, real = state(model), [], GradientCapture._take_gradient
+    calls, real = [], GradientCapture._take_gradient
 
     def breaks(self: GradientCapture, name: str, parameter: torch.Tensor) -> None:
         calls.append(name)
@@ -215,19 +197,13 @@ def test_weights_come_back_after_an_exception(
 
     monkeypatch.setattr(GradientCapture, "_take_gradient", breaks)
     with pytest.raises(error):
-        run_report(model, EXAMPLES, options())
-    assert same(model, before)
+        run_report("llama", EXAMPLES, options())
 
 
 def test_batch_size_does_not_change_trials() -> None:
-    found = []
-    for size in (1, 3, 8):
-        model = FAMILIES["llama"].build()
-        found.append(by_module(run_report(model, EXAMPLES, options(batch_size=size)).rows))
-    largest = max(row.hls or 0 for row in found[0].values())
-    for name, row in found[0].items():
-        for other in found[1:]:
-            assert other[name].hls == pytest.approx(row.hls, rel=1e-3, abs=1e-4 * largest)
+    expected = scored("llama", EXAMPLES, options(batch_size=1))
+    for size in (3, 8):
+        assert_near(scored("llama", EXAMPLES, options(batch_size=size)), expected)
 
 
 @pytest.mark.parametrize("rate", [RATE, None])
@@ -244,15 +220,10 @@ def test_out_of_memory_halves_the_batch_and_changes_no_step(
         return real(self, units, references)
 
     monkeypatch.setattr(TrialRun, "_mean_loss", short)
-    before = state(model)
     report = run_report(model, EXAMPLES, run)
-    assert same(model, before)
     assert any("halved down to 1" in note for note in report.run.notes)
     assert report.run.trial_rate == wanted.run.trial_rate
-    expected = by_module(wanted.rows)
-    largest = max(row.hls or 0 for row in expected.values())
-    for name, row in by_module(report.rows).items():
-        assert row.hls == pytest.approx(expected[name].hls, rel=1e-3, abs=1e-4 * largest)
+    assert_near(by_module(report.rows), by_module(wanted.rows))
 
 
 @pytest.mark.parametrize(("compensated", "rate"), [(True, 1e-5), (False, 2e-3)])
@@ -261,12 +232,12 @@ def test_16_bit_trials_score_as_float32_does(
     dtype: torch.dtype, compensated: bool, rate: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compensated also at a rate that rounding to the nearest would lose altogether."""
-    monkeypatch.setattr(trials, "residuals_fit", lambda _: compensated)
+    monkeypatch.setattr(TrialRun, "_kept_bytes", lambda *_: 0 if compensated else 2**60)
     examples = completions(64)
     model = FAMILIES["llama"].build().to(dtype)
     run = options(trial_rate=rate, groups=2, trials=4)
-    narrow = by_module(run_report(model, examples, run).rows)
-    wide = by_module(run_report(copy.deepcopy(model).float(), examples, run).rows)
+    narrow = scored(model, examples, run)
+    wide = scored(copy.deepcopy(model).float(), examples, run)
     found = np.array([narrow[name].hls for name in wide])
     wanted = np.array([row.hls for row in wide.values()])
     assert np.corrcoef(found, wanted)[0, 1] > 0.95
@@ -306,19 +277,17 @@ def test_a_rate_is_found_within_a_factor_of_four_of_the_best() -> None:
 def test_rates_that_diverge_are_one_clear_error(
     rate: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model = FAMILIES["llama"].build()
-    before, real = state(model), TrialRun._mean_loss
+    model, real = FAMILIES["llama"].build(), TrialRun._mean_loss
+    weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
+    before = weight.detach().clone()
 
     def explodes(*args: Any) -> Any:
         loss, passed = real(*args)
-        weight = model.get_parameter("model.layers.0.mlp.down_proj.weight")
-        moved = not torch.equal(weight, before["model.layers.0.mlp.down_proj.weight"][0])
-        return loss * float("nan") if moved else loss, passed
+        return loss if torch.equal(weight, before) else loss * float("nan"), passed
 
     monkeypatch.setattr(TrialRun, "_mean_loss", explodes)
     with pytest.raises(CaptureError, match="diverge at every learning rate"):
         run_report(model, EXAMPLES, options(trial_rate=rate))
-    assert same(model, before)
 
 
 def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
@@ -327,7 +296,7 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
     """A found rate at which a later trial diverges is lowered; nothing of the failure is left."""
     model = FAMILIES["llama"].build()
     rate = RATE * trials.RATE_FACTOR
-    before, real, calls = state(model), TrialRun._backward, []
+    real, calls = TrialRun._step, []
 
     def fails_once(self: Any, units: Any, references: Any, *, at_base: bool) -> None:
         real(self, units, references, at_base=at_base)
@@ -336,10 +305,9 @@ def test_a_trial_that_diverges_is_run_again_from_the_base_weights(
             raise trials.DivergedError
 
     monkeypatch.setattr(TrialRun, "_find_rate", lambda *_: rate)
-    monkeypatch.setattr(TrialRun, "_backward", fails_once)
+    monkeypatch.setattr(TrialRun, "_step", fails_once)
     report = run_report(model, EXAMPLES, options(trial_rate=None, bootstrap=20))
     assert len(calls) == 6 + 4 * 3
-    assert same(model, before)
     expected = run_report(model, EXAMPLES, options(trial_rate=RATE, bootstrap=20))
     assert [row.changed() for row in report.rows] == [row.changed() for row in expected.rows]
     assert report.probes.mean_loss == expected.probes.mean_loss
@@ -361,32 +329,26 @@ def test_a_loss_that_is_not_finite_at_the_start_is_one_clear_error(
 
 
 def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
-    report = run_report(FAMILIES["llama"].build(), EXAMPLES, options(trials=4, trial_steps=50))
+    report = run_report("llama", EXAMPLES, options(trials=4, trial_steps=50))
     said = "4 trials of 6 steps (not 50: each example is seen once)"
     assert any(note.startswith(said) for note in report.run.notes)
 
 
-def test_a_rate_at_which_no_weight_moves_is_refused() -> None:
-    with pytest.raises(CaptureError, match="No weight moved"):
-        run_report(FAMILIES["llama"].build(), EXAMPLES, options(trial_rate=1e-30))
-
-
-def test_weights_shared_with_other_processes_are_refused() -> None:
-    model = FAMILIES["llama"].build()
-    model.share_memory()
-    with pytest.raises(CaptureError, match="read-only, or shared with a file"):
-        run_report(model, EXAMPLES, options())
-
-
 def test_trials_that_cannot_be_run_are_refused() -> None:
+    model, shared = FAMILIES["llama"].build(), FAMILIES["llama"].build()
+    shared.share_memory()
+    for which, examples, given, says in (
+        (model, EXAMPLES, {"trial_rate": 1e-30}, "No weight moved"),
+        (model, completions(6), {"trials": 8}, "too few for 8 trials"),
+        (shared, EXAMPLES, {}, "read-only, or shared with a file"),
+    ):
+        with pytest.raises(CaptureError, match=says):
+            run_report(which, examples, options(**given))
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):
             settings(movement="gradient", **given)
     with pytest.raises(UsageError, match="--trials is 3"):
         options(trials=3)
-    model = FAMILIES["llama"].build()
-    with pytest.raises(CaptureError, match="too few for 8 trials"):
-        run_report(model, completions(6), options(trials=8))
     for score, says in (("kappa", "does not use trials"), ("l1_adam", "needs gradients")):
         with pytest.raises(UsageError, match=says):
             hlscore.rank(
@@ -414,28 +376,27 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
         return found.report
 
     expected = report(resume=False)
-    real, calls = TrialRun._hand_over, []
+    real = ExactGradients.end_group
 
-    def stops(self: TrialRun, half: int, group: int) -> None:
-        calls.append(group)
-        if len(calls) == 3:
+    def stops(self: ExactGradients, half: int, group: int) -> None:
+        if group == 2:
             raise _StoppedError
         real(self, half, group)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrialRun, "_hand_over", stops)
+        patch.setattr(ExactGradients, "end_group", stops)
         with pytest.raises(_StoppedError):
             report(resume=False)
-    trained: list[int] = []
-    real_train = TrialRun._train
+    seeds: list[int] = []
+    restart = TrialOptimizer.restart
 
-    def counts(self: TrialRun, *args: Any, trial: int) -> None:
-        trained.append(trial)
-        real_train(self, *args, trial=trial)
+    def counts(self: TrialOptimizer, seed: int) -> None:
+        seeds.append(seed)
+        restart(self, seed)
 
-    monkeypatch.setattr(TrialRun, "_train", counts)
+    monkeypatch.setattr(TrialOptimizer, "restart", counts)
     found = report(resume=True)
-    assert trained == [2, 3]
+    assert seeds == [0, 3, 4]  # those of the third and the fourth trial
     assert [row.changed() for row in found.rows] == [row.changed() for row in expected.rows]
     assert found.probes.mean_loss == expected.probes.mean_loss
 

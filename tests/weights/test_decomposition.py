@@ -14,6 +14,7 @@ from matrices import power_law
 from numpy.typing import NDArray
 from peft.helpers import KappaTuneSelector, find_kappa_target_modules
 from problems import completions, run_report, settings
+from transformers import PreTrainedModel
 
 from hlscore.flow import Silent, score_weights
 from hlscore.inputs.identity import identify
@@ -26,7 +27,7 @@ from hlscore.settings import (
     ModelSettings,
     PlanSettings,
     RankSettings,
-)
+)  # fmt: skip
 from hlscore.weights.decomposition import decomposition_bytes, measure_weight, singular_values
 
 Matrix = NDArray[np.float64]
@@ -46,12 +47,7 @@ def snr(matrix: Matrix) -> float | None:
     s = spectrum(matrix)
     sigma = (np.quantile(s, 0.75) - np.quantile(s, 0.25)) / 1.349
     threshold = sigma * (1 + np.sqrt(min(matrix.shape) / max(matrix.shape)))
-    signal, noise = 0.0, 0.0
-    for value in s:
-        if value > threshold:
-            signal += value
-        else:
-            noise += value
+    signal, noise = s[s > threshold].sum(), s[s <= threshold].sum()
     return None if noise == 0 else signal / noise / s[0]
 
 
@@ -197,19 +193,20 @@ def test_memory_of_a_decomposition_is_bounded_by_the_short_side() -> None:
     assert small == 8 * 3 * 64 * (4 * 64 + 64)
 
 
-def run_settings(**plan: object) -> RankSettings:
-    return RankSettings(
+def held_weights(model: PreTrainedModel, score: str = "snr") -> list[ModuleRow]:
+    """Candidate rows of a run on the weights alone, best first."""
+    run = RankSettings(
         model=ModelSettings(model="test"),
         data=DataSettings(data="none"),
-        plan=PlanSettings(**({"score": "snr", "rank": 4, "budget": "0.3"} | plan)),  # type: ignore[arg-type]
+        plan=PlanSettings(score=score, rank=4, budget="0.3"),
     )
+    return list(score_weights(run, Silent(), (model, identify(model, "t", None))).report.candidates)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3_moe", "gpt_oss", "mamba", "llava"])
 def test_every_module_of_a_model_is_scored(name: str) -> None:
     model = FAMILIES[name].build()
-    report = score_weights(run_settings(), Silent(), (model, identify(model, "test", None))).report
-    rows = {row.module: row for row in report.candidates}
+    rows = {row.module: row for row in held_weights(model)}
     for item in candidates_of(find_modules(model, CandidateSettings())):
         weight = dense_weight(model, item)
         assert weight is not None
@@ -230,13 +227,11 @@ def test_every_module_of_a_model_is_scored(name: str) -> None:
 @pytest.mark.parametrize("name", ["llama", "qwen3", "qwen3_moe", "mixtral"])
 def test_kappa_orders_as_peft_does(name: str) -> None:
     model = FAMILIES[name].build()
-    report = score_weights(
-        run_settings(score="kappa"), Silent(), (model, identify(model, "test", None))
-    ).report
     peer = KappaTuneSelector(model, show_progress=False)
     peer.get_best_targets()
     known = dict(peer._condition_numbers or {}) | dict(peer._parameter_condition_numbers or {})
-    rows = {row.module: row for row in report.candidates if row.module in known}
+    found = held_weights(model, score="kappa")
+    rows = {row.module: row for row in found if row.module in known}
     assert len(rows) > 10
     for module, row in rows.items():
         assert row.condition_number == pytest.approx(known[module], rel=2e-3), module
@@ -249,8 +244,7 @@ def test_kappa_orders_as_peft_does(name: str) -> None:
 
 def test_probes_do_not_change_what_weights_say() -> None:
     model = FAMILIES["qwen3_moe"].build()
-    alone = score_weights(run_settings(), Silent(), (model, identify(model, "t", None))).report
-    weights: dict[str, ModuleRow] = {row.module: row for row in alone.candidates}
+    weights = {row.module: row for row in held_weights(model)}
     run = settings()
     plain = run_report(model, completions(6), run)
     both = run_report(model, completions(6), replace(run, weight_scores=True))
