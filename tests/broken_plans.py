@@ -33,19 +33,33 @@ def write(document: Document, path: Path) -> Path:
     return path
 
 
+def values(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
+    """All that is in a document, by path; the empty one is the document."""
+    found = {path: value}
+    if isinstance(value, dict | list):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found |= values(value[key], (*path, key))
+    return found
+
+
+def put(document: Document, path: tuple[Any, ...], value: object) -> Document:
+    """The document with another value in one place."""
+    changed = copy.deepcopy(document)
+    inner: Any = changed
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = value
+    return changed
+
+
 def line_of(document: Document, path: tuple[Any, ...]) -> int:
     """The line on which a value begins, found by putting a mark in its place.
 
     Of a key that is missing it is the line of the object that lacks it.
     """
-    marked = copy.deepcopy(document)
-    inner: Any = marked
-    for key in path[:-1]:
-        inner = inner[key]
-    if isinstance(inner, dict) and path[-1] not in inner:
+    if path not in values(document):
         return line_of(document, path[:-1])
-    inner[path[-1]] = "MARK"
-    lines = json.dumps(marked, indent=2).splitlines()
+    lines = json.dumps(put(document, path, "MARK"), indent=2).splitlines()
     return 1 + next(at for at, line in enumerate(lines) if '"MARK"' in line)
 
 

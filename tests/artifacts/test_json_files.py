@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from broken_plans import values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,16 +22,6 @@ JSON = st.recursive(
     ),
     max_leaves=20,
 )
-
-
-def values(value: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Any]:
-    """All that is in a document, by path."""
-    found = {path: value}
-    for key in (
-        value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
-    ):
-        found |= values(value[key], (*path, key))
-    return found
 
 
 @settings(max_examples=150, deadline=None)

@@ -8,12 +8,11 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from broken_plans import Document, made, write
+from broken_plans import Document, made, values, write
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,15 +42,7 @@ VALUES = (
 )
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    if path:
-        yield path
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(inner, (*path, key))
-
-
-PLACES = list(places(WHOLE))
+PLACES = [path for path in values(WHOLE) if path]
 
 
 def inside(document: Document, path: tuple[Any, ...]) -> Any:
