@@ -228,16 +228,25 @@ def test_equal_seeds_give_equal_numbers_and_no_time_trains_nothing(folder: Path)
 def test_figures_of_the_tables() -> None:
     tables = part("real_tables")
 
-    def lines(arm: str, parameters: int, losses: tuple[float, ...]) -> list[dict[str, Any]]:
+    def lines(
+        arm: str, parameters: int, losses: tuple[float, ...], rate: float = 0.1, on: str = "cuda"
+    ) -> list[dict[str, Any]]:
         common = {"arm": arm, "parameters": parameters, "full": [], "seconds": 1.0,
-                  "full_rate": 0.1, "lora_rate": 0.0, "accuracy": 0.5}  # fmt: skip
-        return [{**common, "seed": seed, "test_loss": loss} for seed, loss in enumerate(losses)]
+                  "full_rate": rate, "lora_rate": 0.0, "accuracy": 0.5, "device": on,
+                  "settings": {"device": on}}  # fmt: skip
+        return [
+            {**common, "seed": seed, "test_loss": loss, "tuning_loss": loss}
+            for seed, loss in enumerate(losses)
+        ]
 
     # The first loss of each is of the tuning seed, which no table reports.
-    arms = tables.arms_of([
+    by_hand = lines("hybrid a", 100, (8.0, 1.1), on="cpu")[1:]
+    journal = [
         *lines("full", 1000, (9.0, 1.0, 1.2)), *lines("lora r=8", 10, (9.0, 2.0, 2.2)),
         *lines("lora r=60", 98, (9.0, 1.5, 1.7)), *lines("hybrid a", 100, (9.0, 1.2, 1.5)),
-    ])  # fmt: skip
+        *lines("hybrid a", 100, (9.5, 0.1, 0.1), rate=0.3), *by_hand,
+    ]  # fmt: skip
+    arms = tables.arms_of(journal)
     arm = arms["hybrid a"]
     assert arm.loss == pytest.approx(1.35)
     assert tables.recovered(arms, arm).values == pytest.approx([0.8, 0.7])
@@ -245,6 +254,8 @@ def test_figures_of_the_tables() -> None:
     assert tables.equal_lora(arms, arms["full"]) is None
     assert tables.excess(arms, arm).values == pytest.approx([-0.6, -0.4])
     assert tables.named(arms, "lora equal size").name == "lora r=60"
+    cells = "cpu | 1.1000 | 50.0 | 1.0000 | 2.0000 | 1.5000 | 1.2000 |"
+    assert tables.added(journal, arms)[-1] == f"| hybrid a | 0.1 0 | 1 | {cells}"
 
 
 def test_tasks_are_disjoint_and_written_the_same_way_twice(tmp_path: Path) -> None:
