@@ -287,10 +287,7 @@ def plain_gradients(model: PreTrainedModel) -> tuple[set[str], dict[str, torch.T
 
 
 def compare_candidates(
-    model: PreTrainedModel,
-    products: set[str],
-    gradients: dict[str, torch.Tensor],
-    outcome: Outcome,
+    model: PreTrainedModel, products: set[str], gradients: dict[str, torch.Tensor], outcome: Outcome
 ) -> None:
     """Hold the candidates against the products inside the lists of blocks."""
     # Parameters inside lists of modules that are as long as the decoder is deep.

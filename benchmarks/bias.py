@@ -38,11 +38,7 @@ def estimates(groups: torch.Tensor) -> dict[str, torch.Tensor]:
         bias += (GROUPS - 1) * (tail(*pair).mean(0) - plain)
     parts = groups.unflatten(1, (2, GROUPS // 2)).mean(2)
     smaller = torch.stack([tail(parts[0, a], parts[1, b]) for a in (0, 1) for b in (0, 1)])
-    return {
-        "hls": plain,
-        "jackknife": plain - bias,
-        "extrapolated": 2 * plain - smaller.mean(0),
-    }
+    return {"hls": plain, "jackknife": plain - bias, "extrapolated": 2 * plain - smaller.mean(0)}
 
 
 def main() -> None:

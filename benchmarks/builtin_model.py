@@ -417,11 +417,7 @@ def make(out: Path, settings: Settings) -> dict[str, Any]:
     measured = train_and_measure(model, tokenizer, sets, taken, settings)
     save(model, tokenizer, out / "tiny")
     return {
-        "hardware": {
-            "cpu": processor(),
-            "cores": os.cpu_count(),
-            "threads_used": settings.threads,
-        },
+        "hardware": {"cpu": processor(), "cores": os.cpu_count(), "threads_used": settings.threads},
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,

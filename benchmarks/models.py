@@ -196,8 +196,7 @@ def _sizes(draw: np.random.Generator, examples: int, length: Length) -> list[int
 def _probe_set(rows: list[np.ndarray], source: str, groups: int, seed: int) -> ProbeSet:
     kept = [
         ProbeExample(
-            input_ids=tuple(int(token) for token in row),
-            counted=(False, *(True for _ in row[1:])),
+            input_ids=tuple(int(token) for token in row), counted=(False, *(True for _ in row[1:]))
         )
         for row in rows
     ]

@@ -172,10 +172,7 @@ def swapped(pairs: Sequence[Row], seed: int) -> list[Row]:
 
 
 def run(
-    subject: Subject,
-    examples: ExampleSet | RolloutSet,
-    objective: ObjectiveSettings,
-    seed: int,
+    subject: Subject, examples: ExampleSet | RolloutSet, objective: ObjectiveSettings, seed: int
 ) -> Outcome:
     """Score every module once."""
     gc.collect()
@@ -405,11 +402,7 @@ def measure(
 
 
 def _given(
-    rows: Sequence[Row],
-    pairs: Sequence[Row],
-    rollouts: RolloutSet,
-    part: Sequence[int],
-    seed: int,
+    rows: Sequence[Row], pairs: Sequence[Row], rollouts: RolloutSet, part: Sequence[int], seed: int
 ) -> Probes:
     """What each objective gets of some of the probes."""
     chosen = {str(place) for place in part}
@@ -435,10 +428,7 @@ def _each_objective(
 
 
 def _variants(
-    subject: Subject,
-    given: Probes,
-    known: Mapping[str, Outcome],
-    advance: Callable[[str], None],
+    subject: Subject, given: Probes, known: Mapping[str, Outcome], advance: Callable[[str], None]
 ) -> dict[str, Any]:
     """Loss types on some probes; the default of each objective was run already."""
     families = {"grpo": GRPO_VARIANTS, "dpo built-in": DPO_VARIANTS, "dpo on-policy": DPO_VARIANTS}

@@ -85,9 +85,7 @@ def plain_pass(
                     device=embedding.weight.device,
                 )
                 logits = model(
-                    input_ids=batch.input_ids,
-                    attention_mask=batch.attention_mask,
-                    use_cache=False,
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
                 ).logits
                 loss = -token_log_probs(logits, batch.labels).sum()
                 (loss / tokens).backward()

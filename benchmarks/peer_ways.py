@@ -52,12 +52,7 @@ def hlscore_scores(
 def _hlscore(estimator: str, bootstrap: bool) -> Way:
     def run(job: Job) -> Outcome:
         scores = hlscore_scores(
-            job.model,
-            job.probes,
-            estimator,
-            bootstrap,
-            rank=job.rank,
-            batch_size=job.batch_size,
+            job.model, job.probes, estimator, bootstrap, rank=job.rank, batch_size=job.batch_size
         )
         return Outcome(scores=scores)
 

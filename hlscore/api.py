@@ -11,14 +11,7 @@ from typing import Any, get_origin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, UsageError
-from hlscore.flow import (
-    Progress,
-    RankResult,
-    Silent,
-    rank_model,
-    score_updates,
-    score_weights,
-)
+from hlscore.flow import Progress, RankResult, Silent, rank_model, score_updates, score_weights
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.identity import identify

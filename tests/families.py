@@ -272,10 +272,7 @@ _MAMBA2 = BlockSpec(
     {"mixer.conv1d.weight": (96 + 2 * 2 * 16, 1, 4)},
 )
 _FALCON_H1 = BlockSpec(
-    {
-        "mamba.in_proj": _linear(64 + 64 + 2 * 16 + 4, HIDDEN),
-        "mamba.out_proj": _linear(HIDDEN, 64),
-    }
+    {"mamba.in_proj": _linear(64 + 64 + 2 * 16 + 4, HIDDEN), "mamba.out_proj": _linear(HIDDEN, 64)}
     | _attention(48, 24)
     | _mlp(prefix="feed_forward"),
     {"mamba.conv1d.weight": (64 + 2 * 16, 1, 4)},

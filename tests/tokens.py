@@ -38,11 +38,7 @@ CHAT_TEMPLATE_WITHOUT_GENERATION = (
 
 
 def byte_tokenizer(
-    *,
-    pad: bool = True,
-    chat_template: str | None = None,
-    eos: bool = True,
-    add_bos: bool = False,
+    *, pad: bool = True, chat_template: str | None = None, eos: bool = True, add_bos: bool = False
 ) -> PreTrainedTokenizerFast:
     """The tokenizer; a special token that is switched off keeps its id and loses its role.
 

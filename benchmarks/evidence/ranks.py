@@ -29,11 +29,7 @@ EQUAL_TO = (4, 8)
 
 
 def ranks_arm(
-    planner: Planner,
-    score: str,
-    equal_to: int,
-    power: float,
-    ranks: Sequence[int] = UNIFORM_RANKS,
+    planner: Planner, score: str, equal_to: int, power: float, ranks: Sequence[int] = UNIFORM_RANKS
 ) -> Arm:
     """The solver's choice among ranks and full, for the parameters of LoRA of one rank."""
     each = sum(row.in_features + row.out_features for row in planner.report.candidates)

@@ -61,9 +61,7 @@ FAMILIES: dict[str, Family] = {
         pattern=r"fraction (\S+) to", prompt="Simplify {}", options={"styles": ("plain",)}
     ),
     "lcm": Family(
-        pattern=r"numbers: (.*)",
-        prompt="Least common multiple of {}",
-        options={"max_value": 1000},
+        pattern=r"numbers: (.*)", prompt="Least common multiple of {}", options={"max_value": 1000}
     ),
     "letter_jumble": Family(
         pattern=r"these words: (.*)",

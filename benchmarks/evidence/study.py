@@ -21,16 +21,7 @@ from journal import Journal, path_of
 from stacked import Tensors, Trained, Trial, example_losses
 from torch import nn
 from transformers import LlamaForCausalLM
-from trials import (
-    STEPS,
-    TUNING_SEEDS,
-    Study,
-    best_of,
-    keep,
-    rates_of,
-    trials_at,
-    tune,
-)
+from trials import STEPS, TUNING_SEEDS, Study, best_of, keep, rates_of, trials_at, tune
 from world import Task, encode, fine_tuning_tasks, new_world, tokenizer
 
 import hlscore
@@ -104,9 +95,7 @@ def random_arm(planner: Planner, draw: int) -> Arm:
 def equal_arm(planner: Planner, draw: int) -> Arm:
     """Modules drawn as for `random_arm`, of as many parameters as the plan of `hls` has in full."""
     return planner.drawn(
-        f"{EQUAL} {draw}",
-        seed=100 + draw,
-        params=planner.scored("hls").totals.full_params,
+        f"{EQUAL} {draw}", seed=100 + draw, params=planner.scored("hls").totals.full_params
     )
 
 

@@ -88,11 +88,7 @@ def new_world(seed: int = 0) -> World:
         line[rng.choice(len(SYMBOLS), CHANGED_SYMBOLS, replace=False)] = rng.integers(
             len(SYMBOLS), size=CHANGED_SYMBOLS
         )
-    return World(
-        chain=chain,
-        facts=facts,
-        next=following,
-    )
+    return World(chain=chain, facts=facts, next=following)
 
 
 def pretraining_tasks(world: World) -> tuple[Task, ...]:

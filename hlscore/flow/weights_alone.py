@@ -104,10 +104,7 @@ def weight_statistics(
 
 @contextmanager
 def _decomposing(
-    chosen: tuple[Candidate, ...],
-    ranks: tuple[int, ...],
-    device: torch.device,
-    progress: Progress,
+    chosen: tuple[Candidate, ...], ranks: tuple[int, ...], device: torch.device, progress: Progress
 ) -> Iterator[tuple[dict[str, WeightStatistics], Callable[[Candidate, torch.Tensor | None], None]]]:
     """Spread the decompositions of weights over threads.
 

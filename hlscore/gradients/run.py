@@ -13,20 +13,11 @@ from hlscore.gradients.jackknife import draw_resamples
 from hlscore.gradients.memory import worker_count
 from hlscore.gradients.probe_run import ProbeRun
 from hlscore.gradients.progress import ProgressFile, Storage, stored_identity
-from hlscore.gradients.self_check import (
-    check_weights_kept,
-    sampled_parameters,
-    try_model,
-)
+from hlscore.gradients.self_check import check_weights_kept, sampled_parameters, try_model
 from hlscore.gradients.sketch import TestMatrices
 from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import observed_sources, weight_sources
-from hlscore.gradients.statistics import (
-    Reduction,
-    curve_ranks,
-    reduce_gradients,
-    reduce_sketches,
-)
+from hlscore.gradients.statistics import Reduction, curve_ranks, reduce_gradients, reduce_sketches
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trials import TrialRun
 from hlscore.inputs.model import input_device

@@ -64,8 +64,7 @@ def load_model(settings: ModelSettings) -> LoadedModel:
     tokenizer = load_tokenizer(files, settings)
     model = load_weights(files, settings)
     identity = replace(
-        identify(model, settings.model, files.revision),
-        notes=loading_notes(model, files, settings),
+        identify(model, settings.model, files.revision), notes=loading_notes(model, files, settings)
     )
     return LoadedModel(model=model, tokenizer=tokenizer, identity=identity)
 
@@ -249,11 +248,7 @@ def load_shape(
 def renamer(shape: PreTrainedModel) -> Renamer:
     """Transformers' own renaming of stored tensors, for one model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        rename_source_key,
-    )
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 
     table = get_model_conversion_mapping(shape)
     renamings = [entry for entry in table if isinstance(entry, WeightRenaming)]

@@ -17,11 +17,7 @@ _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def text_ids(
-    text: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    special: bool = True,
-    ended: bool = False,
+    text: str, tokenizer: PreTrainedTokenizerBase, *, special: bool = True, ended: bool = False
 ) -> list[int]:
     """Token ids of a text.
 

@@ -49,12 +49,7 @@ def token_log_probs(
     ):
         if bool((wanted != IGNORED).any()):
             found = checkpoint(
-                _log_probs,
-                part,
-                wanted,
-                temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,
+                _log_probs, part, wanted, temperature, use_reentrant=False, preserve_rng_state=False
             )
         else:
             dtype = torch.float64 if part.dtype == torch.float64 else torch.float32

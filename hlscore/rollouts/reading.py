@@ -72,11 +72,7 @@ def rollouts_from(
 
 
 def _rollout(
-    row: Row,
-    index: int,
-    source: str,
-    tokenizer: PreTrainedTokenizerBase,
-    ends: Sequence[int],
+    row: Row, index: int, source: str, tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]
 ) -> Rollout:
     # Whether the row says that it was cut short; `None` where it says nothing.
     said: bool | None = None

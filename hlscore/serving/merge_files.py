@@ -17,13 +17,7 @@ import torch
 
 from hlscore.errors import ModelError
 from hlscore.inputs.stored_weights import StoredWeights
-from hlscore.inputs.tensor_files import (
-    DTYPES,
-    INDEX_FILE,
-    NewTensor,
-    StoredTensor,
-    write_tensors,
-)
+from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
 from hlscore.inputs.trained import Adapter
 from hlscore.inputs.weights import tied_names
 

@@ -17,11 +17,7 @@ CONFIDENCE = 0.95
 FEW_SEEDS = 5
 # An adapter starts at zero, so that in the first steps it lags behind whatever its rank.
 FEW_STEPS = 20
-_RIVALS = {
-    MATCHED: "LoRA of equal size",
-    RANDOM: "a random choice",
-    LARGEST: "the largest modules",
-}
+_RIVALS = {MATCHED: "LoRA of equal size", RANDOM: "a random choice", LARGEST: "the largest modules"}
 _DIVERGED = "diverged with a seed that the learning rates were not chosen on"
 
 

@@ -30,14 +30,7 @@ from hlscore.training.apply import check_model
 from hlscore.unfinished import check_same_run, nothing_to_resume, store_lines, stored_lines
 from hlscore.validation.arms import FULL, LORA, PLAN, Arm, make_arms
 from hlscore.validation.gaps import compare_arms, verdict
-from hlscore.validation.training import (
-    MOST_EXTENSIONS,
-    POINTS,
-    Outcome,
-    Training,
-    Trial,
-    train,
-)
+from hlscore.validation.training import MOST_EXTENSIONS, POINTS, Outcome, Training, Trial, train
 
 SCHEMA_VERSION = 1
 # Finished trainings, one line each; not named as the progress of `rank` is, which may go to the

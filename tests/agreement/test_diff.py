@@ -165,8 +165,7 @@ def test_two_plans(plans: Plans, a: str, b: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "options",
-    ["", "-b 0.2p", "--score random --budget 0.5", "-r 2 --budget 40k --score grad_norm"],
+    "options", ["", "-b 0.2p", "--score random --budget 0.5", "-r 2 --budget 40k --score grad_norm"]
 )
 def test_two_score_files_are_planned_as_by_plan(
     tables: Files, tmp_path: Path, options: str

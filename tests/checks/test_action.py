@@ -11,15 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from action_runs import (
-    EXPRESSION,
-    ROOT,
-    THIS_PYTHON,
-    ActionRun,
-    metadata,
-    need_index,
-    run_action,
-)
+from action_runs import EXPRESSION, ROOT, THIS_PYTHON, ActionRun, metadata, need_index, run_action
 from broken_plans import line_of, made, write
 from console import hlscore
 

@@ -24,14 +24,7 @@ from hlscore.exporters import adapter_config as moe_names
 from hlscore.exporters.adapter_config import adapter_config, lora_config, skip_modules
 from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.formats.peft import EXPORTER
-from hlscore.exporters.limits import (
-    PEFT_LIMITS,
-    ExportError,
-    Limits,
-    check_limits,
-    faults,
-    nearest,
-)
+from hlscore.exporters.limits import PEFT_LIMITS, ExportError, Limits, check_limits, faults, nearest
 from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
 from hlscore.records import LeftOut
 

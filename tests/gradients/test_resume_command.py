@@ -98,9 +98,7 @@ main()
 """
 
 
-def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(
-    tmp_path: Path,
-) -> None:
+def test_nothing_stays_of_a_run_that_was_killed_while_it_stored_progress(tmp_path: Path) -> None:
     out = tmp_path / "out"
     killed = subprocess.run(
         [sys.executable, "-c", KILLED_WHILE_IT_WRITES, "rank", "builtin:tiny", *QUICK, *SAVING,

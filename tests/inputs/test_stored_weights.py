@@ -105,8 +105,7 @@ def test_other_names_are_mapped_as_transformers_does(
     save_model(tmp_path, model=FAMILIES[name].build())
     expected = streamed(tmp_path)
     _rewrite(
-        tmp_path,
-        lambda tensors: {key.replace(old, new): value for key, value in tensors.items()},
+        tmp_path, lambda tensors: {key.replace(old, new): value for key, value in tensors.items()}
     )
     found = streamed(tmp_path)
     assert found[1] == expected[1]

@@ -30,8 +30,7 @@ CHARTS = ("heat", "bars", "tail", "stability", "cumulative-modules", "cumulative
           "memory")  # fmt: skip
 
 pytestmark = pytest.mark.skipif(
-    FOUND is None,
-    reason=f"no browser for the report page: install one of {', '.join(BROWSERS)}",
+    FOUND is None, reason=f"no browser for the report page: install one of {', '.join(BROWSERS)}"
 )
 
 

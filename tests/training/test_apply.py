@@ -334,9 +334,7 @@ def test_4_bit_models(name: str, locks: Sequence[str], tmp_path: Path) -> None:
 
     def load(skipped: list[str]) -> PreTrainedModel:
         config = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_compute_dtype=torch.float32,
-            llm_int8_skip_modules=skipped,
+            load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32, llm_int8_skip_modules=skipped
         )
         return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
 
