@@ -114,6 +114,8 @@ def rank_updates(
         HlscoreError: Something cannot be used.
     """
     several = [updates] if isinstance(updates, str | Path) else list(updates)
+    if not several:
+        raise UsageError("updates is empty.", hint="Give one finished training or more.")
     values = _values("rank_updates", _UPDATE_OPTIONS, options)
     settings = RankSettings.of(
         values | {"model": str(base), "updates": tuple(str(each) for each in several)}

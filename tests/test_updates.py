@@ -117,6 +117,7 @@ def test_checkpoints_are_subtracted_and_cross_fitted(family: str, tmp_path: Path
         each.save_pretrained(tmp_path / f"run{seed}", max_shard_size="60KB")
     found = ranked(tmp_path, family, list(trained), 1e-4)
     assert not any("cross-fitted" in note for note in found.report.run.notes)
+    assert not found.report.probes.notes
     assert all(row.hls_stderr is None for row in found.report.candidates)
 
 
@@ -277,6 +278,8 @@ def test_names_of_unwrapped_saves_are_understood(tmp_path: Path) -> None:
 
 
 def test_options_of_probes_do_not_go_with_updates(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="updates is empty"):
+        hlscore.rank_updates(tmp_path, [])
     base, run = str(tmp_path / "base"), str(tmp_path / "run")
     save_model(tmp_path / "base", model=FAMILIES["llama"].build())
     moved(FAMILIES["llama"].build()).save_pretrained(run)

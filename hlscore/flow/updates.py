@@ -120,7 +120,7 @@ def score_updates(
         settings,
         modules,
         identity,
-        replace(NO_PROBES, source=source, format="update", examples=len(trainings)),
+        replace(NO_PROBES, source=source, format="update", examples=len(trainings), notes=()),
         ranks=reduction.ranks,
         statistics=statistics,
         weights=weights,

@@ -59,6 +59,8 @@ class RunState:
     batch_size: int  # examples per batch that fit so far
     tokens: float = 0.0  # tokens that the sum of the losses holds, where these are not all
     rate: float = 0.0  # learning rate of the trials; 0 for gradients
+    # Mean held-out loss before and after a short training at the rate that was found.
+    search: tuple[float, float] | None = None
 
 
 class ProgressFile:
@@ -190,9 +192,10 @@ def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:
             batch_size=int(found["batch_size"]),
             tokens=float(found["tokens"]),
             rate=float(found["rate"]),
+            search=found["search"] and tuple(map(float, found["search"])),
         )
         return identity, state, float(found["seconds"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"The stored progress '{path}' cannot be read: {first_line(error)}",
             hint="Start anew with --force.",

@@ -97,8 +97,6 @@ class TrialRun:
             batch_size=settings.batch_size,
             rate=settings.trial_rate or 0.0,
         )
-        # Mean loss of the search's test examples before and after its training at the rate.
-        self._losses: tuple[float, float] | None = None
         self._base: dict[str, torch.Tensor] = {}
         devices = {weight.device for weight in self._weights.values()}
         # Room for as many bytes as the weights have, and half of it again.
@@ -130,7 +128,8 @@ class TrialRun:
             )
         with self._base_weights_kept(), torch.enable_grad(), self._capture:
             if not self.state.rate:
-                self.state = replace(self.state, rate=self._find_rate())
+                rate = self._find_rate()
+                self.state = replace(self.state, rate=rate)
             for attempt in range(_ATTEMPTS):
                 try:
                     self._run_trials()
@@ -235,7 +234,7 @@ class TrialRun:
             best *= factor
         if not math.isfinite(gains[best]):
             raise _diverges(", ".join(f"{rate:.1e}" for rate in sorted(gains)))
-        self._losses = before, before - gains[best]
+        self.state = replace(self.state, search=(before, before - gains[best]))
         return best
 
     def _run_trials(self) -> None:
@@ -399,8 +398,8 @@ class TrialRun:
             f"{self.state.rate:.2g} ({'given' if wanted.trial_rate else 'found'}), optimizer "
             f"{wanted.trial_optimizer}."
         )
-        if self._losses is not None:
-            before, after = self._losses
+        if self.state.search is not None:
+            before, after = self.state.search
             yield (
                 f"A few steps at that rate change the held-out loss from {before:.4g} to "
                 f"{after:.4g}."

@@ -100,7 +100,12 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
             "small models plans with one of the two in full were better. --gated-pairs both "
             "allows both."
         )
-    if full == 0 or room_left:
+    if full == 0 and all(problem.settings.rank >= row.max_rank for row in problem.rows):
+        yield (
+            f"No module is trained in full: LoRA of rank {problem.settings.rank} spans every "
+            "matrix, so that nothing is left over. Use a smaller --rank."
+        )
+    elif full == 0 or room_left:
         more = " More probe samples may show one." if score.reads_gradients else ""
         start = "No module is" if full == 0 else f"Only {full} of the modules that fit are"
         other = "no other module that may be chosen" if len(apart) else "no other module"

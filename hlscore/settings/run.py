@@ -122,6 +122,11 @@ class RankSettings:
             "--data and --rollouts are mutually exclusive.",
             "Remove one of them.",
         )
+        require(
+            self.data.samples != 1 or probed.objective == "grpo",
+            "--samples is 1, but scores compare examples.",
+            "Use 2 or more, or 0 for all.",
+        )
         moved = self.capture.movement
         require(
             moved == "update" or not self.updates,

@@ -364,7 +364,7 @@ LONG = [{"prompt": "q" * length, "completion": "x"} for length in (5, 6, 7, 80)]
     (None, LOST, "--max-length 32", 3,
      "3 of 3 are longer than 32 tokens and lost their completion"),
     (None, [{"messages": chat("q")}] * 3, "--assistant-only-loss", 3, "No token of example 0"),
-    (None, texts(6), "--samples 1", 3, "has a single usable example."),
+    (None, texts(6), "--samples 1", 2, "--samples is 1, but scores compare examples."),
     (None, texts(1) * 4, "", 3, "has a single usable example, 4 times."),
     (None, texts(6), "--column text=nope", 3, "has no column 'nope'; it has: text."),
     (None, texts(6), "--split train[:0]", 3, "holds no examples"),

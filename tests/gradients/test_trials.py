@@ -399,6 +399,7 @@ def test_a_stopped_run_goes_on_after_its_last_trial(
     assert seeds == [0, 3, 4]  # those of the third and the fourth trial
     assert [row.changed() for row in found.rows] == [row.changed() for row in expected.rows]
     assert found.probes.mean_loss == expected.probes.mean_loss
+    assert found.run.notes == expected.run.notes
 
 
 def test_unreached_modules_stay_unreached() -> None:
