@@ -290,6 +290,7 @@ def test_options_of_probes_do_not_go_with_updates(tmp_path: Path) -> None:
         (["--trials", "8"], "--trials is for probes"),
         (["--movement", "trial"], "--movement is trial, but --update is given"),
         (["--update", run], "names a training twice"),
+        (["--update", ""], "--update is empty"),
         (["--score", "l1_adam"], "'l1_adam' is one of gradients"),
         (["--resume"], "--update has none"),
         (["--device-map", "auto"], "--device-map is for probes"),

@@ -75,7 +75,7 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
             if path.exists() and not force:
                 raise UsageError(
                     f"'{path}' already exists.",
-                    hint="Pass --force to replace it, or another path with --out.",
+                    hint="Pass --force (in Python force=True) to replace it, or give another path.",
                 )
         parent = next(path for path in (folder, *folder.parents) if path.exists())
         with tempfile.TemporaryDirectory(prefix=STAGE_PREFIX, dir=parent):

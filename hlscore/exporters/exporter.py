@@ -170,7 +170,7 @@ class Exporter:
             found.append(
                 "Modules trained in full keep the precision that the base model is loaded in: in "
                 f"bfloat16 small learning rates are lost. Load it in float32{export.float32_base} "
-                "or upcast what is trained, as hlscore.training.apply does."
+                "or upcast what is trained, as hlscore.apply does."
             )
         if limits.optimizer and export.optimizer["optim_args"]:
             found.append(

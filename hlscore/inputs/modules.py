@@ -104,7 +104,10 @@ def find_modules(
                 )
             matched.update(hits)
     if included <= excluded:
-        raise UsageError("--include and --exclude together leave no candidate module.")
+        given = "--include and --exclude together leave" if settings.include else "--exclude leaves"
+        raise UsageError(
+            f"{given} no candidate module.", hint="hlscore modules MODEL lists the candidates."
+        )
     dropped: dict[str, LeftOut] = {
         name: "excluded" if name in included else "not_included"
         for name in names

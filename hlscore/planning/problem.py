@@ -85,7 +85,8 @@ class Problem:
         return BudgetError(
             f"{' and '.join(flags) or 'The plan'} asks for {needs}; a budget of "
             f"{self.budget.text} allows {allows}.",
-            hint="Raise the budget, lock fewer modules, or lower --min-rank.",
+            hint="Raise the budget, lock fewer modules"
+            f"{', or lower --min-rank' if self.settings.min_rank else ''}.",
         )
 
 

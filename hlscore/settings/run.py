@@ -144,6 +144,11 @@ class RankSettings:
             "Name each one once.",
         )
         require(
+            all(name.strip() for name in self.updates),
+            "--update is empty.",
+            "Give the path or hub id of a finished training.",
+        )
+        require(
             not (self.updates and self.data.without_probes),
             "--data none and --update are mutually exclusive.",
             "Remove one of them.",

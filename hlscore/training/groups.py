@@ -49,7 +49,7 @@ def param_groups(
     if not isinstance(model, PeftModel):
         raise UsageError(
             f"This {type(model).__name__} has no plan applied.",
-            hint="Use hlscore.training.apply on the model first.",
+            hint="Use hlscore.apply on the model first.",
         )
     full = plan.learning_rates.full.value if full_lr is None else full_lr
     lora = plan.learning_rates.lora.value if lora_lr is None else lora_lr

@@ -118,7 +118,7 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--max-length", "257", "Use --max-length 256 or less."),
         ("--include", "nothing*", "--include 'nothing*' matches none of the candidate modules"),
         ("--exclude", "nothing*", "such as model.layers.0.self_attn.q_proj"),
-        ("--exclude", "*", "together leave no candidate module"),
+        ("--exclude", "*", "--exclude leaves no candidate module"),
         ("--column", "prompt", "is not ROLE=COLUMN"),
         ("--column", "=text", "is not ROLE=COLUMN"),
         ("--column", "foo=text", "Use one of: text, messages, prompt, completion, chosen"),
