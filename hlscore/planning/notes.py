@@ -103,7 +103,7 @@ def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     if full == 0 and all(problem.settings.rank >= row.max_rank for row in problem.rows):
         yield (
             f"No module is trained in full: LoRA of rank {problem.settings.rank} spans every "
-            "matrix, so that nothing is left over. Use a smaller --rank."
+            "matrix, so that nothing is left over."
         )
     elif full == 0 or room_left:
         more = " More probe samples may show one." if score.reads_gradients else ""

@@ -174,7 +174,7 @@ def test_which_weights_go_by_parameter_and_stay_out_of_4_bits() -> None:
     assert skip_modules(plan) == [f"{LAYER}.mlp.down_proj", f"{LAYER}.self_attn.o_proj", "lm_head"]
     plan = family_plan("llama", "*.0.*q_proj=full", memory={"base_bits": 4})
     copies, packed, serving = EXPORTER.notes(Export(plan=plan))
-    assert "hlscore.training.apply" in copies
+    assert "hlscore.apply" in copies
     assert json.dumps(skip_modules(plan)) in packed
     assert "vLLM" in serving
     assert EXPORTER.notes(Export(plan=family_plan("llama"))) == ()
