@@ -254,7 +254,7 @@ def test_figures_of_the_tables() -> None:
     assert tables.equal_lora(arms, arms["full"]) is None
     assert tables.excess(arms, arm).values == pytest.approx([-0.6, -0.4])
     assert tables.named(arms, "lora equal size").name == "lora r=60"
-    cells = "cpu | 1.1000 | 50.0 | 1.0000 | 2.0000 | 1.5000 | 1.2000 |"
+    cells = "cpu | 1.1000 | 50.0 | 1.0000 | 2.0000 | 1.5000 | 1.2000 | 0.90 | 0.50 |"
     assert tables.added(journal, arms)[-1] == f"| hybrid a | 0.1 0 | 1 | {cells}"
 
 

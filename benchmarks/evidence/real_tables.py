@@ -96,20 +96,28 @@ def added(lines: Sequence[Mapping[str, Any]], arms: Arms) -> list[str]:
         seed = line["seed"]
         matched = named(arms, f"lora {EQUAL_SIZE}")
         others = [arms.get("full"), arms.get(LORA), matched, arms.get(line["arm"])]
+        full, lora = (arms[name].losses.get(seed, math.nan) for name in ("full", LORA))
+        shares = [
+            f"{(lora - loss) / (lora - full):.2f}"
+            for loss in (
+                line["test_loss"],
+                matched.losses.get(seed, math.nan) if matched else math.nan,
+            )
+        ]
         cells = " | ".join(
             f"{arm.losses[seed]:.4f}" if arm and seed in arm.losses else "" for arm in others
         )
         found.append(
             f"| {line['arm']} | {line['full_rate']:g} {line['lora_rate']:g} | {seed} "
             f"| {line['device']} | {line['test_loss']:.4f} | {100 * line['accuracy']:.1f} "
-            f"| {cells} |"
+            f"| {cells} | {shares[0]} | {shares[1]} |"
         )
     header = (
         f"| arm | rates | seed | on | test loss | exact, % | full | {LORA} | lora {EQUAL_SIZE} "
-        "| the arm as in the table |"
+        "| the arm as in the table | gap of this seed recovered | by lora equal size |"
     )
     return ["", "At other rates (`--again`), with test losses of the same seed:", "", header,
-            "|---" * 10 + "|", *found] if found else []  # fmt: skip
+            "|---" * 12 + "|", *found] if found else []  # fmt: skip
 
 
 def paired(value: Any, *arms: Trained, of: str = "losses") -> Spread:

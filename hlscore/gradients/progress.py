@@ -186,16 +186,20 @@ def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:
         with safe_open(path, framework="pt") as file:
             header: dict[str, Any] = json.loads(file.metadata()[_METADATA_KEY])
         identity, found = dict(header["identity"]), header["progress"]
+        search = None
+        if found["search"] is not None:
+            before, after = map(float, found["search"])
+            search = before, after
         state = RunState(
             position=RunPosition(**found["position"]),
             loss=float(found["loss"]),
             batch_size=int(found["batch_size"]),
             tokens=float(found["tokens"]),
             rate=float(found["rate"]),
-            search=found["search"] and tuple(map(float, found["search"])),
+            search=search,
         )
         return identity, state, float(found["seconds"])
-    except (SafetensorError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"The stored progress '{path}' cannot be read: {first_line(error)}",
             hint="Start anew with --force.",

@@ -128,7 +128,7 @@ class TrialRun:
             )
         with self._base_weights_kept(), torch.enable_grad(), self._capture:
             if not self.state.rate:
-                rate = self._find_rate()
+                rate = self._find_rate()  # puts the losses of its search into the state
                 self.state = replace(self.state, rate=rate)
             for attempt in range(_ATTEMPTS):
                 try:
