@@ -41,9 +41,9 @@ def check_file(path: Path, *, hint: str) -> None:
         raise ArtifactError(f"{what}.", hint=hint)
 
 
-def first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path, *, hint: str = "") -> bytes:
     """The start of a file's text, without what may stand before a value of JSON."""
-    return read_bytes(path, most=256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return read_bytes(path, most=256, hint=hint).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
 def read_bytes(path: Path, most: int, *, hint: str = "") -> bytes:
