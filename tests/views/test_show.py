@@ -113,11 +113,7 @@ def test_every_column_of_a_report_orders_it(scores: Path) -> None:
         for reverse in (False, True):
             falling = (name in RISING) == reverse
             wanted = in_order(rows, RENAMED.get(name, name), falling=falling)
-            ordered = selection.ordered(
-                by_place,
-                column,
-                reverse=reverse,
-            )
+            ordered = selection.ordered(by_place, column, reverse=reverse)
             assert [row.module for row in ordered] == [row["module"] for row in wanted], name
     printed = show_json(scores, "--sort", "hls", "--reverse")
     assert modules(printed) == [row["module"] for row in in_order(rows, "hls", falling=False)]
