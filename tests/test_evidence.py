@@ -9,9 +9,16 @@ import numpy as np
 import peft
 import pytest
 import torch
-from benchmark_scripts import BENCHMARKS, part, plain_training, scripts_in
+from benchmark_scripts import (
+    BENCHMARKS,
+    part,
+    plain_training,
+    scripts_in,
+    tiny_llama,
+    with_lora,
+)
 from scipy.stats import kendalltau, ttest_1samp
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import hlscore
 
@@ -19,22 +26,11 @@ _path = scripts_in(BENCHMARKS / "evidence")
 
 
 def tiny_model() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(part("world").WORDS), hidden_size=16, intermediate_size=24,
-        num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        max_position_embeddings=64, tie_word_embeddings=True, attn_implementation="eager",
-        use_cache=False, initializer_range=0.3,
-    )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return tiny_llama(len(part("world").WORDS))
 
 
 def lora_model(**options: Any) -> peft.PeftModel:
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        return peft.get_peft_model(
-            tiny_model(), peft.LoraConfig(r=2, target_modules="all-linear", **options)
-        )
+    return with_lora(tiny_model(), **options)
 
 
 def full_model() -> LlamaForCausalLM:
