@@ -237,7 +237,7 @@ def entry_of(loss: float, parameters: int = 0) -> dict[str, Any]:
 
 
 def test_power_is_fitted_on_other_tasks() -> None:
-    ranks, table = part("ranks"), part("ranks_table")
+    ranks, table = part("ranks"), part("tables")
     losses = {("a", 1.0): 2.0, ("a", 0.5): 0.9, ("b", 1.0): 0.8, ("b", 0.5): 1.0}
     studies: dict[str, dict[str, Any]] = {}
     for task in ("a", "b"):
@@ -457,7 +457,7 @@ def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:
 
 
 def test_cross_fitted_tail_against_the_products_own() -> None:
-    choices, world = part("movement_choices"), part("world")
+    choices, world = part("movement_gain"), part("world")
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
     tail = torch.linalg.svdvals(a)[2:].square().sum()
