@@ -328,8 +328,8 @@ def gradient_error(
     gradients = ExactGradients(chosen, TestMatrices(size=4, seed=0), groups=None)
     sources = weight_sources(model, chosen)
     ProbeRun(
-        model, probes, gradients, sources, CaptureSettings(batch_size=batch_size),
-        on_tokens=lambda _: None,
+        model=model, probes=probes, gradients=gradients, sources=sources,
+        settings=CaptureSettings(batch_size=batch_size),
     ).run()  # fmt: skip
     counts = [sum(half) for half in probes.counts]
     worst = 0.0

@@ -121,7 +121,9 @@ def capture_pass(
     else:
         gradients = ExactGradients(chosen, tests, groups=groups)
         sources = weight_sources(model, chosen)
-    ProbeRun(model, probes, gradients, sources, settings.capture, on_tokens=lambda _: None).run()
+    ProbeRun(
+        model=model, probes=probes, gradients=gradients, sources=sources, settings=settings.capture
+    ).run()
 
 
 def run_arm(

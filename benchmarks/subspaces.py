@@ -125,7 +125,10 @@ def group_gradients(draws: int, samples: int) -> list[Drawn]:
         first, second = (len(half) for half in probes.halves)
         gradients = _GroupGradients(chosen, (first, second))
         sources = weight_sources(loaded.model, chosen)
-        ProbeRun(loaded.model, probes, gradients, sources, settings, on_tokens=lambda _: None).run()
+        ProbeRun(
+            model=loaded.model, probes=probes, gradients=gradients, sources=sources,
+            settings=settings,
+        ).run()  # fmt: skip
         tokens = [
             [sum(item.counted_tokens for item in group) for group in half] for half in probes.halves
         ]

@@ -29,13 +29,12 @@ def captured(
     items = candidates_of(find_modules(model, CandidateSettings()))
     gradients = ExactGradients(items, TestMatrices(size=8, seed=0), groups=None)
     ProbeRun(
-        model,
-        probes,
-        gradients,
-        weight_sources(model, items),
-        CaptureSettings(**({"batch_size": 3} | capture)),
-        objective,
-        on_tokens=[].append,
+        model=model,
+        probes=probes,
+        gradients=gradients,
+        sources=weight_sources(model, items),
+        settings=CaptureSettings(**({"batch_size": 3} | capture)),
+        objective=objective,
     ).run()
     counts = [sum(half) for half in probes.counts]
     found = {}

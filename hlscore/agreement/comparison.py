@@ -129,14 +129,11 @@ def compare(
 
     # In the order of names: of equal scores the first name counts as higher.
     modules = sorted(set.intersection(*map(set, scores)))
-    if len(modules) == 1 and all(len(own) == 1 for own in scores):
-        raise ArtifactError("There is only one module: no order can be compared.")
     if len(modules) < 2:
-        raise ArtifactError(
-            f"There is {'only one' if modules else 'no'} module in common: no order can be "
-            "compared.",
-            hint="Compare runs of the same model.",
-        )
+        alone = bool(modules) and all(len(own) == 1 for own in scores)
+        which = f"{'only one' if modules else 'no'} module{'' if alone else ' in common'}"
+        hint = "" if alone else "Compare runs of the same model."
+        raise ArtifactError(f"There is {which}: no order can be compared.", hint=hint)
     number = top.count if top.count is not None else max(1, share_of(top.share or 0, len(modules)))
     if number > len(modules):
         raise UsageError(

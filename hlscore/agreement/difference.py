@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,8 +94,7 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
     """Compare two plans, module by module; scores are planned first.
 
     Args:
-        sides: Two of them; scores beside a plan are planned with its settings.
-        given: Plan settings that were asked for, by name.
+        given: Plan settings that were asked for, by name; others are those of a plan beside scores.
     """
     like = next((side.content for side in sides if isinstance(side.content, Plan)), None)
     if given and not any(side.from_scores for side in sides):
@@ -129,12 +128,6 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
     full_a, full_b = ({item.module for item in plan.full} for plan in plans)
     chances = [sum(move.full[at] for move in common) for at in (0, 1)]
     first, second = ([move.items[at].score for move in common] for at in (0, 1))
-    kinds: dict[str | int | None, list[Move]] = {}
-    layers: dict[str | int | None, list[Move]] = {}
-    for move in every:
-        item = move.items[0]
-        kinds.setdefault(f"{item.block}.{item.kind}".lstrip("."), []).append(move)
-        layers.setdefault(item.layer, []).append(move)
     return Difference(
         sides=sides,
         plans=tuple(plans),
@@ -155,8 +148,8 @@ def difference(sides: tuple[Side, ...], given: Mapping[str, Any]) -> Difference:
         jaccard_decisions=jaccard(*(map(_decision, plan.modules) for plan in plans)),
         agreement=kendall(first, second),
         resampled=tuple(resampled),
-        by_kind=_groups(kinds),
-        by_layer=_groups(layers),
+        by_kind=_groups(every, lambda item: f"{item.block}.{item.kind}".lstrip(".")),
+        by_layer=_groups(every, lambda item: item.layer),
     )
 
 
@@ -171,15 +164,20 @@ def _order(move: Move) -> tuple[bool, bool, int, str]:
     return not move.crosses_full, same_mode, place, move.module
 
 
-def _groups(moves: Mapping[str | int | None, list[Move]]) -> tuple[Group, ...]:
+def _groups(
+    moves: Sequence[Move], name_of: Callable[[PlanModule], str | int | None]
+) -> tuple[Group, ...]:
     """Kinds by name; layers by number, what lies outside them last."""
+    named: dict[str | int | None, list[Move]] = {}
+    for move in moves:
+        named.setdefault(name_of(move.items[0]), []).append(move)
     return tuple(
         Group(
             name=name,
-            modules=len(moves[name]),
-            full_a=sum(move.full[0] for move in moves[name]),
-            full_b=sum(move.full[1] for move in moves[name]),
-            full_both=sum(all(move.full) for move in moves[name]),
+            modules=len(named[name]),
+            full_a=sum(move.full[0] for move in named[name]),
+            full_b=sum(move.full[1] for move in named[name]),
+            full_both=sum(all(move.full) for move in named[name]),
         )
-        for name in sorted(moves, key=lambda name: (name is None, "" if name is None else name))
+        for name in sorted(named, key=lambda name: (name is None, "" if name is None else name))
     )

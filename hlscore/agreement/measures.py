@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -102,19 +103,14 @@ def _counts(keys: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int6
 def _smaller_on_both(x: NDArray[np.int64], y: NDArray[np.int64]) -> NDArray[np.int64]:
     """Number of items that are smaller in x and in y, per item, int64 [n].
 
-    A merge sort: with the items in the order of x, of equal x the largest y first, those of every
-    second block look up how many of the block before them have a smaller y.
+    Items come in the order of x, of equal x the largest y first: those with a smaller y that came
+    before are smaller on both sides.
     """
-    n = len(x)
-    order = np.lexsort((-y, x))
-    values, found, size = y[order], np.zeros(n, dtype=np.int64), 1
-    while size < n:
-        block = np.arange(n) // size
-        keys = block * n + values
-        second = block % 2 == 1
-        before = np.searchsorted(np.sort(keys), keys[second] - n)
-        found[order[second]] += before - size * (block[second] - 1)
-        size *= 2
+    found, before = np.zeros(len(x), dtype=np.int64), list[int]()
+    for place in np.lexsort((-y, x)).tolist():
+        value = int(y[place])
+        found[place] = bisect_left(before, value)
+        insort(before, value)
     return found
 
 

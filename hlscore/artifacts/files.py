@@ -23,11 +23,7 @@ _LONGEST_NAME = 100
 
 
 def default_folder(model: str) -> Path:
-    """Folder for the results of a model when `--out` is not given.
-
-    Returns:
-        `hlscore-out/<model>`, relative to the working directory.
-    """
+    """Folder for the results of a model without `--out`: `hlscore-out/<model>`."""
     local = existing_path(model)
     name = local.resolve().name if local is not None and local.is_dir() else model
     plain = re.sub(r"[^\w.-]+", "-", name).strip("-.")
@@ -41,9 +37,9 @@ def check_file(path: Path, *, hint: str) -> None:
         raise ArtifactError(f"{what}.", hint=hint)
 
 
-def first_bytes(path: Path) -> bytes:
+def first_bytes(path: Path, *, hint: str = "") -> bytes:
     """The start of a file's text, without what may stand before a value of JSON."""
-    return read_bytes(path, most=256).lstrip(b"\xef\xbb\xbf \t\r\n")
+    return read_bytes(path, most=256, hint=hint).lstrip(b"\xef\xbb\xbf \t\r\n")
 
 
 def read_bytes(path: Path, most: int, *, hint: str = "") -> bytes:
@@ -57,12 +53,7 @@ def read_bytes(path: Path, most: int, *, hint: str = "") -> bytes:
 
 
 def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
-    """Refuse a folder that cannot take the results, before any work is done.
-
-    Args:
-        folder: Where results will go; need not exist.
-        force: Whether existing results may be replaced.
-    """
+    """Refuse a folder that cannot take the results, before any work is done."""
     try:
         if folder.exists() and not folder.is_dir():
             raise UsageError(f"--out '{folder}' is a file.", hint="Give a directory.")
@@ -89,10 +80,7 @@ def check_folder(folder: Path, names: tuple[str, ...], *, force: bool) -> None:
 def write_files(
     folder: Path, contents: Mapping[str, str | Callable[[Path], object]]
 ) -> dict[str, Path]:
-    """Write files beside their final place, then move all of them there.
-
-    Args:
-        contents: For each file name its text, or a function that writes to a given path.
+    """Write texts, or what functions write to a path, beside their final place, then move all.
 
     Returns:
         The final path of each file.

@@ -7,6 +7,7 @@ import math
 import re
 import unicodedata
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -98,11 +99,8 @@ def _no_constant(text: str) -> NoReturn:
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen = set[str]()
-        for name, _ in pairs:
-            if name in seen:
-                raise ValueError(f"the key {quoted(name)} comes twice in one object")
-            seen.add(name)
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {quoted(name)} comes twice in one object")
     if len(found) > _MOST_KEYS:
         raise ValueError(f"an object has more than {_MOST_KEYS} keys")
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -123,16 +123,18 @@ def read_report(path: Path) -> ScoreReport:
         rows = tuple(TypeAdapter(list[ModuleRow]).validate_python(plain))
     except ValidationError as error:
         first = error.errors()[0]
-        row, *names = first["loc"]
-        fault = f"Row {row} of '{path}' is damaged: '{names[0]}': {first['msg']}."
-        raise ArtifactError(fault, hint=_AGAIN) from error
-    for row, message in _faults(rows):
-        raise ArtifactError(f"Row {row} of '{path}' is damaged: {message}.", hint=_AGAIN)
+        place, name, *_ = first["loc"]
+        raise _damaged(path, f"Row {place}", f"'{name}': {first['msg']}") from error
+    _check_rows(path, rows)
     return ScoreReport(rows=rows, model=origin.model, probes=origin.probes, run=origin.run)
 
 
+def _damaged(path: Path, part: str, fault: str) -> ArtifactError:
+    return ArtifactError(f"{part} of '{path}' is damaged: {fault}.", hint=_AGAIN)
+
+
 def _read_origin(path: Path, schema: pa.Schema) -> _Origin:
-    raw = (schema.metadata or {}).get(METADATA_KEY)
+    raw, part = (schema.metadata or {}).get(METADATA_KEY), "The metadata"
     if raw is None:
         raise ArtifactError(
             f"'{path}' was not written by hlscore: it has no 'hlscore' metadata.",
@@ -141,7 +143,7 @@ def _read_origin(path: Path, schema: pa.Schema) -> _Origin:
     try:
         content = json.loads(raw)
     except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"The metadata of '{path}' is damaged: {first_line(error)}") from error
+        raise _damaged(path, part, first_line(error)) from error
     version = content.get("schema_version") if isinstance(content, dict) else None
     if type(version) is not int or version != SCHEMA_VERSION:
         raise ArtifactError(
@@ -151,15 +153,16 @@ def _read_origin(path: Path, schema: pa.Schema) -> _Origin:
     try:
         origin = _Origin.model_validate(content)
     except ValidationError as error:
-        place = ".".join(str(part) for part in error.errors()[0]["loc"])
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
         raise ArtifactError(
-            f"The metadata of '{path}' is damaged at '{place}': {error.errors()[0]['msg']}."
+            f"The metadata of '{path}' is damaged at '{place}': {first['msg']}.", hint=_AGAIN
         ) from error
-    shown = (origin.model.model, origin.model.architecture, origin.run.score)
     if origin.model.n_params < 1:
-        raise ArtifactError(f"The metadata of '{path}' is damaged: the model has no parameters.")
+        raise _damaged(path, part, "the model has no parameters")
+    shown = (origin.model.model, origin.model.architecture, origin.run.score)
     if not all(text.isprintable() for text in shown):
-        raise ArtifactError(f"The metadata of '{path}' is damaged: a name cannot be printed.")
+        raise _damaged(path, part, "a name cannot be printed")
     return origin
 
 
@@ -175,22 +178,25 @@ def _first_difference(found: pa.Schema, wanted: pa.Schema) -> str:
     return "" if same else "there are further columns, or their order differs"
 
 
-def _faults(rows: Sequence[ModuleRow]) -> Iterator[tuple[int, str]]:
-    """Rows with values that a right type does not exclude and that would break a plan."""
+def _check_rows(path: Path, rows: Sequence[ModuleRow]) -> None:
+    """Refuse values that a right type does not exclude and that would break a plan."""
     names = set[str]()
     lengths: dict[str, int] = {}
     for place, row in enumerate(rows):
+        faults = []
         for name in report_schema().names:
             value = getattr(row, name)
             if isinstance(value, str) and not value.isprintable():  # controls steer a terminal
-                yield place, f"'{name}' holds characters that cannot be printed"
+                faults.append(f"'{name}' holds characters that cannot be printed")
             size = len(value) if isinstance(value, tuple) else 0
             if size and size != lengths.setdefault(name, size):
-                yield place, f"'{name}' is not as long as that of the other rows"
+                faults.append(f"'{name}' is not as long as that of the other rows")
         if min(row.matrices, row.out_features, row.in_features, row.n_params) < 1:
-            yield place, "a size is below 1"
+            faults.append("a size is below 1")
         if not row.curves_fit:
-            yield place, "a curve and its ranks differ in length"
+            faults.append("a curve and its ranks differ in length")
         if row.module in names:
-            yield place, f"'{row.module}' is listed twice"
+            faults.append(f"'{row.module}' is listed twice")
         names.add(row.module)
+        if faults:
+            raise _damaged(path, f"Row {place}", faults[0])

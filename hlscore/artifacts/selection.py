@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 from hlscore.artifacts.plan import Plan, PlanSkipped
 from hlscore.artifacts.report import report_schema
 from hlscore.errors import UsageError
-from hlscore.records import Matrix, ModuleRow, ScoreReport
+from hlscore.records import Matrix, ScoreReport
 from hlscore.settings import Filters
 from hlscore.wording import first_of
 
@@ -33,7 +33,13 @@ class Column:
 
 
 def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
-    """The modules that pass, in the same order."""
+    """The modules that pass, in the same order; refuses a kind that no module has."""
+    kinds = {kind for item in modules for kind in (item.kind, f"{item.block}.{item.kind}")}
+    if filters.kind is not None and modules and filters.kind not in kinds:
+        raise UsageError(
+            f"--kind '{filters.kind}' is no kind of module in this file.",
+            hint=f"Use one of: {', '.join(dict.fromkeys(item.kind for item in modules))}.",
+        )
     first, last = filters.layers or (0, 0)
     asked = {"mode": filters.mode, "status": filters.status}
     asked = {name: wanted for name, wanted in asked.items() if wanted is not None}
@@ -47,25 +53,24 @@ def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
     )
 
 
-def plan_columns(plan: Plan) -> dict[str, Column]:
-    """What the modules of a plan can be ordered by, by name; the score also has its own name."""
-    rising = ("position", "module", "layer", "kind", "block", "mode")
-    falling = ("score", "selection_probability", "params", "trained_params", "rank", "matrices",
-               "out_features", "in_features")  # fmt: skip
-    names = {plan.score.name: "score", "place": "position"}
-    return _columns(names | {name: name for name in (*rising, *falling)}, rising)
-
-
-def report_columns() -> dict[str, Column]:
-    """What the rows of a report can be ordered by: all but lists and free texts."""
-    rising = ("rank", "module", "layer", "kind", "block", "status")
-    numbers = [item.name for item in report_schema() if not pa.types.is_nested(item.type)
-               and not pa.types.is_string(item.type)]  # fmt: skip
-    names = {"place": "rank"} | {name: name for name in rising} | {"params": "n_params"}
-    return _columns(names | {name: name for name in numbers}, rising)
-
-
-def _columns(names: Mapping[str, str], rising: Collection[str]) -> dict[str, Column]:
+def columns_of(artifact: Plan | ScoreReport) -> dict[str, Column]:
+    """What the modules of a file can be ordered by, by name: all but lists and free texts."""
+    if isinstance(artifact, Plan):
+        rising = ["position", "module", "layer", "kind", "block", "mode"]
+        falling = ["score", "selection_probability", "params", "trained_params", "rank",
+                   "matrices", "out_features", "in_features"]  # fmt: skip
+        names = {artifact.score.name: "score", "place": "position"}
+    else:
+        rising = ["rank", "module", "layer", "kind", "block", "status"]
+        falling = ["params"]
+        falling += [
+            item.name for item in report_schema()
+            if not pa.types.is_nested(item.type) and not pa.types.is_string(item.type)
+        ]  # fmt: skip
+        names = {"place": "rank"}
+    names |= {name: name for name in (*rising, *falling)}
+    if isinstance(artifact, ScoreReport):
+        names["params"] = "n_params"
     return {
         name: Column(name=name, field=field, rising=field in rising)
         for name, field in names.items()
@@ -116,11 +121,6 @@ def find_module(
         f"No module{asked} is called '{name}'.",
         hint=f"There are: {first_of(names, _MOST_NAMED)}." if modules else "",
     )
-
-
-def all_rows(report: ScoreReport) -> tuple[ModuleRow, ...]:
-    """Rows of a report by their place, those without one last."""
-    return ordered(report.rows, Column(name="place", field="rank", rising=True), reverse=False)
 
 
 def _near(modules: Sequence[M], name: str) -> list[M]:

@@ -1,4 +1,4 @@
-"""Whether a plan adds up: parameters, totals, budget, memory, places."""
+"""Whether a plan adds up: entries, parameters, totals, budget, memory, places."""
 
 from __future__ import annotations
 
@@ -17,6 +17,36 @@ from hlscore.planning.revision import choice_of
 
 # Plans hold six digits.
 _DIGITS = 2e-6
+
+
+def check_entries(case: Case) -> Iterator[Finding]:
+    """Find entries that share a weight, and ranks that do not fit their matrix."""
+    plan = case.plan
+    modules = {item.module: item for item in reversed(plan.modules)}
+    parameters = {item.parameter: item.module for item in reversed(plan.modules)}
+    for place, item in enumerate(plan.modules):
+        path = ("modules", place, "module")
+        owner = parameters[item.parameter]
+        if owner != item.module:
+            message = f"'{item.module}' has the weight '{item.parameter}', and so has '{owner}'."
+            yield finding("HLS106", message, path)
+        parts = item.module.split(".")
+        for end in range(1, len(parts)):
+            outer = modules.get(".".join(parts[:end]))
+            if outer is not None and outer.mode != "frozen":
+                message = f"'{item.module}' lies inside '{outer.module}', which is planned too."
+                yield finding("HLS106", message, path)
+        if item.rank is not None and item.rank >= item.max_rank:
+            yield finding(
+                "HLS110",
+                f"LoRA of rank {item.rank} spans the whole of '{item.module}', which is "
+                f"{item.size}.",
+                ("modules", place, "rank"),
+            )
+    for place, left_out in enumerate(plan.skipped):
+        if left_out.module in modules:
+            message = f"'{left_out.module}' is both planned and skipped."
+            yield finding("HLS106", message, ("skipped", place, "module"))
 
 
 def check_arithmetic(case: Case) -> Iterator[Finding]:

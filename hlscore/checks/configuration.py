@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
-from hlscore.errors import UsageError, first_line
+from hlscore.artifacts.files import read_bytes
+from hlscore.errors import ArtifactError, UsageError, first_line
 from hlscore.paths import existing_path
 from hlscore.settings import CheckSettings, Setting, settings_in
 
@@ -31,17 +32,17 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
     )
     if file is None:
         return {}
+    hint = f"Give --config a TOML file such as {CONFIG_FILE}."
     try:
-        with file.open("rb") as stream:
-            data = stream.read(_LARGEST_BYTES + 1)
+        data = read_bytes(file, _LARGEST_BYTES + 1)
         if len(data) > _LARGEST_BYTES:
             raise UsageError(f"'{file}' is larger than any configuration.")
         table: Mapping[str, Any] = tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(
-            f"--config '{file}' cannot be read: {first_line(error)}.",
-            hint=f"Give a TOML file such as {CONFIG_FILE}.",
-        ) from error
+    except ArtifactError as error:
+        raise UsageError(error.message, hint=hint) from error
+    except (ValueError, RecursionError) as error:
+        message = f"--config '{file}' cannot be read: {first_line(error)}."
+        raise UsageError(message, hint=hint) from error
     project = file.name == PROJECT_FILE
     for key in _TABLE.split(".") if project else ():
         table = table.get(key, {})

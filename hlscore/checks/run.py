@@ -9,11 +9,10 @@ from hlscore.artifacts.json_file import find_places
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import inspect_plan, read_plan, read_plan_bytes
 from hlscore.checks.age import check_age
-from hlscore.checks.arithmetic import check_arithmetic
+from hlscore.checks.arithmetic import check_arithmetic, check_entries
 from hlscore.checks.baseline import check_baseline, distance
-from hlscore.checks.file_format import check_entries, check_file
 from hlscore.checks.fit import check_model, check_trainers
-from hlscore.checks.rule import RULES, Case, Distance, Finding, Level, Rule
+from hlscore.checks.rule import RULES, Case, Distance, Finding, Level, Rule, finding
 from hlscore.checks.scores import check_scores, check_stability
 from hlscore.errors import UsageError
 from hlscore.exporters.exporter import find_exporter
@@ -74,7 +73,10 @@ def check_plan(file: Path, settings: CheckSettings) -> CheckResult:
     plan, faults = inspect_plan(data)
     other = None if settings.baseline is None else read_plan(settings.baseline)
     ignored = [find_rule(code) for code in settings.ignore]
-    found = [*check_file(faults)]
+    found = []
+    for fault in faults:
+        message = f"{fault.message[0].upper()}{fault.message[1:]}."
+        found.append(replace(finding(fault.code, message, fault.path), place=fault.place))
     far = None
     if plan is not None:
         if settings.baseline is not None and other is not None:

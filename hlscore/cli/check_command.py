@@ -55,7 +55,7 @@ def check(
 
     `hlscore check --explain HLS403`
     """
-    from hlscore.artifacts.plan_file import check_is_artifact
+    from hlscore.artifacts.plan_file import start_of_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
     from hlscore.checks.rule import RULES
     from hlscore.checks.run import check_plan, check_settings, find_rule
@@ -76,7 +76,7 @@ def check(
     check_settings(asked)
     for file in files:
         if file.suffix.lower() != ".json":  # a damaged plan is a finding
-            check_is_artifact(file)
+            start_of_artifact(file)
     with status("checking"):
         results = [check_plan(file, asked) for file in files]
     writers = {

@@ -61,13 +61,11 @@ def show(
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.plan_file import read_artifact
     from hlscore.artifacts.selection import (
-        all_rows,
+        columns_of,
         find_column,
         find_module,
         matching,
         ordered,
-        plan_columns,
-        report_columns,
     )
     from hlscore.views import show as view
 
@@ -77,6 +75,7 @@ def show(
     if as_json:
         _refuse({"--columns": columns}, "is for tables; --json prints every column")
     artifact = read_artifact(file)
+    known = columns_of(artifact)
     most = (None if as_json else _SHOWN) if top is None else top or None
     if isinstance(artifact, Plan):
         _refuse(
@@ -88,7 +87,7 @@ def show(
             item = find_module(items, module, filters, artifact.skipped)
             view.print_plan_module(artifact, item, file, as_json=as_json)
             return
-        column = find_column(plan_columns(artifact), "place" if sort is None else sort, "--sort")
+        column = find_column(known, "place" if sort is None else sort, "--sort")
         items = ordered(items, column, reverse=reverse)
         if as_json:
             view.print_selected(artifact, items, column, file, most)
@@ -96,12 +95,12 @@ def show(
             view.print_plan(artifact, items, file, filters, most)
         return
     _refuse({"--mode": filters.mode}, "is for a plan.json, not for scores")
-    rows = matching(all_rows(artifact), filters)
+    rows = matching(ordered(artifact.rows, known["place"], reverse=False), filters)
     if module is not None:
         row = find_module(rows, module, filters)
         view.print_report_module(artifact, row, file, as_json=as_json)
         return
-    known, names = report_columns(), [] if columns is None else columns.split(",")
+    names = [] if columns is None else columns.split(",")
     column = find_column(known, view.ordering_score(artifact) if sort is None else sort, "--sort")
     more = [find_column(known, name.strip(), "--columns") for name in names]
     rows = ordered(rows, column, reverse=reverse)

@@ -72,6 +72,11 @@ class Limits:
     starts_from_adapter: bool = False  # whether it can carry the whole plan by a seed adapter
     experimental: bool = False  # whether no test of hlscore has run the files with the trainer
 
+    @property
+    def subject(self) -> str:
+        """What to call the trainer where a sentence begins."""
+        return f"A{self.trainer[1:]}" if self.trainer.startswith("a ") else self.trainer
+
 
 PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
 
@@ -113,7 +118,7 @@ def _refusal(found: list[Fault], limits: Limits) -> ExportError:
     elif not any(fault.way_out for fault in found):
         ways.append("Plan again with another budget or other locks.")
     return ExportError(
-        f"{limits.trainer} cannot run this plan. {shown}{more}", hint=" ".join(dict.fromkeys(ways))
+        f"{limits.subject} cannot run this plan. {shown}{more}", hint=" ".join(dict.fromkeys(ways))
     )
 
 
@@ -198,7 +203,7 @@ class _Case:
         elif not limits.head and item.layer is None and item.form != "embedding":
             where = f"the output head {name}"
         if where:
-            yield "mode", f"{limits.trainer} cannot put LoRA on {where}."
+            yield "mode", f"{limits.subject} cannot put LoRA on {where}."
         if not limits.peft:
             return
         if item.module in self._tied:
@@ -230,7 +235,7 @@ class _Case:
         if item.mode != "full":
             return
         if not self.limits.full:
-            reason = f"{self.limits.trainer} cannot train '{item.module}' in full beside LoRA."
+            reason = f"{self.limits.subject} cannot train '{item.module}' in full beside LoRA."
             yield Fault("mode", names, reason, (self._lower(item),))
         if not self.limits.peft:
             return
@@ -257,7 +262,7 @@ class _Case:
 
     def of_plan(self) -> Iterator[Fault]:
         """What the trainer cannot do with several modules, or with the plan as a whole."""
-        plan, limits, trainer = self.plan, self.limits, self.limits.trainer
+        plan, limits, trainer = self.plan, self.limits, self.limits.subject
 
         # Experts of which only some are full: PEFT copies the module that holds all of them.
         experts = [item for item in plan.modules if item.form == "experts" and limits.peft]

@@ -19,7 +19,7 @@ from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
 from hlscore.gradients.progress import Storage
-from hlscore.gradients.run import CaptureRun
+from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
@@ -124,16 +124,16 @@ def score_probes(
     )
     chosen = candidates_of(modules)
     with _computing(model):
-        run = CaptureRun(model, chosen, identity, probes, settings, processes, storage)
-        mean_loss = run.probe(progress)
+        captured = capture(model, chosen, identity, probes, settings, progress, processes, storage)
         weights = None
         if settings.weight_scores or find_score(settings.plan.score).reads_weights:
-            weights = weight_statistics(model, chosen, run.ranks, progress, processes)
+            weights = weight_statistics(
+                model, chosen, captured.reduction.ranks, progress, processes
+            )
         if not processes.is_main:
             return None
-        statistics = run.reduce(progress)
-    # That gradients are summed exactly is what one expects.
-    remarks = [*notes, *([run.choice.reason] if run.sketched else []), *run.notes]
+        statistics = reduce(model, chosen, captured, settings, progress)
+    remarks = [*notes, *captured.notes]
     if left_out := planned - len(chosen):
         remarks.append(
             f"{left_out:,} of {planned:,} modules are left out: no linear layer computes with "
@@ -143,21 +143,21 @@ def score_probes(
         settings,
         modules,
         identity,
-        replace(probes.summary, mean_loss=mean_loss),
-        ranks=run.ranks,
+        replace(probes.summary, mean_loss=captured.mean_loss),
+        ranks=captured.reduction.ranks,
         statistics=statistics,
         weights=weights,
-        seconds=earlier_seconds + run.earlier_seconds + time.perf_counter() - began,
-        estimator=run.choice.estimator,
+        seconds=earlier_seconds + captured.earlier_seconds + time.perf_counter() - began,
+        estimator=captured.estimator,
         device=input_device(model),
         dtype=str(model.dtype).removeprefix("torch."),
-        sketch_size=run.choice.sketch_size if run.sketched else None,
-        trial_rate=run.trial_rate,
+        sketch_size=captured.sketch_size,
+        trial_rate=captured.trial_rate,
         notes=tuple(remarks),
         rollouts=rollouts,
     )
-    if run.file is not None:
-        run.file.forget()
+    if captured.file is not None:
+        captured.file.forget()
     return result
 
 

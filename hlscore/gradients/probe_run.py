@@ -1,11 +1,11 @@
-"""The probe run: forward and backward over every batch of both halves."""
+"""Runs over the probes; the usual one goes forward and backward over every batch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from transformers import PreTrainedModel
@@ -19,99 +19,147 @@ from hlscore.gradients.sketched import SketchGradients
 from hlscore.gradients.sources import Sources
 from hlscore.gradients.sums import ExactGradients
 from hlscore.inputs.examples import cut
-from hlscore.objectives.likelihood import probe_loss
+from hlscore.inputs.weights import is_sharded
+from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.probes.units import ProbeExample, ProbeSet, by_length
 from hlscore.processes import Processes
 from hlscore.settings import CaptureSettings, ObjectiveSettings
+from hlscore.steps import Progress, Silent
 
 
-class ProbeRun:
-    """One run over the probes; `run` does it.
-
-    Args:
-        on_tokens: Called after each batch with its tokens.
-        in_step: Whether all processes must run the same number of batches, because they share
-            the weights.
+@dataclass(kw_only=True, eq=False, repr=False)
+class Run:
+    """A run over the probes: what it works with, and how far it is.
 
     Attributes:
-        state: Position, loss and batch size so far; a stored one to resume from.
+        state: Position, loss, batch size and learning rate so far; a stored one to resume from.
+        here: The probe group that runs, for errors.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        probes: ProbeSet,
-        gradients: ExactGradients | SketchGradients,
-        sources: Sources,
-        settings: CaptureSettings,
-        objective: ObjectiveSettings = ObjectiveSettings(),  # noqa: B008 - frozen
-        *,
-        on_tokens: Callable[[int], None],
-        processes: Processes = Processes(),  # noqa: B008 - frozen
-        progress_file: ProgressFile | None = None,
-        in_step: bool = False,
-    ) -> None:
-        self._model, self._probes, self._settings = model, probes, settings
-        self._gradients, self._sources, self._objective = gradients, sources, objective
-        self._off_policy = any(item.old_log_probs for item in probes.sequences)
+    model: PreTrainedModel
+    probes: ProbeSet
+    gradients: ExactGradients | SketchGradients
+    sources: Sources
+    settings: CaptureSettings
+    objective: ObjectiveSettings = field(default_factory=ObjectiveSettings)
+    seed: int = 0  # of what trials round at random
+    progress: Progress = field(default_factory=Silent)
+    processes: Processes = field(default_factory=Processes)
+    file: ProgressFile | None = None
+
+    def __post_init__(self) -> None:
+        """Begin at the first batch; a rate of 0 is not known yet."""
+        self.state = RunState(
+            position=RunPosition(),
+            loss=0.0,
+            batch_size=self.settings.batch_size,
+            rate=self.settings.trial_rate or 0.0,
+        )
+        self.here = RunPosition()
+
+    def forward(self, examples: Sequence[ProbeExample]) -> LossInputs:
+        """Run examples forward, padded to one batch."""
+        with self._named_errors():
+            return run_forward(
+                self.model, self.probes, examples, padding_side=self.settings.padding_side
+            )
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Run a loss backward."""
+        with self._named_errors():
+            loss.backward()  # type: ignore[no-untyped-call]
+
+    def notes(self) -> Iterator[str]:
+        """Remarks on the run: batches that did not fit."""
+        wanted = self.settings.batch_size
+        smallest = min(self.processes.gather(self.state.batch_size))
+        if smallest < wanted:
+            yield (
+                f"The device ran out of memory: batches of {wanted} were halved down to "
+                f"{smallest}; scores do not depend on it."
+            )
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Turn an exception of the model's own code into an error that names the model.
+
+        Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
+        """
+        try:
+            yield
+        except (
+            AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
+        ) as error:  # fmt: skip
+            raise CaptureError(
+                f"{type(self.model).__name__} fails in {self.here}: {first_line(error)}",
+                hint="The model's own code raised this. It is run in evaluation mode, with "
+                "gradients; check that it can be trained like that.",
+            ) from error
+
+
+class ProbeRun(Run):
+    """Runs every probe batch forward and backward, and hands the gradients over."""
+
+    def __post_init__(self) -> None:
+        """Begin at the first batch."""
+        super().__post_init__()
+        self._off_policy = any(item.old_log_probs for item in self.probes.sequences)
         # Tokens whose old log-probability is known, and those of them beyond the clip.
         self._known = self._beyond = 0
-        self._on_tokens, self._processes = on_tokens, processes
-        self._file, self._in_step = progress_file, in_step
-        self.state = RunState(position=RunPosition(), loss=0.0, batch_size=settings.batch_size)
-        self._here = RunPosition()
+        # Processes that share the weights must run the same number of batches.
+        self._in_step = is_sharded(self.model)
 
     def run(self) -> float:
-        """Run every probe batch forward and backward, and accumulate the gradients.
-
-        Returns:
-            Mean negative log-likelihood over the counted tokens of the whole set, in nats.
-        """
-        gradients, processes = self._gradients, self._processes
+        """Run every batch; gives the mean loss of the counted tokens, in nats."""
+        gradients, processes = self.gradients, self.processes
+        tokens = [len(item.input_ids) for item in self.probes.sequences]
+        self.progress.start(
+            "probing", sum(processes.share(tokens)) * self.settings.passes, "tokens"
+        )
         first = self.state.position.number
-        for number in range(first, self._settings.passes + 1):
+        for number in range(first, self.settings.passes + 1):
             if number > first and isinstance(gradients, SketchGradients):
                 gradients.begin_pass()
                 processes.give_to_all(gradients.bases())
                 self.state = replace(self.state, position=RunPosition(number=number))
-                if self._file is not None:
-                    self._file.save(self.state, gradients.tensors)
+                if self.file is not None:
+                    self.file.save(self.state, gradients.tensors)
                     processes.wait()
-                    self._file.forget(before=number)
+                    self.file.forget(before=number)
             if gradients.captured:
                 self._run_pass(number)
             gradients.tensors.update(processes.add_up(gradients.linear_state()))
-        tokens = sum(item.counted_tokens for item in self._probes.sequences)
-        return processes.total([self.state.loss])[0] / tokens
+        counted = sum(item.counted_tokens for item in self.probes.sequences)
+        return processes.total([self.state.loss])[0] / counted
 
     def _run_pass(self, number: int) -> None:
-        gradients, start, file = self._gradients, self.state.position, self._file
-        sources = self._sources
+        gradients, start, file = self.gradients, self.state.position, self.file
+        sources = self.sources
         if number > 1:
             sources = sources.only(set(gradients.captured))
         capture = GradientCapture(
-            self._model, sources, gradients, checkpointing=self._settings.checkpointing
+            self.model, sources, gradients, checkpointing=self.settings.checkpointing
         )
         with torch.enable_grad(), capture:
-            for half, groups in enumerate(self._probes.halves):
-                earlier = half * len(self._probes.halves[0])
+            for half, groups in enumerate(self.probes.halves):
+                earlier = half * len(self.probes.halves[0])
                 for index, group in enumerate(groups):
-                    ordered, size = by_length(group), self._settings.batch_size
-                    batches = cut(self._processes.share(ordered), size)
+                    ordered, size = by_length(group), self.settings.batch_size
+                    batches = cut(self.processes.share(ordered), size)
                     if self._in_step:  # an empty batch where others have more
-                        largest = -(-len(ordered) // self._processes.size)
+                        largest = -(-len(ordered) // self.processes.size)
                         batches += [()] * (-(-largest // size) - len(batches))
                     for batch, examples in enumerate(batches):
                         here = RunPosition(number=number, half=half, group=index, batch=batch)
                         if here >= start:
-                            self._here = here
+                            self.here = here
                             loss = self._run_batch(capture, examples, frozenset())
                             self.state = replace(
                                 self.state,
                                 position=replace(here, batch=batch + 1),
                                 loss=self.state.loss + (loss if number == 1 else 0.0),
                             )
-                        self._on_tokens(sum(len(item.input_ids) for item in examples))
+                        self.progress.advance(sum(len(item.input_ids) for item in examples))
                         if here >= start and file is not None and file.is_due():
                             file.save(self.state, gradients.tensors)
                     ended = RunPosition(number=number, half=half, group=index, batch=len(batches))
@@ -128,7 +176,7 @@ class ProbeRun:
         smaller parts leave it out.
         """
         if not examples:
-            self._run_part(capture, self._probes.sequences[:1], skipped, weight=0.0)
+            self._run_part(capture, self.probes.sequences[:1], skipped, weight=0.0)
             return 0.0
         loss, start = 0.0, 0
         while start < len(examples):
@@ -156,29 +204,26 @@ class ProbeRun:
         weight: float = 1.0,
     ) -> float:
         capture.begin_batch(skipped)
-        model = self._model
-        with _named_errors(model, self._here):
-            passed = run_forward(
-                model, self._probes, examples, padding_side=self._settings.padding_side
-            )
-        loss = probe_loss(self._objective, passed)
+        passed = self.forward(examples)
+        loss = probe_loss(self.objective, passed)
         likelihood = -float(passed.log_probs.detach().sum())
         value = float(loss.detach()) + likelihood
         if not math.isfinite(value):
-            raise CaptureError(f"The loss in {self._here} is {value}.", hint=_overflow_hint(model))
+            raise CaptureError(
+                f"The loss in {self.here} is {value}.", hint=_overflow_hint(self.model)
+            )
         if not loss.requires_grad:
             raise CaptureError("The loss does not depend on any candidate module.")
-        scale = loss_scale(model)
+        scale = loss_scale(self.model)
         # Gradients of the size of a mean, whatever a batch holds.
         size = float((passed.coefficients.abs() * passed.counted.sum(-1).cpu()).sum())
-        self._gradients.begin_batch(self._here.half, weight * size / scale)
-        with _named_errors(model, self._here):
-            (loss * (scale / size)).backward()  # type: ignore[no-untyped-call]
+        self.gradients.begin_batch(self.here.half, weight * size / scale)
+        self.backward(loss * (scale / size))
         # Once per token: after what memory may cut off, and not in further passes.
-        if self._off_policy and self._here.number == 1:
+        if self._off_policy and self.here.number == 1:
             ratios = torch.exp(passed.log_probs.detach() - passed.old_log_probs)
             ratios = ratios[passed.counted & ~torch.isnan(passed.old_log_probs)]
-            low, high = self._objective.clip
+            low, high = self.objective.clip
             self._known += ratios.numel()
             self._beyond += int(((ratios < 1 - low) | (ratios > 1 + high)).sum())
         return likelihood
@@ -186,7 +231,7 @@ class ProbeRun:
     def _check_finite(self, here: RunPosition) -> None:
         """Look for NaN and infinity, once per group: reading the answer waits for the device."""
         by_device: dict[torch.device, dict[str, torch.Tensor]] = {}
-        for name, total in self._gradients.totals(here.half).items():
+        for name, total in self.gradients.totals(here.half).items():
             by_device.setdefault(total.device, {})[name] = total.sum()
         for sums in by_device.values():
             finite = torch.isfinite(torch.stack(list(sums.values()))).tolist()
@@ -194,43 +239,20 @@ class ProbeRun:
                 if not good:
                     raise CaptureError(
                         f"The gradient of '{name}' in {here} holds NaN or infinity.",
-                        hint=_overflow_hint(self._model),
+                        hint=_overflow_hint(self.model),
                     )
 
     def notes(self) -> Iterator[str]:
         """Remarks on the run: ratios to the sampling policy, and batches that did not fit."""
-        known, beyond = self._processes.total([self._known, self._beyond])
-        low, high = self._objective.clip
+        known, beyond = self.processes.total([self._known, self._beyond])
+        low, high = self.objective.clip
         if known:
             yield (
                 f"{100 * beyond / known:.0f} % of the {known:,.0f} tokens with log-probabilities "
                 f"have ratios outside {1 - low:g} to {1 + high:g}. A large share means that "
                 "another model or temperature sampled them."
             )
-        smallest, wanted = min(self._processes.gather(self.state.batch_size)), self._settings
-        if smallest < wanted.batch_size:
-            yield (
-                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
-                f"to {smallest}."
-            )
-
-
-@contextmanager
-def _named_errors(model: PreTrainedModel, here: RunPosition) -> Iterator[None]:
-    """Turn an exception of the model's own code into an error that names the model.
-
-    Runtime errors pass: some are of memory or of other processes, and are dealt with elsewhere.
-    """
-    try:
-        yield
-    except (
-        AssertionError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        raise CaptureError(
-            f"{type(model).__name__} fails in {here}: {first_line(error)}",
-            hint="The model's own code raised this. It is run in evaluation mode, with gradients; "
-            "check that it can be trained like that.",
-        ) from error
+        yield from super().notes()
 
 
 def _overflow_hint(model: PreTrainedModel) -> str:

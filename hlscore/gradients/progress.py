@@ -73,20 +73,14 @@ class ProgressFile:
         together: Whether all processes must store the same place.
 
     Attributes:
+        identity: What decides the outcome of the run, set before progress is stored or loaded.
         earlier_seconds: What the run took before it was stored last; 0 unless it was resumed.
     """
 
-    def __init__(
-        self,
-        storage: Storage,
-        identity: Mapping[str, object],
-        processes: Processes,
-        *,
-        together: bool = False,
-    ) -> None:
+    def __init__(self, storage: Storage, processes: Processes, *, together: bool = False) -> None:
         self._folder, self._every = storage.folder, storage.every_seconds
         self._processes, self._together = processes, together
-        self._identity = json.loads(json.dumps(identity))
+        self.identity: Mapping[str, object] = {}
         self._began = self._last = time.monotonic()
         self._cost = 0.0
         self.earlier_seconds = 0.0
@@ -100,10 +94,10 @@ class ProgressFile:
     def save(self, run: RunState, state: Mapping[str, torch.Tensor]) -> None:
         """Store progress now."""
         began = time.monotonic()
-        path = _path(self._folder, self._processes, run.position.number)
+        path = self._path(run.position.number)
         stage = path.with_name(f"{path.name}{HALF_WRITTEN}")
         seconds = self.earlier_seconds + began - self._began
-        header = {"identity": self._identity, "progress": asdict(run) | {"seconds": seconds}}
+        header = {"identity": self.identity, "progress": asdict(run) | {"seconds": seconds}}
         tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -125,15 +119,15 @@ class ProgressFile:
         self, start: RunState, device: torch.device
     ) -> tuple[RunState, dict[str, torch.Tensor]]:
         """State and sums of the latest pass that every process has stored."""
-        stored = self._processes.gather(sorted(_stored(self._folder, self._processes)))
+        stored = self._processes.gather(sorted(self._stored()))
         common = set.intersection(*({*numbers} or {start.position.number} for numbers in stored))
         if not any(stored) or not common:
             raise nothing_to_resume(self._folder)
-        path = _path(self._folder, self._processes, max(common))
+        path = self._path(max(common))
         run, state = start, {}
         if path.exists():
             identity, run, self.earlier_seconds = _read_header(path)
-            check_same_run(self._folder, identity, self._identity)
+            check_same_run(self._folder, identity, json.loads(json.dumps(self.identity)))
             with safe_open(path, framework="pt") as file:
                 # Copied: in the file's own memory they are not aligned, and kernels that depend
                 # on that would round differently from then on.
@@ -151,33 +145,30 @@ class ProgressFile:
 
     def forget(self, *, before: int | None = None) -> None:
         """Remove stored progress, with `before` only that of earlier passes."""
-        for number, path in _stored(self._folder, self._processes).items():
+        for number, path in self._stored().items():
             if before is None or number < before:
                 path.unlink(missing_ok=True)
         if before is None:
-            every = _path(self._folder, self._processes, "*").name
+            every = self._path("*").name
             for left in self._folder.glob(f"{every}{HALF_WRITTEN}"):
                 remove(left)
 
+    def stored_identity(self) -> dict[str, Any]:
+        """Identity of the run that is stored, the same in all processes; empty for none."""
+        stored = self._stored()
+        own = _read_header(stored[max(stored)])[0] if stored else {}
+        return next((part for part in self._processes.gather(own) if part), {})
 
-def stored_identity(folder: Path, processes: Processes) -> dict[str, Any]:
-    """Identity of the run stored in a folder, the same in all processes; empty for none."""
-    stored = _stored(folder, processes)
-    own = _read_header(stored[max(stored)])[0] if stored else {}
-    return next((part for part in processes.gather(own) if part), {})
+    def _path(self, number: int | str) -> Path:
+        """Where the progress of this process in a pass is stored."""
+        rank, size = self._processes.rank, self._processes.size
+        return self._folder / f"{PROGRESS_PREFIX}-{rank}-of-{size}-pass-{number}.safetensors"
 
-
-def _path(folder: Path, processes: Processes, number: int | str) -> Path:
-    """Where the progress of this process in a pass is stored."""
-    stem = f"{PROGRESS_PREFIX}-{processes.rank}-of-{processes.size}-pass-{number}"
-    return folder / f"{stem}.safetensors"
-
-
-def _stored(folder: Path, processes: Processes) -> dict[int, Path]:
-    """Progress files of this process by pass."""
-    paths = folder.glob(_path(folder, processes, "*").name)
-    numbers = {path: path.stem.rpartition("-")[2] for path in paths}
-    return {int(number): path for path, number in numbers.items() if number.isdecimal()}
+    def _stored(self) -> dict[int, Path]:
+        """Progress files of this process by pass."""
+        paths = self._folder.glob(self._path("*").name)
+        numbers = {path: path.stem.rpartition("-")[2] for path in paths}
+        return {int(number): path for path, number in numbers.items() if number.isdecimal()}
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], RunState, float]:

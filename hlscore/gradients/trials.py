@@ -15,27 +15,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 
 import torch
-from transformers import PreTrainedModel
 
 from hlscore.errors import CaptureError
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.memory import empty_cache, free_bytes, is_out_of_memory
-from hlscore.gradients.passes import loss_scale, run_forward
-from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
-from hlscore.gradients.sketched import SketchGradients
-from hlscore.gradients.sources import Sources
-from hlscore.gradients.sums import ExactGradients
+from hlscore.gradients.passes import loss_scale
+from hlscore.gradients.probe_run import Run
+from hlscore.gradients.progress import RunPosition
 from hlscore.gradients.trial_optimizer import TrialOptimizer
 from hlscore.inputs.examples import cut
 from hlscore.objectives.likelihood import LossInputs, probe_loss
 from hlscore.objectives.preference import PAIR_LOSSES
-from hlscore.probes.units import ProbeExample, ProbeSet, ProbeUnit
-from hlscore.processes import Processes
-from hlscore.settings import CaptureSettings, ObjectiveSettings
-from hlscore.steps import Progress
+from hlscore.probes.units import ProbeExample, ProbeUnit
 from hlscore.wording import memory
 
 # The search for a rate starts here and goes up or down by this factor while that helps.
@@ -58,58 +51,35 @@ class BatchTooLargeError(Exception):
     """A batch did not fit the memory of the device."""
 
 
-class TrialRun:
+class TrialRun(Run):
     """Trains from the base weights, once per probe group, and hands every update over.
 
-    Attributes:
-        state: Trials, learning rate and batch size so far; a stored one to resume from.
+    The loss and tokens of its state are those seen with the base weights.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        probes: ProbeSet,
-        gradients: ExactGradients | SketchGradients,
-        sources: Sources,
-        settings: CaptureSettings,
-        objective: ObjectiveSettings,
-        *,
-        seed: int,
-        progress: Progress,
-        processes: Processes = Processes(),  # noqa: B008 - frozen
-        progress_file: ProgressFile | None = None,
-    ) -> None:
-        self._model, self._probes, self._gradients = model, probes, gradients
-        self._weights = dict(sources.weights)
-        self._settings, self._objective, self._seed = settings, objective, seed
-        self._progress, self._processes, self._file = progress, processes, progress_file
-        self._forward = partial(run_forward, model, probes, padding_side=settings.padding_side)
+    def __post_init__(self) -> None:
+        """Begin with the first trial."""
+        super().__post_init__()
+        self._weights = dict(self.sources.weights)
         # The data of each trial, by half and group: the units with a loss.
         self._trials = {
             (half, index): [unit for unit in group if unit.sequences or unit.pair]
-            for half, groups in enumerate(probes.units)
+            for half, groups in enumerate(self.probes.units)
             for index, group in enumerate(groups)
         }
-        # Its loss and tokens are those seen with the base weights; a rate of 0 is not known yet.
-        self.state = RunState(
-            position=RunPosition(),
-            loss=0.0,
-            batch_size=settings.batch_size,
-            rate=settings.trial_rate or 0.0,
-        )
         self._base: dict[str, torch.Tensor] = {}
         devices = {weight.device for weight in self._weights.values()}
         # Room for as many bytes as the weights have, and half of it again.
         fits = all(free_bytes(place) > 0.75 * self._kept_bytes(place) for place in devices)
-        self._compensated = all(processes.gather(fits))
+        self._compensated = all(self.processes.gather(fits))
         self._optimizer = TrialOptimizer(
             self._weights,
-            settings.trial_optimizer,
+            self.settings.trial_optimizer,
             compensated=self._compensated,
-            processes=processes,
+            processes=self.processes,
         )
         self._capture = GradientCapture(
-            model, sources, self._optimizer, checkpointing=settings.checkpointing
+            self.model, self.sources, self._optimizer, checkpointing=self.settings.checkpointing
         )
 
     def run(self) -> float:
@@ -119,7 +89,7 @@ class TrialRun:
             Mean negative log-likelihood of the counted tokens that were seen with the base
             weights, in nats.
         """
-        wanted, sizes = self._settings.trials, [len(units) for units in self._trials.values()]
+        wanted, sizes = self.settings.trials, [len(units) for units in self._trials.values()]
         if len(sizes) < wanted or min(sizes) < 2:
             raise CaptureError(
                 f"{sum(sizes)} probe examples with a loss are too few for {wanted} trials of at "
@@ -136,15 +106,15 @@ class TrialRun:
                     break
                 except DivergedError as error:
                     rate = self.state.rate
-                    if attempt + 1 == _ATTEMPTS or self._settings.trial_rate is not None:
+                    if attempt + 1 == _ATTEMPTS or self.settings.trial_rate is not None:
                         raise _diverges(f"{rate:.1e}") from error
                     self._restore()
-                    self._gradients.tensors.clear()
+                    self.gradients.tensors.clear()
                     self.state = replace(
                         self.state, position=RunPosition(), loss=0.0, tokens=0.0,
                         rate=rate / RATE_FACTOR,
                     )  # fmt: skip
-        nats, tokens = self._processes.total([self.state.loss, self.state.tokens])
+        nats, tokens = self.processes.total([self.state.loss, self.state.tokens])
         return nats / max(tokens, 1.0)
 
     def _kept_bytes(self, device: torch.device) -> int:
@@ -197,11 +167,11 @@ class TrialRun:
 
     def _find_rate(self) -> float:
         """Train a few steps at several rates; the loss on another part of the probes decides."""
-        size = max(2 * _SEARCH_STEPS, round(_SEARCH_SHARE * len(self._probes.sequences)))
+        size = max(2 * _SEARCH_STEPS, round(_SEARCH_SHARE * len(self.probes.sequences)))
         units = list(self._trials.values())
         train, test = units[0][:size], units[-1][:size]
-        steps = min(_SEARCH_STEPS, self._settings.trial_steps)
-        self._progress.start("finding the learning rate", MOST_TRIES, "tries")
+        steps = min(_SEARCH_STEPS, self.settings.trial_steps)
+        self.progress.start("finding the learning rate", MOST_TRIES, "tries")
         references = self._references(test)
         try:
             before = self._measured(test, references)
@@ -223,8 +193,8 @@ class TrialRun:
                 finally:
                     self._restore()
                 # Rounding may differ between processes; what follows must not.
-                gains[rate] = self._processes.gather(gained)[0]
-                self._progress.advance(1)
+                gains[rate] = self.processes.gather(gained)[0]
+                self.progress.advance(1)
             return gains[rate]
 
         best, factor = FIRST_RATE, RATE_FACTOR
@@ -239,37 +209,38 @@ class TrialRun:
 
     def _run_trials(self) -> None:
         """Train once per group, put the weights back, and hand each update over as a gradient."""
-        self._progress.start("training", sum(map(_tokens, self._trials.values())), "tokens")
+        self.progress.start("training", sum(map(_tokens, self._trials.values())), "tokens")
         for number, ((half, group), units) in enumerate(self._trials.items()):
             if RunPosition(half=half, group=group) < self.state.position:
-                self._progress.advance(_tokens(units))
+                self.progress.advance(_tokens(units))
                 continue
-            self._train(units, self.state.rate, self._settings.trial_steps, trial=number)
+            self.here = RunPosition(half=half, group=group)
+            self._train(units, self.state.rate, self.settings.trial_steps, trial=number)
             sizes: list[torch.Tensor] = []
-            self._gradients.begin_batch(half, 1.0)
+            self.gradients.begin_batch(half, 1.0)
             for name in self._weights:
                 if name not in self._optimizer.moved:
                     continue
                 update = self._optimizer.take_back(name, self._base[name])
                 sizes.append(torch.linalg.vector_norm(update, 1).cpu())
                 # Every process holds the same update, and one of them scores.
-                if self._processes.is_main:
-                    self._gradients.add(name, update)
+                if self.processes.is_main:
+                    self.gradients.add(name, update)
             size = float(torch.stack(sizes).sum()) if sizes else 1.0
-            size = self._processes.gather(size)[0]
+            size = self.processes.gather(size)[0]
             if not math.isfinite(size):
                 raise DivergedError
-            if not size and self._settings.trial_rate is not None:
+            if not size and self.settings.trial_rate is not None:
                 raise CaptureError(
-                    f"No weight moved at learning rate {self._settings.trial_rate:.1e}: the steps "
+                    f"No weight moved at learning rate {self.settings.trial_rate:.1e}: the steps "
                     "are smaller than the weights can hold.",
                     hint="Give a higher --trial-rate, or none.",
                 )
-            self._gradients.end_group(half, len(self._probes.units[0]) * half + group)
+            self.gradients.end_group(half, len(self.probes.units[0]) * half + group)
             position = RunPosition(half=half, group=group + 1)
             self.state = replace(self.state, position=position)
-            if self._file is not None and self._file.is_due():
-                self._file.save(self.state, self._gradients.tensors)
+            if self.file is not None and self.file.is_due():
+                self.file.save(self.state, self.gradients.tensors)
 
     def _train(self, units: Sequence[ProbeUnit], rate: float, steps: int, *, trial: int) -> None:
         """Train from the base weights, each example once; batches that do not fit are halved.
@@ -283,7 +254,7 @@ class TrialRun:
         before, steps = self.state, min(steps, len(units))
         warm_up = max(1, round(_WARM_UP_SHARE * steps))
         while True:
-            self._optimizer.restart(self._seed + trial + 1)
+            self._optimizer.restart(self.seed + trial + 1)
             try:
                 references = self._references(units)
                 for step in range(steps):
@@ -291,7 +262,7 @@ class TrialRun:
                     self._optimizer.rate = rate * min(1.0, (step + 1) / warm_up)
                     self._step(part, references, at_base=step == 0 and trial >= 0)
                     if trial >= 0:
-                        self._progress.advance(_tokens(part))
+                        self.progress.advance(_tokens(part))
                 return
             except BatchTooLargeError:
                 self._restore()
@@ -300,8 +271,8 @@ class TrialRun:
 
     def _step(self, units: Sequence[ProbeUnit], references: References, *, at_base: bool) -> None:
         """Take one optimizer step: this process runs its share of the units both ways."""
-        size, scale = self._size(units), loss_scale(self._model)
-        batches = cut(self._processes.share(units), self._units_per_batch(units))
+        size, scale = self._size(units), loss_scale(self.model)
+        batches = cut(self.processes.share(units), self._units_per_batch(units))
         failure: type[Exception] | None = None
         try:
             for number, batch in enumerate(batches, start=1):
@@ -311,7 +282,7 @@ class TrialRun:
                 if not math.isfinite(float(loss.detach())):
                     failure = DivergedError
                     break
-                (loss * scale).backward()  # type: ignore[no-untyped-call]
+                self.backward(loss * scale)
                 if at_base:
                     self.state = replace(
                         self.state,
@@ -323,7 +294,7 @@ class TrialRun:
                 raise
             failure = BatchTooLargeError
         # Every process learns how the others fared before they add their gradients up.
-        failures = self._processes.gather(failure)
+        failures = self.processes.gather(failure)
         for kind in (BatchTooLargeError, DivergedError):
             if kind in failures:
                 raise kind
@@ -333,16 +304,16 @@ class TrialRun:
         self, units: Sequence[ProbeUnit], references: References
     ) -> tuple[torch.Tensor, LossInputs]:
         """Mean loss over what the units count, and the forward pass."""
-        passed = self._forward([references.get(item, item) for item in _sequences(units)])
-        if self._objective.objective == "dpo":
+        passed = self.forward([references.get(item, item) for item in _sequences(units)])
+        if self.objective.objective == "dpo":
             log_ratios = torch.where(passed.counted, passed.log_probs - passed.old_log_probs, 0.0)
             ratios, tokens = log_ratios.sum(-1), passed.counted.sum(-1).clamp(min=1)
-            pair_loss = PAIR_LOSSES[self._objective.loss_type_name]
+            pair_loss = PAIR_LOSSES[self.objective.loss_type_name]
             total = pair_loss(
-                ratios[::2], ratios[1::2], tokens[::2], tokens[1::2], self._objective.beta_value
+                ratios[::2], ratios[1::2], tokens[::2], tokens[1::2], self.objective.beta_value
             ).sum()
         else:
-            total = probe_loss(self._objective, passed)
+            total = probe_loss(self.objective, passed)
         return total / max(self._size(units), 1e-30), passed
 
     @torch.no_grad()
@@ -362,20 +333,20 @@ class TrialRun:
         Those of preference pairs are always the base model's; completions whose sampling policy
         is known keep its own.
         """
-        preference = self._objective.objective == "dpo"
-        if self._objective.objective == "sft":
+        preference = self.objective.objective == "dpo"
+        if self.objective.objective == "sft":
             return {}
         found = {}
         wanted = [item for item in _sequences(units) if preference or not item.old_log_probs]
         for part in cut(wanted, self.state.batch_size):
-            passed = self._forward(part)
+            passed = self.forward(part)
             for item, row, places in zip(part, passed.log_probs, passed.counted, strict=True):
                 found[item] = replace(item, old_log_probs=tuple(row[places].tolist()))
         return found
 
     def _size(self, units: Sequence[ProbeUnit]) -> float:
         """What the summed loss of units is divided by: pairs, or weighed tokens."""
-        if self._objective.objective == "dpo":
+        if self.objective.objective == "dpo":
             return float(len(units))
         return math.fsum(abs(item.coefficient) * item.counted_tokens for item in _sequences(units))
 
@@ -386,7 +357,7 @@ class TrialRun:
 
     def notes(self) -> Iterator[str]:
         """Remarks on the trials: rate, steps, and what memory allowed."""
-        wanted = self._settings
+        wanted = self.settings
         steps = min(wanted.trial_steps, *map(len, self._trials.values()))
         fewer = (
             f"(not {wanted.trial_steps}: each example is seen once) "
@@ -399,25 +370,20 @@ class TrialRun:
             f"{wanted.trial_optimizer}."
         )
         if self.state.search is not None:
-            before, after = self.state.search
+            before, after = (f"{loss:.4g}" for loss in self.state.search)
             yield (
-                f"A few steps at that rate change the held-out loss from {before:.4g} to "
-                f"{after:.4g}."
-                if after < before
-                else f"Warning: no learning rate lowered the held-out loss ({before:.4g}): the "
-                "trials follow noise. Use other probes (--data), more of them (--samples), or "
-                "--movement gradient."
+                f"A few steps at that rate change the held-out loss from {before} to {after}."
+                if float(after) < float(before)
+                else f"Warning: no learning rate lowered the held-out loss ({before}): the trials "
+                "follow noise. Use other probes (--data), more of them (--samples), or --movement "
+                "gradient."
             )
-        if self._model.dtype.itemsize == 2 and not self._compensated:
+        if self.model.dtype.itemsize == 2 and not self._compensated:
             yield (
                 "16-bit weights were rounded at random in the trials, because memory was short: "
                 "their updates carry that noise."
             )
-        if self.state.batch_size < wanted.batch_size:
-            yield (
-                f"The device ran out of memory: batches of {wanted.batch_size} were halved down "
-                f"to {self.state.batch_size}; the steps stayed the same."
-            )
+        yield from super().notes()
 
 
 def _sequences(units: Sequence[ProbeUnit]) -> list[ProbeExample]:

@@ -33,7 +33,6 @@ from hlscore.wording import count, memory
 
 TOP = 40  # bars, and rows of the Markdown report
 
-_MOST_COLUMNS = 128
 _MOST_KINDS = 60
 _OUTLINE: Spec = {
     "type": "rect", "fillOpacity": 0, "fill": palette.MARK, "stroke": palette.MARK,
@@ -97,8 +96,8 @@ def poster(content: Content) -> Spec:
 def heat_chart(content: Content) -> Chart | None:
     """Scores by layer and kind; a diamond marks what is trained in full.
 
-    Modules that share a cell are shown by the highest of them; in models with many layers several
-    layers share a column. `None` where no module lies in a numbered layer.
+    Modules that share a cell are shown by the highest of them. `None` where no module lies in a
+    numbered layer.
     """
     lines, name = content.lines, content.score.name
     placed = [line.row for line in lines if line.row.layer is not None]
@@ -107,18 +106,11 @@ def heat_chart(content: Content) -> Chart | None:
     labels = kind_labels(placed)
     if len(set(labels.values())) > _MOST_KINDS:  # a stack of single experts
         labels = {module: label.rpartition(".")[2] for module, label in labels.items()}
-    kinds = list(dict.fromkeys(labels.values()))
-    if len(kinds) > _MOST_KINDS:
-        kinds = [*kinds[: _MOST_KINDS - 1], "other kinds"]
-    layers = sorted({row.layer for row in placed if row.layer is not None})
-    wide = max(1, -(-len(layers) // _MOST_COLUMNS))
-    column = {layer: layers[place - place % wide] for place, layer in enumerate(layers)}
+    kinds = dict.fromkeys(labels.values())
     cells: dict[tuple[int, str], list[int]] = {}
     for place, line in enumerate(lines):
         if line.row.layer is not None:
-            kind = labels[line.row.module]
-            cell = (column[line.row.layer], kind if kind in kinds else kinds[-1])
-            cells.setdefault(cell, []).append(place)
+            cells.setdefault((line.row.layer, labels[line.row.module]), []).append(place)
 
     # Shades are steps of the square root of the score.
     steps = len(palette.RAMP) - 2
@@ -131,7 +123,7 @@ def heat_chart(content: Content) -> Chart | None:
     many = len({layer for layer, _ in cells}) > 64
     sign = {**FULL_SIGN, "size": 22, "strokeWidth": 0.8} if many else FULL_SIGN
     spec: Spec = {
-        "height": 24 * len({kind for _, kind in cells}),
+        "height": 24 * len(kinds),
         "encoding": {
             "x": {"field": "layer", "type": "ordinal", "title": "layer",
                   "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False,
@@ -159,8 +151,6 @@ def heat_chart(content: Content) -> Chart | None:
         f"A darker cell (on a dark page: a lighter one) means {what}. A diamond marks a module "
         "that is trained in full."
     )
-    if wide > 1:
-        caption += f" A column stands for {wide} layers and shows the highest of them."
     if not content.any_positive:
         caption = "No score is above zero, so all cells look alike."
     elif outside := len(lines) - len(placed):
@@ -324,7 +314,6 @@ def stability_chart(content: Content) -> Chart | None:
     known = [(place, line) for place, line in enumerate(content.lines) if line.chosen is not None]
     if not known or sentences.stability_unknown(content):
         return None
-    each = max(1, -(-modules // 400))
     share = {"title": "chosen in", **SHARE_SCALE}
     # An axis of few places would get ticks between them.
     ticks = {"values": list(range(1, modules + 1))} if modules <= 12 else {}
@@ -360,7 +349,7 @@ def stability_chart(content: Content) -> Chart | None:
         name="stability",
         title="Selection by resamples of the probes",
         subtitle="an upper bound: new probes agree less",
-        caption=f"{caption} One in {each} modules is drawn." if each > 1 else caption,
+        caption=caption,
         description="A point per module: its place, and the share of resamples in which it is "
         f"selected. A band marks 10 % to 90 %. {_TABLE}",
         spec={"height": 240, "layer": layers},
@@ -368,7 +357,7 @@ def stability_chart(content: Content) -> Chart | None:
             "id place chosen train",
             (
                 (at, line.row.rank, line.chosen, in_full if line.full else other)
-                for at, line in known[::each]
+                for at, line in known
             ),
         ),
     )

@@ -137,7 +137,7 @@ def test_batches_are_halved_until_they_fit(name: str, limit: Limit, estimator_na
         report = run_report(model, EXAMPLES, small(estimator=estimator_name))
         assert max(seen) > most
         assert not differing(report, expected)
-        note = f"batches of 8 were halved down to {smallest}."
+        note = f"batches of 8 were halved down to {smallest};"
         assert sum(note in line for line in report.run.notes) == 1
     assert not any("halved" in line for line in expected.run.notes)
 
@@ -254,7 +254,9 @@ def test_sums_take_the_memory_that_was_predicted(
     sketch = SketchGradients(items, tests, groups=groups)
     tapped = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     for gradients, sources in ((exact, weight_sources(model, items)), (sketch, tapped)):
-        ProbeRun(model, probes, gradients, sources, run.capture, on_tokens=[].append).run()
+        ProbeRun(
+            model=model, probes=probes, gradients=gradients, sources=sources, settings=run.capture
+        ).run()
     sums, sketches = (
         sum(tensor.nbytes for tensor in kept.linear_state().values()) for kept in (exact, sketch)
     )

@@ -217,7 +217,7 @@ def progress_file(
     folder: Path, processes: Processes | None = None, *, every_seconds: float = 1
 ) -> ProgressFile:
     storage = Storage(folder=folder, every_seconds=every_seconds, resume=True)
-    return ProgressFile(storage, {}, processes or Processes())
+    return ProgressFile(storage, processes or Processes())
 
 
 def _progress(number: int) -> RunState:

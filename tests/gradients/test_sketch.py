@@ -57,7 +57,9 @@ def capture(model: PreTrainedModel, run: RankSettings, *, passes: int = 1) -> Ca
     gradients = SketchGradients(items, TestMatrices(size=SIZE, seed=run.seed), groups=None)
     sources = observed_sources(model, items, probes.halves[0][0][0].input_ids[:8])
     options = replace(run.capture, estimator="sketch", passes=passes)
-    ProbeRun(model, probes, gradients, sources, options, on_tokens=[].append).run()
+    ProbeRun(
+        model=model, probes=probes, gradients=gradients, sources=sources, settings=options
+    ).run()
     return Captured(
         gradients, probes, {item.module: item for item in items}, frozenset(sources.weights)
     )
@@ -233,9 +235,9 @@ def test_no_gradient_of_a_linear_map_is_formed(name: str, monkeypatch: pytest.Mo
     require: set[str] = set()
 
     def watched(self: ProbeRun, *args: Any, **kwargs: Any) -> float:
-        require.update(n for n, p in self._model.named_parameters() if p.requires_grad)
+        require.update(n for n, p in self.model.named_parameters() if p.requires_grad)
         found = real(self, *args, **kwargs)
-        assert all(p.grad is None for p in self._model.parameters())
+        assert all(p.grad is None for p in self.model.parameters())
         return found
 
     real = ProbeRun._run_part

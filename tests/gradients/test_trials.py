@@ -409,3 +409,17 @@ def test_unreached_modules_stay_unreached() -> None:
     assert {row.module for row in report.rows if row.status == "unreached"} == {
         row.module for row in gradient.rows if row.status == "unreached"
     }
+
+
+@pytest.mark.parametrize("movement", ["trial", "gradient"])
+def test_an_error_of_the_models_own_code_names_the_model(movement: str) -> None:
+    model, passes = FAMILIES["llama"].build(), []
+
+    def fail(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 5:  # the first ones are of the self check
+            raise ValueError("no kernel for this shape")
+
+    model.register_forward_pre_hook(fail)
+    with pytest.raises(CaptureError, match=r"LlamaForCausalLM fails in probe group \d.*no kernel"):
+        run_report(model, EXAMPLES, settings(movement=movement))
