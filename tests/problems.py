@@ -19,6 +19,12 @@ from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import CaptureSettings, ModelSettings, PlanSettings, RankSettings
 
 RANK = 3
+# Ways to capture, with sketches so narrow that all weights of the families are compressed.
+RUNS: dict[str, dict[str, Any]] = {
+    "exact": {"estimator": "exact"},
+    "sketch": {"estimator": "sketch", "sketch_size": 8},
+    "passes": {"estimator": "sketch", "sketch_size": 8, "passes": 3},
+}
 
 
 def completions(count: int = 10, *, seed: int = 0, length: int = 18) -> ExampleSet:

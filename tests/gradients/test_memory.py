@@ -92,6 +92,7 @@ def assert_alike(report: ScoreReport, expected: ScoreReport) -> None:
     """Equal but for float32 rounding of sums in another order."""
     rows = (by_module(report.rows), by_module(expected.rows))
     assert not differing(*rows, 1e-5, floor=1e-6)
+    assert not differing(*rows, 0.02, "hls_stderr")
     assert report.probes.mean_loss == pytest.approx(expected.probes.mean_loss, rel=1e-6)
 
 
@@ -101,44 +102,33 @@ def small(**capture: Any) -> RankSettings:
     )
 
 
+RUNS: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
+    "exact": ("llama", {"estimator": "exact", "bootstrap": 20}, ON_DEVICE),
+    "sketch": ("llama", {}, ON_DEVICE),
+    "experts": ("qwen3_moe", {}, ON_DEVICE),
+    "passes": ("llama", {"passes": 3, "checkpointing": False, "bootstrap": 20}, ON_HOST),
+}
+
+
 @cache
-def unlimited(name: str, estimator_name: str) -> ScoreReport:
-    return run_report(name, EXAMPLES, small(estimator=estimator_name))
+def unlimited(run: str) -> ScoreReport:
+    name, options, _ = RUNS[run]
+    return run_report(name, EXAMPLES, small(**options))
 
 
 @pytest.mark.parametrize("where", LIMITS)
-@pytest.mark.parametrize(
-    ("name", "estimator_name"), [("llama", "exact"), ("llama", "sketch"), ("qwen3_moe", "sketch")]
-)
-def test_batches_are_halved_until_they_fit(name: str, where: str, estimator_name: str) -> None:
-    expected = unlimited(name, estimator_name)
+@pytest.mark.parametrize("run", RUNS)
+def test_batches_are_halved_until_they_fit(run: str, where: str) -> None:
+    (name, options, error), expected = RUNS[run], unlimited(run)
     for most, smallest in ((5, 3), (2, 1)):  # 6 in a group: 3, or 3 and then 1
         model = FAMILIES[name].build()
-        seen = limit(model, most, ON_DEVICE, where)
-        report = run_report(model, EXAMPLES, small(estimator=estimator_name))
+        seen = limit(model, most, error, where)
+        report = run_report(model, EXAMPLES, small(**options))
         assert max(seen) > most
         assert_alike(report, expected)
         note = f"batches of 8 were halved down to {smallest};"
         assert sum(note in line for line in report.run.notes) == 1
     assert not any("halved" in line for line in expected.run.notes)
-
-
-@pytest.mark.parametrize(
-    ("error", "estimator_name", "checkpointing"),
-    [(ON_DEVICE, "exact", True), (ON_HOST, "sketch", False)],
-)
-def test_device_and_host_may_run_out(
-    error: RuntimeError, estimator_name: str, checkpointing: bool
-) -> None:
-    passes = 3 if estimator_name == "sketch" else 1
-    run = small(estimator=estimator_name, checkpointing=checkpointing, passes=passes, bootstrap=20)
-    expected = run_report("llama", EXAMPLES, run)
-    model = FAMILIES["llama"].build()
-    limit(model, 2, error)
-    report = run_report(model, EXAMPLES, run)
-    assert_alike(report, expected)
-    rows = (by_module(report.rows), by_module(expected.rows))
-    assert not differing(*rows, 0.02, "hls_stderr")
 
 
 def _call_twice(model: PreTrainedModel) -> None:
@@ -167,7 +157,7 @@ def test_memory_may_run_out_between_two_uses_of_a_module(checkpointing: bool) ->
 def test_experts_that_were_added_in_part_are_not_added_twice(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expected = unlimited("qwen3_moe", "sketch")
+    expected = unlimited("experts")
     calls: list[int] = []
 
     def failing(*args: Any) -> None:

@@ -13,6 +13,7 @@ import torch
 from families import FAMILIES
 from problems import (
     RANK,
+    RUNS,
     by_module,
     close,
     completions,
@@ -108,11 +109,6 @@ def test_derived_columns_follow_from_the_spectrum() -> None:
         assert {*row.tail_curve_errors, *row.hls_curve_errors} == {0.0}
 
 
-RUNS: dict[str, dict[str, Any]] = {
-    "exact": {},
-    "sketch": {"estimator": "sketch", "sketch_size": 24},
-    "passes": {"estimator": "sketch", "sketch_size": 24, "passes": 3},
-}
 CHANGES: dict[str, dict[str, Any]] = {
     "one at a time": {"batch_size": 1},
     "padded on the left": {"batch_size": 3, "padding_side": "left"},
@@ -130,8 +126,9 @@ NAMES = ("llama", "gpt2", "qwen3_moe", "mixtral", "mamba2", "qwen3_next", "llava
 def test_batches_padding_and_checkpointing_do_not_matter(
     name: str, run: str, change: dict[str, Any]
 ) -> None:
-    expected = scored(name, EXAMPLES, settings(batch_size=2, checkpointing=True, **RUNS[run]))
-    found = scored(name, EXAMPLES, settings(**{"batch_size": 2} | RUNS[run] | change))
+    options = {"batch_size": 2, "checkpointing": True} | RUNS[run] | {"sketch_size": 24}
+    expected = scored(name, EXAMPLES, settings(**options))
+    found = scored(name, EXAMPLES, settings(**options | change))
     tolerance, floor = (1e-4, FLOAT32) if run == "exact" else (1e-3, 1e-5)
     assert not differing(found, expected, tolerance, floor=floor)
     assert not differing(found, expected, tolerance, "taylor")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from families import FAMILIES
-from problems import by_module, completions, run_report, settings
+from problems import RUNS, by_module, completions, run_report, settings
 from rich.console import Console
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -30,7 +30,6 @@ from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)
 CPU = torch.device("cpu")
-RUNS = ("exact", "sketch", "passes")
 
 
 class BrokenError(Exception):
@@ -39,11 +38,8 @@ class BrokenError(Exception):
 
 def options(name: str) -> RankSettings:
     """Two groups per half of two batches each."""
-    estimator = name if name != "passes" else "sketch"
-    return settings(
-        groups=2, batch_size=2, bootstrap=10, sketch_size=8, estimator=estimator,
-        passes=3 if name == "passes" else 1,
-    )  # fmt: skip
+    run = {"estimator": "auto", "sketch_size": 8} | RUNS.get(name, {})
+    return settings(groups=2, batch_size=2, bootstrap=10, **run)
 
 
 class Display(Silent):

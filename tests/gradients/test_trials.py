@@ -320,15 +320,11 @@ def test_a_trial_takes_no_more_steps_than_it_has_examples() -> None:
 
 
 def test_trials_that_cannot_be_run_are_refused() -> None:
-    model, shared = FAMILIES["llama"].build(), FAMILIES["llama"].build()
-    shared.share_memory()
-    for which, examples, given, says in (
-        (model, EXAMPLES, {"trial_rate": 1e-30}, "No weight moved"),
-        (model, completions(6), {"trials": 8}, "too few for 8 trials"),
-        (shared, EXAMPLES, {}, "read-only, or shared with a file"),
-    ):
-        with pytest.raises(CaptureError, match=says):
-            run_report(which, examples, options(**given))
+    model = FAMILIES["llama"].build()
+    with pytest.raises(CaptureError, match="No weight moved"):
+        run_report(model, EXAMPLES, options(trial_rate=1e-30))
+    with pytest.raises(CaptureError, match="too few for 8 trials"):
+        run_report(model, completions(6), options(trials=8))
     for given in ({"trials": 8}, {"trial_steps": 3}, {"trial_rate": 0.1}):
         with pytest.raises(UsageError, match="is for trials, and none are run"):
             settings(movement="gradient", **given)
