@@ -166,7 +166,7 @@ def test_plans_of_other_models_scores_and_ranks_are_refused(
     found = report(10)
     plan = planned(found)
     if "fingerprint" in changes:
-        print_ = plan.model.fingerprint.model_copy(update={"structure": "sha256:other"})
+        print_ = replace(plan.model.fingerprint, structure="sha256:other")
         changes |= {"fingerprint": print_}
     if part:
         plan = plan.model_copy(update={part: getattr(plan, part).model_copy(update=changes)})
