@@ -33,7 +33,13 @@ class Column:
 
 
 def matching(modules: Sequence[M], filters: Filters) -> tuple[M, ...]:
-    """The modules that pass, in the same order."""
+    """The modules that pass, in the same order; refuses a kind that no module has."""
+    kinds = {kind for item in modules for kind in (item.kind, f"{item.block}.{item.kind}")}
+    if filters.kind is not None and modules and filters.kind not in kinds:
+        raise UsageError(
+            f"--kind '{filters.kind}' is no kind of module in this file.",
+            hint=f"Use one of: {', '.join(dict.fromkeys(item.kind for item in modules))}.",
+        )
     first, last = filters.layers or (0, 0)
     asked = {"mode": filters.mode, "status": filters.status}
     asked = {name: wanted for name, wanted in asked.items() if wanted is not None}

@@ -48,7 +48,7 @@ class ExportError(UsageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a trainer can express: refusals, nearest plans and notes follow from it."""
+    """What a trainer can express: refusals and nearest plans follow from it."""
 
     trainer: str  # what to call it
     full: bool = True  # whether it can train modules in full beside LoRA
@@ -66,14 +66,15 @@ class Limits:
     # Bits at which it packs every linear layer, also those that the plan trains in full.
     packs: tuple[int, ...] = ()
     unties: bool = False  # whether it unties a tied embedding that is trained in full
-    upcasts: bool = True  # whether it trains full modules of a 16-bit model in float32
-    rates: Literal[0, 1, 2] = 2  # how many learning rates it reads from the file
-    optimizer: bool = False  # whether it reads transformers' `optim` and `optim_args` from the file
     starts_from_adapter: bool = False  # whether it can carry the whole plan by a seed adapter
-    experimental: bool = False  # whether no test of hlscore has run the files with the trainer
+
+    @property
+    def subject(self) -> str:
+        """What to call the trainer where a sentence begins."""
+        return f"A{self.trainer[1:]}" if self.trainer.startswith("a ") else self.trainer
 
 
-PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
+PEFT_LIMITS = Limits(trainer="PEFT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _refusal(found: list[Fault], limits: Limits) -> ExportError:
     elif not any(fault.way_out for fault in found):
         ways.append("Plan again with another budget or other locks.")
     return ExportError(
-        f"{limits.trainer} cannot run this plan. {shown}{more}", hint=" ".join(dict.fromkeys(ways))
+        f"{limits.subject} cannot run this plan. {shown}{more}", hint=" ".join(dict.fromkeys(ways))
     )
 
 
@@ -151,10 +152,8 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     ranks, sentences = settled.pop("ranks", []), []
     for of_kind in settled.values():
         for fault in of_kind[:_SHOWN]:
-            shown = "; ".join(now[change.module] for change in fault.changes[:_SHOWN])
-            left = len(fault.changes) - _SHOWN
-            more = f"; and {left} more" if left > 0 else ""
-            sentences.append(f"{fault.reason} Now {shown}{more}.")
+            shown = "; ".join(now[change.module] for change in fault.changes)
+            sentences.append(f"{fault.reason} Now {shown}.")
         if len(of_kind) > _SHOWN:
             sentences.append(f"And {len(of_kind) - _SHOWN:,} more like these.")
     if ranks:
@@ -198,7 +197,7 @@ class _Case:
         elif not limits.head and item.layer is None and item.form != "embedding":
             where = f"the output head {name}"
         if where:
-            yield "mode", f"{limits.trainer} cannot put LoRA on {where}."
+            yield "mode", f"{limits.subject} cannot put LoRA on {where}."
         if not limits.peft:
             return
         if item.module in self._tied:
@@ -230,7 +229,7 @@ class _Case:
         if item.mode != "full":
             return
         if not self.limits.full:
-            reason = f"{self.limits.trainer} cannot train '{item.module}' in full beside LoRA."
+            reason = f"{self.limits.subject} cannot train '{item.module}' in full beside LoRA."
             yield Fault("mode", names, reason, (self._lower(item),))
         if not self.limits.peft:
             return
@@ -257,7 +256,7 @@ class _Case:
 
     def of_plan(self) -> Iterator[Fault]:
         """What the trainer cannot do with several modules, or with the plan as a whole."""
-        plan, limits, trainer = self.plan, self.limits, self.limits.trainer
+        plan, limits, trainer = self.plan, self.limits, self.limits.subject
 
         # Experts of which only some are full: PEFT copies the module that holds all of them.
         experts = [item for item in plan.modules if item.form == "experts" and limits.peft]

@@ -370,14 +370,13 @@ class TrialRun(Run):
             f"{wanted.trial_optimizer}."
         )
         if self.state.search is not None:
-            before, after = self.state.search
+            before, after = (f"{loss:.4g}" for loss in self.state.search)
             yield (
-                f"A few steps at that rate change the held-out loss from {before:.4g} to "
-                f"{after:.4g}."
-                if after < before
-                else f"Warning: no learning rate lowered the held-out loss ({before:.4g}): the "
-                "trials follow noise. Use other probes (--data), more of them (--samples), or "
-                "--movement gradient."
+                f"A few steps at that rate change the held-out loss from {before} to {after}."
+                if float(after) < float(before)
+                else f"Warning: no learning rate lowered the held-out loss ({before}): the trials "
+                "follow noise. Use other probes (--data), more of them (--samples), or --movement "
+                "gradient."
             )
         if self.model.dtype.itemsize == 2 and not self._compensated:
             yield (

@@ -33,7 +33,9 @@ class Filters:
         check(self)
         first, last = self.layers or (0, 0)
         if first > last:
-            raise UsageError(f"--layer {self.layer} ends before it begins.")
+            raise UsageError(
+                f"--layer {self.layer} ends before it begins.", hint=f"Use --layer {last}-{first}."
+            )
 
     @property
     def layers(self) -> tuple[int, int] | None:

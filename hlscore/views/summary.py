@@ -11,7 +11,7 @@ from hlscore.records import LOSS_ON, ProbeSummary, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.wording import count, memory, near_whole, percent, short, visible
 
-_COUNTED = {"full": "in full", "trained": "trained", "memory": "of memory"}
+_COUNTED = {"full": " in full", "trained": " trained", "memory": ""}
 
 
 def report_headline(report: ScoreReport) -> Text:
@@ -91,13 +91,12 @@ def plan_headline(plan: Plan) -> Text:
 
 def budget_spent(budget: PlanBudget) -> str:
     """What a plan takes of its budget."""
-    spent, limit = budget.spent, budget.limit
-    of = {
-        "bytes": f"{memory(spent)} of {memory(limit)}",
-        "modules": f"{spent:,} of {count(limit, 'module')}",
-        "parameters": f"{short(spent)} of {short(limit)} parameters",
-    }
-    return f"{of[budget.unit]} {_COUNTED[budget.counts]}"
+    spent, limit = {
+        "bytes": (f"{memory(budget.spent)} of memory", memory(budget.limit)),
+        "modules": (count(budget.spent, "module"), f"{budget.limit:,}"),
+        "parameters": (f"{short(budget.spent)} parameters", short(budget.limit)),
+    }[budget.unit]
+    return f"{spent}{_COUNTED[budget.counts]}, {limit} allowed"
 
 
 def training(mode: str, rank: int | None) -> str:

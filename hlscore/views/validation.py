@@ -76,10 +76,11 @@ def print_validation(
     table = plain_table("", "", "", "")
     table.show_header = False
     for name, losses in curves.items():
+        first, last = f"{losses[0]:.4f}", f"{losses[-1]:.4f}"
         table.add_row(
             _LABELS[name],
             sparkline([loss - floor for loss in losses], ascii_only=console.options.ascii_only),
-            f"{losses[0]:.4f} to {losses[-1]:.4f}",
+            f"{first} to {last}" if first != last else f"{first}, no change",
             f"in {count(content['arms'][name]['curve']['steps'][-1], 'step')}",
         )
     console.whole(table)

@@ -52,7 +52,6 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     ("both", "--match *MLP*", lambda _: False),
     ("both", "--kind down_proj", lambda row: row["kind"] == "down_proj"),
     ("both", "--kind self_attn.q_proj", lambda row: row["kind"] == "q_proj" and row["block"] != ""),
-    ("both", "--kind mlp", lambda _: False),
     ("both", "--layer 1-3", lambda row: row["layer"] in (1, 2, 3)),
     ("both", "--layer 0-99999999", lambda row: row["layer"] is not None),
     ("both", "--layer 0 --kind v_proj --match *self_attn*",
@@ -234,7 +233,8 @@ REFUSED = [
     ("both", "--layer x", "--layer is 'x'."),
     ("both", "--layer 1-2-3", "--layer is '1-2-3'."),
     ("both", "--layer ٣", "--layer is '٣'."),
-    ("both", "--layer 5-2", "--layer 5-2 ends before it begins."),
+    ("both", "--layer 5-2", "--layer 5-2 ends before it begins.\n  try: Use --layer 2-5."),
+    ("both", "--kind mlp", "--kind 'mlp' is no kind of module in this file.\n  try: Use one of: "),
     ("both", "--top -1", "--top is '-1'."),
     ("both", "--top 99999999999", "--top is '99999999999'."),
 ]  # fmt: skip
@@ -247,7 +247,10 @@ def test_options_that_make_no_sense_are_refused(
     for path in {"scores": [scores], "plan": [plan], "both": [scores, plan]}[where]:
         found = hlscore("show", path, *options.split())
         assert found.code == 2
-        assert found.message.splitlines()[0] == f"error: {said}"
+        assert found.message.startswith(f"error: {said}")
+        if "--kind" in options:
+            kinds = found.message.partition("one of: ")[2].rstrip(".\n").split(", ")
+            assert {"q_proj", "down_proj"} < set(kinds)
 
 
 def test_no_module(tmp_path: Path) -> None:
