@@ -456,22 +456,6 @@ def test_excess_and_lead_over_lora_of_equal_size_by_hand() -> None:
     )
 
 
-def test_cross_fitted_tail_against_the_products_own() -> None:
-    choices, world = part("movement_gain"), part("world")
-    generator = torch.Generator().manual_seed(0)
-    a, b = torch.randn(2, 7, 5, dtype=torch.float64, generator=generator)
-    tail = torch.linalg.svdvals(a)[2:].square().sum()
-    assert choices.cross_fitted_tail(a, a, 2) == pytest.approx(float(tail))
-    assert choices.cross_fitted_tail(a, b, 2) == pytest.approx(choices.cross_fitted_tail(b, a, 2))
-    assert choices.cross_fitted_tail(a, b, 5) == pytest.approx(0.0, abs=1e-12)
-    rows = world.fine_tuning_tasks(world.new_world())["next"].draw(np.random.default_rng(0), 8)
-    report = hlscore.rank(
-        tiny_model(), world.tokenizer(), data=rows, rank=2, samples=0, checkpointing=False,
-        movement="trial", trials=2, trial_steps=2, trial_rate=1e-3,
-    ).report  # fmt: skip
-    assert report.run.trial_rate == 1e-3
-
-
 def test_calibration_is_one_where_errors_are_right() -> None:
     tables = part("movement_tables")
     rng = np.random.default_rng(0)
