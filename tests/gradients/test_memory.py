@@ -102,7 +102,7 @@ def small(**capture: Any) -> RankSettings:
     )
 
 
-RUNS: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
+CASES: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
     "exact": ("llama", {"estimator": "exact", "bootstrap": 20}, ON_DEVICE),
     "sketch": ("llama", {}, ON_DEVICE),
     "experts": ("qwen3_moe", {}, ON_DEVICE),
@@ -111,15 +111,15 @@ RUNS: dict[str, tuple[str, dict[str, Any], RuntimeError]] = {
 
 
 @cache
-def unlimited(run: str) -> ScoreReport:
-    name, options, _ = RUNS[run]
+def unlimited(case: str) -> ScoreReport:
+    name, options, _ = CASES[case]
     return run_report(name, EXAMPLES, small(**options))
 
 
 @pytest.mark.parametrize("where", LIMITS)
-@pytest.mark.parametrize("run", RUNS)
-def test_batches_are_halved_until_they_fit(run: str, where: str) -> None:
-    (name, options, error), expected = RUNS[run], unlimited(run)
+@pytest.mark.parametrize("case", CASES)
+def test_batches_are_halved_until_they_fit(case: str, where: str) -> None:
+    (name, options, error), expected = CASES[case], unlimited(case)
     for most, smallest in ((5, 3), (2, 1)):  # 6 in a group: 3, or 3 and then 1
         model = FAMILIES[name].build()
         seen = limit(model, most, error, where)
