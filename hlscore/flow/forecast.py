@@ -19,10 +19,9 @@ from hlscore.inputs.tokens import context_length, embedding_rows, pad_token_id
 from hlscore.planning.budget import parse_budget
 from hlscore.probes.units import ProbeSet
 from hlscore.records import Candidate
-from hlscore.rollouts.generation import room_for
 from hlscore.rollouts.records import Rollout, RolloutGroup, RolloutSet
 from hlscore.rollouts.rewards import RewardProcess
-from hlscore.rollouts.sampling import prompts_of
+from hlscore.rollouts.sampling import prompts_of, room_for
 from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.weights.decomposition import decomposition_bytes
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 
 from hlscore.errors import DataError, UsageError
-from hlscore.rollouts.answers import final_answer, whole_number_text
-from hlscore.rollouts.verifiers import VERIFIERS, completion_text, find_verifier, verify_all
+from hlscore.rollouts.verifiers import (
+    VERIFIERS,
+    completion_text,
+    final_answer,
+    find_verifier,
+    verify_all,
+    whole_number_text,
+)
 
 GSM8K = "She has 3 * 2 = <<3*2=6>>6 eggs left.\n#### 6"
 
