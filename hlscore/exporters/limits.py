@@ -48,7 +48,7 @@ class ExportError(UsageError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a trainer can express: refusals, nearest plans and notes follow from it."""
+    """What a trainer can express: refusals and nearest plans follow from it."""
 
     trainer: str  # what to call it
     full: bool = True  # whether it can train modules in full beside LoRA
@@ -66,11 +66,7 @@ class Limits:
     # Bits at which it packs every linear layer, also those that the plan trains in full.
     packs: tuple[int, ...] = ()
     unties: bool = False  # whether it unties a tied embedding that is trained in full
-    upcasts: bool = True  # whether it trains full modules of a 16-bit model in float32
-    rates: Literal[0, 1, 2] = 2  # how many learning rates it reads from the file
-    optimizer: bool = False  # whether it reads transformers' `optim` and `optim_args` from the file
     starts_from_adapter: bool = False  # whether it can carry the whole plan by a seed adapter
-    experimental: bool = False  # whether no test of hlscore has run the files with the trainer
 
     @property
     def subject(self) -> str:
@@ -78,7 +74,7 @@ class Limits:
         return f"A{self.trainer[1:]}" if self.trainer.startswith("a ") else self.trainer
 
 
-PEFT_LIMITS = Limits(trainer="PEFT", upcasts=False, rates=0)
+PEFT_LIMITS = Limits(trainer="PEFT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +152,8 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     ranks, sentences = settled.pop("ranks", []), []
     for of_kind in settled.values():
         for fault in of_kind[:_SHOWN]:
-            shown = "; ".join(now[change.module] for change in fault.changes[:_SHOWN])
-            left = len(fault.changes) - _SHOWN
-            more = f"; and {left} more" if left > 0 else ""
-            sentences.append(f"{fault.reason} Now {shown}{more}.")
+            shown = "; ".join(now[change.module] for change in fault.changes)
+            sentences.append(f"{fault.reason} Now {shown}.")
         if len(of_kind) > _SHOWN:
             sentences.append(f"And {len(of_kind) - _SHOWN:,} more like these.")
     if ranks:
