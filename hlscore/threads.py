@@ -51,14 +51,6 @@ def cpu_limit() -> int:
     return max(1, int(min(limits)))
 
 
-def let_waiting_threads_sleep() -> None:
-    """Keep OpenMP threads from spinning while they wait; must be called before torch is imported.
-
-    A thread that spins takes a busy core from the one it waits for.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
 def thread_limit() -> int:
     """Threads of torch, such as `OMP_NUM_THREADS` sets them, but no more than `cpu_limit`."""
     import torch

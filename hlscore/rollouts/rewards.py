@@ -27,6 +27,7 @@ from hlscore.inputs.formats import LARGEST_REWARD
 from hlscore.rollouts.reward_worker import Completions, call_function
 from hlscore.rollouts.verifiers import VERIFIERS, find_verifier, is_builtin
 from hlscore.settings import ObjectiveSettings
+from hlscore.wording import count
 
 Reward = str | Callable[..., Sequence[float | None]]
 
@@ -64,8 +65,9 @@ def check_rewards(rewards: Sequence[Reward], weights: Sequence[float] = ()) -> N
     if not rewards:
         raise UsageError("There is no reward.", hint="Give one with --reward, such as `math`.")
     if weights and len(weights) != len(rewards):
+        there = "There is" if len(weights) == 1 else "There are"
         raise UsageError(
-            f"There are {len(weights)} weights for {len(rewards)} rewards.",
+            f"{there} {count(len(weights), 'weight')} for {count(len(rewards), 'reward')}.",
             hint="Give one --reward-weight per --reward, or none at all.",
         )
     for weight in weights:
@@ -153,7 +155,7 @@ class RewardProcess:
             if not builtin and gone.late:
                 raise RewardError(
                     f"The reward function '{name}' took longer than {self._timeout:g} s for "
-                    f"{len(batch.completions)} completions.",
+                    f"{count(len(batch.completions), 'completion')}.",
                     hint="Give it more time with --reward-timeout.",
                 ) from gone
             if not builtin:

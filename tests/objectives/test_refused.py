@@ -178,7 +178,7 @@ def test_prompts(desk: Desk, rows: Rows, says: str) -> None:
         ("live", "--max-new-tokens 0", "--max-new-tokens is 0."),
         ("live", "--generate-batch 0", "--generate-batch is 0."),
         ("live", "--reward-timeout 0", "--reward-timeout is 0."),
-        ("live", "--reward-weight 1 --reward-weight 2", "2 weights for 1 rewards"),
+        ("live", "--reward-weight 1 --reward-weight 2", "There are 2 weights for 1 reward."),
         ("live", "--reward-weight nan", "--reward-weight is nan"),
         ("live", "--max-length 300", "Use --max-length 256 or less"),
         ("live", "--shard", "--shard spreads the weights"),
