@@ -20,6 +20,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any, Self
 
 from hlscore.errors import DataError, HlscoreError, RewardError, UsageError
@@ -186,23 +187,19 @@ class RewardProcess:
 def _in_thread(
     function: Callable[..., Sequence[float | None]], batch: Completions, timeout: float
 ) -> list[float | None]:
-    name = name_of(function)
-    outcome: list[list[float | None] | RewardError] = []
+    name, answer = name_of(function), Future[list[float | None]]()
 
     def call() -> None:
         try:
-            outcome.append(call_function(name, function, batch))
+            answer.set_result(call_function(name, function, batch))
         except RewardError as error:
-            outcome.append(error)
+            answer.set_exception(error)
 
-    thread = threading.Thread(target=call, name=f"reward {name}", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    if not outcome:
-        raise _NoAnswerError(late=True)
-    if isinstance(outcome[0], RewardError):
-        raise outcome[0]
-    return outcome[0]
+    threading.Thread(target=call, name=f"reward {name}", daemon=True).start()
+    try:
+        return answer.result(timeout)
+    except TimeoutError as error:
+        raise _NoAnswerError(late=True) from error
 
 
 class _NoAnswerError(Exception):
