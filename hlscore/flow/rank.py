@@ -180,7 +180,7 @@ def sample_rollouts(
     """Let a model complete prompts, and judge what it wrote; see `rank_model`."""
     # What would be refused afterwards is refused before.
     length_limit(model, settings.data.max_length, default=None)
-    journal, resume = None, False
+    journal = None
     if storage is not None:
         # All columns, in order: rewards may read any of them.
         rows = json.dumps([dict(row) for row in examples.rows], default=str, skipkeys=True)
@@ -191,14 +191,14 @@ def sample_rollouts(
             device=input_device(model).type,
             processes=processes.size,
         )
-        journal, resume = RolloutJournal(storage.folder, run, processes), storage.resume
-        if resume and not any(processes.gather(journal.exists())):
+        journal = RolloutJournal(storage.folder, run, processes)
+        if storage.resume and not any(processes.gather(journal.exists())):
             raise nothing_to_resume(storage.folder)
     rewards = RewardProcess.of(settings.objective, functions)
     with _computing(model):
         return sample_completions(
             model, tokenizer, examples, settings.objective, rewards, progress,
-            seed=settings.seed, processes=processes, journal=journal, resume=resume,
+            seed=settings.seed, processes=processes, journal=journal,
         )  # fmt: skip
 
 

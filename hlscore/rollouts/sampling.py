@@ -119,18 +119,16 @@ def sample_completions(
     seed: int,
     processes: Processes = Processes(),  # noqa: B008 - frozen
     journal: RolloutJournal | None = None,
-    resume: bool = False,
 ) -> RolloutSet:
     """Sample and judge the completions of every prompt, in the order of the data.
 
     Args:
-        journal: Where finished groups are stored, if anywhere.
-        resume: Whether to continue with the groups that are stored there.
+        journal: Where finished groups are stored, if anywhere; those that are there are kept.
     """
     count = settings.generations
     writer = Writer(model, tokenizer, settings, seed=seed)
     began = time.perf_counter()
-    done = journal.load() if journal is not None and resume else {}
+    done = {} if journal is None else journal.load()
     earlier = 0.0 if journal is None else journal.seconds
     with rewards, untouched(model):
         prompts, notes = prompts_of(examples, tokenizer, model, rewards)

@@ -190,7 +190,7 @@ def test_grpo_needs_completions(desk: Desk) -> None:
     assert "A --stop text is empty" in desk.refuse(*desk.live(), "--stop", "", code=2)
 
 
-# Rewards
+# Rows
 
 
 def test_no_reward_column(desk: Desk) -> None:
