@@ -24,8 +24,7 @@ _GROUPS = Path("/sys/fs/cgroup")
 def cpu_limit() -> int:
     """CPUs that this process may use: its affinity and the quotas of its control groups.
 
-    Returns:
-        Whole CPUs, at least 1; a quota of 2.5 gives 2.
+    They are whole, at least 1; a quota of 2.5 gives 2.
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     limits = [float(usable or 1)]

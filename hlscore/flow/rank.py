@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import CaptureError, UsageError
 from hlscore.flow.result import RankResult, result_of
-from hlscore.flow.weights_alone import weight_statistics
+from hlscore.flow.weights_alone import modules_to_plan, weight_statistics
 from hlscore.gradients.estimator import with_movement
 from hlscore.gradients.memory import is_out_of_memory
 from hlscore.gradients.passes import weights_as_trained
@@ -23,8 +23,8 @@ from hlscore.gradients.run import capture, reduce
 from hlscore.gradients.sources import out_of_reach
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import input_device
-from hlscore.inputs.modules import candidates_of, find_modules
-from hlscore.planning.problem import check_plan_for, check_plan_settings
+from hlscore.inputs.modules import candidates_of
+from hlscore.planning.problem import check_plan_settings
 from hlscore.probes.encode import encode, length_limit
 from hlscore.probes.units import ProbeSet
 from hlscore.processes import Processes
@@ -59,8 +59,6 @@ def rank_model(
         model: The model with weights; comes back as it was.
         tokenizer: Not used where the examples are tokenized.
         functions: Reward functions by name, of the Python API.
-        processes: This process among those that share the probes.
-        storage: Where progress is stored, if anywhere.
         sampled: Receives the completions that the model sampled, before they are probed.
 
     Returns:
@@ -68,8 +66,7 @@ def rank_model(
     """
     check_plan_settings(settings.plan)
     score = find_score(settings.plan.score)
-    modules = find_modules(model, settings.candidates)
-    check_plan_for(identity, modules, settings.plan)
+    modules = modules_to_plan(model, identity, settings)
     planned = candidates_of(modules)
     count = len(examples.rows) if isinstance(examples, ExampleSet) else 0
     settings, remarks = with_movement(model, planned, settings, examples=count)

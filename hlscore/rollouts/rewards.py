@@ -124,12 +124,7 @@ class RewardProcess:
             self._worker = None
 
     def judge(self, batch: Completions) -> list[float | None]:
-        """Judge completions.
-
-        Returns:
-            Per completion the weighted sum of its rewards, over those that are not `None`; `None`
-            where all are.
-        """
+        """The weighted sum of the rewards of each completion that are not `None`, if any is."""
         if not batch.completions:
             return []
         judged = [self._rewards_of(reward, batch) for reward in self._rewards]
