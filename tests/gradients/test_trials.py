@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import CaptureError, UsageError
-from hlscore.flow import Silent, Storage, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
+from hlscore.gradients.progress import Storage
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, round_randomly
 from hlscore.gradients.trials import TrialRun
@@ -31,6 +32,7 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
+from hlscore.steps import Silent
 
 EXAMPLES = completions(24)
 RATE = 3e-3
