@@ -106,12 +106,12 @@ def estimate(
     with status("building the model's shape"):
         from hlscore.inputs.identity import dimensions, parameter_sizes
         from hlscore.inputs.model import load_shape
-        from hlscore.inputs.modules import find_modules
+        from hlscore.inputs.modules import candidates_of, find_modules
 
         built, _ = load_shape(replace(settings, ignore_adapter=True))
         shape = ModelShape(
             n_params=sum(parameter.numel() for parameter in built.parameters()),
-            dimensions=dimensions(built),
+            dimensions=dimensions(built, candidates_of(find_modules(built))),
             modules=find_modules(built, candidates),
             parameters=parameter_sizes(built),
         )

@@ -183,9 +183,9 @@ def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
     device = resolve_device(settings.model.device)
     warn(dtype_warning(settings.model, device))
     with status(f"reading configuration{' and probe data' if probed else ''}"):
-        model, files = load_shape(settings.model)
+        model, source = load_shape(settings.model)
         if probed:
-            tokenizer, examples = load_tokenizer(files, settings.model), read_probes(settings)
+            tokenizer, examples = load_tokenizer(source), read_probes(settings)
             found: Any = forecast(model, tokenizer, examples, settings, device)
         else:
             found = forecast_weights(model, settings)

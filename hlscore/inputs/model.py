@@ -30,7 +30,7 @@ from transformers.models.auto.modeling_auto import (
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
-from hlscore.inputs.identity import dimensions, identify
+from hlscore.inputs.identity import identify, packable_sizes
 from hlscore.inputs.modules import decoder_blocks
 from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
 from hlscore.inputs.tensor_files import stored_tensors
@@ -48,6 +48,16 @@ _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSource:
+    """Files of a model, and how transformers loads them."""
+
+    settings: ModelSettings
+    files: ModelFiles
+    loader: Any  # the class whose `from_pretrained` loads it
+    config: PreTrainedConfig  # what the class takes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
     """A model ready for the probe run."""
 
@@ -58,13 +68,12 @@ class LoadedModel:
 
 def load_model(settings: ModelSettings) -> LoadedModel:
     """Load a model with its weights, and its tokenizer."""
-    resolve_device(settings.device)
-    files = find_model(settings, weights=True)
-    _loader(files, settings)  # a broken one is named before the tokenizer trips over it
-    tokenizer = load_tokenizer(files, settings)
-    model = load_weights(files, settings)
-    identity = replace(
-        identify(model, settings.model, files.revision), notes=loading_notes(model, files, settings)
+    resolve_device(settings.device)  # a wrong one is named before anything is read
+    source = find_source(settings, weights=True)
+    tokenizer = load_tokenizer(source)
+    model = load_weights(source)
+    identity = identify(
+        model, settings.model, source.files.revision, notes=loading_notes(model, source)
     )
     return LoadedModel(model=model, tokenizer=tokenizer, identity=identity)
 
@@ -85,10 +94,10 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
             hint="Start it with torchrun --nproc-per-node N -m hlscore rank ...",
         )
     device = resolve_device(settings.device)
-    model, files = load_shape(settings)
+    model, source = load_shape(settings)
     check_blocks_share_nothing(model, settings.model)
     model = model.to(planned_dtype(model.config, settings))
-    tokenizer = load_tokenizer(files, settings)
+    tokenizer = load_tokenizer(source)
     whole = None
     if processes.is_main:
         # Not `auto`: what a CPU avoids is no matter of the devices that compute.
@@ -106,11 +115,10 @@ def load_sharded(settings: ModelSettings, processes: Processes) -> LoadedModel:
             fully_shard(model.get_submodule(name), mesh=mesh)
         fully_shard(model, mesh=mesh)
         # Buffers that no checkpoint holds, such as rotary frequencies, are sent one by one.
-        sources = dict(held.named_buffers()) if held is not None else {}
+        originals = {} if held is None else dict(held.named_buffers())
         for name, buffer in list(model.named_buffers()):
             owner, _, leaf = name.rpartition(".")
-            source = sources.get(name)
-            value = torch.empty_like(buffer, device=device) if source is None else source.to(device)
+            value = originals.get(name, torch.empty_like(buffer, device=device)).to(device)
             torch.distributed.broadcast(value, src=0)
             model.get_submodule(owner)._buffers[leaf] = value
         options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True, strict=False)
@@ -134,19 +142,19 @@ def check_blocks_share_nothing(model: PreTrainedModel, name: str) -> None:
                 )
 
 
-def load_weights(files: ModelFiles, settings: ModelSettings) -> PreTrainedModel:
+def load_weights(source: ModelSource) -> PreTrainedModel:
     """Load a model with its weights, without a tokenizer."""
+    settings, config, directory = source.settings, source.config, source.files.directory
     device = resolve_device(settings.device)
-    stored_tensors(files.directory)  # a broken file is named before anything is loaded
-    loader, config = _loader(files, settings)
+    stored_tensors(directory)  # a broken file is named before anything is loaded
     planned = planned_dtype(config, settings)
     widened = config.get_text_config().dtype == torch.float16 != planned
     placement = plan_placement(config, settings, device, planned)
     placed = "device_map" in placement.options
     model: PreTrainedModel
     with loading(settings, placement):
-        model, info = loader.from_pretrained(
-            files.directory,
+        model, info = source.loader.from_pretrained(
+            directory,
             config=config,
             dtype=planned if widened or settings.dtype != "auto" else "auto",
             use_safetensors=None if settings.allow_pickle else True,
@@ -198,14 +206,14 @@ def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
 
 def load_shape(
     settings: ModelSettings, *, weights: bool = False
-) -> tuple[PreTrainedModel, ModelFiles]:
+) -> tuple[PreTrainedModel, ModelSource]:
     """Build a model on the meta device from its configuration alone, and find its files.
 
     Args:
         weights: Whether the files of its weights are needed too.
     """
-    files = find_model(settings, weights=weights)
-    loader, config = _loader(files, settings)
+    source = find_source(settings, weights=weights)
+    loader, config = source.loader, source.config
     shape: PreTrainedModel
     try:
         with torch.device("meta"):
@@ -225,7 +233,7 @@ def load_shape(
     # Untie the weights that are unequal in the files, as `from_pretrained` does.
     tied = dict(tied_names(shape))
     try:
-        tensors = stored_tensors(files.directory) if tied else {}
+        tensors = stored_tensors(source.files.directory) if tied else {}
     except ModelError:  # refused when the weights are read
         tensors = {}
     stored = {}
@@ -235,14 +243,14 @@ def load_shape(
             target, conversion = current(name)
             if conversion is None:
                 stored[target] = tensor
-    for target, source in tied.items():
-        both = target in stored and source in stored
-        if both and not stored[target].equals(stored[source]):
+    for target, first in tied.items():
+        both = target in stored and first in stored
+        if both and not stored[target].equals(stored[first]):
             owner, _, leaf = target.rpartition(".")
-            weight = nn.Parameter(torch.empty_like(shape.get_parameter(source)))
+            weight = nn.Parameter(torch.empty_like(shape.get_parameter(first)))
             shape.get_submodule(owner)._parameters[leaf] = weight
             shape.all_tied_weights_keys.pop(target)
-    return shape, files
+    return shape, source
 
 
 def renamer(shape: PreTrainedModel) -> Renamer:
@@ -265,13 +273,11 @@ def renamer(shape: PreTrainedModel) -> Renamer:
     return current
 
 
-def loading_notes(
-    model: PreTrainedModel, files: ModelFiles, settings: ModelSettings
-) -> tuple[str, ...]:
+def loading_notes(model: PreTrainedModel, source: ModelSource) -> tuple[str, ...]:
     """Say where a model differs from what a trainer would load from the same files."""
     notes, loaded = [], type(model).__name__
-    named = str((_loader(files, settings)[1].architectures or [loaded])[0])
-    if settings.text_only and named != loaded:
+    named = str((source.config.architectures or [loaded])[0])
+    if source.settings.text_only and named != loaded:
         notes.append(
             f"Loaded as {loaded} (--text-only): most trainers load {named}, which config.json "
             "names and whose modules have other names."
@@ -284,7 +290,7 @@ def loading_notes(
                 f"config.json ties {second} to {first}, but the files hold different values: they "
                 "are loaded as two weights."
             )
-    if (files.directory / ADAPTER_CONFIG).is_file():
+    if (source.files.directory / ADAPTER_CONFIG).is_file():
         notes.append(
             "The adapter beside the weights was ignored (--ignore-adapter): remove its files "
             "before training, or transformers attaches it."
@@ -322,9 +328,8 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     whole: int = sum(parameter.numel() for parameter in model.parameters())
     if bits not in (4, 8):
         return whole * size
-    packed = dimensions(model)
-    rest = whole - packed.packable_params
-    return packed_bytes(packed.packable_params, packed.packable_rows, bits) + rest * size
+    packed, rows = packable_sizes(model)
+    return packed_bytes(packed, rows, bits) + (whole - packed) * size
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
@@ -359,20 +364,28 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
-def load_tokenizer(files: ModelFiles, settings: ModelSettings) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model."""
+    settings, directory = source.settings, source.files.directory
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.directory, trust_remote_code=settings.trust_remote_code
+            directory, trust_remote_code=settings.trust_remote_code
         )
     except Exception as error:
-        there = any(any(files.directory.glob(pattern)) for pattern in _TOKENIZER_PATTERNS)
+        there = any(any(directory.glob(pattern)) for pattern in _TOKENIZER_PATTERNS)
         why = f"no usable tokenizer: {first_line(error)}" if there else "no tokenizer files."
         raise ModelError(
             f"'{settings.model}' has {why}",
             hint="Save it beside the model with tokenizer.save_pretrained(DIRECTORY).",
         ) from error
     return tokenizer
+
+
+def find_source(settings: ModelSettings, *, weights: bool) -> ModelSource:
+    """Find a model's files, and with which class and configuration transformers loads them."""
+    files = find_model(settings, weights=weights)
+    loader, config = _loader(files, settings)
+    return ModelSource(settings=settings, files=files, loader=loader, config=config)
 
 
 def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
@@ -160,11 +160,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
-def sampled_hash(tensors: Mapping[str, StoredTensor], names: Iterable[str]) -> str:
-    """Hash over samples of some tensors, as the fingerprint of the model has it."""
+def sample_hash(samples: Mapping[str, bytes]) -> str:
+    """Hash over samples of weights by name, as the fingerprint of a model has it."""
     found = hashlib.sha256()
-    for name in sorted(tensors.keys() & set(names)):
-        found.update(tensors[name].sample().tobytes())
+    for _, sample in sorted(samples.items()):
+        found.update(sample)
     return f"sha256:{found.hexdigest()}"
 
 

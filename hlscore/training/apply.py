@@ -17,7 +17,7 @@ from hlscore.checks.fit import differences
 from hlscore.errors import ModelError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.inputs.identity import fingerprint, structure_hash
+from hlscore.inputs.identity import loaded_hash, structure_hash
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import is_packed_linear
@@ -138,7 +138,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
         )
     if allow_other_weights or any(item.quantized for item in candidates):
         return
-    if fingerprint(model).weights != plan.model.fingerprint.weights:
+    if loaded_hash(model, candidates) != plan.model.fingerprint.weights:
         warnings.warn(
             f"The weights of this model are not those of '{plan.model.name}' that were scored: "
             "the plan may not suit it. Pass allow_other_weights=True if they differ on purpose.",

@@ -9,8 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, T5Config, T5ForConditionalGeneration
 
 from hlscore.errors import ModelError, UsageError
-from hlscore.inputs.identity import fingerprint
+from hlscore.inputs.identity import identify
 from hlscore.inputs.modules import candidates_of, find_modules
+from hlscore.records import Fingerprint
 from hlscore.settings import CandidateSettings
 
 
@@ -84,6 +85,9 @@ def test_layer_ten_is_not_layer_one() -> None:
 
 
 def test_fingerprint_ignores_dtype_and_sees_weights_and_shapes() -> None:
+    def fingerprint(model: PreTrainedModel) -> Fingerprint:
+        return identify(model, "mine", None).fingerprint
+
     model = FAMILIES["mixtral"].build(dtype=torch.bfloat16)
     first = fingerprint(model)
     assert fingerprint(model.float()) == first

@@ -133,7 +133,7 @@ def test_completions_without_a_gradient_are_left_to_look_at(
         ([{"prompt": "x" * 300}] * 3, "each fills the context of 256 tokens"),
         ([{"prompt": ""}] * 3, "all are empty"),
         ([{"question": "x"}] * 3, "--column prompt=question"),
-        ([{"prompt": True}] * 3, "is bool, not text"),
+        ([{"prompt": True}] * 3, "is a boolean, not text"),
         ([{"prompt": []}] * 3, "not a list of messages"),
     ],
 )
@@ -210,7 +210,7 @@ def test_grpo_needs_completions(desk: Desk) -> None:
     [
         (float("nan"), "Column 'reward' of example 3 in '{path}' is nan, not a number."),
         (1e200, "Column 'reward' of example 3 in '{path}' is 1e+200, too large."),
-        ("good", "Column 'reward' of example 3 in '{path}' is str, not a number."),
+        ("good", "Column 'reward' of example 3 in '{path}' is a string, not a number."),
     ],
     ids=str,
 )
