@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.planning.revision import default_rank
+from hlscore.planning.parts import default_rank
 from hlscore.records import tied_modules
 
 if TYPE_CHECKING:
@@ -24,20 +23,18 @@ TIEABLE = ("embed_tokens", "lm_head")
 # For mixture-of-experts models whose experts transformers 5 fuses, PEFT turns every LoRA target
 # that ends in the old name of an expert matrix into the experts of all layers, also the exact name
 # of a dense layer; a target that names the parameter is left alone. These are the last parts of
-# names that it rewrites, and the model types. A type too many costs nothing, as any model allows
-# names of parameters; a type too few would train other weights than planned.
-REWRITTEN_LEAVES: dict[str, frozenset[str]] = {
-    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
-    "qwen2_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
-}
-LIKE_MIXTRAL = frozenset({"minimax", "minimax_m2", "mixtral"})
-LIKE_QWEN2_MOE = frozenset({
-    "Dots3NoteTextModel", "UnlimitedOcrTextModel", "afmoe", "beam", "cohere2_moe", "deepseek_v2",
-    "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe", "flex_olmo", "glm4_moe",
-    "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe", "longcat_flash", "mellum",
-    "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next", "qwen3_omni_moe", "qwen3_omni_moe_text",
-    "qwen3_omni_moe_thinker", "solar_open",
-})  # fmt: skip
+# names that it rewrites, by model type. A type too many costs nothing, as any model allows names
+# of parameters; a type too few would train other weights than planned.
+REWRITTEN: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("minimax", "minimax_m2", "mixtral"), ("gate", "w1", "w2", "w3")),
+    **dict.fromkeys((
+        "Dots3NoteTextModel", "UnlimitedOcrTextModel", "afmoe", "beam", "cohere2_moe",
+        "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe", "exaone_moe",
+        "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
+        "longcat_flash", "mellum", "olmoe", "qwen2_moe", "qwen3_moe", "qwen3_next",
+        "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
+    ), ("gate", "gate_proj", "up_proj", "down_proj")),
+}  # fmt: skip
 
 # Linear layers whose weight is read past an adapter, by model type: always (`dt_proj`, the router
 # of LongCat), in training mode (Gemma 3n), or where fast kernels are installed. PEFT refuses some
@@ -57,10 +54,8 @@ def needs_parameter_name(plan: Plan, item: PlanModule) -> bool:
     """Whether LoRA reaches a weight by the name of its parameter only, whatever its mode."""
     if item.form in ("parameter", "experts"):  # no linear layers
         return True
-    model_type = plan.model.model_type
-    like = "mixtral" if model_type in LIKE_MIXTRAL else "qwen2_moe"
-    rewritten = model_type in LIKE_MIXTRAL | LIKE_QWEN2_MOE and item.form != "embedding"
-    return rewritten and item.module.rpartition(".")[2] in REWRITTEN_LEAVES[like]
+    leaf = item.module.rpartition(".")[2]
+    return item.form != "embedding" and leaf in REWRITTEN.get(plan.model.model_type, ())
 
 
 def is_read_past(plan: Plan, item: PlanModule) -> bool:
@@ -110,16 +105,16 @@ def ties_weights(plan: Plan) -> bool:
     return any(item.module in tied for item in plan.full)
 
 
-def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
+def adapter_config(plan: Plan, base: str | None = None) -> dict[str, Any]:
     """The fields of an `adapter_config.json` that carries a whole plan within PEFT's limits.
 
     Every name is a full one and every pattern matches one weight: PEFT matches the ends of names,
-    and would train more than the plan otherwise. `model` replaces the plan's base model.
+    and would train more than the plan otherwise. `base` replaces the plan's base model.
     """
     adapters = sorted(plan.lora_modules, key=lambda item: item.module)
     targets = [item.module for item in adapters if not needs_parameter_name(plan, item)]
     parameters = sorted(item.parameter for item in adapters if needs_parameter_name(plan, item))
-    rank, other_base = default_rank(plan), model not in (None, plan.model.name)
+    rank, base = default_rank(plan), base or plan.model.name
     alphas = (item.alpha for item in plan.lora_modules if item.rank == rank and item.alpha)
     alpha = next(alphas, plan.lora.alpha)
     patterns = {
@@ -133,8 +128,8 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": model or plan.model.name,
-        "revision": None if other_base else plan.model.revision,
+        "base_model_name_or_path": base,
+        "revision": plan.model.revision if base == plan.model.name else None,
         "inference_mode": False,
         "r": rank,
         "lora_alpha": alpha,
@@ -152,20 +147,17 @@ def adapter_config(plan: Plan, model: str | None = None) -> dict[str, Any]:
     }
 
 
-def lora_config(plan: Plan, model: str | None = None) -> LoraConfig:
-    """The same as a `peft.LoraConfig`, for `get_peft_model` or the `peft_config` of a trainer."""
+def lora_config(plan: Plan) -> LoraConfig:
+    """The same as a `peft.LoraConfig`, for `get_peft_model` or the `peft_config` of a trainer.
+
+    It names no base model: PEFT warns of any other name than that of the model in memory.
+    """
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise UsageError(
             "This needs PEFT, which is not installed.", hint="pip install 'hlscore[peft]'"
         ) from error
-    fields = adapter_config(plan, model)
-    del fields["peft_type"]
+    fields = adapter_config(plan)
+    del fields["peft_type"], fields["base_model_name_or_path"]
     return LoraConfig(**fields)
-
-
-def config_text(plan: Plan, model: str) -> str:
-    """The `adapter_config.json` of a plan, the same bytes for the same plan."""
-    config = adapter_config(plan, model)
-    return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

@@ -26,7 +26,7 @@ def base_tensors(export: Export) -> Mapping[str, BaseTensor]:
     plan = export.plan
     model = ModelSettings(
         model=export.base,
-        revision=plan.model.revision if export.model is None else None,
+        revision=export.adapter["revision"],
         architecture=plan.model.architecture,
         ignore_adapter=True,  # the plan names modules of the base model
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from textwrap import wrap
-from typing import Any
+from typing import Any, Literal
 
 from hlscore.artifacts.plan import Plan, PlanRates
 from hlscore.errors import UsageError
@@ -57,15 +58,15 @@ class Export:
         # A trainer may be started in another folder.
         return str(local.resolve()) if local is not None and local.is_dir() else name
 
-    @property
-    def revision(self) -> str | None:
-        """Revision of the base model; `None` where the plan has none or another base is used."""
-        return self.plan.model.revision if self.base == self.plan.model.name else None
-
     @cached_property
     def adapter(self) -> dict[str, Any]:
-        """PEFT's configuration of the adapter."""
-        return adapter_config(self.plan)
+        """PEFT's configuration of the adapter, which names base model and revision."""
+        return adapter_config(self.plan, self.base)
+
+    @property
+    def adapter_text(self) -> str:
+        """The same as the file that PEFT reads."""
+        return json.dumps(self.adapter, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
     @property
     def loss(self) -> str:
@@ -145,42 +146,74 @@ class Exporter:
     files: Callable[[Export], Mapping[str, str | Writer]]
     folder: bool = False  # whether `--out` is a folder, not the one file
     usage: str = ""  # the command or code that uses the result; `{out}` stands for its path
-    # What the reader has to set or know besides, where it does not follow from the limits.
+    # What the reader has to set or know besides, where it does not follow from the fields below.
     remarks: Callable[[Export], Iterable[str]] = lambda export: ()  # noqa: ARG005
     methods: tuple[str, ...] = ()  # losses that the files are for; empty: the trainer is told later
+    upcasts: bool = True  # whether it trains full modules of a 16-bit model in float32
+    rates: Literal[0, 1, 2] = 2  # how many learning rates it reads from the file
+    optimizer: bool = False  # whether it reads transformers' `optim` and `optim_args` from the file
+    experimental: bool = False  # whether no test of hlscore has run the files with the trainer
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """The sentence that marks an experimental format, if it is one."""
+        sentence = f"hlscore's tests have not run this format with {self.limits.trainer}."
+        return (f"Experimental: {sentence}",) if self.experimental else ()
 
     def notes(self, export: Export) -> tuple[str, ...]:
         """What the reader has to set or know besides."""
-        plan, limits, found = export.plan, self.limits, []
-        if limits.experimental:
-            found.append(experimental(limits))
+        plan, found = export.plan, [*self.untested]
         if self.methods and export.loss not in self.methods:
             found.append(
                 f"The plan was made for {export.loss}, this file trains {self.methods[0]}: the "
                 "best modules may differ between the two."
             )
-        if limits.rates == 1 and plan.full and plan.lora_modules:
+        if self.rates == 1 and plan.full and plan.lora_modules:
             full, lora = export.rates()
             found.append(
                 f"One learning rate holds for everything: {min(full, lora):g}, the smaller one of "
                 f"{full:g} for full modules and {lora:g} for LoRA. Axolotl, Unsloth and TRL can "
                 "give each its own."
             )
-        if plan.full and plan.memory.master == "fp32" and not limits.upcasts:
+        if plan.full and plan.memory.master == "fp32" and not self.upcasts:
             found.append(
                 "Modules trained in full keep the precision that the base model is loaded in: in "
                 f"bfloat16 small learning rates are lost. Load it in float32{export.float32_base} "
                 "or upcast what is trained, as hlscore.apply does."
             )
-        if limits.optimizer and export.optimizer["optim_args"]:
+        if self.optimizer and export.optimizer["optim_args"]:
             found.append(
                 f"SGD's momentum is set by optim_args ({_MOMENTUM}), which transformers up to 5.0 "
                 "ignores."
             )
         found += self.remarks(export)
-        if limits.rates == 0 and not (export.full_lr is export.lora_lr is None):
+        if self.rates == 0 and not (export.full_lr is export.lora_lr is None):
             found.append(f"The format {self.name} has no learning rates: set them in your trainer.")
         return tuple(found)
+
+    def origin(self, plan: Plan) -> tuple[str, ...]:
+        """Lines that say where a file comes from, and whether its trainer has run such a file."""
+        totals = plan.totals
+        lines = (
+            f"Written by hlscore {plan.provenance.hlscore_version} from a plan for "
+            f"{plan.model.name}.",
+            f"plan: {totals.full_modules} full, {totals.lora_modules} lora, "
+            f"{totals.frozen_modules} frozen; budget {plan.budget.asked}; score {plan.score.name}",
+            f"structure {plan.model.fingerprint.structure}",
+            f"weights {plan.model.fingerprint.weights}",
+            *self.untested,
+        )
+        return tuple(map(visible, lines))
+
+    def heading(self, plan: Plan, lines: Sequence[str] = ()) -> str:
+        """The origin of a file, and lines below it, as a folded comment of YAML, TOML or Python."""
+        below = ["", *map(visible, lines)] if lines else []
+        folded = (
+            part
+            for line in (*self.origin(plan), *below)
+            for part in wrap(line, _COMMENT_WIDTH, break_long_words=False) or [""]
+        )
+        return "".join(f"# {part}\n" if part else "#\n" for part in folded)
 
 
 def exporter_names() -> tuple[str, ...]:
@@ -200,36 +233,6 @@ def find_exporter(name: str) -> Exporter:
         )
     exporter: Exporter = import_module(f"{_FORMATS}.{name.replace('-', '_')}").EXPORTER
     return exporter
-
-
-def experimental(limits: Limits) -> str:
-    """The sentence that marks a format which was never run with its trainer."""
-    return f"Experimental: hlscore's tests have not run this format with {limits.trainer}."
-
-
-def origin(plan: Plan, limits: Limits) -> tuple[str, ...]:
-    """Lines that say where a file comes from, and whether its trainer has run such a file."""
-    totals = plan.totals
-    lines = (
-        f"Written by hlscore {plan.provenance.hlscore_version} from a plan for {plan.model.name}.",
-        f"plan: {totals.full_modules} full, {totals.lora_modules} lora, "
-        f"{totals.frozen_modules} frozen; budget {plan.budget.asked}; score {plan.score.name}",
-        f"structure {plan.model.fingerprint.structure}",
-        f"weights {plan.model.fingerprint.weights}",
-        *((experimental(limits),) if limits.experimental else ()),
-    )
-    return tuple(map(visible, lines))
-
-
-def heading(plan: Plan, limits: Limits, lines: Sequence[str] = ()) -> str:
-    """The origin of a file, and lines below it, as a folded comment of YAML, TOML or Python."""
-    below = ["", *map(visible, lines)] if lines else []
-    folded = (
-        part
-        for line in (*origin(plan, limits), *below)
-        for part in wrap(line, _COMMENT_WIDTH, break_long_words=False) or [""]
-    )
-    return "".join(f"# {part}\n" if part else "#\n" for part in folded)
 
 
 def yaml_text(comment: str, fields: Mapping[str, object]) -> str:

@@ -20,6 +20,7 @@ BUILTIN_FOLDER = Path(str(resources.files("hlscore.inputs"))) / "builtin"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_PICKLE = "adapter_model.bin"
+ADAPTER_PREFIX = "base_model.model."  # what PEFT puts before the names of modules
 # Files that trainers save beside weights, with suffixes of weights.
 _NO_WEIGHTS = (
     ADAPTER_WEIGHTS, ADAPTER_PICKLE, "training_args.bin", "optimizer.bin", "scheduler.bin",

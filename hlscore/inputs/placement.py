@@ -6,6 +6,7 @@ import importlib.util
 import logging
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,13 +193,18 @@ def out_of_memory(name: str, device: str) -> ModelError:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep accelerate quiet, and bitsandbytes for good: it logs 8-bit layers in every pass."""
+    """Keep accelerate quiet, and bitsandbytes for good: it logs 8-bit layers in every pass.
+
+    PEFT still uses what transformers has renamed; that warning is not shown.
+    """
     accelerate, bitsandbytes = (logging.getLogger(name) for name in ("accelerate", "bitsandbytes"))
     level = accelerate.level
     accelerate.setLevel(logging.ERROR)
     if bitsandbytes.level == logging.NOTSET:
         bitsandbytes.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         accelerate.setLevel(level)

@@ -25,7 +25,13 @@ import torch
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from hlscore.errors import ModelError, first_line
-from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_PICKLE, ADAPTER_WEIGHTS, find_adapter
+from hlscore.inputs.hub import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_PREFIX,
+    ADAPTER_WEIGHTS,
+    find_adapter,
+)
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
 from hlscore.inputs.tensor_files import StoredTensor, file_tensors
@@ -34,8 +40,6 @@ from hlscore.records import Candidate
 from hlscore.settings import ModelSettings
 from hlscore.wording import first_of
 
-PREFIX = "base_model.model."
-"""What PEFT puts before the names of modules."""
 _WRAPPED = ".base_layer"
 _BLOCK_NUMBERS = 1 << 20
 # What FSDP and torch.compile leave in names that were saved without unwrapping.
@@ -261,7 +265,7 @@ class Adapter:
         found: dict[str, dict[str, StoredTensor]] = {}
         lost: set[str] = set()
         for key, tensor in sorted(tensors.items()):
-            name = _WRAPPERS.sub("", key).removeprefix(PREFIX)
+            name = _WRAPPERS.sub("", key).removeprefix(ADAPTER_PREFIX)
             part = _PART.fullmatch(name)
             if part is not None:
                 parameter = self._target(part["module"])

@@ -15,8 +15,9 @@ import torch
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
+from hlscore.inputs.hub import ADAPTER_PREFIX
 from hlscore.inputs.stored_weights import StoredWeights
-from hlscore.inputs.trained import PREFIX, Adapter, LowRank
+from hlscore.inputs.trained import Adapter, LowRank
 
 # Largest `--max-lora-rank` of vLLM, and the values that it takes.
 ENGINE_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -128,7 +129,7 @@ def plain_adapter(
         update = factors[item.module]
         left = torch.nn.functional.pad(-update.left[0], (0, rank - update.rank))
         right = torch.nn.functional.pad(update.right[0], (0, 0, 0, rank - update.rank))
-        name, end = f"{PREFIX}{item.module}.lora_", ".weight"
+        name, end = f"{ADAPTER_PREFIX}{item.module}.lora_", ".weight"
         if item.form == "embedding":  # [vocabulary, r] x [r, width]
             name, end, left, right = f"{name}embedding_", "", right.T, left.T
         elif item.storage == "in_out":

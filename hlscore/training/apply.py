@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.checks.fit import differences
-from hlscore.errors import ModelError, first_line
+from hlscore.errors import ModelError, UsageError, first_line
 from hlscore.exporters.adapter_config import lora_config, never_packed, skip_modules
 from hlscore.exporters.limits import PEFT_LIMITS, check_limits
 from hlscore.inputs.identity import loaded_hash, structure_hash
@@ -23,13 +23,13 @@ from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import is_packed_linear
 from hlscore.settings import CandidateSettings
 from hlscore.training.groups import check_trainables
+from hlscore.wording import first_of
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from peft import LoraConfig, PeftModel
 
 __all__ = ["apply", "check_model", "skip_modules", "upcast"]
 
-_SHOWN = 3
 _TOKENS = 8
 
 # PEFT says these where all is as it should be: it looks for the patterns of parameters among the
@@ -61,23 +61,19 @@ def apply(
         try_forward: Run a few tokens through the wrapped model: some layers fail under an
             adapter only when they are called. On any error the model is left as it was.
     """
-    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    plan = plan if isinstance(plan, Plan) else read_plan(plan)
     if hasattr(model, "peft_config"):
         raise ModelError(
             "The model is wrapped by PEFT already.", hint="Apply the plan to the base model."
         )
-    check_model(model, plan, allow_other_weights=allow_other_weights)
-    check_limits(plan, PEFT_LIMITS)
-    config = lora_config(plan)  # refuses where PEFT is missing
+    if not isinstance(model, PreTrainedModel):
+        raise UsageError(
+            f"Cannot apply a plan to a {type(model).__name__}.",
+            hint="Give the transformers model that the plan was made for.",
+        )
+    config = checked_config(model, plan, allow_other_weights=allow_other_weights)
     import peft
 
-    for name, what in never_packed(plan):
-        if is_packed_linear(model.get_submodule(name)):
-            raise ModelError(
-                f"'{name}' cannot be {what}: its weight is quantized.",
-                hint="Load the model with BitsAndBytesConfig(..., llm_int8_skip_modules="
-                "skip_modules(plan)), from hlscore.training.apply.",
-            )
     runnable = try_forward and model.device.type != "meta"
     if runnable and (failure := _try_tokens(model)[0]) is not None:
         runnable = False
@@ -86,10 +82,11 @@ def apply(
             f"it fails without the plan, too ({first_line(failure)}).",
             stacklevel=2,
         )
-    config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
     with _restored_on_error(model):
         try:
             with warnings.catch_warnings():
+                # PEFT asks transformers for what it has renamed.
+                warnings.simplefilter("ignore", FutureWarning)
                 for message in _GROUNDLESS:
                     warnings.filterwarnings("ignore", message=message)
                 wrapped: Any = peft.get_peft_model(
@@ -118,6 +115,24 @@ def apply(
     return cast("PeftModel", wrapped)
 
 
+def checked_config(
+    model: PreTrainedModel | str, plan: Plan, *, allow_other_weights: bool = False
+) -> LoraConfig:
+    """PEFT's configuration of a plan that PEFT can put on a model; a mere name is not compared."""
+    if isinstance(model, PreTrainedModel):
+        check_model(model, plan, allow_other_weights=allow_other_weights)
+    check_limits(plan, PEFT_LIMITS)
+    config = lora_config(plan)  # refuses where PEFT is missing
+    for name, what in never_packed(plan):
+        if isinstance(model, PreTrainedModel) and is_packed_linear(model.get_submodule(name)):
+            raise ModelError(
+                f"'{name}' cannot be {what}: its weight is quantized.",
+                hint="Load the model with BitsAndBytesConfig(..., llm_int8_skip_modules="
+                "skip_modules(plan)), from hlscore.training.apply.",
+            )
+    return config
+
+
 def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool = False) -> None:
     """Refuse a model whose names or shapes are not the plan's; warn if its weights are not.
 
@@ -129,11 +144,9 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
     if not differing and structure_hash(candidates) != plan.model.fingerprint.structure:
         differing = ["its candidate modules are not those of the plan"]
     if differing:
-        more = len(differing) - _SHOWN
         raise ModelError(
             f"The plan was made for '{plan.model.name}' ({plan.model.architecture}), and this "
-            f"{type(model).__name__} differs: {'; '.join(differing[:_SHOWN])}"
-            f"{f'; and {more} more' if more > 0 else ''}.",
+            f"{type(model).__name__} differs: {first_of(differing, 3, '; ')}.",
             hint="Load the model that the plan names, or rank the modules of this one.",
         )
     if allow_other_weights or any(item.quantized for item in candidates):
@@ -142,7 +155,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
         warnings.warn(
             f"The weights of this model are not those of '{plan.model.name}' that were scored: "
             "the plan may not suit it. Pass allow_other_weights=True if they differ on purpose.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

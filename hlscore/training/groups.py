@@ -10,15 +10,13 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import ModelError, UsageError
 from hlscore.exporters.adapter_config import full_name, needs_parameter_name
+from hlscore.inputs.hub import ADAPTER_PREFIX
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
 FULL, FULL_NO_DECAY, LORA = "full", "full_no_decay", "lora"
-
-_PREFIX = "base_model.model."
-_SHOWN = 3
 
 
 def param_groups(
@@ -42,7 +40,7 @@ def param_groups(
     """
     from peft import PeftModel
 
-    plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+    plan = plan if isinstance(plan, Plan) else read_plan(plan)
     for name, rate in (("full_lr", full_lr), ("lora_lr", lora_lr)):
         if rate is not None and not (math.isfinite(rate) and rate >= 0):
             raise UsageError(f"{name} is {rate:g}.", hint="Use 0 or more.")
@@ -84,7 +82,7 @@ def check_trainables(model: PeftModel, plan: Plan, *, adapter_name: str | None =
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     differing = {"are missing": planned - trained, "train unplanned": trained - planned}
     parts = [
-        f"{len(names)} {what}: {', '.join(sorted(names)[:_SHOWN])}"
+        f"{len(names)} {what}: {', '.join(sorted(names)[:3])}"
         for what, names in differing.items() if names
     ]  # fmt: skip
     if parts:
@@ -127,9 +125,9 @@ def expected_trainables(
     found = {}
     for item in plan.modules:
         holder, _, leaf = item.parameter.rpartition(".")
-        place, names = f"{_PREFIX}{item.module}", []
+        place, names = f"{ADAPTER_PREFIX}{item.module}", []
         if item.mode == "full":
-            place = f"{_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
+            place = f"{ADAPTER_PREFIX}{full_name(item)}.modules_to_save.{adapter}"
             copy = modules.get(place)
             # Experts may hold a norm; whatever is ranked by itself lies in no copy.
             leaves = [leaf] if copy is None else [name for name, _ in copy.named_parameters()]
@@ -139,7 +137,7 @@ def expected_trainables(
         elif item.mode == "lora":
             if needs_parameter_name(plan, item):
                 # PEFT nests one wrapper per parameter of a module, the later ones outside.
-                place = wrapper = f"{_PREFIX}{holder}"
+                place = wrapper = f"{ADAPTER_PREFIX}{holder}"
                 while wrapper in modules:
                     if getattr(modules[wrapper], "parameter_name", None) == leaf:
                         place = wrapper

@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import read_plan
 from hlscore.errors import UsageError
-from hlscore.exporters.adapter_config import lora_config
-from hlscore.exporters.limits import PEFT_LIMITS, check_limits
-from hlscore.training.apply import apply, check_model, upcast
+from hlscore.training.apply import apply, checked_config, upcast
 from hlscore.training.groups import FULL, FULL_NO_DECAY, LORA, check_trainables, param_groups
 
 if TYPE_CHECKING:
@@ -57,7 +55,7 @@ class HybridTrainerMixin:
         allow_other_weights: bool = False,
         **kwargs: Any,
     ) -> None:
-        self.plan = plan if isinstance(plan, Plan) else read_plan(Path(plan))
+        self.plan = plan if isinstance(plan, Plan) else read_plan(plan)
         self._group_settings = {
             "full_lr": full_lr,
             "lora_lr": lora_lr,
@@ -137,7 +135,7 @@ class HybridTrainerMixin:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Put the plan into the arguments of the trainer."""
         from peft import PeftModel
-        from transformers import PreTrainedModel, TrainingArguments, set_seed
+        from transformers import TrainingArguments, set_seed
 
         if kwargs.get("peft_config") is not None or kwargs.get("model_init") is not None:
             raise UsageError(
@@ -152,13 +150,7 @@ class HybridTrainerMixin:
         behind = type(self).__mro__[type(self).__mro__.index(HybridTrainerMixin) + 1 :]
         constructors = [kind.__dict__["__init__"] for kind in behind if "__init__" in kind.__dict__]
         if any("peft_config" in inspect.signature(one).parameters for one in constructors):
-            check_limits(self.plan, PEFT_LIMITS)
-            if isinstance(model, PreTrainedModel):  # else a name, which the trainer loads
-                check_model(model, self.plan, allow_other_weights=allow_other_weights)
-            config = lora_config(self.plan)
-            config.base_model_name_or_path = None  # PEFT warns if this is not the model's own name
+            config = checked_config(model, self.plan, allow_other_weights=allow_other_weights)
             return args, {**kwargs, "peft_config": config}
-        if not isinstance(model, PreTrainedModel):
-            raise UsageError(f"Cannot apply a plan to a {type(model).__name__}.")
         model = apply(model, self.plan, allow_other_weights=allow_other_weights)
         return ((model, *args[1:]), kwargs) if args else (args, {**kwargs, "model": model})

@@ -21,7 +21,7 @@ def print_exporters(*, as_json: bool) -> None:
         row = picked(item, "name", "summary") | picked(item.limits, *able)
         if not item.limits.lora:  # ranks, and what LoRA can sit on, are about trainers that have it
             row |= dict.fromkeys(set(able) - {"full"}, False)
-        found.append(row | picked(item, "folder") | picked(item.limits, "experimental"))
+        found.append(row | picked(item, "folder", "experimental"))
     if as_json:
         print_json(found)
         return

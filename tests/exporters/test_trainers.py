@@ -21,17 +21,9 @@ from plans import family_plan, plan_for, renamed
 
 from hlscore.artifacts.plan import Plan
 from hlscore.exporters import formats
-from hlscore.exporters.exporter import (
-    Export,
-    experimental,
-    exporter_names,
-    find_exporter,
-    heading,
-    origin,
-    yaml_text,
-)
+from hlscore.exporters.exporter import Export, exporter_names, find_exporter, yaml_text
 from hlscore.exporters.formats import prime_rl
-from hlscore.exporters.limits import PEFT_LIMITS, ExportError, check_limits, nearest
+from hlscore.exporters.limits import ExportError, check_limits, nearest
 from hlscore.records import Fingerprint
 
 NAMES = ("axolotl", "llama-factory", "ms-swift", "twinkle", "unsloth", "verl", "prime-rl")
@@ -154,7 +146,7 @@ def test_llama_factory_ms_swift_and_twinkle(hybrid: Plan) -> None:
     assert fields_of(hybrid, "twinkle") == {
         "method": "spectral_hybrid_lora", "model_id": "org/model", "s_fft": FULL,
         "s_lora": lora_names(hybrid), "r": 4, "lora_alpha": 8, "lora_dropout": 0.0,
-        "origin": list(origin(hybrid, find_exporter("twinkle").limits)),
+        "origin": list(find_exporter("twinkle").origin(hybrid)),
     }  # fmt: skip
 
 
@@ -294,7 +286,7 @@ def test_files_name_their_origin_and_keep_names_and_revisions(name: str, hybrid:
     plan = near(hybrid, name)
     text = text_of(plan, name)
     assert text == text_of(Plan.model_validate_json(plan.model_dump_json()), name)
-    assert all(line in text for line in origin(plan, find_exporter(name).limits))
+    assert all(line in text for line in find_exporter(name).origin(plan))
     assert "\r" not in text
     assert text.endswith("\n")
     assert "FILL_IN" in text or name == "twinkle"
@@ -360,7 +352,7 @@ def test_origins_stay_on_their_lines() -> None:
             "model": plan.model.model_copy(update={"fingerprint": fingerprint}),
         }
     )
-    assert all(line.isprintable() for line in origin(evil, find_exporter("freeze").limits))
+    assert all(line.isprintable() for line in find_exporter("freeze").origin(evil))
     texts = (text_of(each, "freeze").splitlines() for each in (evil, plan))
     found, rules = ([line for line in text if not line.startswith("#")] for text in texts)
     assert found == rules == [f"^{name}.weight$" for name in FULL]
@@ -377,11 +369,11 @@ def test_freeze_refuses_names_that_are_no_regular_expressions(name: str) -> None
 def test_formats_that_never_ran_with_their_trainer_say_so(name: str, hybrid: Plan) -> None:
     exporter = find_exporter(name)
     assert exporter.name == name
-    assert exporter.limits.experimental == (name in ("prime-rl", "twinkle", "unsloth", "verl"))
-    if exporter.limits.experimental:
-        plan, said = near(hybrid, name), experimental(exporter.limits)
-        assert said in text_of(plan, name)
-        assert said in notes_of(plan, name)
+    assert exporter.experimental == (name in ("prime-rl", "twinkle", "unsloth", "verl"))
+    if exporter.experimental:
+        plan = near(hybrid, name)
+        assert "Experimental: hlscore's tests have not run" in text_of(plan, name)
+        assert "Experimental: hlscore's tests have not run" in notes_of(plan, name)
 
 
 REFUSED: list[tuple[str, str, str, tuple[str, ...], dict[str, Any]]] = [
@@ -448,7 +440,7 @@ def test_toml_reads_back(text: str, number: float) -> None:
 
 @given(st.lists(st.text()))
 def test_comments_cannot_be_left(lines: list[str]) -> None:
-    text = heading(family_plan("llama"), PEFT_LIMITS, lines)
+    text = find_exporter("peft").heading(family_plan("llama"), lines)
     assert all(line.startswith("#") for line in text.splitlines())
     assert yaml.safe_load(text) is None
     assert tomllib.loads(text) == {}

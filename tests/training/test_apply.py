@@ -393,3 +393,15 @@ def test_trying_the_forward_pass_changes_nothing() -> None:
         hooks = [name for name, module in wrapped.named_modules() if module._forward_pre_hooks]
         states.append((torch.get_rng_state().tolist(), hooks, wrapped.training))
     assert states[0] == states[1]
+
+
+@pytest.mark.parametrize(
+    ("model", "plan", "message"),
+    [("llama", 3, "type 'int'"), (3, "llama", "Cannot apply a plan to a int")],
+    ids=["plan", "model"],
+)
+def test_other_types_are_refused(model: Any, plan: Any, message: str) -> None:
+    given = [family_plan(plan) if isinstance(plan, str) else plan]
+    built = FAMILIES[model].build() if isinstance(model, str) else model
+    with pytest.raises(UsageError, match=message):
+        apply(built, *given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hlscore.exporters.adapter_config import skip_modules
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, yaml_text
 from hlscore.exporters.limits import Limits
 
 _TO_DO = (
@@ -19,7 +19,7 @@ def _files(export: Export) -> dict[str, str]:
     full_rate, lora_rate = export.rates()
     fields = {
         "base_model": export.base,
-        "revision_of_model": export.revision,
+        "revision_of_model": adapter["revision"],
         "adapter": "qlora" if bits == 4 else "lora",
         "load_in_4bit": bits == 4 or None,
         "load_in_8bit": bits == 8 or None,
@@ -50,7 +50,7 @@ def _files(export: Export) -> dict[str, str]:
         "datasets": [{"path": FILL_IN, "type": FILL_IN}],
         "output_dir": "./outputs",
     }
-    return {"axolotl.yaml": yaml_text(heading(plan, EXPORTER.limits, _TO_DO), fields)}
+    return {"axolotl.yaml": yaml_text(EXPORTER.heading(plan, _TO_DO), fields)}
 
 
 def _remarks(export: Export) -> Iterator[str]:
@@ -69,9 +69,11 @@ def _remarks(export: Export) -> Iterator[str]:
 EXPORTER = Exporter(
     name="axolotl",
     summary="axolotl.yaml: the whole plan with ranks and both learning rates, for `axolotl train`",
-    limits=Limits(trainer="axolotl", packs=(8,), upcasts=False, optimizer=True),
+    limits=Limits(trainer="axolotl", packs=(8,)),
     files=_files,
     methods=("sft",),
+    upcasts=False,
+    optimizer=True,
     usage="axolotl train {out}",
     remarks=_remarks,
 )

@@ -27,6 +27,7 @@ def _files(export: Export) -> dict[str, str]:
 EXPORTER = Exporter(
     name="csv",
     summary="a table with one row per module",
-    limits=Limits(trainer="a table", peft=False, rates=0),
+    limits=Limits(trainer="a table", peft=False),
     files=_files,
+    rates=0,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from hlscore.exporters.exporter import Export, Exporter, heading
+from hlscore.exporters.exporter import Export, Exporter
 from hlscore.exporters.limits import ExportError, Limits
 
 
@@ -26,15 +26,14 @@ def _files(export: Export) -> dict[str, str]:
         weights = item.n_weights
         if item.params > weights and item.parameter.endswith(".weight"):
             lines.append(f"^{item.parameter.removesuffix('weight')}bias$\n")
-    return {"unfrozen.txt": heading(export.plan, EXPORTER.limits) + "".join(lines)}
+    return {"unfrozen.txt": EXPORTER.heading(export.plan) + "".join(lines)}
 
 
 EXPORTER = Exporter(
     name="freeze",
     summary="regular expressions of the parameters to train, for trainers that only freeze",
-    limits=Limits(
-        trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False, rates=0
-    ),
+    limits=Limits(trainer="a freeze-only trainer", lora=False, only_lora=False, peft=False),
     files=_files,
+    rates=0,
     usage="unfrozen_parameters of axolotl, without the comments: one entry per line of {out}",
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, yaml_text
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
 
 _TO_DO = (
@@ -17,7 +17,7 @@ def _files(export: Export) -> dict[str, str]:
     plan, adapter, bits = export.plan, export.adapter, export.plan.memory.base_bits
     fields = {
         "model_name_or_path": export.base,
-        "model_revision": export.revision,
+        "model_revision": adapter["revision"],
         "quantization_bit": None if bits == 16 else bits,
         "stage": "sft",
         "do_train": True,
@@ -37,7 +37,7 @@ def _files(export: Export) -> dict[str, str]:
         "template": FILL_IN,
         "output_dir": "./outputs",
     }
-    return {"llama_factory.yaml": yaml_text(heading(plan, EXPORTER.limits, _TO_DO), fields)}
+    return {"llama_factory.yaml": yaml_text(EXPORTER.heading(plan, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
@@ -46,9 +46,11 @@ EXPORTER = Exporter(
     "more ranks with the seed adapter",
     limits=Limits(
         trainer="LLaMA-Factory", ranks=False, parameters=False, only_full=False, packs=(8, 4),
-        unties=True, rates=1, optimizer=True, starts_from_adapter=True,
+        unties=True, starts_from_adapter=True,
     ),
     files=_files,
     methods=("sft",),
+    rates=1,
+    optimizer=True,
     usage="llamafactory-cli train {out}",
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hlscore.exporters.adapter_config import NO_TARGETS
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, yaml_text
 from hlscore.exporters.limits import SEED_ADAPTER, Limits
 
 _TO_DO = (
@@ -20,7 +20,7 @@ def _files(export: Export) -> dict[str, str]:
     targets = [] if adapter["target_modules"] == NO_TARGETS else adapter["target_modules"]
     fields = {
         "model": export.base,
-        "model_revision": export.revision,
+        "model_revision": adapter["revision"],
         "use_hf": True,
         "quant_method": None if bits == 16 else "bnb",
         "quant_bits": None if bits == 16 else bits,
@@ -40,7 +40,7 @@ def _files(export: Export) -> dict[str, str]:
         "dataset": [FILL_IN],
         "output_dir": "./outputs",
     }
-    return {"ms_swift.yaml": yaml_text(heading(plan, EXPORTER.limits, _TO_DO), fields)}
+    return {"ms_swift.yaml": yaml_text(EXPORTER.heading(plan, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
@@ -48,10 +48,12 @@ EXPORTER = Exporter(
     summary="ms_swift.yaml: full and LoRA modules of one rank, for `swift sft`; more ranks with "
     "the seed adapter",
     limits=Limits(
-        trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, upcasts=False, rates=1,
-        optimizer=True, starts_from_adapter=True,
+        trainer="ms-swift", ranks=False, packs=(8, 4), unties=True, starts_from_adapter=True
     ),
     files=_files,
     methods=("sft",),
+    upcasts=False,
+    rates=1,
+    optimizer=True,
     usage="swift sft {out}",
-)  # fmt: skip
+)

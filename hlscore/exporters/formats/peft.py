@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 
-from hlscore.exporters.adapter_config import config_text, skip_modules
+from hlscore.exporters.adapter_config import skip_modules
 from hlscore.exporters.exporter import Export, Exporter
 from hlscore.exporters.limits import PEFT_LIMITS
+from hlscore.inputs.hub import ADAPTER_CONFIG
 
 
 def _remarks(export: Export) -> Iterator[str]:
@@ -24,8 +25,10 @@ EXPORTER = Exporter(
     name="peft",
     summary="adapter_config.json: the whole plan, for PEFT and whatever takes a LoraConfig",
     limits=PEFT_LIMITS,
-    files=lambda export: {"adapter_config.json": config_text(export.plan, export.base)},
+    files=lambda export: {ADAPTER_CONFIG: export.adapter_text},
     folder=True,
+    upcasts=False,
+    rates=0,
     usage="get_peft_model(model, LoraConfig.from_pretrained('{out}'))",
     remarks=_remarks,
 )

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from hlscore.exporters.adapter_config import pattern
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter
 from hlscore.exporters.limits import Limits
 
 _TO_DO = (
@@ -39,7 +39,7 @@ def _files(export: Export) -> dict[str, str]:
         tables["data.loss_mask"] = dict.fromkeys(("system", "user", "assistant", "tool"), True)
     tables["optim"] = {"lr": export.one_rate()}
     parts = [_table(name, values) for name, values in tables.items()]
-    return {"prime_rl.toml": "\n".join([heading(plan, EXPORTER.limits, _TO_DO), *parts])}
+    return {"prime_rl.toml": "\n".join([EXPORTER.heading(plan, _TO_DO), *parts])}
 
 
 def _table(name: str, values: Mapping[str, object]) -> str:
@@ -56,10 +56,12 @@ EXPORTER = Exporter(
     summary="prime_rl.toml: full and LoRA modules of one rank, for prime-rl's `sft`",
     limits=Limits(
         trainer="prime-rl", ranks=False, parameters=False, only_full=False, forms=("linear",),
-        bits=(16,), rates=1, experimental=True,
+        bits=(16,),
     ),
     files=_files,
     methods=("sft",),
+    rates=1,
+    experimental=True,
     usage="uv run sft @ {out}",
     remarks=lambda export: (
         ["Not for RL: prime-rl does not send full modules to the inference engine."]

@@ -9,20 +9,19 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
-from hlscore.exporters.adapter_config import config_text, full_name, lora_name
-from hlscore.exporters.base_weights import BaseTensor, base_tensors
+from hlscore.exporters.adapter_config import full_name, lora_name
+from hlscore.exporters.base_weights import base_tensors
 from hlscore.exporters.exporter import Export, Exporter, Writer
 from hlscore.exporters.limits import PEFT_LIMITS
+from hlscore.inputs.hub import ADAPTER_CONFIG, ADAPTER_PREFIX, ADAPTER_WEIGHTS
 from hlscore.inputs.tensor_files import NewTensor, write_tensors
 
-_PREFIX = "base_model.model."
 _CHUNK_NUMBERS = 1 << 22
 
 
@@ -36,32 +35,31 @@ def _files(export: Export) -> dict[str, str | Writer]:
         # Full modules with their biases and buffers. A tied weight is copied once for each of its
         # names: PEFT looks for all of them.
         holders = tuple(f"{full_name(item)}." for item in plan.full)
-        tensors: dict[str, BaseTensor] = {
-            _PREFIX + name: tensor for name, tensor in stored.items() if name.startswith(holders)
-        }
+        tensors = {name: each for name, each in stored.items() if name.startswith(holders)}
         for item in plan.full:
             tied = (other for other in plan.skipped if other.tied_to == item.module)
-            tensors |= {_PREFIX + other.parameter: stored[item.parameter] for other in tied}
+            tensors |= {other.parameter: stored[item.parameter] for other in tied}
+        tensors |= adapter_tensors(plan)
         metadata = {
             "format": "pt",
             "hlscore_structure": fingerprint.structure,
             "hlscore_weights": fingerprint.weights,
         }
-        write_tensors(path, tensors | adapter_tensors(plan), metadata)
+        write_tensors(path, {ADAPTER_PREFIX + name: tensors[name] for name in tensors}, metadata)
 
     return {
-        "adapter_config.json": config_text(plan, export.base),
-        "adapter_model.safetensors": write_weights,
+        ADAPTER_CONFIG: export.adapter_text,
+        ADAPTER_WEIGHTS: write_weights,
         "plan.json": plan_text(plan),
     }
 
 
 def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
-    """Untrained LoRA matrices by adapter name: `A` drawn as PEFT draws it, `B` zero; float32."""
+    """Untrained LoRA matrices by name: `A` drawn as PEFT draws it, `B` zero; float32."""
     found: dict[str, NewTensor] = {}
     for item in plan.lora_modules:
         rank = (item.rank or 0) * item.matrices
-        name = _PREFIX + lora_name(plan, item).removesuffix(".weight")
+        name = lora_name(plan, item).removesuffix(".weight")
         if item.form == "experts":
             # Adapters on one module lie inside each other, in the order in which models declare
             # the tensors of their experts: the last map comes last.
@@ -71,7 +69,7 @@ def adapter_tensors(plan: Plan) -> dict[str, NewTensor]:
                 if other.form == "experts" and full_name(other) == holder
             ]  # fmt: skip
             stacks.sort(key=lambda other: ("down" in other.kind, other.kind))
-            name = _PREFIX + holder + ".base_layer" * (len(stacks) - 1 - stacks.index(item))
+            name = holder + ".base_layer" * (len(stacks) - 1 - stacks.index(item))
         # One generator per module, so that a plan gives the same adapter everywhere.
         seed = (
             f"{plan.provenance.seed}:{plan.model.fingerprint.structure}:{item.module}:{item.rank}"
@@ -111,9 +109,9 @@ EXPORTER = Exporter(
     name="seed-adapter",
     summary="an untrained PEFT adapter equal to the base model; for any trainer that continues "
     "an adapter, with ranks per module",
-    # Whether full modules are upcast is up to the trainer.
-    limits=replace(PEFT_LIMITS, upcasts=True),
+    limits=PEFT_LIMITS,
     files=_files,
     folder=True,
+    rates=0,
     usage="PeftModel.from_pretrained(model, '{out}', is_trainable=True)",
 )

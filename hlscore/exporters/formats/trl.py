@@ -11,7 +11,7 @@ from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import plan_text
 from hlscore.errors import UsageError
 from hlscore.exporters.adapter_config import never_packed
-from hlscore.exporters.exporter import Export, Exporter, heading, yaml_text
+from hlscore.exporters.exporter import Export, Exporter, yaml_text
 from hlscore.exporters.limits import Limits
 from hlscore.rollouts.verifiers import VERIFIERS, is_builtin
 from hlscore.settings import ObjectiveSettings, build
@@ -23,14 +23,13 @@ _REWARDS = "hlscore.training.rewards"
 
 
 def _files(export: Export) -> dict[str, str]:
-    plan, limits = export.plan, EXPORTER.limits
-    texts = {}
+    plan, texts = export.plan, {}
     for method in METHODS:
-        comment = heading(plan, limits, _how_to_run(export, method))
+        comment = EXPORTER.heading(plan, _how_to_run(export, method))
         texts[f"{method}.yaml"] = yaml_text(comment, _fields(export, method))
     rates = {method: export.rates(method) for method in METHODS}
     script = _TEMPLATE.read_text(encoding="utf-8").replace("{{RATES}}", repr(rates))
-    return texts | {"train.py": heading(plan, limits) + script, "plan.json": plan_text(plan)}
+    return texts | {"train.py": EXPORTER.heading(plan) + script, "plan.json": plan_text(plan)}
 
 
 def _obstacles(export: Export) -> list[str]:
@@ -59,7 +58,7 @@ def _fields(export: Export, method: str) -> dict[str, object]:
         rank = f"not for trl, {' and '.join(reasons)}: run python train.py {method}"
     return {
         "model_name_or_path": export.base,
-        "model_revision": export.revision,
+        "model_revision": adapter["revision"],
         "load_in_4bit": memory.base_bits == 4 or None,
         "load_in_8bit": memory.base_bits == 8 or None,
         "output_dir": f"{method}-output",
@@ -201,9 +200,10 @@ EXPORTER = Exporter(
     name="trl",
     summary="train.py, sft.yaml, dpo.yaml, grpo.yaml: TRL, with a learning rate for each group",
     # TRL computes losses from the weight of the head, past an adapter, and refuses one there.
-    limits=Limits(trainer="TRL", head=False, optimizer=True),
+    limits=Limits(trainer="TRL", head=False),
     files=_files,
     folder=True,
+    optimizer=True,
     usage="python {out}/train.py {objective} --config {out}/{objective}.yaml --dataset_name DATA",
     remarks=_remarks,
     methods=METHODS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from hlscore.exporters.exporter import Export, Exporter, origin
+from hlscore.exporters.exporter import Export, Exporter
 from hlscore.exporters.limits import Limits
 
 
@@ -19,7 +19,7 @@ def _files(export: Export) -> dict[str, str]:
         "lora_alpha": adapter["lora_alpha"],
         "lora_dropout": adapter["lora_dropout"],
         # Twinkle ignores this key.
-        "origin": origin(export.plan, EXPORTER.limits),
+        "origin": EXPORTER.origin(export.plan),
     }
     return {"twinkle.json": json.dumps(fields, indent=2, ensure_ascii=False) + "\n"}
 
@@ -39,9 +39,10 @@ EXPORTER = Exporter(
     summary="twinkle.json: full and LoRA modules of one rank, an allocation of twinkle",
     limits=Limits(
         trainer="twinkle", ranks=False, parameters=False, only_full=False, only_lora=False,
-        packs=(8, 4), unties=True, experimental=True,
+        packs=(8, 4), unties=True,
     ),
     files=_files,
+    experimental=True,
     usage="torchrun spectral_hybrid_lora.py --spectral-config {out}",
     remarks=_remarks,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 from pprint import pformat
 from string import Template
 
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter
 from hlscore.exporters.limits import Limits
 
 _TEMPLATE = Path(__file__).with_name("unsloth_train.py.txt")
@@ -19,7 +19,7 @@ def _files(export: Export) -> dict[str, str]:
     full_rate, lora_rate = export.rates()
     values: dict[str, object] = {
         "model": export.base,
-        "revision": export.revision,
+        "revision": adapter["revision"],
         "dataset": FILL_IN,
         "lora": adapter["target_modules"],
         "parameters": adapter["target_parameters"] or [],
@@ -40,7 +40,7 @@ def _files(export: Export) -> dict[str, str]:
     }
     literals = {name: pformat(value, width=100) for name, value in values.items()}
     script = Template(_TEMPLATE.read_text(encoding="utf-8")).substitute(literals)
-    return {"unsloth_train.py": f"{heading(plan, EXPORTER.limits, _TO_DO)}\n{script}"}
+    return {"unsloth_train.py": f"{EXPORTER.heading(plan, _TO_DO)}\n{script}"}
 
 
 def _remarks(export: Export) -> Iterator[str]:
@@ -59,12 +59,12 @@ EXPORTER = Exporter(
     name="unsloth",
     summary="unsloth_train.py: the whole plan with ranks and both learning rates, a script for "
     "Unsloth's FastModel",
-    limits=Limits(
-        trainer="Unsloth", only_full=False, packs=(8, 4), upcasts=False, optimizer=True,
-        experimental=True,
-    ),
+    limits=Limits(trainer="Unsloth", only_full=False, packs=(8, 4)),
     files=_files,
     methods=("sft",),
+    upcasts=False,
+    optimizer=True,
+    experimental=True,
     usage="python {out}",
     remarks=_remarks,
-)  # fmt: skip
+)

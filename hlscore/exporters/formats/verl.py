@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.exporters.exporter import FILL_IN, Export, Exporter, heading, yaml_text
+from hlscore.exporters.exporter import FILL_IN, Export, Exporter, yaml_text
 from hlscore.exporters.limits import ExportError, Limits
 
 _TO_DO = (
@@ -39,7 +39,7 @@ def _files(export: Export) -> dict[str, str]:
         },
         "data": {"train_files": FILL_IN, "val_files": FILL_IN},
     }
-    return {"verl.yaml": yaml_text(heading(export.plan, EXPORTER.limits, _TO_DO), fields)}
+    return {"verl.yaml": yaml_text(EXPORTER.heading(export.plan, _TO_DO), fields)}
 
 
 EXPORTER = Exporter(
@@ -48,10 +48,12 @@ EXPORTER = Exporter(
     "seed adapter, within limits",
     limits=Limits(
         trainer="verl", full=False, ranks=False, parameters=False, only_full=False, bits=(16,),
-        rates=1, starts_from_adapter=True, experimental=True,
+        starts_from_adapter=True,
     ),
     files=_files,
     methods=("grpo",),
+    rates=1,
+    experimental=True,
     usage='python -m verl.trainer.main_ppo --config-dir "$(dirname {out})" '
     '--config-name "$(basename {out})"',
     remarks=lambda export: (  # noqa: ARG005
