@@ -179,7 +179,7 @@ def extract_lora(
         from safetensors.torch import save_file
 
         from hlscore.inputs.model import resolve_device
-        from hlscore.serving.plain_adapter import plain_adapter
+        from hlscore.serving import plain_adapter
         from hlscore.views.trained import print_plain_adapter
     with terminal_progress() as progress:
         progress.start("decomposing", len(adapter.parameters), "modules")
@@ -217,7 +217,7 @@ def merge(
     adapter, weights = _opened(run, replace(base, device="cpu"))
     if out.resolve() in (weights.directory.resolve(), adapter.folder.resolve()):
         raise UsageError(f"--out '{out}' is the base or the adapter.", hint="Give another folder.")
-    from hlscore.serving.merge_files import merge_writers
+    from hlscore.serving import merge_writers
     from hlscore.views.trained import print_merged
 
     changed = len(adapter.parameters)
