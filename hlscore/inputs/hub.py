@@ -72,7 +72,8 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
     has_config = (directory / "config.json").is_file()
     there = [path for suffix in (".safetensors", ".bin") for path in _weights(directory, suffix)]
     # Trainers save config.json beside an adapter too; a hub download for a shape has no weights.
-    if adapter and (not has_config or (weights and not there)):
+    incomplete = not has_config or (weights and not there)
+    if adapter and incomplete:
         try:
             content = json.loads((directory / ADAPTER_CONFIG).read_text(encoding="utf-8"))
             base = str(content.get("base_model_name_or_path") or "")
@@ -84,7 +85,7 @@ def find_model(settings: ModelSettings, *, weights: bool) -> ModelFiles:
             hint=f"Give its base model{named} or the model with the adapter merged.",
         )
     gguf = sorted(path.name for path in directory.glob("*.gguf"))
-    if gguf and (not has_config or (weights and not there)):
+    if gguf and incomplete:
         raise _gguf_error(name, gguf[0], str(directory))
     if adapter and not settings.ignore_adapter:
         raise ModelError(

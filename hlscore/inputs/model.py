@@ -30,8 +30,8 @@ from transformers.models.auto.modeling_auto import (
 
 from hlscore.errors import HlscoreError, ModelError, UsageError, first_line
 from hlscore.inputs.hub import ADAPTER_CONFIG, ModelFiles, find_model
-from hlscore.inputs.identity import identify, packable_sizes
-from hlscore.inputs.modules import decoder_blocks
+from hlscore.inputs.identity import count_params, identify, packable_sizes
+from hlscore.inputs.modules import ONLY_DECODERS, decoder_blocks
 from hlscore.inputs.placement import loading, out_of_memory, plan_placement, quantization
 from hlscore.inputs.tensor_files import stored_tensors
 from hlscore.inputs.weights import accelerate_hooks, tied_names
@@ -41,7 +41,6 @@ from hlscore.records import ModelIdentity
 from hlscore.settings import Dtype, ModelSettings
 
 BELONG_TOGETHER = "Check that config.json and the weights belong together."
-_ONLY_DECODERS = "hlscore ranks decoder-only (causal) language models."
 # Name in the files: name in the model, and the pattern and entry of a conversion if there is one.
 Renamer = Callable[[str], tuple[str, tuple[str, Any] | None]]
 _TOKENIZER_PATTERNS = ("tokenizer*", "*.model", "*.tiktoken", "vocab.*")
@@ -325,7 +324,7 @@ def planned_weight_bytes(model: PreTrainedModel, settings: ModelSettings) -> int
     elif stored.get("load_in_8bit") or "fp8" in stored.get("quant_method", ""):
         bits = 8
     size: int = planned_dtype(model.config, settings).itemsize
-    whole: int = sum(parameter.numel() for parameter in model.parameters())
+    whole = count_params(model)
     if bits not in (4, 8):
         return whole * size
     packed, rows = packable_sizes(model)
@@ -418,7 +417,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
     if both or encodes:
         kind = "an encoder-decoder" if both else "an encoder"
         raise ModelError(
-            f"'{settings.model}' is {kind} model ({config.model_type}).", hint=_ONLY_DECODERS
+            f"'{settings.model}' is {kind} model ({config.model_type}).", hint=ONLY_DECODERS
         )
     named = str((config.architectures or [""])[0])
     causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
@@ -428,7 +427,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
             raise UsageError(
                 f"--text-only: transformers has no text-only class for {config.model_type} "
                 "checkpoints.",
-                hint=f"Remove it to load {named}." if named else _ONLY_DECODERS,
+                hint=f"Remove it to load {named}." if named else ONLY_DECODERS,
             )
         return AutoModelForCausalLM, config
     if causal and settings.architecture == mapped:
@@ -448,7 +447,7 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
                 hint=f'Set its architectures to ["{mapped}"], as trainers load what it names, '
                 "if the weights hold an output head."
                 if mapped
-                else _ONLY_DECODERS,
+                else ONLY_DECODERS,
             )
         if not isinstance(config, found.config_class):
             config = found.config_class.from_pretrained(files.directory)
@@ -459,5 +458,5 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         return AutoModelForImageTextToText, config
     raise ModelError(
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
-        hint=_ONLY_DECODERS,
+        hint=ONLY_DECODERS,
     )

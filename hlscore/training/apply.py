@@ -21,7 +21,6 @@ from hlscore.inputs.identity import loaded_hash, structure_hash
 from hlscore.inputs.model import input_device
 from hlscore.inputs.modules import candidates_of, find_modules
 from hlscore.inputs.weights import is_packed_linear
-from hlscore.settings import CandidateSettings
 from hlscore.training.groups import check_trainables
 from hlscore.wording import first_of
 
@@ -138,7 +137,7 @@ def check_model(model: PreTrainedModel, plan: Plan, *, allow_other_weights: bool
 
     Weights of a quantized model are rounded, so they are not compared.
     """
-    found = find_modules(model, CandidateSettings())
+    found = find_modules(model)
     candidates = candidates_of(found)
     differing = [item.message for item in differences(found, plan)]
     if not differing and structure_hash(candidates) != plan.model.fingerprint.structure:
