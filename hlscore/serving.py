@@ -24,7 +24,6 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
 from hlscore.inputs.hub import ADAPTER_PREFIX
-from hlscore.inputs.stored_weights import StoredWeights
 from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
 from hlscore.inputs.trained import Adapter, LowRank
 from hlscore.inputs.weights import tied_names
@@ -66,7 +65,6 @@ class PlainAdapter:
 
 def plain_adapter(
     adapter: Adapter,
-    base: StoredWeights,
     *,
     max_rank: int,
     max_error: float | None,
@@ -81,14 +79,13 @@ def plain_adapter(
     Args:
         max_error: Largest relative error of a module's update: the smallest rank within it is
             taken; `None` takes all of `max_rank`.
-        device: Where to decompose.
         advance: Called with 1 for each module.
     """
     items = []
     for name in adapter.parameters:
         copy, item = adapter.copies.get(name), adapter.items.get(name)
         if copy is not None and len(copy.shape) < 2:
-            if not copy.read().float().equal(base.weight(name).float()):
+            if not copy.read().float().equal(adapter.base.weight(name).float()):
                 raise _inexpressible(adapter, f"{name} was trained, and LoRA holds no vectors")
         elif item is None or item.form not in _FORMS:
             what = f"{name.removesuffix('.weight')} is not a linear layer"
@@ -131,7 +128,7 @@ def plain_adapter(
     config: dict[str, object] = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": adapter.config.get("base_model_name_or_path"),
+        "base_model_name_or_path": adapter.base.name,
         "revision": adapter.config.get("revision"),
         "inference_mode": True,
         "r": rank,
@@ -198,9 +195,7 @@ def _truncated(
     return LowRank(factors.left.cpu(), factors.right.cpu()), error
 
 
-def merge_writers(
-    adapter: Adapter, base: StoredWeights, advance: Callable[[int], None]
-) -> dict[str, Writer]:
+def merge_writers(adapter: Adapter, advance: Callable[[int], None]) -> dict[str, Writer]:
     """Texts and writers of the files of the merged model, by name.
 
     Sums are formed in float32 and rounded once to the dtype of the base. Where one of two tied
@@ -209,7 +204,7 @@ def merge_writers(
     Args:
         advance: Called with 1 for each changed tensor that is written.
     """
-    changed = adapter.parameters
+    base, changed = adapter.base, adapter.parameters
     for name in sorted(changed):
         if name not in base.sources or base.sources[name].converter is not None:
             raise ModelError(

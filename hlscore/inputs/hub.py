@@ -177,12 +177,7 @@ def _download(settings: ModelSettings, *, weights: bool) -> ModelFiles:
 def hub_error(
     what: str, kind: type[Exception], text: str, revision: str | None = None
 ) -> tuple[str, str]:
-    """Message and hint for a failure of the hub client.
-
-    Args:
-        what: Such as `model 'org/name'`.
-        text: What the client said.
-    """
+    """Message and hint for a failure of the hub client with, say, `model 'org/name'`."""
     from huggingface_hub import errors as hub
 
     known: tuple[tuple[Any, str, str], ...] = (

@@ -206,11 +206,7 @@ def unfit(name: str, what: str, tensors: Sequence[str]) -> ModelError:
 def load_shape(
     settings: ModelSettings, *, weights: bool = False
 ) -> tuple[PreTrainedModel, ModelSource]:
-    """Build a model on the meta device from its configuration alone, and find its files.
-
-    Args:
-        weights: Whether the files of its weights are needed too.
-    """
+    """Build a model on the meta device from its configuration, and find its files."""
     source = find_source(settings, weights=weights)
     loader, config = source.loader, source.config
     shape: PreTrainedModel
