@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hlscore.errors import ModelError, UsageError
 from hlscore.gradients.sketch import short_first
 from hlscore.gradients.tails import chooses_full, full_spectrum, randomized_spectrum
-from hlscore.inputs.hub import ADAPTER_PREFIX
+from hlscore.inputs.hub import ADAPTER_PREFIX, read_json
 from hlscore.inputs.tensor_files import DTYPES, INDEX_FILE, NewTensor, StoredTensor, write_tensors
 from hlscore.inputs.trained import Adapter, LowRank
 from hlscore.inputs.weights import tied_names
@@ -268,7 +267,7 @@ def merge_writers(adapter: Adapter, advance: Callable[[int], None]) -> dict[str,
         if name != first
     )
     if untied:
-        config: dict[str, Any] = json.loads((base.directory / "config.json").read_bytes())
+        config = read_json(base.directory / "config.json")
         for part in (config, config.get("text_config")):
             if isinstance(part, dict):
                 part["tie_word_embeddings"] = False

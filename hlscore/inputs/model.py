@@ -379,16 +379,6 @@ def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
 def find_source(settings: ModelSettings, *, weights: bool) -> ModelSource:
     """Find a model's files, and with which class and configuration transformers loads them."""
     files = find_model(settings, weights=weights)
-    loader, config = _loader(files, settings)
-    return ModelSource(settings=settings, files=files, loader=loader, config=config)
-
-
-def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrainedConfig]:
-    """Class that loads a model, and the configuration that it takes.
-
-    It is the class that `architectures` in config.json names: trainers load it (TRL's
-    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
-    """
     try:
         content, _ = PreTrainedConfig.get_config_dict(files.directory)
         known = content.get("model_type") in CONFIG_MAPPING
@@ -407,6 +397,19 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
         raise ModelError(
             f"The config.json of '{settings.model}' cannot be used: {first_line(error)}"
         ) from error
+    loader = _loader(config, settings)
+    kind = loader.config_class if issubclass(loader, PreTrainedModel) else PreTrainedConfig
+    if not isinstance(config, kind):
+        config = kind.from_pretrained(files.directory)
+    return ModelSource(settings=settings, files=files, loader=loader, config=config)
+
+
+def _loader(config: PreTrainedConfig, settings: ModelSettings) -> Any:
+    """The class that loads a model.
+
+    It is the class that `architectures` in config.json names: trainers load it (TRL's
+    `create_model_from_path`). Auto classes may choose a text-only class with other module names.
+    """
     decodes = getattr(config, "is_decoder", getattr(config, "causal", True))
     encodes = not decodes and type(config) in MODEL_FOR_MASKED_LM_MAPPING
     both = getattr(config, "is_encoder_decoder", False)
@@ -425,13 +428,13 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
                 "checkpoints.",
                 hint=f"Remove it to load {named}." if named else ONLY_DECODERS,
             )
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     if causal and settings.architecture == mapped:
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     remote = (getattr(config, "auto_map", None) or {}) if settings.trust_remote_code else {}
     for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
         if auto.__name__ in remote:
-            return auto, config
+            return auto
     found: Any = getattr(transformers, named, None) if named else None
     is_model = isinstance(found, type) and issubclass(found, PreTrainedModel)
     if is_model:
@@ -445,13 +448,11 @@ def _loader(files: ModelFiles, settings: ModelSettings) -> tuple[Any, PreTrained
                 if mapped
                 else ONLY_DECODERS,
             )
-        if not isinstance(config, found.config_class):
-            config = found.config_class.from_pretrained(files.directory)
-        return found, config
+        return found
     if causal:
-        return AutoModelForCausalLM, config
+        return AutoModelForCausalLM
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-        return AutoModelForImageTextToText, config
+        return AutoModelForImageTextToText
     raise ModelError(
         f"'{settings.model}' is a {config.model_type} model, which has no causal language model.",
         hint=ONLY_DECODERS,

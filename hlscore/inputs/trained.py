@@ -12,25 +12,24 @@ is not the same for every token, is refused.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from hlscore.errors import ModelError, first_line
+from hlscore.errors import ModelError
 from hlscore.inputs.hub import (
     ADAPTER_CONFIG,
     ADAPTER_PICKLE,
     ADAPTER_PREFIX,
     ADAPTER_WEIGHTS,
     find_adapter,
+    read_json,
 )
 from hlscore.inputs.modules import find_modules
 from hlscore.inputs.stored_weights import Rows, StoredWeights, difference, in_parts
@@ -197,12 +196,7 @@ class Adapter:
         )  # fmt: skip
 
     def _read_config(self, path: Path) -> None:
-        try:
-            config: Any = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise ModelError(f"'{path}' cannot be read: {first_line(error)}") from error
-        if not isinstance(config, dict):
-            raise ModelError(f"'{path}' is not an adapter configuration.")
+        config = read_json(path)
         if config.get("peft_type") != "LORA":
             raise self._unreadable(f"it is of type {config.get('peft_type')}")
         for option, kind in _REFUSED.items():

@@ -173,16 +173,24 @@ def test_weights_rearranged_for_inference_are_refused(originals: Originals) -> N
         identify(model, "mine", None)
 
 
-@pytest.mark.parametrize("package", ["bitsandbytes", "accelerate"])
+@pytest.mark.parametrize(
+    ("package", "asked", "extra"),
+    [
+        ("bitsandbytes", {"load_in": "4bit"}, "quant"),
+        ("accelerate", {"load_in": "4bit"}, "quant"),
+        ("accelerate", {"device_map": "auto"}, "devices"),
+    ],
+)
 def test_missing_package_is_named(
-    originals: Originals, monkeypatch: pytest.MonkeyPatch, package: str
+    originals: Originals, monkeypatch: pytest.MonkeyPatch, package: str, asked: Any, extra: str
 ) -> None:
-    if package == "accelerate":
+    if (package, extra) == ("accelerate", "quant"):
         pytest.importorskip("bitsandbytes")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ModelError, match=f"--load-in needs the package {package}") as caught:
-        load(originals["llama"][0], load_in="4bit")
-    assert caught.value.hint == "pip install 'hlscore[quant]'"
+    option = next(iter(asked)).replace("_", "-")
+    with pytest.raises(ModelError, match=f"--{option} needs the package {package}") as caught:
+        load_model(ModelSettings(model=str(originals["llama"][0]), **asked))
+    assert caught.value.hint == f"pip install 'hlscore[{extra}]'"
 
 
 @pytest.mark.parametrize(
