@@ -206,7 +206,7 @@ class _Example:
                 hint = 'Each message is an object with "role" and "content".'
                 raise self.error(role, "is not a list of messages", hint)
         elif not isinstance(value, str):
-            raise self.error(role, f"is {_kind_of(value)}, not text")
+            raise self.error(role, f"is {_json_name(value)}, not text")
         try:
             json.dumps(value, ensure_ascii=False, default=str).encode()
         except UnicodeEncodeError as error:
@@ -225,7 +225,7 @@ class _Example:
             raise self.error("tools", "is not a list of tools, nor the JSON of one")
         arguments = found.get("chat_template_kwargs", {})
         if not isinstance(arguments, Mapping):
-            raise self.error("chat_template_kwargs", f"is {_kind_of(arguments)}, not an object")
+            raise self.error("chat_template_kwargs", f"is {_json_name(arguments)}, not an object")
         return found
 
     def rollout(self, named: dict[str, Any]) -> Row:
@@ -254,7 +254,7 @@ class _Example:
             self.check_numbers("logprobs", named["logprobs"], whole=False)
         reward = named["reward"]
         if reward is not None and not isinstance(reward, bool | int | float):
-            raise self.error("reward", f"is {_kind_of(reward)}, not a number")
+            raise self.error("reward", f"is {_json_name(reward)}, not a number")
         if reward is not None and not abs(reward) <= LARGEST_REWARD:
             raise self.error(
                 "reward",
@@ -289,7 +289,7 @@ class _Example:
             raise self.error(role, "is a list with positive numbers", hint)
 
 
-def _kind_of(value: object) -> str:
+def _json_name(value: object) -> str:
     """A value that is of the wrong type, in the words of JSON."""
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return "null" if value is None else str(value)

@@ -359,6 +359,16 @@ def resolve_device(device: str) -> torch.device:
     return chosen
 
 
+def dtype_warning(settings: ModelSettings) -> str:
+    """A warning about the dtype that was asked for; empty where there is none."""
+    if settings.dtype == "float16" and resolve_device(settings.device).type == "cpu":
+        return (
+            "float16 is very slow on most CPUs. --dtype bfloat16 takes as much memory; --dtype "
+            "float32 holds the same weights exactly."
+        )
+    return ""
+
+
 def load_tokenizer(source: ModelSource) -> PreTrainedTokenizerBase:
     """Load the tokenizer that lies beside a model."""
     settings, directory = source.settings, source.files.directory

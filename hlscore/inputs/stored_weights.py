@@ -57,8 +57,8 @@ class StoredWeights:
     def __init__(self, settings: ModelSettings) -> None:
         from transformers.core_model_loading import dot_natural_key
 
-        self.shape, self._source = load_shape(settings, weights=True)
-        self.name, self.directory = settings.model, self._source.files.directory
+        self.shape, self._found = load_shape(settings, weights=True)
+        self.name, self.directory = settings.model, self._found.files.directory
         packed = quantization(self.shape.config)
         if packed:
             raise ModelError(
@@ -130,8 +130,8 @@ class StoredWeights:
 
     def identity(self, weights_hash: str = "") -> ModelIdentity:
         """Describe the model for the artifacts; `read` gives the hash of the weights."""
-        notes = loading_notes(self.shape, self._source)
-        revision = self._source.files.revision
+        notes = loading_notes(self.shape, self._found)
+        revision = self._found.files.revision
         return identify(self.shape, self.name, revision, notes=notes, weights_hash=weights_hash)
 
     def named_tensors(self) -> dict[str, StoredTensor | NewTensor]:
