@@ -22,10 +22,9 @@ _LARGEST_BYTES = 2**20
 def read_configuration(config: Path | None) -> dict[str, Any]:
     """Options of `hlscore check` that a repository keeps, by field; and `plans`, a list of paths.
 
-    Args:
-        config: A TOML file whose keys are the options without dashes before them; `None` looks
-            for `hlscore-check.toml`, then for the table of `pyproject.toml`, in the working
-            directory. Files that it names are relative to its folder.
+    Keys are options without the dashes before them. Without `config` the file is
+    `hlscore-check.toml`, or else `pyproject.toml`, of the working directory. Files that it names
+    are relative to its folder.
     """
     file = config or next(
         (path for name in (CONFIG_FILE, PROJECT_FILE) if (path := Path(name)).is_file()), None
@@ -73,7 +72,7 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
 
 def _read(setting: Setting, value: Any, file: Path) -> Any:
     """A value of the configuration, in the type of its setting."""
-    parse = None if setting.option is None else setting.option.parse
+    parse = setting.option.parse
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if parse is not None:
         wanted, fits = "a text or a number", is_number or isinstance(value, str)

@@ -14,20 +14,16 @@ from typer.core import TyperGroup
 
 from hlscore import errors
 from hlscore._version import __version__
+from hlscore.cli.artifact_commands import plan, report, schema, scores
 from hlscore.cli.check_command import check
-from hlscore.cli.compare_command import compare
-from hlscore.cli.diff_command import diff
+from hlscore.cli.compare_commands import compare, diff
 from hlscore.cli.export_command import export
 from hlscore.cli.model_commands import estimate, modules
-from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
-from hlscore.cli.reference_commands import schema, scores
-from hlscore.cli.report_command import report
 from hlscore.cli.show_command import show
 from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate
 from hlscore.processes import started_as
-from hlscore.threads import let_waiting_threads_sleep
 
 DEBUG_VARIABLE = "HLSCORE_DEBUG"
 # What typer raises for a command line that it cannot read.
@@ -100,7 +96,9 @@ def main() -> NoReturn:
 def _run() -> int:
     # A terminal decides about colour and progress; transformers' own advice is not ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    let_waiting_threads_sleep()
+    # A thread of OpenMP that spins while it waits takes a busy core from the one it waits for. This
+    # must be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # not every terminal can show every letter

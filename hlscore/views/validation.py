@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.drawings import sparkline
-from hlscore.views.result import plan_command, scores_beside
+from hlscore.views.next_commands import matched_lora, scores_beside
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, duration, memory, short, visible
 
@@ -119,7 +119,7 @@ def print_validation(
     ]
     if scores := scores_beside(plan, plan_path):
         rival = (
-            plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json"),
+            matched_lora(plan, scores),
             "LoRA with as many trained parameters, as a plan; "
             f"{matched['learning_rates']['lora']:.3g} did best",
         )
