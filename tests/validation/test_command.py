@@ -193,6 +193,15 @@ def test_the_next_commands_export_the_plan_and_make_the_lora_of_equal_size(
     assert f"{asked} --baseline lora-matched -o lora.json" in printed_commands()
 
 
+def test_a_loss_that_rounds_to_the_same_is_no_change(desk: Path, tried: Tried) -> None:
+    content, path, printed = tried[1], desk / "scores" / "plan.json", io.StringIO()
+    loss = content["arms"]["plan"]["curve"]["mean"][-1]
+    console = Terminal(file=printed, width=200)
+    same = content | {"untrained_loss": loss}
+    print_validation(same, path, read_plan(path), path, console=console)
+    assert f"{loss:.4f}, no change" in printed.getvalue()
+
+
 def test_dry_run_trains_a_few_steps_and_writes_nothing(desk: Path) -> None:
     found = validate(desk, desk / "dry", "--dry-run", "--json")
     content = json.loads(found.out)
