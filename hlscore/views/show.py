@@ -102,8 +102,7 @@ def _print_rows(
     headings = [score, "± se", *chosen, "out x in", *(further[name] for name in more)]
     console.print()
     console.modules(headings, lines, of=len(rows))
-    scores = {row.module: getattr(row, score) for row in rows if row.is_candidate}
-    print_heat_map(console, [row for row in rows if row.is_candidate], score, scores)
+    print_heat_map(console, [row for row in rows if row.is_candidate], score)
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
