@@ -21,7 +21,6 @@ from hlscore.errors import CaptureError, UsageError
 from hlscore.flow.rank import rank_model
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
-from hlscore.gradients.progress import Storage
 from hlscore.gradients.sums import ExactGradients
 from hlscore.gradients.trial_optimizer import TrialOptimizer, round_randomly
 from hlscore.gradients.trials import TrialRun
@@ -33,6 +32,7 @@ from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
 from hlscore.steps import Silent
+from hlscore.unfinished import Storage
 
 EXAMPLES = completions(24)
 RATE = 3e-3
