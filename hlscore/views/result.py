@@ -15,6 +15,7 @@ from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import NOT_VALIDATED, PlanSettings, RankSettings, ValidateSettings, arguments
+from hlscore.settings.objective import OF_SAMPLING
 from hlscore.views.drawings import print_heat_map
 from hlscore.views.summary import chosen_in, report_headline, run_notes, summary, training
 from hlscore.views.terminal import ModuleLine, Terminal, command, picked, print_json
@@ -85,8 +86,7 @@ def print_result(
         # The file has the prompts, how they were completed, and the rewards.
         known = (
             "model", "data", "config", "split", "columns", "samples", "objective", "loss_type",
-            "beta", "rollouts", "rewards", "reward_weights", "reward_timeout", "generations",
-            "temperature", "top_p", "top_k", "stop", "generate_batch",
+            "beta", "rollouts", "temperature", *OF_SAMPLING,
         )  # fmt: skip
         words = arguments(RankSettings, run, without=known)
         words += ["--loss-type", other, "-o", other]
