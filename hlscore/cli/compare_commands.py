@@ -42,9 +42,7 @@ def compare(
         MISSING, "One scores.parquet, or several to compare runs.", argument=True
     ),
     score: str | None = option(
-        None,
-        "Score of the runs, or of --ranks; `hlscore scores` lists them.",
-        default=_OWN,
+        None, "Score of the runs, or of --ranks; `hlscore scores` lists them.", default=_OWN
     ),
     rank: int | None = option(
         None,
@@ -58,8 +56,7 @@ def compare(
         (), "Compare these LoRA ranks of one run, such as 4,16,64.", parse=_ranks
     ),
     within_kinds: bool = option(
-        False,
-        "Also compare within kinds of modules: kind and size explain much of an order.",
+        False, "Also compare within kinds of modules: kind and size explain much of an order."
     ),
     top_k: str = option(
         "10%", "How many modules count as the highest: a share such as 10%, or a number."

@@ -69,7 +69,7 @@ def estimate(
             only=("budget", "rank", *settings_in(MemorySettings)),
             budget={
                 "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
-                "of their parameters. 500M: that many parameters.",
+                "of their parameters. 500M: that many parameters."
             },
             rank={"help": "LoRA rank of the modules that are not trained in full."},
         ),

@@ -14,13 +14,7 @@ from typing import Annotated
 from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
-from hlscore.settings import (
-    DEFAULT_SAMPLES,
-    NOT_VALIDATED,
-    ValidateSettings,
-    build,
-    option,
-)
+from hlscore.settings import DEFAULT_SAMPLES, NOT_VALIDATED, ValidateSettings, build, option
 from hlscore.views.progress import status, terminal_progress, warn
 
 _SAMPLES = "all; of a hub data set as many as the steps need"

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.settings.artifacts import (
-    CheckSettings,
-    Drift,
-    Filters,
-    Limit,
-    parse_limit,
-)
+from hlscore.settings.artifacts import CheckSettings, Drift, Filters, Limit, parse_limit
 from hlscore.settings.capture import CaptureSettings, PaddingSide
 from hlscore.settings.data import (
     DEFAULT_MAX_LENGTH,

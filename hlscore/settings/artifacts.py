@@ -85,11 +85,7 @@ class CheckSettings:
         name="for",
     )
     min_selection_probability: float | None = option(
-        None,
-        "Least share of resamples that select a module in full.",
-        _STABILITY,
-        low=0,
-        high=1,
+        None, "Least share of resamples that select a module in full.", _STABILITY, low=0, high=1
     )
     max_borderline: Limit | None = option(
         None,
@@ -109,10 +105,7 @@ class CheckSettings:
     )
     baseline: Path | None = option(None, "Another plan to compare with.", _BASELINE)
     max_changed: Limit | None = option(
-        None,
-        "Most modules whose mode or rank may differ: 3, or 5%.",
-        _BASELINE,
-        parse=parse_limit,
+        None, "Most modules whose mode or rank may differ: 3, or 5%.", _BASELINE, parse=parse_limit
     )
     min_overlap: float | None = option(
         None, "Least Jaccard index of the modules in full.", _BASELINE, low=0, high=1

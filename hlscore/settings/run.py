@@ -7,18 +7,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from hlscore.errors import UsageError
-from hlscore.settings.capture import (
-    OF_GRADIENTS,
-    CaptureSettings,
-    default_sketch_size,
-)
+from hlscore.settings.capture import OF_GRADIENTS, CaptureSettings, default_sketch_size
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
-from hlscore.settings.objective import (
-    DEFAULT_PROMPTS,
-    OF_SAMPLING,
-    ObjectiveSettings,
-)
+from hlscore.settings.objective import DEFAULT_PROMPTS, OF_SAMPLING, ObjectiveSettings
 from hlscore.settings.option import build, changed, check, flag_of, option, refuse_both, require
 from hlscore.settings.plan import PlanSettings
 
