@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, replace
 from functools import partial, wraps
@@ -12,13 +13,14 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 
+from hlscore.errors import UsageError
 from hlscore.settings import DEFAULT_SAMPLES, Setting, build, option, setting_of, settings_in
 
 OUTPUT = "Output"
 OUT = option(None, "Folder for the results.", OUTPUT, short="o", default="hlscore-out/<model>")
 FORCE = option(False, "Replace existing results.", OUTPUT)
 JSON = option(False, "Print the result as JSON for scripts.", OUTPUT, name="json")
-TOP = option(15, "Modules to show in the table.", OUTPUT, low=1)
+TOP_HELP = "Modules to show in the table; 0 or all for every one."
 # Data of commands without --objective.
 SUPERVISED: dict[str, dict[str, str]] = {
     "data": {
@@ -34,6 +36,16 @@ SUPERVISED: dict[str, dict[str, str]] = {
     "max_length": {"default": "1024, or the context if smaller"},
 }
 Given = dict[str, Any]
+
+
+def modules_to_show(text: str, flag: str) -> int:
+    """A number of modules; 0 or `all`: every one."""
+    if text != "all" and not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise UsageError(f"{flag} is '{text}'.", hint="Use a number of modules, or all.")
+    return (0 if text == "all" else int(text)) or sys.maxsize
+
+
+TOP = option(15, TOP_HELP, OUTPUT, metavar="<int>", parse=modules_to_show)
 
 
 class Options:
@@ -132,7 +144,7 @@ def _parameter(setting: Setting) -> inspect.Parameter:
         metavar = f"<{held.__name__}>"
     if default is MISSING:
         default = inspect.Parameter.empty
-    elif several or own.default or own.parse or default is None:
+    elif several or own.default or default in (None, ()):
         default, kind = None, Union[kind, NoneType]  # noqa: UP007 - the type is made here
     elif kind is str:
         default = f"{default:g}" if isinstance(default, float) else str(default)

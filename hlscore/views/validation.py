@@ -9,7 +9,7 @@ from rich.text import Text
 
 from hlscore.artifacts.plan import Plan
 from hlscore.views.drawings import sparkline
-from hlscore.views.result import plan_command, scores_beside
+from hlscore.views.next_commands import matched_lora, scores_beside
 from hlscore.views.terminal import Terminal, command, picked, plain_table, print_json
 from hlscore.wording import count, duration, memory, short, visible
 
@@ -105,7 +105,7 @@ def print_validation(
     console.labelled([("validation", str(path))], width=12)
     commands = [(command("show", plan_path), "the plan that was validated")]
     if scores := scores_beside(plan, plan_path):
-        matched = plan_command(plan, scores, "--baseline", "lora-matched", "-o", "lora.json")
+        matched = matched_lora(plan, scores)
         commands.append((matched, "LoRA with as many trained parameters, as a plan"))
     console.next_steps(*commands)
 

@@ -223,9 +223,9 @@ def test_the_heat_map_shades_the_square_root(scores: Path, plan: Path) -> None:
 
 
 REFUSED = [
-    ("scores", "--mode full", "--mode is for a plan.json, not for scores."),
-    ("plan", "--status scored", "--status is for a scores.parquet, not a plan."),
-    ("plan", "--columns tail", "--columns is for a scores.parquet, not a plan."),
+    ("scores", "--mode full", "--mode is for a plan.json, not for scores.\n  try: --status"),
+    ("plan", "--status scored", "--status is for a scores.parquet, not a plan.\n  try: --mode"),
+    ("plan", "--columns tail", "--columns is for a scores.parquet, not a plan.\n  try: --json"),
     ("scores", "--columns tail --json", "--columns is for tables; --json prints every column."),
     *(("both", f"-m 0.mlp.up_proj {option}",
        f"{option.split()[0]} is for tables; --module shows one module.")
