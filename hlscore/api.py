@@ -11,7 +11,10 @@ from typing import Any, get_origin
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hlscore.errors import DataError, UsageError
-from hlscore.flow import Progress, RankResult, Silent, rank_model, score_updates, score_weights
+from hlscore.flow.rank import rank_model
+from hlscore.flow.result import RankResult
+from hlscore.flow.updates import score_updates
+from hlscore.flow.weights_alone import score_weights
 from hlscore.inputs.examples import draw_rows, read_probes, wanted_formats
 from hlscore.inputs.formats import ExampleSet, example_set
 from hlscore.inputs.identity import identify
@@ -28,6 +31,7 @@ from hlscore.settings import (
     Setting,
     settings_in,
 )
+from hlscore.steps import Progress, Silent
 
 Data = str | Path | Iterable[Mapping[str, Any]] | None
 Rollouts = Data | RolloutSet
@@ -66,14 +70,18 @@ def rank(
     Raises:
         HlscoreError: Something cannot be used.
     """
-    source = str(data) if isinstance(data, str | Path) else None
+    if not hasattr(model, "config"):
+        raise UsageError(
+            f"model is of type {type(model).__name__}, not a model of transformers.",
+            hint="Load one: AutoModelForCausalLM.from_pretrained(NAME).",
+        )
     functions = _named(reward)
     values = _values("rank", _RANK_OPTIONS, options) | {
         "model": model.config.name_or_path or type(model).__name__,
         "rewards": tuple(functions),
     }
-    if source is not None:
-        values["data"] = source
+    if isinstance(data, str | Path):
+        values["data"] = str(data)
     if rollouts is not None:
         values["rollouts"] = str(rollouts) if isinstance(rollouts, str | Path) else IN_MEMORY
     settings = RankSettings.of(values)

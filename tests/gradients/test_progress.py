@@ -18,14 +18,14 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel
 
 from hlscore.errors import ArtifactError, UsageError
-from hlscore.flow import Silent, Storage
 from hlscore.gradients import estimator, progress
 from hlscore.gradients.progress import ProgressFile, RunPosition, RunState
 from hlscore.probes import units
 from hlscore.processes import Processes
 from hlscore.records import ScoreReport
 from hlscore.settings import PlanSettings, RankSettings
-from hlscore.unfinished import first_difference, remove_unfinished, unfinished_runs
+from hlscore.steps import Silent
+from hlscore.unfinished import Storage, first_difference, remove_unfinished, unfinished_runs
 from hlscore.views import progress as lines
 
 EXAMPLES = completions(12)

@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 
 import hlscore
 from hlscore.errors import CaptureError, UsageError
-from hlscore.flow import Storage
 from hlscore.gradients import trials
 from hlscore.gradients.capture import GradientCapture
 from hlscore.gradients.sums import ExactGradients
@@ -30,6 +29,7 @@ from hlscore.probes.encode import encode
 from hlscore.probes.units import ProbeExample, ProbeSet
 from hlscore.records import ModuleRow, ScoreReport
 from hlscore.settings import ObjectiveSettings, RankSettings
+from hlscore.unfinished import Storage
 
 EXAMPLES = completions(24)
 RATE = 3e-3

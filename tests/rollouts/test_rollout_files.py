@@ -24,7 +24,7 @@ from trl_runs import arguments
 
 import hlscore
 from hlscore.errors import DataError
-from hlscore.flow import Silent, rank_model
+from hlscore.flow.rank import rank_model
 from hlscore.inputs.examples import read_probes
 from hlscore.inputs.identity import identify
 from hlscore.processes import Processes
@@ -44,6 +44,7 @@ from hlscore.settings import (
     PlanSettings,
     RankSettings,
 )
+from hlscore.steps import Silent
 
 EOS_ID, USER, ASSISTANT, END = 258, 260, 261, 262
 REWARDS = (1.0, 0.0, 0.25)
@@ -167,13 +168,17 @@ def test_messages_end_where_the_model_would_stop(tmp_path: Path) -> None:
     rows = [
         row | {"reward": 1.0, "finish_reason": "stop"},
         row | {"reward": 0.0, "finish_reason": "length"},
+        row | {"reward": 0.0, "completion": "yes"},  # as text it ends like a message
     ]
     template = CHAT_TEMPLATE_WITH_GENERATION.replace("'<|end|>'", "'<|end|>\\n'")
     tokens = byte_tokenizer(chat_template=template)
     run = settings(write_rows(tmp_path / "rollouts.jsonl", rows))
-    stopped, cut = everything(rollouts_from(read_probes(run), tokens, other, samples=0, seed=0))
-    assert (stopped.completion_ids, stopped.truncated) == ((*b"yes", END), False)
-    assert (cut.completion_ids, cut.truncated) == ((*b"yes",), True)  # the end was never sampled
+    found = everything(rollouts_from(read_probes(run), tokens, other, samples=0, seed=0))
+    assert [(item.completion_ids, item.truncated) for item in found] == [
+        ((*b"yes", END), False),
+        ((*b"yes",), True),  # the end was never sampled
+        ((*b"yes", END), False),
+    ]
 
 
 @pytest.mark.parametrize(
