@@ -22,8 +22,7 @@ from hlscore.errors import ModelError, UsageError
 from hlscore.inputs.identity import identify
 from hlscore.inputs.model import input_device, load_model, load_shape
 from hlscore.inputs.weights import offload_source
-from hlscore.settings import CandidateSettings, ModelSettings
-from hlscore.settings.model import parse_memory
+from hlscore.settings import CandidateSettings, ModelSettings, settings_in
 
 Saved = tuple[Path, PreTrainedModel]
 once = pytest.mark.parametrize("saved", ["qwen3"], indirect=True)
@@ -183,11 +182,11 @@ def test_memory_of_devices_is_read() -> None:
     sizes = {"cpu": "1.5GiB", "0": "20 GB", "1": "3kb", "mps": "2TiB"}
     found = ModelSettings(model="m", device_map="auto", max_memory=sizes).max_memory_bytes
     assert found == {"cpu": 3 * 2**29, "0": 20 * 10**9, "1": 3000, "mps": 2 * 2**40}
-    assert parse_memory(["0=20GiB", "cpu=64GiB"], "--max-memory") == {"0": "20GiB", "cpu": "64GiB"}
-    with pytest.raises(UsageError, match="is not DEVICE=SIZE"):
-        parse_memory(["20GiB"], "--max-memory")
-    with pytest.raises(UsageError, match="device '0' twice"):
-        parse_memory(["0=20GiB", "0=10GiB"], "--max-memory")
+    read = settings_in(ModelSettings)["max_memory"].read
+    assert read(["0=20GiB", "cpu=64GiB"]) == {"0": "20GiB", "cpu": "64GiB"}
+    for typed, says in ((["20GiB"], "is not DEVICE=SIZE"), (["0=2GB", "0=1GB"], "'0' twice")):
+        with pytest.raises(UsageError, match=says):
+            read(typed)
 
 
 @once
