@@ -128,7 +128,7 @@ def _options(*without: str, of: tuple[type, ...]) -> dict[str, Setting]:
     """Settings of some classes that become keywords: those that the command line has."""
     every = {name: setting for kind in of for name, setting in settings_in(kind).items()}
     every |= {name: settings_in(RankSettings)[name] for name in ("weight_scores", "seed")}
-    return {name: each for name, each in every.items() if each.option and name not in without}
+    return {name: each for name, each in every.items() if name not in without}
 
 
 # A baseline is a plan to compare with; data, completions and the model are parameters themselves.
@@ -166,7 +166,6 @@ def _describe(function: Any, known: Mapping[str, Setting]) -> None:
     lines = []
     for name, setting in known.items():
         option, kind, default = setting.option, setting.type, setting.default
-        assert option is not None  # noqa: S101 - `_options` holds none without
         if option.default:
             default = None
         if setting.optional or option.default:

@@ -18,7 +18,7 @@ from study import PROBES, RANK, scored
 from trials import Study
 
 from hlscore.gradients import run as capture
-from hlscore.planning.gated import KINDS
+from hlscore.planning.problem import GATED_PAIRS
 
 Halves = tuple[torch.Tensor, torch.Tensor]
 
@@ -65,6 +65,6 @@ def best(values: Mapping[str, float], count: int) -> list[str]:
     taken: dict[str, str] = {}
     for name in sorted(values, key=lambda name: -values[name]):
         parent, _, kind = name.rpartition(".")
-        pair = next((kinds[0] for kinds in KINDS if kind in kinds), kind)
+        pair = next((kinds[0] for kinds in GATED_PAIRS.items() if kind in kinds), kind)
         taken.setdefault(f"{parent}.{pair}", name)
     return list(taken.values())[:count]

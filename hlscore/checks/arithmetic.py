@@ -11,9 +11,8 @@ from pydantic import BaseModel
 from hlscore.artifacts.plan import Plan, PlanModule, PlanTotals
 from hlscore.checks.rule import Case, Finding, Level, finding
 from hlscore.errors import BudgetError
-from hlscore.planning.budget import parse_budget, share_of
-from hlscore.planning.parts import budget_of, stability_of, totals_of
-from hlscore.planning.revision import choice_of
+from hlscore.planning.budget import parse_budget
+from hlscore.planning.parts import budget_of, choice_of, stability_of, totals_of
 
 # Plans hold six digits.
 _DIGITS = 2e-6
@@ -114,11 +113,8 @@ def _budget(plan: Plan, modules: list[PlanModule], totals: PlanTotals) -> Iterat
     except BudgetError as error:
         yield finding("HLS203", error.message, ("budget", "asked"))
         return
-    most = stated.trained_limit
-    if most is not None:
-        whole = totals.candidate_params
-        most = None if budget.share is None else share_of(budget.share, whole)
-    true = budget_of(budget, stated.counts, modules, plan.memory, trained_limit=most)
+    with_ranks = bool(plan.lora.ranks)
+    true = budget_of(budget, modules, plan.memory, with_ranks=with_ranks, method=plan.method)
     yield from _stated("HLS203", "budget", stated, true)
     if stated.unit != true.unit:
         return

@@ -73,7 +73,7 @@ def read_configuration(config: Path | None) -> dict[str, Any]:
 
 def _read(setting: Setting, value: Any, file: Path) -> Any:
     """A value of the configuration, in the type of its setting."""
-    parse = None if setting.option is None else setting.option.parse
+    parse = setting.option.parse
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if parse is not None:
         wanted, fits = "a text or a number", is_number or isinstance(value, str)

@@ -8,8 +8,8 @@ import numpy as np
 
 from hlscore.artifacts.plan import Plan
 from hlscore.checks.rule import RULES, Case, Finding, finding
-from hlscore.planning.gated import without_lesser
 from hlscore.planning.parts import BORDERLINE
+from hlscore.planning.problem import without_lesser
 from hlscore.records import OF_UPDATES, movement_in
 from hlscore.scores.registry import SCORES
 

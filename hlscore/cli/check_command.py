@@ -1,5 +1,7 @@
 """`hlscore check`: hold plans against rules, for CI."""
 
+# ruff: noqa: B008 - the defaults are options
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from hlscore.artifacts.files import check_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import EXIT_CHECK_FAILED, UsageError
-from hlscore.settings import CheckSettings, Option
+from hlscore.settings import CheckSettings, option, refuse_both
+from hlscore.views.progress import status
 
 Format = Literal["text", "json", "github", "junit", "sarif"]
 
@@ -17,26 +21,25 @@ Format = Literal["text", "json", "github", "junit", "sarif"]
 @o.takes_settings
 def check(
     settings: Annotated[o.Given, o.Options(CheckSettings)],
-    plans: Annotated[
-        tuple[Path, ...],
-        Option("Plans; those of the configuration if none is named.", argument=True),
-    ] = (),
-    config: Annotated[
-        Path | None,
-        Option(
-            "TOML file with these options as keys.",
-            "Options",
-            default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
-        ),
-    ] = None,
-    explain: Annotated[
-        str | None, Option("Say what a code asks for; all: every code.", "Options", metavar="CODE")
-    ] = None,
-    form: Annotated[Format, Option("Format of the result.", name="format")] = "text",
-    out: Annotated[
-        Path | None, Option("File for the result; standard output then has text.", short="o")
-    ] = None,
-    as_json: o.Json = False,
+    plans: tuple[Path, ...] = option(
+        (), "Plans; those of the configuration if none is named.", argument=True
+    ),
+    config: Path | None = option(
+        None,
+        "TOML file with these options as keys.",
+        "Options",
+        default="hlscore-check.toml, or [tool.hlscore.check] of pyproject.toml",
+    ),
+    explain: str | None = option(
+        None, "Say what a code asks for; all: every code.", "Options", metavar="CODE"
+    ),
+    form: Format | None = option(
+        None, "Format of the result.", name="format", default="text; json with --json"
+    ),
+    out: Path | None = option(
+        None, "File for the result; standard output then has text.", short="o"
+    ),
+    as_json: bool = o.JSON,
 ) -> None:
     """Check plans: are they whole, within budget, and what the rules of a repository ask for?
 
@@ -52,27 +55,24 @@ def check(
 
     `hlscore check --explain HLS403`
     """
-    from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import start_of_artifact
     from hlscore.checks.configuration import PLANS, read_configuration
     from hlscore.checks.rule import RULES
     from hlscore.checks.run import check_plan, check_settings, find_rule
     from hlscore.views import check_formats
     from hlscore.views.check import check_json, check_text, print_check, print_rules
-    from hlscore.views.progress import status
 
     if explain is not None:
         rules = tuple(RULES.values()) if explain == "all" else (find_rule(explain),)
         print_rules(rules, as_json=as_json)
         return
-    # The command line comes before the configuration; a flag that is off was not typed.
+    refuse_both("--format", "--json", as_json and form not in (None, "json"))
     kept = read_configuration(config)
-    typed = {name: value for name, value in settings.items() if value is not False}
     configured = tuple(Path(plan) for plan in kept.pop(PLANS, ()))
     files = plans or configured
     if not files:
         raise UsageError("No plan is named.", hint="Give one, or `plans` in the configuration.")
-    asked = CheckSettings(**kept | typed)
+    asked = CheckSettings(**kept | settings)  # the command line comes before the configuration
     check_settings(asked)
     for file in files:
         if file.suffix.lower() != ".json":  # a damaged plan is a finding
@@ -86,7 +86,7 @@ def check(
         "junit": check_formats.junit,
         "sarif": check_formats.sarif,
     }
-    form = "json" if as_json else form
+    form = "json" if as_json else form or "text"
     if out is not None:
         check_folder(out.parent, (out.name,), force=True)
         write_files(out.parent, {out.name: writers[form](results)})

@@ -1,14 +1,17 @@
 """`hlscore export`: a plan in the format of a trainer."""
 
+# ruff: noqa: B008 - the defaults are options
+
 from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Annotated
 
+from hlscore.artifacts.files import check_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import Option
+from hlscore.settings import option, refuse_both
+from hlscore.views.progress import status
 
 _PANEL = "Export"
 _SUGGESTED = "the plan's suggestion"
@@ -16,30 +19,29 @@ _SUGGESTED = "the plan's suggestion"
 
 @o.takes_settings
 def export(
-    plan: Annotated[Path | None, Option("A plan.json.", argument=True)] = None,
-    to: Annotated[str | None, Option("Format; --list names them.", _PANEL, short="t")] = None,
-    out: Annotated[
-        Path | None, Option("File or folder to write.", short="o", default="beside the plan")
-    ] = None,
-    list_all: Annotated[bool, Option("List the formats.", _PANEL, name="list")] = False,
-    nearest: Annotated[
-        bool, Option("If the trainer cannot run the plan, export the nearest one it can.", _PANEL)
-    ] = False,
-    model: Annotated[
-        str | None, Option("Hub id or directory of the base model.", _PANEL, default="the plan's")
-    ] = None,
-    full_lr: Annotated[
-        float | None,
-        Option("Learning rate of modules trained in full.", _PANEL, above=0, default=_SUGGESTED),
-    ] = None,
-    lora_lr: Annotated[
-        float | None, Option("Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED)
-    ] = None,
-    allow_other_weights: Annotated[
-        bool, Option("Do not warn about a base model with other weights.", _PANEL)
-    ] = False,
-    force: o.Force = False,
-    as_json: o.Json = False,
+    plan: Path | None = option(None, "A plan.json.", argument=True),
+    to: str | None = option(None, "Format; --list names them.", _PANEL, short="t"),
+    out: Path | None = option(
+        None, "File or folder to write.", short="o", default="beside the plan"
+    ),
+    list_all: bool = option(False, "List the formats.", _PANEL, name="list"),
+    nearest: bool = option(
+        False, "If the trainer cannot run the plan, export the nearest one it can.", _PANEL
+    ),
+    model: str | None = option(
+        None, "Hub id or directory of the base model.", _PANEL, default="the plan's"
+    ),
+    full_lr: float | None = option(
+        None, "Learning rate of modules trained in full.", _PANEL, above=0, default=_SUGGESTED
+    ),
+    lora_lr: float | None = option(
+        None, "Learning rate of the adapters.", _PANEL, above=0, default=_SUGGESTED
+    ),
+    allow_other_weights: bool = option(
+        False, "Do not warn about a base model with other weights.", _PANEL
+    ),
+    force: bool = o.FORCE,
+    as_json: bool = o.JSON,
 ) -> None:
     """Write a PLAN in the format of a trainer.
 
@@ -53,15 +55,15 @@ def export(
 
     `hlscore export plan.json --to seed-adapter -o seed/`
     """
-    from hlscore.artifacts.files import check_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
     from hlscore.exporters.exporter import Export, find_exporter
     from hlscore.exporters.limits import check_limits
     from hlscore.exporters.limits import nearest as nearest_plan
     from hlscore.views.export import print_export, print_exporters
-    from hlscore.views.progress import status
 
     if list_all:
+        refuse_both("--list", "--to", to is not None)
+        refuse_both("--list", "a plan", plan is not None)
         print_exporters(as_json=as_json)
         return
     if plan is None or to is None:

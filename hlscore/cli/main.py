@@ -14,15 +14,12 @@ from typer.core import TyperGroup
 
 from hlscore import errors
 from hlscore._version import __version__
+from hlscore.cli.artifact_commands import plan, report, schema, scores
 from hlscore.cli.check_command import check
-from hlscore.cli.compare_command import compare
-from hlscore.cli.diff_command import diff
+from hlscore.cli.compare_commands import compare, diff
 from hlscore.cli.export_command import export
 from hlscore.cli.model_commands import estimate, modules
-from hlscore.cli.plan_command import plan
 from hlscore.cli.rank_command import rank
-from hlscore.cli.reference_commands import schema, scores
-from hlscore.cli.report_command import report
 from hlscore.cli.show_command import show
 from hlscore.cli.trained_commands import audit, extract_lora, merge
 from hlscore.cli.validate_command import validate

@@ -13,10 +13,11 @@ from hlscore.settings import (
     CandidateSettings,
     MemorySettings,
     ModelSettings,
-    Option,
     PlanSettings,
+    option,
     settings_in,
 )
+from hlscore.views.progress import status
 
 # What decides the shape of a model; of an adapter only the shape of its base is built.
 _Shape = Annotated[
@@ -28,10 +29,10 @@ _Shape = Annotated[
 def modules(
     settings: _Shape,
     candidates: Annotated[CandidateSettings, o.Options()],
-    show_all: Annotated[
-        bool, Option("List every module and the skipped ones with the reason.", name="all")
-    ] = False,
-    as_json: o.Json = False,
+    show_all: bool = option(
+        False, "List every module and the skipped ones with the reason.", name="all"
+    ),
+    as_json: bool = o.JSON,
 ) -> None:
     """List the modules of a MODEL that can be ranked; loads no weights.
 
@@ -42,7 +43,6 @@ def modules(
     `hlscore modules Qwen/Qwen3-8B --all`
     """
     from hlscore.views.model import print_modules
-    from hlscore.views.progress import status
 
     with status("building the model's shape"):
         from hlscore.inputs.model import load_shape
@@ -71,22 +71,24 @@ def estimate(
         PlanSettings,
         o.Options(
             only=("budget", "rank", *settings_in(MemorySettings)),
-            helps={
-                "budget": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
-                "of their parameters. 500M: that many parameters.",
-                "rank": "LoRA rank of the modules that are not trained in full.",
+            changes={
+                "budget": {
+                    "help": "Of the hybrid. 0.1: 10 % of the candidate modules in full. 0.1p: 10 % "
+                    "of their parameters. 500M: that many parameters.",
+                },
+                "rank": {
+                    "help": "LoRA rank of the modules that are not trained in full.",
+                },
             },
         ),
     ],
-    gpu: Annotated[
-        int | None,
-        Option(
-            "Memory of the device, such as 24GiB: say which trainings fit.",
-            MEMORY_PANEL,
-            parse=_bytes,
-        ),
-    ] = None,
-    as_json: o.Json = False,
+    gpu: int | None = option(
+        None,
+        "Memory of the device, such as 24GiB: say which trainings fit.",
+        MEMORY_PANEL,
+        parse=_bytes,
+    ),
+    as_json: bool = o.JSON,
 ) -> None:
     """Estimate the training memory of a MODEL: full, LoRA and hybrid; loads no weights.
 
@@ -100,7 +102,6 @@ def estimate(
     from hlscore.planning.estimate import estimate as estimate_memory
     from hlscore.records import ModelShape
     from hlscore.views.model import print_estimate
-    from hlscore.views.progress import status
 
     check_budget(plan.budget)
     with status("building the model's shape"):

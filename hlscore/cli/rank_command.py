@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 from hlscore.cli import options as o
 from hlscore.errors import HlscoreError, Interrupted, UsageError
 from hlscore.processes import joined, started_as
-from hlscore.settings import Option, RankSettings
+from hlscore.settings import RankSettings, option
 from hlscore.unfinished import remove_unfinished, unfinished_runs
+from hlscore.views.progress import status, terminal_progress, warn
 
 if TYPE_CHECKING:
     from hlscore.flow import RankResult
@@ -19,19 +20,15 @@ if TYPE_CHECKING:
 @o.takes_settings
 def rank(
     settings: Annotated[RankSettings, o.Options(without=("baseline",))],
-    out: o.Out = None,
-    force: o.Force = False,
-    save_every: Annotated[
-        float, Option("Seconds between two writes of the progress; 0: never.", low=0)
-    ] = 300,
-    resume: Annotated[
-        bool, Option("Continue the unfinished run in the folder of the results.")
-    ] = False,
-    top: o.Top = 15,
-    as_json: o.Json = False,
-    dry_run: Annotated[
-        bool, Option("Say what would happen, load no weights, write nothing.")
-    ] = False,
+    out: Path | None = o.OUT,
+    force: bool = o.FORCE,
+    save_every: float = option(
+        300.0, "Seconds between two writes of the progress; 0: never.", low=0
+    ),
+    resume: bool = option(False, "Continue the unfinished run in the folder of the results."),
+    top: int = o.TOP,
+    as_json: bool = o.JSON,
+    dry_run: bool = option(False, "Say what would happen, load no weights, write nothing."),
 ) -> None:
     """Score every module of a MODEL and plan which to train in full.
 
@@ -125,8 +122,6 @@ def _score(
     settings: RankSettings, folder: Path, save_every: float, *, resume: bool
 ) -> RankResult | None:
     """Report and plan; `None` in all but the main process."""
-    from hlscore.views.progress import status, terminal_progress, warn
-
     with status("loading torch and transformers"):
         from hlscore.flow import Storage, rank_model, score_updates, score_weights
         from hlscore.inputs.examples import read_probes
@@ -172,8 +167,6 @@ def _score(
 
 def _forecast(settings: RankSettings, *, probed: bool, as_json: bool) -> None:
     """Say what a run would do."""
-    from hlscore.views.progress import status, warn
-
     with status("loading torch and transformers"):
         from hlscore.flow import forecast, forecast_weights
         from hlscore.inputs.examples import read_probes

@@ -1,14 +1,17 @@
 """`hlscore show`: a plan or a score report in the terminal."""
 
+# ruff: noqa: B008 - the defaults are options
+
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated
 
 from hlscore.cli import options as o
 from hlscore.errors import UsageError
-from hlscore.settings import FILTER_PANEL, Filters, Option
+from hlscore.settings import FILTER_PANEL, Filters, option
 
 _SHOWN = 15
 
@@ -24,33 +27,26 @@ def _number(text: str, flag: str) -> int:
 
 @o.takes_settings
 def show(
-    file: Annotated[Path, Option("A plan.json or a scores.parquet.", argument=True)],
     filters: Annotated[Filters, o.Options()],
-    module: Annotated[
-        str | None,
-        Option("Show one module: its full name or a unique suffix.", FILTER_PANEL, short="m"),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        Option(
-            "Column to order by: place, module, layer, kind, params, a score, or another column. "
-            "Places and names rise, numbers fall.",
-            default="place in a plan, the run's score in a report",
-        ),
-    ] = None,
-    reverse: Annotated[bool, Option("Reverse the order.")] = False,
-    columns: Annotated[
-        str | None, Option("More columns of a report, such as tail,residual_ratio.")
-    ] = None,
-    top: Annotated[
-        int | None,
-        Option(
-            "Modules to show in the table; 0 or all for every one.",
-            default=f"{_SHOWN}; all with --json",
-            parse=_number,
-        ),
-    ] = None,
-    as_json: o.Json = False,
+    file: Path = option(MISSING, "A plan.json or a scores.parquet.", argument=True),
+    module: str | None = option(
+        None, "Show one module: its full name or a unique suffix.", FILTER_PANEL, short="m"
+    ),
+    sort: str | None = option(
+        None,
+        "Column to order by: place, module, layer, kind, params, a score, or another column. "
+        "Places and names rise, numbers fall.",
+        default="place in a plan, the run's score in a report",
+    ),
+    reverse: bool = option(False, "Reverse the order."),
+    columns: str | None = option(None, "More columns of a report, such as tail,residual_ratio."),
+    top: int | None = option(
+        None,
+        "Modules to show in the table; 0 or all for every one.",
+        default=f"{_SHOWN}; all with --json",
+        parse=_number,
+    ),
+    as_json: bool = o.JSON,
 ) -> None:
     """Show a plan or a score report: table and heat map, or one module.
 
@@ -115,6 +111,6 @@ def show(
 
 
 def _refuse(options: Mapping[str, object], why: str) -> None:
-    for option, value in options.items():
+    for flag, value in options.items():
         if value is not None:
-            raise UsageError(f"{option} {why}.")
+            raise UsageError(f"{flag} {why}.")

@@ -1,23 +1,28 @@
 """`hlscore validate`: is the plan worth it, on one's own model and data?"""
 
+# ruff: noqa: B008 - the defaults are options
+
 from __future__ import annotations
 
 import importlib.util
 import json
 import math
+from dataclasses import MISSING
 from pathlib import Path
 from typing import Annotated
 
+from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
 from hlscore.cli import options as o
 from hlscore.errors import Interrupted, UsageError
 from hlscore.settings import (
     DEFAULT_SAMPLES,
     NOT_VALIDATED,
     TRIAL_PANEL,
-    Option,
     ValidateSettings,
     build,
+    option,
 )
+from hlscore.views.progress import status, terminal_progress, warn
 
 
 @o.takes_settings
@@ -27,16 +32,21 @@ def validate(
         o.Options(
             ValidateSettings,
             without=NOT_VALIDATED,
-            defaults={"samples": "all; of a hub data set as many as the steps need"},
-            helps={"samples": "Examples to draw; 0 means all."},
+            changes={
+                **o.SUPERVISED,
+                "samples": {
+                    "help": o.SUPERVISED["samples"]["help"],
+                    "default": "all; of a hub data set as many as the steps need",
+                },
+            },
         ),
     ],
-    plan: Annotated[Path, Option("The plan.json to validate.", TRIAL_PANEL, short="p")],
-    out: o.Out = None,
-    force: o.Force = False,
-    resume: Annotated[bool, Option("Continue an interrupted validation.")] = False,
-    dry_run: Annotated[bool, Option("Time a few steps and estimate the whole validation.")] = False,
-    as_json: o.Json = False,
+    plan: Path = option(MISSING, "The plan.json to validate.", TRIAL_PANEL, short="p"),
+    out: Path | None = o.OUT,
+    force: bool = o.FORCE,
+    resume: bool = option(False, "Continue an interrupted validation."),
+    dry_run: bool = option(False, "Time a few steps and estimate the whole validation."),
+    as_json: bool = o.JSON,
 ) -> None:
     """Validate a plan on a MODEL: short paired trainings of the plan and its baselines.
 
@@ -49,9 +59,7 @@ def validate(
 
     `hlscore validate Qwen/Qwen3-0.6B --plan plan.json --data train.jsonl --steps 200 --seeds 5`
     """
-    from hlscore.artifacts.files import VALIDATION_FILE, check_folder, default_folder, write_files
     from hlscore.artifacts.plan_file import read_plan
-    from hlscore.views.progress import status, terminal_progress, warn
     from hlscore.views.validation import print_forecast, print_validation
 
     if "samples" not in given:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hlscore.artifacts.plan import Plan, PlanModule
 from hlscore.errors import UsageError
-from hlscore.planning.revision import default_rank
+from hlscore.planning.parts import default_rank
 from hlscore.records import tied_modules
 
 if TYPE_CHECKING:

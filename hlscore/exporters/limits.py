@@ -19,8 +19,9 @@ from hlscore.exporters.adapter_config import (
     never_packed,
     ties_weights,
 )
-from hlscore.planning.revision import (
-    Change,
+from hlscore.planning.memory import Choice
+from hlscore.planning.parts import (
+    choice_of,
     common_rank,
     default_rank,
     equal_cost_rank,
@@ -85,7 +86,7 @@ class Fault:
     code: str  # of the rule of `hlscore check` that it breaks
     modules: tuple[str, ...]  # full names; empty for the plan as a whole
     reason: str  # what cannot be done and why, in one sentence
-    changes: tuple[Change, ...] = ()  # the nearest that can be done; empty where nothing is
+    changes: tuple[Choice, ...] = ()  # the nearest that can be done; empty where nothing is
     way_out: str = ""  # what to do where no change of the plan helps
 
 
@@ -129,11 +130,11 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     current = plan
     # Every round trains less of some module, or gives all adapters one rank.
     while found := faults(current, limits):
-        changes: dict[str, Change] = {}
+        changes: dict[str, Choice] = {}
         for fault in found:
             # What another fault changes already is looked at again in the next round.
-            if fault.changes and not any(change.module in changes for change in fault.changes):
-                changes |= {change.module: change for change in fault.changes}
+            if fault.changes and not any(item.row.module in changes for item in fault.changes):
+                changes |= {item.row.module: item for item in fault.changes}
                 settled.setdefault(fault.code, []).append(fault)
         if not changes:
             raise _refusal(found, limits)
@@ -143,17 +144,12 @@ def nearest(plan: Plan, limits: Limits) -> tuple[Plan, tuple[str, ...]]:
     adapters = current.lora_modules
     if adapters and not limits.ranks:  # full modules and higher ranks leave room for a higher rank
         rank = equal_cost_rank(current, plan)
-        current = revise(
-            current, [Change(module=item.module, mode="lora", rank=rank) for item in adapters]
-        )
-    now = {
-        item.module: str(Change(module=item.module, mode=item.mode, rank=item.rank or 0))
-        for item in current.modules
-    }
+        current = revise(current, [Choice(row=item, mode="lora", rank=rank) for item in adapters])
+    now = {item.module: str(choice_of(item)) for item in current.modules}
     ranks, sentences = settled.pop(RANKS, []), []
     for of_code in settled.values():
         for fault in of_code[:_SHOWN]:
-            shown = "; ".join(now[change.module] for change in fault.changes)
+            shown = "; ".join(now[change.row.module] for change in fault.changes)
             sentences.append(f"{fault.reason} Now {shown}.")
         if len(of_code) > _SHOWN:
             sentences.append(f"And {len(of_code) - _SHOWN:,} more like these.")
@@ -223,7 +219,7 @@ class _Case:
 
     def of_module(self, item: PlanModule) -> Iterator[Fault]:
         """What the trainer cannot do with a module."""
-        names, frozen = (item.module,), (Change(module=item.module, mode="frozen"),)
+        names, frozen = (item.module,), (Choice(row=item, mode="frozen"),)
         if item.mode == "lora":
             for code, reason in self.against_lora(item):
                 yield Fault(code, names, reason, frozen)
@@ -283,8 +279,9 @@ class _Case:
         adapters = plan.lora_modules
         if not limits.ranks and len({item.rank for item in adapters}) > 1:
             rank = common_rank(plan)
-            names = tuple(item.module for item in adapters if item.rank != rank)
-            changes = tuple(Change(module=name, mode="lora", rank=rank) for name in names)
+            lowered = [item for item in adapters if item.rank != rank]
+            names = tuple(item.module for item in lowered)
+            changes = tuple(Choice(row=item, mode="lora", rank=rank) for item in lowered)
             yield Fault(RANKS, names, f"{trainer} has one LoRA rank for all modules.", changes)
 
         # Packed weights that cannot be trained, and tied ones that would be untied.
@@ -316,10 +313,10 @@ class _Case:
         elif not plan.full and not limits.only_lora:
             yield Fault(WHOLE, (), f"{trainer} cannot run a plan without modules trained in full.")
 
-    def _lower(self, item: PlanModule, rank: int | None = None) -> Change:
+    def _lower(self, item: PlanModule, rank: int | None = None) -> Choice:
         """The nearest thing below full fine-tuning of a module."""
         if any(self.against_lora(item)):
-            return Change(module=item.module, mode="frozen")
+            return Choice(row=item, mode="frozen")
         if not self.limits.ranks:
             rank = default_rank(self.plan)
         return lora_instead(self.plan, item, rank or self.plan.lora.rank, lower=self.limits.ranks)

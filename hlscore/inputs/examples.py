@@ -73,6 +73,10 @@ def read_examples(settings: DataSettings, *, seed: int, wanted: Wanted = SUPERVI
             hint="Remove --data-config.",
         )
     if builtin:
+        if settings.split != "train":
+            raise UsageError(
+                f"--split is '{settings.split}', but {name} has one split.", hint="Remove --split."
+            )
         rows = builtin_pairs(name) if wanted == ("preference",) else builtin_rows(name)
         rows = draw_rows(rows, settings.samples, seed)
     elif path is not None:

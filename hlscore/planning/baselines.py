@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from hlscore.errors import UsageError
-from hlscore.planning.memory import Choice, lora_params
-from hlscore.planning.problem import Problem, Solution
-from hlscore.planning.ranked import choose_ranks, units_of
-from hlscore.planning.uniform import alternatives_of, choose_uniform, fill
+from hlscore.planning.allocation import alternatives_of, choose_ranks, choose_uniform, fill_by
+from hlscore.planning.memory import Choice, Mode, lora_params
+from hlscore.planning.problem import Problem, Solution, uniform_choice
 from hlscore.records import Matrix
 from hlscore.settings import Baseline
 
@@ -31,49 +31,45 @@ def choose_baseline(problem: Problem, baseline: Baseline) -> Solution:
     """
     rows, settings, seed = problem.rows, problem.settings, problem.report.run.seed
 
-    def with_lora(rank: int) -> Solution:
-        return Solution(choices=tuple(problem.otherwise(row, rank) for row in rows))
-
-    if baseline == "all-full":
+    def uniform(mode: Mode, rank: int) -> Solution:
+        locks, tied = problem.locks, problem.tied
         return Solution(
             choices=tuple(
-                problem.otherwise(row, settings.rank)
-                if row.module in problem.locks or row.unreached
-                else Choice(row=row, mode="full")
-                for row in rows
+                uniform_choice(row, mode, rank, tied, locks.get(row.module)) for row in rows
             )
         )
+
+    if baseline == "all-full":
+        return uniform("full", settings.rank)
     if baseline == "all-lora":
-        return with_lora(settings.rank)
+        return uniform("lora", settings.rank)
     plan = choose_ranks(problem) if settings.ranks else choose_uniform(problem)
     if baseline == "lora-matched":
         trained = sum(item.trained_params for item in plan.choices)
-        adapted = (row for row in rows if not problem.without_lora(row))
-        return with_lora(nearest_rank(trained, adapted))
+        adapted = (row for row in rows if not (row.unreached or row.module in problem.tied))
+        return uniform("lora", nearest_rank(trained, adapted))
     if settings.ranks:
         if baseline == "random":
-            return Solution(choices=_shuffled(problem, plan))
+            return Solution(choices=shuffled(plan.choices, problem.groups, problem.tied, seed))
         raise UsageError(
             f"--baseline {baseline} trains modules in full, and --ranks chooses ranks.",
             hint="Remove --ranks, or use --baseline random or lora-matched.",
         )
-    given = alternatives_of(problem)
-    in_full = np.array([plan.choices[group[0]].mode == "full" for group in given.free], dtype=bool)
+    given, groups = alternatives_of(problem), problem.groups
+    in_full = np.array([plan.choices[group[0]].mode == "full" for group in groups], dtype=bool)
     if baseline == "random":
         order = {row.module: row.random or 0.0 for row in rows}
     elif baseline == "largest":
         order = by_size(rows, seed)
     else:
         # As many as the plan has come from as few of the largest sizes as hold that many.
-        count = sum(len(group) for group, full in zip(given.free, in_full, strict=True) if full)
+        count = sum(len(group) for group, full in zip(groups, in_full, strict=True) if full)
         sizes = sorted((row.n_params for row in rows), reverse=True)
         smallest = sizes[max(count, 1) - 1]
         order = _draws(rows, f"{seed}:largest")
         order = {row.module: order[row.module] + (row.n_params >= smallest) for row in rows}
-    numbers = [max(order[rows[place].module] for place in group) for group in given.free]
-    places = np.argsort(-np.array(numbers, dtype=np.float64), kind="stable")
-    chosen = np.zeros(len(given.free), dtype=np.bool_)
-    chosen[fill(places, given.costs, int(given.costs[in_full].sum()))] = True
+    chosen = np.zeros(len(groups), dtype=np.bool_)
+    chosen[fill_by(order, rows, groups, given.costs, int(given.costs[in_full].sum()))] = True
     return Solution(choices=given.with_full(chosen))
 
 
@@ -93,21 +89,30 @@ def nearest_rank(trained: int, modules: Iterable[Matrix]) -> int:
     return max(1, round(trained / max(1, sum(lora_params(item, 1) for item in modules))))
 
 
-def _shuffled(problem: Problem, plan: Solution) -> tuple[Choice, ...]:
-    """The choices of a plan, drawn anew among modules of one kind and size."""
-    rows = problem.rows
-    strata: dict[tuple[str | int, ...], list[tuple[int, ...]]] = defaultdict(list)
-    for unit, may_be_full in units_of(problem).items():
-        stacks = [rows[place] for place in unit]
-        if may_be_full and not any(row.module in problem.tied for row in stacks):
-            parts = [(row.block, row.kind, row.n_params) for row in stacks]
-            strata[tuple(value for part in parts for value in part)].append(unit)
-    choices = list(plan.choices)
-    for key, units in sorted(strata.items()):
-        order = sorted(units, key=lambda unit: rows[unit[0]].module)
-        drawn = [[plan.choices[place] for place in unit] for unit in order]
-        random.Random(f"{problem.report.run.seed}:{key}").shuffle(drawn)
-        for unit, items in zip(order, drawn, strict=True):
-            for place, item in zip(unit, items, strict=True):
-                choices[place] = Choice(row=rows[place], mode=item.mode, rank=item.rank)
-    return tuple(choices)
+def shuffled(
+    choices: Sequence[Choice],
+    groups: Iterable[Sequence[int]],
+    tied: Collection[str],
+    seed: int,
+) -> tuple[Choice, ...]:
+    """Choices drawn anew among modules of one kind and size, which costs exactly the same.
+
+    Args:
+        groups: Places of the choices to draw anew, in groups that are trained in full together.
+        tied: Modules whose weight another one shares; their groups are left as they are.
+    """
+    strata: dict[tuple[str | int, ...], list[Sequence[int]]] = defaultdict(list)
+    for group in groups:
+        rows = [choices[place].row for place in group]
+        if not any(row.module in tied for row in rows):
+            key = tuple(value for row in rows for value in (row.block, row.kind, row.n_params))
+            strata[key].append(group)
+    drawn = list(choices)
+    for key, alike in strata.items():
+        alike.sort(key=lambda group: choices[group[0]].row.module)
+        order = alike.copy()
+        random.Random(f"{seed}:{key}").shuffle(order)
+        for group, other in zip(alike, order, strict=True):
+            for place, source in zip(group, other, strict=True):
+                drawn[place] = replace(choices[source], row=choices[place].row)
+    return tuple(drawn)

@@ -40,6 +40,12 @@ class Budget:
             return self.amount
         return share_of(self.share, len(params) if self.unit == "modules" else sum(params))
 
+    def trained_limit(self, params: Sequence[int]) -> int | None:
+        """Most parameters that may be trained beside a limit of modules; `None` for others."""
+        if self.unit != "modules" or self.share is None:
+            return None
+        return share_of(self.share, sum(params))
+
     def check_one_fits(self, params: Sequence[int]) -> None:
         """Refuse a budget that trains no module in full."""
         limit, smallest = self.limit(params), min(params)

@@ -28,14 +28,12 @@ from hlscore.artifacts.plan import (
     significant,
 )
 from hlscore.errors import ArtifactError, UsageError
+from hlscore.planning.allocation import choose_ranks, choose_uniform
 from hlscore.planning.baselines import choose_baseline
-from hlscore.planning.locks import parse_lock
 from hlscore.planning.memory import Choice, memory_use
 from hlscore.planning.notes import plan_notes
-from hlscore.planning.parts import Counted, budget_of, stability_of, suggested_rates, totals_of
-from hlscore.planning.problem import Problem, problem_of
-from hlscore.planning.ranked import choose_ranks, trained_limit
-from hlscore.planning.uniform import choose_uniform
+from hlscore.planning.parts import budget_of, stability_of, suggested_rates, totals_of
+from hlscore.planning.problem import Problem, parse_lock, problem_of
 from hlscore.records import ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.scores.rows import remark, standard_error
@@ -64,7 +62,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         The plan. Equal inputs give equal plans: no time or host name is in it.
     """
     problem = problem_of(report, settings)
-    rows, budget, score, baseline = problem.rows, problem.budget, problem.score, settings.baseline
+    rows, score, baseline = problem.rows, problem.score, settings.baseline
     if baseline is not None:
         solution = choose_baseline(problem, baseline)
     else:
@@ -113,11 +111,10 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
         )
     ]
 
-    counts: Counted = "memory" if budget.unit == "bytes" else "full"
-    if budget.unit == "parameters" and settings.ranks:
-        counts = "trained"
-    most = trained_limit(problem) if settings.ranks and baseline is None else None
-    spending = budget_of(budget, counts, modules, memory, trained_limit=most)
+    method = baseline or "score"
+    spending = budget_of(
+        problem.budget, modules, memory, with_ranks=bool(settings.ranks), method=method
+    )
     # Modules whose score lies above zero with 95 % confidence; unknown without intervals.
     lows = [row.hls_ci_low for row in rows if row.hls_ci_low is not None]
     of_run = score.name == "hls" and settings.rank == report.run.rank
@@ -127,7 +124,7 @@ def make_plan(report: ScoreReport, settings: PlanSettings) -> Plan:
     return Plan(
         schema_version=SCHEMA_VERSION,
         model=model_of(report),
-        method=baseline or "score",
+        method=method,
         budget=spending,
         settings=settings,
         solver=PlanSolver(

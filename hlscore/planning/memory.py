@@ -38,6 +38,16 @@ class Choice:
     mode: Mode
     rank: int = 0  # LoRA rank; 0 unless the mode is `lora`
 
+    def __str__(self) -> str:
+        """The choice in words."""
+        mode = f"LoRA of rank {self.rank}" if self.mode == "lora" else self.mode
+        return f"{self.row.module}: {mode}"
+
+    @property
+    def lock(self) -> str:
+        """The choice as a value of `--lock`."""
+        return f"{self.row.module}={f'rank:{self.rank}' if self.mode == 'lora' else self.mode}"
+
     @property
     def trained_params(self) -> int:
         """Parameters that the mode trains."""

@@ -83,11 +83,11 @@ def plan_notes(
 def _uniform_notes(problem: Problem, solution: Solution) -> Iterator[str]:
     """On a choice under one rank for all."""
     score, values = problem.score, problem.values
-    kept = problem.without_lesser(values[:, None])[:, 0]
     free = np.array([row.module not in problem.locks for row in problem.rows])
     in_full = np.array([item.mode == "full" for item in solution.choices])
     # Scores of those that may not be chosen because the other of their pair may.
-    apart = values[free & (values > 0) & np.isnan(kept)]
+    apart = np.array([values[place] for place in solution.lesser if free[place]])
+    apart = apart[apart > 0]
     full = int(in_full.sum())
     room_left = problem.budget.unit == "modules" and full < problem.limit
     # Where the budget is used up, those below the modules in full would have LoRA anyway.
@@ -126,8 +126,9 @@ def _ranks_notes(problem: Problem, solution: Solution) -> Iterator[str]:
             "On small models ranks chosen by trials did no better than one rank of equal cost; "
             "those by gradients did: hlscore rank with --ranks measures them."
         )
+    bound = {*problem.tied, *problem.locks}
     silent = sum(
-        item.mode == "frozen" and not problem.without_lora(row) and row.module not in problem.locks
+        item.mode == "frozen" and not row.unreached and row.module not in bound
         for row, item in zip(problem.rows, solution.choices, strict=True)
     )
     if silent:

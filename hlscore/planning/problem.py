@@ -1,28 +1,160 @@
-"""The question that an allocation answers, and the shape of the answer."""
+"""The question that an allocation answers: what each module is worth, and what rules bind it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import fnmatch
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from hlscore.artifacts.plan import PlanModule
 from hlscore.errors import ArtifactError, BudgetError, UsageError
 from hlscore.planning.budget import Budget, parse_budget
-from hlscore.planning.gated import without_lesser
 from hlscore.planning.knapsack import Numbers
-from hlscore.planning.locks import Lock, locks_of, parse_lock
-from hlscore.planning.memory import Choice, activation_bytes, base_bytes
+from hlscore.planning.memory import Choice, Mode, activation_bytes, base_bytes
 from hlscore.records import Candidate, Matrix, ModelIdentity, ModuleRow, ScoreReport, tied_modules
 from hlscore.scores.registry import Score, find_score, replicates_at, score_of
 from hlscore.scores.rows import order_rows
-from hlscore.settings import MemorySettings, PlanSettings
+from hlscore.settings import LARGEST_RANK, MemorySettings, PlanSettings
+from hlscore.settings.plan import GatedPairs
 from hlscore.wording import memory as memory_text
+
+# Two matrices of one MLP whose outputs are multiplied, as the models of transformers name them:
+# x = down(act(first(x)) * second(x)). Scores add up, gains of such a pair do not: what one of the
+# two learns in full, the other need not. In trials on small models plans with at most one of the
+# two in full recovered more of the gap between LoRA and full fine-tuning (benchmarks/evidence).
+GATED_PAIRS = {"gate_proj": "up_proj", "w1": "w3", "wi_0": "wi_1"}
+_LOCK_HINT = "Use PATTERN=full, =lora, =frozen or =rank:N, such as '*.down_proj=full'."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock:
+    """What the user pins modules to."""
+
+    pattern: str  # glob over full module names
+    mode: Mode
+    rank: int | None = None  # LoRA rank; `None` where the solver may choose one of its ranks
+
+    def matches(self, modules: Sequence[str]) -> list[str]:
+        """Modules that the lock is for."""
+        return [name for name in modules if fnmatch.fnmatchcase(name, self.pattern)]
+
+
+def parse_lock(text: str) -> Lock:
+    """Read a lock."""
+    pattern, _, what = text.rpartition("=")
+    if not pattern:
+        raise UsageError(f"--lock '{text}' is not PATTERN=MODE.", hint=_LOCK_HINT)
+    match what.split(":", 1):
+        case ["full" | "frozen" | "lora" as mode]:
+            return Lock(pattern=pattern, mode=mode)
+        case ["rank", number]:
+            if number.isascii() and number.isdecimal() and 1 <= int(number[:5]) <= LARGEST_RANK:
+                return Lock(pattern=pattern, mode="lora", rank=int(number))
+            raise UsageError(
+                f"--lock '{text}' has no rank of 1 to {LARGEST_RANK}.", hint=_LOCK_HINT
+            )
+    raise UsageError(f"--lock '{text}' does not end in a mode.", hint=_LOCK_HINT)
+
+
+def locks_of(
+    texts: Sequence[str], modules: Sequence[str], tied: Collection[str]
+) -> dict[str, Lock]:
+    """The lock of each locked module, by name; of several that match, the last one counts."""
+    found = {}
+    for text in texts:
+        lock = parse_lock(text)
+        names = lock.matches(modules)
+        if not names:
+            raise UsageError(
+                f"--lock '{text}' matches none of the candidate modules.",
+                hint=f"Globs are matched against full names such as {modules[0]}.",
+            )
+        found.update(dict.fromkeys(names, lock))
+    for module, lock in found.items():
+        if lock.mode == "lora" and module in tied:
+            raise UsageError(
+                f"--lock '{lock.pattern}' asks for LoRA on '{module}', whose weight is tied.",
+                hint="LoRA on a tied weight merges wrongly: use =full or =frozen.",
+            )
+    return found
+
+
+def uniform_choice(
+    row: ModuleRow | PlanModule,
+    mode: Mode,
+    rank: int,
+    tied: Collection[str],
+    lock: Lock | None = None,
+) -> Choice:
+    """What is done with a module where one mode and rank are meant for all.
+
+    A lock counts more. What the loss never reaches stays frozen, and so does a tied weight where
+    LoRA is meant.
+    """
+    if lock is not None:
+        mode, rank = lock.mode, lock.rank or rank
+    elif row.unreached or (mode == "lora" and row.module in tied):
+        mode = "frozen"
+    return Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0)
+
+
+def groups_of(rows: Sequence[Matrix]) -> dict[str, list[int]]:
+    """Places of what is trained in full together: PEFT copies the module that holds experts."""
+    groups: dict[str, list[int]] = {}
+    for place, row in enumerate(rows):
+        groups.setdefault(holder_of(row), []).append(place)
+    return groups
 
 
 def holder_of(row: Matrix) -> str:
-    """The module that is trained in full with this one: PEFT copies what holds expert stacks."""
+    """The module that PEFT copies to train a weight in full."""
     return row.module.rpartition(".")[0] if row.form == "experts" else row.module
+
+
+def without_lesser(
+    rows: Sequence[Matrix],
+    values: Numbers,
+    full: Collection[str],
+    asked: GatedPairs,
+    score: Score,
+    *,
+    of_updates: bool,
+) -> Numbers:
+    """Values of which those of the lesser module of each gated pair are unknown.
+
+    That is the one with the lower value, of equal ones the later one; of a pair with a module that
+    is trained in full anyway, the other one. Expert stacks are no pair: those of one module are
+    chosen together. By default both may be chosen where plans did not gain by the rule.
+
+    Args:
+        values: Of each row, float64 [rows, sets of values]; each set has lesser ones of its own.
+        full: Names of modules that are locked to full.
+        of_updates: Whether the scores are those of weight updates.
+
+    Returns:
+        A copy with NaN for what may not be chosen.
+    """
+    kept = values.copy()
+    gains = score.one_of_pair or (of_updates and score.reads_gradients)
+    if asked == "both" or (asked == "auto" and not gains):
+        return kept
+    known = np.where(np.isnan(values), -np.inf, values)
+    places = {row.module: place for place, row in enumerate(rows) if row.form != "experts"}
+    for module, place in places.items():
+        parent, _, kind = module.rpartition(".")
+        partner = f"{parent}.{GATED_PAIRS[kind]}" if kind in GATED_PAIRS else ""
+        if partner not in places:
+            continue
+        first, second = sorted((place, places[partner]))
+        if module in full or partner in full:
+            kept[[row for row in (first, second) if rows[row].module not in full]] = np.nan
+            continue
+        later_wins = known[first] < known[second]
+        kept[first, later_wins] = np.nan
+        kept[second, ~later_wins] = np.nan
+    return kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,46 +169,12 @@ class Problem:
     replicates: list[tuple[float, ...]]
     score: Score
     budget: Budget
+    limit: int  # the most that the budget allows, in its unit
     locks: Mapping[str, Lock]  # of each locked module, by name
     tied: frozenset[str]  # modules whose weight another one shares
-
-    @property
-    def limit(self) -> int:
-        """The most that the budget allows, in its unit."""
-        return self.budget.limit([row.n_params for row in self.rows])
-
-    def without_lora(self, row: ModuleRow) -> bool:
-        """Whether LoRA is ruled out: the loss never reaches the module, or its weight is tied."""
-        return row.unreached or row.module in self.tied
-
-    def otherwise(self, row: ModuleRow, rank: int) -> Choice:
-        """What is done with a module that is not chosen, under one LoRA rank for all."""
-        lock = self.locks.get(row.module)
-        mode = lock.mode if lock else "frozen" if self.without_lora(row) else "lora"
-        rank = (lock and lock.rank) or rank
-        return Choice(row=row, mode=mode, rank=rank if mode == "lora" else 0)
-
-    def without_lesser(self, values: Numbers) -> Numbers:
-        """Values [rows, sets], NaN for modules ruled out by the other one of their gated pair."""
-        full = {module for module, lock in self.locks.items() if lock.mode == "full"}
-        of_updates = self.report.run.scores_updates
-        return without_lesser(
-            self.rows, values, full, self.settings.gated_pairs, self.score, of_updates=of_updates
-        )
-
-    def chosen_together(self) -> list[tuple[int, ...]]:
-        """Places of the rows that may be chosen to be trained in full, by what is chosen together.
-
-        Expert stacks of one module may not be chosen where one is locked, unreached or left out.
-        """
-        groups: dict[str, list[int]] = {}
-        for place, row in enumerate(self.rows):
-            groups.setdefault(holder_of(row), []).append(place)
-        for row in self.report.rows:
-            stack = row.form == "experts" and not row.is_candidate
-            if stack or row.unreached or row.module in self.locks:
-                groups.pop(holder_of(row), None)
-        return list(map(tuple, groups.values()))
+    # Places of the rows that may be chosen to be trained in full, by what is trained together: not
+    # where a module of the group is locked, unreached or left out.
+    groups: tuple[tuple[int, ...], ...]
 
     def asks_too_much(self, needs: str, allows: str) -> BudgetError:
         """The error for a budget that what has to be trained exceeds."""
@@ -100,6 +198,7 @@ class Solution:
     bound: float = 0.0  # upper bound of that sum over all choices that fit
     # Share of resamples in which each row is trained in full; empty where it is unknown for all.
     probability: tuple[float | None, ...] = ()
+    lesser: tuple[int, ...] = ()  # places of the rows ruled out by the other of their gated pair
 
 
 def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
@@ -120,7 +219,13 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
             f"The report holds no value of '{score.name}'.",
             hint=f"Choose another --score, or {made[score.needs]}.",
         )
-    tied = tied_modules(report.rows)
+    tied, budget = tied_modules(report.rows), parse_budget(settings.budget)
+    locks = locks_of(settings.locks, [row.module for row in rows], tied)
+    groups = groups_of(rows)
+    for row in report.rows:
+        stack = row.form == "experts" and not row.is_candidate
+        if stack or row.unreached or row.module in locks:
+            groups.pop(holder_of(row), None)
     return Problem(
         report=report,
         settings=settings,
@@ -128,9 +233,11 @@ def problem_of(report: ScoreReport, settings: PlanSettings) -> Problem:
         values=values,
         replicates=replicates_at(rows, score, settings.rank, report.run.rank),
         score=score,
-        budget=parse_budget(settings.budget),
-        locks=locks_of(settings.locks, [row.module for row in rows], tied),
+        budget=budget,
+        limit=budget.limit([row.n_params for row in rows]),
+        locks=locks,
         tied=tied,
+        groups=tuple(map(tuple, groups.values())),
     )
 
 

@@ -13,12 +13,13 @@ from hlscore.settings.data import (
 from hlscore.settings.model import MODEL_PANEL, Dtype, ModelSettings
 from hlscore.settings.objective import Objective, ObjectiveSettings
 from hlscore.settings.option import (
-    Option,
     Setting,
     arguments,
     build,
     changed,
+    option,
     parts_of,
+    refuse_both,
     setting_of,
     settings_in,
 )
@@ -47,7 +48,8 @@ __all__ = [
     "VALUE_POWER",
     "BaseBits", "Baseline", "CandidateSettings", "CaptureSettings", "CheckSettings", "DataSettings",
     "Drift", "Dtype", "Estimator", "Filters", "Limit", "Master", "MemorySettings", "ModelSettings",
-    "Objective", "ObjectiveSettings", "Optimizer", "Option", "PaddingSide", "PlanSettings",
+    "Objective", "ObjectiveSettings", "Optimizer", "PaddingSide", "PlanSettings",
     "RankSettings", "Setting", "TrialOptimizer", "ValidateSettings", "arguments", "build",
-    "changed", "parse_limit", "parse_ranks", "parts_of", "setting_of", "settings_in",
+    "changed", "option", "parse_limit", "parse_ranks", "parts_of", "refuse_both", "setting_of",
+    "settings_in",
 ]  # fmt: skip

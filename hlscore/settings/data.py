@@ -100,10 +100,10 @@ class CandidateSettings:
 
     panel: ClassVar = MODULES_PANEL
     include: tuple[str, ...] = option(
-        (), "Rank only modules whose full name matches this glob (repeatable)."
+        (), "Only modules whose full name matches this glob (repeatable)."
     )
     exclude: tuple[str, ...] = option(
         (), "Leave out modules whose full name matches this glob (repeatable)."
     )
-    embeddings: bool = option(False, "Rank the input embedding too.")
-    head: bool = option(False, "Rank the output head too.")
+    embeddings: bool = option(False, "Include the input embedding.")
+    head: bool = option(False, "Include the output head.")

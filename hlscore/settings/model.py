@@ -8,7 +8,7 @@ from dataclasses import MISSING, dataclass
 from typing import ClassVar, Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import check, option, require
+from hlscore.settings.option import check, option, refuse_both, require
 
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LoadIn = Literal["4bit", "8bit"]
@@ -78,7 +78,11 @@ class ModelSettings:
     def __post_init__(self) -> None:
         """Check every field, and those that belong together."""
         check(self)
-        require(bool(self.model.strip()), "The model name is empty.")
+        require(
+            bool(self.model.strip()),
+            "The model name is empty.",
+            "Give a hub id, a local directory, or builtin:tiny.",
+        )
         kind, _, index = self.device.partition(":")
         require(
             self.device in ("auto", "cpu", "mps", "cuda") or (kind == "cuda" and index.isdecimal()),
@@ -86,11 +90,7 @@ class ModelSettings:
             "Use auto, cpu, mps, cuda or cuda:N.",
         )
         for flag, given in (("--load-in", self.load_in), ("--device-map", self.device_map)):
-            require(
-                not self.shard or given is None,
-                f"--shard and {flag} are mutually exclusive.",
-                "Remove one of them.",
-            )
+            refuse_both("--shard", flag, self.shard and given is not None)
         require(
             self.device_map is None or self.device == "auto",
             f"--device is '{self.device}', but --device-map chooses the devices.",

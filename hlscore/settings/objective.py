@@ -60,8 +60,9 @@ class ObjectiveSettings:
     )
     rewards: tuple[str, ...] = option(
         (),
-        "grpo: sample completions now and judge them: math, numeric, exact, regex:PATTERN, "
-        "json, or package.module:function as TRL calls it (repeatable; summed).",
+        "grpo: sample completions now and judge them: math, numeric, exact, json, regex (the "
+        "answer is the pattern), regex:PATTERN, or package.module:function as TRL calls it "
+        "(repeatable; summed).",
         name="reward",
     )
     reward_weights: tuple[float, ...] = option(

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, MISSING, dataclass, field, fields, is_dataclass, replace
+from dataclasses import KW_ONLY, MISSING, Field, dataclass, field, fields, is_dataclass, replace
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from hlscore.errors import UsageError
 
@@ -63,18 +63,36 @@ class Setting:
     type: Any  # without `None` where it is optional
     optional: bool
     default: Any  # `MISSING` where it has to be given
-    option: Option | None
+    option: Option  # without a help text where the field is no option
 
     @property
     def flag(self) -> str:
         """Its name on the command line."""
-        named = self.option.name if self.option is not None else ""
-        return f"--{named or self.name.replace('_', '-')}"
+        return f"--{self.option.name or self.name.replace('_', '-')}"
 
     @property
     def choices(self) -> tuple[Any, ...]:
         """The values to choose from; empty where any of its type may be."""
         return get_args(self.type) if get_origin(self.type) is Literal else ()
+
+    def read(self, typed: Any) -> Any:
+        """The value of a text, of several, or of a switch of the command line; checked."""
+        option, several = self.option, isinstance(typed, list)
+        if option.parse is not None:
+            value = option.parse(typed, self.flag)
+        elif self.choices:
+            value = {str(each): each for each in self.choices}.get(typed, typed)
+        else:
+            kind, values = get_args(self.type)[0] if several else self.type, []
+            for text in typed if several else [typed]:
+                try:
+                    values.append(kind(text))
+                except ValueError:
+                    wrong = f"{self.flag} is '{text}'."
+                    raise UsageError(wrong, hint=option.range) from None
+            value = tuple(values) if several else values[0]
+        self.check(value)
+        return value
 
     def check(self, value: Any) -> None:
         """Refuse a value outside the choices or the range of the option."""
@@ -87,7 +105,7 @@ class Setting:
                 f"{self.flag} is '{value}'.",
                 f"Use one of: {', '.join(map(str, self.choices))}.",
             )
-        elif option is not None and self.type in (int, float):
+        elif self.type in (int, float):
             allowed = (
                 isinstance(value, int | float)
                 and not isinstance(value, bool)
@@ -102,9 +120,10 @@ class Setting:
 
 
 def option(value: Any, text: str, panel: str = "", /, **more: Any) -> Any:
-    """A field of a settings class with a default and an `Option`; `MISSING`: no default.
+    """A field of a settings class, or a parameter of a command, with a default and an `Option`.
 
-    Its group in the help is the `panel` of the class unless another one is given.
+    Without a default it is `MISSING`. Its group in the help is the `panel` of the class, or that of
+    the output, unless another one is given.
     """
     metadata = {"option": Option(text, panel, **more)}
     if isinstance(value, dict):
@@ -121,28 +140,29 @@ def parts_of(kind: Any) -> dict[str, Setting | type]:
         if is_dataclass(hints[item.name]):
             found[item.name] = hints[item.name]
             continue
-        option = item.metadata.get("option")
-        if option is not None and not option.panel:
-            option = replace(option, panel=getattr(kind, "panel", ""))
-        factory = item.default_factory
-        default = item.default if factory is MISSING else factory()
-        found[item.name] = setting_of(item.name, Annotated[hints[item.name], option], default)
+        panel = getattr(kind, "panel", "")
+        found[item.name] = setting_of(item.name, hints[item.name], item, panel)
     return found
 
 
 @cache
 def settings_in(kind: Any) -> dict[str, Setting]:
-    """Settings of a class and of the classes that its fields hold, by name."""
+    """Options of a settings class and of the classes that its fields hold, by name."""
     found: dict[str, Setting] = {}
     for name, part in parts_of(kind).items():
-        found |= {name: part} if isinstance(part, Setting) else settings_in(part)
+        if not isinstance(part, Setting):
+            found |= settings_in(part)
+        elif part.option.help:
+            found[name] = part
     return found
 
 
-def setting_of(name: str, hint: Any, default: Any) -> Setting:
-    """The setting that an annotated parameter of a command stands for."""
-    hint, *extras = get_args(hint)
-    option = next((extra for extra in extras if isinstance(extra, Option)), None)
+def setting_of(name: str, hint: Any, item: Field[Any], panel: str) -> Setting:
+    """The setting that a field of a settings class, or a parameter of a command, stands for."""
+    option, default = item.metadata.get("option", Option("")), item.default
+    option = replace(option, panel=option.panel or panel)
+    if item.default_factory is not MISSING:
+        default = item.default_factory()
     optional = get_origin(hint) in (Union, types.UnionType) and types.NoneType in get_args(hint)
     if optional:
         (hint,) = (arm for arm in get_args(hint) if arm is not types.NoneType)
@@ -162,6 +182,11 @@ def require(condition: bool, message: str, hint: str = "") -> None:
     """Refuse settings unless a condition holds."""
     if not condition:
         raise UsageError(message, hint=hint)
+
+
+def refuse_both(first: str, second: str, both: bool) -> None:
+    """Refuse two options if both are given."""
+    require(not both, f"{first} and {second} are mutually exclusive.", "Remove one of them.")
 
 
 def check(settings: Any) -> None:
@@ -201,7 +226,8 @@ def arguments(kind: type, values: Mapping[str, Any], *, without: Iterable[str] =
             continue
         option, flag, value = part.option, part.flag, values.get(name, part.default)
         value = tuple(value) if isinstance(value, list) else value
-        if option is None or option.argument or value in (part.default, None) or name in left_out:
+        unsaid = not option.help or option.argument or name in left_out
+        if unsaid or value in (part.default, None):
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))

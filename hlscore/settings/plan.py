@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from hlscore.errors import UsageError
-from hlscore.settings.option import check, option, require
+from hlscore.settings.option import changed, check, flag_of, option, refuse_both, require
 
 Baseline = Literal["lora-matched", "random", "largest", "random-largest", "all-lora", "all-full"]
 GatedPairs = Literal["auto", "one", "both"]
@@ -137,11 +137,14 @@ class PlanSettings:
             "alpha of the same ratio.",
             f"Use an --alpha that is a multiple of {self.rank}.",
         )
-        require(
-            not self.min_rank or bool(self.ranks),
-            "--min-rank is for plans with a rank for each module.",
-            "Give the ranks to choose from: --ranks 1,2,4,8.",
-        )
+        given = changed(self)
+        for name in ("min_rank", "value_power"):
+            require(
+                bool(self.ranks) or name not in given,
+                f"{flag_of(PlanSettings, name)} is for plans with a rank for each module.",
+                "Give the ranks to choose from: --ranks 1,2,4,8.",
+            )
+        refuse_both("--ranks", "--gated-pairs", bool(self.ranks) and self.gated_pairs != "auto")
         require(
             not self.min_rank or self.min_rank in self.ranks,
             f"--min-rank {self.min_rank} is not one of --ranks {','.join(map(str, self.ranks))}.",

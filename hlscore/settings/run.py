@@ -16,7 +16,7 @@ from hlscore.settings.capture import (
 from hlscore.settings.data import DEFAULT_SAMPLES, NO_DATA, CandidateSettings, DataSettings
 from hlscore.settings.model import ModelSettings
 from hlscore.settings.objective import DEFAULT_PROMPTS, ObjectiveSettings
-from hlscore.settings.option import build, changed, check, flag_of, option, require
+from hlscore.settings.option import build, changed, check, flag_of, option, refuse_both, require
 from hlscore.settings.plan import PLAN_PANEL, PlanSettings
 
 # Options that decide which completions are sampled and how they are judged.
@@ -117,11 +117,8 @@ class RankSettings:
             "--shard spreads the weights: no completions can be sampled from it.",
             "Sample them with a serving engine, and give --rollouts FILE.",
         )
-        require(
-            probed.rollouts is None or self.data.data is None,
-            "--data and --rollouts are mutually exclusive.",
-            "Remove one of them.",
-        )
+        both = self.data.data is not None and probed.rollouts is not None
+        refuse_both("--data", "--rollouts", both)
         require(
             self.data.samples != 1 or probed.objective == "grpo",
             "--samples is 1, but scores compare examples.",
@@ -148,11 +145,7 @@ class RankSettings:
             "--update is empty.",
             "Give the path or hub id of a finished training.",
         )
-        require(
-            not (self.updates and self.data.without_probes),
-            "--data none and --update are mutually exclusive.",
-            "Remove one of them.",
-        )
+        refuse_both("--data none", "--update", bool(self.updates) and self.data.without_probes)
         if self.updates:
             self._check_without_probes("--update", "svd", "bootstrap", "movement")
         elif self.data.without_probes:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
-import numpy as np
-
-from hlscore.artifacts.plan import Plan, PlanModule
+from hlscore.artifacts.plan import Plan
 from hlscore.errors import UsageError
-from hlscore.planning.baselines import by_size, nearest_rank
-from hlscore.planning.memory import Mode
-from hlscore.planning.problem import holder_of
-from hlscore.planning.revision import Change, revise
-from hlscore.planning.uniform import fill
+from hlscore.planning.allocation import fill_by
+from hlscore.planning.baselines import by_size, nearest_rank, shuffled
+from hlscore.planning.memory import Choice, Mode
+from hlscore.planning.parts import choice_of, revise
+from hlscore.planning.problem import groups_of, uniform_choice
 from hlscore.records import Matrix, tied_modules
 from hlscore.scores.rows import stratified_scores
-
-Row = TypeVar("Row", bound=Matrix)
 
 LORA, MATCHED, RANDOM, LARGEST = "lora", "matched", "random", "largest"
 PLAN, FULL = "plan", "full"
@@ -55,29 +50,40 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
     `lora` has the plan's rank on every candidate, `matched` the one rank whose parameters come
     nearest to what the plan trains. `random` trains modules in full in the order of a control that
     is stratified by kind and size, as long as they fit into what the plan trains in full; of a plan
-    with a rank for each module it deals the ranks anew among modules of one shape. `largest` trains
-    the largest modules in full, as many parameters as the plan; plans of ranks have no such
-    baseline.
+    with a rank for each module it draws modes and ranks anew among modules of one kind and size.
+    `largest` trains the largest modules in full, as many parameters as the plan; plans of ranks
+    have no such baseline.
     """
     if not plan.totals.full_modules and not plan.lora.ranks:
         raise UsageError(
             "The plan trains no module in full: there is nothing to try out.",
             hint="Make one with a larger budget: `hlscore plan scores.parquet --budget 0.1`.",
         )
+
+    def uniform(mode: Mode, rank: int) -> Plan:
+        made = revise(plan, [uniform_choice(item, mode, rank, tied) for item in plan.modules])
+        alpha = plan.lora.alpha_at(rank)
+        lora = plan.lora.model_copy(update={"rank": rank, "alpha": alpha, "ranks": []})
+        return made.model_copy(update={"lora": lora})
+
+    tied = tied_modules(plan.skipped)
     rows = [item for item in plan.modules if not item.unreached]
-    lora = _uniform(plan, "lora", plan.lora.rank)
+    lora = uniform("lora", plan.lora.rank)
     rank = nearest_rank(plan.totals.trained_params, lora.lora_modules)
     arms = {
         LORA: dict.fromkeys(seeds, lora),
-        MATCHED: dict.fromkeys(seeds, _uniform(plan, "lora", rank)),
+        MATCHED: dict.fromkeys(seeds, uniform("lora", rank)),
     }
     if plan.lora.ranks:
-        arms[RANDOM] = {seed: _dealt(plan, seed) for seed in seeds}
+        groups = groups_of(rows).values()
+        choices = [choice_of(item) for item in rows]
+        arms[RANDOM] = {seed: revise(plan, shuffled(choices, groups, tied, seed)) for seed in seeds}
     else:
         budget = plan.totals.full_params
 
-        def with_full(modules: Iterable[str]) -> Plan:
-            return revise(lora, [Change(module=name, mode="full") for name in modules])
+        def with_full(modules: Sequence[str]) -> Plan:
+            by_name = {item.module: item for item in rows}
+            return revise(lora, [Choice(row=by_name[name], mode="full") for name in modules])
 
         arms[RANDOM] = {
             seed: with_full(drawn_modules(rows, seed=seed, params=budget)) for seed in seeds
@@ -86,7 +92,7 @@ def make_arms(plan: Plan, seeds: tuple[int, ...], *, full: bool) -> tuple[Arm, .
         arms[LARGEST] = dict.fromkeys(seeds, largest)
     arms[PLAN] = dict.fromkeys(seeds, plan)
     if full:
-        arms[FULL] = dict.fromkeys(seeds, _uniform(plan, "full", plan.lora.rank))
+        arms[FULL] = dict.fromkeys(seeds, uniform("full", plan.lora.rank))
     return tuple(Arm(name=name, plans=plans) for name, plans in arms.items())
 
 
@@ -98,49 +104,9 @@ def drawn_modules(rows: Sequence[Matrix], *, seed: int, params: int) -> list[str
     return _filling(rows, stratified_scores(rows, seed=seed), params)
 
 
-def _filling(rows: Sequence[Matrix], scores: Mapping[str, float], params: int) -> list[str]:
-    """Names of the modules that fit into so many parameters, the highest scores first."""
-    units = sorted(_units(rows), key=lambda unit: -max(scores[row.module] for row in unit))
-    costs = [sum(row.n_params for row in unit) for unit in units]
-    return [row.module for place in fill(range(len(units)), costs, params) for row in units[place]]
-
-
-def _units(rows: Sequence[Row]) -> list[list[Row]]:
-    """What is trained in full together."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(holder_of(row), []).append(row)
-    return list(found.values())
-
-
-def _uniform(plan: Plan, mode: Mode, rank: int) -> Plan:
-    """The same for every module, but frozen where the loss never reaches or LoRA cannot be."""
-    tied = tied_modules(plan.skipped) if mode == "lora" else ()
-    changes: list[Change] = []
-    for item in plan.modules:
-        frozen = item.unreached or item.module in tied
-        changes.append(Change(module=item.module, mode="frozen" if frozen else mode, rank=rank))
-    made = revise(plan, changes)
-    lora = plan.lora.model_copy(
-        update={"rank": rank, "alpha": plan.lora.alpha_at(rank), "ranks": []}
-    )
-    return made.model_copy(update={"lora": lora})
-
-
-def _dealt(plan: Plan, seed: int) -> Plan:
-    """What a plan does with its modules, dealt anew among those of one shape."""
-    generator, tied = np.random.default_rng(seed), tied_modules(plan.skipped)
-    alike: dict[tuple[object, ...], list[list[PlanModule]]] = {}
-    for unit in _units(plan.modules):
-        shape = tuple(
-            (item.form, item.matrices, item.out_features, item.in_features)
-            + ((item.module,) if item.module in tied or item.unreached else ())
-            for item in unit
-        )
-        alike.setdefault(shape, []).append(unit)
-    changes = []
-    for units in alike.values():
-        for unit, place in zip(units, generator.permutation(len(units)), strict=True):
-            for item, other in zip(unit, units[place], strict=True):
-                changes.append(Change(module=item.module, mode=other.mode, rank=other.rank or 0))
-    return revise(plan, changes)
+def _filling(rows: Sequence[Matrix], order: Mapping[str, float], params: int) -> list[str]:
+    """Names of the modules that fit into so many parameters, the highest numbers first."""
+    groups = list(groups_of(rows).values())
+    costs = [sum(rows[place].n_params for place in group) for group in groups]
+    chosen = fill_by(order, rows, groups, costs, params)
+    return [rows[place].module for at in chosen for place in groups[at]]

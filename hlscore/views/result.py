@@ -69,7 +69,7 @@ def print_result(
         if ranks and all(alpha * each % rank == 0 for each in ranks):  # alphas are whole numbers
             cost = ("--budget", f"{plan.totals.trained_params // 1000}k")
             each = ("--ranks", ",".join(map(str, ranks)), "-o", "plan-ranks.json")
-            ranked = plan_command(report, scores, *cost, *each, without=("budget",))
+            ranked = plan_command(report, scores, *cost, *each, without=("budget", "gated_pairs"))
             commands.append((ranked, "at the same cost, a rank for each module"))
     if objective == "sft" and any_full:
         of_run = {part: run.get(part) for part in ("model", "data")}

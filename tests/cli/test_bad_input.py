@@ -54,7 +54,7 @@ class Desk:
     def rank(self, *options: object, model: object = None) -> Outcome:
         """Rank the good model, or another one, with the good data."""
         given = ("--data", self.data, *QUICK, "--out", self.out, *options)
-        return hlscore("rank", model or self.model, *given)
+        return hlscore("rank", self.model if model is None else model, *given)
 
     def refuse(self, *options: object, code: int = 3, model: object = None) -> str:
         """Expect a run to end with one error and nothing written."""
@@ -128,6 +128,9 @@ def desk(tmp_path: Path, good_model: Path, monkeypatch: pytest.MonkeyPatch) -> I
         ("--revision", "v1", "does not come from the hub"),
         ("--include *q_proj --exclude", "*q_proj", "--include and --exclude together leave no"),
         ("--dry-run --budget", "x", "is not a share"),
+        ("--value-power", "0.5", "--value-power is for plans with a rank for each module."),
+        ("--ranks 2,4 --gated-pairs", "one", "--ranks and --gated-pairs are mutually exclusive."),
+        ("--data builtin:new --split", "test", "builtin:new has one split."),
     ],
 )
 def test_option(desk: Desk, option: str, value: str, says: str) -> None:
@@ -248,7 +251,7 @@ def test_model(desk: Desk, name: str) -> None:
         *((name, 3, f"There is no model directory at '{name}'")
           for name in ("./none", "/none/at/all", "~/none-at-all", "a/b/c", __file__)),
         ("builtin:none", 3, "There is: builtin:tiny."),
-        (" ", 2, "The model name is empty."),
+        *((name, 2, "Give a hub id, a local directory, or builtin:tiny.") for name in ("", " ")),
     ],
 )  # fmt: skip
 def test_unknown_model(desk: Desk, name: str, code: int, says: str) -> None:

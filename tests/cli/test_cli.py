@@ -239,6 +239,22 @@ def test_unknown_command_and_missing_argument_are_usage_errors() -> None:
     assert hlscore("rank").code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        ("check plan.json --format junit --json", "--format", "--json"),
+        ("export --list --to peft", "--list", "--to"),
+        ("export plan.json --list", "--list", "a plan"),
+        ("report scores.parquet plan.json --budget 0.2", "--budget", "a plan"),
+        ("compare scores.parquet --rank 8 --ranks 4,8", "--rank", "--ranks"),
+    ],
+)
+def test_options_that_contradict_each_other(words: str, first: str, second: str) -> None:
+    found = hlscore(*words.split())
+    assert found.code == 2
+    assert f"{first} and {second} are mutually exclusive." in found.message
+
+
 def test_help_survives_terminals_without_unicode() -> None:
     assert run("-m", "hlscore", "rank", "--help", PYTHONIOENCODING="ascii").returncode == 0
 

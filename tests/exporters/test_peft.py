@@ -18,7 +18,7 @@ from training_runs import every_mode, planned_model
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping
 
 from hlscore.artifacts.files import write_files
-from hlscore.artifacts.plan import Plan, PlanSkipped
+from hlscore.artifacts.plan import Plan, PlanModule, PlanSkipped
 from hlscore.artifacts.plan_file import plan_text, read_plan
 from hlscore.exporters.adapter_config import (
     REWRITTEN,
@@ -30,7 +30,8 @@ from hlscore.exporters.adapter_config import (
 from hlscore.exporters.exporter import Export, find_exporter
 from hlscore.exporters.formats.peft import EXPORTER
 from hlscore.exporters.limits import PEFT_LIMITS, ExportError, Limits, check_limits, faults, nearest
-from hlscore.planning.revision import Change, common_rank, default_rank, lora_instead, revise
+from hlscore.planning.memory import Choice
+from hlscore.planning.parts import choice_of, common_rank, default_rank, lora_instead, revise
 from hlscore.records import LeftOut
 
 NARROW = Limits(trainer="narrow", full=False, ranks=False, parameters=False)
@@ -79,7 +80,7 @@ def test_modules_below_full_get_the_rank_that_is_written() -> None:
         one_rank = Limits(trainer="narrow", full=False, ranks=False)
         changes = [
             change for fault in faults(plan, one_rank) for change in fault.changes
-            if change.module.endswith("q_proj")
+            if change.row.module.endswith("q_proj")
         ]  # fmt: skip
         assert [change.rank for change in changes] == [4, 4]
 
@@ -91,24 +92,24 @@ def test_the_largest_rank_that_costs_no_more(family: str, wide: str, optimizer: 
     plan = family_plan(family, "*.0.*o_proj=full", rank=8, memory={"optimizer": optimizer})
     plan = plan.model_copy(update={"lora": plan.lora.model_copy(update={"rank": 500})})
     # Some tensors have more than the 4096 numbers from which 8-bit moments have 8 bits.
-    some = [item.module for item in plan.lora_modules if wide in item.module]
-    plan = revise(plan, [Change(module=name, mode="lora", rank=400) for name in some])
+    some = [item for item in plan.lora_modules if wide in item.module]
+    plan = revise(plan, [Choice(row=item, mode="lora", rank=400) for item in some])
     (full,) = plan.full
     most = plan.memory.total_bytes
 
-    def fits(changes: list[Change]) -> bool:
+    def fits(changes: list[Choice]) -> bool:
         after = revise(plan, changes)
         trained = after.totals.trained_params <= plan.totals.trained_params
         return trained and after.memory.total_bytes <= most
 
-    def tried(modules: list[str]) -> int:
+    def tried(modules: list[PlanModule]) -> int:
         return next((
             rank for rank in range(plan.lora.rank, 0, -1)
-            if fits([Change(module=name, mode="lora", rank=rank) for name in modules])
+            if fits([Choice(row=item, mode="lora", rank=rank) for item in modules])
         ), 0)  # fmt: skip
 
-    assert (lora_instead(plan, full, 500, lower=True).rank or 0) == tried([full.module])
-    assert common_rank(plan) == max(1, tried([item.module for item in plan.lora_modules]))
+    assert (lora_instead(plan, full, 500, lower=True).rank or 0) == tried([full])
+    assert common_rank(plan) == max(1, tried(plan.lora_modules))
 
 
 def test_ranks_beyond_reason_are_cut_down() -> None:
@@ -191,9 +192,7 @@ def test_a_revised_plan_adds_up_like_one_made_that_way(name: str, memory: dict[s
     first = plan_for(model, every_mode(model), memory=memory)
     locks = ["*.0.*=rank:2", "*.1.*=frozen"]
     second = plan_for(model, locks, memory=memory)
-    changes = [Change(module=item.module, mode=item.mode, rank=item.rank or 0)
-               for item in second.modules]  # fmt: skip
-    revised = revise(first, changes, ["a remark"])
+    revised = revise(first, map(choice_of, second.modules), ["a remark"])
     kept = {"limit": first.budget.limit, "asked": first.budget.asked}
     assert revised.budget == second.budget.model_copy(update=kept)
     assert (revised.totals, revised.memory) == (second.totals, second.memory)

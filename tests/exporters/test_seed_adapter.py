@@ -11,6 +11,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from console import hlscore
 from families import FAMILIES, token_batch
 from plans import plan_for
 from safetensors import safe_open
@@ -19,8 +20,7 @@ from safetensors.torch import save_file
 from hlscore.artifacts.files import write_files
 from hlscore.artifacts.plan import Plan
 from hlscore.artifacts.plan_file import write_plan
-from hlscore.cli.export_command import export
-from hlscore.errors import ModelError, UsageError
+from hlscore.errors import ModelError
 from hlscore.exporters.adapter_config import lora_config, ties_weights
 from hlscore.exporters.base_weights import base_weights
 from hlscore.exporters.exporter import Export
@@ -232,8 +232,7 @@ def test_the_folder_is_looked_at_before_the_model(tmp_path: Path) -> None:
     write_plan(plan, tmp_path / "plan.json")
     (tmp_path / "seed").mkdir()
     (tmp_path / "seed" / MODEL_FILE).touch()
-    with pytest.raises(UsageError, match="already exists"):
-        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "seed")
-    with pytest.raises(ModelError, match="no model directory"):
-        export(plan=tmp_path / "plan.json", to="seed-adapter", out=tmp_path / "new")
+    command = ("export", tmp_path / "plan.json", "--to", "seed-adapter", "--out")
+    assert "already exists" in hlscore(*command, tmp_path / "seed").message
+    assert "no model directory" in hlscore(*command, tmp_path / "new").message
     assert not (tmp_path / "new").exists()

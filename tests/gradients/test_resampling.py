@@ -11,7 +11,7 @@ from families import FAMILIES
 from problems import RANK, completions, scored, settings
 
 from hlscore.gradients.jackknife import draw_resamples
-from hlscore.planning.uniform import choose
+from hlscore.planning.allocation import choose
 from hlscore.settings import PlanSettings
 
 ESTIMATORS = pytest.mark.parametrize("estimator", ["exact", "sketch"])

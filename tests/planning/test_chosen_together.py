@@ -205,8 +205,9 @@ def test_ranks_of_expert_stacks_are_the_best_of_all(seed: int, budget: str) -> N
 
 @pytest.mark.parametrize("lock", ["*experts.gate_proj=full", "*experts.gate_proj=frozen"])
 def test_a_locked_stack_leaves_the_others_their_ranks(lock: str) -> None:
-    for given in ({"ranks": (2, 4)}, {"ranks": (2, 4), "min_rank": 2}, {}):
-        made = plan(random_experts(0), budget="1", locks=(lock,), gated_pairs="both", **given)
+    ranks: dict[str, object] = {"ranks": (2, 4)}
+    for given in (ranks, ranks | {"min_rank": 2}, {"gated_pairs": "both"}):
+        made = plan(random_experts(0), budget="1", locks=(lock,), **given)
         stacks = {item.kind: item.mode for item in made.modules if item.form == "experts"}
         assert stacks == {"gate_proj": lock.rpartition("=")[2], "down_proj": "lora"}
 

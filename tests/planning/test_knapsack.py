@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from planned import plan
 
 from hlscore.errors import BudgetError, UsageError
+from hlscore.planning.allocation import options_of
 from hlscore.planning.knapsack import RELATIVE_GAP, Menu, choose_options
 from hlscore.planning.memory import lora_params
 from hlscore.planning.problem import problem_of
-from hlscore.planning.ranked import options_of
 from hlscore.records import ScoreReport
 from hlscore.settings import MemorySettings, PlanSettings
 

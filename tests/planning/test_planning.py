@@ -14,11 +14,11 @@ from planned import SMALL, plan
 from reports import RANKS, row
 
 from hlscore.errors import ArtifactError, BudgetError, UsageError
+from hlscore.planning.allocation import Costs, best_per_cost, choose
 from hlscore.planning.budget import parse_budget
-from hlscore.planning.memory import lora_params
+from hlscore.planning.memory import Choice, lora_params
+from hlscore.planning.parts import revise
 from hlscore.planning.problem import check_plan_for
-from hlscore.planning.revision import Change, revise
-from hlscore.planning.uniform import Costs, best_per_cost, choose
 from hlscore.records import Candidate, ScoreReport
 from hlscore.scores.registry import SCORES
 from hlscore.settings import PlanSettings
@@ -243,7 +243,7 @@ def test_coverage_is_a_share_of_the_energy_and_the_first_line_of_a_plan() -> Non
     of_trials = plan(replace(TWO, run=run), budget="1")
     assert summary(of_trials)["reach"].startswith("LoRA 4 captures 84.0 % of this update")
     # An export that changes the plan says nothing of it.
-    changed = revise(made, [Change(module=made.full[0].module, mode="frozen")])
+    changed = revise(made, [Choice(row=made.full[0], mode="frozen")])
     assert changed.coverage is not None
     assert changed.coverage.plan is None
     assert summary(changed)["reach"] == "LoRA 4 captures 84.0 % of this gradient"
