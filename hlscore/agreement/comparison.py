@@ -76,9 +76,8 @@ def compare(
     """Compare all scores of one run, one score of it at several LoRA ranks, or several runs.
 
     Args:
-        score: Name of the score; `None` for all scores of one run, else for each run's own.
-        rank: LoRA rank; `None` for each run's own.
-        ranks: LoRA ranks of one run.
+        score: `None` for all scores of one run, else for each run's own.
+        rank: `None` for each run's own.
         top: How many modules count as the highest.
     """
     reports: list[ScoreReport] = []

@@ -60,13 +60,7 @@ def show(
     """
     from hlscore.artifacts.plan import Plan
     from hlscore.artifacts.plan_file import read_artifact
-    from hlscore.artifacts.selection import (
-        columns_of,
-        find_column,
-        find_module,
-        matching,
-        ordered,
-    )
+    from hlscore.artifacts.selection import columns_of, find_column, find_module, matching, ordered
     from hlscore.views import show as view
 
     if module is not None:

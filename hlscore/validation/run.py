@@ -21,8 +21,7 @@ from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import load_model
 from hlscore.probes.encode import encode
-from hlscore.probes.losses import counted_tokens
-from hlscore.probes.units import ProbeExample, ProbeSet
+from hlscore.probes.units import ProbeExample, ProbeSet, counted_tokens
 from hlscore.records import LOSS_ON, ProbeSummary
 from hlscore.settings import ObjectiveSettings, ValidateSettings
 from hlscore.steps import Progress

@@ -678,6 +678,7 @@ def _first_longer(lists: list[Any]) -> list[Any]:
         (_all("status", "odd"), "Row 0 of"),
         (_all("module", None), "'module': Input should be a valid string"),
         (_all("module", "a"), "'a' is listed twice"),
+        (_all("taylor", float("nan")), "'taylor': Input should be a finite"),
         (_all("n_params", None), "'n_params': Input should be a valid integer"),
         (_all("n_params", 0), "a size is below 1"),
         (_all("hls_curve", [1.0]), "a curve and its ranks differ in length"),

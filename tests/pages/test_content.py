@@ -166,7 +166,7 @@ def test_plans_of_other_models_scores_and_ranks_are_refused(
     found = report(10)
     plan = planned(found)
     if "fingerprint" in changes:
-        print_ = plan.model.fingerprint.model_copy(update={"structure": "sha256:other"})
+        print_ = replace(plan.model.fingerprint, structure="sha256:other")
         changes |= {"fingerprint": print_}
     if part:
         plan = plan.model_copy(update={part: getattr(plan, part).model_copy(update=changes)})
@@ -203,22 +203,19 @@ def test_an_order_of_noise_is_called_noise_and_chance_is_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("baseline", "said"),
+    ("settings", "said"),
     [
-        ("random", "No score selected these modules"),
-        ("all-full", "No score selected these modules"),
-        ("all-lora", "No module is trained in full"),
+        ({"baseline": "random"}, "No score selected these modules"),
+        ({"baseline": "all-full"}, "No score selected these modules"),
+        ({"baseline": "all-lora"}, "No module is trained in full"),
+        ({"budget": "1"}, "there was nothing to choose"),
     ],
+    ids=str,
 )
-def test_of_baselines_no_stability_is_told(baseline: str, said: str) -> None:
-    found = content(42, baseline=baseline)
+def test_where_no_score_chose_no_stability_is_told(settings: dict[str, Any], said: str) -> None:
+    found = content(42, **settings)
     for text in (sentences.certainty(found), sentences.stability_unknown(found)):
         assert said in text
         assert "resamples" not in text
-
-
-def test_where_everything_is_chosen_nothing_was_to_choose() -> None:
-    found = content(5, budget="1")
-    assert "nothing to choose" in sentences.certainty(found)
     assert "stability" not in charts_of(found)
     assert "budget ends" not in str(charts_of(found)["bars"].spec)

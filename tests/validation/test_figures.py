@@ -15,8 +15,7 @@ from plans import family_plan
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import DataError, UsageError
 from hlscore.planning.baselines import nearest_rank
-from hlscore.probes.losses import example_sums
-from hlscore.probes.units import ProbeExample
+from hlscore.probes.units import ProbeExample, example_sums
 from hlscore.validation import gaps
 from hlscore.validation.arms import Arm, make_arms
 from hlscore.validation.gaps import ArmResult, Interval, compare_arms, verdict
