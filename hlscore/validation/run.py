@@ -17,6 +17,7 @@ from typing import Any
 from hlscore._version import __version__
 from hlscore.artifacts.plan import Plan
 from hlscore.errors import ArtifactError, DataError, UsageError
+from hlscore.exporters.exporter import Export
 from hlscore.inputs.examples import read_examples
 from hlscore.inputs.formats import ExampleSet
 from hlscore.inputs.model import load_model
@@ -202,14 +203,20 @@ def validate(trial: Trial, folder: Path, progress: Progress, *, resume: bool) ->
             "arms": forgetting,
         }
     arms: dict[str, Any] = {}
+    full_rate, lora_rate = Export(plan=trial.plan).rates("sft")
     for arm in trial.arms:
         found = outcomes[arm.name]
         curves = [outcome.curve for outcome in found]
+        of_full, of_lora = best(losses[arm.name])
         arms[arm.name] = {
             "trained_params": arm.trained_params,
             "memory_bytes": arm.memory_bytes,
             "lora_rank": arm.plans[settings.seed].lora.rank,
-            "rate_factors": [
+            "learning_rates": {  # those that did best
+                "full": full_rate * RATE_FACTOR**of_full if arm.rates[0] else None,
+                "lora": lora_rate * RATE_FACTOR**of_lora if arm.rates[1] else None,
+            },
+            "rate_factors": [  # those that were tried, as multiples of the plan's
                 {
                     "full_factor": RATE_FACTOR**full if arm.rates[0] else None,
                     "lora_factor": RATE_FACTOR**lora if arm.rates[1] else None,

@@ -19,17 +19,13 @@ from compared import (
     check_width,
     close,
     noisy,
-    printed,
     refused,
-    renamed,
-    save,
-    save_plan,
     slow_resampled_tau,
     slow_tau,
-    told,
     values_of,
 )
 from console import hlscore
+from shown import printed, renamed, save, save_plan, told
 
 from hlscore.records import ScoreReport
 

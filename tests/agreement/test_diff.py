@@ -9,22 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compared import (
-    NO_SCORES,
-    ONE,
-    Document,
-    close,
-    noisy,
-    printed,
-    refused,
-    renamed,
-    save,
-    save_plan,
-    slow_resampled_tau,
-    slow_tau,
-    told,
-)
+from compared import NO_SCORES, ONE, Document, close, noisy, refused, slow_resampled_tau, slow_tau
 from console import hlscore
+from shown import printed, renamed, save, save_plan, told
 
 from hlscore.records import ScoreReport
 from hlscore.settings import MemorySettings

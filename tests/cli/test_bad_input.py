@@ -138,7 +138,7 @@ def test_option(desk: Desk, option: str, value: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["--dtype nonsense", "--svd x", "--rank abc", "--top 0", "--nonsense x"]
+    "words", ["--dtype nonsense", "--svd x", "--rank abc", "--top -1", "--nonsense x"]
 )
 def test_option_refused_by_the_parser(desk: Desk, words: str) -> None:
     message = desk.refuse(*words.split(), code=2)
