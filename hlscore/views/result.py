@@ -63,8 +63,7 @@ def print_plan_modules(
     console.print()
     headings = (score, "± se", "chosen in", "out x in", "train")
     console.modules(headings, lines, of=len(modules), texts=1)
-    full = {item.module for item in modules if item.mode == "full"}
-    print_heat_map(console, modules, score, {item.module: item.score for item in modules}, full)
+    print_heat_map(console, modules, score, "score")
     console.print()
     console.labelled(summary(plan))
 

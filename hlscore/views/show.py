@@ -102,8 +102,7 @@ def _print_rows(
     headings = [score, "± se", *chosen, "out x in", *(further[name] for name in more)]
     console.print()
     console.modules(headings, lines, of=len(rows))
-    scores = {row.module: getattr(row, score) for row in rows if row.is_candidate}
-    print_heat_map(console, [row for row in rows if row.is_candidate], score, scores)
+    print_heat_map(console, [row for row in rows if row.is_candidate], score)
     console.print()
     found: Counter[str] = Counter(row.status for row in report.rows)
     parts = [f"{found[name]:,} {name}{why}" for name, why in _STATUSES.items() if found[name]]
@@ -122,13 +121,21 @@ def ordering_score(report: ScoreReport) -> str:
 
 def print_module(artifact: Plan | ScoreReport, item: Any, path: Path, *, as_json: bool) -> None:
     """Print one module of a plan, or one row of a report."""
+    console = Terminal()
+    if not as_json:
+        layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
+        params = count(item.n_params, "parameter")
+        console.print(Text(item.module, style="bold"))
+        console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
     if isinstance(artifact, Plan):
-        _print_plan_module(artifact, item, path, as_json=as_json)
+        _print_plan_module(console, artifact, item, path, as_json=as_json)
     else:
-        _print_row(artifact, item, path, as_json=as_json)
+        _print_row(console, artifact, item, path, as_json=as_json)
 
 
-def _print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: bool) -> None:
+def _print_plan_module(
+    console: Terminal, plan: Plan, item: PlanModule, path: Path, *, as_json: bool
+) -> None:
     """How a module is trained, why, and what the alternatives cost."""
     ranks = sorted({plan.lora.rank, *plan.lora.ranks, item.rank or plan.lora.rank})
     adapters = [Choice(row=item, mode="lora", rank=rank) for rank in ranks]
@@ -136,18 +143,11 @@ def _print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: boo
     costs = [(way, extra_use(way, plan.settings.memory).total_bytes) for way in ways]
     if as_json:
         plain = [
-            {
-                "mode": way.mode,
-                "rank": way.rank or None,
-                "params": way.trained_params,
-                "bytes": size,
-            }
-            for way, size in costs
+            {"mode": way.mode, "rank": way.rank or None, "params": way.trained_params, "bytes": n}
+            for way, n in costs
         ]
         print_json({"file": path, "artifact": "plan", "module": _plain(item), "costs": plain})
         return
-    console = Terminal()
-    _print_identity(console, item)
     why = ", set by a lock" if item.locked else ""
     if plan.method != "score":
         why = f", by the baseline {plan.method}"
@@ -178,7 +178,9 @@ def _print_plan_module(plan: Plan, item: PlanModule, path: Path, *, as_json: boo
     console.next_steps(*commands)
 
 
-def _print_row(report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool) -> None:
+def _print_row(
+    console: Terminal, report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool
+) -> None:
     """Sizes of a weight, its scores with errors, and what LoRA of each rank misses."""
     resamples = {name: _resamples_of(row, name) for name in SCORES}
     if as_json:
@@ -187,8 +189,6 @@ def _print_row(report: ScoreReport, row: ModuleRow, path: Path, *, as_json: bool
             "intervals": {name: interval(own) for name, own in resamples.items() if own},
         })  # fmt: skip
         return
-    console = Terminal()
-    _print_identity(console, row)
     chosen, reached = row.selection_probability, row.matrices_reached
     spectrum = {
         "stable rank": row.stable_rank,
@@ -255,13 +255,6 @@ def _print_curves(console: Terminal, run_rank: int, row: ModuleRow) -> None:
         last = "compared against" if ours else ""
         table.add_row(*cells, last, style="bold" if ours else None)
     console.whole(table)
-
-
-def _print_identity(console: Terminal, item: PlanModule | ModuleRow) -> None:
-    layer = "outside the layers" if item.layer is None else f"layer {item.layer}"
-    params = count(item.n_params, "parameter")
-    console.print(Text(item.module, style="bold"))
-    console.print(Text(f"{layer} · {item.form} {item.size} · {params} · {item.parameter}\n"))
 
 
 def _plain(item: PlanModule | ModuleRow) -> dict[str, Any]:

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
-from typing import Any
 
 import pytest
 from action_runs import EXPRESSION, ROOT, THIS_PYTHON, ActionRun, metadata, need_index, run_action
-from broken_plans import line_of, made, write
+from broken_plans import broken, line_of, made, write
 from console import hlscore
 
 SHELLS = {"bash", "sh", "pwsh", "powershell", "python", "cmd"}
@@ -25,18 +24,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "workspace"
     (folder / "plans").mkdir(parents=True)
     write(made(), folder / "plans" / "good.json")
-    write(_broken(), folder / "plans" / "bad.json")
+    write(broken(), folder / "plans" / "bad.json")
     monkeypatch.chdir(folder)
     monkeypatch.delenv("GITHUB_WORKSPACE", raising=False)
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     return folder
-
-
-def _broken() -> dict[str, Any]:
-    document = made()
-    document["modules"][5]["params"] = 10
-    document["modules"][11]["alpha"] = 99
-    return document
 
 
 def run(workspace: Path, *, code: int = 0, **inputs: str) -> ActionRun:
@@ -93,7 +85,7 @@ def test_a_broken_plan_fails_after_everything_is_written(workspace: Path) -> Non
     found = run(workspace, code=1, plan="plans/bad.json", **files)
     alone = hlscore("check", "plans/bad.json", "--format", "github")
     assert found.commands == alone.out.splitlines()
-    line = line_of(_broken(), ("modules", 5, "params"))
+    line = line_of(broken(), ("modules", 5, "params"))
     assert any(
         command.startswith("::error file=plans/bad.json,title=HLS206 ")
         and f",line={line}," in command
@@ -120,7 +112,7 @@ def test_a_hostile_plan_name_is_a_name(workspace: Path) -> None:
         "[x] ${{ inputs.plan }} %0A::error::no.json",
     ]
     for name in names:
-        write(_broken(), workspace / name)
+        write(broken(), workspace / name)
     found = run(workspace, code=1, plan="\n".join(names), sarif_file="a.sarif")
     results = json.loads(Path("a.sarif").read_text())["runs"][0]["results"]
     assert len(found.commands) == len(results) >= len(names)
@@ -131,7 +123,7 @@ def test_a_hostile_plan_name_is_a_name(workspace: Path) -> None:
 
 
 def test_hostile_names_stay_text_in_commands_and_summary(workspace: Path) -> None:
-    write(_broken(), workspace / "plan\n::error::no\n| a | b |\n<img src=x>.json")
+    write(broken(), workspace / "plan\n::error::no\n| a | b |\n<img src=x>.json")
     document = made()
     bad = '</td>|<img src=x onerror=y>`|@someone [a](http://x.y)\n\n# "b"'
     document["modules"][5] |= {"module": bad, "params": 3}

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from report_content import content, joined, planned
+from report_content import content, joined, planned, with_rows
 from reports import report
 
 from hlscore.errors import UsageError
 from hlscore.pages import sentences
 from hlscore.pages.charts import charts_of
-from hlscore.pages.content import Content, join
+from hlscore.pages.content import join
 from hlscore.pages.page import html_text
 from hlscore.scores.registry import SCORES
 from hlscore.wording import memory
@@ -25,16 +25,6 @@ def quantile(values: list[float], share: float) -> float:
     low = int(place)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (place - low) * (ordered[high] - ordered[low])
-
-
-def with_rows(count: int, first: int = 0, **changes: Any) -> Content:
-    """A made-up report whose candidates from a place on are changed, joined with its plan."""
-    found = report(count)
-    rows = [
-        replace(row, **changes) if row.is_candidate and at >= first else row
-        for at, row in enumerate(found.rows)
-    ]
-    return joined(replace(found, rows=tuple(rows)))
 
 
 @pytest.mark.parametrize("score", ["hls", "rgn", "taylor"])
