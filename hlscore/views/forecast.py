@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hlscore.flow import Forecast, WeightForecast
+from hlscore.flow.forecast import Forecast, WeightForecast
 from hlscore.inputs.modules import candidates_of
 from hlscore.settings import RankSettings
 from hlscore.views.summary import probed
